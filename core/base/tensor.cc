@@ -1,0 +1,89 @@
+#include "kvcompress/base/tensor.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "kvcompress/base/utf8.h"
+
+namespace kvcompress {
+
+std::string_view AxisRoleName(AxisRole role) {
+  switch (role) {
+    case AxisRole::kOther:
+      return "other";
+    case AxisRole::kBatch:
+      return "batch";
+    case AxisRole::kLayer:
+      return "layer";
+    case AxisRole::kHeads:
+      return "heads";
+    case AxisRole::kSeq:
+      return "seq";
+    case AxisRole::kHeadDim:
+      return "head_dim";
+  }
+  return "?";
+}
+
+absl::StatusOr<uint64_t> NumElements(const std::vector<uint64_t>& shape) {
+  if (shape.size() > kMaxRank) {
+    return absl::InvalidArgumentError(absl::StrCat("rank ", shape.size(), " is above the limit of ", kMaxRank));
+  }
+  // Zero extents first: [2^63, 2^63, 0] has no element, and must not be called too large.
+  for (uint64_t extent : shape) {
+    if (extent == 0) return 0;
+  }
+  uint64_t product = 1;
+  for (uint64_t extent : shape) {
+    if (extent > kMaxTensorElements / product) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("shape [", absl::StrJoin(shape, ", "), "] has more than 2^48 elements"));
+    }
+    product *= extent;
+  }
+  return product;
+}
+
+KvName ParseKvName(std::string_view name) {
+  KvName result;
+  std::string_view rest = name;
+  if (!absl::ConsumePrefix(&rest, "layer_")) return result;
+  const bool is_key = absl::ConsumeSuffix(&rest, "_key");
+  if (!is_key && !absl::ConsumeSuffix(&rest, "_value")) return result;
+  if (rest.empty() || rest.size() > 9 || rest.find_first_not_of("0123456789") != rest.npos) return result;
+  if (!absl::SimpleAtoi(rest, &result.layer)) return KvName{};
+  result.is_key = is_key;
+  return result;
+}
+
+std::vector<AxisRole> DefaultAxes(std::string_view name, size_t rank) {
+  if (rank == 4 && ParseKvName(name).layer >= 0) {
+    return {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim};
+  }
+  return std::vector<AxisRole>(rank, AxisRole::kOther);
+}
+
+absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc) {
+  if (desc.name.empty() || desc.name.size() > 1024 || !IsUtf8(desc.name)) {
+    return absl::InvalidArgumentError("tensor name must be 1 to 1024 bytes of UTF-8");
+  }
+  if (desc.axes.size() != desc.shape.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("tensor \"%s\": %d axis roles for rank %d", desc.name, desc.axes.size(), desc.shape.size()));
+  }
+  absl::StatusOr<uint64_t> elements = NumElements(desc.shape);
+  if (!elements.ok()) {
+    return absl::Status(elements.status().code(),
+                        absl::StrFormat("tensor \"%s\": %s", desc.name, elements.status().message()));
+  }
+  return elements;
+}
+
+std::string DescribeTensor(const TensorDesc& desc) {
+  return absl::StrCat(desc.name, " ", DTypeName(desc.dtype), " [", absl::StrJoin(desc.shape, ", "), "]");
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kvcompress/base/dtype.h"
+
+namespace kvcompress {
+
+// Sums over the values x of a run of a tensor and the errors e = x - decoded(x), from which every quality figure
+// follows. Partial sums of blocks are merged in block order, so the totals do not depend on the number of threads.
+struct ErrorSums {
+  uint64_t count = 0;            // values that the sums cover: the finite ones of the original
+  double sum = 0;                // of x
+  double sum_squares = 0;        // of x^2
+  double sum_error_squares = 0;  // of e^2
+  double sum_abs_error = 0;      // of |e|
+  double sum_cross = 0;          // of x e
+  double max_abs_error = 0;      // of |e|
+
+  void Merge(const ErrorSums& other) {
+    count += other.count;
+    sum += other.sum;
+    sum_squares += other.sum_squares;
+    sum_error_squares += other.sum_error_squares;
+    sum_abs_error += other.sum_abs_error;
+    sum_cross += other.sum_cross;
+    max_abs_error = std::max(max_abs_error, other.max_abs_error);
+  }
+};
+
+namespace simd {
+
+// Adds to `sums` the error terms of `count` values of `dtype`. A pair of equal bits has no error, whatever the bits
+// are; values of `original` that are not finite are left out of the sums; a finite value that decodes to NaN or
+// infinity has an infinite error. The sums are exact to 1e-7 relative to the sum of the terms' magnitudes, also where
+// a square exceeds the range of binary32.
+void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);
+
+namespace scalar {
+void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);
+}  // namespace scalar
+
+}  // namespace simd
+}  // namespace kvcompress

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvcompress/base/dtype.h"
+#include "kvcompress/simd/error_sums.h"
+
+// Symmetric group quantization with FP16 scales, the machinery of int2 .. int8 (docs/format.md, "intN").
+//
+// A run of values is cut into groups of `group` values; the last may be short. With qmax = 2^(bits-1) - 1:
+//   scale = GroupScale(max |x| of the group)
+//   code  = round(x / scale), half away from zero, clamped to [-qmax - 1, qmax]; the quotient is the binary32 one;
+//           0 when the scale is 0
+//   value = code * scale, computed in binary32 and rounded to the dtype, to nearest even
+// so that |x - code * scale| <= scale / 2 for every value.
+//
+// Codes are packed group by group as two's complement in `bits` bits. A group of n values takes m = 8 ceil(n / 8) code
+// slots, the unused ones 0. The bits of a code are cut, from the low end, into fields of 4, 2 and 1 bits as `bits` has
+// them in binary (8 is two fields of 4 stored as one of 8): 8 = {8}, 6 = {4, 2}, 5 = {4, 1}, 4 = {4}, 3 = {2, 1},
+// 2 = {2}. Each field is an array of its own, in that order: a field of k bits takes m k / 8 bytes, and byte j holds
+// the fields of the codes j, j + m k / 8, j + 2 m k / 8, ... from its low bits to its high bits.
+//
+// Nothing here allocates, fails or needs alignment. All targets give the same bytes; the functions in `scalar` are the
+// definition.
+namespace kvcompress::simd {
+
+inline constexpr float kMaxF16 = 65504.0f;
+
+constexpr int QMax(int bits) { return (1 << (bits - 1)) - 1; }
+
+// The largest magnitude that can be quantized: above it no FP16 scale keeps the error within half a step.
+constexpr float MaxQuantizable(int bits) { return (static_cast<float>(QMax(bits)) + 0.5f) * kMaxF16; }
+
+// The FP16 scale of a group whose largest magnitude is `max_abs` <= MaxQuantizable(bits): max_abs / qmax rounded to
+// nearest even; then, where FP16 is too coarse for the guarantees,
+//   one step up while (qmax + 0.5) * scale < max_abs (scales below 8 * 2^-24 only), and
+//   one step down when qmax * scale would not be finite in `dtype` (F16 only), or the scale itself is infinite.
+uint16_t GroupScale(DType dtype, int bits, float max_abs);
+
+constexpr size_t GroupCount(size_t group, size_t count) { return (count + group - 1) / group; }
+
+// Bytes of the packed codes of `count` values.
+constexpr size_t PackedBytes(int bits, size_t group, size_t count) {
+  const size_t tail = count % group;
+  return (count / group * group + (tail + 7) / 8 * 8) / 8 * static_cast<size_t>(bits);
+}
+
+struct GroupQuantFormat {
+  DType dtype;
+  int bits;      // 2, 3, 4, 5, 6 or 8
+  size_t group;  // 32, 64 or 128
+};
+
+// Quantizes `count` values into GroupCount() scales and PackedBytes() bytes of codes. Returns false, with the outputs
+// unspecified, when a value is not finite or its magnitude is above MaxQuantizable(bits).
+// `sums`, if not null, receives (added) the error terms of the decoded values, computed in the same pass.
+[[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
+                            ErrorSums* sums);
+
+// The inverse. `scales` and `codes` hold any bits; every pattern decodes to something.
+void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
+
+// The index of the first value that is not finite or whose magnitude exceeds `limit`; `count` when there is none.
+size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit);
+
+// Name of the instruction set that is in use on this CPU, for example "AVX3".
+const char* TargetName();
+
+namespace scalar {
+[[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
+                            ErrorSums* sums);
+void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
+}  // namespace scalar
+
+}  // namespace kvcompress::simd
