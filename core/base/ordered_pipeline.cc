@@ -14,6 +14,7 @@ void OrderedPipeline::Submit(absl::AnyInvocable<void()> work, absl::AnyInvocable
   }
   queue_.Push([this, item, work = std::move(work)]() mutable {
     work();
+    work = nullptr;
     OnWorkDone(item);
   });
 }
