@@ -1,0 +1,43 @@
+# What a person does with this repository. Every target installs what it needs first (Debian 12 packages,
+# by apt, only those that are missing); `make help` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench format lint container-test bare-test clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+build: ## Build the daemon and the command line into bin/
+	@scripts/install-deps.sh --build
+	@scripts/build.sh
+
+demo: ## Build, start the daemon, send a real KV cache through it and check what comes back
+	@scripts/install-deps.sh --build
+	@scripts/demo.sh
+
+test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer and the bare-machine test)
+	@scripts/install-deps.sh --build --bench --test --lint --container
+	@scripts/test.sh
+
+bench: ## Measure the kernels and the command line against memcpy, in one run
+	@scripts/install-deps.sh --build --bench
+	@scripts/bench.sh
+
+format: ## Format all C++ sources in place
+	@scripts/install-deps.sh --lint
+	@scripts/format.sh
+
+lint: ## Check format and clang-tidy
+	@scripts/install-deps.sh --build --lint
+	@scripts/format.sh --check
+	@scripts/tidy.sh
+
+container-test: ## Build the image and run it in a Docker engine
+	@scripts/install-deps.sh --container
+	@tests/container/image.sh
+
+bare-test: ## Run `make demo` in a fresh debian:bookworm-slim (BARE_TARGET=test for `make test`)
+	@scripts/install-deps.sh --container
+	@tests/container/bare.sh
+
+clean: ## Remove what the targets above have built
+	rm -rf build bin .venv

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Formats the C++ sources in place; with --check it changes nothing and fails where something would change.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mode=(-i)
+[ "${1:-}" != --check ] || mode=(--dry-run --Werror)
+find core server client tests bench -name '*.h' -o -name '*.cc' | sort | xargs --no-run-if-empty clang-format-14 "${mode[@]}"

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Runs every check and ends with one line, "N passed, N failed", that counts single tests where a stage has
+# them and the stage itself where it has none. A stage that fails does not stop the ones after it.
+# usage: test.sh [STAGE...]     all stages without arguments
+# KVC_TIER=long: a minute per fuzzer instead of seconds, and `make demo` on a bare machine.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export KVC_TIER=${KVC_TIER:-short}
+export LC_ALL=C.UTF-8
+results=$PWD/build/results
+mkdir -p "$results"
+
+# Sanitizers of this age need addresses that are not spread too wide.
+fixed_addresses=()
+setarch -R true 2>/dev/null && fixed_addresses=(setarch -R)
+
+cpp_tests() {  # cpp_tests PRESET [CMAKE ARGUMENT...]: builds everything of a preset, runs its GoogleTests
+  cmake --preset "$@" && cmake --build --preset "$1" && ctest --preset "$1" -j "$(nproc)" --output-junit "$junit"
+}
+stage_unit() { cpp_tests release -DKVC_WERROR=ON && scripts/build.sh; }
+stage_asan_ubsan() { cpp_tests asan-ubsan; }
+stage_tsan() { cpp_tests tsan -DKVC_SERVICE=OFF; }
+stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
+stage_demo() { scripts/demo.sh; }
+stage_promtool() { scripts/check_metrics.sh; }
+stage_fuzz() { scripts/fuzz.sh; }
+stage_format() { scripts/format.sh --check; }
+stage_tidy() { scripts/tidy.sh; }
+stage_container() { tests/container/image.sh; }
+stage_bare() { tests/container/bare.sh; }
+
+passed=0 failed=0 skipped=0
+attribute() { sed -nE "0,/<testsuite /s/.*<testsuite [^>]*\b$1=\"([0-9]+)\".*/\1/p" "$junit" | head -n 1; }
+
+# run STAGE SECONDS TITLE: exit status 77 of a stage means that it cannot run here; its last line says why.
+run() {
+  local stage=$1 limit=$2 title=$3 status outcome p=0 f=0 s=0 wrap=()
+  local log=$results/$stage.log started=$SECONDS
+  export junit=$results/$stage.xml
+  rm -f "$junit"
+  printf '%-44s ' "$title"
+  case $stage in asan_ubsan | tsan | fuzz) wrap=("${fixed_addresses[@]}") ;; esac
+  timeout -k 20 "$limit" "${wrap[@]}" bash -c "set -uo pipefail; stage_$stage" >"$log" 2>&1 </dev/null
+  status=$?
+  if [ -s "$junit" ]; then
+    s=$(attribute skipped) f=$(($(attribute failures) + $(attribute errors | grep . || echo 0)))
+    p=$(($(attribute tests) - f - s))
+  elif [ $status -eq 0 ]; then
+    p=1
+  fi
+  outcome=ok
+  if [ $status -eq 77 ]; then
+    s=1 outcome="skipped: $(tail -n 1 "$log")"
+  elif [ $status -ne 0 ]; then
+    outcome=FAILED
+    [ "$f" -gt 0 ] || f=1
+    [ $status -ne 124 ] || outcome="FAILED: not done after $limit s"
+  fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  printf '%5d s  %5d passed %3d failed %3d skipped  %s\n' $((SECONDS - started)) "$p" "$f" "$s" "$outcome"
+  if [ $status -ne 0 ] && [ $status -ne 77 ]; then
+    tail -n 80 "$log" | sed 's/^/    | /'
+    echo "    | (all of it: ${log#"$PWD"/})"
+  fi
+}
+
+all=(unit e2e demo promtool asan_ubsan tsan fuzz format tidy container)
+[ "$KVC_TIER" != long ] || all+=(bare)
+[ $# -gt 0 ] || set -- "${all[@]}"
+while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
+for stage in "$@"; do
+  case $stage in
+    unit) run unit 900 "release build, unit tests" ;;
+    e2e) run e2e 600 "daemon and command line, end to end" ;;
+    demo) run demo 300 "demo" ;;
+    promtool) run promtool 60 "metrics read by promtool" ;;
+    asan_ubsan) run asan_ubsan 900 "unit tests, address and UB sanitizers" ;;
+    tsan) run tsan 600 "unit tests, thread sanitizer" ;;
+    fuzz) run fuzz 1200 "fuzzers" ;;
+    format) run format 60 "format" ;;
+    tidy) run tidy 600 "clang-tidy" ;;
+    container) run container 900 "image built and run in a Docker engine" ;;
+    bare) run bare 1500 "demo on a bare debian:bookworm-slim" ;;
+    *) echo "test.sh: unknown stage $stage; there are: ${all[*]} bare" >&2; exit 2 ;;
+  esac
+done
+
+if [ $skipped -gt 0 ]; then
+  echo "$passed passed, $failed failed, $skipped skipped"
+else
+  echo "$passed passed, $failed failed"
+fi
+[ $failed -eq 0 ]
