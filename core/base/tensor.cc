@@ -1,11 +1,8 @@
 #include "kvcompress/base/tensor.h"
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 #include "kvcompress/base/utf8.h"
 
 namespace kvcompress {
@@ -49,12 +46,18 @@ absl::StatusOr<uint64_t> NumElements(const std::vector<uint64_t>& shape) {
 
 KvName ParseKvName(std::string_view name) {
   KvName result;
-  std::string_view rest = name;
-  if (!absl::ConsumePrefix(&rest, "layer_")) return result;
-  const bool is_key = absl::ConsumeSuffix(&rest, "_key");
-  if (!is_key && !absl::ConsumeSuffix(&rest, "_value")) return result;
-  if (rest.empty() || rest.size() > 9 || rest.find_first_not_of("0123456789") != rest.npos) return result;
-  if (!absl::SimpleAtoi(rest, &result.layer)) return KvName{};
+  if (!name.starts_with("layer_")) return result;
+  const bool is_key = name.ends_with("_key");
+  if (!is_key && !name.ends_with("_value")) return result;
+  const size_t begin = std::string_view("layer_").size();
+  const size_t end = name.rfind('_');
+  if (end <= begin || end - begin > 9) return result;
+  int64_t layer = 0;
+  for (char digit : name.substr(begin, end - begin)) {
+    if (digit < '0' || digit > '9') return result;
+    layer = 10 * layer + (digit - '0');
+  }
+  result.layer = layer;
   result.is_key = is_key;
   return result;
 }
@@ -83,7 +86,7 @@ absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc) {
 }
 
 std::string DescribeTensor(const TensorDesc& desc) {
-  return absl::StrCat(desc.name, " ", DTypeName(desc.dtype), " [", absl::StrJoin(desc.shape, ", "), "]");
+  return absl::StrFormat("%s %s [%s]", desc.name, DTypeName(desc.dtype), absl::StrJoin(desc.shape, ", "));
 }
 
 }  // namespace kvcompress

@@ -37,7 +37,15 @@ std::string_view ViolationKindName(ViolationKind kind) {
 
 Quality QualityOf(const ErrorSums& sums) {
   Quality quality;
-  if (sums.count == 0 || sums.max_abs_error == 0) return quality;
+  if (sums.count == 0) return quality;
+  // With x' = x - e: x.x' = x.x - x.e and x'.x' = x.x - 2 x.e + e.e.
+  const double cross = sums.sum_squares - sums.sum_cross;
+  const double decoded_squares = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
+  const bool has_norms = sums.sum_squares > 0 && decoded_squares > 0;
+  const double cosine = has_norms ? cross / std::sqrt(sums.sum_squares) / std::sqrt(decoded_squares) : 0.0;
+  quality.cosine_similarity = std::isfinite(cosine) ? std::clamp(cosine, -1.0, 1.0) : 0.0;
+  if (sums.max_abs_error == 0) return quality;
+
   const auto n = static_cast<double>(sums.count);
   const double mean_square_error = sums.sum_error_squares / n;
   quality.rmse = std::sqrt(mean_square_error);
@@ -48,13 +56,6 @@ Quality QualityOf(const ErrorSums& sums) {
   const double variance = std::max(0.0, sums.sum_squares / n - mean * mean);
   const double snr_db = 10.0 * std::log10(variance / mean_square_error);
   quality.snr_db = std::isnan(snr_db) ? kMinSnrDb : std::max(snr_db, kMinSnrDb);
-
-  // With x' = x - e: x.x' = x.x - x.e and x'.x' = x.x - 2 x.e + e.e.
-  const double cross = sums.sum_squares - sums.sum_cross;
-  const double decoded_squares = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
-  const bool has_norms = sums.sum_squares > 0 && decoded_squares > 0;
-  const double cosine = has_norms ? cross / std::sqrt(sums.sum_squares) / std::sqrt(decoded_squares) : 0.0;
-  quality.cosine_similarity = std::isfinite(cosine) ? std::clamp(cosine, -1.0, 1.0) : 0.0;
   return quality;
 }
 

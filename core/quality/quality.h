@@ -21,7 +21,7 @@ struct Quality {
   // 10 log10(variance / mean of e^2), the variance about the mean; empty (infinite) when there is no error. Minus
   // infinity cannot be: a constant tensor with an error has variance 0 and reports kMinSnrDb.
   std::optional<double> snr_db;
-  // x.x' / (|x| |x'|). 1 when there is no error (also for a tensor of zeros), else 0 if either norm is 0.
+  // x.x' / (|x| |x'|); 0 if either norm is 0, as the reference has it. 1 for a tensor without elements.
   double cosine_similarity = 1;
   double max_error = 0;  // max |e|
 };

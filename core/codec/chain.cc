@@ -1,0 +1,270 @@
+#include "kvcompress/codec/chain.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "kvcompress/base/half.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/registry.h"
+#include "kvcompress/codec/spec.h"
+#include "kvcompress/simd/group_quant.h"
+
+namespace kvcompress {
+namespace {
+
+template <typename T>
+bool AllLossless(const std::vector<std::unique_ptr<T>>& stages) {
+  return std::all_of(stages.begin(), stages.end(), [](const auto& stage) { return stage->lossless(); });
+}
+
+// Buffers that a thread uses again for every block.
+struct Scratch {
+  std::vector<Buffer> values;  // behind each transform
+  std::vector<Buffer> sides;
+  std::vector<Buffer> streams;  // raw ones, where byte codecs follow
+  std::vector<Buffer> coded;    // behind (encoding) or in front of (decoding) each byte codec
+  Buffer decoded;
+  std::vector<size_t> bounds;
+  std::vector<StreamBuffer> out;
+  std::vector<ByteSpan> in;
+};
+
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+}  // namespace
+
+absl::StatusOr<CodecChain> CodecChain::Parse(std::string_view text) {
+  KVC_ASSIGN_OR_RETURN(const std::vector<StageSpec> stages, ParseSpec(text));
+  if (stages.size() > 8) return absl::InvalidArgumentError("codec spec has more than 8 stages");
+  CodecChain chain;
+  std::vector<std::string> specs;
+  for (const StageSpec& stage : stages) {
+    const CodecRow* row = FindCodec(stage.name);
+    if (row == nullptr) return absl::InvalidArgumentError(absl::StrCat("unknown codec \"", stage.name, "\""));
+    switch (row->kind) {
+      case StageKind::kTransform: {
+        if (chain.codec_ != nullptr) {
+          return absl::InvalidArgumentError(absl::StrCat(stage.name, " must stand in front of the tensor codec"));
+        }
+        KVC_ASSIGN_OR_RETURN(auto transform, row->make_transform(stage));
+        specs.push_back(transform->spec());
+        chain.transforms_.push_back(std::move(transform));
+        break;
+      }
+      case StageKind::kTensorCodec: {
+        if (chain.codec_ != nullptr) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("codec spec has two tensor codecs, ", chain.codec_name_, " and ", stage.name));
+        }
+        KVC_ASSIGN_OR_RETURN(chain.codec_, row->make_tensor_codec(stage));
+        chain.codec_name_ = stage.name;
+        specs.push_back(chain.codec_->spec());
+        break;
+      }
+      case StageKind::kByteCodec: {
+        if (chain.codec_ == nullptr) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              stage.name, " codes bytes: a tensor codec must stand in front of it, for example raw|", stage.name));
+        }
+        KVC_ASSIGN_OR_RETURN(auto byte_codec, row->make_byte_codec(stage));
+        specs.push_back(byte_codec->spec());
+        chain.byte_codecs_.push_back(std::move(byte_codec));
+        break;
+      }
+    }
+  }
+  if (chain.codec_ == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("codec spec \"%s\" has no tensor codec behind its transforms, for example int4", text));
+  }
+  chain.spec_ = absl::StrJoin(specs, "|");
+  return chain;
+}
+
+bool CodecChain::lossless() const { return codec_->lossless() && AllLossless(transforms_); }
+
+bool CodecChain::needs_tensor() const {
+  return std::any_of(transforms_.begin(), transforms_.end(), [](const auto& t) { return t->needs_tensor(); });
+}
+
+absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const ByteSource& values,
+                                               size_t block_elements) const {
+  ChainState state;
+  for (const auto& transform : transforms_) {
+    KVC_ASSIGN_OR_RETURN(auto own, transform->Analyze(tensor, values, block_elements));
+    state.push_back(std::move(own));
+  }
+  return state;
+}
+
+void CodecChain::StreamBounds(DType dtype, size_t count, std::vector<size_t>& bounds) const {
+  bounds.resize(stream_count());
+  for (size_t i = 0; i < transforms_.size(); ++i) bounds[i] = transforms_[i]->MaxSideBytes(count);
+  codec_->StreamBounds(dtype, count, std::span(bounds).subspan(transforms_.size()));
+}
+
+size_t CodecChain::MaxPayloadBytes(DType dtype, size_t count) const {
+  std::vector<size_t> bounds;
+  StreamBounds(dtype, count, bounds);
+  return std::accumulate(bounds.begin(), bounds.end(), TableBytes());
+}
+
+absl::Status CodecChain::ValueFault(const Block& block) const {
+  const DType dtype = block.tensor.dtype;
+  const size_t index = simd::FindOutOfRange(dtype, block.values.data(), block.count, codec_->max_magnitude());
+  if (index == block.count) {
+    return absl::InternalError(absl::StrFormat("tensor \"%s\": %s refused its values", block.tensor.name, codec_name_));
+  }
+  const float value = LoadAsF32(dtype, block.values.data(), index);
+  const std::string what = std::isnan(value)   ? "NaN"
+                           : std::isinf(value) ? (value > 0 ? "infinity" : "-infinity")
+                                               : absl::StrFormat("%g", value);
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "tensor \"%s\": value %d is %s, which %s cannot hold (use a lossless codec, or put clamp in front: clamp|%s)",
+      block.tensor.name, block.first + index, what, codec_name_, codec_->spec()));
+}
+
+absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
+                                               ErrorSums* sums) const {
+  Scratch& scratch = ThreadScratch();
+  const DType dtype = block.tensor.dtype;
+  const size_t transforms = transforms_.size();
+  const size_t streams = stream_count();
+
+  // Transforms, each on the values that the one before it left.
+  scratch.values.resize(std::max(scratch.values.size(), transforms));
+  scratch.sides.resize(std::max(scratch.sides.size(), transforms));
+  ByteSpan values = block.values;
+  const auto cost = [&](size_t count) {
+    std::vector<size_t> bounds(codec_->stream_count());
+    codec_->StreamBounds(dtype, count, bounds);
+    return std::accumulate(bounds.begin(), bounds.end(), size_t{0});
+  };
+  for (size_t i = 0; i < transforms; ++i) {
+    const Block own{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
+    KVC_RETURN_IF_ERROR(transforms_[i]->Forward(own, state[i].get(), cost, scratch.values[i], scratch.sides[i]));
+    values = scratch.values[i].span();
+  }
+
+  // The tensor codec writes into the payload itself when nothing follows it.
+  StreamBounds(dtype, values.size() / DTypeSize(dtype), scratch.bounds);
+  scratch.out.resize(streams);
+  scratch.streams.resize(std::max(scratch.streams.size(), streams));
+  scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
+  const bool direct = byte_codecs_.empty() && transforms == 0;
+  std::byte* at = payload.data() + TableBytes();
+  for (size_t i = 0; i < streams; ++i) {
+    if (i < transforms) {
+      scratch.out[i] = {scratch.sides[i].data(), scratch.sides[i].size()};
+      continue;
+    }
+    if (!direct) {
+      scratch.streams[i].Resize(scratch.bounds[i]);
+      scratch.out[i] = {scratch.streams[i].data(), 0};
+      continue;
+    }
+    scratch.out[i] = {at, 0};
+    at += scratch.bounds[i];
+  }
+  const bool fused = codec_->measures() && transforms == 0;
+  const absl::Status encoded =
+      codec_->Encode(dtype, values, std::span(scratch.out).subspan(transforms), fused ? sums : nullptr);
+  if (absl::IsInvalidArgument(encoded)) return ValueFault(block);
+  KVC_RETURN_IF_ERROR(encoded);
+
+  // Byte codecs; then every stream moves to its place behind the table.
+  std::byte* entry = payload.data();
+  at = payload.data() + TableBytes();
+  for (size_t i = 0; i < streams; ++i) {
+    ByteSpan stream{scratch.out[i].data, scratch.out[i].size};
+    StoreLE(static_cast<uint32_t>(stream.size()), entry);
+    entry += 4;
+    for (size_t k = 0; k < byte_codecs_.size(); ++k) {
+      Buffer& coded = scratch.coded[k];
+      coded.Resize(stream.size());
+      KVC_ASSIGN_OR_RETURN(const size_t size, byte_codecs_[k]->Encode(stream, coded.span()));
+      if (size > 0 && size < stream.size()) stream = coded.span().first(size);
+      StoreLE(static_cast<uint32_t>(stream.size()), entry);
+      entry += 4;
+    }
+    if (stream.data() != at && !stream.empty()) std::memmove(at, stream.data(), stream.size());
+    at += stream.size();
+  }
+  const auto size = static_cast<size_t>(at - payload.data());
+
+  if (sums != nullptr && !fused) {
+    scratch.decoded.Resize(block.values.size());
+    Buffer& decoded = scratch.decoded;
+    KVC_RETURN_IF_ERROR(DecodeBlock(dtype, payload.first(size), decoded.span()));
+    simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
+  }
+  return size;
+}
+
+absl::Status CodecChain::DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const {
+  Scratch& scratch = ThreadScratch();
+  const size_t transforms = transforms_.size();
+  const size_t streams = stream_count();
+  const size_t stages = byte_codecs_.size();
+  const size_t count = values.size() / DTypeSize(dtype);
+  if (payload.size() < TableBytes()) return absl::DataLossError("payload is shorter than its stream table");
+
+  StreamBounds(dtype, count, scratch.bounds);
+  scratch.in.resize(streams);
+  scratch.streams.resize(std::max(scratch.streams.size(), streams));
+  scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
+  const std::byte* entry = payload.data();
+  ByteSpan rest = payload.subspan(TableBytes());
+  for (size_t i = 0; i < streams; ++i, entry += 4 * (1 + stages)) {
+    // sizes[k] is the stream's size behind the first k byte codecs; an equal size says that codec k was left out.
+    const auto size_behind = [&](size_t k) { return size_t{LoadLE<uint32_t>(entry + 4 * k)}; };
+    if (size_behind(0) > scratch.bounds[i]) return absl::DataLossError("stream is larger than its block allows");
+    for (size_t k = 0; k < stages; ++k) {
+      if (size_behind(k + 1) > size_behind(k)) return absl::DataLossError("stream grows in a byte codec");
+    }
+    if (size_behind(stages) > rest.size()) return absl::DataLossError("stream ends behind its payload");
+    ByteSpan stream = rest.first(size_behind(stages));
+    rest = rest.subspan(stream.size());
+    Buffer* holder = nullptr;
+    for (size_t k = stages; k-- > 0;) {
+      if (size_behind(k) == stream.size()) continue;
+      holder = k == 0 ? &scratch.streams[i] : &scratch.coded[k];
+      holder->Resize(size_behind(k));
+      KVC_RETURN_IF_ERROR(byte_codecs_[k]->Decode(stream, holder->span()));
+      stream = holder->span();
+    }
+    if (holder != nullptr && holder != &scratch.streams[i]) {
+      std::swap(*holder, scratch.streams[i]);  // the next stream uses the holder again
+    }
+    scratch.in[i] = stream;
+  }
+  if (!rest.empty()) return absl::DataLossError("payload has bytes behind its last stream");
+
+  const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
+  if (transforms == 0) return codec_->Decode(dtype, codec_streams, values);
+
+  // How many values stand behind each transform, from the front; then the inverses from the back.
+  std::vector<size_t> counts = {count};
+  for (size_t i = 0; i < transforms; ++i) {
+    KVC_ASSIGN_OR_RETURN(const size_t inner, transforms_[i]->InnerCount(counts.back(), scratch.in[i]));
+    counts.push_back(inner);
+  }
+  scratch.values.resize(std::max(scratch.values.size(), transforms));
+  for (size_t i = 0; i < transforms; ++i) scratch.values[i].Resize(counts[i + 1] * DTypeSize(dtype));
+  KVC_RETURN_IF_ERROR(codec_->Decode(dtype, codec_streams, scratch.values[transforms - 1].span()));
+  for (size_t i = transforms; i-- > 0;) {
+    const MutableByteSpan out = i == 0 ? values : scratch.values[i - 1].span();
+    KVC_RETURN_IF_ERROR(transforms_[i]->Inverse(dtype, scratch.in[i], scratch.values[i].span(), out));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvcompress

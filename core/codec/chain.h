@@ -1,0 +1,63 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kvcompress/codec/codec.h"
+
+namespace kvcompress {
+
+// The state of a chain's transforms for one tensor.
+using ChainState = std::vector<std::unique_ptr<TensorState>>;
+
+// A codec chain: any number of transforms, one tensor codec, any number of byte codecs. Immutable; one chain serves
+// many tensors and threads.
+//
+// A block's payload (docs/format.md, "Block payload") holds the side stream of each transform and the streams of the
+// tensor codec. Each stream passes through each byte codec that makes it smaller.
+class CodecChain {
+ public:
+  CodecChain() = default;  // empty: only to be assigned to
+
+  // INVALID_ARGUMENT with a sentence that names the fault.
+  static absl::StatusOr<CodecChain> Parse(std::string_view spec);
+
+  // The canonical text: every parameter, no blanks. Parse(spec()) gives an equal chain.
+  const std::string& spec() const { return spec_; }
+  // The tensor codec's name, a label of bounded variety for metrics.
+  const std::string& codec_name() const { return codec_name_; }
+  bool lossless() const;
+
+  // Whether Analyze must see the whole tensor before a block can be encoded.
+  bool needs_tensor() const;
+  absl::StatusOr<ChainState> Analyze(const TensorDesc& tensor, const ByteSource& values, size_t block_elements) const;
+
+  // The most bytes that the payload of `count` values takes.
+  size_t MaxPayloadBytes(DType dtype, size_t count) const;
+
+  // Writes the payload to `payload`, which has room for MaxPayloadBytes, returns its size, and adds to `sums` the error
+  // of the values as DecodeBlock will give them. INVALID_ARGUMENT, naming tensor and index, for a value that the chain
+  // cannot hold.
+  absl::StatusOr<size_t> EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
+                                     ErrorSums* sums) const;
+
+  // Fills `values`. DATA_LOSS for a payload that no encoder wrote.
+  absl::Status DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const;
+
+ private:
+  size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
+  size_t TableBytes() const { return 4 * stream_count() * (1 + byte_codecs_.size()); }
+  void StreamBounds(DType dtype, size_t count, std::vector<size_t>& bounds) const;
+  absl::Status ValueFault(const Block& block) const;
+
+  std::string spec_;
+  std::string codec_name_;
+  std::vector<std::unique_ptr<TensorTransform>> transforms_;
+  std::unique_ptr<TensorCodec> codec_;
+  std::vector<std::unique_ptr<ByteCodec>> byte_codecs_;
+};
+
+}  // namespace kvcompress

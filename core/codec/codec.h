@@ -1,0 +1,108 @@
+#pragma once
+
+#include <functional>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvcompress/base/buffer.h"
+#include "kvcompress/base/byte_source.h"
+#include "kvcompress/base/tensor.h"
+#include "kvcompress/simd/error_sums.h"
+
+// The three kinds of stages of a codec chain (chain.h). All are immutable and safe for use by many threads at once;
+// equal input gives equal bytes on every CPU. Decoding trusts nothing: streams that cannot be right are DATA_LOSS.
+namespace kvcompress {
+
+// A run of a tensor's values, in row-major order; the unit of work.
+struct Block {
+  const TensorDesc& tensor;
+  uint64_t first;  // index of its first value in the tensor
+  size_t count;
+  ByteSpan values;  // count * DTypeSize(tensor.dtype) bytes
+};
+
+// What a transform learned of a whole tensor before its first block.
+class TensorState {
+ public:
+  virtual ~TensorState() = default;
+};
+
+// Values to values of the same dtype, perhaps fewer, and a side stream.
+class TensorTransform {
+ public:
+  virtual ~TensorTransform() = default;
+
+  virtual std::string spec() const = 0;
+  // Whether Inverse gives back every bit.
+  virtual bool lossless() const = 0;
+
+  // Whether Analyze has to see the whole tensor first.
+  virtual bool needs_tensor() const { return false; }
+  // `block_elements` is the size of the blocks that Forward will be given.
+  virtual absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc&, const ByteSource&,
+                                                               size_t /*block_elements*/) const {
+    return std::make_unique<TensorState>();
+  }
+
+  virtual size_t MaxSideBytes(size_t count) const = 0;
+
+  // `values` and `side` are resized to fit. `cost(n)` is about what the stages behind this one make of n values, in
+  // bytes; a transform that has a choice goes by it.
+  virtual absl::Status Forward(const Block& block, const TensorState* state, const std::function<size_t(size_t)>& cost,
+                               Buffer& values, Buffer& side) const = 0;
+
+  // How many values stand behind `side` for a block of `count`.
+  virtual absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan side) const = 0;
+  virtual absl::Status Inverse(DType dtype, ByteSpan side, ByteSpan inner, MutableByteSpan values) const = 0;
+};
+
+// A stream of bytes of a block, while it is being encoded. `data` has room for the bound that StreamBounds gave.
+struct StreamBuffer {
+  std::byte* data = nullptr;
+  size_t size = 0;
+};
+
+// A block of values to named byte streams (codes, scales, planes, ...) and back.
+class TensorCodec {
+ public:
+  virtual ~TensorCodec() = default;
+
+  virtual std::string spec() const = 0;
+  virtual bool lossless() const = 0;
+
+  // The largest magnitude it can hold; values above it, infinities and NaN are INVALID_ARGUMENT. Infinity: it takes
+  // anything.
+  virtual float max_magnitude() const { return std::numeric_limits<float>::infinity(); }
+  bool takes_any_value() const { return max_magnitude() == std::numeric_limits<float>::infinity(); }
+
+  virtual size_t stream_count() const = 0;
+  // The most bytes of each stream for `count` values.
+  virtual void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const = 0;
+
+  // Whether Encode adds the error terms to `sums` itself, in the same pass over the data.
+  virtual bool measures() const { return false; }
+  // Fills the streams, whose sizes it sets. INVALID_ARGUMENT, without a text, when a value cannot be held.
+  virtual absl::Status Encode(DType dtype, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums* sums) const = 0;
+  virtual absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const = 0;
+};
+
+// Bytes to bytes, without loss.
+class ByteCodec {
+ public:
+  virtual ~ByteCodec() = default;
+
+  virtual std::string spec() const = 0;
+
+  // Encodes `raw` into `encoded`, at most `encoded.size()` bytes, and returns their number; 0 when they do not fit
+  // (then the chain stores `raw` as it is).
+  virtual absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const = 0;
+  // Fills all of `raw`, or DATA_LOSS.
+  virtual absl::Status Decode(ByteSpan encoded, MutableByteSpan raw) const = 0;
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,88 @@
+#include "kvcompress/codec/registry.h"
+
+#include <array>
+
+#include "absl/strings/str_format.h"
+
+namespace kvcompress {
+namespace {
+
+using std::string_view;
+
+constexpr string_view kIntParameters = "group=32|64|128 (64)";
+
+constexpr std::array<string_view, 4> kInt4Examples = {"int4(group=64)", "int4(group=32)", "int4(group=128)",
+                                                      "int4(group=64)|zstd(level=1)"};
+constexpr std::array<string_view, 1> kInt2Examples = {"int2(group=32)"};
+constexpr std::array<string_view, 1> kInt3Examples = {"int3(group=64)"};
+constexpr std::array<string_view, 1> kInt5Examples = {"int5(group=64)"};
+constexpr std::array<string_view, 1> kInt6Examples = {"int6(group=128)"};
+constexpr std::array<string_view, 1> kInt8Examples = {"int8(group=64)"};
+constexpr std::array<string_view, 1> kRawExamples = {"raw"};
+constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
+constexpr std::array<string_view, 3> kSparseExamples = {"sparse(ratio=0.5)|int4(group=64)", "sparse(ratio=0.1)|raw",
+                                                        "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
+constexpr std::array<string_view, 1> kClampExamples = {"clamp(limit=65504)|int4(group=64)"};
+
+constexpr CodecRow IntRow(string_view name, string_view summary, std::span<const string_view> examples) {
+  return {.name = name,
+          .kind = StageKind::kTensorCodec,
+          .parameters = kIntParameters,
+          .summary = summary,
+          .make_tensor_codec = MakeIntGroup,
+          .examples = examples};
+}
+
+constexpr std::array kRows = {
+    CodecRow{.name = "clamp",
+             .kind = StageKind::kTransform,
+             .parameters = "limit=REAL (65504)",
+             .summary = "NaN becomes 0, infinities and values above the limit saturate",
+             .make_transform = MakeClamp,
+             .examples = kClampExamples},
+    CodecRow{.name = "sparse",
+             .kind = StageKind::kTransform,
+             .parameters = "ratio=0..1 (0.5)",
+             .summary = "the given fraction of a tensor's values, the smallest in magnitude, becomes zero",
+             .make_transform = MakeSparse,
+             .examples = kSparseExamples},
+    IntRow("int2", "2-bit integers, one FP16 scale a group", kInt2Examples),
+    IntRow("int3", "3-bit integers, one FP16 scale a group", kInt3Examples),
+    IntRow("int4", "4-bit integers, one FP16 scale a group", kInt4Examples),
+    IntRow("int5", "5-bit integers, one FP16 scale a group", kInt5Examples),
+    IntRow("int6", "6-bit integers, one FP16 scale a group", kInt6Examples),
+    IntRow("int8", "8-bit integers, one FP16 scale a group", kInt8Examples),
+    CodecRow{.name = "raw",
+             .kind = StageKind::kTensorCodec,
+             .parameters = "",
+             .summary = "the values as they are, lossless",
+             .make_tensor_codec = MakeRaw,
+             .examples = kRawExamples},
+    CodecRow{.name = "zstd",
+             .kind = StageKind::kByteCodec,
+             .parameters = "level=-7..19 (3)",
+             .summary = "Zstandard over each stream",
+             .make_byte_codec = MakeZstd,
+             .examples = kZstdExamples},
+};
+
+}  // namespace
+
+std::span<const CodecRow> AllCodecs() { return kRows; }
+
+const CodecRow* FindCodec(std::string_view name) {
+  for (const CodecRow& row : kRows) {
+    if (row.name == name) return &row;
+  }
+  return nullptr;
+}
+
+std::string DescribeCodecs() {
+  std::string text;
+  for (const CodecRow& row : kRows) {
+    absl::StrAppendFormat(&text, "  %-8s %-22s %s\n", row.name, row.parameters, row.summary);
+  }
+  return text;
+}
+
+}  // namespace kvcompress

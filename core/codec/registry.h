@@ -1,0 +1,42 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "kvcompress/codec/codec.h"
+#include "kvcompress/codec/spec.h"
+
+namespace kvcompress {
+
+enum class StageKind { kTransform, kTensorCodec, kByteCodec };
+
+// One row of the table of codecs. Exactly the factory of its kind is set; it gives INVALID_ARGUMENT for bad parameters.
+struct CodecRow {
+  std::string_view name;
+  StageKind kind;
+  std::string_view parameters;  // "group=32|64|128 (64)"; the default in parentheses
+  std::string_view summary;
+  absl::StatusOr<std::unique_ptr<TensorTransform>> (*make_transform)(const StageSpec&) = nullptr;
+  absl::StatusOr<std::unique_ptr<TensorCodec>> (*make_tensor_codec)(const StageSpec&) = nullptr;
+  absl::StatusOr<std::unique_ptr<ByteCodec>> (*make_byte_codec)(const StageSpec&) = nullptr;
+  // Specs of whole chains that between them use every parameter: what tests, fuzzers and benchmarks run.
+  std::span<const std::string_view> examples;
+};
+
+std::span<const CodecRow> AllCodecs();
+
+// Null when there is no codec of that name.
+const CodecRow* FindCodec(std::string_view name);
+
+// One line a codec, for help texts.
+std::string DescribeCodecs();
+
+// The factories, each in the file of its codec.
+absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClamp(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorTransform>> MakeSparse(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeIntGroup(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<ByteCodec>> MakeZstd(const StageSpec& stage);
+
+}  // namespace kvcompress

@@ -1,0 +1,144 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "kvcompress/base/buffer.h"
+#include "kvcompress/base/byte_source.h"
+#include "kvcompress/base/ordered_pipeline.h"
+#include "kvcompress/base/tensor.h"
+#include "kvcompress/codec/chain.h"
+#include "kvcompress/frame/frame.h"
+#include "kvcompress/simd/error_sums.h"
+
+// The facade of the core: streams of tensors to frames and back. Blocks are encoded and decoded on a pool; everything
+// that comes out comes in order. What arrives may be pushed in pieces (a network stream) or read by the workers from a
+// source (a file); both give the same bytes.
+namespace kvcompress {
+
+struct Limits {
+  uint64_t max_tensor_bytes = uint64_t{64} << 30;
+};
+
+struct TensorReport {
+  TensorDesc tensor;
+  std::string codec;       // canonical spec
+  std::string codec_name;  // of the tensor codec alone
+  uint64_t elements = 0;
+  uint64_t tensor_bytes = 0;
+  uint64_t frame_bytes = 0;
+  ErrorSums sums;            // of compression only
+  double codec_seconds = 0;  // time of pool threads
+};
+
+// Receives what a stream makes: in order, one call at a time, on pool threads. After OnError nothing follows.
+class CompressOutput {
+ public:
+  virtual ~CompressOutput() = default;
+  virtual void OnFrame(Buffer bytes) = 0;                 // the next bytes of the current frame
+  virtual void OnTensor(const TensorReport& report) = 0;  // ends a frame
+  virtual void OnError(const absl::Status& status) = 0;
+};
+
+class DecompressOutput {
+ public:
+  virtual ~DecompressOutput() = default;
+  virtual void OnHeader(const TensorDesc& tensor, uint64_t elements) = 0;
+  virtual void OnData(Buffer values) = 0;
+  virtual void OnTensor(const TensorReport& report) = 0;
+  virtual void OnError(const absl::Status& status) = 0;
+};
+
+struct EncodeTask;  // of one tensor
+struct DecodeTask;
+
+// Compresses tensors one after another. Calls come from one thread at a time; a call that fails leaves the stream
+// unusable. Errors of the caller's are returned, those of blocks go to the output.
+class CompressStream {
+ public:
+  CompressStream(ThreadPool& pool, const Limits& limits, CompressOutput& output)
+      : limits_(limits), output_(output), pipeline_(pool) {}
+  // Waits for the blocks in flight; they are skipped, not finished.
+  ~CompressStream() { Cancel(); }
+
+  // Starts a tensor whose bytes Append brings. INVALID_ARGUMENT for a bad description or codec spec or while another
+  // tensor is incomplete, RESOURCE_EXHAUSTED above max_tensor_bytes.
+  absl::Status Begin(TensorDesc tensor, std::string_view codec);
+  // The next bytes of the tensor, copied. INVALID_ARGUMENT when there are more than its shape says.
+  absl::Status Append(ByteSpan bytes);
+  // Whether the current tensor still waits for bytes.
+  bool in_tensor() const { return task_ != nullptr; }
+
+  // Starts and ends a tensor whose bytes the workers read from `source`, which must live until the tensor's report.
+  // Blocks while `window` or more blocks are in flight.
+  absl::Status Compress(TensorDesc tensor, std::string_view codec, const ByteSource& source, size_t window);
+
+  // The end of input. INVALID_ARGUMENT when a tensor is incomplete.
+  absl::Status Finish() const;
+
+  size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  // Blocks until fewer than `limit` blocks are in flight. Not from the output's calls.
+  void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
+  // Makes the remaining work end at once, without further output. From any thread.
+  void Cancel() { cancelled_ = true; }
+
+ private:
+  absl::StatusOr<std::shared_ptr<EncodeTask>> NewTask(TensorDesc tensor, std::string_view codec) const;
+  void SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, Buffer values);
+  void SubmitEmpty(const std::shared_ptr<EncodeTask>& task);
+  void EndTensor();
+
+  Limits limits_;
+  CompressOutput& output_;
+  std::atomic<bool> cancelled_ = false;
+  bool failed_ = false;               // of the output's side: set and read by deliveries only
+  std::shared_ptr<EncodeTask> task_;  // the tensor that Append feeds
+  Buffer pending_;                    // its next block, or all of it where the chain must see the whole
+  size_t filled_ = 0;
+  uint64_t received_ = 0;
+  OrderedPipeline pipeline_;  // last: its destructor waits for jobs that use the members above
+};
+
+// Decompresses frames one after another; the mirror of CompressStream.
+class DecompressStream {
+ public:
+  DecompressStream(ThreadPool& pool, const Limits& limits, DecompressOutput& output)
+      : limits_(limits), output_(output), pipeline_(pool) {}
+  ~DecompressStream() { Cancel(); }
+
+  // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete.
+  absl::Status Begin(std::string_view name);
+  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes behind the end mark.
+  absl::Status Append(ByteSpan bytes);
+  bool in_tensor() const { return reader_ != nullptr; }
+
+  // The end of input. DATA_LOSS when a frame is incomplete.
+  absl::Status Finish() const;
+
+  size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
+  void Cancel() { cancelled_ = true; }
+
+ private:
+  absl::Status StartTensor();
+  void SubmitBlock(FrameReader::Block block);
+  absl::Status Named(const absl::Status& status) const;
+
+  Limits limits_;
+  DecompressOutput& output_;
+  std::atomic<bool> cancelled_ = false;
+  bool failed_ = false;
+  std::string name_;
+  std::unique_ptr<FrameReader> reader_;
+  std::shared_ptr<DecodeTask> task_;
+  OrderedPipeline pipeline_;
+};
+
+// The exact size of the frame of a tensor for a codec whose streams have their bounds' sizes (intN, raw); an upper
+// bound for every other.
+absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec);
+
+}  // namespace kvcompress

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kvcompress/base/tensor.h"
+
+namespace kvcompress {
+
+// Which codec each tensor gets. As JSON:
+//
+//   {
+//     "version": 1,
+//     "default": "int4(group=64)",
+//     "rules": [
+//       {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
+//       {"layers": [2, 5], "kind": "key", "codec": "int8(group=64)"},
+//       {"name": "encoder_*", "codec": "raw"}
+//     ]
+//   }
+//
+// The first rule whose every condition holds decides; "default" when none does. "layers" is a closed range and "kind"
+// is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?.
+class Profile {
+ public:
+  // A condition that is absent holds.
+  struct Rule {
+    std::optional<std::pair<int64_t, int64_t>> layers;
+    std::optional<bool> is_key;
+    std::optional<std::string> name;
+    std::string codec;
+  };
+
+  // One spec for every tensor.
+  static absl::StatusOr<Profile> Uniform(std::string_view codec);
+
+  // INVALID_ARGUMENT that begins with "profile: " and names the fault: JSON, unknown or missing keys, codec specs.
+  static absl::StatusOr<Profile> Parse(std::string_view json);
+
+  // Canonical spec for the tensor of this name.
+  const std::string& CodecFor(std::string_view tensor_name) const;
+
+ private:
+  std::string default_codec_;
+  std::vector<Rule> rules_;
+};
+
+}  // namespace kvcompress
