@@ -1,15 +1,17 @@
 # One target per folder. A header is reached as "kvcompress/<module>/<file>.h" through an include
 # root that belongs to its target alone, so including a header without linking its target does not build.
 
-# kvc_include_root(<target> <module> <folder>): gives <target> the include root of <folder>.
+# kvc_include_root(<target> <module> <folder> [<scope>]): gives <target> the include root of <folder>.
 function(kvc_include_root target module folder)
+  set(scope PUBLIC ${ARGN})
+  list(GET scope -1 scope)
   set(root ${CMAKE_BINARY_DIR}/include/${module})
   cmake_path(GET module PARENT_PATH parent)
   file(MAKE_DIRECTORY ${root}/kvcompress/${parent})
   if(NOT EXISTS ${root}/kvcompress/${module})
     file(CREATE_LINK ${folder} ${root}/kvcompress/${module} SYMBOLIC)
   endif()
-  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${root}>)
+  target_include_directories(${target} ${scope} $<BUILD_INTERFACE:${root}>)
 endfunction()
 
 # kvc_library(<module> SRCS ... [PUBLIC ...] [PRIVATE ...]): target kvc_<module>, from the current folder.

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/chain.h"
+#include "kvcompress/codec/registry.h"
+
+namespace kvcompress::testing {
+
+// Every example of every registered codec.
+inline std::vector<std::string_view> AllExampleSpecs() {
+  std::vector<std::string_view> specs;
+  for (const CodecRow& row : AllCodecs()) specs.insert(specs.end(), row.examples.begin(), row.examples.end());
+  return specs;
+}
+
+// One tensor that is one block, as its payload.
+inline absl::StatusOr<std::vector<std::byte>> EncodeOneBlock(const CodecChain& chain, const TensorDesc& tensor,
+                                                             ByteSpan values, ErrorSums* sums) {
+  const size_t count = values.size() / DTypeSize(tensor.dtype);
+  KVC_ASSIGN_OR_RETURN(const ChainState state, chain.Analyze(tensor, MemorySource(values), 1 << 17));
+  std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor.dtype, count));
+  KVC_ASSIGN_OR_RETURN(const size_t size, chain.EncodeBlock({tensor, 0, count, values}, state, payload, sums));
+  payload.resize(size);
+  return payload;
+}
+
+}  // namespace kvcompress::testing

@@ -1,0 +1,155 @@
+#include "kvcompress/codec/chain.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "chain_harness.h"
+#include "kvcompress/testing/status_matchers.h"
+#include "kvcompress/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+
+constexpr DType kAllDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
+
+// Every registered codec, by its examples: a new row of the registry is tested here without being told.
+class EveryChainTest : public ::testing::TestWithParam<std::string_view> {
+ protected:
+  CodecChain chain_ = *CodecChain::Parse(GetParam());
+};
+
+INSTANTIATE_TEST_SUITE_P(All, EveryChainTest, ::testing::ValuesIn(AllExampleSpecs()),
+                         [](const auto& param_info) { return absl::StrFormat("%d", param_info.index); });
+
+TEST_P(EveryChainTest, RoundTripsAndMeasuresWhatItDecodes) {
+  for (DType dtype : kAllDTypes) {
+    for (size_t count : {1, 7, 31, 64, 65, 200, 1024, 4099}) {
+      for (Distribution distribution : kAllDistributions) {
+        SCOPED_TRACE(absl::StrFormat("%s %d distribution %d", DTypeName(dtype), count, distribution));
+        const TensorDesc tensor = MakeTensor("t", dtype, {count});
+        const std::vector<std::byte> values = MakeValues(dtype, count, distribution);
+        ErrorSums sums;
+        const auto payload = EncodeOneBlock(chain_, tensor, values, &sums);
+        ASSERT_THAT(payload, IsOk());
+        std::vector<std::byte> decoded(values.size(), std::byte{0xaa});
+        ASSERT_THAT(chain_.DecodeBlock(dtype, *payload, decoded), IsOk());
+        if (chain_.lossless()) {
+          EXPECT_EQ(decoded, values);
+          EXPECT_EQ(sums.max_abs_error, 0);
+        }
+        double error_squares = 0;
+        double squares = 0;
+        double max_error = 0;
+        for (size_t i = 0; i < count; ++i) {
+          const double x = LoadAsF32(dtype, values.data(), i);
+          const double e = x - static_cast<double>(LoadAsF32(dtype, decoded.data(), i));
+          error_squares += e * e;
+          squares += x * x;
+          max_error = std::max(max_error, std::fabs(e));
+        }
+        EXPECT_EQ(sums.count, count);
+        EXPECT_NEAR(sums.sum_error_squares, error_squares, 1e-6 * error_squares);
+        EXPECT_NEAR(sums.sum_squares, squares, 1e-6 * squares);
+        EXPECT_NEAR(sums.max_abs_error, max_error, 1e-6 * max_error);
+      }
+    }
+  }
+}
+
+TEST_P(EveryChainTest, LosslessChainsKeepEveryBit) {
+  if (!chain_.lossless()) GTEST_SKIP() << "lossy";
+  for (DType dtype : kAllDTypes) {
+    const std::vector<std::byte> bits = MakeBits(2000 * DTypeSize(dtype));
+    const auto payload = EncodeOneBlock(chain_, MakeTensor("t", dtype, {2000}), bits, nullptr);
+    ASSERT_THAT(payload, IsOk());
+    std::vector<std::byte> decoded(bits.size());
+    ASSERT_THAT(chain_.DecodeBlock(dtype, *payload, decoded), IsOk());
+    EXPECT_EQ(decoded, bits);
+  }
+}
+
+// A payload that no encoder wrote is refused or decodes to something; it never reads or writes out of bounds (which is
+// what the sanitizer builds of this test look for).
+TEST_P(EveryChainTest, DamagedPayloadsAreHarmless) {
+  for (DType dtype : {DType::kF16, DType::kF32}) {
+    const size_t count = 150;
+    const auto values = MakeValues(dtype, count, Distribution::kOutliers);
+    const auto payload = EncodeOneBlock(chain_, MakeTensor("t", dtype, {count}), values, nullptr);
+    ASSERT_THAT(payload, IsOk());
+    std::vector<std::byte> decoded(values.size());
+    for (size_t size = 0; size < payload->size(); ++size) {
+      const std::vector<std::byte> cut(payload->begin(), payload->begin() + static_cast<ptrdiff_t>(size));
+      EXPECT_THAT(chain_.DecodeBlock(dtype, cut, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+    }
+    std::vector<std::byte> longer = *payload;
+    longer.push_back(std::byte{0});
+    EXPECT_THAT(chain_.DecodeBlock(dtype, longer, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+    for (size_t bit = 0; bit < 8 * payload->size(); ++bit) {
+      std::vector<std::byte> flipped = *payload;
+      flipped[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+      const absl::Status status = chain_.DecodeBlock(dtype, flipped, decoded);
+      EXPECT_TRUE(status.ok() || absl::IsDataLoss(status)) << status;
+    }
+  }
+}
+
+TEST(ChainTest, PlainIntPayloadsHaveTheirFormulasSize) {
+  const auto chain = *CodecChain::Parse("int4(group=64)");
+  const auto values = MakeValues(DType::kF16, 1024, Distribution::kGaussian);
+  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {1024}), values, nullptr);
+  ASSERT_THAT(payload, IsOk());
+  EXPECT_EQ(payload->size(), 8 + 2 * 16 + 512);  // table, scales, codes
+}
+
+TEST(ChainTest, ValuesThatCannotBeHeldAreNamed) {
+  const auto chain = *CodecChain::Parse("int4(group=64)");
+  const struct {
+    float value;
+    DType dtype;
+    std::string_view text;
+  } cases[] = {
+      {std::numeric_limits<float>::quiet_NaN(), DType::kF16, "NaN"},
+      {std::numeric_limits<float>::infinity(), DType::kBF16, "infinity"},
+      {-std::numeric_limits<float>::infinity(), DType::kF32, "-infinity"},
+      {1e30f, DType::kF32, "1e+30"},
+  };
+  for (const auto& one : cases) {
+    auto values = MakeValues(one.dtype, 300, Distribution::kGaussian);
+    StoreFromF32(one.dtype, one.value, values.data(), 211);
+    EXPECT_THAT(EncodeOneBlock(chain, MakeTensor("layer_3_key", one.dtype, {300}), values, nullptr),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         absl::StrFormat("tensor \"layer_3_key\": value 211 is %s, which int4 cannot hold (use a "
+                                         "lossless codec, or put clamp in front: clamp|int4(group=64))",
+                                         one.text)));
+  }
+}
+
+TEST(ChainTest, ByteCodecsNeverMakeAStreamLarger) {
+  const auto chain = *CodecChain::Parse("raw|zstd(level=1)|zstd(level=1)");
+  const std::vector<std::byte> noise = MakeBits(8192);
+  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {4096}), noise, nullptr);
+  ASSERT_THAT(payload, IsOk());
+  EXPECT_EQ(payload->size(), noise.size() + 12);
+  std::vector<std::byte> decoded(noise.size());
+  ASSERT_THAT(chain.DecodeBlock(DType::kF16, *payload, decoded), IsOk());
+  EXPECT_EQ(decoded, noise);
+}
+
+TEST(ChainTest, SeveralByteCodecsUndoEachOther) {
+  const auto chain = *CodecChain::Parse("int4(group=32)|zstd(level=-7)|zstd(level=3)|zstd(level=1)");
+  const auto values = MakeValues(DType::kF32, 100000, Distribution::kConstant);
+  ErrorSums sums;
+  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF32, {100000}), values, &sums);
+  ASSERT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(values.size());
+  ASSERT_THAT(chain.DecodeBlock(DType::kF32, *payload, decoded), IsOk());
+  EXPECT_LT(sums.max_abs_error, 0.001);
+}
+
+}  // namespace
+}  // namespace kvcompress
