@@ -1,0 +1,75 @@
+# Sourced by the scripts beside it: gives them a Docker engine and the image debian:bookworm-slim.
+#
+# An engine that the user already reaches is used as it is. Otherwise, as root, a private one is started in a
+# temporary folder, without bridge, firewall rules or forwarding, so that nothing of it stays on the
+# machine; containers share the host's network then. Where neither can be had, the script ends with status 77.
+
+engine_dir=
+engine_pid=
+network=()  # the option that containers and builds of this engine need to reach the network
+
+engine_skip() {
+  echo "no Docker engine: $1"
+  exit 77
+}
+
+engine_start() {
+  command -v docker >/dev/null || engine_skip "the docker command is not installed"
+  if docker info >/dev/null 2>&1; then
+    [ -z "${DOCKER_BUILD_NETWORK:-}" ] || network=(--network "$DOCKER_BUILD_NETWORK")
+    return
+  fi
+  [ "$(id -u)" -eq 0 ] || engine_skip "none is running and starting one needs root"
+  command -v dockerd >/dev/null || engine_skip "none is running and dockerd is not installed"
+  engine_dir=$(mktemp -d /tmp/kvc-engine.XXXXXX)
+  export DOCKER_HOST=unix://$engine_dir/docker.sock
+  dockerd --host "$DOCKER_HOST" --data-root "$engine_dir/data" --exec-root "$engine_dir/exec" \
+    --pidfile "$engine_dir/docker.pid" --bridge none --iptables=false --ip6tables=false --ip-forward=false \
+    --ip-masq=false >"$engine_dir/log" 2>&1 &
+  engine_pid=$!
+  network=(--network host)
+  local i
+  for ((i = 0; i < 150; i++)); do
+    docker info >/dev/null 2>&1 && return
+    kill -0 $engine_pid 2>/dev/null || break
+    sleep 0.2
+  done
+  tail -n 5 "$engine_dir/log"
+  engine_skip "dockerd did not start, its last words are above"
+}
+
+engine_stop() {
+  [ -n "$engine_dir" ] || return 0
+  if kill "$engine_pid" 2>/dev/null; then
+    wait "$engine_pid" || true
+  fi
+  # What a container that did not end well left mounted.
+  awk -v dir="$engine_dir/" 'index($2, dir) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount -l || true
+  rm -rf --one-file-system "$engine_dir"
+}
+
+# The base image: as the engine has or pulls it, otherwise made from Debian's packages and kept for a week.
+engine_base_image() {
+  local image=debian:bookworm-slim cache archive root
+  docker image inspect $image >/dev/null 2>&1 && return
+  if [ -z "$engine_dir" ] && docker pull -q $image >/dev/null 2>&1; then
+    return
+  fi
+  command -v debootstrap >/dev/null || engine_skip "$image cannot be pulled and debootstrap is not installed"
+  cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvcompress
+  archive=$cache/bookworm-minbase-$(dpkg --print-architecture).tar.zst
+  mkdir -p "$cache"
+  if [ -z "$(find "$archive" -mtime -7 2>/dev/null)" ]; then
+    root=$(mktemp -d "$cache/debootstrap.XXXXXX")
+    if ! debootstrap --variant=minbase bookworm "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$cache/debootstrap.log" 2>&1; then
+      tail -n 5 "$cache/debootstrap.log"
+      rm -rf "$root"
+      engine_skip "$image cannot be made, debootstrap's last words are above"
+    fi
+    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    tar -C "$root" -c . | zstd -q -T0 -o "$root.tar.zst"
+    mv "$root.tar.zst" "$archive"
+    rm -rf "$root"
+  fi
+  zstd -q -d -c "$archive" | docker import - $image >/dev/null
+}

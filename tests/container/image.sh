@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Builds the images of deploy/Dockerfile and runs them for real: the daemon becomes healthy as a non-root user
+# on a read-only file system, the command line's image compresses through it, and `docker stop` drains it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/container/engine.sh
+
+name=kvc-test-$$
+work=
+fail() {
+  echo "FAILED: $1"
+  docker logs $name 2>&1 | tail -n 20 || true
+  exit 1
+}
+cleanup() {
+  docker rm -f $name >/dev/null 2>&1 || true
+  [ -z "$work" ] || rm -rf "$work"
+  engine_stop
+}
+trap cleanup EXIT
+engine_start
+engine_base_image
+
+echo "building the images"
+build() { DOCKER_BUILDKIT=0 docker build -q "${network[@]}" -f deploy/Dockerfile "$@" . >/dev/null; }
+build -t kv-compressd:test
+build --target cli -t kv-compress:test
+docker image ls --format '  {{.Repository}} {{.Size}}' | grep '^  kv-compress'
+
+config() { docker image inspect -f "{{$1}}" kv-compressd:test; }
+[ "$(config .Config.User)" = 10001:10001 ] || fail "the image's user is $(config .Config.User)"
+[ "$(config .Config.StopSignal)" = SIGTERM ] || fail "the image's stop signal is $(config .Config.StopSignal)"
+
+# With the host's network both sides meet on a free loopback port, otherwise inside the daemon's own network.
+address=127.0.0.1:50051 daemon_network=() client_network=(--network "container:$name")
+if [ "${network[*]}" = "--network host" ]; then
+  address=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  daemon_network=("${network[@]}") client_network=("${network[@]}")
+fi
+hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --memory 1g)
+docker run -d --name $name "${daemon_network[@]}" "${hardened[@]}" --health-interval 1s \
+  -e KV_COMPRESSD_LISTEN="$address" -e KV_COMPRESSD_METRICS_LISTEN=127.0.0.1:0 kv-compressd:test >/dev/null
+for ((i = 0; i < 60; i++)); do
+  health=$(docker inspect -f '{{.State.Health.Status}}' $name)
+  [ "$health" != healthy ] || break
+  [ "$(docker inspect -f '{{.State.Running}}' $name)" = true ] || fail "the daemon ended at once"
+  sleep 0.5
+done
+[ "$health" = healthy ] || fail "the daemon is $health after 30 s"
+pid=$(docker inspect -f '{{.State.Pid}}' $name)
+[ "$(awk '/^Uid:/ {print $2 "," $3}' "/proc/$pid/status")" = 10001,10001 ] || fail "the daemon does not run as user 10001"
+echo "healthy, as user 10001, on a read-only file system"
+
+work=$(mktemp -d)
+cp tests/data/docs.256.f16.safetensors "$work/in.safetensors"
+chmod -R a+rX "$work" && chmod a+w "$work"
+client() {
+  docker run --rm "${client_network[@]}" "${hardened[@]}" -v "$work:/data" kv-compress:test -server "$address" "$@"
+}
+client -input in.safetensors -output small.safetensors >/dev/null || fail "compressing through the daemon"
+client -decompress -input small.safetensors -output out.safetensors >/dev/null || fail "decompressing through the daemon"
+scripts/check_roundtrip.py "$work/in.safetensors" "$work/small.safetensors" "$work/out.safetensors" || fail "the round trip"
+
+started=$SECONDS
+docker stop -t 20 $name >/dev/null
+code=$(docker inspect -f '{{.State.ExitCode}}' $name)
+[ "$code" = 0 ] || fail "docker stop: exit status $code"
+[ $((SECONDS - started)) -lt 15 ] || fail "docker stop took $((SECONDS - started)) s"
+echo "stopped by SIGTERM in $((SECONDS - started)) s, exit status 0"
+
+if docker run --rm "${hardened[@]}" -e KV_COMPRESSD_LISTEN=nonsense kv-compressd:test >"$work/refused" 2>&1; then
+  fail "the daemon starts with a listen address that is none"
+fi
+grep -q nonsense "$work/refused" || fail "the refusal does not name the bad address: $(cat "$work/refused")"
+echo "a bad setting is refused by name"
