@@ -1,0 +1,181 @@
+#include "kvcompress/base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <system_error>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/status_macros.h"
+
+namespace kvcompress {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::Status ErrnoError(absl::string_view operation, absl::string_view path, int error) {
+  const char* text = strerrordesc_np(error);
+  return absl::Status(
+      absl::ErrnoToStatusCode(error),
+      absl::StrCat(operation, " ", path, ": ", absl::AsciiStrToLower(text != nullptr ? text : "unknown error")));
+}
+
+absl::Status NotRegular(absl::string_view path) {
+  return absl::FailedPreconditionError(absl::StrCat("open ", path, ": not a regular file"));
+}
+
+// Calls a function of the system again for as long as a signal interrupts it.
+template <typename Call>
+auto RetryOnEintr(Call call) {
+  auto result = call();
+  while (result == -1 && errno == EINTR) result = call();
+  return result;
+}
+
+// The folder of `path`, "." when it names none.
+fs::path FolderOf(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
+
+// What `path` names after its last symbolic link, which may dangle.
+absl::StatusOr<fs::path> FollowLinks(const std::string& path) {
+  constexpr int kMaxHops = 40;  // the kernel's limit
+  fs::path target = path;
+  for (int hop = 0; hop <= kMaxHops; ++hop) {
+    std::error_code error;
+    const fs::path link = fs::read_symlink(target, error);
+    if (error) return target;
+    // Links in /proc name what is already open: the file behind standard output is not ours to replace.
+    if (fs::canonical(FolderOf(target), error).native().starts_with("/proc/")) return NotRegular(path);
+    target = target.parent_path() / link;
+  }
+  return ErrnoError("open", path, ELOOP);
+}
+
+// A new file in `folder`, with the mode that the umask gives. Its name does not depend on the target's, which may be as
+// long as a name can be.
+absl::StatusOr<std::pair<int, std::string>> OpenTemporary(const fs::path& folder, const std::string& path) {
+  constexpr int kAttempts = 100;
+  std::random_device random;
+  for (int i = 0; i < kAttempts; ++i) {
+    const std::string name = (folder / absl::StrFormat(".kvcompress-%08x%08x.tmp", random(), random())).native();
+    const int fd = RetryOnEintr([&] { return open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
+    if (fd >= 0) return std::pair(fd, name);
+    if (errno != EEXIST) return ErrnoError("open", path, errno);
+  }
+  return ErrnoError("open", path, EEXIST);
+}
+
+void CloseFd(int& fd) {
+  if (fd >= 0) close(fd);
+  fd = -1;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<FileSource>> FileSource::Open(const std::string& path) {
+  // O_NONBLOCK: opening a pipe must not wait for its writer. It means nothing to a regular file.
+  const int fd = RetryOnEintr([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  if (fd < 0) return ErrnoError("open", path, errno);
+  std::unique_ptr<FileSource> source(new FileSource(fd, 0, path));
+  struct stat info;
+  if (fstat(fd, &info) != 0) return ErrnoError("stat", path, errno);
+  if (S_ISDIR(info.st_mode)) return ErrnoError("read", path, EISDIR);
+  if (!S_ISREG(info.st_mode)) return NotRegular(path);
+  source->size_ = static_cast<uint64_t>(info.st_size);
+  return source;
+}
+
+FileSource::~FileSource() { CloseFd(fd_); }
+
+absl::StatusOr<ByteSpan> FileSource::Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const {
+  if (offset > size_ || count > size_ - offset) {
+    return absl::OutOfRangeError(absl::StrCat("read ", path_, ": past the end of the file"));
+  }
+  scratch.resize(count);
+  for (size_t done = 0; done < count;) {
+    const ssize_t got = RetryOnEintr(
+        [&] { return pread(fd_, scratch.data() + done, count - done, static_cast<off_t>(offset + done)); });
+    if (got < 0) return ErrnoError("read", path_, errno);
+    if (got == 0) {
+      return absl::DataLossError(absl::StrCat("read ", path_, ": the file became shorter while it was read"));
+    }
+    done += static_cast<size_t>(got);
+  }
+  return ByteSpan(scratch);
+}
+
+absl::StatusOr<ByteSpan> SubSource::Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const {
+  if (offset > size_ || count > size_ - offset) return absl::OutOfRangeError("read past the end of the tensor");
+  return whole_.Get(offset_ + offset, count, scratch);
+}
+
+absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string& path) {
+  struct stat info;
+  const bool exists = stat(path.c_str(), &info) == 0;
+  if (!exists && errno != ENOENT) return ErrnoError("open", path, errno);
+  if (exists && S_ISDIR(info.st_mode)) return ErrnoError("open", path, EISDIR);
+  if (exists && S_ISCHR(info.st_mode)) {
+    const int fd = RetryOnEintr([&] { return open(path.c_str(), O_WRONLY | O_CLOEXEC); });
+    if (fd < 0) return ErrnoError("open", path, errno);
+    return std::unique_ptr<AtomicFile>(new AtomicFile(fd, path, path, ""));
+  }
+  if (exists && !S_ISREG(info.st_mode)) return NotRegular(path);
+  KVC_ASSIGN_OR_RETURN(const fs::path target, FollowLinks(path));
+  if (target.filename().empty()) return ErrnoError("open", path, target.empty() ? ENOENT : EISDIR);
+  // A rename would replace a file that its owner protected from writing.
+  if (exists && faccessat(AT_FDCWD, target.c_str(), W_OK, AT_EACCESS) != 0) return ErrnoError("open", path, errno);
+
+  KVC_ASSIGN_OR_RETURN(auto temporary, OpenTemporary(FolderOf(target), path));
+  std::unique_ptr<AtomicFile> file(new AtomicFile(temporary.first, path, target.native(), std::move(temporary.second)));
+  if (exists && fchmod(file->fd_, info.st_mode & 07777) != 0) return ErrnoError("chmod", path, errno);
+  return file;
+}
+
+AtomicFile::~AtomicFile() {
+  CloseFd(fd_);
+  if (!temporary_.empty() && !renamed_) unlink(temporary_.c_str());
+}
+
+absl::Status AtomicFile::WriteAt(uint64_t offset, ByteSpan bytes) {
+  while (!bytes.empty()) {
+    const ssize_t put =
+        RetryOnEintr([&] { return pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset)); });
+    if (put <= 0) return ErrnoError("write", path_, put < 0 ? errno : EIO);
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    offset += static_cast<uint64_t>(put);
+  }
+  return absl::OkStatus();
+}
+
+void AtomicFile::StartWriteback(uint64_t offset) {
+  if (offset <= writeback_started_) return;
+  // Only a hint: Commit() syncs everything, and reports what goes wrong.
+  sync_file_range(fd_, static_cast<off_t>(writeback_started_), static_cast<off_t>(offset - writeback_started_),
+                  SYNC_FILE_RANGE_WRITE);
+  writeback_started_ = offset;
+}
+
+absl::Status AtomicFile::Commit() {
+  if (temporary_.empty()) return absl::OkStatus();
+  if (RetryOnEintr([&] { return fsync(fd_); }) != 0) return ErrnoError("sync", path_, errno);
+  // Some network file systems tell of a failed write only here.
+  if (close(std::exchange(fd_, -1)) != 0 && errno != EINTR) return ErrnoError("close", path_, errno);
+  if (rename(temporary_.c_str(), target_.c_str()) != 0) return ErrnoError("rename", path_, errno);
+  renamed_ = true;
+
+  const std::string folder = FolderOf(target_).native();
+  // A folder that may be written but not read cannot be synced; nor can those of some file systems (EINVAL).
+  int folder_fd = RetryOnEintr([&] { return open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  if (folder_fd < 0) return absl::OkStatus();
+  const int error = RetryOnEintr([&] { return fsync(folder_fd); }) == 0 ? 0 : errno;
+  CloseFd(folder_fd);
+  return error == 0 || error == EINVAL ? absl::OkStatus() : ErrnoError("sync", folder, error);
+}
+
+}  // namespace kvcompress
