@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Times bin/kv-compress, file to file, on a large KV cache made of the repository's sample.
+
+usage: bench_files.py FOLDER HOST:PORT [--mebibytes 256] [--runs 5]
+
+The file has 32 layers of FP16 keys and values and lies in the page cache. GB/s are 10^9 bytes of FP16 a second of wall
+time, start-up, metrics, sync and rename included; the median of the runs counts.
+"""
+import argparse
+import json
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import time
+
+SAMPLE = "tests/data/docs.256.f16.safetensors"
+LAYERS = 32
+
+
+def make_input(path, size):
+    """Tiles the sample's tensors to `size` bytes of tensors; returns the bytes really written."""
+    with open(SAMPLE, "rb") as file:
+        data = file.read()
+    (header_size,) = struct.unpack_from("<Q", data)
+    sample = json.loads(data[8 : 8 + header_size])
+    sample.pop("__metadata__", None)
+    names = sorted(sample)
+    begin, end = sample[names[0]]["data_offsets"]
+    batch, heads, tokens, dim = sample[names[0]]["shape"]
+    copies = max(1, size // (2 * LAYERS * (end - begin)))
+    header, chunks = {}, []
+    for layer in range(LAYERS):
+        for kind in ("key", "value"):
+            begin, end = sample[f"layer_{layer % (len(names) // 2)}_{kind}"]["data_offsets"]
+            offset = len(chunks) * copies * (end - begin)
+            header[f"layer_{layer}_{kind}"] = {
+                "dtype": "F16",
+                "shape": [batch * copies, heads, tokens, dim],
+                "data_offsets": [offset, offset + copies * (end - begin)],
+            }
+            chunks.append(data[8 + header_size + begin : 8 + header_size + end] * copies)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for chunk in chunks:
+            file.write(chunk)
+    return os.path.getsize(path)
+
+
+def median_seconds(runs, work):
+    times = []
+    for _ in range(runs + 1):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])  # the first warms up
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("address")
+    parser.add_argument("--mebibytes", type=int, default=256)
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    original, small, back = (os.path.join(args.folder, name) for name in ("in", "small", "back"))
+    size = make_input(original, args.mebibytes << 20)
+
+    def run(*flags):
+        subprocess.run(["bin/kv-compress", *flags], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    rows = [("cp", lambda: shutil.copyfile(original, back))]
+    for name, server in (("embedded", []), ("daemon", ["-server", args.address])):
+        compress = [*server, "-input", original, "-output", small]
+        decompress = [*server, "-decompress", "-input", small, "-output", back]
+        rows.append((f"kv-compress, {name}", lambda flags=compress: run(*flags)))
+        rows.append((f"kv-compress -decompress, {name}", lambda flags=decompress: run(*flags)))
+    print(f"\n{size / 1e6:.0f} MB of FP16, file to file, {os.cpu_count()} cores")
+    print(f"{'':36} {'s':>7} {'GB/s':>7} {'of cp':>7}")
+    copy = None
+    for name, work in rows:
+        seconds = median_seconds(args.runs, work)
+        copy = copy or seconds
+        print(f"{name:36} {seconds:7.3f} {size / seconds / 1e9:7.2f} {copy / seconds:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
