@@ -1,7 +1,113 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcompress/simd/error_sums.cc"
 #include "kvcompress/simd/error_sums.h"
 
-namespace kvcompress::simd {
-void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
-  scalar::MeasureErrors(dtype, original, decoded, count, sums);
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+
+#include "kvcompress/base/half.h"
+#include "kvcompress/simd/half-inl.h"
+#include "kvcompress/simd/sums-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+using DF = LaneSums::DF;
+using VF = LaneSums::V;
+
+// Values are looked at in runs of this many: first at their magnitudes, then, in the cache, at the errors.
+constexpr size_t kRun = 1024;
+constexpr size_t kPrefetchBytes = 4096;
+
+// The bits of the largest magnitude of a run of both arrays.
+template <DType kT>
+HWY_INLINE Bits<kT> MaxMagnitude(const uint8_t* a, const uint8_t* b) {
+  const hn::ScalableTag<Bits<kT>> d;
+  const auto mask = hn::Set(d, static_cast<Bits<kT>>(Bits<kT>(~Bits<kT>{0}) >> 1));
+  const size_t step = hn::Lanes(d) * sizeof(Bits<kT>);
+  auto max_a = hn::Zero(d);
+  auto max_b = hn::Zero(d);
+  for (size_t i = 0; i < kRun * sizeof(Bits<kT>); i += step) {
+    max_a = hn::Max(max_a, hn::And(LoadAt(d, a + i), mask));
+    max_b = hn::Max(max_b, hn::And(LoadAt(d, b + i), mask));
+  }
+  return hn::GetLane(hn::MaxOfLanes(d, hn::Max(max_a, max_b)));
 }
+
+// The sums of a run whose values are all finite and no larger than kLaneMax.
+template <DType kT>
+HWY_INLINE ErrorSums MeasureRun(const uint8_t* original, const uint8_t* decoded) {
+  const DF df;
+  constexpr size_t kStep = hn::MaxLanes(DF()) * DTypeSize(kT);
+  LaneSums lanes;
+  WideSums wide;
+  lanes.Clear();
+  size_t i = 0;
+  while (i < kRun * DTypeSize(kT)) {
+    for (size_t k = 0; k < LaneSums::kFlushAfter; ++k, i += kStep) {
+      PrefetchAhead<kPrefetchBytes>(original + i, kStep);
+      PrefetchAhead<kPrefetchBytes>(decoded + i, kStep);
+      const VF x = LoadF32<kT>(df, original + i);
+      lanes.Add(x, hn::Sub(x, LoadF32<kT>(df, decoded + i)));
+    }
+    wide.Flush(lanes);
+  }
+  return wide.Totals(kRun, lanes.max_error);
+}
+
+template <DType kT>
+void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
+  for (size_t run = 0; run < runs; ++run) {
+    constexpr size_t kBytes = kRun * DTypeSize(kT);
+    const uint8_t* x = original + run * kBytes;
+    const uint8_t* y = decoded + run * kBytes;
+    const Bits<kT> max_bits = MaxMagnitude<kT>(x, y);
+    const double max_abs = LoadAsF32(kT, &max_bits, 0);
+    if (SafeInLanes(max_abs)) {
+      const ErrorSums run_sums = MeasureRun<kT>(x, y);
+      if (SafeInLanes(run_sums.max_abs_error)) {
+        sums.Merge(run_sums);
+        continue;
+      }
+    }
+    scalar::MeasureErrors(kT, x, y, kRun, sums);
+  }
+}
+
+}  // namespace
+
+// MeasureErrors for `runs` runs of kRun values.
+void MeasureRuns(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
+  switch (dtype) {
+    case DType::kF16:
+      return MeasureAs<DType::kF16>(original, decoded, runs, sums);
+    case DType::kBF16:
+      return MeasureAs<DType::kBF16>(original, decoded, runs, sums);
+    case DType::kF32:
+      return MeasureAs<DType::kF32>(original, decoded, runs, sums);
+  }
+}
+
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcompress::simd {
+
+HWY_EXPORT(MeasureRuns);
+
+void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
+  const auto* x = static_cast<const uint8_t*>(original);
+  const auto* y = static_cast<const uint8_t*>(decoded);
+  const size_t runs = count / HWY_STATIC_DISPATCH(kRun);
+  const size_t done = runs * HWY_STATIC_DISPATCH(kRun);
+  HWY_DYNAMIC_DISPATCH(MeasureRuns)(dtype, x, y, runs, sums);
+  const size_t bytes = done * DTypeSize(dtype);
+  scalar::MeasureErrors(dtype, x + bytes, y + bytes, count - done, sums);
+}
+
 }  // namespace kvcompress::simd
+#endif  // HWY_ONCE

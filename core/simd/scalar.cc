@@ -30,13 +30,14 @@ namespace {
 
 constexpr size_t kMaxGroup = 128;
 
+// An infinite error is left out of the cross sum, where it would make NaN of a zero.
 void AddTerm(double x, double error, ErrorSums& sums) {
   ++sums.count;
   sums.sum += x;
   sums.sum_squares += x * x;
   sums.sum_error_squares += error * error;
   sums.sum_abs_error += std::abs(error);
-  sums.sum_cross += x * error;
+  if (std::isfinite(error)) sums.sum_cross += x * error;
   sums.max_abs_error = std::max(sums.max_abs_error, std::abs(error));
 }
 

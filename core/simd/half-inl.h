@@ -1,0 +1,152 @@
+// Elements of a tensor as vectors of float, for the target that is being compiled.
+
+#if defined(KVCOMPRESS_SIMD_HALF_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVCOMPRESS_SIMD_HALF_INL_H_
+#undef KVCOMPRESS_SIMD_HALF_INL_H_
+#else
+#define KVCOMPRESS_SIMD_HALF_INL_H_
+#endif
+
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvcompress/base/dtype.h"
+
+#undef KVC_TARGET_AVX512
+#define KVC_TARGET_AVX512 (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL)
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// The bits of an element.
+template <DType kT>
+struct BitsOf {
+  using Type = uint16_t;
+};
+template <>
+struct BitsOf<DType::kF32> {
+  using Type = uint32_t;
+};
+template <DType kT>
+using Bits = typename BitsOf<kT>::Type;
+
+// Loads and stores at any address: bytes, so that no pointer is ever misaligned for its type.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadAt(D d, const uint8_t* from) {
+  return hn::BitCast(d, hn::LoadU(hn::Repartition<uint8_t, D>(), from));
+}
+template <class D>
+HWY_INLINE void StoreAt(hn::Vec<D> v, D d, uint8_t* to) {
+  const hn::Repartition<uint8_t, D> bytes;
+  (void)d;
+  hn::StoreU(hn::BitCast(bytes, v), bytes, to);
+}
+
+// Fetches the `bytes` bytes that begin kDistance bytes after `at`; beyond the end of an array that does nothing.
+template <size_t kDistance>
+HWY_INLINE void PrefetchAhead(const uint8_t* at, size_t bytes) {
+  constexpr size_t kCacheLine = 64;
+  for (size_t line = 0; line < bytes; line += kCacheLine) {
+    hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(at) + kDistance + line));
+  }
+}
+
+// binary32 to binary16, to nearest even; NaN stays NaN.
+template <class DF, class DU16 = hn::Rebind<uint16_t, DF>>
+HWY_INLINE hn::Vec<DU16> F16FromF32(DF df, hn::Vec<DF> v) {
+  const DU16 du16;
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_EMU128
+  // No instruction for it, and Highway's emulation truncates: the steps of F32ToF16 of base/half.cc.
+  const hn::RebindToUnsigned<DF> du;
+  const hn::RebindToSigned<DF> di;
+  const auto bits = hn::BitCast(du, v);
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
+  const auto sign = hn::ShiftRight<16>(hn::Xor(bits, magnitude));
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1));
+  const auto rounded = hn::Add(hn::Add(magnitude, hn::Set(du, 0xfffu - 0x38000000u)), odd);
+  const auto normal = hn::ShiftRight<13>(rounded);
+  const auto shifted = hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f));
+  const auto subnormal = hn::Sub(hn::BitCast(du, shifted), hn::Set(du, 0x3f000000u));
+  // Magnitudes are below 2^31, so that signed comparisons order them.
+  const auto as_int = hn::BitCast(di, magnitude);
+  auto half = hn::IfThenElse(hn::RebindMask(du, hn::Lt(as_int, hn::Set(di, 0x38800000))), subnormal, normal);
+  half = hn::IfThenElse(hn::RebindMask(du, hn::Gt(as_int, hn::Set(di, 0x477fefff))), hn::Set(du, 0x7c00u), half);
+  const auto quiet = hn::Or(hn::Set(du, 0x7e00u), hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 0x3ffu)));
+  half = hn::IfThenElse(hn::RebindMask(du, hn::Gt(as_int, hn::Set(di, 0x7f800000))), quiet, half);
+  return hn::DemoteTo(du16, hn::BitCast(di, hn::Or(half, sign)));
+#else
+  (void)df;
+  return hn::BitCast(du16, hn::DemoteTo(hn::Rebind<hwy::float16_t, DF>(), v));
+#endif
+}
+
+// binary16 to binary32. Infinities and NaN become some number of 65536 and more on targets that emulate.
+template <class DF>
+HWY_INLINE hn::Vec<DF> F32FromF16(DF df, hn::Vec<hn::Rebind<uint16_t, DF>> v) {
+  return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), v));
+}
+
+// The bits of a float rounded to bfloat16, in the upper halves; the lower halves are rubbish. Not for NaN with a
+// payload in the low bits, which no kernel makes.
+template <class DF, class DU = hn::RebindToUnsigned<DF>>
+HWY_INLINE hn::Vec<DU> RoundToUpperHalf(DF, hn::Vec<DF> v) {
+  const DU du;
+  const auto bits = hn::BitCast(du, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  return hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+}
+
+template <DType kT, class DF>
+HWY_INLINE hn::Vec<DF> LoadF32(DF df, const uint8_t* from) {
+  if constexpr (kT == DType::kF32) {
+    return LoadAt(df, from);
+  } else if constexpr (kT == DType::kF16) {
+    return F32FromF16(df, LoadAt(hn::Rebind<uint16_t, DF>(), from));
+  } else {
+    const hn::RebindToUnsigned<DF> du;
+    const auto bits = hn::PromoteTo(du, LoadAt(hn::Rebind<uint16_t, DF>(), from));
+    return hn::BitCast(df, hn::ShiftLeft<16>(bits));
+  }
+}
+
+// `v` as elements of kT, which has 16 bits.
+template <DType kT, class DF, class DU16 = hn::Rebind<uint16_t, DF>>
+HWY_INLINE hn::Vec<DU16> Narrow(DF df, hn::Vec<DF> v) {
+  if constexpr (kT == DType::kF16) {
+    return F16FromF32(df, v);
+  } else {
+    const auto upper = hn::ShiftRight<16>(RoundToUpperHalf(df, v));
+    return hn::DemoteTo(DU16(), hn::BitCast(hn::RebindToSigned<DF>(), upper));
+  }
+}
+
+template <DType kT, class DF>
+HWY_INLINE void StoreF32(DF df, hn::Vec<DF> v, uint8_t* to) {
+  if constexpr (kT == DType::kF32) {
+    StoreAt(v, df, to);
+  } else {
+    StoreAt(Narrow<kT>(df, v), hn::Rebind<uint16_t, DF>(), to);
+  }
+}
+
+// `v`, finite, as an element of type kT can hold it.
+template <DType kT, class DF>
+HWY_INLINE hn::Vec<DF> RoundTo(DF df, hn::Vec<DF> v) {
+  if constexpr (kT == DType::kF32) {
+    return v;
+  } else if constexpr (kT == DType::kF16) {
+    return F32FromF16(df, F16FromF32(df, v));
+  } else {
+    const hn::RebindToUnsigned<DF> du;
+    return hn::BitCast(df, hn::And(RoundToUpperHalf(df, v), hn::Set(du, 0xffff0000u)));
+  }
+}
+
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
