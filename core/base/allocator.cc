@@ -1,0 +1,16 @@
+#include "kvcompress/base/allocator.h"
+
+#include <malloc.h>
+
+namespace kvcompress {
+
+void KeepFreedMemory() {
+#ifdef __GLIBC__
+  constexpr int kMiB = 1 << 20;
+  mallopt(M_MMAP_THRESHOLD, 32 * kMiB);   // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, 512 * kMiB);  // what the top of a heap may keep
+  mallopt(M_TOP_PAD, 16 * kMiB);          // grow in few steps
+#endif
+}
+
+}  // namespace kvcompress
