@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "absl/strings/str_format.h"
 #include "chain_harness.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"

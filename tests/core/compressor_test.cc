@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <random>
 
 #include "absl/strings/str_format.h"
@@ -35,7 +37,7 @@ struct Frames final : CompressOutput {
 
 struct Tensors final : DecompressOutput {
   void OnHeader(const TensorDesc& tensor, uint64_t) override { headers.push_back(tensor); }
-  void OnData(Buffer values) override { current.insert(current.end(), values.span().begin(), values.span().end()); }
+  void OnData(Buffer bytes) override { current.insert(current.end(), bytes.span().begin(), bytes.span().end()); }
   void OnTensor(const TensorReport& report) override {
     values.push_back(std::move(current));
     current.clear();

@@ -1,0 +1,87 @@
+#include <cstdlib>
+
+#include "kvcompress/compressor.h"
+
+// Two attacks on the frame reader and every decoder. With an odd first byte the input is taken for a frame as it is;
+// with an even one it is dressed as a frame whose checksums are right, so that headers and payloads reach the code
+// behind them: codec, dtype and shape come from the input's next bytes, the payloads from the rest.
+namespace kvcompress {
+namespace {
+
+constexpr uint64_t kMaxTensorBytes = 1 << 20;
+
+struct Sink final : DecompressOutput {
+  void OnHeader(const TensorDesc&, uint64_t) override {}
+  void OnData(Buffer values) override { bytes += values.size(); }
+  void OnTensor(const TensorReport& report) override {
+    if (report.tensor_bytes != bytes) std::abort();
+  }
+  void OnError(const absl::Status&) override {}
+
+  uint64_t bytes = 0;
+};
+
+constexpr const char* kSpecs[] = {
+    "int2(group=32)",
+    "int3(group=64)",
+    "int4(group=64)",
+    "int5(group=128)",
+    "int6(group=32)",
+    "int8(group=128)",
+    "raw",
+    "raw|zstd(level=1)",
+    "int4(group=64)|zstd(level=1)|zstd(level=3)",
+    "sparse(ratio=0.5)|int4(group=64)",
+    "sparse(ratio=0.5)|raw|zstd(level=1)",
+    "clamp(limit=65504)|int4(group=64)",
+};
+
+std::vector<std::byte> Dress(ByteSpan input) {
+  ByteReader reader(input);
+  uint8_t codec = 0;
+  uint8_t dtype = 0;
+  uint16_t count = 0;
+  if (!reader.Read(codec) || !reader.Read(dtype) || !reader.Read(count)) return {};
+  FrameHeader header{
+      .tensor = {.name = "", .dtype = static_cast<DType>(1 + dtype % 3), .shape = {count}, .axes = {AxisRole::kOther}},
+      .codec = kSpecs[codec % std::size(kSpecs)],
+      .block_elements = kBlockElementsMultiple * (1 + dtype / 3u)};
+  std::vector<std::byte> frame = SerializeFrameHeader(header);
+  std::vector<uint32_t> sizes;
+  for (uint64_t i = 0; i < header.block_count(); ++i) {
+    uint16_t size = 0;
+    ByteSpan payload;
+    if (!reader.Read(size) || !reader.ReadBytes(std::min<size_t>(size, reader.remaining()), payload)) break;
+    const size_t at = frame.size();
+    frame.resize(at + kBlockHeaderBytes);
+    WriteBlockHeader(header.checksum, i, payload, frame.data() + at);
+    frame.insert(frame.end(), payload.begin(), payload.end());
+    sizes.push_back(static_cast<uint32_t>(payload.size()));
+  }
+  const size_t at = frame.size();
+  frame.resize(at + FrameEndBytes(sizes.size()));
+  WriteFrameEnd(header.checksum, sizes, frame.data() + at);
+  return frame;
+}
+
+}  // namespace
+}  // namespace kvcompress
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace kvcompress;  // NOLINT
+  static ThreadPool pool(1);
+  if (size < 2) return 0;
+  const ByteSpan input{reinterpret_cast<const std::byte*>(data) + 2, size - 2};
+  const std::vector<std::byte> frame =
+      data[0] % 2 == 0 ? Dress(input) : std::vector<std::byte>(input.begin(), input.end());
+  Sink sink;
+  DecompressStream stream(pool, {.max_tensor_bytes = kMaxTensorBytes}, sink);
+  const size_t piece = 1 + size_t{data[1]} * 16;
+  absl::Status status = stream.Begin("t");
+  for (size_t at = 0; at < frame.size() && status.ok(); at += piece) {
+    status = stream.Append(ByteSpan(frame).subspan(at, std::min(piece, frame.size() - at)));
+  }
+  if (status.ok()) stream.Finish().IgnoreError();
+  stream.WaitBelow(1);
+  return 0;
+}

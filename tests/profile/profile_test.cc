@@ -1,0 +1,84 @@
+#include "kvcompress/profile/profile.h"
+
+#include <gmock/gmock.h>
+
+#include "kvcompress/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using ::kvcompress::testing::IsOk;
+using ::kvcompress::testing::StatusIs;
+
+TEST(ProfileTest, TheFirstRuleThatHoldsDecides) {
+  const auto profile = Profile::Parse(R"json({
+    "version": 1,
+    "description": "first layers exact",
+    "default": "int4",
+    "rules": [
+      {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
+      {"kind": "key", "layers": [2, 4], "codec": "int8(group=32)"},
+      {"kind": "value", "codec": "int3"},
+      {"name": "enc?der_*_w", "codec": "raw"}
+    ]
+})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(profile->CodecFor("layer_0_key"), "raw|zstd(level=1)");
+  EXPECT_EQ(profile->CodecFor("layer_1_value"), "raw|zstd(level=1)");
+  EXPECT_EQ(profile->CodecFor("layer_2_key"), "int8(group=32)");
+  EXPECT_EQ(profile->CodecFor("layer_4_key"), "int8(group=32)");
+  EXPECT_EQ(profile->CodecFor("layer_5_key"), "int4(group=64)");
+  EXPECT_EQ(profile->CodecFor("layer_2_value"), "int3(group=64)");
+  EXPECT_EQ(profile->CodecFor("encoder_1_w"), "raw");
+  EXPECT_EQ(profile->CodecFor("encoder_1_w_"), "int4(group=64)");
+  EXPECT_EQ(profile->CodecFor("anything"), "int4(group=64)");
+}
+
+TEST(ProfileTest, UniformIsOneCodecForAll) {
+  const auto profile = Profile::Uniform("int8");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(profile->CodecFor("layer_0_key"), "int8(group=64)");
+  EXPECT_EQ(profile->CodecFor("x"), "int8(group=64)");
+  EXPECT_THAT(Profile::Uniform("int1"), StatusIs(absl::StatusCode::kInvalidArgument, "unknown codec \"int1\""));
+}
+
+struct BadProfile {
+  std::string_view json;
+  std::string_view message;
+};
+
+class BadProfileTest : public ::testing::TestWithParam<BadProfile> {};
+
+TEST_P(BadProfileTest, IsRefusedWithASentence) {
+  EXPECT_THAT(Profile::Parse(GetParam().json),
+              StatusIs(absl::StatusCode::kInvalidArgument, std::string(GetParam().message)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadProfileTest,
+    ::testing::Values(
+        BadProfile{"", "profile: not valid JSON"}, BadProfile{"{\"version\": 1,}", "profile: not valid JSON"},
+        BadProfile{"[]", "profile: must be a JSON object"},
+        BadProfile{R"({"default": "int4"})", "profile: \"version\" is missing"},
+        BadProfile{R"({"version": 2, "default": "int4"})", "profile: \"version\" must be 1"},
+        BadProfile{R"({"version": 1})", "profile: \"default\" is missing"},
+        BadProfile{R"({"version": 1, "default": "int9"})", "profile: default: unknown codec \"int9\""},
+        BadProfile{R"({"version": 1, "default": 4})", "profile: default: \"codec\" must be a string"},
+        BadProfile{R"({"version": 1, "default": "int4", "rule": []})", "profile: unknown key \"rule\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": {}})", "profile: \"rules\" must be an array"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [1]})", "profile: rule 1: must be a JSON object"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"codec": "raw"}, {"kind": "key"}]})",
+                   "profile: rule 2: \"codec\" is missing"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layer": 1, "codec": "raw"}]})",
+                   "profile: rule 1: unknown key \"layer\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [2, 1], "codec": "raw"}]})",
+                   "profile: rule 1: \"layers\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [-1, 1], "codec": "raw"}]})",
+                   "profile: rule 1: \"layers\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"kind": "keys", "codec": "raw"}]})",
+                   "profile: rule 1: \"kind\" must be \"key\" or \"value\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"name": 1, "codec": "raw"}]})",
+                   "profile: rule 1: \"name\" must be a string"}));
+
+}  // namespace
+}  // namespace kvcompress
