@@ -5,7 +5,6 @@
 #include <hwy/detect_targets.h>
 #include <hwy/targets.h>
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -56,8 +55,10 @@ class TargetsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>> 
   // The largest value of the dtype that can be quantized.
   float LargestQuantizable(int bits) const {
     const float limit = std::fmin(MaxQuantizable(bits), MaxFinite(dtype()));
-    // The upper half of a binary32 number is the BF16 number towards zero.
-    return dtype() == DType::kBF16 ? BF16ToF32(static_cast<uint16_t>(std::bit_cast<uint32_t>(limit) >> 16)) : limit;
+    if (dtype() != DType::kBF16) return limit;
+    uint16_t bits16 = F32ToBF16(limit);
+    if (BF16ToF32(bits16) > limit) --bits16;
+    return BF16ToF32(bits16);
   }
 
   // Quantizes and decodes between guard pages, with the target and with the definition, and compares.
