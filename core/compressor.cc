@@ -134,12 +134,25 @@ absl::Status CompressStream::Begin(TensorDesc tensor, std::string_view codec) {
     SubmitEmpty(task);
     return absl::OkStatus();
   }
-  if (task->chain.needs_tensor()) pending_ = Buffer(task->report.tensor_bytes);
   task_ = std::move(task);
   return absl::OkStatus();
 }
 
+std::optional<Footprint> CompressStream::footprint() const {
+  if (task_ == nullptr) return std::nullopt;
+  return Footprint{.tensor_bytes = task_->report.tensor_bytes,
+                   .block_bytes = task_->header.BlockElements(0) * task_->width(),
+                   .whole = task_->chain.needs_tensor()};
+}
+
 absl::Status CompressStream::Append(ByteSpan bytes) {
+  do {
+    KVC_RETURN_IF_ERROR(AppendPart(bytes));
+  } while (!bytes.empty());
+  return absl::OkStatus();
+}
+
+absl::Status CompressStream::AppendPart(ByteSpan& bytes) {
   if (task_ == nullptr) {
     return absl::InvalidArgumentError(absl::StrFormat("%d bytes of data outside a tensor", bytes.size()));
   }
@@ -149,19 +162,19 @@ absl::Status CompressStream::Append(ByteSpan bytes) {
         absl::StrFormat("tensor \"%s\": more than the %d bytes that its shape says", task_->header.tensor.name, total));
   }
   const bool whole = task_->chain.needs_tensor();
-  while (!bytes.empty()) {
-    const uint64_t index = received_ / task_->width() / task_->header.block_elements;
-    const size_t capacity = whole ? static_cast<size_t>(total) : task_->header.BlockElements(index) * task_->width();
-    if (pending_.size() != capacity) pending_ = Buffer(capacity);
-    const size_t take = std::min(capacity - filled_, bytes.size());
-    std::memcpy(pending_.data() + filled_, bytes.data(), take);
-    bytes = bytes.subspan(take);
-    filled_ += take;
-    received_ += take;
-    if (filled_ < capacity) continue;
-    filled_ = 0;
-    if (!whole) SubmitBlock(task_, index, std::move(pending_));
-    if (!whole) pending_ = Buffer();
+  const uint64_t index = received_ / task_->width() / task_->header.block_elements;
+  const size_t capacity = whole ? static_cast<size_t>(total) : task_->header.BlockElements(index) * task_->width();
+  if (pending_.size() != capacity) pending_ = Buffer(capacity);
+  const size_t take = std::min(capacity - filled_, bytes.size());
+  if (take > 0) std::memcpy(pending_.data() + filled_, bytes.data(), take);
+  bytes = bytes.subspan(take);
+  filled_ += take;
+  received_ += take;
+  if (filled_ < capacity) return absl::OkStatus();
+  filled_ = 0;
+  if (!whole) {
+    SubmitBlock(task_, index, std::move(pending_));
+    pending_ = Buffer();
   }
   if (received_ == total) EndTensor();
   return absl::OkStatus();
@@ -197,12 +210,15 @@ absl::Status CompressStream::Compress(TensorDesc tensor, std::string_view codec,
 
 void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, Buffer values) {
   auto block = std::make_shared<EncodedBlock>();
+  const uint64_t value_bytes = task->header.BlockElements(index) * task->width();
+  bytes_in_flight_ += value_bytes;
   auto work = [this, task, index, block, values = std::move(values)]() mutable {
     if (cancelled_) return;
     block->status = EncodeBlock(*task, index, values.span(), *block);
     values = Buffer();
   };
-  auto deliver = [this, task, index, block] {
+  auto deliver = [this, task, index, block, value_bytes] {
+    bytes_in_flight_ -= value_bytes;
     if (cancelled_ || failed_) return;
     if (!block->status.ok()) {
       failed_ = true;
@@ -259,39 +275,66 @@ absl::Status DecompressStream::Begin(std::string_view name) {
 absl::Status DecompressStream::Named(const absl::Status& status) const { return Prefixed(name_, status); }
 
 absl::Status DecompressStream::Append(ByteSpan bytes) {
+  while (!bytes.empty()) KVC_RETURN_IF_ERROR(AppendPart(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status DecompressStream::Decompress(std::string_view name, const ByteSource& source, size_t window) {
+  constexpr uint64_t kReadBytes = uint64_t{1} << 20;
+  KVC_RETURN_IF_ERROR(Begin(name));
+  std::vector<std::byte> scratch;
+  for (uint64_t offset = 0; offset < source.size();) {
+    KVC_ASSIGN_OR_RETURN(ByteSpan bytes, source.Get(offset, std::min(kReadBytes, source.size() - offset), scratch));
+    offset += bytes.size();
+    while (!bytes.empty() && !cancelled_) {
+      pipeline_.WaitBelow(window);
+      KVC_RETURN_IF_ERROR(AppendPart(bytes));
+    }
+    if (cancelled_) return absl::OkStatus();
+    if (!in_tensor() && offset < source.size()) return BytesBehindEnd(source.size() - offset);
+  }
+  return Finish();
+}
+
+std::optional<Footprint> DecompressStream::footprint() const {
+  if (task_ == nullptr) return std::nullopt;
+  return Footprint{.tensor_bytes = task_->report.tensor_bytes,
+                   .block_bytes = task_->header.BlockElements(0) * DTypeSize(task_->header.tensor.dtype)};
+}
+
+absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
   if (reader_ == nullptr) {
     return absl::InvalidArgumentError(absl::StrFormat("%d bytes of data outside a frame", bytes.size()));
   }
-  while (!bytes.empty()) {
-    const absl::StatusOr<FrameReader::Part> part = reader_->Next(bytes);
-    if (!part.ok()) return Named(part.status());
-    switch (*part) {
-      case FrameReader::Part::kNeedMore:
-        break;
-      case FrameReader::Part::kHeader:
-        if (const absl::Status status = StartTensor(); !status.ok()) return Named(status);
-        break;
-      case FrameReader::Part::kBlock:
-        SubmitBlock(reader_->TakeBlock());
-        break;
-      case FrameReader::Part::kEnd: {
-        auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
-          if (cancelled_ || failed_) return;
-          task->report.frame_bytes = frame_bytes;
-          output_.OnTensor(task->report);
-        };
-        pipeline_.Submit([] {}, std::move(deliver));
-        task_ = nullptr;
-        reader_ = nullptr;
-        if (!bytes.empty()) {
-          return Named(
-              absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", bytes.size())));
-        }
-        break;
-      }
+  const absl::StatusOr<FrameReader::Part> part = reader_->Next(bytes);
+  if (!part.ok()) return Named(part.status());
+  switch (*part) {
+    case FrameReader::Part::kNeedMore:
+      break;
+    case FrameReader::Part::kHeader:
+      if (const absl::Status status = StartTensor(); !status.ok()) return Named(status);
+      break;
+    case FrameReader::Part::kBlock:
+      SubmitBlock(reader_->TakeBlock());
+      break;
+    case FrameReader::Part::kEnd: {
+      auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
+        if (cancelled_ || failed_) return;
+        task->report.frame_bytes = frame_bytes;
+        output_.OnTensor(task->report);
+      };
+      pipeline_.Submit([] {}, std::move(deliver));
+      task_ = nullptr;
+      reader_ = nullptr;
+      if (!bytes.empty()) return BytesBehindEnd(bytes.size());
+      break;
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status DecompressStream::BytesBehindEnd(uint64_t count) const {
+  return Named(absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", count)));
 }
 
 absl::Status DecompressStream::StartTensor() {
@@ -329,13 +372,15 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
     double seconds = 0;
   };
   auto decoded = std::make_shared<Decoded>();
-  auto work = [this, task = task_, decoded, block = std::move(encoded)]() mutable {
+  const uint64_t value_bytes = task_->header.BlockElements(encoded.index) * DTypeSize(task_->header.tensor.dtype);
+  bytes_in_flight_ += value_bytes;
+  auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
     if (cancelled_) return;
     const Clock::time_point start = Clock::now();
     const DType dtype = task->header.tensor.dtype;
     decoded->status = VerifyBlock(task->header, block);
     if (decoded->status.ok()) {
-      decoded->values.Resize(task->header.BlockElements(block.index) * DTypeSize(dtype));
+      decoded->values.Resize(static_cast<size_t>(value_bytes));
       decoded->status = task->chain.DecodeBlock(dtype, block.payload.span(), decoded->values.span());
       if (!decoded->status.ok()) {
         decoded->status = absl::Status(decoded->status.code(),
@@ -345,7 +390,8 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
     block.payload = Buffer();
     decoded->seconds = SecondsSince(start);
   };
-  auto deliver = [this, task = task_, decoded] {
+  auto deliver = [this, task = task_, decoded, value_bytes] {
+    bytes_in_flight_ -= value_bytes;
     if (cancelled_ || failed_) return;
     if (!decoded->status.ok()) {
       failed_ = true;

@@ -2,9 +2,11 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "kvcompress/base/buffer.h"
 #include "kvcompress/base/byte_source.h"
@@ -32,6 +34,13 @@ struct TensorReport {
   uint64_t frame_bytes = 0;
   ErrorSums sums;            // of compression only
   double codec_seconds = 0;  // time of pool threads
+};
+
+// What the tensor in progress takes.
+struct Footprint {
+  uint64_t tensor_bytes = 0;
+  uint64_t block_bytes = 0;  // of the values of a block
+  bool whole = false;        // the stream holds all of it until its last byte has come
 };
 
 // Receives what a stream makes: in order, one call at a time, on pool threads. After OnError nothing follows.
@@ -69,8 +78,12 @@ class CompressStream {
   absl::Status Begin(TensorDesc tensor, std::string_view codec);
   // The next bytes of the tensor, copied. INVALID_ARGUMENT when there are more than its shape says.
   absl::Status Append(ByteSpan bytes);
+  // The same, but takes from the front of `bytes` no more than completes a block.
+  absl::Status AppendPart(ByteSpan& bytes);
   // Whether the current tensor still waits for bytes.
   bool in_tensor() const { return task_ != nullptr; }
+  // Of the tensor that Append feeds; empty when there is none.
+  std::optional<Footprint> footprint() const;
 
   // Starts and ends a tensor whose bytes the workers read from `source`, which must live until the tensor's report.
   // Blocks while `window` or more blocks are in flight.
@@ -80,6 +93,12 @@ class CompressStream {
   absl::Status Finish() const;
 
   size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  // Bytes of the values of those blocks.
+  uint64_t bytes_in_flight() const { return bytes_in_flight_; }
+  // Calls `done` on a pool thread when everything submitted so far is out, or skipped after an error or Cancel.
+  void Flush(absl::AnyInvocable<void()> done) {
+    pipeline_.Submit([] {}, std::move(done));
+  }
   // Blocks until fewer than `limit` blocks are in flight. Not from the output's calls.
   void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
   // Makes the remaining work end at once, without further output. From any thread.
@@ -94,6 +113,7 @@ class CompressStream {
   Limits limits_;
   CompressOutput& output_;
   std::atomic<bool> cancelled_ = false;
+  std::atomic<uint64_t> bytes_in_flight_ = 0;
   bool failed_ = false;               // of the output's side: set and read by deliveries only
   std::shared_ptr<EncodeTask> task_;  // the tensor that Append feeds
   Buffer pending_;                    // its next block, or all of it where the chain must see the whole
@@ -113,12 +133,25 @@ class DecompressStream {
   absl::Status Begin(std::string_view name);
   // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes behind the end mark.
   absl::Status Append(ByteSpan bytes);
+  // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
+  // end.
+  absl::Status AppendPart(ByteSpan& bytes);
   bool in_tensor() const { return reader_ != nullptr; }
+  // Of the current frame; empty until its header has come.
+  std::optional<Footprint> footprint() const;
+
+  // Starts and ends a frame whose bytes are read from `source`: exactly one frame. Blocks while `window` or more blocks
+  // are in flight, so that small payloads that decode to large blocks cannot pile up.
+  absl::Status Decompress(std::string_view name, const ByteSource& source, size_t window);
 
   // The end of input. DATA_LOSS when a frame is incomplete.
   absl::Status Finish() const;
 
   size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  uint64_t bytes_in_flight() const { return bytes_in_flight_; }
+  void Flush(absl::AnyInvocable<void()> done) {
+    pipeline_.Submit([] {}, std::move(done));
+  }
   void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
   void Cancel() { cancelled_ = true; }
 
@@ -126,10 +159,12 @@ class DecompressStream {
   absl::Status StartTensor();
   void SubmitBlock(FrameReader::Block block);
   absl::Status Named(const absl::Status& status) const;
+  absl::Status BytesBehindEnd(uint64_t count) const;
 
   Limits limits_;
   DecompressOutput& output_;
   std::atomic<bool> cancelled_ = false;
+  std::atomic<uint64_t> bytes_in_flight_ = 0;
   bool failed_ = false;
   std::string name_;
   std::unique_ptr<FrameReader> reader_;

@@ -255,10 +255,11 @@ TEST_F(CompressorTest, ABadValueEndsTheStreamOnceAndNamesItself) {
   Bytes values = MakeValues(DType::kF32, count, Distribution::kGaussian);
   StoreFromF32(DType::kF32, std::numeric_limits<float>::quiet_NaN(), values.data(), 200000);
   Frames out;
+  const MemorySource source{ByteSpan(values)};
+  const MemorySource nothing{ByteSpan()};
   CompressStream stream(pool_, {}, out);
-  ASSERT_THAT(stream.Compress(MakeTensor("t", DType::kF32, {count}), "int4", MemorySource(ByteSpan(values)), 2),
-              IsOk());
-  ASSERT_THAT(stream.Compress(MakeTensor("u", DType::kF32, {0}), "int4", MemorySource(ByteSpan()), 2), IsOk());
+  ASSERT_THAT(stream.Compress(MakeTensor("t", DType::kF32, {count}), "int4", source, 2), IsOk());
+  ASSERT_THAT(stream.Compress(MakeTensor("u", DType::kF32, {0}), "int4", nothing, 2), IsOk());
   stream.WaitBelow(1);
   ASSERT_EQ(out.errors.size(), 1u);
   EXPECT_THAT(out.errors[0], StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("value 200000 is NaN")));
