@@ -22,8 +22,10 @@ bool AllLossless(const std::vector<std::unique_ptr<T>>& stages) {
   return std::all_of(stages.begin(), stages.end(), [](const auto& stage) { return stage->lossless(); });
 }
 
+}  // namespace
+
 // Buffers that a thread uses again for every block.
-struct Scratch {
+struct CodecChain::Scratch {
   std::vector<Buffer> values;  // behind each transform
   std::vector<Buffer> sides;
   std::vector<Buffer> streams;  // raw ones, where byte codecs follow
@@ -34,12 +36,10 @@ struct Scratch {
   std::vector<ByteSpan> in;
 };
 
-Scratch& ThreadScratch() {
+CodecChain::Scratch& CodecChain::ThreadScratch() {
   thread_local Scratch scratch;
   return scratch;
 }
-
-}  // namespace
 
 absl::StatusOr<CodecChain> CodecChain::Parse(std::string_view text) {
   KVC_ASSIGN_OR_RETURN(const std::vector<StageSpec> stages, ParseSpec(text));
@@ -132,59 +132,53 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
       block.tensor.name, block.first + index, what, codec_name_, codec_->spec()));
 }
 
-absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
-                                               ErrorSums* sums) const {
-  Scratch& scratch = ThreadScratch();
+absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainState& state, Scratch& scratch) const {
+  scratch.values.resize(std::max(scratch.values.size(), transforms_.size()));
+  scratch.sides.resize(std::max(scratch.sides.size(), transforms_.size()));
   const DType dtype = block.tensor.dtype;
-  const size_t transforms = transforms_.size();
-  const size_t streams = stream_count();
-
-  // Transforms, each on the values that the one before it left.
-  scratch.values.resize(std::max(scratch.values.size(), transforms));
-  scratch.sides.resize(std::max(scratch.sides.size(), transforms));
-  ByteSpan values = block.values;
   const auto cost = [&](size_t count) {
-    std::vector<size_t> bounds(codec_->stream_count());
-    codec_->StreamBounds(dtype, count, bounds);
-    return std::accumulate(bounds.begin(), bounds.end(), size_t{0});
+    codec_->StreamBounds(dtype, count, std::span(scratch.bounds).first(codec_->stream_count()));
+    return std::accumulate(scratch.bounds.begin(),
+                           scratch.bounds.begin() + static_cast<ptrdiff_t>(codec_->stream_count()), size_t{0});
   };
-  for (size_t i = 0; i < transforms; ++i) {
+  scratch.bounds.resize(stream_count());
+  ByteSpan values = block.values;
+  for (size_t i = 0; i < transforms_.size(); ++i) {
     const Block own{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
     KVC_RETURN_IF_ERROR(transforms_[i]->Forward(own, state[i].get(), cost, scratch.values[i], scratch.sides[i]));
     values = scratch.values[i].span();
   }
+  return values;
+}
 
-  // The tensor codec writes into the payload itself when nothing follows it.
-  StreamBounds(dtype, values.size() / DTypeSize(dtype), scratch.bounds);
-  scratch.out.resize(streams);
-  scratch.streams.resize(std::max(scratch.streams.size(), streams));
-  scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
-  const bool direct = byte_codecs_.empty() && transforms == 0;
+// Gives every stream of the tensor codec room to be written to: in the payload, where it will stay, when no other stage
+// needs it elsewhere first.
+void CodecChain::PlaceStreams(DType dtype, size_t count, MutableByteSpan payload, Scratch& scratch) const {
+  const size_t transforms = transforms_.size();
+  StreamBounds(dtype, count, scratch.bounds);
+  scratch.out.resize(stream_count());
+  scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
+  const bool in_payload = byte_codecs_.empty() && transforms == 0;
   std::byte* at = payload.data() + TableBytes();
-  for (size_t i = 0; i < streams; ++i) {
-    if (i < transforms) {
-      scratch.out[i] = {scratch.sides[i].data(), scratch.sides[i].size()};
-      continue;
-    }
-    if (!direct) {
+  for (size_t i = 0; i < transforms; ++i) scratch.out[i] = {scratch.sides[i].data(), scratch.sides[i].size()};
+  for (size_t i = transforms; i < stream_count(); ++i) {
+    if (in_payload) {
+      scratch.out[i] = {at, 0};
+      at += scratch.bounds[i];
+    } else {
       scratch.streams[i].Resize(scratch.bounds[i]);
       scratch.out[i] = {scratch.streams[i].data(), 0};
-      continue;
     }
-    scratch.out[i] = {at, 0};
-    at += scratch.bounds[i];
   }
-  const bool fused = codec_->measures() && transforms == 0;
-  const absl::Status encoded =
-      codec_->Encode(dtype, values, std::span(scratch.out).subspan(transforms), fused ? sums : nullptr);
-  if (absl::IsInvalidArgument(encoded)) return ValueFault(block);
-  KVC_RETURN_IF_ERROR(encoded);
+}
 
-  // Byte codecs; then every stream moves to its place behind the table.
+// Runs the byte codecs, and moves every stream to its place behind the table. Returns the payload's size.
+absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch& scratch) const {
+  scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
   std::byte* entry = payload.data();
-  at = payload.data() + TableBytes();
-  for (size_t i = 0; i < streams; ++i) {
-    ByteSpan stream{scratch.out[i].data, scratch.out[i].size};
+  std::byte* at = payload.data() + TableBytes();
+  for (const StreamBuffer& out : scratch.out) {
+    ByteSpan stream{out.data, out.size};
     StoreLE(static_cast<uint32_t>(stream.size()), entry);
     entry += 4;
     for (size_t k = 0; k < byte_codecs_.size(); ++k) {
@@ -198,33 +192,41 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
     if (stream.data() != at && !stream.empty()) std::memmove(at, stream.data(), stream.size());
     at += stream.size();
   }
-  const auto size = static_cast<size_t>(at - payload.data());
+  return static_cast<size_t>(at - payload.data());
+}
 
+absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
+                                               ErrorSums* sums) const {
+  Scratch& scratch = ThreadScratch();
+  const DType dtype = block.tensor.dtype;
+  KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
+  PlaceStreams(dtype, values.size() / DTypeSize(dtype), payload, scratch);
+  const bool fused = codec_->measures() && transforms_.empty();
+  const absl::Status encoded =
+      codec_->Encode(dtype, values, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
+  if (absl::IsInvalidArgument(encoded)) return ValueFault(block);
+  KVC_RETURN_IF_ERROR(encoded);
+  KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
   if (sums != nullptr && !fused) {
-    scratch.decoded.Resize(block.values.size());
     Buffer& decoded = scratch.decoded;
+    decoded.Resize(block.values.size());
     KVC_RETURN_IF_ERROR(DecodeBlock(dtype, payload.first(size), decoded.span()));
     simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
   }
   return size;
 }
 
-absl::Status CodecChain::DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const {
-  Scratch& scratch = ThreadScratch();
-  const size_t transforms = transforms_.size();
-  const size_t streams = stream_count();
+// Checks the payload's table and undoes the byte codecs: scratch.in[i] becomes stream i.
+absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const {
   const size_t stages = byte_codecs_.size();
-  const size_t count = values.size() / DTypeSize(dtype);
   if (payload.size() < TableBytes()) return absl::DataLossError("payload is shorter than its stream table");
-
-  StreamBounds(dtype, count, scratch.bounds);
-  scratch.in.resize(streams);
-  scratch.streams.resize(std::max(scratch.streams.size(), streams));
-  scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
+  scratch.in.resize(stream_count());
+  scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
+  scratch.coded.resize(std::max(scratch.coded.size(), stages));
   const std::byte* entry = payload.data();
   ByteSpan rest = payload.subspan(TableBytes());
-  for (size_t i = 0; i < streams; ++i, entry += 4 * (1 + stages)) {
-    // sizes[k] is the stream's size behind the first k byte codecs; an equal size says that codec k was left out.
+  for (size_t i = 0; i < stream_count(); ++i, entry += 4 * (1 + stages)) {
+    // The stream's size behind the first k byte codecs; an equal size says that codec k was left out.
     const auto size_behind = [&](size_t k) { return size_t{LoadLE<uint32_t>(entry + 4 * k)}; };
     if (size_behind(0) > scratch.bounds[i]) return absl::DataLossError("stream is larger than its block allows");
     for (size_t k = 0; k < stages; ++k) {
@@ -247,18 +249,25 @@ absl::Status CodecChain::DecodeBlock(DType dtype, ByteSpan payload, MutableByteS
     scratch.in[i] = stream;
   }
   if (!rest.empty()) return absl::DataLossError("payload has bytes behind its last stream");
+  return absl::OkStatus();
+}
 
+absl::Status CodecChain::DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const {
+  Scratch& scratch = ThreadScratch();
+  const size_t transforms = transforms_.size();
+  const size_t count = values.size() / DTypeSize(dtype);
+  StreamBounds(dtype, count, scratch.bounds);
+  KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
   const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
   if (transforms == 0) return codec_->Decode(dtype, codec_streams, values);
 
   // How many values stand behind each transform, from the front; then the inverses from the back.
-  std::vector<size_t> counts = {count};
-  for (size_t i = 0; i < transforms; ++i) {
-    KVC_ASSIGN_OR_RETURN(const size_t inner, transforms_[i]->InnerCount(counts.back(), scratch.in[i]));
-    counts.push_back(inner);
-  }
   scratch.values.resize(std::max(scratch.values.size(), transforms));
-  for (size_t i = 0; i < transforms; ++i) scratch.values[i].Resize(counts[i + 1] * DTypeSize(dtype));
+  size_t inner = count;
+  for (size_t i = 0; i < transforms; ++i) {
+    KVC_ASSIGN_OR_RETURN(inner, transforms_[i]->InnerCount(inner, scratch.in[i]));
+    scratch.values[i].Resize(inner * DTypeSize(dtype));
+  }
   KVC_RETURN_IF_ERROR(codec_->Decode(dtype, codec_streams, scratch.values[transforms - 1].span()));
   for (size_t i = transforms; i-- > 0;) {
     const MutableByteSpan out = i == 0 ? values : scratch.values[i - 1].span();

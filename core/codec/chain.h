@@ -53,6 +53,13 @@ class CodecChain {
   void StreamBounds(DType dtype, size_t count, std::vector<size_t>& bounds) const;
   absl::Status ValueFault(const Block& block) const;
 
+  struct Scratch;
+  static Scratch& ThreadScratch();
+  absl::StatusOr<ByteSpan> Transform(const Block& block, const ChainState& state, Scratch& scratch) const;
+  void PlaceStreams(DType dtype, size_t count, MutableByteSpan payload, Scratch& scratch) const;
+  absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
+  absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
+
   std::string spec_;
   std::string codec_name_;
   std::vector<std::unique_ptr<TensorTransform>> transforms_;
