@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace kvcompress {
+
+// Command-line flags by the rules of Go's `flag` package: -name and --name, "-name value" or "-name=value", a bool is
+// "-name" or "-name=true|false|1|0|t|f"; parsing stops at "--" or at the first word that is not a flag; the last of
+// repeated flags wins.
+class GoFlags {
+ public:
+  explicit GoFlags(std::string_view program) : program_(program) {}
+
+  // Each declares a flag whose value goes to `*value`; what stands there before is the default. `kind` is what the
+  // usage calls the value.
+  void String(std::string_view name, std::string* value, std::string_view kind, std::string_view usage);
+  void Bool(std::string_view name, bool* value, std::string_view usage);
+  void Int(std::string_view name, int64_t* value, std::string_view usage);
+  void Float(std::string_view name, double* value, std::string_view usage);
+  void Duration(std::string_view name, absl::Duration* value, std::string_view usage);
+
+  // `words` without the program's name. INVALID_ARGUMENT with Go's text. -h and -help end parsing with OK.
+  absl::Status Parse(std::span<const char* const> words);
+
+  bool help() const { return help_; }
+  bool IsSet(std::string_view name) const;
+  const std::vector<std::string>& rest() const { return rest_; }  // the words behind the flags
+
+  // As Go prints it: sorted by name, with defaults that are not zero.
+  std::string Usage() const;
+
+ private:
+  struct Flag {
+    std::string kind;  // empty for a bool
+    std::string usage;
+    std::string shown_default;                                // empty: none is shown
+    std::function<std::string_view(const std::string&)> set;  // gives a fault, or nothing
+    bool is_set = false;
+  };
+
+  void Declare(std::string_view name, Flag flag);
+  absl::Status SetFlag(const std::string& name, Flag& flag, const std::string& value);
+
+  std::string program_;
+  std::map<std::string, Flag, std::less<>> flags_;
+  std::vector<std::string> rest_;
+  bool help_ = false;
+};
+
+}  // namespace kvcompress

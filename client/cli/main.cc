@@ -1,0 +1,167 @@
+#include <chrono>
+#include <cstdio>
+#include <string>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "kvcompress/base/allocator.h"
+#include "kvcompress/base/file.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/cli/go_flags.h"
+#include "kvcompress/cli/interrupt.h"
+#include "kvcompress/cli/options.h"
+#include "kvcompress/cli/progress.h"
+#include "kvcompress/cli/report.h"
+#include "kvcompress/client/codec_client.h"
+#include "kvcompress/client/file_codec.h"
+#include "kvcompress/codec/registry.h"
+#include "kvcompress/profile/profile.h"
+#include "kvcompress/quality/quality.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr int kExitOk = 0;
+constexpr int kExitFailure = 1;
+constexpr int kExitUsage = 2;
+
+void Print(std::FILE* to, const std::string& text) { std::fwrite(text.data(), 1, text.size(), to); }
+
+// One line, whatever names from a file stand in it.
+std::string OneLine(const std::string& text) {
+  std::string line;
+  for (const char c : text) {
+    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+    line += control ? absl::StrFormat("\\x%02x", static_cast<unsigned char>(c)) : std::string(1, c);
+  }
+  return line;
+}
+
+void PrintError(const std::string& message) { Print(stderr, absl::StrFormat("Error: %s\n", OneLine(message))); }
+
+// Standard output can be a full disk, too.
+absl::Status PrintResult(const std::string& text) {
+  Print(stdout, text);
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return absl::OkStatus();
+  return absl::DataLossError("write standard output: not all could be written");
+}
+
+absl::StatusOr<Profile> ReadProfile(const std::string& path) {
+  constexpr uint64_t kMaxProfileBytes = uint64_t{16} << 20;
+  const auto file = FileSource::Open(path);
+  if (!file.ok())
+    return absl::Status(file.status().code(), absl::StrFormat("read profile: %s", file.status().message()));
+  if ((*file)->size() > kMaxProfileBytes) return absl::InvalidArgumentError("read profile: larger than 16 MiB");
+  std::vector<std::byte> scratch;
+  KVC_ASSIGN_OR_RETURN(const ByteSpan json, (*file)->Get(0, (*file)->size(), scratch));
+  return Profile::Parse(AsText(json));
+}
+
+absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options) {
+  if (options.server.empty()) return MakeLocalClient(static_cast<size_t>(options.threads));
+  return MakeRemoteClient({.address = options.server});
+}
+
+void LogTensors(const FileReport& report, bool with_quality) {
+  for (const TensorReport& tensor : report.tensors) {
+    std::string line = absl::StrFormat("%s: %s, %d bytes, frame of %d bytes", DescribeTensor(tensor.tensor),
+                                       tensor.codec, tensor.tensor_bytes, tensor.frame_bytes);
+    if (with_quality) {
+      const Quality quality = QualityOf(tensor.sums);
+      const std::string snr = quality.snr_db ? absl::StrFormat("%.2f dB", *quality.snr_db) : "infinite";
+      absl::StrAppendFormat(&line, ", RMSE %.6f, SNR %s", quality.rmse, snr);
+    }
+    Print(stderr, OneLine(line) + "\n");
+  }
+}
+
+absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions& file_options) {
+  absl::StatusOr<Profile> profile =
+      options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
+  if (!profile.ok()) return profile.status();
+  const std::string codec = options.profile.empty() ? profile->CodecFor("") : "profile";
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options));
+  if (options.verbose) {
+    Print(stderr,
+          absl::StrFormat("%s %s with %s\n", options.decompress ? "decompress" : "compress", OneLine(options.input),
+                          options.server.empty() ? "the codec in this process" : OneLine(options.server)));
+  }
+  if (options.decompress) return DecompressFile(*client, options.input, options.output, file_options);
+  return CompressFile(*client, options.input, options.output, *profile, codec, file_options);
+}
+
+absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
+  const auto start = std::chrono::steady_clock::now();
+  absl::StatusOr<FileReport> report;
+  {
+    ProgressBar bar(options.decompress ? "decompress" : "compress");
+    FileOptions file_options = {
+        .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
+        .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
+    };
+    if (options.timeout > absl::ZeroDuration()) file_options.deadline = absl::Now() + options.timeout;
+    report = RunCodec(options, file_options);
+  }
+  if (absl::IsDeadlineExceeded(report.status())) {
+    return absl::DeadlineExceededError(
+        absl::StrFormat("not done within the -timeout of %s", absl::FormatDuration(options.timeout)));
+  }
+  if (!report.ok()) return report.status();
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  if (options.verbose) LogTensors(*report, !options.decompress);
+  return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
+}
+
+absl::Status Inspect(const std::string& path) {
+  const auto file = FileSource::Open(path);
+  if (!file.ok()) return absl::Status(file.status().code(), absl::StrFormat("read input: %s", file.status().message()));
+  KVC_ASSIGN_OR_RETURN(const std::string table, InspectTable(**file));
+  return PrintResult(table);
+}
+
+std::string CodecHelp() {
+  return "A codec spec is a chain: transforms, one tensor codec, byte codecs, with | between them, for example\n"
+         "sparse(ratio=0.5)|int4(group=64)|zstd(level=1). Parameters that are left out have the value in "
+         "brackets.\n\n" +
+         DescribeCodecs();
+}
+
+int Main(std::span<const char* const> words) {
+  CliOptions options;
+  GoFlags flags("kv-compress");
+  DeclareFlags(flags, options);
+  if (const absl::Status status = flags.Parse(words); !status.ok()) {
+    Print(stderr, absl::StrFormat("%s\n%s", OneLine(std::string(status.message())), flags.Usage()));
+    return kExitUsage;
+  }
+  if (flags.help()) {
+    Print(stderr, flags.Usage());
+    return kExitOk;
+  }
+  absl::Status status;
+  if (options.version) {
+    status = PrintResult(absl::StrFormat("kv-compress %s\n", KVC_VERSION));
+  } else if (options.codec == "help") {
+    status = PrintResult(CodecHelp());
+  } else if (status = CompleteOptions(flags, options); status.ok()) {
+    if (options.inspect) {
+      status = Inspect(options.input);
+    } else {
+      // Its thread outlives everything: never destroyed.
+      static Interrupts& interrupts = *new Interrupts;
+      status = Run(options, interrupts);
+    }
+  }
+  if (status.ok()) return kExitOk;
+  PrintError(std::string(status.message()));
+  return kExitFailure;
+}
+
+}  // namespace
+}  // namespace kvcompress
+
+int main(int argc, char** argv) {
+  kvcompress::KeepFreedMemory();
+  const std::span<const char* const> words(argv, static_cast<size_t>(argc));
+  return kvcompress::Main(words.subspan(argc > 0 ? 1 : 0));
+}

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kvcompress/cli/go_flags.h"
+
+namespace kvcompress {
+
+// What the command line asks for.
+struct CliOptions {
+  std::string input;
+  std::string output;
+  int64_t group_size = 64;
+  double sparsity = 0;
+  bool decompress = false;
+  bool metrics_only = false;
+  bool verbose = false;
+  std::string server;
+  std::string codec;
+  std::string profile;
+  int64_t threads = 0;
+  absl::Duration timeout;
+  bool inspect = false;
+  bool version = false;
+};
+
+// Declares every flag of kv-compress; `options` must outlive `flags`.
+void DeclareFlags(GoFlags& flags, CliOptions& options);
+
+// Checks the flags together, after they were parsed, and completes `options`: the file behind -inspect, the daemon's
+// address from the environment, the codec spec from -group-size and -sparsity. INVALID_ARGUMENT with a sentence.
+absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options);
+
+}  // namespace kvcompress

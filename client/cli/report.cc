@@ -1,0 +1,180 @@
+#include "kvcompress/cli/report.h"
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/client/compressed_file.h"
+#include "kvcompress/codec/spec.h"
+#include "kvcompress/quality/quality.h"
+#include "kvcompress/safetensors/safetensors.h"
+
+namespace kvcompress {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+
+double Ratio(uint64_t original, uint64_t compressed) {
+  return compressed == 0 ? 0 : static_cast<double>(original) / static_cast<double>(compressed);
+}
+
+// The reference's own formula, of FP16 values and INT4 codes without anything around them.
+Json TheoreticalRatio(const std::string& codec) {
+  const absl::StatusOr<std::vector<StageSpec>> stages = ParseSpec(codec);
+  if (!stages.ok() || stages->size() != 1 || stages->front().name != "int4") return nullptr;
+  StageArgs args(stages->front());
+  const absl::StatusOr<int64_t> group = args.Int("group", 64, 1, 1 << 20);
+  if (!group.ok()) return nullptr;
+  const auto g = static_cast<double>(*group);
+  return 4 * g / (g + 2);
+}
+
+Json TensorMetrics(const FileReport& report) {
+  Json metrics = Json::object();
+  for (const TensorReport& tensor : report.tensors) {
+    const Quality quality = QualityOf(tensor.sums);
+    const std::string& name = tensor.tensor.name;
+    metrics[name + "_rmse"] = quality.rmse;
+    metrics[name + "_snr_db"] = OrNull(quality.snr_db);
+    metrics[name + "_cosine_similarity"] = quality.cosine_similarity;
+    metrics[name + "_max_error"] = quality.max_error;
+  }
+  return metrics;
+}
+
+void AddQuality(const QualityMerger& merger, Json& json) {
+  const Quality mean = merger.Mean();
+  json["rmse"] = mean.rmse;
+  json["snr_db"] = OrNull(mean.snr_db);
+  json["cosine_similarity"] = mean.cosine_similarity;
+  json["max_error"] = mean.max_error;
+  json["quality_level"] = QualityLevelName(LevelOf(mean));
+}
+
+void AddVerdict(const QualityMerger& merger, Json& json) {
+  const std::vector<Violation> violations = CheckThresholds(merger.Mean());
+  json["quality_passed"] = violations.empty();
+  json["violations"] = Json::array();
+  for (const Violation& violation : violations) json["violations"].push_back(violation.text);
+}
+
+void AddHiddenQuality(const QualityMerger& merger, Json& json) {
+  const Quality total = merger.ElementWeighted();
+  json["mean_abs_error"] = merger.Mean().mean_abs_error;
+  json["worst_tensor"] = merger.worst_tensor();
+  json["element_weighted"] = {{"rmse", total.rmse},
+                              {"mean_abs_error", total.mean_abs_error},
+                              {"snr_db", OrNull(total.snr_db)},
+                              {"cosine_similarity", total.cosine_similarity},
+                              {"max_error", total.max_error}};
+}
+
+// The quality of a decompressed file is that of its compression, which needed the original.
+void AddUnknownQuality(Json& json) {
+  for (const char* key : {"rmse", "snr_db", "cosine_similarity", "max_error"}) json[key] = nullptr;
+  json["quality_level"] = "UNKNOWN";
+}
+
+std::string ShapeText(const std::vector<uint64_t>& shape) { return absl::StrFormat("[%s]", absl::StrJoin(shape, ",")); }
+
+// Rows of cells; the columns before the last are padded, those that hold numbers on the left.
+std::string FormatTable(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right) {
+  std::vector<size_t> widths(right.size(), 0);
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      const std::string padding(widths[i] - row[i].size(), ' ');
+      const bool last = i + 1 == row.size();
+      text += right[i] ? padding + row[i] : last ? row[i] : row[i] + padding;
+      text += last ? "\n" : "  ";
+    }
+  }
+  return text;
+}
+
+std::string Printable(std::string_view text) { return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+std::string MetadataText(const std::map<std::string, std::string>& metadata) {
+  std::string text;
+  for (const auto& [key, value] : metadata) {
+    absl::StrAppendFormat(&text, "metadata %s: %s\n", Printable(key), Printable(value));
+  }
+  return text;
+}
+
+std::string DescribePlain(const safetensors::Header& header, uint64_t file_bytes) {
+  std::vector<std::vector<std::string>> rows = {{"tensor", "dtype", "shape", "bytes"}};
+  uint64_t bytes = 0;
+  for (const safetensors::Entry& entry : header.entries) {
+    rows.push_back({Printable(entry.name), entry.dtype, ShapeText(entry.shape), absl::StrFormat("%d", entry.bytes())});
+    bytes += entry.bytes();
+  }
+  return FormatTable(rows, {false, false, false, true}) +
+         absl::StrFormat("total: %d tensors, %d bytes, file of %d bytes, not compressed\n", header.entries.size(),
+                         bytes, file_bytes) +
+         MetadataText(header.metadata);
+}
+
+std::string DescribeCompressed(const CompressedFile& compressed, uint64_t file_bytes) {
+  std::vector<std::vector<std::string>> rows = {
+      {"tensor", "dtype", "shape", "blocks", "bytes", "compressed", "ratio", "codec"}};
+  uint64_t original = 0;
+  for (const CompressedTensor& tensor : compressed.tensors) {
+    const FrameHeader& frame = tensor.frame;
+    const uint64_t bytes = frame.elements * DTypeSize(frame.tensor.dtype);
+    rows.push_back({Printable(tensor.name), std::string(DTypeName(frame.tensor.dtype)), ShapeText(frame.tensor.shape),
+                    absl::StrFormat("%d", frame.block_count()), absl::StrFormat("%d", bytes),
+                    absl::StrFormat("%d", tensor.bytes), absl::StrFormat("%.3f", Ratio(bytes, tensor.bytes)),
+                    frame.codec});
+    original += bytes;
+  }
+  return FormatTable(rows, {false, false, false, true, true, true, true, false}) +
+         absl::StrFormat("total: %d tensors, %d bytes, compressed file of %d bytes, ratio %.3f, codec %s\n",
+                         compressed.tensors.size(), original, file_bytes, Ratio(original, file_bytes),
+                         compressed.codec) +
+         MetadataText(compressed.metadata);
+}
+
+}  // namespace
+
+std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds) {
+  QualityMerger merger;
+  uint64_t elements = 0;
+  for (const TensorReport& tensor : report.tensors) {
+    merger.Add(tensor.tensor.name, tensor.sums);
+    elements += tensor.elements;
+  }
+  Json json;
+  json["compression_ratio"] = Ratio(report.tensor_bytes, report.compressed_bytes);
+  json["original_size_bytes"] = report.tensor_bytes;
+  json["compressed_size_bytes"] = report.compressed_bytes;
+  with_quality ? AddQuality(merger, json) : AddUnknownQuality(json);
+  json["processing_time_ms"] = milliseconds;
+  json["quality_passed"] = nullptr;
+  json["violations"] = Json::array();
+  if (with_quality) AddVerdict(merger, json);
+  if (per_tensor) json["tensor_metrics"] = with_quality ? TensorMetrics(report) : Json::object();
+  if (with_quality) AddHiddenQuality(merger, json);
+  json["codec"] = report.codec;
+  json["theoretical_ratio"] = TheoreticalRatio(report.codec);
+  const double bits = 8 * static_cast<double>(report.compressed_bytes);
+  json["bits_per_value"] = elements == 0 ? Json(nullptr) : Json(bits / static_cast<double>(elements));
+  json["tensors"] = report.tensors.size();
+  json["elements"] = elements;
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+absl::StatusOr<std::string> InspectTable(const ByteSource& file) {
+  KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(file));
+  if (!IsCompressedFile(header)) return DescribePlain(header, file.size());
+  KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(file, header));
+  return DescribeCompressed(compressed, file.size());
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,129 @@
+#include <atomic>
+
+#include "absl/time/clock.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/base/thread_pool.h"
+#include "kvcompress/client/codec_client.h"
+
+namespace kvcompress {
+namespace {
+
+// A local codec streams from files of any size.
+constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * 4};
+
+// What both directions do with what comes out of a stream: hand it to the sink until the first error.
+template <typename Stream>
+class Relay {
+ public:
+  explicit Relay(absl::Time deadline) : deadline_(deadline) {}
+
+  // Before any job is submitted.
+  void Attach(Stream& stream) { stream_ = &stream; }
+
+  bool failed() const { return failed_; }
+  // After the stream has come to rest.
+  const absl::Status& status() const { return status_; }
+
+ protected:
+  // Deliveries come one at a time, so only `failed_` is looked at from elsewhere.
+  void Keep(const absl::Status& status) {
+    if (status.ok() || failed_) return;
+    status_ = status;
+    failed_ = true;
+    stream_->Cancel();
+  }
+
+  template <typename Call>
+  void Forward(Call call) {
+    const bool late = deadline_ != absl::InfiniteFuture() && absl::Now() > deadline_;
+    Keep(late ? absl::DeadlineExceededError("deadline exceeded") : call());
+  }
+
+ private:
+  const absl::Time deadline_;
+  Stream* stream_ = nullptr;
+  absl::Status status_;
+  std::atomic<bool> failed_ = false;
+};
+
+class CompressRelay final : public Relay<CompressStream>, public CompressOutput {
+ public:
+  CompressRelay(absl::Time deadline, CompressSink& sink) : Relay(deadline), sink_(sink) {}
+
+  void OnFrame(Buffer bytes) override {
+    Forward([&] { return sink_.OnFrame(bytes.span()); });
+  }
+  void OnTensor(const TensorReport& report) override {
+    Forward([&] { return sink_.OnTensor(report); });
+  }
+  void OnError(const absl::Status& status) override { Keep(status); }
+
+ private:
+  CompressSink& sink_;
+};
+
+class DecompressRelay final : public Relay<DecompressStream>, public DecompressOutput {
+ public:
+  DecompressRelay(absl::Time deadline, DecompressSink& sink) : Relay(deadline), sink_(sink) {}
+
+  void OnHeader(const TensorDesc& tensor, uint64_t) override {
+    Forward([&] { return sink_.OnHeader(tensor); });
+  }
+  void OnData(Buffer values) override {
+    Forward([&] { return sink_.OnData(values.span()); });
+  }
+  void OnTensor(const TensorReport& report) override {
+    Forward([&] { return sink_.OnTensor(report); });
+  }
+  void OnError(const absl::Status& status) override { Keep(status); }
+
+ private:
+  DecompressSink& sink_;
+};
+
+// Lets the stream end what it has, and tells what went wrong first: in the order of the jobs, so a block's error before
+// that of a job that was begun after it.
+template <typename Stream>
+absl::Status Settle(Stream& stream, const Relay<Stream>& relay, const absl::Status& submitted) {
+  stream.WaitBelow(1);
+  return relay.failed() ? relay.status() : submitted;
+}
+
+class LocalClient final : public CodecClient {
+ public:
+  explicit LocalClient(size_t threads) : pool_(threads), window_(4 * pool_.size()) {}
+
+  absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
+    CompressRelay relay(deadline, sink);
+    CompressStream stream(pool_, kNoLimits, relay);
+    relay.Attach(stream);
+    absl::Status status;
+    for (const CompressJob& job : jobs) {
+      if (relay.failed() || !status.ok()) break;
+      status = stream.Compress(job.tensor, job.codec, *job.source, window_);
+    }
+    return Settle(stream, relay, status);
+  }
+
+  absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
+    DecompressRelay relay(deadline, sink);
+    DecompressStream stream(pool_, kNoLimits, relay);
+    relay.Attach(stream);
+    absl::Status status;
+    for (const DecompressJob& job : jobs) {
+      if (relay.failed() || !status.ok()) break;
+      status = stream.Decompress(job.name, *job.source, window_);
+    }
+    return Settle(stream, relay, status);
+  }
+
+ private:
+  ThreadPool pool_;
+  const size_t window_;  // blocks in flight: enough that no thread waits while another writes
+};
+
+}  // namespace
+
+std::unique_ptr<CodecClient> MakeLocalClient(size_t threads) { return std::make_unique<LocalClient>(threads); }
+
+}  // namespace kvcompress
