@@ -66,7 +66,7 @@ engine_base_image() {
       rm -rf "$root"
       engine_skip "$image cannot be made, debootstrap's last words are above"
     fi
-    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
     tar -C "$root" -c . | zstd -q -T0 -o "$root.tar.zst"
     mv "$root.tar.zst" "$archive"
     rm -rf "$root"

@@ -9,7 +9,7 @@ name=kvc-test-$$
 work=
 fail() {
   echo "FAILED: $1"
-  docker logs $name 2>&1 | tail -n 20 || true
+  ! docker inspect $name >/dev/null 2>&1 || docker logs $name 2>&1 | tail -n 20
   exit 1
 }
 cleanup() {
@@ -22,10 +22,16 @@ engine_start
 engine_base_image
 
 echo "building the images"
-build() { DOCKER_BUILDKIT=0 docker build -q "${network[@]}" -f deploy/Dockerfile "$@" . >/dev/null; }
+work=$(mktemp -d)
+build() {
+  # The older builder, which every engine has.
+  DOCKER_BUILDKIT=0 docker build "${network[@]}" -f deploy/Dockerfile "$@" . >"$work/log" 2>&1 && return
+  tail -n 40 "$work/log"
+  fail "docker build $*"
+}
 build -t kv-compressd:test
 build --target cli -t kv-compress:test
-docker image ls --format '  {{.Repository}} {{.Size}}' | grep '^  kv-compress'
+docker image ls --format '{{.Repository}} {{.Size}}' | grep '^kv-compress'
 
 config() { docker image inspect -f "{{$1}}" kv-compressd:test; }
 [ "$(config .Config.User)" = 10001:10001 ] || fail "the image's user is $(config .Config.User)"
@@ -51,7 +57,6 @@ pid=$(docker inspect -f '{{.State.Pid}}' $name)
 [ "$(awk '/^Uid:/ {print $2 "," $3}' "/proc/$pid/status")" = 10001,10001 ] || fail "the daemon does not run as user 10001"
 echo "healthy, as user 10001, on a read-only file system"
 
-work=$(mktemp -d)
 cp tests/data/docs.256.f16.safetensors "$work/in.safetensors"
 chmod -R a+rX "$work" && chmod a+w "$work"
 client() {
