@@ -21,6 +21,8 @@ constexpr size_t kMaxDepth = 127;  // of nested objects and arrays, as in the re
 // stop the parser; error() then tells why.
 class HeaderHandler : public json::json_sax_t {
  public:
+  explicit HeaderHandler(size_t header_bytes) : header_bytes_(header_bytes) {}
+
   Header TakeHeader() { return std::move(header_); }
   const absl::Status& error() const { return error_; }
 
@@ -145,7 +147,9 @@ class HeaderHandler : public json::json_sax_t {
 
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
     error_ = absl::InvalidArgumentError(
-        absl::StrCat("parse header: invalid JSON: syntax error at byte ", position, " of the header"));
+        position > header_bytes_
+            ? "parse header: invalid JSON: the header ends before its JSON does"
+            : absl::StrCat("parse header: invalid JSON: syntax error at byte ", position, " of the header"));
     return false;
   }
 
@@ -240,6 +244,7 @@ class HeaderHandler : public json::json_sax_t {
     return false;
   }
 
+  const size_t header_bytes_;
   Header header_;
   absl::Status error_;
   At at_ = At::kDocument;
@@ -272,7 +277,7 @@ absl::StatusOr<Header> ParseHeaderJson(std::string_view json_text) {
   if (const size_t at = json_text.find('\0'); at != json_text.npos) {
     return invalid(absl::StrCat("zero byte at byte ", at + 1, " of the header"));
   }
-  HeaderHandler handler;
+  HeaderHandler handler(json_text.size());
   if (!json::sax_parse(json_text.begin(), json_text.end(), &handler)) return handler.error();
   return handler.TakeHeader();
 }
