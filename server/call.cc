@@ -1,0 +1,67 @@
+#include "kvcompress/server/call.h"
+
+#include <algorithm>
+#include <random>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_format.h"
+#include "kvcompress/server/log.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr char kRequestId[] = "x-request-id";
+
+bool IsRequestId(std::string_view text) {
+  const auto allowed = [](char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; };
+  return !text.empty() && text.size() <= 64 && std::all_of(text.begin(), text.end(), allowed);
+}
+
+std::string RequestId(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find(kRequestId);
+  if (found != context.client_metadata().end()) {
+    const std::string_view given(found->second.data(), found->second.size());
+    if (IsRequestId(given)) return std::string(given);
+  }
+  thread_local std::mt19937_64 random{std::random_device{}()};
+  return absl::StrFormat("%016x", random());
+}
+
+bool DeadlineHasPassed(const grpc::CallbackServerContext& context) {
+  return context.deadline() <= std::chrono::system_clock::now();
+}
+
+}  // namespace
+
+CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics)
+    : context_(context), method_(method), metrics_(metrics), request_id_(RequestId(*context)) {
+  context_->AddInitialMetadata(kRequestId, request_id_);
+  metrics_.OnCallStart(method_);
+}
+
+void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
+  const bool too_late = absl::IsCancelled(status) && DeadlineHasPassed(*context_);
+  const absl::StatusCode code = too_late ? absl::StatusCode::kDeadlineExceeded : status.code();
+  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  metrics_.OnCallEnd(method_, code, seconds);
+  const double ratio = totals.frame_bytes == 0
+                           ? 0.0
+                           : static_cast<double>(totals.tensor_bytes) / static_cast<double>(totals.frame_bytes);
+  Log(LogLevel::kInfo, "call",
+      {{"request_id", request_id_},
+       {"method", method_},
+       {"peer", context_->peer()},
+       {"code", absl::StatusCodeToString(code)},
+       {"tensors", totals.tensors},
+       {"tensor_bytes", totals.tensor_bytes},
+       {"frame_bytes", totals.frame_bytes},
+       {"ratio", ratio},
+       {"seconds", seconds}});
+  // Texts of errors quote what the client sent.
+  if (!status.ok()) {
+    Log(LogLevel::kDebug, "call failed",
+        {{"request_id", request_id_}, {"text", std::string_view(status.message().data(), status.message().size())}});
+  }
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "kvcompress/server/metrics.h"
+
+namespace kvcompress {
+
+// What every call has, streaming or not: a request id, a place in the metrics, a line in the log when it ends.
+class CallRecord {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Takes the request id from the metadata x-request-id, when it is 1 to 64 characters of [A-Za-z0-9._-], or makes one;
+  // the initial metadata give it back.
+  CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics);
+
+  // `status` as it was sent; what the client's deadline has ended counts as DEADLINE_EXCEEDED.
+  void End(const absl::Status& status, const StreamTotals& totals);
+
+  const std::string& request_id() const { return request_id_; }
+
+ private:
+  grpc::CallbackServerContext* const context_;
+  const std::string_view method_;
+  Metrics& metrics_;
+  const Clock::time_point start_ = Clock::now();
+  const std::string request_id_;
+};
+
+}  // namespace kvcompress

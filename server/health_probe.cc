@@ -1,0 +1,64 @@
+#include "kvcompress/server/health_probe.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include <chrono>
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/server/bind.h"
+
+namespace kvcompress {
+namespace {
+
+// grpc.health.v1 has two messages of one field each; Debian ships no generated code for them.
+// HealthCheckRequest: string service = 1. HealthCheckResponse: enum status = 1, where SERVING is 1.
+constexpr char kHealthMethod[] = "/grpc.health.v1.Health/Check";
+constexpr char kServing[] = {0x08, 0x01};
+
+grpc::ByteBuffer Request() {
+  std::string bytes = {0x0a, static_cast<char>(sizeof(kServiceName) - 1)};
+  bytes += kServiceName;
+  const grpc::Slice slice(bytes);
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+// An address that serves everywhere is asked at this machine's own.
+std::string Target(const Options& options) {
+  if (!options.healthcheck_target.empty()) return options.healthcheck_target;
+  Address address = SplitAddress(options.listen.front());
+  if (address.host == "0.0.0.0") address.host = "127.0.0.1";
+  if (address.host == "::") address.host = "::1";
+  return JoinAddress(address.host, std::stoi(address.port));
+}
+
+}  // namespace
+
+absl::Status ProbeHealth(const Options& options) {
+  const std::string target = Target(options);
+  grpc::ChannelArguments args;
+  args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  grpc::GenericStub stub(grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), args));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  grpc::CompletionQueue queue;
+  auto call = stub.PrepareUnaryCall(&context, kHealthMethod, Request(), &queue);
+  call->StartCall();
+  grpc::ByteBuffer response;
+  grpc::Status status;
+  call->Finish(&response, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+  if (!status.ok()) return absl::UnavailableError(absl::StrFormat("%s: %s", target, status.error_message()));
+  grpc::Slice slice;
+  const bool serving = response.DumpToSingleSlice(&slice).ok() && slice.size() == sizeof(kServing) &&
+                       std::equal(slice.begin(), slice.end(), kServing);
+  return serving ? absl::OkStatus() : absl::UnavailableError(absl::StrFormat("%s: NOT_SERVING", target));
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "kvcompress/server/options.h"
+
+namespace kvcompress {
+
+inline constexpr char kServiceName[] = "kvcompress.v1.KvCompression";
+
+// Asks the daemon that `options` describe for its health: OK when it serves, else UNAVAILABLE with a line that says
+// why.
+absl::Status ProbeHealth(const Options& options);
+
+}  // namespace kvcompress

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <utility>
+
+// The daemon's log: lines on stderr, as text ("message key=value ...") or JSON objects. Nothing that a client sent is
+// logged above the debug level, except its request id.
+namespace kvcompress {
+
+enum class LogLevel { kDebug, kInfo, kWarning, kError };
+
+struct LogField {
+  LogField(std::string_view k, std::string_view v) : key(k), value(v), quoted(true) {}
+  LogField(std::string_view k, const char* v) : LogField(k, std::string_view(v)) {}
+  LogField(std::string_view k, const std::string& v) : LogField(k, std::string_view(v)) {}
+  LogField(std::string_view k, uint64_t v) : key(k), value(std::to_string(v)), quoted(false) {}
+  LogField(std::string_view k, double v);
+
+  std::string key;
+  std::string value;
+  bool quoted;  // text, not a number
+};
+
+// Once, at the start. `level` is debug, info, warning or error.
+void SetUpLog(std::string_view level, bool json);
+
+void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {});
+
+}  // namespace kvcompress

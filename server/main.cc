@@ -1,0 +1,98 @@
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "kvcompress/base/allocator.h"
+#include "kvcompress/base/file.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/server/daemon.h"
+#include "kvcompress/server/health_probe.h"
+#include "kvcompress/server/log.h"
+#include "kvcompress/server/options.h"
+
+namespace kvcompress {
+namespace {
+
+absl::Status WritePortFile(const std::string& path, const Daemon& daemon) {
+  nlohmann::json ports = {{"listen", daemon.listen()}, {"metrics", daemon.metrics_listen()}};
+  const std::string text = ports.dump() + "\n";
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> file, AtomicFile::Create(path));
+  KVC_RETURN_IF_ERROR(file->WriteAt(0, AsBytes(text)));
+  return file->Commit();
+}
+
+int Failure(const absl::Status& status, int code) {
+  std::fprintf(stderr, "kv-compressd: %s\n", std::string(status.message()).c_str());
+  return code;
+}
+
+// Signals are waited for, not handled: they are blocked in every thread.
+sigset_t BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+std::string WaitForSignal(const sigset_t& signals, int& number) {
+  sigwait(&signals, &number);
+  return number == SIGINT ? "SIGINT" : "SIGTERM";
+}
+
+int Serve(const Options& options) {
+  const sigset_t signals = BlockSignals();
+  SetUpLog(options.log_level, options.log_json);
+  const absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
+  if (!daemon.ok()) return Failure(daemon.status(), 1);
+  for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});
+  if (!options.port_file.empty()) {
+    if (const absl::Status status = WritePortFile(options.port_file, **daemon); !status.ok()) return Failure(status, 1);
+  }
+
+  int number = 0;
+  Log(LogLevel::kInfo, "draining", {{"signal", WaitForSignal(signals, number)}});
+  std::thread([signals] {
+    int second = 0;
+    Log(LogLevel::kWarning, "ending at once", {{"signal", WaitForSignal(signals, second)}});
+    _exit(128 + second);
+  }).detach();
+  (*daemon)->Drain();
+  Log(LogLevel::kInfo, "stopped");
+  return 0;
+}
+
+int Main(const std::vector<std::string>& args) {
+  const absl::StatusOr<Options> options =
+      ParseOptions(args, [](const char* name) -> const char* { return std::getenv(name); });
+  if (!options.ok()) return Failure(options.status(), 2);
+  if (options->help) {
+    std::fputs(OptionsUsage().c_str(), stdout);
+    return 0;
+  }
+  if (options->version) {
+    const BuildInfo build = ThisBuild();
+    std::printf("kv-compressd %s (%s, %s)\n", build.version.c_str(), build.compiler.c_str(), build.simd_target.c_str());
+    return 0;
+  }
+  if (options->healthcheck) {
+    const absl::Status health = ProbeHealth(*options);
+    return health.ok() ? 0 : Failure(health, 1);
+  }
+  return Serve(*options);
+}
+
+}  // namespace
+}  // namespace kvcompress
+
+int main(int argc, char** argv) {
+  kvcompress::KeepFreedMemory();
+  return kvcompress::Main({argv + 1, argv + argc});
+}

@@ -1,0 +1,228 @@
+#include "kvcompress/server/metrics.h"
+
+#include <prometheus/client_metric.h>
+
+#include "kvcompress/frame/frame.h"
+#include "kvcompress/server/process_metrics.h"
+#include "kvcompress/simd/group_quant.h"
+
+namespace kvcompress {
+namespace {
+
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+constexpr std::string_view kCompress = "Compress";
+constexpr std::string_view kDecompress = "Decompress";
+
+const Buckets kCallSeconds = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
+const Buckets kStageSeconds = {0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10};
+const Buckets kSnrDb = {5, 10, 15, 18, 20, 25, 30, 35, 40, 50, 60, 80};
+const Buckets kCosine = {0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999, 1};
+
+template <typename Builder>
+auto& Family(Builder builder, prometheus::Registry& registry, const char* name, const char* help) {
+  return builder.Name(name).Help(help).Register(registry);
+}
+
+std::string Text(std::string_view text) { return std::string(text); }
+
+std::string_view StageName(Metrics::Stage stage) {
+  switch (stage) {
+    case Metrics::Stage::kRead:
+      return "read";
+    case Metrics::Stage::kCodec:
+      return "codec";
+    case Metrics::Stage::kWrite:
+      return "write";
+    case Metrics::Stage::kFinish:
+      return "finish";
+  }
+  return "?";
+}
+
+MetricFamily Gauge(const char* name, const char* help, double value,
+                   std::vector<prometheus::ClientMetric::Label> labels = {}) {
+  MetricFamily family{.name = name, .help = help, .type = MetricType::Gauge, .metric = {}};
+  family.metric.emplace_back();
+  family.metric[0].label = std::move(labels);
+  family.metric[0].gauge.value = value;
+  return family;
+}
+
+std::string_view Label(const prometheus::ClientMetric& metric, std::string_view name) {
+  for (const auto& label : metric.label) {
+    if (label.name == name) return label.value;
+  }
+  return {};
+}
+
+// Calls visit(metric, value) for each counter of the family of this name.
+template <typename Visit>
+void ForEachCounter(const std::vector<MetricFamily>& families, std::string_view name, Visit visit) {
+  for (const MetricFamily& family : families) {
+    if (family.name != name) continue;
+    for (const auto& metric : family.metric) visit(metric, metric.counter.value);
+  }
+}
+
+}  // namespace
+
+BuildInfo ThisBuild() {
+#ifdef __clang__
+  const std::string compiler = "clang " __clang_version__;
+#else
+  const std::string compiler = "gcc " __VERSION__;
+#endif
+  return {.version = KVC_VERSION, .compiler = compiler, .simd_target = simd::TargetName()};
+}
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+
+Metrics::Metrics(std::function<LiveFigures()> live)
+    : live_(std::move(live)),
+      requests_(
+          Family(BuildCounter(), registry_, "kvcompress_requests_total", "Calls that have ended, by status code.")),
+      request_seconds_(Family(BuildHistogram(), registry_, "kvcompress_request_duration_seconds",
+                              "Time from a call's start to its status.")),
+      requests_in_flight_(
+          Family(BuildGauge(), registry_, "kvcompress_requests_in_flight", "Calls that have not ended.")),
+      rejected_(Family(BuildCounter(), registry_, "kvcompress_rejected_requests_total",
+                       "Calls and tensors turned away by a limit, a budget or the drain.")),
+      stage_seconds_(Family(BuildHistogram(), registry_, "kvcompress_stage_duration_seconds",
+                            "Time by stage: read and write are one message, codec is a tensor's time on pool threads, "
+                            "finish is from a call's last message to its last report.")),
+      tensors_(Family(BuildCounter(), registry_, "kvcompress_tensors_total", "Tensors done, by tensor codec.")),
+      tensor_bytes_(Family(BuildCounter(), registry_, "kvcompress_tensor_bytes_total",
+                           "Bytes of those tensors in their own dtypes.")),
+      frame_bytes_(Family(BuildCounter(), registry_, "kvcompress_frame_bytes_total", "Bytes of their frames.")),
+      codec_seconds_(Family(BuildCounter(), registry_, "kvcompress_codec_seconds_total",
+                            "Time that pool threads have spent on them.")),
+      levels_(Family(BuildCounter(), registry_, "kvcompress_tensors_by_level_total",
+                     "Compressed tensors by quality level.")),
+      violations_(Family(BuildCounter(), registry_, "kvcompress_threshold_violations_total",
+                         "Quality thresholds that compressed tensors missed.")),
+      snr_db_(Family(BuildHistogram(), registry_, "kvcompress_quality_snr_db",
+                     "Signal-to-noise ratio of compressed tensors, in dB; tensors without any loss are left out.")),
+      cosine_(Family(BuildHistogram(), registry_, "kvcompress_quality_cosine_similarity",
+                     "Cosine similarity of compressed tensors to their originals.")) {}
+
+void Metrics::OnCallStart(std::string_view method) { requests_in_flight_.Add({{"method", Text(method)}}).Increment(); }
+
+void Metrics::OnCallEnd(std::string_view method, absl::StatusCode code, double seconds) {
+  requests_in_flight_.Add({{"method", Text(method)}}).Decrement();
+  requests_.Add({{"method", Text(method)}, {"code", absl::StatusCodeToString(code)}}).Increment();
+  request_seconds_.Add({{"method", Text(method)}}, kCallSeconds).Observe(seconds);
+}
+
+void Metrics::OnReject(RejectReason reason) { rejected_.Add({{"reason", Text(RejectReasonName(reason))}}).Increment(); }
+
+void Metrics::OnStage(Stage stage, double seconds) {
+  stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds).Observe(seconds);
+}
+
+void Metrics::CountTensor(std::string_view method, const TensorReport& report) {
+  const std::map<std::string, std::string> labels = {{"method", Text(method)}, {"codec", report.codec_name}};
+  tensors_.Add(labels).Increment();
+  tensor_bytes_.Add(labels).Increment(static_cast<double>(report.tensor_bytes));
+  frame_bytes_.Add(labels).Increment(static_cast<double>(report.frame_bytes));
+  codec_seconds_.Add(labels).Increment(report.codec_seconds);
+  OnStage(Stage::kCodec, report.codec_seconds);
+}
+
+void Metrics::OnCompressed(const TensorReport& report, const Quality& quality,
+                           const std::vector<Violation>& violations) {
+  CountTensor(kCompress, report);
+  levels_.Add({{"codec", report.codec_name}, {"level", Text(QualityLevelName(LevelOf(quality)))}}).Increment();
+  for (const Violation& violation : violations) {
+    violations_.Add({{"kind", Text(ViolationKindName(violation.kind))}}).Increment();
+  }
+  if (quality.snr_db) snr_db_.Add({{"codec", report.codec_name}}, kSnrDb).Observe(*quality.snr_db);
+  cosine_.Add({{"codec", report.codec_name}}, kCosine).Observe(quality.cosine_similarity);
+}
+
+void Metrics::OnDecompressed(const TensorReport& report) { CountTensor(kDecompress, report); }
+
+std::vector<MetricFamily> Metrics::Collect() const {
+  std::vector<MetricFamily> families = registry_.Collect();
+  const LiveFigures live = live_();
+  families.push_back(
+      Gauge("kvcompress_in_flight_bytes", "Memory promised to streams.", static_cast<double>(live.bytes)));
+  families.push_back(Gauge("kvcompress_memory_budget_bytes", "Memory that streams may be promised together.",
+                           static_cast<double>(live.memory_budget)));
+  families.push_back(
+      Gauge("kvcompress_queue_depth", "Jobs that wait for a pool thread.", static_cast<double>(live.jobs_queued)));
+  families.push_back(Gauge("kvcompress_pool_threads", "Threads that run codecs.", static_cast<double>(live.threads)));
+  families.push_back(
+      Gauge("kvcompress_draining", "1 while the daemon is on its way to its end.", live.draining ? 1 : 0));
+  families.push_back(Gauge("kvcompress_build_info", "What was built; always 1.", 1,
+                           {{"version", build_.version}, {"compiler", build_.compiler}, {"simd", build_.simd_target}}));
+  AppendProcessMetrics(families);
+  return families;
+}
+
+v1::MetricsResponse Metrics::ToMessage() const {
+  v1::MetricsResponse message;
+  v1::BuildInfo& build = *message.mutable_build();
+  build.set_version(build_.version);
+  build.set_compiler(build_.compiler);
+  build.set_simd_target(build_.simd_target);
+  build.set_frame_version(kFrameVersion);
+  message.set_uptime_seconds(std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
+  const LiveFigures live = live_();
+  message.set_draining(live.draining);
+  message.set_streams_in_flight(live.streams);
+  message.set_bytes_in_flight(live.bytes);
+  message.set_memory_budget_bytes(live.memory_budget);
+  message.set_jobs_queued(live.jobs_queued);
+  message.set_threads(static_cast<uint32_t>(live.threads));
+
+  using Metric = prometheus::ClientMetric;
+  const std::vector<MetricFamily> families = registry_.Collect();
+  std::map<std::string, v1::MethodMetrics, std::less<>> methods;
+  ForEachCounter(families, "kvcompress_requests_total", [&](const Metric& metric, double value) {
+    auto& calls = *methods[Text(Label(metric, "method"))].mutable_calls_by_code();
+    calls[Text(Label(metric, "code"))] = static_cast<uint64_t>(value);
+  });
+  for (auto& [name, method] : methods) {
+    method.set_method(name);
+    *message.add_methods() = std::move(method);
+  }
+
+  std::map<std::string, v1::CodecMetrics, std::less<>> codecs;
+  using Setter = void (v1::CodecMetrics::*)(uint64_t);
+  const auto collect = [&](std::string_view family, Setter of_compress, Setter of_decompress) {
+    ForEachCounter(families, family, [&](const Metric& metric, double value) {
+      v1::CodecMetrics& codec = codecs[Text(Label(metric, "codec"))];
+      const bool compress = Label(metric, "method") == kCompress;
+      (codec.*(compress ? of_compress : of_decompress))(static_cast<uint64_t>(value));
+    });
+  };
+  using Codec = v1::CodecMetrics;
+  collect("kvcompress_tensors_total", &Codec::set_tensors_compressed, &Codec::set_tensors_decompressed);
+  collect("kvcompress_tensor_bytes_total", &Codec::set_tensor_bytes_in, &Codec::set_tensor_bytes_out);
+  collect("kvcompress_frame_bytes_total", &Codec::set_frame_bytes_out, &Codec::set_frame_bytes_in);
+  ForEachCounter(families, "kvcompress_codec_seconds_total", [&](const Metric& metric, double value) {
+    v1::CodecMetrics& codec = codecs[Text(Label(metric, "codec"))];
+    codec.set_codec_seconds(codec.codec_seconds() + value);
+  });
+  for (auto& [name, codec] : codecs) {
+    codec.set_codec(name);
+    *message.add_codecs() = std::move(codec);
+  }
+
+  const auto count = [&](std::string_view family, std::string_view label, auto& map) {
+    ForEachCounter(families, family, [&](const Metric& metric, double value) {
+      map[Text(Label(metric, label))] += static_cast<uint64_t>(value);
+    });
+  };
+  count("kvcompress_tensors_by_level_total", "level", *message.mutable_tensors_by_level());
+  count("kvcompress_threshold_violations_total", "kind", *message.mutable_violations_by_kind());
+  count("kvcompress_rejected_requests_total", "reason", *message.mutable_rejected_by_reason());
+  return message;
+}
+
+}  // namespace kvcompress

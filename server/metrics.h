@@ -1,0 +1,85 @@
+#pragma once
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "kvcompress/session/admission.h"
+#include "kvcompress/session/sinks.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+
+namespace kvcompress {
+
+struct BuildInfo {
+  std::string version;
+  std::string compiler;
+  std::string simd_target;
+};
+BuildInfo ThisBuild();
+
+// Figures that are read when somebody asks.
+struct LiveFigures {
+  uint64_t streams = 0;
+  uint64_t bytes = 0;
+  uint64_t memory_budget = 0;
+  uint64_t jobs_queued = 0;
+  size_t threads = 0;
+  bool draining = false;
+};
+
+// What the daemon counts: one set of Prometheus metrics, which /metrics and the Metrics call both read. Every label has
+// a bounded number of values. Thread-safe.
+class Metrics final : public SessionObserver, public prometheus::Collectable {
+ public:
+  // Where the time of a call goes: waiting for the client's next message; of pool threads in the codec, for a tensor;
+  // handing a response to the transport, which waits for a slow client; from the last message to the last report.
+  enum class Stage { kRead, kCodec, kWrite, kFinish };
+
+  explicit Metrics(std::function<LiveFigures()> live);
+
+  void OnCallStart(std::string_view method);
+  void OnCallEnd(std::string_view method, absl::StatusCode code, double seconds);
+  void OnReject(RejectReason reason);
+  void OnStage(Stage stage, double seconds);
+
+  void OnCompressed(const TensorReport& report, const Quality& quality,
+                    const std::vector<Violation>& violations) override;
+  void OnDecompressed(const TensorReport& report) override;
+
+  std::vector<prometheus::MetricFamily> Collect() const override;
+  v1::MetricsResponse ToMessage() const;
+
+ private:
+  using Counters = prometheus::Family<prometheus::Counter>;
+  using Gauges = prometheus::Family<prometheus::Gauge>;
+  using Histograms = prometheus::Family<prometheus::Histogram>;
+
+  void CountTensor(std::string_view method, const TensorReport& report);
+
+  const std::function<LiveFigures()> live_;
+  const BuildInfo build_ = ThisBuild();
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  prometheus::Registry registry_;
+  Counters& requests_;
+  Histograms& request_seconds_;
+  Gauges& requests_in_flight_;
+  Counters& rejected_;
+  Histograms& stage_seconds_;
+  Counters& tensors_;
+  Counters& tensor_bytes_;
+  Counters& frame_bytes_;
+  Counters& codec_seconds_;
+  Counters& levels_;
+  Counters& violations_;
+  Histograms& snr_db_;
+  Histograms& cosine_;
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,272 @@
+#include "kvcompress/server/options.h"
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string_view>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/chain.h"
+
+namespace kvcompress {
+namespace {
+
+absl::Status Invalid(std::string_view what) { return absl::InvalidArgumentError(absl::StrFormat("%s", what)); }
+
+absl::StatusOr<uint64_t> ParseCount(const std::string& text, uint64_t min, uint64_t max) {
+  uint64_t value = 0;
+  const bool digits = !text.empty() && absl::ascii_isdigit(text[0]);
+  if (!digits || !absl::SimpleAtoi(text, &value) || value < min || value > max) {
+    return Invalid(absl::StrFormat("expected a number from %d to %d", min, max));
+  }
+  return value;
+}
+
+absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
+  constexpr std::pair<const char*, int> kUnits[] = {{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
+  std::string digits = text;
+  int shift = 0;
+  for (const auto& [suffix, bits] : kUnits) {
+    if (!absl::EndsWith(text, suffix)) continue;
+    digits.resize(digits.size() - 3);
+    shift = bits;
+  }
+  const absl::StatusOr<uint64_t> count = ParseCount(digits, 1, (uint64_t{1} << 50) >> shift);
+  if (!count.ok()) return Invalid("expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or TiB");
+  return *count << shift;
+}
+
+absl::StatusOr<std::chrono::milliseconds> ParseDuration(const std::string& text) {
+  absl::Duration duration;
+  if (!absl::ParseDuration(text, &duration) || duration < absl::ZeroDuration() || duration > absl::Hours(24)) {
+    return Invalid("expected a duration such as 30s or 1m30s, at most 24h");
+  }
+  return absl::ToChronoMilliseconds(duration);
+}
+
+absl::StatusOr<std::string> ParseOneOf(const std::string& text, std::initializer_list<std::string_view> allowed) {
+  std::string list;
+  for (std::string_view word : allowed) {
+    if (text == word) return text;
+    absl::StrAppendFormat(&list, "%s%s", list.empty() ? "" : ", ", word);
+  }
+  return Invalid(absl::StrFormat("expected one of %s", list));
+}
+
+absl::StatusOr<bool> ParseBool(const std::string& text) {
+  if (text.empty() || text == "true" || text == "1") return true;
+  if (text == "false" || text == "0") return false;
+  return Invalid("expected true or false");
+}
+
+enum class FlagKind { kValue, kSwitch };
+
+struct Flag {
+  std::string_view name;
+  std::string_view value;  // how the help calls it
+  std::string_view help;
+  absl::Status (*set)(Options& options, const std::string& text);
+  FlagKind kind = FlagKind::kValue;
+  bool setting = true;  // may stand in the environment and in a file
+};
+
+// The setter that parses a text with PARSE and keeps the result in FIELD.
+#define KVC_SETTER(FIELD, PARSE)                  \
+  [](Options& options, const std::string& text) { \
+    KVC_ASSIGN_OR_RETURN(options.FIELD, PARSE);   \
+    return absl::OkStatus();                      \
+  }
+
+constexpr Flag kFlags[] = {
+    {"listen", "HOST:PORT", "where to serve gRPC; more than one with commas or by repeating it (127.0.0.1:50051)",
+     [](Options& options, const std::string& text) {
+       for (const absl::string_view address : absl::StrSplit(text, ',')) {
+         const size_t colon = address.rfind(':');
+         if (colon == absl::string_view::npos || colon == 0 ||
+             !ParseCount(std::string(address.substr(colon + 1)), 0, 65535).ok()) {
+           return Invalid("expected HOST:PORT, for example 127.0.0.1:50051 or [::1]:0");
+         }
+         options.listen.emplace_back(address);
+       }
+       return absl::OkStatus();
+     }},
+    {"metrics-listen", "HOST:PORT", "where to serve /metrics; \"off\" or nothing: nowhere (127.0.0.1:9464)",
+     [](Options& options, const std::string& text) {
+       options.metrics_listen = text == "off" ? "" : text;
+       const size_t colon = text.rfind(':');
+       const bool address =
+           colon != std::string::npos && colon > 0 && ParseCount(text.substr(colon + 1), 0, 65535).ok();
+       return options.metrics_listen.empty() || address ? absl::OkStatus() : Invalid("expected HOST:PORT or off");
+     }},
+    {"threads", "N", "codec threads; 0: one for each CPU (0)", KVC_SETTER(threads, ParseCount(text, 0, 1024))},
+    {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",
+     KVC_SETTER(memory_budget, ParseBytes(text))},
+    {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
+    {"max-streams", "N", "streams at the same time (256)", KVC_SETTER(max_streams, ParseCount(text, 1, 1000000))},
+    {"default-codec", "SPEC", "codec of tensors that do not name one (int4(group=64))",
+     [](Options& options, const std::string& text) {
+       options.default_codec = text;
+       return CodecChain::Parse(text).status();
+     }},
+    {"drain-timeout", "DURATION", "how long calls in flight may go on after SIGTERM (30s)",
+     KVC_SETTER(drain_timeout, ParseDuration(text))},
+    {"log-level", "LEVEL", "debug, info, warning or error (info)",
+     KVC_SETTER(log_level, ParseOneOf(text, {"debug", "info", "warning", "error"}))},
+    {"log-format", "FORMAT", "text or json (text)",
+     [](Options& options, const std::string& text) {
+       options.log_json = text == "json";
+       return ParseOneOf(text, {"text", "json"}).status();
+     }},
+    {"port-file", "FILE", "write the addresses in use to FILE, as JSON, once they are served",
+     KVC_SETTER(port_file, absl::StatusOr<std::string>(text))},
+    {"config", "FILE", "read flags from a JSON object, for example {\"threads\": 4}",
+     [](Options&, const std::string&) { return absl::OkStatus(); }},
+    {"healthcheck", "", "ask the daemon at --listen whether it serves, and exit: 0 for yes",
+     KVC_SETTER(healthcheck, ParseBool(text)), FlagKind::kSwitch, false},
+    {"healthcheck-target", "HOST:PORT", "ask there instead",
+     KVC_SETTER(healthcheck_target, absl::StatusOr<std::string>(text))},
+    {"version", "", "print the version and exit", KVC_SETTER(version, ParseBool(text)), FlagKind::kSwitch, false},
+    {"help", "", "print this text and exit", KVC_SETTER(help, ParseBool(text)), FlagKind::kSwitch, false},
+};
+
+#undef KVC_SETTER
+
+const Flag* FindFlag(std::string_view name) {
+  for (const Flag& flag : kFlags) {
+    if (flag.name == name) return &flag;
+  }
+  return nullptr;
+}
+
+struct Setting {
+  const Flag* flag;
+  std::string text;
+  std::string origin;  // for errors: "--threads", "KV_COMPRESSD_THREADS", "config FILE: threads"
+};
+
+absl::StatusOr<std::vector<Setting>> FromArgs(const std::vector<std::string>& args) {
+  std::vector<Setting> settings;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const std::string& arg = args[i];
+    const size_t equals = arg.find('=');
+    const Flag* flag = absl::StartsWith(arg, "--")
+                           ? FindFlag(arg.substr(2, equals == std::string::npos ? equals : equals - 2))
+                           : nullptr;
+    if (flag == nullptr) return Invalid(absl::StrFormat("unknown argument %s", arg));
+    std::string origin = absl::StrFormat("--%s", flag->name);
+    if (equals != std::string::npos) {
+      settings.push_back({flag, arg.substr(equals + 1), std::move(origin)});
+    } else if (flag->kind == FlagKind::kSwitch) {
+      settings.push_back({flag, "true", std::move(origin)});
+    } else if (i + 1 < args.size()) {
+      settings.push_back({flag, args[++i], std::move(origin)});
+    } else {
+      return Invalid(absl::StrFormat("%s needs a value", origin));
+    }
+  }
+  return settings;
+}
+
+std::vector<Setting> FromEnvironment(const std::function<const char*(const char*)>& getenv) {
+  std::vector<Setting> settings;
+  for (const Flag& flag : kFlags) {
+    if (!flag.setting) continue;
+    std::string name = absl::StrFormat("KV_COMPRESSD_%s", flag.name);
+    absl::AsciiStrToUpper(&name);
+    absl::StrReplaceAll({{"-", "_"}}, &name);
+    if (const char* text = getenv(name.c_str())) settings.push_back({&flag, text, name});
+  }
+  return settings;
+}
+
+// The text of a JSON value as the command line would have it; an array is a list with commas.
+absl::StatusOr<std::string> ToText(const nlohmann::json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_number_integer() || value.is_boolean()) return value.dump();
+  if (!value.is_array()) return Invalid("expected a text, a whole number or a list of texts");
+  std::string list;
+  for (const nlohmann::json& item : value) {
+    if (!item.is_string()) return Invalid("expected a list of texts");
+    absl::StrAppendFormat(&list, "%s%s", list.empty() ? "" : ",", item.get<std::string>());
+  }
+  return list;
+}
+
+absl::StatusOr<std::vector<Setting>> FromFile(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return Invalid(absl::StrFormat("config %s: cannot be read", path));
+  const nlohmann::json config = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return Invalid(absl::StrFormat("config %s: not a JSON object", path));
+  std::vector<Setting> settings;
+  for (const auto& [key, value] : config.items()) {
+    const Flag* flag = FindFlag(key);
+    std::string origin = absl::StrFormat("config %s: %s", path, key);
+    if (flag == nullptr || !flag->setting || key == "config")
+      return Invalid(absl::StrFormat("%s is not a setting", origin));
+    absl::StatusOr<std::string> text = ToText(value);
+    if (!text.ok()) return Invalid(absl::StrFormat("%s: %s", origin, text.status().message()));
+    settings.push_back({flag, *std::move(text), std::move(origin)});
+  }
+  return settings;
+}
+
+// The settings of one origin replace those of a lower one; --listen adds up within one.
+absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
+  for (const Setting& setting : settings) {
+    if (setting.flag->name == "listen") {
+      options.listen.clear();
+      break;
+    }
+  }
+  for (const Setting& setting : settings) {
+    const absl::Status status = setting.flag->set(options, setting.text);
+    if (!status.ok()) {
+      return Invalid(absl::StrFormat("%s: \"%s\": %s", setting.origin, setting.text, status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
+                                     const std::function<const char*(const char*)>& getenv) {
+  KVC_ASSIGN_OR_RETURN(const std::vector<Setting> from_args, FromArgs(args));
+  const std::vector<Setting> from_environment = FromEnvironment(getenv);
+  std::string config;
+  for (const std::vector<Setting>* settings : {&from_environment, &from_args}) {
+    for (const Setting& setting : *settings) {
+      if (setting.flag->name == "config") config = setting.text;
+    }
+  }
+  Options options;
+  if (!config.empty()) {
+    KVC_ASSIGN_OR_RETURN(const std::vector<Setting> from_file, FromFile(config));
+    KVC_RETURN_IF_ERROR(Apply(from_file, options));
+  }
+  KVC_RETURN_IF_ERROR(Apply(from_environment, options));
+  KVC_RETURN_IF_ERROR(Apply(from_args, options));
+  return options;
+}
+
+std::string OptionsUsage() {
+  std::string text =
+      "Usage: kv-compressd [flags]\n\nCompresses KV caches over gRPC (service kvcompress.v1.KvCompression).\n\n";
+  for (const Flag& flag : kFlags) {
+    const std::string left = absl::StrFormat("--%s%s%s", flag.name, flag.value.empty() ? "" : " ", flag.value);
+    absl::StrAppendFormat(&text, "  %-32s %s\n", left, flag.help);
+  }
+  text +=
+      "\nEvery setting is also an environment variable, for example KV_COMPRESSD_MEMORY_BUDGET=2GiB, and a key of the\n"
+      "--config file. The command line comes before the environment, which comes before the file.\n";
+  return text;
+}
+
+}  // namespace kvcompress

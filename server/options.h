@@ -1,0 +1,41 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace kvcompress {
+
+struct Options {
+  std::vector<std::string> listen = {"127.0.0.1:50051"};
+  std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics page
+  size_t threads = 0;                             // 0: one for each CPU
+  uint64_t memory_budget = uint64_t{1} << 30;
+  uint64_t max_tensor_bytes = uint64_t{64} << 30;
+  size_t max_streams = 256;
+  std::string default_codec = "int4(group=64)";
+  std::chrono::milliseconds drain_timeout{30000};
+  std::string log_level = "info";
+  bool log_json = false;
+  std::string port_file;
+
+  // Something else to do than to serve.
+  bool healthcheck = false;
+  std::string healthcheck_target;  // empty: the first of `listen`
+  bool version = false;
+  bool help = false;
+};
+
+// Reads the flags in `args` (without the program's name), the environment and the file that --config names. The command
+// line comes before the environment, which comes before the file. INVALID_ARGUMENT with one line that names the fault
+// and where it is.
+absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
+                                     const std::function<const char*(const char*)>& getenv);
+
+std::string OptionsUsage();
+
+}  // namespace kvcompress

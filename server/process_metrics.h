@@ -1,0 +1,12 @@
+#pragma once
+
+#include <prometheus/metric_family.h>
+
+#include <vector>
+
+namespace kvcompress {
+
+// The process_* metrics that every Prometheus client library has. A figure that /proc does not give is left out.
+void AppendProcessMetrics(std::vector<prometheus::MetricFamily>& families);
+
+}  // namespace kvcompress

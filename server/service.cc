@@ -1,0 +1,212 @@
+#include "kvcompress/server/service.h"
+
+#include <utility>
+
+#include "kvcompress/base/utf8.h"
+#include "kvcompress/server/call.h"
+
+namespace kvcompress {
+namespace {
+
+using Clock = CallRecord::Clock;
+using RawReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Tells clients that retry by themselves when to do so (gRFC A6).
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context) {
+  const auto payload = status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()));
+  if (payload) context.AddTrailingMetadata("grpc-retry-pushback-ms", std::string(*payload));
+}
+
+// A stream that is not let in.
+class Refusal final : public RawReactor {
+ public:
+  Refusal(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, absl::Status status)
+      : record_(context, method, metrics), status_(std::move(status)) {
+    AddPushback(status_, *context);
+    Finish(ToGrpcStatus(status_));
+  }
+
+  void OnDone() override {
+    record_.End(status_, {});
+    delete this;
+  }
+
+ private:
+  CallRecord record_;
+  const absl::Status status_;
+};
+
+// Moves messages between a stream and its session: one read and one write in flight at a time. Pump() does whatever the
+// session allows at the moment; every reaction and every wake-up from the pool calls it. The codec's work is the
+// pool's; reactions only copy bytes.
+//
+// The end: when the session is done, which it is after its last job in the pool, and no write is in flight, Pump()
+// sends the status. gRPC calls OnDone after all other reactions have returned, and ~Session waits for a pool thread
+// that is still on its way out of Pump(), so nothing touches a deleted reactor.
+template <typename Traits>
+class StreamReactor final : public RawReactor {
+ public:
+  StreamReactor(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, ThreadPool& pool,
+                const SessionOptions& options, Admission::Ticket ticket)
+      : context_(context),
+        metrics_(metrics),
+        record_(context, method, metrics),
+        session_(pool, options, std::move(ticket), metrics, [this] { Pump(); }) {
+    Pump();
+  }
+
+  void OnReadDone(bool ok) override {
+    metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
+    if (ok) {
+      typename Traits::Request request;
+      const grpc::Status parsed =
+          grpc::SerializationTraits<typename Traits::Request>::Deserialize(&incoming_, &request);
+      if (parsed.ok()) {
+        session_.Push(std::move(request));
+      } else {
+        session_.Fail(absl::InvalidArgumentError("message cannot be parsed"));
+      }
+    } else if (context_->IsCancelled()) {
+      session_.Cancel();
+    } else {
+      half_close_ = Clock::now();
+      session_.HalfClose();
+    }
+    reading_ = false;
+    Pump();
+  }
+
+  void OnWriteDone(bool ok) override {
+    metrics_.OnStage(Metrics::Stage::kWrite, SecondsSince(write_start_));
+    if (!ok) session_.Cancel();
+    writing_ = false;
+    Pump();
+  }
+
+  void OnCancel() override {
+    session_.Cancel();
+    Pump();
+  }
+
+  void OnDone() override {
+    record_.End(session_.status(), session_.totals());
+    delete this;
+  }
+
+ private:
+  void Pump() {
+    absl::MutexLock lock(&mutex_);
+    again_ = true;
+    if (pumping_) return;  // whoever is in there looks again
+    pumping_ = true;
+    while (std::exchange(again_, false) && !finished_) {
+      mutex_.Unlock();
+      const bool finished = Step();
+      mutex_.Lock();
+      finished_ = finished;
+    }
+    pumping_ = false;
+  }
+
+  // Returns whether the status is sent.
+  bool Step() {
+    if (!writing_) StartNextWrite();
+    if (!reading_ && session_.wants_input()) {
+      reading_ = true;
+      read_start_ = Clock::now();
+      this->StartRead(&incoming_);
+    }
+    if (writing_ || !session_.done()) return false;
+    const absl::Status status = session_.status();
+    if (status.ok()) metrics_.OnStage(Metrics::Stage::kFinish, SecondsSince(half_close_));
+    AddPushback(status, *context_);
+    this->Finish(ToGrpcStatus(status));
+    return true;
+  }
+
+  void StartNextWrite() {
+    typename Traits::Response response;
+    if (!session_.Pop(response)) return;
+    bool own_buffer = false;
+    outgoing_.Clear();
+    const grpc::Status serialized =
+        grpc::SerializationTraits<typename Traits::Response>::Serialize(response, &outgoing_, &own_buffer);
+    if (!serialized.ok()) return session_.Fail(absl::InternalError("response cannot be serialized"));
+    writing_ = true;
+    write_start_ = Clock::now();
+    this->StartWrite(&outgoing_);
+  }
+
+  grpc::CallbackServerContext* const context_;
+  Metrics& metrics_;
+  CallRecord record_;
+
+  absl::Mutex mutex_;
+  bool pumping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool again_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+
+  // Set by the thread that pumps, cleared by the reaction that ends the operation.
+  std::atomic<bool> reading_ = false;
+  std::atomic<bool> writing_ = false;
+  grpc::ByteBuffer incoming_;
+  grpc::ByteBuffer outgoing_;
+  Clock::time_point read_start_;
+  Clock::time_point write_start_;
+  Clock::time_point half_close_;
+
+  Session<Traits> session_;  // last: its destructor waits for calls into the members above
+};
+
+}  // namespace
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  // Clients take 8 KiB of trailers; a byte that is not printable takes three there.
+  constexpr size_t kMaxMessage = 2048;
+  std::string message(status.message());
+  if (message.size() > kMaxMessage) {
+    message.resize(kMaxMessage);
+    while (!message.empty() && !IsUtf8(message)) message.pop_back();
+    message += "...";
+  }
+  return {static_cast<grpc::StatusCode>(status.raw_code()), message};
+}
+
+template <typename Traits>
+RawReactor* Service::Start(grpc::CallbackServerContext* context, std::string_view method) {
+  absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
+  if (!ticket.ok()) return new Refusal(context, method, metrics_, ticket.status());
+  return new StreamReactor<Traits>(context, method, metrics_, pool_, options_, *std::move(ticket));
+}
+
+RawReactor* Service::Compress(grpc::CallbackServerContext* context) {
+  return Start<CompressTraits>(context, "Compress");
+}
+
+RawReactor* Service::Decompress(grpc::CallbackServerContext* context) {
+  return Start<DecompressTraits>(context, "Decompress");
+}
+
+grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest*,
+                                           v1::MetricsResponse* response) {
+  class Reactor final : public grpc::ServerUnaryReactor {
+   public:
+    Reactor(grpc::CallbackServerContext* context, kvcompress::Metrics& metrics)
+        : record_(context, "Metrics", metrics) {}
+    void OnDone() override {
+      record_.End(absl::OkStatus(), {});
+      delete this;
+    }
+
+   private:
+    CallRecord record_;
+  };
+  auto* reactor = new Reactor(context, metrics_);
+  *response = metrics_.ToMessage();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace kvcompress

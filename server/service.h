@@ -1,0 +1,40 @@
+#pragma once
+
+#include "kvcompress/base/thread_pool.h"
+#include "kvcompress/server/metrics.h"
+#include "kvcompress/session/admission.h"
+#include "kvcompress/session/session.h"
+#include "kvcompress/v1/kvcompress.grpc.pb.h"
+
+namespace kvcompress {
+
+// The gRPC side of the daemon. The streams are taken as raw buffers, so that a message that does not parse is told
+// apart from the end of the stream; on the wire they are ordinary messages. Everything given must outlive the server.
+class Service final
+    : public v1::KvCompression::WithRawCallbackMethod_Compress<v1::KvCompression::WithRawCallbackMethod_Decompress<
+          v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::Service>>> {
+ public:
+  Service(ThreadPool& pool, SessionOptions options, Admission& admission, kvcompress::Metrics& metrics)
+      : pool_(pool), options_(std::move(options)), admission_(admission), metrics_(metrics) {}
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Compress(grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Decompress(
+      grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest* request,
+                                    v1::MetricsResponse* response) override;
+
+ private:
+  template <typename Traits>
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context,
+                                                                     std::string_view method);
+
+  ThreadPool& pool_;
+  const SessionOptions options_;
+  Admission& admission_;
+  kvcompress::Metrics& metrics_;
+};
+
+// With the status' code; a message that would not fit the limits of HTTP/2 headers is cut.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+
+}  // namespace kvcompress

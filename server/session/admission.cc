@@ -1,0 +1,115 @@
+#include "kvcompress/session/admission.h"
+
+#include <utility>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_format.h"
+
+namespace kvcompress {
+
+std::string_view RejectReasonName(RejectReason reason) {
+  switch (reason) {
+    case RejectReason::kDraining:
+      return "draining";
+    case RejectReason::kMaxStreams:
+      return "max_streams";
+    case RejectReason::kMemoryBudget:
+      return "memory_budget";
+    case RejectReason::kTensorTooLarge:
+      return "tensor_too_large";
+  }
+  return "?";
+}
+
+Admission::Ticket& Admission::Ticket::operator=(Ticket&& other) noexcept {
+  if (this != &other) {
+    Release();
+    admission_ = std::exchange(other.admission_, nullptr);
+    bytes_ = std::exchange(other.bytes_, 0);
+  }
+  return *this;
+}
+
+void Admission::Ticket::Release() {
+  if (admission_ == nullptr) return;
+  absl::MutexLock lock(&admission_->mutex_);
+  admission_->bytes_ -= bytes_;
+  --admission_->streams_;
+  admission_ = nullptr;
+}
+
+absl::Status Admission::Ticket::Resize(uint64_t bytes) {
+  const uint64_t budget = admission_->options_.memory_budget;
+  if (bytes > budget) {
+    return admission_->Reject(RejectReason::kTensorTooLarge,
+                              absl::ResourceExhaustedError(absl::StrFormat(
+                                  "the stream needs %d bytes of memory, the whole budget is %d", bytes, budget)));
+  }
+  uint64_t others = 0;
+  {
+    absl::MutexLock lock(&admission_->mutex_);
+    others = admission_->bytes_ - bytes_;
+    if (bytes <= budget - others) {
+      admission_->bytes_ = others + bytes;
+      bytes_ = bytes;
+      return absl::OkStatus();
+    }
+  }
+  return admission_->Reject(
+      RejectReason::kMemoryBudget,
+      absl::ResourceExhaustedError(absl::StrFormat(
+          "the stream needs %d bytes of memory, other streams hold %d of the budget of %d", bytes, others, budget)));
+}
+
+absl::StatusOr<Admission::Ticket> Admission::AdmitStream() {
+  bool draining = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    draining = draining_;
+    if (!draining && streams_ < options_.max_streams) {
+      ++streams_;
+      return Ticket(this);
+    }
+  }
+  if (draining) return Reject(RejectReason::kDraining, absl::UnavailableError("the server is draining"));
+  return Reject(RejectReason::kMaxStreams, absl::ResourceExhaustedError(absl::StrFormat(
+                                               "the limit of %d streams is reached", options_.max_streams)));
+}
+
+absl::Status Admission::Reject(RejectReason reason, absl::Status status) const {
+  if (options_.on_reject != nullptr) options_.on_reject(reason);
+  const bool retry_helps = reason == RejectReason::kMaxStreams || reason == RejectReason::kMemoryBudget;
+  if (retry_helps) {
+    status.SetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()),
+                      absl::Cord(absl::string_view(kRetryPushbackMs.data(), kRetryPushbackMs.size())));
+  }
+  return status;
+}
+
+void Admission::StartDraining() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+}
+
+bool Admission::draining() const {
+  absl::MutexLock lock(&mutex_);
+  return draining_;
+}
+
+bool Admission::WaitUntilIdle(absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return streams_ == 0; };
+  return mutex_.AwaitWithTimeout(absl::Condition(&idle), timeout);
+}
+
+size_t Admission::streams() const {
+  absl::MutexLock lock(&mutex_);
+  return streams_;
+}
+
+uint64_t Admission::bytes() const {
+  absl::MutexLock lock(&mutex_);
+  return bytes_;
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace kvcompress {
+
+// Why a stream or a tensor was turned away.
+enum class RejectReason { kDraining, kMaxStreams, kMemoryBudget, kTensorTooLarge };
+
+std::string_view RejectReasonName(
+    RejectReason reason);  // "draining", "max_streams", "memory_budget", "tensor_too_large"
+
+// How long a client should wait before it asks again, in milliseconds of ASCII digits: a payload of the statuses that a
+// retry can cure, under this URL, and the value of the trailer grpc-retry-pushback-ms.
+inline constexpr std::string_view kRetryPushbackUrl = "kvcompress/retry-pushback-ms";
+inline constexpr std::string_view kRetryPushbackMs = "100";
+
+// Decides at once who may come in: counts streams, and the bytes that they have been promised, against the daemon's
+// limits. Thread-safe; must outlive its tickets.
+class Admission {
+ public:
+  struct Options {
+    uint64_t memory_budget = uint64_t{1} << 30;
+    size_t max_streams = 256;
+    std::function<void(RejectReason)> on_reject = nullptr;
+  };
+
+  // One stream, and the bytes that it holds; gives them back when it is destroyed.
+  class Ticket {
+   public:
+    Ticket() = default;
+    Ticket(Ticket&& other) noexcept { *this = std::move(other); }
+    Ticket& operator=(Ticket&& other) noexcept;
+    ~Ticket() { Release(); }
+
+    // Makes the stream's share `bytes`, more or less than it was. RESOURCE_EXHAUSTED, and nothing changes, when the
+    // budget has no room for it.
+    absl::Status Resize(uint64_t bytes);
+
+   private:
+    friend class Admission;
+    explicit Ticket(Admission* admission) : admission_(admission) {}
+    void Release();
+
+    Admission* admission_ = nullptr;
+    uint64_t bytes_ = 0;
+  };
+
+  explicit Admission(Options options) : options_(std::move(options)) {}
+
+  // UNAVAILABLE while draining, RESOURCE_EXHAUSTED when there are max_streams already.
+  absl::StatusOr<Ticket> AdmitStream();
+
+  // From here on no stream comes in.
+  void StartDraining();
+  bool draining() const;
+  // Waits until no stream is left; false when `timeout` passed before.
+  bool WaitUntilIdle(absl::Duration timeout) const;
+
+  size_t streams() const;
+  uint64_t bytes() const;
+  uint64_t memory_budget() const { return options_.memory_budget; }
+
+ private:
+  absl::Status Reject(RejectReason reason, absl::Status status) const;
+
+  const Options options_;
+  mutable absl::Mutex mutex_;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  size_t streams_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,138 @@
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/compressor.h"
+#include "kvcompress/session/admission.h"
+#include "kvcompress/session/sinks.h"
+
+namespace kvcompress {
+
+struct SessionOptions {
+  Limits limits;
+  std::string default_codec = "int4(group=64)";
+  // How much a stream holds, in bytes of tensors, before it stops taking input: blocks in the pool, and responses that
+  // the client has not taken. Whole tensors that a codec must see first come on top.
+  uint64_t window_bytes = 0;
+};
+
+// A window for a pool of this many threads: two blocks of F16 for each, one in work and one waiting, and eight (2 MiB)
+// to cover what is on its way in and out meanwhile.
+constexpr uint64_t DefaultWindowBytes(size_t threads) {
+  return (8 + 2 * uint64_t{threads}) * kDefaultBlockElements * 2;
+}
+
+// The two directions of a session, which differ in these names alone.
+struct CompressTraits {
+  using Request = v1::CompressRequest;
+  using Response = v1::CompressResponse;
+  using Stream = CompressStream;
+  using Sink = CompressSink;
+
+  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options);
+  static bool has_bytes(const Request& request) { return request.has_data(); }
+  static const std::string& bytes(const Request& request) { return request.data(); }
+};
+
+struct DecompressTraits {
+  using Request = v1::DecompressRequest;
+  using Response = v1::DecompressResponse;
+  using Stream = DecompressStream;
+  using Sink = DecompressSink;
+
+  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options);
+  static bool has_bytes(const Request& request) { return request.has_frame(); }
+  static const std::string& bytes(const Request& request) { return request.frame(); }
+};
+
+// One stream, from its first message to its status, without a transport. Messages go in by Push, one at a time and only
+// while wants_input(); responses come out by Pop, in order. `wake` is called, from pool threads and without locks, when
+// either may have changed. The session ends when done() says so: its status is that of the first fault in the order
+// of the stream, whatever the threads' timing; responses in front of the fault come out before it.
+//
+// Push, HalfClose and Fail come from one thread at a time, and so does Pop; the others from any.
+template <typename Traits>
+class Session {
+ public:
+  using Request = typename Traits::Request;
+  using Response = typename Traits::Response;
+
+  Session(ThreadPool& pool, SessionOptions options, Admission::Ticket ticket, SessionObserver& observer,
+          std::function<void()> wake);
+  // Waits for the blocks in flight; short when done().
+  ~Session();
+
+  void Push(Request request);
+  // No more messages.
+  void HalfClose();
+  // What came is not a message.
+  void Fail(const absl::Status& status);
+  // The client is gone: ends the work within a block and drops what was not yet taken.
+  void Cancel();
+
+  bool wants_input() const;
+  // The next response; false when there is none now. The one before it counts as written.
+  bool Pop(Response& response);
+
+  // Whether all has come out and no thread works for this session any more.
+  bool done() const;
+  // Once done.
+  absl::Status status() const;
+  StreamTotals totals() const { return sink_.totals(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void OnProgress();
+  void Feed();
+  absl::Status FeedPart();
+  absl::Status TakeHeader();
+  absl::Status Reserve(const Footprint& footprint);
+  void ReleaseIfIdle();
+  void OnFlushed();
+  bool HasRoom() const;
+  bool InputIsOver() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const SessionOptions options_;
+  const std::function<void()> wake_;
+
+  mutable absl::Mutex mutex_;
+  std::optional<Request> input_ ABSL_GUARDED_BY(mutex_);  // the message that is being taken
+  bool feeding_ ABSL_GUARDED_BY(mutex_) = false;          // a thread is in Feed, and owns the members below
+  bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool flushing_ ABSL_GUARDED_BY(mutex_) = false;  // the input is over, what is in flight comes out
+  bool flushed_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status input_status_ ABSL_GUARDED_BY(mutex_);
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  std::optional<Clock::time_point> start_ ABSL_GUARDED_BY(mutex_);
+
+  // Of the thread that feeds.
+  size_t taken_ = 0;             // bytes of input_
+  uint64_t begun_ = 0;           // tensors
+  bool reserved_ = true;         // whether the memory of the current tensor is
+  uint64_t streamed_bytes_ = 0;  // of tensors since the stream was last idle
+  struct WholeTensor {
+    uint64_t number;
+    uint64_t bytes;
+  };
+  std::deque<WholeTensor> whole_;  // held until their reports are out
+  Admission::Ticket ticket_;
+
+  typename Traits::Sink sink_;
+  typename Traits::Stream stream_;  // last: its destructor waits for calls into the members above
+};
+
+extern template class Session<CompressTraits>;
+extern template class Session<DecompressTraits>;
+
+using CompressSession = Session<CompressTraits>;
+using DecompressSession = Session<DecompressTraits>;
+
+}  // namespace kvcompress

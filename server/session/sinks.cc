@@ -1,0 +1,102 @@
+#include "kvcompress/session/sinks.h"
+
+#include "kvcompress/session/messages.h"
+
+namespace kvcompress {
+
+template <typename Response>
+void Sink<Response>::Fail(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    error_ = status;
+  }
+  on_change_();
+}
+
+template <typename Response>
+void Sink<Response>::Finish(const TensorReport& report, Response response) {
+  // The response first: who sees the tensor counted and the outbox empty may take it for written.
+  outbox_.Add(std::move(response));
+  {
+    absl::MutexLock lock(&mutex_);
+    ++totals_.tensors;
+    totals_.tensor_bytes += report.tensor_bytes;
+    totals_.frame_bytes += report.frame_bytes;
+  }
+  on_change_();
+}
+
+template class Sink<v1::CompressResponse>;
+template class Sink<v1::DecompressResponse>;
+
+namespace {
+
+void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& message) {
+  message.set_tensors(totals.tensors);
+  message.set_tensor_bytes(totals.tensor_bytes);
+  message.set_frame_bytes(totals.frame_bytes);
+  message.set_seconds(seconds);
+}
+
+}  // namespace
+
+void CompressSink::OnFrame(Buffer bytes) {
+  outbox_.AddBytes(bytes.span(), &v1::CompressResponse::mutable_frame);
+  on_change_();
+}
+
+void CompressSink::OnTensor(const TensorReport& report) {
+  const Quality quality = QualityOf(report.sums);
+  const std::vector<Violation> violations = CheckThresholds(quality);
+  v1::CompressResponse response;
+  v1::TensorReport& message = *response.mutable_tensor();
+  kvcompress::ToMessage(report, message);
+  kvcompress::ToMessage(quality, *message.mutable_quality());
+  kvcompress::ToMessage(report.sums, *message.mutable_sums());
+  for (const Violation& violation : violations) message.add_violations(violation.text);
+  merger_.Add(report.tensor.name, report.sums);
+  observer_.OnCompressed(report, quality, violations);
+  Finish(report, std::move(response));
+}
+
+void CompressSink::SendStreamReport(double seconds) {
+  const StreamTotals sums = totals();
+  v1::CompressResponse response;
+  v1::StreamReport& message = *response.mutable_stream();
+  ToMessage(sums, seconds, message);
+  if (sums.tensors > 0) {
+    const Quality mean = merger_.Mean();
+    kvcompress::ToMessage(mean, *message.mutable_quality());
+    kvcompress::ToMessage(merger_.ElementWeighted(), *message.mutable_element_weighted());
+    message.set_worst_tensor(merger_.worst_tensor());
+    for (const Violation& violation : CheckThresholds(mean)) message.add_violations(violation.text);
+  }
+  outbox_.Add(std::move(response));
+}
+
+void DecompressSink::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {
+  v1::DecompressResponse response;
+  kvcompress::ToMessage(tensor, *response.mutable_header());
+  outbox_.Add(std::move(response));
+  on_change_();
+}
+
+void DecompressSink::OnData(Buffer values) {
+  outbox_.AddBytes(values.span(), &v1::DecompressResponse::mutable_data);
+  on_change_();
+}
+
+void DecompressSink::OnTensor(const TensorReport& report) {
+  v1::DecompressResponse response;
+  kvcompress::ToMessage(report, *response.mutable_tensor());
+  observer_.OnDecompressed(report);
+  Finish(report, std::move(response));
+}
+
+void DecompressSink::SendStreamReport(double seconds) {
+  v1::DecompressResponse response;
+  ToMessage(totals(), seconds, *response.mutable_stream());
+  outbox_.Add(std::move(response));
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <functional>
+
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/compressor.h"
+#include "kvcompress/quality/quality.h"
+#include "kvcompress/session/outbox.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+
+// The way out of a stream: what the core makes, as responses in an outbox, with the figures that it adds up to.
+namespace kvcompress {
+
+// Told of every tensor that is done, on pool threads.
+class SessionObserver {
+ public:
+  virtual ~SessionObserver() = default;
+  virtual void OnCompressed(const TensorReport& report, const Quality& quality,
+                            const std::vector<Violation>& violations) = 0;
+  virtual void OnDecompressed(const TensorReport& report) = 0;
+};
+
+struct StreamTotals {
+  uint64_t tensors = 0;
+  uint64_t tensor_bytes = 0;
+  uint64_t frame_bytes = 0;
+};
+
+// What both directions share. `on_change` is called without locks after there was something new.
+template <typename Response>
+class Sink {
+ public:
+  Sink(SessionObserver& observer, std::function<void()> on_change)
+      : observer_(observer), on_change_(std::move(on_change)) {}
+
+  Outbox<Response>& outbox() { return outbox_; }
+  const Outbox<Response>& outbox() const { return outbox_; }
+
+  // The first error of a block; OK while there was none.
+  absl::Status error() const {
+    absl::MutexLock lock(&mutex_);
+    return error_;
+  }
+  StreamTotals totals() const {
+    absl::MutexLock lock(&mutex_);
+    return totals_;
+  }
+
+ protected:
+  void Fail(const absl::Status& status);
+  // Counts a tensor, and sends its report.
+  void Finish(const TensorReport& report, Response response);
+
+  SessionObserver& observer_;
+  const std::function<void()> on_change_;
+  Outbox<Response> outbox_;
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);
+  StreamTotals totals_ ABSL_GUARDED_BY(mutex_);
+};
+
+class CompressSink final : public Sink<v1::CompressResponse>, public CompressOutput {
+ public:
+  using Sink::Sink;
+
+  void OnFrame(Buffer bytes) override;
+  void OnTensor(const TensorReport& report) override;
+  void OnError(const absl::Status& status) override { Fail(status); }
+
+  // Ends the stream. After the last tensor's report.
+  void SendStreamReport(double seconds);
+
+ private:
+  QualityMerger merger_;
+};
+
+class DecompressSink final : public Sink<v1::DecompressResponse>, public DecompressOutput {
+ public:
+  using Sink::Sink;
+
+  void OnHeader(const TensorDesc& tensor, uint64_t elements) override;
+  void OnData(Buffer values) override;
+  void OnTensor(const TensorReport& report) override;
+  void OnError(const absl::Status& status) override { Fail(status); }
+
+  void SendStreamReport(double seconds);
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,128 @@
+"""Fixtures of the end-to-end tests: the built binaries, daemons, and stubs that stock tools make from the .proto."""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def bin_dir():
+    """The folder of kv-compressd and kv-compress: KVC_BIN_DIR, or bin/ of the repository."""
+    path = pathlib.Path(os.environ.get("KVC_BIN_DIR", REPOSITORY / "bin"))
+    assert (path / "kv-compressd").exists(), f"{path}/kv-compressd is not built"
+    return path
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """A small real KV cache, FP16."""
+    return REPOSITORY / "tests" / "data" / "docs.256.f16.safetensors"
+
+
+@pytest.fixture(scope="session")
+def kv_dir():
+    """More and larger caches, beside the checkout where there are any."""
+    path = REPOSITORY.parent / "shared" / "kv"
+    if not path.is_dir():
+        pytest.skip(f"no {path}")
+    return path
+
+
+class Stubs:
+    """The generated modules: messages in `pb`, the client in `rpc`."""
+
+    def __init__(self, folder):
+        from grpc_tools import protoc
+
+        proto = REPOSITORY / "proto"
+        include = pathlib.Path(importlib.import_module("grpc_tools").__file__).parent / "_proto"
+        code = protoc.main(["protoc", f"-I{proto}", f"-I{include}", f"--python_out={folder}",
+                            f"--grpc_python_out={folder}", str(proto / "kvcompress/v1/kvcompress.proto")])
+        assert code == 0
+        sys.path.insert(0, str(folder))
+        self.pb = importlib.import_module("kvcompress.v1.kvcompress_pb2")
+        self.rpc = importlib.import_module("kvcompress.v1.kvcompress_pb2_grpc")
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory):
+    return Stubs(tmp_path_factory.mktemp("stubs"))
+
+
+class Daemon:
+    """A kv-compressd on ports of the system's choice."""
+
+    def __init__(self, bin_dir, folder, *flags, env=None):
+        port_file = folder / "ports.json"
+        self.log_path = folder / "log"
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [bin_dir / "kv-compressd", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0",
+                 "--port-file", port_file, *flags],
+                stderr=log, stdout=log, env={**os.environ, **(env or {})})
+        deadline = time.monotonic() + 30
+        while not port_file.exists():
+            assert self.process.poll() is None, f"the daemon ended: {self.log()}"
+            assert time.monotonic() < deadline, f"the daemon does not start: {self.log()}"
+            time.sleep(0.01)
+        ports = json.loads(port_file.read_text())
+        self.address = ports["listen"][0]
+        self.listen = ports["listen"]
+        self.metrics_address = ports["metrics"]
+        self._channels = []
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def log(self):
+        return self.log_path.read_text()
+
+    def channel(self, *options):
+        channel = grpc.insecure_channel(self.address, options=[("grpc.enable_http_proxy", 0), *options])
+        self._channels.append(channel)
+        return channel
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, timeout=30):
+        return self.process.wait(timeout)
+
+    def stop(self):
+        """SIGTERM, and the exit code."""
+        for channel in self._channels:
+            channel.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.wait()
+
+
+@pytest.fixture
+def daemon(bin_dir, tmp_path_factory):
+    """Starts daemons: daemon("--threads", "2"). Each that still runs at the end must stop cleanly."""
+    started = []
+
+    def start(*flags, env=None):
+        started.append(Daemon(bin_dir, tmp_path_factory.mktemp("daemon"), *flags, env=env))
+        return started[-1]
+
+    yield start
+    running = [daemon for daemon in started if daemon.process.poll() is None]
+    try:
+        for daemon in running:
+            assert daemon.stop() == 0, daemon.log()
+    finally:
+        for daemon in running:
+            if daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.wait()
