@@ -143,8 +143,6 @@ absl::Status RemoteClient::Verdict(const grpc::Status& status, size_t jobs_done,
   switch (status.error_code()) {
     case grpc::StatusCode::INVALID_ARGUMENT:
     case grpc::StatusCode::DATA_LOSS:
-    case grpc::StatusCode::UNIMPLEMENTED:
-    case grpc::StatusCode::RESOURCE_EXHAUSTED:
       return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       return absl::DeadlineExceededError("deadline exceeded");

@@ -23,6 +23,8 @@ sigset_t EndingSignals() {
 }  // namespace
 
 Interrupts::Interrupts() {
+  // A limit on the size of files is then an error of the write that meets it.
+  signal(SIGXFSZ, SIG_IGN);
   const sigset_t set = EndingSignals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   // It ends with the process, and so may this object.

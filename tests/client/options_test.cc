@@ -1,0 +1,103 @@
+#include "kvcompress/cli/options.h"
+
+#include <gmock/gmock.h>
+
+#include <cstdlib>
+
+#include "kvcompress/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+
+class OptionsTest : public ::testing::Test {
+ protected:
+  void SetUp() override { unsetenv("KV_COMPRESS_SERVER"); }
+  void TearDown() override { unsetenv("KV_COMPRESS_SERVER"); }
+
+  // The fault of a command line that parses; empty when there is none.
+  std::string FaultOf(std::vector<const char*> words) {
+    options_ = {};
+    GoFlags flags("kv-compress");
+    DeclareFlags(flags, options_);
+    EXPECT_THAT(flags.Parse(words), IsOk());
+    const absl::Status status = CompleteOptions(flags, options_);
+    EXPECT_TRUE(status.ok() || absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  }
+
+  CliOptions options_;
+};
+
+TEST_F(OptionsTest, DefaultsOfTheReference) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b"}), "");
+  EXPECT_EQ(options_.codec, "int4(group=64)");
+  EXPECT_EQ(options_.server, "");
+  EXPECT_EQ(options_.threads, 0);
+}
+
+TEST_F(OptionsTest, GroupSizeAndSparsityMakeTheCodec) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size", "0x80"}), "");
+  EXPECT_EQ(options_.codec, "int4(group=128)");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size=32", "-sparsity=0.1"}), "");
+  EXPECT_EQ(options_.codec, "sparse(ratio=0.1)|int4(group=32)");
+}
+
+TEST_F(OptionsTest, WhatIsRequired) {
+  EXPECT_EQ(FaultOf({}), "-input is required");
+  EXPECT_EQ(FaultOf({"-output", "b"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-input", "a"}), "-output is required");
+  EXPECT_EQ(FaultOf({"-input", "a", "-decompress"}), "-output is required");
+  EXPECT_EQ(FaultOf({"-input", "a", "-metrics-only"}), "");
+  ASSERT_EQ(FaultOf({"-input", "a", "-metrics-only", "-output", "b"}), "");
+  EXPECT_EQ(options_.output, "");
+}
+
+TEST_F(OptionsTest, ValuesOutsideTheirRange) {
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size", "48"}), "-group-size must be 32, 64 or 128, not 48");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-sparsity", "1.5"}), "-sparsity must be between 0 and 1, not 1.5");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-sparsity", "-0.1"}),
+            "-sparsity must be between 0 and 1, not -0.1");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-sparsity", "nan"}), "-sparsity must be between 0 and 1, not nan");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-threads", "-1"}), "-threads must be between 0 and 1024, not -1");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-timeout", "-3s"}), "-timeout must not be negative");
+}
+
+TEST_F(OptionsTest, Conflicts) {
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-profile", "p"}),
+            "-codec and -profile exclude each other");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-group-size", "64"}),
+            "-group-size and -codec exclude each other: write it into the codec, for example int4(group=32)");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-profile", "p", "-sparsity", "0"}),
+            "-sparsity and -profile exclude each other: write it into the codec, for example sparse(ratio=0.5)|int4");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-codec", "raw"}),
+            "-codec and -decompress exclude each other: the file says how it was compressed");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-server", "h:1", "-threads", "2"}),
+            "-threads and -server exclude each other: the daemon has threads of its own");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "c", "-verbose"}), "unexpected argument \"c\"");
+}
+
+TEST_F(OptionsTest, TheEnvironmentNamesTheDaemonUnlessTheFlagDoes) {
+  setenv("KV_COMPRESS_SERVER", "env:1", 1);
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-threads", "2"}), "");
+  EXPECT_EQ(options_.server, "env:1");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-server", "flag:2"}), "");
+  EXPECT_EQ(options_.server, "flag:2");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-server="}), "");
+  EXPECT_EQ(options_.server, "");
+}
+
+TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
+  ASSERT_EQ(FaultOf({"-inspect", "a"}), "");
+  EXPECT_EQ(options_.input, "a");
+  ASSERT_EQ(FaultOf({"-inspect", "-input", "a"}), "");
+  EXPECT_EQ(options_.input, "a");
+  EXPECT_EQ(FaultOf({"-inspect"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-inspect", "a", "b"}), "unexpected argument \"b\"");
+  EXPECT_EQ(FaultOf({"-inspect", "-input", "a", "b"}), "-inspect takes one file, and two are given");
+  EXPECT_EQ(FaultOf({"-inspect", "-output", "b", "a"}), "-inspect excludes -output, -decompress and -metrics-only");
+}
+
+}  // namespace
+}  // namespace kvcompress

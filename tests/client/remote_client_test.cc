@@ -1,0 +1,322 @@
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <functional>
+#include <thread>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "kvcompress/client/codec_client.h"
+#include "kvcompress/testing/status_matchers.h"
+#include "kvcompress/testing/values.h"
+#include "kvcompress/v1/kvcompress.grpc.pb.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+using CompressCall = grpc::ServerReaderWriter<v1::CompressResponse, v1::CompressRequest>;
+using DecompressCall = grpc::ServerReaderWriter<v1::DecompressResponse, v1::DecompressRequest>;
+
+// A daemon that does what a test tells it to: mostly what a daemon should not.
+class FakeDaemon final : public v1::KvCompression::Service {
+ public:
+  FakeDaemon() {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    address_ = absl::StrFormat("127.0.0.1:%d", port);
+  }
+  ~FakeDaemon() override { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
+
+  const std::string& address() const { return address_; }
+
+  grpc::Status Compress(grpc::ServerContext* context, CompressCall* call) override { return compress(*context, *call); }
+  grpc::Status Decompress(grpc::ServerContext* context, DecompressCall* call) override {
+    return decompress(*context, *call);
+  }
+
+  std::function<grpc::Status(grpc::ServerContext&, CompressCall&)> compress;
+  std::function<grpc::Status(grpc::ServerContext&, DecompressCall&)> decompress;
+
+ private:
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+};
+
+struct Frames final : CompressSink {
+  absl::Status OnFrame(ByteSpan bytes) override {
+    frame += AsText(bytes);
+    return fault;
+  }
+  absl::Status OnTensor(const TensorReport& report) override {
+    reports.push_back(report);
+    return absl::OkStatus();
+  }
+
+  std::string frame;
+  std::vector<TensorReport> reports;
+  absl::Status fault;
+};
+
+struct Values final : DecompressSink {
+  absl::Status OnHeader(const TensorDesc& tensor) override {
+    tensors.push_back(tensor);
+    return absl::OkStatus();
+  }
+  absl::Status OnData(ByteSpan bytes) override {
+    values += AsText(bytes);
+    return absl::OkStatus();
+  }
+  absl::Status OnTensor(const TensorReport&) override { return absl::OkStatus(); }
+
+  std::vector<TensorDesc> tensors;
+  std::string values;
+};
+
+v1::CompressResponse FrameBytes(std::string bytes) {
+  v1::CompressResponse response;
+  response.set_frame(std::move(bytes));
+  return response;
+}
+
+v1::CompressResponse Report(std::string name, uint64_t tensor_bytes, uint64_t frame_bytes) {
+  v1::CompressResponse response;
+  response.mutable_tensor()->set_name(std::move(name));
+  response.mutable_tensor()->set_tensor_bytes(tensor_bytes);
+  response.mutable_tensor()->set_frame_bytes(frame_bytes);
+  response.mutable_tensor()->mutable_sums()->set_max_abs_error(0.25);
+  return response;
+}
+
+v1::DecompressResponse Header(uint64_t elements, v1::DType dtype = v1::DTYPE_F16) {
+  v1::DecompressResponse response;
+  response.mutable_header()->set_name("t");
+  response.mutable_header()->set_dtype(dtype);
+  response.mutable_header()->add_shape(elements);
+  response.mutable_header()->add_axes(v1::AXIS_ROLE_OTHER);
+  return response;
+}
+
+v1::DecompressResponse Data(std::string bytes) {
+  v1::DecompressResponse response;
+  response.set_data(std::move(bytes));
+  return response;
+}
+
+v1::DecompressResponse Done(uint64_t tensor_bytes, uint64_t frame_bytes) {
+  v1::DecompressResponse response;
+  response.mutable_tensor()->set_name("t");
+  response.mutable_tensor()->set_tensor_bytes(tensor_bytes);
+  response.mutable_tensor()->set_frame_bytes(frame_bytes);
+  return response;
+}
+
+class RemoteClientTest : public ::testing::Test {
+ protected:
+  absl::Status Compress(absl::Duration timeout = absl::InfiniteDuration()) {
+    const CompressJob job{MakeTensor("t", DType::kF16, {values_.size() / 2}), "int4", &source_};
+    return (*client_)->Compress(std::span(&job, 1), absl::Now() + timeout, frames_);
+  }
+
+  absl::Status Decompress() {
+    const DecompressJob job{"t", &source_};
+    return (*client_)->Decompress(std::span(&job, 1), absl::InfiniteFuture(), decoded_);
+  }
+
+  std::string Daemon(std::string_view text) const { return absl::StrFormat("daemon %s: %s", daemon_.address(), text); }
+
+  FakeDaemon daemon_;
+  absl::StatusOr<std::unique_ptr<CodecClient>> client_ = MakeRemoteClient({.address = daemon_.address()});
+  std::vector<std::byte> values_ = MakeValues(DType::kF16, 1000000, Distribution::kGaussian);
+  MemorySource source_{ByteSpan(values_)};
+  Frames frames_;
+  Values decoded_;
+};
+
+TEST_F(RemoteClientTest, SendsTheTensorInMessagesOfAtMostOneMebibyte) {
+  std::string received;
+  v1::CompressHeader header;
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
+    v1::CompressRequest request;
+    while (call.Read(&request)) {
+      if (request.has_header()) header = request.header();
+      EXPECT_LE(request.data().size(), size_t{1} << 20);
+      received += request.data();
+    }
+    call.Write(FrameBytes("ab"));
+    call.Write(FrameBytes("c"));
+    call.Write(Report("t", values_.size(), 3));
+    v1::CompressResponse end;
+    end.mutable_stream();
+    call.Write(end);
+    return grpc::Status::OK;
+  };
+  ASSERT_THAT(Compress(), IsOk());
+  EXPECT_EQ(received, AsText(values_));
+  EXPECT_EQ(header.tensor().name(), "t");
+  EXPECT_EQ(header.tensor().dtype(), v1::DTYPE_F16);
+  EXPECT_EQ(header.codec(), "int4");
+  EXPECT_EQ(frames_.frame, "abc");
+  ASSERT_EQ(frames_.reports.size(), 1u);
+  EXPECT_EQ(frames_.reports[0].sums.max_abs_error, 0.25);
+}
+
+TEST_F(RemoteClientTest, RepliesThatCannotBeAreRefused) {
+  const uint64_t size = values_.size();
+  const std::vector<std::pair<std::vector<v1::CompressResponse>, std::string>> cases = {
+      {{}, "it ended the call before it had answered all of it"},
+      {{FrameBytes("abc")}, "it ended the call before it had answered all of it"},
+      {{FrameBytes("abc"), Report("t", size, 4)}, "its report on tensor \"t\" does not fit what it sent"},
+      {{FrameBytes("abc"), Report("u", size, 3)}, "its report on tensor \"t\" does not fit what it sent"},
+      {{FrameBytes("abc"), Report("t", size - 2, 3)}, "its report on tensor \"t\" does not fit what it sent"},
+      {{FrameBytes("abc"), Report("t", size, 3), FrameBytes("d")}, "it sent more tensors than it was given"},
+  };
+  for (const auto& [responses, text] : cases) {
+    daemon_.compress = [&responses = responses](grpc::ServerContext&, CompressCall& call) {
+      for (const v1::CompressResponse& response : responses) call.Write(response);
+      v1::CompressRequest request;
+      while (call.Read(&request)) {
+      }
+      return grpc::Status::OK;
+    };
+    EXPECT_THAT(Compress(), StatusIs(absl::StatusCode::kInternal, Daemon(text)));
+  }
+}
+
+TEST_F(RemoteClientTest, DecodedRepliesThatCannotBeAreRefused) {
+  const uint64_t size = values_.size();
+  const std::vector<std::pair<std::vector<v1::DecompressResponse>, std::string>> cases = {
+      {{}, "it ended the call before it had answered all of it"},
+      {{Data("ab")}, "its messages are out of order"},
+      {{Header(2), Header(2)}, "its messages are out of order"},
+      {{Header(2), Data("abc"), Done(4, size)}, "it sent fewer values than the tensor has"},
+      {{Header(2), Data("abcde")}, "it sent more values than the tensor has"},
+      {{Header(2), Data("abcd"), Done(4, size - 1)}, "its report on tensor \"t\" does not fit what it sent"},
+      {{Header(2), Data("abcd"), Done(4, size), Header(2)}, "it sent more tensors than it was given"},
+      {{Header(2, static_cast<v1::DType>(9))}, "it names an unknown data type"},
+      {{Header(2, static_cast<v1::DType>(257))}, "it names an unknown data type"},
+  };
+  for (const auto& [responses, text] : cases) {
+    daemon_.decompress = [&responses = responses](grpc::ServerContext&, DecompressCall& call) {
+      for (const v1::DecompressResponse& response : responses) call.Write(response);
+      v1::DecompressRequest request;
+      while (call.Read(&request)) {
+      }
+      return grpc::Status::OK;
+    };
+    EXPECT_THAT(Decompress(), StatusIs(absl::StatusCode::kInternal, Daemon(text)));
+  }
+}
+
+TEST_F(RemoteClientTest, ErrorsOfTheDataKeepTheirTextAndOthersNameTheDaemon) {
+  const auto fault = [&](grpc::StatusCode code) {
+    daemon_.compress = [code](grpc::ServerContext&, CompressCall&) { return grpc::Status(code, "text"); };
+    return Compress();
+  };
+  EXPECT_THAT(fault(grpc::INVALID_ARGUMENT), StatusIs(absl::StatusCode::kInvalidArgument, "text"));
+  EXPECT_THAT(fault(grpc::DATA_LOSS), StatusIs(absl::StatusCode::kDataLoss, "text"));
+  EXPECT_THAT(fault(grpc::RESOURCE_EXHAUSTED), StatusIs(absl::StatusCode::kResourceExhausted, Daemon("text")));
+  EXPECT_THAT(fault(grpc::UNAVAILABLE), StatusIs(absl::StatusCode::kUnavailable, Daemon("text")));
+  EXPECT_THAT(fault(grpc::INTERNAL), StatusIs(absl::StatusCode::kInternal, Daemon("text")));
+}
+
+TEST_F(RemoteClientTest, AnErrorOfTheSinkEndsTheCall) {
+  daemon_.compress = [&](grpc::ServerContext& context, CompressCall& call) {
+    while (!context.IsCancelled() && call.Write(FrameBytes("abc"))) {
+    }
+    return grpc::Status::CANCELLED;
+  };
+  frames_.fault = absl::DataLossError("the disk is full");
+  EXPECT_THAT(Compress(), StatusIs(absl::StatusCode::kDataLoss, "the disk is full"));
+}
+
+TEST_F(RemoteClientTest, AnErrorOfTheSourceEndsTheCall) {
+  class BadSource final : public ByteSource {
+   public:
+    uint64_t size() const override { return 2000; }
+    absl::StatusOr<ByteSpan> Get(uint64_t, size_t, std::vector<std::byte>&) const override {
+      return absl::DataLossError("the file became shorter");
+    }
+  };
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
+    v1::CompressRequest request;
+    while (call.Read(&request)) {
+    }
+    return grpc::Status::OK;
+  };
+  const BadSource source;
+  const CompressJob job{MakeTensor("t", DType::kF16, {1000}), "int4", &source};
+  EXPECT_THAT((*client_)->Compress(std::span(&job, 1), absl::InfiniteFuture(), frames_),
+              StatusIs(absl::StatusCode::kDataLoss, "the file became shorter"));
+}
+
+TEST_F(RemoteClientTest, ADeadlineEndsACallThatHangs) {
+  daemon_.compress = [&](grpc::ServerContext& context, CompressCall&) {
+    while (!context.IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
+    return grpc::Status::CANCELLED;
+  };
+  EXPECT_THAT(Compress(absl::Milliseconds(200)), StatusIs(absl::StatusCode::kDeadlineExceeded, "deadline exceeded"));
+}
+
+// A port that nobody listens on; it is bound, so that nobody else gets it meanwhile.
+class Socket {
+ public:
+  explicit Socket(bool listening) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&address), size), 0);
+    if (listening) {
+      EXPECT_EQ(listen(fd_, 1), 0);
+    }
+    getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size);
+    address_ = absl::StrFormat("127.0.0.1:%d", ntohs(address.sin_port));
+  }
+  ~Socket() { close(fd_); }
+
+  const std::string& address() const { return address_; }
+
+ private:
+  int fd_;
+  std::string address_;
+};
+
+TEST_F(RemoteClientTest, ADaemonThatIsNotThereIsNamedAtOnce) {
+  const Socket nobody(false);
+  client_ = MakeRemoteClient({.address = nobody.address()});
+  const absl::Time start = absl::Now();
+  EXPECT_THAT(Compress(), StatusIs(absl::StatusCode::kUnavailable,
+                                   AllOf(StartsWith(absl::StrFormat("connect to %s: ", nobody.address())),
+                                         HasSubstr("Connection refused"))));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(4));
+}
+
+TEST_F(RemoteClientTest, AnAddressThatDoesNotAnswerIsGivenUp) {
+  const Socket silent(true);  // accepts, and never says a word
+  client_ = MakeRemoteClient({.address = silent.address(), .connect_timeout = absl::Milliseconds(300)});
+  EXPECT_THAT(Compress(),
+              StatusIs(absl::StatusCode::kUnavailable, absl::StrFormat("connect to %s: no answer", silent.address())));
+}
+
+TEST_F(RemoteClientTest, AddressesOfTheWrongFormAreRefused) {
+  for (const char* address : {"host", ":50051", "host:", ""}) {
+    EXPECT_THAT(MakeRemoteClient({.address = address}),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         absl::StrFormat("\"%s\" is not the address of a daemon: use HOST:PORT", address)));
+  }
+}
+
+}  // namespace
+}  // namespace kvcompress
