@@ -21,8 +21,9 @@ constexpr size_t kLanes = hn::MaxLanes(DF());
 
 constexpr size_t kTileGroups = 16;
 constexpr size_t kMaxGroup = 128;
-// How far ahead of their use packed codes are fetched.
-constexpr size_t kPrefetchBytes = 2048;
+// How far ahead of their use packed codes, and the lines that values are written to, are fetched.
+constexpr size_t kPrefetchCodes = 2048;
+constexpr size_t kPrefetchValues = 8192;
 
 // The scales of up to kTileGroups groups; NaN for one that is not finite.
 HWY_INLINE void TileScales(const uint8_t* scales, size_t groups, float* out) {
@@ -180,20 +181,17 @@ void DequantizeAs(const GroupQuantFormat& format, const uint8_t* scales, const u
     uint8_t* tile_values = values + begin * group_bytes;
     HWY_ALIGN float tile_scales[kTileGroups];
     TileScales(scales + 2 * begin, n, tile_scales);
-    PrefetchAhead<kPrefetchBytes>(tile_codes, n * code_bytes);
-    if (format.bits == 4) {
-      for (size_t g = 0; g < n; ++g) {
-        DecodeNibbles<kT>(group, tile_scales[g], tile_codes + g * code_bytes, tile_values + g * group_bytes);
-      }
-      continue;
-    }
-    const uint8_t* bytes = tile_codes;
-    if (format.bits < 8) {
-      Unpack(format.bits, group, tile_codes, n, unpacked);
-      bytes = unpacked;
-    }
+    PrefetchAhead<kPrefetchCodes>(tile_codes, n * code_bytes);
+    if (format.bits < 8 && format.bits != 4) Unpack(format.bits, group, tile_codes, n, unpacked);
+    const uint8_t* bytes = format.bits == 8 ? tile_codes : unpacked;
     for (size_t g = 0; g < n; ++g) {
-      DecodeBytes<kT>(format.bits, group, tile_scales[g], bytes + g * group, tile_values + g * group_bytes);
+      uint8_t* group_values = tile_values + g * group_bytes;
+      PrefetchAhead<kPrefetchValues>(group_values, group_bytes);
+      if (format.bits == 4) {
+        DecodeNibbles<kT>(group, tile_scales[g], tile_codes + g * code_bytes, group_values);
+      } else {
+        DecodeBytes<kT>(format.bits, group, tile_scales[g], bytes + g * group, group_values);
+      }
     }
   }
 }

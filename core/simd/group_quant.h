@@ -12,8 +12,9 @@
 //   scale = GroupScale(max |x| of the group)
 //   code  = round(x / scale), half away from zero, clamped to [-qmax - 1, qmax]; the quotient is the binary32 one;
 //           0 when the scale is 0
-//   value = code * scale, computed in binary32 and rounded to the dtype, to nearest even
-// so that |x - code * scale| <= scale / 2 for every value.
+//   value = code * scale, computed in binary32 and rounded to the dtype, to nearest even;
+//           a quiet NaN (F16 7e00, BF16 7fc0, F32 7fc00000) when the scale is not finite, which Quantize never writes
+// so that, but for the last rounding, |x - code * scale| <= scale / 2 for every value.
 //
 // Codes are packed group by group as two's complement in `bits` bits. A group of n values takes m = 8 ceil(n / 8) code
 // slots, the unused ones 0. The bits of a code are cut, from the low end, into fields of 4, 2 and 1 bits as `bits` has
@@ -34,7 +35,7 @@ constexpr float MaxQuantizable(int bits) { return (static_cast<float>(QMax(bits)
 
 // The FP16 scale of a group whose largest magnitude is `max_abs` <= MaxQuantizable(bits): max_abs / qmax rounded to
 // nearest even; then, where FP16 is too coarse for the guarantees,
-//   one step up while (qmax + 0.5) * scale < max_abs (scales below 8 * 2^-24 only), and
+//   one step up while (qmax + 0.5) * scale < max_abs (scales below 2^bits * 2^-24 only), and
 //   one step down when qmax * scale would not be finite in `dtype` (F16 only), or the scale itself is infinite.
 uint16_t GroupScale(DType dtype, int bits, float max_abs);
 
@@ -54,7 +55,8 @@ struct GroupQuantFormat {
 
 // Quantizes `count` values into GroupCount() scales and PackedBytes() bytes of codes. Returns false, with the outputs
 // unspecified, when a value is not finite or its magnitude is above MaxQuantizable(bits).
-// `sums`, if not null, receives (added) the error terms of the decoded values, computed in the same pass.
+// `sums`, if not null, receives (added) the error terms of the decoded values, computed in the same pass and as exact
+// as those of MeasureErrors.
 [[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
                             ErrorSums* sums);
 

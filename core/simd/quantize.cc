@@ -11,146 +11,16 @@
 #include "kvcompress/simd/group_quant.h"
 #include "kvcompress/simd/half-inl.h"
 #include "kvcompress/simd/pack-inl.h"
+#include "kvcompress/simd/scales-inl.h"
 #include "kvcompress/simd/sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-using DF = hn::ScalableTag<float>;
-using DI = hn::RebindToSigned<DF>;
-using DU = hn::RebindToUnsigned<DF>;
-using VF = hn::Vec<DF>;
-using VU = hn::Vec<DU>;
-constexpr size_t kLanes = hn::MaxLanes(DF());
-
-// Groups go through the kernels in tiles of this many: their scales are computed together, in lanes.
-constexpr size_t kTileGroups = 16;
 constexpr size_t kMaxGroup = 128;
 // How far ahead of their use values are fetched.
-constexpr size_t kPrefetchBytes = 4096;
-
-// ---- The largest magnitudes of groups, as the bits of elements, whose order as integers is that of the magnitudes.
-
-// A vector for which the maximum of each lane over the blocks of 128 bits is a maximum of kCount groups' lanes: lane i
-// belongs to group i mod kCount.
-template <DType kT, size_t kCount>
-HWY_INLINE hn::Vec<hn::ScalableTag<Bits<kT>>> MaxTree(const uint8_t* values, size_t group) {
-  const hn::ScalableTag<Bits<kT>> d;
-  if constexpr (kCount == 1) {
-    const auto mask = hn::Set(d, static_cast<Bits<kT>>(Bits<kT>(~Bits<kT>{0}) >> 1));
-    auto max = hn::And(LoadAt(d, values), mask);
-    const size_t lanes = hn::Lanes(d);
-    for (size_t i = lanes; i < group; i += lanes) {
-      max = hn::Max(max, hn::And(LoadAt(d, values + i * sizeof(Bits<kT>)), mask));
-    }
-    return max;
-  } else {
-    const auto a = MaxTree<kT, kCount / 2>(values, group);
-    const auto b = MaxTree<kT, kCount / 2>(values + kCount / 2 * group * sizeof(Bits<kT>), group);
-    // Lanes of a and b already alternate with a period of kCount / 2: interleave units of that many.
-    const hn::Repartition<hwy::UnsignedFromSize<sizeof(Bits<kT>) * kCount / 2>, decltype(d)> unit;
-    const auto lower = hn::InterleaveLower(unit, hn::BitCast(unit, a), hn::BitCast(unit, b));
-    const auto upper = hn::InterleaveUpper(unit, hn::BitCast(unit, a), hn::BitCast(unit, b));
-    return hn::Max(hn::BitCast(d, lower), hn::BitCast(d, upper));
-  }
-}
-
-// The maximum of each lane over the blocks of 128 bits.
-template <class D>
-HWY_INLINE auto MaxOfBlocks([[maybe_unused]] D d, hn::Vec<D> v) {
-  if constexpr (hn::MaxLanes(D()) * sizeof(hn::TFromD<D>) == 16) {
-    return v;
-  } else {
-    const hn::Half<D> half;
-    return MaxOfBlocks(half, hn::Max(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-  }
-}
-
-// Magnitude bits of the largest value of each of `groups` groups.
-template <DType kT>
-HWY_INLINE void TileMaxima(const uint8_t* values, size_t group, size_t groups, Bits<kT>* maxima) {
-  using T = Bits<kT>;
-  constexpr size_t kAtOnce = 16 / sizeof(T);
-  const hn::ScalableTag<T> d;
-  const hn::Full128<T> block;
-  size_t g = 0;
-  for (; g + kAtOnce <= groups; g += kAtOnce) {
-    const auto tree = MaxTree<kT, kAtOnce>(values + g * group * sizeof(T), group);
-    hn::Store(MaxOfBlocks(d, tree), block, maxima + g);
-  }
-  for (; g < groups; ++g) {
-    maxima[g] = hn::GetLane(hn::MaxOfLanes(d, MaxTree<kT, 1>(values + g * group * sizeof(T), group)));
-  }
-}
-
-// ---- Scales
-
-// What a call needs to know about scales, computed once.
-struct ScaleLimits {
-  float qmax;
-  float max_value;  // magnitudes above are refused
-  int first_fine;   // scales from first_fine to last_fine are max / qmax rounded, and no code needs clamping;
-  int last_fine;    // groups with others need GroupScale() and the scalar definition
-};
-
-template <DType kT>
-ScaleLimits LimitsFor(int bits) {
-  ScaleLimits limits;
-  limits.qmax = static_cast<float>(QMax(bits));
-  limits.max_value = kT == DType::kF16 ? kMaxF16 : MaxQuantizable(bits);
-  limits.first_fine = 1 << bits;
-  limits.last_fine = 0x7bfe;
-  if (kT == DType::kF16) {
-    while (F32ToF16(limits.qmax * F16ToF32(static_cast<uint16_t>(limits.last_fine))) == 0x7c00) --limits.last_fine;
-  }
-  return limits;
-}
-
-// The scales of a tile.
-struct Tile {
-  HWY_ALIGN float scale[kTileGroups];
-  // F16 and BF16: 1 / scale, a little more (see Round); F32: the scale. Such that zeros give the code 0 at scale 0.
-  HWY_ALIGN float divisor[kTileGroups];
-  HWY_ALIGN uint16_t scale_bits[kTileGroups];
-  HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: the group needs the scalar definition
-  bool any_unusual;
-};
-
-// The bump of reciprocals that turns ties upwards; see Round.
-constexpr float kTieBump = 1 + 0x1p-21f;
-
-// Computes the scales of groups with the largest magnitudes `maxima`, and raises `largest` to them. Returns false if
-// one is out of range.
-template <DType kT>
-HWY_INLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile, VF& largest) {
-  const DF df;
-  const DI di;
-  const hn::Rebind<uint16_t, DF> du16;
-  VF refused = hn::Zero(df);
-  VF any_unusual = hn::Zero(df);
-  for (size_t i = 0; i < kTileGroups; i += kLanes) {
-    const VF max = LoadF32<kT>(df, reinterpret_cast<const uint8_t*>(maxima + i));
-    largest = hn::Max(largest, max);
-    refused = hn::Or(refused, hn::VecFromMask(df, hn::Not(hn::Le(max, hn::Set(df, limits.max_value)))));
-
-    const auto scale_bits = F16FromF32(df, hn::Div(max, hn::Set(df, limits.qmax)));
-    const VF scale = F32FromF16(df, scale_bits);
-    hn::Store(scale_bits, du16, tile.scale_bits + i);
-    hn::Store(scale, df, tile.scale + i);
-    const VF safe = hn::IfThenElse(hn::Eq(scale, hn::Zero(df)), hn::Set(df, 1.0f), scale);
-    hn::Store(kT == DType::kF32 ? safe : hn::Div(hn::Set(df, kTieBump), safe), df, tile.divisor + i);
-
-    const auto wide = hn::PromoteTo(di, scale_bits);
-    const auto outside = hn::Or(hn::VecFromMask(di, hn::Lt(wide, hn::Set(di, limits.first_fine))),
-                                hn::VecFromMask(di, hn::Gt(wide, hn::Set(di, limits.last_fine))));
-    const VF unusual = hn::IfThenElseZero(hn::Gt(max, hn::Zero(df)), hn::BitCast(df, outside));
-    any_unusual = hn::Or(any_unusual, unusual);
-    hn::Store(hn::BitCast(di, unusual), di, tile.unusual + i);
-  }
-  tile.any_unusual = !hn::AllTrue(di, hn::Eq(hn::BitCast(di, any_unusual), hn::Zero(di)));
-  return hn::AllTrue(di, hn::Eq(hn::BitCast(di, refused), hn::Zero(di)));
-}
+constexpr size_t kPrefetchBytes = 8192;
 
 // ---- Codes
 
@@ -262,8 +132,7 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
         const VF upper = LoadF32<kT>(df, at + bytes * kSize);
         const Codes upper_codes = Round<kT>(upper, divisors);
         if constexpr (kSums) sums.Add(upper, hn::Sub(upper, decode(upper_codes)));
-        const VU low_nibble = hn::And(codes.bits, hn::Set(DU(), 15));
-        low_bytes[v] = hn::Or(low_nibble, hn::ShiftLeft<4>(upper_codes.bits));
+        low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
       }
     }
     StoreLowBytes(low_bytes, out + i);
@@ -272,80 +141,122 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
 
 // ---- Calls
 
+// One call: whole groups, tile by tile.
 template <DType kT, bool kNibbles, bool kSums>
-bool QuantizeTiles(const GroupQuantFormat& format, const uint8_t* values, size_t groups, uint8_t* scales,
-                   uint8_t* codes, ErrorSums* sums) {
-  const size_t group = format.group;
-  const size_t group_bytes = group * DTypeSize(kT);
-  const size_t code_bytes = group / 8 * static_cast<size_t>(format.bits);
-  const bool direct = kNibbles || format.bits == 8;
-  const ScaleLimits limits = LimitsFor<kT>(format.bits);
-  HWY_ALIGN uint8_t unpacked[kTileGroups * kMaxGroup] = {};
-  VF largest = hn::Zero(DF());
-  LaneSums lanes;
-  lanes.Clear();
-  WideSums wide;
-  ErrorSums total;
-  size_t additions = 0;
-  size_t unusual_groups = 0;
+class Quantizer {
+ public:
+  HWY_INLINE Quantizer(const GroupQuantFormat& format, const uint8_t* values, size_t groups, uint8_t* scales,
+                       uint8_t* codes)
+      : format_(format),
+        group_(format.group),
+        group_bytes_(format.group * DTypeSize(kT)),
+        code_bytes_(format.group / 8 * static_cast<size_t>(format.bits)),
+        limits_(LimitsFor<kT>(format.bits)),
+        values_(values),
+        groups_(groups),
+        scales_(scales),
+        codes_(codes) {
+    lanes_.Clear();
+  }
 
-  for (size_t begin = 0; begin < groups; begin += kTileGroups) {
-    const size_t n = std::min(kTileGroups, groups - begin);
-    const uint8_t* tile_values = values + begin * group_bytes;
-    uint8_t* tile_codes = codes + begin * code_bytes;
+  // Returns false if a value is out of range. Adds to `sums` if kSums.
+  HWY_INLINE bool Run(ErrorSums* sums) {
+    // The scales of the next tile are under way while the codes of this one are computed: that hides the latency of
+    // the maxima, the divisions and the conversions.
+    Tile tiles[2];
+    if (groups_ > 0 && !Prepare(0, tiles[0])) return false;
+    for (size_t begin = 0, i = 0; begin < groups_; begin += kTileGroups, ++i) {
+      const size_t next = begin + kTileGroups;
+      if (next < groups_ && !Prepare(next, tiles[(i + 1) % 2])) return false;
+      if (!Encode(begin, tiles[i % 2])) return false;
+    }
+    if constexpr (kSums) return AddSums(sums);
+    return true;
+  }
+
+ private:
+  HWY_INLINE size_t GroupsFrom(size_t begin) const { return std::min(kTileGroups, groups_ - begin); }
+
+  HWY_INLINE bool Prepare(size_t begin, Tile& tile) {
     HWY_ALIGN Bits<kT> maxima[kTileGroups] = {};
-    Tile tile;
-    TileMaxima<kT>(tile_values, group, n, maxima);
-    if (!TileScales<kT>(limits, maxima, tile, largest)) return false;
-    std::memcpy(scales + 2 * begin, tile.scale_bits, 2 * n);
+    TileMaxima<kT>(values_ + begin * group_bytes_, group_, GroupsFrom(begin), maxima);
+    return TileScales<kT>(limits_, maxima, tile);
+  }
 
+  HWY_INLINE bool Encode(size_t begin, const Tile& tile) {
+    const size_t n = GroupsFrom(begin);
+    const uint8_t* values = values_ + begin * group_bytes_;
+    uint8_t* codes = codes_ + begin * code_bytes_;
+    const bool direct = kNibbles || format_.bits == 8;
+    std::memcpy(scales_ + 2 * begin, tile.scale_bits, 2 * n);
+    LaneSums lanes = lanes_;
     for (size_t g = 0; g < n; ++g) {
       if (HWY_UNLIKELY(tile.unusual[g])) continue;
-      uint8_t* out = direct ? tile_codes + g * code_bytes : unpacked + g * group;
-      QuantizeGroup<kT, kNibbles, kSums>(tile_values + g * group_bytes, group, tile.scale[g], tile.divisor[g], out,
-                                         lanes);
+      uint8_t* out = direct ? codes + g * code_bytes_ : unpacked_ + g * group_;
+      QuantizeGroup<kT, kNibbles, kSums>(values + g * group_bytes_, group_, tile.scale[g], tile.divisor[g], out, lanes);
       if constexpr (kSums) {
-        additions += group / kLanes;
-        if (additions >= LaneSums::kFlushAfter) {
-          wide.Flush(lanes);
-          additions = 0;
+        additions_ += group_ / kLanes;
+        if (additions_ >= LaneSums::kFlushAfter) {
+          wide_.Flush(lanes);
+          additions_ = 0;
         }
       }
     }
-    if (!direct) Pack(format.bits, group, unpacked, n, tile_codes);
-    if (HWY_UNLIKELY(tile.any_unusual)) {
-      for (size_t g = 0; g < n; ++g) {
-        if (!tile.unusual[g]) continue;
-        ++unusual_groups;
-        if (!scalar::Quantize(format, tile_values + g * group_bytes, group, scales + 2 * (begin + g),
-                              tile_codes + g * code_bytes, kSums ? &total : nullptr)) {
-          return false;
-        }
-      }
-    }
+    lanes_ = lanes;
+    if (!direct) Pack(format_.bits, group_, unpacked_, n, codes);
+    return HWY_LIKELY(!tile.any_unusual) || EncodeUnusual(begin, tile);
   }
-  if constexpr (kSums) {
-    wide.Flush(lanes);
-    total.Merge(wide.Totals((groups - unusual_groups) * group, lanes.max_error));
-    // Squares below the range of binary32: rare enough to start again.
-    const auto max_abs = static_cast<double>(hn::GetLane(hn::MaxOfLanes(DF(), largest)));
-    if (!SafeInLanes(max_abs) || !SafeInLanes(total.max_abs_error)) {
-      return scalar::Quantize(format, values, groups * group, scales, codes, sums);
+
+  // Groups whose scale or codes need the corrections of the definition.
+  HWY_NOINLINE bool EncodeUnusual(size_t begin, const Tile& tile) {
+    for (size_t g = begin; g < begin + GroupsFrom(begin); ++g) {
+      if (!tile.unusual[g - begin]) continue;
+      ++unusual_groups_;
+      if (!scalar::Quantize(format_, values_ + g * group_bytes_, group_, scales_ + 2 * g, codes_ + g * code_bytes_,
+                            kSums ? &unusual_sums_ : nullptr)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  HWY_NOINLINE bool AddSums(ErrorSums* sums) {
+    wide_.Flush(lanes_);
+    ErrorSums total = unusual_sums_;
+    total.Merge(wide_.Totals((groups_ - unusual_groups_) * group_, lanes_.max_error));
+    // Where the squares of the errors fall below the range of binary32, and so do those of the values if they are as
+    // small, for then their codes are 0: rare enough to start again.
+    if (!SafeInLanes(total.max_abs_error)) {
+      return scalar::Quantize(format_, values_, groups_ * group_, scales_, codes_, sums);
     }
     sums->Merge(total);
+    return true;
   }
-  return true;
-}
+
+  const GroupQuantFormat& format_;
+  const size_t group_, group_bytes_, code_bytes_;
+  const ScaleLimits limits_;
+  const uint8_t* const values_;
+  const size_t groups_;
+  uint8_t* const scales_;
+  uint8_t* const codes_;
+  HWY_ALIGN uint8_t unpacked_[kTileGroups * kMaxGroup] = {};
+  LaneSums lanes_;
+  WideSums wide_;
+  ErrorSums unusual_sums_;
+  size_t additions_ = 0;
+  size_t unusual_groups_ = 0;
+};
 
 template <DType kT>
 bool QuantizeAs(const GroupQuantFormat& format, const uint8_t* values, size_t groups, uint8_t* scales, uint8_t* codes,
                 ErrorSums* sums) {
   if (format.bits == 4) {
-    return sums ? QuantizeTiles<kT, true, true>(format, values, groups, scales, codes, sums)
-                : QuantizeTiles<kT, true, false>(format, values, groups, scales, codes, sums);
+    return sums ? Quantizer<kT, true, true>(format, values, groups, scales, codes).Run(sums)
+                : Quantizer<kT, true, false>(format, values, groups, scales, codes).Run(sums);
   }
-  return sums ? QuantizeTiles<kT, false, true>(format, values, groups, scales, codes, sums)
-              : QuantizeTiles<kT, false, false>(format, values, groups, scales, codes, sums);
+  return sums ? Quantizer<kT, false, true>(format, values, groups, scales, codes).Run(sums)
+              : Quantizer<kT, false, false>(format, values, groups, scales, codes).Run(sums);
 }
 
 }  // namespace

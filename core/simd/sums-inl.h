@@ -58,9 +58,8 @@ struct WideSums {
   static HWY_INLINE void AddTo(double* wide, LaneSums::V v) {
     const DD dd;
     const hn::Half<DF> half;
-    const auto lower = hn::PromoteTo(dd, hn::LowerHalf(half, v));
-    const auto upper = hn::PromoteTo(dd, hn::UpperHalf(half, v));
-    hn::Store(hn::Add(hn::Load(dd, wide), hn::Add(lower, upper)), dd, wide);
+    const auto pairs = hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v));
+    hn::Store(hn::Add(hn::Load(dd, wide), hn::PromoteTo(dd, pairs)), dd, wide);
   }
   // Leaves max_error, which needs no flushing, in `lanes`.
   HWY_INLINE void Flush(LaneSums& lanes) {

@@ -161,6 +161,19 @@ TEST_P(TargetsTest, SameBytesAtEveryMagnitude) {
   }
 }
 
+// Whole tensors so small that the squares of their values are no binary32 numbers.
+TEST_P(TargetsTest, SumsHoldForTinyValues) {
+  if (dtype() == DType::kF16) GTEST_SKIP() << "F16 has no such values";
+  constexpr size_t kCount = 64 * 20;
+  for (const float factor : {0x1p-49f, 0x1p-60f, 0x1p-100f}) {
+    auto values = testing::MakeValues(dtype(), kCount, Distribution::kGaussian);
+    for (size_t i = 0; i < kCount; ++i) {
+      StoreFromF32(dtype(), LoadAsF32(dtype(), values.data(), i) * factor, values.data(), i);
+    }
+    ExpectSame({dtype(), 4, 64}, values.data(), kCount, Guarded::Against::kPageAfter);
+  }
+}
+
 TEST_P(TargetsTest, SameBytesAtEveryAlignment) {
   constexpr size_t kCount = 64 * 20 + 5;
   const auto values = testing::MakeValues(dtype(), kCount, Distribution::kGaussian);

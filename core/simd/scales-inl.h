@@ -1,0 +1,155 @@
+// Largest magnitudes and scales of a tile of groups, for the target that is being compiled.
+
+#if defined(KVCOMPRESS_SIMD_SCALES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVCOMPRESS_SIMD_SCALES_INL_H_
+#undef KVCOMPRESS_SIMD_SCALES_INL_H_
+#else
+#define KVCOMPRESS_SIMD_SCALES_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kvcompress/simd/group_quant.h"
+#include "kvcompress/simd/half-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+using DF = hn::ScalableTag<float>;
+using DI = hn::RebindToSigned<DF>;
+using DU = hn::RebindToUnsigned<DF>;
+using VF = hn::Vec<DF>;
+using VU = hn::Vec<DU>;
+constexpr size_t kLanes = hn::MaxLanes(DF());
+
+// Groups go through the kernels in tiles of this many: their scales are computed together, in lanes.
+constexpr size_t kTileGroups = 16;
+
+// ---- The largest magnitudes of groups, as the bits of elements, whose order as integers is that of the magnitudes.
+
+// A vector for which the maximum of each lane over the blocks of 128 bits is a maximum of kCount groups' lanes: lane i
+// belongs to group i mod kCount.
+template <DType kT, size_t kCount>
+HWY_INLINE hn::Vec<hn::ScalableTag<Bits<kT>>> MaxTree(const uint8_t* values, size_t group) {
+  const hn::ScalableTag<Bits<kT>> d;
+  if constexpr (kCount == 1) {
+    const auto mask = hn::Set(d, static_cast<Bits<kT>>(Bits<kT>(~Bits<kT>{0}) >> 1));
+    auto max = hn::And(LoadAt(d, values), mask);
+    const size_t lanes = hn::Lanes(d);
+    for (size_t i = lanes; i < group; i += lanes) {
+      max = hn::Max(max, hn::And(LoadAt(d, values + i * sizeof(Bits<kT>)), mask));
+    }
+    return max;
+  } else {
+    const auto a = MaxTree<kT, kCount / 2>(values, group);
+    const auto b = MaxTree<kT, kCount / 2>(values + kCount / 2 * group * sizeof(Bits<kT>), group);
+    // Lanes of a and b already alternate with a period of kCount / 2: interleave units of that many.
+    const hn::Repartition<hwy::UnsignedFromSize<sizeof(Bits<kT>) * kCount / 2>, decltype(d)> unit;
+    const auto lower = hn::InterleaveLower(unit, hn::BitCast(unit, a), hn::BitCast(unit, b));
+    const auto upper = hn::InterleaveUpper(unit, hn::BitCast(unit, a), hn::BitCast(unit, b));
+    return hn::Max(hn::BitCast(d, lower), hn::BitCast(d, upper));
+  }
+}
+
+// The maximum of each lane over the blocks of 128 bits.
+template <class D>
+HWY_INLINE auto MaxOfBlocks([[maybe_unused]] D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D()) * sizeof(hn::TFromD<D>) == 16) {
+    return v;
+  } else {
+    const hn::Half<D> half;
+    return MaxOfBlocks(half, hn::Max(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+
+// Magnitude bits of the largest value of each of `groups` groups.
+template <DType kT>
+HWY_INLINE void TileMaxima(const uint8_t* values, size_t group, size_t groups, Bits<kT>* maxima) {
+  using T = Bits<kT>;
+  constexpr size_t kAtOnce = 16 / sizeof(T);
+  const hn::ScalableTag<T> d;
+  const hn::Full128<T> block;
+  size_t g = 0;
+  for (; g + kAtOnce <= groups; g += kAtOnce) {
+    const auto tree = MaxTree<kT, kAtOnce>(values + g * group * sizeof(T), group);
+    hn::Store(MaxOfBlocks(d, tree), block, maxima + g);
+  }
+  for (; g < groups; ++g) {
+    maxima[g] = hn::GetLane(hn::MaxOfLanes(d, MaxTree<kT, 1>(values + g * group * sizeof(T), group)));
+  }
+}
+
+// ---- Scales
+
+// What a call needs to know about scales, computed once.
+struct ScaleLimits {
+  float qmax;
+  float max_value;  // magnitudes above are refused
+  int first_fine;   // scales from first_fine to last_fine are max / qmax rounded, and no code needs clamping;
+  int last_fine;    // groups with others need GroupScale() and the scalar definition
+};
+
+template <DType kT>
+ScaleLimits LimitsFor(int bits) {
+  ScaleLimits limits;
+  limits.qmax = static_cast<float>(QMax(bits));
+  limits.max_value = kT == DType::kF16 ? kMaxF16 : MaxQuantizable(bits);
+  limits.first_fine = 1 << bits;
+  limits.last_fine = std::min<int>(GroupScale(kT, bits, limits.max_value), 0x7bfe);
+  return limits;
+}
+
+// The scales of a tile.
+struct Tile {
+  HWY_ALIGN float scale[kTileGroups];
+  // F16 and BF16: 1 / scale, a little more (see Round); F32: the scale. Such that zeros give the code 0 at scale 0.
+  HWY_ALIGN float divisor[kTileGroups];
+  HWY_ALIGN uint16_t scale_bits[kTileGroups];
+  HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: the group needs the scalar definition
+  bool any_unusual;
+};
+
+// The bump of reciprocals that turns ties upwards; see Round.
+constexpr float kTieBump = 1 + 0x1p-21f;
+
+// Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of
+// range.
+template <DType kT>
+HWY_INLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile) {
+  const DF df;
+  const DI di;
+  const hn::Rebind<uint16_t, DF> du16;
+  VF refused = hn::Zero(df);
+  VF any_unusual = hn::Zero(df);
+  for (size_t i = 0; i < kTileGroups; i += kLanes) {
+    const VF max = LoadF32<kT>(df, reinterpret_cast<const uint8_t*>(maxima + i));
+    refused = hn::Or(refused, hn::VecFromMask(df, hn::Not(hn::Le(max, hn::Set(df, limits.max_value)))));
+
+    const auto scale_bits = F16FromF32(df, hn::Div(max, hn::Set(df, limits.qmax)));
+    const VF scale = F32FromF16(df, scale_bits);
+    hn::Store(scale_bits, du16, tile.scale_bits + i);
+    hn::Store(scale, df, tile.scale + i);
+    const VF safe = hn::IfThenElse(hn::Eq(scale, hn::Zero(df)), hn::Set(df, 1.0f), scale);
+    hn::Store(kT == DType::kF32 ? safe : hn::Div(hn::Set(df, kTieBump), safe), df, tile.divisor + i);
+
+    const auto wide = hn::PromoteTo(di, scale_bits);
+    const auto outside = hn::Or(hn::VecFromMask(di, hn::Lt(wide, hn::Set(di, limits.first_fine))),
+                                hn::VecFromMask(di, hn::Gt(wide, hn::Set(di, limits.last_fine))));
+    const VF unusual = hn::IfThenElseZero(hn::Gt(max, hn::Zero(df)), hn::BitCast(df, outside));
+    any_unusual = hn::Or(any_unusual, unusual);
+    hn::Store(hn::BitCast(di, unusual), di, tile.unusual + i);
+  }
+  tile.any_unusual = !hn::AllTrue(di, hn::Eq(hn::BitCast(di, any_unusual), hn::Zero(di)));
+  return hn::AllTrue(di, hn::Eq(hn::BitCast(di, refused), hn::Zero(di)));
+}
+
+}  // namespace
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
