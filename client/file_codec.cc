@@ -140,16 +140,19 @@ struct JobList {
 
 class FrameWriter final : public CompressSink {
  public:
-  FrameWriter(OutputFile& output, const std::vector<uint64_t>& max_frame_bytes, uint64_t total,
+  FrameWriter(OutputFile& output, const JobList<CompressJob>& list, const std::vector<uint64_t>& max_frame_bytes,
               const FileOptions& options)
-      : output_(output), max_frame_bytes_(max_frame_bytes), total_(total), options_(options) {}
+      : output_(output), list_(list), max_frame_bytes_(max_frame_bytes), options_(options) {}
 
   absl::Status OnFrame(ByteSpan bytes) override {
     KVC_RETURN_IF_ERROR(output_.Append(bytes));
     frame_bytes_ += bytes.size();
-    if (frame_bytes_ > max_frame_bytes_[reports_.size()]) {
-      return absl::InternalError("a frame is larger than its codec's bound");
-    }
+    const uint64_t bound = max_frame_bytes_[reports_.size()];
+    if (frame_bytes_ > bound) return absl::InternalError("a frame is larger than its codec's bound");
+    // Within a tensor an estimate, for codecs whose frames are smaller than their bounds a low one.
+    const auto part = static_cast<double>(frame_bytes_) / static_cast<double>(bound);
+    const auto tensor_bytes = static_cast<double>(list_.jobs[reports_.size()].source->size());
+    options_.progress(done_ + static_cast<uint64_t>(part * tensor_bytes), list_.tensor_bytes);
     return absl::OkStatus();
   }
 
@@ -158,7 +161,7 @@ class FrameWriter final : public CompressSink {
     frame_bytes_ = 0;
     reports_.push_back(report);
     done_ += report.tensor_bytes;
-    options_.progress(done_, total_);
+    options_.progress(done_, list_.tensor_bytes);
     return absl::OkStatus();
   }
 
@@ -167,8 +170,8 @@ class FrameWriter final : public CompressSink {
 
  private:
   OutputFile& output_;
+  const JobList<CompressJob>& list_;
   const std::vector<uint64_t>& max_frame_bytes_;
-  const uint64_t total_;
   const FileOptions& options_;
   Layout layout_;
   uint64_t frame_bytes_ = 0;
@@ -236,7 +239,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   KVC_ASSIGN_OR_RETURN(const std::string room, SerializeCompressedHeader(bound.entries(), header.metadata,
                                                                          header.has_metadata, codec, /*min_bytes=*/0));
   KVC_ASSIGN_OR_RETURN(OutputFile out, OutputFile::Create(output, room.size(), options));
-  FrameWriter writer(out, max_frame_bytes, list.tensor_bytes, options);
+  FrameWriter writer(out, list, max_frame_bytes, options);
   KVC_RETURN_IF_ERROR(client.Compress(list.jobs, options.deadline, writer));
   KVC_ASSIGN_OR_RETURN(
       const std::string final_header,

@@ -1,0 +1,350 @@
+"""The command line: flags, words and exit codes of the reference, a daemon in place of the codec, interruption."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from cli_helpers import File, run, run_ok, start, write_file
+
+REFERENCE_KEYS = ["compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
+                  "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
+                  "violations"]
+SLOW_CODEC = "raw|zstd(level=19)"
+
+
+@pytest.fixture
+def slow_input(tmp_path):
+    """A file that SLOW_CODEC needs many seconds for."""
+    values = np.random.default_rng(1).standard_normal((64, 8, 512, 64)).astype(np.float16)
+    return write_file(tmp_path / "slow.safetensors", {"layer_0_key": values})
+
+
+def wait_for_temporary(folder):
+    """Until the output has begun."""
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size > 0 for path in folder.glob(".kvcompress-*.tmp")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+# Words and exit codes.
+
+@pytest.mark.parametrize("args, text", [
+    ([], "-input is required"),
+    (["-output", "o"], "-input is required"),
+    (["-input", "{sample}"], "-output is required"),
+    (["-input", "none", "-output", "o"], "read input: open none: no such file or directory"),
+    (["-input", "none", "-metrics-only"], "read input: open none: no such file or directory"),
+    (["-input", ".", "-output", "o"], "read input: read .: is a directory"),
+    (["-input", "{sample}", "-output", "no/o"], "write output: open no/o: no such file or directory"),
+    (["-input", "{sample}", "-output", "."], "write output: open .: is a directory"),
+    (["-input", "{sample}", "-output", "o", "-group-size", "48"], "-group-size must be 32, 64 or 128, not 48"),
+    (["-input", "{sample}", "-output", "o", "-sparsity", "1.5"], "-sparsity must be between 0 and 1, not 1.5"),
+    (["-input", "{sample}", "-output", "o", "-sparsity", "nan"], "-sparsity must be between 0 and 1, not nan"),
+    (["-input", "{sample}", "-output", "o", "word"], 'unexpected argument "word"'),
+    (["-input", "{sample}", "-output", "o", "-codec", "int9"], 'unknown codec "int9"'),
+    (["-input", "{sample}", "-output", "o", "-codec", "raw", "-profile", "p"], "-codec and -profile exclude each other"),
+    (["-input", "{sample}", "-output", "o", "-profile", "none"],
+     "read profile: open none: no such file or directory"),
+    (["-input", "{sample}", "-output", "o", "-server", "host"],
+     '"host" is not the address of a daemon: use HOST:PORT'),
+    (["-decompress", "-input", "{sample}", "-output", "o"],
+     "input is not a compressed file: its metadata has no kvcompress.version"),
+    (["-inspect", "none"], "read input: open none: no such file or directory"),
+])
+def test_errors_are_one_line_and_exit_1(bin_dir, sample, tmp_path, args, text):
+    done = run(bin_dir, *[arg.format(sample=sample) for arg in args], cwd=tmp_path)
+    assert (done.stderr, done.stdout, done.returncode) == (f"Error: {text}\n", "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args, text", [
+    (["-x"], "flag provided but not defined: -x"),
+    (["--input"], "flag needs an argument: -input"),
+    (["-group-size", "abc"], 'invalid value "abc" for flag -group-size: parse error'),
+    (["-sparsity=half"], 'invalid value "half" for flag -sparsity: parse error'),
+    (["-verbose=2"], 'invalid boolean value "2" for -verbose: parse error'),
+    (["-timeout", "30"], 'invalid value "30" for flag -timeout: parse error'),
+])
+def test_flags_that_do_not_parse_show_the_usage_and_exit_2(bin_dir, args, text):
+    done = run(bin_dir, *args)
+    usage = run(bin_dir, "-h")
+    assert (usage.returncode, usage.stdout) == (0, "")
+    assert usage.stderr.startswith("Usage of kv-compress:\n")
+    assert "  -group-size int\n    \tQuantization group size (32, 64, or 128) (default 64)\n" in usage.stderr
+    assert (done.stderr, done.stdout, done.returncode) == (f"{text}\n{usage.stderr}", "", 2)
+
+
+@pytest.mark.parametrize("content, text", [
+    (b"", "parse header: "),
+    (b"\x05\0\0\0\0\0\0\0hello", "parse header: invalid JSON"),
+    (b"\x02\0\0\0\0\0\0\0{}tail", "parse header: "),
+    (b"\xff" * 100, "parse header: "),
+])
+def test_corrupt_safetensors(bin_dir, tmp_path, content, text):
+    path = tmp_path / "corrupt"
+    path.write_bytes(content)
+    done = run(bin_dir, "-input", path, "-output", tmp_path / "out")
+    assert done.stderr.startswith(f"Error: {text}") and done.stderr.count("\n") == 1
+    assert (done.stdout, done.returncode) == ("", 1)
+
+
+def test_unsupported_data_type(bin_dir, tmp_path):
+    path = write_file(tmp_path / "in", {"ids": np.arange(4)})
+    done = run(bin_dir, "-input", path, "-output", tmp_path / "out")
+    assert done.stderr == 'Error: unsupported data type: I64 (tensor "ids"; use F16, BF16 or F32)\n'
+    assert done.returncode == 1
+
+
+def test_names_with_control_characters_stay_on_one_line(bin_dir, tmp_path):
+    path = write_file(tmp_path / "in", {"a\nb": np.array([np.nan], np.float32)})
+    done = run(bin_dir, "-input", path, "-output", tmp_path / "out")
+    assert done.stderr.startswith('Error: tensor "a\\x0ab": value 0 is NaN')
+    assert done.stderr.count("\n") == 1
+
+
+def test_flag_forms_of_go(bin_dir, sample, tmp_path):
+    expected = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "a", "-group-size", "32")
+    forms = run_ok(bin_dir, f"--input={sample}", "-output", tmp_path / "x", "-output", tmp_path / "b",
+                   "--group-size=0x20", "-verbose=false")
+    assert {**forms, "processing_time_ms": 0} == {**expected, "processing_time_ms": 0}
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert not (tmp_path / "x").exists()
+
+
+def test_version_and_codec_help(bin_dir):
+    version = run(bin_dir, "-version")
+    assert re.fullmatch(r"kv-compress \d+\.\d+\.\d+\n", version.stdout) and version.returncode == 0
+    codecs = run(bin_dir, "-codec", "help")
+    assert codecs.returncode == 0 and codecs.stderr == ""
+    for name in ("int4", "sparse", "zstd", "raw", "clamp"):
+        assert re.search(rf"^  {name} ", codecs.stdout, re.M)
+
+
+# JSON.
+
+def test_json_has_the_keys_and_types_of_the_reference(bin_dir, sample, tmp_path):
+    done = run(bin_dir, "-input", sample, "-output", tmp_path / "out")
+    assert done.stderr == ""
+    assert done.stdout.startswith('{\n  "compression_ratio": ')
+    result = json.loads(done.stdout)
+    assert list(result)[:11] == REFERENCE_KEYS
+    assert "tensor_metrics" not in result
+    for key in ("compression_ratio", "rmse", "snr_db", "cosine_similarity", "max_error", "processing_time_ms"):
+        assert type(result[key]) is float, key
+    for key in ("original_size_bytes", "compressed_size_bytes"):
+        assert type(result[key]) is int, key
+    assert type(result["quality_level"]) is str and type(result["quality_passed"]) is bool
+    assert result["violations"] == [f"RMSE {result['rmse']:.4f} > 0.1000", f"MaxError {result['max_error']:.4f} > 0.5000"]
+    assert result["original_size_bytes"] == 786432
+    assert result["compressed_size_bytes"] == (tmp_path / "out").stat().st_size
+    assert result["compression_ratio"] == 786432 / result["compressed_size_bytes"]
+    assert result["codec"] == "int4(group=64)"
+    assert result["theoretical_ratio"] == 4 * 64 / 66
+
+
+def test_verbose_adds_tensor_metrics_and_logs_on_stderr(bin_dir, sample, tmp_path):
+    done = run(bin_dir, "-input", sample, "-output", tmp_path / "out", "-verbose")
+    result = json.loads(done.stdout)
+    assert list(result)[:12] == REFERENCE_KEYS + ["tensor_metrics"]
+    names = [f"layer_{layer}_{kind}" for layer in range(6) for kind in ("key", "value")]
+    figures = ("rmse", "snr_db", "cosine_similarity", "max_error")
+    assert list(result["tensor_metrics"]) == [f"{name}_{figure}" for name in names for figure in figures]
+    for name in names:
+        assert f"{name} F16 [1, 2, 256, 64]: int4(group=64), 65536 bytes" in done.stderr
+
+
+def test_metrics_only_gives_the_same_figures_and_writes_nothing(bin_dir, sample, tmp_path):
+    written = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out")
+    dry = run_ok(bin_dir, "-input", sample, "-metrics-only", "-output", tmp_path / "dry")
+    assert {**dry, "processing_time_ms": 0} == {**written, "processing_time_ms": 0}
+    assert not (tmp_path / "dry").exists()
+
+
+def test_decompress_has_the_same_keys_and_does_not_invent_quality(bin_dir, sample, tmp_path):
+    compressed = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed")
+    result = run_ok(bin_dir, "-decompress", "-input", tmp_path / "packed", "-output", tmp_path / "out")
+    assert list(result)[:11] == REFERENCE_KEYS
+    for key in ("compression_ratio", "original_size_bytes", "compressed_size_bytes", "codec"):
+        assert result[key] == compressed[key]
+    for key in ("rmse", "snr_db", "cosine_similarity", "max_error", "quality_passed"):
+        assert result[key] is None
+    assert result["quality_level"] == "UNKNOWN" and result["violations"] == []
+
+
+def test_inspect_lists_compressed_and_plain_files(bin_dir, sample, tmp_path):
+    run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed")
+    packed = run(bin_dir, "-inspect", tmp_path / "packed")
+    assert packed.returncode == 0
+    row = r'^"layer_5_value" +F16 +\[1,2,256,64\] +1 +65536 +(\d+) +3\.\d+ +int4\(group=64\)$'
+    assert re.search(row, packed.stdout, re.M)
+    size = (tmp_path / "packed").stat().st_size
+    assert f"total: 12 tensors, 786432 bytes, compressed file of {size} bytes, ratio 3.7" in packed.stdout
+    assert 'metadata "model": "kvtiny-docs-5m"' in packed.stdout
+    plain = run(bin_dir, "-inspect", "-input", sample)
+    assert re.search(r'^"layer_0_key" +F16 +\[1,2,256,64\] +65536$', plain.stdout, re.M)
+    assert "not compressed" in plain.stdout
+
+
+def test_profiles_choose_codecs(bin_dir, sample, tmp_path):
+    profile = tmp_path / "profile.json"
+    profile.write_text('{"version": 1, "default": "int4", "rules": [{"kind": "key", "codec": "int8(group=64)"}]}')
+    result = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out", "-profile", profile)
+    assert result["codec"] == "profile" and result["theoretical_ratio"] is None
+    table = run(bin_dir, "-inspect", tmp_path / "out").stdout
+    assert re.search(r'"layer_3_key".* int8\(group=64\)$', table, re.M)
+    assert re.search(r'"layer_3_value".* int4\(group=64\)$', table, re.M)
+    profile.write_text('{"version": 1}')
+    broken = run(bin_dir, "-input", sample, "-output", tmp_path / "new", "-profile", profile)
+    assert broken.returncode == 1 and broken.stderr.startswith("Error: profile: ")
+
+
+def test_standard_output_that_cannot_be_written(bin_dir, sample):
+    with open("/dev/full", "w") as full:
+        done = start(bin_dir, "-input", sample, "-metrics-only", stdout=full)
+        assert done.stderr.read() == b"Error: write standard output: not all could be written\n"
+        done.stderr.close()
+        assert done.wait(30) == 1
+
+
+# A daemon.
+
+@pytest.mark.parametrize("flags", [[], ["-group-size", "32", "-sparsity", "0.3"], ["-codec", "raw|zstd"]])
+def test_a_daemon_gives_the_same_bytes_and_the_same_json(bin_dir, sample, tmp_path, daemon, flags):
+    server = daemon()
+    local = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "local", "-verbose", *flags)
+    remote = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "remote", "-verbose", *flags,
+                    "-server", server.address)
+    assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
+    assert {**local, "processing_time_ms": 0} == {**remote, "processing_time_ms": 0}
+    local = run_ok(bin_dir, "-decompress", "-input", tmp_path / "local", "-output", tmp_path / "a")
+    remote = run_ok(bin_dir, "-decompress", "-input", tmp_path / "local", "-output", tmp_path / "b",
+                    env={"KV_COMPRESS_SERVER": server.address})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert {**local, "processing_time_ms": 0} == {**remote, "processing_time_ms": 0}
+
+
+def test_odd_tensors_through_a_daemon(bin_dir, tmp_path, daemon):
+    rng = np.random.default_rng(2)
+    tensors = {"scalar": np.float32(1.5).reshape(()), "none": np.zeros((3, 0, 2), np.float16),
+               "odd \"\\\té": rng.standard_normal(131073).astype(np.float32),
+               "large": rng.standard_normal((3, 500000)).astype(np.float16)}
+    path = write_file(tmp_path / "in", tensors, {})
+    server = daemon().address
+    for codec in ("int4", "sparse(ratio=0.5)|int8", "raw"):
+        run_ok(bin_dir, "-input", path, "-output", tmp_path / "local", "-codec", codec)
+        run_ok(bin_dir, "-input", path, "-output", tmp_path / "remote", "-codec", codec, "-server", server)
+        assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
+    run_ok(bin_dir, "-decompress", "-input", tmp_path / "remote", "-output", tmp_path / "out", "-server", server)
+    assert File(tmp_path / "out").layout == File(path).layout
+    assert File(tmp_path / "out").bytes == File(path).bytes
+    assert File(tmp_path / "out").metadata == {}
+
+
+def test_a_daemon_says_the_same_of_bad_data(bin_dir, sample, tmp_path, daemon):
+    server = daemon().address
+    bad = write_file(tmp_path / "bad", {"layer_0_key": np.array([1, np.inf], np.float16)})
+    run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed")
+    damaged = bytearray((tmp_path / "packed").read_bytes())
+    damaged[-100] ^= 4
+    (tmp_path / "damaged").write_bytes(damaged)
+    for flags in (["-input", bad], ["-decompress", "-input", tmp_path / "damaged"]):
+        local = run(bin_dir, *flags, "-output", tmp_path / "out")
+        remote = run(bin_dir, *flags, "-output", tmp_path / "out", "-server", server)
+        assert local.returncode == remote.returncode == 1
+        assert local.stderr == remote.stderr and local.stderr.startswith("Error: tensor ")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_daemon_that_is_not_there(bin_dir, sample, tmp_path):
+    address = free_address()
+    for how in ({"env": {"KV_COMPRESS_SERVER": address}}, {}):
+        flags = [] if how else ["-server", address]
+        began = time.monotonic()
+        done = run(bin_dir, "-input", sample, "-output", tmp_path / "out", *flags, **how)
+        assert done.stderr.startswith(f"Error: connect to {address}: ") and done.stderr.count("\n") == 1
+        assert "Connection refused" in done.stderr
+        assert (done.stdout, done.returncode) == ("", 1)
+        assert time.monotonic() - began < 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_daemon_that_dies_in_the_middle(bin_dir, tmp_path, slow_input, daemon):
+    server = daemon("--threads", "1")
+    (tmp_path / "out").write_text("old")
+    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC,
+                   "-server", server.address)
+    wait_for_temporary(tmp_path)
+    server.process.kill()
+    server.wait()
+    stdout, stderr = client.communicate(timeout=30)
+    assert stderr.decode().startswith(f"Error: daemon {server.address}: ") and stderr.count(b"\n") == 1
+    assert (stdout, client.returncode) == (b"", 1)
+    assert (tmp_path / "out").read_text() == "old"
+    assert not list(tmp_path.glob(".kvcompress-*"))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_timeout_that_passes(bin_dir, tmp_path, slow_input, daemon, remote):
+    flags = ["-server", daemon("--threads", "1").address] if remote else ["-threads", "1"]
+    began = time.monotonic()
+    done = run(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC, "-timeout", "700ms",
+               *flags)
+    assert (done.stderr, done.returncode) == ("Error: not done within the -timeout of 700ms\n", 1)
+    assert 0.6 < time.monotonic() - began < 10
+    assert list(tmp_path.iterdir()) == [slow_input]
+
+
+# Interruption, and the terminal.
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_leaves_the_old_file_and_no_temporary(bin_dir, tmp_path, slow_input, number, code):
+    (tmp_path / "out").write_text("old")
+    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC)
+    wait_for_temporary(tmp_path)
+    client.send_signal(number)
+    stdout, stderr = client.communicate(timeout=10)
+    assert (stdout, stderr, client.returncode) == (b"", b"Error: interrupted\n", code)
+    assert (tmp_path / "out").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "slow.safetensors"]
+
+
+def test_a_crash_leaves_the_old_file(bin_dir, tmp_path, slow_input):
+    (tmp_path / "out").write_text("old")
+    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC)
+    wait_for_temporary(tmp_path)
+    client.kill()
+    client.communicate(timeout=10)
+    assert (tmp_path / "out").read_text() == "old"
+
+
+def test_a_progress_bar_on_a_terminal_only(bin_dir, tmp_path, slow_input):
+    controller, terminal = pty.openpty()
+    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC, "-timeout", "2s",
+                   stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(controller, 4096)
+        except OSError:  # the terminal's other side is closed
+            break
+    os.close(controller)
+    stdout, _ = client.communicate(timeout=30)
+    assert re.search(rb"\rcompress \[[#.]{30}\] +\d+% \d+\.\d MiB, \d+ MiB/s", shown)
+    # It is wiped before the error.
+    assert shown.endswith(b"\r\x1b[KError: not done within the -timeout of 2s\r\n")
+    assert (stdout, client.returncode) == (b"", 1)
