@@ -14,7 +14,7 @@
 //           0 when the scale is 0
 //   value = code * scale, computed in binary32 and rounded to the dtype, to nearest even;
 //           a quiet NaN (F16 7e00, BF16 7fc0, F32 7fc00000) when the scale is not finite, which Quantize never writes
-// so that, but for the last rounding, |x - code * scale| <= scale / 2 for every value.
+// so that |x - code * scale| <= scale / 2 for every value, up to the rounding of the quotient.
 //
 // Codes are packed group by group as two's complement in `bits` bits. A group of n values takes m = 8 ceil(n / 8) code
 // slots, the unused ones 0. The bits of a code are cut, from the low end, into fields of 4, 2 and 1 bits as `bits` has

@@ -183,7 +183,7 @@ class Quantizer {
     return TileScales<kT>(limits_, maxima, tile);
   }
 
-  HWY_INLINE bool Encode(size_t begin, const Tile& tile) {
+  HWY_NOINLINE bool Encode(size_t begin, const Tile& tile) {
     const size_t n = GroupsFrom(begin);
     const uint8_t* values = values_ + begin * group_bytes_;
     uint8_t* codes = codes_ + begin * code_bytes_;

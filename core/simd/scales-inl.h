@@ -69,7 +69,7 @@ HWY_INLINE auto MaxOfBlocks([[maybe_unused]] D d, hn::Vec<D> v) {
 
 // Magnitude bits of the largest value of each of `groups` groups.
 template <DType kT>
-HWY_INLINE void TileMaxima(const uint8_t* values, size_t group, size_t groups, Bits<kT>* maxima) {
+HWY_NOINLINE void TileMaxima(const uint8_t* values, size_t group, size_t groups, Bits<kT>* maxima) {
   using T = Bits<kT>;
   constexpr size_t kAtOnce = 16 / sizeof(T);
   const hn::ScalableTag<T> d;
@@ -120,7 +120,7 @@ constexpr float kTieBump = 1 + 0x1p-21f;
 // Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of
 // range.
 template <DType kT>
-HWY_INLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile) {
+HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile) {
   const DF df;
   const DI di;
   const hn::Rebind<uint16_t, DF> du16;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 
 namespace kvcompress::testing {
 
@@ -35,6 +36,7 @@ class Guarded {
   uint8_t* data() { return data_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  std::span<const uint8_t> bytes() const { return {data_, size_}; }
 
  private:
   uint8_t* map_;
