@@ -28,6 +28,9 @@ say "Compress a real KV cache through it: 6 layers, keys and values, FP16"
 show bin/kv-compress -server "$daemon_address" -input $sample -output "$work/small.safetensors" -verbose ||
   fail "compressing"
 
+say "4 bits miss the default thresholds on this cache, and the report says so; 8 bits keep them"
+show bin/kv-compress -server "$daemon_address" -input $sample -metrics-only -codec 'int8(group=64)' || fail "measuring"
+
 say "What is in the compressed file"
 show bin/kv-compress -inspect -input "$work/small.safetensors" || fail "inspecting"
 printf '   %s bytes before, %s bytes after\n' "$(stat -c %s $sample)" "$(stat -c %s "$work/small.safetensors")"

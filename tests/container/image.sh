@@ -37,15 +37,16 @@ config() { docker image inspect -f "{{$1}}" kv-compressd:test; }
 [ "$(config .Config.User)" = 10001:10001 ] || fail "the image's user is $(config .Config.User)"
 [ "$(config .Config.StopSignal)" = SIGTERM ] || fail "the image's stop signal is $(config .Config.StopSignal)"
 
-# With the host's network both sides meet on a free loopback port, otherwise inside the daemon's own network.
-address=127.0.0.1:50051 daemon_network=() client_network=(--network "container:$name")
+# With the host's network both sides meet on a free loopback port, otherwise on the image's own, inside the daemon's
+# network.
+address=127.0.0.1:50051 daemon_flags=() client_network=(--network "container:$name")
 if [ "${network[*]}" = "--network host" ]; then
   address=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  daemon_network=("${network[@]}") client_network=("${network[@]}")
+  daemon_flags=("${network[@]}" -e KV_COMPRESSD_LISTEN="$address" -e KV_COMPRESSD_METRICS_LISTEN=127.0.0.1:0)
+  client_network=("${network[@]}")
 fi
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --memory 1g)
-docker run -d --name $name "${daemon_network[@]}" "${hardened[@]}" --health-interval 1s \
-  -e KV_COMPRESSD_LISTEN="$address" -e KV_COMPRESSD_METRICS_LISTEN=127.0.0.1:0 kv-compressd:test >/dev/null
+docker run -d --name $name "${daemon_flags[@]}" "${hardened[@]}" --health-interval 1s kv-compressd:test >/dev/null
 for ((i = 0; i < 60; i++)); do
   health=$(docker inspect -f '{{.State.Health.Status}}' $name)
   [ "$health" != healthy ] || break
