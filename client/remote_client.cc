@@ -8,6 +8,8 @@
 #include "absl/time/clock.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/client/codec_client.h"
+#include "kvcompress/codec/chain.h"
+#include "kvcompress/frame/frame.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 namespace kvcompress {
@@ -32,18 +34,51 @@ absl::StatusOr<TensorDesc> FromProto(const v1::Tensor& proto) {
   return tensor;
 }
 
-TensorReport FromProto(const v1::TensorReport& proto, TensorDesc tensor) {
+// A report on `tensor`, which has `elements`.
+TensorReport FromProto(const v1::TensorReport& proto, const TensorDesc& tensor, uint64_t elements) {
   const v1::ErrorSums& sums = proto.sums();
-  return {.tensor = std::move(tensor),
+  return {.tensor = tensor,
           .codec = proto.codec(),
           .codec_name = {},
-          .elements = proto.elements(),
+          .elements = elements,
           .tensor_bytes = proto.tensor_bytes(),
           .frame_bytes = proto.frame_bytes(),
           .sums = {sums.count(), sums.sum(), sums.sum_squares(), sums.sum_error_squares(), sums.sum_abs_error(),
                    sums.sum_cross(), sums.max_abs_error()},
           .codec_seconds = proto.codec_seconds()};
 }
+
+// Looks through a frame that comes for `job`: what is kept must be what was asked for, and undamaged.
+class FrameCheck {
+ public:
+  absl::Status Take(const CompressJob& job, ByteSpan bytes) {
+    while (!bytes.empty()) {
+      if (reader_.done()) return absl::InternalError("bytes behind a frame's end mark");
+      KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(bytes));
+      if (part == FrameReader::Part::kHeader) KVC_RETURN_IF_ERROR(CheckHeader(job));
+      if (part == FrameReader::Part::kBlock) KVC_RETURN_IF_ERROR(VerifyBlock(reader_.header(), reader_.TakeBlock()));
+    }
+    return absl::OkStatus();
+  }
+
+  bool done() const { return reader_.done(); }
+  uint64_t bytes() const { return reader_.bytes_read(); }
+
+ private:
+  absl::Status CheckHeader(const CompressJob& job) {
+    TensorDesc expected = job.tensor;
+    expected.name.clear();  // a frame has no name
+    const FrameHeader& header = reader_.header();
+    KVC_ASSIGN_OR_RETURN(const CodecChain chain, CodecChain::Parse(job.codec));
+    if (header.tensor != expected || header.codec != chain.spec()) {
+      return absl::InternalError("a frame of another tensor or codec than it was asked for");
+    }
+    reader_.set_max_payload_bytes(chain.MaxPayloadBytes(expected.dtype, header.BlockElements(0)));
+    return absl::OkStatus();
+  }
+
+  FrameReader reader_;
+};
 
 // Sends `source` in messages that `data` of each request gives room for; false when the stream is broken.
 template <typename Stream, typename Request>
@@ -180,17 +215,20 @@ absl::Status RemoteClient::Compress(std::span<const CompressJob> jobs, absl::Tim
   };
 
   size_t done = 0;
-  uint64_t frame_bytes = 0;
+  FrameCheck frame;
   const auto take = [&](const v1::CompressResponse& response) -> absl::Status {
     if (response.has_stream()) return absl::OkStatus();
     if (done == jobs.size()) return WrongReply("it sent more tensors than it was given");
     if (response.has_tensor()) {
       const CompressJob& job = jobs[done++];
-      KVC_RETURN_IF_ERROR(CheckReport(response.tensor(), job.tensor.name, job.source->size(), frame_bytes));
-      frame_bytes = 0;
-      return sink.OnTensor(FromProto(response.tensor(), job.tensor));
+      if (!frame.done()) return WrongReply("it sent less than a frame");
+      KVC_RETURN_IF_ERROR(CheckReport(response.tensor(), job.tensor.name, job.source->size(), frame.bytes()));
+      frame = FrameCheck();
+      return sink.OnTensor(FromProto(response.tensor(), job.tensor, job.source->size() / DTypeSize(job.tensor.dtype)));
     }
-    frame_bytes += response.frame().size();
+    if (const absl::Status status = frame.Take(jobs[done], AsBytes(response.frame())); !status.ok()) {
+      return WrongReply(std::string(status.message()));
+    }
     return sink.OnFrame(AsBytes(response.frame()));
   };
 
@@ -239,7 +277,7 @@ absl::Status RemoteClient::Decompress(std::span<const DecompressJob> jobs, absl:
       const DecompressJob& job = jobs[done++];
       if (value_bytes != expected_bytes) return WrongReply("it sent fewer values than the tensor has");
       KVC_RETURN_IF_ERROR(CheckReport(response.tensor(), job.name, expected_bytes, job.source->size()));
-      const TensorReport report = FromProto(response.tensor(), *std::move(tensor));
+      const TensorReport report = FromProto(response.tensor(), *tensor, expected_bytes / DTypeSize(tensor->dtype));
       tensor.reset();
       return sink.OnTensor(report);
     }

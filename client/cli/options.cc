@@ -83,9 +83,8 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");
   // Like the reference: with -metrics-only nothing is written, whatever else is said.
   if (options.metrics_only) options.output.clear();
-  if (const char* server = std::getenv("KV_COMPRESS_SERVER"); server != nullptr && !flags.IsSet("server")) {
-    options.server = server;
-  }
+  const char* server = std::getenv("KV_COMPRESS_SERVER");  // NOLINT(concurrency-mt-unsafe): no thread runs yet
+  if (server != nullptr && !flags.IsSet("server")) options.server = server;
   if (options.codec.empty()) {
     options.codec = absl::StrFormat("int4(group=%d)", options.group_size);
     if (options.sparsity > 0) {

@@ -134,12 +134,21 @@ class RemoteClientTest : public ::testing::Test {
     return (*client_)->Decompress(std::span(&job, 1), absl::InfiniteFuture(), decoded_);
   }
 
+  // What a right daemon makes of the values.
+  std::string MakeFrame(std::string codec) const {
+    const CompressJob job{MakeTensor("t", DType::kF16, {values_.size() / 2}), std::move(codec), &source_};
+    Frames frames;
+    EXPECT_THAT(MakeLocalClient(1)->Compress(std::span(&job, 1), absl::InfiniteFuture(), frames), IsOk());
+    return frames.frame;
+  }
+
   std::string Daemon(std::string_view text) const { return absl::StrFormat("daemon %s: %s", daemon_.address(), text); }
 
   FakeDaemon daemon_;
   absl::StatusOr<std::unique_ptr<CodecClient>> client_ = MakeRemoteClient({.address = daemon_.address()});
   std::vector<std::byte> values_ = MakeValues(DType::kF16, 1000000, Distribution::kGaussian);
   MemorySource source_{ByteSpan(values_)};
+  const std::string frame_ = MakeFrame("int4");
   Frames frames_;
   Values decoded_;
 };
@@ -154,9 +163,9 @@ TEST_F(RemoteClientTest, SendsTheTensorInMessagesOfAtMostOneMebibyte) {
       EXPECT_LE(request.data().size(), size_t{1} << 20);
       received += request.data();
     }
-    call.Write(FrameBytes("ab"));
-    call.Write(FrameBytes("c"));
-    call.Write(Report("t", values_.size(), 3));
+    call.Write(FrameBytes(frame_.substr(0, 100)));
+    call.Write(FrameBytes(frame_.substr(100)));
+    call.Write(Report("t", values_.size(), frame_.size()));
     v1::CompressResponse end;
     end.mutable_stream();
     call.Write(end);
@@ -167,20 +176,30 @@ TEST_F(RemoteClientTest, SendsTheTensorInMessagesOfAtMostOneMebibyte) {
   EXPECT_EQ(header.tensor().name(), "t");
   EXPECT_EQ(header.tensor().dtype(), v1::DTYPE_F16);
   EXPECT_EQ(header.codec(), "int4");
-  EXPECT_EQ(frames_.frame, "abc");
+  EXPECT_EQ(frames_.frame, frame_);
   ASSERT_EQ(frames_.reports.size(), 1u);
   EXPECT_EQ(frames_.reports[0].sums.max_abs_error, 0.25);
 }
 
 TEST_F(RemoteClientTest, RepliesThatCannotBeAreRefused) {
   const uint64_t size = values_.size();
+  const std::string misfit = "its report on tensor \"t\" does not fit what it sent";
+  const std::string other = "a frame of another tensor or codec than it was asked for";
+  std::string damaged = frame_;
+  damaged[1000] ^= 1;
   const std::vector<std::pair<std::vector<v1::CompressResponse>, std::string>> cases = {
       {{}, "it ended the call before it had answered all of it"},
-      {{FrameBytes("abc")}, "it ended the call before it had answered all of it"},
-      {{FrameBytes("abc"), Report("t", size, 4)}, "its report on tensor \"t\" does not fit what it sent"},
-      {{FrameBytes("abc"), Report("u", size, 3)}, "its report on tensor \"t\" does not fit what it sent"},
-      {{FrameBytes("abc"), Report("t", size - 2, 3)}, "its report on tensor \"t\" does not fit what it sent"},
-      {{FrameBytes("abc"), Report("t", size, 3), FrameBytes("d")}, "it sent more tensors than it was given"},
+      {{FrameBytes(frame_)}, "it ended the call before it had answered all of it"},
+      {{FrameBytes(frame_), Report("t", size, frame_.size() + 1)}, misfit},
+      {{FrameBytes(frame_), Report("u", size, frame_.size())}, misfit},
+      {{FrameBytes(frame_), Report("t", size - 2, frame_.size())}, misfit},
+      {{FrameBytes(frame_), Report("t", size, frame_.size()), FrameBytes("d")},
+       "it sent more tensors than it was given"},
+      {{FrameBytes(frame_), FrameBytes("d")}, "bytes behind a frame's end mark"},
+      {{FrameBytes(frame_.substr(0, 1000)), Report("t", size, 1000)}, "it sent less than a frame"},
+      {{FrameBytes(MakeFrame("int4(group=32)"))}, other},
+      {{FrameBytes(MakeFrame("raw"))}, other},
+      {{FrameBytes(damaged)}, "frame: block 0: checksum mismatch"},
   };
   for (const auto& [responses, text] : cases) {
     daemon_.compress = [&responses = responses](grpc::ServerContext&, CompressCall& call) {
@@ -233,8 +252,8 @@ TEST_F(RemoteClientTest, ErrorsOfTheDataKeepTheirTextAndOthersNameTheDaemon) {
 
 TEST_F(RemoteClientTest, AnErrorOfTheSinkEndsTheCall) {
   daemon_.compress = [&](grpc::ServerContext& context, CompressCall& call) {
-    while (!context.IsCancelled() && call.Write(FrameBytes("abc"))) {
-    }
+    call.Write(FrameBytes(frame_.substr(0, 1000)));
+    while (!context.IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
     return grpc::Status::CANCELLED;
   };
   frames_.fault = absl::DataLossError("the disk is full");
