@@ -113,10 +113,9 @@ void Session<Traits>::OnProgress() {
 }
 
 template <typename Traits>
-bool Session<Traits>::HasRoom() const {
-  const uint64_t held = sink_.outbox().held_bytes() + stream_.bytes_in_flight() +
-                        kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
-  return held < options_.window_bytes;
+uint64_t Session<Traits>::held_bytes() const {
+  return sink_.outbox().held_bytes() + stream_.bytes_in_flight() +
+         kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
 }
 
 template <typename Traits>

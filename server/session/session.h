@@ -80,6 +80,9 @@ class Session {
   // The next response; false when there is none now. The one before it counts as written.
   bool Pop(Response& response);
 
+  // What the window is compared with.
+  uint64_t held_bytes() const;
+
   // Whether all has come out and no thread works for this session any more.
   bool done() const;
   // Once done.
@@ -96,7 +99,7 @@ class Session {
   absl::Status Reserve(const Footprint& footprint);
   void ReleaseIfIdle();
   void OnFlushed();
-  bool HasRoom() const;
+  bool HasRoom() const { return held_bytes() < options_.window_bytes; }
   bool InputIsOver() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const SessionOptions options_;

@@ -1,0 +1,88 @@
+#include "kvcompress/session/admission.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+#include <vector>
+
+#include "kvcompress/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using testing::IsOk;
+using testing::StatusIs;
+
+bool HasPushback(const absl::Status& status) {
+  return status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size())).has_value();
+}
+
+class AdmissionTest : public ::testing::Test {
+ protected:
+  std::vector<std::string> reasons_;
+  Admission admission_{{.memory_budget = 1000, .max_streams = 2, .on_reject = [this](RejectReason reason) {
+                          reasons_.emplace_back(RejectReasonName(reason));
+                        }}};
+};
+
+TEST_F(AdmissionTest, StreamsAreCountedAndGivenBack) {
+  absl::StatusOr<Admission::Ticket> first = admission_.AdmitStream();
+  absl::StatusOr<Admission::Ticket> second = admission_.AdmitStream();
+  ASSERT_THAT(first, IsOk());
+  ASSERT_THAT(second, IsOk());
+  const absl::Status refused = admission_.AdmitStream().status();
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, "the limit of 2 streams is reached"));
+  EXPECT_TRUE(HasPushback(refused));
+  EXPECT_EQ(admission_.streams(), 2u);
+  Admission::Ticket moved = *std::move(first);
+  EXPECT_EQ(admission_.streams(), 2u);
+  moved = *std::move(second);  // gives the first back
+  EXPECT_EQ(admission_.streams(), 1u);
+  EXPECT_THAT(admission_.AdmitStream(), IsOk());
+  EXPECT_THAT(reasons_, ::testing::ElementsAre("max_streams"));
+}
+
+TEST_F(AdmissionTest, TheBudgetIsSharedAndNeverExceeded) {
+  Admission::Ticket a = *admission_.AdmitStream();
+  Admission::Ticket b = *admission_.AdmitStream();
+  EXPECT_THAT(a.Resize(600), IsOk());
+  EXPECT_THAT(b.Resize(400), IsOk());
+  const absl::Status refused = b.Resize(401);
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
+                                "the stream needs 401 bytes of memory, other streams hold 600 of the budget of 1000"));
+  EXPECT_TRUE(HasPushback(refused));
+  EXPECT_EQ(admission_.bytes(), 1000u);
+  EXPECT_THAT(a.Resize(100), IsOk());
+  EXPECT_THAT(b.Resize(900), IsOk());
+  EXPECT_EQ(admission_.bytes(), 1000u);
+  b = Admission::Ticket();
+  EXPECT_EQ(admission_.bytes(), 100u);
+  EXPECT_THAT(reasons_, ::testing::ElementsAre("memory_budget"));
+}
+
+TEST_F(AdmissionTest, WhatNeverFitsSaysSoAndAsksForNoRetry) {
+  Admission::Ticket ticket = *admission_.AdmitStream();
+  const absl::Status refused = ticket.Resize(1001);
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
+                                "the stream needs 1001 bytes of memory, the whole budget is 1000"));
+  EXPECT_FALSE(HasPushback(refused));
+  EXPECT_THAT(ticket.Resize(~uint64_t{0}).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(reasons_, ::testing::ElementsAre("tensor_too_large", "tensor_too_large"));
+}
+
+TEST_F(AdmissionTest, DrainingRefusesAndWaitsForTheLast) {
+  absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
+  admission_.StartDraining();
+  EXPECT_TRUE(admission_.draining());
+  const absl::Status refused = admission_.AdmitStream().status();
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kUnavailable, "the server is draining"));
+  EXPECT_FALSE(HasPushback(refused));
+  EXPECT_FALSE(admission_.WaitUntilIdle(absl::Milliseconds(10)));
+  std::thread leaver([&] { ticket = Admission::Ticket(); });
+  EXPECT_TRUE(admission_.WaitUntilIdle(absl::Seconds(30)));
+  leaver.join();
+}
+
+}  // namespace
+}  // namespace kvcompress

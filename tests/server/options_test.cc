@@ -1,0 +1,143 @@
+#include "kvcompress/server/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+
+#include "kvcompress/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+using Environment = std::map<std::string, std::string>;
+
+absl::StatusOr<Options> Parse(const std::vector<std::string>& args, const Environment& environment = {}) {
+  return ParseOptions(args, [&](const char* name) -> const char* {
+    const auto found = environment.find(name);
+    return found == environment.end() ? nullptr : found->second.c_str();
+  });
+}
+
+std::string ConfigFile(const std::string& text) {
+  const std::string path = ::testing::TempDir() + "kvc_options_test.json";
+  std::ofstream(path) << text;
+  return path;
+}
+
+TEST(OptionsTest, DefaultsServeThisMachineOnly) {
+  const absl::StatusOr<Options> options = Parse({});
+  ASSERT_THAT(options, IsOk());
+  EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:50051"));
+  EXPECT_EQ(options->metrics_listen, "127.0.0.1:9464");
+  EXPECT_EQ(options->memory_budget, uint64_t{1} << 30);
+  EXPECT_EQ(options->max_tensor_bytes, uint64_t{64} << 30);
+  EXPECT_EQ(options->drain_timeout, std::chrono::seconds(30));
+}
+
+TEST(OptionsTest, BothFormsOfAFlag) {
+  const absl::StatusOr<Options> options =
+      Parse({"--threads=3", "--memory-budget", "512MiB", "--listen", "127.0.0.1:0,[::1]:0", "--listen=localhost:1",
+             "--metrics-listen=off", "--drain-timeout=1m30s", "--log-format", "json", "--max-tensor-bytes=12345",
+             "--healthcheck", "--default-codec", "raw|zstd"});
+  ASSERT_THAT(options, IsOk());
+  EXPECT_EQ(options->threads, 3u);
+  EXPECT_EQ(options->memory_budget, uint64_t{512} << 20);
+  EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:0", "[::1]:0", "localhost:1"));
+  EXPECT_EQ(options->metrics_listen, "");
+  EXPECT_EQ(options->drain_timeout, std::chrono::seconds(90));
+  EXPECT_TRUE(options->log_json);
+  EXPECT_EQ(options->max_tensor_bytes, 12345u);
+  EXPECT_TRUE(options->healthcheck);
+  EXPECT_EQ(options->default_codec, "raw|zstd");
+}
+
+TEST(OptionsTest, CommandLineBeforeEnvironmentBeforeFile) {
+  const std::string path =
+      ConfigFile(R"({"threads": 1, "max-streams": 1, "listen": ["1.1.1.1:1", "1.1.1.1:2"], "drain-timeout": "1s"})");
+  const Environment environment = {{"KV_COMPRESSD_CONFIG", path},
+                                   {"KV_COMPRESSD_THREADS", "2"},
+                                   {"KV_COMPRESSD_MAX_STREAMS", "2"},
+                                   {"KV_COMPRESSD_METRICS_LISTEN", ""},
+                                   {"KV_COMPRESSD_SERVICE_HOST", "10.0.0.1"}};  // Kubernetes' own
+  absl::StatusOr<Options> options = Parse({"--threads=3"}, environment);
+  ASSERT_THAT(options, IsOk());
+  EXPECT_EQ(options->threads, 3u);
+  EXPECT_EQ(options->max_streams, 2u);
+  EXPECT_EQ(options->drain_timeout, std::chrono::seconds(1));
+  EXPECT_THAT(options->listen, ElementsAre("1.1.1.1:1", "1.1.1.1:2"));
+  EXPECT_EQ(options->metrics_listen, "");
+  options = Parse({"--listen=2.2.2.2:2"}, environment);
+  ASSERT_THAT(options, IsOk());
+  EXPECT_THAT(options->listen, ElementsAre("2.2.2.2:2"));
+}
+
+TEST(OptionsTest, FaultsNameTheirPlace) {
+  const struct {
+    std::vector<std::string> args;
+    std::string text;
+  } cases[] = {
+      {{"--thread=3"}, "unknown argument --thread=3"},
+      {{"serve"}, "unknown argument serve"},
+      {{"-threads=3"}, "unknown argument -threads=3"},
+      {{"--threads"}, "--threads needs a value"},
+      {{"--threads=x"}, "--threads: \"x\": expected a number from 0 to 1024"},
+      {{"--threads=-1"}, "--threads: \"-1\": expected a number from 0 to 1024"},
+      {{"--max-streams=0"}, "--max-streams: \"0\": expected a number from 1 to 1000000"},
+      {{"--memory-budget=1GB"},
+       "--memory-budget: \"1GB\": expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or TiB"},
+      {{"--memory-budget=2000TiB"},
+       "--memory-budget: \"2000TiB\": expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or "
+       "TiB"},
+      {{"--listen=50051"}, "--listen: \"50051\": expected HOST:PORT, for example 127.0.0.1:50051 or [::1]:0"},
+      {{"--listen=a:70000"}, "--listen: \"a:70000\": expected HOST:PORT, for example 127.0.0.1:50051 or [::1]:0"},
+      {{"--metrics-listen=9464"}, "--metrics-listen: \"9464\": expected HOST:PORT or off"},
+      {{"--default-codec=int9"}, "--default-codec: \"int9\": unknown codec \"int9\""},
+      {{"--drain-timeout=30"}, "--drain-timeout: \"30\": expected a duration such as 30s or 1m30s, at most 24h"},
+      {{"--log-level=loud"}, "--log-level: \"loud\": expected one of debug, info, warning, error"},
+      {{"--log-format=xml"}, "--log-format: \"xml\": expected one of text, json"},
+      {{"--healthcheck=maybe"}, "--healthcheck: \"maybe\": expected true or false"},
+      {{"--config=/nowhere"}, "config /nowhere: cannot be read"},
+  };
+  for (const auto& test : cases) {
+    EXPECT_THAT(Parse(test.args), StatusIs(absl::StatusCode::kInvalidArgument, test.text));
+  }
+  EXPECT_THAT(
+      Parse({}, {{"KV_COMPRESSD_THREADS", "many"}}),
+      StatusIs(absl::StatusCode::kInvalidArgument, "KV_COMPRESSD_THREADS: \"many\": expected a number from 0 to 1024"));
+}
+
+TEST(OptionsTest, FaultsOfTheFile) {
+  const struct {
+    std::string json;
+    std::string text;
+  } cases[] = {
+      {"[]", ": not a JSON object"},
+      {"{\"threads\": 1", ": not a JSON object"},
+      {R"({"thread": 1})", ": thread is not a setting"},
+      {R"({"config": "x"})", ": config is not a setting"},
+      {R"({"help": true})", ": help is not a setting"},
+      {R"({"threads": 1.5})", ": threads: expected a text, a whole number or a list of texts"},
+      {R"({"listen": [1]})", ": listen: expected a list of texts"},
+      {R"({"threads": "x"})", ": threads: \"x\": expected a number from 0 to 1024"},
+  };
+  for (const auto& test : cases) {
+    const std::string path = ConfigFile(test.json);
+    EXPECT_THAT(Parse({"--config", path}), StatusIs(absl::StatusCode::kInvalidArgument, "config " + path + test.text));
+  }
+}
+
+TEST(OptionsTest, UsageNamesEveryFlag) {
+  for (const char* flag : {"--listen HOST:PORT", "--config FILE", "--healthcheck ", "--drain-timeout DURATION"}) {
+    EXPECT_THAT(OptionsUsage(), HasSubstr(flag));
+  }
+}
+
+}  // namespace
+}  // namespace kvcompress

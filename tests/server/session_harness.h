@@ -1,0 +1,89 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/base/thread_pool.h"
+#include "kvcompress/session/session.h"
+
+// Plays the transport of a session: one message in and one out at a time, as the session allows.
+namespace kvcompress::testing {
+
+struct NullObserver final : SessionObserver {
+  void OnCompressed(const TensorReport&, const Quality&, const std::vector<Violation>&) override { ++compressed; }
+  void OnDecompressed(const TensorReport&) override { ++decompressed; }
+
+  std::atomic<int> compressed = 0;
+  std::atomic<int> decompressed = 0;
+};
+
+// Lets a test wait for a session's wake-ups.
+class Signal {
+ public:
+  void Set() {
+    absl::MutexLock lock(&mutex_);
+    set_ = true;
+  }
+  void Wait() {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(&set_));
+    set_ = false;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  bool set_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+template <typename S>
+struct Driver {
+  using Request = typename S::Request;
+  using Response = typename S::Response;
+
+  Driver(ThreadPool& pool, Admission& admission, SessionOptions options)
+      : session(pool, std::move(options), *admission.AdmitStream(), observer, [this] { signal.Set(); }) {}
+
+  // Pushes what there is room for; returns how many of the requests.
+  size_t PushWhileWanted(const std::vector<Request>& requests) {
+    size_t pushed = 0;
+    while (pushed < requests.size() && session.wants_input()) session.Push(requests[pushed++]);
+    return pushed;
+  }
+
+  // Takes responses until there is room for the request.
+  void PushWhenWanted(Request request) {
+    while (!session.wants_input()) {
+      Response response;
+      if (!session.Pop(response) && !session.wants_input()) signal.Wait();
+    }
+    session.Push(std::move(request));
+  }
+
+  // The whole stream, half-close included.
+  absl::Status Run(const std::vector<Request>& requests) {
+    size_t next = 0;
+    bool closed = false;
+    while (!session.done()) {
+      Response response;
+      if (session.Pop(response)) {
+        responses.push_back(std::move(response));
+      } else if (!session.wants_input()) {
+        if (!session.done()) signal.Wait();
+      } else if (next < requests.size()) {
+        session.Push(requests[next++]);
+      } else if (!std::exchange(closed, true)) {
+        session.HalfClose();
+      }
+    }
+    return session.status();
+  }
+
+  NullObserver observer;
+  Signal signal;
+  std::vector<Response> responses;
+  S session;
+};
+
+}  // namespace kvcompress::testing
