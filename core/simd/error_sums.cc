@@ -44,7 +44,6 @@ HWY_INLINE ErrorSums MeasureRun(const uint8_t* original, const uint8_t* decoded)
   constexpr size_t kStep = hn::MaxLanes(DF()) * DTypeSize(kT);
   LaneSums lanes;
   WideSums wide;
-  lanes.Clear();
   size_t i = 0;
   while (i < kRun * DTypeSize(kT)) {
     for (size_t k = 0; k < LaneSums::kFlushAfter; ++k, i += kStep) {

@@ -155,9 +155,7 @@ class Quantizer {
         values_(values),
         groups_(groups),
         scales_(scales),
-        codes_(codes) {
-    lanes_.Clear();
-  }
+        codes_(codes) {}
 
   // Returns false if a value is out of range. Adds to `sums` if kSums.
   HWY_INLINE bool Run(ErrorSums* sums) {

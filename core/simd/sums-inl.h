@@ -34,10 +34,9 @@ struct LaneSums {
 
   V sum, squares, error_squares, abs_error, cross, max_error;
 
-  HWY_INLINE void Clear() {
-    const DF df;
-    sum = squares = error_squares = abs_error = cross = max_error = hn::Zero(df);
-  }
+  // Written out, because what the compiler adds by itself has not the target's attributes.
+  HWY_INLINE LaneSums() { sum = squares = error_squares = abs_error = cross = max_error = hn::Zero(DF()); }
+
   HWY_INLINE void Add(V x, V error) {
     const V magnitude = hn::Abs(error);
     sum = hn::Add(sum, x);
