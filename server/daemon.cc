@@ -53,8 +53,8 @@ LiveFigures Daemon::Live() const {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
   std::unique_ptr<Daemon> daemon(new Daemon(options));
-  KVC_RETURN_IF_ERROR(daemon->ServeMetrics());
   KVC_RETURN_IF_ERROR(daemon->Listen());
+  KVC_RETURN_IF_ERROR(daemon->ServeMetrics());
   return daemon;
 }
 
