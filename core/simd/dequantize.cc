@@ -26,7 +26,7 @@ constexpr size_t kPrefetchCodes = 2048;
 constexpr size_t kPrefetchValues = 8192;
 
 // The scales of up to kTileGroups groups; NaN for one that is not finite.
-HWY_INLINE void TileScales(const uint8_t* scales, size_t groups, float* out) {
+HWY_INLINE void LoadScales(const uint8_t* scales, size_t groups, float* out) {
   const DF df;
   const hn::Rebind<uint16_t, DF> du16;
   const DI di;
@@ -51,7 +51,7 @@ HWY_INLINE void DecodeBytes(int bits, size_t group, float scale, const uint8_t* 
   const auto sign = hn::Set(di, 1 << (bits - 1));
   const VF scales = hn::Set(df, scale);
   for (size_t i = 0; i < group; i += kLanes) {
-    const auto code = hn::PromoteTo(wide, LoadAt(du8, codes + i));
+    const auto code = hn::PromoteTo(di, LoadAt(du8, codes + i));
     const auto number = hn::ConvertTo(df, hn::Sub(hn::Xor(code, sign), sign));
     StoreF32<kT>(df, hn::Mul(number, scales), values + i * DTypeSize(kT));
   }
@@ -180,7 +180,7 @@ void DequantizeAs(const GroupQuantFormat& format, const uint8_t* scales, const u
     const uint8_t* tile_codes = codes + begin * code_bytes;
     uint8_t* tile_values = values + begin * group_bytes;
     HWY_ALIGN float tile_scales[kTileGroups];
-    TileScales(scales + 2 * begin, n, tile_scales);
+    LoadScales(scales + 2 * begin, n, tile_scales);
     PrefetchAhead<kPrefetchCodes>(tile_codes, n * code_bytes);
     if (format.bits < 8 && format.bits != 4) Unpack(format.bits, group, tile_codes, n, unpacked);
     const uint8_t* bytes = format.bits == 8 ? tile_codes : unpacked;

@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
-#include "kvcompress/base/half.h"
 #include "kvcompress/simd/group_quant.h"
 #include "kvcompress/simd/half-inl.h"
 #include "kvcompress/simd/pack-inl.h"

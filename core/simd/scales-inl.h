@@ -107,18 +107,18 @@ ScaleLimits LimitsFor(int bits) {
 // The scales of a tile.
 struct Tile {
   HWY_ALIGN float scale[kTileGroups];
-  // F16 and BF16: 1 / scale, a little more (see Round); F32: the scale. Such that zeros give the code 0 at scale 0.
+  // F16 and BF16: 1 / scale, a little more (see Round in quantize.cc); F32: the scale. Such that zeros give the code 0
+  // at scale 0.
   HWY_ALIGN float divisor[kTileGroups];
   HWY_ALIGN uint16_t scale_bits[kTileGroups];
   HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: the group needs the scalar definition
   bool any_unusual;
 };
 
-// The bump of reciprocals that turns ties upwards; see Round.
+// The bump of reciprocals that turns ties upwards; see Round in quantize.cc.
 constexpr float kTieBump = 1 + 0x1p-21f;
 
-// Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of
-// range.
+// Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of range.
 template <DType kT>
 HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile) {
   const DF df;
