@@ -46,7 +46,6 @@ template <DType kT>
 HWY_INLINE void DecodeBytes(int bits, size_t group, float scale, const uint8_t* codes, uint8_t* values) {
   const DF df;
   const DI di;
-  const hn::Rebind<int32_t, hn::Rebind<uint8_t, DF>> wide;
   const hn::Rebind<uint8_t, DF> du8;
   const auto sign = hn::Set(di, 1 << (bits - 1));
   const VF scales = hn::Set(df, scale);
@@ -98,7 +97,7 @@ HWY_INLINE void DecodeNibbles(size_t group, float scale, const uint8_t* packed, 
 
 // Eight values of 4-bit codes from the `from`-th on.
 template <DType kT>
-HWY_INLINE hn::Vec<hn::Full128<uint16_t>> EightValues(float scale, size_t from) {
+HWY_INLINE hn::Vec<hn::Full128<uint16_t> > EightValues(float scale, size_t from) {
   const DF df;
   const VF scales = hn::Set(df, scale);
   const auto lower = Narrow<kT>(df, hn::Mul(hn::Load(df, kNibbleCodes + from), scales));
@@ -112,7 +111,7 @@ HWY_INLINE hn::Vec<hn::Full128<uint16_t>> EightValues(float scale, size_t from) 
 
 // The lower and the upper bytes of the 16 values of 4-bit codes.
 struct ByteTables {
-  hn::Vec<hn::Full128<uint8_t>> lower, upper;
+  hn::Vec<hn::Full128<uint8_t> > lower, upper;
 };
 
 // Decodes `bytes` bytes of 4-bit codes, kBytes or a vector at a time: the bytes of values are looked up in two tables
