@@ -321,8 +321,8 @@ TEST_F(SessionTest, NoMessageIsLargerThanAMiB) {
 
 TEST_F(SessionTest, AClientThatTakesNothingStopsTheInput) {
   const Bytes megabyte = testing::MakeBits(1 << 20);
-  std::vector<v1::CompressRequest> requests = {Header("t", {32 << 20}, "raw")};
-  for (int i = 0; i < 64; ++i) requests.push_back(Data(megabyte));
+  std::vector<v1::CompressRequest> requests = {Header("t", {8 << 20}, "raw")};
+  for (int i = 0; i < 16; ++i) requests.push_back(Data(megabyte));
   CompressDriver driver(pool_, admission_, Options());
   const size_t pushed = driver.PushWhileWanted(requests);
   EXPECT_LT(pushed, 8u);  // the window is 3 MiB
