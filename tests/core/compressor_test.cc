@@ -106,12 +106,13 @@ TEST_F(CompressorTest, PushedAndPulledTensorsGiveTheSameBytesOnAnyNumberOfThread
 TEST_F(CompressorTest, ReportsDoNotDependOnTheNumberOfThreads) {
   const TensorDesc tensor = MakeTensor("t", DType::kF16, {1 << 20});
   const Bytes values = MakeValues(DType::kF16, 1 << 20, Distribution::kOutliers);
+  const MemorySource source{ByteSpan(values)};
   std::vector<ErrorSums> sums;
   for (size_t threads : {1, 2, 7}) {
     ThreadPool pool(threads);
     Frames out;
     CompressStream stream(pool, {}, out);
-    ASSERT_THAT(stream.Compress(tensor, "int4", MemorySource(ByteSpan(values)), 4), IsOk());
+    ASSERT_THAT(stream.Compress(tensor, "int4", source, 4), IsOk());
     stream.WaitBelow(1);
     sums.push_back(out.reports.at(0).sums);
   }
@@ -248,6 +249,75 @@ TEST_F(CompressorTest, MistakesOfTheCallerAreNamed) {
                        "tensor \"huge\": shape [1099511627776, 1099511627776] has more than 2^48 elements"));
   EXPECT_THAT(stream_with([&](CompressStream& s) { return s.Compress(ten, "int4", MemorySource(ByteSpan(bytes)), 1); }),
               StatusIs(StatusCode::kInvalidArgument, "tensor \"ten\": 21 bytes instead of the 20 that its shape says"));
+}
+
+TEST_F(CompressorTest, PartsOfATensorEndWithItsBlocks) {
+  constexpr size_t kBlock = kDefaultBlockElements * 2;
+  const size_t bytes = 2 * kBlock + 600;
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {bytes / 2});
+  const Bytes values(bytes);
+  Frames out;
+  CompressStream stream(pool_, {}, out);
+  EXPECT_FALSE(stream.footprint().has_value());
+  ASSERT_THAT(stream.Begin(tensor, "raw"), IsOk());
+  ASSERT_TRUE(stream.footprint().has_value());
+  EXPECT_EQ(stream.footprint()->tensor_bytes, bytes);
+  EXPECT_EQ(stream.footprint()->block_bytes, kBlock);
+  EXPECT_FALSE(stream.footprint()->whole);
+  ByteSpan rest(values);
+  for (size_t left : {kBlock + 600, size_t{600}, size_t{0}}) {
+    ASSERT_THAT(stream.AppendPart(rest), IsOk());
+    EXPECT_EQ(rest.size(), left);
+  }
+  EXPECT_FALSE(stream.footprint().has_value());
+  ASSERT_THAT(stream.Begin(tensor, "sparse|raw"), IsOk());
+  EXPECT_TRUE(stream.footprint()->whole);
+  stream.WaitBelow(1);
+  EXPECT_EQ(stream.bytes_in_flight(), 0u);
+}
+
+TEST_F(CompressorTest, PartsOfAFrameAreItsHeaderItsBlocksAndItsEnd) {
+  const size_t count = 2 * kDefaultBlockElements + 1;
+  const Bytes frame = CompressWhole(pool_, MakeTensor("t", DType::kF32, {count}), "raw", Bytes(count * 4));
+  Tensors out;
+  DecompressStream stream(pool_, {}, out);
+  ASSERT_THAT(stream.Begin("t"), IsOk());
+  EXPECT_FALSE(stream.footprint().has_value());
+  ByteSpan rest(frame);
+  ASSERT_THAT(stream.AppendPart(rest), IsOk());
+  ASSERT_TRUE(stream.footprint().has_value());
+  EXPECT_EQ(stream.footprint()->tensor_bytes, count * 4);
+  EXPECT_EQ(stream.footprint()->block_bytes, kDefaultBlockElements * 4u);
+  size_t parts = 1;
+  for (; stream.in_tensor(); ++parts) ASSERT_THAT(stream.AppendPart(rest), IsOk());
+  EXPECT_EQ(parts, 1 + 3 + 1u);
+  EXPECT_TRUE(rest.empty());
+  stream.WaitBelow(1);
+  EXPECT_EQ(stream.bytes_in_flight(), 0u);
+  EXPECT_EQ(out.values.at(0), Bytes(count * 4));
+}
+
+TEST_F(CompressorTest, FlushComesBehindEverythingAndAfterCancelToo) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {1 << 20});
+  const Bytes values(2 << 20);
+  for (bool cancel : {false, true}) {
+    Frames out;
+    size_t frames_before = 0;
+    bool flushed = false;
+    CompressStream stream(pool_, {}, out);
+    ASSERT_THAT(stream.Begin(tensor, "int4"), IsOk());
+    ASSERT_THAT(stream.Append(ByteSpan(values).first(values.size() - 2)), IsOk());
+    if (cancel) stream.Cancel();
+    ASSERT_THAT(stream.Append(ByteSpan(values).last(2)), IsOk());
+    stream.Flush([&] {
+      frames_before = out.frames.size();
+      flushed = true;
+    });
+    stream.WaitBelow(1);
+    EXPECT_TRUE(flushed);
+    EXPECT_EQ(frames_before, cancel ? 0u : 1u);
+    EXPECT_EQ(stream.bytes_in_flight(), 0u);
+  }
 }
 
 TEST_F(CompressorTest, ABadValueEndsTheStreamOnceAndNamesItself) {
