@@ -7,8 +7,8 @@
 
 namespace kvcompress {
 
-// Bytes that are not set before they are written: a block's output is as large as its codec's bound, and clearing it first
-// costs a tenth of the kernel's time.
+// Bytes that are not set before they are written: a block's output is as large as its codec's bound, and clearing it
+// first costs a tenth of the kernel's time.
 class Buffer {
  public:
   Buffer() = default;
