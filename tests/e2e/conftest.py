@@ -10,6 +10,7 @@ import time
 
 import grpc
 import pytest
+from daemon_helpers import Client
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -126,3 +127,8 @@ def daemon(bin_dir, tmp_path_factory):
             if daemon.process.poll() is None:
                 daemon.process.kill()
                 daemon.wait()
+
+
+@pytest.fixture
+def client(daemon, stubs):
+    return Client(daemon("--threads", "2"), stubs)

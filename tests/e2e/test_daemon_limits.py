@@ -1,0 +1,171 @@
+"""kv-compressd and clients that go away, wait, or want too much."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+from daemon_helpers import MIB, SERVICE, Client, Feed, failure, page, page_value, random_array, wait_for
+from safetensors.numpy import load_file
+
+
+def test_a_cancelled_call_leaves_nothing_behind(client):
+    for i in range(10):
+        feed = Feed(client.header("t", [16 * MIB], "int4|zstd(level=3)"), client.data(bytes(2 * MIB + i)))
+        call = client.stub.Compress(feed, timeout=30)
+        if i % 2:
+            next(call)
+        wait_for(lambda: client.metrics().bytes_in_flight > 0, "bytes in flight")
+        call.cancel()
+        feed.close()
+        client.wait_until_idle()
+    calls = next(method for method in client.metrics().methods if method.method == "Compress").calls_by_code
+    assert dict(calls) == {"CANCELLED": 10}
+
+
+def test_a_client_that_is_killed_leaves_nothing_behind(client, daemon, stubs):
+    victim = Client(daemon(), stubs)
+    address = victim.stub.Compress._channel.target().decode()
+    # A generator that never ends keeps the call open.
+    code = (
+        "import grpc, sys, time\n"
+        "def requests():\n"
+        "    yield bytes.fromhex(sys.argv[1])\n"
+        "    yield bytes.fromhex(sys.argv[2])\n"
+        "    print('sent', flush=True)\n"
+        "    time.sleep(60)\n"
+        f"list(grpc.insecure_channel('{address}').stream_stream('/{SERVICE}/Compress')(requests()))\n"
+    )
+    header = victim.header("t", [MIB]).SerializeToString().hex()
+    data = victim.data(bytes(1000)).SerializeToString().hex()
+    process = subprocess.Popen([sys.executable, "-c", code, header, data], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"sent\n"
+    wait_for(lambda: victim.metrics().streams_in_flight == 1, "the stream")
+    process.kill()
+    process.wait()
+    victim.wait_until_idle()
+
+
+def test_deadlines_hold(client):
+    feed = Feed(client.header("t", [16 * MIB]), client.data(bytes(MIB)))
+    start = time.monotonic()
+    call = client.stub.Compress(feed, timeout=0.5)
+    code, _, _ = failure(call)
+    feed.close()
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - start < 5
+    client.wait_until_idle()
+    calls = next(method for method in client.metrics().methods if method.method == "Compress").calls_by_code
+    assert sum(calls.values()) == 1 and set(calls) <= {"DEADLINE_EXCEEDED", "CANCELLED"}
+
+
+def test_max_streams(daemon, stubs):
+    client = Client(daemon("--max-streams", "2"), stubs)
+    feeds = [Feed(), Feed()]
+    calls = [client.stub.Compress(feed, timeout=30) for feed in feeds]
+    wait_for(lambda: client.metrics().streams_in_flight == 2, "two streams")
+    refused = client.stub.Decompress(iter([]), timeout=30)
+    assert failure(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 2 streams is reached", [])
+    assert ("grpc-retry-pushback-ms", "100") in [tuple(pair) for pair in refused.trailing_metadata()]
+    for feed in feeds:
+        feed.close()
+    assert [list(call)[0].stream.tensors for call in calls] == [0, 0]
+    wait_for(lambda: client.metrics().streams_in_flight == 0, "no stream")
+    assert list(client.stub.Compress(iter([]), timeout=30))[0].stream.tensors == 0
+    assert client.metrics().rejected_by_reason["max_streams"] == 1
+
+
+def test_memory_budget(daemon, stubs):
+    client = Client(daemon("--memory-budget", "1MiB", "--threads", "1"), stubs)
+    feed = Feed(client.header("a", [200_000]), client.data(b"xx"))
+    call = client.stub.Compress(feed, timeout=30)
+    wait_for(lambda: client.metrics().bytes_in_flight == 800_000, "the first tensor's memory")
+    refused = client.stub.Compress(iter([client.header("b", [100_000])]), timeout=30)
+    text = "the stream needs 400000 bytes of memory, other streams hold 800000 of the budget of 1048576"
+    assert failure(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
+    assert ("grpc-retry-pushback-ms", "100") in [tuple(pair) for pair in refused.trailing_metadata()]
+    hopeless = client.stub.Compress(iter([client.header("c", [MIB])]), timeout=30)
+    text = "the stream needs 4194304 bytes of memory, the whole budget is 1048576"
+    assert failure(hopeless) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
+    assert "grpc-retry-pushback-ms" not in dict(hopeless.trailing_metadata())
+    call.cancel()
+    feed.close()
+    client.wait_until_idle()
+    assert dict(client.metrics().rejected_by_reason) == {"memory_budget": 1, "tensor_too_large": 1}
+    client.compress({"d": random_array(100_000)})
+
+
+def test_max_tensor_bytes(daemon, stubs):
+    client = Client(daemon("--max-tensor-bytes", "1000"), stubs)
+    code, text, _ = failure(client.stub.Compress(iter([client.header("a", [501])]), timeout=30))
+    assert (code, text) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 'tensor "a": 1002 bytes are above the limit of 1000')
+    client.compress({"b": random_array(500)})
+
+
+def test_a_client_that_does_not_read_is_not_read(daemon, stubs):
+    server = daemon("--threads", "2")
+    # Nothing is buffered on the client's side beyond HTTP/2's window.
+    client = Client(server, stubs, ("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0))
+    sent = []
+
+    def requests():
+        yield client.header("t", [64 * MIB], "raw")
+        for _ in range(128):
+            sent.append(1)
+            yield client.data(bytes(MIB))
+
+    def resident():
+        return page_value(page(server.metrics_address), "process_resident_memory_bytes")
+
+    before = resident()
+    call = client.stub.Compress(requests(), timeout=60)
+    assert next(call).WhichOneof("payload") == "frame"
+    settled = [0, 0]
+
+    def stalled():
+        now = len(sent)
+        settled[:] = [settled[0] + 1, now] if now == settled[1] else [0, now]
+        return settled[0] >= 50
+    wait_for(stalled, "a sender that is held back")
+    assert len(sent) < 40
+    metrics = client.metrics()
+    assert metrics.bytes_in_flight == 2 * (12 + 1) * (1 << 18)
+    assert metrics.jobs_queued == 0
+    assert resident() - before < 48 * MIB
+    # And on it goes.
+    kinds = [response.WhichOneof("payload") for response in call]
+    assert kinds[-2:] == ["tensor", "stream"] and len(sent) == 128
+
+
+def test_a_frame_that_grows_a_thousand_times_is_held_back(daemon, stubs):
+    server = daemon("--threads", "2")
+    client = Client(server, stubs, ("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0))
+    frame = client.compress({"t": np.zeros(64 * MIB, np.float32)}, codec="raw|zstd(level=3)")[0]["t"]
+    assert len(frame) < MIB
+    before = page_value(page(server.metrics_address), "process_resident_memory_bytes")
+    call = client.stub.Decompress(client.decompress_requests({"t": frame}), timeout=60)
+    next(call)
+    time.sleep(0.5)
+    assert page_value(page(server.metrics_address), "process_resident_memory_bytes") - before < 48 * MIB
+    total = sum(len(response.data) for response in call)
+    assert total == 256 * MIB
+
+
+def test_many_clients_at_once(client, sample):
+    tensors = load_file(sample)
+    expected = client.compress(tensors)[0]
+    results = []
+
+    def work(index):
+        frames, _, _ = client.compress(tensors, chunk=10_000 + index)
+        arrays, _, _ = client.decompress(frames)
+        results.append(frames == expected and len(arrays) == len(tensors))
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [True] * 16
+    client.wait_until_idle()
