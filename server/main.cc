@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <thread>
 
 #include "kvcompress/base/allocator.h"
@@ -70,9 +71,12 @@ int Serve(const Options& options) {
   _exit(0);
 }
 
-int Main(const std::vector<std::string>& args) {
-  const absl::StatusOr<Options> options =
-      ParseOptions(args, [](const char* name) -> const char* { return std::getenv(name); });
+int Main(std::span<char*> words) {
+  const std::vector<std::string> args(words.begin(), words.end());
+  const auto environment = [](const char* name) -> const char* {
+    return std::getenv(name);  // NOLINT(concurrency-mt-unsafe): no thread runs yet
+  };
+  const absl::StatusOr<Options> options = ParseOptions(args, environment);
   if (!options.ok()) return Failure(options.status(), 2);
   if (options->help) {
     std::fputs(OptionsUsage().c_str(), stdout);
@@ -93,7 +97,9 @@ int Main(const std::vector<std::string>& args) {
 }  // namespace
 }  // namespace kvcompress
 
+// NOLINTNEXTLINE(bugprone-exception-escape): without memory for its flags the program may as well end
 int main(int argc, char** argv) {
   kvcompress::KeepFreedMemory();
-  return kvcompress::Main({argv + 1, argv + argc});
+  const std::span<char*> words(argv, static_cast<size_t>(argc));
+  return kvcompress::Main(words.subspan(argc > 0 ? 1 : 0));
 }

@@ -7,9 +7,11 @@ namespace kvcompress {
 void KeepFreedMemory() {
 #ifdef __GLIBC__
   constexpr int kMiB = 1 << 20;
+  // NOLINTBEGIN(concurrency-mt-unsafe): no thread runs yet
   mallopt(M_MMAP_THRESHOLD, 32 * kMiB);   // the most that glibc takes
   mallopt(M_TRIM_THRESHOLD, 512 * kMiB);  // what the top of a heap may keep
   mallopt(M_TOP_PAD, 16 * kMiB);          // grow in few steps
+  // NOLINTEND(concurrency-mt-unsafe)
 #endif
 }
 
