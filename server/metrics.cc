@@ -58,12 +58,14 @@ std::string_view Label(const prometheus::ClientMetric& metric, std::string_view 
   return {};
 }
 
-// Calls visit(metric, value) for each counter of the family of this name.
+// Calls visit(metric, value) for each counter of the family of this name that has counted something.
 template <typename Visit>
 void ForEachCounter(const std::vector<MetricFamily>& families, std::string_view name, Visit visit) {
   for (const MetricFamily& family : families) {
     if (family.name != name) continue;
-    for (const auto& metric : family.metric) visit(metric, metric.counter.value);
+    for (const auto& metric : family.metric) {
+      if (metric.counter.value > 0) visit(metric, metric.counter.value);
+    }
   }
 }
 
@@ -108,7 +110,21 @@ Metrics::Metrics(std::function<LiveFigures()> live)
       snr_db_(Family(BuildHistogram(), registry_, "kvcompress_quality_snr_db",
                      "Signal-to-noise ratio of compressed tensors, in dB; tensors without any loss are left out.")),
       cosine_(Family(BuildHistogram(), registry_, "kvcompress_quality_cosine_similarity",
-                     "Cosine similarity of compressed tensors to their originals.")) {}
+                     "Cosine similarity of compressed tensors to their originals.")) {
+  // Series that are known beforehand exist from the start: a rate misses the event that a series begins with.
+  for (const char* method : {"Compress", "Decompress", "Metrics"}) {
+    requests_in_flight_.Add({{"method", method}});
+    requests_.Add({{"method", method}, {"code", "OK"}});
+  }
+  for (RejectReason reason : {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMemoryBudget,
+                              RejectReason::kTensorTooLarge}) {
+    rejected_.Add({{"reason", Text(RejectReasonName(reason))}});
+  }
+  for (ViolationKind kind :
+       {ViolationKind::kRmse, ViolationKind::kMaxError, ViolationKind::kCosine, ViolationKind::kSnr}) {
+    violations_.Add({{"kind", Text(ViolationKindName(kind))}});
+  }
+}
 
 void Metrics::OnCallStart(std::string_view method) { requests_in_flight_.Add({{"method", Text(method)}}).Increment(); }
 

@@ -43,6 +43,19 @@ class MetricsTest : public ::testing::Test {
   }};
 };
 
+TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
+  const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
+  for (const char* line : {
+           "kvcompress_requests_total{code=\"OK\",method=\"Decompress\"} 0",
+           "kvcompress_rejected_requests_total{reason=\"memory_budget\"} 0",
+           "kvcompress_threshold_violations_total{kind=\"snr\"} 0",
+       }) {
+    EXPECT_THAT(page, HasSubstr(line));
+  }
+  EXPECT_EQ(metrics_.ToMessage().methods_size(), 0);
+  EXPECT_TRUE(metrics_.ToMessage().rejected_by_reason().empty());
+}
+
 TEST_F(MetricsTest, PageHasWhatWasCounted) {
   CountSome();
   const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
