@@ -24,7 +24,9 @@ for fuzzer in "${fuzzers[@]}"; do
   for folder in "tests/fuzz/corpus/$name" tests/data/golden tests/data/corrupt; do
     [ ! -d "$folder" ] || seeds+=("$folder")
   done
+  dictionary=()
+  [ ! -f "tests/fuzz/${name%_fuzzer}.dict" ] || dictionary=(-dict="tests/fuzz/${name%_fuzzer}.dict")
   echo "== $name, $seconds s"
   timeout -k 10 $((seconds + 60)) "$fuzzer" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
-    -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$name-" "$corpus" "${seeds[@]}"
+    -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$name-" "${dictionary[@]}" "$corpus" "${seeds[@]}"
 done
