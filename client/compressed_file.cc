@@ -44,10 +44,6 @@ absl::Status CheckHeaderBytes(const ByteSource& file, const Header& header) {
   return absl::OkStatus();
 }
 
-absl::Status Prefixed(const Entry& entry, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrFormat("tensor \"%s\": %s", entry.name, status.message()));
-}
-
 absl::StatusOr<CompressedTensor> ReadFrameHeader(const ByteSource& file, const Header& header, const Entry& entry) {
   if (entry.dtype != "U8" || entry.shape.size() != 1) {
     return absl::InvalidArgumentError(
@@ -102,7 +98,7 @@ absl::StatusOr<CompressedFile> ReadCompressedFile(const ByteSource& file, const 
   compressed.tensors.reserve(header.entries.size());
   for (const Entry& entry : header.entries) {
     absl::StatusOr<CompressedTensor> tensor = ReadFrameHeader(file, header, entry);
-    if (!tensor.ok()) return Prefixed(entry, tensor.status());
+    if (!tensor.ok()) return OfTensor(entry.name, tensor.status());
     compressed.tensors.push_back(*std::move(tensor));
   }
   return compressed;

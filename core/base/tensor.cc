@@ -78,11 +78,12 @@ absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc) {
         absl::StrFormat("tensor \"%s\": %d axis roles for rank %d", desc.name, desc.axes.size(), desc.shape.size()));
   }
   absl::StatusOr<uint64_t> elements = NumElements(desc.shape);
-  if (!elements.ok()) {
-    return absl::Status(elements.status().code(),
-                        absl::StrFormat("tensor \"%s\": %s", desc.name, elements.status().message()));
-  }
+  if (!elements.ok()) return OfTensor(desc.name, elements.status());
   return elements;
+}
+
+absl::Status OfTensor(std::string_view name, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrFormat("tensor \"%s\": %s", name, status.message()));
 }
 
 std::string DescribeTensor(const TensorDesc& desc) {

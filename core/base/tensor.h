@@ -54,6 +54,9 @@ KvName ParseKvName(std::string_view name);
 // Returns the number of elements.
 absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc);
 
+// `status` as a fault of the tensor of this name: its text behind "tensor "NAME": ".
+absl::Status OfTensor(std::string_view name, const absl::Status& status);
+
 // "layer_0_key F16 [1, 2, 256, 64]", for messages.
 std::string DescribeTensor(const TensorDesc& desc);
 

@@ -1,5 +1,3 @@
-#include "kvcompress/compressor.h"
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -8,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/compressor.h"
 
 namespace kvcompress {
 namespace {
@@ -15,10 +14,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-absl::Status Prefixed(std::string_view name, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrFormat("tensor \"%s\": %s", name, status.message()));
-}
 
 absl::Status CheckTensorBytes(const TensorDesc& tensor, uint64_t bytes, const Limits& limits) {
   if (bytes <= limits.max_tensor_bytes) return absl::OkStatus();
@@ -112,7 +107,7 @@ absl::StatusOr<std::shared_ptr<EncodeTask>> CompressStream::NewTask(TensorDesc t
   const uint64_t bytes = elements * DTypeSize(tensor.dtype);
   KVC_RETURN_IF_ERROR(CheckTensorBytes(tensor, bytes, limits_));
   absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec);
-  if (!chain.ok()) return Prefixed(tensor.name, chain.status());
+  if (!chain.ok()) return OfTensor(tensor.name, chain.status());
   task->chain = *std::move(chain);
   task->header.tensor = tensor;
   task->header.codec = task->chain.spec();
@@ -254,159 +249,6 @@ absl::Status CompressStream::Finish() const {
   if (task_ == nullptr) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrFormat("the stream ends, but tensor \"%s\" has %d of its %d bytes",
                                                     task_->header.tensor.name, received_, task_->report.tensor_bytes));
-}
-
-struct DecodeTask {
-  FrameHeader header;
-  CodecChain chain;
-  TensorReport report;
-};
-
-absl::Status DecompressStream::Begin(std::string_view name) {
-  if (reader_ != nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("tensor \"%s\" begins, but the frame of tensor \"%s\" is incomplete", name, name_));
-  }
-  name_ = name;
-  reader_ = std::make_unique<FrameReader>();
-  return absl::OkStatus();
-}
-
-absl::Status DecompressStream::Named(const absl::Status& status) const { return Prefixed(name_, status); }
-
-absl::Status DecompressStream::Append(ByteSpan bytes) {
-  while (!bytes.empty()) KVC_RETURN_IF_ERROR(AppendPart(bytes));
-  return absl::OkStatus();
-}
-
-absl::Status DecompressStream::Decompress(std::string_view name, const ByteSource& source, size_t window) {
-  constexpr uint64_t kReadBytes = uint64_t{1} << 20;
-  KVC_RETURN_IF_ERROR(Begin(name));
-  std::vector<std::byte> scratch;
-  for (uint64_t offset = 0; offset < source.size();) {
-    KVC_ASSIGN_OR_RETURN(ByteSpan bytes, source.Get(offset, std::min(kReadBytes, source.size() - offset), scratch));
-    offset += bytes.size();
-    while (!bytes.empty() && !cancelled_) {
-      pipeline_.WaitBelow(window);
-      KVC_RETURN_IF_ERROR(AppendPart(bytes));
-    }
-    if (cancelled_) return absl::OkStatus();
-    if (!in_tensor() && offset < source.size()) return BytesBehindEnd(source.size() - offset);
-  }
-  return Finish();
-}
-
-std::optional<Footprint> DecompressStream::footprint() const {
-  if (task_ == nullptr) return std::nullopt;
-  return Footprint{.tensor_bytes = task_->report.tensor_bytes,
-                   .block_bytes = task_->header.BlockElements(0) * DTypeSize(task_->header.tensor.dtype)};
-}
-
-absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
-  if (reader_ == nullptr) {
-    return absl::InvalidArgumentError(absl::StrFormat("%d bytes of data outside a frame", bytes.size()));
-  }
-  const absl::StatusOr<FrameReader::Part> part = reader_->Next(bytes);
-  if (!part.ok()) return Named(part.status());
-  switch (*part) {
-    case FrameReader::Part::kNeedMore:
-      break;
-    case FrameReader::Part::kHeader:
-      if (const absl::Status status = StartTensor(); !status.ok()) return Named(status);
-      break;
-    case FrameReader::Part::kBlock:
-      SubmitBlock(reader_->TakeBlock());
-      break;
-    case FrameReader::Part::kEnd: {
-      auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
-        if (cancelled_ || failed_) return;
-        task->report.frame_bytes = frame_bytes;
-        output_.OnTensor(task->report);
-      };
-      pipeline_.Submit([] {}, std::move(deliver));
-      task_ = nullptr;
-      reader_ = nullptr;
-      if (!bytes.empty()) return BytesBehindEnd(bytes.size());
-      break;
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status DecompressStream::BytesBehindEnd(uint64_t count) const {
-  return Named(absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", count)));
-}
-
-absl::Status DecompressStream::StartTensor() {
-  auto task = std::make_shared<DecodeTask>();
-  task->header = reader_->header();
-  task->header.tensor.name = name_;
-  absl::StatusOr<CodecChain> chain = CodecChain::Parse(task->header.codec);
-  if (!chain.ok()) return absl::UnimplementedError(absl::StrCat("frame: ", chain.status().message()));
-  const TensorDesc& tensor = task->header.tensor;
-  const uint64_t bytes = task->header.elements * DTypeSize(tensor.dtype);
-  if (bytes > limits_.max_tensor_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("%d bytes are above the limit of %d", bytes, limits_.max_tensor_bytes));
-  }
-  reader_->set_max_payload_bytes(chain->MaxPayloadBytes(tensor.dtype, task->header.BlockElements(0)));
-  task->report = {.tensor = tensor,
-                  .codec = chain->spec(),
-                  .codec_name = chain->codec_name(),
-                  .elements = task->header.elements,
-                  .tensor_bytes = bytes,
-                  .sums = {}};
-  task->chain = *std::move(chain);
-  task_ = task;
-  pipeline_.Submit([] {},
-                   [this, task] {
-                     if (!cancelled_ && !failed_) output_.OnHeader(task->header.tensor, task->header.elements);
-                   });
-  return absl::OkStatus();
-}
-
-void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
-  struct Decoded {
-    absl::Status status;
-    Buffer values;
-    double seconds = 0;
-  };
-  auto decoded = std::make_shared<Decoded>();
-  const uint64_t value_bytes = task_->header.BlockElements(encoded.index) * DTypeSize(task_->header.tensor.dtype);
-  bytes_in_flight_ += value_bytes;
-  auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
-    if (cancelled_) return;
-    const Clock::time_point start = Clock::now();
-    const DType dtype = task->header.tensor.dtype;
-    decoded->status = VerifyBlock(task->header, block);
-    if (decoded->status.ok()) {
-      decoded->values.Resize(static_cast<size_t>(value_bytes));
-      decoded->status = task->chain.DecodeBlock(dtype, block.payload.span(), decoded->values.span());
-      if (!decoded->status.ok()) {
-        decoded->status = absl::Status(decoded->status.code(),
-                                       absl::StrCat("frame: block ", block.index, ": ", decoded->status.message()));
-      }
-    }
-    block.payload = Buffer();
-    decoded->seconds = SecondsSince(start);
-  };
-  auto deliver = [this, task = task_, decoded, value_bytes] {
-    bytes_in_flight_ -= value_bytes;
-    if (cancelled_ || failed_) return;
-    if (!decoded->status.ok()) {
-      failed_ = true;
-      output_.OnError(Prefixed(task->header.tensor.name, decoded->status));
-      return;
-    }
-    task->report.codec_seconds += decoded->seconds;
-    output_.OnData(std::move(decoded->values));
-  };
-  pipeline_.Submit(std::move(work), std::move(deliver));
-}
-
-absl::Status DecompressStream::Finish() const {
-  if (reader_ == nullptr) return absl::OkStatus();
-  return Named(reader_->Truncated());
 }
 
 absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec) {
