@@ -93,10 +93,11 @@ TEST(FormatVectorsTest, EncodersAndDecodersDoWhatTheDocumentSays) {
   EXPECT_GE(vectors.size(), 7u);
   for (const Vector& vector : vectors) {
     SCOPED_TRACE(vector.title);
+    const MemorySource values(AsBytes(vector.values));
     Sink encoded;
     {
       CompressStream stream(pool, {}, encoded);
-      ASSERT_THAT(stream.Compress(vector.tensor, vector.codec, MemorySource(AsBytes(vector.values)), 2), IsOk());
+      ASSERT_THAT(stream.Compress(vector.tensor, vector.codec, values, 2), IsOk());
       stream.WaitBelow(1);
     }
     EXPECT_EQ(ToHex(encoded.bytes), ToHex(vector.frame));
