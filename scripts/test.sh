@@ -72,7 +72,7 @@ run() {
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
   printf '%5d s  %5d passed %3d failed %3d skipped  %s\n' $((SECONDS - started)) "$p" "$f" "$s" "$outcome"
   if [ $status -ne 0 ] && [ $status -ne 77 ]; then
-    tail -n 80 "$log" | sed 's/^/    | /'
+    grep -vE '^( +Start +[0-9]+: |[0-9/ ]+ Test +#.* Passed )' "$log" | tail -n 100 | sed 's/^/    | /'
     echo "    | (all of it: ${log#"$PWD"/})"
   fi
 }
