@@ -23,7 +23,7 @@ SLOW_CODEC = "raw|zstd(level=19)"
 def slow_input(tmp_path):
     """A file that SLOW_CODEC needs many seconds for."""
     values = np.random.default_rng(1).standard_normal((64, 8, 512, 64)).astype(np.float16)
-    return write_file(tmp_path / "slow.safetensors", {"layer_0_key": values})
+    return write_file(tmp_path / "slow.safetensors", {"layer_0_key": np.tile(values, (4, 1, 1, 1))})
 
 
 def wait_for_temporary(folder):
@@ -333,7 +333,7 @@ def test_a_crash_leaves_the_old_file(bin_dir, tmp_path, slow_input):
 
 def test_a_progress_bar_on_a_terminal_only(bin_dir, tmp_path, slow_input):
     controller, terminal = pty.openpty()
-    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC, "-timeout", "2s",
+    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC, "-timeout", "1s",
                    stderr=terminal)
     os.close(terminal)
     shown = b""
@@ -346,5 +346,5 @@ def test_a_progress_bar_on_a_terminal_only(bin_dir, tmp_path, slow_input):
     stdout, _ = client.communicate(timeout=30)
     assert re.search(rb"\rcompress \[[#.]{30}\] +\d+% \d+\.\d MiB, \d+ MiB/s", shown)
     # It is wiped before the error.
-    assert shown.endswith(b"\r\x1b[KError: not done within the -timeout of 2s\r\n")
+    assert shown.endswith(b"\r\x1b[KError: not done within the -timeout of 1s\r\n")
     assert (stdout, client.returncode) == (b"", 1)
