@@ -1,0 +1,29 @@
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kvcompress/base/buffer.h"
+#include "kvcompress/base/bytes.h"
+
+namespace kvcompress {
+
+// Bytes in memory that `owner` keeps alive: passed on and cut up without being copied.
+struct Slice {
+  ByteSpan bytes;
+  std::shared_ptr<const void> owner;
+  // Whether someone else may write them while we read: nothing that was read once may be taken for what a second
+  // look would give.
+  bool changing = false;
+
+  static Slice Of(Buffer buffer) {
+    auto owner = std::make_shared<const Buffer>(std::move(buffer));
+    const ByteSpan bytes = owner->span();
+    return {bytes, std::move(owner)};
+  }
+
+  Slice Sub(size_t offset, size_t count) const { return {bytes.subspan(offset, count), owner, changing}; }
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <grpcpp/support/byte_buffer.h>
+
+#include <optional>
+#include <vector>
+
+#include "kvcompress/base/slice.h"
+
+// Messages that carry a payload, read and written around it: the payload is never copied into or out of a protobuf
+// message. On the wire they are ordinary protobuf.
+namespace kvcompress {
+
+// Most bytes of a tensor or frame in one message. gRPC's default receive limit is 4 MiB; larger ones gain nothing.
+inline constexpr size_t kMaxPayloadBytes = size_t{1} << 20;
+
+// The payload of `message` when it consists of the one field `field`, of type bytes: slices that keep the memory that
+// gRPC has received into. Empty for every other message, which is then to be parsed.
+std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field);
+
+// A message of the field `field` alone, whose bytes are those of `payload`, which gRPC holds until they are sent.
+grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload);
+
+// A message of any other kind; false when the bytes are not one.
+template <typename Message>
+bool ParseMessage(const grpc::ByteBuffer& buffer, Message& message) {
+  grpc::ByteBuffer copy = buffer;  // Deserialize clears what it is given
+  return grpc::SerializationTraits<Message>::Deserialize(&copy, &message).ok();
+}
+
+template <typename Message>
+bool SerializeMessage(const Message& message, grpc::ByteBuffer& buffer) {
+  bool own_buffer = false;
+  return grpc::SerializationTraits<Message>::Serialize(message, &buffer, &own_buffer).ok();
+}
+
+}  // namespace kvcompress
