@@ -5,38 +5,22 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <random>
 #include <system_error>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/base/system_call.h"
 
 namespace kvcompress {
 namespace {
 
 namespace fs = std::filesystem;
 
-absl::Status ErrnoError(absl::string_view operation, absl::string_view path, int error) {
-  const char* text = strerrordesc_np(error);
-  return absl::Status(
-      absl::ErrnoToStatusCode(error),
-      absl::StrCat(operation, " ", path, ": ", absl::AsciiStrToLower(text != nullptr ? text : "unknown error")));
-}
-
 absl::Status NotRegular(absl::string_view path) {
   return absl::FailedPreconditionError(absl::StrCat("open ", path, ": not a regular file"));
-}
-
-// Calls a function of the system again for as long as a signal interrupts it.
-template <typename Call>
-auto RetryOnEintr(Call call) {
-  auto result = call();
-  while (result == -1 && errno == EINTR) result = call();
-  return result;
 }
 
 // The folder of `path`, "." when it names none.

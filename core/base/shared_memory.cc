@@ -1,0 +1,110 @@
+#include "kvcompress/base/shared_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/base/system_call.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr size_t kMaxNameBytes = 255;
+
+absl::Status CheckKey(const std::string& key) {
+  const bool valid = key.size() >= 2 && key.size() <= 1 + kMaxNameBytes && key[0] == '/' &&
+                     key.find('/', 1) == std::string::npos && key.find('\0') == std::string::npos && key != "/." &&
+                     key != "/..";
+  if (valid) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "a shared memory key is \"/\" and a name of 1 to 255 bytes without a further \"/\"");
+}
+
+}  // namespace
+
+SharedMapping& SharedMapping::operator=(SharedMapping&& other) noexcept {
+  if (this != &other) {
+    Unmap();
+    pages_ = std::exchange(other.pages_, {});
+    bytes_ = std::exchange(other.bytes_, {});
+  }
+  return *this;
+}
+
+void SharedMapping::Unmap() {
+  if (!pages_.empty()) munmap(pages_.data(), pages_.size());
+}
+
+SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
+  if (this != &other) {
+    std::swap(key_, other.key_);
+    std::swap(fd_, other.fd_);
+    std::swap(linked_, other.linked_);
+  }
+  return *this;
+}
+
+SharedMemory::~SharedMemory() {
+  Unlink();
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& key, uint64_t size) {
+  KVC_RETURN_IF_ERROR(CheckKey(key));
+  if (size == 0 || size > static_cast<uint64_t>(std::numeric_limits<off_t>::max())) {
+    return absl::InvalidArgumentError(absl::StrCat("create shared memory ", key, ": no object has ", size, " bytes"));
+  }
+  SharedMemory object(key);
+  object.fd_ = RetryOnEintr([&] { return shm_open(key.c_str(), O_RDWR | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR); });
+  if (object.fd_ < 0) return ErrnoError("create shared memory", key, errno);
+  object.linked_ = true;
+  int error = EINTR;
+  while (error == EINTR) error = posix_fallocate(object.fd_, 0, static_cast<off_t>(size));
+  if (error != 0) return ErrnoError("create shared memory", key, error);
+  return object;
+}
+
+absl::StatusOr<SharedMemory> SharedMemory::Open(const std::string& key) {
+  KVC_RETURN_IF_ERROR(CheckKey(key));
+  SharedMemory object(key);
+  object.fd_ = RetryOnEintr([&] { return shm_open(key.c_str(), O_RDWR | O_NONBLOCK, 0); });
+  if (object.fd_ < 0) return ErrnoError("open shared memory", key, errno);
+  struct stat info;
+  if (fstat(object.fd_, &info) != 0) return ErrnoError("open shared memory", key, errno);
+  if (!S_ISREG(info.st_mode)) {
+    return absl::FailedPreconditionError(absl::StrCat("open shared memory ", key, ": not a shared memory object"));
+  }
+  return object;
+}
+
+absl::StatusOr<uint64_t> SharedMemory::Size() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) return ErrnoError("stat shared memory", key_, errno);
+  return static_cast<uint64_t>(info.st_size);
+}
+
+absl::StatusOr<SharedMapping> SharedMemory::Map(uint64_t offset, uint64_t size) const {
+  KVC_ASSIGN_OR_RETURN(const uint64_t have, Size());
+  if (size == 0 || offset > have || size > have - offset) {
+    return absl::OutOfRangeError(absl::StrCat("map shared memory ", key_, ": ", size, " bytes at ", offset,
+                                              " of an object of ", have, " bytes"));
+  }
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t before = offset % page;
+  const size_t length = (before + size + page - 1) / page * page;
+  void* at = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(offset - before));
+  if (at == MAP_FAILED) return ErrnoError("map shared memory", key_, errno);
+  const MutableByteSpan pages(static_cast<std::byte*>(at), length);
+  return SharedMapping(pages, pages.subspan(before, size));
+}
+
+void SharedMemory::Unlink() {
+  if (std::exchange(linked_, false)) shm_unlink(key_.c_str());
+}
+
+}  // namespace kvcompress

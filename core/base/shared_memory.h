@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvcompress/base/bytes.h"
+
+namespace kvcompress {
+
+// A part of a shared-memory object in this process's memory, readable and writable, until it is destroyed. Whoever has
+// the object may change the bytes at any time, and may cut the object short: a page that is gone raises SIGBUS.
+class SharedMapping {
+ public:
+  SharedMapping() = default;
+  SharedMapping(SharedMapping&& other) noexcept { *this = std::move(other); }
+  SharedMapping& operator=(SharedMapping&& other) noexcept;
+  ~SharedMapping() { Unmap(); }
+
+  MutableByteSpan bytes() const { return bytes_; }
+  // The pages that hold them.
+  MutableByteSpan pages() const { return pages_; }
+
+ private:
+  friend class SharedMemory;
+  SharedMapping(MutableByteSpan pages, MutableByteSpan bytes) : pages_(pages), bytes_(bytes) {}
+  void Unmap();
+
+  MutableByteSpan pages_;
+  MutableByteSpan bytes_;
+};
+
+// A POSIX shared-memory object. Its key is that of shm_open(3): "/" and a name of 1 to 255 bytes without a further "/".
+// Errors read "open shared memory KEY: no such file or directory"; codes are absl::ErrnoToStatusCode's.
+class SharedMemory {
+ public:
+  SharedMemory(SharedMemory&& other) noexcept { *this = std::move(other); }
+  SharedMemory& operator=(SharedMemory&& other) noexcept;
+  ~SharedMemory();
+
+  // Makes an object of `size` zero bytes that only this user can open, and removes its key when it is destroyed. All
+  // its memory is there from the start: RESOURCE_EXHAUSTED now, rather than SIGBUS later, where there is not enough.
+  // ALREADY_EXISTS when the key is taken.
+  static absl::StatusOr<SharedMemory> Create(const std::string& key, uint64_t size);
+  // INVALID_ARGUMENT for what cannot be a key, NOT_FOUND, PERMISSION_DENIED when it cannot be both read and written.
+  static absl::StatusOr<SharedMemory> Open(const std::string& key);
+
+  const std::string& key() const { return key_; }
+
+  // Bytes of the object at this moment.
+  absl::StatusOr<uint64_t> Size() const;
+
+  // OUT_OF_RANGE for what the object does not have at this moment. The mapping stays when the object is destroyed.
+  absl::StatusOr<SharedMapping> Map(uint64_t offset, uint64_t size) const;
+
+  // Removes the key, which nobody can open from then on; those who have the object keep it. A process that unlinks its
+  // object once its peer has opened it leaves nothing behind when it is killed. Does nothing the second time.
+  void Unlink();
+
+ private:
+  explicit SharedMemory(std::string key) : key_(std::move(key)) {}
+
+  std::string key_;
+  int fd_ = -1;
+  bool linked_ = false;  // a key of ours, to be removed
+};
+
+}  // namespace kvcompress
