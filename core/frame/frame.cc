@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -60,8 +61,8 @@ void WriteFrameEnd(uint64_t header_checksum, const std::vector<uint32_t>& payloa
   StoreLE(Checksum({to, at}, header_checksum), at);
 }
 
-absl::Status VerifyBlock(const FrameHeader& header, const FrameReader::Block& block) {
-  if (BlockChecksum(header.checksum, block.index, block.payload.span()) == block.checksum) return absl::OkStatus();
+absl::Status VerifyBlock(const FrameHeader& header, const FrameBlock& block) {
+  if (BlockChecksum(header.checksum, block.index, block.payload) == block.checksum) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("frame: block ", block.index, ": checksum mismatch"));
 }
 
@@ -84,11 +85,7 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
         state_ = State::kPayload;
         break;
       case State::kPayload:
-        if (!Fill(input, payload_sizes_.back())) return Part::kNeedMore;
-        block_.index = payload_sizes_.size() - 1;
-        block_.payload = std::move(pending_);
-        block_.payload.Resize(filled_);
-        pending_ = Buffer();
+        if (!FillPayload(input)) return Part::kNeedMore;
         ExpectBlockOrEnd();
         return Part::kBlock;
       case State::kEnd:
@@ -110,6 +107,38 @@ bool FrameReader::Fill(ByteSpan& input, size_t size) {
   filled_ += take;
   bytes_read_ += take;
   return filled_ == size;
+}
+
+bool FrameReader::FillPayload(ByteSpan& input) {
+  const size_t size = payload_sizes_.back();
+  if (filled_ == 0 && input.size() >= size) {
+    block_.payload = input.first(size);
+    input = input.subspan(size);
+    bytes_read_ += size;
+    return true;
+  }
+  if (!Fill(input, size)) return false;
+  block_.payload = pending_.span().first(size);
+  return true;
+}
+
+FrameReader::Block FrameReader::TakeBlock() {
+  Block taken{.index = block_.index, .checksum = block_.checksum, .payload = {}};
+  if (block_.payload.data() == pending_.data()) {
+    taken.payload = std::exchange(pending_, Buffer());
+    taken.payload.Resize(block_.payload.size());
+  } else {
+    taken.payload = Buffer::Copy(block_.payload);
+  }
+  block_.payload = {};
+  return taken;
+}
+
+void FrameReader::Restart() {
+  state_ = State::kEnvelope;
+  filled_ = 0;
+  bytes_read_ = 0;
+  payload_sizes_.clear();
 }
 
 void FrameReader::ExpectBlockOrEnd() {
@@ -186,6 +215,7 @@ absl::Status FrameReader::ParseBlockHeader() {
     return absl::DataLossError(absl::StrCat("frame: block ", payload_sizes_.size(), ": payload of ", size,
                                             " bytes is above the codec's bound of ", max_payload_bytes_));
   }
+  block_.index = payload_sizes_.size();
   block_.checksum = LoadLE<uint64_t>(pending_.data() + 4);
   payload_sizes_.push_back(size);
   filled_ = 0;
@@ -193,9 +223,12 @@ absl::Status FrameReader::ParseBlockHeader() {
 }
 
 absl::Status FrameReader::ParseEnd() {
-  Buffer expected(FrameEndBytes(payload_sizes_.size()));
-  WriteFrameEnd(header_.checksum, payload_sizes_, expected.data());
-  if (std::memcmp(expected.data(), pending_.data(), expected.size()) != 0) {
+  const size_t table_bytes = payload_sizes_.size() * sizeof(uint32_t);
+  const std::byte* at = pending_.data();
+  const ByteSpan checked(at, 8 + table_bytes);
+  if (LoadLE<uint32_t>(at) != kFrameEndMagic || LoadLE<uint32_t>(at + 4) != payload_sizes_.size() ||
+      (table_bytes > 0 && std::memcmp(at + 8, payload_sizes_.data(), table_bytes) != 0) ||
+      LoadLE<uint64_t>(at + checked.size()) != Checksum(checked, header_.checksum)) {
     return absl::DataLossError("frame: end mark does not match the blocks");
   }
   return absl::OkStatus();

@@ -40,6 +40,7 @@ struct FrameHeader {
   uint64_t checksum = 0;
 
   uint64_t block_count() const { return (elements + block_elements - 1) / block_elements; }
+  uint64_t tensor_bytes() const { return elements * DTypeSize(tensor.dtype); }
   // Elements of block `index`.
   size_t BlockElements(uint64_t index) const {
     const uint64_t left = elements - index * block_elements;
@@ -61,24 +62,39 @@ constexpr size_t FrameEndBytes(uint64_t blocks) { return kEndFixedBytes + 4 * st
 // Writes the end mark, FrameEndBytes(sizes.size()) bytes, to `to`.
 void WriteFrameEnd(uint64_t header_checksum, const std::vector<uint32_t>& payload_sizes, std::byte* to);
 
-// Cuts a frame that arrives in pieces into its parts, checking all that can be checked without decoding.
+// A block as it lies in a frame.
+struct FrameBlock {
+  uint64_t index = 0;
+  uint64_t checksum = 0;  // to be compared, by the one who decodes: VerifyBlock
+  ByteSpan payload;
+};
+
+absl::Status VerifyBlock(const FrameHeader& header, const FrameBlock& block);
+
+// Cuts a frame that arrives in pieces into its parts, checking all that can be checked without decoding. A reader that
+// is used again for frames of one shape does not allocate.
 class FrameReader {
  public:
   enum class Part { kNeedMore, kHeader, kBlock, kEnd };
 
   struct Block {
     uint64_t index = 0;
-    uint64_t checksum = 0;  // to be compared, by the one who decodes: VerifyBlock
+    uint64_t checksum = 0;
     Buffer payload;
   };
 
   // Takes bytes from the front of `input` until a part is complete or `input` is empty. After kHeader the caller sets
   // the bound of a payload; after kEnd nothing more is taken.
   absl::StatusOr<Part> Next(ByteSpan& input);
+  // The next byte is the first of another frame.
+  void Restart();
 
   const FrameHeader& header() const { return header_; }
   void set_max_payload_bytes(size_t bytes) { max_payload_bytes_ = bytes; }
-  Block TakeBlock() { return std::move(block_); }
+  // The block that kBlock announced, until the next call: in place where the input held its payload in one piece.
+  const FrameBlock& block() const { return block_; }
+  // The same with a payload of its own.
+  Block TakeBlock();
   uint64_t bytes_read() const { return bytes_read_; }
   bool started() const { return bytes_read_ > 0; }
   bool done() const { return state_ == State::kDone; }
@@ -91,6 +107,7 @@ class FrameReader {
 
   // Moves bytes into `pending_` until it holds `size`; true when it does.
   bool Fill(ByteSpan& input, size_t size);
+  bool FillPayload(ByteSpan& input);
   absl::Status ParseEnvelope();
   absl::Status ParseHeader();
   absl::Status ParseBlockHeader();
@@ -104,10 +121,12 @@ class FrameReader {
   size_t max_payload_bytes_ = 0;
   uint64_t bytes_read_ = 0;
   FrameHeader header_;
-  Block block_;
+  FrameBlock block_;
   std::vector<uint32_t> payload_sizes_;
 };
 
-absl::Status VerifyBlock(const FrameHeader& header, const FrameReader::Block& block);
+inline absl::Status VerifyBlock(const FrameHeader& header, const FrameReader::Block& block) {
+  return VerifyBlock(header, FrameBlock{block.index, block.checksum, block.payload.span()});
+}
 
 }  // namespace kvcompress
