@@ -112,7 +112,7 @@ void CodecChain::StreamBounds(DType dtype, size_t count, std::vector<size_t>& bo
 }
 
 size_t CodecChain::MaxPayloadBytes(DType dtype, size_t count) const {
-  std::vector<size_t> bounds;
+  std::vector<size_t>& bounds = ThreadScratch().bounds;
   StreamBounds(dtype, count, bounds);
   return std::accumulate(bounds.begin(), bounds.end(), TableBytes());
 }

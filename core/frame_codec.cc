@@ -1,0 +1,63 @@
+#include "kvcompress/frame_codec.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/status_macros.h"
+
+namespace kvcompress {
+
+absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
+  if (bytes <= limits.max_tensor_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("%d bytes are above the limit of %d", bytes, limits.max_tensor_bytes));
+}
+
+uint64_t FramePlan::MaxFrameBytes() const {
+  const uint64_t blocks = header.block_count();
+  const auto block_bytes = [this](uint64_t index) {
+    return kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.BlockElements(index));
+  };
+  const uint64_t around = header_bytes.size() + FrameEndBytes(blocks);
+  return blocks == 0 ? around : around + (blocks - 1) * block_bytes(0) + block_bytes(blocks - 1);
+}
+
+absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits) {
+  FramePlan plan;
+  KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
+  const absl::Status size = CheckTensorBytes(elements * DTypeSize(tensor.dtype), limits);
+  if (!size.ok()) return OfTensor(tensor.name, size);
+  absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec);
+  if (!chain.ok()) return OfTensor(tensor.name, chain.status());
+  plan.chain = *std::move(chain);
+  plan.header.tensor = std::move(tensor);
+  plan.header.codec = plan.chain.spec();
+  plan.header_bytes = SerializeFrameHeader(plan.header);
+  return plan;
+}
+
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums) {
+  const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), values};
+  const MutableByteSpan payload = block.subspan(kBlockHeaderBytes);
+  KVC_ASSIGN_OR_RETURN(const size_t payload_bytes, chain.EncodeBlock(run, state, payload, sums));
+  WriteBlockHeader(header.checksum, index, payload.first(payload_bytes), block.data());
+  return kBlockHeaderBytes + payload_bytes;
+}
+
+absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header) {
+  absl::StatusOr<CodecChain> chain = CodecChain::Parse(header.codec);
+  if (chain.ok()) return chain;
+  return absl::UnimplementedError(absl::StrCat("frame: ", chain.status().message()));
+}
+
+absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,
+                              MutableByteSpan values) {
+  KVC_RETURN_IF_ERROR(VerifyBlock(header, block));
+  const absl::Status decoded = chain.DecodeBlock(header.tensor.dtype, block.payload, values);
+  if (decoded.ok()) return decoded;
+  return absl::Status(decoded.code(), absl::StrCat("frame: block ", block.index, ": ", decoded.message()));
+}
+
+}  // namespace kvcompress

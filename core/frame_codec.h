@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvcompress/codec/chain.h"
+#include "kvcompress/compressor.h"
+#include "kvcompress/frame/frame.h"
+
+// A tensor's way into a frame and back, step by step: what streams and spans share.
+namespace kvcompress {
+
+absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits);
+
+// What is known of a frame before its first block.
+struct FramePlan {
+  FrameHeader header;
+  std::vector<std::byte> header_bytes;
+  CodecChain chain;
+
+  // The size of the header, all blocks and the end mark, each at its bound.
+  uint64_t MaxFrameBytes() const;
+};
+
+// INVALID_ARGUMENT for a bad description or codec spec, RESOURCE_EXHAUSTED above max_tensor_bytes.
+absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits);
+
+// Writes block `index`, its header and its payload, to `block`, which has room for kBlockHeaderBytes and the chain's
+// MaxPayloadBytes, and returns its size. `values` are those of the block; the error terms are added to `sums`, if not
+// null. Errors are those of CodecChain::EncodeBlock.
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums);
+
+// The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know.
+absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header);
+
+// Fills `values`, as many bytes as the block's elements take. DATA_LOSS, naming the block, when its checksum is wrong
+// or no encoder wrote it.
+absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,
+                              MutableByteSpan values);
+
+}  // namespace kvcompress

@@ -1,0 +1,95 @@
+#include "kvcompress/span_codec.h"
+
+#include <cstring>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/byte_source.h"
+#include "kvcompress/base/status_macros.h"
+
+namespace kvcompress {
+
+absl::StatusOr<TensorCompressor> TensorCompressor::Create(TensorDesc tensor, std::string_view codec,
+                                                          const Limits& limits) {
+  KVC_ASSIGN_OR_RETURN(FramePlan plan, PlanFrame(std::move(tensor), codec, limits));
+  return TensorCompressor(std::move(plan));
+}
+
+absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSpan frame, ErrorSums* sums) const {
+  const FrameHeader& header = plan_.header;
+  if (values.size() != tensor_bytes()) {
+    return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": %d bytes instead of the %d that its shape says",
+                                                      tensor().name, values.size(), tensor_bytes()));
+  }
+  if (frame.size() < max_frame_bytes_) {
+    return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": room for %d bytes of a frame that may take %d",
+                                                      tensor().name, frame.size(), max_frame_bytes_));
+  }
+  KVC_ASSIGN_OR_RETURN(const ChainState state,
+                       plan_.chain.Analyze(tensor(), MemorySource(values), header.block_elements));
+  thread_local std::vector<uint32_t> payload_sizes;
+  payload_sizes.clear();
+  ErrorSums total;
+  std::memcpy(frame.data(), plan_.header_bytes.data(), plan_.header_bytes.size());
+  size_t written = plan_.header_bytes.size();
+  for (uint64_t i = 0; i < header.block_count(); ++i) {
+    const size_t value_bytes = header.BlockElements(i) * DTypeSize(tensor().dtype);
+    ErrorSums own;  // merged block by block, as the streams do: the sums are equal to the last bit
+    KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
+                         EncodeFrameBlock(header, plan_.chain, state, i, values.first(value_bytes),
+                                          frame.subspan(written), sums != nullptr ? &own : nullptr));
+    total.Merge(own);
+    values = values.subspan(value_bytes);
+    written += block_bytes;
+    payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));
+  }
+  WriteFrameEnd(header.checksum, payload_sizes, frame.data() + written);
+  if (sums != nullptr) *sums = total;
+  return written + FrameEndBytes(header.block_count());
+}
+
+absl::Status TensorDecompressor::ReadHeader(ByteSpan frame) { return TakeHeader(frame); }
+
+absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest) {
+  reader_.Restart();
+  KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(rest));
+  if (part == FrameReader::Part::kNeedMore) return reader_.Truncated();
+  const FrameHeader& header = reader_.header();
+  if (!chain_.has_value() || header.codec != chain_spec_) {
+    KVC_ASSIGN_OR_RETURN(chain_, ChainOfFrame(header));
+    chain_spec_ = header.codec;
+  }
+  reader_.set_max_payload_bytes(chain_->MaxPayloadBytes(header.tensor.dtype, header.BlockElements(0)));
+  return CheckTensorBytes(header.tensor_bytes(), limits_);
+}
+
+absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, MutableByteSpan values) {
+  KVC_RETURN_IF_ERROR(TakeHeader(frame));
+  const FrameHeader& header = reader_.header();
+  const uint64_t total = header.tensor_bytes();
+  if (values.size() < total) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("frame: room for %d bytes of values that take %d", values.size(), total));
+  }
+  size_t written = 0;
+  while (true) {
+    KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(frame));
+    switch (part) {
+      case FrameReader::Part::kBlock: {
+        const FrameBlock& block = reader_.block();
+        const size_t value_bytes = header.BlockElements(block.index) * DTypeSize(header.tensor.dtype);
+        KVC_RETURN_IF_ERROR(DecodeFrameBlock(header, *chain_, block, values.subspan(written, value_bytes)));
+        written += value_bytes;
+        break;
+      }
+      case FrameReader::Part::kEnd:
+        if (frame.empty()) return written;
+        return absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", frame.size()));
+      case FrameReader::Part::kHeader:
+      case FrameReader::Part::kNeedMore:
+        return reader_.Truncated();
+    }
+  }
+}
+
+}  // namespace kvcompress
