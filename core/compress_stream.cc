@@ -59,19 +59,46 @@ struct EncodedBlock {
   Buffer bytes;  // block header and payload, with the frame's header in front of the first
   ErrorSums sums;
   size_t payload_bytes = 0;
+  uint64_t copied_bytes = 0;
   double seconds = 0;
 };
 
-absl::Status EncodeBlock(EncodeTask& task, uint64_t index, ByteSpan pushed, EncodedBlock& out) {
+// More pieces of a block than this are copied as they come: what holds on to them takes memory, too. gRPC cuts a
+// message into frames of 16 KiB, which makes some 20.
+constexpr size_t kMaxPieces = 64;
+
+// The values in one place: where they are, or gathered into memory of this thread's. Values that someone else may
+// write meanwhile are copied first, unless the codec bears that.
+ByteSpan Contiguous(const BlockInput& input, const CodecChain& chain, uint64_t& copied_bytes) {
+  const std::vector<Slice>& pieces = input.pieces;
+  if (pieces.empty()) return input.copy.span();
+  if (pieces.size() == 1 && (!pieces[0].changing || chain.tolerates_changing_values())) return pieces[0].bytes;
+  thread_local Buffer gathered;
+  gathered.Resize(0);
+  size_t size = 0;
+  for (const Slice& piece : pieces) size += piece.bytes.size();
+  gathered.Resize(size);
+  std::byte* at = gathered.data();
+  for (const Slice& piece : pieces) {
+    std::memcpy(at, piece.bytes.data(), piece.bytes.size());
+    at += piece.bytes.size();
+  }
+  copied_bytes += size;
+  return gathered.span();
+}
+
+absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& input, EncodedBlock& out) {
   const Clock::time_point start = Clock::now();
   KVC_RETURN_IF_ERROR(task.Analyze());
   const FrameHeader& header = task.header;
   const size_t count = header.BlockElements(index);
   const uint64_t first = index * header.block_elements;
-  ByteSpan values = pushed;
+  ByteSpan values;
   if (task.source != nullptr) {
     thread_local std::vector<std::byte> scratch;
     KVC_ASSIGN_OR_RETURN(values, task.source->Get(first * task.width(), count * task.width(), scratch));
+  } else {
+    values = Contiguous(input, task.chain, out.copied_bytes);
   }
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
@@ -141,49 +168,68 @@ std::optional<Footprint> CompressStream::footprint() const {
 }
 
 absl::Status CompressStream::Append(ByteSpan bytes) {
+  Slice copy = Slice::Of(Buffer::Copy(bytes));
+  pending_.copied_bytes += bytes.size();
   do {
-    KVC_RETURN_IF_ERROR(AppendPart(bytes));
-  } while (!bytes.empty());
+    KVC_RETURN_IF_ERROR(AppendPart(copy));
+  } while (!copy.bytes.empty());
   return absl::OkStatus();
 }
 
-absl::Status CompressStream::AppendPart(ByteSpan& bytes) {
-  if (task_ == nullptr) {
-    return absl::InvalidArgumentError(absl::StrFormat("%d bytes of data outside a tensor", bytes.size()));
-  }
+absl::Status CompressStream::AppendPart(Slice& bytes) {
+  const size_t size = bytes.bytes.size();
+  if (task_ == nullptr) return absl::InvalidArgumentError(absl::StrFormat("%d bytes of data outside a tensor", size));
   const uint64_t total = task_->report.tensor_bytes;
-  if (bytes.size() > total - received_) {
+  if (size > total - received_) {
     return absl::InvalidArgumentError(
         absl::StrFormat("tensor \"%s\": more than the %d bytes that its shape says", task_->header.tensor.name, total));
   }
   const bool whole = task_->chain.needs_tensor();
   const uint64_t index = received_ / task_->width() / task_->header.block_elements;
   const size_t capacity = whole ? static_cast<size_t>(total) : task_->header.BlockElements(index) * task_->width();
-  if (pending_.size() != capacity) pending_ = Buffer(capacity);
-  const size_t take = std::min(capacity - filled_, bytes.size());
-  if (take > 0) std::memcpy(pending_.data() + filled_, bytes.data(), take);
-  bytes = bytes.subspan(take);
+  const size_t take = std::min(capacity - filled_, size);
+  if (take > 0) Take(bytes.Sub(0, take), capacity);
+  bytes.bytes = bytes.bytes.subspan(take);
   filled_ += take;
   received_ += take;
   if (filled_ < capacity) return absl::OkStatus();
   filled_ = 0;
-  if (!whole) {
-    SubmitBlock(task_, index, std::move(pending_));
-    pending_ = Buffer();
-  }
+  if (!whole) SubmitBlock(task_, index, std::exchange(pending_, {}));
   if (received_ == total) EndTensor();
   return absl::OkStatus();
+}
+
+// Adds to the pending block, whose size is `capacity`.
+void CompressStream::Take(Slice piece, size_t capacity) {
+  const bool copying = pending_.copy.size() > 0;
+  if (!copying && !task_->chain.needs_tensor() && pending_.pieces.size() < kMaxPieces) {
+    pending_.pieces.push_back(std::move(piece));
+    return;
+  }
+  size_t at = filled_;
+  if (!copying) {
+    pending_.copy.Resize(capacity);
+    at = 0;
+  }
+  pending_.pieces.push_back(std::move(piece));
+  for (const Slice& from : pending_.pieces) {
+    std::memcpy(pending_.copy.data() + at, from.bytes.data(), from.bytes.size());
+    at += from.bytes.size();
+    pending_.copied_bytes += from.bytes.size();
+  }
+  pending_.pieces.clear();
 }
 
 void CompressStream::EndTensor() {
   const std::shared_ptr<EncodeTask> task = std::move(task_);
   task_ = nullptr;
   if (!task->chain.needs_tensor()) return;
-  task->owned_bytes = std::move(pending_);
-  pending_ = Buffer();
+  task->owned_bytes = std::move(pending_.copy);
   task->owned_source = std::make_unique<MemorySource>(task->owned_bytes.span());
   task->source = task->owned_source.get();
-  for (uint64_t i = 0; i < task->header.block_count(); ++i) SubmitBlock(task, i, Buffer());
+  task->report.copied_bytes = pending_.copied_bytes;
+  pending_ = {};
+  for (uint64_t i = 0; i < task->header.block_count(); ++i) SubmitBlock(task, i, {});
 }
 
 absl::Status CompressStream::Compress(TensorDesc tensor, std::string_view codec, const ByteSource& source,
@@ -198,19 +244,19 @@ absl::Status CompressStream::Compress(TensorDesc tensor, std::string_view codec,
   if (task->header.elements == 0) SubmitEmpty(task);
   for (uint64_t i = 0; i < task->header.block_count() && !cancelled_; ++i) {
     pipeline_.WaitBelow(window);
-    SubmitBlock(task, i, Buffer());
+    SubmitBlock(task, i, {});
   }
   return absl::OkStatus();
 }
 
-void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, Buffer values) {
+void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, BlockInput input) {
   auto block = std::make_shared<EncodedBlock>();
   const uint64_t value_bytes = task->header.BlockElements(index) * task->width();
   bytes_in_flight_ += value_bytes;
-  auto work = [this, task, index, block, values = std::move(values)]() mutable {
-    if (cancelled_) return;
-    block->status = EncodeBlock(*task, index, values.span(), *block);
-    values = Buffer();
+  auto work = [this, task, index, block, input = std::move(input)]() mutable {
+    block->copied_bytes = input.copied_bytes;
+    if (!cancelled_) block->status = EncodeBlock(*task, index, input, *block);
+    input = {};  // its owners learn that it is read no more before the block comes out
   };
   auto deliver = [this, task, index, block, value_bytes] {
     bytes_in_flight_ -= value_bytes;
@@ -224,6 +270,7 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
     task->payload_sizes.push_back(static_cast<uint32_t>(block->payload_bytes));
     report.sums.Merge(block->sums);
     report.codec_seconds += block->seconds;
+    report.copied_bytes += block->copied_bytes;
     const bool last = index + 1 == task->header.block_count();
     if (last) AppendFrameEnd(*task, block->bytes);
     report.frame_bytes += block->bytes.size();

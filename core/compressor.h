@@ -11,6 +11,7 @@
 #include "kvcompress/base/buffer.h"
 #include "kvcompress/base/byte_source.h"
 #include "kvcompress/base/ordered_pipeline.h"
+#include "kvcompress/base/slice.h"
 #include "kvcompress/base/tensor.h"
 #include "kvcompress/codec/chain.h"
 #include "kvcompress/frame/frame.h"
@@ -34,6 +35,8 @@ struct TensorReport {
   uint64_t frame_bytes = 0;
   ErrorSums sums;            // of compression only
   double codec_seconds = 0;  // time of pool threads
+  // Of values and frame, between buffers: blocks that came in pieces. What a codec reads and writes is not a copy.
+  uint64_t copied_bytes = 0;
 };
 
 // What the tensor in progress takes.
@@ -64,6 +67,13 @@ class DecompressOutput {
 struct EncodeTask;  // of one tensor
 struct DecodeTask;
 
+// The values of a block as they came.
+struct BlockInput {
+  std::vector<Slice> pieces;
+  Buffer copy;  // in place of the pieces, where there were too many or something must see all of them at once
+  uint64_t copied_bytes = 0;
+};
+
 // Compresses tensors one after another. Calls come from one thread at a time; a call that fails leaves the stream
 // unusable. Errors of the caller's are returned, those of blocks go to the output.
 class CompressStream {
@@ -78,8 +88,9 @@ class CompressStream {
   absl::Status Begin(TensorDesc tensor, std::string_view codec);
   // The next bytes of the tensor, copied. INVALID_ARGUMENT when there are more than its shape says.
   absl::Status Append(ByteSpan bytes);
-  // The same, but takes from the front of `bytes` no more than completes a block.
-  absl::Status AppendPart(ByteSpan& bytes);
+  // The same, but takes from the front of `bytes` no more than completes a block, and keeps their owner until the block
+  // is encoded instead of copying them. A block that comes in several pieces is gathered by the worker.
+  absl::Status AppendPart(Slice& bytes);
   // Whether the current tensor still waits for bytes.
   bool in_tensor() const { return task_ != nullptr; }
   // Of the tensor that Append feeds; empty when there is none.
@@ -106,7 +117,8 @@ class CompressStream {
 
  private:
   absl::StatusOr<std::shared_ptr<EncodeTask>> NewTask(TensorDesc tensor, std::string_view codec) const;
-  void SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, Buffer values);
+  void Take(Slice piece, size_t capacity);
+  void SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, BlockInput input);
   void SubmitEmpty(const std::shared_ptr<EncodeTask>& task);
   void EndTensor();
 
@@ -116,7 +128,7 @@ class CompressStream {
   std::atomic<uint64_t> bytes_in_flight_ = 0;
   bool failed_ = false;               // of the output's side: set and read by deliveries only
   std::shared_ptr<EncodeTask> task_;  // the tensor that Append feeds
-  Buffer pending_;                    // its next block, or all of it where the chain must see the whole
+  BlockInput pending_;                // its next block, or all of it where the chain must see the whole
   size_t filled_ = 0;
   uint64_t received_ = 0;
   OrderedPipeline pipeline_;  // last: its destructor waits for jobs that use the members above
@@ -134,7 +146,7 @@ class DecompressStream {
   // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes behind the end mark.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
-  // end.
+  // end. What it takes is copied once, before any of it is looked at.
   absl::Status AppendPart(ByteSpan& bytes);
   bool in_tensor() const { return reader_ != nullptr; }
   // Of the current frame; empty until its header has come.

@@ -73,6 +73,7 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
       auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
         if (cancelled_ || failed_) return;
         task->report.frame_bytes = frame_bytes;
+        task->report.copied_bytes = frame_bytes;
         output_.OnTensor(task->report);
       };
       pipeline_.Submit([] {}, std::move(deliver));

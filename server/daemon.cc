@@ -36,7 +36,7 @@ Daemon::Daemon(const Options& options)
       admission_({.memory_budget = options.memory_budget,
                   .max_streams = options.max_streams,
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
-      service_(pool_, ToSessionOptions(options, pool_.size()), admission_, *metrics_) {}
+      service_(pool_, ToSessionOptions(options, pool_.size()), admission_, regions_, *metrics_) {}
 
 Daemon::~Daemon() {
   if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());

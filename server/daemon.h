@@ -13,6 +13,7 @@
 #include "kvcompress/server/options.h"
 #include "kvcompress/server/service.h"
 #include "kvcompress/session/admission.h"
+#include "kvcompress/shm/regions.h"
 
 namespace kvcompress {
 
@@ -41,6 +42,7 @@ class Daemon {
   ThreadPool pool_;
   std::shared_ptr<Metrics> metrics_;
   Admission admission_;
+  RegionTable regions_;
   Service service_;
   std::vector<std::string> listen_;
   std::string metrics_listen_;

@@ -2,7 +2,10 @@
 
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "kvcompress/base/utf8.h"
+#include "kvcompress/rpc/error_details.h"
+#include "kvcompress/rpc/message.h"
 #include "kvcompress/server/call.h"
 
 namespace kvcompress {
@@ -13,10 +16,16 @@ using RawReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// In milliseconds; empty where a retry does not help.
+std::string RetryPushback(const absl::Status& status) {
+  const auto payload = status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()));
+  return payload ? std::string(*payload) : std::string();
+}
+
 // Tells clients that retry by themselves when to do so (gRFC A6).
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context) {
-  const auto payload = status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()));
-  if (payload) context.AddTrailingMetadata("grpc-retry-pushback-ms", std::string(*payload));
+  const std::string milliseconds = RetryPushback(status);
+  if (!milliseconds.empty()) context.AddTrailingMetadata("grpc-retry-pushback-ms", milliseconds);
 }
 
 // A stream that is not let in.
@@ -40,7 +49,7 @@ class Refusal final : public RawReactor {
 
 // Moves messages between a stream and its session: one read and one write in flight at a time. Pump() does whatever the
 // session allows at the moment; every reaction and every wake-up from the pool calls it. The codec's work is the
-// pool's; reactions only copy bytes.
+// pool's; reactions pass on what gRPC has received and what the codec has made, as slices.
 //
 // The end: when the session is done, which it is after its last job in the pool, and no write is in flight, Pump()
 // sends the status. gRPC calls OnDone after all other reactions have returned, and ~Session waits for a pool thread
@@ -60,14 +69,8 @@ class StreamReactor final : public RawReactor {
   void OnReadDone(bool ok) override {
     metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
     if (ok) {
-      typename Traits::Request request;
-      const grpc::Status parsed =
-          grpc::SerializationTraits<typename Traits::Request>::Deserialize(&incoming_, &request);
-      if (parsed.ok()) {
-        session_.Push(std::move(request));
-      } else {
-        session_.Fail(absl::InvalidArgumentError("message cannot be parsed"));
-      }
+      Take(incoming_);
+      incoming_.Clear();
     } else if (context_->IsCancelled()) {
       session_.Cancel();
     } else {
@@ -118,25 +121,46 @@ class StreamReactor final : public RawReactor {
       read_start_ = Clock::now();
       this->StartRead(&incoming_);
     }
+    if (finishing_) return true;
     if (writing_ || !session_.done()) return false;
     const absl::Status status = session_.status();
-    if (status.ok()) metrics_.OnStage(Metrics::Stage::kFinish, SecondsSince(half_close_));
     AddPushback(status, *context_);
     this->Finish(ToGrpcStatus(status));
     return true;
   }
 
+  void Take(const grpc::ByteBuffer& message) {
+    if (std::optional<std::vector<Slice>> payload = PayloadOf(message, Traits::kRequestBytes)) {
+      return session_.Push(*std::move(payload));
+    }
+    typename Traits::Request request;
+    if (ParseMessage(message, request)) {
+      session_.Push(std::move(request));
+    } else {
+      session_.Fail(absl::InvalidArgumentError("message cannot be parsed"));
+    }
+  }
+
   void StartNextWrite() {
-    typename Traits::Response response;
-    if (!session_.Pop(response)) return;
-    bool own_buffer = false;
-    outgoing_.Clear();
-    const grpc::Status serialized =
-        grpc::SerializationTraits<typename Traits::Response>::Serialize(response, &outgoing_, &own_buffer);
-    if (!serialized.ok()) return session_.Fail(absl::InternalError("response cannot be serialized"));
-    writing_ = true;
+    Outgoing<typename Traits::Response> outgoing;
+    if (!session_.Pop(outgoing)) return;
     write_start_ = Clock::now();
-    this->StartWrite(&outgoing_);
+    if (!outgoing.bytes.empty()) {
+      outgoing_ = PayloadMessage(Traits::kResponseBytes, outgoing.bytes);
+    } else if (!SerializeMessage(outgoing.response, outgoing_)) {
+      return session_.Fail(absl::InternalError("response cannot be serialized"));
+    }
+    if (outgoing.response.has_stream()) {  // nothing follows but the status, which is OK then
+      metrics_.OnStage(Metrics::Stage::kFinish, SecondsSince(half_close_));
+      finishing_ = true;
+      this->StartWriteAndFinish(&outgoing_, grpc::WriteOptions(), grpc::Status::OK);
+      return;
+    }
+    writing_ = true;
+    // What follows at once goes out together with this.
+    grpc::WriteOptions options;
+    if (session_.has_next()) options.set_buffer_hint();
+    this->StartWrite(&outgoing_, options);
   }
 
   grpc::CallbackServerContext* const context_;
@@ -151,6 +175,7 @@ class StreamReactor final : public RawReactor {
   // Set by the thread that pumps, cleared by the reaction that ends the operation.
   std::atomic<bool> reading_ = false;
   std::atomic<bool> writing_ = false;
+  bool finishing_ = false;  // of the thread that pumps: the last response took the status with it
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;
   Clock::time_point read_start_;
@@ -171,7 +196,12 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     while (!message.empty() && !IsUtf8(message)) message.pop_back();
     message += "...";
   }
-  return {static_cast<grpc::StatusCode>(status.raw_code()), message};
+  const auto code = static_cast<grpc::StatusCode>(status.raw_code());
+  int64_t milliseconds = 0;
+  if (absl::SimpleAtoi(RetryPushback(status), &milliseconds)) {
+    return RetryableStatus(code, message, absl::Milliseconds(milliseconds));
+  }
+  return {code, message};
 }
 
 template <typename Traits>

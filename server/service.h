@@ -4,6 +4,7 @@
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/session.h"
+#include "kvcompress/shm/regions.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 namespace kvcompress {
@@ -12,10 +13,12 @@ namespace kvcompress {
 // apart from the end of the stream; on the wire they are ordinary messages. Everything given must outlive the server.
 class Service final
     : public v1::KvCompression::WithRawCallbackMethod_Compress<v1::KvCompression::WithRawCallbackMethod_Decompress<
-          v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::Service>>> {
+          v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::WithCallbackMethod_Capabilities<
+              v1::KvCompression::WithCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>> {
  public:
-  Service(ThreadPool& pool, SessionOptions options, Admission& admission, kvcompress::Metrics& metrics)
-      : pool_(pool), options_(std::move(options)), admission_(admission), metrics_(metrics) {}
+  Service(ThreadPool& pool, SessionOptions options, Admission& admission, RegionTable& regions,
+          kvcompress::Metrics& metrics)
+      : pool_(pool), options_(std::move(options)), admission_(admission), regions_(regions), metrics_(metrics) {}
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Compress(grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Decompress(
@@ -31,10 +34,12 @@ class Service final
   ThreadPool& pool_;
   const SessionOptions options_;
   Admission& admission_;
+  RegionTable& regions_;
   kvcompress::Metrics& metrics_;
 };
 
-// With the status' code; a message that would not fit the limits of HTTP/2 headers is cut.
+// With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
+// HTTP/2 headers is cut.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 }  // namespace kvcompress

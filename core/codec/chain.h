@@ -31,6 +31,9 @@ class CodecChain {
   const std::string& codec_name() const { return codec_name_; }
   bool lossless() const;
 
+  // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
+  bool tolerates_changing_values() const { return transforms_.empty() && codec_->tolerates_changing_values(); }
+
   // Whether Analyze must see the whole tensor before a block can be encoded.
   bool needs_tensor() const;
   absl::StatusOr<ChainState> Analyze(const TensorDesc& tensor, const ByteSource& values, size_t block_elements) const;

@@ -84,6 +84,10 @@ class TensorCodec {
   // The most bytes of each stream for `count` values.
   virtual void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const = 0;
 
+  // Whether Encode may be given values that someone else writes while it reads them. It then gives some streams of the
+  // sizes that it says, whatever it saw, and stays within their bounds.
+  virtual bool tolerates_changing_values() const { return false; }
+
   // Whether Encode adds the error terms to `sums` itself, in the same pass over the data.
   virtual bool measures() const { return false; }
   // Fills the streams, whose sizes it sets. INVALID_ARGUMENT, without a text, when a value cannot be held.

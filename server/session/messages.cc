@@ -41,6 +41,7 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_tensor_bytes(report.tensor_bytes);
   message.set_frame_bytes(report.frame_bytes);
   message.set_codec_seconds(report.codec_seconds);
+  message.set_copied_bytes(report.copied_bytes);
 }
 
 void ToMessage(const Quality& quality, v1::Quality& message) {

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <deque>
-#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/bytes.h"
+#include "kvcompress/base/slice.h"
 
 namespace kvcompress {
 
@@ -14,44 +15,45 @@ inline constexpr size_t kMaxMessageBytes = size_t{1} << 20;
 // What a response or a block costs in memory besides its bytes, roughly: a bound on many small ones.
 inline constexpr uint64_t kItemOverheadBytes = 4096;
 
+// What goes to the client: a response, or, where `bytes` is not empty, the response that carries them and nothing else.
+template <typename Response>
+struct Outgoing {
+  Response response = {};
+  std::vector<Slice> bytes = {};
+};
+
 // The responses of a stream on their way to the client, in order. Thread-safe.
 template <typename Response>
 class Outbox {
  public:
-  // Gives the field of a response that carries bytes.
-  using BytesField = std::string* (Response::*)();
-
   void Add(Response response) {
     absl::MutexLock lock(&mutex_);
-    Push({.response = std::move(response)});
+    Push({.outgoing = {.response = std::move(response)}});
   }
 
   // Bytes that continue those added before: they share a message with what still waits, up to kMaxMessageBytes.
-  void AddBytes(ByteSpan bytes, BytesField field) {
+  void AddBytes(Buffer buffer) {
+    const Slice whole = Slice::Of(std::move(buffer));
     absl::MutexLock lock(&mutex_);
-    while (!bytes.empty()) {
-      if (items_.empty() || items_.back().bytes == nullptr || items_.back().bytes->size() == kMaxMessageBytes) {
-        Push({});
-        items_.back().bytes = (items_.back().response.*field)();
-      }
-      std::string& tail = *items_.back().bytes;
-      // Grown to its limit at the second piece: most messages have one.
-      if (!tail.empty()) tail.reserve(kMaxMessageBytes);
-      const ByteSpan piece = bytes.first(std::min(bytes.size(), kMaxMessageBytes - tail.size()));
-      tail.append(AsText(piece));
-      held_bytes_ += piece.size();
-      items_.back().cost += piece.size();
-      bytes = bytes.subspan(piece.size());
+    for (size_t taken = 0; taken < whole.bytes.size();) {
+      if (items_.empty() || items_.back().bytes == 0 || items_.back().bytes == kMaxMessageBytes) Push({});
+      Item& tail = items_.back();
+      const size_t take = std::min(whole.bytes.size() - taken, kMaxMessageBytes - tail.bytes);
+      tail.outgoing.bytes.push_back(whole.Sub(taken, take));
+      tail.bytes += take;
+      tail.cost += take;
+      held_bytes_ += take;
+      taken += take;
     }
   }
 
-  // Moves the next response to `response`; false when there is none. The one before it counts as written.
-  bool Pop(Response& response) {
+  // Moves the next response to `outgoing`; false when there is none. The one before it counts as written.
+  bool Pop(Outgoing<Response>& outgoing) {
     absl::MutexLock lock(&mutex_);
     held_bytes_ -= std::exchange(writing_cost_, 0);
     if (items_.empty()) return false;
     writing_cost_ = items_.front().cost;
-    response = std::move(items_.front().response);
+    outgoing = std::move(items_.front().outgoing);
     items_.pop_front();
     return true;
   }
@@ -69,11 +71,16 @@ class Outbox {
   }
 
   bool empty() const { return held_bytes() == 0; }
+  // Whether Pop would give one.
+  bool has_next() const {
+    absl::MutexLock lock(&mutex_);
+    return !items_.empty();
+  }
 
  private:
   struct Item {
-    Response response = {};
-    std::string* bytes = nullptr;  // the response's, when it can take more
+    Outgoing<Response> outgoing = {};
+    size_t bytes = 0;  // of outgoing.bytes
     uint64_t cost = kItemOverheadBytes;
   };
 

@@ -26,6 +26,7 @@ Session<Traits>::Session(ThreadPool& pool, SessionOptions options, Admission::Ti
                          std::function<void()> wake)
     : options_(std::move(options)),
       wake_(std::move(wake)),
+      ranges_(options_.regions),
       ticket_(std::move(ticket)),
       sink_(observer, [this] { OnProgress(); }),
       stream_(pool, options_.limits, sink_) {}
@@ -37,11 +38,35 @@ Session<Traits>::~Session() {
 
 template <typename Traits>
 void Session<Traits>::Push(Request request) {
+  if (std::string* bytes = Traits::bytes(request)) {
+    auto owner = std::make_shared<const std::string>(std::move(*bytes));
+    const ByteSpan payload = AsBytes(*owner);
+    return Push(std::vector<Slice>{{payload, std::move(owner)}});
+  }
+  if (const v1::SharedMemoryRange* range = Traits::shared_bytes(request)) {
+    absl::StatusOr<Slice> bytes = ranges_.Input(*range);
+    if (!bytes.ok()) return Fail(bytes.status());
+    return Queue({.header = {}, .bytes = {*std::move(bytes)}, .is_shared = true});
+  }
+  if (const v1::SharedMemoryRange* room = Traits::room(request)) {
+    const absl::Status added = ranges_.AddRoom(*room);
+    return added.ok() ? void() : Fail(added);
+  }
+  Queue({.header = std::move(request), .bytes = {}, .is_header = true});
+}
+
+template <typename Traits>
+void Session<Traits>::Push(std::vector<Slice> payload) {
+  Queue({.header = {}, .bytes = std::move(payload)});
+}
+
+template <typename Traits>
+void Session<Traits>::Queue(Input input) {
   {
     absl::MutexLock lock(&mutex_);
     if (!start_) start_ = Clock::now();
     if (InputIsOver()) return;  // a message that was on its way when the stream failed
-    input_ = std::move(request);
+    inputs_.push_back(std::move(input));
   }
   Feed();
 }
@@ -75,21 +100,74 @@ void Session<Traits>::Cancel() {
   Feed();
 }
 
+// While output waits for room, messages are read ahead, for there may be room in one of them; bytes are not, for they
+// would have to be held.
 template <typename Traits>
 bool Session<Traits>::wants_input() const {
+  constexpr size_t kMaxInputs = 1024;
   absl::MutexLock lock(&mutex_);
-  return !input_ && !half_closed_ && !InputIsOver() && HasRoom();
+  if (half_closed_ || InputIsOver()) return false;
+  if (inputs_.empty()) return HasRoom() || waits_for_room_;
+  const Input& last = inputs_.back();
+  return waits_for_room_ && inputs_.size() < kMaxInputs && (last.is_shared || last.is_header);
 }
 
 template <typename Traits>
-bool Session<Traits>::Pop(Response& response) {
-  bool popped = false;
+bool Session<Traits>::Pop(Outgoing<Response>& outgoing) {
+  outgoing = {};
+  const bool popped = PopNext(outgoing);
+  Feed();
+  // What was fed may have released input at once.
+  return popped || PopReleased(outgoing);
+}
+
+template <typename Traits>
+bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
+  if (const absl::Status intact = ranges_.Check(); !intact.ok() && !regions_failed_) {
+    regions_failed_ = true;
+    stream_.Cancel();
+    sink_.outbox().Clear();
+    placing_.clear();
+    Fail(intact);
+  }
+  if (PopReleased(outgoing)) return true;
+  if (!placing_.empty()) return Place(outgoing);
+  bool to_room = false;
   {
     absl::MutexLock lock(&mutex_);
-    popped = sink_.outbox().Pop(response) && !cancelled_;
+    if (!sink_.outbox().Pop(outgoing) || cancelled_) return false;
+    to_room = !to_room_.empty() && to_room_.front();
+    if (outgoing.response.has_tensor()) to_room_.pop_front();
   }
-  Feed();
-  return popped;
+  if (outgoing.response.has_tensor()) ranges_.EndTensor();
+  if (outgoing.bytes.empty() || !to_room) return true;
+  placing_ = std::exchange(outgoing.bytes, {});
+  return Place(outgoing);
+}
+
+template <typename Traits>
+bool Session<Traits>::PopReleased(Outgoing<Response>& outgoing) {
+  const uint64_t released = ranges_.released();
+  if (std::exchange(released_reported_, released) == released) return false;
+  outgoing.response.set_input_released(released);
+  return true;
+}
+
+template <typename Traits>
+bool Session<Traits>::Place(Outgoing<Response>& outgoing) {
+  {
+    absl::MutexLock lock(&mutex_);
+    waits_for_room_ = !ranges_.has_room();
+    if (waits_for_room_ && half_closed_ && input_status_.ok()) {
+      input_status_ = absl::FailedPreconditionError("the stream was half-closed, but its output needs another room");
+      sink_.outbox().Clear();
+      placing_.clear();
+      stream_.Cancel();
+    }
+    if (waits_for_room_) return false;
+  }
+  Traits::placed_bytes(outgoing.response) = ranges_.Fill(placing_);
+  return true;
 }
 
 template <typename Traits>
@@ -120,7 +198,7 @@ uint64_t Session<Traits>::held_bytes() const {
 
 template <typename Traits>
 bool Session<Traits>::InputIsOver() const {
-  return cancelled_ || !input_status_.ok() || (half_closed_ && !input_) || !sink_.error().ok();
+  return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !sink_.error().ok();
 }
 
 // Gives the stream as much of the input as there is room for. Whoever makes room, or brings input, calls; one thread at
@@ -130,21 +208,19 @@ void Session<Traits>::Feed() {
   absl::MutexLock lock(&mutex_);
   if (feeding_ || flushing_) return;
   feeding_ = true;
-  while (!InputIsOver() && input_ && HasRoom()) {
+  while (!InputIsOver() && !inputs_.empty() && HasRoom()) {
+    Input& input = inputs_.front();  // stays where it is while others are added behind it
     mutex_.Unlock();
-    const absl::Status status = FeedPart();
+    const absl::Status status = FeedPart(input);
     mutex_.Lock();
     if (input_status_.ok()) input_status_ = status;
-    if (taken_ == Traits::bytes(*input_).size()) {
-      input_.reset();
-      taken_ = 0;
-    }
+    if (input.taken()) inputs_.pop_front();
   }
   if (!InputIsOver()) {
-    if (!input_) ReleaseIfIdle();
+    if (inputs_.empty()) ReleaseIfIdle();
   } else {
     flushing_ = true;
-    input_.reset();
+    inputs_.clear();
     if (input_status_.ok() && half_closed_) input_status_ = stream_.Finish();
     stream_.Flush([this] { OnFlushed(); });
   }
@@ -153,28 +229,33 @@ void Session<Traits>::Feed() {
 
 // One header, or bytes up to the end of a block.
 template <typename Traits>
-absl::Status Session<Traits>::FeedPart() {
-  const Request& request = *input_;  // stays as it is while feeding_
-  if (!Traits::has_bytes(request)) return TakeHeader();
-  const std::string& bytes = Traits::bytes(request);
-  if (!stream_.in_tensor() && !bytes.empty()) {
+absl::Status Session<Traits>::FeedPart(Input& input) {
+  if (input.is_header) return TakeHeader(input);
+  if (input.taken()) return absl::OkStatus();
+  Slice& bytes = input.bytes[input.next];
+  if (!stream_.in_tensor() && !bytes.bytes.empty()) {
     return absl::InvalidArgumentError(begun_ == 0 ? "data before the tensor's header"
                                                   : "data behind the tensor's last byte, before the next header");
   }
-  if (bytes.empty()) return absl::OkStatus();
-  ByteSpan rest = AsBytes(bytes).subspan(taken_);
-  KVC_RETURN_IF_ERROR(stream_.AppendPart(rest));
-  taken_ = bytes.size() - rest.size();
+  if (!bytes.bytes.empty()) KVC_RETURN_IF_ERROR(Traits::AppendPart(stream_, bytes));
+  if (bytes.bytes.empty()) {
+    bytes.owner = nullptr;
+    ++input.next;
+  }
   if (reserved_) return absl::OkStatus();
   const std::optional<Footprint> footprint = stream_.footprint();
   return footprint ? Reserve(*footprint) : absl::OkStatus();
 }
 
 template <typename Traits>
-absl::Status Session<Traits>::TakeHeader() {
-  const Request& request = *input_;
-  if (!request.has_header()) return absl::InvalidArgumentError("message without a payload");
-  KVC_RETURN_IF_ERROR(Traits::Begin(stream_, request, options_));
+absl::Status Session<Traits>::TakeHeader(Input& input) {
+  input.is_header = false;
+  if (!input.header.has_header()) return absl::InvalidArgumentError("message without a payload");
+  {
+    absl::MutexLock lock(&mutex_);
+    to_room_.push_back(Traits::to_room(input.header));
+  }
+  KVC_RETURN_IF_ERROR(Traits::Begin(stream_, input.header, options_));
   ++begun_;
   reserved_ = false;
   const std::optional<Footprint> footprint = stream_.footprint();

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/compressor.h"
 #include "kvcompress/session/admission.h"
+#include "kvcompress/session/shared_ranges.h"
 #include "kvcompress/session/sinks.h"
 
 namespace kvcompress {
@@ -20,6 +21,7 @@ struct SessionOptions {
   // How much a stream holds, in bytes of tensors, before it stops taking input: blocks in the pool, and responses that
   // the client has not taken. Whole tensors that a codec must see first come on top.
   uint64_t window_bytes = 0;
+  const RegionTable* regions = nullptr;  // null: no shared memory
 };
 
 // A window for a pool of this many threads: two blocks of F16 for each, one in work and one waiting, and eight (2 MiB)
@@ -34,10 +36,21 @@ struct CompressTraits {
   using Response = v1::CompressResponse;
   using Stream = CompressStream;
   using Sink = CompressSink;
+  // The fields that carry bytes.
+  static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
+  static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
 
   static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options);
-  static bool has_bytes(const Request& request) { return request.has_data(); }
-  static const std::string& bytes(const Request& request) { return request.data(); }
+  static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
+  static bool to_room(const Request& request) { return request.header().frame_to_room(); }
+  static std::string* bytes(Request& request) { return request.has_data() ? request.mutable_data() : nullptr; }
+  static const v1::SharedMemoryRange* shared_bytes(const Request& request) {
+    return request.has_shared_data() ? &request.shared_data() : nullptr;
+  }
+  static const v1::SharedMemoryRange* room(const Request& request) {
+    return request.has_frame_room() ? &request.frame_room() : nullptr;
+  }
+  static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_frame(); }
 };
 
 struct DecompressTraits {
@@ -45,16 +58,27 @@ struct DecompressTraits {
   using Response = v1::DecompressResponse;
   using Stream = DecompressStream;
   using Sink = DecompressSink;
+  static constexpr uint32_t kRequestBytes = Request::kFrameFieldNumber;
+  static constexpr uint32_t kResponseBytes = Response::kDataFieldNumber;
 
   static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options);
-  static bool has_bytes(const Request& request) { return request.has_frame(); }
-  static const std::string& bytes(const Request& request) { return request.frame(); }
+  static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
+  static bool to_room(const Request& request) { return request.header().data_to_room(); }
+  static std::string* bytes(Request& request) { return request.has_frame() ? request.mutable_frame() : nullptr; }
+  static const v1::SharedMemoryRange* shared_bytes(const Request& request) {
+    return request.has_shared_frame() ? &request.shared_frame() : nullptr;
+  }
+  static const v1::SharedMemoryRange* room(const Request& request) {
+    return request.has_data_room() ? &request.data_room() : nullptr;
+  }
+  static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_data(); }
 };
 
 // One stream, from its first message to its status, without a transport. Messages go in by Push, one at a time and only
-// while wants_input(); responses come out by Pop, in order. `wake` is called, from pool threads and without locks, when
-// either may have changed. The session ends when done() says so: its status is that of the first fault in the order
-// of the stream, whatever the threads' timing; responses in front of the fault come out before it.
+// while wants_input(); responses come out by Pop, in order. Payloads are slices on both ways: what came is held until
+// it is encoded or decoded, what goes out is what the codec wrote. `wake` is called, from pool threads and without
+// locks, when either may have changed. The session ends when done() says so: its status is that of the first fault in
+// the order of the stream, whatever the threads' timing; responses in front of the fault come out before it.
 //
 // Push, HalfClose and Fail come from one thread at a time, and so does Pop; the others from any.
 template <typename Traits>
@@ -69,6 +93,8 @@ class Session {
   ~Session();
 
   void Push(Request request);
+  // A message that carries these bytes.
+  void Push(std::vector<Slice> payload);
   // No more messages.
   void HalfClose();
   // What came is not a message.
@@ -78,7 +104,9 @@ class Session {
 
   bool wants_input() const;
   // The next response; false when there is none now. The one before it counts as written.
-  bool Pop(Response& response);
+  bool Pop(Outgoing<Response>& outgoing);
+  // Whether another one is there already.
+  bool has_next() const { return sink_.outbox().has_next(); }
 
   // What the window is compared with.
   uint64_t held_bytes() const;
@@ -92,10 +120,25 @@ class Session {
  private:
   using Clock = std::chrono::steady_clock;
 
+  // A message that is being taken: a header, or bytes.
+  struct Input {
+    Request header;
+    std::vector<Slice> bytes;
+    size_t next = 0;  // of `bytes`
+    bool is_header = false;
+    bool is_shared = false;
+
+    bool taken() const { return !is_header && next == bytes.size(); }
+  };
+
   void OnProgress();
+  void Queue(Input input);
   void Feed();
-  absl::Status FeedPart();
-  absl::Status TakeHeader();
+  absl::Status FeedPart(Input& input);
+  absl::Status TakeHeader(Input& input);
+  bool PopNext(Outgoing<Response>& outgoing);
+  bool PopReleased(Outgoing<Response>& outgoing);
+  bool Place(Outgoing<Response>& outgoing);
   absl::Status Reserve(const Footprint& footprint);
   void ReleaseIfIdle();
   void OnFlushed();
@@ -106,18 +149,26 @@ class Session {
   const std::function<void()> wake_;
 
   mutable absl::Mutex mutex_;
-  std::optional<Request> input_ ABSL_GUARDED_BY(mutex_);  // the message that is being taken
-  bool feeding_ ABSL_GUARDED_BY(mutex_) = false;          // a thread is in Feed, and owns the members below
+  std::deque<Input> inputs_ ABSL_GUARDED_BY(mutex_);  // more than one only while the output waits for room
+  bool feeding_ ABSL_GUARDED_BY(mutex_) = false;      // a thread is in Feed, and owns its members below
   bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool flushing_ ABSL_GUARDED_BY(mutex_) = false;  // the input is over, what is in flight comes out
   bool flushed_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status input_status_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  std::deque<bool> to_room_ ABSL_GUARDED_BY(mutex_);  // of the tensors that were begun and whose reports are not out
+  bool waits_for_room_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<Clock::time_point> start_ ABSL_GUARDED_BY(mutex_);
 
+  SharedRanges ranges_;
+
+  // Of the thread that pops.
+  std::vector<Slice> placing_;      // output that goes to the next room
+  uint64_t released_reported_ = 0;  // as input_released
+  bool regions_failed_ = false;
+
   // Of the thread that feeds.
-  size_t taken_ = 0;             // bytes of input_
   uint64_t begun_ = 0;           // tensors
   bool reserved_ = true;         // whether the memory of the current tensor is
   uint64_t streamed_bytes_ = 0;  // of tensors since the stream was last idle

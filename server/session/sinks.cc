@@ -41,7 +41,7 @@ void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& mes
 }  // namespace
 
 void CompressSink::OnFrame(Buffer bytes) {
-  outbox_.AddBytes(bytes.span(), &v1::CompressResponse::mutable_frame);
+  outbox_.AddBytes(std::move(bytes));
   on_change_();
 }
 
@@ -82,7 +82,7 @@ void DecompressSink::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {
 }
 
 void DecompressSink::OnData(Buffer values) {
-  outbox_.AddBytes(values.span(), &v1::DecompressResponse::mutable_data);
+  outbox_.AddBytes(std::move(values));
   on_change_();
 }
 

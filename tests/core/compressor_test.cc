@@ -264,10 +264,10 @@ TEST_F(CompressorTest, PartsOfATensorEndWithItsBlocks) {
   EXPECT_EQ(stream.footprint()->tensor_bytes, bytes);
   EXPECT_EQ(stream.footprint()->block_bytes, kBlock);
   EXPECT_FALSE(stream.footprint()->whole);
-  ByteSpan rest(values);
+  Slice rest{values, nullptr};
   for (size_t left : {kBlock + 600, size_t{600}, size_t{0}}) {
     ASSERT_THAT(stream.AppendPart(rest), IsOk());
-    EXPECT_EQ(rest.size(), left);
+    EXPECT_EQ(rest.bytes.size(), left);
   }
   EXPECT_FALSE(stream.footprint().has_value());
   ASSERT_THAT(stream.Begin(tensor, "sparse|raw"), IsOk());

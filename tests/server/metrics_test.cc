@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <prometheus/text_serializer.h>
 
+#include "kvcompress/rpc/error_details.h"
 #include "kvcompress/server/service.h"
 
 namespace kvcompress {
@@ -121,6 +122,13 @@ TEST(StatusTest, LongMessagesAreCutAtACharacter) {
   for (int i = 0; i < 2000; ++i) text += "\u00fc";
   const std::string cut = ToGrpcStatus(absl::DataLossError(text)).error_message();
   EXPECT_EQ(cut, text.substr(0, 2047) + "...");
+}
+
+TEST(StatusTest, RefusalsThatPassSayWhenToTryAgain) {
+  Admission admission({.max_streams = 0});
+  EXPECT_EQ(RetryDelay(ToGrpcStatus(admission.AdmitStream().status())), absl::Milliseconds(100));
+  admission.StartDraining();
+  EXPECT_EQ(RetryDelay(ToGrpcStatus(admission.AdmitStream().status())), std::nullopt);
 }
 
 }  // namespace

@@ -37,6 +37,9 @@ class Signal {
   bool set_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+inline void SetBytes(v1::CompressResponse& response, std::string bytes) { response.set_frame(std::move(bytes)); }
+inline void SetBytes(v1::DecompressResponse& response, std::string bytes) { response.set_data(std::move(bytes)); }
+
 template <typename S>
 struct Driver {
   using Request = typename S::Request;
@@ -44,6 +47,18 @@ struct Driver {
 
   Driver(ThreadPool& pool, Admission& admission, SessionOptions options)
       : session(pool, std::move(options), *admission.AdmitStream(), observer, [this] { signal.Set(); }) {}
+
+  // The next response as it would be on the wire.
+  bool Pop(Response& response) {
+    Outgoing<Response> outgoing;
+    if (!session.Pop(outgoing)) return false;
+    response = std::move(outgoing.response);
+    if (outgoing.bytes.empty()) return true;
+    std::string bytes;
+    for (const Slice& slice : outgoing.bytes) bytes += AsText(slice.bytes);
+    SetBytes(response, std::move(bytes));
+    return true;
+  }
 
   // Pushes what there is room for; returns how many of the requests.
   size_t PushWhileWanted(const std::vector<Request>& requests) {
@@ -56,7 +71,7 @@ struct Driver {
   void PushWhenWanted(Request request) {
     while (!session.wants_input()) {
       Response response;
-      if (!session.Pop(response) && !session.wants_input()) signal.Wait();
+      if (!Pop(response) && !session.wants_input()) signal.Wait();
     }
     session.Push(std::move(request));
   }
@@ -67,7 +82,7 @@ struct Driver {
     bool closed = false;
     while (!session.done()) {
       Response response;
-      if (session.Pop(response)) {
+      if (Pop(response)) {
         responses.push_back(std::move(response));
       } else if (!session.wants_input()) {
         if (!session.done()) signal.Wait();

@@ -365,7 +365,7 @@ TEST_F(SessionTest, CancelDropsEverythingAndEndsSoon) {
       while (!driver.session.done()) driver.signal.Wait();
       EXPECT_THAT(driver.session.status(), StatusIs(absl::StatusCode::kCancelled, "the client has cancelled"));
       v1::CompressResponse response;
-      EXPECT_FALSE(driver.session.Pop(response));
+      EXPECT_FALSE(driver.Pop(response));
       EXPECT_FALSE(driver.session.wants_input());
       driver.session.Push(Data(2));  // what was on its way
       EXPECT_TRUE(driver.session.done());
@@ -396,7 +396,7 @@ TEST_F(SessionTest, MemoryIsAskedForTensorByTensorAndGivenBackWhenIdle) {
   for (int i = 0; i < 60; ++i) driver.PushWhenWanted(Data(1'000'000));
   while (driver.session.held_bytes() > 0) {
     v1::CompressResponse response;
-    if (!driver.session.Pop(response)) absl::SleepFor(absl::Milliseconds(1));
+    if (!driver.Pop(response)) absl::SleepFor(absl::Milliseconds(1));
   }
   EXPECT_EQ(admission_.bytes(), 0u);
   driver.session.Push(Header("whole", {10'000'000}, "sparse(ratio=0.5)|int4"));

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/base/slice.h"
+#include "kvcompress/shm/regions.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+
+namespace kvcompress {
+
+// A stream's side of shared memory: ranges that stand for its input, and rooms for its output. Thread-safe.
+class SharedRanges {
+ public:
+  // `table` may be null: then every range is FAILED_PRECONDITION.
+  explicit SharedRanges(const RegionTable* table) : table_(table) {}
+
+  // The bytes of a range of input. NOT_FOUND for an unknown region, INVALID_ARGUMENT past its end.
+  absl::StatusOr<Slice> Input(const v1::SharedMemoryRange& range);
+  // Bytes of input, from the first range on, whose slices are all gone.
+  uint64_t released() const;
+
+  absl::Status AddRoom(const v1::SharedMemoryRange& range);
+  bool has_room() const;
+  // Moves bytes from the front of `bytes` into the room whose turn it is, as many as it takes, and says where they are.
+  // Only while has_room(); one thread at a time.
+  v1::SharedMemoryRange Fill(std::vector<Slice>& bytes);
+  // What is left of a room that is in use is not used any more.
+  void EndTensor();
+
+  // FAILED_PRECONDITION once a region that this stream has used lost memory: what was read or written there is void.
+  absl::Status Check() const;
+
+ private:
+  struct Room {
+    uint64_t region;
+    uint64_t offset;
+    MutableByteSpan bytes;
+    std::shared_ptr<SharedRegion> owner;
+    bool used = false;
+  };
+  // Which ranges of input are still in use; shared with their slices, which may outlive the stream.
+  struct Releases {
+    struct Range {
+      uint64_t bytes;
+      bool released = false;
+    };
+    void Release(uint64_t number);
+
+    mutable absl::Mutex mutex;
+    std::deque<Range> ranges ABSL_GUARDED_BY(mutex);
+    uint64_t first ABSL_GUARDED_BY(mutex) = 0;  // number of ranges.front()
+    uint64_t bytes ABSL_GUARDED_BY(mutex) = 0;  // of all before it
+  };
+
+  absl::StatusOr<MutableByteSpan> Resolve(const v1::SharedMemoryRange& range, std::shared_ptr<SharedRegion>& owner)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const RegionTable* const table_;
+  const std::shared_ptr<Releases> releases_ = std::make_shared<Releases>();
+  mutable absl::Mutex mutex_;
+  std::map<uint64_t, std::shared_ptr<SharedRegion>> used_ ABSL_GUARDED_BY(mutex_);  // by their ids
+  std::deque<Room> rooms_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvcompress
