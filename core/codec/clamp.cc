@@ -23,7 +23,8 @@ class Clamp final : public TensorTransform {
   absl::Status Forward(const Block& block, const TensorState*, const std::function<size_t(size_t)>&, Buffer& values,
                        Buffer& side) const override {
     const DType dtype = block.tensor.dtype;
-    values = Buffer::Copy(block.values);
+    values.Resize(block.values.size());
+    if (!block.values.empty()) std::memcpy(values.data(), block.values.data(), block.values.size());
     side.Resize(0);
     const float limit = std::min(static_cast<float>(limit_), MaxFinite(dtype));
     float largest = 0;  // finite magnitude of the block, where an infinity lands: its group keeps a useful scale
