@@ -61,6 +61,9 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
 absl::Status Daemon::Listen() {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  for (const std::string& address : options_.listen) {
+    if (IsUnixAddress(address)) KVC_RETURN_IF_ERROR(RemoveStaleSocket(address));
+  }
   grpc::ServerBuilder builder;
   std::vector<int> ports(options_.listen.size());
   for (size_t i = 0; i < ports.size(); ++i) {
@@ -78,10 +81,14 @@ absl::Status Daemon::Listen() {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   // Reflection alone is served by gRPC's own threads.
   builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
-  server_ = builder.BuildAndStart();
+  {
+    const ScopedMode mode(options_.unix_socket_mode);
+    server_ = builder.BuildAndStart();
+  }
   for (size_t i = 0; i < ports.size(); ++i) {
     if (ports[i] <= 0) return CannotListen(options_.listen[i]);
-    listen_.push_back(JoinAddress(SplitAddress(options_.listen[i]).host, ports[i]));
+    const std::string& address = options_.listen[i];
+    listen_.push_back(IsUnixAddress(address) ? address : JoinAddress(SplitAddress(address).host, ports[i]));
   }
   if (server_ == nullptr) return absl::UnavailableError("the gRPC server cannot start");
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, true);

@@ -27,6 +27,7 @@ grpc::ByteBuffer Request() {
 // An address that serves everywhere is asked at this machine's own.
 std::string Target(const Options& options) {
   if (!options.healthcheck_target.empty()) return options.healthcheck_target;
+  if (IsUnixAddress(options.listen.front())) return options.listen.front();
   Address address = SplitAddress(options.listen.front());
   if (address.host == "0.0.0.0") address.host = "127.0.0.1";
   if (address.host == "::") address.host = "::1";

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/chain.h"
+#include "kvcompress/server/bind.h"
 
 namespace kvcompress {
 namespace {
@@ -66,6 +67,34 @@ absl::StatusOr<bool> ParseBool(const std::string& text) {
   return Invalid("expected true or false");
 }
 
+absl::StatusOr<uint32_t> ParseMode(const std::string& text) {
+  const bool octal = text.size() <= 4 && !text.empty() && text.find_first_not_of("01234567") == std::string::npos;
+  const unsigned long mode = octal ? std::stoul(text, nullptr, 8) : ~0ul;
+  if (mode > 0777) return Invalid("expected permissions in octal, for example 0660");
+  return static_cast<uint32_t>(mode);
+}
+
+bool IsHostAndPort(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  return colon != std::string::npos && colon > 0 && ParseCount(text.substr(colon + 1), 0, 65535).ok();
+}
+
+absl::Status AddListenAddresses(const std::string& text, std::vector<std::string>& listen) {
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::string address(part);
+    if (IsUnixAddress(address)) {
+      const size_t bytes = UnixPath(address).size();
+      if (bytes == 0 || bytes > kMaxUnixPathBytes) {
+        return Invalid(absl::StrFormat("expected a path of 1 to %d bytes behind unix:", kMaxUnixPathBytes));
+      }
+    } else if (!IsHostAndPort(address)) {
+      return Invalid("expected HOST:PORT or unix:PATH, for example 127.0.0.1:50051 or [::1]:0");
+    }
+    listen.push_back(address);
+  }
+  return absl::OkStatus();
+}
+
 enum class FlagKind { kValue, kSwitch };
 
 struct Flag {
@@ -85,25 +114,16 @@ struct Flag {
   }
 
 constexpr Flag kFlags[] = {
-    {"listen", "HOST:PORT", "where to serve gRPC; more than one with commas or by repeating it (127.0.0.1:50051)",
-     [](Options& options, const std::string& text) {
-       for (const absl::string_view address : absl::StrSplit(text, ',')) {
-         const size_t colon = address.rfind(':');
-         if (colon == absl::string_view::npos || colon == 0 ||
-             !ParseCount(std::string(address.substr(colon + 1)), 0, 65535).ok()) {
-           return Invalid("expected HOST:PORT, for example 127.0.0.1:50051 or [::1]:0");
-         }
-         options.listen.emplace_back(address);
-       }
-       return absl::OkStatus();
-     }},
+    {"listen", "ADDRESS",
+     "where to serve gRPC: HOST:PORT or unix:PATH; more than one with commas or by repeating it (127.0.0.1:50051)",
+     [](Options& options, const std::string& text) { return AddListenAddresses(text, options.listen); }},
+    {"unix-socket-mode", "MODE", "permissions of unix sockets, in octal (0660)",
+     KVC_SETTER(unix_socket_mode, ParseMode(text))},
     {"metrics-listen", "HOST:PORT", "where to serve /metrics; \"off\" or nothing: nowhere (127.0.0.1:9464)",
      [](Options& options, const std::string& text) {
        options.metrics_listen = text == "off" ? "" : text;
-       const size_t colon = text.rfind(':');
-       const bool address =
-           colon != std::string::npos && colon > 0 && ParseCount(text.substr(colon + 1), 0, 65535).ok();
-       return options.metrics_listen.empty() || address ? absl::OkStatus() : Invalid("expected HOST:PORT or off");
+       return options.metrics_listen.empty() || IsHostAndPort(text) ? absl::OkStatus()
+                                                                    : Invalid("expected HOST:PORT or off");
      }},
     {"threads", "N", "codec threads; 0: one for each CPU (0)", KVC_SETTER(threads, ParseCount(text, 0, 1024))},
     {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",
@@ -130,7 +150,7 @@ constexpr Flag kFlags[] = {
      [](Options&, const std::string&) { return absl::OkStatus(); }},
     {"healthcheck", "", "ask the daemon at --listen whether it serves, and exit: 0 for yes",
      KVC_SETTER(healthcheck, ParseBool(text)), FlagKind::kSwitch, false},
-    {"healthcheck-target", "HOST:PORT", "ask there instead",
+    {"healthcheck-target", "ADDRESS", "ask there instead",
      KVC_SETTER(healthcheck_target, absl::StatusOr<std::string>(text))},
     {"version", "", "print the version and exit", KVC_SETTER(version, ParseBool(text)), FlagKind::kSwitch, false},
     {"help", "", "print this text and exit", KVC_SETTER(help, ParseBool(text)), FlagKind::kSwitch, false},

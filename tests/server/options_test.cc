@@ -58,6 +58,18 @@ TEST(OptionsTest, BothFormsOfAFlag) {
   EXPECT_EQ(options->default_codec, "raw|zstd");
 }
 
+TEST(OptionsTest, UnixSockets) {
+  const std::string longest = "unix:/" + std::string(106, 'x');
+  const absl::StatusOr<Options> options =
+      Parse({"--listen", "unix:/run/kvc.sock,[::1]:0,unix:here", "--listen", longest, "--unix-socket-mode=600"});
+  ASSERT_THAT(options, IsOk());
+  EXPECT_THAT(options->listen, ElementsAre("unix:/run/kvc.sock", "[::1]:0", "unix:here", longest));
+  EXPECT_EQ(options->unix_socket_mode, 0600u);
+  EXPECT_EQ(Parse({})->unix_socket_mode, 0660u);
+  EXPECT_THAT(Parse({"--listen", longest + "x"}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected a path of 1 to 107 bytes")));
+}
+
 TEST(OptionsTest, CommandLineBeforeEnvironmentBeforeFile) {
   const std::string path =
       ConfigFile(R"({"threads": 1, "max-streams": 1, "listen": ["1.1.1.1:1", "1.1.1.1:2"], "drain-timeout": "1s"})");
@@ -95,8 +107,13 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
       {{"--memory-budget=2000TiB"},
        "--memory-budget: \"2000TiB\": expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or "
        "TiB"},
-      {{"--listen=50051"}, "--listen: \"50051\": expected HOST:PORT, for example 127.0.0.1:50051 or [::1]:0"},
-      {{"--listen=a:70000"}, "--listen: \"a:70000\": expected HOST:PORT, for example 127.0.0.1:50051 or [::1]:0"},
+      {{"--listen=50051"},
+       "--listen: \"50051\": expected HOST:PORT or unix:PATH, for example 127.0.0.1:50051 or [::1]:0"},
+      {{"--listen=a:70000"},
+       "--listen: \"a:70000\": expected HOST:PORT or unix:PATH, for example 127.0.0.1:50051 or [::1]:0"},
+      {{"--listen=unix:"}, "--listen: \"unix:\": expected a path of 1 to 107 bytes behind unix:"},
+      {{"--unix-socket-mode=rw"}, "--unix-socket-mode: \"rw\": expected permissions in octal, for example 0660"},
+      {{"--unix-socket-mode=1777"}, "--unix-socket-mode: \"1777\": expected permissions in octal, for example 0660"},
       {{"--metrics-listen=9464"}, "--metrics-listen: \"9464\": expected HOST:PORT or off"},
       {{"--default-codec=int9"}, "--default-codec: \"int9\": unknown codec \"int9\""},
       {{"--drain-timeout=30"}, "--drain-timeout: \"30\": expected a duration such as 30s or 1m30s, at most 24h"},
@@ -134,7 +151,7 @@ TEST(OptionsTest, FaultsOfTheFile) {
 }
 
 TEST(OptionsTest, UsageNamesEveryFlag) {
-  for (const char* flag : {"--listen HOST:PORT", "--config FILE", "--healthcheck ", "--drain-timeout DURATION"}) {
+  for (const char* flag : {"--listen ADDRESS", "--config FILE", "--healthcheck ", "--drain-timeout DURATION"}) {
     EXPECT_THAT(OptionsUsage(), HasSubstr(flag));
   }
 }
