@@ -122,14 +122,17 @@ bool Session<Traits>::Pop(Outgoing<Response>& outgoing) {
 }
 
 template <typename Traits>
-bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
-  if (const absl::Status intact = ranges_.Check(); !intact.ok() && !regions_failed_) {
-    regions_failed_ = true;
-    stream_.Cancel();
-    sink_.outbox().Clear();
-    placing_.clear();
-    Fail(intact);
+absl::Status Session<Traits>::OutputStatus() const {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!output_status_.ok()) return output_status_;
   }
+  return ranges_.Check();
+}
+
+template <typename Traits>
+bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
+  if (const absl::Status usable = OutputStatus(); !usable.ok()) return FailOutput(usable);
   if (PopReleased(outgoing)) return true;
   if (!placing_.empty()) return Place(outgoing);
   bool to_room = false;
@@ -153,18 +156,33 @@ bool Session<Traits>::PopReleased(Outgoing<Response>& outgoing) {
   return true;
 }
 
+// Ends the stream with this status, whatever else there is to come. Returns false, for there is nothing to pop.
+template <typename Traits>
+bool Session<Traits>::FailOutput(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    output_status_.Update(status);
+    Outgoing<Response> none;
+    sink_.outbox().Clear();
+    sink_.outbox().Pop(none);
+  }
+  placing_.clear();
+  stream_.Cancel();
+  Fail(status);
+  return false;
+}
+
 template <typename Traits>
 bool Session<Traits>::Place(Outgoing<Response>& outgoing) {
+  bool half_closed = false;
   {
     absl::MutexLock lock(&mutex_);
     waits_for_room_ = !ranges_.has_room();
-    if (waits_for_room_ && half_closed_ && input_status_.ok()) {
-      input_status_ = absl::FailedPreconditionError("the stream was half-closed, but its output needs another room");
-      sink_.outbox().Clear();
-      placing_.clear();
-      stream_.Cancel();
-    }
-    if (waits_for_room_) return false;
+    half_closed = half_closed_;
+  }
+  if (!ranges_.has_room()) {
+    if (!half_closed) return false;
+    return FailOutput(absl::FailedPreconditionError("the stream was half-closed, but its output needs another room"));
   }
   Traits::placed_bytes(outgoing.response) = ranges_.Fill(placing_);
   return true;
@@ -179,7 +197,8 @@ bool Session<Traits>::done() const {
 template <typename Traits>
 absl::Status Session<Traits>::status() const {
   absl::MutexLock lock(&mutex_);
-  return cancelled_ ? absl::CancelledError("the client has cancelled") : status_;
+  if (cancelled_) return absl::CancelledError("the client has cancelled");
+  return output_status_.ok() ? status_ : output_status_;
 }
 
 // A block, a report or an error has come out of the stream.
@@ -291,7 +310,7 @@ void Session<Traits>::OnFlushed() {
     absl::MutexLock lock(&mutex_);
     const absl::Status block_error = sink_.error();
     status_ = block_error.ok() ? input_status_ : block_error;
-    if (status_.ok() && !cancelled_) {
+    if (status_.ok() && output_status_.ok() && !cancelled_) {
       const Clock::time_point now = Clock::now();
       sink_.SendStreamReport(std::chrono::duration<double>(now - start_.value_or(now)).count());
     }

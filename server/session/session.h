@@ -139,6 +139,8 @@ class Session {
   bool PopNext(Outgoing<Response>& outgoing);
   bool PopReleased(Outgoing<Response>& outgoing);
   bool Place(Outgoing<Response>& outgoing);
+  absl::Status OutputStatus() const;
+  bool FailOutput(const absl::Status& status);
   absl::Status Reserve(const Footprint& footprint);
   void ReleaseIfIdle();
   void OnFlushed();
@@ -157,6 +159,7 @@ class Session {
   bool flushed_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status input_status_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  absl::Status output_status_ ABSL_GUARDED_BY(mutex_);  // why what was made cannot go out
   std::deque<bool> to_room_ ABSL_GUARDED_BY(mutex_);  // of the tensors that were begun and whose reports are not out
   bool waits_for_room_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<Clock::time_point> start_ ABSL_GUARDED_BY(mutex_);
@@ -166,7 +169,6 @@ class Session {
   // Of the thread that pops.
   std::vector<Slice> placing_;      // output that goes to the next room
   uint64_t released_reported_ = 0;  // as input_released
-  bool regions_failed_ = false;
 
   // Of the thread that feeds.
   uint64_t begun_ = 0;           // tensors
