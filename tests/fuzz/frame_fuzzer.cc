@@ -1,10 +1,13 @@
+#include <algorithm>
 #include <cstdlib>
 
 #include "kvcompress/compressor.h"
+#include "kvcompress/span_codec.h"
 
 // Two attacks on the frame reader and every decoder. With an odd first byte the input is taken for a frame as it is;
 // with an even one it is dressed as a frame whose checksums are right, so that headers and payloads reach the code
-// behind them: codec, dtype and shape come from the input's next bytes, the payloads from the rest.
+// behind them: codec, dtype and shape come from the input's next bytes, the payloads from the rest. Streams and spans
+// must come to the same result.
 namespace kvcompress {
 namespace {
 
@@ -12,13 +15,14 @@ constexpr uint64_t kMaxTensorBytes = 1 << 20;
 
 struct Sink final : DecompressOutput {
   void OnHeader(const TensorDesc&, uint64_t) override {}
-  void OnData(Buffer values) override { bytes += values.size(); }
+  void OnData(Buffer part) override { values.insert(values.end(), part.span().begin(), part.span().end()); }
   void OnTensor(const TensorReport& report) override {
-    if (report.tensor_bytes != bytes) std::abort();
+    if (report.tensor_bytes != values.size()) std::abort();
   }
-  void OnError(const absl::Status&) override {}
+  void OnError(const absl::Status&) override { failed = true; }
 
-  uint64_t bytes = 0;
+  std::vector<std::byte> values;
+  bool failed = false;
 };
 
 constexpr const char* kSpecs[] = {
@@ -81,7 +85,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (size_t at = 0; at < frame.size() && status.ok(); at += piece) {
     status = stream.Append(ByteSpan(frame).subspan(at, std::min(piece, frame.size() - at)));
   }
-  if (status.ok()) stream.Finish().IgnoreError();
+  if (status.ok()) status = stream.Finish();
   stream.WaitBelow(1);
+  const bool good = status.ok() && !sink.failed;
+
+  static TensorDecompressor decompressor({.max_tensor_bytes = kMaxTensorBytes});
+  static std::vector<std::byte> values(kMaxTensorBytes);
+  const absl::StatusOr<size_t> decoded = decompressor.Decompress(frame, values);
+  if (decoded.ok() != good) std::abort();
+  if (good && !std::equal(sink.values.begin(), sink.values.end(), values.begin(), values.begin() + *decoded)) {
+    std::abort();
+  }
   return 0;
 }
