@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -54,14 +55,47 @@ class CodecClient {
 // The codec in this process, on `threads` threads (0: one for each CPU).
 std::unique_ptr<CodecClient> MakeLocalClient(size_t threads);
 
-struct RemoteOptions {
-  std::string address;  // HOST:PORT, or unix:PATH
-  absl::Duration connect_timeout = absl::Seconds(5);
+// When and how often a call is made again that found its daemon busy or gone. The first wait is `initial_backoff`, each
+// further one `multiplier` times as long, up to `max_backoff`; all are varied by `jitter` of themselves.
+struct RetryPolicy {
+  int max_attempts = 10;  // 1: no retries
+  absl::Duration initial_backoff = absl::Milliseconds(100);
+  double multiplier = 1.6;
+  absl::Duration max_backoff = absl::Seconds(2);
+  double jitter = 0.2;
 };
 
-// A daemon. It is connected to by the first call; one that cannot be reached is UNAVAILABLE, "connect to ADDRESS: ...".
-// What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the same text as from the local codec; faults
-// of the daemon or the network begin with "daemon ADDRESS: ". INVALID_ARGUMENT for an address of the wrong form.
+struct RetryEvent {
+  int attempt = 0;      // that failed, from 1
+  absl::Status status;  // of that attempt
+  absl::Duration delay;
+};
+
+struct RemoteOptions {
+  // HOST:PORT, unix:PATH, dns:///HOST:PORT (calls are spread over all addresses of the name), or a list with commas of
+  // IP:PORT or of unix:PATH (calls are spread over it).
+  std::string address;
+  absl::Duration connect_timeout = absl::Seconds(5);
+  // Of the connection while calls are in flight: a ping each `keepalive_time`, and an answer within
+  // `keepalive_timeout`.
+  absl::Duration keepalive_time = absl::Seconds(30);
+  absl::Duration keepalive_timeout = absl::Seconds(10);
+  RetryPolicy retry = {};
+  // Before each wait, from the thread that calls.
+  std::function<void(const RetryEvent&)> on_retry = [](const RetryEvent&) {};
+};
+
+// A daemon, or several that are alike. It is connected to by the first call; one that cannot be reached is UNAVAILABLE,
+// "connect to ADDRESS: ...". What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the same text as
+// from the local codec; faults of the daemon or the network begin with "daemon ADDRESS: ". INVALID_ARGUMENT for an
+// address of the wrong form.
+//
+// A call that ends with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a hint when to come again, is made again by the
+// policy, unless the wait would pass its deadline. It goes on with the first job that was not reported, and the sink
+// sees no byte twice; INTERNAL when the bytes that came before come differently. A daemon that was reached once and is
+// gone is waited for, up to connect_timeout.
+//
+// In-memory sources are sent from where they are: when a call returns, whatever its end, nothing reads them any more.
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOptions& options);
 
 }  // namespace kvcompress

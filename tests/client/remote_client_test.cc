@@ -239,6 +239,7 @@ TEST_F(RemoteClientTest, DecodedRepliesThatCannotBeAreRefused) {
 }
 
 TEST_F(RemoteClientTest, ErrorsOfTheDataKeepTheirTextAndOthersNameTheDaemon) {
+  client_ = MakeRemoteClient({.address = daemon_.address(), .retry = {.max_attempts = 1}});
   const auto fault = [&](grpc::StatusCode code) {
     daemon_.compress = [code](grpc::ServerContext&, CompressCall&) { return grpc::Status(code, "text"); };
     return Compress();
@@ -331,9 +332,10 @@ TEST_F(RemoteClientTest, AnAddressThatDoesNotAnswerIsGivenUp) {
 
 TEST_F(RemoteClientTest, AddressesOfTheWrongFormAreRefused) {
   for (const char* address : {"host", ":50051", "host:", ""}) {
-    EXPECT_THAT(MakeRemoteClient({.address = address}),
-                StatusIs(absl::StatusCode::kInvalidArgument,
-                         absl::StrFormat("\"%s\" is not the address of a daemon: use HOST:PORT", address)));
+    EXPECT_THAT(
+        MakeRemoteClient({.address = address}),
+        StatusIs(absl::StatusCode::kInvalidArgument,
+                 absl::StrFormat("\"%s\" is not the address of a daemon: use HOST:PORT or unix:PATH", address)));
   }
 }
 

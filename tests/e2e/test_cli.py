@@ -60,7 +60,7 @@ def free_address():
     (["-input", "{sample}", "-output", "o", "-profile", "none"],
      "read profile: open none: no such file or directory"),
     (["-input", "{sample}", "-output", "o", "-server", "host"],
-     '"host" is not the address of a daemon: use HOST:PORT'),
+     '"host" is not the address of a daemon: use HOST:PORT or unix:PATH'),
     (["-decompress", "-input", "{sample}", "-output", "o"],
      "input is not a compressed file: its metadata has no kvcompress.version"),
     (["-inspect", "none"], "read input: open none: no such file or directory"),

@@ -1,0 +1,114 @@
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/client/remote_stream.h"
+#include "kvcompress/client/replies.h"
+#include "kvcompress/client/slice_reader.h"
+#include "kvcompress/rpc/message.h"
+
+namespace kvcompress {
+
+// All in which the two streaming methods differ on the wire.
+struct CompressMethod {
+  using Replies = CompressReplies;
+  using Request = v1::CompressRequest;
+  using Response = v1::CompressResponse;
+  static constexpr const char* kName = "/kvcompress.v1.KvCompression/Compress";
+  static constexpr uint32_t kInputField = Request::kDataFieldNumber;
+  static constexpr uint32_t kOutputField = Response::kFrameFieldNumber;
+
+  static Request Header(const CompressJob& job);
+  static ByteSpan Output(const Response& response) { return AsBytes(response.frame()); }
+  // A response that is neither output nor a report.
+  static absl::Status OnOther(CompressReplies&, const Response&) { return absl::OkStatus(); }
+};
+
+struct DecompressMethod {
+  using Replies = DecompressReplies;
+  using Request = v1::DecompressRequest;
+  using Response = v1::DecompressResponse;
+  static constexpr const char* kName = "/kvcompress.v1.KvCompression/Decompress";
+  static constexpr uint32_t kInputField = Request::kFrameFieldNumber;
+  static constexpr uint32_t kOutputField = Response::kDataFieldNumber;
+
+  static Request Header(const DecompressJob& job);
+  static ByteSpan Output(const Response& response) { return AsBytes(response.data()); }
+  static absl::Status OnOther(DecompressReplies& replies, const Response& response) {
+    return response.has_header() ? replies.OnHeader(response.header()) : absl::OkStatus();
+  }
+};
+
+// One attempt at `jobs`: sends them, and takes what comes back.
+template <typename Method>
+class Exchange final : public StreamHandler {
+ public:
+  using Job = typename Method::Replies::Job;
+  using Sink = typename Method::Replies::Sink;
+
+  Exchange(std::string_view address, std::span<const Job> jobs, SliceReader& slices, Sink& sink, Delivery& delivery)
+      : address_(address), jobs_(jobs), slices_(slices), replies_(address, sink, delivery) {}
+
+  absl::StatusOr<std::optional<Outgoing>> Next() override {
+    const Job& job = jobs_[sending_];
+    Outgoing next;
+    if (!std::exchange(header_sent_, true)) {
+      if (!SerializeMessage(Method::Header(job), next.message)) return absl::InternalError("a header is too large");
+    } else {
+      const size_t count = std::min<uint64_t>(kMaxPayloadBytes, job.source->size() - sent_bytes_);
+      KVC_ASSIGN_OR_RETURN(Slice slice, slices_.Read(*job.source, sent_bytes_, count));
+      next.message = PayloadMessage(Method::kInputField, {std::move(slice)});
+      sent_bytes_ += count;
+    }
+    if (sent_bytes_ == job.source->size()) {
+      ++sending_;
+      header_sent_ = false;
+      sent_bytes_ = 0;
+    }
+    next.last = sending_ == jobs_.size();
+    next.followed = !next.last;
+    return next;
+  }
+
+  absl::Status Take(const grpc::ByteBuffer& reply) override {
+    if (const std::optional<std::vector<Slice>> output = PayloadOf(reply, Method::kOutputField)) {
+      for (const Slice& slice : *output) KVC_RETURN_IF_ERROR(OnOutput(slice.bytes));
+      return absl::OkStatus();
+    }
+    typename Method::Response response;
+    if (!ParseMessage(reply, response)) return WrongReply("its message cannot be parsed");
+    if (response.has_stream()) return absl::OkStatus();
+    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    if (response.has_tensor()) return replies_.OnReport(jobs_[done_++], response.tensor());
+    // Output in an encoding that is valid, but not the one that PayloadOf knows.
+    if (!Method::Output(response).empty()) return OnOutput(Method::Output(response));
+    return Method::OnOther(replies_, response);
+  }
+
+  size_t done() const { return done_; }
+
+ private:
+  absl::Status OnOutput(ByteSpan bytes) {
+    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    return replies_.OnBytes(jobs_[done_], bytes);
+  }
+
+  absl::Status WrongReply(std::string_view what) const {
+    return DaemonFault(address_, absl::StatusCode::kInternal, what);
+  }
+
+  const std::string_view address_;
+  const std::span<const Job> jobs_;
+  SliceReader& slices_;
+  typename Method::Replies replies_;
+  size_t sending_ = 0;  // index of the job
+  bool header_sent_ = false;
+  uint64_t sent_bytes_ = 0;  // of it
+  size_t done_ = 0;          // jobs
+};
+
+}  // namespace kvcompress

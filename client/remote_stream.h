@@ -1,0 +1,43 @@
+#pragma once
+
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+namespace kvcompress {
+
+// What a stream sends and takes: calls come from the thread that runs the stream, which may block in them. An error
+// that is returned cancels the stream.
+class StreamHandler {
+ public:
+  struct Outgoing {
+    grpc::ByteBuffer message;
+    bool last = false;      // half-closes the stream
+    bool followed = false;  // the next message is at hand: both may leave together
+  };
+
+  virtual ~StreamHandler() = default;
+  // The next message; empty when there is none before the next reply. Not called after the last.
+  virtual absl::StatusOr<std::optional<Outgoing>> Next() = 0;
+  virtual absl::Status Take(const grpc::ByteBuffer& reply) = 0;
+};
+
+struct StreamEnd {
+  absl::Status handler;  // the first error of the handler's
+  grpc::Status status;   // of the call
+  // How long the server wants us to wait before the next call.
+  std::optional<absl::Duration> retry_delay;
+};
+
+// Makes one call of a bidirectional streaming method, and returns when it has ended. The calling thread does all of it,
+// polling for the network too: a message costs no change of threads. One read and one write are in flight; while the
+// handler is busy nothing is read, so a slow one holds back the server.
+StreamEnd RunStream(grpc::GenericStub& stub, const std::string& method, absl::Time deadline, StreamHandler& handler);
+
+}  // namespace kvcompress
