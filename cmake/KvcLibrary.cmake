@@ -20,7 +20,17 @@ function(kvc_library module)
   set(target kvc_${module})
   add_library(${target} STATIC ${ARG_SRCS})
   kvc_include_root(${target} ${module} ${CMAKE_CURRENT_SOURCE_DIR})
-  target_link_libraries(${target} PUBLIC ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE} kvc_options)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_link_libraries(${target} PUBLIC ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE} $<BUILD_INTERFACE:kvc_options>)
+endfunction()
+
+# kvc_install(<module> <header>...): installs target kvc_<module> as kvcompress::<module>, with these of its headers.
+# They go where #include finds them: "kvcompress/<module>/<file>.h", those of core "kvcompress/<file>.h".
+function(kvc_install module)
+  set_target_properties(kvc_${module} PROPERTIES EXPORT_NAME ${module})
+  install(TARGETS kvc_${module} EXPORT kvcompressTargets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  string(REGEX REPLACE "/core$" "" folder kvcompress/${module})
+  install(FILES ${ARGN} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/${folder})
 endfunction()
 
 # kvc_test(<name> SRCS ... LINK ...): a GoogleTest binary; each of its tests is a CTest test.
