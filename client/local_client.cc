@@ -8,9 +8,6 @@
 namespace kvcompress {
 namespace {
 
-// A local codec streams from files of any size.
-constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * 4};
-
 // What both directions do with what comes out of a stream: hand it to the sink until the first error.
 template <typename Stream>
 class Relay {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/compressor.h"
+#include "kvcompress/frame_codec.h"
 
 namespace kvcompress {
 namespace {
@@ -15,18 +16,11 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-absl::Status CheckTensorBytes(const TensorDesc& tensor, uint64_t bytes, const Limits& limits) {
-  if (bytes <= limits.max_tensor_bytes) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrFormat("tensor \"%s\": %d bytes are above the limit of %d", tensor.name,
-                                                      bytes, limits.max_tensor_bytes));
-}
-
 }  // namespace
 
-struct EncodeTask {
-  FrameHeader header;
-  std::vector<std::byte> header_bytes;
-  CodecChain chain;
+struct EncodeTask : FramePlan {
+  explicit EncodeTask(FramePlan plan) : FramePlan(std::move(plan)) {}
+
   TensorReport report;  // grows as blocks are delivered
   std::vector<uint32_t> payload_sizes;
   const ByteSource* source = nullptr;          // where the workers read blocks; null: blocks are brought to them
@@ -92,25 +86,28 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   KVC_RETURN_IF_ERROR(task.Analyze());
   const FrameHeader& header = task.header;
   const size_t count = header.BlockElements(index);
-  const uint64_t first = index * header.block_elements;
   ByteSpan values;
   if (task.source != nullptr) {
     thread_local std::vector<std::byte> scratch;
+    const uint64_t first = index * header.block_elements;
     KVC_ASSIGN_OR_RETURN(values, task.source->Get(first * task.width(), count * task.width(), scratch));
   } else {
     values = Contiguous(input, task.chain, out.copied_bytes);
   }
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
-  const size_t bound = task.chain.MaxPayloadBytes(header.tensor.dtype, count);
-  out.bytes.Resize(prefix + kBlockHeaderBytes + bound + end);
-  std::byte* block = out.bytes.data() + prefix;
-  const MutableByteSpan payload{block + kBlockHeaderBytes, bound};
-  KVC_ASSIGN_OR_RETURN(out.payload_bytes,
-                       task.chain.EncodeBlock({header.tensor, first, count, values}, task.state, payload, &out.sums));
+  const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor.dtype, count);
+  out.bytes.Resize(prefix + bound + end);
   if (prefix > 0) std::memcpy(out.bytes.data(), task.header_bytes.data(), prefix);
-  WriteBlockHeader(header.checksum, index, payload.first(out.payload_bytes), block);
-  out.bytes.Resize(prefix + kBlockHeaderBytes + out.payload_bytes);
+  KVC_ASSIGN_OR_RETURN(const size_t size, EncodeFrameBlock(header, task.chain, task.state, index, values,
+                                                           out.bytes.span().subspan(prefix, bound), &out.sums));
+  out.payload_bytes = size - kBlockHeaderBytes;
+  out.bytes.Resize(prefix + size);
+  // What waits for the client to take it is charged with its size: it should not take much more.
+  if (out.bytes.size() < bound / 2) {
+    out.copied_bytes += out.bytes.size();
+    out.bytes = Buffer::Copy(out.bytes.span());
+  }
   out.seconds = SecondsSince(start);
   return absl::OkStatus();
 }
@@ -129,21 +126,13 @@ absl::StatusOr<std::shared_ptr<EncodeTask>> CompressStream::NewTask(TensorDesc t
                                                       tensor.name, task_->header.tensor.name, received_,
                                                       task_->report.tensor_bytes));
   }
-  auto task = std::make_shared<EncodeTask>();
-  KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
-  const uint64_t bytes = elements * DTypeSize(tensor.dtype);
-  KVC_RETURN_IF_ERROR(CheckTensorBytes(tensor, bytes, limits_));
-  absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec);
-  if (!chain.ok()) return OfTensor(tensor.name, chain.status());
-  task->chain = *std::move(chain);
-  task->header.tensor = tensor;
-  task->header.codec = task->chain.spec();
-  task->header_bytes = SerializeFrameHeader(task->header);
-  task->report = {.tensor = std::move(tensor),
+  KVC_ASSIGN_OR_RETURN(FramePlan plan, PlanFrame(std::move(tensor), codec, limits_));
+  auto task = std::make_shared<EncodeTask>(std::move(plan));
+  task->report = {.tensor = task->header.tensor,
                   .codec = task->chain.spec(),
                   .codec_name = task->chain.codec_name(),
-                  .elements = elements,
-                  .tensor_bytes = bytes,
+                  .elements = task->header.elements,
+                  .tensor_bytes = task->header.tensor_bytes(),
                   .sums = {}};
   return task;
 }
@@ -299,15 +288,8 @@ absl::Status CompressStream::Finish() const {
 }
 
 absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec) {
-  KVC_ASSIGN_OR_RETURN(const CodecChain chain, CodecChain::Parse(codec));
-  KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
-  FrameHeader header{.tensor = tensor, .codec = chain.spec()};
-  uint64_t bytes = SerializeFrameHeader(header).size() + FrameEndBytes(header.block_count());
-  if (elements == 0) return bytes;
-  const uint64_t blocks = header.block_count();
-  const uint64_t full = kBlockHeaderBytes + chain.MaxPayloadBytes(tensor.dtype, header.block_elements);
-  const uint64_t last = kBlockHeaderBytes + chain.MaxPayloadBytes(tensor.dtype, header.BlockElements(blocks - 1));
-  return bytes + (blocks - 1) * full + last;
+  KVC_ASSIGN_OR_RETURN(const FramePlan plan, PlanFrame(tensor, codec, kNoLimits));
+  return plan.MaxFrameBytes();
 }
 
 }  // namespace kvcompress

@@ -25,6 +25,8 @@ namespace kvcompress {
 struct Limits {
   uint64_t max_tensor_bytes = uint64_t{64} << 30;
 };
+// For tensors of any size that can be described.
+inline constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * 4};
 
 struct TensorReport {
   TensorDesc tensor;

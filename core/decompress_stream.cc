@@ -5,6 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/compressor.h"
+#include "kvcompress/frame_codec.h"
 
 namespace kvcompress {
 
@@ -94,22 +95,16 @@ absl::Status DecompressStream::StartTensor() {
   auto task = std::make_shared<DecodeTask>();
   task->header = reader_->header();
   task->header.tensor.name = name_;
-  absl::StatusOr<CodecChain> chain = CodecChain::Parse(task->header.codec);
-  if (!chain.ok()) return absl::UnimplementedError(absl::StrCat("frame: ", chain.status().message()));
+  KVC_ASSIGN_OR_RETURN(task->chain, ChainOfFrame(task->header));
   const TensorDesc& tensor = task->header.tensor;
-  const uint64_t bytes = task->header.elements * DTypeSize(tensor.dtype);
-  if (bytes > limits_.max_tensor_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("%d bytes are above the limit of %d", bytes, limits_.max_tensor_bytes));
-  }
-  reader_->set_max_payload_bytes(chain->MaxPayloadBytes(tensor.dtype, task->header.BlockElements(0)));
+  KVC_RETURN_IF_ERROR(CheckTensorBytes(task->header.tensor_bytes(), limits_));
+  reader_->set_max_payload_bytes(task->chain.MaxPayloadBytes(tensor.dtype, task->header.BlockElements(0)));
   task->report = {.tensor = tensor,
-                  .codec = chain->spec(),
-                  .codec_name = chain->codec_name(),
+                  .codec = task->chain.spec(),
+                  .codec_name = task->chain.codec_name(),
                   .elements = task->header.elements,
-                  .tensor_bytes = bytes,
+                  .tensor_bytes = task->header.tensor_bytes(),
                   .sums = {}};
-  task->chain = *std::move(chain);
   task_ = task;
   pipeline_.Submit([] {},
                    [this, task] {
@@ -130,16 +125,9 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
   auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
     if (cancelled_) return;
     const auto start = std::chrono::steady_clock::now();
-    const DType dtype = task->header.tensor.dtype;
-    decoded->status = VerifyBlock(task->header, block);
-    if (decoded->status.ok()) {
-      decoded->values.Resize(static_cast<size_t>(value_bytes));
-      decoded->status = task->chain.DecodeBlock(dtype, block.payload.span(), decoded->values.span());
-      if (!decoded->status.ok()) {
-        decoded->status = absl::Status(decoded->status.code(),
-                                       absl::StrCat("frame: block ", block.index, ": ", decoded->status.message()));
-      }
-    }
+    decoded->values.Resize(static_cast<size_t>(value_bytes));
+    decoded->status = DecodeFrameBlock(task->header, task->chain, {block.index, block.checksum, block.payload.span()},
+                                       decoded->values.span());
     block.payload = Buffer();
     decoded->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
