@@ -31,6 +31,7 @@ bool ParseMessage(const grpc::ByteBuffer& buffer, Message& message) {
 template <typename Message>
 bool SerializeMessage(const Message& message, grpc::ByteBuffer& buffer) {
   bool own_buffer = false;
+  buffer.Clear();
   return grpc::SerializationTraits<Message>::Serialize(message, &buffer, &own_buffer).ok();
 }
 
