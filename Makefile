@@ -1,7 +1,8 @@
 # What a person does with this repository. Every target installs what it needs first (Debian 12 packages,
 # by apt, only those that are missing); `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench format lint container-test bare-test clean
+PREFIX ?= /usr/local
+.PHONY: help build install demo test bench format lint container-test bare-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -9,6 +10,9 @@ help: ## Show this list
 build: ## Build the daemon and the command line into bin/
 	@scripts/install-deps.sh --build
 	@scripts/build.sh
+
+install: build ## Install programs, library, headers and CMake package below PREFIX (/usr/local); DESTDIR is honoured
+	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
 
 demo: ## Build, start the daemon, send a real KV cache through it and check what comes back
 	@scripts/install-deps.sh --build

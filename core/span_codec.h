@@ -19,8 +19,9 @@
 // The facade for tensors that are in memory: span in, span out, on the calling thread. The frames are byte for byte
 // those of CompressStream.
 //
-// With codecs of fixed size (intN, raw), and with zstd behind them, a call allocates nothing once its thread has made
-// one of the same shape and codec. Transforms (sparse, clamp) allocate in every call to compress.
+// With codecs of fixed size (intN, raw) a call allocates nothing once its thread has made one of the same shape and
+// codec; with zstd behind them nothing but what libzstd allocates. Transforms (sparse, clamp) allocate a little in
+// every call to compress.
 namespace kvcompress {
 
 // Compresses tensors of one description with one codec. Immutable: any number of threads may use one at once.

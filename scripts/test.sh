@@ -26,6 +26,7 @@ stage_asan_ubsan() { cpp_tests asan-ubsan -DKVC_SERVICE=ON; }
 # Only code that threads share, and no gRPC, whose locks are hidden from the sanitizer.
 stage_tsan() { cpp_tests tsan -DKVC_SERVICE=ON tests/base/all tests/core/all kvc_session_test; }
 stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
+stage_install() { tests/install/run.sh; }
 stage_demo() { scripts/demo.sh; }
 stage_promtool() { scripts/check_metrics.sh; }
 stage_fuzz() { scripts/fuzz.sh; }
@@ -77,7 +78,7 @@ run() {
   fi
 }
 
-all=(unit e2e demo promtool asan_ubsan tsan fuzz format tidy container)
+all=(unit e2e install demo promtool asan_ubsan tsan fuzz format tidy container)
 [ "$KVC_TIER" != long ] || all+=(bare)
 [ $# -gt 0 ] || set -- "${all[@]}"
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
@@ -85,6 +86,7 @@ for stage in "$@"; do
   case $stage in
     unit) run unit 900 "release build, unit tests" ;;
     e2e) run e2e 600 "daemon and command line, end to end" ;;
+    install) run install 300 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;
     asan_ubsan) run asan_ubsan 900 "unit tests, address and UB sanitizers" ;;

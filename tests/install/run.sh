@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs everything, moves it away from where it was installed to, and builds and runs a program against it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "FAILED: $1"; exit 1; }
+
+echo "installing"
+make -s install PREFIX=/opt/kvcompress DESTDIR="$work/root" >"$work/log" 2>&1 || { tail -n 40 "$work/log"; fail "make install"; }
+[ "$(ls "$work/root")" = opt ] || fail "something went elsewhere than to PREFIX"
+prefix=$work/moved
+mv "$work/root/opt/kvcompress" "$prefix"
+
+echo "looking at what was installed"
+for program in kv-compressd kv-compress; do
+  "$prefix/bin/$program" --version | grep -qE '[0-9]+\.[0-9]+' || fail "$program --version"
+done
+strays=$(find "$prefix" -type l -o -name '*-inl.h' -o -name '*.cc' -o -name '*_test*')
+[ -z "$strays" ] || fail "not to be installed: $strays"
+paths=$(grep -rlF -e "$PWD" -e "$work" "$prefix/include" "$prefix/lib/cmake" || true)
+[ -z "$paths" ] || fail "names a folder of this machine: $paths"
+[ -f "$prefix/include/kvcompress/span_codec.h" ] || fail "no headers"
+
+echo "building a program against it"
+cmake -S tests/install -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$prefix"
+cmake --build "$work/build"
+"$work/build/example"
+
+# The manual shows this very program.
+sed -n '/^```cpp$/,/^```$/p' docs/embedding.md | sed '/^```/d' | diff tests/install/example.cc - ||
+  fail "docs/embedding.md does not show tests/install/example.cc"
