@@ -1,17 +1,14 @@
 #include "kvcompress/shm/regions.h"
 
-#include <sys/random.h>
-
 #include "absl/strings/str_format.h"
+#include "kvcompress/shm/random.h"
 
 namespace kvcompress {
 namespace {
 
 uint64_t RandomId() {
   uint64_t id = 0;
-  while (id == 0) {
-    if (getrandom(&id, sizeof(id), 0) != sizeof(id)) id = 0;
-  }
+  while (id == 0) FillRandom(std::as_writable_bytes(std::span(&id, 1)));
   return id;
 }
 

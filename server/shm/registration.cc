@@ -1,0 +1,94 @@
+#include "kvcompress/shm/registration.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/shared_memory.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/shm/bus_guard.h"
+#include "kvcompress/shm/random.h"
+
+namespace kvcompress {
+namespace {
+
+absl::Status NoRegion(const std::string& name) {
+  return absl::NotFoundError(absl::StrFormat("no shared memory region \"%s\" in this stream", name));
+}
+
+}  // namespace
+
+absl::Status Registration::Check(const Region& region) const {
+  if (region.name.empty() || region.name.size() > kMaxNameBytes) {
+    return absl::InvalidArgumentError(absl::StrFormat("a region's name has 1 to %d bytes", kMaxNameBytes));
+  }
+  if (!std::string_view(region.key).starts_with("/" + prefix_)) {
+    return absl::PermissionDeniedError(
+        absl::StrFormat("shared memory key \"%s\" does not begin with \"/%s\"", region.key, prefix_));
+  }
+  if (region.offset % kOffsetMultiple != 0 || region.byte_size < kMinBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("region \"%s\": %d bytes at %d: expected at least %d bytes at a multiple of %d", region.name,
+                        region.byte_size, region.offset, kMinBytes, kOffsetMultiple));
+  }
+  if (entries_.contains(region.name)) {
+    return absl::AlreadyExistsError(absl::StrFormat("region \"%s\" is registered already", region.name));
+  }
+  if (entries_.size() == kMaxRegions) {
+    return absl::ResourceExhaustedError(absl::StrFormat("the limit of %d regions a stream is reached", kMaxRegions));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Registration::Challenge> Registration::Register(const Region& region) {
+  KVC_RETURN_IF_ERROR(Check(region));
+  KVC_ASSIGN_OR_RETURN(const SharedMemory object, SharedMemory::Open(region.key));
+  absl::StatusOr<SharedMapping> mapping = object.Map(region.offset, region.byte_size);
+  if (absl::IsOutOfRange(mapping.status())) return absl::InvalidArgumentError(mapping.status().message());
+  if (!mapping.ok()) return mapping.status();
+  Entry entry;
+  KVC_ASSIGN_OR_RETURN(entry.memory, GuardMapping(*std::move(mapping)));
+  entry.region = region;
+  entry.region.id = 0;
+  FillRandom(entry.challenge);
+  return entries_.emplace(region.name, std::move(entry)).first->second.challenge;
+}
+
+absl::StatusOr<Registration::Region> Registration::Confirm(const std::string& name) {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) return NoRegion(name);
+  Entry& entry = found->second;
+  if (entry.region.id != 0) return entry.region;
+  if (!std::ranges::equal(entry.memory->bytes().first(entry.challenge.size()), entry.challenge)) {
+    return absl::PermissionDeniedError(
+        absl::StrFormat("region \"%s\" does not begin with the challenge: it is not the client's to write", name));
+  }
+  entry.region.id = table_.Add(entry.memory);
+  return entry.region;
+}
+
+absl::StatusOr<std::vector<Registration::Region>> Registration::Status(const std::string& name) const {
+  std::vector<Region> regions;
+  for (const auto& [key, entry] : entries_) {
+    if (name.empty() || key == name) regions.push_back(entry.region);
+  }
+  if (regions.empty() && !name.empty()) return NoRegion(name);
+  return regions;
+}
+
+absl::StatusOr<std::vector<Registration::Region>> Registration::Unregister(const std::string& name) {
+  KVC_ASSIGN_OR_RETURN(std::vector<Region> regions, Status(name));
+  if (name.empty()) {
+    RemoveAll();
+  } else {
+    table_.Remove(regions[0].id);
+    entries_.erase(name);
+  }
+  return regions;
+}
+
+void Registration::RemoveAll() {
+  for (const auto& [name, entry] : entries_) table_.Remove(entry.region.id);
+  entries_.clear();
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvcompress/shm/regions.h"
+
+namespace kvcompress {
+
+// What one client has registered: the logic of a SharedMemory stream. Whatever it holds goes with it, except for those
+// who use a region at that moment. One thread at a time.
+//
+// A client proves that it may write an object before the daemon touches more than the object's first page: it must put
+// 16 random bytes there. Otherwise a client could have the daemon, which may be able to open more than the client, read
+// or write an object of somebody else's; a client of another machine cannot even begin.
+class Registration {
+ public:
+  static constexpr size_t kMaxRegions = 64;
+  static constexpr size_t kMaxNameBytes = 256;
+  static constexpr uint64_t kOffsetMultiple = 4096;
+  static constexpr uint64_t kMinBytes = 4096;
+  using Challenge = std::array<std::byte, 16>;
+
+  struct Region {
+    std::string name;
+    std::string key;
+    uint64_t offset = 0;
+    uint64_t byte_size = 0;
+    uint64_t id = 0;  // in the table; 0 before it is confirmed
+  };
+
+  // `prefix` is what keys must begin with, behind their "/".
+  Registration(RegionTable& table, std::string prefix) : table_(table), prefix_(std::move(prefix)) {}
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
+  ~Registration() { RemoveAll(); }
+
+  // Maps the part of the object that `region` describes (without an id), and says what Confirm will look for at its
+  // first bytes. PERMISSION_DENIED for another prefix or an object that the daemon may not open, NOT_FOUND for a key
+  // that does not exist, INVALID_ARGUMENT for a part that the object does not have, ALREADY_EXISTS for a name in use,
+  // RESOURCE_EXHAUSTED over kMaxRegions.
+  absl::StatusOr<Challenge> Register(const Region& region);
+  // Puts the region into the table. PERMISSION_DENIED when the challenge is not there.
+  absl::StatusOr<Region> Confirm(const std::string& name);
+  // The region of this name, or all where it is empty. NOT_FOUND.
+  absl::StatusOr<std::vector<Region>> Status(const std::string& name) const;
+  // The same, and takes them out of the table.
+  absl::StatusOr<std::vector<Region>> Unregister(const std::string& name);
+
+ private:
+  struct Entry {
+    Region region;
+    Challenge challenge;
+    std::shared_ptr<SharedRegion> memory;
+  };
+
+  absl::Status Check(const Region& region) const;
+  void RemoveAll();
+
+  RegionTable& table_;
+  const std::string prefix_;
+  std::map<std::string, Entry> entries_;
+};
+
+}  // namespace kvcompress
