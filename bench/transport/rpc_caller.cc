@@ -98,9 +98,9 @@ class OpenStream final : public CompressCall {
 
   // One tensor, up to its report. False when the call has ended.
   bool Send() {
-    next_ = 0;
-    OnWriteDone(true);
-    report_.acquire();
+    header_sent_ = false;
+    StartWrite(&messages_.header(), grpc::WriteOptions().set_buffer_hint());
+    for (int i = 0; i < 2; ++i) progress_.acquire();  // the last write, and the report
     return good_;
   }
 
@@ -110,20 +110,20 @@ class OpenStream final : public CompressCall {
   }
 
   void OnWriteDone(bool ok) override {
-    if (!ok) return;
-    if (next_ == 0) StartWrite(&messages_.header(), grpc::WriteOptions().set_buffer_hint());
-    if (next_ == 1) StartWrite(&messages_.data(0));
-    ++next_;
+    if (ok && !std::exchange(header_sent_, true)) return StartWrite(&messages_.data(0));
+    progress_.release();
   }
 
   void OnReadDone(bool ok) override {
-    good_ = ok;
-    if (!ok) return report_.release();
+    if (!ok) {
+      good_ = false;
+      return progress_.release();
+    }
     if (const auto bytes = FrameBytes(response_)) {
       frame_bytes_ += *bytes;
     } else {
       good_ = std::exchange(frame_bytes_, 0) == workload_.frame_bytes;
-      report_.release();
+      progress_.release();
     }
     StartRead(&response_);
   }
@@ -131,11 +131,11 @@ class OpenStream final : public CompressCall {
  private:
   const Workload& workload_;
   const RequestMessages& messages_;
-  int next_ = 0;
+  bool header_sent_ = false;
   ByteBuffer response_;
   uint64_t frame_bytes_ = 0;
   std::atomic<bool> good_ = true;
-  std::counting_semaphore<> report_{0};
+  std::counting_semaphore<> progress_{0};
 };
 
 class OpenStreamCaller final : public Caller {
