@@ -4,8 +4,12 @@
 #include <random>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "kvcompress/base/utf8.h"
+#include "kvcompress/rpc/error_details.h"
 #include "kvcompress/server/log.h"
+#include "kvcompress/session/admission.h"
 
 namespace kvcompress {
 namespace {
@@ -25,6 +29,12 @@ std::string RequestId(const grpc::CallbackServerContext& context) {
   }
   thread_local std::mt19937_64 random{std::random_device{}()};
   return absl::StrFormat("%016x", random());
+}
+
+// In milliseconds; empty where a retry does not help.
+std::string RetryPushback(const absl::Status& status) {
+  const auto payload = status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()));
+  return payload ? std::string(*payload) : std::string();
 }
 
 bool DeadlineHasPassed(const grpc::CallbackServerContext& context) {
@@ -62,6 +72,28 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
     Log(LogLevel::kDebug, "call failed",
         {{"request_id", request_id_}, {"text", std::string_view(status.message().data(), status.message().size())}});
   }
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  // Clients take 8 KiB of trailers; a byte that is not printable takes three there.
+  constexpr size_t kMaxMessage = 2048;
+  std::string message(status.message());
+  if (message.size() > kMaxMessage) {
+    message.resize(kMaxMessage);
+    while (!message.empty() && !IsUtf8(message)) message.pop_back();
+    message += "...";
+  }
+  const auto code = static_cast<grpc::StatusCode>(status.raw_code());
+  int64_t milliseconds = 0;
+  if (absl::SimpleAtoi(RetryPushback(status), &milliseconds)) {
+    return RetryableStatus(code, message, absl::Milliseconds(milliseconds));
+  }
+  return {code, message};
+}
+
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context) {
+  const std::string milliseconds = RetryPushback(status);
+  if (!milliseconds.empty()) context.AddTrailingMetadata("grpc-retry-pushback-ms", milliseconds);
 }
 
 }  // namespace kvcompress

@@ -33,4 +33,11 @@ class CallRecord {
   const std::string request_id_;
 };
 
+// With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
+// HTTP/2 headers is cut.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// Tells clients that retry by themselves when to do so (gRFC A6).
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context);
+
 }  // namespace kvcompress

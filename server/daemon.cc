@@ -36,7 +36,9 @@ Daemon::Daemon(const Options& options)
       admission_({.memory_budget = options.memory_budget,
                   .max_streams = options.max_streams,
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
-      service_(pool_, ToSessionOptions(options, pool_.size()), admission_, regions_, *metrics_) {}
+      shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
+      service_(options_, pool_, ToSessionOptions(options, pool_.size()), admission_, regions_, shared_memory_,
+               *metrics_) {}
 
 Daemon::~Daemon() {
   if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
@@ -48,7 +50,9 @@ LiveFigures Daemon::Live() const {
           .memory_budget = admission_.memory_budget(),
           .jobs_queued = pool_.queued(),
           .threads = pool_.size(),
-          .draining = admission_.draining()};
+          .draining = admission_.draining(),
+          .shared_memory_regions = regions_.count(),
+          .shared_memory_bytes = regions_.bytes()};
 }
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
@@ -124,6 +128,7 @@ void Daemon::Drain() {
   if (!idle) {
     Log(LogLevel::kWarning, "drain timeout, cancelling", {{"streams", uint64_t{admission_.streams()}}});
   }
+  shared_memory_.Close();  // not before: calls in flight need their regions
   server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
   server_->Wait();
   admission_.WaitUntilIdle(absl::Seconds(10));  // the last reactors' destructors

@@ -12,6 +12,7 @@
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/server/options.h"
 #include "kvcompress/server/service.h"
+#include "kvcompress/server/shared_memory_streams.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/shm/regions.h"
 
@@ -43,6 +44,7 @@ class Daemon {
   std::shared_ptr<Metrics> metrics_;
   Admission admission_;
   RegionTable regions_;
+  SharedMemoryStreams shared_memory_;
   Service service_;
   std::vector<std::string> listen_;
   std::string metrics_listen_;

@@ -80,6 +80,13 @@ BuildInfo ThisBuild() {
   return {.version = KVC_VERSION, .compiler = compiler, .simd_target = simd::TargetName()};
 }
 
+void ToMessage(const BuildInfo& build, v1::BuildInfo& message) {
+  message.set_version(build.version);
+  message.set_compiler(build.compiler);
+  message.set_simd_target(build.simd_target);
+  message.set_frame_version(kFrameVersion);
+}
+
 using prometheus::BuildCounter;
 using prometheus::BuildGauge;
 using prometheus::BuildHistogram;
@@ -112,7 +119,7 @@ Metrics::Metrics(std::function<LiveFigures()> live)
       cosine_(Family(BuildHistogram(), registry_, "kvcompress_quality_cosine_similarity",
                      "Cosine similarity of compressed tensors to their originals.")) {
   // Series that are known beforehand exist from the start: a rate misses the event that a series begins with.
-  for (const char* method : {"Compress", "Decompress", "Metrics"}) {
+  for (const char* method : {"Compress", "Decompress", "Metrics", "Capabilities", "SharedMemory"}) {
     requests_in_flight_.Add({{"method", method}});
     requests_.Add({{"method", method}, {"code", "OK"}});
   }
@@ -174,6 +181,10 @@ std::vector<MetricFamily> Metrics::Collect() const {
   families.push_back(Gauge("kvcompress_pool_threads", "Threads that run codecs.", static_cast<double>(live.threads)));
   families.push_back(
       Gauge("kvcompress_draining", "1 while the daemon is on its way to its end.", live.draining ? 1 : 0));
+  families.push_back(Gauge("kvcompress_shared_memory_regions", "Regions of shared memory that clients have registered.",
+                           static_cast<double>(live.shared_memory_regions)));
+  families.push_back(Gauge("kvcompress_shared_memory_bytes", "Bytes of those regions.",
+                           static_cast<double>(live.shared_memory_bytes)));
   families.push_back(Gauge("kvcompress_build_info", "What was built; always 1.", 1,
                            {{"version", build_.version}, {"compiler", build_.compiler}, {"simd", build_.simd_target}}));
   AppendProcessMetrics(families);
@@ -182,11 +193,7 @@ std::vector<MetricFamily> Metrics::Collect() const {
 
 v1::MetricsResponse Metrics::ToMessage() const {
   v1::MetricsResponse message;
-  v1::BuildInfo& build = *message.mutable_build();
-  build.set_version(build_.version);
-  build.set_compiler(build_.compiler);
-  build.set_simd_target(build_.simd_target);
-  build.set_frame_version(kFrameVersion);
+  kvcompress::ToMessage(build_, *message.mutable_build());
   message.set_uptime_seconds(std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
   const LiveFigures live = live_();
   message.set_draining(live.draining);

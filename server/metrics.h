@@ -23,6 +23,7 @@ struct BuildInfo {
   std::string simd_target;
 };
 BuildInfo ThisBuild();
+void ToMessage(const BuildInfo& build, v1::BuildInfo& message);
 
 // Figures that are read when somebody asks.
 struct LiveFigures {
@@ -32,6 +33,8 @@ struct LiveFigures {
   uint64_t jobs_queued = 0;
   size_t threads = 0;
   bool draining = false;
+  size_t shared_memory_regions = 0;
+  uint64_t shared_memory_bytes = 0;
 };
 
 // What the daemon counts: one set of Prometheus metrics, which /metrics and the Metrics call both read. Every label has

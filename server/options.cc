@@ -1,5 +1,6 @@
 #include "kvcompress/server/options.h"
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -95,6 +96,12 @@ absl::Status AddListenAddresses(const std::string& text, std::vector<std::string
   return absl::OkStatus();
 }
 
+absl::Status CheckKeyPrefix(const std::string& prefix) {
+  const auto allowed = [](char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; };
+  if (prefix.size() <= 128 && std::ranges::all_of(prefix, allowed)) return absl::OkStatus();
+  return Invalid("expected 1 to 128 characters of [A-Za-z0-9._-], for example kvcompress-, or off");
+}
+
 enum class FlagKind { kValue, kSwitch };
 
 struct Flag {
@@ -124,6 +131,12 @@ constexpr Flag kFlags[] = {
        options.metrics_listen = text == "off" ? "" : text;
        return options.metrics_listen.empty() || IsHostAndPort(text) ? absl::OkStatus()
                                                                     : Invalid("expected HOST:PORT or off");
+     }},
+    {"shared-memory", "PREFIX",
+     "let clients of this machine register shared memory whose keys begin with \"/PREFIX\"; \"off\": nobody (off)",
+     [](Options& options, const std::string& text) {
+       options.shared_memory_prefix = text == "off" ? "" : text;
+       return CheckKeyPrefix(options.shared_memory_prefix);
      }},
     {"threads", "N", "codec threads; 0: one for each CPU (0)", KVC_SETTER(threads, ParseCount(text, 0, 1024))},
     {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",

@@ -13,6 +13,7 @@ namespace kvcompress {
 struct Options {
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   uint32_t unix_socket_mode = 0660;
+  std::string shared_memory_prefix;               // of keys, without their "/"; empty: no shared memory
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics page
   size_t threads = 0;                             // 0: one for each CPU
   uint64_t memory_budget = uint64_t{1} << 30;

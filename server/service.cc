@@ -2,11 +2,9 @@
 
 #include <utility>
 
-#include "absl/strings/numbers.h"
-#include "kvcompress/base/utf8.h"
-#include "kvcompress/rpc/error_details.h"
 #include "kvcompress/rpc/message.h"
 #include "kvcompress/server/call.h"
+#include "kvcompress/server/capabilities.h"
 
 namespace kvcompress {
 namespace {
@@ -16,24 +14,30 @@ using RawReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// In milliseconds; empty where a retry does not help.
-std::string RetryPushback(const absl::Status& status) {
-  const auto payload = status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()));
-  return payload ? std::string(*payload) : std::string();
-}
-
-// Tells clients that retry by themselves when to do so (gRFC A6).
-void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context) {
-  const std::string milliseconds = RetryPushback(status);
-  if (!milliseconds.empty()) context.AddTrailingMetadata("grpc-retry-pushback-ms", milliseconds);
-}
-
 // A stream that is not let in.
 class Refusal final : public RawReactor {
  public:
   Refusal(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, absl::Status status)
       : record_(context, method, metrics), status_(std::move(status)) {
     AddPushback(status_, *context);
+    Finish(ToGrpcStatus(status_));
+  }
+
+  void OnDone() override {
+    record_.End(status_, {});
+    delete this;
+  }
+
+ private:
+  CallRecord record_;
+  const absl::Status status_;
+};
+
+// A call whose response is there when it begins.
+class UnaryReactor final : public grpc::ServerUnaryReactor {
+ public:
+  UnaryReactor(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, absl::Status status)
+      : record_(context, method, metrics), status_(std::move(status)) {
     Finish(ToGrpcStatus(status_));
   }
 
@@ -187,23 +191,6 @@ class StreamReactor final : public RawReactor {
 
 }  // namespace
 
-grpc::Status ToGrpcStatus(const absl::Status& status) {
-  // Clients take 8 KiB of trailers; a byte that is not printable takes three there.
-  constexpr size_t kMaxMessage = 2048;
-  std::string message(status.message());
-  if (message.size() > kMaxMessage) {
-    message.resize(kMaxMessage);
-    while (!message.empty() && !IsUtf8(message)) message.pop_back();
-    message += "...";
-  }
-  const auto code = static_cast<grpc::StatusCode>(status.raw_code());
-  int64_t milliseconds = 0;
-  if (absl::SimpleAtoi(RetryPushback(status), &milliseconds)) {
-    return RetryableStatus(code, message, absl::Milliseconds(milliseconds));
-  }
-  return {code, message};
-}
-
 template <typename Traits>
 RawReactor* Service::Start(grpc::CallbackServerContext* context, std::string_view method) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
@@ -221,22 +208,21 @@ RawReactor* Service::Decompress(grpc::CallbackServerContext* context) {
 
 grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest*,
                                            v1::MetricsResponse* response) {
-  class Reactor final : public grpc::ServerUnaryReactor {
-   public:
-    Reactor(grpc::CallbackServerContext* context, kvcompress::Metrics& metrics)
-        : record_(context, "Metrics", metrics) {}
-    void OnDone() override {
-      record_.End(absl::OkStatus(), {});
-      delete this;
-    }
-
-   private:
-    CallRecord record_;
-  };
-  auto* reactor = new Reactor(context, metrics_);
   *response = metrics_.ToMessage();
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
+  return new UnaryReactor(context, "Metrics", metrics_, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context,
+                                                const v1::CapabilitiesRequest* request,
+                                                v1::CapabilitiesResponse* response) {
+  absl::StatusOr<v1::CapabilitiesResponse> answer = DescribeCapabilities(daemon_options_, *request);
+  if (answer.ok()) *response = *std::move(answer);
+  return new UnaryReactor(context, "Capabilities", metrics_, answer.status());
+}
+
+grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* Service::SharedMemory(
+    grpc::CallbackServerContext* context) {
+  return shared_memory_.Start(context);
 }
 
 }  // namespace kvcompress

@@ -2,6 +2,8 @@
 
 #include "kvcompress/base/thread_pool.h"
 #include "kvcompress/server/metrics.h"
+#include "kvcompress/server/options.h"
+#include "kvcompress/server/shared_memory_streams.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/session.h"
 #include "kvcompress/shm/regions.h"
@@ -16,30 +18,38 @@ class Service final
           v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::WithCallbackMethod_Capabilities<
               v1::KvCompression::WithCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>> {
  public:
-  Service(ThreadPool& pool, SessionOptions options, Admission& admission, RegionTable& regions,
-          kvcompress::Metrics& metrics)
-      : pool_(pool), options_(std::move(options)), admission_(admission), regions_(regions), metrics_(metrics) {}
+  Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
+          RegionTable& regions, SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
+      : daemon_options_(daemon_options),
+        pool_(pool),
+        options_(std::move(options)),
+        admission_(admission),
+        regions_(regions),
+        shared_memory_(shared_memory),
+        metrics_(metrics) {}
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Compress(grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Decompress(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest* request,
                                     v1::MetricsResponse* response) override;
+  grpc::ServerUnaryReactor* Capabilities(grpc::CallbackServerContext* context, const v1::CapabilitiesRequest* request,
+                                         v1::CapabilitiesResponse* response) override;
+  grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* SharedMemory(
+      grpc::CallbackServerContext* context) override;
 
  private:
   template <typename Traits>
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context,
                                                                      std::string_view method);
 
+  const Options& daemon_options_;
   ThreadPool& pool_;
   const SessionOptions options_;
   Admission& admission_;
   RegionTable& regions_;
+  SharedMemoryStreams& shared_memory_;
   kvcompress::Metrics& metrics_;
 };
-
-// With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
-// HTTP/2 headers is cut.
-grpc::Status ToGrpcStatus(const absl::Status& status);
 
 }  // namespace kvcompress

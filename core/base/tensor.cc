@@ -70,7 +70,7 @@ std::vector<AxisRole> DefaultAxes(std::string_view name, size_t rank) {
 }
 
 absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc) {
-  if (desc.name.empty() || desc.name.size() > 1024 || !IsUtf8(desc.name)) {
+  if (desc.name.empty() || desc.name.size() > kMaxNameBytes || !IsUtf8(desc.name)) {
     return absl::InvalidArgumentError("tensor name must be 1 to 1024 bytes of UTF-8");
   }
   if (desc.axes.size() != desc.shape.size()) {

@@ -33,6 +33,7 @@ struct TensorDesc {
 };
 
 inline constexpr size_t kMaxRank = 8;
+inline constexpr size_t kMaxNameBytes = 1024;
 // Elements of one tensor, and bytes of it, stay below this: sums of a few of them cannot overflow.
 inline constexpr uint64_t kMaxTensorElements = uint64_t{1} << 48;
 

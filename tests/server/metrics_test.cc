@@ -5,7 +5,7 @@
 #include <prometheus/text_serializer.h>
 
 #include "kvcompress/rpc/error_details.h"
-#include "kvcompress/server/service.h"
+#include "kvcompress/server/call.h"
 
 namespace kvcompress {
 namespace {
@@ -39,8 +39,14 @@ class MetricsTest : public ::testing::Test {
   }
 
   Metrics metrics_{[] {
-    return LiveFigures{
-        .streams = 3, .bytes = 70, .memory_budget = 1000, .jobs_queued = 5, .threads = 2, .draining = true};
+    return LiveFigures{.streams = 3,
+                       .bytes = 70,
+                       .memory_budget = 1000,
+                       .jobs_queued = 5,
+                       .threads = 2,
+                       .draining = true,
+                       .shared_memory_regions = 4,
+                       .shared_memory_bytes = 8192};
   }};
 };
 
@@ -80,6 +86,8 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
            "kvcompress_memory_budget_bytes 1000",
            "kvcompress_queue_depth 5",
            "kvcompress_draining 1",
+           "kvcompress_shared_memory_regions 4",
+           "kvcompress_shared_memory_bytes 8192",
        }) {
     EXPECT_THAT(page, HasSubstr(std::string(line) + "\n"));
   }

@@ -70,6 +70,12 @@ TEST(OptionsTest, UnixSockets) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected a path of 1 to 107 bytes")));
 }
 
+TEST(OptionsTest, SharedMemoryIsOffUnlessItHasAPrefix) {
+  EXPECT_EQ(Parse({})->shared_memory_prefix, "");
+  EXPECT_EQ(Parse({"--shared-memory=kvcompress-"})->shared_memory_prefix, "kvcompress-");
+  EXPECT_EQ(Parse({"--shared-memory=off"}, {{"KV_COMPRESSD_SHARED_MEMORY", "kvcompress-"}})->shared_memory_prefix, "");
+}
+
 TEST(OptionsTest, CommandLineBeforeEnvironmentBeforeFile) {
   const std::string path =
       ConfigFile(R"({"threads": 1, "max-streams": 1, "listen": ["1.1.1.1:1", "1.1.1.1:2"], "drain-timeout": "1s"})");
@@ -112,6 +118,8 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
       {{"--listen=a:70000"},
        "--listen: \"a:70000\": expected HOST:PORT or unix:PATH, for example 127.0.0.1:50051 or [::1]:0"},
       {{"--listen=unix:"}, "--listen: \"unix:\": expected a path of 1 to 107 bytes behind unix:"},
+      {{"--shared-memory=/a"},
+       "--shared-memory: \"/a\": expected 1 to 128 characters of [A-Za-z0-9._-], for example kvcompress-, or off"},
       {{"--unix-socket-mode=rw"}, "--unix-socket-mode: \"rw\": expected permissions in octal, for example 0660"},
       {{"--unix-socket-mode=1777"}, "--unix-socket-mode: \"1777\": expected permissions in octal, for example 0660"},
       {{"--metrics-listen=9464"}, "--metrics-listen: \"9464\": expected HOST:PORT or off"},

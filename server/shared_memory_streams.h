@@ -1,0 +1,49 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/server/metrics.h"
+#include "kvcompress/session/admission.h"
+#include "kvcompress/shm/regions.h"
+#include "kvcompress/v1/kvcompress.grpc.pb.h"
+
+namespace kvcompress {
+
+// The SharedMemory streams of all clients. They stay open for as long as a client lives and do no work of their own, so
+// admission does not count them, and a drain does not wait for them. Must outlive the server.
+class SharedMemoryStreams {
+ public:
+  using Reactor = grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>;
+  static constexpr size_t kMaxStreams = 256;
+
+  // An empty prefix: every stream is FAILED_PRECONDITION.
+  SharedMemoryStreams(RegionTable& table, std::string prefix, const Admission& admission, Metrics& metrics)
+      : table_(table), prefix_(std::move(prefix)), admission_(admission), metrics_(metrics) {}
+  // Waits for the end of all streams, which must have been brought about.
+  ~SharedMemoryStreams();
+
+  Reactor* Start(grpc::CallbackServerContext* context);
+
+  // Ends all streams, and those that begin later, with UNAVAILABLE.
+  void Close();
+
+ private:
+  class Stream;
+
+  absl::Status Admit(const std::shared_ptr<Stream>& stream);
+  void Remove(const Stream* stream);
+
+  RegionTable& table_;
+  const std::string prefix_;
+  const Admission& admission_;
+  Metrics& metrics_;
+
+  absl::Mutex mutex_;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<const Stream*, std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvcompress
