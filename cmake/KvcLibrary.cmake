@@ -24,11 +24,12 @@ function(kvc_library module)
   target_link_libraries(${target} PUBLIC ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE} $<BUILD_INTERFACE:kvc_options>)
 endfunction()
 
-# kvc_install(<module> <header>...): installs target kvc_<module> as kvcompress::<module>, with these of its headers.
-# They go where #include finds them: "kvcompress/<module>/<file>.h", those of core "kvcompress/<file>.h".
-function(kvc_install module)
+# kvc_install(<set> <module> <header>...): makes target kvc_<module> part of an export set, as kvcompress::<module>, and
+# installs these of its headers. They go where #include finds them: "kvcompress/<module>/<file>.h", those of
+# core "kvcompress/<file>.h".
+function(kvc_install set module)
   set_target_properties(kvc_${module} PROPERTIES EXPORT_NAME ${module})
-  install(TARGETS kvc_${module} EXPORT kvcompressTargets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(TARGETS kvc_${module} EXPORT ${set} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   string(REGEX REPLACE "/core$" "" folder kvcompress/${module})
   install(FILES ${ARGN} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/${folder})
 endfunction()

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Installs everything, moves it away from where it was installed to, and builds and runs a program against it.
+# Installs everything, moves it away from where it was installed to, and builds and runs programs against it: one with
+# the codec in its process, one that talks to the installed daemon.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/daemon.sh
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'daemon_stop || true; rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
 fail() { echo "FAILED: $1"; exit 1; }
 
 echo "installing"
@@ -23,7 +26,7 @@ paths=$(grep -rlF -e "$PWD" -e "$work" "$prefix/include" "$prefix/lib/cmake" || 
 [ -z "$paths" ] || fail "names a folder of this machine: $paths"
 [ -f "$prefix/include/kvcompress/span_codec.h" ] || fail "no headers"
 
-echo "building a program against it"
+echo "building programs against it"
 cmake -S tests/install -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$prefix"
 cmake --build "$work/build"
 "$work/build/example"
@@ -31,3 +34,8 @@ cmake --build "$work/build"
 # The manual shows this very program.
 sed -n '/^```cpp$/,/^```$/p' docs/embedding.md | sed '/^```/d' | diff tests/install/example.cc - ||
   fail "docs/embedding.md does not show tests/install/example.cc"
+
+cd "$prefix"
+daemon_start "$work" || fail "the installed daemon did not start"
+"$work/build/client" "$daemon_address"
+daemon_stop || fail "exit status of the daemon"
