@@ -17,10 +17,11 @@ namespace {
 // How long calls get to see their cancellation through, once their time is over.
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 
-SessionOptions ToSessionOptions(const Options& options, size_t threads) {
+SessionOptions ToSessionOptions(const Options& options, size_t threads, const RegionTable& regions) {
   return {.limits = {.max_tensor_bytes = options.max_tensor_bytes},
           .default_codec = options.default_codec,
-          .window_bytes = DefaultWindowBytes(threads)};
+          .window_bytes = DefaultWindowBytes(threads),
+          .regions = options.shared_memory_prefix.empty() ? nullptr : &regions};
 }
 
 absl::Status CannotListen(std::string_view address) {
@@ -37,7 +38,7 @@ Daemon::Daemon(const Options& options)
                   .max_streams = options.max_streams,
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
       shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
-      service_(options_, pool_, ToSessionOptions(options, pool_.size()), admission_, regions_, shared_memory_,
+      service_(options_, pool_, ToSessionOptions(options, pool_.size(), regions_), admission_, shared_memory_,
                *metrics_) {}
 
 Daemon::~Daemon() {

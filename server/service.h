@@ -6,7 +6,6 @@
 #include "kvcompress/server/shared_memory_streams.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/session.h"
-#include "kvcompress/shm/regions.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 namespace kvcompress {
@@ -19,12 +18,11 @@ class Service final
               v1::KvCompression::WithCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>> {
  public:
   Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
-          RegionTable& regions, SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
+          SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
       : daemon_options_(daemon_options),
         pool_(pool),
         options_(std::move(options)),
         admission_(admission),
-        regions_(regions),
         shared_memory_(shared_memory),
         metrics_(metrics) {}
 
@@ -47,7 +45,6 @@ class Service final
   ThreadPool& pool_;
   const SessionOptions options_;
   Admission& admission_;
-  RegionTable& regions_;
   SharedMemoryStreams& shared_memory_;
   kvcompress::Metrics& metrics_;
 };
