@@ -96,6 +96,8 @@ struct RemoteOptions {
 // gone is waited for, up to connect_timeout.
 //
 // In-memory sources are sent from where they are: when a call returns, whatever its end, nothing reads them any more.
+// So a call whose peer has stopped reading its socket returns, past its deadline, when the connection is given up: over
+// TCP after keepalive_timeout, over a unix socket when the peer goes on or ends.
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOptions& options);
 
 }  // namespace kvcompress

@@ -48,7 +48,7 @@ bool IsRetryable(const StreamEnd& end) {
 class RemoteClient final : public CodecClient {
  public:
   RemoteClient(const RemoteOptions& options, const ChannelTarget& target)
-      : options_(options), channel_(MakeChannel(target, options)), stub_(channel_) {}
+      : options_(options), channel_(MakeChannel(target, options)) {}
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
     return Call<CompressMethod>(jobs, deadline, sink);
@@ -62,14 +62,12 @@ class RemoteClient final : public CodecClient {
   template <typename Method, typename Job, typename Sink>
   absl::Status Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink);
   template <typename Method, typename Job, typename Sink>
-  absl::Status Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
-                       SliceReader& slices, StreamEnd& end);
+  absl::Status Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, StreamEnd& end);
   // What the end of an attempt at `jobs`, of which `jobs_done` were reported, means.
   absl::Status Verdict(const grpc::Status& status, size_t jobs_done, size_t jobs) const;
 
   const RemoteOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
-  grpc::GenericStub stub_;
   std::atomic<bool> was_reached_ = false;
 };
 
@@ -119,10 +117,11 @@ absl::Status RemoteClient::Verdict(const grpc::Status& status, size_t jobs_done,
 
 template <typename Method, typename Job, typename Sink>
 absl::Status RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
-                                   SliceReader& slices, StreamEnd& end) {
+                                   StreamEnd& end) {
   delivery.BeginAttempt();
+  SliceReader slices;
   Exchange<Method> exchange(options_.address, jobs, slices, sink, delivery);
-  end = RunStream(stub_, Method::kName, deadline, exchange);
+  end = RunStream(channel_, Method::kName, deadline, exchange);
   slices.WaitUntilReleased(absl::InfiniteFuture());
   if (!end.handler.ok()) return end.handler;
   return Verdict(end.status, exchange.done(), jobs.size());
@@ -130,7 +129,6 @@ absl::Status RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadlin
 
 template <typename Method, typename Job, typename Sink>
 absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink) {
-  SliceReader slices;
   Delivery delivery;
   Backoff backoff(options_.retry);
   absl::Status last;  // of the attempt before
@@ -139,12 +137,12 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
     if (!connected.ok()) return last.ok() || absl::IsDeadlineExceeded(connected) ? connected : last;
     if (jobs.empty()) return absl::OkStatus();
     StreamEnd end;
-    last = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, slices, end);
+    last = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, end);
+    if (last.ok() || !end.handler.ok() || !IsRetryable(end)) return last;
     // What the sink has is whole and checked: only the end of the stream got lost.
-    if (delivery.jobs_done() == jobs.size() && end.handler.ok() && IsRetryable(end)) return absl::OkStatus();
-    if (last.ok() || !end.handler.ok() || !IsRetryable(end) || attempt >= options_.retry.max_attempts) return last;
+    if (delivery.jobs_done() == jobs.size()) return absl::OkStatus();
     const absl::Duration delay = backoff.Next(end.retry_delay);
-    if (absl::Now() + delay >= deadline) return last;
+    if (attempt >= options_.retry.max_attempts || absl::Now() + delay >= deadline) return last;
     options_.on_retry({attempt, last, delay});
     absl::SleepFor(delay);
   }

@@ -2,6 +2,7 @@
 
 #include <grpcpp/client_context.h>
 #include <grpcpp/completion_queue.h>
+#include <grpcpp/generic/generic_stub.h>
 
 #include "absl/strings/numbers.h"
 #include "kvcompress/rpc/error_details.h"
@@ -11,11 +12,12 @@ namespace {
 
 class Stream {
  public:
-  Stream(grpc::GenericStub& stub, const std::string& method, absl::Time deadline, StreamHandler& handler)
+  Stream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+         StreamHandler& handler)
       : handler_(handler) {
     if (deadline != absl::InfiniteFuture()) context_.set_deadline(absl::ToChronoTime(deadline));
     context_.set_initial_metadata_corked(true);  // they leave with the first message
-    call_ = stub.PrepareCall(&context_, method, &queue_);
+    call_ = grpc::GenericStub(channel).PrepareCall(&context_, method, &queue_);
   }
 
   ~Stream() {
@@ -108,8 +110,9 @@ class Stream {
 
 }  // namespace
 
-StreamEnd RunStream(grpc::GenericStub& stub, const std::string& method, absl::Time deadline, StreamHandler& handler) {
-  return Stream(stub, method, deadline, handler).Run();
+StreamEnd RunStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+                    StreamHandler& handler) {
+  return Stream(channel, method, deadline, handler).Run();
 }
 
 }  // namespace kvcompress

@@ -1,8 +1,9 @@
 #pragma once
 
-#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/channel.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -38,6 +39,7 @@ struct StreamEnd {
 // Makes one call of a bidirectional streaming method, and returns when it has ended. The calling thread does all of it,
 // polling for the network too: a message costs no change of threads. One read and one write are in flight; while the
 // handler is busy nothing is read, so a slow one holds back the server.
-StreamEnd RunStream(grpc::GenericStub& stub, const std::string& method, absl::Time deadline, StreamHandler& handler);
+StreamEnd RunStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+                    StreamHandler& handler);
 
 }  // namespace kvcompress
