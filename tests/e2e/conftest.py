@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import grpc
@@ -57,6 +58,13 @@ class Stubs:
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory):
     return Stubs(tmp_path_factory.mktemp("stubs"))
+
+
+@pytest.fixture
+def socket_dir():
+    """A folder for unix sockets: pytest's own can be too deep for the 107 bytes of a socket's path."""
+    with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
+        yield pathlib.Path(folder)
 
 
 class Daemon:

@@ -8,6 +8,8 @@ import time
 import grpc
 import numpy as np
 from daemon_helpers import MIB, SERVICE, Client, Feed, failure, page, page_value, random_array, wait_for
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from safetensors.numpy import load_file
 
 
@@ -61,6 +63,14 @@ def test_deadlines_hold(client):
     assert sum(calls.values()) == 1 and set(calls) <= {"DEADLINE_EXCEEDED", "CANCELLED"}
 
 
+def retry_delay_ms(call):
+    """What google.rpc.RetryInfo says in the details of a call's status, read by the stock library."""
+    (detail,) = rpc_status.from_call(call).details
+    info = error_details_pb2.RetryInfo()
+    assert detail.Unpack(info)
+    return info.retry_delay.ToMilliseconds()
+
+
 def test_max_streams(daemon, stubs):
     client = Client(daemon("--max-streams", "2"), stubs)
     feeds = [Feed(), Feed()]
@@ -69,6 +79,7 @@ def test_max_streams(daemon, stubs):
     refused = client.stub.Decompress(iter([]), timeout=30)
     assert failure(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 2 streams is reached", [])
     assert ("grpc-retry-pushback-ms", "100") in [tuple(pair) for pair in refused.trailing_metadata()]
+    assert retry_delay_ms(refused) == 100
     for feed in feeds:
         feed.close()
     assert [list(call)[0].stream.tensors for call in calls] == [0, 0]
@@ -86,10 +97,12 @@ def test_memory_budget(daemon, stubs):
     text = "the stream needs 400000 bytes of memory, other streams hold 800000 of the budget of 1048576"
     assert failure(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
     assert ("grpc-retry-pushback-ms", "100") in [tuple(pair) for pair in refused.trailing_metadata()]
+    assert retry_delay_ms(refused) == 100
     hopeless = client.stub.Compress(iter([client.header("c", [MIB])]), timeout=30)
     text = "the stream needs 4194304 bytes of memory, the whole budget is 1048576"
     assert failure(hopeless) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
     assert "grpc-retry-pushback-ms" not in dict(hopeless.trailing_metadata())
+    assert rpc_status.from_call(hopeless) is None
     call.cancel()
     feed.close()
     client.wait_until_idle()

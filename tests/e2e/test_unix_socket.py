@@ -1,12 +1,10 @@
 """Serving on unix sockets: beside TCP, taking over a dead daemon's socket, permissions, the end."""
 
 import os
-import pathlib
 import signal
 import socket
 import stat
 import subprocess
-import tempfile
 
 import grpc
 import numpy as np
@@ -24,10 +22,8 @@ class Place:
 
 
 @pytest.fixture
-def place():
-    # pytest's own folders can be too deep for the 107 bytes of a socket's path.
-    with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
-        yield Place(pathlib.Path(folder))
+def place(socket_dir):
+    return Place(socket_dir)
 
 
 class At:
