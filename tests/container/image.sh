@@ -39,10 +39,11 @@ config() { docker image inspect -f "{{$1}}" kv-compressd:test; }
 
 # With the host's network both sides meet on a free loopback port, otherwise on the image's own, inside the daemon's
 # network.
+socket=unix:/run/kv-compressd/kv-compressd.sock
 address=127.0.0.1:50051 daemon_flags=() client_network=(--network "container:$name")
 if [ "${network[*]}" = "--network host" ]; then
   address=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  daemon_flags=("${network[@]}" -e KV_COMPRESSD_LISTEN="$address" -e KV_COMPRESSD_METRICS_LISTEN=127.0.0.1:0)
+  daemon_flags=("${network[@]}" -e KV_COMPRESSD_LISTEN="$address,$socket" -e KV_COMPRESSD_METRICS_LISTEN=127.0.0.1:0)
   client_network=("${network[@]}")
 fi
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --memory 1g)
@@ -60,12 +61,18 @@ echo "healthy, as user 10001, on a read-only file system"
 
 cp tests/data/docs.256.f16.safetensors "$work/in.safetensors"
 chmod -R a+rX "$work" && chmod a+w "$work"
+# client ADDRESS ARGUMENT...
 client() {
-  docker run --rm "${client_network[@]}" "${hardened[@]}" -v "$work:/data" kv-compress:test -server "$address" "$@"
+  docker run --rm "${client_network[@]}" --volumes-from $name "${hardened[@]}" -v "$work:/data" kv-compress:test -server "$@"
 }
-client -input in.safetensors -output small.safetensors >/dev/null || fail "compressing through the daemon"
-client -decompress -input small.safetensors -output out.safetensors >/dev/null || fail "decompressing through the daemon"
-scripts/check_roundtrip.py "$work/in.safetensors" "$work/small.safetensors" "$work/out.safetensors" || fail "the round trip"
+for server in "$address" "$socket"; do
+  client "$server" -input in.safetensors -output small.safetensors >/dev/null || fail "compressing through $server"
+  client "$server" -decompress -input small.safetensors -output out.safetensors >/dev/null || fail "decompressing through $server"
+  scripts/check_roundtrip.py "$work/in.safetensors" "$work/small.safetensors" "$work/out.safetensors" || fail "the round trip through $server"
+  rm -f "$work/small.safetensors" "$work/out.safetensors"
+done
+[ "$(docker exec $name stat -c %a,%u "${socket#unix:}")" = 660,10001 ] || fail "the socket's mode or owner"
+echo "a cache there and back over TCP, and over a unix socket in a volume that the containers share"
 
 started=$SECONDS
 docker stop -t 20 $name >/dev/null
