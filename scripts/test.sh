@@ -86,7 +86,7 @@ for stage in "$@"; do
   case $stage in
     unit) run unit 900 "release build, unit tests" ;;
     e2e) run e2e 600 "daemon and command line, end to end" ;;
-    install) run install 300 "library installed and linked by a program" ;;
+    install) run install 600 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;
     asan_ubsan) run asan_ubsan 900 "unit tests, address and UB sanitizers" ;;
