@@ -68,16 +68,8 @@ ByteSpan Contiguous(const BlockInput& input, const CodecChain& chain, uint64_t& 
   if (pieces.empty()) return input.copy.span();
   if (pieces.size() == 1 && (!pieces[0].changing || chain.tolerates_changing_values())) return pieces[0].bytes;
   thread_local Buffer gathered;
-  gathered.Resize(0);
-  size_t size = 0;
-  for (const Slice& piece : pieces) size += piece.bytes.size();
-  gathered.Resize(size);
-  std::byte* at = gathered.data();
-  for (const Slice& piece : pieces) {
-    std::memcpy(at, piece.bytes.data(), piece.bytes.size());
-    at += piece.bytes.size();
-  }
-  copied_bytes += size;
+  Gather(pieces, gathered);
+  copied_bytes += gathered.size();
   return gathered.span();
 }
 

@@ -32,6 +32,8 @@ class TensorCompressor {
   static absl::StatusOr<TensorCompressor> Create(TensorDesc tensor, std::string_view codec, const Limits& limits = {});
 
   const TensorDesc& tensor() const { return plan_.header.tensor; }
+  const FrameHeader& header() const { return plan_.header; }
+  const CodecChain& chain() const { return plan_.chain; }
   // The canonical spec.
   const std::string& codec() const { return plan_.header.codec; }
   uint64_t tensor_bytes() const { return plan_.header.tensor_bytes(); }
@@ -62,6 +64,9 @@ class TensorDecompressor {
 
   // What the header said that was read last, by either call, and without an error. The tensor has no name.
   const FrameHeader& header() const { return reader_.header(); }
+
+  // What that header's frame is decoded with.
+  const CodecChain& chain() const { return *chain_; }
 
   // Writes the values of `frame`, exactly one whole frame, to the front of `values` and returns their bytes. After an
   // error the values are undefined. The frame may be hostile, but nobody may write it meanwhile. Errors of ReadHeader;

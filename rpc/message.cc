@@ -12,37 +12,58 @@ constexpr size_t kMaxVarintBytes = 10;
 
 ByteSpan BytesOf(const grpc::Slice& slice) { return {reinterpret_cast<const std::byte*>(slice.begin()), slice.size()}; }
 
-// Reads the first bytes of a message, wherever its slices end.
-class PrefixReader {
+// Reads a message from its front, wherever its slices end.
+class SliceReader {
  public:
-  explicit PrefixReader(const GrpcSlices& slices) : slices_(slices) {}
+  explicit SliceReader(const GrpcSlices& slices) : slices_(slices) {}
 
   // The next varint; empty when there is none that a field's tag or length could be.
   std::optional<uint64_t> Varint() {
     uint64_t value = 0;
     for (size_t i = 0; i < kMaxVarintBytes; ++i) {
-      while (index_ < slices_.size() && at_ == slices_[index_].size()) {
-        ++index_;
-        at_ = 0;
-      }
-      if (index_ == slices_.size()) return std::nullopt;
-      const uint8_t byte = slices_[index_].begin()[at_++];
-      ++bytes_read_;
+      const ByteSpan rest = Rest();
+      if (rest.empty()) return std::nullopt;
+      const auto byte = std::to_integer<uint8_t>(rest[0]);
+      Skip(1);
       value |= uint64_t{byte & 0x7fu} << (7 * i);
       if (byte < 0x80) return value;
     }
     return std::nullopt;
   }
 
-  size_t index() const { return index_; }  // of the slice that comes next
-  size_t at() const { return at_; }        // in that slice
-  size_t bytes_read() const { return bytes_read_; }
+  // What is left of the slice at hand; empty at the end of the message.
+  ByteSpan Rest() {
+    while (index_ < slices_.size() && at_ == slices_[index_].size()) {
+      ++index_;
+      at_ = 0;
+    }
+    return index_ < slices_.size() ? BytesOf(slices_[index_]).subspan(at_) : ByteSpan();
+  }
+
+  // `count` bytes of Rest().
+  void Skip(size_t count) {
+    at_ += count;
+    position_ += count;
+  }
+
+  void Append(size_t count, std::string& to) {
+    while (count > 0) {
+      const ByteSpan rest = Rest();
+      const size_t take = std::min(count, rest.size());
+      if (take == 0) return;
+      to += AsText(rest.first(take));
+      Skip(take);
+      count -= take;
+    }
+  }
+
+  size_t position() const { return position_; }  // in the message
 
  private:
   const GrpcSlices& slices_;
   size_t index_ = 0;
-  size_t at_ = 0;
-  size_t bytes_read_ = 0;
+  size_t at_ = 0;  // in slices_[index_]
+  size_t position_ = 0;
 };
 
 size_t WriteVarint(uint64_t value, uint8_t* to) {
@@ -50,6 +71,12 @@ size_t WriteVarint(uint64_t value, uint8_t* to) {
   for (; value >= 0x80; value >>= 7) to[size++] = static_cast<uint8_t>(value | 0x80);
   to[size++] = static_cast<uint8_t>(value);
   return size;
+}
+
+// A field's tag and the length of what follows.
+size_t WritePrefix(uint64_t tag, uint64_t length, uint8_t* to) {
+  const size_t size = WriteVarint(tag, to);
+  return size + WriteVarint(length, to + size);
 }
 
 grpc::Slice Share(const Slice& slice) {
@@ -61,31 +88,49 @@ grpc::Slice Share(const Slice& slice) {
 
 }  // namespace
 
-std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field) {
+std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint32_t field) {
+  constexpr uint64_t kMaxHeadBytes = 16384;
   auto dumped = std::make_shared<GrpcSlices>();
   if (!message.Dump(dumped.get()).ok()) return std::nullopt;
-  PrefixReader prefix(*dumped);
-  if (prefix.Varint() != uint64_t{field << 3 | kLengthDelimited}) return std::nullopt;
-  const std::optional<uint64_t> length = prefix.Varint();
-  if (!length || *length != message.Length() - prefix.bytes_read()) return std::nullopt;
-  std::vector<Slice> payload;
-  payload.reserve(dumped->size() - std::min(dumped->size(), prefix.index()));
-  for (size_t i = prefix.index(); i < dumped->size(); ++i) {
-    const ByteSpan bytes = BytesOf((*dumped)[i]).subspan(i == prefix.index() ? prefix.at() : 0);
-    if (!bytes.empty()) payload.push_back({bytes, dumped});
+  const size_t size = message.Length();
+  SplitMessage split;
+  SliceReader reader(*dumped);
+  uint64_t length = 0;
+  while (true) {
+    const std::optional<uint64_t> tag = reader.Varint();
+    const std::optional<uint64_t> value = reader.Varint();
+    if (!tag || !value || (*tag & 7) != kLengthDelimited || *value > size - reader.position()) return std::nullopt;
+    length = *value;
+    if (*tag == uint64_t{field << 3 | kLengthDelimited}) break;
+    if (split.head.size() + length > kMaxHeadBytes) return std::nullopt;
+    uint8_t prefix[2 * kMaxVarintBytes];
+    split.head.append(reinterpret_cast<const char*>(prefix), WritePrefix(*tag, length, prefix));
+    reader.Append(length, split.head);
   }
-  return payload;
+  if (length != size - reader.position()) return std::nullopt;
+  for (ByteSpan rest = reader.Rest(); !rest.empty(); rest = reader.Rest()) {
+    split.payload.push_back({rest, dumped});
+    reader.Skip(rest.size());
+  }
+  return split;
 }
 
-grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload) {
+std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field) {
+  std::optional<SplitMessage> split = SplitAtPayload(message, field);
+  if (!split || !split->head.empty()) return std::nullopt;
+  return std::move(split->payload);
+}
+
+grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head) {
   size_t length = 0;
   for (const Slice& slice : payload) length += slice.bytes.size();
   uint8_t prefix[2 * kMaxVarintBytes];
-  size_t prefix_bytes = WriteVarint(uint64_t{field << 3 | kLengthDelimited}, prefix);
-  prefix_bytes += WriteVarint(length, prefix + prefix_bytes);
+  const size_t prefix_bytes = WritePrefix(field << 3 | kLengthDelimited, length, prefix);
+  std::string front(head);
+  front.append(reinterpret_cast<const char*>(prefix), prefix_bytes);
   GrpcSlices slices;
   slices.reserve(1 + payload.size());
-  slices.emplace_back(prefix, prefix_bytes);
+  slices.emplace_back(front.data(), front.size());
   for (const Slice& slice : payload) slices.push_back(Share(slice));
   return {slices.data(), slices.size()};
 }

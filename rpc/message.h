@@ -1,8 +1,11 @@
 #pragma once
 
+#include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/support/byte_buffer.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvcompress/base/slice.h"
@@ -14,12 +17,23 @@ namespace kvcompress {
 // Most bytes of a tensor or frame in one message. gRPC's default receive limit is 4 MiB; larger ones gain nothing.
 inline constexpr size_t kMaxPayloadBytes = size_t{1} << 20;
 
-// The payload of `message` when it consists of the one field `field`, of type bytes: slices that keep the memory that
-// gRPC has received into. Empty for every other message, which is then to be parsed.
+// A message whose last field is a payload.
+struct SplitMessage {
+  std::string head;  // the fields before the payload, serialized: empty, or a message of its own
+  std::vector<Slice> payload;
+};
+
+// Takes `message` apart when the field `field`, of type bytes, stands at its end, behind others of which each has a
+// length and which are small. The slices keep the memory that gRPC has received into. Empty for every other message,
+// which is then to be parsed.
+std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint32_t field);
+
+// The payload when there is no other field; empty for every other message.
 std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field);
 
-// A message of the field `field` alone, whose bytes are those of `payload`, which gRPC holds until they are sent.
-grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload);
+// A message of the serialized fields `head`, and behind it the field `field`, whose bytes are those of `payload`, which
+// gRPC holds until they are sent.
+grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head = {});
 
 // A message of any other kind; false when the bytes are not one.
 template <typename Message>

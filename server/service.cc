@@ -161,9 +161,10 @@ class StreamReactor final : public RawReactor {
       return;
     }
     writing_ = true;
-    // What follows at once goes out together with this.
+    // What follows at once goes out together with this; but a first message, with which gRPC sends the initial
+    // metadata, would not be done before that has gone out.
     grpc::WriteOptions options;
-    if (session_.has_next()) options.set_buffer_hint();
+    if (std::exchange(metadata_sent_, true) && session_.has_next()) options.set_buffer_hint();
     this->StartWrite(&outgoing_, options);
   }
 
@@ -179,6 +180,7 @@ class StreamReactor final : public RawReactor {
   // Set by the thread that pumps, cleared by the reaction that ends the operation.
   std::atomic<bool> reading_ = false;
   std::atomic<bool> writing_ = false;
+  bool metadata_sent_ = false;
   bool finishing_ = false;  // of the thread that pumps: the last response took the status with it
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;
@@ -204,6 +206,16 @@ RawReactor* Service::Compress(grpc::CallbackServerContext* context) {
 
 RawReactor* Service::Decompress(grpc::CallbackServerContext* context) {
   return Start<DecompressTraits>(context, "Decompress");
+}
+
+grpc::ServerUnaryReactor* Service::CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  return StartCompressTensor(context, request, response, tensor_calls_);
+}
+
+grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  return StartDecompressTensor(context, request, response, tensor_calls_);
 }
 
 grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest*,

@@ -4,18 +4,21 @@
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/server/options.h"
 #include "kvcompress/server/shared_memory_streams.h"
+#include "kvcompress/server/tensor_call.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/session.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 namespace kvcompress {
 
-// The gRPC side of the daemon. The streams are taken as raw buffers, so that a message that does not parse is told
-// apart from the end of the stream; on the wire they are ordinary messages. Everything given must outlive the server.
+// The gRPC side of the daemon. Tensors and frames come and go as raw buffers, which are never copied into messages;
+// on the wire they are ordinary messages. Everything given must outlive the server.
 class Service final
-    : public v1::KvCompression::WithRawCallbackMethod_Compress<v1::KvCompression::WithRawCallbackMethod_Decompress<
-          v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::WithCallbackMethod_Capabilities<
-              v1::KvCompression::WithCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>> {
+    : public v1::KvCompression::WithRawCallbackMethod_Compress<
+          v1::KvCompression::WithRawCallbackMethod_Decompress<v1::KvCompression::WithRawCallbackMethod_CompressTensor<
+              v1::KvCompression::WithRawCallbackMethod_DecompressTensor<
+                  v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::WithCallbackMethod_Capabilities<
+                      v1::KvCompression::WithCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>>>> {
  public:
   Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
           SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
@@ -24,11 +27,16 @@ class Service final
         options_(std::move(options)),
         admission_(admission),
         shared_memory_(shared_memory),
-        metrics_(metrics) {}
+        metrics_(metrics),
+        tensor_calls_{pool_, options_, admission_, metrics_} {}
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Compress(grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Decompress(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* DecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                             grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest* request,
                                     v1::MetricsResponse* response) override;
   grpc::ServerUnaryReactor* Capabilities(grpc::CallbackServerContext* context, const v1::CapabilitiesRequest* request,
@@ -47,6 +55,7 @@ class Service final
   Admission& admission_;
   SharedMemoryStreams& shared_memory_;
   kvcompress::Metrics& metrics_;
+  const TensorCallEnvironment tensor_calls_;
 };
 
 }  // namespace kvcompress

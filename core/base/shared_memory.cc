@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,9 @@ namespace kvcompress {
 namespace {
 
 constexpr size_t kMaxNameBytes = 255;
+constexpr int64_t kStatBlockBytes = 512;
+
+uint64_t PageBytes() { return static_cast<uint64_t>(sysconf(_SC_PAGESIZE)); }
 
 absl::Status CheckKey(const std::string& key) {
   const bool valid = key.size() >= 2 && key.size() <= 1 + kMaxNameBytes && key[0] == '/' &&
@@ -44,7 +48,9 @@ SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
   if (this != &other) {
     std::swap(key_, other.key_);
     std::swap(fd_, other.fd_);
+    std::swap(made_, other.made_);
     std::swap(linked_, other.linked_);
+    std::swap(complete_, other.complete_);
   }
   return *this;
 }
@@ -62,10 +68,11 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& key, uint64
   SharedMemory object(key);
   object.fd_ = RetryOnEintr([&] { return shm_open(key.c_str(), O_RDWR | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR); });
   if (object.fd_ < 0) return ErrnoError("create shared memory", key, errno);
-  object.linked_ = true;
+  object.made_ = object.linked_ = true;
   int error = EINTR;
   while (error == EINTR) error = posix_fallocate(object.fd_, 0, static_cast<off_t>(size));
   if (error != 0) return ErrnoError("create shared memory", key, error);
+  object.complete_ = true;
   return object;
 }
 
@@ -79,6 +86,7 @@ absl::StatusOr<SharedMemory> SharedMemory::Open(const std::string& key) {
   if (!S_ISREG(info.st_mode)) {
     return absl::FailedPreconditionError(absl::StrCat("open shared memory ", key, ": not a shared memory object"));
   }
+  object.complete_ = info.st_blocks * kStatBlockBytes >= info.st_size;
   return object;
 }
 
@@ -94,13 +102,29 @@ absl::StatusOr<SharedMapping> SharedMemory::Map(uint64_t offset, uint64_t size) 
     return absl::OutOfRangeError(absl::StrCat("map shared memory ", key_, ": ", size, " bytes at ", offset,
                                               " of an object of ", have, " bytes"));
   }
-  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t page = PageBytes();
   const uint64_t before = offset % page;
   const size_t length = (before + size + page - 1) / page * page;
   void* at = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(offset - before));
   if (at == MAP_FAILED) return ErrnoError("map shared memory", key_, errno);
   const MutableByteSpan pages(static_cast<std::byte*>(at), length);
+  if (made_) MapPagesNow(pages);
   return SharedMapping(pages, pages.subspan(before, size));
+}
+
+void MapPagesNow(MutableByteSpan bytes) {
+  // In parts: while one is at work nobody else in the process can map or unmap anything.
+  constexpr size_t kPartBytes = size_t{64} << 20;
+  const size_t before = reinterpret_cast<uintptr_t>(bytes.data()) % PageBytes();
+  std::byte* at = bytes.data() - before;
+  for (size_t left = bytes.size() + before; left > 0;) {
+    const size_t part = std::min(left, kPartBytes);
+    // Reading is enough: pages of shared memory are mapped for writing as well. Linux before 5.14 cannot, and maps each
+    // page when it is touched.
+    if (madvise(at, part, MADV_POPULATE_READ) != 0) return;
+    at += part;
+    left -= part;
+  }
 }
 
 void SharedMemory::Unlink() {

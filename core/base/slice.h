@@ -26,4 +26,17 @@ struct Slice {
   Slice Sub(size_t offset, size_t count) const { return {bytes.subspan(offset, count), owner, changing}; }
 };
 
+// Copies all bytes of `pieces` to `whole`, which becomes as large as they are.
+inline void Gather(const std::vector<Slice>& pieces, Buffer& whole) {
+  size_t size = 0;
+  for (const Slice& piece : pieces) size += piece.bytes.size();
+  whole.Resize(0);  // so that growing does not copy what it held
+  whole.Resize(size);
+  std::byte* at = whole.data();
+  for (const Slice& piece : pieces) {
+    if (!piece.bytes.empty()) std::memcpy(at, piece.bytes.data(), piece.bytes.size());
+    at += piece.bytes.size();
+  }
+}
+
 }  // namespace kvcompress

@@ -31,6 +31,8 @@ class CodecChain {
   const std::string& codec_name() const { return codec_name_; }
   bool lossless() const;
 
+  bool is_fast() const { return transforms_.empty() && byte_codecs_.empty() && codec_->is_fast(); }
+
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
   bool tolerates_changing_values() const { return transforms_.empty() && codec_->tolerates_changing_values(); }
 

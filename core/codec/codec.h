@@ -84,6 +84,10 @@ class TensorCodec {
   // The most bytes of each stream for `count` values.
   virtual void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const = 0;
 
+  // Whether both directions run at the speed of memory, some GB/s: then a small tensor is done sooner than handed to
+  // another thread.
+  virtual bool is_fast() const { return false; }
+
   // Whether Encode may be given values that someone else writes while it reads them. It then gives some streams of the
   // sizes that it says, whatever it saw, and stays within their bounds.
   virtual bool tolerates_changing_values() const { return false; }

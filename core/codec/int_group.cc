@@ -13,6 +13,7 @@ class IntGroup final : public TensorCodec {
 
   std::string spec() const override { return absl::StrCat("int", bits_, "(group=", group_, ")"); }
   bool lossless() const override { return false; }
+  bool is_fast() const override { return true; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   float max_magnitude() const override { return simd::MaxQuantizable(bits_); }
   size_t stream_count() const override { return 2; }

@@ -11,6 +11,7 @@ class Raw final : public TensorCodec {
  public:
   std::string spec() const override { return "raw"; }
   bool lossless() const override { return true; }
+  bool is_fast() const override { return true; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   size_t stream_count() const override { return 1; }
 

@@ -44,6 +44,14 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_copied_bytes(report.copied_bytes);
 }
 
+void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
+               v1::TensorReport& message) {
+  ToMessage(report, message);
+  ToMessage(quality, *message.mutable_quality());
+  ToMessage(report.sums, *message.mutable_sums());
+  for (const Violation& violation : violations) message.add_violations(violation.text);
+}
+
 void ToMessage(const Quality& quality, v1::Quality& message) {
   message.set_rmse(quality.rmse);
   message.set_mean_abs_error(quality.mean_abs_error);

@@ -17,6 +17,9 @@ absl::StatusOr<TensorDesc> FromMessage(const v1::Tensor& message);
 void ToMessage(const TensorDesc& tensor, v1::Tensor& message);
 // Without quality, violations and sums.
 void ToMessage(const TensorReport& report, v1::TensorReport& message);
+// With all of them.
+void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
+               v1::TensorReport& message);
 void ToMessage(const Quality& quality, v1::Quality& message);
 void ToMessage(const ErrorSums& sums, v1::ErrorSums& message);
 

@@ -160,7 +160,7 @@ class Session {
   absl::Status input_status_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
   absl::Status output_status_ ABSL_GUARDED_BY(mutex_);  // why what was made cannot go out
-  std::deque<bool> to_room_ ABSL_GUARDED_BY(mutex_);  // of the tensors that were begun and whose reports are not out
+  std::deque<bool> to_room_ ABSL_GUARDED_BY(mutex_);    // of the tensors that were begun and whose reports are not out
   bool waits_for_room_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<Clock::time_point> start_ ABSL_GUARDED_BY(mutex_);
 

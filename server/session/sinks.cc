@@ -49,11 +49,7 @@ void CompressSink::OnTensor(const TensorReport& report) {
   const Quality quality = QualityOf(report.sums);
   const std::vector<Violation> violations = CheckThresholds(quality);
   v1::CompressResponse response;
-  v1::TensorReport& message = *response.mutable_tensor();
-  kvcompress::ToMessage(report, message);
-  kvcompress::ToMessage(quality, *message.mutable_quality());
-  kvcompress::ToMessage(report.sums, *message.mutable_sums());
-  for (const Violation& violation : violations) message.add_violations(violation.text);
+  kvcompress::ToMessage(report, quality, violations, *response.mutable_tensor());
   merger_.Add(report.tensor.name, report.sums);
   observer_.OnCompressed(report, quality, violations);
   Finish(report, std::move(response));

@@ -47,6 +47,7 @@ absl::StatusOr<Registration::Challenge> Registration::Register(const Region& reg
   if (!mapping.ok()) return mapping.status();
   Entry entry;
   KVC_ASSIGN_OR_RETURN(entry.memory, GuardMapping(*std::move(mapping)));
+  entry.complete = object.complete();
   entry.region = region;
   entry.region.id = 0;
   FillRandom(entry.challenge);
@@ -62,6 +63,7 @@ absl::StatusOr<Registration::Region> Registration::Confirm(const std::string& na
     return absl::PermissionDeniedError(
         absl::StrFormat("region \"%s\" does not begin with the challenge: it is not the client's to write", name));
   }
+  if (entry.complete) MapPagesNow(entry.memory->bytes());
   entry.region.id = table_.Add(entry.memory);
   return entry.region;
 }

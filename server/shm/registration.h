@@ -59,6 +59,7 @@ class Registration {
     Region region;
     Challenge challenge;
     std::shared_ptr<SharedRegion> memory;
+    bool complete = false;  // the object had all of its memory
   };
 
   absl::Status Check(const Region& region) const;

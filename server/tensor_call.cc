@@ -1,0 +1,215 @@
+#include "kvcompress/server/tensor_call.h"
+
+#include <chrono>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/rpc/message.h"
+#include "kvcompress/server/call.h"
+#include "kvcompress/session/messages.h"
+#include "kvcompress/span_codec.h"
+
+namespace kvcompress {
+namespace {
+
+// The most bytes that a reaction works on itself: some 10 us at the speed of a fast codec.
+constexpr size_t kInlineBytes = size_t{128} << 10;
+
+// The two kinds of calls: what they make of a message's head and payload.
+class CompressWork {
+ public:
+  using Request = v1::CompressTensorRequest;
+  using Response = v1::CompressTensorResponse;
+  static constexpr std::string_view kMethod = "CompressTensor";
+  static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
+  static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
+
+  static std::string* bytes(Request& request) { return request.mutable_data(); }
+
+  // Checks everything but the values.
+  absl::Status Prepare(const Request& request, ByteSpan, const SessionOptions& options) {
+    const v1::CompressHeader& header = request.header();
+    if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
+    if (header.frame_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
+    KVC_ASSIGN_OR_RETURN(TensorDesc tensor, FromMessage(header.tensor()));
+    const std::string& codec = header.codec().empty() ? options.default_codec : header.codec();
+    KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(tensor), codec, options.limits));
+    return absl::OkStatus();
+  }
+  bool is_fast() const { return compressor_->chain().is_fast(); }
+  uint64_t output_bytes() const { return compressor_->max_frame_bytes(); }
+
+  absl::StatusOr<Buffer> Run(ByteSpan values, TensorReport& report) {
+    Buffer frame(static_cast<size_t>(compressor_->max_frame_bytes()));
+    KVC_ASSIGN_OR_RETURN(report.frame_bytes, compressor_->Compress(values, frame.span(), &report.sums));
+    frame.Resize(static_cast<size_t>(report.frame_bytes));
+    report.tensor = compressor_->tensor();
+    report.codec = compressor_->codec();
+    report.codec_name = compressor_->chain().codec_name();
+    report.elements = compressor_->header().elements;
+    report.tensor_bytes = compressor_->tensor_bytes();
+    return frame;
+  }
+
+  static void Report(const TensorReport& report, SessionObserver& observer, Response& response) {
+    const Quality quality = QualityOf(report.sums);
+    const std::vector<Violation> violations = CheckThresholds(quality);
+    ToMessage(report, quality, violations, *response.mutable_report());
+    observer.OnCompressed(report, quality, violations);
+  }
+
+ private:
+  std::optional<TensorCompressor> compressor_;
+};
+
+class DecompressWork {
+ public:
+  using Request = v1::DecompressTensorRequest;
+  using Response = v1::DecompressTensorResponse;
+  static constexpr std::string_view kMethod = "DecompressTensor";
+  static constexpr uint32_t kRequestBytes = Request::kFrameFieldNumber;
+  static constexpr uint32_t kResponseBytes = Response::kDataFieldNumber;
+
+  static std::string* bytes(Request& request) { return request.mutable_frame(); }
+
+  absl::Status Prepare(const Request& request, ByteSpan frame, const SessionOptions& options) {
+    name_ = request.header().name();
+    if (request.header().data_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
+    KVC_RETURN_IF_ERROR(ValidateTensor({.name = name_, .shape = {}, .axes = {}}).status());
+    decompressor_ = TensorDecompressor(options.limits);
+    return OfTensor(name_, decompressor_.ReadHeader(frame));
+  }
+  bool is_fast() const { return decompressor_.chain().is_fast(); }
+  uint64_t output_bytes() const { return decompressor_.header().tensor_bytes(); }
+
+  absl::StatusOr<Buffer> Run(ByteSpan frame, TensorReport& report) {
+    Buffer values(static_cast<size_t>(output_bytes()));
+    if (const absl::Status status = decompressor_.Decompress(frame, values.span()).status(); !status.ok()) {
+      return OfTensor(name_, status);
+    }
+    const FrameHeader& header = decompressor_.header();
+    report.tensor = header.tensor;
+    report.tensor.name = name_;
+    report.codec = header.codec;
+    report.codec_name = decompressor_.chain().codec_name();
+    report.elements = header.elements;
+    report.tensor_bytes = header.tensor_bytes();
+    report.frame_bytes = frame.size();
+    return values;
+  }
+
+  static void Report(const TensorReport& report, SessionObserver& observer, Response& response) {
+    ToMessage(report.tensor, *response.mutable_header());
+    ToMessage(report, *response.mutable_report());
+    observer.OnDecompressed(report);
+  }
+
+ private:
+  std::string name_;
+  TensorDecompressor decompressor_;
+};
+
+template <typename Work>
+class TensorCall final : public grpc::ServerUnaryReactor {
+ public:
+  TensorCall(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
+             const TensorCallEnvironment& environment)
+      : context_(context),
+        response_(response),
+        metrics_(environment.metrics),
+        record_(context, Work::kMethod, environment.metrics) {
+    const absl::Status status = Start(*request, environment);
+    if (!status.ok()) End(status);
+  }
+
+  void OnDone() override {
+    record_.End(status_, totals_);
+    delete this;
+  }
+
+ private:
+  using Clock = CallRecord::Clock;
+
+  absl::Status Start(const grpc::ByteBuffer& request, const TensorCallEnvironment& environment) {
+    KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream());
+    typename Work::Request head;
+    if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
+    KVC_RETURN_IF_ERROR(work_.Prepare(head, payload_, environment.options));
+    KVC_RETURN_IF_ERROR(ticket_.Resize(payload_.size() + work_.output_bytes()));
+    if (work_.is_fast() && std::max<uint64_t>(payload_.size(), work_.output_bytes()) <= kInlineBytes) {
+      Run();
+    } else {
+      queue_.emplace(environment.pool).Push([this] { Run(); });
+    }
+    return absl::OkStatus();
+  }
+
+  // Leaves the message's payload in one piece.
+  bool Take(const grpc::ByteBuffer& message, typename Work::Request& head) {
+    std::optional<SplitMessage> split = SplitAtPayload(message, Work::kRequestBytes);
+    if (split && head.ParseFromString(split->head)) {
+      pieces_ = std::move(split->payload);
+    } else {
+      if (!ParseMessage(message, head)) return false;
+      auto owner = std::make_shared<const std::string>(std::move(*Work::bytes(head)));
+      pieces_ = {{AsBytes(*owner), owner}};
+    }
+    if (pieces_.size() > 1) {
+      Buffer whole;
+      Gather(pieces_, whole);
+      report_.copied_bytes = whole.size();
+      pieces_ = {Slice::Of(std::move(whole))};
+    }
+    if (!pieces_.empty()) payload_ = pieces_[0].bytes;
+    return true;
+  }
+
+  void Run() {
+    if (context_->IsCancelled()) return End(absl::CancelledError("the client has cancelled"));
+    const Clock::time_point start = Clock::now();
+    absl::StatusOr<Buffer> output = work_.Run(payload_, report_);
+    if (!output.ok()) return End(output.status());
+    report_.codec_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    typename Work::Response head;
+    Work::Report(report_, metrics_, head);
+    totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
+    *response_ = PayloadMessage(Work::kResponseBytes, {Slice::Of(*std::move(output))}, head.SerializeAsString());
+    End(absl::OkStatus());
+  }
+
+  // Nothing of this call may be touched behind it.
+  void End(const absl::Status& status) {
+    status_ = status;
+    AddPushback(status, *context_);
+    this->Finish(ToGrpcStatus(status));
+  }
+
+  grpc::CallbackServerContext* const context_;
+  grpc::ByteBuffer* const response_;
+  Metrics& metrics_;
+  CallRecord record_;
+  Admission::Ticket ticket_;
+  Work work_;
+  std::vector<Slice> pieces_;  // of the payload
+  ByteSpan payload_;
+  TensorReport report_;
+  StreamTotals totals_;
+  absl::Status status_;
+  std::optional<ThreadPool::Queue> queue_;
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* StartCompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                              grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
+  return new TensorCall<CompressWork>(context, request, response, environment);
+}
+
+grpc::ServerUnaryReactor* StartDecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
+  return new TensorCall<DecompressWork>(context, request, response, environment);
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include "kvcompress/base/thread_pool.h"
+#include "kvcompress/server/metrics.h"
+#include "kvcompress/session/admission.h"
+#include "kvcompress/session/session.h"
+
+// CompressTensor and DecompressTensor: a tensor that came in one message. A small one with a fast codec is done in the
+// reaction itself, which is sooner than handing it to another thread; every other is a job of the pool.
+namespace kvcompress {
+
+struct TensorCallEnvironment {
+  ThreadPool& pool;
+  const SessionOptions& options;
+  Admission& admission;
+  Metrics& metrics;
+};
+
+// `request` and `response` are the call's; the environment must outlive it.
+grpc::ServerUnaryReactor* StartCompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                              grpc::ByteBuffer* response, const TensorCallEnvironment& environment);
+grpc::ServerUnaryReactor* StartDecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response, const TensorCallEnvironment& environment);
+
+}  // namespace kvcompress
