@@ -1,5 +1,6 @@
 #include "kvcompress/base/shared_memory.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -49,6 +50,42 @@ TEST(SharedMemoryTest, AnObjectHasAllItsMemoryAndIsItsUsersAlone) {
   ASSERT_EQ(stat(absl::StrCat("/dev/shm", Key("a")).c_str(), &info), 0);
   EXPECT_GE(info.st_blocks * 512, 1 << 20);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
+}
+
+// Pages of `bytes` that this process has mapped.
+size_t ResidentPages(MutableByteSpan bytes) {
+  const int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  size_t count = 0;
+  for (size_t at = 0; at < bytes.size(); at += 4096) {
+    uint64_t entry = 0;
+    const uintptr_t page = (reinterpret_cast<uintptr_t>(bytes.data()) + at) / 4096;
+    EXPECT_EQ(pread(pagemap, &entry, sizeof(entry), static_cast<off_t>(page * sizeof(entry))), 8);
+    count += entry >> 63;
+  }
+  close(pagemap);
+  return count;
+}
+
+TEST(SharedMemoryTest, PagesOfWhoMadeItAreMappedAtOnceOthersWhenAsked) {
+  constexpr size_t kPages = 50;
+  const absl::StatusOr<SharedMemory> made = SharedMemory::Create(Key("a"), kPages * 4096);
+  ASSERT_THAT(made, IsOk());
+  EXPECT_EQ(ResidentPages(made->Map(0, kPages * 4096)->bytes()), kPages);
+  const absl::StatusOr<SharedMemory> opened = SharedMemory::Open(Key("a"));
+  ASSERT_THAT(opened, IsOk());
+  EXPECT_TRUE(opened->complete());
+  const absl::StatusOr<SharedMapping> mapping = opened->Map(4096, (kPages - 2) * 4096);
+  ASSERT_THAT(mapping, IsOk());
+  EXPECT_EQ(ResidentPages(mapping->bytes()), 0u);
+  MapPagesNow(mapping->bytes());
+  EXPECT_EQ(ResidentPages(mapping->bytes()), kPages - 2);
+}
+
+TEST(SharedMemoryTest, AnObjectWithHolesIsNotComplete) {
+  const absl::StatusOr<SharedMemory> made = SharedMemory::Create(Key("a"), 4096);
+  ASSERT_THAT(made, IsOk());
+  ASSERT_EQ(truncate(absl::StrCat("/dev/shm", Key("a")).c_str(), 1 << 20), 0);
+  EXPECT_FALSE(SharedMemory::Open(Key("a"))->complete());
 }
 
 TEST(SharedMemoryTest, TooLittleMemoryIsAnErrorAtOnce) {

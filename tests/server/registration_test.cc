@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -172,6 +173,18 @@ TEST_F(RegistrationTest, RegionsAreLimited) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("limit of 64 regions")));
   EXPECT_THAT(stream_->Unregister("0"), IsOk());
   EXPECT_THAT(stream_->Register(Whole("one more")), IsOk());
+}
+
+// Whoever touches a page that is missing pays for it.
+TEST_F(RegistrationTest, MemoryThatIsMissingIsNotMade) {
+  constexpr uint64_t kHuge = uint64_t{1} << 40;
+  const std::string path = absl::StrCat("/dev/shm", key_);
+  ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(kHuge)), 0);
+  struct stat before, after;
+  ASSERT_EQ(stat(path.c_str(), &before), 0);
+  MustRegister({"a", key_, 0, kHuge});
+  ASSERT_EQ(stat(path.c_str(), &after), 0);
+  EXPECT_EQ(before.st_blocks, after.st_blocks);
 }
 
 TEST_F(RegistrationTest, AnObjectThatShrinksBeforeItIsConfirmed) {
