@@ -75,7 +75,7 @@ class SharedMemory {
 };
 
 // Maps the pages of `bytes`, which are a part of a SharedMapping's, many at a time rather than each when it is first
-// written: five times as fast. Only for memory that is there; what is missing would be made.
+// written: about four times as fast. Only for memory that is there; what is missing would be made.
 void MapPagesNow(MutableByteSpan bytes);
 
 }  // namespace kvcompress
