@@ -128,6 +128,7 @@ class StreamReactor final : public RawReactor {
     if (finishing_) return true;
     if (writing_ || !session_.done()) return false;
     const absl::Status status = session_.status();
+    session_.Settle();
     AddPushback(status, *context_);
     this->Finish(ToGrpcStatus(status));
     return true;
@@ -157,6 +158,7 @@ class StreamReactor final : public RawReactor {
     if (outgoing.response.has_stream()) {  // nothing follows but the status, which is OK then
       metrics_.OnStage(Metrics::Stage::kFinish, SecondsSince(half_close_));
       finishing_ = true;
+      session_.Settle();
       this->StartWriteAndFinish(&outgoing_, grpc::WriteOptions(), grpc::Status::OK);
       return;
     }

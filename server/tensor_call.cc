@@ -182,6 +182,7 @@ class TensorCall final : public grpc::ServerUnaryReactor {
   // Nothing of this call may be touched behind it.
   void End(const absl::Status& status) {
     status_ = status;
+    ticket_.Settle();
     AddPushback(status, *context_);
     this->Finish(ToGrpcStatus(status));
   }

@@ -26,15 +26,25 @@ Admission::Ticket& Admission::Ticket::operator=(Ticket&& other) noexcept {
     Release();
     admission_ = std::exchange(other.admission_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
+    settled_ = std::exchange(other.settled_, false);
   }
   return *this;
 }
 
-void Admission::Ticket::Release() {
-  if (admission_ == nullptr) return;
+void Admission::Ticket::Settle() {
+  if (admission_ == nullptr || settled_) return;
   absl::MutexLock lock(&admission_->mutex_);
   admission_->bytes_ -= bytes_;
   --admission_->streams_;
+  bytes_ = 0;
+  settled_ = true;
+}
+
+void Admission::Ticket::Release() {
+  if (admission_ == nullptr) return;
+  Settle();
+  absl::MutexLock lock(&admission_->mutex_);
+  --admission_->open_;
   admission_ = nullptr;
 }
 
@@ -68,6 +78,7 @@ absl::StatusOr<Admission::Ticket> Admission::AdmitStream() {
     draining = draining_;
     if (!draining && streams_ < options_.max_streams) {
       ++streams_;
+      ++open_;
       return Ticket(this);
     }
   }
@@ -98,7 +109,7 @@ bool Admission::draining() const {
 
 bool Admission::WaitUntilIdle(absl::Duration timeout) const {
   absl::MutexLock lock(&mutex_);
-  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return streams_ == 0; };
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_ == 0; };
   return mutex_.AwaitWithTimeout(absl::Condition(&idle), timeout);
 }
 

@@ -45,6 +45,10 @@ class Admission {
     // budget has no room for it.
     absl::Status Resize(uint64_t bytes);
 
+    // The stream has its answer: it counts against no limit any more. It is still waited for when the daemon drains,
+    // for the last of the answer may be on its way.
+    void Settle();
+
    private:
     friend class Admission;
     explicit Ticket(Admission* admission) : admission_(admission) {}
@@ -52,6 +56,7 @@ class Admission {
 
     Admission* admission_ = nullptr;
     uint64_t bytes_ = 0;
+    bool settled_ = false;
   };
 
   explicit Admission(Options options) : options_(std::move(options)) {}
@@ -75,7 +80,8 @@ class Admission {
   const Options options_;
   mutable absl::Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  size_t streams_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t streams_ ABSL_GUARDED_BY(mutex_) = 0;  // not settled
+  size_t open_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

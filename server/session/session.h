@@ -115,6 +115,8 @@ class Session {
   bool done() const;
   // Once done.
   absl::Status status() const;
+  // Once done, or with the stream's report in hand: gives back what the stream was admitted with.
+  void Settle() { ticket_.Settle(); }
   StreamTotals totals() const { return sink_.totals(); }
 
  private:

@@ -71,6 +71,30 @@ TEST_F(AdmissionTest, WhatNeverFitsSaysSoAndAsksForNoRetry) {
   EXPECT_THAT(reasons_, ::testing::ElementsAre("tensor_too_large", "tensor_too_large"));
 }
 
+TEST_F(AdmissionTest, ASettledStreamCountsForDrainingAlone) {
+  std::vector<Admission::Ticket> tickets;
+  while (true) {
+    absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
+    if (!ticket.ok()) break;
+    tickets.push_back(*std::move(ticket));
+  }
+  ASSERT_THAT(tickets[0].Resize(1000), IsOk());
+  const size_t limit = tickets.size();
+  tickets[0].Settle();
+  EXPECT_EQ(admission_.bytes(), 0u);
+  EXPECT_EQ(admission_.streams(), limit - 1);
+  absl::StatusOr<Admission::Ticket> next = admission_.AdmitStream();
+  EXPECT_THAT(next.status(), IsOk());
+  next = absl::CancelledError();
+  tickets.resize(1);
+  EXPECT_EQ(admission_.streams(), 0u);
+  EXPECT_FALSE(admission_.WaitUntilIdle(absl::Milliseconds(10)));
+  tickets[0].Settle();
+  tickets.clear();
+  EXPECT_EQ(admission_.streams(), 0u);
+  EXPECT_TRUE(admission_.WaitUntilIdle(absl::ZeroDuration()));
+}
+
 TEST_F(AdmissionTest, DrainingRefusesAndWaitsForTheLast) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
   admission_.StartDraining();
