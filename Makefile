@@ -22,9 +22,9 @@ test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer and the
 	@scripts/install-deps.sh --build --bench --test --lint --container
 	@scripts/test.sh
 
-bench: ## Measure the kernels and the command line against memcpy, in one run
+bench: ## Measure kernels, transports and the command line beside peers, in one run: about ten minutes (BENCH=--quick: two)
 	@scripts/install-deps.sh --build --bench
-	@scripts/bench.sh
+	@scripts/bench.sh $(BENCH)
 
 format: ## Format all C++ sources in place
 	@scripts/install-deps.sh --lint

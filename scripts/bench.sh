@@ -1,16 +1,29 @@
 #!/usr/bin/env bash
-# Measures the kernels beside memcpy and general compressors, then the command line and the daemon on a 256 MiB
-# file. Absolute figures depend on the machine; the ratios within one run are what to compare.
+# Measures the kernels beside memcpy and general compressors, the transports beside peers that move as many bytes, and the
+# command line on a 256 MiB file. Absolute figures depend on the machine; the ratios within one run are what to compare.
+# usage: bench.sh [--quick] [--check]     results: bench-results.json, bench-results-kernels.json
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/daemon.sh
 
 scripts/build.sh
-cmake --build --preset release --target kvc_bench_kernels >/dev/null
-"$(find build/release -name kvc_bench_kernels -type f -executable | head -n 1)"
+cmake --build --preset release --target kvc_bench_kernels kvc_bench_transport >/dev/null
+kernels=()
+for flag in "$@"; do
+  case $flag in
+    --quick) kernels+=(--benchmark_repetitions=3 --benchmark_min_time=0.03) ;;
+    --check) kernels+=(--check) ;;
+    *) echo "bench.sh: unknown flag $flag" >&2; exit 2 ;;
+  esac
+done
+missed=0
+build/release/bench/kvc_bench_kernels "${kernels[@]}" --benchmark_out=bench-results-kernels.json || missed=1
+echo
+scripts/bench_transport.py "$@" --output bench-results.json || missed=1
 
 work=$(mktemp -d)
 trap 'daemon_stop || true; rm -rf "$work"' EXIT
 daemon_start "$work"
 scripts/bench_files.py "$work" "$daemon_address"
 daemon_stop
+exit $missed

@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<Contestant>> NewEmbedded(const Workload& workload
 absl::StatusOr<std::unique_ptr<Contestant>> NewLibraryStreams(const Workload& workload, const std::string& address);
 
 enum class CallKind {
-  kUnary,       // one message out, one back: of the sink alone
+  kUnary,       // CompressTensor: one message out, one back
   kStream,      // a new Compress call for each tensor
   kOpenStream,  // one tensor more on a Compress call
 };

@@ -61,12 +61,15 @@ RequestMessages::RequestMessages(const Workload& workload)
   }
 }
 
+uint64_t ByteCount(const std::vector<Slice>& payload) {
+  uint64_t bytes = 0;
+  for (const Slice& slice : payload) bytes += slice.bytes.size();
+  return bytes;
+}
+
 std::optional<uint64_t> FrameBytes(const ByteBuffer& response) {
   const auto payload = PayloadOf(response, v1::CompressResponse::kFrameFieldNumber);
-  if (!payload) return std::nullopt;
-  uint64_t bytes = 0;
-  for (const Slice& slice : *payload) bytes += slice.bytes.size();
-  return bytes;
+  return payload ? std::optional(ByteCount(*payload)) : std::nullopt;
 }
 
 }  // namespace kvcompress::bench

@@ -6,6 +6,7 @@
 #include <optional>
 #include <semaphore>
 
+#include "kvcompress/base/slice.h"
 #include "kvcompress/bench/contestant.h"
 
 // Compress calls in terms of raw messages.
@@ -14,8 +15,7 @@ namespace kvcompress::bench {
 using grpc::ByteBuffer;
 
 inline constexpr char kCompressMethod[] = "/kvcompress.v1.KvCompression/Compress";
-// The sink's unary method borrows the path of one that is unary.
-inline constexpr char kUnaryMethod[] = "/kvcompress.v1.KvCompression/Metrics";
+inline constexpr char kUnaryMethod[] = "/kvcompress.v1.KvCompression/CompressTensor";
 
 // Something that one thread waits for and another makes happen.
 using Event = std::binary_semaphore;
@@ -45,6 +45,7 @@ class RequestMessages {
 // The header of a tensor of the workload.
 v1::CompressHeader HeaderOf(const Workload& workload);
 
+uint64_t ByteCount(const std::vector<Slice>& payload);
 // Bytes of a frame in a response; empty for one of another kind.
 std::optional<uint64_t> FrameBytes(const ByteBuffer& response);
 

@@ -1,6 +1,7 @@
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/bench/rpc.h"
+#include "kvcompress/rpc/message.h"
 
 namespace kvcompress::bench {
 namespace {
@@ -14,7 +15,13 @@ absl::Status WrongSize() { return absl::InternalError("an answer of another size
 class UnaryCaller final : public Caller {
  public:
   UnaryCaller(const Workload& workload, std::shared_ptr<grpc::Channel> channel)
-      : workload_(workload), messages_(workload), stub_(std::move(channel)) {}
+      : workload_(workload), stub_(std::move(channel)) {
+    v1::CompressTensorRequest head;
+    *head.mutable_header() = HeaderOf(workload);
+    request_ = PayloadMessage(v1::CompressTensorRequest::kDataFieldNumber,
+                              {{.bytes = Values().first(static_cast<size_t>(workload.tensor_bytes)), .owner = nullptr}},
+                              head.SerializeAsString());
+  }
 
   absl::Status Call() override {
     grpc::ClientContext context;
@@ -22,18 +29,19 @@ class UnaryCaller final : public Caller {
     ByteBuffer response;
     grpc::Status status;
     Event done{0};
-    stub_.UnaryCall(&context, kUnaryMethod, {}, &messages_.data(0), &response, [&](const grpc::Status& result) {
+    stub_.UnaryCall(&context, kUnaryMethod, {}, &request_, &response, [&](const grpc::Status& result) {
       status = result;
       done.release();
     });
     done.acquire();
     if (!status.ok()) return Fault(status);
-    return FrameBytes(response) == workload_.frame_bytes ? absl::OkStatus() : WrongSize();
+    const auto split = SplitAtPayload(response, v1::CompressTensorResponse::kFrameFieldNumber);
+    return split && ByteCount(split->payload) == workload_.frame_bytes ? absl::OkStatus() : WrongSize();
   }
 
  private:
   const Workload workload_;
-  const RequestMessages messages_;
+  ByteBuffer request_;
   GenericStub stub_;
 };
 

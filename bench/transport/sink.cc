@@ -23,9 +23,8 @@ uint64_t Number(const grpc::CallbackServerContext& context, const char* key) {
   return good ? number : 0;
 }
 
-ByteBuffer FrameMessage(size_t bytes) {
-  return PayloadMessage(v1::CompressResponse::kFrameFieldNumber,
-                        {{.bytes = Values().subspan(0, bytes), .owner = nullptr}});
+ByteBuffer FrameMessage(uint32_t field, size_t bytes) {
+  return PayloadMessage(field, {{.bytes = Values().subspan(0, bytes), .owner = nullptr}});
 }
 
 class SinkReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer> {
@@ -64,7 +63,7 @@ class SinkReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>
                           sent_;
     if (!writing_ && owed > 0) {
       const size_t bytes = static_cast<size_t>(std::min<uint64_t>(owed, kMaxPayloadBytes));
-      response_ = FrameMessage(bytes);
+      response_ = FrameMessage(v1::CompressResponse::kFrameFieldNumber, bytes);
       sent_ += bytes;
       writing_ = true;
       StartWrite(&response_);
@@ -94,8 +93,10 @@ grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* Sink::Compress(grpc::CallbackSe
   return new SinkReactor(context);
 }
 
-grpc::ServerUnaryReactor* Sink::Metrics(grpc::CallbackServerContext* context, const ByteBuffer*, ByteBuffer* response) {
-  *response = FrameMessage(std::min<size_t>(Number(*context, kFrameBytesKey), kMaxPayloadBytes));
+grpc::ServerUnaryReactor* Sink::CompressTensor(grpc::CallbackServerContext* context, const ByteBuffer*,
+                                               ByteBuffer* response) {
+  *response = FrameMessage(v1::CompressTensorResponse::kFrameFieldNumber,
+                           std::min<size_t>(Number(*context, kFrameBytesKey), kMaxPayloadBytes));
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

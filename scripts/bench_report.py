@@ -1,0 +1,134 @@
+"""What bench_transport.py makes of its measurements: medians, ratios, tables and verdicts."""
+
+import math
+import statistics
+
+MIB = 1 << 20
+PATHS = ("tcp", "unix")
+# Ratios that a round gives, because both contestants took their turn in it.
+RATIOS = {
+    **{f"sink/socket {path}": (f"sink {path}", f"socket {path}") for path in PATHS},
+    **{f"daemon/sink {path}": (f"daemon {path}", f"sink {path}") for path in PATHS},
+    "shm/tcp": ("daemon shm", "daemon tcp"),
+    "shm/embedded": ("daemon shm", "embedded"),
+}
+
+
+def speed(row):
+    """GB/s of tensors."""
+    return row["tensor_bytes"] / row["seconds"] / 1e9
+
+
+def summarize(rows_by_name):
+    """Of one cell: each contestant's median speed and its CPU seconds per GB, and the medians of the rounds' ratios."""
+    contestants = {}
+    for name, rows in rows_by_name.items():
+        gigabytes = sum(row["tensor_bytes"] for row in rows) / 1e9
+        speeds = [speed(row) for row in rows]
+        entry = {"gb_per_s": statistics.median(speeds), "min_gb_per_s": min(speeds), "max_gb_per_s": max(speeds)}
+        for key in ("client_user", "client_system", "server_user", "server_system"):
+            entry[f"{key}_s_per_gb"] = sum(row[key] for row in rows) / gigabytes if gigabytes else None
+        coded = sum(row["codec_tensor_bytes"] for row in rows) / 1e9
+        if coded:
+            entry["codec_s_per_gb"] = sum(row["codec_seconds"] for row in rows) / coded
+        contestants[name] = entry
+    codec_cpu(contestants)
+    ratios = {}
+    for ratio, (left, right) in RATIOS.items():
+        both = zip(rows_by_name[left], rows_by_name[right])
+        ratios[ratio] = statistics.median(speed(a) / speed(b) if speed(b) else math.inf for a, b in both)
+    return {"contestants": contestants, "ratios": ratios}
+
+
+def codec_cpu(contestants):
+    """User CPU of the daemon outside the codec. The codec's own is what the daemon says, or what the embedded codec takes
+    beside it where that is less: the daemon's clock runs on while a thread waits for a core."""
+    embedded = contestants["embedded"]["client_user_s_per_gb"]
+    for name, entry in contestants.items():
+        if not name.startswith("daemon") or entry["server_user_s_per_gb"] is None or embedded is None:
+            continue
+        codec = min(embedded, entry.get("codec_s_per_gb", embedded))
+        entry["outside_codec_s_per_gb"] = entry["server_user_s_per_gb"] - codec
+
+
+def targets(results):
+    """The ratios that the design promises, each with its verdict. Throughput is judged by the median over the cells of
+    tensors of 1 MiB and more, that a stream really is; the table has every cell."""
+    large = [cell for cell in results["cells"] if cell["tensor_bytes"] >= MIB] or results["cells"]
+    found = []
+
+    def judge(what, value, at_least=None, at_most=None):
+        met = value >= at_least if at_least is not None else value <= at_most
+        wanted = f"at least {at_least}" if at_least is not None else f"at most {at_most}"
+        found.append({"what": what, "value": value, "wanted": wanted, "met": met})
+
+    def ratio(name):
+        return statistics.median(cell["ratios"][name] for cell in large)
+
+    for path in PATHS:
+        judge(f"Compress over {path} / gRPC that does nothing", ratio(f"daemon/sink {path}"), at_least=0.9)
+        judge(f"gRPC that does nothing / raw socket, {path}", ratio(f"sink/socket {path}"), at_least=0.8)
+    judge("shared memory / Compress over tcp", ratio("shm/tcp"), at_least=8)
+    judge("shared memory / embedded codec", ratio("shm/embedded"), at_least=0.7)
+    for path in PATHS:
+        outside = [cell["contestants"][f"daemon {path}"].get("outside_codec_s_per_gb") for cell in large]
+        judge(f"daemon's user CPU outside the codec, s/GB, {path}",
+              statistics.median(value for value in outside if value is not None), at_most=0.1)
+    latency = results["latency_us"]
+    for path in PATHS:
+        judge(f"p50 of a 64 KiB CompressTensor / unary call that does nothing, {path}",
+              latency[f"daemon, unary {path}"]["p50"] / latency[f"sink, unary {path}"]["p50"], at_most=1.5)
+    return found
+
+
+def size(count):
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << shift:
+            return f"{count >> shift} {unit}"
+    return str(count)
+
+
+def align(rows):
+    """Rows of texts as columns, right-aligned but for the first three."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(width) if i < 3 else text.rjust(width)
+                               for i, (text, width) in enumerate(zip(row, widths))).rstrip() for row in rows) + "\n"
+
+
+def throughput_table(results):
+    rows = [["streams", "tensor", "path", "socket", "sink", "ours", "library", "sink/socket", "ours/sink", "ours/tcp",
+             "ours/embedded", "client CPU", "daemon CPU", "outside codec"]]
+
+    def cpu(entry, side):
+        user, system = (entry[f"{side}_{kind}_s_per_gb"] for kind in ("user", "system"))
+        return "" if user is None else f"{user:.2f}+{system:.2f}"
+
+    for cell in results["cells"]:
+        contestants, ratios = cell["contestants"], cell["ratios"]
+
+        def gb(name):
+            return f"{contestants[name]['gb_per_s']:.2f}" if name in contestants else ""
+
+        def of(name):
+            return f"{ratios[name]:.2f}" if name in ratios else ""
+
+        for path in (*PATHS, "shm"):
+            entry = contestants[f"daemon {path}"]
+            outside = entry.get("outside_codec_s_per_gb")
+            rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), path, gb(f"socket {path}"), gb(f"sink {path}"),
+                         gb(f"daemon {path}"), gb(f"library {path}"), of(f"sink/socket {path}"), of(f"daemon/sink {path}"),
+                         of(f"{path}/tcp"), of(f"{path}/embedded"), cpu(entry, "client"), cpu(entry, "server"),
+                         "" if outside is None else f"{outside:.2f}"])
+        rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), "embedded", "", "", gb("embedded"), gb("local"), "",
+                     "", "", "", cpu(contestants["embedded"], "client"), "", ""])
+    facts = results["machine"]
+    title = f"GB/s of FP16 tensors, int4(group=64); CPU in s/GB, user+system. {facts['cpu']}, {facts['cores']} cores\n"
+    rss = ", ".join(f"{name} {value / MIB:.0f} MiB" for name, value in results["peak_rss_bytes"].items())
+    return title + align(rows) + f"peak RSS: {rss}\n"
+
+
+def latency_table(results):
+    rows = [["64 KiB, one at a time", "", "", "calls", "p50 us", "p99 us", "p99.9 us"]]
+    for name, row in results["latency_us"].items():
+        rows.append([name, "", "", str(row["calls"]), *(f"{row[key]:.0f}" for key in ("p50", "p99", "p99.9"))])
+    return align(rows)
