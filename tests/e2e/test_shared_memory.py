@@ -145,6 +145,27 @@ time.sleep(100)
         os.unlink("/dev/shm" + key)
 
 
+def test_nothing_is_left_of_many_streams_and_regions(server, client, thing):
+    def held():
+        with open(f"/proc/{server.pid}/maps") as maps:
+            return len(os.listdir(f"/proc/{server.pid}/fd")), sum("/dev/shm" in line for line in maps)
+    with_one = Registration(client)
+    with_one.register("r", thing)
+    with_one.close()
+    before = held()
+    for number in range(200):
+        stream = Registration(client)
+        for name in "abc":
+            stream.register(name, thing)
+        stream.unregister("a")
+        if number % 2:
+            stream.close()
+        else:
+            stream.cancel()
+    wait_for(lambda: figures(server) == (0, 0), "no region")
+    wait_for(lambda: held() == before, f"{before} descriptors and mappings, not {held()}")
+
+
 def test_streams_are_limited(client):
     streams = []
     try:
@@ -221,6 +242,27 @@ def test_an_object_cut_short_fails_the_call_and_not_the_daemon(server, client):
             thing.truncate(8 * MIB)
             stream.unregister("r")
         assert client.compress({"t": array})[0]["t"]
+        client.wait_until_idle()
+
+
+@pytest.mark.parametrize("what", ["frame", "room"])
+def test_a_frame_or_its_room_cut_off_fails_the_call_and_not_the_daemon(client, what):
+    array = random_array((512, 2048))
+    frame = client.compress({"t": array}, codec="raw")[0]["t"]
+    with Object("a", 8 * MIB) as frames, Object("b", 8 * MIB) as rooms:
+        stream = Registration(client)
+        of_frames, of_rooms = stream.register("f", frames), stream.register("r", rooms)
+        frames.memory[:len(frame)] = frame
+        feed = Feed(client.pb.DecompressRequest(header=client.pb.DecompressHeader(name="t", data_to_room=True)),
+                    client.pb.DecompressRequest(data_room=client.pb.SharedMemoryRange(
+                        region=of_rooms, offset=4 * MIB, byte_size=4 * MIB)))
+        call = client.stub.Decompress(feed, timeout=30)
+        wait_for(lambda: client.metrics().streams_in_flight == 1, "the call in flight")
+        {"frame": frames, "room": rooms}[what].truncate(4096)
+        feed.send(client.pb.DecompressRequest(shared_frame=client.pb.SharedMemoryRange(
+            region=of_frames, byte_size=len(frame))))
+        feed.close()
+        assert failure_code(call)[0] == grpc.StatusCode.FAILED_PRECONDITION
         client.wait_until_idle()
 
 
