@@ -1,4 +1,5 @@
-// Speed of the kernels on one core, beside memcpy and general compressors on the same bytes in the same run.
+// Speed of the kernels and of all codec chains on one core, beside memcpy and general compressors on the same bytes in
+// the same run.
 //
 //   kvc_bench_kernels [--check] [Google Benchmark's flags, such as --benchmark_filter=F16 or --benchmark_out=FILE.json]
 //
@@ -14,12 +15,17 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "kvcompress/base/byte_source.h"
 #include "kvcompress/base/half.h"
+#include "kvcompress/codec/chain.h"
+#include "kvcompress/codec/registry.h"
+#include "kvcompress/frame/frame.h"
 #include "kvcompress/simd/error_sums.h"
 #include "kvcompress/simd/group_quant.h"
 #include "kvcompress/testing/values.h"
@@ -106,9 +112,78 @@ void Measure(benchmark::State& state, DType dtype) {
   Count(state);
 }
 
-void Zstd(benchmark::State& state) {
+// A codec chain as the daemon runs it: block by block, with the error sums.
+class ChainBench {
+ public:
+  explicit ChainBench(std::string_view spec)
+      : chain_(CodecChain::Parse(spec)),
+        tensor_(testing::MakeTensor("layer_0_key", DType::kF16, {1, 8, kTokens, 128})) {}
+
+  void Encode(benchmark::State& state) {
+    if (!Prepare(state)) return;
+    for (auto _ : state) {
+      ErrorSums sums;
+      for (size_t i = 0; i < payloads_.size(); ++i) EncodeBlock(state, i, sums);
+      benchmark::DoNotOptimize(sums);
+    }
+    Count(state);
+  }
+
+  void Decode(benchmark::State& state) {
+    if (!Prepare(state)) return;
+    ErrorSums sums;
+    for (size_t i = 0; i < payloads_.size(); ++i) EncodeBlock(state, i, sums);
+    for (auto _ : state) {
+      for (size_t i = 0; i < payloads_.size(); ++i) {
+        const absl::Status decoded =
+            chain_->DecodeBlock(DType::kF16, ByteSpan(payloads_[i]).first(sizes_[i]),
+                                MutableByteSpan(Target()).subspan(i * kBlockBytes, kBlockBytes));
+        if (!decoded.ok()) state.SkipWithError("a block cannot be decoded");
+      }
+    }
+    Count(state);
+  }
+
+ private:
+  static constexpr size_t kTokens = kBytes / (8 * 128 * 2);
+  static constexpr size_t kBlockBytes = kDefaultBlockElements * 2;
+
+  bool Prepare(benchmark::State& state) {
+    if (!chain_.ok()) {
+      state.SkipWithError("the chain cannot be parsed");
+      return false;
+    }
+    if (!payloads_.empty()) return true;
+    auto analyzed = chain_->Analyze(tensor_, MemorySource(ByteSpan(Source(DType::kF16))), kDefaultBlockElements);
+    if (!analyzed.ok()) {
+      state.SkipWithError("the tensor cannot be analyzed");
+      return false;
+    }
+    state_ = *std::move(analyzed);
+    payloads_.assign(kBytes / kBlockBytes,
+                     std::vector<std::byte>(chain_->MaxPayloadBytes(DType::kF16, kDefaultBlockElements)));
+    sizes_.resize(payloads_.size());
+    return true;
+  }
+
+  void EncodeBlock(benchmark::State& state, size_t index, ErrorSums& sums) {
+    const Block block = {tensor_, index * kDefaultBlockElements, kDefaultBlockElements,
+                         ByteSpan(Source(DType::kF16)).subspan(index * kBlockBytes, kBlockBytes)};
+    const absl::StatusOr<size_t> size = chain_->EncodeBlock(block, state_, payloads_[index], &sums);
+    if (!size.ok()) return state.SkipWithError("a block cannot be encoded");
+    sizes_[index] = *size;
+  }
+
+  const absl::StatusOr<CodecChain> chain_;
+  const TensorDesc tensor_;
+  ChainState state_;
+  std::vector<std::vector<std::byte>> payloads_;
+  std::vector<size_t> sizes_;
+};
+
+void Zstd(benchmark::State& state, int level) {
   for (auto _ : state) {
-    const size_t size = ZSTD_compress(Target().data(), Target().size(), Source(DType::kF16).data(), kBytes, 1);
+    const size_t size = ZSTD_compress(Target().data(), Target().size(), Source(DType::kF16).data(), kBytes, level);
     if (ZSTD_isError(size)) state.SkipWithError(ZSTD_getErrorName(size));
   }
   Count(state);
@@ -151,7 +226,14 @@ std::vector<std::string> Register() {
   for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
     add("measure " + std::string(DTypeName(dtype)), Measure, dtype);
   }
-  add("zstd -1", Zstd);
+  for (const CodecRow& row : AllCodecs()) {
+    for (const std::string_view spec : row.examples) {
+      const auto bench = std::make_shared<ChainBench>(spec);
+      add("encode " + std::string(spec), [bench](benchmark::State& state) { bench->Encode(state); });
+      add("decode " + std::string(spec), [bench](benchmark::State& state) { bench->Decode(state); });
+    }
+  }
+  for (const int level : {1, 3}) add("zstd -" + std::to_string(level), Zstd, level);
   add("lz4", Lz4);
   return names;
 }
@@ -183,10 +265,10 @@ class Table : public benchmark::BenchmarkReporter {
   double Ratio(const std::string& name) const { return Has(kMemcpy) ? Median(name) / Median(kMemcpy) : 0; }
 
   void Print() const {
-    std::printf("%-34s %8s %10s   (%s, 64 MiB, one thread)\n", "", "GB/s", "of memcpy", simd::TargetName());
+    std::printf("%-56s %8s %10s   (%s, 64 MiB, one thread)\n", "", "GB/s", "of memcpy", simd::TargetName());
     for (const std::string& name : names_) {
       if (!Has(name)) continue;
-      std::printf("%-34s %8.2f %10.2f\n", name.c_str(), Median(name), Ratio(name));
+      std::printf("%-56s %8.2f %10.2f\n", name.c_str(), Median(name), Ratio(name));
     }
   }
 

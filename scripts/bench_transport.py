@@ -23,7 +23,13 @@ from bench_report import latency_table, summarize, targets, throughput_table
 MIB = 1 << 20
 STREAMS = [1, 2, 8, 64]
 TENSORS = [64 << 10, MIB, 64 * MIB, 1024 * MIB]
-SHARED_MEMORY_PREFIX = "kv-bench-"
+
+
+def shared_memory_prefix(pid):
+    """Of the objects that the run of this process makes."""
+    return f"kv-bench-{pid}-"
+
+
 # What takes turns in a cell: the name that the report has for it, the kind of client, the server.
 CONTESTANTS = [
     *((f"{name} {path}", kind, server)
@@ -93,7 +99,7 @@ class Bench:
             "sink": peer("sink"),
             "daemon": lambda port_file, listen: [
                 daemon, "--listen", ",".join(listen), "--metrics-listen", "off", "--port-file", port_file,
-                "--log-level", "error", "--shared-memory", SHARED_MEMORY_PREFIX],
+                "--log-level", "error", "--shared-memory", shared_memory_prefix(os.getpid())],
         }
         try:
             for name, command in commands.items():
