@@ -44,12 +44,25 @@ class DecompressSink {
   virtual absl::Status OnTensor(const TensorReport& report) = 0;
 };
 
+// Memory that a client's calls can read without a copy.
+class SharedBuffer {
+ public:
+  virtual ~SharedBuffer() = default;
+  virtual MutableByteSpan bytes() = 0;
+};
+
 // Calls block until every job is done or one has failed. A deadline that passes is DEADLINE_EXCEEDED.
 class CodecClient {
  public:
   virtual ~CodecClient() = default;
   virtual absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) = 0;
   virtual absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) = 0;
+
+  // Memory for sources that are read fastest: a daemon of this host reads it in place, where it can. It may outlive the
+  // client.
+  virtual std::unique_ptr<SharedBuffer> Allocate(size_t bytes);
+  // How bytes travel, for people; for a daemon, as of the last call.
+  virtual std::string Transport() const { return "in this process"; }
 };
 
 // The codec in this process, on `threads` threads (0: one for each CPU).
@@ -81,6 +94,9 @@ struct RemoteOptions {
   absl::Duration keepalive_time = absl::Seconds(30);
   absl::Duration keepalive_timeout = absl::Seconds(10);
   RetryPolicy retry = {};
+  // Whether bytes go through shared memory where the daemon is reached by a unix socket or a loopback address, and
+  // offers that; where it cannot be had they go through the connection.
+  bool shared_memory = true;
   // Before each wait, from the thread that calls.
   std::function<void(const RetryEvent&)> on_retry = [](const RetryEvent&) {};
 };

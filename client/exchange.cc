@@ -2,10 +2,11 @@
 
 namespace kvcompress {
 
-v1::CompressRequest CompressMethod::Header(const CompressJob& job) {
+v1::CompressRequest CompressMethod::Header(const CompressJob& job, bool to_room) {
   v1::CompressRequest request;
   v1::CompressHeader& header = *request.mutable_header();
   header.set_codec(job.codec);
+  header.set_frame_to_room(to_room);
   v1::Tensor& tensor = *header.mutable_tensor();
   tensor.set_name(job.tensor.name);
   tensor.set_dtype(static_cast<v1::DType>(job.tensor.dtype));
@@ -14,9 +15,15 @@ v1::CompressRequest CompressMethod::Header(const CompressJob& job) {
   return request;
 }
 
-v1::DecompressRequest DecompressMethod::Header(const DecompressJob& job) {
+std::optional<uint64_t> CompressMethod::MaxOutput(const CompressJob& job) {
+  const absl::StatusOr<uint64_t> bytes = MaxFrameBytes(job.tensor, job.codec);
+  return bytes.ok() ? std::optional(*bytes) : std::nullopt;
+}
+
+v1::DecompressRequest DecompressMethod::Header(const DecompressJob& job, bool to_room) {
   v1::DecompressRequest request;
   request.mutable_header()->set_name(job.name);
+  request.mutable_header()->set_data_to_room(to_room);
   return request;
 }
 

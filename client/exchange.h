@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/client/remote_stream.h"
@@ -22,8 +23,16 @@ struct CompressMethod {
   static constexpr uint32_t kInputField = Request::kDataFieldNumber;
   static constexpr uint32_t kOutputField = Response::kFrameFieldNumber;
 
-  static Request Header(const CompressJob& job);
+  static Request Header(const CompressJob& job, bool to_room);
+  static v1::SharedMemoryRange& Input(Request& request) { return *request.mutable_shared_data(); }
+  static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_frame_room(); }
+  // Most bytes that come back; empty where that is not known beforehand.
+  static std::optional<uint64_t> MaxOutput(const CompressJob& job);
+
   static ByteSpan Output(const Response& response) { return AsBytes(response.frame()); }
+  static const v1::SharedMemoryRange* SharedOutput(const Response& response) {
+    return response.has_shared_frame() ? &response.shared_frame() : nullptr;
+  }
   // A response that is neither output nor a report.
   static absl::Status OnOther(CompressReplies&, const Response&) { return absl::OkStatus(); }
 };
@@ -36,28 +45,98 @@ struct DecompressMethod {
   static constexpr uint32_t kInputField = Request::kFrameFieldNumber;
   static constexpr uint32_t kOutputField = Response::kDataFieldNumber;
 
-  static Request Header(const DecompressJob& job);
+  static Request Header(const DecompressJob& job, bool to_room);
+  static v1::SharedMemoryRange& Input(Request& request) { return *request.mutable_shared_frame(); }
+  static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_data_room(); }
+  static std::optional<uint64_t> MaxOutput(const DecompressJob&) { return std::nullopt; }
+
   static ByteSpan Output(const Response& response) { return AsBytes(response.data()); }
+  static const v1::SharedMemoryRange* SharedOutput(const Response& response) {
+    return response.has_shared_data() ? &response.shared_data() : nullptr;
+  }
   static absl::Status OnOther(DecompressReplies& replies, const Response& response) {
     return response.has_header() ? replies.OnHeader(response.header()) : absl::OkStatus();
   }
 };
 
-// One attempt at `jobs`: sends them, and takes what comes back.
+// One attempt at `jobs`: a subclass sends them, this takes what comes back.
 template <typename Method>
-class Exchange final : public StreamHandler {
+class Exchange : public StreamHandler {
  public:
   using Job = typename Method::Replies::Job;
   using Sink = typename Method::Replies::Sink;
+  using Request = typename Method::Request;
+  using Response = typename Method::Response;
 
-  Exchange(std::string_view address, std::span<const Job> jobs, SliceReader& slices, Sink& sink, Delivery& delivery)
-      : address_(address), jobs_(jobs), slices_(slices), replies_(address, sink, delivery) {}
+  Exchange(std::string_view address, std::span<const Job> jobs, Sink& sink, Delivery& delivery)
+      : address_(address), jobs_(jobs), replies_(address, sink, delivery) {}
+
+  absl::Status Take(const grpc::ByteBuffer& reply) final {
+    if (const std::optional<std::vector<Slice>> output = PayloadOf(reply, Method::kOutputField)) {
+      for (const Slice& slice : *output) KVC_RETURN_IF_ERROR(OnOutput(slice.bytes));
+      return absl::OkStatus();
+    }
+    Response response;
+    if (!ParseMessage(reply, response)) return WrongReply("its message cannot be parsed");
+    if (response.has_stream()) return absl::OkStatus();
+    if (response.payload_case() == Response::kInputReleased) return OnReleased(response.input_released());
+    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    if (response.has_tensor()) {
+      KVC_RETURN_IF_ERROR(replies_.OnReport(jobs_[done_++], response.tensor()));
+      return OnTensorEnd();
+    }
+    if (const v1::SharedMemoryRange* range = Method::SharedOutput(response)) return OnSharedOutput(*range);
+    // Output in an encoding that is valid, but not the one that PayloadOf knows.
+    if (!Method::Output(response).empty()) return OnOutput(Method::Output(response));
+    return Method::OnOther(replies_, response);
+  }
+
+  size_t done() const { return done_; }
+
+ protected:
+  std::span<const Job> jobs() const { return jobs_; }
+
+  absl::Status OnOutput(ByteSpan bytes) {
+    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    return replies_.OnBytes(jobs_[done_], bytes);
+  }
+
+  absl::Status WrongReply(std::string_view what) const {
+    return DaemonFault(address_, absl::StatusCode::kInternal, what);
+  }
+
+ private:
+  // Of streams that use shared memory.
+  virtual absl::Status OnSharedOutput(const v1::SharedMemoryRange&) {
+    return WrongReply("it speaks of shared memory that it was not given");
+  }
+  virtual absl::Status OnReleased(uint64_t) { return WrongReply("it speaks of shared memory that it was not given"); }
+  virtual absl::Status OnTensorEnd() { return absl::OkStatus(); }
+
+  const std::string_view address_;
+  const std::span<const Job> jobs_;
+  typename Method::Replies replies_;
+  size_t done_ = 0;  // jobs
+};
+
+// Sends the bytes in messages.
+template <typename Method>
+class ByteExchange final : public Exchange<Method> {
+ public:
+  using typename Exchange<Method>::Job;
+  using typename Exchange<Method>::Sink;
+  using typename Exchange<Method>::Outgoing;
+
+  ByteExchange(std::string_view address, std::span<const Job> jobs, Sink& sink, Delivery& delivery, SliceReader& slices)
+      : Exchange<Method>(address, jobs, sink, delivery), slices_(slices) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
-    const Job& job = jobs_[sending_];
+    const Job& job = this->jobs()[sending_];
     Outgoing next;
     if (!std::exchange(header_sent_, true)) {
-      if (!SerializeMessage(Method::Header(job), next.message)) return absl::InternalError("a header is too large");
+      if (!SerializeMessage(Method::Header(job, /*to_room=*/false), next.message)) {
+        return absl::InternalError("a header is too large");
+      }
     } else {
       const size_t count = std::min<uint64_t>(kMaxPayloadBytes, job.source->size() - sent_bytes_);
       KVC_ASSIGN_OR_RETURN(Slice slice, slices_.Read(*job.source, sent_bytes_, count));
@@ -69,46 +148,16 @@ class Exchange final : public StreamHandler {
       header_sent_ = false;
       sent_bytes_ = 0;
     }
-    next.last = sending_ == jobs_.size();
+    next.last = sending_ == this->jobs().size();
     next.followed = !next.last;
     return next;
   }
 
-  absl::Status Take(const grpc::ByteBuffer& reply) override {
-    if (const std::optional<std::vector<Slice>> output = PayloadOf(reply, Method::kOutputField)) {
-      for (const Slice& slice : *output) KVC_RETURN_IF_ERROR(OnOutput(slice.bytes));
-      return absl::OkStatus();
-    }
-    typename Method::Response response;
-    if (!ParseMessage(reply, response)) return WrongReply("its message cannot be parsed");
-    if (response.has_stream()) return absl::OkStatus();
-    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
-    if (response.has_tensor()) return replies_.OnReport(jobs_[done_++], response.tensor());
-    // Output in an encoding that is valid, but not the one that PayloadOf knows.
-    if (!Method::Output(response).empty()) return OnOutput(Method::Output(response));
-    return Method::OnOther(replies_, response);
-  }
-
-  size_t done() const { return done_; }
-
  private:
-  absl::Status OnOutput(ByteSpan bytes) {
-    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
-    return replies_.OnBytes(jobs_[done_], bytes);
-  }
-
-  absl::Status WrongReply(std::string_view what) const {
-    return DaemonFault(address_, absl::StatusCode::kInternal, what);
-  }
-
-  const std::string_view address_;
-  const std::span<const Job> jobs_;
   SliceReader& slices_;
-  typename Method::Replies replies_;
   size_t sending_ = 0;  // index of the job
   bool header_sent_ = false;
   uint64_t sent_bytes_ = 0;  // of it
-  size_t done_ = 0;          // jobs
 };
 
 }  // namespace kvcompress

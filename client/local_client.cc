@@ -119,7 +119,18 @@ class LocalClient final : public CodecClient {
   const size_t window_;  // blocks in flight: enough that no thread waits while another writes
 };
 
+class PlainBuffer final : public SharedBuffer {
+ public:
+  explicit PlainBuffer(size_t bytes) : buffer_(bytes) {}
+  MutableByteSpan bytes() override { return buffer_.span(); }
+
+ private:
+  Buffer buffer_;
+};
+
 }  // namespace
+
+std::unique_ptr<SharedBuffer> CodecClient::Allocate(size_t bytes) { return std::make_unique<PlainBuffer>(bytes); }
 
 std::unique_ptr<CodecClient> MakeLocalClient(size_t threads) { return std::make_unique<LocalClient>(threads); }
 

@@ -10,6 +10,8 @@
 #include "kvcompress/client/channel.h"
 #include "kvcompress/client/codec_client.h"
 #include "kvcompress/client/exchange.h"
+#include "kvcompress/client/shared_exchange.h"
+#include "kvcompress/client/shared_memory_pool.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 namespace kvcompress {
@@ -45,10 +47,21 @@ bool IsRetryable(const StreamEnd& end) {
   }
 }
 
+// Whether a call that went through shared memory ended because the daemon does not have it any more.
+bool LosesRegions(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+         status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+}
+
 class RemoteClient final : public CodecClient {
  public:
   RemoteClient(const RemoteOptions& options, const ChannelTarget& target)
-      : options_(options), channel_(MakeChannel(target, options)) {}
+      : options_(options), channel_(MakeChannel(target, options)) {
+    // A list of daemons cannot share memory: the next call may go to another of them.
+    if (options.shared_memory && target.local && !target.spread) {
+      pool_ = std::make_unique<SharedMemoryPool>(channel_, options.connect_timeout);
+    }
+  }
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
     return Call<CompressMethod>(jobs, deadline, sink);
@@ -57,18 +70,33 @@ class RemoteClient final : public CodecClient {
     return Call<DecompressMethod>(jobs, deadline, sink);
   }
 
+  std::unique_ptr<SharedBuffer> Allocate(size_t bytes) override {
+    std::unique_ptr<SharedBuffer> buffer = pool_ == nullptr ? nullptr : pool_->Allocate(bytes);
+    return buffer == nullptr ? CodecClient::Allocate(bytes) : std::move(buffer);
+  }
+
+  std::string Transport() const override {
+    if (pool_ == nullptr) return "connection";
+    const absl::Status status = pool_->status();
+    if (status.ok()) return last_was_shared_ ? "shared memory" : "connection";
+    return absl::StrFormat("connection (%s)", status.message());
+  }
+
  private:
   absl::Status Connect(absl::Time deadline);
   template <typename Method, typename Job, typename Sink>
   absl::Status Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink);
   template <typename Method, typename Job, typename Sink>
-  absl::Status Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, StreamEnd& end);
-  // What the end of an attempt at `jobs`, of which `jobs_done` were reported, means.
+  // `shared`: whether shared memory may be used, and then, whether it was.
+  StreamEnd Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, bool& shared);
+  // What the end of a call means of whose `jobs` `jobs_done` were reported.
   absl::Status Verdict(const grpc::Status& status, size_t jobs_done, size_t jobs) const;
 
   const RemoteOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<SharedMemoryPool> pool_;  // null: all bytes go through the channel
   std::atomic<bool> was_reached_ = false;
+  std::atomic<bool> last_was_shared_ = false;
 };
 
 // Waits for the channel, so that a daemon that is not there is told apart from one that died: the first is given up at
@@ -116,29 +144,45 @@ absl::Status RemoteClient::Verdict(const grpc::Status& status, size_t jobs_done,
 }
 
 template <typename Method, typename Job, typename Sink>
-absl::Status RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
-                                   StreamEnd& end) {
+StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
+                                bool& shared) {
   delivery.BeginAttempt();
+  std::unique_ptr<RegisteredMemory> arena = shared ? pool_->Take(deadline) : nullptr;
+  shared = last_was_shared_ = arena != nullptr;
+  if (shared) {
+    SharedExchange<Method> exchange(options_.address, jobs, sink, delivery, *pool_, *arena);
+    StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
+    // After any other end than this one the daemon may still be writing to it.
+    if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(arena));
+    return end;
+  }
   SliceReader slices;
-  Exchange<Method> exchange(options_.address, jobs, slices, sink, delivery);
-  end = RunStream(channel_, Method::kName, deadline, exchange);
+  ByteExchange<Method> exchange(options_.address, jobs, sink, delivery, slices);
+  StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
   slices.WaitUntilReleased(absl::InfiniteFuture());
-  if (!end.handler.ok()) return end.handler;
-  return Verdict(end.status, exchange.done(), jobs.size());
+  return end;
 }
 
 template <typename Method, typename Job, typename Sink>
 absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink) {
   Delivery delivery;
   Backoff backoff(options_.retry);
+  bool may_share = pool_ != nullptr;
   absl::Status last;  // of the attempt before
   for (int attempt = 1;; ++attempt) {
     const absl::Status connected = Connect(deadline);
     if (!connected.ok()) return last.ok() || absl::IsDeadlineExceeded(connected) ? connected : last;
     if (jobs.empty()) return absl::OkStatus();
-    StreamEnd end;
-    last = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, end);
-    if (last.ok() || !end.handler.ok() || !IsRetryable(end)) return last;
+    bool shared = may_share;
+    const StreamEnd end = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
+    if (!end.handler.ok()) return end.handler;
+    last = Verdict(end.status, delivery.jobs_done(), jobs.size());
+    if (shared && LosesRegions(end.status)) {
+      pool_->Forget();
+      may_share = false;
+      if (!IsRetryable(end)) continue;
+    }
+    if (last.ok() || !IsRetryable(end)) return last;
     // What the sink has is whole and checked: only the end of the stream got lost.
     if (delivery.jobs_done() == jobs.size()) return absl::OkStatus();
     const absl::Duration delay = backoff.Next(end.retry_delay);

@@ -67,6 +67,7 @@ class Stream {
     if ((*next)->last) options.set_last_message();
     writes_ended_ = (*next)->last;
     writing_ = true;
+    if (!(*next)->message.Valid()) return call_->WritesDone(&writing_);
     call_->Write((*next)->message, options, &writing_);
   }
 

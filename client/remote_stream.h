@@ -18,9 +18,9 @@ namespace kvcompress {
 class StreamHandler {
  public:
   struct Outgoing {
-    grpc::ByteBuffer message;
-    bool last = false;      // half-closes the stream
-    bool followed = false;  // the next message is at hand: both may leave together
+    grpc::ByteBuffer message;  // none: only `last` is meant
+    bool last = false;         // half-closes the stream
+    bool followed = false;     // the next message is at hand: both may leave together
   };
 
   virtual ~StreamHandler() = default;

@@ -59,7 +59,14 @@ absl::StatusOr<Profile> ReadProfile(const std::string& path) {
 
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options) {
   if (options.server.empty()) return MakeLocalClient(static_cast<size_t>(options.threads));
-  return MakeRemoteClient({.address = options.server});
+  RemoteOptions remote = {.address = options.server};
+  if (options.verbose) {
+    remote.on_retry = [](const RetryEvent& event) {
+      Print(stderr, absl::StrFormat("%s; retrying in %.1f s\n", OneLine(std::string(event.status.message())),
+                                    absl::ToDoubleSeconds(event.delay)));
+    };
+  }
+  return MakeRemoteClient(remote);
 }
 
 void LogTensors(const FileReport& report, bool with_quality) {
@@ -86,8 +93,13 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions
           absl::StrFormat("%s %s with %s\n", options.decompress ? "decompress" : "compress", OneLine(options.input),
                           options.server.empty() ? "the codec in this process" : OneLine(options.server)));
   }
-  if (options.decompress) return DecompressFile(*client, options.input, options.output, file_options);
-  return CompressFile(*client, options.input, options.output, *profile, codec, file_options);
+  absl::StatusOr<FileReport> report =
+      options.decompress ? DecompressFile(*client, options.input, options.output, file_options)
+                         : CompressFile(*client, options.input, options.output, *profile, codec, file_options);
+  if (options.verbose && !options.server.empty()) {
+    Print(stderr, absl::StrFormat("transport: %s\n", OneLine(client->Transport())));
+  }
+  return report;
 }
 
 absl::Status Run(const CliOptions& options, Interrupts& interrupts) {

@@ -64,8 +64,9 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.Bool("decompress", &options.decompress, "Enable decompression mode");
   flags.Bool("metrics-only", &options.metrics_only, "Compute metrics without writing output");
   flags.Bool("verbose", &options.verbose, "Enable verbose logging");
-  flags.String("server", &options.server, "HOST:PORT",
-               "Daemon that does the work, instead of this process (environment: KV_COMPRESS_SERVER)");
+  flags.String("server", &options.server, "ADDRESS",
+               "Daemon that does the work, instead of this process: HOST:PORT, unix:PATH, or a list with commas of "
+               "IP:PORT (environment: KV_COMPRESS_SERVER)");
   flags.String("codec", &options.codec, "SPEC", "Codec chain in place of INT4, for example raw|zstd; help lists all");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
   flags.Int("threads", &options.threads, "Threads of the codec in this process (0=one for each CPU)");

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <grpcpp/channel.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "kvcompress/base/shared_memory.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+
+namespace kvcompress {
+
+class SharedMemoryLink;
+
+// Memory of this process that a daemon has mapped, too, until it is destroyed.
+class RegisteredMemory {
+ public:
+  RegisteredMemory(std::shared_ptr<SharedMemoryLink> link, std::string name, SharedMapping mapping, uint64_t region)
+      : link_(std::move(link)), name_(std::move(name)), mapping_(std::move(mapping)), region_(region) {}
+  ~RegisteredMemory();
+  RegisteredMemory(const RegisteredMemory&) = delete;
+  RegisteredMemory& operator=(const RegisteredMemory&) = delete;
+
+  MutableByteSpan bytes() const { return mapping_.bytes(); }
+  uint64_t region() const { return region_; }  // the daemon's name for it
+
+ private:
+  const std::shared_ptr<SharedMemoryLink> link_;
+  const std::string name_;
+  const SharedMapping mapping_;
+  const uint64_t region_;
+};
+
+// The stream on which memory is registered with a daemon of this host. Thread-safe.
+class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
+ public:
+  // Asks the daemon whether it takes shared memory. UNIMPLEMENTED when it does not.
+  static absl::StatusOr<std::shared_ptr<SharedMemoryLink>> Open(const std::shared_ptr<grpc::Channel>& channel,
+                                                                absl::Time deadline);
+  ~SharedMemoryLink();
+
+  // Fresh memory, registered. Its key is gone when this returns: nothing is left of it when this process is killed.
+  absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
+
+ private:
+  friend class RegisteredMemory;
+  class Stream;
+
+  SharedMemoryLink(std::unique_ptr<Stream> stream, std::string prefix);
+  absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline);
+
+  const std::string prefix_;
+  absl::Mutex mutex_;
+  const std::unique_ptr<Stream> stream_ ABSL_PT_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvcompress
