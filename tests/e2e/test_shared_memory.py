@@ -146,13 +146,10 @@ time.sleep(100)
 
 
 def test_nothing_is_left_of_many_streams_and_regions(server, client, thing):
-    def held():
-        with open(f"/proc/{server.pid}/maps") as maps:
-            return len(os.listdir(f"/proc/{server.pid}/fd")), sum("/dev/shm" in line for line in maps)
-    with_one = Registration(client)
-    with_one.register("r", thing)
-    with_one.close()
-    before = held()
+    def descriptors():
+        return len(os.listdir(f"/proc/{server.pid}/fd"))
+    client.metrics()
+    before = descriptors()
     for number in range(200):
         stream = Registration(client)
         for name in "abc":
@@ -162,8 +159,9 @@ def test_nothing_is_left_of_many_streams_and_regions(server, client, thing):
             stream.close()
         else:
             stream.cancel()
-    wait_for(lambda: figures(server) == (0, 0), "no region")
-    wait_for(lambda: held() == before, f"{before} descriptors and mappings, not {held()}")
+    wait_for(lambda: figures(server) == (0, 0) and mappings(server, thing.key) == 0, "no region")
+    # Less than one a stream: connections to the metrics page come and go.
+    assert descriptors() < before + 20
 
 
 def test_streams_are_limited(client):
