@@ -111,40 +111,50 @@ class DecompressWork {
   TensorDecompressor decompressor_;
 };
 
+// A call without its reactor.
 template <typename Work>
-class TensorCall final : public grpc::ServerUnaryReactor {
+class TensorCall {
  public:
-  TensorCall(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
-             const TensorCallEnvironment& environment)
-      : context_(context),
-        response_(response),
-        metrics_(environment.metrics),
-        record_(context, Work::kMethod, environment.metrics) {
-    const absl::Status status = Start(*request, environment);
-    if (!status.ok()) End(status);
-  }
+  TensorCall(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, Metrics& metrics)
+      : context_(context), response_(response), metrics_(metrics), record_(context, Work::kMethod, metrics) {}
 
-  void OnDone() override {
-    record_.End(status_, totals_);
-    delete this;
-  }
-
- private:
-  using Clock = CallRecord::Clock;
-
+  // Takes the message, and asks for the memory that the rest needs.
   absl::Status Start(const grpc::ByteBuffer& request, const TensorCallEnvironment& environment) {
     KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream());
     typename Work::Request head;
     if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
     KVC_RETURN_IF_ERROR(work_.Prepare(head, payload_, environment.options));
-    KVC_RETURN_IF_ERROR(ticket_.Resize(payload_.size() + work_.output_bytes()));
-    if (work_.is_fast() && std::max<uint64_t>(payload_.size(), work_.output_bytes()) <= kInlineBytes) {
-      Run();
-    } else {
-      queue_.emplace(environment.pool).Push([this] { Run(); });
-    }
+    return ticket_.Resize(payload_.size() + work_.output_bytes());
+  }
+
+  // Whether Run takes less time than the way to another thread.
+  bool is_short() const {
+    return work_.is_fast() && std::max<uint64_t>(payload_.size(), work_.output_bytes()) <= kInlineBytes;
+  }
+
+  // Fills the response.
+  absl::Status Run() {
+    if (context_->IsCancelled()) return absl::CancelledError("the client has cancelled");
+    const Clock::time_point start = Clock::now();
+    KVC_ASSIGN_OR_RETURN(Buffer output, work_.Run(payload_, report_));
+    report_.codec_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    typename Work::Response head;
+    Work::Report(report_, metrics_, head);
+    totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
+    *response_ = PayloadMessage(Work::kResponseBytes, {Slice::Of(std::move(output))}, head.SerializeAsString());
     return absl::OkStatus();
   }
+
+  // The status to finish with. What the call was admitted with is given back.
+  grpc::Status End(const absl::Status& status) {
+    ticket_.Settle();
+    AddPushback(status, *context_);
+    record_.End(status, totals_);
+    return ToGrpcStatus(status);
+  }
+
+ private:
+  using Clock = CallRecord::Clock;
 
   // Leaves the message's payload in one piece.
   bool Take(const grpc::ByteBuffer& message, typename Work::Request& head) {
@@ -166,27 +176,6 @@ class TensorCall final : public grpc::ServerUnaryReactor {
     return true;
   }
 
-  void Run() {
-    if (context_->IsCancelled()) return End(absl::CancelledError("the client has cancelled"));
-    const Clock::time_point start = Clock::now();
-    absl::StatusOr<Buffer> output = work_.Run(payload_, report_);
-    if (!output.ok()) return End(output.status());
-    report_.codec_seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    typename Work::Response head;
-    Work::Report(report_, metrics_, head);
-    totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
-    *response_ = PayloadMessage(Work::kResponseBytes, {Slice::Of(*std::move(output))}, head.SerializeAsString());
-    End(absl::OkStatus());
-  }
-
-  // Nothing of this call may be touched behind it.
-  void End(const absl::Status& status) {
-    status_ = status;
-    ticket_.Settle();
-    AddPushback(status, *context_);
-    this->Finish(ToGrpcStatus(status));
-  }
-
   grpc::CallbackServerContext* const context_;
   grpc::ByteBuffer* const response_;
   Metrics& metrics_;
@@ -197,20 +186,47 @@ class TensorCall final : public grpc::ServerUnaryReactor {
   ByteSpan payload_;
   TensorReport report_;
   StreamTotals totals_;
-  absl::Status status_;
-  std::optional<ThreadPool::Queue> queue_;
 };
+
+// A call whose work is a job of the pool.
+template <typename Work>
+class PooledCall final : public grpc::ServerUnaryReactor {
+ public:
+  PooledCall(ThreadPool& pool, std::unique_ptr<TensorCall<Work>> call) : call_(std::move(call)), queue_(pool) {
+    // Finish may be followed by OnDone on another thread: nothing is touched behind it.
+    queue_.Push([this] { this->Finish(call_->End(call_->Run())); });
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  const std::unique_ptr<TensorCall<Work>> call_;
+  ThreadPool::Queue queue_;
+};
+
+template <typename Work>
+grpc::ServerUnaryReactor* StartCall(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
+                                    grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
+  auto call = std::make_unique<TensorCall<Work>>(context, response, environment.metrics);
+  absl::Status status = call->Start(request, environment);
+  if (status.ok() && !call->is_short()) return new PooledCall<Work>(environment.pool, std::move(call));
+  if (status.ok()) status = call->Run();
+  // gRPC's own reactor ends without another thread.
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  reactor->Finish(call->End(status));
+  return reactor;
+}
 
 }  // namespace
 
 grpc::ServerUnaryReactor* StartCompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                               grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
-  return new TensorCall<CompressWork>(context, request, response, environment);
+  return StartCall<CompressWork>(context, *request, response, environment);
 }
 
 grpc::ServerUnaryReactor* StartDecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                                 grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
-  return new TensorCall<DecompressWork>(context, request, response, environment);
+  return StartCall<DecompressWork>(context, *request, response, environment);
 }
 
 }  // namespace kvcompress
