@@ -25,16 +25,16 @@ class Load:
         self.process.wait()
         self.process.stdout.close()
 
-    def outcomes(self, timeout=100):
+    def outcomes(self, seconds=100):
         """What each stream tells, once all have ended."""
-        text, _ = self.process.communicate(timeout=timeout)
+        text, _ = self.process.communicate(timeout=seconds)
         assert self.process.returncode == 0
         return json.loads(text)
 
 
-def load(bin_dir, address, timeout=100, **flags):
+def load(bin_dir, address, seconds=100, **flags):
     with Load(bin_dir, address, **flags) as running:
-        return running.outcomes(timeout)
+        return running.outcomes(seconds)
 
 
 def expected_hashes(bin_dir, streams, **flags):

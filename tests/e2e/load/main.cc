@@ -28,6 +28,7 @@ ABSL_FLAG(size_t, inputs, 64, "different tensors: stream i sends number i modulo
 ABSL_FLAG(uint64_t, tensor_bytes, 1 << 20, "of F16 values");
 ABSL_FLAG(std::string, codec, "int4(group=64)", "spec");
 ABSL_FLAG(bool, shared_connection, false, "one connection for all streams");
+ABSL_FLAG(bool, shared_memory, false, "send through shared memory where the daemon offers it");
 ABSL_FLAG(absl::Duration, timeout, absl::Minutes(10), "of a call");
 ABSL_FLAG(int, attempts, 1, "most attempts of a call");
 ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(20), "how long a daemon that was there is waited for");
@@ -149,6 +150,7 @@ absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(std::function<void(const
   return MakeRemoteClient({.address = address,
                            .connect_timeout = absl::GetFlag(FLAGS_connect_timeout),
                            .retry = {.max_attempts = absl::GetFlag(FLAGS_attempts)},
+                           .shared_memory = absl::GetFlag(FLAGS_shared_memory),
                            .on_retry = std::move(on_retry)});
 }
 
