@@ -202,5 +202,16 @@ TEST_F(BusGuardTest, ASignalThatWasSentStillEndsTheProcess) {
   EXPECT_EXIT(kill(getpid(), SIGBUS); pause(), EndedByTheSignal, "");
 }
 
+// Without the fixture, which would guard a mapping first.
+TEST(BusGuardHandlerTest, AHandlerThatWasThereBeforeIsCalled) {
+  const SharedMemory object = *SharedMemory::Create(absl::StrCat("/kvc-test-", getpid(), "-handler"), kPage);
+  const auto run = [&] {
+    signal(SIGBUS, [](int) { _exit(42); });
+    const std::shared_ptr<SharedRegion> region = *GuardMapping(*object.Map(0, kPage));
+    FaultElsewhere(object);
+  };
+  EXPECT_EXIT(run(), ::testing::ExitedWithCode(42), "");
+}
+
 }  // namespace
 }  // namespace kvcompress
