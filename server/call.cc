@@ -43,8 +43,8 @@ bool DeadlineHasPassed(const grpc::CallbackServerContext& context) {
 
 }  // namespace
 
-CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics)
-    : context_(context), method_(method), metrics_(metrics), request_id_(RequestId(*context)) {
+CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, LogLevel level)
+    : context_(context), method_(method), metrics_(metrics), level_(level), request_id_(RequestId(*context)) {
   context_->AddInitialMetadata(kRequestId, request_id_);
   metrics_.OnCallStart(method_);
 }
@@ -54,10 +54,12 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
   const absl::StatusCode code = too_late ? absl::StatusCode::kDeadlineExceeded : status.code();
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   metrics_.OnCallEnd(method_, code, seconds);
+  const LogLevel level = status.ok() ? level_ : std::max(level_, LogLevel::kInfo);
+  if (!Logs(level)) return;
   const double ratio = totals.frame_bytes == 0
                            ? 0.0
                            : static_cast<double>(totals.tensor_bytes) / static_cast<double>(totals.frame_bytes);
-  Log(LogLevel::kInfo, "call",
+  Log(level, "call",
       {{"request_id", request_id_},
        {"method", method_},
        {"peer", context_->peer()},

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "kvcompress/server/log.h"
 #include "kvcompress/server/metrics.h"
 
 namespace kvcompress {
@@ -17,8 +18,9 @@ class CallRecord {
   using Clock = std::chrono::steady_clock;
 
   // Takes the request id from the metadata x-request-id, when it is 1 to 64 characters of [A-Za-z0-9._-], or makes one;
-  // the initial metadata give it back.
-  CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics);
+  // the initial metadata give it back. A call that goes well has a line of `level`.
+  CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
+             LogLevel level = LogLevel::kInfo);
 
   // `status` as it was sent; what the client's deadline has ended counts as DEADLINE_EXCEEDED.
   void End(const absl::Status& status, const StreamTotals& totals);
@@ -29,6 +31,7 @@ class CallRecord {
   grpc::CallbackServerContext* const context_;
   const std::string_view method_;
   Metrics& metrics_;
+  const LogLevel level_;
   const Clock::time_point start_ = Clock::now();
   const std::string request_id_;
 };

@@ -55,6 +55,8 @@ void SetUpLog(std::string_view level, bool json) {
   gpr_set_log_function(LogGrpc);
 }
 
+bool Logs(LogLevel level) { return spdlog::default_logger_raw()->should_log(ToSpdlog(level)); }
+
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields) {
   const spdlog::level::level_enum spd_level = ToSpdlog(level);
   spdlog::logger* logger = spdlog::default_logger_raw();

@@ -26,6 +26,9 @@ struct LogField {
 // Once, at the start. `level` is debug, info, warning or error.
 void SetUpLog(std::string_view level, bool json);
 
+// Whether a line of this level is written: for callers whose fields are costly to make.
+bool Logs(LogLevel level);
+
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {});
 
 }  // namespace kvcompress

@@ -119,7 +119,8 @@ Metrics::Metrics(std::function<LiveFigures()> live)
       cosine_(Family(BuildHistogram(), registry_, "kvcompress_quality_cosine_similarity",
                      "Cosine similarity of compressed tensors to their originals.")) {
   // Series that are known beforehand exist from the start: a rate misses the event that a series begins with.
-  for (const char* method : {"Compress", "Decompress", "Metrics", "Capabilities", "SharedMemory"}) {
+  for (const char* method :
+       {"Compress", "Decompress", "CompressTensor", "DecompressTensor", "Metrics", "Capabilities", "SharedMemory"}) {
     requests_in_flight_.Add({{"method", method}});
     requests_.Add({{"method", method}, {"code", "OK"}});
   }

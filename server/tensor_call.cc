@@ -116,7 +116,10 @@ template <typename Work>
 class TensorCall {
  public:
   TensorCall(grpc::CallbackServerContext* context, grpc::ByteBuffer* response, Metrics& metrics)
-      : context_(context), response_(response), metrics_(metrics), record_(context, Work::kMethod, metrics) {}
+      : context_(context),
+        response_(response),
+        metrics_(metrics),
+        record_(context, Work::kMethod, metrics, LogLevel::kDebug) {}
 
   // Takes the message, and asks for the memory that the rest needs.
   absl::Status Start(const grpc::ByteBuffer& request, const TensorCallEnvironment& environment) {
