@@ -36,6 +36,7 @@ class SharedMemoryLink::Stream {
   }
 
   ~Stream() {
+    context_.TryCancel();
     if (!broken_) Break().IgnoreError();
     queue_.Shutdown();
     void* tag;
@@ -71,14 +72,13 @@ class SharedMemoryLink::Stream {
     return all_ok;
   }
 
-  // Ends the call, and says how it ended.
+  // How the call, which has ended or is cancelled, ended.
   absl::Status Break() {
     broken_ = true;
-    context_.TryCancel();
     grpc::Status status;
     call_->Finish(&status, this);
     Wait(1, absl::InfiniteFuture());
-    return FromGrpc(status);
+    return status.ok() ? absl::UnavailableError("the daemon has ended the stream") : FromGrpc(status);
   }
 
   const std::unique_ptr<v1::KvCompression::Stub> stub_;

@@ -8,7 +8,8 @@ namespace {
 using GrpcSlices = std::vector<grpc::Slice>;
 
 constexpr uint32_t kLengthDelimited = 2;
-constexpr size_t kMaxVarintBytes = 10;
+// Of tags and lengths: parsers of protobuf take no longer ones.
+constexpr size_t kMaxVarintBytes = 5;
 
 ByteSpan BytesOf(const grpc::Slice& slice) { return {reinterpret_cast<const std::byte*>(slice.begin()), slice.size()}; }
 

@@ -22,6 +22,8 @@ namespace kvcompress::testing {
 using CompressCall = grpc::ServerReaderWriter<v1::CompressResponse, v1::CompressRequest>;
 using DecompressCall = grpc::ServerReaderWriter<v1::DecompressResponse, v1::DecompressRequest>;
 
+using SharedMemoryCall = grpc::ServerReaderWriter<v1::SharedMemoryResponse, v1::SharedMemoryRequest>;
+
 // A daemon that does what a test tells it to: mostly what a daemon should not.
 class FakeDaemon final : public v1::KvCompression::Service {
  public:
@@ -47,6 +49,14 @@ class FakeDaemon final : public v1::KvCompression::Service {
     return decompress(*context, *call);
   }
 
+  grpc::Status Capabilities(grpc::ServerContext*, const v1::CapabilitiesRequest*,
+                            v1::CapabilitiesResponse* response) override {
+    return capabilities ? capabilities(*response) : grpc::Status(grpc::UNIMPLEMENTED, "older");
+  }
+  grpc::Status SharedMemory(grpc::ServerContext*, SharedMemoryCall* call) override { return shared_memory(*call); }
+
+  std::function<grpc::Status(v1::CapabilitiesResponse&)> capabilities;
+  std::function<grpc::Status(SharedMemoryCall&)> shared_memory;
   std::function<grpc::Status(grpc::ServerContext&, CompressCall&)> compress;
   std::function<grpc::Status(grpc::ServerContext&, DecompressCall&)> decompress;
 
