@@ -91,7 +91,7 @@ class SharedMemoryLink::Stream {
 RegisteredMemory::~RegisteredMemory() {
   v1::SharedMemoryRequest request;
   request.mutable_unregister()->set_name(name_);
-  constexpr absl::Duration kPatience = absl::Seconds(5);
+  constexpr absl::Duration kPatience = absl::Seconds(1);
   link_->Ask(request, absl::Now() + kPatience)
       .status()
       .IgnoreError();  // a stream that is lost has taken its regions with it

@@ -11,6 +11,9 @@ namespace {
 // A daemon that loses what was registered again and again is left alone.
 constexpr int kMaxLosses = 8;
 
+// Kept for later calls; what a burst of calls had beyond these is given back.
+constexpr size_t kMaxIdleArenas = 8;
+
 }  // namespace
 
 class SharedMemoryPool::Buffer final : public SharedBuffer {
@@ -78,7 +81,7 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
 void SharedMemoryPool::PutBack(std::unique_ptr<RegisteredMemory> arena) {
   absl::MutexLock lock(&state_->mutex);
   state_->losses = 0;
-  state_->idle.push_back(std::move(arena));
+  if (state_->idle.size() < kMaxIdleArenas) state_->idle.push_back(std::move(arena));
 }
 
 std::unique_ptr<SharedBuffer> SharedMemoryPool::Allocate(size_t bytes) {
