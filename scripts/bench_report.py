@@ -119,6 +119,8 @@ def throughput_table(results):
                          gb(f"daemon {path}"), gb(f"library {path}"), of(f"sink/socket {path}"), of(f"daemon/sink {path}"),
                          of(f"{path}/tcp"), of(f"{path}/embedded"), cpu(entry, "client"), cpu(entry, "server"),
                          "" if outside is None else f"{outside:.2f}"])
+        rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), "shm copy", "", "", "", gb("library copy"), "", "", "",
+                     "", cpu(contestants["library copy"], "client"), cpu(contestants["library copy"], "server"), ""])
         rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), "embedded", "", "", gb("embedded"), gb("local"), "",
                      "", "", "", cpu(contestants["embedded"], "client"), "", ""])
     facts = results["machine"]

@@ -37,6 +37,8 @@ CONTESTANTS = [
       for name, kind, server in [("socket", "socket", "socket"), ("sink", "sink", "sink"), ("daemon", "daemon", "daemon"),
                                  ("library", "library", "daemon")]),
     ("daemon shm", "shm", "daemon"),
+    ("library shm", "library-shm", "daemon"),
+    ("library copy", "library-copy", "daemon"),
     ("embedded", "embedded", None),
     ("local", "local", None),
 ]
@@ -47,6 +49,7 @@ CALLERS = [
                                  ("sink, new stream", "stream", "sink"), ("daemon, unary", "unary", "daemon"),
                                  ("daemon, new stream", "stream", "daemon"),
                                  ("daemon, open stream", "open-stream", "daemon"), ("library", "library", "daemon")]),
+    ("library copy", "library-copy", "daemon"),
     ("local", "local", None),
 ]
 
@@ -67,7 +70,7 @@ class Server:
                 raise RuntimeError(f"{name} does not start: {(folder / f'{name}.log').read_text()}")
             time.sleep(0.01)
         tcp, unix = json.loads(port_file.read_text())["listen"]
-        self.address = {"tcp": tcp, "unix": unix, "shm": unix}
+        self.address = {"tcp": tcp, "unix": unix, "shm": unix, "copy": unix}
 
     def peak_rss(self):
         for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():

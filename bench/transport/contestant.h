@@ -51,8 +51,15 @@ absl::StatusOr<std::unique_ptr<Contestant>> NewSocketStreams(const Workload& wor
 // The embedded codec over spans, on as many threads as there are CPUs whatever the number of streams. Tensors above the
 // buffer's size are compressed in pieces of it.
 absl::StatusOr<std::unique_ptr<Contestant>> NewEmbedded(const Workload& workload, const std::string& address);
-// The project's own client library: on the daemon at `address`, or, where that is empty, with its local codec.
-absl::StatusOr<std::unique_ptr<Contestant>> NewLibraryStreams(const Workload& workload, const std::string& address);
+// The project's own client library.
+enum class LibraryMode {
+  kLocal,             // the codec in this process
+  kConnection,        // bytes go through the connection
+  kSharedMemoryCopy,  // through shared memory, into which the library copies them
+  kSharedMemory,      // the values lie in memory that the library has allocated
+};
+absl::StatusOr<std::unique_ptr<Contestant>> NewLibraryStreams(const Workload& workload, const std::string& address,
+                                                              LibraryMode mode);
 
 enum class CallKind {
   kUnary,       // CompressTensor: one message out, one back
@@ -62,6 +69,7 @@ enum class CallKind {
 absl::StatusOr<std::unique_ptr<Caller>> NewRpcCaller(const Workload& workload, const std::string& address,
                                                      CallKind kind);
 absl::StatusOr<std::unique_ptr<Caller>> NewSocketCaller(const Workload& workload, const std::string& address);
-absl::StatusOr<std::unique_ptr<Caller>> NewLibraryCaller(const Workload& workload, const std::string& address);
+absl::StatusOr<std::unique_ptr<Caller>> NewLibraryCaller(const Workload& workload, const std::string& address,
+                                                         LibraryMode mode);
 
 }  // namespace kvcompress::bench

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -30,14 +31,14 @@ class CountingSink final : public CompressSink {
   uint64_t frame_bytes_ = 0;
 };
 
-absl::StatusOr<std::unique_ptr<CodecClient>> NewClient(const std::string& address) {
-  if (address.empty()) return MakeLocalClient(0);
-  return MakeRemoteClient({.address = address});
+absl::StatusOr<std::unique_ptr<CodecClient>> NewClient(const std::string& address, LibraryMode mode) {
+  if (mode == LibraryMode::kLocal) return MakeLocalClient(0);
+  return MakeRemoteClient({.address = address, .shared_memory = mode != LibraryMode::kConnection});
 }
 
-// One tensor; CANCELLED when `progress` says stop.
-absl::Status CompressOne(CodecClient& client, const Workload& workload, Progress* progress) {
-  const TensorSource source(workload.tensor_bytes);
+// One tensor from `values`; CANCELLED when `progress` says stop.
+absl::Status CompressOne(CodecClient& client, const Workload& workload, ByteSpan values, Progress* progress) {
+  const TensorSource source(values, workload.tensor_bytes);
   const CompressJob job = {.tensor = workload.tensor, .codec = kCodec, .source = &source};
   CountingSink sink(progress);
   KVC_RETURN_IF_ERROR(client.Compress({&job, 1}, absl::InfiniteFuture(), sink));
@@ -45,18 +46,23 @@ absl::Status CompressOne(CodecClient& client, const Workload& workload, Progress
   return absl::InternalError("a frame of another size than expected");
 }
 
-// One thread a stream, which compresses one tensor a call; the local codec's pool is shared by all.
+// One thread a stream, which compresses one tensor a call.
 class LibraryStreams final : public Contestant {
  public:
-  LibraryStreams(const Workload& workload, std::vector<std::unique_ptr<CodecClient>> clients)
-      : workload_(workload), clients_(std::move(clients)) {}
+  LibraryStreams(const Workload& workload, std::unique_ptr<CodecClient> client, bool in_place)
+      : workload_(workload), client_(std::move(client)), values_(Values()) {
+    if (!in_place) return;
+    buffer_ = client_->Allocate(kBufferBytes);
+    std::memcpy(buffer_->bytes().data(), Values().data(), kBufferBytes);
+    values_ = buffer_->bytes();
+  }
 
   absl::Status Run(Progress& progress) override {
     std::vector<absl::Status> results(workload_.streams);
     std::vector<std::thread> threads;
-    for (size_t i = 0; i < workload_.streams; ++i) {
-      threads.emplace_back([this, &progress, &result = results[i], &client = *clients_[i % clients_.size()]] {
-        while (result.ok() && !progress.stopped()) result = CompressOne(client, workload_, &progress);
+    for (absl::Status& result : results) {
+      threads.emplace_back([this, &progress, &result] {
+        while (result.ok() && !progress.stopped()) result = CompressOne(*client_, workload_, values_, &progress);
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -68,7 +74,21 @@ class LibraryStreams final : public Contestant {
 
  private:
   const Workload workload_;
-  const std::vector<std::unique_ptr<CodecClient>> clients_;
+  const std::unique_ptr<CodecClient> client_;
+  std::unique_ptr<SharedBuffer> buffer_;
+  ByteSpan values_;
+};
+
+class LibraryCaller final : public Caller {
+ public:
+  LibraryCaller(const Workload& workload, std::unique_ptr<CodecClient> client)
+      : workload_(workload), client_(std::move(client)) {}
+
+  absl::Status Call() override { return CompressOne(*client_, workload_, Values(), nullptr); }
+
+ private:
+  const Workload workload_;
+  const std::unique_ptr<CodecClient> client_;
 };
 
 class Embedded final : public Contestant {
@@ -99,28 +119,12 @@ class Embedded final : public Contestant {
   const TensorCompressor compressor_;
 };
 
-class LibraryCaller final : public Caller {
- public:
-  LibraryCaller(const Workload& workload, std::unique_ptr<CodecClient> client)
-      : workload_(workload), client_(std::move(client)) {}
-
-  absl::Status Call() override { return CompressOne(*client_, workload_, nullptr); }
-
- private:
-  const Workload workload_;
-  const std::unique_ptr<CodecClient> client_;
-};
-
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Contestant>> NewLibraryStreams(const Workload& workload, const std::string& address) {
-  const size_t count = address.empty() ? 1 : std::min(workload.streams, kMaxConnections);
-  std::vector<std::unique_ptr<CodecClient>> clients;
-  while (clients.size() < count) {
-    KVC_ASSIGN_OR_RETURN(std::unique_ptr<CodecClient> client, NewClient(address));
-    clients.push_back(std::move(client));
-  }
-  return std::make_unique<LibraryStreams>(workload, std::move(clients));
+absl::StatusOr<std::unique_ptr<Contestant>> NewLibraryStreams(const Workload& workload, const std::string& address,
+                                                              LibraryMode mode) {
+  KVC_ASSIGN_OR_RETURN(std::unique_ptr<CodecClient> client, NewClient(address, mode));
+  return std::make_unique<LibraryStreams>(workload, std::move(client), mode == LibraryMode::kSharedMemory);
 }
 
 absl::StatusOr<std::unique_ptr<Contestant>> NewEmbedded(const Workload& workload, const std::string&) {
@@ -130,8 +134,9 @@ absl::StatusOr<std::unique_ptr<Contestant>> NewEmbedded(const Workload& workload
   return std::make_unique<Embedded>(std::move(compressor));
 }
 
-absl::StatusOr<std::unique_ptr<Caller>> NewLibraryCaller(const Workload& workload, const std::string& address) {
-  KVC_ASSIGN_OR_RETURN(std::unique_ptr<CodecClient> client, NewClient(address));
+absl::StatusOr<std::unique_ptr<Caller>> NewLibraryCaller(const Workload& workload, const std::string& address,
+                                                         LibraryMode mode) {
+  KVC_ASSIGN_OR_RETURN(std::unique_ptr<CodecClient> client, NewClient(address, mode));
   return std::make_unique<LibraryCaller>(workload, std::move(client));
 }
 

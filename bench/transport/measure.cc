@@ -26,9 +26,19 @@ struct ThroughputKind {
   absl::StatusOr<std::unique_ptr<Contestant>> (*make)(const Workload&, const std::string& address);
   bool daemon;  // whether its server tells of its codec
 };
+template <LibraryMode mode>
+absl::StatusOr<std::unique_ptr<Contestant>> NewLibrary(const Workload& workload, const std::string& address) {
+  return NewLibraryStreams(workload, address, mode);
+}
 constexpr ThroughputKind kThroughputKinds[] = {
-    {"socket", NewSocketStreams, false},   {"sink", NewByteStreams, false},      {"daemon", NewByteStreams, true},
-    {"shm", NewSharedMemoryStreams, true}, {"library", NewLibraryStreams, true}, {"local", NewLibraryStreams, false},
+    {"socket", NewSocketStreams, false},
+    {"sink", NewByteStreams, false},
+    {"daemon", NewByteStreams, true},
+    {"shm", NewSharedMemoryStreams, true},
+    {"library", NewLibrary<LibraryMode::kConnection>, true},
+    {"library-shm", NewLibrary<LibraryMode::kSharedMemory>, true},
+    {"library-copy", NewLibrary<LibraryMode::kSharedMemoryCopy>, true},
+    {"local", NewLibrary<LibraryMode::kLocal>, false},
     {"embedded", NewEmbedded, false},
 };
 
@@ -40,13 +50,18 @@ template <CallKind kind>
 absl::StatusOr<std::unique_ptr<Caller>> NewCaller(const Workload& workload, const std::string& address) {
   return NewRpcCaller(workload, address, kind);
 }
+template <LibraryMode mode>
+absl::StatusOr<std::unique_ptr<Caller>> NewLibraryCall(const Workload& workload, const std::string& address) {
+  return NewLibraryCaller(workload, address, mode);
+}
 constexpr LatencyKind kLatencyKinds[] = {
     {"socket", NewSocketCaller},
     {"unary", NewCaller<CallKind::kUnary>},
     {"stream", NewCaller<CallKind::kStream>},
     {"open-stream", NewCaller<CallKind::kOpenStream>},
-    {"library", NewLibraryCaller},
-    {"local", NewLibraryCaller},
+    {"library", NewLibraryCall<LibraryMode::kConnection>},
+    {"library-copy", NewLibraryCall<LibraryMode::kSharedMemoryCopy>},
+    {"local", NewLibraryCall<LibraryMode::kLocal>},
 };
 
 template <typename Kinds>

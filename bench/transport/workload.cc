@@ -42,12 +42,12 @@ ByteSpan Values() {
 absl::StatusOr<ByteSpan> TensorSource::Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const {
   if (offset > size_ || count > size_ - offset) return absl::OutOfRangeError("read past the end of the tensor");
   const size_t at = static_cast<size_t>(offset % kBufferBytes);
-  if (count <= kBufferBytes - at) return Values().subspan(at, count);
+  if (count <= kBufferBytes - at) return buffer_.subspan(at, count);
   scratch.resize(count);
   for (size_t done = 0; done < count;) {
     const size_t from = static_cast<size_t>((offset + done) % kBufferBytes);
     const size_t take = std::min(count - done, kBufferBytes - from);
-    std::memcpy(scratch.data() + done, Values().data() + from, take);
+    std::memcpy(scratch.data() + done, buffer_.data() + from, take);
     done += take;
   }
   return ByteSpan(scratch);

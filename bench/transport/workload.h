@@ -32,14 +32,15 @@ struct Workload {
 // kBufferBytes of FP16 values: Gaussian, with outliers.
 ByteSpan Values();
 
-// The values of one tensor of any size.
+// The values of one tensor of any size, from a buffer of kBufferBytes.
 class TensorSource final : public ByteSource {
  public:
-  explicit TensorSource(uint64_t size) : size_(size) {}
+  TensorSource(ByteSpan buffer, uint64_t size) : buffer_(buffer), size_(size) {}
   uint64_t size() const override { return size_; }
   absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override;
 
  private:
+  const ByteSpan buffer_;
   const uint64_t size_;
 };
 

@@ -54,7 +54,7 @@ def main():
         results = json.loads(output.read_text())
     check(results)
     rows = [line for line in table.splitlines() if line.startswith(str(STREAMS))]
-    assert len(rows) == len(TENSORS) * 4, table
+    assert len(rows) == len(TENSORS) * 5, table
     left = list(pathlib.Path("/dev/shm").glob(bench_transport.shared_memory_prefix(run.pid) + "*"))
     assert not left, left
     return 0
