@@ -88,6 +88,32 @@ def test_every_encoding_of_a_payload_means_the_same(daemon, stubs):
             assert answers[-1].stream.tensors == 1
 
 
+def test_every_encoding_of_a_tensor_in_one_message_means_the_same(daemon, stubs):
+    server = daemon("--threads", "1")
+    client = Client(server, stubs)
+    pb = stubs.pb
+    array = random_array(64)
+    frame = client.compress({"t": array})[0]["t"]
+    values = client.decompress({"t": frame})[0]["t"].tobytes()
+    directions = [
+        ("CompressTensor", pb.CompressTensorRequest, "data", client.header("t", [64]).header, array.tobytes(),
+         pb.CompressTensorResponse, lambda response: response.frame, frame),
+        ("DecompressTensor", pb.DecompressTensorRequest, "frame", client.frame_header("t").header, frame,
+         pb.DecompressTensorResponse, lambda response: response.data, values),
+    ]
+    for method, request, field, header, payload, response, output, expected in directions:
+        call = server.channel().unary_unary(f"/{SERVICE}/{method}", lambda message: message, response.FromString)
+        header = header.SerializeToString()
+        messages = [head + body for head in encodings(1, header) for body in encodings(2, payload)]
+        messages += [body + bytes_field(1, header) for body in encodings(2, payload)]
+        messages += [bytes_field(2, b"the first of two") + bytes_field(1, header) + bytes_field(2, payload),
+                     bytes_field(1, header) + bytes_field(2, payload + b"x") + bytes_field(2, payload),
+                     bytes_field(1, header) + bytes_field(2, payload) + bytes_field(1, header[:0])]
+        for message in messages:
+            assert getattr(request.FromString(message), field) == payload
+            assert output(call(message, timeout=30)) == expected, message.hex()
+
+
 def test_every_encoding_of_a_header_means_the_same(daemon, stubs):
     server = daemon("--threads", "1")
     client = Client(server, stubs)
