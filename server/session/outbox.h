@@ -70,6 +70,12 @@ class Outbox {
     return held_bytes_;
   }
 
+  // Of those that wait.
+  uint64_t waiting_bytes() const {
+    absl::MutexLock lock(&mutex_);
+    return held_bytes_ - writing_cost_;
+  }
+
   bool empty() const { return held_bytes() == 0; }
   // Whether Pop would give one.
   bool has_next() const {

@@ -28,7 +28,7 @@ Session<Traits>::Session(ThreadPool& pool, SessionOptions options, Admission::Ti
       wake_(std::move(wake)),
       ranges_(options_.regions),
       ticket_(std::move(ticket)),
-      sink_(observer, [this] { OnProgress(); }),
+      sink_(observer, [this](Change change) { OnProgress(change); }),
       stream_(pool, options_.limits, sink_) {}
 
 template <typename Traits>
@@ -101,12 +101,13 @@ void Session<Traits>::Cancel() {
 }
 
 // While output waits for room, messages are read ahead, for there may be room in one of them; bytes are not, for they
-// would have to be held.
+// would have to be held. Behind a fault, whose turn comes after that output, all but rooms is dropped.
 template <typename Traits>
-bool Session<Traits>::wants_input() const {
+bool Session<Traits>::TakesInput() const {
   constexpr size_t kMaxInputs = 1024;
   absl::MutexLock lock(&mutex_);
-  if (half_closed_ || InputIsOver()) return false;
+  if (half_closed_ || cancelled_ || !output_status_.ok()) return false;
+  if (InputIsOver()) return waits_for_room_;
   if (inputs_.empty()) return HasRoom() || waits_for_room_;
   const Input& last = inputs_.back();
   return waits_for_room_ && inputs_.size() < kMaxInputs && (last.is_shared || last.is_header);
@@ -132,20 +133,35 @@ absl::Status Session<Traits>::OutputStatus() const {
 
 template <typename Traits>
 bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
-  if (const absl::Status usable = OutputStatus(); !usable.ok()) return FailOutput(usable);
   if (PopReleased(outgoing)) return true;
-  if (!placing_.empty()) return Place(outgoing);
-  bool to_room = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!sink_.outbox().Pop(outgoing) || cancelled_) return false;
-    to_room = !to_room_.empty() && to_room_.front();
-    if (outgoing.response.has_tensor()) to_room_.pop_front();
+  if (behind_placed_) {
+    outgoing = *std::exchange(behind_placed_, std::nullopt);
+    return true;
   }
-  if (outgoing.response.has_tensor()) ranges_.EndTensor();
-  if (outgoing.bytes.empty() || !to_room) return true;
-  placing_ = std::exchange(outgoing.bytes, {});
-  return Place(outgoing);
+  while (true) {
+    if (const absl::Status usable = OutputStatus(); !usable.ok()) return FailOutput(usable);
+    if (!placing_.empty()) {
+      if (Place(outgoing)) return true;
+      if (waits_for_room_) return false;
+      continue;
+    }
+    bool to_room = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!sink_.outbox().Pop(outgoing) || cancelled_) return false;
+      to_room = !to_room_.empty() && to_room_.front();
+      if (outgoing.response.has_tensor()) to_room_.pop_front();
+    }
+    if (outgoing.response.has_tensor()) {
+      ranges_.EndTensor();
+      if (placed_.byte_size() > 0) {
+        behind_placed_ = std::exchange(outgoing, {});
+        return PopPlaced(outgoing);
+      }
+    }
+    if (outgoing.bytes.empty() || !to_room) return true;
+    placing_ = std::exchange(outgoing.bytes, {});
+  }
 }
 
 template <typename Traits>
@@ -162,29 +178,38 @@ bool Session<Traits>::FailOutput(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
     output_status_.Update(status);
+    waits_for_room_ = false;
     Outgoing<Response> none;
     sink_.outbox().Clear();
     sink_.outbox().Pop(none);
   }
   placing_.clear();
+  behind_placed_.reset();
   stream_.Cancel();
   Fail(status);
   return false;
 }
 
+// Fills the room whose turn it is. True when it is full: then the client is told; otherwise more is to come, or waits.
 template <typename Traits>
 bool Session<Traits>::Place(Outgoing<Response>& outgoing) {
-  bool half_closed = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    waits_for_room_ = !ranges_.has_room();
-    half_closed = half_closed_;
-  }
-  if (!ranges_.has_room()) {
-    if (!half_closed) return false;
+  waits_for_room_ = !ranges_.has_room();
+  if (waits_for_room_) {
+    if (!HalfClosed()) return false;
     return FailOutput(absl::FailedPreconditionError("the stream was half-closed, but its output needs another room"));
   }
-  Traits::placed_bytes(outgoing.response) = ranges_.Fill(placing_);
+  const SharedRanges::Filled filled = ranges_.Fill(placing_);
+  if (placed_.byte_size() == 0) {
+    placed_ = filled.range;
+  } else {
+    placed_.set_byte_size(placed_.byte_size() + filled.range.byte_size());
+  }
+  return filled.room_is_full && PopPlaced(outgoing);
+}
+
+template <typename Traits>
+bool Session<Traits>::PopPlaced(Outgoing<Response>& outgoing) {
+  Traits::placed_bytes(outgoing.response) = std::exchange(placed_, {});
   return true;
 }
 
@@ -203,10 +228,19 @@ absl::Status Session<Traits>::status() const {
 
 // A block, a report or an error has come out of the stream.
 template <typename Traits>
-void Session<Traits>::OnProgress() {
+void Session<Traits>::OnProgress(Change change) {
   if (!sink_.error().ok()) stream_.Cancel();
   Feed();
-  wake_();
+  if (WorthWaking(change)) wake_();
+}
+
+// A response costs about the same whatever its size, so a few blocks go out together. Nothing waits that no other
+// block will come to wake for.
+template <typename Traits>
+bool Session<Traits>::WorthWaking(Change change) const {
+  constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
+  return change == Change::kEnd || stream_.blocks_in_flight() <= 1 ||
+         sink_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
 }
 
 template <typename Traits>

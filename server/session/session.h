@@ -102,7 +102,11 @@ class Session {
   // The client is gone: ends the work within a block and drops what was not yet taken.
   void Cancel();
 
-  bool wants_input() const;
+  bool wants_input() const {
+    const bool wanted = TakesInput();
+    refused_input_ = !wanted;
+    return wanted;
+  }
   // The next response; false when there is none now. The one before it counts as written.
   bool Pop(Outgoing<Response>& outgoing);
   // Whether another one is there already.
@@ -133,7 +137,8 @@ class Session {
     bool taken() const { return !is_header && next == bytes.size(); }
   };
 
-  void OnProgress();
+  void OnProgress(Change change);
+  bool WorthWaking(Change change) const;
   void Queue(Input input);
   void Feed();
   absl::Status FeedPart(Input& input);
@@ -141,12 +146,18 @@ class Session {
   bool PopNext(Outgoing<Response>& outgoing);
   bool PopReleased(Outgoing<Response>& outgoing);
   bool Place(Outgoing<Response>& outgoing);
+  bool PopPlaced(Outgoing<Response>& outgoing);
   absl::Status OutputStatus() const;
   bool FailOutput(const absl::Status& status);
   absl::Status Reserve(const Footprint& footprint);
   void ReleaseIfIdle();
   void OnFlushed();
   bool HasRoom() const { return held_bytes() < options_.window_bytes; }
+  bool TakesInput() const;
+  bool HalfClosed() const {
+    absl::MutexLock lock(&mutex_);
+    return half_closed_;
+  }
   bool InputIsOver() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const SessionOptions options_;
@@ -163,13 +174,16 @@ class Session {
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
   absl::Status output_status_ ABSL_GUARDED_BY(mutex_);  // why what was made cannot go out
   std::deque<bool> to_room_ ABSL_GUARDED_BY(mutex_);    // of the tensors that were begun and whose reports are not out
-  bool waits_for_room_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> waits_for_room_ = false;
+  mutable std::atomic<bool> refused_input_ = false;  // the last time that wants_input was asked
   std::optional<Clock::time_point> start_ ABSL_GUARDED_BY(mutex_);
 
   SharedRanges ranges_;
 
   // Of the thread that pops.
-  std::vector<Slice> placing_;      // output that goes to the next room
+  std::vector<Slice> placing_;    // output that goes to the next room
+  v1::SharedMemoryRange placed_;  // what of a room is filled and not told yet
+  std::optional<Outgoing<Response>> behind_placed_;
   uint64_t released_reported_ = 0;  // as input_released
 
   // Of the thread that feeds.

@@ -71,7 +71,7 @@ bool SharedRanges::has_room() const {
   return !rooms_.empty();
 }
 
-v1::SharedMemoryRange SharedRanges::Fill(std::vector<Slice>& bytes) {
+SharedRanges::Filled SharedRanges::Fill(std::vector<Slice>& bytes) {
   Room room;
   {
     absl::MutexLock lock(&mutex_);
@@ -99,8 +99,9 @@ v1::SharedMemoryRange SharedRanges::Fill(std::vector<Slice>& bytes) {
   front.used = true;
   front.offset += filled;
   front.bytes = front.bytes.subspan(filled);
-  if (front.bytes.empty()) rooms_.pop_front();
-  return where;
+  const bool full = front.bytes.empty();
+  if (full) rooms_.pop_front();
+  return {where, full};
 }
 
 void SharedRanges::EndTensor() {

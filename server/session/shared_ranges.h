@@ -26,9 +26,13 @@ class SharedRanges {
 
   absl::Status AddRoom(const v1::SharedMemoryRange& range);
   bool has_room() const;
-  // Moves bytes from the front of `bytes` into the room whose turn it is, as many as it takes, and says where they are.
-  // Only while has_room(); one thread at a time.
-  v1::SharedMemoryRange Fill(std::vector<Slice>& bytes);
+  struct Filled {
+    v1::SharedMemoryRange range;
+    bool room_is_full = false;
+  };
+  // Moves bytes from the front of `bytes` into the room whose turn it is, behind what it holds already, as many as it
+  // takes, and says where they are. Only while has_room(); one thread at a time.
+  Filled Fill(std::vector<Slice>& bytes);
   // What is left of a room that is in use is not used any more.
   void EndTensor();
 

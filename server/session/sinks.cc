@@ -10,7 +10,7 @@ void Sink<Response>::Fail(const absl::Status& status) {
     absl::MutexLock lock(&mutex_);
     error_ = status;
   }
-  on_change_();
+  on_change_(Change::kEnd);
 }
 
 template <typename Response>
@@ -23,7 +23,7 @@ void Sink<Response>::Finish(const TensorReport& report, Response response) {
     totals_.tensor_bytes += report.tensor_bytes;
     totals_.frame_bytes += report.frame_bytes;
   }
-  on_change_();
+  on_change_(Change::kEnd);
 }
 
 template class Sink<v1::CompressResponse>;
@@ -42,7 +42,7 @@ void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& mes
 
 void CompressSink::OnFrame(Buffer bytes) {
   outbox_.AddBytes(std::move(bytes));
-  on_change_();
+  on_change_(Change::kBytes);
 }
 
 void CompressSink::OnTensor(const TensorReport& report) {
@@ -74,12 +74,12 @@ void DecompressSink::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {
   v1::DecompressResponse response;
   kvcompress::ToMessage(tensor, *response.mutable_header());
   outbox_.Add(std::move(response));
-  on_change_();
+  on_change_(Change::kEnd);
 }
 
 void DecompressSink::OnData(Buffer values) {
   outbox_.AddBytes(std::move(values));
-  on_change_();
+  on_change_(Change::kBytes);
 }
 
 void DecompressSink::OnTensor(const TensorReport& report) {

@@ -26,11 +26,14 @@ struct StreamTotals {
   uint64_t frame_bytes = 0;
 };
 
+// What has come out of a stream: bytes, of which more may follow at once, or something that ends them.
+enum class Change { kBytes, kEnd };
+
 // What both directions share. `on_change` is called without locks after there was something new.
 template <typename Response>
 class Sink {
  public:
-  Sink(SessionObserver& observer, std::function<void()> on_change)
+  Sink(SessionObserver& observer, std::function<void(Change)> on_change)
       : observer_(observer), on_change_(std::move(on_change)) {}
 
   Outbox<Response>& outbox() { return outbox_; }
@@ -52,7 +55,7 @@ class Sink {
   void Finish(const TensorReport& report, Response response);
 
   SessionObserver& observer_;
-  const std::function<void()> on_change_;
+  const std::function<void(Change)> on_change_;
   Outbox<Response> outbox_;
 
  private:

@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "absl/time/clock.h"
 #include "kvcompress/session/session.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
@@ -251,6 +252,30 @@ TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutRoomForItsOutputFails) {
                         SharedData(Range(input_id_, 0, 2000))}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another room")));
   for (const auto& response : responses_) EXPECT_FALSE(response.has_tensor());
+}
+
+// The fault's turn comes when what was made before it has found room: that still has to be read.
+TEST_F(SharedMemorySessionTest, RoomIsTakenForOutputInFrontOfAFault) {
+  const Bytes values = MakeValues(DType::kF16, 1000, Distribution::kGaussian);
+  PutInput(values);
+  const std::string expected = Expected(values, "int4(group=64)");
+  CompressDriver driver(pool_, admission_, Options());
+  ASSERT_EQ(driver.PushWhileWanted({Header("good", 1000, "int4", true), SharedData(Range(input_id_, 0, 2000)),
+                                    Header("bad", 1000, "int9", true)}),
+            3u);
+  while (!driver.session.wants_input()) {
+    v1::CompressResponse response;
+    if (driver.Pop(response)) {
+      EXPECT_EQ(response.payload_case(), v1::CompressResponse::kInputReleased);
+    } else {
+      ASSERT_FALSE(driver.session.done());
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+  }
+  driver.session.Push(FrameRoom(Range(output_id_, 0, 4096)));
+  EXPECT_THAT(driver.Run({}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("int9")));
+  responses_ = std::move(driver.responses);
+  EXPECT_EQ(PlacedFrames().at(0), expected);
 }
 
 TEST_F(SharedMemorySessionTest, RangesAreCheckedAgainstTheirRegions) {
