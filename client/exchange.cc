@@ -1,5 +1,7 @@
 #include "kvcompress/client/exchange.h"
 
+#include "kvcompress/span_codec.h"
+
 namespace kvcompress {
 
 v1::CompressRequest CompressMethod::Header(const CompressJob& job, bool to_room) {
@@ -18,6 +20,15 @@ v1::CompressRequest CompressMethod::Header(const CompressJob& job, bool to_room)
 std::optional<uint64_t> CompressMethod::MaxOutput(const CompressJob& job) {
   const absl::StatusOr<uint64_t> bytes = MaxFrameBytes(job.tensor, job.codec);
   return bytes.ok() ? std::optional(*bytes) : std::nullopt;
+}
+
+std::optional<uint64_t> DecompressMethod::MaxOutput(const DecompressJob& job) {
+  std::vector<std::byte> scratch;
+  const absl::StatusOr<ByteSpan> front =
+      job.source->Get(0, static_cast<size_t>(std::min<uint64_t>(kMaxHeaderBytes, job.source->size())), scratch);
+  TensorDecompressor decompressor(kNoLimits);
+  if (!front.ok() || !decompressor.ReadHeader(*front).ok()) return std::nullopt;
+  return decompressor.header().tensor_bytes();
 }
 
 v1::DecompressRequest DecompressMethod::Header(const DecompressJob& job, bool to_room) {

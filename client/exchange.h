@@ -14,9 +14,13 @@
 
 namespace kvcompress {
 
-// All in which the two streaming methods differ on the wire.
+// All in which the two directions differ on the wire.
 struct CompressMethod {
   using Replies = CompressReplies;
+  using TensorRequest = v1::CompressTensorRequest;
+  using TensorResponse = v1::CompressTensorResponse;
+  static constexpr const char* kTensorName = "/kvcompress.v1.KvCompression/CompressTensor";
+  static constexpr uint32_t kTensorOutputField = TensorResponse::kFrameFieldNumber;
   using Request = v1::CompressRequest;
   using Response = v1::CompressResponse;
   static constexpr const char* kName = "/kvcompress.v1.KvCompression/Compress";
@@ -29,16 +33,24 @@ struct CompressMethod {
   // Most bytes that come back; empty where that is not known beforehand.
   static std::optional<uint64_t> MaxOutput(const CompressJob& job);
 
-  static ByteSpan Output(const Response& response) { return AsBytes(response.frame()); }
+  template <typename AnyResponse>
+  static ByteSpan Output(const AnyResponse& response) {
+    return AsBytes(response.frame());
+  }
   static const v1::SharedMemoryRange* SharedOutput(const Response& response) {
     return response.has_shared_frame() ? &response.shared_frame() : nullptr;
   }
-  // A response that is neither output nor a report.
+  // What a response tells of the output before it comes.
   static absl::Status OnOther(CompressReplies&, const Response&) { return absl::OkStatus(); }
+  static absl::Status OnOther(CompressReplies&, const TensorResponse&) { return absl::OkStatus(); }
 };
 
 struct DecompressMethod {
   using Replies = DecompressReplies;
+  using TensorRequest = v1::DecompressTensorRequest;
+  using TensorResponse = v1::DecompressTensorResponse;
+  static constexpr const char* kTensorName = "/kvcompress.v1.KvCompression/DecompressTensor";
+  static constexpr uint32_t kTensorOutputField = TensorResponse::kDataFieldNumber;
   using Request = v1::DecompressRequest;
   using Response = v1::DecompressResponse;
   static constexpr const char* kName = "/kvcompress.v1.KvCompression/Decompress";
@@ -48,16 +60,63 @@ struct DecompressMethod {
   static Request Header(const DecompressJob& job, bool to_room);
   static v1::SharedMemoryRange& Input(Request& request) { return *request.mutable_shared_frame(); }
   static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_data_room(); }
-  static std::optional<uint64_t> MaxOutput(const DecompressJob&) { return std::nullopt; }
+  static std::optional<uint64_t> MaxOutput(const DecompressJob& job);
 
-  static ByteSpan Output(const Response& response) { return AsBytes(response.data()); }
+  template <typename AnyResponse>
+  static ByteSpan Output(const AnyResponse& response) {
+    return AsBytes(response.data());
+  }
   static const v1::SharedMemoryRange* SharedOutput(const Response& response) {
     return response.has_shared_data() ? &response.shared_data() : nullptr;
   }
   static absl::Status OnOther(DecompressReplies& replies, const Response& response) {
     return response.has_header() ? replies.OnHeader(response.header()) : absl::OkStatus();
   }
+  static absl::Status OnOther(DecompressReplies& replies, const TensorResponse& response) {
+    return replies.OnHeader(response.header());
+  }
 };
+
+// The most bytes, in either direction, for which a job is a message instead of a stream.
+inline constexpr uint64_t kMaxTensorCallBytes = uint64_t{256} << 10;
+
+template <typename Method>
+bool FitsTensorCall(const typename Method::Replies::Job& job) {
+  if (job.source->size() > kMaxTensorCallBytes) return false;
+  return Method::MaxOutput(job).value_or(UINT64_MAX) <= kMaxTensorCallBytes;
+}
+
+// One attempt at a job that FitsTensorCall.
+template <typename Method>
+StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time deadline, std::string_view address,
+                     const typename Method::Replies::Job& job, typename Method::Replies::Sink& sink, Delivery& delivery,
+                     SliceReader& slices) {
+  absl::StatusOr<Slice> input = slices.Read(*job.source, 0, static_cast<size_t>(job.source->size()));
+  if (!input.ok()) return {input.status(), {}, {}};
+  typename Method::TensorRequest head;
+  *head.mutable_header() = std::move(*Method::Header(job, /*to_room=*/false).mutable_header());
+  grpc::ByteBuffer request =
+      PayloadMessage(Method::kInputField, {*std::exchange(input, absl::CancelledError())}, head.SerializeAsString());
+  grpc::ByteBuffer reply;
+  StreamEnd end = CallUnary(channel, Method::kTensorName, deadline, request, reply);
+  request.Clear();
+  if (!end.status.ok()) return end;
+  typename Method::Replies replies(address, sink, delivery);
+  end.handler = [&]() -> absl::Status {
+    const std::optional<SplitMessage> split = SplitAtPayload(reply, Method::kTensorOutputField);
+    typename Method::TensorResponse response;
+    if (!(split ? response.ParseFromString(split->head) : ParseMessage(reply, response))) {
+      return DaemonFault(address, absl::StatusCode::kInternal, "its message cannot be parsed");
+    }
+    KVC_RETURN_IF_ERROR(Method::OnOther(replies, response));
+    KVC_RETURN_IF_ERROR(replies.OnBytes(job, Method::Output(response)));
+    if (split) {
+      for (const Slice& slice : split->payload) KVC_RETURN_IF_ERROR(replies.OnBytes(job, slice.bytes));
+    }
+    return replies.OnReport(job, response.report());
+  }();
+  return end;
+}
 
 // One attempt at `jobs`: a subclass sends them, this takes what comes back.
 template <typename Method>

@@ -97,6 +97,7 @@ class RemoteClient final : public CodecClient {
   std::unique_ptr<SharedMemoryPool> pool_;  // null: all bytes go through the channel
   std::atomic<bool> was_reached_ = false;
   std::atomic<bool> last_was_shared_ = false;
+  std::atomic<bool> takes_tensor_calls_ = true;
 };
 
 // Waits for the channel, so that a daemon that is not there is told apart from one that died: the first is given up at
@@ -147,6 +148,14 @@ template <typename Method, typename Job, typename Sink>
 StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
                                 bool& shared) {
   delivery.BeginAttempt();
+  SliceReader slices;
+  if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall<Method>(jobs[0])) {
+    shared = last_was_shared_ = false;
+    StreamEnd end = CallTensor<Method>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
+    slices.WaitUntilReleased(absl::InfiniteFuture());
+    if (end.status.error_code() != grpc::StatusCode::UNIMPLEMENTED) return end;
+    takes_tensor_calls_ = false;  // a daemon of before there were any
+  }
   std::unique_ptr<RegisteredMemory> arena = shared ? pool_->Take(deadline) : nullptr;
   shared = last_was_shared_ = arena != nullptr;
   if (shared) {
@@ -156,7 +165,6 @@ StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, 
     if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(arena));
     return end;
   }
-  SliceReader slices;
   ByteExchange<Method> exchange(options_.address, jobs, sink, delivery, slices);
   StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
   slices.WaitUntilReleased(absl::InfiniteFuture());

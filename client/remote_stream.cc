@@ -10,6 +10,24 @@
 namespace kvcompress {
 namespace {
 
+// gRFC A6. What is not a time to wait is no hint.
+std::optional<absl::Duration> Pushback(const grpc::ClientContext& context) {
+  const auto found = context.GetServerTrailingMetadata().find("grpc-retry-pushback-ms");
+  int64_t milliseconds;
+  if (found == context.GetServerTrailingMetadata().end() ||
+      !absl::SimpleAtoi(absl::string_view(found->second.data(), found->second.size()), &milliseconds) ||
+      milliseconds < 0) {
+    return std::nullopt;
+  }
+  return absl::Milliseconds(milliseconds);
+}
+
+StreamEnd EndOf(const grpc::ClientContext& context, grpc::Status status, absl::Status handler) {
+  std::optional<absl::Duration> retry_delay = Pushback(context);
+  if (!retry_delay) retry_delay = RetryDelay(status);
+  return {std::move(handler), std::move(status), retry_delay};
+}
+
 class Stream {
  public:
   Stream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
@@ -45,9 +63,7 @@ class Stream {
         finished_ = true;
       }
     }
-    std::optional<absl::Duration> retry_delay = Pushback();
-    if (!retry_delay) retry_delay = RetryDelay(status_);
-    return {handler_status_, std::move(status_), retry_delay};
+    return EndOf(context_, std::move(status_), handler_status_);
   }
 
  private:
@@ -85,18 +101,6 @@ class Stream {
     call_->Finish(&status_, &status_);
   }
 
-  // gRFC A6. What is not a time to wait is no hint.
-  std::optional<absl::Duration> Pushback() const {
-    const auto found = context_.GetServerTrailingMetadata().find("grpc-retry-pushback-ms");
-    int64_t milliseconds;
-    if (found == context_.GetServerTrailingMetadata().end() ||
-        !absl::SimpleAtoi(absl::string_view(found->second.data(), found->second.size()), &milliseconds) ||
-        milliseconds < 0) {
-      return std::nullopt;
-    }
-    return absl::Milliseconds(milliseconds);
-  }
-
   StreamHandler& handler_;
   grpc::CompletionQueue queue_;
   grpc::ClientContext context_;
@@ -114,6 +118,24 @@ class Stream {
 StreamEnd RunStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
                     StreamHandler& handler) {
   return Stream(channel, method, deadline, handler).Run();
+}
+
+StreamEnd CallUnary(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+                    const grpc::ByteBuffer& request, grpc::ByteBuffer& response) {
+  grpc::ClientContext context;
+  if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
+  grpc::CompletionQueue queue;
+  const auto call = grpc::GenericStub(channel).PrepareUnaryCall(&context, method, request, &queue);
+  call->StartCall();
+  grpc::Status status;
+  call->Finish(&response, &status, &status);
+  void* tag;
+  bool ok;
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+  return EndOf(context, std::move(status), absl::OkStatus());
 }
 
 }  // namespace kvcompress

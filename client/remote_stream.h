@@ -42,4 +42,8 @@ struct StreamEnd {
 StreamEnd RunStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
                     StreamHandler& handler);
 
+// Makes one call of a unary method, as RunStream does. `response` is set where the status is OK.
+StreamEnd CallUnary(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+                    const grpc::ByteBuffer& request, grpc::ByteBuffer& response);
+
 }  // namespace kvcompress

@@ -62,7 +62,7 @@ absl::Status CompressReplies::Check(const CompressJob& job, ByteSpan frame) {
     if (reader_.done()) return absl::InternalError("bytes behind a frame's end mark");
     KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(frame));
     if (part == FrameReader::Part::kHeader) KVC_RETURN_IF_ERROR(CheckHeader(job));
-    if (part == FrameReader::Part::kBlock) KVC_RETURN_IF_ERROR(VerifyBlock(reader_.header(), reader_.TakeBlock()));
+    if (part == FrameReader::Part::kBlock) KVC_RETURN_IF_ERROR(VerifyBlock(reader_.header(), reader_.block()));
   }
   return absl::OkStatus();
 }
