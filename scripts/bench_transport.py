@@ -120,7 +120,7 @@ class Bench:
         words = [entrant(kind, self.servers.get(server), name.split()[-1]) for name, kind, server in contestants]
         flags = [f"--{name}={value}" for name, value in flags.items()]
         done = subprocess.run([self.program, command, *flags, *words], stdout=subprocess.PIPE, check=True,
-                              timeout=600 + self.args.rounds * len(words) * 60)
+                              timeout=300)
         return json.loads(done.stdout)
 
     def cell(self, streams, tensor_bytes):
