@@ -35,7 +35,7 @@ struct CompressTraits {
   using Request = v1::CompressRequest;
   using Response = v1::CompressResponse;
   using Stream = CompressStream;
-  using Sink = CompressSink;
+  using Sink = CompressResponses;
   // The fields that carry bytes.
   static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
   static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
@@ -57,7 +57,7 @@ struct DecompressTraits {
   using Request = v1::DecompressRequest;
   using Response = v1::DecompressResponse;
   using Stream = DecompressStream;
-  using Sink = DecompressSink;
+  using Sink = DecompressResponses;
   static constexpr uint32_t kRequestBytes = Request::kFrameFieldNumber;
   static constexpr uint32_t kResponseBytes = Response::kDataFieldNumber;
 

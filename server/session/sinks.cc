@@ -40,12 +40,12 @@ void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& mes
 
 }  // namespace
 
-void CompressSink::OnFrame(Buffer bytes) {
+void CompressResponses::OnFrame(Buffer bytes) {
   outbox_.AddBytes(std::move(bytes));
   on_change_(Change::kBytes);
 }
 
-void CompressSink::OnTensor(const TensorReport& report) {
+void CompressResponses::OnTensor(const TensorReport& report) {
   const Quality quality = QualityOf(report.sums);
   const std::vector<Violation> violations = CheckThresholds(quality);
   v1::CompressResponse response;
@@ -55,7 +55,7 @@ void CompressSink::OnTensor(const TensorReport& report) {
   Finish(report, std::move(response));
 }
 
-void CompressSink::SendStreamReport(double seconds) {
+void CompressResponses::SendStreamReport(double seconds) {
   const StreamTotals sums = totals();
   v1::CompressResponse response;
   v1::StreamReport& message = *response.mutable_stream();
@@ -70,26 +70,26 @@ void CompressSink::SendStreamReport(double seconds) {
   outbox_.Add(std::move(response));
 }
 
-void DecompressSink::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {
+void DecompressResponses::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {
   v1::DecompressResponse response;
   kvcompress::ToMessage(tensor, *response.mutable_header());
   outbox_.Add(std::move(response));
   on_change_(Change::kEnd);
 }
 
-void DecompressSink::OnData(Buffer values) {
+void DecompressResponses::OnData(Buffer values) {
   outbox_.AddBytes(std::move(values));
   on_change_(Change::kBytes);
 }
 
-void DecompressSink::OnTensor(const TensorReport& report) {
+void DecompressResponses::OnTensor(const TensorReport& report) {
   v1::DecompressResponse response;
   kvcompress::ToMessage(report, *response.mutable_tensor());
   observer_.OnDecompressed(report);
   Finish(report, std::move(response));
 }
 
-void DecompressSink::SendStreamReport(double seconds) {
+void DecompressResponses::SendStreamReport(double seconds) {
   v1::DecompressResponse response;
   ToMessage(totals(), seconds, *response.mutable_stream());
   outbox_.Add(std::move(response));

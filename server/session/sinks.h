@@ -64,7 +64,7 @@ class Sink {
   StreamTotals totals_ ABSL_GUARDED_BY(mutex_);
 };
 
-class CompressSink final : public Sink<v1::CompressResponse>, public CompressOutput {
+class CompressResponses final : public Sink<v1::CompressResponse>, public CompressOutput {
  public:
   using Sink::Sink;
 
@@ -79,7 +79,7 @@ class CompressSink final : public Sink<v1::CompressResponse>, public CompressOut
   QualityMerger merger_;
 };
 
-class DecompressSink final : public Sink<v1::DecompressResponse>, public DecompressOutput {
+class DecompressResponses final : public Sink<v1::DecompressResponse>, public DecompressOutput {
  public:
   using Sink::Sink;
 
