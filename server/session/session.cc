@@ -122,6 +122,14 @@ bool Session<Traits>::Pop(Outgoing<Response>& outgoing) {
   return popped || PopReleased(outgoing);
 }
 
+// Bytes that go to rooms are no response before one is full.
+template <typename Traits>
+bool Session<Traits>::has_next() const {
+  if (behind_placed_) return true;
+  absl::MutexLock lock(&mutex_);
+  return (to_room_.empty() || !to_room_.front()) && sink_.outbox().has_next();
+}
+
 template <typename Traits>
 absl::Status Session<Traits>::OutputStatus() const {
   {

@@ -109,8 +109,8 @@ class Session {
   }
   // The next response; false when there is none now. The one before it counts as written.
   bool Pop(Outgoing<Response>& outgoing);
-  // Whether another one is there already.
-  bool has_next() const { return sink_.outbox().has_next(); }
+  // Whether another one is there already: the next Pop gives it, unless the stream fails before.
+  bool has_next() const;
 
   // What the window is compared with.
   uint64_t held_bytes() const;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,7 +52,12 @@ struct Driver {
   // The next response as it would be on the wire.
   bool Pop(Response& response) {
     Outgoing<Response> outgoing;
-    if (!session.Pop(outgoing)) return false;
+    const bool promised = session.has_next();
+    if (!session.Pop(outgoing)) {
+      // A transport may hold back what it has until the response that it was promised.
+      if (promised && session.status().ok()) std::abort();
+      return false;
+    }
     response = std::move(outgoing.response);
     if (outgoing.bytes.empty()) return true;
     std::string bytes;
