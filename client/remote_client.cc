@@ -36,8 +36,15 @@ class Backoff {
   std::minstd_rand random_{std::random_device{}()};
 };
 
+// A call that meets a connection on its last way out, while a daemon drains, ends CANCELLED, although nobody has
+// cancelled it: to us it is a daemon that is not there.
+grpc::StatusCode CodeOf(const StreamEnd& end) {
+  const grpc::StatusCode code = end.status.error_code();
+  return code == grpc::StatusCode::CANCELLED && end.handler.ok() ? grpc::StatusCode::UNAVAILABLE : code;
+}
+
 bool IsRetryable(const StreamEnd& end) {
-  switch (end.status.error_code()) {
+  switch (CodeOf(end)) {
     case grpc::StatusCode::UNAVAILABLE:
       return true;
     case grpc::StatusCode::RESOURCE_EXHAUSTED:
@@ -90,7 +97,7 @@ class RemoteClient final : public CodecClient {
   // `shared`: whether shared memory may be used, and then, whether it was.
   StreamEnd Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, bool& shared);
   // What the end of a call means of whose `jobs` `jobs_done` were reported.
-  absl::Status Verdict(const grpc::Status& status, size_t jobs_done, size_t jobs) const;
+  absl::Status Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs) const;
 
   const RemoteOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
@@ -127,20 +134,21 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
   return absl::UnavailableError(absl::StrFormat("connect to %s: %s", options_.address, status.error_message()));
 }
 
-absl::Status RemoteClient::Verdict(const grpc::Status& status, size_t jobs_done, size_t jobs) const {
-  const auto code = static_cast<absl::StatusCode>(status.error_code());
-  switch (status.error_code()) {
+absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done,
+                                   size_t jobs) const {
+  const auto code = static_cast<absl::StatusCode>(status);
+  switch (status) {
     case grpc::StatusCode::OK:
       if (jobs_done == jobs) return absl::OkStatus();
       return DaemonFault(options_.address, absl::StatusCode::kInternal,
                          "it ended the call before it had answered all of it");
     case grpc::StatusCode::INVALID_ARGUMENT:
     case grpc::StatusCode::DATA_LOSS:
-      return absl::Status(code, status.error_message());
+      return absl::Status(code, message);
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       return absl::DeadlineExceededError("deadline exceeded");
     default:
-      return DaemonFault(options_.address, code, status.error_message());
+      return DaemonFault(options_.address, code, message);
   }
 }
 
@@ -184,7 +192,7 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
     bool shared = may_share;
     const StreamEnd end = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
     if (!end.handler.ok()) return end.handler;
-    last = Verdict(end.status, delivery.jobs_done(), jobs.size());
+    last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size());
     if (shared && LosesRegions(end.status)) {
       pool_->Forget();
       may_share = false;

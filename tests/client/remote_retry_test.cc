@@ -161,7 +161,7 @@ TEST_F(RemoteRetryTest, AHintInTheDetailsIsWaitedFor) {
 TEST_F(RemoteRetryTest, OtherEndsAreNotRetried) {
   for (const grpc::StatusCode code :
        {grpc::RESOURCE_EXHAUSTED, grpc::INVALID_ARGUMENT, grpc::DATA_LOSS, grpc::INTERNAL, grpc::FAILED_PRECONDITION,
-        grpc::UNIMPLEMENTED, grpc::PERMISSION_DENIED, grpc::CANCELLED, grpc::ABORTED}) {
+        grpc::UNIMPLEMENTED, grpc::PERMISSION_DENIED, grpc::ABORTED}) {
     int calls = 0;
     daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
       ++calls;
@@ -172,6 +172,18 @@ TEST_F(RemoteRetryTest, OtherEndsAreNotRetried) {
     EXPECT_EQ(calls, 1) << code;
   }
   EXPECT_TRUE(events_.empty());
+}
+
+// gRPC ends calls so that meet a server while it shuts down.
+TEST_F(RemoteRetryTest, ACallThatWasCancelledByNobodyMetADaemonThatGoes) {
+  int calls = 0;
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
+    ++calls;
+    return grpc::Status(grpc::CANCELLED, "gone");
+  };
+  EXPECT_THAT(Client()->Compress(jobs_, absl::InfiniteFuture(), log_),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("gone")));
+  EXPECT_GT(calls, 1);
 }
 
 TEST_F(RemoteRetryTest, HintsThatAreNoTimesAreNone) {
