@@ -55,7 +55,7 @@ class Mix:
             assert set(outcome["codes"]) <= codes, outcome
 
     def _killed(self, shared_memory):
-        with Load(self.bin_dir, self.server.address, streams=STREAMS, inputs=1, tensor_bytes=1024 * MIB,
+        with Load(self.bin_dir, self.server.address, streams=STREAMS, inputs=1, tensor_bytes=1024 * MIB, calls=1000,
                   shared_memory=shared_memory) as running:
             wait_for(lambda: self.client.metrics().streams_in_flight == STREAMS, "the load")
             assert bool(shared_mappings(self.server.pid)) == shared_memory
