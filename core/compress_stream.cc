@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <mutex>
@@ -58,8 +59,15 @@ struct EncodedBlock {
 };
 
 // More pieces of a block than this are copied as they come: what holds on to them takes memory, too. gRPC cuts a
-// message into frames of 16 KiB, which makes some 20.
-constexpr size_t kMaxPieces = 64;
+// receives into pieces of 64 KiB, and cuts them at message boundaries.
+constexpr size_t kMaxPieces = kMaxBlockPieces;
+
+// Whether the codec can have the pieces as they are.
+bool StayInPieces(const BlockInput& input, const CodecChain& chain) {
+  if (input.pieces.size() < 2 || !chain.takes_pieces()) return false;
+  const auto changing = [](const Slice& piece) { return piece.changing; };
+  return chain.tolerates_changing_values() || std::none_of(input.pieces.begin(), input.pieces.end(), changing);
+}
 
 // The values in one place: where they are, or gathered into memory of this thread's. Values that someone else may
 // write meanwhile are copied first, unless the codec bears that.
@@ -79,7 +87,12 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   const FrameHeader& header = task.header;
   const size_t count = header.BlockElements(index);
   ByteSpan values;
-  if (task.source != nullptr) {
+  std::array<ByteSpan, kMaxPieces> pieces;
+  const bool in_pieces = StayInPieces(input, task.chain);
+  if (in_pieces) {
+    const auto bytes = [](const Slice& piece) { return piece.bytes; };
+    std::transform(input.pieces.begin(), input.pieces.end(), pieces.begin(), bytes);
+  } else if (task.source != nullptr) {
     thread_local std::vector<std::byte> scratch;
     const uint64_t first = index * header.block_elements;
     KVC_ASSIGN_OR_RETURN(values, task.source->Get(first * task.width(), count * task.width(), scratch));
@@ -91,8 +104,12 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor.dtype, count);
   out.bytes.Resize(prefix + bound + end);
   if (prefix > 0) std::memcpy(out.bytes.data(), task.header_bytes.data(), prefix);
-  KVC_ASSIGN_OR_RETURN(const size_t size, EncodeFrameBlock(header, task.chain, task.state, index, values,
-                                                           out.bytes.span().subspan(prefix, bound), &out.sums));
+  const MutableByteSpan room = out.bytes.span().subspan(prefix, bound);
+  const absl::StatusOr<size_t> encoded =
+      in_pieces ? EncodeFrameBlock(header, task.chain, task.state, index,
+                                   std::span<const ByteSpan>(pieces).first(input.pieces.size()), room, &out.sums)
+                : EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums);
+  KVC_ASSIGN_OR_RETURN(const size_t size, encoded);
   out.payload_bytes = size - kBlockHeaderBytes;
   out.bytes.Resize(prefix + size);
   // What waits for the client to take it is charged with its size: it should not take much more.

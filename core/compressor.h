@@ -37,7 +37,8 @@ struct TensorReport {
   uint64_t frame_bytes = 0;
   ErrorSums sums;            // of compression only
   double codec_seconds = 0;  // time of pool threads
-  // Of values and frame, between buffers: blocks that came in pieces. What a codec reads and writes is not a copy.
+  // Of values and frame, between buffers: blocks that came in pieces, for codecs that need them in one. What a codec
+  // reads and writes is not a copy.
   uint64_t copied_bytes = 0;
 };
 
@@ -91,7 +92,8 @@ class CompressStream {
   // The next bytes of the tensor, copied. INVALID_ARGUMENT when there are more than its shape says.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a block, and keeps their owner until the block
-  // is encoded instead of copying them. A block that comes in several pieces is gathered by the worker.
+  // is encoded instead of copying them. A block that comes in several pieces is gathered by the worker, if the codec
+  // needs it in one.
   absl::Status AppendPart(Slice& bytes);
   // Whether the current tensor still waits for bytes.
   bool in_tensor() const { return task_ != nullptr; }

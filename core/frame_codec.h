@@ -33,6 +33,10 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
 // null. Errors are those of CodecChain::EncodeBlock.
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
                                         uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums);
+// The same for values in pieces; see Block.
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, std::span<const ByteSpan> pieces, MutableByteSpan block,
+                                        ErrorSums* sums);
 
 // The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know.
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header);

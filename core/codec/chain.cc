@@ -197,6 +197,7 @@ absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch&
 
 absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
                                                ErrorSums* sums) const {
+  if (!block.pieces.empty()) return EncodePieces(block, payload, sums);
   Scratch& scratch = ThreadScratch();
   const DType dtype = block.tensor.dtype;
   KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
@@ -214,6 +215,19 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
     simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
   }
   return size;
+}
+
+absl::StatusOr<size_t> CodecChain::EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums) const {
+  Scratch& scratch = ThreadScratch();
+  PlaceStreams(block.tensor.dtype, block.count, payload, scratch);
+  const absl::Status encoded = codec_->EncodePieces(block.tensor.dtype, block.pieces, scratch.out, sums);
+  if (absl::IsInvalidArgument(encoded)) {
+    std::vector<std::byte> values;
+    for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());
+    return ValueFault({block.tensor, block.first, block.count, values});
+  }
+  KVC_RETURN_IF_ERROR(encoded);
+  return PackStreams(payload, scratch);
 }
 
 // Checks the payload's table and undoes the byte codecs: scratch.in[i] becomes stream i.

@@ -33,6 +33,9 @@ class CodecChain {
 
   bool is_fast() const { return transforms_.empty() && byte_codecs_.empty() && codec_->is_fast(); }
 
+  // Whether a block may come in pieces.
+  bool takes_pieces() const { return transforms_.empty() && codec_->takes_pieces(); }
+
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
   bool tolerates_changing_values() const { return transforms_.empty() && codec_->tolerates_changing_values(); }
 
@@ -56,6 +59,7 @@ class CodecChain {
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
   size_t TableBytes() const { return 4 * stream_count() * (1 + byte_codecs_.size()); }
   void StreamBounds(DType dtype, size_t count, std::vector<size_t>& bounds) const;
+  absl::StatusOr<size_t> EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums) const;
   absl::Status ValueFault(const Block& block) const;
 
   struct Scratch;

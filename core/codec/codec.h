@@ -24,7 +24,11 @@ struct Block {
   uint64_t first;  // index of its first value in the tensor
   size_t count;
   ByteSpan values;  // count * DTypeSize(tensor.dtype) bytes
+  // In place of `values`, where they lie in several places that may end within a value: at most kMaxBlockPieces, and
+  // only for a codec that takes_pieces().
+  std::span<const ByteSpan> pieces = {};
 };
+inline constexpr size_t kMaxBlockPieces = 64;
 
 // What a transform learned of a whole tensor before its first block.
 class TensorState {
@@ -94,6 +98,13 @@ class TensorCodec {
 
   // Whether Encode adds the error terms to `sums` itself, in the same pass over the data.
   virtual bool measures() const { return false; }
+  // Whether EncodePieces may be called. Such a codec measures().
+  virtual bool takes_pieces() const { return false; }
+  // Encode for the values of all pieces, with the same result to the bit.
+  virtual absl::Status EncodePieces(DType, std::span<const ByteSpan> /*pieces*/, std::span<StreamBuffer> /*streams*/,
+                                    ErrorSums*) const {
+    return absl::UnimplementedError("the codec takes values in one piece");
+  }
   // Fills the streams, whose sizes it sets. INVALID_ARGUMENT, without a text, when a value cannot be held.
   virtual absl::Status Encode(DType dtype, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums* sums) const = 0;
   virtual absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const = 0;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kvcompress/base/dtype.h"
 #include "kvcompress/simd/error_sums.h"
@@ -59,6 +60,17 @@ struct GroupQuantFormat {
 // as those of MeasureErrors.
 [[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
                             ErrorSums* sums);
+
+// A run of values.
+struct ValueRun {
+  const void* values;
+  size_t count;
+};
+
+// The same for values that lie in several runs, of which all but the last have whole groups: codes, scales and sums are
+// those of the values in one run, to the bit.
+[[nodiscard]] bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales,
+                                void* codes, ErrorSums* sums);
 
 // The inverse. `scales` and `codes` hold any bits; every pattern decodes to something.
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);

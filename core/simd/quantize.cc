@@ -139,24 +139,24 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
 
 // ---- Calls
 
-// One call: whole groups, tile by tile.
+// One call: runs of whole groups, tile by tile. What it sums up does not depend on where runs end.
 template <DType kT, bool kNibbles, bool kSums>
 class Quantizer {
  public:
-  HWY_INLINE Quantizer(const GroupQuantFormat& format, const uint8_t* values, size_t groups, uint8_t* scales,
-                       uint8_t* codes)
+  HWY_INLINE explicit Quantizer(const GroupQuantFormat& format)
       : format_(format),
         group_(format.group),
         group_bytes_(format.group * DTypeSize(kT)),
         code_bytes_(format.group / 8 * static_cast<size_t>(format.bits)),
-        limits_(LimitsFor<kT>(format.bits)),
-        values_(values),
-        groups_(groups),
-        scales_(scales),
-        codes_(codes) {}
+        limits_(LimitsFor<kT>(format.bits)) {}
 
-  // Returns false if a value is out of range. Adds to `sums` if kSums.
-  HWY_INLINE bool Run(ErrorSums* sums) {
+  // Returns false if a value is out of range.
+  HWY_INLINE bool Run(const uint8_t* values, size_t groups, uint8_t* scales, uint8_t* codes) {
+    values_ = values;
+    groups_ = groups;
+    scales_ = scales;
+    codes_ = codes;
+    total_groups_ += groups;
     // The scales of the next tile are under way while the codes of this one are computed: that hides the latency of
     // the maxima, the divisions and the conversions.
     Tile tiles[2];
@@ -166,7 +166,17 @@ class Quantizer {
       if (next < groups_ && !Prepare(next, tiles[(i + 1) % 2])) return false;
       if (!Encode(begin, tiles[i % 2])) return false;
     }
-    if constexpr (kSums) return AddSums(sums);
+    return true;
+  }
+
+  // Adds what all runs came to. False where the squares of the errors fall below the range of binary32, and so do those
+  // of the values if they are as small, for then their codes are 0: rare enough to start again.
+  HWY_NOINLINE bool AddSums(ErrorSums* sums) {
+    wide_.Flush(lanes_);
+    ErrorSums total = unusual_sums_;
+    total.Merge(wide_.Totals((total_groups_ - unusual_groups_) * group_, lanes_.max_error));
+    if (!SafeInLanes(total.max_abs_error)) return false;
+    sums->Merge(total);
     return true;
   }
 
@@ -216,57 +226,74 @@ class Quantizer {
     return true;
   }
 
-  HWY_NOINLINE bool AddSums(ErrorSums* sums) {
-    wide_.Flush(lanes_);
-    ErrorSums total = unusual_sums_;
-    total.Merge(wide_.Totals((groups_ - unusual_groups_) * group_, lanes_.max_error));
-    // Where the squares of the errors fall below the range of binary32, and so do those of the values if they are as
-    // small, for then their codes are 0: rare enough to start again.
-    if (!SafeInLanes(total.max_abs_error)) {
-      return scalar::Quantize(format_, values_, groups_ * group_, scales_, codes_, sums);
-    }
-    sums->Merge(total);
-    return true;
-  }
-
   const GroupQuantFormat& format_;
   const size_t group_, group_bytes_, code_bytes_;
   const ScaleLimits limits_;
-  const uint8_t* const values_;
-  const size_t groups_;
-  uint8_t* const scales_;
-  uint8_t* const codes_;
+  // Of the run at hand.
+  const uint8_t* values_ = nullptr;
+  size_t groups_ = 0;
+  uint8_t* scales_ = nullptr;
+  uint8_t* codes_ = nullptr;
   HWY_ALIGN uint8_t unpacked_[kTileGroups * kMaxGroup] = {};
   LaneSums lanes_;
   WideSums wide_;
   ErrorSums unusual_sums_;
   size_t additions_ = 0;
+  size_t total_groups_ = 0;
   size_t unusual_groups_ = 0;
 };
 
+// Calls visit(run, groups, scales, codes) for the whole groups of each run, until one call returns false.
+template <typename Visit>
+bool ForEachRun(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
+                Visit visit) {
+  for (const ValueRun& run : runs) {
+    const size_t groups = run.count / format.group;
+    if (!visit(static_cast<const uint8_t*>(run.values), groups, scales, codes)) return false;
+    scales += 2 * groups;
+    codes += groups * (format.group / 8 * static_cast<size_t>(format.bits));
+  }
+  return true;
+}
+
+template <DType kT, bool kNibbles, bool kSums>
+bool QuantizeWith(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
+                  ErrorSums* sums) {
+  Quantizer<kT, kNibbles, kSums> quantizer(format);
+  const auto fast = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
+    return quantizer.Run(values, groups, scale_out, code_out);
+  };
+  if (!ForEachRun(format, runs, scales, codes, fast)) return false;
+  if (!kSums || quantizer.AddSums(sums)) return true;
+  const auto exact = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
+    return scalar::Quantize(format, values, groups * format.group, scale_out, code_out, sums);
+  };
+  return ForEachRun(format, runs, scales, codes, exact);
+}
+
 template <DType kT>
-bool QuantizeAs(const GroupQuantFormat& format, const uint8_t* values, size_t groups, uint8_t* scales, uint8_t* codes,
+bool QuantizeAs(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
                 ErrorSums* sums) {
   if (format.bits == 4) {
-    return sums ? Quantizer<kT, true, true>(format, values, groups, scales, codes).Run(sums)
-                : Quantizer<kT, true, false>(format, values, groups, scales, codes).Run(sums);
+    return sums ? QuantizeWith<kT, true, true>(format, runs, scales, codes, sums)
+                : QuantizeWith<kT, true, false>(format, runs, scales, codes, sums);
   }
-  return sums ? Quantizer<kT, false, true>(format, values, groups, scales, codes).Run(sums)
-              : Quantizer<kT, false, false>(format, values, groups, scales, codes).Run(sums);
+  return sums ? QuantizeWith<kT, false, true>(format, runs, scales, codes, sums)
+              : QuantizeWith<kT, false, false>(format, runs, scales, codes, sums);
 }
 
 }  // namespace
 
-// Quantize for whole groups.
-bool QuantizeGroups(const GroupQuantFormat& format, const uint8_t* values, size_t groups, uint8_t* scales,
-                    uint8_t* codes, ErrorSums* sums) {
+// QuantizeRuns for whole groups.
+bool QuantizeGroups(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
+                    ErrorSums* sums) {
   switch (format.dtype) {
     case DType::kF16:
-      return QuantizeAs<DType::kF16>(format, values, groups, scales, codes, sums);
+      return QuantizeAs<DType::kF16>(format, runs, scales, codes, sums);
     case DType::kBF16:
-      return QuantizeAs<DType::kBF16>(format, values, groups, scales, codes, sums);
+      return QuantizeAs<DType::kBF16>(format, runs, scales, codes, sums);
     case DType::kF32:
-      return QuantizeAs<DType::kF32>(format, values, groups, scales, codes, sums);
+      return QuantizeAs<DType::kF32>(format, runs, scales, codes, sums);
   }
   return false;
 }
@@ -282,16 +309,25 @@ namespace kvcompress::simd {
 HWY_EXPORT(QuantizeGroups);
 HWY_EXPORT(CompiledTargetName);
 
-bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
-              ErrorSums* sums) {
-  const auto* in = static_cast<const uint8_t*>(values);
+bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
+                  ErrorSums* sums) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
-  const size_t groups = count / format.group;
-  const size_t whole = groups * format.group;
-  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, in, groups, scale_out, code_out, sums)) return false;
-  return scalar::Quantize(format, in + whole * DTypeSize(format.dtype), count - whole, scale_out + 2 * groups,
-                          code_out + PackedBytes(format.bits, format.group, whole), sums);
+  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums)) return false;
+  if (runs.empty()) return true;
+  size_t groups = 0;
+  for (const ValueRun& run : runs) groups += run.count / format.group;
+  const ValueRun& last = runs.back();
+  const size_t tail = last.count % format.group;
+  const auto* values = static_cast<const uint8_t*>(last.values) + (last.count - tail) * DTypeSize(format.dtype);
+  return scalar::Quantize(format, values, tail, scale_out + 2 * groups,
+                          code_out + PackedBytes(format.bits, format.group, groups * format.group), sums);
+}
+
+bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
+              ErrorSums* sums) {
+  const ValueRun run{values, count};
+  return QuantizeRuns(format, {&run, 1}, scales, codes, sums);
 }
 
 const char* TargetName() { return HWY_DYNAMIC_DISPATCH(CompiledTargetName)(); }

@@ -276,6 +276,53 @@ TEST_F(CompressorTest, PartsOfATensorEndWithItsBlocks) {
   EXPECT_EQ(stream.bytes_in_flight(), 0u);
 }
 
+// Cut anywhere, within values and groups, too.
+TEST_F(CompressorTest, PiecesThatAreHeldGiveTheFrameAndTheErrorsOfOnePiece) {
+  for (const DType dtype : {DType::kF16, DType::kF32}) {
+    const size_t count = kDefaultBlockElements + 12'345;
+    const TensorDesc tensor = MakeTensor("t", dtype, {count});
+    const Bytes values = testing::MakeValues(dtype, count, testing::Distribution::kOutliers);
+    for (const char* spec : {"int4(group=64)", "int3(group=128)", "int8(group=32)|zstd", "raw", "clamp|int4"}) {
+      for (const size_t piece : {values.size(), size_t{65'531}, size_t{40'000}, size_t{10'001}, size_t{777}}) {
+        SCOPED_TRACE(std::string(spec) + ", " + std::to_string(piece));
+        Frames whole;
+        Frames cut;
+        CompressStream one(pool_, {}, whole);
+        CompressStream many(pool_, {}, cut);
+        ASSERT_THAT(one.Begin(tensor, spec), IsOk());
+        ASSERT_THAT(one.Append(values), IsOk());
+        ASSERT_THAT(many.Begin(tensor, spec), IsOk());
+        for (size_t at = 0; at < values.size(); at += piece) {
+          Slice slice{ByteSpan(values).subspan(at, std::min(piece, values.size() - at)), nullptr};
+          while (!slice.bytes.empty()) ASSERT_THAT(many.AppendPart(slice), IsOk());
+        }
+        one.WaitBelow(1);
+        many.WaitBelow(1);
+        EXPECT_TRUE(cut.frames.at(0) == whole.frames.at(0));
+        EXPECT_EQ(std::memcmp(&cut.reports.at(0).sums, &whole.reports.at(0).sums, sizeof(ErrorSums)), 0);
+      }
+    }
+  }
+}
+
+TEST_F(CompressorTest, AFaultInPiecesNamesItsValue) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {200});
+  Bytes values = testing::MakeValues(DType::kF16, 200, testing::Distribution::kGaussian);
+  values[2 * 150] = std::byte{0};
+  values[2 * 150 + 1] = std::byte{0x7e};
+  Frames out;
+  CompressStream stream(pool_, {}, out);
+  ASSERT_THAT(stream.Begin(tensor, "int4"), IsOk());
+  for (const size_t at : {0, 133, 266}) {
+    Slice slice{ByteSpan(values).subspan(at, std::min<size_t>(133, values.size() - at)), nullptr};
+    while (!slice.bytes.empty()) ASSERT_THAT(stream.AppendPart(slice), IsOk());
+  }
+  Slice last{ByteSpan(values).subspan(399), nullptr};
+  ASSERT_THAT(stream.AppendPart(last), IsOk());
+  stream.WaitBelow(1);
+  EXPECT_THAT(out.errors.at(0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("value 150 is NaN")));
+}
+
 TEST_F(CompressorTest, PartsOfAFrameAreItsHeaderItsBlocksAndItsEnd) {
   const size_t count = 2 * kDefaultBlockElements + 1;
   const Bytes frame = CompressWhole(pool_, MakeTensor("t", DType::kF32, {count}), "raw", Bytes(count * 4));

@@ -54,7 +54,7 @@ class RegistrationTest : public ::testing::Test {
     return confirmed->id;
   }
 
-  const std::string key_ = "/" + Prefix() + "registration";
+  const std::string key_ = absl::StrCat("/", Prefix(), "registration");
   SharedMemory object_ = *SharedMemory::Create(key_, kSize);
   std::optional<SharedMapping> mapping_ = *object_.Map(0, kSize);
   RegionTable table_;
@@ -147,9 +147,13 @@ TEST_F(RegistrationTest, Faults) {
       {{"", key_, 0, kSize}, absl::StatusCode::kInvalidArgument, "a region's name has 1 to 256 bytes"},
       {{std::string(257, 'x'), key_, 0, kSize}, absl::StatusCode::kInvalidArgument, "has 1 to 256 bytes"},
       {Whole("taken"), absl::StatusCode::kAlreadyExists, "\"taken\" is registered already"},
-      {{"a", "/other", 0, kSize}, absl::StatusCode::kPermissionDenied, "does not begin with \"/" + Prefix()},
+      {{"a", "/other", 0, kSize},
+       absl::StatusCode::kPermissionDenied,
+       absl::StrCat("does not begin with \"/", Prefix())},
       {{"a", key_.substr(1), 0, kSize}, absl::StatusCode::kPermissionDenied, "does not begin with"},
-      {{"a", "/" + Prefix() + "../x", 0, kSize}, absl::StatusCode::kInvalidArgument, "without a further \"/\""},
+      {{"a", absl::StrCat("/", Prefix(), "../x"), 0, kSize},
+       absl::StatusCode::kInvalidArgument,
+       "without a further \"/\""},
       {{"a", key_ + std::string("\0x", 2), 0, kSize}, absl::StatusCode::kInvalidArgument, "shared memory key"},
       {{"a", key_ + "none", 0, kSize}, absl::StatusCode::kNotFound, "no such file or directory"},
       {{"a", key_, 1, kPage}, absl::StatusCode::kInvalidArgument, "4096 bytes at 1: expected at least 4096 bytes"},

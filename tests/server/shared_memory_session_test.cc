@@ -176,21 +176,23 @@ TEST_F(SharedMemorySessionTest, ValuesAreNotCopiedWhereTheCodecBearsChanges) {
   EXPECT_EQ(copied("clamp|int4"), values.size());
 }
 
-TEST_F(SharedMemorySessionTest, BytesOfAStreamAreCopiedOnlyWhereABlockComesInPieces) {
+TEST_F(SharedMemorySessionTest, BytesOfAStreamAreCopiedOnlyWhereTheCodecNeedsABlockInOnePiece) {
   const Bytes values = MakeValues(DType::kF16, 4 * kDefaultBlockElements, Distribution::kGaussian);
-  const auto copied = [&](size_t chunk) {
-    std::vector<v1::CompressRequest> requests = {Header("t", values.size() / 2, "int4", false)};
+  const auto copied = [&](const char* codec, size_t chunk) {
+    std::vector<v1::CompressRequest> requests = {Header("t", values.size() / 2, codec, false)};
     for (size_t at = 0; at < values.size(); at += chunk) {
       requests.push_back(Data(ByteSpan(values).subspan(at, std::min(chunk, values.size() - at))));
     }
     EXPECT_THAT(Compress(requests), IsOk());
     return Report().copied_bytes();
   };
-  EXPECT_EQ(copied(values.size()), 0u);
-  EXPECT_EQ(copied(kBlock), 0u);
-  EXPECT_EQ(copied(kBlock / 2), values.size());
-  EXPECT_EQ(copied(3 * kBlock / 2), kBlock);  // one block in four lies in two messages
-  EXPECT_EQ(copied(1000), values.size());     // so many pieces that they are gathered as they come
+  EXPECT_EQ(copied("raw", values.size()), 0u);
+  EXPECT_EQ(copied("raw", kBlock), 0u);
+  EXPECT_EQ(copied("raw", kBlock / 2), values.size());
+  EXPECT_EQ(copied("raw", 3 * kBlock / 2), kBlock);  // one block in four lies in two messages
+  EXPECT_EQ(copied("int4", kBlock / 2), 0u);
+  EXPECT_EQ(copied("int4", 65'531), 0u);
+  EXPECT_EQ(copied("int4", 1000), values.size());  // so many pieces that they are gathered as they come
 }
 
 TEST_F(SharedMemorySessionTest, SharedAndStreamedBytesMix) {

@@ -202,6 +202,33 @@ TEST_P(TargetsTest, SameBytesAtEveryAlignment) {
   }
 }
 
+TEST_P(TargetsTest, RunsAreAsOneRun) {
+  constexpr size_t kGroup = 64;
+  const size_t count = kGroup * 101 + 13;
+  for (const Distribution distribution : testing::kAllDistributions) {
+    const auto values = testing::MakeValues(dtype(), count, distribution, 3);
+    for (const int bits : {3, 4, 8}) {
+      const GroupQuantFormat format{dtype(), bits, kGroup};
+      std::vector<uint8_t> scales(2 * GroupCount(kGroup, count)), codes(PackedBytes(bits, kGroup, count));
+      std::vector<uint8_t> got_scales(scales.size()), got_codes(codes.size());
+      const WithTarget with(target());
+      ErrorSums sums, got_sums;
+      ASSERT_TRUE(Quantize(format, values.data(), count, scales.data(), codes.data(), &sums));
+      std::vector<ValueRun> runs;
+      size_t at = 0;
+      for (const size_t groups : {1, 16, 0, 17, 2, 33, 1, 1}) {
+        runs.push_back({values.data() + at * DTypeSize(dtype()), groups * kGroup});
+        at += groups * kGroup;
+      }
+      runs.push_back({values.data() + at * DTypeSize(dtype()), count - at});
+      ASSERT_TRUE(QuantizeRuns(format, runs, got_scales.data(), got_codes.data(), &got_sums));
+      EXPECT_EQ(got_scales, scales);
+      EXPECT_EQ(got_codes, codes);
+      EXPECT_EQ(std::memcmp(&got_sums, &sums, sizeof(sums)), 0);
+    }
+  }
+}
+
 TEST_P(TargetsTest, DecodesAnyBits) {
   for (const int bits : kAllBits) {
     for (const size_t group : kAllGroups) {
