@@ -229,8 +229,8 @@ grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context,
 grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context,
                                                 const v1::CapabilitiesRequest* request,
                                                 v1::CapabilitiesResponse* response) {
-  absl::StatusOr<v1::CapabilitiesResponse> answer = DescribeCapabilities(daemon_options_, *request);
-  if (answer.ok()) *response = *std::move(answer);
+  const absl::StatusOr<v1::CapabilitiesResponse> answer = DescribeCapabilities(daemon_options_, *request);
+  if (answer.ok()) *response = *answer;
   return new UnaryReactor(context, "Capabilities", metrics_, answer.status());
 }
 

@@ -47,7 +47,7 @@ class Runs {
     joined_ = 0;
   }
 
-  static constexpr size_t kMaxGroupBytes = 128 * 4;
+  static constexpr size_t kMaxGroupBytes = size_t{128} * 4;
 
   const size_t width_;
   const size_t group_bytes_;

@@ -336,6 +336,9 @@ TEST_F(SharedMemorySessionTest, AUnregisteredRegionLivesAsLongAsItIsUsed) {
 
 // What is read may change at any time: whatever comes out is a frame, and nothing is written outside its memory.
 TEST_F(SharedMemorySessionTest, ValuesThatChangeMeanwhileMakeSomeFrame) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "the race that this test makes is no fault";
+#endif
   const Bytes values = MakeValues(DType::kF16, 2'000'000, Distribution::kGaussian);
   const Bytes others = MakeValues(DType::kF16, 2'000'000, Distribution::kOutliers, 7);
   PutInput(values);
