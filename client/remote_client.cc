@@ -112,8 +112,17 @@ class RemoteClient final : public CodecClient {
 absl::Status RemoteClient::Connect(absl::Time deadline) {
   const absl::Time limit = std::min(deadline, absl::Now() + options_.connect_timeout);
   grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
-  while (state != GRPC_CHANNEL_READY && (was_reached_ || state != GRPC_CHANNEL_TRANSIENT_FAILURE)) {
-    if (!channel_->WaitForStateChange(state, absl::ToChronoTime(limit))) break;
+  // gRPC 1.51 looks at errno late, and so takes some connections that are under way for failed ones: the first failure
+  // gets a second chance.
+  bool failed = false;
+  while (state != GRPC_CHANNEL_READY) {
+    absl::Time patience = limit;
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE && !was_reached_) {
+      if (std::exchange(failed, true)) break;
+      grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
+      patience = std::min(limit, absl::Now() + absl::Milliseconds(300));
+    }
+    if (!channel_->WaitForStateChange(state, absl::ToChronoTime(patience)) && patience == limit) break;
     state = channel_->GetState(true);
   }
   if (state == GRPC_CHANNEL_READY) {
