@@ -58,23 +58,22 @@ struct EncodedBlock {
   double seconds = 0;
 };
 
-// More pieces of a block than this are copied as they come: what holds on to them takes memory, too. gRPC cuts a
-// receives into pieces of 64 KiB, and cuts them at message boundaries.
+// More pieces of a block than this are copied as they come: what holds on to them takes memory, too. gRPC receives into
+// pieces of 64 KiB, and cuts them at message boundaries.
 constexpr size_t kMaxPieces = kMaxBlockPieces;
 
-// Whether the codec can have the pieces as they are.
-bool StayInPieces(const BlockInput& input, const CodecChain& chain) {
-  if (input.pieces.size() < 2 || !chain.takes_pieces()) return false;
+// Whether the codec may read the pieces where they are: values that someone else may write meanwhile only if it bears
+// that.
+bool MayReadInPlace(const BlockInput& input, const CodecChain& chain) {
   const auto changing = [](const Slice& piece) { return piece.changing; };
   return chain.tolerates_changing_values() || std::none_of(input.pieces.begin(), input.pieces.end(), changing);
 }
 
-// The values in one place: where they are, or gathered into memory of this thread's. Values that someone else may
-// write meanwhile are copied first, unless the codec bears that.
+// The values in one place: where they are, or gathered into memory of this thread's.
 ByteSpan Contiguous(const BlockInput& input, const CodecChain& chain, uint64_t& copied_bytes) {
   const std::vector<Slice>& pieces = input.pieces;
   if (pieces.empty()) return input.copy.span();
-  if (pieces.size() == 1 && (!pieces[0].changing || chain.tolerates_changing_values())) return pieces[0].bytes;
+  if (pieces.size() == 1 && MayReadInPlace(input, chain)) return pieces[0].bytes;
   thread_local Buffer gathered;
   Gather(pieces, gathered);
   copied_bytes += gathered.size();
@@ -88,7 +87,7 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   const size_t count = header.BlockElements(index);
   ByteSpan values;
   std::array<ByteSpan, kMaxPieces> pieces;
-  const bool in_pieces = StayInPieces(input, task.chain);
+  const bool in_pieces = input.pieces.size() > 1 && task.chain.takes_pieces() && MayReadInPlace(input, task.chain);
   if (in_pieces) {
     const auto bytes = [](const Slice& piece) { return piece.bytes; };
     std::transform(input.pieces.begin(), input.pieces.end(), pieces.begin(), bytes);

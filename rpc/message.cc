@@ -14,9 +14,9 @@ constexpr size_t kMaxVarintBytes = 5;
 ByteSpan BytesOf(const grpc::Slice& slice) { return {reinterpret_cast<const std::byte*>(slice.begin()), slice.size()}; }
 
 // Reads a message from its front, wherever its slices end.
-class SliceReader {
+class MessageReader {
  public:
-  explicit SliceReader(const GrpcSlices& slices) : slices_(slices) {}
+  explicit MessageReader(const GrpcSlices& slices) : slices_(slices) {}
 
   // The next varint; empty when there is none that a field's tag or length could be.
   std::optional<uint64_t> Varint() {
@@ -95,7 +95,7 @@ std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint
   if (!message.Dump(dumped.get()).ok()) return std::nullopt;
   const size_t size = message.Length();
   SplitMessage split;
-  SliceReader reader(*dumped);
+  MessageReader reader(*dumped);
   uint64_t length = 0;
   while (true) {
     const std::optional<uint64_t> tag = reader.Varint();

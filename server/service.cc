@@ -33,23 +33,14 @@ class Refusal final : public RawReactor {
   const absl::Status status_;
 };
 
-// A call whose response is there when it begins.
-class UnaryReactor final : public grpc::ServerUnaryReactor {
- public:
-  UnaryReactor(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, absl::Status status)
-      : record_(context, method, metrics), status_(std::move(status)) {
-    Finish(ToGrpcStatus(status_));
-  }
-
-  void OnDone() override {
-    record_.End(status_, {});
-    delete this;
-  }
-
- private:
-  CallRecord record_;
-  const absl::Status status_;
-};
+// Ends a call whose response is there already. gRPC's own reactor does so without another thread.
+grpc::ServerUnaryReactor* EndAtOnce(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
+                                    const absl::Status& status) {
+  CallRecord(context, method, metrics).End(status, {});
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
 
 // Moves messages between a stream and its session: one read and one write in flight at a time. Pump() does whatever the
 // session allows at the moment; every reaction and every wake-up from the pool calls it. The codec's work is the
@@ -223,7 +214,7 @@ grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest*,
                                            v1::MetricsResponse* response) {
   *response = metrics_.ToMessage();
-  return new UnaryReactor(context, "Metrics", metrics_, absl::OkStatus());
+  return EndAtOnce(context, "Metrics", metrics_, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context,
@@ -231,7 +222,7 @@ grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* con
                                                 v1::CapabilitiesResponse* response) {
   const absl::StatusOr<v1::CapabilitiesResponse> answer = DescribeCapabilities(daemon_options_, *request);
   if (answer.ok()) *response = *answer;
-  return new UnaryReactor(context, "Capabilities", metrics_, answer.status());
+  return EndAtOnce(context, "Capabilities", metrics_, answer.status());
 }
 
 grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* Service::SharedMemory(

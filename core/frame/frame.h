@@ -125,8 +125,4 @@ class FrameReader {
   std::vector<uint32_t> payload_sizes_;
 };
 
-inline absl::Status VerifyBlock(const FrameHeader& header, const FrameReader::Block& block) {
-  return VerifyBlock(header, FrameBlock{block.index, block.checksum, block.payload.span()});
-}
-
 }  // namespace kvcompress
