@@ -47,8 +47,8 @@ class CompressRelay final : public Relay<CompressStream>, public CompressOutput 
  public:
   CompressRelay(absl::Time deadline, CompressSink& sink) : Relay(deadline), sink_(sink) {}
 
-  void OnFrame(Buffer bytes) override {
-    Forward([&] { return sink_.OnFrame(bytes.span()); });
+  void OnFrame(Slice bytes) override {
+    Forward([&] { return sink_.OnFrame(bytes.bytes); });
   }
   void OnTensor(const TensorReport& report) override {
     Forward([&] { return sink_.OnTensor(report); });
@@ -66,8 +66,8 @@ class DecompressRelay final : public Relay<DecompressStream>, public DecompressO
   void OnHeader(const TensorDesc& tensor, uint64_t) override {
     Forward([&] { return sink_.OnHeader(tensor); });
   }
-  void OnData(Buffer values) override {
-    Forward([&] { return sink_.OnData(values.span()); });
+  void OnData(Slice values) override {
+    Forward([&] { return sink_.OnData(values.bytes); });
   }
   void OnTensor(const TensorReport& report) override {
     Forward([&] { return sink_.OnTensor(report); });

@@ -24,6 +24,7 @@ struct EncodeTask : FramePlan {
 
   TensorReport report;  // grows as blocks are delivered
   std::vector<uint32_t> payload_sizes;
+  OutputPlaces* places = nullptr;              // for blocks of known sizes; null: they are allocated
   const ByteSource* source = nullptr;          // where the workers read blocks; null: blocks are brought to them
   std::unique_ptr<MemorySource> owned_source;  // behind `source` for a tensor that was buffered whole
   Buffer owned_bytes;
@@ -51,11 +52,25 @@ namespace {
 // A block on its way through the pool.
 struct EncodedBlock {
   absl::Status status;
-  Buffer bytes;  // block header and payload, with the frame's header in front of the first
+  Place place;  // for all that the block adds to the frame; empty: it goes to `buffer`
+  Buffer buffer;
+  size_t size = 0;  // block header and payload, with the frame's header in front of the first
   ErrorSums sums;
   size_t payload_bytes = 0;
   uint64_t copied_bytes = 0;
   double seconds = 0;
+
+  // `room` bytes to write to.
+  MutableByteSpan Allocate(size_t room) {
+    if (!place.bytes.empty()) return place.bytes;
+    buffer.Resize(room);
+    return buffer.span();
+  }
+  Slice Take() {
+    if (!place.bytes.empty()) return {place.bytes.first(size), std::move(place.owner)};
+    buffer.Resize(size);
+    return Slice::Of(std::move(buffer));
+  }
 };
 
 // More pieces of a block than this are copied as they come: what holds on to them takes memory, too. gRPC receives into
@@ -101,29 +116,31 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
   const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor.dtype, count);
-  out.bytes.Resize(prefix + bound + end);
-  if (prefix > 0) std::memcpy(out.bytes.data(), task.header_bytes.data(), prefix);
-  const MutableByteSpan room = out.bytes.span().subspan(prefix, bound);
+  const MutableByteSpan bytes = out.Allocate(prefix + bound + end);
+  if (prefix > 0) std::memcpy(bytes.data(), task.header_bytes.data(), prefix);
+  const MutableByteSpan room = bytes.subspan(prefix, bound);
   const absl::StatusOr<size_t> encoded =
       in_pieces ? EncodeFrameBlock(header, task.chain, task.state, index,
                                    std::span<const ByteSpan>(pieces).first(input.pieces.size()), room, &out.sums)
                 : EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums);
   KVC_ASSIGN_OR_RETURN(const size_t size, encoded);
   out.payload_bytes = size - kBlockHeaderBytes;
-  out.bytes.Resize(prefix + size);
+  out.size = prefix + size;
+  if (task.places != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
   // What waits for the client to take it is charged with its size: it should not take much more.
-  if (out.bytes.size() < bound / 2) {
-    out.copied_bytes += out.bytes.size();
-    out.bytes = Buffer::Copy(out.bytes.span());
+  if (out.size < bound / 2) {
+    out.copied_bytes += out.size;
+    out.buffer = Buffer::Copy(bytes.first(out.size));
   }
   out.seconds = SecondsSince(start);
   return absl::OkStatus();
 }
 
-void AppendFrameEnd(const EncodeTask& task, Buffer& bytes) {
-  const size_t at = bytes.size();
-  bytes.Resize(at + FrameEndBytes(task.payload_sizes.size()));
-  WriteFrameEnd(task.header.checksum, task.payload_sizes, bytes.data() + at);
+void AppendFrameEnd(const EncodeTask& task, EncodedBlock& block) {
+  const size_t end = FrameEndBytes(task.payload_sizes.size());
+  const MutableByteSpan bytes = block.Allocate(block.size + end);
+  WriteFrameEnd(task.header.checksum, task.payload_sizes, bytes.data() + block.size);
+  block.size += end;
 }
 
 }  // namespace
@@ -145,8 +162,9 @@ absl::StatusOr<std::shared_ptr<EncodeTask>> CompressStream::NewTask(TensorDesc t
   return task;
 }
 
-absl::Status CompressStream::Begin(TensorDesc tensor, std::string_view codec) {
+absl::Status CompressStream::Begin(TensorDesc tensor, std::string_view codec, OutputPlaces* places) {
   KVC_ASSIGN_OR_RETURN(std::shared_ptr<EncodeTask> task, NewTask(std::move(tensor), codec));
+  if (task->chain.encodes_in_place()) task->places = places;
   received_ = 0;
   filled_ = 0;
   if (task->header.elements == 0) {
@@ -249,6 +267,9 @@ absl::Status CompressStream::Compress(TensorDesc tensor, std::string_view codec,
 void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, BlockInput input) {
   auto block = std::make_shared<EncodedBlock>();
   const uint64_t value_bytes = task->header.BlockElements(index) * task->width();
+  if (task->places != nullptr) {
+    block->place = task->places->Take(task->BlockBytes(index), index + 1 == task->header.block_count());
+  }
   bytes_in_flight_ += value_bytes;
   auto work = [this, task, index, block, input = std::move(input)]() mutable {
     block->copied_bytes = input.copied_bytes;
@@ -269,9 +290,9 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
     report.codec_seconds += block->seconds;
     report.copied_bytes += block->copied_bytes;
     const bool last = index + 1 == task->header.block_count();
-    if (last) AppendFrameEnd(*task, block->bytes);
-    report.frame_bytes += block->bytes.size();
-    output_.OnFrame(std::move(block->bytes));
+    if (last) AppendFrameEnd(*task, *block);
+    report.frame_bytes += block->size;
+    output_.OnFrame(block->Take());
     if (last) output_.OnTensor(report);
   };
   pipeline_.Submit(std::move(work), std::move(deliver));
@@ -280,10 +301,12 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
 void CompressStream::SubmitEmpty(const std::shared_ptr<EncodeTask>& task) {
   auto deliver = [this, task] {
     if (cancelled_ || failed_) return;
-    Buffer bytes = Buffer::Copy(task->header_bytes);
-    AppendFrameEnd(*task, bytes);
-    task->report.frame_bytes = bytes.size();
-    output_.OnFrame(std::move(bytes));
+    EncodedBlock frame;
+    frame.buffer = Buffer::Copy(task->header_bytes);
+    frame.size = frame.buffer.size();
+    AppendFrameEnd(*task, frame);
+    task->report.frame_bytes = frame.size;
+    output_.OnFrame(frame.Take());
     output_.OnTensor(task->report);
   };
   pipeline_.Submit([] {}, std::move(deliver));

@@ -53,7 +53,7 @@ struct Footprint {
 class CompressOutput {
  public:
   virtual ~CompressOutput() = default;
-  virtual void OnFrame(Buffer bytes) = 0;                 // the next bytes of the current frame
+  virtual void OnFrame(Slice bytes) = 0;                  // the next bytes of the current frame
   virtual void OnTensor(const TensorReport& report) = 0;  // ends a frame
   virtual void OnError(const absl::Status& status) = 0;
 };
@@ -62,9 +62,26 @@ class DecompressOutput {
  public:
   virtual ~DecompressOutput() = default;
   virtual void OnHeader(const TensorDesc& tensor, uint64_t elements) = 0;
-  virtual void OnData(Buffer values) = 0;
+  virtual void OnData(Slice values) = 0;
   virtual void OnTensor(const TensorReport& report) = 0;
   virtual void OnError(const absl::Status& status) = 0;
+};
+
+// Memory that `owner` keeps alive, to be written once.
+struct Place {
+  MutableByteSpan bytes;
+  std::shared_ptr<const void> owner;
+};
+
+// The caller's memory for the output of a tensor, where it is known ahead how much goes where: blocks are then written
+// there by whichever thread makes them. It may be written by someone else meanwhile.
+class OutputPlaces {
+ public:
+  virtual ~OutputPlaces() = default;
+  // Where the next `size` bytes of output are to be; nowhere (an empty place) if they cannot be in one piece. Asked on
+  // the caller's thread, in the order of the stream, for all of a tensor's output or for none; `last` ends it. What it
+  // gives is among the bytes that come out, at its turn.
+  virtual Place Take(uint64_t size, bool last) = 0;
 };
 
 struct EncodeTask;  // of one tensor
@@ -87,8 +104,8 @@ class CompressStream {
   ~CompressStream() { Cancel(); }
 
   // Starts a tensor whose bytes Append brings. INVALID_ARGUMENT for a bad description or codec spec or while another
-  // tensor is incomplete, RESOURCE_EXHAUSTED above max_tensor_bytes.
-  absl::Status Begin(TensorDesc tensor, std::string_view codec);
+  // tensor is incomplete, RESOURCE_EXHAUSTED above max_tensor_bytes. `places`, if not null, for its frame.
+  absl::Status Begin(TensorDesc tensor, std::string_view codec, OutputPlaces* places = nullptr);
   // The next bytes of the tensor, copied. INVALID_ARGUMENT when there are more than its shape says.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a block, and keeps their owner until the block
@@ -145,8 +162,9 @@ class DecompressStream {
       : limits_(limits), output_(output), pipeline_(pool) {}
   ~DecompressStream() { Cancel(); }
 
-  // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete.
-  absl::Status Begin(std::string_view name);
+  // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete. `places`, if not
+  // null, for its values.
+  absl::Status Begin(std::string_view name, OutputPlaces* places = nullptr);
   // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes behind the end mark.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
@@ -183,6 +201,7 @@ class DecompressStream {
   std::atomic<uint64_t> bytes_in_flight_ = 0;
   bool failed_ = false;
   std::string name_;
+  OutputPlaces* places_ = nullptr;
   std::unique_ptr<FrameReader> reader_;
   std::shared_ptr<DecodeTask> task_;
   OrderedPipeline pipeline_;

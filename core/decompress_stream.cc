@@ -15,12 +15,13 @@ struct DecodeTask {
   TensorReport report;
 };
 
-absl::Status DecompressStream::Begin(std::string_view name) {
+absl::Status DecompressStream::Begin(std::string_view name, OutputPlaces* places) {
   if (reader_ != nullptr) {
     return absl::InvalidArgumentError(
         absl::StrFormat("tensor \"%s\" begins, but the frame of tensor \"%s\" is incomplete", name, name_));
   }
   name_ = name;
+  places_ = places;
   reader_ = std::make_unique<FrameReader>();
   return absl::OkStatus();
 }
@@ -116,18 +117,22 @@ absl::Status DecompressStream::StartTensor() {
 void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
   struct Decoded {
     absl::Status status;
-    Buffer values;
+    Place place;  // of the values; empty: they are in `buffer`
+    Buffer buffer;
     double seconds = 0;
   };
   auto decoded = std::make_shared<Decoded>();
   const uint64_t value_bytes = task_->header.BlockElements(encoded.index) * DTypeSize(task_->header.tensor.dtype);
+  const bool last = encoded.index + 1 == task_->header.block_count();
+  if (places_ != nullptr) decoded->place = places_->Take(value_bytes, last);
   bytes_in_flight_ += value_bytes;
   auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
     if (cancelled_) return;
     const auto start = std::chrono::steady_clock::now();
-    decoded->values.Resize(static_cast<size_t>(value_bytes));
+    const bool placed = !decoded->place.bytes.empty();
+    if (!placed) decoded->buffer.Resize(static_cast<size_t>(value_bytes));
     decoded->status = DecodeFrameBlock(task->header, task->chain, {block.index, block.checksum, block.payload.span()},
-                                       decoded->values.span());
+                                       placed ? decoded->place.bytes : decoded->buffer.span());
     block.payload = Buffer();
     decoded->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
@@ -140,7 +145,9 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
       return;
     }
     task->report.codec_seconds += decoded->seconds;
-    output_.OnData(std::move(decoded->values));
+    Place& place = decoded->place;
+    const bool placed = !place.bytes.empty();
+    output_.OnData(placed ? Slice{place.bytes, std::move(place.owner)} : Slice::Of(std::move(decoded->buffer)));
   };
   pipeline_.Submit(std::move(work), std::move(deliver));
 }

@@ -14,13 +14,18 @@ absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
       absl::StrFormat("%d bytes are above the limit of %d", bytes, limits.max_tensor_bytes));
 }
 
+uint64_t FramePlan::BlockBytes(uint64_t index) const {
+  const size_t prefix = index == 0 ? header_bytes.size() : 0;
+  const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
+  return prefix + kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.BlockElements(index)) + end;
+}
+
 uint64_t FramePlan::MaxFrameBytes() const {
   const uint64_t blocks = header.block_count();
-  const auto block_bytes = [this](uint64_t index) {
-    return kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.BlockElements(index));
-  };
-  const uint64_t around = header_bytes.size() + FrameEndBytes(blocks);
-  return blocks == 0 ? around : around + (blocks - 1) * block_bytes(0) + block_bytes(blocks - 1);
+  if (blocks == 0) return header_bytes.size() + FrameEndBytes(0);
+  if (blocks == 1) return BlockBytes(0);
+  const uint64_t inner = kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.block_elements);
+  return BlockBytes(0) + (blocks - 2) * inner + BlockBytes(blocks - 1);
 }
 
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits) {

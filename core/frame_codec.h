@@ -21,6 +21,9 @@ struct FramePlan {
   std::vector<std::byte> header_bytes;
   CodecChain chain;
 
+  // The most bytes that block `index` adds to the frame; header and end mark of the frame count with its first and
+  // last.
+  uint64_t BlockBytes(uint64_t index) const;
   // The size of the header, all blocks and the end mark, each at its bound.
   uint64_t MaxFrameBytes() const;
 };

@@ -39,6 +39,10 @@ class CodecChain {
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
   bool tolerates_changing_values() const { return transforms_.empty() && codec_->tolerates_changing_values(); }
 
+  // Whether a payload always has the size of its bound and is not read back while it is written: then it may be written
+  // to where someone else writes, too.
+  bool encodes_in_place() const { return is_fast() && codec_->measures() && codec_->tolerates_changing_values(); }
+
   // Whether Analyze must see the whole tensor before a block can be encoded.
   bool needs_tensor() const;
   absl::StatusOr<ChainState> Analyze(const TensorDesc& tensor, const ByteSource& values, size_t block_elements) const;

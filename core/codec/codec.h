@@ -93,7 +93,7 @@ class TensorCodec {
   virtual bool is_fast() const { return false; }
 
   // Whether Encode may be given values that someone else writes while it reads them. It then gives some streams of the
-  // sizes that it says, whatever it saw, and stays within their bounds.
+  // sizes that it says, whatever it saw, and those are their bounds.
   virtual bool tolerates_changing_values() const { return false; }
 
   // Whether Encode adds the error terms to `sums` itself, in the same pass over the data.

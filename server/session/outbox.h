@@ -32,8 +32,7 @@ class Outbox {
   }
 
   // Bytes that continue those added before: they share a message with what still waits, up to kMaxMessageBytes.
-  void AddBytes(Buffer buffer) {
-    const Slice whole = Slice::Of(std::move(buffer));
+  void AddBytes(const Slice& whole) {
     absl::MutexLock lock(&mutex_);
     for (size_t taken = 0; taken < whole.bytes.size();) {
       if (items_.empty() || items_.back().bytes == 0 || items_.back().bytes == kMaxMessageBytes) Push({});

@@ -8,17 +8,19 @@
 
 namespace kvcompress {
 
-absl::Status CompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions& options) {
+absl::Status CompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions& options,
+                                   OutputPlaces* places) {
   const v1::CompressHeader& header = request.header();
   if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
   KVC_ASSIGN_OR_RETURN(TensorDesc tensor, FromMessage(header.tensor()));
-  return stream.Begin(std::move(tensor), header.codec().empty() ? options.default_codec : header.codec());
+  return stream.Begin(std::move(tensor), header.codec().empty() ? options.default_codec : header.codec(), places);
 }
 
-absl::Status DecompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions&) {
+absl::Status DecompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions&,
+                                     OutputPlaces* places) {
   // Of a tensor's description only the name comes from the client here.
   KVC_RETURN_IF_ERROR(ValidateTensor({.name = request.header().name(), .shape = {}, .axes = {}}).status());
-  return stream.Begin(request.header().name());
+  return stream.Begin(request.header().name(), places);
 }
 
 template <typename Traits>
@@ -100,7 +102,7 @@ void Session<Traits>::Cancel() {
   Feed();
 }
 
-// While output waits for room, messages are read ahead, for there may be room in one of them; bytes are not, for they
+// While output goes to rooms, messages are read ahead, for there may be room in one of them; bytes are not, for they
 // would have to be held. Behind a fault, whose turn comes after that output, all but rooms is dropped.
 template <typename Traits>
 bool Session<Traits>::TakesInput() const {
@@ -108,9 +110,10 @@ bool Session<Traits>::TakesInput() const {
   absl::MutexLock lock(&mutex_);
   if (half_closed_ || cancelled_ || !output_status_.ok()) return false;
   if (InputIsOver()) return waits_for_room_;
-  if (inputs_.empty()) return HasRoom() || waits_for_room_;
+  const bool uses_rooms = waits_for_room_ || (!to_room_.empty() && to_room_.back());
+  if (inputs_.empty()) return HasRoom() || uses_rooms;
   const Input& last = inputs_.back();
-  return waits_for_room_ && inputs_.size() < kMaxInputs && (last.is_shared || last.is_header);
+  return uses_rooms && inputs_.size() < kMaxInputs && (last.is_shared || last.is_header);
 }
 
 template <typename Traits>
@@ -312,11 +315,13 @@ template <typename Traits>
 absl::Status Session<Traits>::TakeHeader(Input& input) {
   input.is_header = false;
   if (!input.header.has_header()) return absl::InvalidArgumentError("message without a payload");
+  const bool to_room = Traits::to_room(input.header);
   {
     absl::MutexLock lock(&mutex_);
-    to_room_.push_back(Traits::to_room(input.header));
+    to_room_.push_back(to_room);
   }
-  KVC_RETURN_IF_ERROR(Traits::Begin(stream_, input.header, options_));
+  ranges_.BeginTensor();
+  KVC_RETURN_IF_ERROR(Traits::Begin(stream_, input.header, options_, to_room ? &ranges_ : nullptr));
   ++begun_;
   reserved_ = false;
   const std::optional<Footprint> footprint = stream_.footprint();

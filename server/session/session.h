@@ -40,7 +40,8 @@ struct CompressTraits {
   static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
   static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
 
-  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options);
+  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options,
+                            OutputPlaces* places);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
   static bool to_room(const Request& request) { return request.header().frame_to_room(); }
   static std::string* bytes(Request& request) { return request.has_data() ? request.mutable_data() : nullptr; }
@@ -61,7 +62,8 @@ struct DecompressTraits {
   static constexpr uint32_t kRequestBytes = Request::kFrameFieldNumber;
   static constexpr uint32_t kResponseBytes = Response::kDataFieldNumber;
 
-  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options);
+  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options,
+                            OutputPlaces* places);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
   static bool to_room(const Request& request) { return request.header().data_to_room(); }
   static std::string* bytes(Request& request) { return request.has_frame() ? request.mutable_frame() : nullptr; }

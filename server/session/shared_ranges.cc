@@ -63,6 +63,7 @@ absl::Status SharedRanges::AddRoom(const v1::SharedMemoryRange& range) {
   KVC_ASSIGN_OR_RETURN(const MutableByteSpan bytes, Resolve(range, region));
   if (bytes.empty()) return absl::InvalidArgumentError("a room for output of 0 bytes");
   rooms_.push_back({range.region(), range.offset(), bytes, std::move(region)});
+  while (!debts_.empty() && Settle(debts_.front())) debts_.pop_front();
   return absl::OkStatus();
 }
 
@@ -71,17 +72,60 @@ bool SharedRanges::has_room() const {
   return !rooms_.empty();
 }
 
+void SharedRanges::BeginTensor() {
+  absl::MutexLock lock(&mutex_);
+  if (begun_ == ended_) {  // the next output goes to the front
+    foreseen_ = true;
+    next_ = 0;
+    debts_.clear();
+  } else {
+    foreseen_ = foreseen_ && all_taken_;
+  }
+  all_taken_ = false;
+  ++begun_;
+}
+
+Place SharedRanges::Take(uint64_t size, bool last) {
+  absl::MutexLock lock(&mutex_);
+  all_taken_ = last;
+  if (!foreseen_) return {};
+  Place place;
+  if (debts_.empty() && next_ < rooms_.size()) {
+    const Room& room = rooms_[next_];
+    if (room.bytes.size() - room.taken >= size) place = {room.bytes.subspan(room.taken, size), room.owner};
+  }
+  debts_.push_back({size, last});
+  if (debts_.size() == 1 && Settle(debts_.front())) debts_.pop_front();
+  return place;
+}
+
+// Takes room for a debt; false when there is not enough yet.
+bool SharedRanges::Settle(Debt& debt) {
+  for (; debt.bytes > 0; ++next_) {
+    if (next_ == rooms_.size()) return false;
+    Room& room = rooms_[next_];
+    const uint64_t take = std::min<uint64_t>(debt.bytes, room.bytes.size() - room.taken);
+    room.taken += take;
+    debt.bytes -= take;
+    if (room.taken < room.bytes.size()) break;
+  }
+  if (debt.last && next_ < rooms_.size() && rooms_[next_].taken > 0) ++next_;
+  return true;
+}
+
 SharedRanges::Filled SharedRanges::Fill(std::vector<Slice>& bytes) {
   Room room;
   {
     absl::MutexLock lock(&mutex_);
     room = rooms_.front();
   }
+  const MutableByteSpan left = room.bytes.subspan(room.filled);
   size_t filled = 0;
   auto slice = bytes.begin();
-  for (; slice != bytes.end() && filled < room.bytes.size(); ++slice) {
-    const size_t take = std::min(slice->bytes.size(), room.bytes.size() - filled);
-    std::memcpy(room.bytes.data() + filled, slice->bytes.data(), take);
+  for (; slice != bytes.end() && filled < left.size(); ++slice) {
+    const size_t take = std::min(slice->bytes.size(), left.size() - filled);
+    std::byte* const to = left.data() + filled;
+    if (slice->bytes.data() != to) std::memcpy(to, slice->bytes.data(), take);
     filled += take;
     if (take < slice->bytes.size()) {
       slice->bytes = slice->bytes.subspan(take);
@@ -92,21 +136,25 @@ SharedRanges::Filled SharedRanges::Fill(std::vector<Slice>& bytes) {
 
   v1::SharedMemoryRange where;
   where.set_region(room.region);
-  where.set_offset(room.offset);
+  where.set_offset(room.offset + room.filled);
   where.set_byte_size(filled);
   absl::MutexLock lock(&mutex_);
   Room& front = rooms_.front();
-  front.used = true;
-  front.offset += filled;
-  front.bytes = front.bytes.subspan(filled);
-  const bool full = front.bytes.empty();
-  if (full) rooms_.pop_front();
+  front.filled += filled;
+  const bool full = front.filled == front.bytes.size();
+  if (full) PopRoom();
   return {where, full};
+}
+
+void SharedRanges::PopRoom() {
+  rooms_.pop_front();
+  if (next_ > 0) --next_;
 }
 
 void SharedRanges::EndTensor() {
   absl::MutexLock lock(&mutex_);
-  if (!rooms_.empty() && rooms_.front().used) rooms_.pop_front();
+  if (!rooms_.empty() && rooms_.front().filled > 0) PopRoom();
+  ++ended_;
 }
 
 absl::Status SharedRanges::Check() const {

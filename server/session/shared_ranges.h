@@ -8,13 +8,18 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/base/slice.h"
+#include "kvcompress/compressor.h"
 #include "kvcompress/shm/regions.h"
 #include "kvcompress/v1/kvcompress.pb.h"
 
 namespace kvcompress {
 
 // A stream's side of shared memory: ranges that stand for its input, and rooms for its output. Thread-safe.
-class SharedRanges {
+//
+// Output gets to the rooms on two ways. All of it passes through Fill, in order, which copies it. Where the sizes of
+// what comes out are known ahead, blocks Take their places in the rooms before they are made, and Fill finds them
+// there.
+class SharedRanges final : public OutputPlaces {
  public:
   // `table` may be null: then every range is FAILED_PRECONDITION.
   explicit SharedRanges(const RegionTable* table) : table_(table) {}
@@ -26,14 +31,19 @@ class SharedRanges {
 
   absl::Status AddRoom(const v1::SharedMemoryRange& range);
   bool has_room() const;
+
+  // The output of another tensor will follow.
+  void BeginTensor();
+  Place Take(uint64_t size, bool last) override;
+
   struct Filled {
     v1::SharedMemoryRange range;
     bool room_is_full = false;
   };
   // Moves bytes from the front of `bytes` into the room whose turn it is, behind what it holds already, as many as it
-  // takes, and says where they are. Only while has_room(); one thread at a time.
+  // takes, and says where they are; those that lie there already stay. Only while has_room(); one thread at a time.
   Filled Fill(std::vector<Slice>& bytes);
-  // What is left of a room that is in use is not used any more.
+  // All output of the tensor has passed. What is left of a room that is in use is not used any more.
   void EndTensor();
 
   // FAILED_PRECONDITION once a region that this stream has used lost memory: what was read or written there is void.
@@ -45,7 +55,13 @@ class SharedRanges {
     uint64_t offset;
     MutableByteSpan bytes;
     std::shared_ptr<SharedRegion> owner;
-    bool used = false;
+    size_t filled = 0;
+    size_t taken = 0;
+  };
+  // Output for which there was no room yet when its place was asked for.
+  struct Debt {
+    uint64_t bytes;
+    bool last;
   };
   // Which ranges of input are still in use; shared with their slices, which may outlive the stream.
   struct Releases {
@@ -63,12 +79,22 @@ class SharedRanges {
 
   absl::StatusOr<MutableByteSpan> Resolve(const v1::SharedMemoryRange& range, std::shared_ptr<SharedRegion>& owner)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PopRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Settle(Debt& debt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const RegionTable* const table_;
   const std::shared_ptr<Releases> releases_ = std::make_shared<Releases>();
   mutable absl::Mutex mutex_;
   std::map<uint64_t, std::shared_ptr<SharedRegion>> used_ ABSL_GUARDED_BY(mutex_);  // by their ids
   std::deque<Room> rooms_ ABSL_GUARDED_BY(mutex_);
+
+  uint64_t begun_ ABSL_GUARDED_BY(mutex_) = 0;  // tensors
+  uint64_t ended_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Whether it is known where all output so far will be.
+  bool foreseen_ ABSL_GUARDED_BY(mutex_) = true;
+  bool all_taken_ ABSL_GUARDED_BY(mutex_) = true;  // of the last tensor that was begun
+  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;        // index of the room that places are taken from
+  std::deque<Debt> debts_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvcompress

@@ -40,8 +40,8 @@ void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& mes
 
 }  // namespace
 
-void CompressResponses::OnFrame(Buffer bytes) {
-  outbox_.AddBytes(std::move(bytes));
+void CompressResponses::OnFrame(Slice bytes) {
+  outbox_.AddBytes(bytes);
   on_change_(Change::kBytes);
 }
 
@@ -77,8 +77,8 @@ void DecompressResponses::OnHeader(const TensorDesc& tensor, uint64_t /*elements
   on_change_(Change::kEnd);
 }
 
-void DecompressResponses::OnData(Buffer values) {
-  outbox_.AddBytes(std::move(values));
+void DecompressResponses::OnData(Slice values) {
+  outbox_.AddBytes(values);
   on_change_(Change::kBytes);
 }
 

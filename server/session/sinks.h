@@ -68,7 +68,7 @@ class CompressResponses final : public Sink<v1::CompressResponse>, public Compre
  public:
   using Sink::Sink;
 
-  void OnFrame(Buffer bytes) override;
+  void OnFrame(Slice bytes) override;
   void OnTensor(const TensorReport& report) override;
   void OnError(const absl::Status& status) override { Fail(status); }
 
@@ -84,7 +84,7 @@ class DecompressResponses final : public Sink<v1::DecompressResponse>, public De
   using Sink::Sink;
 
   void OnHeader(const TensorDesc& tensor, uint64_t elements) override;
-  void OnData(Buffer values) override;
+  void OnData(Slice values) override;
   void OnTensor(const TensorReport& report) override;
   void OnError(const absl::Status& status) override { Fail(status); }
 

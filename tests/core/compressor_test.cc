@@ -20,7 +20,7 @@ using ::testing::HasSubstr;
 using Bytes = std::vector<std::byte>;
 
 struct Frames final : CompressOutput {
-  void OnFrame(Buffer bytes) override { current.insert(current.end(), bytes.span().begin(), bytes.span().end()); }
+  void OnFrame(Slice bytes) override { current.insert(current.end(), bytes.bytes.begin(), bytes.bytes.end()); }
   void OnTensor(const TensorReport& report) override {
     EXPECT_EQ(report.frame_bytes, current.size());
     frames.push_back(std::move(current));
@@ -37,7 +37,7 @@ struct Frames final : CompressOutput {
 
 struct Tensors final : DecompressOutput {
   void OnHeader(const TensorDesc& tensor, uint64_t) override { headers.push_back(tensor); }
-  void OnData(Buffer bytes) override { current.insert(current.end(), bytes.span().begin(), bytes.span().end()); }
+  void OnData(Slice bytes) override { current.insert(current.end(), bytes.bytes.begin(), bytes.bytes.end()); }
   void OnTensor(const TensorReport& report) override {
     values.push_back(std::move(current));
     current.clear();

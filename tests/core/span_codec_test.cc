@@ -22,7 +22,7 @@ using ::testing::HasSubstr;
 using Bytes = std::vector<std::byte>;
 
 struct OneFrame final : CompressOutput {
-  void OnFrame(Buffer bytes) override { frame.insert(frame.end(), bytes.span().begin(), bytes.span().end()); }
+  void OnFrame(Slice bytes) override { frame.insert(frame.end(), bytes.bytes.begin(), bytes.bytes.end()); }
   void OnTensor(const TensorReport& done) override { report = done; }
   void OnError(const absl::Status& error) override { ADD_FAILURE() << error; }
 

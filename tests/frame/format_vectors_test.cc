@@ -76,9 +76,9 @@ std::vector<Vector> ReadVectors() {
 }
 
 struct Sink final : CompressOutput, DecompressOutput {
-  void OnFrame(Buffer part) override { bytes += AsText(part.span()); }
+  void OnFrame(Slice part) override { bytes += AsText(part.bytes); }
   void OnHeader(const TensorDesc& tensor, uint64_t) override { header = tensor; }
-  void OnData(Buffer part) override { bytes += AsText(part.span()); }
+  void OnData(Slice part) override { bytes += AsText(part.bytes); }
   void OnTensor(const TensorReport&) override { ++tensors; }
   void OnError(const absl::Status& status) override { ADD_FAILURE() << status; }
 

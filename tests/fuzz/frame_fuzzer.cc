@@ -15,7 +15,7 @@ constexpr uint64_t kMaxTensorBytes = 1 << 20;
 
 struct Sink final : DecompressOutput {
   void OnHeader(const TensorDesc&, uint64_t) override {}
-  void OnData(Buffer part) override { values.insert(values.end(), part.span().begin(), part.span().end()); }
+  void OnData(Slice part) override { values.insert(values.end(), part.bytes.begin(), part.bytes.end()); }
   void OnTensor(const TensorReport& report) override {
     if (report.tensor_bytes != values.size()) std::abort();
   }

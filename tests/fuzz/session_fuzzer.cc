@@ -90,7 +90,7 @@ v1::CompressRequest NextCompressRequest(Program& program) {
 // A frame of some values, with a byte changed where the program says so.
 std::string MakeFrame(ThreadPool& pool, Program& program) {
   struct Sink final : CompressOutput {
-    void OnFrame(Buffer bytes) override { frame += AsText(bytes.span()); }
+    void OnFrame(Slice bytes) override { frame += AsText(bytes.bytes); }
     void OnTensor(const TensorReport&) override {}
     void OnError(const absl::Status&) override {}
     std::string frame;

@@ -246,6 +246,19 @@ TEST_F(SharedMemorySessionTest, OutputWaitsForRoomThatComesBehindTheInput) {
   EXPECT_EQ(PlacedFrames().at(0), expected);
 }
 
+// Otherwise each room would be had only after all before it were full.
+TEST_F(SharedMemorySessionTest, RoomsAreReadAheadWhileTheWindowIsFull) {
+  PutInput(MakeValues(DType::kF16, 4'000'000, Distribution::kGaussian));
+  ASSERT_GT(uint64_t{8'000'000}, 2 * DefaultWindowBytes(2));
+  CompressDriver driver(pool_, admission_, Options());
+  const std::vector<v1::CompressRequest> requests = {
+      Header("t", 4'000'000, "raw", true), FrameRoom(Range(output_id_, 0, 4'000'000)),
+      SharedData(Range(input_id_, 0, 8'000'000)), FrameRoom(Range(output_id_, 4'000'000, 4'100'000))};
+  EXPECT_EQ(driver.PushWhileWanted(requests), requests.size());
+  EXPECT_TRUE(driver.session.wants_input());
+  driver.session.Cancel();
+}
+
 TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutRoomForItsOutputFails) {
   PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
   EXPECT_THAT(Compress({Header("t", 1000, "int4", true), SharedData(Range(input_id_, 0, 2000))}),
