@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/session/messages.h"
 
@@ -53,6 +54,12 @@ void Session<Traits>::Push(Request request) {
   if (const v1::SharedMemoryRange* room = Traits::room(request)) {
     const absl::Status added = ranges_.AddRoom(*room);
     return added.ok() ? void() : Fail(added);
+  }
+  // Far above any that is valid; many may wait.
+  constexpr size_t kMaxHeaderMessageBytes = size_t{16} << 10;
+  if (request.ByteSizeLong() > kMaxHeaderMessageBytes) {
+    return Fail(
+        absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
   }
   Queue({.header = std::move(request), .bytes = {}, .is_header = true});
 }

@@ -259,6 +259,11 @@ TEST_F(SharedMemorySessionTest, RoomsAreReadAheadWhileTheWindowIsFull) {
   driver.session.Cancel();
 }
 
+TEST_F(SharedMemorySessionTest, HeadersThatCouldFillTheMemoryWhileTheyWaitAreRefused) {
+  EXPECT_THAT(Compress({Header("t", 100, std::string(20'000, 'x'), true)}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("header above the limit")));
+}
+
 TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutRoomForItsOutputFails) {
   PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
   EXPECT_THAT(Compress({Header("t", 1000, "int4", true), SharedData(Range(input_id_, 0, 2000))}),
