@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/block_output.h"
 #include "kvcompress/compressor.h"
 #include "kvcompress/frame_codec.h"
 
@@ -52,25 +53,12 @@ namespace {
 // A block on its way through the pool.
 struct EncodedBlock {
   absl::Status status;
-  Place place;  // for all that the block adds to the frame; empty: it goes to `buffer`
-  Buffer buffer;
-  size_t size = 0;  // block header and payload, with the frame's header in front of the first
+  BlockOutput output;  // all that the block adds to the frame
+  size_t size = 0;     // block header and payload, with the frame's header in front of the first
   ErrorSums sums;
   size_t payload_bytes = 0;
   uint64_t copied_bytes = 0;
   double seconds = 0;
-
-  // `room` bytes to write to.
-  MutableByteSpan Allocate(size_t room) {
-    if (!place.bytes.empty()) return place.bytes;
-    buffer.Resize(room);
-    return buffer.span();
-  }
-  Slice Take() {
-    if (!place.bytes.empty()) return {place.bytes.first(size), std::move(place.owner)};
-    buffer.Resize(size);
-    return Slice::Of(std::move(buffer));
-  }
 };
 
 // More pieces of a block than this are copied as they come: what holds on to them takes memory, too. gRPC receives into
@@ -116,7 +104,7 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
   const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor.dtype, count);
-  const MutableByteSpan bytes = out.Allocate(prefix + bound + end);
+  const MutableByteSpan bytes = out.output.Allocate(prefix + bound + end);
   if (prefix > 0) std::memcpy(bytes.data(), task.header_bytes.data(), prefix);
   const MutableByteSpan room = bytes.subspan(prefix, bound);
   const absl::StatusOr<size_t> encoded =
@@ -128,17 +116,14 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   out.size = prefix + size;
   if (task.places != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
   // What waits for the client to take it is charged with its size: it should not take much more.
-  if (out.size < bound / 2) {
-    out.copied_bytes += out.size;
-    out.buffer = Buffer::Copy(bytes.first(out.size));
-  }
+  if (out.size < bound / 2) out.copied_bytes += out.output.Shrink(out.size);
   out.seconds = SecondsSince(start);
   return absl::OkStatus();
 }
 
 void AppendFrameEnd(const EncodeTask& task, EncodedBlock& block) {
   const size_t end = FrameEndBytes(task.payload_sizes.size());
-  const MutableByteSpan bytes = block.Allocate(block.size + end);
+  const MutableByteSpan bytes = block.output.Allocate(block.size + end);
   WriteFrameEnd(task.header.checksum, task.payload_sizes, bytes.data() + block.size);
   block.size += end;
 }
@@ -268,7 +253,8 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
   auto block = std::make_shared<EncodedBlock>();
   const uint64_t value_bytes = task->header.BlockElements(index) * task->width();
   if (task->places != nullptr) {
-    block->place = task->places->Take(task->BlockBytes(index), index + 1 == task->header.block_count());
+    const bool last = index + 1 == task->header.block_count();
+    block->output.set_place(task->places->Take(task->BlockBytes(index), last));
   }
   bytes_in_flight_ += value_bytes;
   auto work = [this, task, index, block, input = std::move(input)]() mutable {
@@ -292,7 +278,7 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
     const bool last = index + 1 == task->header.block_count();
     if (last) AppendFrameEnd(*task, *block);
     report.frame_bytes += block->size;
-    output_.OnFrame(block->Take());
+    output_.OnFrame(block->output.Take(block->size));
     if (last) output_.OnTensor(report);
   };
   pipeline_.Submit(std::move(work), std::move(deliver));
@@ -302,11 +288,11 @@ void CompressStream::SubmitEmpty(const std::shared_ptr<EncodeTask>& task) {
   auto deliver = [this, task] {
     if (cancelled_ || failed_) return;
     EncodedBlock frame;
-    frame.buffer = Buffer::Copy(task->header_bytes);
-    frame.size = frame.buffer.size();
+    frame.size = task->header_bytes.size();
+    std::memcpy(frame.output.Allocate(frame.size).data(), task->header_bytes.data(), frame.size);
     AppendFrameEnd(*task, frame);
     task->report.frame_bytes = frame.size;
-    output_.OnFrame(frame.Take());
+    output_.OnFrame(frame.output.Take(frame.size));
     output_.OnTensor(task->report);
   };
   pipeline_.Submit([] {}, std::move(deliver));

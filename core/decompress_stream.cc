@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/block_output.h"
 #include "kvcompress/compressor.h"
 #include "kvcompress/frame_codec.h"
 
@@ -117,22 +118,19 @@ absl::Status DecompressStream::StartTensor() {
 void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
   struct Decoded {
     absl::Status status;
-    Place place;  // of the values; empty: they are in `buffer`
-    Buffer buffer;
+    BlockOutput output;  // the values
     double seconds = 0;
   };
   auto decoded = std::make_shared<Decoded>();
   const uint64_t value_bytes = task_->header.BlockElements(encoded.index) * DTypeSize(task_->header.tensor.dtype);
   const bool last = encoded.index + 1 == task_->header.block_count();
-  if (places_ != nullptr) decoded->place = places_->Take(value_bytes, last);
+  if (places_ != nullptr) decoded->output.set_place(places_->Take(value_bytes, last));
   bytes_in_flight_ += value_bytes;
   auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
     if (cancelled_) return;
     const auto start = std::chrono::steady_clock::now();
-    const bool placed = !decoded->place.bytes.empty();
-    if (!placed) decoded->buffer.Resize(static_cast<size_t>(value_bytes));
     decoded->status = DecodeFrameBlock(task->header, task->chain, {block.index, block.checksum, block.payload.span()},
-                                       placed ? decoded->place.bytes : decoded->buffer.span());
+                                       decoded->output.Allocate(static_cast<size_t>(value_bytes)));
     block.payload = Buffer();
     decoded->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
@@ -145,9 +143,7 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
       return;
     }
     task->report.codec_seconds += decoded->seconds;
-    Place& place = decoded->place;
-    const bool placed = !place.bytes.empty();
-    output_.OnData(placed ? Slice{place.bytes, std::move(place.owner)} : Slice::Of(std::move(decoded->buffer)));
+    output_.OnData(decoded->output.Take(static_cast<size_t>(value_bytes)));
   };
   pipeline_.Submit(std::move(work), std::move(deliver));
 }
