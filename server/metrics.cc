@@ -121,54 +121,88 @@ Metrics::Metrics(std::function<LiveFigures()> live)
   // Series that are known beforehand exist from the start: a rate misses the event that a series begins with.
   for (const char* method :
        {"Compress", "Decompress", "CompressTensor", "DecompressTensor", "Metrics", "Capabilities", "SharedMemory"}) {
-    requests_in_flight_.Add({{"method", method}});
-    requests_.Add({{"method", method}, {"code", "OK"}});
+    methods_[method] = {&requests_in_flight_.Add({{"method", method}}),
+                        &requests_.Add({{"method", method}, {"code", "OK"}}),
+                        &request_seconds_.Add({{"method", method}}, kCallSeconds)};
+  }
+  for (Stage stage : {Stage::kRead, Stage::kCodec, Stage::kWrite, Stage::kFinish}) {
+    stages_[static_cast<size_t>(stage)] = &stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds);
   }
   for (RejectReason reason : {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMemoryBudget,
                               RejectReason::kTensorTooLarge}) {
     rejected_.Add({{"reason", Text(RejectReasonName(reason))}});
   }
-  for (ViolationKind kind :
-       {ViolationKind::kRmse, ViolationKind::kMaxError, ViolationKind::kCosine, ViolationKind::kSnr}) {
-    violations_.Add({{"kind", Text(ViolationKindName(kind))}});
+  for (ViolationKind kind : kViolationKinds) {
+    violation_kinds_[static_cast<size_t>(kind)] = &violations_.Add({{"kind", Text(ViolationKindName(kind))}});
   }
 }
 
-void Metrics::OnCallStart(std::string_view method) { requests_in_flight_.Add({{"method", Text(method)}}).Increment(); }
+const Metrics::MethodSeries& Metrics::OfMethod(std::string_view method) const { return methods_.find(method)->second; }
+
+void Metrics::OnCallStart(std::string_view method) { OfMethod(method).in_flight->Increment(); }
 
 void Metrics::OnCallEnd(std::string_view method, absl::StatusCode code, double seconds) {
-  requests_in_flight_.Add({{"method", Text(method)}}).Decrement();
+  const MethodSeries& series = OfMethod(method);
+  series.in_flight->Decrement();
+  series.seconds->Observe(seconds);
+  if (code == absl::StatusCode::kOk) return series.ok->Increment();
   requests_.Add({{"method", Text(method)}, {"code", absl::StatusCodeToString(code)}}).Increment();
-  request_seconds_.Add({{"method", Text(method)}}, kCallSeconds).Observe(seconds);
 }
 
 void Metrics::OnReject(RejectReason reason) { rejected_.Add({{"reason", Text(RejectReasonName(reason))}}).Increment(); }
 
-void Metrics::OnStage(Stage stage, double seconds) {
-  stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds).Observe(seconds);
+void Metrics::OnStage(Stage stage, double seconds) { stages_[static_cast<size_t>(stage)]->Observe(seconds); }
+
+Metrics::TensorSeries Metrics::NewTensorSeries(std::string_view method, const std::string& codec) {
+  const std::map<std::string, std::string> labels = {{"method", Text(method)}, {"codec", codec}};
+  return {&tensors_.Add(labels), &tensor_bytes_.Add(labels), &frame_bytes_.Add(labels), &codec_seconds_.Add(labels)};
 }
 
-void Metrics::CountTensor(std::string_view method, const TensorReport& report) {
-  const std::map<std::string, std::string> labels = {{"method", Text(method)}, {"codec", report.codec_name}};
-  tensors_.Add(labels).Increment();
-  tensor_bytes_.Add(labels).Increment(static_cast<double>(report.tensor_bytes));
-  frame_bytes_.Add(labels).Increment(static_cast<double>(report.frame_bytes));
-  codec_seconds_.Add(labels).Increment(report.codec_seconds);
+Metrics::QualitySeries Metrics::NewQualitySeries(const std::string& codec) {
+  QualitySeries series = {.levels = {}, .cosine = &cosine_.Add({{"codec", codec}}, kCosine)};
+  for (QualityLevel level : kQualityLevels) {
+    series.levels[static_cast<size_t>(level)] =
+        &levels_.Add({{"codec", codec}, {"level", Text(QualityLevelName(level))}});
+  }
+  return series;
+}
+
+void Metrics::CountTensor(const TensorSeries& series, const TensorReport& report) {
+  series.tensors->Increment();
+  series.tensor_bytes->Increment(static_cast<double>(report.tensor_bytes));
+  series.frame_bytes->Increment(static_cast<double>(report.frame_bytes));
+  series.codec_seconds->Increment(report.codec_seconds);
   OnStage(Stage::kCodec, report.codec_seconds);
 }
 
 void Metrics::OnCompressed(const TensorReport& report, const Quality& quality,
                            const std::vector<Violation>& violations) {
-  CountTensor(kCompress, report);
-  levels_.Add({{"codec", report.codec_name}, {"level", Text(QualityLevelName(LevelOf(quality)))}}).Increment();
-  for (const Violation& violation : violations) {
-    violations_.Add({{"kind", Text(ViolationKindName(violation.kind))}}).Increment();
+  CodecSeries series;
+  {
+    absl::MutexLock lock(&codecs_mutex_);
+    CodecSeries& known = codecs_[report.codec_name];
+    if (!known.compress) known.compress = NewTensorSeries(kCompress, report.codec_name);
+    if (!known.quality) known.quality = NewQualitySeries(report.codec_name);
+    if (quality.snr_db && known.snr_db == nullptr) known.snr_db = &snr_db_.Add({{"codec", report.codec_name}}, kSnrDb);
+    series = known;
   }
-  if (quality.snr_db) snr_db_.Add({{"codec", report.codec_name}}, kSnrDb).Observe(*quality.snr_db);
-  cosine_.Add({{"codec", report.codec_name}}, kCosine).Observe(quality.cosine_similarity);
+  CountTensor(*series.compress, report);
+  series.quality->levels[static_cast<size_t>(LevelOf(quality))]->Increment();
+  for (const Violation& violation : violations) violation_kinds_[static_cast<size_t>(violation.kind)]->Increment();
+  if (quality.snr_db) series.snr_db->Observe(*quality.snr_db);
+  series.quality->cosine->Observe(quality.cosine_similarity);
 }
 
-void Metrics::OnDecompressed(const TensorReport& report) { CountTensor(kDecompress, report); }
+void Metrics::OnDecompressed(const TensorReport& report) {
+  TensorSeries series;
+  {
+    absl::MutexLock lock(&codecs_mutex_);
+    CodecSeries& known = codecs_[report.codec_name];
+    if (!known.decompress) known.decompress = NewTensorSeries(kDecompress, report.codec_name);
+    series = *known.decompress;
+  }
+  CountTensor(series, report);
+}
 
 std::vector<MetricFamily> Metrics::Collect() const {
   std::vector<MetricFamily> families = registry_.Collect();

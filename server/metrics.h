@@ -6,11 +6,15 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <array>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/sinks.h"
 #include "kvcompress/v1/kvcompress.pb.h"
@@ -44,6 +48,7 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   // Where the time of a call goes: waiting for the client's next message; of pool threads in the codec, for a tensor;
   // handing a response to the transport, which waits for a slow client; from the last message to the last report.
   enum class Stage { kRead, kCodec, kWrite, kFinish };
+  static constexpr size_t kStageCount = 4;
 
   explicit Metrics(std::function<LiveFigures()> live);
 
@@ -64,7 +69,33 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   using Gauges = prometheus::Family<prometheus::Gauge>;
   using Histograms = prometheus::Family<prometheus::Histogram>;
 
-  void CountTensor(std::string_view method, const TensorReport& report);
+  // The series behind every call and tensor, by pointer: finding one by its labels takes about a microsecond.
+  struct MethodSeries {
+    prometheus::Gauge* in_flight;
+    prometheus::Counter* ok;
+    prometheus::Histogram* seconds;
+  };
+  struct TensorSeries {
+    prometheus::Counter* tensors;
+    prometheus::Counter* tensor_bytes;
+    prometheus::Counter* frame_bytes;
+    prometheus::Counter* codec_seconds;
+  };
+  struct QualitySeries {
+    std::array<prometheus::Counter*, kQualityLevels.size()> levels;
+    prometheus::Histogram* cosine;
+  };
+  struct CodecSeries {
+    std::optional<TensorSeries> compress;
+    std::optional<TensorSeries> decompress;
+    std::optional<QualitySeries> quality;
+    prometheus::Histogram* snr_db = nullptr;  // of lossy codecs only
+  };
+
+  const MethodSeries& OfMethod(std::string_view method) const;
+  TensorSeries NewTensorSeries(std::string_view method, const std::string& codec);
+  QualitySeries NewQualitySeries(const std::string& codec);
+  void CountTensor(const TensorSeries& series, const TensorReport& report);
 
   const std::function<LiveFigures()> live_;
   const BuildInfo build_ = ThisBuild();
@@ -83,6 +114,11 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   Counters& violations_;
   Histograms& snr_db_;
   Histograms& cosine_;
+  std::map<std::string_view, MethodSeries> methods_;             // all there are, from the start
+  std::array<prometheus::Histogram*, kStageCount> stages_ = {};  // by Stage
+  std::array<prometheus::Counter*, kViolationKinds.size()> violation_kinds_ = {};
+  absl::Mutex codecs_mutex_;
+  std::map<std::string, CodecSeries, std::less<>> codecs_ ABSL_GUARDED_BY(codecs_mutex_);
 };
 
 }  // namespace kvcompress

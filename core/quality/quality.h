@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,8 @@
 namespace kvcompress {
 
 enum class QualityLevel { kExcellent, kGood, kAcceptable, kPoor };
+inline constexpr std::array kQualityLevels = {QualityLevel::kExcellent, QualityLevel::kGood, QualityLevel::kAcceptable,
+                                              QualityLevel::kPoor};
 
 std::string_view QualityLevelName(QualityLevel level);  // "EXCELLENT", ...
 
@@ -41,6 +44,8 @@ struct Thresholds {
 };
 
 enum class ViolationKind { kRmse, kMaxError, kCosine, kSnr };
+inline constexpr std::array kViolationKinds = {ViolationKind::kRmse, ViolationKind::kMaxError, ViolationKind::kCosine,
+                                               ViolationKind::kSnr};
 
 std::string_view ViolationKindName(ViolationKind kind);  // "rmse", "max_error", "cosine", "snr"
 
