@@ -1,13 +1,12 @@
 #pragma once
 
-#include <xxhash.h>
-
 #include <memory>
 #include <optional>
 
 #include "absl/status/statusor.h"
 #include "kvcompress/base/bytes.h"
 #include "kvcompress/base/tensor.h"
+#include "kvcompress/base/xxh3.h"
 
 namespace kvcompress {
 

@@ -7,13 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"
-
-#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
-#include <xxh_x86dispatch.h>  // XXH3 with the instruction set that the CPU has: twice the speed of the baseline's
-#else
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-#endif
+#include "kvcompress/base/xxh3.h"
 
 namespace kvcompress {
 namespace {
