@@ -15,7 +15,7 @@ namespace kvcompress {
 // The memory of one call: chunks for input on one side, rooms for output on the other.
 class SharedArena {
  public:
-  static constexpr uint64_t kChunkBytes = uint64_t{512} << 10;
+  static constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
 
   explicit SharedArena(const RegisteredMemory& memory) : memory_(memory) {
     const size_t chunks = memory.bytes().size() / kChunkBytes;

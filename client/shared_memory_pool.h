@@ -16,7 +16,7 @@ namespace kvcompress {
 class SharedMemoryPool {
  public:
   // Bytes of an arena: small enough that what goes through it is still in a cache when it is read.
-  static constexpr size_t kArenaBytes = size_t{8} << 20;
+  static constexpr size_t kArenaBytes = size_t{16} << 20;
 
   SharedMemoryPool(std::shared_ptr<grpc::Channel> channel, absl::Duration timeout)
       : state_(std::make_shared<State>()), channel_(std::move(channel)), timeout_(timeout) {}

@@ -16,7 +16,7 @@ namespace kvcompress::bench {
 namespace {
 
 constexpr uint64_t kPageBytes = 4096;
-constexpr uint64_t kMaxRoomBytes = uint64_t{1} << 20;
+constexpr uint64_t kMaxRoomBytes = uint64_t{4} << 20;
 constexpr uint64_t kBytesAhead = uint64_t{8} << 20;
 
 // How a stream uses its part of the region: it sends tensors ahead of their reports, and has a room for each; the rooms

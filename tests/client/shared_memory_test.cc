@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "fake_daemon.h"
+#include "kvcompress/client/shared_exchange.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
 
@@ -139,7 +140,7 @@ TEST_F(SharedMemoryTest, AllocatedMemoryIsReadInPlace) {
     return grpc::Status(grpc::INVALID_ARGUMENT, "enough");
   };
   EXPECT_THAT(Compress(buffer->bytes()), StatusIs(absl::StatusCode::kInvalidArgument, "enough"));
-  EXPECT_THAT(ranges, ::testing::ElementsAre(0, 512 << 10));
+  EXPECT_THAT(ranges, ::testing::ElementsAre(0, SharedArena::kChunkBytes));
 }
 
 TEST_F(SharedMemoryTest, OutputOutsideOfItsRoomIsRefused) {
@@ -147,7 +148,7 @@ TEST_F(SharedMemoryTest, OutputOutsideOfItsRoomIsRefused) {
       [](v1::SharedMemoryRange& range) { range.set_offset(range.offset() + 1); },
       [](v1::SharedMemoryRange& range) { range.set_offset(0); },
       [](v1::SharedMemoryRange& range) { range.set_offset(UINT64_MAX - 10); },
-      [](v1::SharedMemoryRange& range) { range.set_byte_size((512 << 10) + 1); },
+      [](v1::SharedMemoryRange& range) { range.set_byte_size(SharedArena::kChunkBytes + 1); },
       [](v1::SharedMemoryRange& range) { range.set_byte_size(UINT64_MAX); },
       [](v1::SharedMemoryRange& range) { range.set_region(kRegion + 1); },
   };
