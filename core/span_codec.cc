@@ -15,16 +15,21 @@ absl::StatusOr<TensorCompressor> TensorCompressor::Create(TensorDesc tensor, std
   return TensorCompressor(std::move(plan));
 }
 
-absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSpan frame, ErrorSums* sums) const {
-  const FrameHeader& header = plan_.header;
-  if (values.size() != tensor_bytes()) {
+absl::Status TensorCompressor::CheckSizes(uint64_t value_bytes, uint64_t frame_bytes) const {
+  if (value_bytes != tensor_bytes()) {
     return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": %d bytes instead of the %d that its shape says",
-                                                      tensor().name, values.size(), tensor_bytes()));
+                                                      tensor().name, value_bytes, tensor_bytes()));
   }
-  if (frame.size() < max_frame_bytes_) {
+  if (frame_bytes < max_frame_bytes_) {
     return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": room for %d bytes of a frame that may take %d",
-                                                      tensor().name, frame.size(), max_frame_bytes_));
+                                                      tensor().name, frame_bytes, max_frame_bytes_));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSpan frame, ErrorSums* sums) const {
+  KVC_RETURN_IF_ERROR(CheckSizes(values.size(), frame.size()));
+  const FrameHeader& header = plan_.header;
   KVC_ASSIGN_OR_RETURN(const ChainState state,
                        plan_.chain.Analyze(tensor(), MemorySource(values), header.block_elements));
   thread_local std::vector<uint32_t> payload_sizes;
@@ -46,6 +51,23 @@ absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSp
   WriteFrameEnd(header.checksum, payload_sizes, frame.data() + written);
   if (sums != nullptr) *sums = total;
   return written + FrameEndBytes(header.block_count());
+}
+
+absl::StatusOr<size_t> TensorCompressor::CompressPieces(std::span<const ByteSpan> pieces, MutableByteSpan frame,
+                                                        ErrorSums* sums) const {
+  uint64_t value_bytes = 0;
+  for (const ByteSpan& piece : pieces) value_bytes += piece.size();
+  KVC_RETURN_IF_ERROR(CheckSizes(value_bytes, frame.size()));
+  const size_t prefix = plan_.header_bytes.size();
+  std::memcpy(frame.data(), plan_.header_bytes.data(), prefix);
+  ErrorSums own;
+  KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
+                       EncodeFrameBlock(plan_.header, plan_.chain, {}, 0, pieces, frame.subspan(prefix),
+                                        sums != nullptr ? &own : nullptr));
+  const std::vector<uint32_t> payload_sizes = {static_cast<uint32_t>(block_bytes - kBlockHeaderBytes)};
+  WriteFrameEnd(plan_.header.checksum, payload_sizes, frame.data() + prefix + block_bytes);
+  if (sums != nullptr) *sums = own;
+  return prefix + block_bytes + FrameEndBytes(1);
 }
 
 absl::Status TensorDecompressor::ReadHeader(ByteSpan frame) { return TakeHeader(frame); }

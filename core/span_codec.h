@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -46,7 +47,15 @@ class TensorCompressor {
   // INVALID_ARGUMENT for spans of the wrong size, and, naming tensor and index, for a value that the codec cannot hold.
   absl::StatusOr<size_t> Compress(ByteSpan values, MutableByteSpan frame, ErrorSums* sums = nullptr) const;
 
+  // Whether the values may come in pieces: tensors of one block, and codecs that need not see it in one (intN).
+  bool takes_pieces() const { return header().block_count() == 1 && chain().takes_pieces(); }
+  // The same for values in up to kMaxBlockPieces pieces that follow one another. Only while takes_pieces().
+  absl::StatusOr<size_t> CompressPieces(std::span<const ByteSpan> pieces, MutableByteSpan frame,
+                                        ErrorSums* sums = nullptr) const;
+
  private:
+  absl::Status CheckSizes(uint64_t value_bytes, uint64_t frame_bytes) const;
+
   explicit TensorCompressor(FramePlan plan) : plan_(std::move(plan)), max_frame_bytes_(plan_.MaxFrameBytes()) {}
 
   FramePlan plan_;

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "kvcompress/base/status_macros.h"
@@ -29,7 +30,7 @@ class CompressWork {
   static std::string* bytes(Request& request) { return request.mutable_data(); }
 
   // Checks everything but the values.
-  absl::Status Prepare(const Request& request, ByteSpan, const SessionOptions& options) {
+  absl::Status Prepare(const Request& request, const SessionOptions& options) {
     const v1::CompressHeader& header = request.header();
     if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
     if (header.frame_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
@@ -38,12 +39,17 @@ class CompressWork {
     KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(tensor), codec, options.limits));
     return absl::OkStatus();
   }
+  bool takes_pieces() const { return compressor_->takes_pieces(); }
+  absl::Status Open(ByteSpan) { return absl::OkStatus(); }
   bool is_fast() const { return compressor_->chain().is_fast(); }
   uint64_t output_bytes() const { return compressor_->max_frame_bytes(); }
 
-  absl::StatusOr<Buffer> Run(ByteSpan values, TensorReport& report) {
+  absl::StatusOr<Buffer> Run(std::span<const ByteSpan> values, TensorReport& report) {
     Buffer frame(static_cast<size_t>(compressor_->max_frame_bytes()));
-    KVC_ASSIGN_OR_RETURN(report.frame_bytes, compressor_->Compress(values, frame.span(), &report.sums));
+    const absl::StatusOr<size_t> size = values.size() == 1
+                                            ? compressor_->Compress(values[0], frame.span(), &report.sums)
+                                            : compressor_->CompressPieces(values, frame.span(), &report.sums);
+    KVC_ASSIGN_OR_RETURN(report.frame_bytes, size);
     frame.Resize(static_cast<size_t>(report.frame_bytes));
     report.tensor = compressor_->tensor();
     report.codec = compressor_->codec();
@@ -74,17 +80,20 @@ class DecompressWork {
 
   static std::string* bytes(Request& request) { return request.mutable_frame(); }
 
-  absl::Status Prepare(const Request& request, ByteSpan frame, const SessionOptions& options) {
+  absl::Status Prepare(const Request& request, const SessionOptions& options) {
     name_ = request.header().name();
     if (request.header().data_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
     KVC_RETURN_IF_ERROR(ValidateTensor({.name = name_, .shape = {}, .axes = {}}).status());
     decompressor_ = TensorDecompressor(options.limits);
-    return OfTensor(name_, decompressor_.ReadHeader(frame));
+    return absl::OkStatus();
   }
+  bool takes_pieces() const { return false; }
+  absl::Status Open(ByteSpan frame) { return OfTensor(name_, decompressor_.ReadHeader(frame)); }
   bool is_fast() const { return decompressor_.chain().is_fast(); }
   uint64_t output_bytes() const { return decompressor_.header().tensor_bytes(); }
 
-  absl::StatusOr<Buffer> Run(ByteSpan frame, TensorReport& report) {
+  absl::StatusOr<Buffer> Run(std::span<const ByteSpan> frames, TensorReport& report) {
+    const ByteSpan frame = frames[0];
     Buffer values(static_cast<size_t>(output_bytes()));
     if (const absl::Status status = decompressor_.Decompress(frame, values.span()).status(); !status.ok()) {
       return OfTensor(name_, status);
@@ -126,13 +135,15 @@ class TensorCall {
     KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream());
     typename Work::Request head;
     if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
-    KVC_RETURN_IF_ERROR(work_.Prepare(head, payload_, environment.options));
-    return ticket_.Resize(payload_.size() + work_.output_bytes());
+    KVC_RETURN_IF_ERROR(work_.Prepare(head, environment.options));
+    Arrange();
+    KVC_RETURN_IF_ERROR(work_.Open(payload_[0]));
+    return ticket_.Resize(payload_bytes_ + work_.output_bytes());
   }
 
   // Whether Run takes less time than the way to another thread.
   bool is_short() const {
-    return work_.is_fast() && std::max<uint64_t>(payload_.size(), work_.output_bytes()) <= kInlineBytes;
+    return work_.is_fast() && std::max<uint64_t>(payload_bytes_, work_.output_bytes()) <= kInlineBytes;
   }
 
   // Fills the response.
@@ -159,24 +170,32 @@ class TensorCall {
  private:
   using Clock = CallRecord::Clock;
 
-  // Leaves the message's payload in one piece.
   bool Take(const grpc::ByteBuffer& message, typename Work::Request& head) {
     std::optional<SplitMessage> split = SplitAtPayload(message, Work::kRequestBytes);
     if (split && head.ParseFromString(split->head)) {
       pieces_ = std::move(split->payload);
-    } else {
-      if (!ParseMessage(message, head)) return false;
-      auto owner = std::make_shared<const std::string>(std::move(*Work::bytes(head)));
-      pieces_ = {{AsBytes(*owner), owner}};
+      return true;
     }
-    if (pieces_.size() > 1) {
+    if (!ParseMessage(message, head)) return false;
+    auto owner = std::make_shared<const std::string>(std::move(*Work::bytes(head)));
+    pieces_ = {{AsBytes(*owner), owner}};
+    return true;
+  }
+
+  // Leaves the payload in one piece, unless the codec takes it as it came.
+  void Arrange() {
+    const bool as_it_came = work_.takes_pieces() && pieces_.size() <= kMaxBlockPieces;
+    if (pieces_.size() > 1 && !as_it_came) {
       Buffer whole;
       Gather(pieces_, whole);
       report_.copied_bytes = whole.size();
       pieces_ = {Slice::Of(std::move(whole))};
     }
-    if (!pieces_.empty()) payload_ = pieces_[0].bytes;
-    return true;
+    for (const Slice& piece : pieces_) {
+      payload_.push_back(piece.bytes);
+      payload_bytes_ += piece.bytes.size();
+    }
+    if (payload_.empty()) payload_.emplace_back();
   }
 
   grpc::CallbackServerContext* const context_;
@@ -185,8 +204,9 @@ class TensorCall {
   CallRecord record_;
   Admission::Ticket ticket_;
   Work work_;
-  std::vector<Slice> pieces_;  // of the payload
-  ByteSpan payload_;
+  std::vector<Slice> pieces_;      // of the payload
+  std::vector<ByteSpan> payload_;  // the bytes of pieces_; one of no bytes where there is none
+  uint64_t payload_bytes_ = 0;
   TensorReport report_;
   StreamTotals totals_;
 };

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <array>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -85,6 +86,18 @@ TEST(SpanCodecTest, FramesAndErrorsAreThoseOfTheStreams) {
         frame.resize(*size);
         ASSERT_EQ(frame, expected.frame);
         EXPECT_EQ(SpanFrame(tensor, codec, values), expected.frame);
+        if (compressor->takes_pieces()) {
+          const size_t third = values.size() / 3;
+          const ByteSpan all = values;
+          const std::array<ByteSpan, 3> pieces = {all.first(third), all.subspan(third, third + 1),
+                                                  all.subspan(2 * third + 1)};
+          Bytes again(compressor->max_frame_bytes());
+          ErrorSums own;
+          EXPECT_EQ(compressor->CompressPieces(pieces, again, &own).value_or(0), expected.frame.size());
+          again.resize(expected.frame.size());
+          EXPECT_EQ(again, expected.frame);
+          EXPECT_EQ(std::memcmp(&own, &expected.report.sums, sizeof(own)), 0);
+        }
 
         ASSERT_THAT(decompressor.ReadHeader(frame), IsOk());
         EXPECT_EQ(decompressor.header().tensor.dtype, dtype);
