@@ -108,6 +108,18 @@ class Client:
     def metrics(self):
         return self.stub.Metrics(self.pb.MetricsRequest(), timeout=10)
 
+    def calls_by_code(self, method, count):
+        """Of the method's calls, once `count` have ended: a call is counted when gRPC is done with it, which may be
+        after its client has its status."""
+        calls = {}
+
+        def ended():
+            found = [entry for entry in self.metrics().methods if entry.method == method]
+            calls.update(found[0].calls_by_code if found else {})
+            return sum(calls.values()) >= count
+        wait_for(ended, f"{count} calls of {method}")
+        return calls
+
     def wait_until_idle(self):
         def idle():
             metrics = self.metrics()
