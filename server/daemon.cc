@@ -84,9 +84,10 @@ absl::Status Daemon::Listen() {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  // The receive window of a stream stays at what a stream asks for: the probe for the bandwidth-delay product takes a
-  // busy machine for a long line, and lets each of many connections send megabytes that no budget counts.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  // The receive window of a connection stays at what its streams ask for, unless it may grow: the probe for the
+  // bandwidth-delay product takes a busy machine for a long line, and lets each of many connections send megabytes that
+  // no budget counts.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, options_.adaptive_windows ? 1 : 0);
   // Reflection alone is served by gRPC's own threads.
   builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
   {

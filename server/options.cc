@@ -143,6 +143,9 @@ constexpr Flag kFlags[] = {
      KVC_SETTER(memory_budget, ParseBytes(text))},
     {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
     {"max-streams", "N", "streams at the same time (256)", KVC_SETTER(max_streams, ParseCount(text, 1, 1000000))},
+    {"adaptive-windows", "",
+     "let gRPC's receive windows grow: faster for a few clients, but each connection may take tens of MiB more",
+     KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},
     {"default-codec", "SPEC", "codec of tensors that do not name one (int4(group=64))",
      [](Options& options, const std::string& text) {
        options.default_codec = text;

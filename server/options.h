@@ -19,6 +19,7 @@ struct Options {
   uint64_t memory_budget = uint64_t{1} << 30;
   uint64_t max_tensor_bytes = uint64_t{64} << 30;
   size_t max_streams = 256;
+  bool adaptive_windows = false;  // receive windows of connections grow with what is measured
   std::string default_codec = "int4(group=64)";
   std::chrono::milliseconds drain_timeout{30000};
   std::string log_level = "info";

@@ -107,6 +107,7 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
       {{"--threads"}, "--threads needs a value"},
       {{"--threads=x"}, "--threads: \"x\": expected a number from 0 to 1024"},
       {{"--threads=-1"}, "--threads: \"-1\": expected a number from 0 to 1024"},
+      {{"--adaptive-windows=yes"}, "--adaptive-windows: \"yes\": expected true or false"},
       {{"--max-streams=0"}, "--max-streams: \"0\": expected a number from 1 to 1000000"},
       {{"--memory-budget=1GB"},
        "--memory-budget: \"1GB\": expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or TiB"},
