@@ -204,7 +204,7 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
   PlaceStreams(dtype, values.size() / DTypeSize(dtype), payload, scratch);
   const bool fused = codec_->measures() && transforms_.empty();
   const absl::Status encoded =
-      codec_->Encode(dtype, values, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
+      codec_->Encode(block.tensor, values, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
   if (absl::IsInvalidArgument(encoded)) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
   KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));

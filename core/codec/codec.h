@@ -105,8 +105,10 @@ class TensorCodec {
                                     ErrorSums*) const {
     return absl::UnimplementedError("the codec takes values in one piece");
   }
-  // Fills the streams, whose sizes it sets. INVALID_ARGUMENT, without a text, when a value cannot be held.
-  virtual absl::Status Encode(DType dtype, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums* sums) const = 0;
+  // Fills the streams, whose sizes it sets, from `values`, a run of values of `tensor` (fewer than the block's where a
+  // transform dropped some). INVALID_ARGUMENT, without a text, when a value cannot be held.
+  virtual absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
+                              ErrorSums* sums) const = 0;
   virtual absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const = 0;
 };
 

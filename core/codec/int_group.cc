@@ -79,9 +79,10 @@ class IntGroup final : public TensorCodec {
 
   bool measures() const override { return true; }
 
-  absl::Status Encode(DType dtype, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
-    const size_t count = values.size() / DTypeSize(dtype);
-    if (!simd::Quantize(Format(dtype), values.data(), count, streams[0].data, streams[1].data, sums)) {
+  absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
+                      ErrorSums* sums) const override {
+    const size_t count = values.size() / DTypeSize(tensor.dtype);
+    if (!simd::Quantize(Format(tensor.dtype), values.data(), count, streams[0].data, streams[1].data, sums)) {
       return absl::InvalidArgumentError("");
     }
     streams[0].size = 2 * simd::GroupCount(group_, count);

@@ -19,7 +19,7 @@ class Raw final : public TensorCodec {
     bounds[0] = count * DTypeSize(dtype);
   }
 
-  absl::Status Encode(DType, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums*) const override {
+  absl::Status Encode(const TensorDesc&, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums*) const override {
     if (!values.empty()) std::memcpy(streams[0].data, values.data(), values.size());
     streams[0].size = values.size();
     return absl::OkStatus();
