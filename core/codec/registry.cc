@@ -20,6 +20,7 @@ constexpr std::array<string_view, 1> kInt6Examples = {"int6(group=128)"};
 constexpr std::array<string_view, 1> kInt8Examples = {"int8(group=64)"};
 constexpr std::array<string_view, 1> kRawExamples = {"raw"};
 constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
+constexpr std::array<string_view, 2> kRansExamples = {"raw|rans", "int4(group=64)|rans"};
 constexpr std::array<string_view, 3> kSparseExamples = {"sparse(ratio=0.5)|int4(group=64)", "sparse(ratio=0.1)|raw",
                                                         "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
 constexpr std::array<string_view, 1> kClampExamples = {"clamp(limit=65504)|int4(group=64)"};
@@ -58,6 +59,12 @@ constexpr std::array kRows = {
              .summary = "the values as they are, lossless",
              .make_tensor_codec = MakeRaw,
              .examples = kRawExamples},
+    CodecRow{.name = "rans",
+             .kind = StageKind::kByteCodec,
+             .parameters = "",
+             .summary = "entropy coding of each stream by the frequencies of its bytes, at GB/s",
+             .make_byte_codec = MakeRans,
+             .examples = kRansExamples},
     CodecRow{.name = "zstd",
              .kind = StageKind::kByteCodec,
              .parameters = "level=-7..19 (3)",

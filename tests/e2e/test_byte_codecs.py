@@ -1,0 +1,101 @@
+"""Streams of byte codecs in what the command line writes, decoded by code that was written from docs/format.md alone."""
+
+import pathlib
+import random
+import struct
+import sys
+
+import numpy as np
+import pytest
+
+from cli_helpers import File, run_ok, write_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "format"))
+import rans_decoder  # noqa: E402
+
+
+def payloads(frame):
+    """The payloads of a frame's blocks ("Frame" in docs/format.md; checksums are not this test's subject)."""
+    header_bytes, = struct.unpack_from("<H", frame, 6)
+    end = frame.rindex(b"KVCE")
+    count, = struct.unpack_from("<I", frame, end + 4)
+    sizes = struct.unpack_from(f"<{count}I", frame, end + 8)
+    at = header_bytes
+    for size in sizes:
+        yield frame[at + 12:at + 12 + size]
+        at += 12 + size
+    assert at == end
+
+
+def streams(payload, stream_count):
+    """(size behind the tensor codec, bytes behind the one byte codec) of each stream ("Block payload")."""
+    table = struct.unpack_from(f"<{2 * stream_count}I", payload, 0)
+    at = 8 * stream_count
+    for raw_size, size in zip(table[::2], table[1::2]):
+        yield raw_size, payload[at:at + size]
+        at += size
+    assert at == len(payload)
+
+
+def decoded_streams(frame, stream_count):
+    """The streams of all blocks, one after the other for each place, and how many of them were coded."""
+    joined, coded = [b""] * stream_count, 0
+    for payload in payloads(frame):
+        for place, (raw_size, data) in enumerate(streams(payload, stream_count)):
+            if len(data) < raw_size:
+                data, coded = rans_decoder.decode(data, raw_size), coded + 1
+            joined[place] += data
+    return joined, coded
+
+
+def compress(bin_dir, tmp_path, source, codec):
+    run_ok(bin_dir, "-input", source, "-output", tmp_path / "packed", "-codec", codec)
+    return File(tmp_path / "packed")
+
+
+def test_a_second_decoder_reads_real_caches(bin_dir, sample, tmp_path):
+    packed, original = compress(bin_dir, tmp_path, sample, "raw|rans"), File(sample)
+    for name, _ in original.entries:
+        (values,), coded = decoded_streams(packed.bytes[name], 1)
+        assert values == original.bytes[name]
+        assert coded > 0, name
+        assert len(packed.bytes[name]) < 0.95 * len(values)
+
+
+def test_a_second_decoder_reads_the_streams_of_int4(bin_dir, sample, tmp_path):
+    plain = compress(bin_dir, tmp_path, sample, "int4(group=64)")
+    packed = compress(bin_dir, tmp_path, sample, "int4(group=64)|rans")
+    for name, _ in plain.entries:
+        expected = b"", b""
+        for payload in payloads(plain.bytes[name]):
+            scales_size, codes_size = struct.unpack_from("<2I", payload, 0)
+            expected = expected[0] + payload[8:8 + scales_size], expected[1] + payload[8 + scales_size:]
+            assert len(payload) == 8 + scales_size + codes_size
+        assert tuple(decoded_streams(packed.bytes[name], 2)[0]) == expected
+
+
+@pytest.mark.parametrize("bits, count", [([0x3c00] * 64, 50_000), ([0x3c00, 0x0001], 9_001), (range(0, 65536, 511), 70_001)])
+def test_a_second_decoder_reads_few_and_many_symbols(bin_dir, tmp_path, bits, count):
+    choices = np.array(list(bits), np.uint16)
+    weights = 0.7 ** np.arange(len(choices))
+    drawn = np.random.default_rng(3).choice(choices, count, p=weights / weights.sum())
+    source = write_file(tmp_path / "input", {"layer_0_key": drawn.view(np.float16)})
+    (values,), coded = decoded_streams(compress(bin_dir, tmp_path, source, "raw|rans").bytes["layer_0_key"], 1)
+    assert values == drawn.tobytes()
+    assert coded == 1
+
+
+def test_the_second_decoder_refuses_damage(bin_dir, sample, tmp_path):
+    """Else its word would be worth little: most flipped bits leave a state or a word over."""
+    packed = compress(bin_dir, tmp_path, sample, "int4(group=64)|rans")
+    _, (raw_size, data) = streams(next(payloads(packed.bytes["layer_1_key"])), 2)
+    assert len(data) < raw_size
+    refused, chance = 0, random.Random(7)
+    for _ in range(100):
+        damaged = bytearray(data)
+        damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        try:
+            assert rans_decoder.decode(bytes(damaged), raw_size) != rans_decoder.decode(data, raw_size)
+        except rans_decoder.DataLoss:
+            refused += 1
+    assert refused > 90
