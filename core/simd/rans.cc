@@ -21,25 +21,103 @@ using DI = hn::RebindToSigned<DF>;
 using DU = hn::RebindToUnsigned<DF>;
 using DU16 = hn::Rebind<uint16_t, DU>;
 using DU8 = hn::Rebind<uint8_t, DU>;
-using VU = hn::Vec<DU>;
 using VI = hn::Vec<DI>;
-using MU = hn::Mask<DU>;
 constexpr size_t kLanes = hn::MaxLanes(DU());
 constexpr size_t kVectors = kRansWideLanes / kLanes;
 
-HWY_INLINE VU Gather(const uint32_t* table, VU index) { return hn::GatherIndex(DU(), table, hn::BitCast(DI(), index)); }
+// The states of all lanes.
+struct States {
+  VI lanes[kVectors];
+
+  explicit HWY_INLINE States(const std::array<uint32_t, kRansWideLanes>& from) {
+#pragma GCC unroll 8
+    for (size_t v = 0; v < kVectors; ++v) lanes[v] = hn::BitCast(DI(), hn::LoadU(DU(), from.data() + v * kLanes));
+  }
+  HWY_INLINE void StoreTo(std::array<uint32_t, kRansWideLanes>& to) const {
+#pragma GCC unroll 8
+    for (size_t v = 0; v < kVectors; ++v) hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to.data() + v * kLanes);
+  }
+};
+
+// table[index(lane)] for each lane. Loads of a lane each are twice as fast as a gather on Zen 5, and no slower
+// elsewhere.
+template <class Index>
+HWY_INLINE VI LookUp(const uint32_t* table, Index index) {
+  const auto four = [&](size_t lane) HWY_ATTR {
+    const auto entry = [&](size_t i) HWY_ATTR { return static_cast<int>(table[index(lane + i)]); };
+    __m128i v = _mm_cvtsi32_si128(entry(0));
+    v = _mm_insert_epi32(v, entry(1), 1);
+    v = _mm_insert_epi32(v, entry(2), 2);
+    return _mm_insert_epi32(v, entry(3), 3);
+  };
+  const auto eight = [&](size_t lane) HWY_ATTR { return _mm256_set_m128i(four(lane + 4), four(lane)); };
+#if KVC_TARGET_AVX512
+  return VI{_mm512_inserti64x4(_mm512_castsi256_si512(eight(0)), eight(8), 1)};
+#else
+  return VI{eight(0)};
+#endif
+}
+
+// A mask as bits.
+HWY_INLINE unsigned BitsOf(hn::Mask<DI> mask) {
+#if KVC_TARGET_AVX512
+  return mask.raw;
+#else
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(mask.raw)));
+#endif
+}
+
+#if KVC_TARGET_AVX512
+
+// The lanes of `bits`, one after the other; what follows them is rubbish.
+HWY_INLINE VI PackLanes(VI v, unsigned bits) {
+  return VI{_mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), v.raw)};
+}
+// The inverse; lanes that are not in `bits` are rubbish.
+HWY_INLINE VI SpreadLanes(VI v, unsigned bits) {
+  return VI{_mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), v.raw)};
+}
+
+#else
+
+// For each set of 8 lanes the permutations that pack them and that spread them.
+struct Permutations {
+  HWY_ALIGN uint8_t pack[256][8];
+  HWY_ALIGN uint8_t spread[256][8];
+};
+constexpr Permutations MakePermutations() {
+  Permutations made = {};
+  for (unsigned bits = 0; bits < 256; ++bits) {
+    uint8_t packed = 0;
+    for (uint8_t lane = 0; lane < 8; ++lane) {
+      if ((bits >> lane & 1) == 0) continue;
+      made.spread[bits][lane] = packed;
+      made.pack[bits][packed++] = lane;
+    }
+  }
+  return made;
+}
+constexpr Permutations kPermutations = MakePermutations();
+
+HWY_INLINE VI Permute(VI v, const uint8_t* from) {
+  return VI{_mm256_permutevar8x32_epi32(v.raw, hn::PromoteTo(DI(), LoadAt(DU8(), from)).raw)};
+}
+HWY_INLINE VI PackLanes(VI v, unsigned bits) { return Permute(v, kPermutations.pack[bits]); }
+HWY_INLINE VI SpreadLanes(VI v, unsigned bits) { return Permute(v, kPermutations.spread[bits]); }
+
+#endif
 
 // Encodes a symbol in each lane; the words that leave go to `out`, which has room for a vector of them. Returns their
 // number.
-HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw, VU& state, uint8_t* out) {
+HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw, VI& state, uint8_t* out) {
   const DF df;
   const DI di;
-  const DU du;
-  const VU entry = Gather(symbols.data(), hn::PromoteTo(du, LoadAt(DU8(), raw)));
-  const VI frequency = hn::BitCast(di, hn::And(entry, hn::Set(du, 0xffff)));
-  VI x = hn::BitCast(di, state);
+  const VI entry = LookUp(symbols.data(), [raw](size_t lane) HWY_ATTR { return raw[lane]; });
+  const VI frequency = hn::And(entry, hn::Set(di, 0xffff));
+  VI x = state;
   const auto full = hn::Not(hn::Lt(hn::ShiftRight<19>(x), frequency));
-  const VI words = hn::Compress(hn::And(x, hn::Set(di, 0xffff)), full);
+  const unsigned full_bits = BitsOf(full);
+  const VI words = PackLanes(hn::And(x, hn::Set(di, 0xffff)), full_bits);
   StoreAt(hn::DemoteTo(DU16(), words), DU16(), out);
   x = hn::IfThenElse(full, hn::ShiftRight<16>(x), x);
 
@@ -48,116 +126,73 @@ HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw,
   const auto ratio = hn::Div(hn::ConvertTo(df, x), hn::ConvertTo(df, frequency));
   const VI quotient = hn::ConvertTo(di, hn::Sub(ratio, hn::Set(df, 0.125f)));
   const VI rest = hn::Sub(x, hn::Mul(quotient, frequency));
-  const VI start = hn::BitCast(di, hn::ShiftRight<16>(entry));
-  const VI next = hn::Add(hn::Add(hn::ShiftLeft<kRansBits>(quotient), rest), start);
+  const VI next = hn::Add(hn::Add(hn::ShiftLeft<kRansBits>(quotient), rest), hn::ShiftRight<16>(entry));
   const VI one_more = hn::Sub(hn::Set(di, kRansSlots), frequency);
   const auto small = hn::Not(hn::Lt(rest, frequency));
-  state = hn::BitCast(du, hn::Add(next, hn::IfThenElseZero(small, one_more)));
-  return hn::CountTrue(di, full);
+  state = hn::Add(next, hn::IfThenElseZero(small, one_more));
+  return hwy::PopCount(full_bits);
 }
 
-// For each mask of 8 lanes, which of the words that follow each other belongs to each lane of it.
-#if !KVC_TARGET_AVX512
-struct ExpandTable {
-  HWY_ALIGN uint8_t word[256][8];
-};
-constexpr ExpandTable MakeExpandTable() {
-  ExpandTable table = {};
-  for (unsigned mask = 0; mask < 256; ++mask) {
-    uint8_t next = 0;
-    for (unsigned lane = 0; lane < 8; ++lane) {
-      table.word[mask][lane] = next;
-      next = static_cast<uint8_t>(next + (mask >> lane & 1));
-    }
-    // The entries of lanes behind the last one that takes a word are not used, but must be indices.
-    for (unsigned lane = 0; lane < 8; ++lane) table.word[mask][lane] &= 7;
-  }
-  return table;
-}
-constexpr ExpandTable kExpand = MakeExpandTable();
-#endif
-
-// Which lanes of a vector of states need a word, as bits.
-HWY_INLINE unsigned BitsBelowLow(VU state) {
-  const auto below = hn::Lt(hn::BitCast(DI(), state), hn::Set(DI(), kRansLow));
-#if KVC_TARGET_AVX512
-  return below.raw;
-#else
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(below.raw)));
-#endif
-}
-
-// Gives the lanes of `bits` the words at `words`, in order. Reads a whole vector of them.
-HWY_INLINE VU Refill(VU state, unsigned bits, const uint8_t* words) {
+// Decodes a symbol in each lane, and returns which states need a word, as bits.
+HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* raw) {
+  const DI di;
   const DU du;
-  const VU packed = hn::PromoteTo(du, LoadAt(DU16(), words));
-#if KVC_TARGET_AVX512
-  const auto mask = static_cast<__mmask16>(bits);
-  const __m512i expanded = _mm512_maskz_expand_epi32(mask, packed.raw);
-  return VU{_mm512_mask_or_epi32(state.raw, mask, _mm512_slli_epi32(state.raw, 16), expanded)};
-#else
-  const VU place = hn::PromoteTo(du, LoadAt(DU8(), kExpand.word[bits]));
-  const VU expanded{_mm256_permutevar8x32_epi32(packed.raw, place.raw)};
-  const VU filled = hn::Or(hn::ShiftLeft<16>(state), expanded);
-  const auto below = hn::Lt(hn::BitCast(DI(), state), hn::Set(DI(), kRansLow));
-  return hn::IfThenElse(hn::RebindMask(du, below), filled, state);
-#endif
+  HWY_ALIGN int32_t index[kLanes];
+  hn::Store(hn::And(state, hn::Set(di, kRansSlots - 1)), di, index);
+  const VI entry = LookUp(slots.data(), [&index](size_t lane) HWY_ATTR { return index[lane]; });
+  StoreAt(hn::U8FromU32(hn::ShiftRight<24>(hn::BitCast(du, entry))), DU8(), raw);
+  const VI low12 = hn::Set(di, 0xfff);
+  const VI frequency = hn::Add(hn::And(hn::ShiftRight<12>(entry), low12), hn::Set(di, 1));
+  state = hn::Add(hn::Mul(frequency, hn::ShiftRight<kRansBits>(state)), hn::And(entry, low12));
+  return BitsOf(hn::Lt(state, hn::Set(di, kRansLow)));
+}
+
+// Gives the lanes of `bits`, which are those that need one, the words at `words`, in order. Reads a whole vector.
+HWY_INLINE void Refill(VI& state, unsigned bits, const uint8_t* words) {
+  const DI di;
+  const VI word = SpreadLanes(hn::PromoteTo(di, LoadAt(DU16(), words)), bits);
+  const VI filled = hn::Or(hn::ShiftLeft<16>(state), word);
+  state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
 }
 
 }  // namespace
 
 bool EncodeWideGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
-  const DU du;
-  VU states[kVectors];
-#pragma GCC unroll 8
-  for (size_t v = 0; v < kVectors; ++v) states[v] = hn::LoadU(du, encoder.states.data() + v * kLanes);
-  const RansSymbolTable& symbols = encoder.symbols;
+  States states(encoder.states);
   uint8_t* out = encoder.out + encoder.size;
   const uint8_t* const end = encoder.out + encoder.capacity;
   while (groups-- > 0) {
     if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
-      out += 2 * EncodeStep(symbols, raw + groups * kRansWideLanes + v * kLanes, states[v], out);
+      out += 2 * EncodeStep(encoder.symbols, raw + groups * kRansWideLanes + v * kLanes, states.lanes[v], out);
     }
   }
-#pragma GCC unroll 8
-  for (size_t v = 0; v < kVectors; ++v) hn::StoreU(states[v], du, encoder.states.data() + v * kLanes);
+  states.StoreTo(encoder.states);
   encoder.size = static_cast<size_t>(out - encoder.out);
   return true;
 }
 
 // Stops in front of a group that the words that are left might not suffice for.
 size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
-  const DU du;
-  VU states[kVectors];
-#pragma GCC unroll 8
-  for (size_t v = 0; v < kVectors; ++v) states[v] = hn::LoadU(du, decoder.states.data() + v * kLanes);
-  const uint32_t* slots = decoder.slots.data();
+  States states(decoder.states);
   size_t size = decoder.size;
   size_t group = 0;
   for (; group < groups && size >= 2 * kRansWideLanes; ++group) {
     unsigned bits[kVectors];
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
-      const VU x = states[v];
-      const VU entry = Gather(slots, hn::And(x, hn::Set(du, kRansSlots - 1)));
-      StoreAt(hn::U8FromU32(hn::ShiftRight<24>(entry)), DU8(), raw + group * kRansWideLanes + v * kLanes);
-      const VU frequency = hn::Add(hn::And(hn::ShiftRight<12>(entry), hn::Set(du, 0xfff)), hn::Set(du, 1));
-      states[v] = hn::Add(hn::Mul(frequency, hn::ShiftRight<kRansBits>(x)), hn::And(entry, hn::Set(du, 0xfff)));
-      bits[v] = BitsBelowLow(states[v]);
+      bits[v] = DecodeStep(decoder.slots, states.lanes[v], raw + group * kRansWideLanes + v * kLanes);
+      size -= 2 * hwy::PopCount(bits[v]);
     }
-#pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) size -= 2 * hwy::PopCount(bits[v]);
     const uint8_t* words = decoder.words + size;
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
-      states[v] = Refill(states[v], bits[v], words);  // at most a vector of words past the last: the states lie there
+      Refill(states.lanes[v], bits[v], words);  // may read up to a vector past the last word: the states lie there
       words += 2 * hwy::PopCount(bits[v]);
     }
   }
-#pragma GCC unroll 8
-  for (size_t v = 0; v < kVectors; ++v) hn::StoreU(states[v], du, decoder.states.data() + v * kLanes);
+  states.StoreTo(decoder.states);
   decoder.size = size;
   return group;
 }
