@@ -179,17 +179,12 @@ size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
   size_t size = decoder.size;
   size_t group = 0;
   for (; group < groups && size >= 2 * kRansWideLanes; ++group) {
-    unsigned bits[kVectors];
+    // The highest lanes first, as words are popped: then a vector waits only for those in front of it.
 #pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) {
-      bits[v] = DecodeStep(decoder.slots, states.lanes[v], raw + group * kRansWideLanes + v * kLanes);
-      size -= 2 * hwy::PopCount(bits[v]);
-    }
-    const uint8_t* words = decoder.words + size;
-#pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) {
-      Refill(states.lanes[v], bits[v], words);  // may read up to a vector past the last word: the states lie there
-      words += 2 * hwy::PopCount(bits[v]);
+    for (size_t v = kVectors; v-- > 0;) {
+      const unsigned bits = DecodeStep(decoder.slots, states.lanes[v], raw + group * kRansWideLanes + v * kLanes);
+      size -= 2 * hwy::PopCount(bits);
+      Refill(states.lanes[v], bits, decoder.words + size);  // what it reads past the last word are the states
     }
   }
   states.StoreTo(decoder.states);
