@@ -18,6 +18,9 @@ constexpr std::array<string_view, 1> kInt3Examples = {"int3(group=64)"};
 constexpr std::array<string_view, 1> kInt5Examples = {"int5(group=64)"};
 constexpr std::array<string_view, 1> kInt6Examples = {"int6(group=128)"};
 constexpr std::array<string_view, 1> kInt8Examples = {"int8(group=64)"};
+constexpr std::array<string_view, 5> kPlanesExamples = {
+    "planes(split=auto,delta=auto)", "planes(split=fields,delta=token)", "planes(split=bytes,delta=xor)",
+    "planes(split=fields,delta=none)|zstd(level=-1)", "sparse(ratio=0.2)|planes(split=bytes,delta=token)"};
 constexpr std::array<string_view, 1> kRawExamples = {"raw"};
 constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
 constexpr std::array<string_view, 2> kRansExamples = {"raw|rans", "int4(group=64)|rans"};
@@ -53,6 +56,12 @@ constexpr std::array kRows = {
     IntRow("int5", "5-bit integers, one FP16 scale a group", kInt5Examples),
     IntRow("int6", "6-bit integers, one FP16 scale a group", kInt6Examples),
     IntRow("int8", "8-bit integers, one FP16 scale a group", kInt8Examples),
+    CodecRow{.name = "planes",
+             .kind = StageKind::kTensorCodec,
+             .parameters = "split=auto|bytes|fields (auto), delta=auto|none|token|xor (auto)",
+             .summary = "a plane for each byte of a value, exponents together, lossless; for byte codecs",
+             .make_tensor_codec = MakePlanes,
+             .examples = kPlanesExamples},
     CodecRow{.name = "raw",
              .kind = StageKind::kTensorCodec,
              .parameters = "",

@@ -126,6 +126,17 @@ absl::StatusOr<int64_t> StageArgs::IntOneOf(std::string_view key, int64_t otherw
   return value;
 }
 
+absl::StatusOr<std::string> StageArgs::OneOf(std::string_view key, std::string_view otherwise,
+                                             std::initializer_list<const char*> allowed) {
+  const std::string* text = Take(key);
+  if (text == nullptr) return std::string(otherwise);
+  if (std::find(allowed.begin(), allowed.end(), *text) == allowed.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: %s=%s is not one of %s", stage_.name, key, *text, absl::StrJoin(allowed, ", ")));
+  }
+  return *text;
+}
+
 absl::StatusOr<double> StageArgs::Real(std::string_view key, double otherwise, double min, double max) {
   const std::string* text = Take(key);
   if (text == nullptr) return otherwise;

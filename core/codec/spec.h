@@ -30,6 +30,8 @@ class StageArgs {
 
   absl::StatusOr<int64_t> Int(std::string_view key, int64_t otherwise, int64_t min, int64_t max);
   absl::StatusOr<int64_t> IntOneOf(std::string_view key, int64_t otherwise, std::initializer_list<int64_t> allowed);
+  absl::StatusOr<std::string> OneOf(std::string_view key, std::string_view otherwise,
+                                    std::initializer_list<const char*> allowed);
   absl::StatusOr<double> Real(std::string_view key, double otherwise, double min, double max);
   absl::Status Finish() const;
 
