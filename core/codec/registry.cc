@@ -28,6 +28,26 @@ constexpr std::array<string_view, 3> kSparseExamples = {"sparse(ratio=0.5)|int4(
                                                         "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
 constexpr std::array<string_view, 1> kClampExamples = {"clamp(limit=65504)|int4(group=64)"};
 
+constexpr std::array<string_view, 2> kClipExamples = {"clip(percentile=99.9)|int4(group=64)",
+                                                      "clip(percentile=50)|raw"};
+constexpr std::array<string_view, 12> kQuantExamples = {
+    "quant(bits=10,per=token)",
+    "quant(bits=8,per=block)",
+    "quant(bits=2,per=channel,group=64,symmetric=false)",
+    "quant(bits=2,per=token,symmetric=false)",
+    "quant(bits=3,per=group,group=128,symmetric=false,outliers=0.01)",
+    "quant(bits=4,per=group,group=64)",
+    "quant(bits=5,per=channel,group=4096,outliers=0.1,layout=bytes)",
+    "quant(bits=6,per=token,layout=bytes)|zstd(level=1)",
+    "quant(bits=7,per=group,group=32)",
+    "quant(bits=9,per=channel,group=32,symmetric=false,layout=bytes)|zstd(level=1)",
+    "quant(bits=11,per=block,symmetric=false)",
+    "sparse(ratio=0.5)|quant(bits=12,per=group,group=512,outliers=0.005)",
+};
+constexpr std::array<string_view, 3> kBlockNormExamples = {"blocknorm(block=128,topk=0.02,bits=10)",
+                                                           "blocknorm(block=32,topk=0.5,bits=4)",
+                                                           "blocknorm(block=64,topk=0,bits=8)|zstd(level=1)"};
+
 constexpr CodecRow IntRow(string_view name, string_view summary, std::span<const string_view> examples) {
   return {.name = name,
           .kind = StageKind::kTensorCodec,
@@ -44,6 +64,12 @@ constexpr std::array kRows = {
              .summary = "NaN becomes 0, infinities and values above the limit saturate",
              .make_transform = MakeClamp,
              .examples = kClampExamples},
+    CodecRow{.name = "clip",
+             .kind = StageKind::kTransform,
+             .parameters = "percentile=0..100 (99.9)",
+             .summary = "values above a percentile of the tensor's magnitudes saturate",
+             .make_transform = MakeClip,
+             .examples = kClipExamples},
     CodecRow{.name = "sparse",
              .kind = StageKind::kTransform,
              .parameters = "ratio=0..1 (0.5)",
@@ -62,6 +88,19 @@ constexpr std::array kRows = {
              .summary = "a plane for each byte of a value, exponents together, lossless; for byte codecs",
              .make_tensor_codec = MakePlanes,
              .examples = kPlanesExamples},
+    CodecRow{.name = "quant",
+             .kind = StageKind::kTensorCodec,
+             .parameters = "bits=2..12 (8), per=block|channel|token|group (token), group=32..4096 (64), "
+                           "symmetric=true|false (true), outliers=0..0.1 (0), layout=packed|bytes (packed)",
+             .summary = "uniform integers, one scale a block, channel, token or group",
+             .make_tensor_codec = MakeQuant,
+             .examples = kQuantExamples},
+    CodecRow{.name = "blocknorm",
+             .kind = StageKind::kTensorCodec,
+             .parameters = "block=32|64|128|256 (128), topk=0..1 (0.02), bits=2..12 (10)",
+             .summary = "uniform integers of normalized blocks, those of most energy with exact scales",
+             .make_tensor_codec = MakeBlockNorm,
+             .examples = kBlockNormExamples},
     CodecRow{.name = "raw",
              .kind = StageKind::kTensorCodec,
              .parameters = "",

@@ -34,9 +34,12 @@ std::string DescribeCodecs();
 
 // The factories, each in the file of its codec.
 absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClamp(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClip(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorTransform>> MakeSparse(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeIntGroup(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakePlanes(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeQuant(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBlockNorm(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeRans(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeZstd(const StageSpec& stage);

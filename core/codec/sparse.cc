@@ -5,18 +5,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/magnitude.h"
 #include "kvcompress/codec/registry.h"
 
 namespace kvcompress {
 namespace {
-
-// Magnitudes order like the bits of a value without its sign, in every dtype; NaN above all.
-uint32_t MagnitudeKey(DType dtype, const std::byte* values, size_t index) {
-  if (dtype == DType::kF32) return LoadLE<uint32_t>(values + 4 * index) & 0x7fffffffu;
-  return LoadLE<uint16_t>(values + 2 * index) & 0x7fffu;
-}
-
-constexpr int KeyBits(DType dtype) { return dtype == DType::kF32 ? 31 : 15; }
 
 // Which values of a tensor become zero: those with a key below `threshold`, and of those with just that key the first
 // ones in the tensor's order, until the count is right.
@@ -26,19 +19,6 @@ class SparseState final : public TensorState {
   size_t block_elements = 1;
   std::vector<uint64_t> ties_to_drop;  // of each block
 };
-
-// Calls visit(values, count) for each block of the tensor, in order.
-template <typename Visit>
-absl::Status ForEachBlock(const ByteSource& source, DType dtype, size_t block_elements, Visit visit) {
-  const uint64_t block_bytes = block_elements * DTypeSize(dtype);
-  std::vector<std::byte> scratch;
-  for (uint64_t at = 0; at < source.size(); at += block_bytes) {
-    const auto bytes = static_cast<size_t>(std::min(block_bytes, source.size() - at));
-    KVC_ASSIGN_OR_RETURN(const ByteSpan values, source.Get(at, bytes, scratch));
-    visit(values.data(), bytes / DTypeSize(dtype));
-  }
-  return absl::OkStatus();
-}
 
 // docs/format.md, "sparse": the side stream is a bit mask of the values that are kept, which alone go on to the next
 // stage; or it is empty and all values go on, the dropped ones as zeros, where that costs less.
@@ -59,7 +39,7 @@ class Sparse final : public TensorTransform {
     const uint64_t count = source.size() / DTypeSize(dtype);
     const auto drop = static_cast<uint64_t>(std::floor(ratio_ * static_cast<double>(count)));
     uint64_t left = drop;  // of these, not yet told apart: those with the threshold's key
-    KVC_RETURN_IF_ERROR(FindThreshold(source, dtype, block_elements, left, state->threshold));
+    KVC_RETURN_IF_ERROR(SelectMagnitude(source, dtype, block_elements, left, state->threshold));
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
       uint64_t ties = 0;
       for (size_t i = 0; i < n; ++i) ties += MagnitudeKey(dtype, values, i) == state->threshold;
@@ -136,30 +116,6 @@ class Sparse final : public TensorTransform {
 
  private:
   static bool IsKept(ByteSpan mask, size_t i) { return (std::to_integer<unsigned>(mask[i / 8]) >> (i % 8) & 1) != 0; }
-
-  // The largest key such that no more than `drop` values have a smaller one; `drop` becomes how many of the values with
-  // just that key are to go. Selection by radix: the upper bits first, then the lower ones of the bucket that was hit.
-  static absl::Status FindThreshold(const ByteSource& source, DType dtype, size_t block_elements, uint64_t& drop,
-                                    uint32_t& threshold) {
-    threshold = 0;
-    uint32_t found_bits = 0;  // mask of the key bits that are settled
-    for (int low = KeyBits(dtype); low > 0;) {
-      const int bits = std::min(16, low);
-      low -= bits;
-      std::vector<uint64_t> histogram(size_t{1} << bits);
-      KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-        for (size_t i = 0; i < n; ++i) {
-          const uint32_t key = MagnitudeKey(dtype, values, i);
-          if ((key & found_bits) == threshold) ++histogram[(key >> low) & ((1u << bits) - 1)];
-        }
-      }));
-      uint32_t bucket = 0;
-      while (bucket + 1 < histogram.size() && histogram[bucket] <= drop) drop -= histogram[bucket++];
-      threshold |= bucket << low;
-      found_bits |= ((1u << bits) - 1) << low;
-    }
-    return absl::OkStatus();
-  }
 
   double ratio_;
 };

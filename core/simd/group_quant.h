@@ -85,6 +85,11 @@ namespace scalar {
 [[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
                             ErrorSums* sums);
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
+
+// One group of `slots` codes, a byte each and a multiple of 8, at most 128, to packed fields of 1 to 8 bits and back,
+// the sign not extended. They return the end of the packed bytes.
+uint8_t* PackGroup(int bits, const uint8_t* codes, size_t slots, uint8_t* out);
+const uint8_t* UnpackGroup(int bits, const uint8_t* in, size_t slots, uint8_t* codes);
 }  // namespace scalar
 
 }  // namespace kvcompress::simd

@@ -12,9 +12,35 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvcompress/simd/half-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+// Stores the low bytes of 16 integers.
+using Words = hn::ScalableTag<uint32_t>;
+HWY_INLINE void StoreLowBytes(const hn::Vec<Words> (&v)[16 / hn::MaxLanes(Words())], uint8_t* out) {
+#if KVC_TARGET_AVX512
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(v[0].raw));
+#else
+  constexpr size_t kLanes = hn::MaxLanes(Words());
+  const hn::RebindToSigned<Words> di;
+  const hn::Repartition<int16_t, decltype(di)> di16;
+  const hn::Rebind<uint8_t, decltype(di16)> du8;
+  const auto mask = hn::Set(Words(), 0xff);
+  for (size_t i = 0; i < 16 / kLanes; i += 2) {
+    const auto a = hn::BitCast(di, hn::And(v[i], mask));
+    const auto b = hn::BitCast(di, hn::And(v[i + 1], mask));
+    auto bytes = hn::DemoteTo(du8, hn::ReorderDemote2To(di16, a, b));
+#if HWY_TARGET == HWY_AVX2
+    // Two blocks of 128 bits: the demotion left a and b interleaved by fours.
+    bytes = hn::BitCast(du8, hn::Vec128<int32_t>{_mm_shuffle_epi32(bytes.raw, _MM_SHUFFLE(3, 1, 2, 0))});
+#endif
+    StoreAt(bytes, du8, out + i * kLanes);
+  }
+#endif
+}
 
 // A field of kWidth bits that begins at bit kFrom of a code, in a group of kGroup codes.
 template <int kWidth, int kFrom, size_t kGroup>
@@ -89,9 +115,11 @@ void UnpackTile(size_t group, const uint8_t* in, size_t groups, uint8_t* codes) 
   UnpackGroups<kBits, 128>(in, groups, codes);
 }
 
-// Packs `groups` groups of codes, a byte each, into bits = 2 .. 6 bits each. Bits above are ignored.
+// Packs `groups` groups of codes, a byte each, into bits = 1 .. 7 bits each. Bits above are ignored.
 HWY_INLINE void Pack(int bits, size_t group, const uint8_t* codes, size_t groups, uint8_t* out) {
   switch (bits) {
+    case 1:
+      return PackTile<1>(group, codes, groups, out);
     case 2:
       return PackTile<2>(group, codes, groups, out);
     case 3:
@@ -102,10 +130,14 @@ HWY_INLINE void Pack(int bits, size_t group, const uint8_t* codes, size_t groups
       return PackTile<5>(group, codes, groups, out);
     case 6:
       return PackTile<6>(group, codes, groups, out);
+    case 7:
+      return PackTile<7>(group, codes, groups, out);
   }
 }
 HWY_INLINE void Unpack(int bits, size_t group, const uint8_t* in, size_t groups, uint8_t* codes) {
   switch (bits) {
+    case 1:
+      return UnpackTile<1>(group, in, groups, codes);
     case 2:
       return UnpackTile<2>(group, in, groups, codes);
     case 3:
@@ -116,6 +148,8 @@ HWY_INLINE void Unpack(int bits, size_t group, const uint8_t* in, size_t groups,
       return UnpackTile<5>(group, in, groups, codes);
     case 6:
       return UnpackTile<6>(group, in, groups, codes);
+    case 7:
+      return UnpackTile<7>(group, in, groups, codes);
   }
 }
 

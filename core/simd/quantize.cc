@@ -84,28 +84,6 @@ class Decoder<kT, true> {
 };
 #endif
 
-// Stores the low bytes of 16 integers.
-HWY_INLINE void StoreLowBytes(const VU (&v)[16 / kLanes], uint8_t* out) {
-#if KVC_TARGET_AVX512
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(v[0].raw));
-#else
-  const DI di;
-  const hn::Repartition<int16_t, DI> di16;
-  const hn::Rebind<uint8_t, decltype(di16)> du8;
-  const VU mask = hn::Set(DU(), 0xff);
-  for (size_t i = 0; i < 16 / kLanes; i += 2) {
-    const auto a = hn::BitCast(di, hn::And(v[i], mask));
-    const auto b = hn::BitCast(di, hn::And(v[i + 1], mask));
-    auto bytes = hn::DemoteTo(du8, hn::ReorderDemote2To(di16, a, b));
-#if HWY_TARGET == HWY_AVX2
-    // Two blocks of 128 bits: the demotion left a and b interleaved by fours.
-    bytes = hn::BitCast(du8, hn::Vec128<int32_t>{_mm_shuffle_epi32(bytes.raw, _MM_SHUFFLE(3, 1, 2, 0))});
-#endif
-    StoreAt(bytes, du8, out + i * kLanes);
-  }
-#endif
-}
-
 // Quantizes a group that is not unusual. Codes leave as bytes, or packed as 4-bit codes when kNibbles.
 template <DType kT, bool kNibbles, bool kSums>
 HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, float divisor, uint8_t* out,

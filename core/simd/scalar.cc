@@ -41,7 +41,7 @@ void AddTerm(double x, double error, ErrorSums& sums) {
   sums.max_abs_error = std::max(sums.max_abs_error, std::abs(error));
 }
 
-// The field widths of a code, from its low bits up; 0 ends the list.
+// The field widths of a code, from its low bits up; 0 ends the list of fewer than three.
 struct Fields {
   int width[3];
 };
@@ -55,6 +55,8 @@ Fields FieldsOf(int bits) {
   }
   return fields;
 }
+
+}  // namespace
 
 uint8_t* PackGroup(int bits, const uint8_t* codes, size_t slots, uint8_t* out) {
   int shift = 0;
@@ -75,8 +77,8 @@ uint8_t* PackGroup(int bits, const uint8_t* codes, size_t slots, uint8_t* out) {
   return out;
 }
 
-const uint8_t* UnpackGroup(int bits, const uint8_t* in, size_t slots, int8_t* codes) {
-  unsigned unsigned_codes[kMaxGroup] = {};
+const uint8_t* UnpackGroup(int bits, const uint8_t* in, size_t slots, uint8_t* codes) {
+  std::memset(codes, 0, slots);
   int shift = 0;
   for (const int width : FieldsOf(bits).width) {
     if (width == 0) break;
@@ -84,18 +86,17 @@ const uint8_t* UnpackGroup(int bits, const uint8_t* in, size_t slots, int8_t* co
     for (size_t j = 0; j < bytes; ++j) {
       for (int at = 0; at < 8; at += width) {
         const unsigned field = (static_cast<unsigned>(in[j]) >> at) & ((1u << width) - 1);
-        unsigned_codes[j + static_cast<size_t>(at / width) * bytes] |= field << shift;
+        uint8_t& code = codes[j + static_cast<size_t>(at / width) * bytes];
+        code = static_cast<uint8_t>(code | field << shift);
       }
     }
     in += bytes;
     shift += width;
   }
-  const int half = 1 << (bits - 1);
-  for (size_t i = 0; i < slots; ++i) {
-    codes[i] = static_cast<int8_t>(((static_cast<int>(unsigned_codes[i])) ^ half) - half);
-  }
   return in;
 }
+
+namespace {
 
 int Code(float x, float scale, int qmax) {
   if (scale == 0) return 0;
@@ -151,10 +152,12 @@ void Dequantize(const GroupQuantFormat& format, const void* scales, const void* 
     uint16_t scale_bits;
     std::memcpy(&scale_bits, scale_in, 2);
     scale_in += 2;
-    int8_t slots[kMaxGroup];
+    uint8_t slots[kMaxGroup];
     code_in = UnpackGroup(format.bits, code_in, (n + 7) / 8 * 8, slots);
+    const int half = 1 << (format.bits - 1);
     for (size_t i = 0; i < n; ++i) {
-      StoreFromF32(format.dtype, Decode(slots[i], F16ToF32(scale_bits)), values, begin + i);
+      const int code = (slots[i] ^ half) - half;
+      StoreFromF32(format.dtype, Decode(code, F16ToF32(scale_bits)), values, begin + i);
     }
   }
 }

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kvcompress/base/byte_source.h"
+#include "kvcompress/base/dtype.h"
+#include "kvcompress/base/status_macros.h"
+
+// The order of a tensor's values by magnitude.
+namespace kvcompress {
+
+// Magnitudes order like the bits of a value without its sign, in every dtype; NaN above all.
+inline uint32_t MagnitudeKey(DType dtype, const std::byte* values, size_t index) {
+  if (dtype == DType::kF32) return LoadLE<uint32_t>(values + 4 * index) & 0x7fffffffu;
+  return LoadLE<uint16_t>(values + 2 * index) & 0x7fffu;
+}
+
+// Calls visit(values, count) for each block of the tensor, in order.
+template <typename Visit>
+absl::Status ForEachBlock(const ByteSource& source, DType dtype, size_t block_elements, Visit visit) {
+  const uint64_t block_bytes = block_elements * DTypeSize(dtype);
+  std::vector<std::byte> scratch;
+  for (uint64_t at = 0; at < source.size(); at += block_bytes) {
+    const auto bytes = static_cast<size_t>(std::min(block_bytes, source.size() - at));
+    KVC_ASSIGN_OR_RETURN(const ByteSpan values, source.Get(at, bytes, scratch));
+    visit(values.data(), bytes / DTypeSize(dtype));
+  }
+  return absl::OkStatus();
+}
+
+// The key of the value that stands at `rank`, counted from 0, when all are sorted by magnitude; the largest key there
+// is where `rank` is their number. `rank` becomes its rank among the values with just that key.
+absl::Status SelectMagnitude(const ByteSource& source, DType dtype, size_t block_elements, uint64_t& rank,
+                             uint32_t& key);
+
+}  // namespace kvcompress
