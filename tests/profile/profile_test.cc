@@ -2,6 +2,11 @@
 
 #include <gmock/gmock.h>
 
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "kvcompress/codec/chain.h"
 #include "kvcompress/testing/status_matchers.h"
 
 namespace kvcompress {
@@ -40,6 +45,38 @@ TEST(ProfileTest, UniformIsOneCodecForAll) {
   EXPECT_EQ(profile->CodecFor("layer_0_key"), "int8(group=64)");
   EXPECT_EQ(profile->CodecFor("x"), "int8(group=64)");
   EXPECT_THAT(Profile::Uniform("int1"), StatusIs(absl::StatusCode::kInvalidArgument, "unknown codec \"int1\""));
+}
+
+Profile ShippedProfile(const std::string& name) {
+  std::ifstream file(KVC_SOURCE_DIR "/profiles/" + name);
+  std::stringstream text;
+  text << file.rdbuf();
+  const auto profile = Profile::Parse(text.str());
+  EXPECT_THAT(profile, IsOk()) << name;
+  return profile.value_or(*Profile::Uniform("raw"));
+}
+
+TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
+  const Profile mixed = ShippedProfile("mixed-n2-q10.json");
+  for (const char* name : {"layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value"}) {
+    const auto chain = CodecChain::Parse(mixed.CodecFor(name));
+    ASSERT_THAT(chain, IsOk());
+    EXPECT_TRUE(chain->lossless()) << name;
+  }
+  for (const char* name : {"layer_2_key", "layer_31_value", "anything"}) {
+    EXPECT_THAT(mixed.CodecFor(name), ::testing::StartsWith("quant(bits=10,")) << name;
+  }
+  EXPECT_EQ(ShippedProfile("blocknorm-strict.json").CodecFor("layer_0_key"), "blocknorm(block=128,topk=0.02,bits=10)");
+}
+
+TEST(ProfileTest, EveryShippedProfileParses) {
+  int tested = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(KVC_SOURCE_DIR "/profiles")) {
+    EXPECT_EQ(entry.path().extension(), ".json") << entry.path();
+    ShippedProfile(entry.path().filename().string());
+    ++tested;
+  }
+  EXPECT_GE(tested, 2);
 }
 
 struct BadProfile {
