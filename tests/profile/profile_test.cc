@@ -66,7 +66,8 @@ TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
   for (const char* name : {"layer_2_key", "layer_31_value", "anything"}) {
     EXPECT_THAT(mixed.CodecFor(name), ::testing::StartsWith("quant(bits=10,")) << name;
   }
-  EXPECT_EQ(ShippedProfile("blocknorm-strict.json").CodecFor("layer_0_key"), "blocknorm(block=128,topk=0.02,bits=10)");
+  EXPECT_EQ(ShippedProfile("blocknorm-strict.json").CodecFor("layer_0_key"),
+            "blocknorm(block=128,topk=0.02,bits=10)|zstd(level=1)");
 }
 
 TEST(ProfileTest, EveryShippedProfileParses) {
