@@ -9,6 +9,31 @@
 #include "kvcompress/codec/magnitude.h"
 
 namespace kvcompress {
+namespace {
+
+// Appends the indices of all values with a key of `threshold` or more, and returns how many have more.
+template <typename Bits>
+size_t FindFrom(ByteSpan values, Bits threshold, std::vector<uint32_t>& indices) {
+  constexpr auto kMagnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+  constexpr size_t kChunk = 32;  // most have none, which a vector's maximum tells
+  const size_t count = values.size() / sizeof(Bits);
+  const auto key = [&](size_t i) { return static_cast<Bits>(LoadLE<Bits>(&values[i * sizeof(Bits)]) & kMagnitude); };
+  size_t above = 0;
+  for (size_t begin = 0; begin < count; begin += kChunk) {
+    const size_t end = std::min(begin + kChunk, count);
+    Bits largest = 0;
+    for (size_t i = begin; i < end; ++i) largest = std::max(largest, key(i));
+    if (largest < threshold) continue;
+    for (size_t i = begin; i < end; ++i) {
+      if (key(i) < threshold) continue;
+      above += key(i) > threshold;
+      indices.push_back(static_cast<uint32_t>(i));
+    }
+  }
+  return above;
+}
+
+}  // namespace
 
 void Outliers::StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const {
   bounds[0] = MaxIndexListBytes(Count(count));
@@ -26,19 +51,21 @@ absl::Status Outliers::Take(DType dtype, float max_magnitude, MutableByteSpan va
   uint64_t rank = count - wanted;
   uint32_t threshold = 0;
   KVC_RETURN_IF_ERROR(SelectMagnitude(MemorySource(ByteSpan(values)), dtype, count, rank, threshold));
-  size_t ties = wanted;  // how many with the threshold's key are outliers
-  for (size_t i = 0; i < count; ++i) ties -= MagnitudeKey(dtype, values.data(), i) > threshold;
-
   thread_local std::vector<uint32_t> indices;
   indices.clear();
+  const size_t above = dtype == DType::kF32 ? FindFrom<uint32_t>(values, threshold, indices)
+                                            : FindFrom<uint16_t>(values, static_cast<uint16_t>(threshold), indices);
+  size_t ties = wanted - above;  // how many with the threshold's key are outliers
+  std::erase_if(indices, [&](uint32_t i) {
+    if (MagnitudeKey(dtype, values.data(), i) != threshold) return false;
+    if (ties == 0) return true;
+    --ties;
+    return false;
+  });
+
   std::byte* out = streams[1].data;
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t key = MagnitudeKey(dtype, values.data(), i);
-    if (key < threshold) continue;
-    if (key == threshold && ties == 0) continue;
-    ties -= key == threshold;
+  for (const uint32_t i : indices) {
     if (!(std::fabs(LoadAsF32(dtype, values.data(), i)) <= max_magnitude)) return absl::InvalidArgumentError("");
-    indices.push_back(static_cast<uint32_t>(i));
     std::memcpy(out, values.data() + i * width, width);
     out += width;
     std::memset(values.data() + i * width, 0, width);
