@@ -135,7 +135,8 @@ const CodecRow* FindCodec(std::string_view name) {
 std::string DescribeCodecs() {
   std::string text;
   for (const CodecRow& row : kRows) {
-    absl::StrAppendFormat(&text, "  %-8s %-22s %s\n", row.name, row.parameters, row.summary);
+    absl::StrAppendFormat(&text, "  %-10s %s\n", row.name, row.summary);
+    if (!row.parameters.empty()) absl::StrAppendFormat(&text, "  %-10s   %s\n", "", row.parameters);
   }
   return text;
 }

@@ -29,7 +29,7 @@ std::span<const CodecRow> AllCodecs();
 // Null when there is no codec of that name.
 const CodecRow* FindCodec(std::string_view name);
 
-// One line a codec, for help texts.
+// What each codec is for and its parameters, for help texts.
 std::string DescribeCodecs();
 
 // The factories, each in the file of its codec.
