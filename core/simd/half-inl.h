@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kvcompress/base/dtype.h"
 
@@ -33,6 +34,20 @@ struct BitsOf<DType::kF32> {
 };
 template <DType kT>
 using Bits = typename BitsOf<kT>::Type;
+
+// Calls visit with the dtype as a constant.
+template <typename Visit>
+HWY_INLINE auto WithDType(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::kF16:
+      return visit(std::integral_constant<DType, DType::kF16>());
+    case DType::kBF16:
+      return visit(std::integral_constant<DType, DType::kBF16>());
+    case DType::kF32:
+      break;
+  }
+  return visit(std::integral_constant<DType, DType::kF32>());
+}
 
 // Loads and stores at any address: bytes, so that no pointer is ever misaligned for its type.
 template <class D>
