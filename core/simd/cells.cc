@@ -224,20 +224,21 @@ void EnergiesAs(const CellLayout& layout, const uint8_t* values, size_t count, f
 
 }  // namespace
 
-void Ranges(DType dtype, const CellLayout& layout, const uint8_t* values, size_t count, uint8_t* min, uint8_t* max) {
+void RangesOfCells(DType dtype, const CellLayout& layout, const uint8_t* values, size_t count, uint8_t* min,
+                   uint8_t* max) {
   WithDType(dtype, [&](auto t) HWY_ATTR { RangesAs<decltype(t)::value>(layout, values, count, min, max); });
 }
 
-bool Scales(const UniformFormat& format, const uint8_t* min, const uint8_t* max, size_t cells, uint8_t* scales) {
+bool ScalesOfCells(const UniformFormat& format, const uint8_t* min, const uint8_t* max, size_t cells, uint8_t* scales) {
   return WithDType(format.dtype,
                    [&](auto t) HWY_ATTR { return ScalesAs<decltype(t)::value>(format, min, max, cells, scales); });
 }
 
-void Widen(DType dtype, const uint8_t* elements, size_t count, float* out) {
+void WidenElements(DType dtype, const uint8_t* elements, size_t count, float* out) {
   WithDType(dtype, [&](auto t) HWY_ATTR { WidenAs<decltype(t)::value>(elements, count, out); });
 }
 
-void Energies(DType dtype, const CellLayout& layout, const uint8_t* values, size_t count, float* energies) {
+void EnergiesOfCells(DType dtype, const CellLayout& layout, const uint8_t* values, size_t count, float* energies) {
   WithDType(dtype, [&](auto t) HWY_ATTR { EnergiesAs<decltype(t)::value>(layout, values, count, energies); });
 }
 
@@ -247,10 +248,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(Ranges);
-HWY_EXPORT(Scales);
-HWY_EXPORT(Widen);
-HWY_EXPORT(Energies);
+HWY_EXPORT(RangesOfCells);
+HWY_EXPORT(ScalesOfCells);
+HWY_EXPORT(WidenElements);
+HWY_EXPORT(EnergiesOfCells);
 
 namespace {
 
@@ -260,22 +261,22 @@ uint8_t* Bytes(void* to) { return static_cast<uint8_t*>(to); }
 }  // namespace
 
 void CellRanges(DType dtype, const CellLayout& layout, const void* values, size_t count, void* min, void* max) {
-  HWY_DYNAMIC_DISPATCH(Ranges)(dtype, layout, Bytes(values), count, Bytes(min), Bytes(max));
+  HWY_DYNAMIC_DISPATCH(RangesOfCells)(dtype, layout, Bytes(values), count, Bytes(min), Bytes(max));
 }
 
 bool CellScales(const UniformFormat& format, const void* min, const void* max, size_t cells, uint16_t* scales) {
-  return HWY_DYNAMIC_DISPATCH(Scales)(format, Bytes(min), Bytes(max), cells, reinterpret_cast<uint8_t*>(scales));
+  return HWY_DYNAMIC_DISPATCH(ScalesOfCells)(format, Bytes(min), Bytes(max), cells, reinterpret_cast<uint8_t*>(scales));
 }
 
 void WidenScales(DType dtype, const void* scales, size_t cells, float* out) {
-  HWY_DYNAMIC_DISPATCH(Widen)(dtype == DType::kF16 ? dtype : DType::kBF16, Bytes(scales), cells, out);
+  HWY_DYNAMIC_DISPATCH(WidenElements)(dtype == DType::kF16 ? dtype : DType::kBF16, Bytes(scales), cells, out);
 }
 void WidenValues(DType dtype, const void* values, size_t count, float* out) {
-  HWY_DYNAMIC_DISPATCH(Widen)(dtype, Bytes(values), count, out);
+  HWY_DYNAMIC_DISPATCH(WidenElements)(dtype, Bytes(values), count, out);
 }
 
 void CellEnergies(DType dtype, const CellLayout& layout, const void* values, size_t count, float* energies) {
-  HWY_DYNAMIC_DISPATCH(Energies)(dtype, layout, Bytes(values), count, energies);
+  HWY_DYNAMIC_DISPATCH(EnergiesOfCells)(dtype, layout, Bytes(values), count, energies);
 }
 
 }  // namespace kvcompress::simd

@@ -135,8 +135,8 @@ void DecodeAs(const UniformFormat& format, const CellLayout& layout, ConstCodeBy
 
 }  // namespace
 
-void Encode(const UniformFormat& format, const CellLayout& layout, const uint8_t* values, size_t count,
-            const float* scales, const float* offsets, CodeBytes codes) {
+void EncodeUniform(const UniformFormat& format, const CellLayout& layout, const uint8_t* values, size_t count,
+                   const float* scales, const float* offsets, CodeBytes codes) {
   WithDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
     const bool columns = layout.stretch != 0;
@@ -146,8 +146,8 @@ void Encode(const UniformFormat& format, const CellLayout& layout, const uint8_t
   });
 }
 
-void Decode(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
-            const float* scales, const float* offsets, uint8_t* values) {
+void DecodeUniform(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
+                   const float* scales, const float* offsets, uint8_t* values) {
   WithDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
     const bool columns = layout.stretch != 0;
@@ -166,8 +166,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(Encode);
-HWY_EXPORT(Decode);
+HWY_EXPORT(EncodeUniform);
+HWY_EXPORT(DecodeUniform);
 HWY_EXPORT(PackWhole);
 HWY_EXPORT(UnpackWhole);
 
@@ -182,12 +182,12 @@ uint8_t* Bytes(void* to) { return static_cast<uint8_t*>(to); }
 
 void UniformQuantize(const UniformFormat& format, const CellLayout& layout, const void* values, size_t count,
                      const float* scales, const float* offsets, CodeBytes codes) {
-  HWY_DYNAMIC_DISPATCH(Encode)(format, layout, Bytes(values), count, scales, offsets, codes);
+  HWY_DYNAMIC_DISPATCH(EncodeUniform)(format, layout, Bytes(values), count, scales, offsets, codes);
 }
 
 void UniformDequantize(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
                        const float* scales, const float* offsets, void* values) {
-  HWY_DYNAMIC_DISPATCH(Decode)(format, layout, codes, count, scales, offsets, Bytes(values));
+  HWY_DYNAMIC_DISPATCH(DecodeUniform)(format, layout, codes, count, scales, offsets, Bytes(values));
 }
 
 size_t PackedCodeBytes(int bits, size_t count) { return PackedBytes(bits, kPackGroup, count); }
