@@ -71,7 +71,7 @@ absl::Status CompressReplies::CheckHeader(const CompressJob& job) {
   TensorDesc expected = job.tensor;
   expected.name.clear();  // a frame has no name
   const FrameHeader& header = reader_.header();
-  KVC_ASSIGN_OR_RETURN(const CodecChain chain, CodecChain::Parse(job.codec));
+  KVC_ASSIGN_OR_RETURN(const CodecChain chain, CodecChain::Parse(job.codec, job.tensor.name));
   if (header.tensor != expected || header.codec != chain.spec()) {
     return absl::InternalError("a frame of another tensor or codec than it was asked for");
   }

@@ -33,7 +33,7 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
   const absl::Status size = CheckTensorBytes(elements * DTypeSize(tensor.dtype), limits);
   if (!size.ok()) return OfTensor(tensor.name, size);
-  absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec);
+  absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec, tensor.name);
   if (!chain.ok()) return OfTensor(tensor.name, chain.status());
   plan.chain = *std::move(chain);
   plan.header.tensor = std::move(tensor);
@@ -68,7 +68,7 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
 }
 
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header) {
-  absl::StatusOr<CodecChain> chain = CodecChain::Parse(header.codec);
+  absl::StatusOr<CodecChain> chain = CodecChain::ParseStages(header.codec);
   if (chain.ok()) return chain;
   return absl::UnimplementedError(absl::StrCat("frame: ", chain.status().message()));
 }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "kvcompress/base/half.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/named_chains.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/codec/spec.h"
 #include "kvcompress/simd/group_quant.h"
@@ -41,7 +42,12 @@ CodecChain::Scratch& CodecChain::ThreadScratch() {
   return scratch;
 }
 
-absl::StatusOr<CodecChain> CodecChain::Parse(std::string_view text) {
+absl::StatusOr<CodecChain> CodecChain::Parse(std::string_view text, std::string_view tensor_name) {
+  const NamedChain* named = FindNamedChain(text);
+  return ParseStages(named != nullptr ? named->ChainFor(tensor_name) : text);
+}
+
+absl::StatusOr<CodecChain> CodecChain::ParseStages(std::string_view text) {
   KVC_ASSIGN_OR_RETURN(const std::vector<StageSpec> stages, ParseSpec(text));
   if (stages.size() > 8) return absl::InvalidArgumentError("codec spec has more than 8 stages");
   CodecChain chain;
@@ -268,6 +274,13 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
   }
   if (!rest.empty()) return absl::DataLossError("payload has bytes behind its last stream");
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> CodecChain::ChosenCodec(DType dtype, size_t count, ByteSpan payload) const {
+  Scratch& scratch = ThreadScratch();
+  StreamBounds(dtype, count, scratch.bounds);
+  KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
+  return codec_->Chosen(std::span(scratch.in).subspan(transforms_.size()));
 }
 
 absl::Status CodecChain::DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const {

@@ -23,13 +23,18 @@ class CodecChain {
   CodecChain() = default;  // empty: only to be assigned to
 
   // INVALID_ARGUMENT with a sentence that names the fault.
-  static absl::StatusOr<CodecChain> Parse(std::string_view spec);
+  static absl::StatusOr<CodecChain> ParseStages(std::string_view spec);
+  // The same for what people write: also one of the names of named_chains.h, which may mean another chain for another
+  // tensor.
+  static absl::StatusOr<CodecChain> Parse(std::string_view spec, std::string_view tensor_name = "");
 
   // The canonical text: every parameter, no blanks. Parse(spec()) gives an equal chain.
   const std::string& spec() const { return spec_; }
   // The tensor codec's name, a label of bounded variety for metrics.
   const std::string& codec_name() const { return codec_name_; }
   bool lossless() const;
+  // Whether each block gets a codec of its own, which ChosenCodec tells.
+  bool chooses() const { return codec_->chooses(); }
 
   bool is_fast() const { return transforms_.empty() && byte_codecs_.empty() && codec_->is_fast(); }
 
@@ -58,6 +63,9 @@ class CodecChain {
 
   // Fills `values`. DATA_LOSS for a payload that no encoder wrote.
   absl::Status DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const;
+
+  // The tensor codec of a block, as a spec, by its payload of `count` values. DATA_LOSS as of DecodeBlock.
+  absl::StatusOr<std::string> ChosenCodec(DType dtype, size_t count, ByteSpan payload) const;
 
  private:
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }

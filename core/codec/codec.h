@@ -110,6 +110,11 @@ class TensorCodec {
   virtual absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
                               ErrorSums* sums) const = 0;
   virtual absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const = 0;
+
+  // Whether each block gets a codec of its own, which Chosen tells.
+  virtual bool chooses() const { return false; }
+  // The spec of what the block with these streams was encoded with.
+  virtual absl::StatusOr<std::string> Chosen(std::span<const ByteSpan> /*streams*/) const { return spec(); }
 };
 
 // Bytes to bytes, without loss.

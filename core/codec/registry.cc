@@ -22,6 +22,9 @@ constexpr std::array<string_view, 5> kPlanesExamples = {
     "planes(split=auto,delta=auto)", "planes(split=fields,delta=token)", "planes(split=bytes,delta=xor)",
     "planes(split=fields,delta=none)|zstd(level=-1)", "sparse(ratio=0.2)|planes(split=bytes,delta=token)"};
 constexpr std::array<string_view, 1> kRawExamples = {"raw"};
+constexpr std::array<string_view, 3> kBoundedExamples = {
+    "bounded(min_snr=30,max_error=0,min_cosine=0)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)",
+    "bounded(min_snr=0,max_error=0,min_cosine=0.99)|zstd(level=1)"};
 constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
 constexpr std::array<string_view, 2> kRansExamples = {"raw|rans", "int4(group=64)|rans"};
 constexpr std::array<string_view, 3> kSparseExamples = {"sparse(ratio=0.5)|int4(group=64)", "sparse(ratio=0.1)|raw",
@@ -113,6 +116,12 @@ constexpr std::array kRows = {
              .summary = "entropy coding of each stream by the frequencies of its bytes, at GB/s",
              .make_byte_codec = MakeRans,
              .examples = kRansExamples},
+    CodecRow{.name = "bounded",
+             .kind = StageKind::kTensorCodec,
+             .parameters = "min_snr=DB (0), max_error=REAL (0), min_cosine=0..1 (0)",
+             .summary = "for each block the smallest of intN and lossless that keeps the bounds; 0: no bound",
+             .make_tensor_codec = MakeBounded,
+             .examples = kBoundedExamples},
     CodecRow{.name = "zstd",
              .kind = StageKind::kByteCodec,
              .parameters = "level=-7..19 (3)",

@@ -44,7 +44,10 @@ Quality QualityOf(const ErrorSums& sums) {
   const bool has_norms = sums.sum_squares > 0 && decoded_squares > 0;
   const double cosine = has_norms ? cross / std::sqrt(sums.sum_squares) / std::sqrt(decoded_squares) : 0.0;
   quality.cosine_similarity = std::isfinite(cosine) ? std::clamp(cosine, -1.0, 1.0) : 0.0;
-  if (sums.max_abs_error == 0) return quality;
+  if (sums.max_abs_error == 0) {
+    if (has_norms) quality.cosine_similarity = 1;  // which the square roots may miss by a digit
+    return quality;
+  }
 
   const auto n = static_cast<double>(sums.count);
   const double mean_square_error = sums.sum_error_squares / n;

@@ -48,6 +48,13 @@ TEST(QualityTest, NoErrorHasNoFiniteSnr) {
   EXPECT_TRUE(CheckThresholds(quality).empty());
 }
 
+TEST(QualityTest, NoErrorHasACosineOfExactlyOne) {
+  for (int i = 1; i < 1000; ++i) {
+    const double x = 1.0 / i;
+    EXPECT_EQ(QualityOf(SumsOf({x}, {x})).cosine_similarity, 1) << i;
+  }
+}
+
 TEST(QualityTest, CosineIsZeroWhereANormIs) {
   EXPECT_EQ(QualityOf(SumsOf({0, 0}, {0, 0})).cosine_similarity, 0);
   EXPECT_EQ(QualityOf(SumsOf({1, 2}, {0, 0})).cosine_similarity, 0);

@@ -1,0 +1,55 @@
+#include "kvcompress/codec/named_chains.h"
+
+#include <array>
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/tensor.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr std::string_view kLossless = "raw|zstd(level=3)";
+
+constexpr std::array kNamedChains = {
+    NamedChain{.name = "lossless", .chain = kLossless, .purpose = "every bit is kept, as small as that gets"},
+    NamedChain{.name = "lossless-fast", .chain = "raw|zstd(level=1)", .purpose = "every bit is kept, sooner"},
+    NamedChain{.name = "near-lossless",
+               .chain = "bounded(min_snr=40,max_error=0,min_cosine=0)",
+               .purpose = "each tensor keeps an SNR of 40 dB or more"},
+    NamedChain{.name = "int8", .chain = "int8(group=64)", .purpose = "half the size of 16 bits, about 40 dB"},
+    NamedChain{.name = "int4", .chain = "int4(group=64)", .purpose = "about a quarter of 16 bits, 18 dB; the default"},
+    NamedChain{.name = "mixed",
+               .chain = "int8(group=64)",
+               .purpose = "the first two layers lossless, the rest in 8 bits",
+               .first_layers = 2,
+               .first_chain = kLossless},
+};
+
+}  // namespace
+
+std::string_view NamedChain::ChainFor(std::string_view tensor_name) const {
+  const KvName kv = ParseKvName(tensor_name);
+  return kv.layer >= 0 && kv.layer < first_layers ? first_chain : chain;
+}
+
+std::span<const NamedChain> AllNamedChains() { return kNamedChains; }
+
+const NamedChain* FindNamedChain(std::string_view name) {
+  for (const NamedChain& named : kNamedChains) {
+    if (named.name == name) return &named;
+  }
+  return nullptr;
+}
+
+std::string DescribeNamedChains() {
+  std::string text;
+  for (const NamedChain& named : kNamedChains) {
+    absl::StrAppendFormat(&text, "  %-14s %s: %s\n", named.name, named.purpose, named.chain);
+    if (named.first_layers > 0) {
+      absl::StrAppendFormat(&text, "  %-14s layers 0 to %d: %s\n", "", named.first_layers - 1, named.first_chain);
+    }
+  }
+  return text;
+}
+
+}  // namespace kvcompress

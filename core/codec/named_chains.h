@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+// Names that people may write in place of a codec spec. What a name means may change from one version to the next:
+// frames hold the chain itself, never its name.
+namespace kvcompress {
+
+struct NamedChain {
+  std::string_view name;
+  std::string_view chain;
+  std::string_view purpose;
+  // The first layers' chain, where it is another one: for tensors named layer_{i}_key|value with i below this.
+  int64_t first_layers = 0;
+  std::string_view first_chain = {};
+
+  std::string_view ChainFor(std::string_view tensor_name) const;
+};
+
+std::span<const NamedChain> AllNamedChains();
+
+// Null when there is none of that name.
+const NamedChain* FindNamedChain(std::string_view name);
+
+// Each name with what it is for, for help texts.
+std::string DescribeNamedChains();
+
+}  // namespace kvcompress
