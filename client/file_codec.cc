@@ -146,6 +146,7 @@ class FrameWriter final : public CompressSink {
 
   absl::Status OnFrame(ByteSpan bytes) override {
     KVC_RETURN_IF_ERROR(output_.Append(bytes));
+    if (options_.count_block_codecs) KVC_RETURN_IF_ERROR(counter_.Add(bytes));
     frame_bytes_ += bytes.size();
     const uint64_t bound = max_frame_bytes_[reports_.size()];
     if (frame_bytes_ > bound) return absl::InternalError("a frame is larger than its codec's bound");
@@ -160,6 +161,7 @@ class FrameWriter final : public CompressSink {
     layout_.AddFrame(report.tensor.name, frame_bytes_);
     frame_bytes_ = 0;
     reports_.push_back(report);
+    if (options_.count_block_codecs) block_codecs_.push_back(counter_.Take());
     done_ += report.tensor_bytes;
     options_.progress(done_, list_.tensor_bytes);
     return absl::OkStatus();
@@ -167,6 +169,7 @@ class FrameWriter final : public CompressSink {
 
   const Layout& layout() const { return layout_; }
   std::vector<TensorReport> TakeReports() { return std::move(reports_); }
+  std::vector<BlockCodecs> TakeBlockCodecs() { return std::move(block_codecs_); }
 
  private:
   OutputFile& output_;
@@ -177,6 +180,8 @@ class FrameWriter final : public CompressSink {
   uint64_t frame_bytes_ = 0;
   uint64_t done_ = 0;
   std::vector<TensorReport> reports_;
+  BlockCodecCounter counter_;
+  std::vector<BlockCodecs> block_codecs_;
 };
 
 class ValueWriter final : public DecompressSink {
@@ -245,7 +250,11 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
       const std::string final_header,
       SerializeCompressedHeader(writer.layout().entries(), header.metadata, header.has_metadata, codec, room.size()));
   KVC_RETURN_IF_ERROR(out.Finish(final_header));
-  return FileReport{std::string(codec), writer.TakeReports(), list.tensor_bytes, out.size()};
+  return FileReport{.codec = std::string(codec),
+                    .tensors = writer.TakeReports(),
+                    .block_codecs = writer.TakeBlockCodecs(),
+                    .tensor_bytes = list.tensor_bytes,
+                    .compressed_bytes = out.size()};
 }
 
 absl::StatusOr<FileReport> DecompressFile(CodecClient& client, const std::string& input, const std::string& output,
@@ -271,7 +280,10 @@ absl::StatusOr<FileReport> DecompressFile(CodecClient& client, const std::string
   ValueWriter writer(out, compressed.tensors, layout.bytes(), options);
   KVC_RETURN_IF_ERROR(client.Decompress(list.jobs, options.deadline, writer));
   KVC_RETURN_IF_ERROR(out.Finish(out_header));
-  return FileReport{compressed.codec, writer.TakeReports(), layout.bytes(), file->size()};
+  return FileReport{.codec = compressed.codec,
+                    .tensors = writer.TakeReports(),
+                    .tensor_bytes = layout.bytes(),
+                    .compressed_bytes = file->size()};
 }
 
 }  // namespace kvcompress

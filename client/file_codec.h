@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvcompress/base/file.h"
+#include "kvcompress/client/block_codecs.h"
 #include "kvcompress/client/codec_client.h"
 #include "kvcompress/profile/profile.h"
 
@@ -25,13 +26,15 @@ struct FileOptions {
   // Bytes of tensors done, of all; from any thread, one call at a time.
   std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
   absl::Time deadline = absl::InfiniteFuture();
+  bool count_block_codecs = false;  // for FileReport::block_codecs, of compression
 };
 
 struct FileReport {
-  std::string codec;                  // canonical spec, or "profile"
-  std::vector<TensorReport> tensors;  // in the file's order
-  uint64_t tensor_bytes = 0;          // of all tensors in their own dtype
-  uint64_t compressed_bytes = 0;      // of the whole compressed file, header included
+  std::string codec;                           // canonical spec, or "profile"
+  std::vector<TensorReport> tensors;           // in the file's order
+  std::vector<BlockCodecs> block_codecs = {};  // of each of them, where asked for
+  uint64_t tensor_bytes = 0;                   // of all tensors in their own dtype
+  uint64_t compressed_bytes = 0;               // of the whole compressed file, header included
 };
 
 // Compresses the file at `input`; `codec` goes into the metadata. An empty `output`: everything is done but the

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/named_chains.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/frame_codec.h"
 #include "kvcompress/rpc/message.h"
@@ -36,6 +37,17 @@ void AddCodecs(v1::CapabilitiesResponse& response) {
     codec.set_name(std::string(row.name));
     codec.set_example(std::string(row.examples.front()));
     codec.set_stage(StageName(row.kind));
+  }
+}
+
+void AddNamedChains(v1::CapabilitiesResponse& response) {
+  for (const NamedChain& named : AllNamedChains()) {
+    v1::NamedChain& message = *response.add_named_chains();
+    message.set_name(std::string(named.name));
+    message.set_codec(std::string(named.chain));
+    message.set_purpose(std::string(named.purpose));
+    message.set_first_layers(static_cast<uint32_t>(named.first_layers));
+    message.set_first_codec(std::string(named.first_chain));
   }
 }
 
@@ -72,6 +84,7 @@ absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& opt
   }
   ToMessage(ThisBuild(), *response.mutable_build());
   AddCodecs(response);
+  AddNamedChains(response);
   response.set_default_codec(options.default_codec);
   for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
     response.add_dtypes(static_cast<v1::DType>(dtype));

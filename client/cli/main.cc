@@ -14,6 +14,7 @@
 #include "kvcompress/cli/report.h"
 #include "kvcompress/client/codec_client.h"
 #include "kvcompress/client/file_codec.h"
+#include "kvcompress/codec/named_chains.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/profile/profile.h"
 #include "kvcompress/quality/quality.h"
@@ -86,7 +87,7 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions
   absl::StatusOr<Profile> profile =
       options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
   if (!profile.ok()) return profile.status();
-  const std::string codec = options.profile.empty() ? profile->CodecFor("") : "profile";
+  const std::string codec = options.profile.empty() && profile->is_uniform() ? profile->CodecFor("") : "profile";
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options));
   if (options.verbose) {
     Print(stderr,
@@ -110,6 +111,7 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
     FileOptions file_options = {
         .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
         .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
+        .count_block_codecs = options.verbose,
     };
     if (options.timeout > absl::ZeroDuration()) file_options.deadline = absl::Now() + options.timeout;
     report = RunCodec(options, file_options);
@@ -132,7 +134,8 @@ absl::Status Inspect(const std::string& path) {
 }
 
 std::string CodecHelp() {
-  return "A codec spec is a chain: transforms, one tensor codec, byte codecs, with | between them, for example\n"
+  return "Names that stand for a codec spec:\n\n" + DescribeNamedChains() +
+         "\nA codec spec is a chain: transforms, one tensor codec, byte codecs, with | between them, for example\n"
          "sparse(ratio=0.5)|int4(group=64)|zstd(level=1). Parameters that are left out have the value in "
          "brackets.\n\n" +
          DescribeCodecs();

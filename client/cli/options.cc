@@ -1,6 +1,7 @@
 #include "kvcompress/cli/options.h"
 
 #include <cstdlib>
+#include <limits>
 
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
@@ -10,6 +11,29 @@ namespace kvcompress {
 namespace {
 
 absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(std::string(text)); }
+
+constexpr std::string_view kBoundFlags[] = {"min-snr", "max-error", "min-cosine"};
+
+// The first flag of a bound that was given, with its dash; empty when there is none.
+std::string BoundFlag(const GoFlags& flags) {
+  for (const std::string_view flag : kBoundFlags) {
+    if (flags.IsSet(flag)) return absl::StrFormat("-%s", flag);
+  }
+  return "";
+}
+
+absl::Status CheckBounds(const GoFlags& flags, const CliOptions& options) {
+  if (flags.IsSet("min-snr") && !(options.min_snr > 0 && options.min_snr <= 200)) {
+    return Fault(absl::StrFormat("-min-snr must be above 0 and at most 200 dB, not %g", options.min_snr));
+  }
+  if (flags.IsSet("max-error") && !(options.max_error > 0 && options.max_error <= std::numeric_limits<float>::max())) {
+    return Fault(absl::StrFormat("-max-error must be above 0 and finite, not %g", options.max_error));
+  }
+  if (flags.IsSet("min-cosine") && !(options.min_cosine > 0 && options.min_cosine <= 1)) {
+    return Fault(absl::StrFormat("-min-cosine must be above 0 and at most 1, not %g", options.min_cosine));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status CheckValues(const CliOptions& options) {
   const int64_t group = options.group_size;
@@ -29,14 +53,23 @@ absl::Status CheckValues(const CliOptions& options) {
 absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   if (!options.codec.empty() && !options.profile.empty()) return Fault("-codec and -profile exclude each other");
   const std::string_view chooser = !options.codec.empty() ? "-codec" : !options.profile.empty() ? "-profile" : "";
+  const std::string bound = BoundFlag(flags);
+  if (!bound.empty() && !chooser.empty()) {
+    return Fault(absl::StrFormat(
+        "%s and %s exclude each other: write it into the codec, for example bounded(min_snr=40)", bound, chooser));
+  }
   for (const std::string_view shorthand : {"group-size", "sparsity"}) {
-    if (chooser.empty() || !flags.IsSet(shorthand)) continue;
+    if (!flags.IsSet(shorthand)) continue;
+    if (!bound.empty()) {
+      return Fault(absl::StrFormat("-%s and %s exclude each other: a bound chooses the codec", shorthand, bound));
+    }
+    if (chooser.empty()) continue;
     return Fault(absl::StrFormat("-%s and %s exclude each other: write it into the codec, for example %s", shorthand,
                                  chooser, shorthand == "sparsity" ? "sparse(ratio=0.5)|int4" : "int4(group=32)"));
   }
-  if (options.decompress && !chooser.empty()) {
-    return Fault(
-        absl::StrFormat("%s and -decompress exclude each other: the file says how it was compressed", chooser));
+  if (options.decompress && !(chooser.empty() && bound.empty())) {
+    return Fault(absl::StrFormat("%s and -decompress exclude each other: the file says how it was compressed",
+                                 chooser.empty() ? bound : chooser));
   }
   if (flags.IsSet("server") && flags.IsSet("threads")) {
     return Fault("-threads and -server exclude each other: the daemon has threads of its own");
@@ -61,13 +94,17 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.String("output", &options.output, "string", "Output safetensors file path (required unless -metrics-only)");
   flags.Int("group-size", &options.group_size, "Quantization group size (32, 64, or 128)");
   flags.Float("sparsity", &options.sparsity, "Sparsification ratio (0.0-1.0, 0=disabled)");
+  flags.Float("min-snr", &options.min_snr, "Bound: every tensor keeps an SNR of at least so many dB");
+  flags.Float("max-error", &options.max_error, "Bound: no value is off by more");
+  flags.Float("min-cosine", &options.min_cosine, "Bound: every tensor keeps at least this cosine similarity (0.0-1.0)");
   flags.Bool("decompress", &options.decompress, "Enable decompression mode");
   flags.Bool("metrics-only", &options.metrics_only, "Compute metrics without writing output");
   flags.Bool("verbose", &options.verbose, "Enable verbose logging");
   flags.String("server", &options.server, "ADDRESS",
                "Daemon that does the work, instead of this process: HOST:PORT, unix:PATH, or a list with commas of "
                "IP:PORT (environment: KV_COMPRESS_SERVER)");
-  flags.String("codec", &options.codec, "SPEC", "Codec chain in place of INT4, for example raw|zstd; help lists all");
+  flags.String("codec", &options.codec, "SPEC",
+               "Codec chain in place of INT4, or its name, for example raw|zstd or lossless; help lists all");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
   flags.Int("threads", &options.threads, "Threads of the codec in this process (0=one for each CPU)");
   flags.Duration("timeout", &options.timeout, "Give up after this time, for example 30s (0=never)");
@@ -77,6 +114,7 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
 
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckValues(options));
+  KVC_RETURN_IF_ERROR(CheckBounds(flags, options));
   if (options.inspect) return CompleteInspect(flags, options);
   if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));
@@ -86,7 +124,10 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (options.metrics_only) options.output.clear();
   const char* server = std::getenv("KV_COMPRESS_SERVER");  // NOLINT(concurrency-mt-unsafe): no thread runs yet
   if (server != nullptr && !flags.IsSet("server")) options.server = server;
-  if (options.codec.empty()) {
+  if (options.codec.empty() && !BoundFlag(flags).empty()) {
+    options.codec = absl::StrFormat("bounded(min_snr=%s,max_error=%s,min_cosine=%s)", FormatReal(options.min_snr),
+                                    FormatReal(options.max_error), FormatReal(options.min_cosine));
+  } else if (options.codec.empty()) {
     options.codec = absl::StrFormat("int4(group=%d)", options.group_size);
     if (options.sparsity > 0) {
       options.codec = absl::StrFormat("sparse(ratio=%s)|%s", FormatReal(options.sparsity), options.codec);

@@ -15,6 +15,9 @@ struct CliOptions {
   std::string output;
   int64_t group_size = 64;
   double sparsity = 0;
+  double min_snr = 0;  // of these three, 0: no bound
+  double max_error = 0;
+  double min_cosine = 0;
   bool decompress = false;
   bool metrics_only = false;
   bool verbose = false;
@@ -31,7 +34,8 @@ struct CliOptions {
 void DeclareFlags(GoFlags& flags, CliOptions& options);
 
 // Checks the flags together, after they were parsed, and completes `options`: the file behind -inspect, the daemon's
-// address from the environment, the codec spec from -group-size and -sparsity. INVALID_ARGUMENT with a sentence.
+// address from the environment, the codec spec from -group-size and -sparsity or
+// from the bounds. INVALID_ARGUMENT with a sentence.
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options);
 
 }  // namespace kvcompress

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "kvcompress/base/status_macros.h"
@@ -34,13 +35,17 @@ Json TheoreticalRatio(const std::string& codec) {
 
 Json TensorMetrics(const FileReport& report) {
   Json metrics = Json::object();
-  for (const TensorReport& tensor : report.tensors) {
+  for (size_t i = 0; i < report.tensors.size(); ++i) {
+    const TensorReport& tensor = report.tensors[i];
     const Quality quality = QualityOf(tensor.sums);
     const std::string& name = tensor.tensor.name;
     metrics[name + "_rmse"] = quality.rmse;
     metrics[name + "_snr_db"] = OrNull(quality.snr_db);
     metrics[name + "_cosine_similarity"] = quality.cosine_similarity;
     metrics[name + "_max_error"] = quality.max_error;
+    if (i < report.block_codecs.size() && !report.block_codecs[i].empty()) {
+      metrics[name + "_codecs"] = report.block_codecs[i];
+    }
   }
   return metrics;
 }
@@ -121,22 +126,24 @@ std::string DescribePlain(const safetensors::Header& header, uint64_t file_bytes
          MetadataText(header.metadata);
 }
 
-std::string DescribeCompressed(const CompressedFile& compressed, uint64_t file_bytes) {
+absl::StatusOr<std::string> DescribeCompressed(const CompressedFile& compressed, const ByteSource& file) {
   std::vector<std::vector<std::string>> rows = {
       {"tensor", "dtype", "shape", "blocks", "bytes", "compressed", "ratio", "codec"}};
   uint64_t original = 0;
   for (const CompressedTensor& tensor : compressed.tensors) {
     const FrameHeader& frame = tensor.frame;
     const uint64_t bytes = frame.elements * DTypeSize(frame.tensor.dtype);
+    const absl::StatusOr<BlockCodecs> chosen = CountBlockCodecs(SubSource(file, tensor.offset, tensor.bytes));
+    if (!chosen.ok()) return OfTensor(tensor.name, chosen.status());
     rows.push_back({Printable(tensor.name), std::string(DTypeName(frame.tensor.dtype)), ShapeText(frame.tensor.shape),
                     absl::StrFormat("%d", frame.block_count()), absl::StrFormat("%d", bytes),
                     absl::StrFormat("%d", tensor.bytes), absl::StrFormat("%.3f", Ratio(bytes, tensor.bytes)),
-                    frame.codec});
+                    chosen->empty() ? frame.codec : absl::StrCat(frame.codec, ": ", BlockCodecsText(*chosen))});
     original += bytes;
   }
   return FormatTable(rows, {false, false, false, true, true, true, true, false}) +
          absl::StrFormat("total: %d tensors, %d bytes, compressed file of %d bytes, ratio %.3f, codec %s\n",
-                         compressed.tensors.size(), original, file_bytes, Ratio(original, file_bytes),
+                         compressed.tensors.size(), original, file.size(), Ratio(original, file.size()),
                          compressed.codec) +
          MetadataText(compressed.metadata);
 }
@@ -174,7 +181,7 @@ absl::StatusOr<std::string> InspectTable(const ByteSource& file) {
   KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(file));
   if (!IsCompressedFile(header)) return DescribePlain(header, file.size());
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(file, header));
-  return DescribeCompressed(compressed, file.size());
+  return DescribeCompressed(compressed, file);
 }
 
 }  // namespace kvcompress

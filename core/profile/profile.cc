@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/chain.h"
+#include "kvcompress/codec/named_chains.h"
 
 namespace kvcompress {
 namespace {
@@ -15,6 +16,10 @@ absl::Status Fault(absl::string_view what) { return absl::InvalidArgumentError(a
 
 absl::StatusOr<std::string> CanonicalCodec(const Json& value, absl::string_view where) {
   if (!value.is_string()) return Fault(absl::StrCat(where, ": \"codec\" must be a string"));
+  const NamedChain* named = FindNamedChain(value.get_ref<const std::string&>());
+  if (named != nullptr && named->first_layers > 0) {
+    return Fault(absl::StrCat(where, ": ", std::string(named->name), " is a profile of its own"));
+  }
   const absl::StatusOr<CodecChain> chain = CodecChain::Parse(value.get_ref<const std::string&>());
   if (!chain.ok()) return Fault(absl::StrCat(where, ": ", chain.status().message()));
   return chain->spec();
@@ -77,6 +82,11 @@ absl::StatusOr<Profile> Profile::Uniform(std::string_view codec) {
   KVC_ASSIGN_OR_RETURN(const CodecChain chain, CodecChain::Parse(codec));
   Profile profile;
   profile.default_codec_ = chain.spec();
+  if (const NamedChain* named = FindNamedChain(codec); named != nullptr && named->first_layers > 0) {
+    KVC_ASSIGN_OR_RETURN(const CodecChain first, CodecChain::ParseStages(named->first_chain));
+    profile.rules_.push_back(
+        {.layers = {{0, named->first_layers - 1}}, .is_key = {}, .name = {}, .codec = first.spec()});
+  }
   return profile;
 }
 

@@ -35,11 +35,14 @@ class Profile {
     std::string codec;
   };
 
-  // One spec for every tensor.
+  // What a spec says for every tensor; also one of the names of codec/named_chains.h, which may have a rule for some.
   static absl::StatusOr<Profile> Uniform(std::string_view codec);
 
   // INVALID_ARGUMENT that begins with "profile: " and names the fault: JSON, unknown or missing keys, codec specs.
   static absl::StatusOr<Profile> Parse(std::string_view json);
+
+  // Whether every tensor gets the same.
+  bool is_uniform() const { return rules_.empty(); }
 
   // Canonical spec for the tensor of this name.
   const std::string& CodecFor(std::string_view tensor_name) const;

@@ -199,6 +199,26 @@ TEST_F(FileCodecTest, ProfilesChooseTheCodecOfEachTensor) {
   EXPECT_EQ(Decompress(Path("packed"), Path("out"))->codec, "profile");
 }
 
+TEST_F(FileCodecTest, CodecsOfBlocksAreCountedWhereTheyAreChosen) {
+  // Three blocks: noise, noise with a NaN, zeros.
+  const size_t block = kDefaultBlockElements;
+  auto values = MakeValues(DType::kF16, 3 * block, Distribution::kGaussian);
+  StoreFromF32(DType::kF16, std::numeric_limits<float>::quiet_NaN(), values.data(), block + 7);
+  std::fill(values.begin() + static_cast<ptrdiff_t>(2 * block * 2), values.end(), std::byte{0});
+  FileOptions options;
+  options.count_block_codecs = true;
+  Write(Path("in"),
+        MakePlainFile({{"a", "F16", {3 * block}, values}, MakePlainTensor("b", DType::kF32, {0})}, std::nullopt));
+  for (const std::string_view codec : {"bounded(min_snr=18)", "bounded(min_snr=18)|zstd(level=1)"}) {
+    const auto report = Compress(Path("in"), Path("packed"), codec, options);
+    ASSERT_THAT(report, IsOk());
+    const BlockCodecs expected = {{"int2(group=32)", 1}, {"int4(group=128)", 1}, {"raw", 1}};
+    EXPECT_THAT(report->block_codecs, ElementsAre(expected, BlockCodecs{}));
+  }
+  EXPECT_THAT(Compress(Path("in"), Path("packed"), "raw", options)->block_codecs,
+              ElementsAre(BlockCodecs{}, BlockCodecs{}));
+}
+
 TEST_F(FileCodecTest, ACompressedFileIsSafetensorsWithOneFrameATensor) {
   Write(Path("in"), MakePlainFile({MakePlainTensor("a", DType::kF16, {4, 32})}, Metadata{{"format", "pt"}}));
   ASSERT_THAT(Compress(Path("in"), Path("packed"), "int4(group=32)"), IsOk());

@@ -44,6 +44,35 @@ TEST_F(OptionsTest, GroupSizeAndSparsityMakeTheCodec) {
   EXPECT_EQ(options_.codec, "sparse(ratio=0.1)|int4(group=32)");
 }
 
+TEST_F(OptionsTest, BoundsMakeTheCodec) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-min-snr", "40"}), "");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=40,max_error=0,min_cosine=0)");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "--max-error=1e-3", "-min-cosine", ".999", "-min-snr=17.5"}), "");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=17.5,max_error=0.001,min_cosine=0.999)");
+}
+
+TEST_F(OptionsTest, BoundsExcludeWhatElseChoosesACodec) {
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-max-error", "1"}),
+            "-max-error and -codec exclude each other: write it into the codec, for example bounded(min_snr=40)");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-profile", "p", "-min-snr", "1"}),
+            "-min-snr and -profile exclude each other: write it into the codec, for example bounded(min_snr=40)");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size", "64", "-min-cosine", "0.9"}),
+            "-group-size and -min-cosine exclude each other: a bound chooses the codec");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-min-snr", "30"}),
+            "-min-snr and -decompress exclude each other: the file says how it was compressed");
+}
+
+TEST_F(OptionsTest, BoundsOutsideTheirRange) {
+  const auto fault = [&](const char* flag, const char* value) {
+    return FaultOf({"-input", "a", "-output", "b", flag, value});
+  };
+  EXPECT_EQ(fault("-min-snr", "0"), "-min-snr must be above 0 and at most 200 dB, not 0");
+  EXPECT_EQ(fault("-min-snr", "nan"), "-min-snr must be above 0 and at most 200 dB, not nan");
+  EXPECT_EQ(fault("-max-error", "-1"), "-max-error must be above 0 and finite, not -1");
+  EXPECT_EQ(fault("-max-error", "1e39"), "-max-error must be above 0 and finite, not 1e+39");
+  EXPECT_EQ(fault("-min-cosine", "1.5"), "-min-cosine must be above 0 and at most 1, not 1.5");
+}
+
 TEST_F(OptionsTest, WhatIsRequired) {
   EXPECT_EQ(FaultOf({}), "-input is required");
   EXPECT_EQ(FaultOf({"-output", "b"}), "-input is required");

@@ -80,6 +80,17 @@ TEST(ReportJson, FiguresOfTheFileAndOfItsTensors) {
   EXPECT_DOUBLE_EQ(json["tensor_metrics"]["b_rmse"], 0.1);
 }
 
+TEST(ReportJson, CodecsOfBlocksStandBehindTheFiguresOfTheirTensor) {
+  FileReport report = MakeFileReport(0.01, 0.1);
+  report.block_codecs = {{{"raw", 1}, {"int4(group=64)", 12}}, {}};
+  const Json json = Json::parse(ReportJson(report, true, true, 1.5));
+  EXPECT_THAT(Keys(json["tensor_metrics"]),
+              ElementsAre("a_rmse", "a_snr_db", "a_cosine_similarity", "a_max_error", "a_codecs", "b_rmse", "b_snr_db",
+                          "b_cosine_similarity", "b_max_error"));
+  EXPECT_EQ(json["tensor_metrics"]["a_codecs"], Json::parse(R"({"int4(group=64)": 12, "raw": 1
+})"));
+}
+
 TEST(ReportJson, DoublesAreNotRounded) {
   const double error = 0.1234567890123456;
   const Json json = Json::parse(ReportJson(MakeFileReport(error, error), true, false, 0));

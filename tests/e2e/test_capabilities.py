@@ -78,3 +78,20 @@ def test_headers_are_limited(client):
     with pytest.raises(grpc.RpcError) as error:
         ask(client, *[header] * 4097)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_names_stand_for_the_codecs_that_are_told(daemon, stubs):
+    client = Client(daemon("--default-codec", "mixed"), stubs)
+    named = {chain.name: chain for chain in ask(client).named_chains}
+    assert {"lossless", "lossless-fast", "int4", "int8", "near-lossless", "mixed"} <= set(named)
+    tensors = {f"layer_{layer}_key": random_array(1000) for layer in (0, 1, 2, 9)}
+
+    def codecs(name):
+        return [report.codec for report in client.compress(tensors, codec=name)[1].values()]
+
+    for chain in named.values():
+        assert chain.purpose
+        assert codecs(chain.name) == [chain.first_codec if layer < chain.first_layers else chain.codec
+                                      for layer in (0, 1, 2, 9)]
+    assert codecs("") == codecs("mixed")
+    assert len(set(codecs(""))) == 2

@@ -130,7 +130,7 @@ def test_version_and_codec_help(bin_dir):
     assert re.fullmatch(r"kv-compress \d+\.\d+\.\d+\n", version.stdout) and version.returncode == 0
     codecs = run(bin_dir, "-codec", "help")
     assert codecs.returncode == 0 and codecs.stderr == ""
-    for name in ("int4", "sparse", "zstd", "raw", "clamp"):
+    for name in ("int4", "sparse", "zstd", "raw", "clamp", "lossless", "lossless-fast", "near-lossless", "mixed"):
         assert re.search(rf"^  {name} ", codecs.stdout, re.M)
 
 
@@ -212,6 +212,37 @@ def test_profiles_choose_codecs(bin_dir, sample, tmp_path):
     assert broken.returncode == 1 and broken.stderr.startswith("Error: profile: ")
 
 
+def test_bounds_are_kept_and_the_report_says_by_what(bin_dir, sample, tmp_path):
+    sizes = []
+    for snr in (12, 25, 40, 90):
+        result = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out", "-min-snr", snr, "-verbose")
+        metrics = result["tensor_metrics"]
+        figures = [value for name, value in metrics.items() if name.endswith("_snr_db")]
+        codecs = [value for name, value in metrics.items() if name.endswith("_codecs")]
+        assert len(figures) == len(codecs) == 12
+        assert all(figure is None or figure >= snr for figure in figures)
+        assert all(sum(blocks.values()) == 1 for blocks in codecs)
+        sizes.append(result["compressed_size_bytes"])
+        table = run(bin_dir, "-inspect", tmp_path / "out").stdout
+        chosen = next(iter(metrics["layer_3_key_codecs"]))
+        assert re.search(rf'"layer_3_key".*: {re.escape(chosen)} x 1$', table, re.M)
+    assert sizes == sorted(sizes) and sizes[0] * 4 < sizes[-1]
+    assert metrics["layer_3_key_codecs"] == {"raw": 1}
+    result = run_ok(bin_dir, "-input", sample, "-metrics-only", "-max-error", "0.01")
+    assert 0 < result["max_error"] <= 0.01 and result["codec"] == "bounded(min_snr=0,max_error=0.01,min_cosine=0)"
+
+
+def test_names_in_place_of_specs(bin_dir, sample, tmp_path):
+    assert run_ok(bin_dir, "-input", sample, "-metrics-only", "-codec", "lossless")["rmse"] == 0
+    near = run_ok(bin_dir, "-input", sample, "-metrics-only", "-codec", "near-lossless", "-verbose")
+    assert all(value >= 40 for name, value in near["tensor_metrics"].items() if name.endswith("_snr_db"))
+    mixed = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out", "-codec", "mixed", "-verbose")
+    assert mixed["codec"] == "profile"
+    for layer in range(6):
+        assert (mixed["tensor_metrics"][f"layer_{layer}_key_max_error"] == 0) == (layer < 2)
+    assert re.search(r'"layer_2_value".* int8\(group=64\)$', run(bin_dir, "-inspect", tmp_path / "out").stdout, re.M)
+
+
 def test_standard_output_that_cannot_be_written(bin_dir, sample):
     with open("/dev/full", "w") as full:
         done = start(bin_dir, "-input", sample, "-metrics-only", stdout=full)
@@ -222,7 +253,8 @@ def test_standard_output_that_cannot_be_written(bin_dir, sample):
 
 # A daemon.
 
-@pytest.mark.parametrize("flags", [[], ["-group-size", "32", "-sparsity", "0.3"], ["-codec", "raw|zstd"]])
+@pytest.mark.parametrize("flags", [[], ["-group-size", "32", "-sparsity", "0.3"], ["-codec", "raw|zstd"],
+                                   ["-min-snr", "25", "-min-cosine", "0.99"], ["-codec", "mixed"]])
 def test_a_daemon_gives_the_same_bytes_and_the_same_json(bin_dir, sample, tmp_path, daemon, flags):
     server = daemon()
     local = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "local", "-verbose", *flags)

@@ -39,6 +39,24 @@ TEST(ProfileTest, TheFirstRuleThatHoldsDecides) {
   EXPECT_EQ(profile->CodecFor("anything"), "int4(group=64)");
 }
 
+TEST(ProfileTest, NamesStandForChainsAndForRules) {
+  const auto near = Profile::Uniform("near-lossless");
+  ASSERT_THAT(near, IsOk());
+  EXPECT_TRUE(near->is_uniform());
+  EXPECT_EQ(near->CodecFor("layer_0_key"), CodecChain::Parse("near-lossless")->spec());
+  const auto mixed = Profile::Uniform("mixed");
+  ASSERT_THAT(mixed, IsOk());
+  EXPECT_FALSE(mixed->is_uniform());
+  for (const char* name : {"layer_0_key", "layer_1_value", "layer_2_key", "other"}) {
+    EXPECT_EQ(mixed->CodecFor(name), CodecChain::Parse("mixed", name)->spec()) << name;
+  }
+  EXPECT_NE(mixed->CodecFor("layer_1_key"), mixed->CodecFor("layer_2_key"));
+  EXPECT_EQ(Profile::Parse(R"json({"version": 1, "default": "lossless"})json")->CodecFor("t"),
+            CodecChain::Parse("lossless")->spec());
+  EXPECT_THAT(Profile::Parse(R"json({"version": 1, "default": "mixed"})json"),
+              StatusIs(absl::StatusCode::kInvalidArgument, "profile: default: mixed is a profile of its own"));
+}
+
 TEST(ProfileTest, UniformIsOneCodecForAll) {
   const auto profile = Profile::Uniform("int8");
   ASSERT_THAT(profile, IsOk());
