@@ -87,8 +87,7 @@ TEST(ReportJson, CodecsOfBlocksStandBehindTheFiguresOfTheirTensor) {
   EXPECT_THAT(Keys(json["tensor_metrics"]),
               ElementsAre("a_rmse", "a_snr_db", "a_cosine_similarity", "a_max_error", "a_codecs", "b_rmse", "b_snr_db",
                           "b_cosine_similarity", "b_max_error"));
-  EXPECT_EQ(json["tensor_metrics"]["a_codecs"], Json::parse(R"({"int4(group=64)": 12, "raw": 1
-})"));
+  EXPECT_EQ(json["tensor_metrics"]["a_codecs"], Json::parse(R"json({"int4(group=64)": 12, "raw": 1})json"));
 }
 
 TEST(ReportJson, DoublesAreNotRounded) {
