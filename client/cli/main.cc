@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -12,9 +14,13 @@
 #include "kvcompress/cli/options.h"
 #include "kvcompress/cli/progress.h"
 #include "kvcompress/cli/report.h"
+#include "kvcompress/cli/sample.h"
+#include "kvcompress/cli/sweep.h"
+#include "kvcompress/cli/sweep_report.h"
 #include "kvcompress/client/codec_client.h"
 #include "kvcompress/client/file_codec.h"
 #include "kvcompress/codec/named_chains.h"
+#include "kvcompress/client/plain_file.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/profile/profile.h"
 #include "kvcompress/quality/quality.h"
@@ -133,6 +139,76 @@ absl::Status Inspect(const std::string& path) {
   return PrintResult(table);
 }
 
+// A line a spec on standard error; on a terminal one line that is written over.
+class SweepProgress {
+ public:
+  explicit SweepProgress(size_t specs) : specs_(specs), terminal_(isatty(STDERR_FILENO) == 1) {}
+  ~SweepProgress() {
+    if (terminal_) Print(stderr, "\r\033[K");
+  }
+  void Begin(std::string_view spec) {
+    ++done_;
+    if (terminal_) Print(stderr, absl::StrFormat("\rsweep [%d/%d] %s\033[K", done_, specs_, spec));
+  }
+  void End(std::string_view spec, std::string_view outcome) {
+    if (!terminal_)
+      Print(stderr, absl::StrFormat("[%d/%d] %s: %s\n", done_, specs_, spec, OneLine(std::string(outcome))));
+  }
+
+ private:
+  const size_t specs_;
+  const bool terminal_;
+  size_t done_ = 0;
+};
+
+absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& header, SweepResult& result) {
+  Sweep sweep(sample, header);
+  result.copy_seconds = sweep.MeasureCopy();
+  const std::vector<std::string> specs = SweepSpecs();
+  SweepProgress progress(specs.size());
+  for (const std::string& spec : specs) {
+    progress.Begin(spec);
+    absl::StatusOr<SpecFigures> figures = sweep.Measure(spec);
+    if (figures.ok()) {
+      progress.End(spec, absl::StrFormat("%.3f times smaller", static_cast<double>(sample.bytes) /
+                                                                   static_cast<double>(figures->compressed_bytes)));
+      result.specs.push_back(*std::move(figures));
+    } else if (absl::IsInvalidArgument(figures.status())) {
+      progress.End(spec, std::string(figures.status().message()));
+      result.refused.emplace_back(spec, figures.status().message());
+    } else {
+      return figures.status();
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteFile(const std::string& path, std::string_view text, Interrupts& interrupts) {
+  const auto write = [&]() -> absl::Status {
+    KVC_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> file, interrupts.CreateFile(path));
+    KVC_RETURN_IF_ERROR(file->WriteAt(0, AsBytes(text)));
+    return file->Commit();
+  };
+  const absl::Status status = write();
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrFormat("write report: %s", status.message()));
+}
+
+absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
+  constexpr uint64_t kMaxSweepBytes = uint64_t{64} << 20;
+  const auto file = FileSource::Open(options.input);
+  if (!file.ok()) return absl::Status(file.status().code(), absl::StrFormat("read input: %s", file.status().message()));
+  KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(**file));
+  KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
+  KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(**file, header, kMaxSweepBytes));
+  SweepResult result;
+  result.input = options.input;
+  KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, result));
+  const SweepReport report = MakeSweepReport(sample, result);
+  if (!options.report.empty()) KVC_RETURN_IF_ERROR(WriteFile(options.report, report.html, interrupts));
+  return PrintResult(report.json);
+}
+
 std::string CodecHelp() {
   return "Names that stand for a codec spec:\n\n" + DescribeNamedChains() +
          "\nA codec spec is a chain: transforms, one tensor codec, byte codecs, with | between them, for example\n"
@@ -164,7 +240,7 @@ int Main(std::span<const char* const> words) {
     } else {
       // Its thread outlives everything: never destroyed.
       static Interrupts& interrupts = *new Interrupts;
-      status = Run(options, interrupts);
+      status = options.sweep ? RunSweep(options, interrupts) : Run(options, interrupts);
     }
   }
   if (status.ok()) return kExitOk;

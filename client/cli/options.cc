@@ -1,5 +1,6 @@
 #include "kvcompress/cli/options.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 
@@ -46,6 +47,7 @@ absl::Status CheckValues(const CliOptions& options) {
   if (options.threads < 0 || options.threads > 1024) {
     return Fault(absl::StrFormat("-threads must be between 0 and 1024, not %d", options.threads));
   }
+  if (!std::isfinite(options.rope_theta) || options.rope_theta < 0) return Fault("-rope-theta must not be negative");
   if (options.timeout < absl::ZeroDuration()) return Fault("-timeout must not be negative");
   return absl::OkStatus();
 }
@@ -87,6 +89,15 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
 }
 
+absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
+  for (const std::string_view other : {"output", "decompress", "metrics-only", "codec", "profile", "group-size",
+                                       "sparsity", "server", "threads", "timeout", "inspect"}) {
+    if (flags.IsSet(other)) return Fault(absl::StrFormat("-sweep and -%s exclude each other", other));
+  }
+  if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
+  return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
+}
+
 }  // namespace
 
 void DeclareFlags(GoFlags& flags, CliOptions& options) {
@@ -109,12 +120,19 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.Int("threads", &options.threads, "Threads of the codec in this process (0=one for each CPU)");
   flags.Duration("timeout", &options.timeout, "Give up after this time, for example 30s (0=never)");
   flags.Bool("inspect", &options.inspect, "List what a file holds: -inspect FILE");
+  flags.Float("rope-theta", &options.rope_theta,
+              "With -inspect of a plain file: also what its keys would be without a rotary embedding of this base");
+  flags.Bool("sweep", &options.sweep, "Try all codecs on the input, in memory, and report ratio, loss and speed");
+  flags.String("report", &options.report, "FILE", "HTML page for -sweep to write");
   flags.Bool("version", &options.version, "Print the version");
 }
 
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckValues(options));
   KVC_RETURN_IF_ERROR(CheckBounds(flags, options));
+  if (options.sweep) return CompleteSweep(flags, options);
+  if (!options.report.empty()) return Fault("-report needs -sweep");
+  if (flags.IsSet("rope-theta") && !options.inspect) return Fault("-rope-theta needs -inspect");
   if (options.inspect) return CompleteInspect(flags, options);
   if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));

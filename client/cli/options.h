@@ -27,6 +27,9 @@ struct CliOptions {
   int64_t threads = 0;
   absl::Duration timeout;
   bool inspect = false;
+  double rope_theta = 0;  // of -inspect; 0: the rotation is left alone
+  bool sweep = false;
+  std::string report;
   bool version = false;
 };
 

@@ -1,0 +1,166 @@
+#include "kvcompress/cli/sweep.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/client/compressed_file.h"
+#include "kvcompress/codec/chain.h"
+#include "kvcompress/codec/registry.h"
+#include "kvcompress/span_codec.h"
+
+namespace kvcompress {
+namespace {
+
+// Parameters that the registry's examples do not cover.
+constexpr std::array<std::string_view, 74> kExtraSpecs = {
+    // clang-format off
+    "int2(group=32)", "int2(group=64)", "int2(group=128)",
+    "int3(group=32)", "int3(group=64)", "int3(group=128)",
+    "int4(group=32)", "int4(group=64)", "int4(group=128)",
+    "int5(group=32)", "int5(group=64)", "int5(group=128)",
+    "int6(group=32)", "int6(group=64)", "int6(group=128)",
+    "int8(group=32)", "int8(group=64)", "int8(group=128)",
+    "int2(group=64)|rans", "int3(group=64)|rans", "int4(group=32)|rans", "int4(group=64)|rans", "int4(group=128)|rans",
+    "int5(group=64)|rans", "int6(group=64)|rans", "int8(group=64)|rans", "int8(group=128)|rans",
+    "int4(group=64)|huffman", "int4(group=64)|arithmetic", "int4(group=64)|cabac",
+    "sparse(ratio=0.25)|int4", "sparse(ratio=0.5)|int4", "sparse(ratio=0.75)|int4", "sparse(ratio=0.5)|int8",
+    "raw|zstd(level=-3)", "raw|zstd(level=1)", "raw|zstd(level=3)", "raw|zstd(level=9)", "raw|zstd(level=19)", "raw|lz4",
+    "planes|zstd(level=1)", "planes|zstd(level=3)", "planes|huffman", "planes|rans", "planes|arithmetic", "planes|cabac",
+    "planes(delta=token)|zstd(level=1)", "planes(delta=token)|huffman", "planes(delta=token)|rans",
+    "planes(delta=xor)|rans",
+    "quant(bits=2)", "quant(bits=3)", "quant(bits=4)", "quant(bits=5)", "quant(bits=6)", "quant(bits=8)",
+    "quant(bits=10)", "quant(bits=12)",
+    "quant(bits=2)|rans", "quant(bits=3)|rans", "quant(bits=4)|rans", "quant(bits=5)|rans", "quant(bits=6)|rans",
+    "quant(bits=8)|rans", "quant(bits=10)|rans", "quant(bits=12)|rans",
+    "blocknorm(bits=4)", "blocknorm(bits=6)", "blocknorm(bits=8)", "blocknorm(bits=10)",
+    "lossless", "lossless-fast", "near-lossless", "mixed",
+    // clang-format on
+};
+
+constexpr int kMaxRepetitions = 8;
+constexpr double kEnoughSeconds = 0.1;  // of one direction: then it is not repeated any more
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Runs `once` until that took long enough in total, and sets `best` to the fewest seconds.
+template <typename F>
+absl::Status TimeBest(F once, double& best) {
+  best = std::numeric_limits<double>::infinity();
+  double total = 0;
+  for (int i = 0; i < kMaxRepetitions && total < kEnoughSeconds; ++i) {
+    const Clock::time_point start = Clock::now();
+    KVC_RETURN_IF_ERROR(once());
+    const double seconds = SecondsSince(start);
+    best = std::min(best, seconds);
+    total += seconds;
+  }
+  return absl::OkStatus();
+}
+
+void GrowTo(size_t size, std::vector<std::byte>& buffer) {
+  if (buffer.size() < size) buffer.resize(size);
+}
+
+// CompressFile gives the header the room that the frames' bounds would need.
+absl::StatusOr<uint64_t> HeaderBytes(const safetensors::Header& header,
+                                     const std::vector<TensorCompressor>& compressors, const std::string& spec) {
+  std::vector<safetensors::Entry> entries;
+  entries.reserve(compressors.size());
+  uint64_t end = 0;
+  for (const TensorCompressor& compressor : compressors) {
+    const uint64_t bytes = compressor.max_frame_bytes();
+    entries.push_back({compressor.tensor().name, "U8", {bytes}, end, end + bytes});
+    end += bytes;
+  }
+  KVC_ASSIGN_OR_RETURN(const std::string room,
+                       SerializeCompressedHeader(entries, header.metadata, header.has_metadata, spec, 0));
+  return room.size();
+}
+
+}  // namespace
+
+std::vector<std::string> SweepSpecs() {
+  std::vector<std::string> specs;
+  const auto add = [&](std::string_view text) {
+    const absl::StatusOr<CodecChain> chain = CodecChain::Parse(text);
+    if (chain.ok() && std::find(specs.begin(), specs.end(), chain->spec()) == specs.end()) {
+      specs.push_back(chain->spec());
+    }
+  };
+  for (const CodecRow& row : AllCodecs()) {
+    for (const std::string_view example : row.examples) add(example);
+  }
+  for (const std::string_view extra : kExtraSpecs) add(extra);
+  return specs;
+}
+
+absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
+  const size_t count = sample_.tensors.size();
+  frames_.resize(count);
+  decoded_.resize(count);
+  SpecFigures figures{.spec = std::string(spec), .tensors = std::vector<TensorFigures>(count)};
+  std::vector<TensorCompressor> compressors;
+  compressors.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    KVC_ASSIGN_OR_RETURN(TensorCompressor compressor, TensorCompressor::Create(sample_.tensors[i].tensor, spec));
+    GrowTo(compressor.max_frame_bytes(), frames_[i]);
+    GrowTo(compressor.tensor_bytes(), decoded_[i]);
+    compressors.push_back(std::move(compressor));
+  }
+
+  const auto encode = [&]() -> absl::Status {
+    for (size_t i = 0; i < count; ++i) {
+      KVC_ASSIGN_OR_RETURN(figures.tensors[i].frame_bytes,
+                           compressors[i].Compress(sample_.tensors[i].values, frames_[i]));
+    }
+    return absl::OkStatus();
+  };
+  TensorDecompressor decompressor;
+  const auto decode = [&]() -> absl::Status {
+    for (size_t i = 0; i < count; ++i) {
+      const ByteSpan frame = ByteSpan(frames_[i]).first(figures.tensors[i].frame_bytes);
+      KVC_RETURN_IF_ERROR(decompressor.Decompress(frame, decoded_[i]).status());
+    }
+    return absl::OkStatus();
+  };
+  KVC_RETURN_IF_ERROR(TimeBest(encode, figures.encode_seconds));
+  KVC_RETURN_IF_ERROR(TimeBest(decode, figures.decode_seconds));
+
+  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, figures.spec));
+  for (size_t i = 0; i < count; ++i) {
+    const SampledTensor& original = sample_.tensors[i];
+    const DType dtype = original.tensor.dtype;
+    const size_t bytes = original.values.size();
+    simd::MeasureErrors(dtype, original.values.data(), decoded_[i].data(), bytes / DTypeSize(dtype),
+                        figures.tensors[i].sums);
+    if (compressors[i].chain().lossless() &&
+        !std::equal(original.values.begin(), original.values.end(), decoded_[i].begin())) {
+      return absl::DataLossError(absl::StrFormat("%s is not lossless on tensor \"%s\"", spec, original.tensor.name));
+    }
+    figures.compressed_bytes += figures.tensors[i].frame_bytes;
+  }
+  return figures;
+}
+
+double Sweep::MeasureCopy() {
+  decoded_.resize(sample_.tensors.size());
+  for (size_t i = 0; i < decoded_.size(); ++i) GrowTo(sample_.tensors[i].values.size(), decoded_[i]);
+  double best = 0;
+  const auto copy = [&] {
+    for (size_t i = 0; i < decoded_.size(); ++i) {
+      const std::vector<std::byte>& values = sample_.tensors[i].values;
+      if (!values.empty()) std::memcpy(decoded_[i].data(), values.data(), values.size());
+    }
+    return absl::OkStatus();
+  };
+  return TimeBest(copy, best).ok() ? best : 0;
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,186 @@
+#include "kvcompress/cli/sweep_report.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/cli/pareto.h"
+#include "kvcompress/cli/sweep_page.h"
+#include "kvcompress/quality/quality.h"
+
+namespace kvcompress {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Tensors that are shown together.
+enum class Kind { kAll, kKeys, kValues, kOther };
+constexpr std::array kKinds = {Kind::kAll, Kind::kKeys, Kind::kValues, Kind::kOther};
+
+std::string_view KindName(Kind kind) {
+  switch (kind) {
+    case Kind::kAll:
+      return "all";
+    case Kind::kKeys:
+      return "keys";
+    case Kind::kValues:
+      return "values";
+    case Kind::kOther:
+      return "other";
+  }
+  return "?";
+}
+
+Kind KindOf(const TensorDesc& tensor) {
+  const KvName name = ParseKvName(tensor.name);
+  return name.layer < 0 ? Kind::kOther : name.is_key ? Kind::kKeys : Kind::kValues;
+}
+
+double Divided(double a, double b) { return b > 0 ? a / b : 0; }
+
+Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+
+// The figures of one spec for the tensors of a kind.
+struct KindFigures {
+  size_t tensors = 0;
+  double bits_per_value = 0;
+  Quality quality;  // means over the tensors, as the command line reports them
+
+  RatePoint point() const { return {bits_per_value, quality.snr_db.value_or(std::numeric_limits<double>::infinity())}; }
+};
+
+KindFigures FiguresOf(const FileSample& sample, const SpecFigures& spec, Kind kind) {
+  KindFigures figures;
+  QualityMerger merger;
+  uint64_t elements = 0;
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < sample.tensors.size(); ++i) {
+    const SampledTensor& tensor = sample.tensors[i];
+    if (kind != Kind::kAll && KindOf(tensor.tensor) != kind) continue;
+    ++figures.tensors;
+    elements += tensor.values.size() / DTypeSize(tensor.tensor.dtype);
+    bytes += spec.tensors[i].frame_bytes;
+    merger.Add(tensor.tensor.name, spec.tensors[i].sums);
+  }
+  if (kind == Kind::kAll) bytes = spec.compressed_bytes;
+  figures.bits_per_value = Divided(8 * static_cast<double>(bytes), static_cast<double>(elements));
+  figures.quality = merger.Mean();
+  return figures;
+}
+
+Json ToJson(const KindFigures& figures) {
+  return {{"bits_per_value", figures.bits_per_value},
+          {"snr_db", OrNull(figures.quality.snr_db)},
+          {"cosine_similarity", figures.quality.cosine_similarity},
+          {"rmse", figures.quality.rmse},
+          {"max_error", figures.quality.max_error}};
+}
+
+Json SpecJson(const FileSample& sample, const std::string& input, const SpecFigures& spec) {
+  const auto bytes = static_cast<double>(sample.bytes);
+  Json json;
+  json["spec"] = spec.spec;
+  json["compression_ratio"] = Divided(bytes, static_cast<double>(spec.compressed_bytes));
+  json.update(ToJson(FiguresOf(sample, spec, Kind::kAll)));
+  for (const Kind kind : {Kind::kKeys, Kind::kValues, Kind::kOther}) {
+    const KindFigures figures = FiguresOf(sample, spec, kind);
+    if (figures.tensors > 0) json[std::string(KindName(kind))] = ToJson(figures);
+  }
+  json["encode_gb_per_s"] = Divided(bytes / 1e9, spec.encode_seconds);
+  json["decode_gb_per_s"] = Divided(bytes / 1e9, spec.decode_seconds);
+  json["pareto"] = Json::array();
+  json["command"] = SweepCommand(input, spec.spec);
+  return json;
+}
+
+// Names, for each spec, the kinds on whose front it is.
+void AddPareto(const FileSample& sample, const SweepResult& result, Json& specs) {
+  for (const Kind kind : kKinds) {
+    std::vector<RatePoint> points;
+    for (const SpecFigures& spec : result.specs) {
+      const KindFigures figures = FiguresOf(sample, spec, kind);
+      if (figures.tensors > 0) points.push_back(figures.point());
+    }
+    const std::vector<bool> front = ParetoFront(points);
+    for (size_t i = 0; i < front.size(); ++i) {
+      if (front[i]) specs[i]["pareto"].push_back(KindName(kind));
+    }
+  }
+}
+
+Json SummaryJson(const FileSample& sample, const SweepResult& result) {
+  Json json;
+  json["input"] = result.input;
+  json["tensors"] = sample.tensors.size();
+  json["original_size_bytes"] = sample.file_bytes;
+  json["measured_size_bytes"] = sample.bytes;
+  json["sampled"] = !sample.whole();
+  json["memcpy_gb_per_s"] = Divided(static_cast<double>(sample.bytes) / 1e9, result.copy_seconds);
+  json["specs"] = Json::array();
+  for (const SpecFigures& spec : result.specs) json["specs"].push_back(SpecJson(sample, result.input, spec));
+  AddPareto(sample, result, json["specs"]);
+  json["refused"] = Json::array();
+  for (const auto& [spec, why] : result.refused) json["refused"].push_back({{"spec", spec}, {"error", why}});
+  return json;
+}
+
+// For the heat map: each tensor's name, layer and kind, and each spec's figures of it.
+void AddTensors(const FileSample& sample, const SweepResult& result, Json& json) {
+  json["tensor_list"] = Json::array();
+  for (const SampledTensor& tensor : sample.tensors) {
+    json["tensor_list"].push_back({{"name", tensor.tensor.name},
+                                   {"kind", KindName(KindOf(tensor.tensor))},
+                                   {"layer", ParseKvName(tensor.tensor.name).layer}});
+  }
+  for (size_t i = 0; i < result.specs.size(); ++i) {
+    Json snr = Json::array();
+    Json relative = Json::array();
+    for (const TensorFigures& tensor : result.specs[i].tensors) {
+      snr.push_back(OrNull(QualityOf(tensor.sums).snr_db));
+      relative.push_back(std::sqrt(Divided(tensor.sums.sum_error_squares, tensor.sums.sum_squares)));
+    }
+    json["specs"][i]["tensor_snr_db"] = std::move(snr);
+    json["specs"][i]["tensor_relative_rmse"] = std::move(relative);
+  }
+}
+
+std::string Dump(const Json& json, int indent) { return json.dump(indent, ' ', false, Json::error_handler_t::replace); }
+
+}  // namespace
+
+std::string ShellWord(std::string_view text) {
+  constexpr std::string_view kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+%@";
+  if (!text.empty() && text.find_first_not_of(kPlain) == text.npos) return std::string(text);
+  std::string word = "'";
+  for (const char c : text) c == '\'' ? word += R"('\'')" : word += c;
+  return word + "'";
+}
+
+std::string SweepCommand(std::string_view input, std::string_view spec) {
+  return absl::StrFormat("kv-compress -input %s -output small.safetensors -codec %s", ShellWord(input),
+                         ShellWord(spec));
+}
+
+std::string EscapeForScript(std::string_view json) {
+  std::string escaped;
+  escaped.reserve(json.size());
+  for (const char c : json) {
+    const bool is_markup = c == '<' || c == '>' || c == '&';
+    escaped += is_markup ? absl::StrFormat("\\u%04x", c) : std::string(1, c);
+  }
+  return escaped;
+}
+
+SweepReport MakeSweepReport(const FileSample& sample, const SweepResult& result) {
+  Json json = SummaryJson(sample, result);
+  SweepReport report{.json = Dump(json, 2) + "\n", .html = {}};
+  AddTensors(sample, result, json);
+  report.html = SweepPageBeforeData();
+  report.html += EscapeForScript(Dump(json, -1));
+  report.html += SweepPageBehindData();
+  return report;
+}
+
+}  // namespace kvcompress

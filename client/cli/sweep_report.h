@@ -1,0 +1,36 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kvcompress/cli/sweep.h"
+
+// What -sweep gives to its user.
+namespace kvcompress {
+
+struct SweepResult {
+  std::string input;        // path, as it was given
+  double copy_seconds = 0;  // of memcpy over all tensors
+  std::vector<SpecFigures> specs;
+  std::vector<std::pair<std::string, std::string>> refused;  // specs that do not take the values, and why
+};
+
+// `text` as one word of a POSIX shell's command line.
+std::string ShellWord(std::string_view text);
+
+// The command line that compresses `input` with `spec`.
+std::string SweepCommand(std::string_view input, std::string_view spec);
+
+// `json` such that it may stand within an HTML <script> element: nothing in it can end the element or begin another.
+std::string EscapeForScript(std::string_view json);
+
+struct SweepReport {
+  std::string json;  // the summary for standard output
+  std::string html;  // one page that loads nothing; with the figures of each tensor
+};
+SweepReport MakeSweepReport(const FileSample& sample, const SweepResult& result);
+
+}  // namespace kvcompress
