@@ -183,29 +183,34 @@ absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& h
   return absl::OkStatus();
 }
 
-absl::Status WriteFile(const std::string& path, std::string_view text, Interrupts& interrupts) {
-  const auto write = [&]() -> absl::Status {
-    KVC_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> file, interrupts.CreateFile(path));
-    KVC_RETURN_IF_ERROR(file->WriteAt(0, AsBytes(text)));
-    return file->Commit();
-  };
-  const absl::Status status = write();
+absl::Status OfReport(const absl::Status& status) {
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrFormat("write report: %s", status.message()));
 }
 
 absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
-  constexpr uint64_t kMaxSweepBytes = uint64_t{64} << 20;
+  // More tells hardly more, and the slowest codecs make some MiB a second.
+  constexpr uint64_t kMaxSweepBytes = uint64_t{32} << 20;
   const auto file = FileSource::Open(options.input);
   if (!file.ok()) return absl::Status(file.status().code(), absl::StrFormat("read input: %s", file.status().message()));
   KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(**file));
   KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
+  // Before the work, so that a wrong path is told at once.
+  std::unique_ptr<AtomicFile> page;
+  if (!options.report.empty()) {
+    auto created = interrupts.CreateFile(options.report);
+    if (!created.ok()) return OfReport(created.status());
+    page = *std::move(created);
+  }
   KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(**file, header, kMaxSweepBytes));
   SweepResult result;
   result.input = options.input;
   KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, result));
   const SweepReport report = MakeSweepReport(sample, result);
-  if (!options.report.empty()) KVC_RETURN_IF_ERROR(WriteFile(options.report, report.html, interrupts));
+  if (page != nullptr) {
+    KVC_RETURN_IF_ERROR(OfReport(page->WriteAt(0, AsBytes(report.html))));
+    KVC_RETURN_IF_ERROR(OfReport(page->Commit()));
+  }
   return PrintResult(report.json);
 }
 

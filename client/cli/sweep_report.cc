@@ -159,8 +159,8 @@ std::string ShellWord(std::string_view text) {
 }
 
 std::string SweepCommand(std::string_view input, std::string_view spec) {
-  return absl::StrFormat("kv-compress -input %s -output small.safetensors -codec %s", ShellWord(input),
-                         ShellWord(spec));
+  return absl::StrFormat("kv-compress -codec %s -input %s -output small.safetensors", ShellWord(spec),
+                         ShellWord(input));
 }
 
 std::string EscapeForScript(std::string_view json) {

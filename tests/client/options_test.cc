@@ -128,5 +128,24 @@ TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
   EXPECT_EQ(FaultOf({"-inspect", "-output", "b", "a"}), "-inspect excludes -output, -decompress and -metrics-only");
 }
 
+TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-report", "r.html"}), "");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a"}), "");
+  EXPECT_EQ(FaultOf({"-sweep"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "word"}), "unexpected argument \"word\"");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-output", "b"}), "-sweep and -output exclude each other");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-server", "b:1"}), "-sweep and -server exclude each other");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-codec", "raw"}), "-sweep and -codec exclude each other");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-report", "r.html"}), "-report needs -sweep");
+}
+
+TEST_F(OptionsTest, RopeThetaBelongsToInspect) {
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "10000", "a"}), "");
+  EXPECT_EQ(options_.rope_theta, 10000);
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000"}), "-rope-theta needs -inspect");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "-1", "a"}), "-rope-theta must not be negative");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "inf", "a"}), "-rope-theta must not be negative");
+}
+
 }  // namespace
 }  // namespace kvcompress

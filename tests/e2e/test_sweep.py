@@ -1,0 +1,140 @@
+"""-sweep: every codec on one file, its JSON, and its page as a browser draws it."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from cli_helpers import environment, run, run_ok, write_file
+
+
+@pytest.fixture(scope="module")
+def swept(bin_dir, sample, tmp_path_factory):
+    """The JSON of a sweep of the sample, and its page."""
+    page = tmp_path_factory.mktemp("sweep") / "report.html"
+    done = run(bin_dir, "-sweep", "-input", sample, "-report", page)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(result["specs"]) + len(result["refused"]), "one line of progress a spec"
+    return result, page
+
+
+def dump_dom(page, folder):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium: Debian's package chromium is not installed")
+    done = subprocess.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}",
+                           "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_json_gives_each_spec_its_figures(swept):
+    result, _ = swept
+    assert result["tensors"] == 12 and result["original_size_bytes"] == 786432 and result["sampled"] is False
+    assert result["memcpy_gb_per_s"] > 0
+    specs = {spec["spec"]: spec for spec in result["specs"]}
+    assert {"int4(group=64)", "int8(group=128)", "raw", "raw|zstd(level=19)"} <= set(specs)
+    for spec in specs.values():
+        assert spec["encode_gb_per_s"] > 0 and spec["decode_gb_per_s"] > 0, spec
+        assert spec["bits_per_value"] == pytest.approx(16 / spec["compression_ratio"])
+        for part in (spec, spec["keys"], spec["values"]):
+            assert (part["snr_db"] is None) == (part["max_error"] == 0), spec
+    assert specs["raw"]["snr_db"] is None and specs["raw"]["cosine_similarity"] == 1
+    assert specs["int8(group=64)"]["snr_db"] > specs["int4(group=64)"]["snr_db"] + 20
+
+
+def test_what_is_on_the_front_is_beaten_by_none(swept):
+    specs = swept[0]["specs"]
+    for kind in ("all", "keys", "values"):
+        points = [(part["bits_per_value"], float("inf") if part["snr_db"] is None else part["snr_db"])
+                  for part in (spec if kind == "all" else spec[kind] for spec in specs)]
+        for spec, (bits, snr) in zip(specs, points):
+            beaten = any(b <= bits and s >= snr and (b, s) != (bits, snr) for b, s in points)
+            repeated = points.index((bits, snr)) != specs.index(spec)
+            assert (kind in spec["pareto"]) == (not beaten and not repeated), (kind, spec["spec"])
+
+
+def test_every_command_of_the_front_gives_what_the_table_says(bin_dir, swept, tmp_path):
+    front = [spec for spec in swept[0]["specs"] if spec["pareto"]]
+    assert len(front) >= 5
+    for spec in front:
+        done = subprocess.run(spec["command"], shell=True, capture_output=True, text=True, timeout=100, cwd=tmp_path,
+                              env=environment(PATH=f"{bin_dir}:{os.environ['PATH']}"))
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["codec"] == spec["spec"]
+        assert result["compression_ratio"] == spec["compression_ratio"]
+        assert result["compressed_size_bytes"] == (tmp_path / "small.safetensors").stat().st_size
+        for figure in ("snr_db", "cosine_similarity", "rmse"):
+            assert result[figure] == pytest.approx(spec[figure], rel=1e-4), figure
+        assert result["max_error"] == spec["max_error"]
+
+
+def test_the_page_loads_nothing(swept):
+    text = swept[1].read_text()
+    assert not re.search(r"https?:|src=|@import|url\(|<link|fetch\(|XMLHttp|import\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_a_browser_draws_every_point(swept, tmp_path):
+    result, page = swept
+    dom = dump_dom(page, tmp_path)
+    head = re.search(r"<html[^>]*>", dom).group()
+    assert "data-error" not in head and f'data-drawn="{len(result["specs"])}"' in head
+    for kind in ("keys", "values"):
+        plot = re.search(rf'<svg [^>]*id="plot-{kind}".*?</svg>', dom, re.S).group()
+        assert plot.count("<circle") == len(result["specs"])
+        assert plot.count("<polyline") == 1
+        assert "NaN" not in plot and "undefined" not in plot and "Infinity" not in plot
+    bars = re.search(r'<svg [^>]*id="plot-bars".*?</svg>', dom, re.S).group()
+    assert bars.count('class="bar"') == 3 * len(result["specs"]) and "NaN" not in bars
+    heat = re.search(r'<svg [^>]*id="plot-heat".*?</svg>', dom, re.S).group()
+    assert heat.count('class="cell"') == 12
+    shown = [html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', dom)]
+    assert sorted(shown) == sorted(spec["command"] for spec in result["specs"] if spec["pareto"])
+
+
+def test_hostile_names_and_refused_values_are_drawn_as_text(bin_dir, tmp_path):
+    name = "</script><img src=x onerror=document.title='owned'>"
+    values = np.random.default_rng(1).standard_normal(256).astype(np.float32)
+    values[3] = np.nan
+    write_file(tmp_path / "it's <b>.safetensors", {name: values})
+    result = run_ok(bin_dir, "-sweep", "-input", "it's <b>.safetensors", "-report", "r.html", cwd=tmp_path)
+    assert "int4(group=64)" in [refused["spec"] for refused in result["refused"]]
+    assert all(refused["error"] for refused in result["refused"])
+    dom = dump_dom(tmp_path / "r.html", tmp_path / "profile")
+    head = re.search(r"<html[^>]*>", dom).group()
+    assert "data-error" not in head and f'data-drawn="{len(result["specs"])}"' in head
+    assert "<img" not in dom and "<title>owned" not in dom
+    assert "it's &lt;b&gt;.safetensors</h1>" in dom
+    assert result["specs"][0]["command"].count(r"'it'\''s <b>.safetensors'") == 1
+
+
+def test_a_large_file_is_sampled_and_the_page_says_so(bin_dir, tmp_path):
+    values = np.random.default_rng(1).standard_normal((3, 8, 2048, 128)).astype(np.float16)
+    tensors = {f"layer_{i}_{kind}": values for i in range(2) for kind in ("key", "value")}
+    write_file(tmp_path / "large.safetensors", tensors)
+    result = run_ok(bin_dir, "-sweep", "-input", "large.safetensors", "-report", "r.html", cwd=tmp_path)
+    assert result["sampled"] is True and result["original_size_bytes"] == 4 * values.nbytes
+    assert 24 << 20 <= result["measured_size_bytes"] <= 32 << 20
+    ratio = {spec["spec"]: spec["compression_ratio"] for spec in result["specs"]}["int4(group=64)"]
+    whole = run_ok(bin_dir, "-input", "large.safetensors", "-metrics-only", cwd=tmp_path)
+    assert ratio == pytest.approx(whole["compression_ratio"], rel=0.001)
+
+
+@pytest.mark.parametrize("args, text", [
+    (["-sweep", "-input", "none"], "read input: open none: no such file or directory"),
+    (["-sweep", "-input", "{packed}"], "input is already a compressed file: decompress it first"),
+    (["-sweep", "-input", "{sample}", "-report", "no/r.html"], "write report: open no/r.html: no such file or directory"),
+])
+def test_errors(bin_dir, sample, tmp_path, args, text):
+    run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed")
+    done = run(bin_dir, *[arg.format(sample=sample, packed="packed") for arg in args], cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr == f"Error: {text}\n"
