@@ -132,10 +132,10 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
   return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
 }
 
-absl::Status Inspect(const std::string& path) {
-  const auto file = FileSource::Open(path);
+absl::Status Inspect(const CliOptions& options) {
+  const auto file = FileSource::Open(options.input);
   if (!file.ok()) return absl::Status(file.status().code(), absl::StrFormat("read input: %s", file.status().message()));
-  KVC_ASSIGN_OR_RETURN(const std::string table, InspectTable(**file));
+  KVC_ASSIGN_OR_RETURN(const std::string table, InspectTable(**file, options.rope_theta));
   return PrintResult(table);
 }
 
@@ -241,7 +241,7 @@ int Main(std::span<const char* const> words) {
     status = PrintResult(CodecHelp());
   } else if (status = CompleteOptions(flags, options); status.ok()) {
     if (options.inspect) {
-      status = Inspect(options.input);
+      status = Inspect(options);
     } else {
       // Its thread outlives everything: never destroyed.
       static Interrupts& interrupts = *new Interrupts;

@@ -6,6 +6,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/cli/analysis_table.h"
+#include "kvcompress/cli/table.h"
 #include "kvcompress/client/compressed_file.h"
 #include "kvcompress/codec/spec.h"
 #include "kvcompress/quality/quality.h"
@@ -85,26 +87,6 @@ void AddUnknownQuality(Json& json) {
 
 std::string ShapeText(const std::vector<uint64_t>& shape) { return absl::StrFormat("[%s]", absl::StrJoin(shape, ",")); }
 
-// Rows of cells; the columns before the last are padded, those that hold numbers on the left.
-std::string FormatTable(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right) {
-  std::vector<size_t> widths(right.size(), 0);
-  for (const auto& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) {
-      const std::string padding(widths[i] - row[i].size(), ' ');
-      const bool last = i + 1 == row.size();
-      text += right[i] ? padding + row[i] : last ? row[i] : row[i] + padding;
-      text += last ? "\n" : "  ";
-    }
-  }
-  return text;
-}
-
-std::string Printable(std::string_view text) { return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace); }
-
 std::string MetadataText(const std::map<std::string, std::string>& metadata) {
   std::string text;
   for (const auto& [key, value] : metadata) {
@@ -177,9 +159,12 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-absl::StatusOr<std::string> InspectTable(const ByteSource& file) {
+absl::StatusOr<std::string> InspectTable(const ByteSource& file, double rope_theta) {
   KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(file));
-  if (!IsCompressedFile(header)) return DescribePlain(header, file.size());
+  if (!IsCompressedFile(header)) {
+    KVC_ASSIGN_OR_RETURN(const std::string analysis, AnalysisTable(file, header, rope_theta));
+    return DescribePlain(header, file.size()) + analysis;
+  }
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(file, header));
   return DescribeCompressed(compressed, file);
 }

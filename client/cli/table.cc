@@ -1,0 +1,29 @@
+#include "kvcompress/cli/table.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace kvcompress {
+
+std::string FormatTable(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right) {
+  std::vector<size_t> widths(right.size(), 0);
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      const std::string padding(widths[i] - row[i].size(), ' ');
+      const bool last = i + 1 == row.size();
+      text += right[i] ? padding + row[i] : last ? row[i] : row[i] + padding;
+      text += last ? "\n" : "  ";
+    }
+  }
+  return text;
+}
+
+std::string Printable(std::string_view text) {
+  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace kvcompress
