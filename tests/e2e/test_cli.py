@@ -199,6 +199,37 @@ def test_inspect_lists_compressed_and_plain_files(bin_dir, sample, tmp_path):
     assert "not compressed" in plain.stdout
 
 
+def test_inspect_says_what_values_are_like(bin_dir, sample, tmp_path):
+    text = run(bin_dir, "-inspect", "-rope-theta", "10000", sample).stdout
+    values = File(sample).values("layer_3_key").astype(np.float64)
+    number = r" +(-?[\d.e+-]+)"
+    found = re.search(rf'^"layer_3_key"{number * 9}$', text, re.M).groups()
+    magnitudes = np.sort(np.abs(values))
+    expected = [values.mean(), values.std(), values.min(), values.max(),
+                *(magnitudes[int(np.ceil(p * len(values) / 100)) - 1] for p in (50, 90, 99, 99.9)), 0]
+    assert [float(x) for x in found] == pytest.approx(expected, rel=1e-3)
+    planes = np.frombuffer(File(sample).bytes["layer_3_key"], np.uint8).reshape(-1, 2)
+    bits = 0
+    for plane in planes.T:
+        p = np.bincount(plane) / len(plane)
+        bits -= (p[p > 0] * np.log2(p[p > 0])).sum()
+    plain = re.search(r'^"layer_3_key" +[\d.]+ +[\d.]+ [\d.]+ +[\d.]+ [\d.]+ +([\d.]+) ', text, re.M).group(1)
+    assert float(plain) == pytest.approx(16 / bits, abs=0.0006)
+    assert len(re.findall(r'^"layer_\d_key" unrotated ', text, re.M)) == 2 * 6
+    assert not re.search(r'_value" unrotated', text)
+    assert "unrotated" not in run(bin_dir, "-inspect", sample).stdout
+
+
+def test_inspect_of_values_that_are_no_numbers(bin_dir, tmp_path):
+    write_file(tmp_path / "in", {"ids": np.arange(3, dtype=np.int64), "none": np.zeros((0, 4), np.float16),
+                                 "nan": np.full((2, 3), np.nan, np.float32)})
+    done = run(bin_dir, "-inspect", "-rope-theta", "1", tmp_path / "in")
+    assert done.returncode == 0
+    assert re.search(r'^"ids" +I64 +\[3\] +24$', done.stdout, re.M)
+    assert re.search(r'^"nan" .* 6$', done.stdout, re.M)
+    assert len(re.findall(r'^"(?:ids|none)"', done.stdout, re.M)) == 2
+
+
 def test_profiles_choose_codecs(bin_dir, sample, tmp_path):
     profile = tmp_path / "profile.json"
     profile.write_text('{"version": 1, "default": "int4", "rules": [{"kind": "key", "codec": "int8(group=64)"}]}')
