@@ -103,6 +103,30 @@ def test_a_browser_draws_every_point(swept, tmp_path):
     assert sorted(shown) == sorted(spec["command"] for spec in result["specs"] if spec["pareto"])
 
 
+POINT_AND_CLICK = """<script>
+const point = document.querySelector('#plot-keys circle[data-i="3"]');
+const at = {bubbles: true, clientX: 300, clientY: 300};
+point.dispatchEvent(new PointerEvent('pointermove', at));
+document.documentElement.dataset.tip = document.getElementById('tip').textContent;
+document.documentElement.dataset.hot = document.querySelectorAll('circle.hot').length;
+point.dispatchEvent(new MouseEvent('click', at));
+document.documentElement.dataset.chosen = document.getElementById('spec').value;
+document.getElementById('figure').value = 'relative';
+document.getElementById('figure').dispatchEvent(new Event('change'));
+</script></body>"""
+
+
+def test_pointing_tells_and_a_click_chooses(swept, tmp_path):
+    result, page = swept
+    (tmp_path / "used.html").write_text(page.read_text().replace("</body>", POINT_AND_CLICK))
+    dom = dump_dom(tmp_path / "used.html", tmp_path / "profile")
+    head = re.search(r"<html[^>]*>", dom).group()
+    assert "data-error" not in head and 'data-hot="2"' in head and 'data-chosen="3"' in head
+    spec = result["specs"][3]
+    assert html.unescape(head).split('data-tip="')[1].startswith(f'{spec["spec"]}\nratio {spec["compression_ratio"]:.3f}')
+    assert re.search(r'id="plot-heat".* %; the stronger the colour', dom, re.S)
+
+
 def test_hostile_names_and_refused_values_are_drawn_as_text(bin_dir, tmp_path):
     name = "</script><img src=x onerror=document.title='owned'>"
     values = np.random.default_rng(1).standard_normal(256).astype(np.float32)
