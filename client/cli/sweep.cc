@@ -17,7 +17,7 @@ namespace kvcompress {
 namespace {
 
 // Parameters that the registry's examples do not cover.
-constexpr std::array<std::string_view, 74> kExtraSpecs = {
+constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     // clang-format off
     "int2(group=32)", "int2(group=64)", "int2(group=128)",
     "int3(group=32)", "int3(group=64)", "int3(group=128)",
@@ -30,17 +30,20 @@ constexpr std::array<std::string_view, 74> kExtraSpecs = {
     "int4(group=64)|huffman", "int4(group=64)|arithmetic", "int4(group=64)|cabac",
     "sparse(ratio=0.25)|int4", "sparse(ratio=0.5)|int4", "sparse(ratio=0.75)|int4", "sparse(ratio=0.5)|int8",
     "raw|zstd(level=-3)", "raw|zstd(level=1)", "raw|zstd(level=3)", "raw|zstd(level=9)", "raw|zstd(level=19)", "raw|lz4",
-    "planes|zstd(level=1)", "planes|zstd(level=3)", "planes|huffman", "planes|rans", "planes|arithmetic", "planes|cabac",
-    "planes(delta=token)|zstd(level=1)", "planes(delta=token)|huffman", "planes(delta=token)|rans",
-    "planes(delta=xor)|rans",
-    "quant(bits=2)", "quant(bits=3)", "quant(bits=4)", "quant(bits=5)", "quant(bits=6)", "quant(bits=8)",
-    "quant(bits=10)", "quant(bits=12)",
-    "quant(bits=2)|rans", "quant(bits=3)|rans", "quant(bits=4)|rans", "quant(bits=5)|rans", "quant(bits=6)|rans",
-    "quant(bits=8)|rans", "quant(bits=10)|rans", "quant(bits=12)|rans",
+    "planes", "planes|huffman", "planes|rans", "planes|arithmetic", "planes|cabac", "planes|lz4",
+    "planes|zstd(level=-1)", "planes|zstd(level=1)", "planes(delta=none)|rans", "planes(delta=token)|rans",
+    "quant(bits=2,per=channel)", "quant(bits=3,per=channel)", "quant(bits=4,per=channel)", "quant(bits=5,per=channel)",
+    "quant(bits=6,per=channel)", "quant(bits=8,per=channel)", "quant(bits=10,per=channel)",
+    "quant(bits=2,per=token)", "quant(bits=3,per=token)", "quant(bits=4,per=token)", "quant(bits=6,per=token)",
+    "quant(bits=8,per=token)", "quant(bits=10,per=token)", "quant(bits=12,per=token)",
+    "quant(bits=3,per=channel,layout=bytes)|rans", "quant(bits=4,per=channel,layout=bytes)|rans",
+    "quant(bits=5,per=channel,layout=bytes)|rans", "quant(bits=6,per=channel,layout=bytes)|rans",
+    "quant(bits=8,per=channel,layout=bytes)|rans", "quant(bits=10,per=channel,layout=bytes)|rans",
     "blocknorm(bits=4)", "blocknorm(bits=6)", "blocknorm(bits=8)", "blocknorm(bits=10)",
-    "lossless", "lossless-fast", "near-lossless", "mixed",
+    "bounded(min_snr=20)", "bounded(min_snr=40)", "bounded(min_cosine=0.9999)",
+    "lossless", "lossless-fast", "near-lossless",
     // clang-format on
-};
+});
 
 constexpr int kMaxRepetitions = 8;
 constexpr double kEnoughSeconds = 0.1;  // of one direction: then it is not repeated any more
