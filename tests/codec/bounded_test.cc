@@ -178,7 +178,7 @@ TEST(BoundedTest, BoundsThatIntNReachesAreKeptByIt) {
 }
 
 TEST(BoundedTest, BlocksChooseForThemselves) {
-  Bytes values = MakeValues(DType::kF16, 3 * 4096, Distribution::kGaussian);
+  Bytes values = MakeValues(DType::kF16, size_t{3} * 4096, Distribution::kGaussian);
   StoreFromF32(DType::kF16, std::numeric_limits<float>::quiet_NaN(), values.data(), 5000);
   for (size_t i = 8192; i < 12288; ++i) StoreFromF32(DType::kF16, 0, values.data(), i);
   const Outcome outcome = EncodeBlocks("bounded(min_snr=18)", DType::kF16, values, 4096);
@@ -259,7 +259,7 @@ TEST(BoundedTest, ModesThatNoEncoderWritesAreDataLoss) {
   const Bytes values = MakeValues(DType::kF16, 256, Distribution::kGaussian);
   const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {256}), values, nullptr);
   ASSERT_THAT(payload, IsOk());
-  const size_t mode_at = 4 * 3;  // behind the table of three streams
+  const size_t mode_at = payload->size() - (1 + 4 + 128);  // of the streams of int4(group=128), behind the table
   Bytes decoded(values.size());
   for (unsigned mode = 0; mode < 256; ++mode) {
     Bytes damaged = *payload;
