@@ -12,7 +12,7 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 using internal::RansDecoder;
 using internal::RansEncoder;
 
-// Both directions look a table up for every symbol, so only targets that gather have a body of their own.
+// A body of its own pays for vectors of 8 lanes or more, with permutations of 32-bit lanes; others run the definition.
 #if HWY_TARGET == HWY_AVX2 || KVC_TARGET_AVX512
 namespace {
 
