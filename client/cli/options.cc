@@ -143,7 +143,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   const char* server = std::getenv("KV_COMPRESS_SERVER");  // NOLINT(concurrency-mt-unsafe): no thread runs yet
   if (server != nullptr && !flags.IsSet("server")) options.server = server;
   if (options.codec.empty() && !BoundFlag(flags).empty()) {
-    options.codec = absl::StrFormat("bounded(min_snr=%s,max_error=%s,min_cosine=%s)", FormatReal(options.min_snr),
+    options.codec = absl::StrFormat("bounded(min_snr=%s,max_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr),
                                     FormatReal(options.max_error), FormatReal(options.min_cosine));
   } else if (options.codec.empty()) {
     options.codec = absl::StrFormat("int4(group=%d)", options.group_size);

@@ -20,8 +20,18 @@ struct Rung {
 
 // From the cheapest to the most expensive, in bytes. The last one is lossless and takes anything.
 constexpr Rung kLadder[] = {
-    {1, "int2(group=32)"}, {2, "int3(group=64)"}, {3, "int4(group=128)"}, {4, "int4(group=64)"}, {5, "int4(group=32)"},
-    {6, "int5(group=64)"}, {7, "int6(group=64)"}, {8, "int8(group=64)"},  {9, "int8(group=32)"}, {0, "raw"},
+    {1, "int2(group=32)"},
+    {2, "int3(group=64)"},
+    {3, "int4(group=128)"},
+    {4, "int4(group=64)"},
+    {5, "int4(group=32)"},
+    {6, "int5(group=64)"},
+    {7, "int6(group=64)"},
+    {8, "int8(group=64)"},
+    {9, "int8(group=32)"},
+    {10, "quant(bits=10,per=token)"},
+    {11, "quant(bits=12,per=token)"},
+    {0, "planes"},
 };
 
 // 0: no such bound.

@@ -8,19 +8,21 @@
 namespace kvcompress {
 namespace {
 
-constexpr std::string_view kLossless = "raw|zstd(level=3)";
+constexpr std::string_view kLossless = "planes(split=auto,delta=auto)|rans";
 
 constexpr std::array kNamedChains = {
     NamedChain{.name = "lossless", .chain = kLossless, .purpose = "every bit is kept, as small as that gets"},
-    NamedChain{.name = "lossless-fast", .chain = "raw|zstd(level=1)", .purpose = "every bit is kept, sooner"},
+    NamedChain{.name = "lossless-fast",
+               .chain = "planes(split=bytes,delta=none)|rans",
+               .purpose = "every bit is kept, sooner"},
     NamedChain{.name = "near-lossless",
-               .chain = "bounded(min_snr=40,max_error=0,min_cosine=0)",
+               .chain = "bounded(min_snr=40,max_error=0,min_cosine=0)|rans",
                .purpose = "each tensor keeps an SNR of 40 dB or more"},
     NamedChain{.name = "int8", .chain = "int8(group=64)", .purpose = "half the size of 16 bits, about 40 dB"},
     NamedChain{.name = "int4", .chain = "int4(group=64)", .purpose = "about a quarter of 16 bits, 18 dB; the default"},
     NamedChain{.name = "mixed",
-               .chain = "int8(group=64)",
-               .purpose = "the first two layers lossless, the rest in 8 bits",
+               .chain = "quant(bits=10,per=block,group=64,symmetric=true,outliers=0,layout=packed)|rans",
+               .purpose = "the first two layers lossless, the rest in 10 bits",
                .first_layers = 2,
                .first_chain = kLossless},
 };

@@ -25,7 +25,7 @@ struct Candidate {
   PlaneDelta delta;
 };
 
-// From the simplest: of equal costs the first is taken.
+// From the simplest: of costs that are about equal the first is taken.
 constexpr std::array<Candidate, 6> kCandidates = {{{PlaneSplit::kBytes, PlaneDelta::kNone},
                                                    {PlaneSplit::kFields, PlaneDelta::kNone},
                                                    {PlaneSplit::kBytes, PlaneDelta::kXor},
@@ -67,15 +67,16 @@ class SampledPlanes {
   SampledPlanes(const std::byte* values, size_t count, size_t distance) {
     const size_t runs = std::clamp<size_t>(count / kSampleRun, 1, kSampleRuns);
     const size_t run = std::min(count, kSampleRun);
+    sampled_ = runs * run;
     for (size_t r = 0; r < runs; ++r) {
       const size_t begin = runs == 1 ? 0 : r * (count - run) / (runs - 1);
       AddRun(values, begin, run, distance);
     }
   }
 
-  // The order-0 entropy of the candidate's planes, in bits / 4096, less what is the same for every candidate.
+  // The order-0 entropy of the candidate's planes of the sampled values, in bits / 4096.
   int64_t Cost(size_t candidate) const {
-    int64_t cost = 0;
+    int64_t cost = static_cast<int64_t>(sizeof(Word) * kLogTerms[sampled_]);
     for (const auto& plane : counts_[candidate]) {
       for (const uint16_t n : plane) cost -= kLogTerms[n];
     }
@@ -103,8 +104,25 @@ class SampledPlanes {
     }
   }
 
+  size_t sampled_ = 0;
   std::array<std::array<std::array<uint16_t, 256>, sizeof(Word)>, kCandidates.size()> counts_ = {};
 };
+
+// A candidate must save this part of the cost of a simpler one: less is within the error of sampling.
+constexpr int64_t kMargin = 1024;
+
+template <typename Word>
+size_t Cheapest(const SampledPlanes<Word>& sampled, std::span<const size_t> candidates) {
+  size_t best = candidates[0];
+  int64_t best_cost = sampled.Cost(best);
+  for (const size_t candidate : candidates.subspan(1)) {
+    const int64_t cost = sampled.Cost(candidate);
+    if (cost >= best_cost - best_cost / kMargin) continue;
+    best = candidate;
+    best_cost = cost;
+  }
+  return best;
+}
 
 // How many values lie between one token and the next: the extents behind the last sequence axis or, without one, the
 // last extent.
@@ -178,23 +196,17 @@ class Planes final : public TensorCodec {
       return split_.value_or(candidate.split) == candidate.split &&
              (may_delta ? delta_.value_or(candidate.delta) == candidate.delta : none);
     };
-    std::array<size_t, kCandidates.size()> indexes{};
+    std::array<size_t, kCandidates.size()> left{};
     size_t size = 0;
     for (size_t c = 0; c < kCandidates.size(); ++c) {
-      if (allowed(kCandidates[c])) indexes[size++] = c;
+      if (allowed(kCandidates[c])) left[size++] = c;
     }
-    size_t best = indexes[0];
+    size_t best = left[0];
     if (size > 1 && count > 0) {
-      const auto choose = [&](const auto& sampled) {
-        best = *std::min_element(indexes.begin(), indexes.begin() + size,
-                                 [&](size_t a, size_t b) { return sampled.Cost(a) < sampled.Cost(b); });
-      };
+      const std::span<const size_t> candidates(left.data(), size);
       const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
-      if (width == 4) {
-        choose(SampledPlanes<uint32_t>(values.data(), count, sampled_distance));
-      } else {
-        choose(SampledPlanes<uint16_t>(values.data(), count, sampled_distance));
-      }
+      best = width == 4 ? Cheapest(SampledPlanes<uint32_t>(values.data(), count, sampled_distance), candidates)
+                        : Cheapest(SampledPlanes<uint16_t>(values.data(), count, sampled_distance), candidates);
     }
     const auto [split, delta] = kCandidates[best];
     return {.width = width,

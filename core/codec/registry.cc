@@ -34,7 +34,7 @@ constexpr std::array<string_view, 1> kClampExamples = {"clamp(limit=65504)|int4(
 constexpr std::array<string_view, 2> kClipExamples = {"clip(percentile=99.9)|int4(group=64)",
                                                       "clip(percentile=50)|raw"};
 constexpr std::array<string_view, 12> kQuantExamples = {
-    "quant(bits=10,per=token)",
+    "quant(bits=10,per=token,group=64,symmetric=true,outliers=0,layout=packed)",
     "quant(bits=8,per=block)",
     "quant(bits=2,per=channel,group=64,symmetric=false)",
     "quant(bits=2,per=token,symmetric=false)",

@@ -212,7 +212,7 @@ TEST_F(FileCodecTest, CodecsOfBlocksAreCountedWhereTheyAreChosen) {
   for (const std::string_view codec : {"bounded(min_snr=18)", "bounded(min_snr=18)|zstd(level=1)"}) {
     const auto report = Compress(Path("in"), Path("packed"), codec, options);
     ASSERT_THAT(report, IsOk());
-    const BlockCodecs expected = {{"int2(group=32)", 1}, {"int4(group=128)", 1}, {"raw", 1}};
+    const BlockCodecs expected = {{"int2(group=32)", 1}, {"int4(group=128)", 1}, {"planes(split=auto,delta=auto)", 1}};
     EXPECT_THAT(report->block_codecs, ElementsAre(expected, BlockCodecs{}));
   }
   EXPECT_THAT(Compress(Path("in"), Path("packed"), "raw", options)->block_codecs,

@@ -46,9 +46,9 @@ TEST_F(OptionsTest, GroupSizeAndSparsityMakeTheCodec) {
 
 TEST_F(OptionsTest, BoundsMakeTheCodec) {
   ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-min-snr", "40"}), "");
-  EXPECT_EQ(options_.codec, "bounded(min_snr=40,max_error=0,min_cosine=0)");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=40,max_error=0,min_cosine=0)|rans");
   ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "--max-error=1e-3", "-min-cosine", ".999", "-min-snr=17.5"}), "");
-  EXPECT_EQ(options_.codec, "bounded(min_snr=17.5,max_error=0.001,min_cosine=0.999)");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=17.5,max_error=0.001,min_cosine=0.999)|rans");
 }
 
 TEST_F(OptionsTest, BoundsExcludeWhatElseChoosesACodec) {

@@ -156,6 +156,10 @@ TEST(BoundedTest, TwoHundredRoughTensorsOfManyBlocksKeepTheirBounds) {
   EXPECT_GE(chosen.size(), 9u) << ::testing::PrintToString(chosen);
 }
 
+constexpr char kQuant10[] = "quant(bits=10,per=token,group=64,symmetric=true,outliers=0,layout=packed)";
+constexpr char kQuant12[] = "quant(bits=12,per=token,group=64,symmetric=true,outliers=0,layout=packed)";
+constexpr char kLossless[] = "planes(split=auto,delta=auto)";
+
 TEST(BoundedTest, BoundsThatIntNReachesAreKeptByIt) {
   constexpr size_t kCount = 1 << 17;
   const Bytes values = MakeValues(DType::kF16, kCount, Distribution::kGaussian);
@@ -163,11 +167,18 @@ TEST(BoundedTest, BoundsThatIntNReachesAreKeptByIt) {
     Bounds bounds;
     const char* codec;
   } cases[] = {
-      {{.min_snr = 2}, "int2(group=32)"},         {{.min_snr = 12}, "int3(group=64)"},
-      {{.min_snr = 18}, "int4(group=128)"},       {{.min_cosine = 0.99}, "int4(group=128)"},
-      {{.min_snr = 30}, "int6(group=64)"},        {{.min_snr = 40}, "int8(group=64)"},
-      {{.max_error = 0.3}, "int4(group=128)"},    {{.min_snr = 60}, "raw"},
-      {{.min_snr = 5, .max_error = 1e-6}, "raw"}, {{.min_cosine = 1}, "raw"},
+      {{.min_snr = 2}, "int2(group=32)"},
+      {{.min_snr = 12}, "int3(group=64)"},
+      {{.min_snr = 18}, "int4(group=128)"},
+      {{.min_cosine = 0.99}, "int4(group=128)"},
+      {{.min_snr = 30}, "int6(group=64)"},
+      {{.min_snr = 40}, "int8(group=64)"},
+      {{.max_error = 0.3}, "int4(group=128)"},
+      {{.min_snr = 50}, kQuant10},
+      {{.min_snr = 60}, kQuant12},
+      {{.min_snr = 75}, kLossless},
+      {{.min_snr = 5, .max_error = 1e-6}, kLossless},
+      {{.min_cosine = 1}, kLossless},
   };
   for (const auto& one : cases) {
     const Outcome outcome = EncodeBlocks(one.bounds.spec(), DType::kF16, values, kCount);
@@ -183,7 +194,7 @@ TEST(BoundedTest, BlocksChooseForThemselves) {
   for (size_t i = 8192; i < 12288; ++i) StoreFromF32(DType::kF16, 0, values.data(), i);
   const Outcome outcome = EncodeBlocks("bounded(min_snr=18)", DType::kF16, values, 4096);
   EXPECT_THAT(outcome.chosen,
-              ::testing::UnorderedElementsAre(::testing::Pair("int4(group=128)", 1), ::testing::Pair("raw", 1),
+              ::testing::UnorderedElementsAre(::testing::Pair("int4(group=128)", 1), ::testing::Pair(kLossless, 1),
                                               ::testing::Pair("int2(group=32)", 1)));
 }
 
@@ -270,7 +281,7 @@ TEST(BoundedTest, ModesThatNoEncoderWritesAreDataLoss) {
     } else {
       EXPECT_TRUE(absl::IsDataLoss(status)) << mode << ": " << status;
     }
-    EXPECT_EQ(chain.ChosenCodec(DType::kF16, 256, damaged).ok(), mode <= 9);
+    EXPECT_EQ(chain.ChosenCodec(DType::kF16, 256, damaged).ok(), mode <= 11);
   }
 }
 

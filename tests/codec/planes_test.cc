@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
+#include <fstream>
+#include <iterator>
 
 #include "absl/strings/str_format.h"
 #include "chain_harness.h"
+#include "kvcompress/safetensors/safetensors.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
 
@@ -117,6 +119,37 @@ TEST(PlanesTest, EachBlockChoosesForItself) {
   auto repeated = MakeBits(40000);
   for (size_t i = 200; i < repeated.size(); ++i) repeated[i] = repeated[i - 200];
   EXPECT_NE(ModeOf(Encode("planes", MakeTensor("t", DType::kBF16, {200, 100}), repeated)).delta, 0);
+}
+
+// What the choice costs against knowing: blocks of a real cache, keys and values, with zstd behind.
+TEST(PlanesTest, TheChoiceIsNearlyTheBestOnARealCache) {
+  std::ifstream file(KVC_SOURCE_DIR "/tests/data/docs.256.f16.safetensors", std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const auto header = safetensors::ReadHeader(MemorySource(AsBytes(text)));
+  ASSERT_THAT(header, IsOk());
+  ASSERT_EQ(header->entries.size(), 12u);
+  size_t of_choice = 0;
+  std::vector<size_t> of_fixed(std::size(kFixed));
+  size_t raw = 0;
+  for (const safetensors::Entry& entry : header->entries) {
+    const TensorDesc tensor = MakeTensor(entry.name, DType::kF16, entry.shape);
+    ASSERT_EQ(tensor.axes.at(2), AxisRole::kSeq);
+    const ByteSpan values = AsBytes(text).subspan(header->data_start + entry.begin, entry.bytes());
+    raw += values.size();
+    const size_t choice = Encode("planes|zstd(level=1)", tensor, values).size();
+    of_choice += choice;
+    size_t best = values.size();
+    for (size_t i = 0; i < std::size(kFixed); ++i) {
+      const size_t size = Encode(absl::StrFormat("%s|zstd(level=1)", kFixed[i]), tensor, values).size();
+      of_fixed[i] += size;
+      best = std::min(best, size);
+    }
+    EXPECT_LE(static_cast<double>(choice), 1.005 * static_cast<double>(best)) << entry.name;
+  }
+  const auto best = static_cast<double>(*std::min_element(of_fixed.begin(), of_fixed.end()));
+  EXPECT_LE(static_cast<double>(of_choice), 1.001 * best);
+  EXPECT_LE(static_cast<double>(of_choice), 1.001 * static_cast<double>(of_fixed[0]));  // plain bytes
+  EXPECT_LT(static_cast<double>(of_choice), static_cast<double>(raw) / 1.15);
 }
 
 TEST(PlanesTest, WhatDoesNotShrinkHardlyGrows) {

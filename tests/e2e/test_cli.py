@@ -258,9 +258,9 @@ def test_bounds_are_kept_and_the_report_says_by_what(bin_dir, sample, tmp_path):
         chosen = next(iter(metrics["layer_3_key_codecs"]))
         assert re.search(rf'"layer_3_key".*: {re.escape(chosen)} x 1$', table, re.M)
     assert sizes == sorted(sizes) and sizes[0] * 4 < sizes[-1]
-    assert metrics["layer_3_key_codecs"] == {"raw": 1}
+    assert metrics["layer_3_key_codecs"] == {"planes(split=auto,delta=auto)": 1}
     result = run_ok(bin_dir, "-input", sample, "-metrics-only", "-max-error", "0.01")
-    assert 0 < result["max_error"] <= 0.01 and result["codec"] == "bounded(min_snr=0,max_error=0.01,min_cosine=0)"
+    assert 0 < result["max_error"] <= 0.01 and result["codec"] == "bounded(min_snr=0,max_error=0.01,min_cosine=0)|rans"
 
 
 def test_names_in_place_of_specs(bin_dir, sample, tmp_path):
@@ -271,7 +271,7 @@ def test_names_in_place_of_specs(bin_dir, sample, tmp_path):
     assert mixed["codec"] == "profile"
     for layer in range(6):
         assert (mixed["tensor_metrics"][f"layer_{layer}_key_max_error"] == 0) == (layer < 2)
-    assert re.search(r'"layer_2_value".* int8\(group=64\)$', run(bin_dir, "-inspect", tmp_path / "out").stdout, re.M)
+    assert re.search(r'"layer_2_value".* quant\(bits=10,per=block,.*\)\|rans$', run(bin_dir, "-inspect", tmp_path / "out").stdout, re.M)
 
 
 def test_standard_output_that_cannot_be_written(bin_dir, sample):

@@ -85,7 +85,7 @@ TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
     EXPECT_THAT(mixed.CodecFor(name), ::testing::StartsWith("quant(bits=10,")) << name;
   }
   EXPECT_EQ(ShippedProfile("blocknorm-strict.json").CodecFor("layer_0_key"),
-            "blocknorm(block=128,topk=0.02,bits=10)|zstd(level=1)");
+            "blocknorm(block=128,topk=0.02,bits=10)|rans");
 }
 
 TEST(ProfileTest, EveryShippedProfileParses) {
