@@ -84,16 +84,16 @@ all=(unit e2e install demo promtool asan_ubsan tsan fuzz format tidy container)
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
 for stage in "$@"; do
   case $stage in
-    unit) run unit 900 "release build, unit tests" ;;
-    e2e) run e2e 600 "daemon and command line, end to end" ;;
+    unit) run unit 1200 "release build, unit tests" ;;
+    e2e) run e2e 900 "daemon and command line, end to end" ;;
     install) run install 600 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;
-    asan_ubsan) run asan_ubsan 900 "unit tests, address and UB sanitizers" ;;
+    asan_ubsan) run asan_ubsan 1800 "unit tests, address and UB sanitizers" ;;
     tsan) run tsan 600 "unit tests, thread sanitizer" ;;
     fuzz) run fuzz 1200 "fuzzers" ;;
     format) run format 60 "format" ;;
-    tidy) run tidy 600 "clang-tidy" ;;
+    tidy) run tidy 900 "clang-tidy" ;;
     container) run container 900 "image built and run in a Docker engine" ;;
     bare) run bare 1500 "demo on a bare debian:bookworm-slim" ;;
     *) echo "test.sh: unknown stage $stage; there are: ${all[*]} bare" >&2; exit 2 ;;
