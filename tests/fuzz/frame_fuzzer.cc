@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <cstdlib>
+#include <string>
+#include <vector>
 
+#include "kvcompress/codec/registry.h"
 #include "kvcompress/compressor.h"
 #include "kvcompress/span_codec.h"
 
@@ -25,20 +28,17 @@ struct Sink final : DecompressOutput {
   bool failed = false;
 };
 
-constexpr const char* kSpecs[] = {
-    "int2(group=32)",
-    "int3(group=64)",
-    "int4(group=64)",
-    "int5(group=128)",
-    "int6(group=32)",
-    "int8(group=128)",
-    "raw",
-    "raw|zstd(level=1)",
-    "int4(group=64)|zstd(level=1)|zstd(level=3)",
-    "sparse(ratio=0.5)|int4(group=64)",
-    "sparse(ratio=0.5)|raw|zstd(level=1)",
-    "clamp(limit=65504)|int4(group=64)",
-};
+// Every example of the registry, and byte codecs behind one another.
+const std::vector<std::string>& Specs() {
+  static const std::vector<std::string> specs = [] {
+    std::vector<std::string> all = {CodecChain::Parse("int4|zstd(level=1)|rans")->spec()};
+    for (const CodecRow& row : AllCodecs()) {
+      for (const std::string_view example : row.examples) all.push_back(CodecChain::Parse(example)->spec());
+    }
+    return all;
+  }();
+  return specs;
+}
 
 std::vector<std::byte> Dress(ByteSpan input) {
   ByteReader reader(input);
@@ -48,7 +48,7 @@ std::vector<std::byte> Dress(ByteSpan input) {
   if (!reader.Read(codec) || !reader.Read(dtype) || !reader.Read(count)) return {};
   FrameHeader header{
       .tensor = {.name = "", .dtype = static_cast<DType>(1 + dtype % 3), .shape = {count}, .axes = {AxisRole::kOther}},
-      .codec = kSpecs[codec % std::size(kSpecs)],
+      .codec = Specs()[codec % Specs().size()],
       .block_elements = kBlockElementsMultiple * (1 + dtype / 3u)};
   std::vector<std::byte> frame = SerializeFrameHeader(header);
   std::vector<uint32_t> sizes;
