@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the kernels beside memcpy and general compressors, the transports beside peers that move as many bytes, and the
+# Measures the kernels beside memcpy and general compressors, what the codecs make of a real cache, the transports beside peers that move as many bytes, and the
 # command line on a 256 MiB file. Absolute figures depend on the machine; the ratios within one run are what to compare.
 # usage: bench.sh [--quick] [--check]     results: bench-results.json, bench-results-kernels.json
 set -euo pipefail
@@ -19,6 +19,9 @@ done
 missed=0
 build/release/bench/kvc_bench_kernels "${kernels[@]}" --benchmark_out=bench-results-kernels.json || missed=1
 echo
+check=()
+case " $* " in *" --check "*) check=(--check) ;; esac
+scripts/bench_codecs.py "${check[@]}" || missed=1
 scripts/bench_transport.py "$@" --output bench-results.json || missed=1
 
 work=$(mktemp -d)
