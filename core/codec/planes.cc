@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cstring>
 #include <optional>
+#include <span>
 
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"

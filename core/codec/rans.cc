@@ -84,7 +84,7 @@ uint32_t Log2In256ths(uint32_t x) {
 uint64_t EstimateBytes(const Histogram& counts, const Histogram& frequencies) {
   uint64_t bits = 0;  // times 256
   for (size_t s = 0; s < 256; ++s) {
-    if (counts[s] > 0) bits += uint64_t{counts[s]} * (256 * simd::kRansBits - Log2In256ths(frequencies[s]));
+    if (counts[s] > 0) bits += uint64_t{counts[s]} * (256u * simd::kRansBits - Log2In256ths(frequencies[s]));
   }
   return bits / (8 * 256);
 }
@@ -145,9 +145,10 @@ uint8_t* WriteTable(const Histogram& frequencies, uint8_t* out) {
       writer.Write(static_cast<uint32_t>(s - begin - 1), 8);
       continue;
     }
+    const uint32_t highest_bit = std::bit_floor(frequencies[s]);
     const int bits = std::bit_width(frequencies[s]);
     writer.Write(static_cast<uint32_t>(bits), 4);
-    writer.Write(frequencies[s] - (1u << (bits - 1)), bits - 1);
+    writer.Write(frequencies[s] - highest_bit, bits - 1);
     sum += frequencies[s++];
   }
   return writer.Finish();
