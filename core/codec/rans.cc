@@ -82,9 +82,10 @@ uint32_t Log2In256ths(uint32_t x) {
 
 // The bytes that `counts` symbols take, about.
 uint64_t EstimateBytes(const Histogram& counts, const Histogram& frequencies) {
+  constexpr uint32_t kScale = 256 * uint32_t{simd::kRansBits};
   uint64_t bits = 0;  // times 256
   for (size_t s = 0; s < 256; ++s) {
-    if (counts[s] > 0) bits += uint64_t{counts[s]} * (256u * simd::kRansBits - Log2In256ths(frequencies[s]));
+    if (counts[s] > 0) bits += uint64_t{counts[s]} * (kScale - Log2In256ths(frequencies[s]));
   }
   return bits / (8 * 256);
 }
