@@ -87,7 +87,7 @@ uint64_t EstimateBytes(const Histogram& counts, const Histogram& frequencies) {
   for (size_t s = 0; s < 256; ++s) {
     if (counts[s] > 0) bits += uint64_t{counts[s]} * (kScale - Log2In256ths(frequencies[s]));
   }
-  return bits / (8 * 256);
+  return bits / (uint64_t{8} * 256);
 }
 
 // Bits from the low end of each byte up.
