@@ -8,6 +8,16 @@
 #include "kvcompress/base/status_macros.h"
 
 namespace kvcompress {
+namespace {
+
+// An empty table of this thread's, whose memory is there from the call before.
+std::vector<uint32_t>& NoPayloadSizes() {
+  thread_local std::vector<uint32_t> sizes;
+  sizes.clear();
+  return sizes;
+}
+
+}  // namespace
 
 absl::StatusOr<TensorCompressor> TensorCompressor::Create(TensorDesc tensor, std::string_view codec,
                                                           const Limits& limits) {
@@ -32,8 +42,7 @@ absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSp
   const FrameHeader& header = plan_.header;
   KVC_ASSIGN_OR_RETURN(const ChainState state,
                        plan_.chain.Analyze(tensor(), MemorySource(values), header.block_elements));
-  thread_local std::vector<uint32_t> payload_sizes;
-  payload_sizes.clear();
+  std::vector<uint32_t>& payload_sizes = NoPayloadSizes();
   ErrorSums total;
   std::memcpy(frame.data(), plan_.header_bytes.data(), plan_.header_bytes.size());
   size_t written = plan_.header_bytes.size();
@@ -64,7 +73,8 @@ absl::StatusOr<size_t> TensorCompressor::CompressPieces(std::span<const ByteSpan
   KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
                        EncodeFrameBlock(plan_.header, plan_.chain, {}, 0, pieces, frame.subspan(prefix),
                                         sums != nullptr ? &own : nullptr));
-  const std::vector<uint32_t> payload_sizes = {static_cast<uint32_t>(block_bytes - kBlockHeaderBytes)};
+  std::vector<uint32_t>& payload_sizes = NoPayloadSizes();
+  payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));
   WriteFrameEnd(plan_.header.checksum, payload_sizes, frame.data() + prefix + block_bytes);
   if (sums != nullptr) *sums = own;
   return prefix + block_bytes + FrameEndBytes(1);
