@@ -7,12 +7,12 @@
 #include <memory>
 
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/bits.h"
+#include "kvcompress/codec/histogram.h"
 #include "kvcompress/codec/registry.h"
 
 namespace kvcompress {
 namespace {
-
-using Histogram = std::array<uint32_t, 256>;
 
 constexpr size_t kNarrowLanes = 4;
 // Below this many bytes the states of the wide lanes cost more than their speed is worth.
@@ -22,23 +22,6 @@ constexpr size_t kMaxBytes = size_t{1} << 31;
 
 // The number of lanes, then at most 4 + 12 bits for each symbol; a run of absent ones takes 12.
 constexpr size_t kMaxHeadBytes = 1 + 256 * 2;
-
-Histogram CountBytes(ByteSpan raw) {
-  // Equal bytes in a row would wait for each other's counter: so each of eight neighbours has its own.
-  constexpr size_t kWays = 8;
-  std::array<Histogram, kWays> counts = {};
-  size_t i = 0;
-  for (; i + kWays <= raw.size(); i += kWays) {
-    const auto bytes = LoadLE<uint64_t>(raw.data() + i);
-    for (size_t way = 0; way < kWays; ++way) ++counts[way][bytes >> 8 * way & 0xff];
-  }
-  for (; i < raw.size(); ++i) ++counts[0][std::to_integer<size_t>(raw[i])];
-  Histogram sum = {};
-  for (const Histogram& count : counts) {
-    for (size_t s = 0; s < 256; ++s) sum[s] += count[s];
-  }
-  return sum;
-}
 
 // Frequencies that sum to kRansSlots: one slot for each symbol present, and the others in proportion to what a symbol
 // has above one slot's worth, rounded so that the sums over the symbols so far are right.
@@ -89,50 +72,6 @@ uint64_t EstimateBytes(const Histogram& counts, const Histogram& frequencies) {
   }
   return bits / (uint64_t{8} * 256);
 }
-
-// Bits from the low end of each byte up.
-class BitWriter {
- public:
-  explicit BitWriter(uint8_t* out) : out_(out) {}
-  void Write(uint32_t value, int bits) {
-    pending_ |= value << used_;
-    used_ += bits;
-    for (; used_ >= 8; used_ -= 8, pending_ >>= 8) *out_++ = static_cast<uint8_t>(pending_);
-  }
-  uint8_t* Finish() {
-    if (used_ > 0) *out_++ = static_cast<uint8_t>(pending_);
-    return out_;
-  }
-
- private:
-  uint8_t* out_;
-  uint32_t pending_ = 0;
-  int used_ = 0;
-};
-
-class BitReader {
- public:
-  explicit BitReader(ByteSpan bytes) : bytes_(bytes) {}
-  // False at the end of the bytes.
-  [[nodiscard]] bool Read(int bits, uint32_t& value) {
-    for (; held_ < bits; held_ += 8) {
-      if (at_ == bytes_.size()) return false;
-      pending_ |= std::to_integer<uint32_t>(bytes_[at_++]) << held_;
-    }
-    value = pending_ & ((1u << bits) - 1);
-    pending_ >>= bits;
-    held_ -= bits;
-    return true;
-  }
-  // The bytes begun, if what is left of the last one is 0; else 0.
-  size_t Finish() const { return pending_ == 0 ? at_ : 0; }
-
- private:
-  ByteSpan bytes_;
-  size_t at_ = 0;
-  uint32_t pending_ = 0;
-  int held_ = 0;
-};
 
 // Writes the frequencies, and returns the end of what it wrote.
 uint8_t* WriteTable(const Histogram& frequencies, uint8_t* out) {

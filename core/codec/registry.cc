@@ -26,6 +26,9 @@ constexpr std::array<string_view, 3> kBoundedExamples = {
     "bounded(min_snr=30,max_error=0,min_cosine=0)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)",
     "bounded(min_snr=0,max_error=0,min_cosine=0.99)|zstd(level=1)"};
 constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
+constexpr std::array<string_view, 1> kArithmeticExamples = {"raw|arithmetic"};
+constexpr std::array<string_view, 1> kCabacExamples = {"raw|cabac"};
+constexpr std::array<string_view, 2> kHuffmanExamples = {"raw|huffman", "int4(group=64)|huffman"};
 constexpr std::array<string_view, 2> kRansExamples = {"raw|rans", "int4(group=64)|rans"};
 constexpr std::array<string_view, 3> kSparseExamples = {"sparse(ratio=0.5)|int4(group=64)", "sparse(ratio=0.1)|raw",
                                                         "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
@@ -110,6 +113,24 @@ constexpr std::array kRows = {
              .summary = "the values as they are, lossless",
              .make_tensor_codec = MakeRaw,
              .examples = kRawExamples},
+    CodecRow{.name = "arithmetic",
+             .kind = StageKind::kByteCodec,
+             .parameters = "",
+             .summary = "adaptive range coder over each stream; small and slow",
+             .make_byte_codec = MakeArithmetic,
+             .examples = kArithmeticExamples},
+    CodecRow{.name = "cabac",
+             .kind = StageKind::kByteCodec,
+             .parameters = "",
+             .summary = "adaptive binary contexts over each stream; small and slowest",
+             .make_byte_codec = MakeCabac,
+             .examples = kCabacExamples},
+    CodecRow{.name = "huffman",
+             .kind = StageKind::kByteCodec,
+             .parameters = "",
+             .summary = "canonical prefix codes of at most 11 bits over each stream",
+             .make_byte_codec = MakeHuffman,
+             .examples = kHuffmanExamples},
     CodecRow{.name = "rans",
              .kind = StageKind::kByteCodec,
              .parameters = "",

@@ -42,6 +42,9 @@ absl::StatusOr<std::unique_ptr<TensorCodec>> MakePlanes(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeQuant(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBlockNorm(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<ByteCodec>> MakeArithmetic(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<ByteCodec>> MakeCabac(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<ByteCodec>> MakeHuffman(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeRans(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeZstd(const StageSpec& stage);
 

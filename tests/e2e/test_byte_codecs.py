@@ -11,7 +11,12 @@ import pytest
 from cli_helpers import File, run_ok, write_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "format"))
+import arithmetic_decoder  # noqa: E402
+import cabac_decoder  # noqa: E402
+import huffman_decoder  # noqa: E402
 import rans_decoder  # noqa: E402
+
+DECODERS = {"arithmetic": arithmetic_decoder, "cabac": cabac_decoder, "huffman": huffman_decoder, "rans": rans_decoder}
 
 
 def payloads(frame):
@@ -37,13 +42,13 @@ def streams(payload, stream_count):
     assert at == len(payload)
 
 
-def decoded_streams(frame, stream_count):
+def decoded_streams(frame, stream_count, decoder=rans_decoder):
     """The streams of all blocks, one after the other for each place, and how many of them were coded."""
     joined, coded = [b""] * stream_count, 0
     for payload in payloads(frame):
         for place, (raw_size, data) in enumerate(streams(payload, stream_count)):
             if len(data) < raw_size:
-                data, coded = rans_decoder.decode(data, raw_size), coded + 1
+                data, coded = decoder.decode(data, raw_size), coded + 1
             joined[place] += data
     return joined, coded
 
@@ -99,3 +104,43 @@ def test_the_second_decoder_refuses_damage(bin_dir, sample, tmp_path):
         except rans_decoder.DataLoss:
             refused += 1
     assert refused > 90
+
+
+OTHERS = pytest.mark.parametrize("codec", ["arithmetic", "cabac", "huffman"])
+
+
+@OTHERS
+def test_second_decoders_read_a_part_of_a_real_cache(bin_dir, sample, tmp_path, codec):
+    name = File(sample).entries[0][0]
+    exponents = np.frombuffer(File(sample).bytes[name], np.uint8)[1::2]
+    for count in (30_002, 3_002):  # four lanes, and one
+        source = write_file(tmp_path / "input", {"layer_0_key": exponents[:count].copy().view(np.float16)})
+        packed = compress(bin_dir, tmp_path, source, f"raw|{codec}").bytes["layer_0_key"]
+        (values,), coded = decoded_streams(packed, 1, DECODERS[codec])
+        assert values == exponents[:count].tobytes()
+        assert coded == 1
+
+
+@OTHERS
+@pytest.mark.parametrize("bits, count", [([0x3c00] * 64, 10_000), ([0x3c00, 0x0001], 1_001), (range(0, 65536, 511), 9_001)])
+def test_second_decoders_read_few_and_many_symbols(bin_dir, tmp_path, codec, bits, count):
+    choices = np.array(list(bits), np.uint16)
+    weights = 0.7 ** np.arange(len(choices))
+    drawn = np.random.default_rng(3).choice(choices, count, p=weights / weights.sum())
+    source = write_file(tmp_path / "input", {"layer_0_key": drawn.view(np.float16)})
+    packed = compress(bin_dir, tmp_path, source, f"raw|{codec}").bytes["layer_0_key"]
+    (values,), coded = decoded_streams(packed, 1, DECODERS[codec])
+    assert values == drawn.tobytes()
+    assert coded == 1
+
+
+@OTHERS
+def test_second_decoders_refuse_truncation(bin_dir, tmp_path, codec):
+    drawn = np.random.default_rng(4).choice(np.array([0x3c00, 0x4000, 0x4200], np.uint16), 1000)
+    source = write_file(tmp_path / "input", {"layer_0_key": drawn.view(np.float16)})
+    packed = compress(bin_dir, tmp_path, source, f"raw|{codec}").bytes["layer_0_key"]
+    (raw_size, data), = streams(next(payloads(packed)), 1)
+    assert DECODERS[codec].decode(data, raw_size) == drawn.tobytes()
+    for keep in range(2, len(data), 7):
+        with pytest.raises(rans_decoder.DataLoss):
+            DECODERS[codec].decode(data[:keep], raw_size)

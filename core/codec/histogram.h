@@ -1,0 +1,15 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "kvcompress/base/bytes.h"
+
+namespace kvcompress {
+
+// How often each byte value occurs, in at most 2^32 - 1 bytes.
+using Histogram = std::array<uint32_t, 256>;
+
+Histogram CountBytes(ByteSpan raw);
+
+}  // namespace kvcompress
