@@ -15,7 +15,10 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPECS = [
     "raw|zstd(level=3)", "raw|zstd(level=19)", "raw|rans", "planes(split=auto,delta=auto)|rans",
-    "planes(split=bytes,delta=none)|rans", "int4(group=64)", "int4(group=64)|rans", "int8(group=64)", "int8(group=64)|rans",
+    "planes(split=bytes,delta=none)|rans", "planes(split=auto,delta=auto)|huffman",
+    "planes(split=auto,delta=auto)|arithmetic", "planes(split=auto,delta=auto)|cabac",
+    "planes(split=auto,delta=auto)|lz4(level=1)", "int4(group=64)", "int4(group=64)|rans", "int8(group=64)",
+    "int8(group=64)|rans",
     "quant(bits=10,per=block,group=64,symmetric=true,outliers=0,layout=packed)|rans",
     "blocknorm(block=128,topk=0.02,bits=10)", "bounded(min_snr=40,max_error=0,min_cosine=0)|rans",
 ]

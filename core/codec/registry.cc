@@ -29,6 +29,9 @@ constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
 constexpr std::array<string_view, 1> kArithmeticExamples = {"raw|arithmetic"};
 constexpr std::array<string_view, 1> kCabacExamples = {"raw|cabac"};
 constexpr std::array<string_view, 2> kHuffmanExamples = {"raw|huffman", "int4(group=64)|huffman"};
+constexpr std::array<string_view, 3> kLz4Examples = {"raw|lz4(level=1)", "raw|lz4(level=-8)",
+                                                     "int8(group=64)|lz4(level=9)"};
+constexpr std::array<string_view, 1> kStoredExamples = {"raw|stored"};
 constexpr std::array<string_view, 2> kRansExamples = {"raw|rans", "int4(group=64)|rans"};
 constexpr std::array<string_view, 3> kSparseExamples = {"sparse(ratio=0.5)|int4(group=64)", "sparse(ratio=0.1)|raw",
                                                         "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
@@ -143,6 +146,18 @@ constexpr std::array kRows = {
              .summary = "for each block the smallest of intN and lossless that keeps the bounds; 0: no bound",
              .make_tensor_codec = MakeBounded,
              .examples = kBoundedExamples},
+    CodecRow{.name = "lz4",
+             .kind = StageKind::kByteCodec,
+             .parameters = "level=-64..12 (1); below 0 faster, from 3 smaller",
+             .summary = "LZ4 over each stream",
+             .make_byte_codec = MakeLz4,
+             .examples = kLz4Examples},
+    CodecRow{.name = "stored",
+             .kind = StageKind::kByteCodec,
+             .parameters = "",
+             .summary = "leaves each stream as it is",
+             .make_byte_codec = MakeStored,
+             .examples = kStoredExamples},
     CodecRow{.name = "zstd",
              .kind = StageKind::kByteCodec,
              .parameters = "level=-7..19 (3)",

@@ -45,7 +45,9 @@ absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeArithmetic(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeCabac(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeHuffman(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<ByteCodec>> MakeLz4(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeRans(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<ByteCodec>> MakeStored(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<ByteCodec>> MakeZstd(const StageSpec& stage);
 
 }  // namespace kvcompress
