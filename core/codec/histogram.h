@@ -12,4 +12,7 @@ using Histogram = std::array<uint32_t, 256>;
 
 Histogram CountBytes(ByteSpan raw);
 
+// The same, faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that.
+Histogram CountBytesLike(const Histogram& sample, ByteSpan raw);
+
 }  // namespace kvcompress

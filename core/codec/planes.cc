@@ -35,7 +35,7 @@ constexpr std::array<Candidate, 6> kCandidates = {{{PlaneSplit::kBytes, PlaneDel
 
 // Of a block, this many values are looked at, in runs that lie evenly over it: a cache line of 16-bit values each.
 constexpr size_t kSampleRun = 32;
-constexpr size_t kSampleRuns = 128;
+constexpr size_t kSampleRuns = 64;
 constexpr size_t kSample = kSampleRun * kSampleRuns;
 
 // n log2 n with the logarithm rounded down to 12 fractional bits: integers, so that every machine chooses alike.

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstring>
 #include <memory>
+#include <numeric>
+#include <vector>
 
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/bits.h"
@@ -73,6 +75,19 @@ uint64_t EstimateBytes(const Histogram& counts, const Histogram& frequencies) {
   return bits / (uint64_t{8} * 256);
 }
 
+// Below a gain of 1/128 it is not worth the time to decode.
+uint64_t WorthwhileBytes(uint64_t size) { return size - size / 128; }
+
+// The histogram of every sixteenth run of 64 bytes.
+Histogram CountSample(ByteSpan raw) {
+  constexpr size_t kRun = 64;
+  constexpr size_t kEvery = 16;
+  thread_local std::vector<std::byte> sample;
+  sample.resize(raw.size() / (kRun * kEvery) * kRun);
+  for (size_t i = 0; i < sample.size(); i += kRun) std::memcpy(sample.data() + i, raw.data() + i * kEvery, kRun);
+  return CountBytes(sample);
+}
+
 // Writes the frequencies, and returns the end of what it wrote.
 uint8_t* WriteTable(const Histogram& frequencies, uint8_t* out) {
   BitWriter writer(out);
@@ -139,14 +154,24 @@ class Rans final : public ByteCodec {
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.empty() || raw.size() > kMaxBytes) return size_t{0};
-    const Histogram counts = CountBytes(raw);
+    const bool wide = raw.size() >= kWideBytes;
+    Histogram counts;
+    if (wide) {
+      // Most often it is the lower plane of values that does not shrink: counting all of it would take as long as
+      // coding something that does.
+      const Histogram sample = CountSample(raw);
+      const uint64_t size = std::accumulate(sample.begin(), sample.end(), uint64_t{0});
+      if (EstimateBytes(sample, Normalize(sample, size)) > WorthwhileBytes(size)) return size_t{0};
+      counts = CountBytesLike(sample, raw);
+    } else {
+      counts = CountBytes(raw);
+    }
     const Histogram frequencies = Normalize(counts, raw.size());
-    const size_t lanes = raw.size() < kWideBytes ? kNarrowLanes : simd::kRansWideLanes;
+    const size_t lanes = wide ? simd::kRansWideLanes : kNarrowLanes;
     std::array<uint8_t, kMaxHeadBytes> head;
     head[0] = static_cast<uint8_t>(lanes);
     const auto head_size = static_cast<size_t>(WriteTable(frequencies, head.data() + 1) - head.data());
-    // A gain of less than 1/128 is not worth the time to decode it.
-    const size_t limit = std::min(encoded.size(), raw.size() - raw.size() / 128);
+    const size_t limit = std::min(encoded.size(), WorthwhileBytes(raw.size()));
     if (head_size + EstimateBytes(counts, frequencies) + 4 * lanes > limit) return size_t{0};
     std::memcpy(encoded.data(), head.data(), head_size);
     const size_t coded =

@@ -1,0 +1,78 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcompress/simd/histogram.cc"
+#include "kvcompress/simd/histogram.h"
+
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "kvcompress/simd/half-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+using D8 = hn::ScalableTag<uint8_t>;
+using V8 = hn::Vec<D8>;
+constexpr size_t kBytes = hn::MaxLanes(D8());
+
+// Counts the bytes of the lanes whose bits are not set in `found`.
+HWY_INLINE void CountOthers(const uint8_t* raw, hn::Mask<D8> found, std::array<uint32_t, 256>& counts) {
+  HWY_ALIGN uint8_t bits[8] = {};
+  hn::StoreMaskBits(D8(), hn::Not(found), bits);
+  uint64_t others;
+  std::memcpy(&others, bits, sizeof(others));
+  if constexpr (kBytes < 64) others &= (uint64_t{1} << kBytes % 64) - 1;
+  for (; others != 0; others &= others - 1) ++counts[raw[std::countr_zero(others)]];
+}
+
+}  // namespace
+
+// Counts the whole vectors, and returns where they end.
+size_t CountFewVectors(const std::array<uint8_t, kFewSymbols>& symbols, const uint8_t* raw, size_t size,
+                       std::array<uint32_t, 256>& counts) {
+  constexpr size_t kMaxVectors = 255;  // that a counter of 8 bits takes
+  const D8 d8;
+  const hn::Repartition<uint64_t, D8> d64;
+  size_t at = 0;
+  while (size - at >= kBytes) {
+    V8 seen[kFewSymbols];
+    for (V8& v : seen) v = hn::Zero(d8);
+    const size_t end = at + std::min(kMaxVectors, (size - at) / kBytes) * kBytes;
+    for (; at < end; at += kBytes) {
+      const V8 bytes = LoadAt(d8, raw + at);
+      V8 found = hn::Zero(d8);
+#pragma GCC unroll 16
+      for (size_t s = 0; s < kFewSymbols; ++s) {
+        const V8 equal = hn::VecFromMask(d8, hn::Eq(bytes, hn::Set(d8, symbols[s])));
+        seen[s] = hn::Sub(seen[s], equal);  // -1 for equal
+        found = hn::Or(found, equal);
+      }
+      const auto is_found = hn::MaskFromVec(found);
+      if (!hn::AllTrue(d8, is_found)) CountOthers(raw + at, is_found, counts);
+    }
+    for (size_t s = 0; s < kFewSymbols; ++s) {
+      counts[symbols[s]] += static_cast<uint32_t>(hn::GetLane(hn::SumOfLanes(d64, hn::SumsOf8(seen[s]))));
+    }
+  }
+  return at;
+}
+
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcompress::simd {
+
+HWY_EXPORT(CountFewVectors);
+
+void CountFew(const std::array<uint8_t, kFewSymbols>& symbols, const uint8_t* raw, size_t size,
+              std::array<uint32_t, 256>& counts) {
+  for (size_t i = HWY_DYNAMIC_DISPATCH(CountFewVectors)(symbols, raw, size, counts); i < size; ++i) ++counts[raw[i]];
+}
+
+}  // namespace kvcompress::simd
+#endif  // HWY_ONCE
