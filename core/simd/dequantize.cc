@@ -14,11 +14,6 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-using DF = hn::ScalableTag<float>;
-using DI = hn::RebindToSigned<DF>;
-using VF = hn::Vec<DF>;
-constexpr size_t kLanes = hn::MaxLanes(DF());
-
 constexpr size_t kTileGroups = 16;
 constexpr size_t kMaxGroup = 128;
 // How far ahead of their use packed codes, and the lines that values are written to, are fetched.

@@ -15,9 +15,6 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-using DF = LaneSums::DF;
-using VF = LaneSums::V;
-
 // Values are looked at in runs of this many: first at their magnitudes, then, in the cache, at the errors.
 constexpr size_t kRun = 1024;
 constexpr size_t kPrefetchBytes = 4096;

@@ -19,16 +19,14 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Stores the low bytes of 16 integers.
-using Words = hn::ScalableTag<uint32_t>;
-HWY_INLINE void StoreLowBytes(const hn::Vec<Words> (&v)[16 / hn::MaxLanes(Words())], uint8_t* out) {
+HWY_INLINE void StoreLowBytes(const VU (&v)[16 / kLanes], uint8_t* out) {
 #if KVC_TARGET_AVX512
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(v[0].raw));
 #else
-  constexpr size_t kLanes = hn::MaxLanes(Words());
-  const hn::RebindToSigned<Words> di;
+  const DI di;
   const hn::Repartition<int16_t, decltype(di)> di16;
   const hn::Rebind<uint8_t, decltype(di16)> du8;
-  const auto mask = hn::Set(Words(), 0xff);
+  const auto mask = hn::Set(DU(), 0xff);
   for (size_t i = 0; i < 16 / kLanes; i += 2) {
     const auto a = hn::BitCast(di, hn::And(v[i], mask));
     const auto b = hn::BitCast(di, hn::And(v[i + 1], mask));

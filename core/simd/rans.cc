@@ -16,13 +16,9 @@ using internal::RansEncoder;
 #if HWY_TARGET == HWY_AVX2 || KVC_TARGET_AVX512
 namespace {
 
-using DF = hn::ScalableTag<float>;
-using DI = hn::RebindToSigned<DF>;
-using DU = hn::RebindToUnsigned<DF>;
 using DU16 = hn::Rebind<uint16_t, DU>;
 using DU8 = hn::Rebind<uint8_t, DU>;
 using VI = hn::Vec<DI>;
-constexpr size_t kLanes = hn::MaxLanes(DU());
 constexpr size_t kVectors = kRansWideLanes / kLanes;
 
 // The states of all lanes.

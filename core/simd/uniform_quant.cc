@@ -17,13 +17,6 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-using DF = hn::ScalableTag<float>;
-using DI = hn::RebindToSigned<DF>;
-using DU = hn::RebindToUnsigned<DF>;
-using VF = hn::Vec<DF>;
-using VU = hn::Vec<DU>;
-constexpr size_t kLanes = hn::MaxLanes(DF());
-
 // Codes are made and undone 16 at a time. Where the last 16 of a run overlap those before, they come out the same
 // again.
 constexpr size_t kStep = 16;
