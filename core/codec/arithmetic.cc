@@ -82,7 +82,7 @@ class Arithmetic final : public ByteCodec {
   std::string spec() const override { return "arithmetic"; }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
-    if (raw.empty() || raw.size() > kMaxBytes) return size_t{0};
+    if (raw.empty() || raw.size() > kMaxBytes || !SeemsToShrink(raw)) return size_t{0};
     const size_t lanes = RangeLanesFor(raw.size());
     RangeEncoders encoders = BeginRangeLanes(lanes, encoded.size());
     ByteModel model;

@@ -2,6 +2,7 @@
 #include <array>
 
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/histogram.h"
 #include "kvcompress/codec/range_coder.h"
 #include "kvcompress/codec/registry.h"
 
@@ -44,7 +45,7 @@ class Cabac final : public ByteCodec {
   std::string spec() const override { return "cabac"; }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
-    if (raw.empty() || raw.size() > kMaxBytes) return size_t{0};
+    if (raw.empty() || raw.size() > kMaxBytes || !SeemsToShrink(raw)) return size_t{0};
     const size_t lanes = RangeLanesFor(raw.size());
     RangeEncoders encoders = BeginRangeLanes(lanes, encoded.size());
     if (lanes == 1) {

@@ -1,7 +1,9 @@
 #include "kvcompress/codec/histogram.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
+#include <vector>
 
 #include "kvcompress/simd/histogram.h"
 
@@ -22,6 +24,22 @@ Histogram CountBytes(ByteSpan raw) {
     for (size_t s = 0; s < 256; ++s) sum[s] += count[s];
   }
   return sum;
+}
+
+Histogram CountSample(ByteSpan raw) {
+  constexpr size_t kRun = 64;
+  constexpr size_t kEvery = 16;
+  thread_local std::vector<std::byte> sample;
+  sample.resize(raw.size() / (kRun * kEvery) * kRun);
+  for (size_t i = 0; i < sample.size(); i += kRun) std::memcpy(sample.data() + i, raw.data() + i * kEvery, kRun);
+  return CountBytes(sample);
+}
+
+bool Shrinks(const Histogram& sample) {
+  const auto size = std::accumulate(sample.begin(), sample.end(), uint32_t{0});
+  uint64_t bits = uint64_t{size} * FixedLog2(std::max(size, 1u));  // in units of 1/4096
+  for (const uint32_t count : sample) bits -= count > 0 ? uint64_t{count} * FixedLog2(count) : 0;
+  return bits / 4096 < uint64_t{8} * (size - size / 128);
 }
 
 Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {

@@ -115,7 +115,14 @@ class Huffman final : public ByteCodec {
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.size() < 2 || raw.size() > kMaxBytes || encoded.empty()) return size_t{0};
-    const Histogram counts = CountBytes(raw);
+    Histogram counts;
+    if (raw.size() >= kSampledBytes) {
+      const Histogram sample = CountSample(raw);
+      if (!Shrinks(sample)) return size_t{0};
+      counts = CountBytesLike(sample, raw);
+    } else {
+      counts = CountBytes(raw);
+    }
     if (counts[std::to_integer<size_t>(raw[0])] == raw.size()) {
       encoded[0] = raw[0];
       return size_t{1};

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/histogram.h"
 #include "kvcompress/codec/registry.h"
 
 namespace kvcompress {
@@ -38,25 +39,10 @@ constexpr size_t kSampleRun = 32;
 constexpr size_t kSampleRuns = 64;
 constexpr size_t kSample = kSampleRun * kSampleRuns;
 
-// n log2 n with the logarithm rounded down to 12 fractional bits: integers, so that every machine chooses alike.
-constexpr uint32_t LogTerm(uint32_t n) {
-  constexpr int kFraction = 12;
-  if (n == 0) return 0;
-  const int whole = std::bit_width(n) - 1;
-  uint64_t mantissa = uint64_t{n} << (31 - whole);  // in [1, 2), 31 fractional bits
-  uint32_t log = static_cast<uint32_t>(whole);
-  for (int i = 0; i < kFraction; ++i) {
-    mantissa = mantissa * mantissa >> 31;
-    const auto bit = static_cast<uint32_t>(mantissa >> 32);
-    mantissa >>= bit;
-    log = log << 1 | bit;
-  }
-  return n * log;
-}
-
+// n log2 n.
 constexpr auto kLogTerms = [] {
   std::array<uint32_t, kSample + 1> terms{};
-  for (uint32_t n = 0; n <= kSample; ++n) terms[n] = LogTerm(n);
+  for (uint32_t n = 0; n <= kSample; ++n) terms[n] = n > 0 ? n * FixedLog2(n) : 0;
   return terms;
 }();
 

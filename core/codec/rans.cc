@@ -5,8 +5,6 @@
 #include <bit>
 #include <cstring>
 #include <memory>
-#include <numeric>
-#include <vector>
 
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/bits.h"
@@ -51,41 +49,13 @@ Histogram Normalize(const Histogram& counts, uint64_t total) {
   return frequencies;
 }
 
-// log2(x) in units of 1/256, rounded down; x > 0.
-uint32_t Log2In256ths(uint32_t x) {
-  const auto exponent = static_cast<uint32_t>(std::bit_width(x) - 1);
-  uint64_t mantissa = uint64_t{x} << (31 - exponent);  // in [2^31, 2^32)
-  uint32_t result = exponent;
-  for (int bit = 0; bit < 8; ++bit) {
-    mantissa = mantissa * mantissa >> 31;
-    const auto carry = static_cast<uint32_t>(mantissa >> 32);
-    mantissa >>= carry;
-    result = 2 * result + carry;
-  }
-  return result;
-}
-
 // The bytes that `counts` symbols take, about.
 uint64_t EstimateBytes(const Histogram& counts, const Histogram& frequencies) {
-  constexpr uint32_t kScale = 256 * uint32_t{simd::kRansBits};
-  uint64_t bits = 0;  // times 256
+  uint64_t bits = 0;  // in units of 1/4096
   for (size_t s = 0; s < 256; ++s) {
-    if (counts[s] > 0) bits += uint64_t{counts[s]} * (kScale - Log2In256ths(frequencies[s]));
+    if (counts[s] > 0) bits += uint64_t{counts[s]} * (FixedLog2(simd::kRansSlots) - FixedLog2(frequencies[s]));
   }
-  return bits / (uint64_t{8} * 256);
-}
-
-// Below a gain of 1/128 it is not worth the time to decode.
-uint64_t WorthwhileBytes(uint64_t size) { return size - size / 128; }
-
-// The histogram of every sixteenth run of 64 bytes.
-Histogram CountSample(ByteSpan raw) {
-  constexpr size_t kRun = 64;
-  constexpr size_t kEvery = 16;
-  thread_local std::vector<std::byte> sample;
-  sample.resize(raw.size() / (kRun * kEvery) * kRun);
-  for (size_t i = 0; i < sample.size(); i += kRun) std::memcpy(sample.data() + i, raw.data() + i * kEvery, kRun);
-  return CountBytes(sample);
+  return bits / (uint64_t{8} * 4096);
 }
 
 // Writes the frequencies, and returns the end of what it wrote.
@@ -156,12 +126,9 @@ class Rans final : public ByteCodec {
     if (raw.empty() || raw.size() > kMaxBytes) return size_t{0};
     const bool wide = raw.size() >= kWideBytes;
     Histogram counts;
-    if (wide) {
-      // Most often it is the lower plane of values that does not shrink: counting all of it would take as long as
-      // coding something that does.
+    if (raw.size() >= kSampledBytes) {
       const Histogram sample = CountSample(raw);
-      const uint64_t size = std::accumulate(sample.begin(), sample.end(), uint64_t{0});
-      if (EstimateBytes(sample, Normalize(sample, size)) > WorthwhileBytes(size)) return size_t{0};
+      if (!Shrinks(sample)) return size_t{0};
       counts = CountBytesLike(sample, raw);
     } else {
       counts = CountBytes(raw);
@@ -171,7 +138,7 @@ class Rans final : public ByteCodec {
     std::array<uint8_t, kMaxHeadBytes> head;
     head[0] = static_cast<uint8_t>(lanes);
     const auto head_size = static_cast<size_t>(WriteTable(frequencies, head.data() + 1) - head.data());
-    const size_t limit = std::min(encoded.size(), WorthwhileBytes(raw.size()));
+    const size_t limit = std::min(encoded.size(), raw.size() - raw.size() / 128);
     if (head_size + EstimateBytes(counts, frequencies) + 4 * lanes > limit) return size_t{0};
     std::memcpy(encoded.data(), head.data(), head_size);
     const size_t coded =

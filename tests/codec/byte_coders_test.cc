@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "kvcompress/codec/histogram.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
@@ -94,7 +95,7 @@ class ByteCoderTest : public ::testing::TestWithParam<const char*> {
     for (const size_t room : {raw.size(), 3 * raw.size() + 1000}) {
       const Bytes encoded = Encode(raw, room);
       if (encoded.empty()) {
-        ASSERT_TRUE(room == raw.size() || raw.size() < 2);
+        ASSERT_TRUE(room == raw.size() || raw.size() < 2 || !SeemsToShrink(raw));
         continue;
       }
       Bytes decoded(raw.size());
