@@ -1,0 +1,41 @@
+"""Client of kv-compressd, which compresses the key/value caches of language models."""
+
+from ._aio import AsyncClient
+from ._channel import tls, version
+from ._client import Client
+from ._errors import (
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    KvCompressError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+    VersionMismatch,
+)
+from ._frame import Frame, Quality
+from ._retry import NO_RETRY, RetryPolicy
+
+__version__ = version()
+__all__ = [
+    "NO_RETRY",
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "DataLoss",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "Frame",
+    "InvalidArgument",
+    "KvCompressError",
+    "Quality",
+    "ResourceExhausted",
+    "RetryPolicy",
+    "Unavailable",
+    "Unimplemented",
+    "VersionMismatch",
+    "__version__",
+    "tls",
+]

@@ -1,0 +1,217 @@
+"""The client for asyncio: the methods of Client, awaited. What they mean is documented there."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from . import _channel
+from ._client import WAIT_READY
+from ._errors import InvalidArgument, KvCompressError, Unavailable, Unimplemented, from_rpc
+from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
+from ._frame import Frame
+from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._tensors import Framework
+from .v1 import kvcompress_pb2 as pb
+
+Result = TypeVar("Result")
+
+
+class AsyncClient:
+    """A daemon at `target`, for the event loop that it was made in. Otherwise like Client."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ):
+        options = _channel.channel_options()
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options)
+        self._timeout = timeout
+        self._retry = retry
+        self._message_bytes: int | None = None
+        self._knows_profiles = False
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels calls in flight."""
+        await self._channel.close()
+
+    async def compress(
+        self,
+        tensor: Any,
+        spec: str = "",
+        *,
+        name: str = "tensor",
+        axes: Sequence[str] | None = None,
+        profile: Any = None,
+        timeout: float | None = None,
+    ) -> Frame:
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile))
+
+        async def attempt(remaining: float | None) -> Frame:
+            most = await self._ready(remaining, profile is not None)
+            if item.size() <= most:
+                return item.frame(await self._unary("CompressTensor", item.request(), remaining))
+            (frame,) = [frame async for frame in self._stream(CompressExchange(most), [item], remaining)]
+            return frame
+
+        return await self._retried(attempt, timeout)
+
+    async def decompress(
+        self,
+        frame: Frame | bytes | bytearray | memoryview,
+        *,
+        out: Any = None,
+        as_: Framework | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        item = DecompressItem.of(frame, out, as_)
+
+        async def attempt(remaining: float | None) -> Any:
+            most, size = await self._ready(remaining), item.size()
+            if size is not None and size <= most:
+                return item.tensor(await self._unary("DecompressTensor", item.request(), remaining))
+            ((_, tensor),) = [pair async for pair in self._stream(DecompressExchange(most), [item], remaining)]
+            return tensor
+
+        return await self._retried(attempt, timeout)
+
+    async def compress_many(
+        self,
+        tensors: AsyncIterable[Any] | Iterable[Any],
+        spec: str = "",
+        *,
+        profile: Any = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Frame]:
+        """The input may be asynchronous, or not; it is read in the event loop."""
+        attempts = Attempts(self._retry, self._limit(timeout))
+        text = profile_json(profile)
+        if spec and text:
+            raise InvalidArgument("a spec and a profile exclude each other")
+        most = await self._ready(attempts.remaining(), profile is not None)
+        async for frame in self._stream(CompressExchange(most, spec, text), tensors, attempts.remaining()):
+            yield frame
+
+    async def decompress_many(
+        self,
+        frames: AsyncIterable[Any] | Iterable[Any],
+        *,
+        as_: Framework | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[tuple[str, Any]]:
+        attempts = Attempts(self._retry, self._limit(timeout))
+        most = await self._ready(attempts.remaining())
+        async for pair in self._stream(DecompressExchange(most, as_), frames, attempts.remaining()):
+            yield pair
+
+    async def metrics(self, *, timeout: float | None = None) -> pb.MetricsResponse:
+        return await self._retried(self._metrics, timeout)
+
+    async def capabilities(self, *, timeout: float | None = None) -> pb.CapabilitiesResponse:
+        return await self._retried(lambda remaining: self._capabilities(pb.CapabilitiesRequest(), remaining), timeout)
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        async def attempt(remaining: float | None) -> None:
+            if (await self._metrics(remaining)).draining:
+                raise Unavailable("the daemon drains")
+            await self._ready(remaining)
+
+        await self._retried(attempt, timeout, WAIT_READY)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    async def _retried(
+        self,
+        attempt: Callable[[float | None], Awaitable[Result]],
+        timeout: float | None,
+        policy: RetryPolicy | None = None,
+    ) -> Result:
+        attempts = Attempts(policy or self._retry, self._limit(timeout))
+        while True:
+            try:
+                return await attempt(attempts.remaining())
+            except KvCompressError as error:
+                delay = attempts.delay_after(error)
+            await asyncio.sleep(delay)
+
+    async def _ready(self, timeout: float | None, with_profile: bool = False) -> int:
+        if self._message_bytes is None:
+            self._message_bytes = _channel.message_bytes(await self._capabilities(pb.CapabilitiesRequest(), timeout))
+        if with_profile and not self._knows_profiles:
+            await self._probe_profiles(timeout)
+            self._knows_profiles = True
+        return self._message_bytes
+
+    async def _probe_profiles(self, timeout: float | None) -> None:
+        try:
+            await self._capabilities(_channel.profile_probe(), timeout)
+        except InvalidArgument:
+            return
+        raise Unimplemented(_channel.NO_PROFILES)
+
+    async def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
+        return pb.MetricsResponse.FromString(await self._unary("Metrics", b"", timeout))
+
+    async def _capabilities(self, request: pb.CapabilitiesRequest, timeout: float | None) -> pb.CapabilitiesResponse:
+        reply = await self._unary("Capabilities", request.SerializeToString(), timeout)
+        return pb.CapabilitiesResponse.FromString(reply)
+
+    async def _unary(self, method: str, request: bytes, timeout: float | None) -> bytes:
+        call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
+        try:
+            reply: bytes = await call(request, timeout=timeout)
+            return reply
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+
+    async def _stream(
+        self,
+        exchange: Exchange[Any, Result],
+        items: AsyncIterable[Any] | Iterable[Any],
+        timeout: float | None,
+    ) -> AsyncIterator[Result]:
+        async def requests() -> AsyncIterator[bytes]:
+            try:
+                async for item in _asynchronous(items):
+                    for message in exchange.send(item):
+                        yield message
+            except Exception as error:
+                exchange.error = error
+
+        method = self._channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
+        call = method(requests(), timeout=timeout)
+        try:
+            async for message in call:
+                result = exchange.receive(message)
+                if result is not None:
+                    yield result
+            exchange.finish()
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        finally:
+            call.cancel()
+
+
+async def _asynchronous(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -1,0 +1,70 @@
+"""What both clients need of gRPC and of the daemon behind it."""
+
+import importlib.metadata
+import pathlib
+
+import grpc
+
+from ._errors import KvCompressError, VersionMismatch
+from .v1 import kvcompress_pb2 as pb
+
+SERVICE = "/kvcompress.v1.KvCompression/"
+# Above any message that a daemon sends, and below what would hurt.
+_MAX_RECEIVED_MESSAGE = 16 << 20
+# Of a message besides the payload: tags, lengths, a header of the longest name, with room to spare.
+_MESSAGE_OVERHEAD = 4096
+
+
+def channel_options() -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", _MAX_RECEIVED_MESSAGE),
+        # The daemon stands beside us: a proxy for the web is not asked for it.
+        ("grpc.enable_http_proxy", 0),
+        # Calls are retried whole by the client; gRPC's own retries would hold on to what was sent.
+        ("grpc.enable_retries", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # A daemon that is started again is found again soon.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        # Connections end with their client, whoever else in this process talks to the same daemon.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def tls(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> grpc.ChannelCredentials:
+    """Credentials from PEM files: of who vouches for the daemon (the system's, by default), and, for mutual TLS, this
+    side's certificate and key."""
+    contents = [None if path is None else pathlib.Path(path).read_bytes() for path in (ca, key, certificate)]
+    return grpc.ssl_channel_credentials(*contents)
+
+
+def unchanged(message: bytes) -> bytes:
+    """Serializer of messages that are bytes already."""
+    return message
+
+
+def version() -> str:
+    return importlib.metadata.version("kvcompress")
+
+
+def message_bytes(said: pb.CapabilitiesResponse) -> int:
+    """The most of a payload in one message to this daemon. VersionMismatch for a daemon that is not of this package's
+    major version."""
+    ours, theirs = version(), said.build.version
+    if ours.split(".")[0] != theirs.split(".")[0]:
+        raise VersionMismatch(f"the daemon is version {theirs or 'unknown'}, and this package {ours}")
+    most = said.limits.max_message_bytes - _MESSAGE_OVERHEAD
+    if most <= 0 or said.recommended_message_bytes == 0:
+        raise KvCompressError("the daemon takes no messages")
+    return min(most, said.recommended_message_bytes)
+
+
+def profile_probe() -> pb.CapabilitiesRequest:
+    """A daemon that knows profiles refuses this: a codec and a profile exclude each other. One that does not would
+    ignore a profile without a word, and compress with its default codec."""
+    tensor = pb.Tensor(name="probe", dtype=pb.DTYPE_F16, shape=[1])
+    return pb.CapabilitiesRequest(headers=[pb.CompressHeader(tensor=tensor, codec="raw", profile="{}")])
+
+
+NO_PROFILES = "this daemon does not know profiles"

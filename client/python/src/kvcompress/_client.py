@@ -1,0 +1,232 @@
+"""The blocking client."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from . import _channel
+from ._errors import InvalidArgument, KvCompressError, Unavailable, Unimplemented, from_rpc
+from ._exchange import (
+    CompressExchange,
+    CompressItem,
+    DecompressExchange,
+    DecompressItem,
+    Exchange,
+    profile_json,
+)
+from ._frame import Frame
+from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._tensors import Framework
+from .v1 import kvcompress_pb2 as pb
+
+Result = TypeVar("Result")
+WAIT_READY = RetryPolicy(max_attempts=1 << 30, max_backoff=0.5)
+
+
+class Client:
+    """A daemon at `target`: "HOST:PORT", "unix:/PATH", or any other name that gRPC resolves. Threads may share it.
+
+    `timeout` is in seconds, for each whole call with its retries, and each call can have its own; None: no limit.
+    `retry=NO_RETRY` gives every failure at once. All methods raise children of KvCompressError.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ):
+        options = _channel.channel_options()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options)
+        self._timeout = timeout
+        self._retry = retry
+        self._lock = threading.Lock()
+        self._message_bytes: int | None = None
+        self._knows_profiles = False
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels calls in flight."""
+        self._channel.close()
+
+    def compress(
+        self,
+        tensor: Any,
+        spec: str = "",
+        *,
+        name: str = "tensor",
+        axes: Sequence[str] | None = None,
+        profile: Any = None,
+        timeout: float | None = None,
+    ) -> Frame:
+        """Compresses a NumPy array or PyTorch tensor of the CPU: float16, bfloat16 or float32, of up to 8 axes.
+
+        `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
+        JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
+        """
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile))
+
+        def attempt(remaining: float | None) -> Frame:
+            most = self._ready(remaining, profile is not None)
+            if item.size() <= most:
+                return item.frame(self._unary("CompressTensor", item.request(), remaining))
+            (frame,) = self._stream(CompressExchange(most), [item], remaining)
+            return frame
+
+        return self._retried(attempt, timeout)
+
+    def decompress(
+        self,
+        frame: Frame | bytes | bytearray | memoryview,
+        *,
+        out: Any = None,
+        as_: Framework | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """The tensor of a frame: in `out`, where that is given; else a new one, of the kind that the Frame was made
+        from, or of the kind `as_`; of bytes alone, a NumPy array."""
+        item = DecompressItem.of(frame, out, as_)
+
+        def attempt(remaining: float | None) -> Any:
+            most, size = self._ready(remaining), item.size()
+            if size is not None and size <= most:
+                return item.tensor(self._unary("DecompressTensor", item.request(), remaining))
+            ((_, tensor),) = self._stream(DecompressExchange(most), [item], remaining)
+            return tensor
+
+        return self._retried(attempt, timeout)
+
+    def compress_many(
+        self,
+        tensors: Iterable[tuple[str, Any] | tuple[str, Any, str]],
+        spec: str = "",
+        *,
+        profile: Any = None,
+        timeout: float | None = None,
+    ) -> Iterator[Frame]:
+        """Frames of (name, tensor) or (name, tensor, spec), in order, on one stream.
+
+        The input is read in another thread while frames come out, and only as fast as they are taken: what is in
+        flight is bounded by the daemon's windows, not by the input. Nothing is retried. What the input raises is raised
+        here, after the frames of what it gave before.
+        """
+        remaining = Attempts(self._retry, self._limit(timeout))
+        text = profile_json(profile)
+        if spec and text:
+            raise InvalidArgument("a spec and a profile exclude each other")
+        most = self._ready(remaining.remaining(), profile is not None)
+        return self._stream(CompressExchange(most, spec, text), tensors, remaining.remaining())
+
+    def decompress_many(
+        self,
+        frames: Iterable[Frame | bytes | tuple[str, Frame | bytes]],
+        *,
+        as_: Framework | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """Names and tensors of frames, in order, on one stream; like `compress_many`."""
+        remaining = Attempts(self._retry, self._limit(timeout))
+        most = self._ready(remaining.remaining())
+        return self._stream(DecompressExchange(most, as_), frames, remaining.remaining())
+
+    def metrics(self, *, timeout: float | None = None) -> pb.MetricsResponse:
+        """Totals since the daemon's start, live gauges, and its build."""
+        return self._retried(self._metrics, timeout)
+
+    def capabilities(self, *, timeout: float | None = None) -> pb.CapabilitiesResponse:
+        """Codecs, names of codec chains, limits, transports."""
+        return self._retried(lambda remaining: self._capabilities(pb.CapabilitiesRequest(), remaining), timeout)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Returns once the daemon answers, does not drain, and is of a version that this package knows."""
+
+        def attempt(remaining: float | None) -> None:
+            if self._metrics(remaining).draining:
+                raise Unavailable("the daemon drains")
+            self._ready(remaining)
+
+        self._retried(attempt, timeout, WAIT_READY)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    def _retried(
+        self,
+        attempt: Callable[[float | None], Result],
+        timeout: float | None,
+        policy: RetryPolicy | None = None,
+    ) -> Result:
+        attempts = Attempts(policy or self._retry, self._limit(timeout))
+        while True:
+            try:
+                return attempt(attempts.remaining())
+            except KvCompressError as error:
+                delay = attempts.delay_after(error)
+            time.sleep(delay)
+
+    def _ready(self, timeout: float | None, with_profile: bool = False) -> int:
+        """The most of a payload in one message, from a daemon that was found to be of our version."""
+        with self._lock:
+            if self._message_bytes is None:
+                said = self._capabilities(pb.CapabilitiesRequest(), timeout)
+                self._message_bytes = _channel.message_bytes(said)
+            if with_profile and not self._knows_profiles:
+                self._probe_profiles(timeout)
+                self._knows_profiles = True
+            return self._message_bytes
+
+    def _probe_profiles(self, timeout: float | None) -> None:
+        try:
+            self._capabilities(_channel.profile_probe(), timeout)
+        except InvalidArgument:
+            return
+        raise Unimplemented(_channel.NO_PROFILES)
+
+    def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
+        return pb.MetricsResponse.FromString(self._unary("Metrics", b"", timeout))
+
+    def _capabilities(self, request: pb.CapabilitiesRequest, timeout: float | None) -> pb.CapabilitiesResponse:
+        reply = self._unary("Capabilities", request.SerializeToString(), timeout)
+        return pb.CapabilitiesResponse.FromString(reply)
+
+    def _unary(self, method: str, request: bytes, timeout: float | None) -> bytes:
+        call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
+        try:
+            reply: bytes = call(request, timeout=timeout)
+            return reply
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+
+    def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None) -> Iterator[Result]:
+        def requests() -> Iterator[bytes]:
+            try:
+                for item in items:
+                    yield from exchange.send(item)
+            except Exception as error:
+                exchange.error = error
+
+        method = self._channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
+        call = method(requests(), timeout=timeout)
+        try:
+            for message in call:
+                result = exchange.receive(message)
+                if result is not None:
+                    yield result
+            exchange.finish()
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        finally:
+            call.cancel()

@@ -1,0 +1,57 @@
+"""When a call is made again that found its daemon busy or gone."""
+
+import random
+import time
+from dataclasses import dataclass
+
+from ._errors import KvCompressError, ResourceExhausted, Unavailable
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Waits in seconds. The first is `initial_backoff`, each further one `multiplier` times as long, up to
+    `max_backoff`, varied by `jitter` of itself, and never shorter than the daemon asks for. A daemon that asks for more
+    than `max_retry_after` is not waited for."""
+
+    max_attempts: int = 10
+    initial_backoff: float = 0.1
+    multiplier: float = 1.6
+    max_backoff: float = 2.0
+    jitter: float = 0.2
+    max_retry_after: float = 30.0
+
+    def delay(self, error: KvCompressError, attempt: int) -> float | None:
+        """Seconds to wait after attempt number `attempt`, from 1, failed; None: not again. What is over a limit, and
+        not only over the budget of the moment, comes without a hint and stays so."""
+        hint = error.retry_after
+        passes = isinstance(error, Unavailable) or (isinstance(error, ResourceExhausted) and hint is not None)
+        if not passes or attempt >= self.max_attempts or (hint or 0.0) > self.max_retry_after:
+            return None
+        backoff = min(self.initial_backoff * self.multiplier ** (attempt - 1), self.max_backoff)
+        return max(hint or 0.0, backoff) * random.uniform(1.0, 1.0 + self.jitter)
+
+
+DEFAULT_RETRY = RetryPolicy()
+NO_RETRY = RetryPolicy(max_attempts=1)
+
+
+class Attempts:
+    """The attempts of one call, within one deadline."""
+
+    def __init__(self, policy: RetryPolicy, timeout: float | None):
+        self._policy = policy
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._made = 0
+
+    def remaining(self) -> float | None:
+        """Seconds for the attempt that begins now."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def delay_after(self, error: KvCompressError) -> float:
+        """Seconds until the next attempt; raises `error` when there is none, or the wait would pass the deadline."""
+        self._made += 1
+        delay = self._policy.delay(error, self._made)
+        remaining = self.remaining()
+        if delay is None or (remaining is not None and delay >= remaining):
+            raise error
+        return delay

@@ -1,0 +1,136 @@
+"""Arrays and tensors as bytes, and back, without a copy where their layout allows it."""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import InvalidArgument, KvCompressError
+
+if TYPE_CHECKING:
+    import torch
+
+Framework = Literal["numpy", "torch"]
+Array = npt.NDArray[Any]
+
+_NUMPY_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+_TORCH_NAMES = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32"}
+_ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4}
+_MAX_RANK = 8
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor's values, row-major and little-endian, where they stand."""
+
+    dtype: str  # F16, BF16 or F32
+    shape: tuple[int, ...]
+    data: memoryview
+    framework: Framework
+
+    @staticmethod
+    def of(tensor: Any) -> "TensorView":
+        """InvalidArgument for what is no dense floating-point array in this process' memory."""
+        if is_torch(tensor):
+            return _of_torch(tensor)
+        if not isinstance(tensor, np.ndarray) or isinstance(tensor, np.ma.MaskedArray):
+            raise InvalidArgument(f"expected a NumPy array or a PyTorch tensor, not {type(tensor).__name__}")
+        return _of_numpy(tensor)
+
+
+def is_torch(value: Any) -> bool:
+    """Without importing torch: who has a tensor has imported it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _refuse_dtype(dtype: object) -> InvalidArgument:
+    return InvalidArgument(f"dtype {dtype} cannot be compressed: use float16, bfloat16 or float32")
+
+
+def _of_numpy(array: Array) -> TensorView:
+    dtype = _NUMPY_NAMES.get(array.dtype.name)
+    if dtype is None:
+        raise _refuse_dtype(array.dtype)
+    little = array.dtype if dtype == "BF16" else array.dtype.newbyteorder("<")
+    values = np.ascontiguousarray(array, dtype=little)
+    return TensorView(dtype, array.shape, _bytes_of(values), "numpy")
+
+
+def _of_torch(tensor: "torch.Tensor") -> TensorView:
+    import torch
+
+    dtype = _TORCH_NAMES.get(str(tensor.dtype))
+    if dtype is None:
+        raise _refuse_dtype(tensor.dtype)
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise InvalidArgument(f"the tensor is {tensor.layout} on {tensor.device}: use tensor.cpu(), and a dense layout")
+    return TensorView(dtype, tuple(tensor.shape), _bytes_of(_numpy_of(tensor.detach().contiguous())), "torch")
+
+
+def _numpy_of(tensor: "torch.Tensor") -> Array:
+    """The memory of a contiguous tensor. NumPy has no BF16 of its own, so integers of its size stand in."""
+    import torch
+
+    array: Array = tensor.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.int32).numpy()
+    return array
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def checked_size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor that a daemon describes."""
+    size = _ITEM_SIZES[dtype] * math.prod(shape)
+    if len(shape) > _MAX_RANK or size >= 1 << 63:
+        raise KvCompressError(f"the daemon describes a tensor that cannot be: {dtype} {list(shape)}")
+    return size
+
+
+class Output:
+    """Where the values of one tensor go: `tensor`, and the bytes of it."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], framework: Framework, out: Any = None):
+        if out is None:
+            out = _empty_torch(dtype, shape) if framework == "torch" else np.empty(shape, _numpy_dtype(dtype))
+        else:
+            check_out(out)
+            found = TensorView.of(out)
+            if (found.dtype, found.shape) != (dtype, shape):
+                raise InvalidArgument(f"out is {found.dtype} {list(found.shape)}, and the tensor {dtype} {list(shape)}")
+        self.tensor = out
+        self.data = _bytes_of(_numpy_of(out.detach()) if is_torch(out) else out)
+
+
+def check_out(out: Any) -> None:
+    """InvalidArgument unless values can be written straight into `out`."""
+    if is_torch(out):
+        good = out.is_contiguous() and out.device.type == "cpu"
+    else:
+        good = isinstance(out, np.ndarray) and out.flags.c_contiguous and out.flags.writeable and out.dtype.isnative
+    if not good:
+        raise InvalidArgument("out must be a contiguous, writable array, or a contiguous tensor of the CPU")
+
+
+def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
+    if dtype != "BF16":
+        return np.dtype({"F16": "<f2", "F32": "<f4"}[dtype])
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise InvalidArgument(
+            "the tensor is BF16, which NumPy has only with ml_dtypes: pip install 'kvcompress[bf16]', or as_=\"torch\""
+        ) from None
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+def _empty_torch(dtype: str, shape: tuple[int, ...]) -> "torch.Tensor":
+    import torch
+
+    kinds = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    return torch.empty(shape, dtype=kinds[dtype])

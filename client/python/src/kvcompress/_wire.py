@@ -1,0 +1,66 @@
+"""The few parts of protobuf's encoding that payloads need, so that their bytes never pass through message objects."""
+
+from collections.abc import Iterator
+
+from ._errors import KvCompressError
+
+_LENGTH_DELIMITED = 2
+_FIXED_SIZES = {1: 8, 5: 4}
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def bytes_field(number: int, *parts: bytes | memoryview) -> bytes:
+    """One length-delimited field that holds the parts, joined in one copy."""
+    size = sum(len(part) for part in parts)
+    return b"".join((varint(number << 3 | _LENGTH_DELIMITED), varint(size), *parts))
+
+
+def payload_messages(number: int, payload: memoryview, step: int) -> Iterator[bytes]:
+    """Messages with field `number` that hold `payload`, at most `step` bytes in each."""
+    for at in range(0, len(payload), step):
+        yield bytes_field(number, payload[at : at + step])
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for index in range(10):
+        if at + index >= len(message):
+            break
+        byte = message[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value & (1 << 64) - 1, at + index + 1
+    raise malformed()
+
+
+def malformed() -> KvCompressError:
+    return KvCompressError("the daemon's answer cannot be parsed")
+
+
+def fields(message: bytes) -> Iterator[tuple[int, memoryview]]:
+    """The length-delimited fields of a message, in order; others are unknown to us and are skipped."""
+    view, at = memoryview(message), 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        kind, size = tag & 7, 0
+        if kind == _LENGTH_DELIMITED:
+            size, at = _read_varint(message, at)
+        elif kind == 0:
+            _, at = _read_varint(message, at)
+        elif kind in _FIXED_SIZES:
+            size = _FIXED_SIZES[kind]
+        else:  # groups, which proto3 does not have
+            raise malformed()
+        if tag >> 3 == 0 or size > len(message) - at:
+            raise malformed()
+        if kind == _LENGTH_DELIMITED:
+            yield tag >> 3, view[at : at + size]
+        at += size
