@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -40,24 +39,17 @@ def kv_dir():
 
 
 class Stubs:
-    """The generated modules: messages in `pb`, the client in `rpc`."""
+    """The modules that stock tools generate, as the Python client's package has them: messages in `pb`, the client in
+    `rpc`."""
 
-    def __init__(self, folder):
-        from grpc_tools import protoc
-
-        proto = REPOSITORY / "proto"
-        include = pathlib.Path(importlib.import_module("grpc_tools").__file__).parent / "_proto"
-        code = protoc.main(["protoc", f"-I{proto}", f"-I{include}", f"--python_out={folder}",
-                            f"--grpc_python_out={folder}", str(proto / "kvcompress/v1/kvcompress.proto")])
-        assert code == 0
-        sys.path.insert(0, str(folder))
+    def __init__(self):
         self.pb = importlib.import_module("kvcompress.v1.kvcompress_pb2")
         self.rpc = importlib.import_module("kvcompress.v1.kvcompress_pb2_grpc")
 
 
 @pytest.fixture(scope="session")
-def stubs(tmp_path_factory):
-    return Stubs(tmp_path_factory.mktemp("stubs"))
+def stubs():
+    return Stubs()
 
 
 @pytest.fixture
