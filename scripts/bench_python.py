@@ -3,9 +3,10 @@
 
 usage: bench_python.py [--rounds 5] [--calls 4] [--mebibytes 64] [--bin bin]
 
-GB/s are 10^9 bytes of FP16 tensor a second, one call at a time, int4(group=64); the median of the rounds counts, and the
-ratio is the median of each round's own ratio. "into out" decompresses into an array that is there already, as the C++
-client's caller has one; the other decompression makes a new array, whose pages the kernel must clear first.
+GB/s are 10^9 bytes of FP16 tensor a second, one call at a time, int4(group=64); the median of the rounds counts, and
+the ratio is the median of each round's own ratio. "into out" decompresses into an array that is there already; the
+other decompression makes a new array, whose pages the kernel must clear first. The C++ side is the client library under
+kvc_load, which hashes what comes piece by piece and keeps nothing.
 """
 import argparse
 import json

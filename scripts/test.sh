@@ -26,6 +26,11 @@ stage_asan_ubsan() { cpp_tests asan-ubsan -DKVC_SERVICE=ON; }
 # Only code that threads share, and no gRPC, whose locks are hidden from the sanitizer.
 stage_tsan() { cpp_tests tsan -DKVC_SERVICE=ON tests/base/all tests/core/all kvc_session_test; }
 stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
+stage_python() {
+  local tests=(tests/python)
+  [ ! -d tests/validation ] || tests+=(tests/validation)
+  scripts/venv.sh && .venv/bin/python -m pytest "${tests[@]}" --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+}
 stage_install() { tests/install/run.sh; }
 stage_demo() { scripts/demo.sh; }
 stage_promtool() { scripts/check_metrics.sh; }
@@ -78,7 +83,7 @@ run() {
   fi
 }
 
-all=(unit e2e install demo promtool asan_ubsan tsan fuzz format tidy container)
+all=(unit e2e python install demo promtool asan_ubsan tsan fuzz format tidy container)
 [ "$KVC_TIER" != long ] || all+=(bare)
 [ $# -gt 0 ] || set -- "${all[@]}"
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
@@ -86,6 +91,7 @@ for stage in "$@"; do
   case $stage in
     unit) run unit 1200 "release build, unit tests" ;;
     e2e) run e2e 900 "daemon and command line, end to end" ;;
+    python) run python 900 "Python: client, types, style" ;;
     install) run install 600 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;

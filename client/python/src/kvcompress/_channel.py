@@ -1,12 +1,15 @@
 """What both clients need of gRPC and of the daemon behind it."""
 
 import importlib.metadata
+import os
 import pathlib
 
 import grpc
 
 from ._errors import KvCompressError, VersionMismatch
 from .v1 import kvcompress_pb2 as pb
+
+Path = str | os.PathLike[str] | None
 
 SERVICE = "/kvcompress.v1.KvCompression/"
 # Above any message that a daemon sends, and below what would hurt.
@@ -32,7 +35,7 @@ def channel_options() -> list[tuple[str, int]]:
     ]
 
 
-def tls(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> grpc.ChannelCredentials:
+def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.ChannelCredentials:
     """Credentials from PEM files: of who vouches for the daemon (the system's, by default), and, for mutual TLS, this
     side's certificate and key."""
     contents = [None if path is None else pathlib.Path(path).read_bytes() for path in (ca, key, certificate)]

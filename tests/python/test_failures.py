@@ -1,0 +1,276 @@
+"""What goes wrong, and what it is raised as."""
+
+import asyncio
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import kvcompress
+import numpy as np
+import pytest
+from daemon_helpers import Feed, wait_for
+from kvcompress.v1 import kvcompress_pb2 as pb
+
+MIB = 1 << 20
+FAST = kvcompress.RetryPolicy(initial_backoff=0.01, max_backoff=0.02)
+
+
+def values(size, dtype=np.float16):
+    return np.random.default_rng(1).standard_normal(size).astype(dtype)
+
+
+class Gate:
+    """Items of a call that stays open until it is released."""
+
+    def __init__(self, *items):
+        self._items = items
+        self._open = threading.Event()
+
+    def release(self):
+        self._open.set()
+
+    def __iter__(self):
+        yield from self._items
+        assert self._open.wait(30)
+
+
+SIZES = pytest.mark.parametrize("size", [100, 2 * MIB], ids=["one_message", "stream"])
+
+
+@SIZES
+def test_specs_that_are_none(client, size):
+    with pytest.raises(kvcompress.InvalidArgument) as error:
+        client.compress(values(size), "int9", name="t")
+    assert str(error.value) == error.value.detail == 'tensor "t": unknown codec "int9"'
+    assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert isinstance(error.value, ValueError)
+    with pytest.raises(kvcompress.InvalidArgument):
+        client.compress(values(size), name="")
+
+
+@SIZES
+def test_values_that_a_codec_refuses(client, size):
+    for bad in (np.nan, np.inf):
+        array = values(size)
+        array[57] = bad
+        with pytest.raises(kvcompress.InvalidArgument, match="57"):
+            client.compress(array, "int4")
+        assert client.decompress(client.compress(array, "raw")).tobytes() == array.tobytes()
+
+
+def test_what_is_no_tensor(client):
+    for wrong, text in [
+        (values(3, np.float64), "dtype float64 cannot be compressed: use float16, bfloat16 or float32"),
+        (np.zeros(3, np.int8), "dtype int8 cannot"),
+        (np.array(["a"]), "dtype <U1 cannot"),
+        ([1.0, 2.0], "expected a NumPy array or a PyTorch tensor, not list"),
+        (np.ma.masked_array(values(3), [0, 1, 0]), "not MaskedArray"),
+    ]:
+        with pytest.raises(kvcompress.InvalidArgument) as error:
+            client.compress(wrong)
+        assert text in str(error.value)
+    with pytest.raises(kvcompress.InvalidArgument, match="unknown axis 'width': use one of other, batch"):
+        client.compress(values(3), axes=["width"])
+    with pytest.raises(kvcompress.InvalidArgument, match="spec and a profile exclude each other"):
+        client.compress(values(3), "raw", profile={"version": 1})
+    for wrong in ("text", 5, None):
+        with pytest.raises(kvcompress.InvalidArgument, match="expected a Frame or its bytes"):
+            client.decompress(wrong)
+
+
+def test_outputs_that_do_not_fit(client):
+    frame = client.compress(values(100), "raw")
+    read_only = np.empty(100, np.float16)
+    read_only.flags.writeable = False
+    for out in (read_only, np.empty(200, np.float16)[::2], [0] * 100, np.empty(100, ">f2")):
+        with pytest.raises(kvcompress.InvalidArgument, match="out must be a contiguous, writable array"):
+            client.decompress(frame, out=out)
+    for source in (frame, bytes(frame)):
+        for out in (np.empty(99, np.float16), np.empty((10, 10), np.float16), np.empty(100, np.float32)):
+            with pytest.raises(kvcompress.InvalidArgument, match=r"out is F\d+ .*, and the tensor F16 \[100\]"):
+                client.decompress(source, out=out)
+    with pytest.raises(kvcompress.InvalidArgument, match='as_ is "numpy" or "torch"'):
+        client.decompress(frame, as_="jax")
+
+
+@SIZES
+def test_damaged_and_truncated_frames(client, size):
+    data = client.compress(values(size), "int4").data
+    for end in (0, 7, 30, len(data) // 2, len(data) - 1):
+        with pytest.raises(kvcompress.DataLoss) as error:
+            client.decompress(data[:end])
+        assert error.value.code == grpc.StatusCode.DATA_LOSS
+    for at in range(0, len(data), len(data) // 13):
+        damaged = bytearray(data)
+        damaged[at] ^= 16
+        with pytest.raises(kvcompress.DataLoss):
+            client.decompress(damaged)
+
+
+def test_over_a_limit_is_for_good(daemon, connect):
+    client = connect(daemon("--max-tensor-bytes", "2MiB"), retry=kvcompress.RetryPolicy(initial_backoff=20))
+    with pytest.raises(kvcompress.ResourceExhausted, match="limit") as error:
+        client.compress(values(2 * MIB), timeout=10)
+    assert error.value.retry_after is None
+
+
+def test_nobody_there(socket_dir, connect):
+    client = connect(f"unix:{socket_dir}/none", retry=FAST)
+    with pytest.raises(kvcompress.Unavailable, match="none"):
+        client.compress(values(10))
+    with pytest.raises((kvcompress.Unavailable, kvcompress.DeadlineExceeded)):
+        client.wait_ready(0.5)
+
+
+def test_a_daemon_that_comes_is_waited_for(daemon, socket_dir, connect):
+    client = connect(f"unix:{socket_dir}/s")
+    threading.Timer(0.5, lambda: daemon("--listen", f"unix:{socket_dir}/s")).start()
+    client.wait_ready(20)
+    assert client.compress(values(10))
+
+
+@SIZES
+def test_deadlines(daemon, connect, size):
+    server = daemon("--threads", "1")
+    client = connect(server, timeout=1)
+    client.wait_ready(10)
+    server.signal(signal.SIGSTOP)
+    try:
+        for call in (lambda: client.compress(values(size)), lambda: list(client.compress_many([("t", values(size))]))):
+            started = time.monotonic()
+            with pytest.raises(kvcompress.DeadlineExceeded) as error:
+                call()
+            assert isinstance(error.value, TimeoutError)
+            assert 0.9 < time.monotonic() - started < 5
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+def test_a_daemon_that_drains(daemon, connect):
+    server = daemon()
+    client, other = connect(server, retry=FAST), connect(server, retry=FAST)
+    other.wait_ready(10)
+    gate = Gate(("t", values(2 * MIB)))
+    frames = client.compress_many(gate)
+    next(frames)
+    server.signal(signal.SIGTERM)
+    wait_for(lambda: other.metrics().draining, "the drain")
+    with pytest.raises(kvcompress.Unavailable, match="the server is draining"):
+        other.compress(values(10))
+    with pytest.raises(kvcompress.Unavailable, match="the daemon drains"):
+        other.wait_ready(0.3)
+    gate.release()
+    assert list(frames) == []
+    assert server.wait() == 0
+
+
+def test_a_busy_daemon_is_asked_again(daemon, connect):
+    server = daemon("--memory-budget", "1MiB", "--threads", "1")
+    array = values(100_000)
+    hasty, patient = connect(server, retry=kvcompress.NO_RETRY), connect(server, timeout=20)
+    expected = patient.compress(array).data
+    # A stream that has sent half of its tensor holds memory for all of it.
+    tensor = pb.Tensor(name="t", dtype=pb.DTYPE_F16, shape=[200_000])
+    feed = Feed(pb.CompressRequest(header=pb.CompressHeader(tensor=tensor)), pb.CompressRequest(data=bytes(200_000)))
+    call = server.channel().stream_stream(
+        "/kvcompress.v1.KvCompression/Compress", pb.CompressRequest.SerializeToString, pb.CompressResponse.FromString
+    )(feed, timeout=30)
+    wait_for(lambda: hasty.metrics().bytes_in_flight >= 800_000, "the stream that holds memory")
+    with pytest.raises(kvcompress.ResourceExhausted, match="of the budget") as error:
+        hasty.compress(array)
+    assert error.value.retry_after == 0.1
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(patient.compress, array)
+        wait_for(lambda: hasty.metrics().rejected_by_reason["memory_budget"] >= 3, "attempts of the patient client")
+        assert not waiting.done()
+        feed.send(pb.CompressRequest(data=bytes(200_000)))
+        feed.close()
+        assert list(call)
+        assert waiting.result(20).data == expected
+
+
+def test_what_the_input_raises_comes_after_the_frames_before_it(client):
+    class OwnError(Exception):
+        pass
+
+    def items():
+        yield "a", values(10)
+        yield "b", values(2 * MIB)
+        raise OwnError("from the input")
+
+    frames = client.compress_many(items())
+    assert [next(frames).name, next(frames).name] == ["a", "b"]
+    with pytest.raises(OwnError, match="from the input"):
+        next(frames)
+    frames = client.compress_many([("a", values(10)), ("b", "no tensor")])
+    assert next(frames).name == "a"
+    with pytest.raises(kvcompress.InvalidArgument, match="not str"):
+        next(frames)
+    with pytest.raises(kvcompress.InvalidArgument, match="expected pairs"):
+        list(client.compress_many([values(10)]))
+
+
+def test_iterators_are_not_asked_twice(daemon, connect):
+    client = connect(daemon("--max-streams", "1"), retry=FAST)
+    gate = Gate(("t", values(10)))
+    open_stream = client.compress_many(gate)
+    next(open_stream)
+    asked = []
+    with pytest.raises(kvcompress.ResourceExhausted) as error:
+        list(client.compress_many(asked.append(i) or ("t", values(10)) for i in range(3)))
+    assert error.value.retry_after == 0.1
+    assert asked == sorted(set(asked))
+    gate.release()
+    assert list(open_stream) == []
+
+
+def test_leaving_early_cancels(client):
+    frames = client.compress_many((str(i), values(MIB)) for i in range(1000))
+    next(frames)
+    frames.close()
+    wait_for(lambda: client.metrics().streams_in_flight == 0, "the end of the stream")
+    stream = client.compress_many((str(i), values(MIB)) for i in range(1000))
+    next(stream)
+    client.close()
+    with pytest.raises(kvcompress.Cancelled):
+        list(stream)
+
+
+def test_asyncio_failures_and_cancellation(daemon):
+    server = daemon("--threads", "1")
+
+    async def work():
+        async with kvcompress.AsyncClient(server.address, timeout=20, retry=FAST) as client:
+            for size in (10, 2 * MIB):
+                with pytest.raises(kvcompress.InvalidArgument, match="unknown codec"):
+                    await client.compress(values(size), "int9")
+                with pytest.raises(kvcompress.DataLoss):
+                    await client.decompress((await client.compress(values(size))).data[:-1])
+            server.signal(signal.SIGSTOP)
+            try:
+                for size in (10, 2 * MIB):
+                    task = asyncio.create_task(client.compress(values(size)))
+                    await asyncio.sleep(0.2)
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                with pytest.raises(kvcompress.DeadlineExceeded):
+                    await client.compress(values(10), timeout=0.2)
+            finally:
+                server.signal(signal.SIGCONT)
+
+            async def endless():
+                while True:
+                    yield "t", values(MIB)
+
+            async for _ in client.compress_many(endless()):
+                break
+            for _ in range(500):
+                if (await client.metrics()).streams_in_flight == 0:
+                    return
+                await asyncio.sleep(0.02)
+            pytest.fail("the stream goes on")
+
+    asyncio.run(work())

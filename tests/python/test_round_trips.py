@@ -1,0 +1,178 @@
+"""Tensors through a real daemon and back: dtypes, layouts, transports, both ways to call, and the CLI's own bytes."""
+
+import asyncio
+import json
+
+import kvcompress
+import ml_dtypes
+import numpy as np
+import pytest
+from cli_helpers import File, run_ok, write_file
+
+MIB = 1 << 20
+DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16]
+
+
+def values(shape, dtype=np.float16, seed=1):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def same(left, right):
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def anywhere(request, daemon, socket_dir, connect):
+    """A client by each transport."""
+    server = daemon("--threads", "2", "--listen", f"unix:{socket_dir}/s")
+    return connect(server.listen[0 if request.param == "tcp" else 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (1000,), (1, 2, 300, 64), (2 * MIB + 3,)], ids=str)
+def test_lossless_gives_the_same_bytes(anywhere, dtype, shape):
+    array = values(shape, dtype)
+    frame = anywhere.compress(array, "raw", name="t")
+    assert (frame.name, frame.shape, frame.codec) == ("t", shape, "raw")
+    assert frame.dtype == {"float16": "F16", "float32": "F32", "bfloat16": "BF16"}[np.dtype(dtype).name]
+    assert frame.tensor_bytes == array.nbytes
+    assert frame.frame_bytes == len(frame) == len(bytes(frame))
+    assert same(anywhere.decompress(frame), array)
+    assert same(anywhere.decompress(bytes(frame)), array)
+    assert same(anywhere.decompress(memoryview(frame.data)), array)
+    out = np.empty(shape, dtype)
+    assert anywhere.decompress(frame, out=out) is out
+    assert same(out, array)
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB], ids=["one_message", "stream"])
+def test_layouts(client, size):
+    flat = values(size * 4)
+    plane = flat.reshape(4, size)
+    for array in (flat[::2], flat[::-1], plane.T, plane[:, 1:], np.asfortranarray(plane), flat.astype(">f2")):
+        little = array.astype("<f2")
+        assert same(client.decompress(client.compress(array, "raw")), np.ascontiguousarray(little))
+    read_only = flat.copy()
+    read_only.flags.writeable = False
+    assert same(client.decompress(client.compress(read_only, "raw")), flat)
+
+
+def test_quality_is_that_of_the_decoded_values(client):
+    array = values((300, 64))
+    frame = client.compress(array, "int4(group=64)")
+    error = client.decompress(frame).astype(np.float64) - array.astype(np.float64)
+    assert frame.quality.rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
+    assert frame.quality.max_error == np.abs(error).max()
+    assert frame.quality.snr_db == pytest.approx(
+        10 * np.log10(np.var(array.astype(np.float64)) / np.mean(error**2)), rel=1e-6)
+    assert frame.ratio == array.nbytes / len(frame) > 3.5
+    assert frame.quality.level == "POOR"
+    assert frame.violations
+    lossless = client.compress(array, "raw")
+    assert lossless.quality.snr_db == float("inf")
+    assert not lossless.violations
+
+
+@pytest.mark.parametrize("spec", ["", "int8(group=32)", "lossless"])
+def test_frames_are_those_of_the_command_line(bin_dir, anywhere, sample, tmp_path, spec):
+    tensors = {"layer_0_key": values((1, 2, 5000, 64)), "layer_0_value": values((1, 2, 100, 64), seed=2),
+               "other": values((500, 3), np.float32), "half": values((77,), ml_dtypes.bfloat16)}
+    packed = tmp_path / "packed.safetensors"
+    for source in (write_file(tmp_path / "in.safetensors", tensors), sample):
+        flags = ["-codec", spec] if spec else []
+        run_ok(bin_dir, "-input", source, "-output", packed, *flags)
+        file = File(source)
+        arrays = {name: file.values(name).reshape(shape) for name, _, shape in file.layout}
+        expected = File(packed).bytes
+        assert {name: anywhere.compress(array, spec, name=name).data for name, array in arrays.items()} == expected
+        many = list(anywhere.compress_many(arrays.items(), spec))
+        assert [(frame.name, frame.data) for frame in many] == [(name, expected[name]) for name in arrays]
+
+
+def test_many_in_order_with_their_own_specs(client):
+    arrays = [values(size, seed=size) for size in (5, 2 * MIB, 0, 3 * MIB, 17)]
+    specs = ["raw", "int8", "int4", "raw|zstd", "raw"]
+    frames = list(client.compress_many((str(i), *pair) for i, pair in enumerate(zip(arrays, specs, strict=True))))
+    assert [frame.name for frame in frames] == list("01234")
+    assert [frame.data for frame in frames] == [
+        client.compress(array, spec).data for array, spec in zip(arrays, specs, strict=True)]
+    back = list(client.decompress_many([frames[0], frames[1].data, ("x", frames[2]), ("y", frames[3].data), frames[4]]))
+    assert [name for name, _ in back] == ["0", "tensor", "x", "y", "4"]
+    for i in (0, 2, 3, 4):
+        assert same(back[i][1], arrays[i])
+    assert list(client.compress_many([])) == list(client.decompress_many([])) == []
+
+
+def test_axes_are_kept(client):
+    array = values((4, 300, 64))
+    plain = client.compress(array, "int4")
+    named = client.compress(array, "int4", axes=["heads", "seq", "head_dim"])
+    assert plain.data != named.data
+    assert same(client.decompress(plain), client.decompress(named))
+
+
+def test_asyncio_gives_the_same(daemon, connect):
+    server = daemon("--threads", "2")
+    arrays = {str(size): values(size) for size in (10, 2 * MIB)}
+    blocking = connect(server)
+    expected = {name: blocking.compress(array, name=name).data for name, array in arrays.items()}
+
+    async def later(items):
+        for item in items:
+            await asyncio.sleep(0)
+            yield item
+
+    async def work():
+        async with kvcompress.AsyncClient(server.address, timeout=30) as client:
+            await client.wait_ready(10)
+            frames = await asyncio.gather(*(client.compress(array, name=name) for name, array in arrays.items()))
+            assert {frame.name: frame.data for frame in frames} == expected
+            for items in (arrays.items(), later(arrays.items())):
+                assert {frame.name: frame.data async for frame in client.compress_many(items)} == expected
+            alone = [await client.decompress(frame) for frame in frames]
+            together = [array async for _, array in client.decompress_many(later(frames))]
+            for one, other, frame in zip(alone, together, frames, strict=True):
+                assert same(one, other)
+                assert same(one, blocking.decompress(frame))
+            assert (await client.metrics()).build == (await client.capabilities()).build
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("size", [10, 2 * MIB], ids=["one_message", "stream"])
+def test_torch(client, size):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        tensor = torch.randn(2, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+        for shown in (tensor, tensor.T, tensor[:, ::2], tensor.clone().requires_grad_(True), tensor[0, 0]):
+            frame = client.compress(shown, "raw")
+            back = client.decompress(frame)
+            assert back.dtype == dtype
+            assert torch.equal(back, shown.detach())
+            out = torch.empty(shown.shape, dtype=dtype)
+            assert client.decompress(bytes(frame), out=out) is out
+            assert torch.equal(out, shown.detach())
+        assert client.decompress(frame, as_="numpy").dtype.name == str(dtype).split(".")[1]
+        assert client.decompress(bytes(frame), as_="torch").dtype == dtype
+    with pytest.raises(kvcompress.InvalidArgument, match=r"float64 cannot be compressed"):
+        client.compress(torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(kvcompress.InvalidArgument, match=r"on meta: use tensor.cpu\(\)"):
+        client.compress(torch.empty(3, dtype=torch.float16, device="meta"))
+
+
+def test_profiles(client, tmp_path):
+    profile = {"version": 1, "default": "int4(group=64)", "rules": [{"layers": [0], "codec": "raw"}]}
+    array = values((1, 2, 30, 64))
+    try:
+        frame = client.compress(array, name="layer_0_key", profile=profile)
+    except kvcompress.Unimplemented as error:
+        pytest.skip(str(error))
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile))
+    for form in (path, str(path), path.read_text()):
+        assert client.compress(array, name="layer_0_key", profile=form).data == frame.data
+    assert frame.codec == "raw"
+    pairs = [("layer_0_key", array), ("layer_1_key", array)]
+    assert [frame.codec for frame in client.compress_many(pairs, profile=profile)] == ["raw", "int4(group=64)"]
+    with pytest.raises(kvcompress.InvalidArgument):
+        client.compress(array, profile='{"version": 99}')
