@@ -1,6 +1,7 @@
 """What goes wrong, and what it is raised as."""
 
 import asyncio
+import pathlib
 import signal
 import threading
 import time
@@ -19,6 +20,14 @@ FAST = kvcompress.RetryPolicy(initial_backoff=0.01, max_backoff=0.02)
 
 def values(size, dtype=np.float16):
     return np.random.default_rng(1).standard_normal(size).astype(dtype)
+
+
+def stop(server):
+    """Stops the daemon's threads, all of them."""
+    server.signal(signal.SIGSTOP)
+    tasks = pathlib.Path(f"/proc/{server.pid}/task")
+    wait_for(lambda: all(path.read_text().rsplit(")", 1)[1].split()[0] == "T" for path in tasks.glob("*/stat")),
+             "a stopped daemon")
 
 
 class Gate:
@@ -136,7 +145,7 @@ def test_deadlines(daemon, connect, size):
     server = daemon("--threads", "1")
     client = connect(server, timeout=1)
     client.wait_ready(10)
-    server.signal(signal.SIGSTOP)
+    stop(server)
     try:
         for call in (lambda: client.compress(values(size)), lambda: list(client.compress_many([("t", values(size))]))):
             started = time.monotonic()
@@ -248,7 +257,7 @@ def test_asyncio_failures_and_cancellation(daemon):
                     await client.compress(values(size), "int9")
                 with pytest.raises(kvcompress.DataLoss):
                     await client.decompress((await client.compress(values(size))).data[:-1])
-            server.signal(signal.SIGSTOP)
+            stop(server)
             try:
                 for size in (10, 2 * MIB):
                     task = asyncio.create_task(client.compress(values(size)))

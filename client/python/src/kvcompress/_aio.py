@@ -1,7 +1,8 @@
 """The client for asyncio: the methods of Client, awaited. What they mean is documented there."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
@@ -13,10 +14,13 @@ from ._errors import InvalidArgument, KvCompressError, Unavailable, Unimplemente
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._stream import Stream
 from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
 
 Result = TypeVar("Result")
+# At the same time, of one client; more wait for a thread.
+_MAX_STREAMS = 64
 
 
 class AsyncClient:
@@ -31,10 +35,15 @@ class AsyncClient:
         retry: RetryPolicy = DEFAULT_RETRY,
     ):
         options = _channel.channel_options()
+        # Streams are gRPC's blocking ones, in threads: where a daemon refuses a stream that is still being sent,
+        # grpc.aio puts "Internal error from Core" in the place of the daemon's status.
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options)
+            self._stream_channel = grpc.insecure_channel(target, options)
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, options)
+            self._stream_channel = grpc.secure_channel(target, credentials, options)
+        self._threads = ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="kvcompress")
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
@@ -49,6 +58,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Cancels calls in flight."""
         await self._channel.close()
+        self._stream_channel.close()
+        self._threads.shutdown(wait=False)
 
     async def compress(
         self,
@@ -98,7 +109,7 @@ class AsyncClient:
         profile: Any = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Frame]:
-        """The input may be asynchronous, or not; it is read in the event loop."""
+        """The input may be asynchronous, and is read in the event loop; or not, and is read in a thread."""
         attempts = Attempts(self._retry, self._limit(timeout))
         text = profile_json(profile)
         if spec and text:
@@ -186,32 +197,29 @@ class AsyncClient:
         items: AsyncIterable[Any] | Iterable[Any],
         timeout: float | None,
     ) -> AsyncIterator[Result]:
-        async def requests() -> AsyncIterator[bytes]:
-            try:
-                async for item in _asynchronous(items):
-                    for message in exchange.send(item):
-                        yield message
-            except Exception as error:
-                exchange.error = error
-
-        method = self._channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
-        call = method(requests(), timeout=timeout)
+        loop = asyncio.get_running_loop()
+        stream = Stream(self._stream_channel, exchange, _blocking(items, loop), timeout)
         try:
-            async for message in call:
-                result = exchange.receive(message)
-                if result is not None:
-                    yield result
-            exchange.finish()
-        except grpc.RpcError as error:
-            raise from_rpc(error) from None
+            while (result := await loop.run_in_executor(self._threads, next, stream, None)) is not None:
+                yield result
         finally:
-            call.cancel()
+            stream.close()
 
 
-async def _asynchronous(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+def _blocking(items: AsyncIterable[Any] | Iterable[Any], loop: asyncio.AbstractEventLoop) -> Iterable[Any]:
+    """The same items for another thread, which waits while the loop makes them."""
+    if not isinstance(items, AsyncIterable):
+        return items
+    iterator = aiter(items)
+
+    async def following() -> Any:
+        return await anext(iterator)
+
+    def generate() -> Iterator[Any]:
+        while True:
+            try:
+                yield asyncio.run_coroutine_threadsafe(following(), loop).result()
+            except StopAsyncIteration:
+                return
+
+    return generate()

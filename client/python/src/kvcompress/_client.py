@@ -1,8 +1,7 @@
 """The blocking client."""
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +18,7 @@ from ._exchange import (
 )
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._stream import Stream
 from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
 
@@ -48,7 +48,6 @@ class Client:
             self._channel = grpc.secure_channel(target, credentials, options)
         self._timeout = timeout
         self._retry = retry
-        self._lock = threading.Lock()
         self._message_bytes: int | None = None
         self._knows_profiles = False
 
@@ -116,7 +115,7 @@ class Client:
         *,
         profile: Any = None,
         timeout: float | None = None,
-    ) -> Iterator[Frame]:
+    ) -> Stream[Frame]:
         """Frames of (name, tensor) or (name, tensor, spec), in order, on one stream.
 
         The input is read in another thread while frames come out, and only as fast as they are taken: what is in
@@ -136,7 +135,7 @@ class Client:
         *,
         as_: Framework | None = None,
         timeout: float | None = None,
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Stream[tuple[str, Any]]:
         """Names and tensors of frames, in order, on one stream; like `compress_many`."""
         remaining = Attempts(self._retry, self._limit(timeout))
         most = self._ready(remaining.remaining())
@@ -179,14 +178,12 @@ class Client:
 
     def _ready(self, timeout: float | None, with_profile: bool = False) -> int:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
-        with self._lock:
-            if self._message_bytes is None:
-                said = self._capabilities(pb.CapabilitiesRequest(), timeout)
-                self._message_bytes = _channel.message_bytes(said)
-            if with_profile and not self._knows_profiles:
-                self._probe_profiles(timeout)
-                self._knows_profiles = True
-            return self._message_bytes
+        if self._message_bytes is None:
+            self._message_bytes = _channel.message_bytes(self._capabilities(pb.CapabilitiesRequest(), timeout))
+        if with_profile and not self._knows_profiles:
+            self._probe_profiles(timeout)
+            self._knows_profiles = True
+        return self._message_bytes
 
     def _probe_profiles(self, timeout: float | None) -> None:
         try:
@@ -210,23 +207,5 @@ class Client:
         except grpc.RpcError as error:
             raise from_rpc(error) from None
 
-    def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None) -> Iterator[Result]:
-        def requests() -> Iterator[bytes]:
-            try:
-                for item in items:
-                    yield from exchange.send(item)
-            except Exception as error:
-                exchange.error = error
-
-        method = self._channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
-        call = method(requests(), timeout=timeout)
-        try:
-            for message in call:
-                result = exchange.receive(message)
-                if result is not None:
-                    yield result
-            exchange.finish()
-        except grpc.RpcError as error:
-            raise from_rpc(error) from None
-        finally:
-            call.cancel()
+    def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None) -> Stream[Result]:
+        return Stream(self._channel, exchange, items, timeout)

@@ -1,0 +1,56 @@
+"""One streaming call, whose results are iterated."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic
+
+import grpc
+
+from . import _channel
+from ._errors import from_rpc
+from ._exchange import Exchange, Result
+
+
+class Stream(Iterator[Result], Generic[Result]):
+    """Begins the call at once. gRPC reads `items` in a thread of its own, as fast as the daemon takes them; it takes
+    them as fast as results are asked for. A stream that is closed, or forgotten, is cancelled."""
+
+    def __init__(
+        self, channel: grpc.Channel, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None
+    ):
+        method = channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
+        self._exchange = exchange
+        self._call = method(_requests(exchange, items), timeout=timeout)
+
+    def __next__(self) -> Result:
+        while True:
+            try:
+                message = next(self._call)
+            except StopIteration:
+                self._exchange.finish()
+                raise
+            except grpc.RpcError as error:
+                raise from_rpc(error) from None
+            try:
+                result = self._exchange.receive(message)
+            except BaseException:
+                self.close()
+                raise
+            if result is not None:
+                return result
+
+    def close(self) -> None:
+        """From any thread."""
+        self._call.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_call"):
+            self.close()
+
+
+def _requests(exchange: Exchange[Any, Any], items: Iterable[Any]) -> Iterator[bytes]:
+    # It holds no reference to the stream, which could not be forgotten otherwise.
+    try:
+        for item in items:
+            yield from exchange.send(item)
+    except Exception as error:
+        exchange.error = error
