@@ -90,7 +90,7 @@ grpc::Slice Share(const Slice& slice) {
 }  // namespace
 
 std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint32_t field) {
-  constexpr uint64_t kMaxHeadBytes = 16384;
+  constexpr uint64_t kMaxHeadBytes = 80 << 10;  // a header with a profile
   auto dumped = std::make_shared<GrpcSlices>();
   if (!message.Dump(dumped.get()).ok()) return std::nullopt;
   const size_t size = message.Length();

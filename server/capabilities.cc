@@ -12,7 +12,7 @@
 #include "kvcompress/rpc/message.h"
 #include "kvcompress/server/bind.h"
 #include "kvcompress/server/metrics.h"
-#include "kvcompress/session/messages.h"
+#include "kvcompress/session/compress_headers.h"
 
 namespace kvcompress {
 namespace {
@@ -60,12 +60,11 @@ void AddTransports(const Options& options, v1::CapabilitiesResponse& response) {
   response.set_shared_memory_prefix(options.shared_memory_prefix);
 }
 
-absl::StatusOr<uint64_t> FrameBound(const Options& options, const v1::CompressHeader& header) {
-  if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
-  KVC_ASSIGN_OR_RETURN(TensorDesc tensor, FromMessage(header.tensor()));
-  const std::string& codec = header.codec().empty() ? options.default_codec : header.codec();
+absl::StatusOr<uint64_t> FrameBound(const Options& options, const v1::CompressHeader& header,
+                                    CompressHeaders& headers) {
+  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(header, options.default_codec));
   KVC_ASSIGN_OR_RETURN(const FramePlan plan,
-                       PlanFrame(std::move(tensor), codec, {.max_tensor_bytes = options.max_tensor_bytes}));
+                       PlanFrame(std::move(job.tensor), job.codec, {.max_tensor_bytes = options.max_tensor_bytes}));
   return plan.MaxFrameBytes();
 }
 
@@ -78,8 +77,9 @@ absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& opt
         absl::StrFormat("%d headers in one request, the limit is %d", request.headers_size(), kMaxHeaders));
   }
   v1::CapabilitiesResponse response;
+  CompressHeaders headers;
   for (const v1::CompressHeader& header : request.headers()) {
-    KVC_ASSIGN_OR_RETURN(const uint64_t bytes, FrameBound(options, header));
+    KVC_ASSIGN_OR_RETURN(const uint64_t bytes, FrameBound(options, header, headers));
     response.add_max_frame_bytes(bytes);
   }
   ToMessage(ThisBuild(), *response.mutable_build());

@@ -32,11 +32,9 @@ class CompressWork {
   // Checks everything but the values.
   absl::Status Prepare(const Request& request, const SessionOptions& options) {
     const v1::CompressHeader& header = request.header();
-    if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
     if (header.frame_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
-    KVC_ASSIGN_OR_RETURN(TensorDesc tensor, FromMessage(header.tensor()));
-    const std::string& codec = header.codec().empty() ? options.default_codec : header.codec();
-    KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(tensor), codec, options.limits));
+    KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, CompressHeaders().Read(header, options.default_codec));
+    KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(job.tensor), job.codec, options.limits));
     return absl::OkStatus();
   }
   bool takes_pieces() const { return compressor_->takes_pieces(); }

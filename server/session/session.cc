@@ -5,16 +5,13 @@
 
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
-#include "kvcompress/session/messages.h"
 
 namespace kvcompress {
 
 absl::Status CompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions& options,
                                    OutputPlaces* places) {
-  const v1::CompressHeader& header = request.header();
-  if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
-  KVC_ASSIGN_OR_RETURN(TensorDesc tensor, FromMessage(header.tensor()));
-  return stream.Begin(std::move(tensor), header.codec().empty() ? options.default_codec : header.codec(), places);
+  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(request.header(), options.default_codec));
+  return stream.Begin(std::move(job.tensor), job.codec, places);
 }
 
 absl::Status DecompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions&,
@@ -56,12 +53,13 @@ void Session<Traits>::Push(Request request) {
     return added.ok() ? void() : Fail(added);
   }
   // Far above any that is valid; many may wait.
-  constexpr size_t kMaxHeaderMessageBytes = size_t{16} << 10;
-  if (request.ByteSizeLong() > kMaxHeaderMessageBytes) {
+  constexpr size_t kMaxHeaderMessageBytes = (size_t{16} << 10) + kMaxProfileBytes;
+  const size_t bytes = request.ByteSizeLong();
+  if (bytes > kMaxHeaderMessageBytes) {
     return Fail(
         absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
   }
-  Queue({.header = std::move(request), .bytes = {}, .is_header = true});
+  Queue({.header = std::move(request), .bytes = {}, .header_bytes = bytes, .is_header = true});
 }
 
 template <typename Traits>
@@ -75,6 +73,7 @@ void Session<Traits>::Queue(Input input) {
     absl::MutexLock lock(&mutex_);
     if (!start_) start_ = Clock::now();
     if (InputIsOver()) return;  // a message that was on its way when the stream failed
+    header_bytes_ += input.header_bytes;
     inputs_.push_back(std::move(input));
   }
   Feed();
@@ -114,13 +113,15 @@ void Session<Traits>::Cancel() {
 template <typename Traits>
 bool Session<Traits>::TakesInput() const {
   constexpr size_t kMaxInputs = 1024;
+  constexpr size_t kMaxInputHeaderBytes = size_t{16} << 20;
   absl::MutexLock lock(&mutex_);
   if (half_closed_ || cancelled_ || !output_status_.ok()) return false;
   if (InputIsOver()) return waits_for_room_;
   const bool uses_rooms = waits_for_room_ || (!to_room_.empty() && to_room_.back());
   if (inputs_.empty()) return HasRoom() || uses_rooms;
   const Input& last = inputs_.back();
-  return uses_rooms && inputs_.size() < kMaxInputs && (last.is_shared || last.is_header);
+  return uses_rooms && inputs_.size() < kMaxInputs && header_bytes_ < kMaxInputHeaderBytes &&
+         (last.is_shared || last.is_header);
 }
 
 template <typename Traits>
@@ -285,13 +286,17 @@ void Session<Traits>::Feed() {
     const absl::Status status = FeedPart(input);
     mutex_.Lock();
     if (input_status_.ok()) input_status_ = status;
-    if (input.taken()) inputs_.pop_front();
+    if (input.taken()) {
+      header_bytes_ -= input.header_bytes;
+      inputs_.pop_front();
+    }
   }
   if (!InputIsOver()) {
     if (inputs_.empty()) ReleaseIfIdle();
   } else {
     flushing_ = true;
     inputs_.clear();
+    header_bytes_ = 0;
     if (input_status_.ok() && half_closed_) input_status_ = stream_.Finish();
     stream_.Flush([this] { OnFlushed(); });
   }
@@ -328,7 +333,7 @@ absl::Status Session<Traits>::TakeHeader(Input& input) {
     to_room_.push_back(to_room);
   }
   ranges_.BeginTensor();
-  KVC_RETURN_IF_ERROR(Traits::Begin(stream_, input.header, options_, to_room ? &ranges_ : nullptr));
+  KVC_RETURN_IF_ERROR(traits_.Begin(stream_, input.header, options_, to_room ? &ranges_ : nullptr));
   ++begun_;
   reserved_ = false;
   const std::optional<Footprint> footprint = stream_.footprint();

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/compressor.h"
 #include "kvcompress/session/admission.h"
+#include "kvcompress/session/compress_headers.h"
 #include "kvcompress/session/shared_ranges.h"
 #include "kvcompress/session/sinks.h"
 
@@ -30,7 +31,7 @@ constexpr uint64_t DefaultWindowBytes(size_t threads) {
   return (8 + 2 * uint64_t{threads}) * kDefaultBlockElements * 2;
 }
 
-// The two directions of a session, which differ in these names alone.
+// The two directions of a session, which differ in these names and in what they know of headers.
 struct CompressTraits {
   using Request = v1::CompressRequest;
   using Response = v1::CompressResponse;
@@ -40,8 +41,7 @@ struct CompressTraits {
   static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
   static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
 
-  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options,
-                            OutputPlaces* places);
+  absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options, OutputPlaces* places);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
   static bool to_room(const Request& request) { return request.header().frame_to_room(); }
   static std::string* bytes(Request& request) { return request.has_data() ? request.mutable_data() : nullptr; }
@@ -52,6 +52,8 @@ struct CompressTraits {
     return request.has_frame_room() ? &request.frame_room() : nullptr;
   }
   static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_frame(); }
+
+  CompressHeaders headers;
 };
 
 struct DecompressTraits {
@@ -133,6 +135,7 @@ class Session {
     Request header;
     std::vector<Slice> bytes;
     size_t next = 0;  // of `bytes`
+    size_t header_bytes = 0;
     bool is_header = false;
     bool is_shared = false;
 
@@ -167,6 +170,7 @@ class Session {
 
   mutable absl::Mutex mutex_;
   std::deque<Input> inputs_ ABSL_GUARDED_BY(mutex_);  // more than one only while the output waits for room
+  size_t header_bytes_ ABSL_GUARDED_BY(mutex_) = 0;   // of `inputs_`
   bool feeding_ ABSL_GUARDED_BY(mutex_) = false;      // a thread is in Feed, and owns its members below
   bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
@@ -189,6 +193,7 @@ class Session {
   uint64_t released_reported_ = 0;  // as input_released
 
   // Of the thread that feeds.
+  Traits traits_;
   uint64_t begun_ = 0;           // tensors
   bool reserved_ = true;         // whether the memory of the current tensor is
   uint64_t streamed_bytes_ = 0;  // of tensors since the stream was last idle

@@ -38,6 +38,13 @@ v1::CompressRequest Header(const std::string& name, const std::vector<uint64_t>&
   return request;
 }
 
+v1::CompressRequest ProfileHeader(const std::string& name, const std::vector<uint64_t>& shape,
+                                  const std::string& profile) {
+  v1::CompressRequest request = Header(name, shape);
+  request.mutable_header()->set_profile(profile);
+  return request;
+}
+
 v1::CompressRequest Data(ByteSpan bytes) {
   v1::CompressRequest request;
   request.set_data(std::string(AsText(bytes)));
@@ -203,7 +210,36 @@ TEST_F(SessionTest, AStreamWithoutTensorsIsReported) {
   EXPECT_THAT(Decompress({}), IsOk());
 }
 
+TEST_F(SessionTest, AProfileGivesEachTensorItsCodec) {
+  const std::string one = R"({"version": 1, "default": "int8", "rules": [{"layers": [0, 1], "codec": "raw"}]})";
+  const std::string other = R"({"version": 1, "default": "int3"})";
+  std::vector<v1::CompressRequest> requests;
+  for (const auto& header : {ProfileHeader("layer_0_key", {9}, one), ProfileHeader("layer_2_key", {9}, one),
+                             Header("layer_0_key", {9}), ProfileHeader("layer_1_key", {9}, one),
+                             ProfileHeader("layer_1_key", {9}, other), ProfileHeader("layer_1_key", {9}, one)}) {
+    requests.push_back(header);
+    requests.push_back(Data(18));
+  }
+  std::vector<v1::CompressResponse> responses;
+  ASSERT_THAT(Compress(requests, &responses), IsOk());
+  std::vector<std::string> codecs;
+  for (const auto& response : responses) {
+    if (response.has_tensor()) codecs.push_back(response.tensor().codec());
+  }
+  EXPECT_THAT(codecs, ElementsAre("raw", "int8(group=64)", "int4(group=64)", "raw", "int3(group=64)", "raw"));
+}
+
+TEST_F(SessionTest, AProfileMayHave64KiB) {
+  std::string profile = R"({"version": 1, "default": "raw"})";
+  profile.append(kMaxProfileBytes - profile.size(), ' ');
+  EXPECT_THAT(Compress({ProfileHeader("t", {2}, profile), Data(4)}), IsOk());
+  EXPECT_THAT(Compress({ProfileHeader("t", {2}, profile + " "), Data(4)}),
+              StatusIs(absl::StatusCode::kInvalidArgument, "profile of 65537 bytes is above the limit of 65536"));
+}
+
 TEST_F(SessionTest, MalformedCompressStreamsAreRefusedWithTheirReason) {
+  v1::CompressRequest two_codecs = ProfileHeader("t", {2}, R"({"version": 1, "default": "raw"})");
+  two_codecs.mutable_header()->set_codec("raw");
   v1::CompressRequest no_tensor;
   no_tensor.mutable_header();
   v1::CompressRequest wrong_axes = Header("t", {2, 2});
@@ -239,6 +275,9 @@ TEST_F(SessionTest, MalformedCompressStreamsAreRefusedWithTheirReason) {
       {{Header("t", {1 << 26})},
        absl::ResourceExhaustedError("tensor \"t\": 134217728 bytes are above the limit of 67108864")},
       {{Header("t", {2}, "int9")}, InvalidArgument("tensor \"t\": unknown codec \"int9\"")},
+      {{two_codecs}, InvalidArgument("header with a codec and a profile")},
+      {{ProfileHeader("t", {2}, "{")}, InvalidArgument("profile: not valid JSON")},
+      {{ProfileHeader("t", {2}, R"({"version": 1})")}, InvalidArgument("profile: \"default\" is missing")},
       {{Header("t", {2}, "int4(group=")},
        InvalidArgument("tensor \"t\": codec spec \"int4(group=\": expected a value at character 12")},
   };

@@ -1,0 +1,35 @@
+#include "kvcompress/session/compress_headers.h"
+
+#include "absl/strings/str_format.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/session/messages.h"
+
+namespace kvcompress {
+
+absl::StatusOr<CompressHeaders::Job> CompressHeaders::Read(const v1::CompressHeader& header,
+                                                           std::string_view default_codec) {
+  if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
+  Job job;
+  KVC_ASSIGN_OR_RETURN(job.tensor, FromMessage(header.tensor()));
+  if (header.profile().empty()) {
+    job.codec = header.codec().empty() ? std::string(default_codec) : header.codec();
+    return job;
+  }
+  if (!header.codec().empty()) return absl::InvalidArgumentError("header with a codec and a profile");
+  KVC_RETURN_IF_ERROR(TakeProfile(header.profile()));
+  job.codec = profile_->CodecFor(job.tensor.name);
+  return job;
+}
+
+absl::Status CompressHeaders::TakeProfile(const std::string& text) {
+  if (profile_ && text == text_) return absl::OkStatus();
+  if (text.size() > kMaxProfileBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("profile of %d bytes is above the limit of %d", text.size(), kMaxProfileBytes));
+  }
+  KVC_ASSIGN_OR_RETURN(profile_, Profile::Parse(text));
+  text_ = text;
+  return absl::OkStatus();
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "kvcompress/base/tensor.h"
+#include "kvcompress/profile/profile.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+
+namespace kvcompress {
+
+// Longest text of a profile in a header.
+inline constexpr size_t kMaxProfileBytes = size_t{64} << 10;
+
+// Reads the headers of tensors to be compressed, one after another: which tensor each describes, and which codec it
+// asks for. A profile that the header before had, too, is not parsed again.
+class CompressHeaders {
+ public:
+  struct Job {
+    TensorDesc tensor;
+    std::string codec;  // a spec or a name of one; not checked where the header has it
+  };
+
+  // INVALID_ARGUMENT for a header without a tensor, with enum numbers that this build does not know, with a codec and a
+  // profile, or with a profile that is too long or none.
+  absl::StatusOr<Job> Read(const v1::CompressHeader& header, std::string_view default_codec);
+
+ private:
+  absl::Status TakeProfile(const std::string& text);
+
+  std::string text_;  // of profile_
+  std::optional<Profile> profile_;
+};
+
+}  // namespace kvcompress

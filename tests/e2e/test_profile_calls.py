@@ -1,0 +1,80 @@
+"""A profile in the header of a call: the frames are those of the command line with -profile."""
+
+import grpc
+import numpy as np
+import pytest
+from cli_helpers import File, run_ok, write_file
+from daemon_helpers import failure, random_array
+
+PROFILE = """{"version": 1, "default": "int4(group=32)", "rules": [
+    {"layers": [0, 0], "codec": "lossless"},
+    {"kind": "key", "codec": "int8|zstd(level=1)"},
+    {"name": "other_*", "codec": "raw"}]}"""
+
+
+@pytest.fixture
+def tensors():
+    names = ["layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value", "other_1"]
+    return {name: random_array((1, 4, 300, 64), np.float16, seed) for seed, name in enumerate(names)}
+
+
+@pytest.fixture
+def frames(bin_dir, tmp_path, tensors):
+    (tmp_path / "profile.json").write_text(PROFILE)
+    source, output = write_file(tmp_path / "in.safetensors", tensors), tmp_path / "out.safetensors"
+    run_ok(bin_dir, "-input", source, "-output", output, "-profile", tmp_path / "profile.json")
+    return File(output).bytes
+
+
+def header(client, name, shape, profile=PROFILE):
+    tensor = client.pb.Tensor(name=name, dtype=1, shape=shape)
+    return client.pb.CompressHeader(tensor=tensor, profile=profile)
+
+
+def requests(client, tensors):
+    for name, array in tensors.items():
+        yield client.pb.CompressRequest(header=header(client, name, array.shape))
+        yield client.data(array.tobytes())
+
+
+def test_a_stream_gives_the_frames_of_the_command_line(client, tensors, frames):
+    streamed, frame = {}, b""
+    for response in client.stub.Compress(requests(client, tensors), timeout=60):
+        frame += response.frame
+        if response.WhichOneof("payload") == "tensor":
+            streamed[response.tensor.name], frame = frame, b""
+    assert streamed == frames
+
+
+def test_a_tensor_in_a_message_gives_them_too(client, tensors, frames):
+    for name, array in tensors.items():
+        request = client.pb.CompressTensorRequest(header=header(client, name, array.shape), data=array.tobytes())
+        assert client.stub.CompressTensor(request, timeout=20).frame == frames[name]
+
+
+def test_capabilities_bounds_them(client, tensors, frames):
+    headers = [header(client, name, array.shape) for name, array in tensors.items()]
+    bounds = client.stub.Capabilities(client.pb.CapabilitiesRequest(headers=headers), timeout=20).max_frame_bytes
+    assert len(bounds) == len(frames)
+    for name, bound in zip(tensors, bounds):
+        assert len(frames[name]) <= bound
+    assert bounds[list(tensors).index("other_1")] == len(frames["other_1"])
+
+
+@pytest.mark.parametrize("profile, codec, text", [
+    (PROFILE, "raw", "header with a codec and a profile"),
+    ("[]", "", "profile: must be a JSON object"),
+    (PROFILE.replace("raw", "rwa"), "", 'profile: rule 3: unknown codec "rwa"'),
+    (PROFILE + " " * 65536, "", f"profile of {len(PROFILE) + 65536} bytes is above the limit of 65536"),
+])
+def test_refusals_are_the_same_for_all_calls(client, profile, codec, text):
+    refused = header(client, "layer_0_key", [2], profile)
+    refused.codec = codec
+    streamed = failure(client.stub.Compress(iter([client.pb.CompressRequest(header=refused)]), timeout=20))
+    assert streamed[:2] == (grpc.StatusCode.INVALID_ARGUMENT, text)
+    for call, request in (
+            (client.stub.CompressTensor, client.pb.CompressTensorRequest(header=refused, data=bytes(4))),
+            (client.stub.Capabilities, client.pb.CapabilitiesRequest(headers=[refused]))):
+        with pytest.raises(grpc.RpcError) as error:
+            call(request, timeout=20)
+        assert (error.value.code(), error.value.details()) == streamed[:2]
