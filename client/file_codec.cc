@@ -210,7 +210,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   Layout bound;
   for (const Entry& entry : header.entries) {
     KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
-    const std::string& spec = profile.CodecFor(entry.name);
+    KVC_ASSIGN_OR_RETURN(const std::string spec, profile.CodecFor(tensor));
     KVC_ASSIGN_OR_RETURN(const uint64_t max_bytes, MaxFrameBytes(tensor, spec));
     max_frame_bytes.push_back(max_bytes);
     bound.AddFrame(entry.name, max_bytes);

@@ -36,6 +36,7 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec, tensor.name);
   if (!chain.ok()) return OfTensor(tensor.name, chain.status());
   plan.chain = *std::move(chain);
+  if (const absl::Status taken = plan.chain.CheckTensor(tensor); !taken.ok()) return OfTensor(tensor.name, taken);
   plan.header.tensor = std::move(tensor);
   plan.header.codec = plan.chain.spec();
   plan.header_bytes = SerializeFrameHeader(plan.header);

@@ -93,7 +93,7 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions
   absl::StatusOr<Profile> profile =
       options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
   if (!profile.ok()) return profile.status();
-  const std::string codec = options.profile.empty() && profile->is_uniform() ? profile->CodecFor("") : "profile";
+  const std::string codec = options.profile.empty() && profile->is_uniform() ? profile->default_codec() : "profile";
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options));
   if (options.verbose) {
     Print(stderr,

@@ -51,11 +51,12 @@ class BlockNorm final : public TensorCodec {
     codes_.Bounds(count, bounds.subspan(kFirstCodeStream));
   }
 
-  absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
-                      ErrorSums*) const override {
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     Scratch& scratch = Scratch::OfThread();
+    const TensorDesc& tensor = block.tensor;
+    const ByteSpan values = block.values;
     const DType dtype = tensor.dtype;
-    const size_t count = values.size() / DTypeSize(dtype);
+    const size_t count = block.count;
     const auto extent = static_cast<size_t>(
         std::clamp<uint64_t>(tensor.shape.empty() ? 1 : tensor.shape.back(), 1, std::max<size_t>(count, 1)));
     const simd::CellLayout layout = Layout(extent);

@@ -200,18 +200,18 @@ class Bounded final : public TensorCodec {
 
   bool measures() const override { return true; }
 
-  absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
-                      ErrorSums* sums) const override {
-    Judge judge(allowance_, tensor.dtype, values);
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+    const ByteSpan values = block.values;
+    Judge judge(allowance_, block.tensor.dtype, values);
     ErrorSums own;
     size_t chosen = codecs_.size() - 1;
     // What cannot be judged is kept as it is.
     if (judge.has_only_finite_values() && !values.empty()) {
-      KVC_ASSIGN_OR_RETURN(chosen, Choose(tensor, values, judge, streams, own));
+      KVC_ASSIGN_OR_RETURN(chosen, Choose(block.tensor, values, judge, streams, own));
     }
     if (chosen == codecs_.size() - 1) {
       own = judge.sums();
-      KVC_RETURN_IF_ERROR(codecs_.back()->Encode(tensor, values, Inner(streams, *codecs_.back()), nullptr));
+      KVC_RETURN_IF_ERROR(codecs_.back()->Encode(block, Inner(streams, *codecs_.back()), nullptr));
     }
     const size_t unused = inner_streams_ - codecs_[chosen]->stream_count();
     for (StreamBuffer& stream : streams.subspan(1, unused)) stream.size = 0;
@@ -293,7 +293,8 @@ class Bounded final : public TensorCodec {
   static absl::StatusOr<bool> Keeps(const TensorCodec& codec, const TensorDesc& tensor, ByteSpan values, Judge& judge,
                                     double slack, std::span<StreamBuffer> streams, ErrorSums& sums) {
     const DType dtype = tensor.dtype;
-    const absl::Status encoded = codec.Encode(tensor, values, streams, codec.measures() ? &sums : nullptr);
+    const Block block{tensor, 0, values.size() / DTypeSize(dtype), values};
+    const absl::Status encoded = codec.Encode(block, streams, codec.measures() ? &sums : nullptr);
     if (absl::IsInvalidArgument(encoded)) return false;  // a value that it cannot hold
     KVC_RETURN_IF_ERROR(encoded);
 

@@ -37,14 +37,28 @@ struct CodecChain::Scratch {
   std::vector<ByteSpan> in;
 };
 
-CodecChain::Scratch& CodecChain::ThreadScratch() {
+CodecChain::Scratch& CodecChain::ThreadScratch() const {
   thread_local Scratch scratch;
-  return scratch;
+  thread_local Scratch inner;
+  return inner_ ? inner : scratch;
 }
 
 absl::StatusOr<CodecChain> CodecChain::Parse(std::string_view text, std::string_view tensor_name) {
   const NamedChain* named = FindNamedChain(text);
   return ParseStages(named != nullptr ? named->ChainFor(tensor_name) : text);
+}
+
+absl::StatusOr<CodecChain> CodecChain::ParseInner(std::string_view text) {
+  KVC_ASSIGN_OR_RETURN(CodecChain chain, ParseStages(text));
+  if (chain.codec_->needs_place()) {
+    return absl::InvalidArgumentError(absl::StrCat(chain.codec_name_, " cannot stand within a codec"));
+  }
+  if (chain.needs_tensor()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("\"%s\" has to see the whole tensor, so it cannot stand within a codec", chain.spec_));
+  }
+  chain.inner_ = true;
+  return chain;
 }
 
 absl::StatusOr<CodecChain> CodecChain::ParseStages(std::string_view text) {
@@ -90,6 +104,9 @@ absl::StatusOr<CodecChain> CodecChain::ParseStages(std::string_view text) {
   if (chain.codec_ == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrFormat("codec spec \"%s\" has no tensor codec behind its transforms, for example int4", text));
+  }
+  if (chain.codec_->needs_place() && !chain.transforms_.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("no transform may stand in front of ", chain.codec_name_));
   }
   chain.spec_ = absl::StrJoin(specs, "|");
   return chain;
@@ -209,9 +226,10 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
   KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
   PlaceStreams(dtype, values.size() / DTypeSize(dtype), payload, scratch);
   const bool fused = codec_->measures() && transforms_.empty();
+  const Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
   const absl::Status encoded =
-      codec_->Encode(block.tensor, values, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
-  if (absl::IsInvalidArgument(encoded)) return ValueFault(block);
+      codec_->Encode(transformed, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
+  if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
   KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
   if (sums != nullptr && !fused) {

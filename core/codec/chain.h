@@ -27,6 +27,9 @@ class CodecChain {
   // The same for what people write: also one of the names of named_chains.h, which may mean another chain for another
   // tensor.
   static absl::StatusOr<CodecChain> Parse(std::string_view spec, std::string_view tensor_name = "");
+  // A chain for a tensor codec to use, for parts of its blocks: it has no codec of that kind itself, and no transform
+  // that has to see the whole tensor.
+  static absl::StatusOr<CodecChain> ParseInner(std::string_view spec);
 
   // The canonical text: every parameter, no blanks. Parse(spec()) gives an equal chain.
   const std::string& spec() const { return spec_; }
@@ -47,6 +50,9 @@ class CodecChain {
   // Whether a payload always has the size of its bound and is not read back while it is written: then it may be written
   // to where someone else writes, too.
   bool encodes_in_place() const { return is_fast() && codec_->measures() && codec_->tolerates_changing_values(); }
+
+  // INVALID_ARGUMENT, without the tensor's name, for a tensor that it does not take, whatever its values.
+  absl::Status CheckTensor(const TensorDesc& tensor) const { return codec_->CheckTensor(tensor); }
 
   // Whether Analyze must see the whole tensor before a block can be encoded.
   bool needs_tensor() const;
@@ -75,12 +81,13 @@ class CodecChain {
   absl::Status ValueFault(const Block& block) const;
 
   struct Scratch;
-  static Scratch& ThreadScratch();
+  Scratch& ThreadScratch() const;
   absl::StatusOr<ByteSpan> Transform(const Block& block, const ChainState& state, Scratch& scratch) const;
   void PlaceStreams(DType dtype, size_t count, MutableByteSpan payload, Scratch& scratch) const;
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
 
+  bool inner_ = false;  // works while another chain of the thread does
   std::string spec_;
   std::string codec_name_;
   std::vector<std::unique_ptr<TensorTransform>> transforms_;

@@ -21,7 +21,7 @@ namespace kvcompress {
 // A run of a tensor's values, in row-major order; the unit of work.
 struct Block {
   const TensorDesc& tensor;
-  uint64_t first;  // index of its first value in the tensor
+  uint64_t first;  // index of its first value in the tensor; of no meaning behind a transform
   size_t count;
   ByteSpan values;  // count * DTypeSize(tensor.dtype) bytes
   // In place of `values`, where they lie in several places that may end within a value: at most kMaxBlockPieces, and
@@ -105,11 +105,15 @@ class TensorCodec {
                                     ErrorSums*) const {
     return absl::UnimplementedError("the codec takes values in one piece");
   }
-  // Fills the streams, whose sizes it sets, from `values`, a run of values of `tensor` (fewer than the block's where a
-  // transform dropped some). INVALID_ARGUMENT, without a text, when a value cannot be held.
-  virtual absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
-                              ErrorSums* sums) const = 0;
+  // Fills the streams, whose sizes it sets, from the block's `values` (fewer than there were where a transform dropped
+  // some). INVALID_ARGUMENT, without a text unless it names the value, when a value cannot be held.
+  virtual absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const = 0;
   virtual absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const = 0;
+
+  // Whether Encode goes by the block's place in the tensor: then no transform may stand in front.
+  virtual bool needs_place() const { return false; }
+  // INVALID_ARGUMENT, without the tensor's name, for a tensor that it does not take, whatever its values.
+  virtual absl::Status CheckTensor(const TensorDesc&) const { return absl::OkStatus(); }
 
   // Whether each block gets a codec of its own, which Chosen tells.
   virtual bool chooses() const { return false; }

@@ -79,10 +79,10 @@ class IntGroup final : public TensorCodec {
 
   bool measures() const override { return true; }
 
-  absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
-                      ErrorSums* sums) const override {
-    const size_t count = values.size() / DTypeSize(tensor.dtype);
-    if (!simd::Quantize(Format(tensor.dtype), values.data(), count, streams[0].data, streams[1].data, sums)) {
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+    const DType dtype = block.tensor.dtype;
+    const size_t count = block.count;
+    if (!simd::Quantize(Format(dtype), block.values.data(), count, streams[0].data, streams[1].data, sums)) {
       return absl::InvalidArgumentError("");
     }
     streams[0].size = 2 * simd::GroupCount(group_, count);

@@ -139,11 +139,10 @@ class Planes final : public TensorCodec {
     for (size_t p = 0; p < kMaxPlanes; ++p) bounds[1 + p] = p < DTypeSize(dtype) ? count : 0;
   }
 
-  absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
-                      ErrorSums*) const override {
-    const size_t width = DTypeSize(tensor.dtype);
-    const size_t count = values.size() / width;
-    const PlaneFormat format = Choose(values, width, TokenDistance(tensor));
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    const size_t width = DTypeSize(block.tensor.dtype);
+    const size_t count = block.count;
+    const PlaneFormat format = Choose(block.values, width, TokenDistance(block.tensor));
     streams[0].data[0] = static_cast<std::byte>(format.split);
     streams[0].data[1] = static_cast<std::byte>(format.delta);
     StoreLE(static_cast<uint32_t>(format.distance), streams[0].data + 2);
@@ -153,7 +152,7 @@ class Planes final : public TensorCodec {
       planes[p] = reinterpret_cast<uint8_t*>(streams[1 + p].data);
       streams[1 + p].size = p < width ? count : 0;
     }
-    simd::SplitPlanes(format, values.data(), count, planes);
+    simd::SplitPlanes(format, block.values.data(), count, planes);
     return absl::OkStatus();
   }
 

@@ -79,12 +79,13 @@ class Quant final : public TensorCodec {
     if (has_outliers()) outliers_.StreamBounds(dtype, count, bounds.subspan(FirstOutlierStream()));
   }
 
-  absl::Status Encode(const TensorDesc& tensor, ByteSpan values, std::span<StreamBuffer> streams,
-                      ErrorSums*) const override {
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     Scratch& scratch = Scratch::OfThread();
+    const TensorDesc& tensor = block.tensor;
     const DType dtype = tensor.dtype;
     const size_t width = DTypeSize(dtype);
-    const size_t count = values.size() / width;
+    const size_t count = block.count;
+    ByteSpan values = block.values;
     const simd::UniformFormat format = Format(dtype);
     if (has_outliers()) {
       scratch.values.Resize(values.size());

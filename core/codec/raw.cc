@@ -19,7 +19,8 @@ class Raw final : public TensorCodec {
     bounds[0] = count * DTypeSize(dtype);
   }
 
-  absl::Status Encode(const TensorDesc&, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums*) const override {
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    const ByteSpan values = block.values;
     if (!values.empty()) std::memcpy(streams[0].data, values.data(), values.size());
     streams[0].size = values.size();
     return absl::OkStatus();

@@ -25,6 +25,10 @@ constexpr std::array<string_view, 1> kRawExamples = {"raw"};
 constexpr std::array<string_view, 3> kBoundedExamples = {
     "bounded(min_snr=30,max_error=0,min_cosine=0)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)",
     "bounded(min_snr=0,max_error=0,min_cosine=0.99)|zstd(level=1)"};
+constexpr std::array<string_view, 4> kHeadsExamples = {
+    "heads(0-1:int8(group=64),2-:int4(group=64)|rans)", "heads(0:raw,1-:planes(split=bytes,delta=none)|zstd(level=1))",
+    "heads(0-2:quant(bits=6,per=token)|rans,3:clamp(limit=65504)|int3(group=64),4-:raw|zstd(level=1))",
+    "heads(0:int2(group=32),1-5:bounded(min_snr=30),6-:blocknorm)|zstd(level=1)"};
 constexpr std::array<string_view, 1> kZstdExamples = {"raw|zstd(level=3)"};
 constexpr std::array<string_view, 1> kArithmeticExamples = {"raw|arithmetic"};
 constexpr std::array<string_view, 1> kCabacExamples = {"raw|cabac"};
@@ -158,6 +162,12 @@ constexpr std::array kRows = {
              .summary = "leaves each stream as it is",
              .make_byte_codec = MakeStored,
              .examples = kStoredExamples},
+    CodecRow{.name = "heads",
+             .kind = StageKind::kTensorCodec,
+             .parameters = "FIRST-LAST:CHAIN,...,FIRST-:CHAIN, every head once; such as heads(0-1:int8,2-:int4|rans)",
+             .summary = "a chain of its own for each range of heads, of tensors with a heads axis",
+             .make_tensor_codec = MakeHeads,
+             .examples = kHeadsExamples},
     CodecRow{.name = "zstd",
              .kind = StageKind::kByteCodec,
              .parameters = "level=-7..19 (3)",

@@ -37,6 +37,7 @@ absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClamp(const StageSpec& stag
 absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClip(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorTransform>> MakeSparse(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBounded(const StageSpec& stage);
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeHeads(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeIntGroup(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakePlanes(const StageSpec& stage);
 absl::StatusOr<std::unique_ptr<TensorCodec>> MakeQuant(const StageSpec& stage);

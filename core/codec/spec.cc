@@ -4,11 +4,13 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "kvcompress/base/status_macros.h"
 
 namespace kvcompress {
 namespace {
@@ -25,17 +27,7 @@ class Parser {
       if (!IsName(stage.name)) return Fault("a codec's name");
       if (Eat('(') && !Eat(')')) {
         do {
-          std::string key = Word(IsNameChar);
-          if (!IsName(key)) return Fault("a parameter's name");
-          if (!Eat('=')) return Fault("'='");
-          std::string value = Word(IsValueChar);
-          if (value.empty()) return Fault("a value");
-          for (const auto& [other, unused] : stage.args) {
-            if (other == key) {
-              return absl::InvalidArgumentError(absl::StrFormat("codec spec \"%s\": %s is given twice", text_, key));
-            }
-          }
-          stage.args.emplace_back(std::move(key), std::move(value));
+          KVC_RETURN_IF_ERROR(IsNext(absl::ascii_isdigit) ? ParsePart(stage) : ParseArg(stage));
         } while (Eat(','));
         if (!Eat(')')) return Fault("',' or ')'");
       }
@@ -46,8 +38,39 @@ class Parser {
   }
 
  private:
+  absl::Status ParseArg(StageSpec& stage) {
+    std::string key = Word(IsNameChar);
+    if (!IsName(key)) return Fault("a parameter's name");
+    if (!Eat('=')) return Fault("'='");
+    std::string value = Word(IsValueChar);
+    if (value.empty()) return Fault("a value");
+    for (const auto& [other, unused] : stage.args) {
+      if (other == key) {
+        return absl::InvalidArgumentError(absl::StrFormat("codec spec \"%s\": %s is given twice", text_, key));
+      }
+    }
+    stage.args.emplace_back(std::move(key), std::move(value));
+    return absl::OkStatus();
+  }
+
+  absl::Status ParsePart(StageSpec& stage) {
+    std::string label = Word(IsLabelChar);
+    if (!Eat(':')) return Fault("':'");
+    const size_t begin = at_;
+    bool in_parentheses = false;
+    for (; at_ < text_.size(); ++at_) {
+      const char c = text_[at_];
+      if (c == '(' && std::exchange(in_parentheses, true)) return Fault("no parenthesis within another's");
+      if (!in_parentheses && (c == ',' || c == ')')) break;
+      if (c == ')') in_parentheses = false;
+    }
+    stage.parts.push_back({std::move(label), std::string(text_.substr(begin, at_ - begin))});
+    return absl::OkStatus();
+  }
+
   static bool IsNameChar(char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '_'; }
   static bool IsValueChar(char c) { return absl::ascii_isalnum(c) || c == '_' || c == '.' || c == '+' || c == '-'; }
+  static bool IsLabelChar(char c) { return absl::ascii_isdigit(c) || c == '-'; }
   static bool IsName(std::string_view word) { return !word.empty() && absl::ascii_islower(word[0]); }
 
   void SkipBlanks() {
@@ -60,6 +83,10 @@ class Parser {
     ++at_;
     SkipBlanks();
     return true;
+  }
+
+  bool IsNext(bool (*is_part)(unsigned char)) const {
+    return at_ < text_.size() && is_part(static_cast<unsigned char>(text_[at_]));
   }
 
   std::string Word(bool (*is_part)(char)) {
@@ -149,6 +176,9 @@ absl::StatusOr<double> StageArgs::Real(std::string_view key, double otherwise, d
 }
 
 absl::Status StageArgs::Finish() const {
+  if (!stage_.parts.empty() && !parts_taken_) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s has no chains within it", stage_.name));
+  }
   for (size_t i = 0; i < stage_.args.size(); ++i) {
     if (!taken_[i]) {
       return absl::InvalidArgumentError(

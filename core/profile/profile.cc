@@ -1,6 +1,9 @@
 #include "kvcompress/profile/profile.h"
 
+#include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"
@@ -49,6 +52,16 @@ bool GlobMatches(std::string_view pattern, std::string_view text) {
   return p == pattern.size();
 }
 
+std::optional<std::pair<int64_t, int64_t>> ParseRange(const Json& json) {
+  const bool is_range = json.is_array() && json.size() == 2 && json[0].is_number_unsigned() &&
+                        json[1].is_number_unsigned() && json[0] <= json[1];
+  if (!is_range) return std::nullopt;
+  const auto number = [](const Json& value) {
+    return static_cast<int64_t>(std::min<uint64_t>(value.get<uint64_t>(), std::numeric_limits<int64_t>::max()));
+  };
+  return std::pair{number(json[0]), number(json[1])};
+}
+
 absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
   const std::string where = absl::StrCat("rule ", index + 1);
   const auto fault = [&](absl::string_view what) { return Fault(absl::StrCat(where, ": ", what)); };
@@ -56,10 +69,11 @@ absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
   Profile::Rule rule;
   for (const auto& [key, value] : json.items()) {
     if (key == "layers") {
-      const bool is_range = value.is_array() && value.size() == 2 && value[0].is_number_unsigned() &&
-                            value[1].is_number_unsigned() && value[0] <= value[1];
-      if (!is_range) return fault("\"layers\" must be [first, last]");
-      rule.layers = {value[0].get<int64_t>(), value[1].get<int64_t>()};
+      rule.layers = ParseRange(value);
+      if (!rule.layers) return fault("\"layers\" must be [first, last]");
+    } else if (key == "heads") {
+      rule.heads = ParseRange(value);
+      if (!rule.heads) return fault("\"heads\" must be [first, last]");
     } else if (key == "kind") {
       if (value != "key" && value != "value") return fault("\"kind\" must be \"key\" or \"value\"");
       rule.is_key = value == "key";
@@ -74,6 +88,25 @@ absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
   }
   if (rule.codec.empty()) return fault("\"codec\" is missing");
   return rule;
+}
+
+// 0 for a tensor that the codec `heads` does not take.
+int64_t HeadsOf(const TensorDesc& tensor) {
+  if (std::ranges::count(tensor.axes, AxisRole::kHeads) != 1) return 0;
+  const auto axis = std::ranges::find(tensor.axes, AxisRole::kHeads) - tensor.axes.begin();
+  return static_cast<int64_t>(std::min(tensor.shape[static_cast<size_t>(axis)], kMaxTensorElements));
+}
+
+// The first head of each part and its codec.
+using HeadParts = std::vector<std::pair<int64_t, const std::string*>>;
+
+std::string SpecOfHeads(const HeadParts& parts) {
+  std::string spec = "heads(";
+  for (size_t i = 0; i + 1 < parts.size(); ++i) {
+    absl::StrAppend(&spec, parts[i].first, "-", parts[i + 1].first - 1, ":", *parts[i].second, ",");
+  }
+  absl::StrAppend(&spec, parts.back().first, "-:", *parts.back().second, ")");
+  return spec;
 }
 
 }  // namespace
@@ -115,15 +148,41 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
   return profile;
 }
 
-const std::string& Profile::CodecFor(std::string_view tensor_name) const {
-  const KvName kv = ParseKvName(tensor_name);
+bool Profile::Holds(const Rule& rule, const TensorDesc& tensor) {
+  const KvName kv = ParseKvName(tensor.name);
+  if (rule.layers && (kv.layer < rule.layers->first || kv.layer > rule.layers->second)) return false;
+  if (rule.is_key && (kv.layer < 0 || kv.is_key != *rule.is_key)) return false;
+  return !rule.name || GlobMatches(*rule.name, tensor.name);
+}
+
+absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
+  const int64_t heads = HeadsOf(tensor);
+  std::vector<const Rule*> of_heads;  // in front of the first rule that holds for all heads
+  const std::string* rest = &default_codec_;
   for (const Rule& rule : rules_) {
-    if (rule.layers && (kv.layer < rule.layers->first || kv.layer > rule.layers->second)) continue;
-    if (rule.is_key && (kv.layer < 0 || kv.is_key != *rule.is_key)) continue;
-    if (rule.name && !GlobMatches(*rule.name, tensor_name)) continue;
-    return rule.codec;
+    if (!Holds(rule, tensor)) continue;
+    if (!rule.heads) {
+      rest = &rule.codec;
+      break;
+    }
+    if (rule.heads->first < heads) of_heads.push_back(&rule);
   }
-  return default_codec_;
+  std::set<int64_t> begins = {0};  // heads where another rule may begin to decide
+  for (const Rule* rule : of_heads) {
+    begins.insert(rule->heads->first);
+    if (rule->heads->second < heads - 1) begins.insert(rule->heads->second + 1);
+  }
+  HeadParts parts;
+  for (const int64_t head : begins) {
+    const auto rule = std::ranges::find_if(
+        of_heads, [head](const Rule* r) { return r->heads->first <= head && head <= r->heads->second; });
+    const std::string& codec = rule == of_heads.end() ? *rest : (*rule)->codec;
+    if (parts.empty() || *parts.back().second != codec) parts.emplace_back(head, &codec);
+  }
+  if (parts.size() == 1) return *parts[0].second;
+  const absl::StatusOr<CodecChain> chain = CodecChain::ParseStages(SpecOfHeads(parts));
+  if (!chain.ok()) return Fault(absl::StrCat("heads of tensor \"", tensor.name, "\": ", chain.status().message()));
+  return chain->spec();
 }
 
 }  // namespace kvcompress

@@ -19,17 +19,21 @@ namespace kvcompress {
 //     "rules": [
 //       {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
 //       {"layers": [2, 5], "kind": "key", "codec": "int8(group=64)"},
+//       {"heads": [0, 3], "codec": "int8(group=32)"},
 //       {"name": "encoder_*", "codec": "raw"}
 //     ]
 //   }
 //
 // The first rule whose every condition holds decides; "default" when none does. "layers" is a closed range and "kind"
-// is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?.
+// is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?. "heads" is a
+// closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules behind it for the
+// others.
 class Profile {
  public:
   // A condition that is absent holds.
   struct Rule {
     std::optional<std::pair<int64_t, int64_t>> layers;
+    std::optional<std::pair<int64_t, int64_t>> heads = {};
     std::optional<bool> is_key;
     std::optional<std::string> name;
     std::string codec;
@@ -44,10 +48,17 @@ class Profile {
   // Whether every tensor gets the same.
   bool is_uniform() const { return rules_.empty(); }
 
-  // Canonical spec for the tensor of this name.
-  const std::string& CodecFor(std::string_view tensor_name) const;
+  // What a tensor gets for which no rule decides.
+  const std::string& default_codec() const { return default_codec_; }
+
+  // Canonical spec for a valid tensor; `heads(...)` where its heads get different ones. INVALID_ARGUMENT when these
+  // cannot stand there (sparse, say), or are too many.
+  absl::StatusOr<std::string> CodecFor(const TensorDesc& tensor) const;
 
  private:
+  // Whether every condition but that of heads holds.
+  static bool Holds(const Rule& rule, const TensorDesc& tensor);
+
   std::string default_codec_;
   std::vector<Rule> rules_;
 };

@@ -17,7 +17,8 @@ absl::StatusOr<CompressHeaders::Job> CompressHeaders::Read(const v1::CompressHea
   }
   if (!header.codec().empty()) return absl::InvalidArgumentError("header with a codec and a profile");
   KVC_RETURN_IF_ERROR(TakeProfile(header.profile()));
-  job.codec = profile_->CodecFor(job.tensor.name);
+  KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
+  KVC_ASSIGN_OR_RETURN(job.codec, profile_->CodecFor(job.tensor));
   return job;
 }
 

@@ -17,6 +17,11 @@ inline std::vector<std::string_view> AllExampleSpecs() {
   return specs;
 }
 
+// A tensor that every codec takes: each of its values is a head.
+inline TensorDesc MakeTensorOfHeads(DType dtype, size_t count) {
+  return {.name = "t", .dtype = dtype, .shape = {count}, .axes = {AxisRole::kHeads}};
+}
+
 // One tensor that is one block, as its payload.
 inline absl::StatusOr<std::vector<std::byte>> EncodeOneBlock(const CodecChain& chain, const TensorDesc& tensor,
                                                              ByteSpan values, ErrorSums* sums) {

@@ -32,7 +32,7 @@ TEST_P(EveryChainTest, RoundTripsAndMeasuresWhatItDecodes) {
     for (size_t count : {1, 7, 31, 64, 65, 200, 1024, 4099}) {
       for (Distribution distribution : kAllDistributions) {
         SCOPED_TRACE(absl::StrFormat("%s %d distribution %d", DTypeName(dtype), count, distribution));
-        const TensorDesc tensor = MakeTensor("t", dtype, {count});
+        const TensorDesc tensor = MakeTensorOfHeads(dtype, count);
         const std::vector<std::byte> values = MakeValues(dtype, count, distribution);
         ErrorSums sums;
         const auto payload = EncodeOneBlock(chain_, tensor, values, &sums);
@@ -71,7 +71,7 @@ TEST(ChainTest, LosslessChainsKeepEveryBit) {
     for (DType dtype : kAllDTypes) {
       const std::vector<std::byte> bits = MakeBits(2000 * DTypeSize(dtype));
       ErrorSums sums;
-      const auto payload = EncodeOneBlock(chain, MakeTensor("t", dtype, {2000}), bits, &sums);
+      const auto payload = EncodeOneBlock(chain, MakeTensorOfHeads(dtype, 2000), bits, &sums);
       ASSERT_THAT(payload, IsOk());
       EXPECT_EQ(sums.max_abs_error, 0);
       std::vector<std::byte> decoded(bits.size());
@@ -88,7 +88,7 @@ TEST_P(EveryChainTest, DamagedPayloadsAreHarmless) {
   for (DType dtype : {DType::kF16, DType::kF32}) {
     const size_t count = 150;
     const auto values = MakeValues(dtype, count, Distribution::kOutliers);
-    const auto payload = EncodeOneBlock(chain_, MakeTensor("t", dtype, {count}), values, nullptr);
+    const auto payload = EncodeOneBlock(chain_, MakeTensorOfHeads(dtype, count), values, nullptr);
     ASSERT_THAT(payload, IsOk());
     std::vector<std::byte> decoded(values.size());
     for (size_t size = 0; size < payload->size(); ++size) {

@@ -8,6 +8,7 @@ from daemon_helpers import failure, random_array
 
 PROFILE = """{"version": 1, "default": "int4(group=32)", "rules": [
     {"layers": [0, 0], "codec": "lossless"},
+    {"heads": [1, 2], "codec": "int8(group=32)"},
     {"kind": "key", "codec": "int8|zstd(level=1)"},
     {"name": "other_*", "codec": "raw"}]}"""
 
@@ -64,7 +65,7 @@ def test_capabilities_bounds_them(client, tensors, frames):
 @pytest.mark.parametrize("profile, codec, text", [
     (PROFILE, "raw", "header with a codec and a profile"),
     ("[]", "", "profile: must be a JSON object"),
-    (PROFILE.replace("raw", "rwa"), "", 'profile: rule 3: unknown codec "rwa"'),
+    (PROFILE.replace("raw", "rwa"), "", 'profile: rule 4: unknown codec "rwa"'),
     (PROFILE + " " * 65536, "", f"profile of {len(PROFILE) + 65536} bytes is above the limit of 65536"),
 ])
 def test_refusals_are_the_same_for_all_calls(client, profile, codec, text):

@@ -15,6 +15,15 @@ namespace {
 using ::kvcompress::testing::IsOk;
 using ::kvcompress::testing::StatusIs;
 
+// Of a tensor of this name; of the shape [1, heads, 10, 64] where that is given.
+std::string CodecOf(const Profile& profile, const std::string& name, uint64_t heads = 0) {
+  TensorDesc tensor{.name = name, .dtype = DType::kF16, .shape = {}, .axes = {}};
+  if (heads > 0) tensor.shape = {1, heads, 10, 64};
+  tensor.axes = DefaultAxes(name, tensor.shape.size());
+  const auto codec = profile.CodecFor(tensor);
+  return codec.ok() ? *codec : codec.status().ToString();
+}
+
 TEST(ProfileTest, TheFirstRuleThatHoldsDecides) {
   const auto profile = Profile::Parse(R"json({
     "version": 1,
@@ -28,30 +37,61 @@ TEST(ProfileTest, TheFirstRuleThatHoldsDecides) {
     ]
 })json");
   ASSERT_THAT(profile, IsOk());
-  EXPECT_EQ(profile->CodecFor("layer_0_key"), "raw|zstd(level=1)");
-  EXPECT_EQ(profile->CodecFor("layer_1_value"), "raw|zstd(level=1)");
-  EXPECT_EQ(profile->CodecFor("layer_2_key"), "int8(group=32)");
-  EXPECT_EQ(profile->CodecFor("layer_4_key"), "int8(group=32)");
-  EXPECT_EQ(profile->CodecFor("layer_5_key"), "int4(group=64)");
-  EXPECT_EQ(profile->CodecFor("layer_2_value"), "int3(group=64)");
-  EXPECT_EQ(profile->CodecFor("encoder_1_w"), "raw");
-  EXPECT_EQ(profile->CodecFor("encoder_1_w_"), "int4(group=64)");
-  EXPECT_EQ(profile->CodecFor("anything"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "raw|zstd(level=1)");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_value"), "raw|zstd(level=1)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_key"), "int8(group=32)");
+  EXPECT_EQ(CodecOf(*profile, "layer_4_key"), "int8(group=32)");
+  EXPECT_EQ(CodecOf(*profile, "layer_5_key"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_value"), "int3(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "encoder_1_w"), "raw");
+  EXPECT_EQ(CodecOf(*profile, "encoder_1_w_"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "anything"), "int4(group=64)");
+}
+
+TEST(ProfileTest, TheFirstRuleThatHoldsDecidesForEachHead) {
+  const auto profile = Profile::Parse(R"json({
+    "version": 1,
+    "default": "int4",
+    "rules": [
+      {"layers": [0, 0], "heads": [2, 3], "codec": "raw"},
+      {"layers": [0, 0], "heads": [0, 5], "codec": "int8"},
+      {"heads": [7, 18446744073709551615], "codec": "int3"},
+      {"layers": [2, 2], "codec": "int5"},
+      {"layers": [2, 2], "heads": [0, 0], "codec": "raw"},
+      {"layers": [3, 3], "heads": [0, 0], "codec": "int4"},
+      {"layers": [4, 4], "heads": [0, 0], "codec": "sparse(ratio=0.5)|int4"}
+    ]
+})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key", 9),
+            "heads(0-1:int8(group=64),2-3:raw,4-5:int8(group=64),6:int4(group=64),7-:int3(group=64))");
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key", 4), "heads(0-1:int8(group=64),2-:raw)");
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key", 2), "int8(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_key", 8), "heads(0-6:int4(group=64),7-:int3(group=64))");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_key", 7), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_key", 8), "heads(0-6:int5(group=64),7-:int3(group=64))");
+  EXPECT_EQ(CodecOf(*profile, "layer_3_key", 2), "int4(group=64)");
+  EXPECT_THAT(CodecOf(*profile, "layer_4_key", 2),
+              ::testing::HasSubstr("profile: heads of tensor \"layer_4_key\": \"sparse(ratio=0.5)|int4(group=64)\" has "
+                                   "to see the whole tensor"));
+  // No heads, no rules of heads.
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "other", 9), "int4(group=64)");
 }
 
 TEST(ProfileTest, NamesStandForChainsAndForRules) {
   const auto near = Profile::Uniform("near-lossless");
   ASSERT_THAT(near, IsOk());
   EXPECT_TRUE(near->is_uniform());
-  EXPECT_EQ(near->CodecFor("layer_0_key"), CodecChain::Parse("near-lossless")->spec());
+  EXPECT_EQ(CodecOf(*near, "layer_0_key"), CodecChain::Parse("near-lossless")->spec());
   const auto mixed = Profile::Uniform("mixed");
   ASSERT_THAT(mixed, IsOk());
   EXPECT_FALSE(mixed->is_uniform());
   for (const char* name : {"layer_0_key", "layer_1_value", "layer_2_key", "other"}) {
-    EXPECT_EQ(mixed->CodecFor(name), CodecChain::Parse("mixed", name)->spec()) << name;
+    EXPECT_EQ(CodecOf(*mixed, name), CodecChain::Parse("mixed", name)->spec()) << name;
   }
-  EXPECT_NE(mixed->CodecFor("layer_1_key"), mixed->CodecFor("layer_2_key"));
-  EXPECT_EQ(Profile::Parse(R"json({"version": 1, "default": "lossless"})json")->CodecFor("t"),
+  EXPECT_NE(CodecOf(*mixed, "layer_1_key"), CodecOf(*mixed, "layer_2_key"));
+  EXPECT_EQ(CodecOf(*Profile::Parse(R"json({"version": 1, "default": "lossless"})json"), "t"),
             CodecChain::Parse("lossless")->spec());
   EXPECT_THAT(Profile::Parse(R"json({"version": 1, "default": "mixed"})json"),
               StatusIs(absl::StatusCode::kInvalidArgument, "profile: default: mixed is a profile of its own"));
@@ -60,8 +100,8 @@ TEST(ProfileTest, NamesStandForChainsAndForRules) {
 TEST(ProfileTest, UniformIsOneCodecForAll) {
   const auto profile = Profile::Uniform("int8");
   ASSERT_THAT(profile, IsOk());
-  EXPECT_EQ(profile->CodecFor("layer_0_key"), "int8(group=64)");
-  EXPECT_EQ(profile->CodecFor("x"), "int8(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int8(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "x"), "int8(group=64)");
   EXPECT_THAT(Profile::Uniform("int1"), StatusIs(absl::StatusCode::kInvalidArgument, "unknown codec \"int1\""));
 }
 
@@ -77,14 +117,14 @@ Profile ShippedProfile(const std::string& name) {
 TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
   const Profile mixed = ShippedProfile("mixed-n2-q10.json");
   for (const char* name : {"layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value"}) {
-    const auto chain = CodecChain::Parse(mixed.CodecFor(name));
+    const auto chain = CodecChain::Parse(CodecOf(mixed, name));
     ASSERT_THAT(chain, IsOk());
     EXPECT_TRUE(chain->lossless()) << name;
   }
   for (const char* name : {"layer_2_key", "layer_31_value", "anything"}) {
-    EXPECT_THAT(mixed.CodecFor(name), ::testing::StartsWith("quant(bits=10,")) << name;
+    EXPECT_THAT(CodecOf(mixed, name), ::testing::StartsWith("quant(bits=10,")) << name;
   }
-  EXPECT_EQ(ShippedProfile("blocknorm-strict.json").CodecFor("layer_0_key"),
+  EXPECT_EQ(CodecOf(ShippedProfile("blocknorm-strict.json"), "layer_0_key"),
             "blocknorm(block=128,topk=0.02,bits=10)|rans");
 }
 
@@ -131,6 +171,10 @@ INSTANTIATE_TEST_SUITE_P(
                    "profile: rule 1: \"layers\" must be [first, last]"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [-1, 1], "codec": "raw"}]})",
                    "profile: rule 1: \"layers\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"heads": [2, 1], "codec": "raw"}]})",
+                   "profile: rule 1: \"heads\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"heads": 3, "codec": "raw"}]})",
+                   "profile: rule 1: \"heads\" must be [first, last]"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"kind": "keys", "codec": "raw"}]})",
                    "profile: rule 1: \"kind\" must be \"key\" or \"value\""},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"name": 1, "codec": "raw"}]})",
