@@ -167,14 +167,16 @@ absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& h
   const std::vector<std::string> specs = SweepSpecs();
   SweepProgress progress(specs.size());
   for (const std::string& spec : specs) {
-    progress.Begin(spec);
+    const std::string_view name = NameOfChain(spec);
+    const std::string label = name.empty() || name == spec ? spec : absl::StrFormat("%s = %s", name, spec);
+    progress.Begin(label);
     absl::StatusOr<SpecFigures> figures = sweep.Measure(spec);
     if (figures.ok()) {
-      progress.End(spec, absl::StrFormat("%.3f times smaller", static_cast<double>(sample.bytes) /
-                                                                   static_cast<double>(figures->compressed_bytes)));
+      progress.End(label, absl::StrFormat("%.3f times smaller", static_cast<double>(sample.bytes) /
+                                                                    static_cast<double>(figures->compressed_bytes)));
       result.specs.push_back(*std::move(figures));
     } else if (absl::IsInvalidArgument(figures.status())) {
-      progress.End(spec, std::string(figures.status().message()));
+      progress.End(label, std::string(figures.status().message()));
       result.refused.emplace_back(spec, figures.status().message());
     } else {
       return figures.status();

@@ -10,6 +10,7 @@
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/client/compressed_file.h"
 #include "kvcompress/codec/chain.h"
+#include "kvcompress/codec/named_chains.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/span_codec.h"
 
@@ -100,6 +101,13 @@ std::vector<std::string> SweepSpecs() {
   for (const CodecRow& row : AllCodecs()) {
     for (const std::string_view example : row.examples) add(example);
   }
+  for (const NamedChain& named : AllNamedChains()) {
+    if (named.first_layers == 0) {
+      add(named.chain);
+    } else {
+      specs.emplace_back(named.name);
+    }
+  }
   for (const std::string_view extra : kExtraSpecs) add(extra);
   return specs;
 }
@@ -136,7 +144,9 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   KVC_RETURN_IF_ERROR(TimeBest(encode, figures.encode_seconds));
   KVC_RETURN_IF_ERROR(TimeBest(decode, figures.decode_seconds));
 
-  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, figures.spec));
+  const NamedChain* named = FindNamedChain(spec);
+  const bool differs = named != nullptr && named->first_layers > 0;  // as a file's header tells it
+  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, differs ? "profile" : figures.spec));
   for (size_t i = 0; i < count; ++i) {
     const SampledTensor& original = sample_.tensors[i];
     const DType dtype = original.tensor.dtype;

@@ -13,8 +13,9 @@
 // Measures codec specs on the tensors of a file, in memory and on the calling thread.
 namespace kvcompress {
 
-// Canonical specs worth a look: the registry's examples, and parameters that people would try, as far as this build
-// knows them. None twice.
+// Canonical specs worth a look: the registry's examples, what the names of chains stand for, and parameters that people
+// would try, as far as this build knows them. None twice. A name that means another chain for another tensor stands for
+// itself.
 std::vector<std::string> SweepSpecs();
 
 struct TensorFigures {
@@ -38,7 +39,7 @@ class Sweep {
 
   // INVALID_ARGUMENT when the codec does not take the values (a NaN, say). DATA_LOSS when a codec that says that it is
   // lossless is not.
-  absl::StatusOr<SpecFigures> Measure(std::string_view spec);
+  absl::StatusOr<SpecFigures> Measure(std::string_view spec);  // or a name of one
 
   // Seconds of copying all tensors, the best repetition: what the codecs' times are to be compared with.
   double MeasureCopy();

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "kvcompress/cli/pareto.h"
 #include "kvcompress/cli/sweep_page.h"
+#include "kvcompress/codec/named_chains.h"
 #include "kvcompress/quality/quality.h"
 
 namespace kvcompress {
@@ -82,6 +83,8 @@ Json SpecJson(const FileSample& sample, const std::string& input, const SpecFigu
   const auto bytes = static_cast<double>(sample.bytes);
   Json json;
   json["spec"] = spec.spec;
+  const std::string_view name = NameOfChain(spec.spec);
+  json["name"] = name.empty() ? Json(nullptr) : Json(name);
   json["compression_ratio"] = Divided(bytes, static_cast<double>(spec.compressed_bytes));
   json.update(ToJson(FiguresOf(sample, spec, Kind::kAll)));
   for (const Kind kind : {Kind::kKeys, Kind::kValues, Kind::kOther}) {

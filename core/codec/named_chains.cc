@@ -43,6 +43,13 @@ const NamedChain* FindNamedChain(std::string_view name) {
   return nullptr;
 }
 
+std::string_view NameOfChain(std::string_view spec) {
+  for (const NamedChain& named : kNamedChains) {
+    if (spec == named.name || (named.first_layers == 0 && spec == named.chain)) return named.name;
+  }
+  return {};
+}
+
 std::string DescribeNamedChains() {
   std::string text;
   for (const NamedChain& named : kNamedChains) {

@@ -25,6 +25,9 @@ std::span<const NamedChain> AllNamedChains();
 // Null when there is none of that name.
 const NamedChain* FindNamedChain(std::string_view name);
 
+// The name that stands for this canonical spec in every tensor, or is this very text; empty when there is none.
+std::string_view NameOfChain(std::string_view spec);
+
 // Each name with what it is for, for help texts.
 std::string DescribeNamedChains();
 

@@ -10,6 +10,7 @@
 
 #include "kvcompress/cli/sweep_report.h"
 #include "kvcompress/codec/chain.h"
+#include "kvcompress/codec/named_chains.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
@@ -109,6 +110,12 @@ TEST(SweepSpecs, EveryExampleAndNoneTwice) {
       EXPECT_THAT(specs, ::testing::Contains(CodecChain::Parse(example)->spec()));
     }
   }
+  for (const NamedChain& named : AllNamedChains()) {
+    const bool differs = named.first_layers > 0;
+    EXPECT_EQ(std::count(specs.begin(), specs.end(), differs ? named.name : named.chain), 1) << named.name;
+    EXPECT_EQ(NameOfChain(differs ? named.name : named.chain), named.name);
+  }
+  EXPECT_EQ(NameOfChain("int4(group=32)"), "");
   EXPECT_THAT(specs, ::testing::IsSupersetOf({"int3(group=128)", "int8(group=32)", "raw|zstd(level=19)"}));
 }
 
