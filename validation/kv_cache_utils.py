@@ -1,0 +1,273 @@
+"""KV caches of transformers models: extract, save as safetensors, load (compressed files too), check, describe."""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+
+import cache_view
+import torch
+from compression_bridge import decompress_kv_cache
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+TINYLLAMA_NUM_LAYERS = 22
+TINYLLAMA_NUM_KV_HEADS = 4  # GQA: 4 KV heads, not 32
+TINYLLAMA_NUM_QUERY_HEADS = 32
+TINYLLAMA_HEAD_DIM = 64
+TINYLLAMA_HIDDEN_SIZE = 2048
+TINYLLAMA_VOCAB_SIZE = 32000
+
+# What kv-compress takes; anything else is saved as float32.
+SAVED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TENSOR_NAME = re.compile(r"layer_(\d+)_(key|value)")
+
+
+@dataclass
+class KVCacheMetadata:
+    """Metadata for KV cache tensors."""
+
+    num_layers: int  # 22 for TinyLlama
+    num_kv_heads: int  # 4 for TinyLlama (GQA)
+    seq_len: int  # tokens that went through the cache; sliding layers hold fewer
+    head_dim: int  # of the keys; 64 for TinyLlama
+    dtype: str  # "float16", "bfloat16" or "float32"
+    model_name: str  # Model identifier
+
+    def to_dict(self) -> dict:
+        """The fields, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, d: dict) -> "KVCacheMetadata":
+        """From a sidecar's JSON; further keys are ignored.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        return cls(**{field.name: d[field.name] for field in fields(cls)})
+
+
+def extract_kv_cache(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_length: Optional[int] = None,
+    device: Optional[str] = None,
+) -> Tuple["DynamicCache", KVCacheMetadata]:
+    """The KV cache of a model's forward pass over one prompt.
+
+    Args:
+        model: HuggingFace model (TinyLlama or similar)
+        tokenizer: Corresponding tokenizer
+        prompt: Input text to generate KV cache from
+        max_length: Cut the prompt to so many tokens
+        device: Device to run on (the model's own if None)
+
+    Returns:
+        Tuple of (DynamicCache, KVCacheMetadata); transformers 4.35 has no DynamicCache, and gives its tuple of pairs
+
+    Raises:
+        ValueError: If batch size != 1 or cache is empty
+    """
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    ids = tokenizer(prompt, return_tensors="pt", **cut)["input_ids"]
+    if ids.shape[0] != 1:
+        raise ValueError(f"one prompt at a time: the batch size is {ids.shape[0]}")
+    if ids.shape[1] == 0:
+        raise ValueError("the cache is empty: the prompt has no tokens")
+    if device is None:
+        device = next(model.parameters()).device
+    else:
+        model = model.to(device)
+    with torch.no_grad():
+        cache = model(input_ids=ids.to(device), use_cache=True).past_key_values
+    if cache is None:
+        raise ValueError("the cache is empty: the model gave none")
+    if isinstance(cache, tuple):
+        cache = cache_view.build(cache_view.layers(cache))
+    return cache, _describe(cache, _name_of(model))
+
+
+def save_kv_cache(
+    cache: Any,
+    path: str,
+    metadata_path: Optional[str] = None,
+    model_name: str = "unknown",
+) -> KVCacheMetadata:
+    """Save KV cache to a safetensors file, with a JSON sidecar. Any batch size.
+
+    float16, bfloat16 and float32 are kept as they are; other types become float32.
+
+    Args:
+        cache: DynamicCache from Transformers, or any style that cache_view reads
+        path: Output path; its tensors are layer_{i}_key and layer_{i}_value, [batch, kv_heads, tokens, head_dim]
+        metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None)
+        model_name: For the metadata
+
+    Returns:
+        KVCacheMetadata describing the saved cache
+
+    Raises:
+        ValueError: If the cache is empty
+        TypeError: If it is no cache
+    """
+    metadata = _describe(cache, model_name)
+    tensors = {}
+    for index, pair in enumerate(cache_view.layers(cache)):
+        for kind, tensor in zip(("key", "value"), pair):
+            # A copy of its own for each: safetensors refuses tensors that share memory.
+            tensors[f"layer_{index}_{kind}"] = tensor.detach().to(
+                "cpu", _saved_dtype(tensor), copy=True, memory_format=torch.contiguous_format)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with open(metadata_path or _sidecar(path), "w", encoding="utf-8") as file:
+        json.dump(metadata.to_dict(), file, indent=2)
+    return metadata
+
+
+def load_kv_cache(
+    path: str,
+    metadata_path: Optional[str] = None,
+    device: str = "cpu",
+    config: Any = None,
+) -> Tuple["DynamicCache", KVCacheMetadata]:
+    """Load KV cache from a safetensors file, plain or compressed by kv-compress.
+
+    Args:
+        path: Path to safetensors file
+        metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None; without one the tensors tell)
+        device: Device to load tensors to
+        config: The model's configuration; needed for a model with sliding layers to go on from this cache
+
+    Returns:
+        Tuple of (DynamicCache, KVCacheMetadata), in the dtype of the file; a tuple of pairs for transformers 4.35
+
+    Raises:
+        FileNotFoundError: If there is no such file, no metadata_path, or no kv-compress for a compressed file
+        ValueError: If it is no safetensors file, or its tensors are no KV cache
+        subprocess.CalledProcessError: If a compressed file is damaged; its text says where
+    """
+    pairs = _pairs(_read(path, device), path)
+    sidecar = metadata_path or _sidecar(path)
+    if metadata_path is not None or os.path.exists(sidecar):
+        with open(sidecar, encoding="utf-8") as file:
+            metadata = KVCacheMetadata.from_dict(json.load(file))
+    else:
+        metadata = _describe(tuple(pairs), "unknown")
+    return cache_view.build(pairs, config, metadata.seq_len), metadata
+
+
+def validate_kv_cache_shape(
+    cache: Any,
+    expected_layers: int = 22,
+    expected_kv_heads: int = 4,
+    expected_head_dim: int = 64,
+) -> Tuple[bool, List[str]]:
+    """Whether every layer of a cache has the expected shape: by default TinyLlama's, 4 KV heads (GQA) and not 32.
+
+    Returns:
+        Tuple of (is_valid, list_of_errors)
+    """
+    try:
+        pairs = cache_view.layers(cache)
+    except (TypeError, ValueError) as error:
+        return False, [str(error)]
+    errors = []
+    if len(pairs) != expected_layers:
+        errors.append(f"{len(pairs)} layers, expected {expected_layers}")
+    for index, (key, value) in enumerate(pairs):
+        for kind, tensor in (("key", key), ("value", value)):
+            for what, size, expected in (("KV heads", tensor.shape[1], expected_kv_heads),
+                                         ("head dim", tensor.shape[3], expected_head_dim)):
+                if size != expected:
+                    errors.append(f"layer {index} {kind}: {what} {size}, expected {expected}")
+        if key.shape[:3] != value.shape[:3]:
+            errors.append(f"layer {index}: keys are {list(key.shape)}, values {list(value.shape)}")
+    return not errors, errors
+
+
+def compute_kv_cache_stats(cache: Any) -> dict:
+    """Statistics of a KV cache, over all its keys and values, computed in float64.
+
+    Returns:
+        Dictionary with num_layers, num_kv_heads, seq_len, head_dim, total_elements, total_bytes (in the cache's own
+        dtype), total_mb (2^20 bytes), dtype, value_mean, value_std (of the population), value_min, value_max
+
+    Raises:
+        ValueError, TypeError: as cache_view.layers
+    """
+    tensors = [tensor for pair in cache_view.layers(cache) for tensor in pair]
+    count = sum(tensor.numel() for tensor in tensors)
+    mean = sum(tensor.double().sum().item() for tensor in tensors) / count
+    variance = sum((tensor.double() - mean).square().sum().item() for tensor in tensors) / count
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    described: Dict[str, Any] = _describe(cache, "").to_dict()
+    del described["model_name"]
+    return {
+        **described,
+        "dtype": _dtype_name(tensors[0].dtype),
+        "total_elements": count,
+        "total_bytes": size,
+        "total_mb": size / 2**20,
+        "value_mean": mean,
+        "value_std": variance**0.5,
+        "value_min": min(tensor.min().item() for tensor in tensors),
+        "value_max": max(tensor.max().item() for tensor in tensors),
+    }
+
+
+def _describe(cache: Any, model_name: str) -> KVCacheMetadata:
+    pairs = cache_view.layers(cache)
+    _, heads, _, head_dim = pairs[0][0].shape
+    return KVCacheMetadata(num_layers=len(pairs), num_kv_heads=heads, seq_len=cache_view.tokens_seen(cache),
+                           head_dim=head_dim, dtype=_dtype_name(_saved_dtype(pairs[0][0])), model_name=model_name)
+
+
+def _read(path: str, device: str) -> Dict[str, torch.Tensor]:
+    """The tensors of a file; of a compressed one, through a temporary file."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            compressed = "kvcompress.version" in (file.metadata() or {})
+        if not compressed:
+            return load_file(path, device=device)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
+        plain = os.path.join(folder, "cache.safetensors")
+        decompress_kv_cache(path, plain)
+        return load_file(plain, device=device)
+
+
+def _pairs(tensors: Dict[str, torch.Tensor], path: str) -> List[cache_view.Pair]:
+    kinds = {(int(match[1]), match[2]): tensors[name] for name in tensors if (match := TENSOR_NAME.fullmatch(name))}
+    count = len(kinds) // 2
+    try:
+        pairs = [(kinds[index, "key"], kinds[index, "value"]) for index in range(count)]
+    except KeyError as error:
+        raise ValueError(f"{path} has no tensor layer_{error.args[0][0]}_{error.args[0][1]}") from error
+    if not pairs or len(kinds) != 2 * count:
+        raise ValueError(f"{path} does not hold layer_0_key, layer_0_value, layer_1_key ... in pairs")
+    return pairs
+
+
+def _sidecar(path: str) -> str:
+    return os.fspath(path).removesuffix(".safetensors") + ".metadata.json"
+
+
+def _saved_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in SAVED_DTYPES else torch.float32
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _name_of(model: Any) -> str:
+    return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__

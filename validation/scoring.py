@@ -1,0 +1,247 @@
+"""What a compressed cache does to a model's predictions, measured.
+
+For each window of token ids the model reads the prefix; its cache is saved, compressed, decompressed and put back. The model
+then reads the rest of the window (teacher forcing) on the untouched and on the restored cache, and both log-likelihoods of
+the same tokens are compared. The first token of the continuation is not scored: its prediction was made while the prefix was
+read, before the cache was touched.
+"""
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
+
+import cache_view
+import torch
+from compression_bridge import CompressionMetrics, compress_kv_cache, decompress_kv_cache
+from kv_cache_utils import load_kv_cache, save_kv_cache
+
+# Which tensors of the restored cache replace the untouched ones.
+PARTS = ("both", "keys", "values")
+
+
+class Window(NamedTuple):
+    """Token ids whose first `prefix_len` make the cache; those after the next one are scored."""
+
+    ids: Sequence[int]
+    prefix_len: int
+
+
+class Spec(NamedTuple):
+    """How to compress: a codec spec, a profile file, or INT4 with a group size where both are None."""
+
+    codec: Optional[str] = None
+    profile: Optional[str] = None
+    group_size: int = 64
+
+    def __str__(self) -> str:
+        if self.profile is not None:
+            return os.path.basename(self.profile).removesuffix(".json")
+        return self.codec or f"int4(group={self.group_size})"
+
+
+@dataclass
+class Change:
+    """A restored cache beside the untouched one. Errors are standard errors over windows, by the jackknife."""
+
+    perplexity: float  # exp of the mean NLL, tokens weighted alike
+    delta_perplexity: float
+    delta_perplexity_stderr: float
+    delta_nll: float  # nats per token
+    delta_nll_stderr: float
+    kl: float  # mean KL(untouched || restored) of the next token's distribution, nats
+    kl_stderr: float
+    top1_agreement: float  # share of positions where both think the same token most likely
+
+
+@dataclass
+class SpecScore:
+    """What one spec costs and gives, over all windows."""
+
+    spec: str
+    baseline_perplexity: float
+    baseline_nll: float  # nats per token
+    changes: Dict[str, Change]  # by PARTS
+    snr_keys_db: float  # 10 log10(variance / mean squared error) over all keys of all windows; infinite without loss
+    snr_values_db: float
+    original_bytes: int  # of the tensors, in the cache's dtype
+    compressed_bytes: int  # of the files on disk
+    windows: int
+    tokens: int  # scored
+    metrics: List[CompressionMetrics] = field(default_factory=list)  # of kv-compress, for each window
+
+    @property
+    def ratio(self) -> float:
+        return self.original_bytes / self.compressed_bytes
+
+
+@dataclass
+class _Sums:
+    """Sums over one window's scored tokens, for one part."""
+
+    tokens: int
+    baseline_nll: float
+    nll: float
+    kl: float
+    agreed: int
+
+
+@dataclass
+class _Noise:
+    """Sums for the SNR of one kind of tensor."""
+
+    signal: float = 0.0  # squared distance from each tensor's mean
+    error: float = 0.0
+
+    def add(self, original: torch.Tensor, restored: torch.Tensor) -> None:
+        original, restored = original.double(), restored.double()
+        self.signal += (original - original.mean()).square().sum().item()
+        self.error += (original - restored).square().sum().item()
+
+    @property
+    def db(self) -> float:
+        return math.inf if self.error == 0 else 10 * math.log10(self.signal / self.error)
+
+
+def score(
+    model: Any,
+    windows: Sequence[Window],
+    specs: Sequence[Spec],
+    cache_dtype: torch.dtype,
+    progress: Callable[[Iterable[Window]], Iterable[Window]] = lambda windows: windows,
+) -> List[SpecScore]:
+    """Measures each spec over the same windows. Prefill and baseline are computed once for all specs.
+
+    Args:
+        model: a causal language model of transformers
+        cache_dtype: what the cache is saved in; the untouched cache is rounded to it as well, so that only compression counts
+        progress: wraps the loop over windows, as tqdm does
+
+    Raises:
+        ValueError: no windows, or one that leaves no token to score
+        subprocess.CalledProcessError: kv-compress refused
+    """
+    if not windows:
+        raise ValueError("no windows to measure: the text is shorter than one window")
+    for window in windows:
+        if not 0 < window.prefix_len <= len(window.ids) - 2:
+            raise ValueError(f"a window of {len(window.ids)} tokens and a prefix of {window.prefix_len}: "
+                             "at least one token before, and two behind the prefix are needed")
+    runs = [_SpecRun(spec) for spec in specs]
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
+        plain = os.path.join(folder, "cache.safetensors")
+        for window in progress(windows):
+            ids = torch.tensor([list(window.ids)], device=_device(model))
+            prefill = model(input_ids=ids[:, :window.prefix_len], use_cache=True).past_key_values
+            saved = [(key.to(cache_dtype), value.to(cache_dtype)) for key, value in cache_view.layers(prefill)]
+            untouched = cache_view.with_tensors(prefill, saved)
+            save_kv_cache(saved, plain)
+            rest, targets = ids[:, window.prefix_len:-1], ids[0, window.prefix_len + 1:]
+            baseline = continuation_log_probs(model, untouched, rest)
+            for run in runs:
+                restored = run.round_trip(plain, saved)
+                for part in PARTS:
+                    cache = cache_view.with_tensors(prefill, mix(saved, restored, part))
+                    run.add(part, baseline, continuation_log_probs(model, cache, rest), targets)
+    return [run.result(len(windows)) for run in runs]
+
+
+def mix(untouched: Sequence[cache_view.Pair], restored: Sequence[cache_view.Pair], part: str) -> List[cache_view.Pair]:
+    """The untouched layers with the restored keys, values or both in their place."""
+    return [(new[0] if part != "values" else old[0], new[1] if part != "keys" else old[1])
+            for old, new in zip(untouched, restored)]
+
+
+def continuation_log_probs(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next token after each of `ids` ([1, n]) behind the cache: [n, vocabulary], float64."""
+    logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+    return torch.log_softmax(logits[0].double(), dim=-1)
+
+
+def kl_divergence(baseline: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(baseline || other) in nats for each row of log-probabilities; rounding below zero is cut."""
+    terms = baseline.exp() * (baseline - other)
+    return terms.nan_to_num(nan=0.0).sum(dim=-1).clamp(min=0.0)
+
+
+class _SpecRun:
+    """One spec's sums while the windows go by."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.metrics: List[CompressionMetrics] = []
+        self.disk_bytes = 0
+        self.noise = (_Noise(), _Noise())
+        self.sums: Dict[str, List[_Sums]] = {part: [] for part in PARTS}
+
+    def round_trip(self, plain: str, saved: Sequence[cache_view.Pair]) -> List[cache_view.Pair]:
+        """Compresses the saved file and gives back what comes out of it again."""
+        packed, back = plain + ".packed", plain + ".back"
+        self.metrics.append(compress_kv_cache(plain, packed, self.spec.group_size, codec=self.spec.codec,
+                                              profile=self.spec.profile))
+        self.disk_bytes += os.path.getsize(packed)
+        decompress_kv_cache(packed, back)
+        restored = cache_view.layers(load_kv_cache(back, device=str(saved[0][0].device))[0])
+        for old, new in zip(saved, restored):
+            for noise, original, decoded in zip(self.noise, old, new):
+                noise.add(original, decoded)
+        return restored
+
+    def add(self, part: str, baseline: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> None:
+        rows = torch.arange(len(targets), device=targets.device)
+        self.sums[part].append(_Sums(
+            tokens=len(targets),
+            baseline_nll=-baseline[rows, targets].sum().item(),
+            nll=-other[rows, targets].sum().item(),
+            kl=kl_divergence(baseline, other).sum().item(),
+            agreed=int((baseline.argmax(dim=-1) == other.argmax(dim=-1)).sum()),
+        ))
+
+    def result(self, windows: int) -> SpecScore:
+        both = self.sums["both"]
+        tokens = sum(sums.tokens for sums in both)
+        baseline = sum(sums.baseline_nll for sums in both) / tokens
+        return SpecScore(
+            spec=str(self.spec), baseline_perplexity=math.exp(baseline), baseline_nll=baseline,
+            changes={part: _change(sums) for part, sums in self.sums.items()},
+            snr_keys_db=self.noise[0].db, snr_values_db=self.noise[1].db,
+            original_bytes=sum(metrics.original_size_bytes for metrics in self.metrics),
+            compressed_bytes=self.disk_bytes, windows=windows, tokens=tokens, metrics=self.metrics)
+
+
+def jackknife_stderr(estimate: Callable[[Sequence[Any]], float], samples: Sequence[Any]) -> float:
+    """Standard error of an estimate by leaving each sample out once; NaN for a single sample."""
+    count = len(samples)
+    if count < 2:
+        return math.nan
+    left_out = [estimate([*samples[:index], *samples[index + 1:]]) for index in range(count)]
+    mean = sum(left_out) / count
+    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in left_out))
+
+
+def _mean(windows: Sequence[_Sums], name: str) -> float:
+    return sum(getattr(sums, name) for sums in windows) / sum(sums.tokens for sums in windows)
+
+
+def _change(windows: Sequence[_Sums]) -> Change:
+    def delta_nll(some: Sequence[_Sums]) -> float:
+        return _mean(some, "nll") - _mean(some, "baseline_nll")
+
+    def delta_perplexity(some: Sequence[_Sums]) -> float:
+        return math.exp(_mean(some, "nll")) - math.exp(_mean(some, "baseline_nll"))
+
+    def kl(some: Sequence[_Sums]) -> float:
+        return _mean(some, "kl")
+
+    return Change(
+        perplexity=math.exp(_mean(windows, "nll")),
+        delta_perplexity=delta_perplexity(windows),
+        delta_perplexity_stderr=jackknife_stderr(delta_perplexity, windows),
+        delta_nll=delta_nll(windows), delta_nll_stderr=jackknife_stderr(delta_nll, windows),
+        kl=kl(windows), kl_stderr=jackknife_stderr(kl, windows),
+        top1_agreement=_mean(windows, "agreed"))
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device
