@@ -46,6 +46,17 @@ def layers(cache: Any) -> List[Pair]:
     return found
 
 
+def forward(model: Any, ids: torch.Tensor, cache: Any = None) -> Tuple[torch.Tensor, Any]:
+    """Logits [batch, n, vocabulary] of token ids [batch, n] behind a cache, and the cache afterwards (None if there is none).
+
+    The argument is called `cache` in the newest transformers, `past_key_values` in 4.x.
+    """
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    given = {} if cache is None else {name: cache}
+    outputs = model(input_ids=ids, use_cache=True, **given)
+    return outputs.logits, getattr(outputs, name)
+
+
 def with_tensors(cache: Any, pairs: Iterable[Pair]) -> Any:
     """A copy of the cache, of the same class and state, that holds these keys and values, in its own dtype and device.
 
@@ -54,7 +65,9 @@ def with_tensors(cache: Any, pairs: Iterable[Pair]) -> Any:
     Raises:
         ValueError: a shape differs from the cache's.
     """
-    changed = copy.deepcopy(cache)
+    # deepcopy refuses tensors that a forward pass with gradients made: it finds their copies already in its memo.
+    copies = {id(tensor): tensor.detach().clone() for pair in layers(cache) for tensor in pair}
+    changed = copy.deepcopy(cache, copies)
     pairs = list(pairs)
     targets = layers(changed)
     if len(pairs) != len(targets):
@@ -63,7 +76,7 @@ def with_tensors(cache: Any, pairs: Iterable[Pair]) -> Any:
         for name, to, tensor in zip(("key", "value"), target, pair):
             if to.shape != tensor.shape:
                 raise ValueError(f"layer {index}'s {name} is {list(tensor.shape)}, the cache's is {list(to.shape)}")
-            to.copy_(tensor)
+            to.copy_(tensor.detach())
     return changed
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, List, Optional
+from typing import Any, List, NamedTuple, Optional
 
 BINARY = "kv-compress"
 
@@ -66,6 +66,19 @@ class CompressionError(subprocess.CalledProcessError):
         reasons = [line for line in lines if line.startswith("Error: ")] or lines[:1]
         reason = reasons[-1].removeprefix("Error: ") if reasons else "no reason given"
         return f"{BINARY} failed with exit code {self.returncode}: {reason}"
+
+
+class Spec(NamedTuple):
+    """How to compress: a codec spec, a profile file, or INT4 with a group size where both are None."""
+
+    codec: Optional[str] = None
+    profile: Optional[str] = None
+    group_size: int = 64
+
+    def __str__(self) -> str:
+        if self.profile is not None:
+            return os.path.basename(self.profile).removesuffix(".json")
+        return self.codec or f"int4(group={self.group_size})"
 
 
 def compress_kv_cache(

@@ -86,7 +86,7 @@ def extract_kv_cache(
     else:
         model = model.to(device)
     with torch.no_grad():
-        cache = model(input_ids=ids.to(device), use_cache=True).past_key_values
+        _, cache = cache_view.forward(model, ids.to(device))
     if cache is None:
         raise ValueError("the cache is empty: the model gave none")
     if isinstance(cache, tuple):

@@ -10,49 +10,17 @@ import math
 import os
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import cache_view
 import torch
-from compression_bridge import CompressionMetrics, compress_kv_cache, decompress_kv_cache
+from compression_bridge import CompressionMetrics, Spec, compress_kv_cache, decompress_kv_cache
 from kv_cache_utils import load_kv_cache, save_kv_cache
+from model_inputs import Window
+from results import Change
 
 # Which tensors of the restored cache replace the untouched ones.
 PARTS = ("both", "keys", "values")
-
-
-class Window(NamedTuple):
-    """Token ids whose first `prefix_len` make the cache; those after the next one are scored."""
-
-    ids: Sequence[int]
-    prefix_len: int
-
-
-class Spec(NamedTuple):
-    """How to compress: a codec spec, a profile file, or INT4 with a group size where both are None."""
-
-    codec: Optional[str] = None
-    profile: Optional[str] = None
-    group_size: int = 64
-
-    def __str__(self) -> str:
-        if self.profile is not None:
-            return os.path.basename(self.profile).removesuffix(".json")
-        return self.codec or f"int4(group={self.group_size})"
-
-
-@dataclass
-class Change:
-    """A restored cache beside the untouched one. Errors are standard errors over windows, by the jackknife."""
-
-    perplexity: float  # exp of the mean NLL, tokens weighted alike
-    delta_perplexity: float
-    delta_perplexity_stderr: float
-    delta_nll: float  # nats per token
-    delta_nll_stderr: float
-    kl: float  # mean KL(untouched || restored) of the next token's distribution, nats
-    kl_stderr: float
-    top1_agreement: float  # share of positions where both think the same token most likely
 
 
 @dataclass
@@ -133,7 +101,7 @@ def score(
         plain = os.path.join(folder, "cache.safetensors")
         for window in progress(windows):
             ids = torch.tensor([list(window.ids)], device=_device(model))
-            prefill = model(input_ids=ids[:, :window.prefix_len], use_cache=True).past_key_values
+            _, prefill = cache_view.forward(model, ids[:, :window.prefix_len])
             saved = [(key.to(cache_dtype), value.to(cache_dtype)) for key, value in cache_view.layers(prefill)]
             untouched = cache_view.with_tensors(prefill, saved)
             save_kv_cache(saved, plain)
@@ -155,7 +123,7 @@ def mix(untouched: Sequence[cache_view.Pair], restored: Sequence[cache_view.Pair
 
 def continuation_log_probs(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next token after each of `ids` ([1, n]) behind the cache: [n, vocabulary], float64."""
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+    logits, _ = cache_view.forward(model, ids, cache)
     return torch.log_softmax(logits[0].double(), dim=-1)
 
 

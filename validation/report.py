@@ -1,0 +1,176 @@
+"""Results for people: a line, a paragraph, a plot."""
+
+import html
+import io
+import math
+import os
+from typing import Any, Sequence
+
+from results import Change, ValidationResult
+
+
+def decibels(value: float) -> str:
+    return "no loss" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def line(result: ValidationResult) -> str:
+    """One line for --quiet."""
+    verdict = "PASSED" if result.passed else "FAILED"
+    label = " (synthetic)" if result.synthetic else ""
+    if not result.perplexity_measured:
+        return f"{verdict}{label} {result.spec}: perplexity not measured, ratio {result.compression_ratio:.3f}"
+    return (f"{verdict}{label} {result.spec}: perplexity {result.baseline_perplexity:.4f} -> "
+            f"{result.compressed_perplexity:.4f}, change {_with_error(result.delta, result.delta_stderr)}, "
+            f"ratio {result.compression_ratio:.3f}")
+
+
+def paragraph(result: ValidationResult) -> str:
+    """Everything that was found, for a terminal."""
+    rows = [("Codec", result.spec), ("Model", result.model_name)]
+    if result.synthetic:
+        rows.append(("Data", "synthetic: shows that the pipeline works, nothing about a trained model"))
+    if result.perplexity_measured:
+        rows += [
+            ("Windows", f"{result.windows}, {result.tokens} tokens scored, cache in {result.cache_dtype}"),
+            ("Baseline PPL", f"{result.baseline_perplexity:.4f} ({result.baseline_nll:.4f} nats/token)"),
+            ("Compressed PPL", f"{result.compressed_perplexity:.4f}"),
+            ("Change", f"{_with_error(result.delta, result.delta_stderr)} ({result.delta_percent:+.3f} %)"),
+        ]
+        for title, change in (("Keys and values", result.change), ("Keys only", result.keys_only),
+                              ("Values only", result.values_only)):
+            if change is not None:
+                rows.append((title, _change(change)))
+    else:
+        rows.append(("Perplexity", "not measured: no model ran"))
+    rows += [
+        ("Ratio", f"{result.compression_ratio:.3f}x, bytes on disk"),
+        ("RMSE", f"{result.rmse:.6f}"),
+        ("SNR", decibels(result.snr_db)),
+        ("Cosine similarity", f"{result.cosine_similarity:.6f}"),
+    ]
+    if result.perplexity_measured:
+        rows.append(("SNR keys, values", f"{decibels(result.snr_keys_db)}, {decibels(result.snr_values_db)}"))
+        verdict = f"the change is {'below' if result.passed else 'not below'} the threshold of {result.threshold}"
+    else:
+        verdict = f"kv-compress's quality limits are {'kept' if result.passed else 'missed'}"
+    rows.append(("Passed", f"{'yes' if result.passed else 'no'}: {verdict}"))
+    return "\n".join(f"{name + ':':<18}{text}" for name, text in rows)
+
+
+def check_plot_path(path: str) -> None:
+    """Before a long measurement: whether its plot can be drawn.
+
+    Raises:
+        ValueError: neither .png nor .html
+        ImportError: no matplotlib
+    """
+    if os.path.splitext(path)[1] not in (".png", ".html"):
+        raise ValueError(f"--sweep writes a .png or a .html file, not {path}")
+    try:
+        import matplotlib  # noqa: F401 - asked for early
+    except ImportError as error:
+        raise ImportError("--sweep draws with matplotlib, which is not installed: pip install matplotlib") from error
+
+
+def plot(results: Sequence[ValidationResult], path: str) -> None:
+    """Perplexity change and KL divergence against ratio, as a picture, or as a page with the figures below it."""
+    figure = _figure(results)
+    if path.endswith(".png"):
+        figure.savefig(path, dpi=150)
+        return
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg")
+    svg = drawing.getvalue()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(_page(results, svg[svg.index("<svg"):]))
+
+
+def _figure(results: Sequence[ValidationResult]) -> Any:
+    # The object interface: no backend of a screen, no global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    change, divergence = figure.subplots(1, 2)
+    ordered = sorted(results, key=lambda result: result.compression_ratio)
+    ratios = [result.compression_ratio for result in ordered]
+    percent = [result.delta_percent for result in ordered]
+    errors = [100 * result.delta_stderr / result.baseline_perplexity for result in ordered]
+    change.axhline(0, color="0.6", linewidth=1)
+    change.errorbar(ratios, percent, yerr=errors, fmt="o", color="C0", ecolor="C0", capsize=3, markersize=5)
+    change.set(xlabel="compression ratio, bytes on disk", ylabel="perplexity change, %",
+               title="Change with its standard error")
+    for marker, color, title, name in (("o", "C0", "keys and values", "change"), ("^", "C1", "keys only", "keys_only"),
+                                       ("v", "C2", "values only", "values_only")):
+        shown = [(result.compression_ratio, getattr(result, name).kl) for result in ordered if getattr(result, name).kl > 0]
+        if shown:
+            divergence.plot(*zip(*shown), marker, color=color, label=title, markersize=5)
+    if divergence.lines:
+        divergence.set_yscale("log")
+        divergence.legend(loc="upper left", frameon=False)
+    divergence.set(xlabel="compression ratio, bytes on disk", ylabel="KL divergence, nats per token",
+                   title="How far predictions move (lossless: 0, not on a log axis)")
+    _name_points(change, list(zip(ratios, percent)), [result.spec for result in ordered], max(percent, default=0))
+    for axes in (change, divergence):
+        axes.grid(True, color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12, y=0.12)
+    first = ordered[0]
+    figure.suptitle(f"{first.model_name}: {first.windows} windows, {first.tokens} tokens scored, cache in "
+                    f"{first.cache_dtype}, baseline perplexity {first.baseline_perplexity:.3f}", fontsize=11)
+    return figure
+
+
+def _name_points(axes: Any, points: Sequence[Any], names: Sequence[str], top: float) -> None:
+    """Writes the specs beside their points."""
+    for (x, y), name in zip(points, names):
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
+
+
+def _page(results: Sequence[ValidationResult], svg: str) -> str:
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(result)) + "</tr>" for result in results)
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Perplexity against ratio</title>
+<style>body {{ font: 15px system-ui, sans-serif; margin: 2em; max-width: 75em }} svg {{ max-width: 100%; height: auto }}
+table {{ border-collapse: collapse }} th, td {{ padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd }}
+th:first-child, td:first-child {{ text-align: left }}</style></head>
+<body>{svg}
+<table><tr>{head}</tr>
+{rows}
+</table>
+<p>{html.escape(stack(results[0]))}</p></body></html>
+"""
+
+
+COLUMNS = ("codec", "ratio", "SNR keys", "SNR values", "perplexity change", "nats per token", "KL", "top-1")
+
+
+def cells(result: ValidationResult) -> Sequence[str]:
+    """A row of a table, under COLUMNS."""
+    change = result.change
+    assert change is not None, "only measured results make rows"
+    if change.delta_nll == 0 and change.kl == 0:
+        delta, nats, kl = "0", "0", "0"
+    else:
+        delta = f"{_with_error(change.delta_perplexity, change.delta_perplexity_stderr)} ({result.delta_percent:+.3f} %)"
+        nats, kl = _with_error(change.delta_nll, change.delta_nll_stderr, 5), f"{change.kl:.1e}"
+    return (result.spec, f"{result.compression_ratio:.3f}", decibels(result.snr_keys_db),
+            decibels(result.snr_values_db), delta, nats, kl, f"{100 * change.top1_agreement:.2f} %")
+
+
+def stack(result: ValidationResult) -> str:
+    """What the figures were made with."""
+    versions = result.versions
+    return (f"torch {versions['torch']}, transformers {versions['transformers']}, model in {versions['model_dtype']} on "
+            f"{versions['device']}, cache saved in {result.cache_dtype}")
+
+
+def _change(change: Change) -> str:
+    return (f"{_with_error(change.delta_nll, change.delta_nll_stderr, 5)} nats/token, KL {change.kl:.1e}, "
+            f"top-1 agreement {100 * change.top1_agreement:.2f} %")
+
+
+def _with_error(value: float, error: float, digits: int = 4) -> str:
+    known = "" if math.isnan(error) else f" ± {error:.{digits}f}"
+    return f"{value:+.{digits}f}{known}"
