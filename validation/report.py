@@ -4,7 +4,7 @@ import html
 import io
 import math
 import os
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 from results import Change, ValidationResult
 
@@ -54,7 +54,7 @@ def paragraph(result: ValidationResult) -> str:
     else:
         verdict = f"kv-compress's quality limits are {'kept' if result.passed else 'missed'}"
     rows.append(("Passed", f"{'yes' if result.passed else 'no'}: {verdict}"))
-    return "\n".join(f"{name + ':':<18}{text}" for name, text in rows)
+    return "\n".join(f"{name + ':':<19}{text}" for name, text in rows)
 
 
 def check_plot_path(path: str) -> None:
@@ -76,10 +76,10 @@ def plot(results: Sequence[ValidationResult], path: str) -> None:
     """Perplexity change and KL divergence against ratio, as a picture, or as a page with the figures below it."""
     figure = _figure(results)
     if path.endswith(".png"):
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
         return
     drawing = io.StringIO()
-    figure.savefig(drawing, format="svg")
+    figure.savefig(drawing, format="svg", bbox_inches="tight")
     svg = drawing.getvalue()
     with open(path, "w", encoding="utf-8") as file:
         file.write(_page(results, svg[svg.index("<svg"):]))
@@ -90,7 +90,7 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
-    change, divergence = figure.subplots(1, 2)
+    change, divergence = figure.subplots(1, 2, sharex=True)
     ordered = sorted(results, key=lambda result: result.compression_ratio)
     ratios = [result.compression_ratio for result in ordered]
     percent = [result.delta_percent for result in ordered]
@@ -108,8 +108,14 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
         divergence.set_yscale("log")
         divergence.legend(loc="upper left", frameon=False)
     divergence.set(xlabel="compression ratio, bytes on disk", ylabel="KL divergence, nats per token",
-                   title="How far predictions move (lossless: 0, not on a log axis)")
-    _name_points(change, list(zip(ratios, percent)), [result.spec for result in ordered], max(percent, default=0))
+                   title="How far predictions move (without loss: 0, not shown)")
+    # Names would cover each other where specs are close: numbers do not, and a list beside the axes explains them.
+    for number, (ratio, height, result) in enumerate(zip(ratios, percent, ordered), 1):
+        for axes, y in ((change, height), (divergence, result.change.kl)):
+            if axes is change or y > 0:
+                axes.annotate(str(number), (ratio, y), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8)
+    names = [f"{number:2} {result.spec}" for number, result in enumerate(ordered, 1)]
+    figure.text(1.01, 0.5, "\n".join(names), fontsize=9, va="center", linespacing=1.5)
     for axes in (change, divergence):
         axes.grid(True, color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
@@ -118,12 +124,6 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
     figure.suptitle(f"{first.model_name}: {first.windows} windows, {first.tokens} tokens scored, cache in "
                     f"{first.cache_dtype}, baseline perplexity {first.baseline_perplexity:.3f}", fontsize=11)
     return figure
-
-
-def _name_points(axes: Any, points: Sequence[Any], names: Sequence[str], top: float) -> None:
-    """Writes the specs beside their points."""
-    for (x, y), name in zip(points, names):
-        axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
 
 
 def _page(results: Sequence[ValidationResult], svg: str) -> str:
@@ -143,7 +143,8 @@ th:first-child, td:first-child {{ text-align: left }}</style></head>
 """
 
 
-COLUMNS = ("codec", "ratio", "SNR keys", "SNR values", "perplexity change", "nats per token", "KL", "top-1")
+COLUMNS = ("codec", "ratio", "SNR keys", "SNR values", "perplexity change", "nats per token", "KL", "top-1",
+           "nats, keys only", "nats, values only")
 
 
 def cells(result: ValidationResult) -> Sequence[str]:
@@ -151,12 +152,19 @@ def cells(result: ValidationResult) -> Sequence[str]:
     change = result.change
     assert change is not None, "only measured results make rows"
     if change.delta_nll == 0 and change.kl == 0:
-        delta, nats, kl = "0", "0", "0"
+        delta, kl = "0", "0"
     else:
         delta = f"{_with_error(change.delta_perplexity, change.delta_perplexity_stderr)} ({result.delta_percent:+.3f} %)"
-        nats, kl = _with_error(change.delta_nll, change.delta_nll_stderr, 5), f"{change.kl:.1e}"
+        kl = f"{change.kl:.1e}"
     return (result.spec, f"{result.compression_ratio:.3f}", decibels(result.snr_keys_db),
-            decibels(result.snr_values_db), delta, nats, kl, f"{100 * change.top1_agreement:.2f} %")
+            decibels(result.snr_values_db), delta, _nats(change), kl, f"{100 * change.top1_agreement:.2f} %",
+            _nats(result.keys_only), _nats(result.values_only))
+
+
+def _nats(change: Optional[Change]) -> str:
+    if change is None or change.delta_nll == change.kl == 0:
+        return "0" if change else ""
+    return _with_error(change.delta_nll, change.delta_nll_stderr, 5)
 
 
 def stack(result: ValidationResult) -> str:

@@ -1,0 +1,157 @@
+"""kv_cache_utils: extract, save, load, check, describe."""
+
+import json
+import re
+import subprocess
+
+import cache_view
+import numpy as np
+import pytest
+import torch
+from compression_bridge import compress_kv_cache
+from conftest import make_model, make_pairs
+from kv_cache_utils import (
+    KVCacheMetadata,
+    compute_kv_cache_stats,
+    extract_kv_cache,
+    load_kv_cache,
+    save_kv_cache,
+    validate_kv_cache_shape,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_cache_view import equal
+from transformers import DynamicCache
+
+
+def test_extract(model, tokenizer):
+    cache, metadata = extract_kv_cache(model, tokenizer, "Hello, world!")
+    assert isinstance(cache, DynamicCache)
+    assert metadata == KVCacheMetadata(2, 2, 13, 64, "float32", "LlamaForCausalLM")
+    with torch.no_grad():
+        _, expected = cache_view.forward(model, torch.tensor(tokenizer("Hello, world!")["input_ids"])[None])
+    assert equal(cache_view.layers(cache), cache_view.layers(expected))
+    assert extract_kv_cache(model, tokenizer, "Hello, world!", max_length=5, device="cpu")[1].seq_len == 5
+
+
+@pytest.mark.parametrize("prompt, text", [(["one", "two"], "the batch size is 2"), ("", "the prompt has no tokens")])
+def test_extract_takes_one_prompt_with_tokens(model, tokenizer, prompt, text):
+    with pytest.raises(ValueError, match=text):
+        extract_kv_cache(model, tokenizer, prompt)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_save_and_load_keep_every_bit(tmp_path, dtype, batch):
+    pairs = make_pairs(shape=(batch, 2, 16, 64), dtype=dtype)
+    path = tmp_path / "cache.safetensors"
+    saved = save_kv_cache(cache_view.build(pairs), str(path), model_name="m")
+    assert saved == KVCacheMetadata(2, 2, 16, 64, str(dtype).removeprefix("torch."), "m")
+    assert json.loads((tmp_path / "cache.metadata.json").read_text()) == saved.to_dict()
+    assert sorted(load_file(path)) == ["layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value"]
+    cache, metadata = load_kv_cache(str(path))
+    assert metadata == saved and isinstance(cache, DynamicCache)
+    loaded = cache_view.layers(cache)
+    assert equal(loaded, pairs) and loaded[0][0].dtype == dtype
+
+
+def test_other_types_become_float32(tmp_path):
+    path = str(tmp_path / "cache.safetensors")
+    assert save_kv_cache(make_pairs(dtype=torch.float64), path).dtype == "float32"
+    assert load_file(path)["layer_0_key"].dtype == torch.float32
+
+
+def test_shared_and_strided_tensors_are_saved(tmp_path):
+    key = make_pairs()[0][0].transpose(1, 2).contiguous().transpose(1, 2)
+    path = str(tmp_path / "cache.safetensors")
+    save_kv_cache([(key, key), (key, key[:, :, 4:])], path)
+    loaded = load_file(path)
+    assert torch.equal(loaded["layer_1_value"], key[:, :, 4:]) and torch.equal(loaded["layer_0_value"], key)
+
+
+def test_metadata_from_elsewhere_or_from_the_tensors(tmp_path, pairs):
+    path, sidecar = tmp_path / "cache", tmp_path / "other.json"
+    save_kv_cache(pairs, str(path), str(sidecar), model_name="m")
+    assert not (tmp_path / "cache.metadata.json").exists()
+    assert load_kv_cache(str(path), str(sidecar))[1].model_name == "m"
+    assert load_kv_cache(str(path))[1] == KVCacheMetadata(2, 2, 16, 64, "float16", "unknown")
+    with pytest.raises(FileNotFoundError):
+        load_kv_cache(str(path), str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compressed_files_load_directly(tmp_path, dtype):
+    pairs = make_pairs(shape=(2, 2, 16, 64), dtype=dtype)
+    plain, packed = str(tmp_path / "cache.safetensors"), str(tmp_path / "packed.safetensors")
+    save_kv_cache(pairs, plain)
+    compress_kv_cache(plain, packed, codec="lossless")
+    with safe_open(packed, "pt") as file:
+        assert file.get_slice("layer_0_key").get_dtype() == "U8"
+    cache, metadata = load_kv_cache(packed)
+    assert equal(cache_view.layers(cache), pairs) and metadata.seq_len == 16
+    compress_kv_cache(plain, packed)
+    for pair, original in zip(cache_view.layers(load_kv_cache(packed)[0]), pairs):
+        for decoded, tensor in zip(pair, original):
+            assert decoded.dtype == dtype and 0 < (decoded - tensor).abs().max() < 0.5
+
+
+def test_a_damaged_compressed_file_is_named_and_refused(tmp_path, sample):
+    packed = tmp_path / "packed"
+    compress_kv_cache(str(sample), str(packed))
+    data = bytearray(packed.read_bytes())
+    data[-100] ^= 1
+    packed.write_bytes(data)
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        load_kv_cache(str(packed))
+    assert re.fullmatch('kv-compress failed with exit code 1: tensor "layer_5_value": .*block 0.*', str(failure.value))
+
+
+def test_files_that_are_no_cache(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError, match="no such file: "):
+        load_kv_cache(str(path))
+    path.write_bytes(b"no safetensors at all")
+    with pytest.raises(ValueError, match="file is no whole safetensors file"):
+        load_kv_cache(str(path))
+    for names, text in (([], "does not hold layer_0_key"), (["a"], "does not hold"), (["layer_0_key"], "in pairs"),
+                        (["layer_1_key", "layer_1_value"], "has no tensor layer_0_key")):
+        save_file({name: torch.zeros(1, 1, 1, 1) for name in names}, path)
+        with pytest.raises(ValueError, match=text):
+            load_kv_cache(str(path))
+
+
+def test_validate_shape(tmp_path):
+    tinyllama = make_pairs(22, (1, 4, 3, 64))
+    assert validate_kv_cache_shape(tinyllama) == (True, [])
+    wrong = [*tinyllama[:20], *make_pairs(1, (1, 32, 3, 60))]
+    valid, errors = validate_kv_cache_shape(wrong)
+    assert not valid
+    assert errors[0] == "21 layers, expected 22"
+    assert "layer 20 key: KV heads 32, expected 4" in errors and "layer 20 value: head dim 60, expected 64" in errors
+    unequal = [(key, value[:, :, :2]) for key, value in tinyllama]
+    assert validate_kv_cache_shape(unequal)[1][0] == "layer 0: keys are [1, 4, 3, 64], values [1, 4, 2, 64]"
+    assert validate_kv_cache_shape(()) == (False, ["the cache is empty: it has no layers"])
+
+
+def test_stats(pairs):
+    values = np.concatenate([tensor.double().numpy().ravel() for pair in pairs for tensor in pair])
+    stats = compute_kv_cache_stats(cache_view.build(pairs))
+    assert {name: stats.pop(name) for name in ("num_layers", "num_kv_heads", "seq_len", "head_dim", "dtype")} == {
+        "num_layers": 2, "num_kv_heads": 2, "seq_len": 16, "head_dim": 64, "dtype": "float16"}
+    assert stats == pytest.approx({
+        "total_elements": values.size, "total_bytes": 2 * values.size, "total_mb": 2 * values.size / 1048576,
+        "value_mean": values.mean(), "value_std": values.std(), "value_min": values.min(), "value_max": values.max()})
+    batched = compute_kv_cache_stats(make_pairs(shape=(3, 2, 16, 64), dtype=torch.float64))
+    assert (batched["total_elements"], batched["dtype"]) == (3 * values.size, "float64")
+
+
+def test_a_restored_cache_goes_on_like_the_original(tmp_path):
+    model = make_model()
+    ids = torch.randint(0, 64, (2, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole, _ = cache_view.forward(model, ids)
+        _, cache = cache_view.forward(model, ids[:, :20])
+        save_kv_cache(cache, str(tmp_path / "cache"))
+        loaded, _ = load_kv_cache(str(tmp_path / "cache"))
+        logits, _ = cache_view.forward(model, ids[:, 20:], loaded)
+    torch.testing.assert_close(logits, whole[:, 20:])
