@@ -27,9 +27,13 @@ stage_asan_ubsan() { cpp_tests asan-ubsan -DKVC_SERVICE=ON; }
 stage_tsan() { cpp_tests tsan -DKVC_SERVICE=ON tests/base/all tests/core/all kvc_session_test; }
 stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_python() {
-  local tests=(tests/python)
-  [ ! -d tests/validation ] || tests+=(tests/validation)
-  scripts/venv.sh && .venv/bin/python -m pytest "${tests[@]}" --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+  scripts/venv.sh && .venv/bin/python -m pytest tests/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+}
+# Also the types and the style of the Python there.
+stage_validation() {
+  scripts/venv.sh && .venv/bin/ruff check --config validation/pyproject.toml validation tests/validation &&
+    (cd validation && ../.venv/bin/mypy ./*.py) &&
+    .venv/bin/python -m pytest tests/validation --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
 }
 stage_install() { tests/install/run.sh; }
 stage_demo() { scripts/demo.sh; }
@@ -83,7 +87,7 @@ run() {
   fi
 }
 
-all=(unit e2e python install demo promtool asan_ubsan tsan fuzz format tidy container)
+all=(unit e2e python validation install demo promtool asan_ubsan tsan fuzz format tidy container)
 [ "$KVC_TIER" != long ] || all+=(bare)
 [ $# -gt 0 ] || set -- "${all[@]}"
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
@@ -92,6 +96,7 @@ for stage in "$@"; do
     unit) run unit 1200 "release build, unit tests" ;;
     e2e) run e2e 900 "daemon and command line, end to end" ;;
     python) run python 900 "Python: client, types, style" ;;
+    validation) run validation 600 "perplexity on compressed caches" ;;
     install) run install 600 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;

@@ -1,8 +1,8 @@
 """One view of every KV cache that transformers 4.35 and later hand out.
 
 Styles, newest first: a list of layer objects (`cache.layers[i].keys`, 4.54 and later), two lists (`cache.key_cache`,
-`cache.value_cache`, from 4.36), tuples of (key, value) for each layer (4.35, and other models for longer). An object that has
-one of these shapes is taken, whatever its class.
+`cache.value_cache`, from 4.36), tuples of (key, value) for each layer (4.35, and other models for longer). An object
+that has one of these shapes is taken, whatever its class.
 
 A tensor is [batch, kv_heads, tokens, head_dim]; sliding layers hold fewer tokens than the others.
 """
@@ -47,7 +47,7 @@ def layers(cache: Any) -> List[Pair]:
 
 
 def forward(model: Any, ids: torch.Tensor, cache: Any = None) -> Tuple[torch.Tensor, Any]:
-    """Logits [batch, n, vocabulary] of token ids [batch, n] behind a cache, and the cache afterwards (None if there is none).
+    """Logits [batch, n, vocabulary] of token ids [batch, n] behind a cache, and the cache afterwards (None: there is none).
 
     The argument is called `cache` in the newest transformers, `past_key_values` in 4.x.
     """

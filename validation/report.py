@@ -4,13 +4,24 @@ import html
 import io
 import math
 import os
-from typing import Any, Optional, Sequence
+import subprocess
+import sys
+from typing import Any, Callable, Optional, Sequence
 
 from results import Change, ValidationResult
 
 
 def decibels(value: float) -> str:
     return "no loss" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def as_program(main: Callable[[], int]) -> int:
+    """A program's exit code: errors that its user can do something about are one line, as kv-compress writes them, and 1."""
+    try:
+        return main()
+    except (OSError, ValueError, TypeError, ImportError, subprocess.CalledProcessError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
 
 
 def line(result: ValidationResult) -> str:
@@ -101,7 +112,7 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
                title="Change with its standard error")
     for marker, color, title, name in (("o", "C0", "keys and values", "change"), ("^", "C1", "keys only", "keys_only"),
                                        ("v", "C2", "values only", "values_only")):
-        shown = [(result.compression_ratio, getattr(result, name).kl) for result in ordered if getattr(result, name).kl > 0]
+        shown = [(result.compression_ratio, kl) for result in ordered if (kl := _kl(getattr(result, name))) > 0]
         if shown:
             divergence.plot(*zip(*shown), marker, color=color, label=title, markersize=5)
     if divergence.lines:
@@ -111,7 +122,7 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
                    title="How far predictions move (without loss: 0, not shown)")
     # Names would cover each other where specs are close: numbers do not, and a list beside the axes explains them.
     for number, (ratio, height, result) in enumerate(zip(ratios, percent, ordered), 1):
-        for axes, y in ((change, height), (divergence, result.change.kl)):
+        for axes, y in ((change, height), (divergence, _kl(result.change))):
             if axes is change or y > 0:
                 axes.annotate(str(number), (ratio, y), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8)
     names = [f"{number:2} {result.spec}" for number, result in enumerate(ordered, 1)]
@@ -124,6 +135,10 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
     figure.suptitle(f"{first.model_name}: {first.windows} windows, {first.tokens} tokens scored, cache in "
                     f"{first.cache_dtype}, baseline perplexity {first.baseline_perplexity:.3f}", fontsize=11)
     return figure
+
+
+def _kl(change: Optional[Change]) -> float:
+    return change.kl if change is not None else 0.0
 
 
 def _page(results: Sequence[ValidationResult], svg: str) -> str:

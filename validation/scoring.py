@@ -83,7 +83,7 @@ def score(
 
     Args:
         model: a causal language model of transformers
-        cache_dtype: what the cache is saved in; the untouched cache is rounded to it as well, so that only compression counts
+        cache_dtype: what the cache is saved in; the untouched cache is rounded to it too, so that only compression counts
         progress: wraps the loop over windows, as tqdm does
 
     Raises:

@@ -8,12 +8,12 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from typing import Any, Iterable, List, Optional, Sequence
 
+import report
 from compression_bridge import Spec, compress_kv_cache, decompress_kv_cache
 from model_inputs import (
     DEFAULT_MODEL,
@@ -155,8 +155,8 @@ def run_quick_test(verbose: bool = True, threshold: float = 0.5, codec: Optional
                    profile: Optional[str] = None, group_size: int = 64) -> ValidationResult:
     """The whole pipeline on synthetic data: no download, no GPU. Says whether things work, nothing about a real model.
 
-    With torch and transformers: a small Llama with random weights, whose perplexity is measured. Without them: a random cache
-    through kv-compress and back; the perplexities are NaN, and `passed` is kv-compress's own quality limits.
+    With torch and transformers: a small Llama with random weights, whose perplexity is measured. Without them: a random
+    cache through kv-compress and back; the perplexities are NaN, and `passed` is kv-compress's own quality limits.
 
     Returns:
         ValidationResult with synthetic=True
@@ -235,7 +235,7 @@ def _quick_test_without_model(spec: Spec, threshold: float, verbose: bool) -> Va
         perplexity_measured=False, synthetic=True)
 
 
-def _progress(items: Sequence[Any], verbose: bool, title: str) -> Iterable[Any]:
+def _progress(items: Iterable[Any], verbose: bool, title: str) -> Iterable[Any]:
     if not verbose:
         return items
     from tqdm import tqdm
@@ -283,8 +283,6 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command line; 0 if every spec passed, 1 if not or after an error, 2 for a flag that does not parse."""
     args = _arguments(arguments)
-    import report
-
     if args.sweep:
         report.check_plot_path(args.sweep)
     verbose = not (args.quiet or args.json)
@@ -309,8 +307,4 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OSError, ValueError, TypeError, ImportError, subprocess.CalledProcessError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(report.as_program(main))

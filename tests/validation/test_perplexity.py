@@ -94,7 +94,7 @@ def test_data_sets_are_loaded_by_name(monkeypatch):
 
 def test_without_the_package_for_data_sets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match="wikitext is no file.*pip install datasets, or give a text file"):
+    with pytest.raises(ImportError, match=r"wikitext is no file.*pip install datasets, or give a text file"):
         read_text("wikitext")
 
 
@@ -105,7 +105,8 @@ def test_windows_of_a_text(model, tokenizer):
     windows = windows_from_text(text, tokenizer, model, 3, prefix_len=7, continuation_len=3)
     assert [window.ids for window in windows] == [tokenizer(text[start:start + 10])["input_ids"] for start in (0, 30, 60)]
     for arguments, text in (({"prefix_len": 100}, "do not fit into the model's context of 128"),
-                            ({"continuation_len": 128}, "a prefix of 0"), ({}, "the text has 3 tokens, one window needs 128")):
+                            ({"continuation_len": 128}, "a prefix of 0"),
+                            ({}, "the text has 3 tokens, one window needs 128")):
         with pytest.raises(ValueError, match=text):
             windows_from_text("abc", tokenizer, model, 4, **arguments)
     with pytest.raises(ValueError, match="no tokenizer: give windows of token ids"):
@@ -119,7 +120,7 @@ def test_windows_of_a_file(tmp_path):
     assert windows_from_json(str(path), 1, 1) == [([1, 2, 3, 4], 1)]
     for content in ("[]", "{}", "no json", '{"windows": [[1]]}'):
         path.write_text(content)
-        with pytest.raises(ValueError, match="windows.json is not"):
+        with pytest.raises(ValueError, match=r"is not \{"):
             windows_from_json(str(path), 1)
 
 

@@ -1,0 +1,202 @@
+"""validate_perplexity.py and measure_table.py as programs."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import measure_table
+import pytest
+import report
+from conftest import VALIDATION, make_model
+from results import ValidationResult
+from validate_perplexity import ValidationResult as Published
+from validate_perplexity import main, run_full_validation, run_quick_test
+
+
+def run(*args, script="validate_perplexity.py", **options):
+    return subprocess.run([sys.executable, str(VALIDATION / script), *map(str, args)], capture_output=True, text=True,
+                          **options)
+
+
+def with_path(folder):
+    """An environment whose Python finds the modules of a folder first."""
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model's directory with windows of token ids beside it."""
+    path = tmp_path_factory.mktemp("tiny")
+    make_model().save_pretrained(path)
+    rows = [[(7 * i * i + 3 * i + row) % 64 for i in range(40)] for row in range(5)]
+    (path / "windows.json").write_text(json.dumps({"prefix_len": 24, "windows": rows}))
+    return path
+
+
+def flags(folder):
+    return ["--model", folder, "--token-windows", folder / "windows.json", "--cpu"]
+
+
+def test_quick_test_is_a_measurement_and_says_that_it_is_synthetic():
+    done = run("--quick-test", "--cpu", "--threshold", "1e9")
+    assert done.returncode == 0, done.stderr
+    assert "synthetic: shows that the pipeline works, nothing about a trained model" in done.stdout
+    assert "Passed:            yes: the change is below the threshold of 1000000000.0" in done.stdout
+    result = run_quick_test(verbose=False)
+    assert isinstance(result, Published) and Published is ValidationResult
+    assert result.synthetic and result.perplexity_measured and result.change.kl > 0
+    assert result.delta == result.compressed_perplexity - result.baseline_perplexity != 2 * result.rmse
+    assert result.delta_percent == pytest.approx(100 * result.delta / result.baseline_perplexity)
+    assert result.passed == (result.delta < 0.5) and 3.5 < result.compression_ratio < 3.77
+    assert run_quick_test(verbose=False, codec="lossless").delta == 0
+
+
+def test_quick_test_without_torch_does_not_make_a_perplexity_up(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    done = run("--quick-test", "--json", "--codec", "int8", env=with_path(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["perplexity_measured"], result["synthetic"], result["passed"]) == (False, True, True)
+    assert result["baseline_perplexity"] is result["compressed_perplexity"] is result["delta"] is None
+    assert 1.9 < result["compression_ratio"] < 1.94 and result["snr_db"] > 40
+    done = run("--quick-test", "--codec", "int2", env=with_path(tmp_path))
+    assert done.returncode == 1
+    assert "not measured: no model ran" in done.stdout and "no: kv-compress's quality limits are missed" in done.stdout
+    assert "nan" not in done.stdout
+
+
+def test_json_is_all_that_stdout_has(folder):
+    done = run(*flags(folder), "--json", "--threshold", "1e9")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert list(result)[:10] == ["baseline_perplexity", "compressed_perplexity", "delta", "delta_percent",
+                                 "compression_ratio", "rmse", "snr_db", "cosine_similarity", "passed", "threshold"]
+    assert (result["windows"], result["tokens"], result["spec"], result["model_name"], result["cache_dtype"]) == (
+        5, 5 * 15, "int4(group=64)", folder.name, "float16")
+    assert result["versions"]["model_dtype"] == "float32" and result["change"]["kl"] > 0
+    assert result["keys_only"]["kl"] != result["values_only"]["kl"]
+
+
+def test_several_specs_and_lossless_as_json(folder, capsys):
+    assert main([*map(str, flags(folder)), "--json", "--codec", "lossless", "--codec", "int8", "--windows", "2",
+                 "--threshold", "1e9"]) == 0
+    lossless, int8 = json.loads(capsys.readouterr().out)
+    assert lossless["delta"] == lossless["change"]["kl"] == 0 and lossless["snr_db"] is None
+    assert (int8["spec"], int8["windows"]) == ("int8", 2)
+
+
+def test_quiet_is_one_line_and_the_exit_code_is_the_verdict(folder):
+    done = run(*flags(folder), "--quiet", "--threshold=-1e9")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("FAILED int4(group=64): perplexity ") and done.stdout.count("\n") == 1
+
+
+def test_progress_and_a_paragraph_otherwise(folder):
+    done = run(*flags(folder), "--group-size", "32")
+    assert "windows: " in done.stderr
+    for text in ("int4(group=32)", "5, 75 tokens scored", "Keys only:", "Values only:", "bytes on disk"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("args, text", [
+    (["--codec", "int9"], 'kv-compress failed with exit code 1: unknown codec "int9"'),
+    (["--profile", "none.json"], "read profile: open none.json: no such file or directory"),
+    (["--prefix-len", "39"], "a window of 40 tokens and a prefix of 39"),
+    (["--sweep", "plot.gif"], "--sweep writes a .png or a .html file, not plot.gif"),
+])
+def test_errors_are_one_line(folder, args, text, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert report.as_program(lambda: main([*map(str, flags(folder)), "--quiet", *args])) == 1
+    captured = capfd.readouterr()
+    assert captured.err.startswith("Error: ") and text in captured.err
+    assert (captured.out, captured.err.count("\n"), os.listdir(tmp_path)) == ("", 1, [])
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    done = run("--model", tmp_path / "none", "--text", __file__, "--quiet", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 1 and "Error: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args, text", [(["--windows", "0"], "--windows must be at least 1"),
+                                        (["--quick-test", "--sweep", "a.png"], "--quick-test takes one spec"),
+                                        (["--threshold", "x"], "invalid float value"), (["--no"], "unrecognized")])
+def test_flags_that_do_not_parse(args, text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_sweep(folder, tmp_path):
+    picture, page = tmp_path / "plot.png", tmp_path / "plot.html"
+    specs = ["--codec", "int4", "--codec", "int4(group=64)|rans", "--codec", "lossless"]
+    done = run(*flags(folder), "--quiet", "--threshold", "1e9", *specs, "--sweep", picture)
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20000
+    results = [run_full_validation("cpu", verbose=False, codec=spec, model_name=str(folder),
+                                   token_windows=str(folder / "windows.json")) for spec in specs[1::2]]
+    report.plot(results, str(page))
+    text = page.read_text()
+    assert "<svg" in text and "<td>int4(group=64)|rans</td>" in text and "<td>no loss</td>" in text
+    assert "http" not in text.split("</svg>")[1], "the page loads nothing"
+
+
+def test_sweep_without_matplotlib(folder, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
+    done = run(*flags(folder), "--sweep", "plot.png", env=with_path(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: --sweep draws with matplotlib, which is not installed: pip install matplotlib\n"
+
+
+def test_run_full_validation_knows_its_settings(folder):
+    result = run_full_validation("cpu", 1e9, False, model_name=str(folder), token_windows=str(folder / "windows.json"),
+                                 windows=3, cache_dtype="bfloat16")
+    assert (result.windows, result.cache_dtype, result.passed, result.threshold) == (3, "bfloat16", True, 1e9)
+    assert result.delta_stderr == result.change.delta_perplexity_stderr > 0
+    assert result.compressed_perplexity == result.change.perplexity
+    assert result.delta == pytest.approx(result.compressed_perplexity - result.baseline_perplexity)
+    assert math.log(result.baseline_perplexity) == pytest.approx(result.baseline_nll)
+    with pytest.raises(TypeError, match="window_count"):
+        run_full_validation("cpu", window_count=3)
+
+
+def test_a_text_with_sentencepiece(documents):
+    result = run_full_validation("cpu", verbose=False, codec="lossless", model_name=str(documents),
+                                 text=str(documents / "eval.txt"), windows=3, prefix_len=100, continuation_len=20)
+    assert (result.windows, result.tokens, result.delta) == (3, 57, 0)
+    assert 2 < result.baseline_nll < 6
+
+
+def test_measure_table_writes_between_its_marks(folder, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing to write between\n")
+    done = run(folder, "--readme", readme, script="measure_table.py")
+    assert done.returncode == 1 and done.stderr.startswith("Error: no <!-- table: begin -->")
+    readme.write_text(f"before\n{measure_table.BEGIN}\nold\n{measure_table.END}\nafter\n")
+    done = run(folder, "--readme", readme, "--quiet", "--windows", "2", script="measure_table.py")
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 6 and {len(row.split(" | ")) for row in rows} == {10}
+    assert "2 windows, 30 tokens scored" in text and "torch 2." in text
+    lossless = next(row for row in rows if row.startswith("| lossless "))
+    assert lossless.count("| 0 ") == 5 and "100.00 %" in lossless
+    assert next(row for row in rows if row.startswith("| int4(group=64)")).count(" ± ") >= 4
+    with pytest.raises(ValueError, match="has neither windows"):
+        measure_table.measure(str(tmp_path), 1, False)
+
+
+def test_the_published_table_is_a_measurement():
+    """The README's own table: what must hold of any measurement holds of it."""
+    text = (VALIDATION / "README.md").read_text()
+    table = text.partition(measure_table.BEGIN)[2].partition(measure_table.END)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert sum(row[0] == "lossless" for row in rows) >= 2
+    for row in rows:
+        if row[0] == "lossless":
+            assert row[2:7] == ["no loss", "no loss", "0", "0", "0"]
+        elif row[0].startswith("int"):
+            assert float(row[1]) > 1.9 and float(row[6]) > 0
