@@ -25,6 +25,7 @@ TINYLLAMA_VOCAB_SIZE = 32000
 
 # What kv-compress takes; anything else is saved as float32.
 SAVED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+METADATA_KEY = "kv_cache"
 TENSOR_NAME = re.compile(r"layer_(\d+)_(key|value)")
 
 
@@ -102,6 +103,8 @@ def save_kv_cache(
 ) -> KVCacheMetadata:
     """Save KV cache to a safetensors file, with a JSON sidecar. Any batch size.
 
+    The file itself holds the metadata too: kv-compress hands it on, so compressed files need no sidecar.
+
     float16, bfloat16 and float32 are kept as they are; other types become float32.
 
     Args:
@@ -124,7 +127,7 @@ def save_kv_cache(
             # A copy of its own for each: safetensors refuses tensors that share memory.
             tensors[f"layer_{index}_{kind}"] = tensor.detach().to(
                 "cpu", _saved_dtype(tensor), copy=True, memory_format=torch.contiguous_format)
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata.to_dict())})
     with open(metadata_path or _sidecar(path), "w", encoding="utf-8") as file:
         json.dump(metadata.to_dict(), file, indent=2)
     return metadata
@@ -140,7 +143,7 @@ def load_kv_cache(
 
     Args:
         path: Path to safetensors file
-        metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None; without one the tensors tell)
+        metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None; without one the file itself tells)
         device: Device to load tensors to
         config: The model's configuration; needed for a model with sliding layers to go on from this cache
 
@@ -149,16 +152,19 @@ def load_kv_cache(
 
     Raises:
         FileNotFoundError: If there is no such file, no metadata_path, or no kv-compress for a compressed file
-        ValueError: If it is no safetensors file, or its tensors are no KV cache
+        ValueError: If it is no safetensors file, its tensors are no KV cache, or the metadata is damaged
         subprocess.CalledProcessError: If a compressed file is damaged; its text says where
     """
-    pairs = _pairs(_read(path, device), path)
-    sidecar = metadata_path or _sidecar(path)
-    if metadata_path is not None or os.path.exists(sidecar):
-        with open(sidecar, encoding="utf-8") as file:
-            metadata = KVCacheMetadata.from_dict(json.load(file))
-    else:
-        metadata = _describe(tuple(pairs), "unknown")
+    tensors, embedded = _read(path, device)
+    pairs = _pairs(tensors, path)
+    source = metadata_path or _sidecar(path)
+    if metadata_path is not None or os.path.exists(source):
+        with open(source, encoding="utf-8") as file:
+            embedded = file.read()
+    try:
+        metadata = KVCacheMetadata.from_dict(json.loads(embedded)) if embedded else _describe(pairs, "unknown")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the metadata of {path} is damaged: {error!r}") from error
     return cache_view.build(pairs, config, metadata.seq_len), metadata
 
 
@@ -228,21 +234,21 @@ def _describe(cache: Any, model_name: str) -> KVCacheMetadata:
                            head_dim=head_dim, dtype=_dtype_name(_saved_dtype(pairs[0][0])), model_name=model_name)
 
 
-def _read(path: str, device: str) -> Dict[str, torch.Tensor]:
-    """The tensors of a file; of a compressed one, through a temporary file."""
+def _read(path: str, device: str) -> Tuple[Dict[str, torch.Tensor], Optional[str]]:
+    """The tensors of a file and its metadata's JSON, if any; of a compressed file, through a temporary one."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            compressed = "kvcompress.version" in (file.metadata() or {})
-        if not compressed:
-            return load_file(path, device=device)
+            embedded = file.metadata() or {}
+        if "kvcompress.version" not in embedded:
+            return load_file(path, device=device), embedded.get(METADATA_KEY)
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     with tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
         plain = os.path.join(folder, "cache.safetensors")
         decompress_kv_cache(path, plain)
-        return load_file(plain, device=device)
+        return load_file(plain, device=device), embedded.get(METADATA_KEY)
 
 
 def _pairs(tensors: Dict[str, torch.Tensor], path: str) -> List[cache_view.Pair]:

@@ -17,7 +17,7 @@ if "KVC_BIN_DIR" in os.environ:
     os.environ["KV_COMPRESS_PATH"] = os.path.join(os.environ["KVC_BIN_DIR"], "kv-compress")
 
 import torch  # noqa: E402 - OMP_NUM_THREADS must be set before
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,15 @@ def make_model(**changes):
 @pytest.fixture(scope="session")
 def model():
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def sliding():
+    """A model whose layers hold the last 7 tokens only."""
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8, initializer_range=0.3)).eval()
 
 
 class LetterTokenizer:

@@ -7,7 +7,7 @@ import cache_view
 import pytest
 import torch
 from conftest import make_model, make_pairs
-from transformers import DynamicCache, LlamaConfig, MistralConfig, MistralForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaConfig, StaticCache
 
 
 def layered(pairs):
@@ -116,14 +116,6 @@ def test_static_caches_of_the_two_list_style():
     cache.get_seq_length = lambda layer=0: 0
     with pytest.raises(ValueError, match="no token has gone through it"):
         cache_view.layers(cache)
-
-
-@pytest.fixture(scope="module")
-def sliding():
-    torch.manual_seed(0)
-    return MistralForCausalLM(MistralConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=8, initializer_range=0.3)).eval()
 
 
 def test_sliding_layers_hold_fewer_tokens_and_go_on_at_the_right_place(sliding):

@@ -74,7 +74,13 @@ def test_metadata_from_elsewhere_or_from_the_tensors(tmp_path, pairs):
     save_kv_cache(pairs, str(path), str(sidecar), model_name="m")
     assert not (tmp_path / "cache.metadata.json").exists()
     assert load_kv_cache(str(path), str(sidecar))[1].model_name == "m"
-    assert load_kv_cache(str(path))[1] == KVCacheMetadata(2, 2, 16, 64, "float16", "unknown")
+    assert load_kv_cache(str(path))[1].model_name == "m", "the file knows it, too"
+    save_file(load_file(path), tmp_path / "bare")
+    assert load_kv_cache(str(tmp_path / "bare"))[1] == KVCacheMetadata(2, 2, 16, 64, "float16", "unknown")
+    for content in ("{}", "no json", "[]"):
+        sidecar.write_text(content)
+        with pytest.raises(ValueError, match=r"the metadata of .*cache is damaged"):
+            load_kv_cache(str(path), str(sidecar))
     with pytest.raises(FileNotFoundError):
         load_kv_cache(str(path), str(tmp_path / "none.json"))
 
@@ -93,6 +99,20 @@ def test_compressed_files_load_directly(tmp_path, dtype):
     for pair, original in zip(cache_view.layers(load_kv_cache(packed)[0]), pairs):
         for decoded, tensor in zip(pair, original):
             assert decoded.dtype == dtype and 0 < (decoded - tensor).abs().max() < 0.5
+
+
+def test_sliding_layers_go_on_from_a_compressed_file(tmp_path, sliding):
+    ids = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+    plain, packed = str(tmp_path / "cache.safetensors"), str(tmp_path / "packed.safetensors")
+    with torch.no_grad():
+        whole, _ = cache_view.forward(sliding, ids)
+        _, cache = cache_view.forward(sliding, ids[:, :20])
+        assert save_kv_cache(cache, plain).seq_len == 20
+        compress_kv_cache(plain, packed, codec="lossless")
+        loaded, metadata = load_kv_cache(packed, config=sliding.config)
+        assert metadata.seq_len == 20 and cache_view.layers(loaded)[0][0].shape[2] == 7
+        logits, _ = cache_view.forward(sliding, ids[:, 20:], loaded)
+    torch.testing.assert_close(logits, whole[:, 20:])
 
 
 def test_a_damaged_compressed_file_is_named_and_refused(tmp_path, sample):
