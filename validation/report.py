@@ -125,7 +125,7 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
         for axes, y in ((change, height), (divergence, _kl(result.change))):
             if axes is change or y > 0:
                 axes.annotate(str(number), (ratio, y), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8)
-    names = [f"{number:2} {result.spec}" for number, result in enumerate(ordered, 1)]
+    names = [f"{number:\u2007>2} {result.spec}" for number, result in enumerate(ordered, 1)]
     figure.text(1.01, 0.5, "\n".join(names), fontsize=9, va="center", linespacing=1.5)
     for axes in (change, divergence):
         axes.grid(True, color="0.92")
@@ -148,7 +148,8 @@ def _page(results: Sequence[ValidationResult], svg: str) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Perplexity against ratio</title>
 <style>body {{ font: 15px system-ui, sans-serif; margin: 2em; max-width: 75em }} svg {{ max-width: 100%; height: auto }}
-table {{ border-collapse: collapse }} th, td {{ padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd }}
+table {{ border-collapse: collapse; font-size: 13px; white-space: nowrap }}
+th, td {{ padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }}
 th:first-child, td:first-child {{ text-align: left }}</style></head>
 <body>{svg}
 <table><tr>{head}</tr>

@@ -101,7 +101,7 @@ def compute_perplexity(
         labels = window.clone()
         labels[:scored_until - begin] = -100  # context only
         with torch.no_grad():
-            logits = model(input_ids=window[None]).logits[0, :-1].float()
+            logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
         total += torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum").item()
         tokens += int((labels[1:] != -100).sum())
         scored_until = end
@@ -146,6 +146,8 @@ def validate(specs: Sequence[Spec], setup: Setup, device: Optional[str] = None, 
     if setup.token_windows is not None:
         windows = windows_from_json(setup.token_windows, setup.windows, setup.prefix_len)
     else:
+        if setup.text is not None and not os.path.isfile(setup.text):
+            raise FileNotFoundError(f"no such text: {setup.text}")
         text = read_text(setup.text or setup.dataset_name, setup.dataset_config, setup.split)
         windows = windows_from_text(text, tokenizer, model, setup.windows, setup.prefix_len, setup.continuation_len)
     return _measure(model, windows, specs, setup, threshold, verbose)
@@ -175,7 +177,7 @@ def run_quick_test(verbose: bool = True, threshold: float = 0.5, codec: Optional
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(
             vocab_size=256, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.05)).eval()
+            num_key_value_heads=2, max_position_embeddings=256)).eval()
         windows = [Window(ids.tolist(), 96) for ids in torch.randint(0, 256, (8, 160))]
     result = _measure(model, windows, [spec], Setup(model_name="random weights"), threshold, verbose)[0]
     result.synthetic = True

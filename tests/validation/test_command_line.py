@@ -104,6 +104,7 @@ def test_progress_and_a_paragraph_otherwise(folder):
     (["--codec", "int9"], 'kv-compress failed with exit code 1: unknown codec "int9"'),
     (["--profile", "none.json"], "read profile: open none.json: no such file or directory"),
     (["--prefix-len", "39"], "a window of 40 tokens and a prefix of 39"),
+    (["--token-windows", "none.json"], "No such file or directory: 'none.json'"),
     (["--sweep", "plot.gif"], "--sweep writes a .png or a .html file, not plot.gif"),
 ])
 def test_errors_are_one_line(folder, args, text, tmp_path, monkeypatch, capfd):
@@ -112,6 +113,11 @@ def test_errors_are_one_line(folder, args, text, tmp_path, monkeypatch, capfd):
     captured = capfd.readouterr()
     assert captured.err.startswith("Error: ") and text in captured.err
     assert (captured.out, captured.err.count("\n"), os.listdir(tmp_path)) == ("", 1, [])
+
+
+def test_a_text_that_is_not_there(folder):
+    with pytest.raises(FileNotFoundError, match="no such text: none"):
+        run_full_validation("cpu", verbose=False, model_name=str(folder), text="none")
 
 
 def test_a_model_that_is_not_there(tmp_path):
