@@ -1,0 +1,173 @@
+"""What the adapters share: the tensors of a cache as frames and back, several frames as one payload."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from .._channel import tls
+from .._client import Client
+from .._errors import DataLoss, InvalidArgument, KvCompressError
+from .._exchange import DecompressItem, profile_json
+from .._frame import Frame
+from ..v1 import kvcompress_pb2 as pb
+
+DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_NUMBERS = {torch.float16: pb.DTYPE_F16, torch.bfloat16: pb.DTYPE_BF16, torch.float32: pb.DTYPE_F32}
+
+_MAGIC, _VERSION = b"KVCB", 1
+_HEADER = struct.Struct("<4sHHI")  # magic, version, zero, number of frames
+_SIZE = struct.Struct("<Q")  # of each frame, in bytes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a tensor is, without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> "Kind":
+        return Kind(tensor.dtype, tuple(tensor.shape))
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A daemon, and what it is asked for. `profile` is JSON text, and excludes `spec`; `timeout` is in seconds, for all
+    tensors of one call together."""
+
+    client: Client
+    spec: str = ""
+    profile: str = ""
+    timeout: float | None = None
+
+    @staticmethod
+    def of(client: Client, spec: str, profile: Any, timeout: float | None) -> "Codec":
+        """`profile` as Client.compress takes it. InvalidArgument where both are given."""
+        text = profile_json(profile)
+        if spec and text:
+            raise InvalidArgument("a codec and a profile exclude each other")
+        return Codec(client, spec, text, timeout)
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> "Codec":
+        """Of the keys that all adapters' configurations have: `target`, `codec` or `profile` (a path or an object),
+        `timeout`, and `ca`, `certificate`, `key`, the paths of PEM files, for TLS."""
+        pem = [config.get(name) for name in ("ca", "certificate", "key")]
+        client = Client(
+            str(config.get("target", "127.0.0.1:50051")), credentials=tls(*pem) if any(path for path in pem) else None
+        )
+        return Codec.of(
+            client, str(config.get("codec", "")), config.get("profile"), float(config.get("timeout", DEFAULT_TIMEOUT))
+        )
+
+    @property
+    def text(self) -> str:
+        """The same for codecs that make the same frames of the same tensors."""
+        return self.spec or self.profile
+
+    def compress(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> list[Frame]:
+        """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
+        busy or gone for a while."""
+
+        def attempt(remaining: float | None) -> list[Frame]:
+            host = ((name, tensor.detach().cpu()) for name, tensor in tensors)
+            return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=remaining))
+
+        return self.client._retried(attempt, self.timeout)
+
+    def decompress(
+        self, frames: Sequence[bytes | memoryview], kinds: Sequence[Kind], outs: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Tensors of the CPU; `outs`, where they are given, contiguous and of `kinds`. DataLoss for a frame that is
+        damaged or holds something else, before room is made for it."""
+        places: Sequence[torch.Tensor | None] = outs or [None] * len(kinds)
+        items = [
+            DecompressItem(str(index), memoryview(frame).cast("B"), "torch", (DTYPES[kind.dtype], kind.shape), out)
+            for index, (frame, kind, out) in enumerate(zip(frames, kinds, places, strict=True))
+        ]
+
+        def attempt(remaining: float | None) -> list[torch.Tensor]:
+            return [tensor for _, tensor in self.client.decompress_many(cast(Any, items), timeout=remaining)]
+
+        return self.client._retried(attempt, self.timeout)
+
+    def most_bytes(self, named: Sequence[tuple[str, Kind]]) -> list[int]:
+        """What the daemon says that no frame of these tensors is larger than."""
+        headers = []
+        for name, kind in named:
+            tensor = pb.Tensor(name=name, dtype=_NUMBERS[kind.dtype], shape=kind.shape)
+            headers.append(pb.CompressHeader(tensor=tensor, codec=self.spec, profile=self.profile))
+        request = pb.CapabilitiesRequest(headers=headers)
+        said = self.client._retried(lambda remaining: self.client._capabilities(request, remaining), self.timeout)
+        if len(said.max_frame_bytes) != len(headers):
+            raise KvCompressError("the daemon does not say how large frames can become")
+        return list(said.max_frame_bytes)
+
+
+# An engine's request waits meanwhile, and is served without the cache afterwards.
+DEFAULT_TIMEOUT = 30.0
+CONFIG_KEYS = frozenset({"target", "codec", "profile", "timeout", "ca", "certificate", "key"})
+
+
+def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    """InvalidArgument for a key that no one reads, which is a typing error."""
+    names = CONFIG_KEYS | set(known)
+    unknown = sorted(str(key) for key in config if key not in names)
+    if unknown:
+        raise InvalidArgument(f"unknown option {unknown[0]!r}: there are {', '.join(sorted(names))}")
+
+
+def check_dtype(dtype: torch.dtype, what: str) -> None:
+    if dtype not in DTYPES:
+        raise InvalidArgument(f"{what} is {dtype}, and only float16, bfloat16 and float32 can be compressed")
+
+
+def layer_tensors(keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """The tensors [batch, heads, tokens, head_dim] of layers 0, 1, ... under the names by which profiles and codecs
+    know what they are."""
+    named = []
+    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        named += [(f"layer_{index}_key", key), (f"layer_{index}_value", value)]
+    return named
+
+
+def pack(frames: Sequence[Frame]) -> bytes:
+    """Frames as one payload that tells its own size."""
+    sizes = b"".join(_SIZE.pack(len(frame)) for frame in frames)
+    return b"".join([_HEADER.pack(_MAGIC, _VERSION, 0, len(frames)), sizes, *(frame.data for frame in frames)])
+
+
+def packed_size(frame_sizes: Sequence[int]) -> int:
+    """Bytes of the payload of frames of these sizes."""
+    return _HEADER.size + _SIZE.size * len(frame_sizes) + sum(frame_sizes)
+
+
+def most_packed(kinds: Sequence[Kind]) -> int:
+    """More bytes than any codec makes of these tensors; a payload that claims more is not read."""
+    values = [kind.dtype.itemsize * torch.Size(kind.shape).numel() for kind in kinds]
+    return packed_size([2 * size + (64 << 10) for size in values])
+
+
+def unpack(payload: bytes | memoryview, count: int, *, padded: bool = False) -> list[memoryview]:
+    """The `count` frames of a payload; DataLoss for one of another number, and for bytes that are missing, or, unless
+    it is `padded`, left over."""
+    view = memoryview(payload).cast("B")
+    if len(view) < _HEADER.size or _HEADER.unpack_from(view) != (_MAGIC, _VERSION, 0, count):
+        raise DataLoss(f"the payload does not begin like one of {count} frames")
+    at = _HEADER.size + _SIZE.size * count
+    if len(view) < at:
+        raise DataLoss("the payload is cut off in its table of frames")
+    frames = []
+    for index in range(count):
+        (size,) = _SIZE.unpack_from(view, _HEADER.size + _SIZE.size * index)
+        if size > len(view) - at:
+            raise DataLoss(f"the payload is cut off in frame {index} of {count}")
+        frames.append(view[at : at + size])
+        at += size
+    if at != len(view) and not padded:
+        raise DataLoss(f"{len(view) - at} bytes follow the payload's last frame")
+    return frames
