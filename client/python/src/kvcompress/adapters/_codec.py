@@ -73,6 +73,11 @@ class Codec:
         """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
         busy or gone for a while."""
 
+        for _, tensor in tensors:
+            if tensor.is_cuda:
+                # They are read in another thread, and so in another stream.
+                torch.cuda.current_stream(tensor.device).synchronize()
+
         def attempt(remaining: float | None) -> list[Frame]:
             host = ((name, tensor.detach().cpu()) for name, tensor in tensors)
             return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=remaining))
@@ -124,15 +129,6 @@ def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
 def check_dtype(dtype: torch.dtype, what: str) -> None:
     if dtype not in DTYPES:
         raise InvalidArgument(f"{what} is {dtype}, and only float16, bfloat16 and float32 can be compressed")
-
-
-def layer_tensors(keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """The tensors [batch, heads, tokens, head_dim] of layers 0, 1, ... under the names by which profiles and codecs
-    know what they are."""
-    named = []
-    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
-        named += [(f"layer_{index}_key", key), (f"layer_{index}_value", value)]
-    return named
 
 
 def pack(frames: Sequence[Frame]) -> bytes:

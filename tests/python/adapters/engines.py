@@ -1,0 +1,123 @@
+"""The interfaces of the engines that are adapted to, as their releases publish them, and stand-ins with these.
+
+An engine that is installed is used itself. `KVC_ENGINE_SOURCES`, a folder into which the engines' wheels were unpacked,
+makes test_interfaces.py compare what stands here with their sources.
+"""
+
+import abc
+import enum
+import importlib
+import sys
+import types
+
+# Release, file, class, methods: "*" marks abstract ones. Arguments without self.
+INTERFACES = [
+    ("vllm 0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/base.py", "KVConnectorBase_V1", {
+        "__init__": "vllm_config, role, kv_cache_config",
+        "register_kv_caches": "kv_caches",
+        "*start_load_kv": "forward_context, **kwargs",
+        "*wait_for_layer_load": "layer_name",
+        "*save_kv_layer": "layer_name, kv_layer, attn_metadata, **kwargs",
+        "*wait_for_save": "",
+        "get_block_ids_with_load_errors": "",
+        "shutdown": "",
+        "*get_num_new_matched_tokens": "request, num_computed_tokens",
+        "*update_state_after_alloc": "request, blocks, num_external_tokens",
+        "*build_connector_meta": "scheduler_output",
+        "request_finished": "request, block_ids",
+    }),
+    ("sglang 0.5.23", "sglang/srt/mem_cache/hicache_storage.py", "HiCacheStorage", {
+        "register_mem_pool_host": "mem_pool_host",
+        "batch_get_v1": "keys, host_indices, extra_info=None",
+        "batch_set_v1": "keys, host_indices, extra_info=None",
+        "*get": "key, target_location=None, target_sizes=None",
+        "*batch_get": "keys, target_locations=None, target_sizes=None",
+        "*set": "key, value=None, target_location=None, target_sizes=None",
+        "*batch_set": "keys, values=None, target_locations=None, target_sizes=None",
+        "*exists": "key",
+        "batch_exists": "keys, extra_info=None",
+        "clear": "",
+    }),
+    ("lmcache 0.5.6", "lmcache/v1/distributed/serde/base.py", "Serializer", {
+        "*serialize": "src, dst, key",
+        "*estimate_serialized_size": "layout_desc",
+    }),
+    ("lmcache 0.5.6", "lmcache/v1/distributed/serde/base.py", "Deserializer", {"*deserialize": "src, dst, key"}),
+    ("lmcache 0.5.6", "lmcache/v1/distributed/serde/async_processor.py", "AsyncSerdeProcessor", {
+        "__init__": "serializer, deserializer, max_workers=1",
+    }),
+]
+
+
+def interface(name):
+    """A class with the methods of INTERFACES, which raise NotImplementedError."""
+    (methods,) = [methods for _, _, found, methods in INTERFACES if found == name]
+    members = {}
+    for method, arguments in methods.items():
+        space = {}
+        exec(f"def {method.lstrip('*')}(self, {arguments}): raise NotImplementedError", space)
+        function = space[method.lstrip("*")]
+        members[function.__name__] = abc.abstractmethod(function) if method.startswith("*") else function
+    return abc.ABCMeta(name, (), members)
+
+
+def _provide(name, **members):
+    """The module, where the engine is installed; else one with these members."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            sys.modules.setdefault(".".join(parts[:end]), types.ModuleType(".".join(parts[:end]))).__path__ = []
+        vars(sys.modules[name]).update(members)
+
+
+def provide_vllm():
+    class Base(interface("KVConnectorBase_V1")):
+        def __init__(self, vllm_config, role, kv_cache_config):
+            self._connector_metadata = None
+            self._role = role
+
+        role = property(lambda self: self._role)
+
+        def bind_connector_metadata(self, connector_metadata):
+            self._connector_metadata = connector_metadata
+
+        def clear_connector_metadata(self):
+            self._connector_metadata = None
+
+        def _get_connector_metadata(self):
+            assert self._connector_metadata is not None
+            return self._connector_metadata
+
+    _provide("vllm.distributed.kv_transfer.kv_connector.v1.base", KVConnectorBase_V1=Base,
+             KVConnectorMetadata=abc.ABCMeta("KVConnectorMetadata", (), {}),
+             KVConnectorRole=enum.Enum("KVConnectorRole", [("SCHEDULER", 0), ("WORKER", 1)]))
+
+
+def provide_sglang():
+    class Storage(interface("HiCacheStorage")):
+        def register_mem_pool_host(self, mem_pool_host):
+            self.mem_pool_host = mem_pool_host
+
+        def batch_exists(self, keys, extra_info=None):
+            return next((index for index, key in enumerate(keys) if not self.exists(key)), len(keys))
+
+    _provide("sglang.srt.mem_cache.hicache_storage", HiCacheStorage=Storage)
+
+
+def provide_lmcache():
+    registry = {}
+
+    class Processor(interface("AsyncSerdeProcessor")):
+        def __init__(self, serializer, deserializer, max_workers=1):
+            self._serializer, self._deserializer = serializer, deserializer
+
+    def register(name, factory):
+        if name in registry:
+            raise ValueError(f"Serde type already registered: {name!r}")
+        registry[name] = factory
+
+    _provide("lmcache.v1.distributed.serde", AsyncSerdeProcessor=Processor, Serializer=interface("Serializer"),
+             Deserializer=interface("Deserializer"), register_serde_factory=register,
+             get_registered_serde_types=lambda: list(registry))

@@ -1,0 +1,125 @@
+"""What the adapters share: payloads of several frames, and the store on disk. Both are read back as what anyone wrote."""
+
+import os
+import stat
+import struct
+
+import kvcompress
+import pytest
+
+torch = pytest.importorskip("torch")
+from kvcompress.adapters._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack  # noqa: E402
+from kvcompress.adapters._store import Store  # noqa: E402
+
+
+@pytest.fixture
+def codec(client):
+    return Codec.of(client, "int4(group=32)", None, 20)
+
+
+@pytest.fixture
+def frames(codec, kv_values):
+    return codec.compress([(f"layer_{i}_key", kv_values((1, 2, 40, 32), seed=i)) for i in range(3)])
+
+
+def test_a_payload_gives_its_frames_back(codec, frames, kv_values):
+    payload = pack(frames)
+    assert len(payload) == packed_size([len(frame) for frame in frames])
+    assert [bytes(frame) for frame in unpack(payload, 3)] == [frame.data for frame in frames]
+    assert [bytes(frame) for frame in unpack(payload + b"rest", 3, padded=True)] == [frame.data for frame in frames]
+    kinds = [Kind(torch.float16, (1, 2, 40, 32))] * 3
+    tensors = codec.decompress(unpack(payload, 3), kinds)
+    assert (tensors[2] - kv_values((1, 2, 40, 32), seed=2)).abs().max() < 0.3
+    assert pack([]) == pack([])
+    assert unpack(pack([]), 0) == []
+
+
+def test_a_payload_that_was_changed_is_data_loss(frames):
+    payload = pack(frames)
+    for cut in (0, 5, 12, 35, len(payload) - 1):
+        with pytest.raises(kvcompress.DataLoss):
+            unpack(payload[:cut], 3)
+    with pytest.raises(kvcompress.DataLoss, match="follow"):
+        unpack(payload + b"rest", 3)
+    with pytest.raises(kvcompress.DataLoss, match="begin"):
+        unpack(payload, 2)
+    huge = payload[:12] + struct.pack("<Q", 2**64 - 1) + payload[20:]
+    with pytest.raises(kvcompress.DataLoss, match="frame 0"):
+        unpack(huge, 3)
+
+
+@pytest.mark.parametrize("place", ["table", "frame"])
+def test_no_bit_of_a_payload_changes_a_value_unseen(codec, frames, place):
+    payload = bytearray(pack(frames))
+    payload[15 if place == "table" else 300] ^= 4
+    with pytest.raises(kvcompress.DataLoss):
+        codec.decompress(unpack(payload, 3), [Kind(torch.float16, (1, 2, 40, 32))] * 3)
+
+
+def test_a_frame_of_another_tensor_is_data_loss(codec, frames):
+    with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):
+        codec.decompress([frames[0].data], [Kind(torch.float16, (1, 2, 41, 32))])
+
+
+def test_bounds_hold(codec, kv_values):
+    kind = Kind(torch.float16, (1, 2, 40, 32))
+    (bound,) = codec.most_bytes([("layer_0_key", kind)])
+    (frame,) = codec.compress([("layer_0_key", kv_values(kind.shape))])
+    assert len(frame) <= bound < 1.2 * len(frame)
+    assert packed_size([bound]) < most_packed([kind])
+
+
+def test_a_configuration_is_checked(client):
+    check_keys({"target": "x", "path": "y"}, ["path"])
+    with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codex': there are ca, "):
+        check_keys({"codex": "x"}, ["path"])
+    with pytest.raises(kvcompress.InvalidArgument, match="exclude"):
+        Codec.from_config({"codec": "raw", "profile": {"version": 1}})
+
+
+class TestStore:
+    def test_keys_and_namespaces(self, tmp_path):
+        one, two = Store(tmp_path / "s", "one"), Store(tmp_path / "s", "two")
+        key = "../../../etc/passwd\0" + "long" * 1000
+        assert not one.exists(key)
+        assert one.get(key, 100) is None
+        one.put(key, b"payload")
+        one.put(key, b"again")
+        assert one.exists(key)
+        assert one.get(key, 5) == b"again"
+        assert not two.exists(key)
+        one.remove(key)
+        one.remove(key)
+        assert not one.exists(key)
+        two.put("k", b"x")
+        one.clear()
+        assert not two.exists("k")
+
+    def test_only_the_owner_may_read(self, tmp_path):
+        store = Store(tmp_path / "s", "n")
+        store.put("k", b"secret")
+        (file,) = (tmp_path / "s").glob("*/*")
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, tmp_path / "s")] == [
+            0o600, 0o700, 0o700]
+
+    @pytest.mark.parametrize("kind", ["large", "link", "pipe", "folder"])
+    def test_what_is_no_payload_is_not_read(self, tmp_path, kind):
+        store = Store(tmp_path / "s", "n")
+        store.put("k", b"x" * 100)
+        (file,) = (tmp_path / "s").glob("*/*")
+        if kind != "large":
+            file.unlink()
+            {"link": lambda: file.symlink_to("/etc/passwd"), "pipe": lambda: os.mkfifo(file),
+             "folder": file.mkdir}[kind]()
+        with pytest.raises((kvcompress.DataLoss, OSError)):
+            store.get("k", 99)
+
+    def test_what_was_not_read_for_the_longest_time_makes_room(self, tmp_path):
+        store = Store(tmp_path / "s", "n", capacity=1000)
+        for index in range(10):
+            store.put(str(index), bytes(100))
+            os.utime(store._path(str(index)), (index, index))
+        assert store.get("0", 100) == bytes(100)
+        store.put("10", bytes(100))
+        assert [index for index in range(11) if not store.exists(str(index))] == [1, 2]
+        assert Store(tmp_path / "s", "n", capacity=1000)._used == 900

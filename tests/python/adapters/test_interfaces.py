@@ -1,0 +1,78 @@
+"""The adapters against the signatures of the engines, and these against the engines' sources where they are at hand."""
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+
+import engines
+import pytest
+
+ADAPTERS = {
+    "KVConnectorBase_V1": ("kvcompress.adapters.vllm", "KvCompressConnector", engines.provide_vllm),
+    "HiCacheStorage": ("kvcompress.adapters.sglang", "KvCompressStorage", engines.provide_sglang),
+    "Serializer": ("kvcompress.adapters.lmcache", "KvCompressSerializer", engines.provide_lmcache),
+    "Deserializer": ("kvcompress.adapters.lmcache", "KvCompressDeserializer", engines.provide_lmcache),
+}
+IDS = [f"{release}: {name}" for release, _, name, _ in engines.INTERFACES]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_takes_the_calls_of_its_interface(name):
+    module, adapter, provide = ADAPTERS[name]
+    provide()
+    found = getattr(importlib.import_module(module), adapter)
+    assert not inspect.isabstract(found)
+    (methods,) = [methods for _, _, other, methods in engines.INTERFACES if other == name]
+    reference = engines.interface(name)
+    for method in (method.lstrip("*") for method in methods if method != "__init__"):
+        wanted = inspect.signature(getattr(reference, method)).parameters
+        given = inspect.signature(getattr(found, method)).parameters
+        assert list(given)[: len(wanted)] == list(wanted), method
+        for parameter, ours in given.items():
+            theirs = wanted.get(parameter)
+            if ours.default is inspect.Parameter.empty and ours.kind is not inspect.Parameter.VAR_KEYWORD:
+                assert theirs is not None, (method, parameter)
+                assert theirs.default is inspect.Parameter.empty, (method, parameter)
+
+
+def sources():
+    folder = os.environ.get("KVC_ENGINE_SOURCES")
+    if not folder:
+        pytest.skip("KVC_ENGINE_SOURCES does not name a folder of unpacked wheels")
+    return pathlib.Path(folder)
+
+
+@pytest.mark.parametrize(("release", "path", "name", "methods"), engines.INTERFACES, ids=IDS)
+def test_an_interface_is_that_of_the_release(release, path, name, methods):
+    folder = sources()
+    package, version = release.split()
+    assert (folder / f"{package}-{version}.dist-info").is_dir()
+    tree = ast.parse((folder / path).read_text())
+    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    functions = {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
+    abstract = {name for name, node in functions.items() if any("abstractmethod" in ast.unparse(mark)
+                                                                for mark in node.decorator_list)}
+    assert abstract == {method[1:] for method in methods if method.startswith("*")}
+    for method, arguments in methods.items():
+        parsed = functions[method.lstrip("*")].args
+        for argument in parsed.args:
+            argument.annotation = None
+        if parsed.kwarg:
+            parsed.kwarg.annotation = None
+        assert ast.unparse(parsed).removeprefix("self").removeprefix(", ") == arguments, method
+
+
+@pytest.mark.parametrize("name", ["lmcache", "sglang", "vllm"])
+def test_without_its_library_an_adapter_says_so(name):
+    if name in importlib.metadata.packages_distributions():
+        pytest.skip(f"{name} is installed")
+    done = subprocess.run([sys.executable, "-c", f"import kvcompress.adapters.{name}"], capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 1
+    assert f"ImportError: kvcompress.adapters.{name} " in done.stderr
+    assert f"No module named '{name}'" in done.stderr

@@ -1,0 +1,194 @@
+"""The HiCache backend: pages of host pools with SGLang's layouts, on the CPU, through a real daemon."""
+
+import logging
+import types
+
+import engines
+import kvcompress
+import pytest
+
+torch = pytest.importorskip("torch")
+engines.provide_sglang()
+from kvcompress.adapters.sglang import KvCompressStorage  # noqa: E402
+
+LAYERS, HEADS, SIZE, PAGE, PAGES = 3, 2, 32, 16, 4
+SHAPES = {
+    "layer_first": (2, LAYERS, PAGE * PAGES, HEADS, SIZE),
+    "page_first": (2, PAGE * PAGES, LAYERS, HEADS, SIZE),
+    "page_first_direct": (2, PAGES, LAYERS, PAGE, HEADS, SIZE),
+    "page_head": (2, PAGES, HEADS, PAGE, LAYERS, SIZE),
+}
+
+
+class Pool:
+    """MHATokenToKVPoolHost, as far as storage goes."""
+
+    layer_num, head_num, head_dim, page_size = LAYERS, HEADS, SIZE, PAGE
+
+    def __init__(self, layout, dtype=torch.bfloat16):
+        self.layout, self.dtype = layout, dtype
+        generator = torch.Generator().manual_seed(5)
+        self.kv_buffer = torch.randn(SHAPES[layout], generator=generator).to(dtype)
+
+    def _place(self, index):
+        if self.layout == "layer_first":
+            return self.kv_buffer[:, :, index : index + PAGE]
+        if self.layout == "page_first":
+            return self.kv_buffer[:, index : index + PAGE]
+        return self.kv_buffer[:, index // PAGE : index // PAGE + 1]
+
+    def get_data_page(self, index, flat=True):
+        return self._place(index).flatten()
+
+    def get_dummy_flat_data_page(self):
+        return torch.zeros(2 * LAYERS * PAGE * HEADS * SIZE, dtype=self.dtype)
+
+    def set_from_flat_data_page(self, index, page):
+        place = self._place(index)
+        place.copy_(page.view(place.shape))
+
+
+class LatentPool(Pool):
+    """One of MLA: of another number of elements than keys and values have."""
+
+    def get_data_page(self, index, flat=True):
+        return self._place(index)[0].flatten()
+
+    def get_dummy_flat_data_page(self):
+        return super().get_dummy_flat_data_page()[: LAYERS * PAGE * HEADS * SIZE]
+
+
+@pytest.fixture
+def make(daemon, tmp_path):
+    server = daemon("--threads", "2")
+    made = []
+
+    def start(pool, **options):
+        extra = {"backend_name": "kvcompress", "module_path": "kvcompress.adapters.sglang",
+                 "class_name": "KvCompressStorage", "target": server.address, "path": str(tmp_path / "pages"),
+                 "codec": "lossless", **{key: value for key, value in options.items() if not key.startswith("rank_")}}
+        config = types.SimpleNamespace(
+            tp_rank=options.get("rank_tp", 0), tp_size=2, pp_rank=0, pp_size=1, attn_cp_rank=0, attn_cp_size=1,
+            is_mla_model=isinstance(pool, LatentPool), model_name="org/model", extra_config=extra)
+        made.append(KvCompressStorage(config, {}))
+        made[-1].register_mem_pool_host(pool)
+        return made[-1]
+
+    start.server = server
+    yield start
+    for storage in made:
+        storage.close()
+
+
+def pages(pool, numbers):
+    return [pool.get_data_page(number * PAGE) for number in numbers]
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_pages_come_back_the_same(make, layout, tmp_path):
+    pool = Pool(layout)
+    storage = make(pool)
+    assert storage.batch_set(["a", "b", "c"], pages(pool, [0, 1, 2]))
+    assert storage.batch_exists(["a", "b", "x", "c"]) == 2
+    rooms = [pool.get_dummy_flat_data_page() for _ in range(3)]
+    found = make(pool).batch_get(["a", "x", "c"], rooms)
+    assert found[1] is None
+    assert found[0] is rooms[0]
+    assert torch.equal(found[0], pages(pool, [0])[0])
+    assert torch.equal(found[2], pages(pool, [2])[0])
+    assert storage.set("d", pages(pool, [3])[0])
+    assert torch.equal(storage.get("d"), pages(pool, [3])[0])
+    stored = sum(file.stat().st_size for file in (tmp_path / "pages").glob("*/*"))
+    assert stored < 0.9 * pool.kv_buffer.nbytes
+    storage.clear()
+    assert storage.batch_exists(["a"]) == 0
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_codecs_are_told_what_each_part_is(make, layout):
+    """A view [heads, tokens, head_dim] of each layer, from wherever the layout has it."""
+    pool = Pool(layout)
+    storage = make(pool)
+    named = dict(storage._tensors(pool.get_data_page(PAGE)))
+    assert list(named)[:3] == ["layer_0_key", "layer_0_value", "layer_1_key"]
+    assert named["layer_2_value"].shape == (1, HEADS, PAGE, SIZE)
+    buffer = pool.kv_buffer
+    wanted = {"layer_first": lambda: buffer[1, 2, PAGE + 3, 1], "page_first": lambda: buffer[1, PAGE + 3, 2, 1],
+              "page_first_direct": lambda: buffer[1, 1, 2, 3, 1], "page_head": lambda: buffer[1, 1, 1, 3, 2]}[layout]()
+    assert torch.equal(named["layer_2_value"][0, 1, 3], wanted)
+
+
+@pytest.mark.parametrize("layout", ["layer_first", "page_first"])
+def test_the_interface_with_host_indices(make, layout):
+    pool = Pool(layout)
+    storage = make(pool)
+    before = pool.kv_buffer.clone()
+    indices = torch.arange(2 * PAGE)
+    assert storage.batch_set_v1(["a", "b"], indices) == [True, True]
+    pool.kv_buffer[:] = 0
+    assert storage.batch_get_v1(["a", "x", "b"], torch.arange(3 * PAGE)) == [True, False, True]
+    pool.kv_buffer[:] = 0
+    assert storage.batch_get_v1(["a", "b"], indices) == [True, True]
+    here = (slice(None), slice(None), slice(2 * PAGE)) if layout == "layer_first" else (slice(None), slice(2 * PAGE))
+    assert torch.equal(pool.kv_buffer[here], before[here])
+    with pytest.raises(kvcompress.InvalidArgument, match="indices"):
+        storage.batch_get_v1(["a"], indices)
+
+
+def test_a_pool_of_another_kind_is_stored_in_one_piece(make):
+    pool = LatentPool("layer_first", torch.float16)
+    storage = make(pool)
+    assert storage.batch_set(["a"], pages(pool, [0]))
+    assert torch.equal(make(pool, rank_tp=1).get("a"), pages(pool, [0])[0])
+
+
+def test_what_is_another_page_is_a_miss(make):
+    pool = Pool("layer_first")
+    assert make(pool).set("a", pages(pool, [0])[0])
+    assert make(pool).exists("a")
+    assert not make(pool, rank_tp=1).exists("a")
+    assert not make(pool, codec="raw").exists("a")
+    assert not make(Pool("page_first")).exists("a")
+    assert not make(Pool("layer_first", torch.float16)).exists("a")
+
+
+def test_a_damaged_page_is_a_miss_and_goes(make, tmp_path, caplog):
+    pool = Pool("layer_first")
+    storage = make(pool)
+    assert storage.batch_set(["a", "b", "c"], pages(pool, [0, 1, 2]))
+    damaged = storage._store._path("b")
+    data = bytearray(damaged.read_bytes())
+    data[-100] ^= 1
+    damaged.write_bytes(data)
+    storage._store._path("c").write_bytes(b"KVCB")
+    with caplog.at_level(logging.WARNING):
+        found = storage.batch_get(["a", "b", "c"])
+    assert torch.equal(found[0], pages(pool, [0])[0])
+    assert found[1:] == [None, None]
+    assert "page b is lost" in caplog.text
+    assert [storage.exists(key) for key in "abc"] == [True, False, False]
+    assert storage.set("b", pages(pool, [1])[0])
+    assert torch.equal(storage.get("b"), pages(pool, [1])[0])
+
+
+def test_without_a_daemon_all_is_a_miss(make, caplog):
+    pool = Pool("layer_first")
+    storage = make(pool, timeout=1)
+    assert storage.set("a", pages(pool, [0])[0])
+    make.server.stop()
+    with caplog.at_level(logging.WARNING):
+        assert not storage.batch_set(["a", "b"], pages(pool, [0, 1]))
+        assert storage.batch_get(["a"]) == [None]
+    assert storage.exists("a")
+    assert "not stored" in caplog.text
+    assert "not read" in caplog.text
+
+
+def test_what_cannot_work_is_said_at_the_start(make):
+    with pytest.raises(kvcompress.InvalidArgument, match="float8"):
+        make(Pool("layer_first", torch.float8_e4m3fn))
+    with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'pth'"):
+        make(Pool("layer_first"), pth="x")
+    config = types.SimpleNamespace(extra_config={})
+    with pytest.raises(kvcompress.InvalidArgument, match="path"):
+        KvCompressStorage(config, {})

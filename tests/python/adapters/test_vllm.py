@@ -1,0 +1,285 @@
+"""The connector: both of its sides through the life of requests, with paged caches of vLLM's layout on the CPU, and a
+real daemon."""
+
+import logging
+import os
+import pickle
+from types import SimpleNamespace as Bag
+
+import engines
+import kvcompress
+import pytest
+
+torch = pytest.importorskip("torch")
+engines.provide_vllm()
+from kvcompress.adapters.vllm import KvCompressConnector  # noqa: E402
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole  # noqa: E402
+
+LAYERS, HEADS, SIZE, BLOCK, BLOCKS, CHUNK = 3, 2, 32, 4, 40, 16
+
+
+class Engine:
+    """What vLLM has around a connector: a scheduler, a worker, and a paged cache in the worker."""
+
+    def __init__(self, server, path, *, kernel_blocks=1, content=2 * SIZE, dtype=torch.float16, ranks=1, rank=0,
+                 groups=1, **options):
+        extra = {"target": server.address, "path": str(path), "codec": "lossless", "chunk_tokens": CHUNK, **options}
+        spec = Bag(head_size=SIZE, head_size_v=SIZE)
+        self.cache_config = Bag(num_blocks=BLOCKS, kv_cache_groups=[Bag(kv_cache_spec=spec)] * groups)
+        config = Bag(
+            kv_transfer_config=Bag(kv_connector_extra_config=extra),
+            parallel_config=Bag(world_size=ranks, rank=rank, tensor_parallel_size=ranks, pipeline_parallel_size=1),
+            cache_config=Bag(block_size=BLOCK, cache_dtype="auto"),
+            model_config=Bag(model="org/model", dtype=dtype))
+        self.scheduler = KvCompressConnector(config, KVConnectorRole.SCHEDULER, self.cache_config)
+        self.worker = KvCompressConnector(config, KVConnectorRole.WORKER, self.cache_config)
+        shape = (BLOCKS * kernel_blocks, HEADS, BLOCK // kernel_blocks, content)
+        # The memory behind the views is [blocks, tokens, heads, content], as vLLM's NHD layout has it.
+        self.caches = {
+            f"model.layers.{i}.self_attn.attn": torch.zeros(
+                shape[0], shape[2], HEADS, content, dtype=dtype).transpose(1, 2) for i in range(LAYERS)}
+        self.kernel_blocks = kernel_blocks
+        self.worker.register_kv_caches(self.caches)
+
+    def cells(self, layer, blocks):
+        """The cache's content [tokens, heads, content] of some blocks."""
+        cache = self.caches[f"model.layers.{layer}.self_attn.attn"]
+        rows = [row for block in blocks for row in range(block * self.kernel_blocks, (block + 1) * self.kernel_blocks)]
+        return cache[rows].permute(0, 2, 1, 3).flatten(0, 1)
+
+    def compute(self, request, blocks, begin, end):
+        """What a model would: the values of tokens [begin, end), which depend on all tokens before them."""
+        for position in range(begin, end):
+            seed = hash(tuple(request.all_token_ids[: position + 1])) % 2**31
+            values = torch.randn(LAYERS, HEADS, SIZE * 2, generator=torch.Generator().manual_seed(seed))
+            per = BLOCK // self.kernel_blocks
+            row = blocks[position // BLOCK] * self.kernel_blocks + position % BLOCK // per
+            for layer, cache in enumerate(self.caches.values()):
+                cache[row, :, position % per] = values[layer, :, : cache.shape[-1]].to(cache.dtype)
+
+    def step(self, output, work=()):
+        """One step with a SchedulerOutput; the ids of blocks that could not be loaded. `work`: what the model computes
+        in it, (request, blocks, begin, end)."""
+        meta = pickle.loads(pickle.dumps(self.scheduler.build_connector_meta(output)))
+        self.worker.bind_connector_metadata(meta)
+        self.worker.start_load_kv(None)
+        for item in work:
+            self.compute(*item)
+        for name, cache in self.caches.items():
+            self.worker.wait_for_layer_load(name)
+            self.worker.save_kv_layer(name, cache, None)
+        self.worker.wait_for_save()
+        failed = self.worker.get_block_ids_with_load_errors()
+        self.worker.clear_connector_metadata()
+        return failed
+
+    def prefill(self, request, blocks, local=0):
+        """A new request in one step: the tokens that were loaded for it, and the blocks that failed."""
+        loaded, later = self.scheduler.get_num_new_matched_tokens(request, local)
+        assert not later
+        self.scheduler.update_state_after_alloc(request, None, loaded)
+        known, length = local + loaded, len(request.all_token_ids)
+        failed = self.step(output(new=[(request, blocks, known, length - known)]), [(request, blocks, known, length)])
+        return loaded, failed
+
+    def close(self):
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+
+
+def make_request(name, tokens, **more):
+    return Bag(request_id=name, all_token_ids=list(tokens), **more)
+
+
+def output(new=(), cached=(), resumed=()):
+    """A SchedulerOutput: new are (request, blocks, computed, scheduled), cached the same with new blocks or None."""
+    return Bag(
+        scheduled_new_reqs=[Bag(req_id=request.request_id, block_ids=(blocks,), num_computed_tokens=computed)
+                            for request, blocks, computed, _ in new],
+        scheduled_cached_reqs=Bag(
+            req_ids=[request.request_id for request, *_ in cached], resumed_req_ids=set(resumed),
+            new_block_ids=[None if blocks is None else (blocks,) for _, blocks, *_ in cached],
+            num_computed_tokens=[computed for _, _, computed, _ in cached]),
+        num_scheduled_tokens={item[0].request_id: item[3] for item in [*new, *cached]})
+
+
+@pytest.fixture
+def engine(daemon, tmp_path):
+    server, made = daemon("--threads", "2"), []
+
+    def start(**options):
+        made.append(Engine(server, tmp_path / "kv", **options))
+        return made[-1]
+
+    start.server, start.folder = server, tmp_path / "kv"
+    yield start
+    for one in made:
+        one.close()
+
+
+def files(engine):
+    return sorted(engine.folder.glob("*/*.kvc"))
+
+
+@pytest.mark.parametrize("kernel_blocks", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_prompt_is_found_again_by_another_engine(engine, dtype, kernel_blocks):
+    first, tokens = engine(dtype=dtype, kernel_blocks=kernel_blocks), list(range(100, 154))
+    blocks = list(range(3, 17))
+    assert first.prefill(make_request("a", tokens), blocks) == (0, set())
+    assert len(files(engine)) == 3  # 48 of 54 tokens
+    assert first.scheduler.request_finished(make_request("a", tokens), blocks) == (False, None)
+    second = engine(dtype=dtype, kernel_blocks=kernel_blocks)
+    others = list(range(39, 25, -1))
+    assert second.prefill(make_request("b", tokens), others) == (48, set())
+    for layer in range(LAYERS):
+        assert torch.equal(first.cells(layer, blocks), second.cells(layer, others))
+        assert first.cells(layer, blocks[:12]).abs().min() >= 0
+        assert first.cells(layer, blocks[:12]).std() > 0.5
+
+
+def test_a_prefix_that_is_shared_and_one_that_is_here(engine):
+    one = engine()
+    tokens = list(range(60))
+    one.prefill(make_request("a", tokens), list(range(15)))
+    other = make_request("b", tokens[:37] + [999] * 10)
+    assert one.scheduler.get_num_new_matched_tokens(other, 0) == (32, False)
+    # Blocks that the engine has itself are not loaded: here the first five, from the middle of a chunk on.
+    two = engine()
+    blocks = list(range(20, 32))
+    two.compute(other, blocks, 0, 20)
+    assert two.prefill(other, blocks, local=20) == (12, set())
+    for layer in range(LAYERS):
+        assert torch.equal(two.cells(layer, blocks[:8]), one.cells(layer, range(8)))
+    # A prompt that is stored as a whole leaves its last token, and with it the last block, to the model.
+    assert two.scheduler.get_num_new_matched_tokens(make_request("c", tokens[:48]), 0) == (44, False)
+    assert two.scheduler.get_num_new_matched_tokens(make_request("c", tokens[:48]), 44) == (0, False)
+    assert two.prefill(make_request("c", tokens[:48]), list(range(12))) == (44, set())
+    assert torch.equal(two.cells(0, range(12)), one.cells(0, range(12)))
+
+
+def test_prompts_in_pieces_and_generated_tokens(engine):
+    one, request = engine(), make_request("a", range(40))
+    one.scheduler.update_state_after_alloc(request, None, 0)
+    one.step(output(new=[(request, [7, 8], 0, 8)]), [(request, [7, 8], 0, 8)])
+    assert not files(engine)
+    blocks = [7, 8, 1, 2, 3]
+    one.step(output(cached=[(request, [1, 2, 3], 8, 12)]), [(request, blocks, 8, 20)])
+    assert len(files(engine)) == 1
+    # Preempted, and resumed in other blocks.
+    blocks = list(range(20, 30))
+    one.step(output(cached=[(request, blocks, 0, 40)], resumed=["a"]), [(request, blocks, 0, 40)])
+    assert len(files(engine)) == 2
+    blocks += [30, 31]
+    for position in range(40, 48):
+        # Two more are guessed, and may be wrong.
+        request.all_token_ids.append(position)
+        new = {40: [30], 44: [31]}.get(position)
+        one.step(output(cached=[(request, new, position, 3)]), [(request, blocks, position, position + 1)])
+        assert len(files(engine)) == (3 if position == 47 else 2)
+    two = engine()
+    assert two.prefill(make_request("b", range(50)), list(range(13))) == (48, set())
+    assert torch.equal(two.cells(2, range(12)), one.cells(2, blocks))
+
+
+def test_what_makes_other_values_is_another_prompt(engine):
+    one, tokens = engine(), list(range(40))
+    image = Bag(identifier="cat", mm_position=Bag(offset=0, length=3))
+    one.prefill(make_request("a", tokens, cache_salt="x", mm_features=[image]), list(range(10)))
+    found = {"cache_salt": "x", "mm_features": [image]}
+    assert one.scheduler.get_num_new_matched_tokens(make_request("b", tokens, **found), 0)[0] == 32
+    for change in ({"cache_salt": "y"}, {"mm_features": []}, {"prompt_embeds": torch.ones(1)},
+                   {"lora_request": Bag(lora_name="l", lora_path="/l")},
+                   {"mm_features": [Bag(identifier="dog", mm_position=image.mm_position)]}):
+        changed = make_request("b", tokens, **{**found, **change})
+        assert one.scheduler.get_num_new_matched_tokens(changed, 0) == (0, False)
+    request = make_request("b", tokens, **found)
+    for options in ({"codec": "raw"}, {"chunk_tokens": 8}, {"dtype": torch.bfloat16}, {"ranks": 2}):
+        assert engine(**options).scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+
+
+def test_every_rank_must_have_it(engine):
+    first, second = engine(ranks=2), engine(ranks=2, rank=1)
+    request = make_request("a", range(40))
+    first.prefill(request, list(range(10)))
+    assert first.scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+    second.prefill(request, list(range(10)))
+    assert len(files(engine)) == 4
+    assert first.scheduler.get_num_new_matched_tokens(request, 0) == (32, False)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "pipe"])
+def test_a_damaged_chunk_is_told_and_goes_and_nothing_is_built_on_it(engine, damage, caplog):
+    one, tokens = engine(), list(range(64))
+    one.prefill(make_request("a", tokens[:36]), list(range(9)))
+    key = one.scheduler._scheduler._extended([], make_request("a", tokens), 36)[1]
+    path = one.worker._worker._store._path(f"0/{key}")
+    data = bytearray(path.read_bytes())
+    two = engine()
+    request = make_request("b", tokens)
+    assert two.scheduler.get_num_new_matched_tokens(request, 0) == (32, False)
+    two.scheduler.update_state_after_alloc(request, None, 32)
+    if damage == "bit":
+        data[len(data) // 2] ^= 8
+    path.unlink()
+    if damage in ("bit", "cut"):
+        path.write_bytes(data if damage == "bit" else data[:-1])
+    elif damage == "pipe":
+        os.mkfifo(path)
+    blocks = list(range(16))
+    with caplog.at_level(logging.WARNING):
+        failed = two.step(output(new=[(request, blocks, 32, 32)]), [(request, blocks, 32, 64)])
+    assert failed == {4, 5, 6, 7}
+    assert two.worker.get_block_ids_with_load_errors() == set()
+    assert "4 blocks are not loaded" in caplog.text
+    assert not path.exists()
+    assert len(files(engine)) == 1
+    # The scheduler may have planned ahead, with the same request and with others.
+    other = make_request("c", range(500, 520))
+    two.prefill(other, list(range(20, 25)))
+    assert len(files(engine)) == 1
+    two.step(output())
+    two.prefill(make_request("d", range(600, 620)), list(range(30, 35)))
+    assert len(files(engine)) == 2
+
+
+def test_without_a_daemon_requests_go_on(engine, caplog):
+    one = engine(timeout=1)
+    one.prefill(make_request("a", range(20)), list(range(5)))
+    engine.server.stop()
+    with caplog.at_level(logging.WARNING):
+        assert one.prefill(make_request("b", range(50, 70)), list(range(5))) == (0, set())
+        assert "not saved" in caplog.text
+        assert one.prefill(make_request("c", range(20)), list(range(5))) == (16, {0, 1, 2, 3})
+    assert len(files(engine)) == 1
+
+
+def test_a_latent_is_no_pair(engine):
+    one = engine(content=SIZE + 8)
+    one.prefill(make_request("a", range(20)), list(range(5)))
+    two = engine(content=SIZE + 8)
+    assert [kind.shape for kind in two.worker._worker._kinds] == [(1, HEADS, CHUNK, SIZE + 8)] * LAYERS
+    assert two.prefill(make_request("a", range(20)), list(range(9, 14))) == (16, set())
+    assert torch.equal(one.cells(1, range(4)), two.cells(1, range(9, 13)))
+
+
+def test_keys_and_values_have_names(engine):
+    pairs = engine().worker._worker._layers[2].gather(torch.tensor([1, 0]))
+    assert [(name, tuple(tensor.shape)) for name, tensor in pairs] == [
+        ("layer_2_key", (1, HEADS, 2 * BLOCK, SIZE)), ("layer_2_value", (1, HEADS, 2 * BLOCK, SIZE))]
+
+
+def test_what_cannot_work_is_said_at_the_start(engine):
+    with pytest.raises(kvcompress.InvalidArgument, match="float8"):
+        engine(dtype=torch.float8_e4m3fn)
+    with pytest.raises(kvcompress.InvalidArgument, match="multiple of the block size, 4"):
+        engine(chunk_tokens=6)
+    with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codek'"):
+        engine(codek="raw")
+    with pytest.raises(kvcompress.FailedPrecondition, match="groups"):
+        engine(groups=2)
+    one = engine()
+    with pytest.raises(kvcompress.FailedPrecondition, match=r"\[9, 2, 4, 64\]"):
+        one.worker.register_kv_caches({"a": torch.zeros(9, HEADS, BLOCK, 2 * SIZE, dtype=torch.float16)})
+    with pytest.raises(kvcompress.FailedPrecondition, match="SCHEDULER"):
+        one.scheduler.wait_for_save()
