@@ -1,4 +1,4 @@
-"""What the adapters share: payloads of several frames, and the store on disk. Both are read back as what anyone wrote."""
+"""What the adapters share: payloads of several frames, and the store on disk, both read back as what anyone wrote."""
 
 import os
 import stat

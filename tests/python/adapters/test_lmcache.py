@@ -1,0 +1,207 @@
+"""The serde: objects of LMCache's shapes through a real daemon; with LMCache's own registry, threads and memory objects
+where it is installed, and else with stand-ins of its interface."""
+
+import importlib.metadata
+import math
+import subprocess
+import sys
+import time
+from types import SimpleNamespace as Bag
+
+import engines
+import kvcompress
+import pytest
+
+torch = pytest.importorskip("torch")
+engines.provide_lmcache()
+from kvcompress.adapters import lmcache  # noqa: E402
+
+INSTALLED = "lmcache" in importlib.metadata.packages_distributions()
+real = pytest.mark.skipif(not INSTALLED, reason="LMCache is not installed")
+LAYERS, TOKENS, SIZE = 3, 64, 128
+KV = torch.Size([2, LAYERS, TOKENS, SIZE])
+
+
+class Memory:
+    """A MemoryObj of the CPU: `shapes` in one buffer."""
+
+    def __init__(self, shapes, dtypes):
+        self.shapes, self.dtypes = shapes, dtypes
+        self.ends = [0]
+        for shape, dtype in zip(shapes, dtypes, strict=True):
+            self.ends.append(self.ends[-1] + math.prod(shape) * dtype.itemsize)
+        self.raw = torch.zeros(self.ends[-1], dtype=torch.uint8)
+
+    def get_shapes(self):
+        return self.shapes
+
+    def get_dtypes(self):
+        return self.dtypes
+
+    def get_tensor(self, index):
+        return self.raw[self.ends[index] : self.ends[index + 1]].view(self.dtypes[index]).view(self.shapes[index])
+
+    @property
+    def tensor(self):
+        return self.get_tensor(0)
+
+    @property
+    def byte_array(self):
+        return self.raw.numpy().data
+
+
+@pytest.fixture
+def serde(daemon):
+    server, made = daemon("--threads", "2"), []
+
+    def start(**options):
+        made.append(lmcache.create({"target": server.address, "codec": "lossless", **options}))
+        return made[-1]
+
+    start.server = server
+    yield start
+    for one in made:
+        one._serializer._codec.client.close()
+        if INSTALLED:
+            one.close()
+
+
+@pytest.fixture
+def filled(kv_values):
+    def make(*shapes, dtype=torch.bfloat16):
+        memory = Memory(list(shapes), [dtype] * len(shapes))
+        for index, shape in enumerate(shapes):
+            memory.get_tensor(index).copy_(kv_values(tuple(shape), dtype, index))
+        return memory
+
+    return make
+
+
+def layout(memory):
+    return Bag(shapes=memory.get_shapes(), dtypes=memory.get_dtypes())
+
+
+def room(serde, memory):
+    return Memory([torch.Size([serde._serializer.estimate_serialized_size(layout(memory))])], [torch.uint8])
+
+
+@pytest.mark.parametrize("shapes", [[KV], [torch.Size([1, LAYERS, TOKENS, 72])], [torch.Size([TOKENS, SIZE])],
+                                    [KV, torch.Size([2, 1, TOKENS, 64])]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_objects_come_back_the_same(serde, filled, shapes, dtype):
+    one, source = serde(), filled(*shapes, dtype=dtype)
+    stored = room(one, source)
+    size = one._serializer.serialize(source, stored, "key")
+    assert size < 0.95 * len(source.raw)
+    assert len(stored.raw) < 1.2 * len(source.raw) + 4096
+    stored.raw[size:] = 255  # what a buffer that is used again may hold
+    target = Memory(source.shapes, source.dtypes)
+    one._deserializer.deserialize(stored, target, "key")
+    assert torch.equal(target.raw, source.raw)
+
+
+def test_codecs_are_told_what_each_part_is(filled):
+    source = filled(KV, torch.Size([2, 1, TOKENS, 64]))
+    named = lmcache._views(source)
+    assert [name for name, _ in named] == [
+        f"layer_{layer}_{side}" for layer in range(4) for side in ("key", "value")]
+    assert torch.equal(named[5][1][0, 0], source.get_tensor(0)[1, 2])
+    assert named[7][1].shape == (1, 1, TOKENS, 64)
+
+
+@pytest.mark.parametrize("codec", ["int4(group=32)", "int8(group=64)", "raw"])
+def test_the_estimate_is_tight(serde, filled, codec):
+    one, source = serde(codec=codec), filled(KV)
+    stored = room(one, source)
+    assert one._serializer.serialize(source, stored, "key") == len(stored.raw)
+    assert len(stored.raw) < len(source.raw) * {"i": 0.6, "r": 1.03}[codec[0]]
+
+
+def test_damage_leaves_the_target_as_it_was(serde, filled):
+    one, source = serde(), filled(KV)
+    stored = room(one, source)
+    size = one._serializer.serialize(source, stored, "key")
+    stored.raw[size // 2] ^= 1
+    target = Memory(source.shapes, source.dtypes)
+    with pytest.raises(kvcompress.DataLoss):
+        one._deserializer.deserialize(stored, target, "key")
+    assert not target.raw.any()
+    other = Memory([torch.Size([2, LAYERS, TOKENS + 1, SIZE])], source.dtypes)
+    stored.raw[size // 2] ^= 1
+    with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):
+        one._deserializer.deserialize(stored, other, "key")
+
+
+def test_an_estimate_needs_no_daemon_and_refuses_nothing(serde, filled):
+    one, source = serde(timeout=0.5), filled(KV)
+    odd = Bag(shapes=[KV], dtypes=[torch.float8_e4m3fn])
+    assert one._serializer.estimate_serialized_size(odd) > KV.numel()
+    serde.server.stop()
+    assert one._serializer.estimate_serialized_size(layout(source)) > len(source.raw)
+    with pytest.raises(kvcompress.Unavailable):
+        one._serializer.serialize(source, Memory([torch.Size([1 << 20])], [torch.uint8]), "key")
+    with pytest.raises(kvcompress.InvalidArgument, match="float8"):
+        one._serializer.serialize(Memory([KV], [torch.float8_e4m3fn]), source, "key")
+
+
+def test_what_does_not_fit_is_an_error(serde, filled):
+    with pytest.raises(kvcompress.InvalidArgument, match="do not fit into 100"):
+        serde()._serializer.serialize(filled(KV), Memory([torch.Size([100])], [torch.uint8]), "key")
+    with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'workers'"):
+        serde(workers=3)
+
+
+@real
+class TestWithLMCache:
+    def objects(self, shapes, dtypes):
+        from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+
+        size = sum(shape.numel() * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
+        binary = dtypes[0] is torch.uint8
+        return TensorMemoryObj(
+            torch.zeros(size, dtype=torch.uint8),
+            MemoryObjMetadata(shapes[0], dtypes[0], 0, size, 1, shapes=shapes, dtypes=dtypes,
+                              fmt=MemoryFormat.BINARY if binary else MemoryFormat.KV_2LTD), None)
+
+    def test_the_library_makes_and_drives_it(self, serde, kv_values):
+        from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+        from lmcache.v1.distributed.serde import SerdeConfig, create_serde_processor, serialized_layout_desc
+
+        lmcache.register()
+        lmcache.register()
+        processor = create_serde_processor(
+            SerdeConfig("kvcompress", {"target": serde.server.address, "codec": "lossless", "max_workers": 2}))
+        try:
+            source, target = (self.objects([KV], [torch.bfloat16]) for _ in range(2))
+            source.tensor.copy_(kv_values(tuple(KV), torch.bfloat16))
+            described = serialized_layout_desc(MemoryLayoutDesc([KV], [torch.bfloat16]), processor)
+            stored = self.objects(described.shapes, described.dtypes)
+            keys = [ObjectKey(b"chunk", "org/model", 0)]
+            assert self.wait(processor.query_serialize_result, processor.submit_serialize([source], [stored], keys))
+            assert stored.get_size() < 0.9 * source.get_size()
+            assert self.wait(processor.query_deserialize_result, processor.submit_deserialize([stored], [target], keys))
+            assert torch.equal(source.tensor, target.tensor)
+            memoryview(stored.byte_array).cast("B")[200] ^= 1
+            task = processor.submit_deserialize([stored], [target], keys)
+            assert self.wait(processor.query_deserialize_result, task) is False
+        finally:
+            processor.close()
+
+    def wait(self, query, task):
+        deadline = time.monotonic() + 20
+        while (result := query(task)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return result
+
+    def test_an_adapter_of_its_configuration_takes_it(self, tmp_path):
+        from lmcache.v1.distributed.l2_adapters.config import L2AdapterConfigBase
+
+        spec = {"type": "fs", "base_path": str(tmp_path), "serde": {"type": "kvcompress", "codec": "int8"}}
+        found = L2AdapterConfigBase._parse_serde_config(spec)
+        assert (found.type, found.kwargs) == ("kvcompress", {"codec": "int8"})
+
+    def test_the_command_line_is_that_of_the_library(self):
+        done = subprocess.run([sys.executable, "-m", "kvcompress.adapters.lmcache", "server", "--help"],
+                              capture_output=True, text=True, timeout=100)
+        assert "--l2-adapter" in done.stdout, done.stderr
