@@ -1,5 +1,6 @@
 """The HiCache backend: pages of host pools with SGLang's layouts, on the CPU, through a real daemon."""
 
+import importlib.metadata
 import logging
 import types
 
@@ -192,3 +193,21 @@ def test_what_cannot_work_is_said_at_the_start(make):
     config = types.SimpleNamespace(extra_config={})
     with pytest.raises(kvcompress.InvalidArgument, match="path"):
         KvCompressStorage(config, {})
+
+
+@pytest.mark.skipif("sglang" not in importlib.metadata.packages_distributions(), reason="SGLang is not installed")
+def test_sglang_loads_it_by_its_configuration(tmp_path):
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+    from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
+
+    pool = Pool("layer_first")
+    config = HiCacheStorageConfig(
+        tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, attn_cp_rank=0, attn_cp_size=1, is_mla_model=False,
+        enable_storage_metrics=False, is_page_first_layout=False, model_name="org/model",
+        extra_config={"backend_name": "kvcompress", "module_path": "kvcompress.adapters.sglang",
+                      "class_name": "KvCompressStorage", "path": str(tmp_path)})
+    storage = StorageBackendFactory.create_backend("dynamic", config, pool)
+    assert type(storage) is KvCompressStorage
+    storage.register_mem_pool_host(pool)
+    assert storage.batch_exists(["a"]) == 0
+    storage.close()

@@ -1,6 +1,7 @@
 """The connector: both of its sides through the life of requests, with paged caches of vLLM's layout on the CPU, and a
 real daemon."""
 
+import importlib.metadata
 import logging
 import os
 import pickle
@@ -283,3 +284,15 @@ def test_what_cannot_work_is_said_at_the_start(engine):
         one.worker.register_kv_caches({"a": torch.zeros(9, HEADS, BLOCK, 2 * SIZE, dtype=torch.float16)})
     with pytest.raises(kvcompress.FailedPrecondition, match="SCHEDULER"):
         one.scheduler.wait_for_save()
+
+
+@pytest.mark.skipif("vllm" not in importlib.metadata.packages_distributions(), reason="vLLM is not installed")
+def test_vllm_loads_it_by_its_configuration(tmp_path):
+    from vllm.config.kv_transfer import KVTransferConfig
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    config = KVTransferConfig(
+        kv_connector="KvCompressConnector", kv_connector_module_path="kvcompress.adapters.vllm", kv_role="kv_both",
+        kv_load_failure_policy="recompute", kv_connector_extra_config={"path": str(tmp_path)})
+    assert KVConnectorFactory.get_connector_class(config) is KvCompressConnector
+    assert not KVConnectorFactory.supports_hma_config(config)

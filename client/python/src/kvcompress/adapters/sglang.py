@@ -1,7 +1,7 @@
 """Storage of SGLang's hierarchical cache (HiCache): pages of the host pool as frames on local disk.
 
-Written against SGLang 0.5.23, read from its wheel, whose GPU packages are not needed to test it: the tests hold the
-class against the signatures of that release and drive it with host pools of the same layouts on the CPU.
+Tested with SGLang 0.5.23's own base class and factory, imported without a GPU, and, where SGLang is not installed,
+against the signatures of that release, with host pools of its layouts on the CPU. No model has run in SGLang with it.
 
 SGLang loads it by `--hicache-storage-backend dynamic`; see the package's README for the whole configuration.
 """

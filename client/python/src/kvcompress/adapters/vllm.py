@@ -1,7 +1,7 @@
 """Out-of-tree KV connector of vLLM: the KV cache of prompts as frames on local disk, found again by their tokens.
 
-Written against vLLM 0.33.0, read from its wheel, which needs CUDA to run: the tests hold the class against the
-signatures of that release and drive both of its sides through their life with KV caches of that release's layout on the
+Tested with vLLM 0.33.0's own base class and factory, imported without a GPU, and, where vLLM is not installed, against
+the signatures of that release: both of its sides go through their life with KV caches of that release's layout on the
 CPU. No model has run in vLLM with it.
 
 vLLM loads it by `kv_connector_module_path`; see the package's README for the whole configuration.
