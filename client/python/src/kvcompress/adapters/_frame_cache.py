@@ -1,5 +1,6 @@
 """The cache of transformers that lives as frames; see FrameCache."""
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from .._errors import FailedPrecondition, InvalidArgument
 from .._frame import Frame
 from ._codec import Codec, Kind
 
-# Without layers (before transformers 4.54) a cache has no place to put them; FrameCache says so.
+# Before transformers 4.56 a cache has no place for layers of others, or no layers at all; FrameCache says so.
 _LayerBase: Any = getattr(cache_utils, "CacheLayerMixin", object)
+_TAKES_LAYERS = "layer_class_to_replicate" in inspect.signature(cache_utils.Cache.__init__).parameters
 
 # Tokens are the last axis but one of [batch, heads, tokens, head_dim].
 _TOKENS = -2
@@ -169,7 +171,7 @@ class FrameCache(cache_utils.Cache):
     One layer at a time is decoded in full. `timeout`, in seconds, is for each update of a layer; what fails there is
     raised through the model.
 
-    FailedPrecondition with transformers before 4.54, InvalidArgument for layers that are more than keys and values.
+    FailedPrecondition with transformers before 4.56, InvalidArgument for layers that are more than keys and values.
     """
 
     def __init__(
@@ -182,8 +184,8 @@ class FrameCache(cache_utils.Cache):
         config: Any = None,
         timeout: float | None = None,
     ):
-        if _LayerBase is object:
-            raise FailedPrecondition("FrameCache needs transformers 4.54 or newer")
+        if not _TAKES_LAYERS:
+            raise FailedPrecondition("FrameCache needs transformers 4.56 or newer")
         if residual_length < 1:
             raise InvalidArgument("residual_length is at least 1")
         coder = Codec.of(client, codec, profile, timeout)

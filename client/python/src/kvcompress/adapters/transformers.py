@@ -1,7 +1,7 @@
 """Caches of Hugging Face transformers: compressed as a whole between turns, or layer by layer while a model generates.
 
-Tested against the library itself: `compress_cache` and `restore_cache` with transformers 5.24, 4.57 and 4.50,
-`FrameCache` with the first two.
+Tested against the library itself: `compress_cache` and `restore_cache` with transformers 5.24, 4.57, 4.56, 4.55 and
+4.50, `FrameCache` with the first three.
 """
 
 from collections.abc import Iterator
@@ -147,6 +147,7 @@ def _held(side: Any) -> torch.Tensor | None:
 
 def _layered_cache(pairs: list[Any]) -> Any:
     cache = cache_utils.DynamicCache()
+    cache.layers.clear()  # transformers 4.55 begins with an empty one
     for layer, key, value in pairs:
         made = _DynamicLayer() if layer.sliding_window is None else _SlidingLayer(layer.sliding_window)
         if key is not None:
