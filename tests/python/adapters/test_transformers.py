@@ -89,7 +89,7 @@ def test_a_turn_goes_on_from_a_restored_cache(client):
 
 
 def test_a_profile_chooses_by_layer(client):
-    profile = {"version": 1, "default": "int4(group=32)", "rules": [{"layers": [0], "codec": "raw"}]}
+    profile = {"version": 1, "default": "int4(group=32)", "rules": [{"layers": [0, 0], "codec": "raw"}]}
     cache = prefilled(llama(), prompt(), DynamicCache())
     try:
         compressed = compress_cache(client, cache, profile=profile)
