@@ -8,7 +8,7 @@ packages=()
 for set in "$@"; do
   case $set in
     --build)
-      packages+=(g++ cmake ninja-build pkg-config python3 libabsl-dev libgrpc++-dev libprotobuf-dev
+      packages+=(g++ cmake ninja-build pkg-config python3 libabsl-dev libgrpc++-dev libprotobuf-dev libssl-dev
         protobuf-compiler protobuf-compiler-grpc libspdlog-dev prometheus-cpp-dev libhwy-dev libzstd-dev
         liblz4-dev libxxhash-dev nlohmann-json3-dev libgtest-dev libgmock-dev) ;;
     --bench) packages+=(libbenchmark-dev) ;;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/utf8.h"
 #include "kvcompress/rpc/error_details.h"
+#include "kvcompress/server/address.h"
 #include "kvcompress/server/log.h"
 #include "kvcompress/session/admission.h"
 
@@ -75,6 +76,8 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
         {{"request_id", request_id_}, {"text", std::string_view(status.message().data(), status.message().size())}});
   }
 }
+
+std::string ClientOf(const grpc::CallbackServerContext& context) { return ClientOfPeer(context.peer()); }
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   // Clients take 8 KiB of trailers; a byte that is not printable takes three there.

@@ -36,6 +36,9 @@ class CallRecord {
   const std::string request_id_;
 };
 
+// Whose limits count a call, of those that each client has; empty for unix sockets, whose clients all look the same.
+std::string ClientOf(const grpc::CallbackServerContext& context);
+
 // With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
 // HTTP/2 headers is cut.
 grpc::Status ToGrpcStatus(const absl::Status& status);

@@ -10,7 +10,7 @@
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/frame_codec.h"
 #include "kvcompress/rpc/message.h"
-#include "kvcompress/server/bind.h"
+#include "kvcompress/server/address.h"
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/session/compress_headers.h"
 

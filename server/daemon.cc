@@ -6,8 +6,9 @@
 #include <exception>
 
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "kvcompress/base/status_macros.h"
-#include "kvcompress/server/bind.h"
+#include "kvcompress/server/address.h"
 #include "kvcompress/server/health_probe.h"
 #include "kvcompress/server/log.h"
 
@@ -17,6 +18,9 @@ namespace {
 // How long calls get to see their cancellation through, once their time is over.
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 
+// What one client may have of `all`: `asked`; of 0 the most of it, and not all.
+size_t OrMost(size_t asked, size_t all) { return asked != 0 ? asked : (all * 3 + 3) / 4; }
+
 SessionOptions ToSessionOptions(const Options& options, size_t threads, const RegionTable& regions) {
   return {.limits = {.max_tensor_bytes = options.max_tensor_bytes},
           .default_codec = options.default_codec,
@@ -24,8 +28,33 @@ SessionOptions ToSessionOptions(const Options& options, size_t threads, const Re
           .regions = options.shared_memory_prefix.empty() ? nullptr : &regions};
 }
 
-absl::Status CannotListen(std::string_view address) {
-  return absl::UnavailableError(absl::StrFormat("listen on %s: %s", address, WhyNotBound(address)));
+// Why the metrics page's server, which does not say so, cannot listen.
+absl::Status CannotListen(const std::string& address) {
+  const absl::Status status = Listener::Open(address, 0).status();
+  return status.ok() ? absl::UnavailableError(absl::StrFormat("listen on %s: cannot listen", address)) : status;
+}
+
+// What a single connection may cost, whoever is at its other end.
+void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
+  // Somewhat above our own limit, so that it is ours, which says so, that is met first.
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams) + 64);
+  constexpr int kMaxHeaderBytes = 8 << 10;
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
+  // Until the first bytes of HTTP/2 are there, TLS included.
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, static_cast<int>(options.handshake_timeout.count()));
+  // Nobody needs a connection without a call for so long; clients connect again by themselves.
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 10 * 60'000);
+  // Finds clients that vanished without a word, and those that stop in the middle of a frame; bears those that ask for
+  // the same every 10 seconds, and closes connections that ask more often.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // The receive window of a connection stays at what its streams ask for, unless it may grow: the probe for the
+  // bandwidth-delay product takes a busy machine for a long line, and lets each of many connections send megabytes that
+  // no budget counts.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, options.adaptive_windows ? 1 : 0);
 }
 
 }  // namespace
@@ -36,16 +65,21 @@ Daemon::Daemon(const Options& options)
       metrics_(std::make_shared<Metrics>([this] { return Live(); })),
       admission_({.memory_budget = options.memory_budget,
                   .max_streams = options.max_streams,
+                  .max_streams_per_client = OrMost(options.max_streams_per_client, options.max_streams),
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
       shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
       service_(options_, pool_, ToSessionOptions(options, pool_.size(), regions_), admission_, shared_memory_,
-               *metrics_) {}
+               *metrics_),
+      acceptor_({.max_connections = options.max_connections,
+                 .max_connections_per_client = OrMost(options.max_connections_per_client, options.max_connections),
+                 .on_reject = [this] { metrics_->OnReject(RejectReason::kMaxConnections); }}) {}
 
 Daemon::~Daemon() {
+  acceptor_.Stop();
   if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
 }
 
-LiveFigures Daemon::Live() const {
+LiveFigures Daemon::Live() {
   return {.streams = admission_.streams(),
           .bytes = admission_.bytes(),
           .memory_budget = admission_.memory_budget(),
@@ -53,60 +87,72 @@ LiveFigures Daemon::Live() const {
           .threads = pool_.size(),
           .draining = admission_.draining(),
           .shared_memory_regions = regions_.count(),
-          .shared_memory_bytes = regions_.bytes()};
+          .shared_memory_bytes = regions_.bytes(),
+          .connections = acceptor_.connections(),
+          .certificate_expiry = tls_identity_ == nullptr ? std::nullopt : std::optional(tls_identity_->Get()->expires)};
 }
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
   std::unique_ptr<Daemon> daemon(new Daemon(options));
+  KVC_RETURN_IF_ERROR(daemon->ReadSecrets());
   KVC_RETURN_IF_ERROR(daemon->Listen());
   KVC_RETURN_IF_ERROR(daemon->ServeMetrics());
   return daemon;
 }
 
+absl::Status Daemon::ReadSecrets() {
+  KVC_ASSIGN_OR_RETURN(tls_identity_, LoadTlsIdentity(options_));
+  KVC_ASSIGN_OR_RETURN(tokens_, LoadTokens(options_));
+  gate_ = std::make_unique<Gate>(tokens_.get(), [this] { metrics_->OnReject(RejectReason::kUnauthenticated); });
+  if (tls_identity_ != nullptr && tls_identity_->Get()->expires < absl::Now()) {
+    Log(LogLevel::kWarning, "the TLS certificate has expired", {{"file", options_.tls_cert}});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::AddListener(const std::string& address, grpc::ServerBuilder& builder) {
+  KVC_ASSIGN_OR_RETURN(Listener listener, Listener::Open(address, options_.unix_socket_mode));
+  listen_.push_back(listener.address());
+  credentials_.push_back(MakeListenerCredentials(IsUnixAddress(address) ? nullptr : tls_identity_.get(), *gate_));
+  std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> grpc_side =
+      builder.experimental().AddExternalConnectionAcceptor(
+          grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials_.back());
+  acceptor_.Add(std::move(listener), [grpc_side](int fd) {
+    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+    connection.fd = fd;
+    grpc_side->HandleNewConnection(&connection);
+  });
+  return absl::OkStatus();
+}
+
 absl::Status Daemon::Listen() {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  for (const std::string& address : options_.listen) {
-    if (IsUnixAddress(address)) KVC_RETURN_IF_ERROR(RemoveStaleSocket(address));
-  }
   grpc::ServerBuilder builder;
-  std::vector<int> ports(options_.listen.size());
-  for (size_t i = 0; i < ports.size(); ++i) {
-    builder.AddListeningPort(options_.listen[i], grpc::InsecureServerCredentials(), &ports[i]);
-  }
+  for (const std::string& address : options_.listen) KVC_RETURN_IF_ERROR(AddListener(address, builder));
   builder.RegisterService(&service_);
-  // A port that is taken is an error, not one to be shared.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  // Of one connection; somewhat above our own limit, so that it is ours, which says so, that is met first.
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options_.max_streams) + 64);
-  // Finds clients that vanished without a word, and bears those that ask for the same every 10 seconds.
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  // The receive window of a connection stays at what its streams ask for, unless it may grow: the probe for the
-  // bandwidth-delay product takes a busy machine for a long line, and lets each of many connections send megabytes that
-  // no budget counts.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, options_.adaptive_windows ? 1 : 0);
+  LimitConnections(options_, builder);
   // Reflection alone is served by gRPC's own threads.
   builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
-  {
-    const ScopedMode mode(options_.unix_socket_mode);
-    server_ = builder.BuildAndStart();
-  }
-  for (size_t i = 0; i < ports.size(); ++i) {
-    if (ports[i] <= 0) return CannotListen(options_.listen[i]);
-    const std::string& address = options_.listen[i];
-    listen_.push_back(IsUnixAddress(address) ? address : JoinAddress(SplitAddress(address).host, ports[i]));
-  }
+  server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("the gRPC server cannot start");
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, true);
+  acceptor_.Start();
+  WarnOfExposure();
+  return absl::OkStatus();
+}
+
+void Daemon::WarnOfExposure() const {
   for (const std::string& address : listen_) {
-    if (!IsLoopback(address)) {
+    if (IsLoopback(address)) continue;
+    if (tls_identity_ == nullptr) {
       Log(LogLevel::kWarning, "plaintext, without authentication, beyond this machine", {{"listen", address}});
+    } else if (options_.tls_client_ca.empty() && tokens_ == nullptr) {
+      Log(LogLevel::kWarning,
+          "without authentication beyond this machine: there is neither --tls-client-ca nor --token-file",
+          {{"listen", address}});
     }
   }
-  return absl::OkStatus();
 }
 
 absl::Status Daemon::ServeMetrics() {
@@ -134,6 +180,7 @@ void Daemon::Drain() {
     Log(LogLevel::kWarning, "drain timeout, cancelling", {{"streams", uint64_t{admission_.streams()}}});
   }
   shared_memory_.Close();  // not before: calls in flight need their regions
+  acceptor_.Stop();
   server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
   server_->Wait();
   admission_.WaitUntilIdle(absl::Seconds(10));  // the last reactors' destructors

@@ -9,6 +9,8 @@
 
 #include "absl/status/statusor.h"
 #include "kvcompress/base/thread_pool.h"
+#include "kvcompress/server/acceptor.h"
+#include "kvcompress/server/credentials.h"
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/server/options.h"
 #include "kvcompress/server/service.h"
@@ -21,7 +23,8 @@ namespace kvcompress {
 // Everything that runs in kv-compressd: pool, service, health, reflection, metrics page.
 class Daemon {
  public:
-  // Serves when it returns. UNAVAILABLE when an address cannot be listened on.
+  // Serves when it returns. UNAVAILABLE when an address cannot be listened on; an error that names the file, when
+  // certificates or tokens cannot be read.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options);
   ~Daemon();
 
@@ -35,9 +38,13 @@ class Daemon {
 
  private:
   explicit Daemon(const Options& options);
+  absl::Status ReadSecrets();
   absl::Status Listen();
+  // Lets the builder's server serve the connections of an address.
+  absl::Status AddListener(const std::string& address, grpc::ServerBuilder& builder);
   absl::Status ServeMetrics();
-  LiveFigures Live() const;
+  void WarnOfExposure() const;
+  LiveFigures Live();
 
   const Options options_;
   ThreadPool pool_;
@@ -46,10 +53,15 @@ class Daemon {
   RegionTable regions_;
   SharedMemoryStreams shared_memory_;
   Service service_;
+  std::unique_ptr<TlsIdentityFiles> tls_identity_;  // null: plaintext
+  std::unique_ptr<TokenFile> tokens_;               // null: calls need none
+  std::unique_ptr<Gate> gate_;
+  std::vector<std::shared_ptr<grpc::ServerCredentials>> credentials_;
   std::vector<std::string> listen_;
   std::string metrics_listen_;
   std::unique_ptr<prometheus::Exposer> exposer_;
   std::unique_ptr<grpc::Server> server_;
+  Acceptor acceptor_;
 };
 
 }  // namespace kvcompress

@@ -2,12 +2,17 @@
 
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_certificate_verifier.h>
 #include <grpcpp/support/byte_buffer.h>
 
 #include <chrono>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/server/bind.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/server/address.h"
+#include "kvcompress/server/tls_identity.h"
 
 namespace kvcompress {
 namespace {
@@ -34,13 +39,31 @@ std::string Target(const Options& options) {
   return JoinAddress(address.host, std::stoi(address.port));
 }
 
+// As the daemon's own clients would speak to it. Its certificate is not checked: it is that of a name, and this asks
+// its own machine and sends nothing that is secret. To a daemon that wants certificates it shows the daemon's.
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const Options& options,
+                                                                      const std::string& target) {
+  namespace tls = grpc::experimental;
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<TlsIdentityFiles> identity, LoadTlsIdentity(options));
+  if (identity == nullptr || IsUnixAddress(target)) return grpc::InsecureChannelCredentials();
+  tls::TlsChannelCredentialsOptions channel;
+  channel.set_verify_server_certs(false);
+  channel.set_certificate_verifier(std::make_shared<tls::NoOpCertificateVerifier>());
+  channel.set_check_call_host(false);
+  const tls::IdentityKeyCertPair pair = {identity->Get()->key, identity->Get()->certificates};
+  channel.set_certificate_provider(std::make_shared<tls::StaticDataCertificateProvider>(std::vector{pair}));
+  channel.watch_identity_key_cert_pairs();
+  return tls::TlsCredentials(channel);
+}
+
 }  // namespace
 
 absl::Status ProbeHealth(const Options& options) {
   const std::string target = Target(options);
+  KVC_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials, Credentials(options, target));
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  grpc::GenericStub stub(grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), args));
+  grpc::GenericStub stub(grpc::CreateCustomChannel(target, credentials, args));
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   grpc::CompletionQueue queue;

@@ -9,8 +9,8 @@ namespace kvcompress {
 
 inline constexpr char kServiceName[] = "kvcompress.v1.KvCompression";
 
-// Asks the daemon that `options` describe for its health: OK when it serves, else UNAVAILABLE with a line that says
-// why.
+// Asks the daemon that `options` describe for its health, with TLS where it has that: OK when it serves, else
+// UNAVAILABLE with a line that says why.
 absl::Status ProbeHealth(const Options& options);
 
 }  // namespace kvcompress

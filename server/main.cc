@@ -1,7 +1,9 @@
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -49,9 +51,23 @@ std::string WaitForSignal(const sigset_t& signals, int& number) {
   return number == SIGINT ? "SIGINT" : "SIGTERM";
 }
 
+// As many as the connections may need, and some for all else; the system's own limit may be lower.
+void AllowDescriptors(size_t connections) {
+  constexpr rlim_t kOthers = 512;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= connections + kOthers) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, connections + kOthers);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < connections + kOthers) {
+    Log(LogLevel::kWarning, "the limit of open files is too low for --max-connections: some will wait",
+        {{"open_files", uint64_t{limit.rlim_cur}}});
+  }
+}
+
 int Serve(const Options& options) {
   const sigset_t signals = BlockSignals();
   SetUpLog(options.log_level, options.log_json);
+  AllowDescriptors(options.max_connections);
   const absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
   if (!daemon.ok()) return Failure(daemon.status(), 1);
   for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});

@@ -99,8 +99,9 @@ Metrics::Metrics(std::function<LiveFigures()> live)
                               "Time from a call's start to its status.")),
       requests_in_flight_(
           Family(BuildGauge(), registry_, "kvcompress_requests_in_flight", "Calls that have not ended.")),
-      rejected_(Family(BuildCounter(), registry_, "kvcompress_rejected_requests_total",
-                       "Calls and tensors turned away by a limit, a budget or the drain.")),
+      rejected_(Family(
+          BuildCounter(), registry_, "kvcompress_rejected_requests_total",
+          "Connections, calls and tensors turned away by a limit, a budget, the drain, or for want of a token.")),
       stage_seconds_(Family(BuildHistogram(), registry_, "kvcompress_stage_duration_seconds",
                             "Time by stage: read and write are one message, codec is a tensor's time on pool threads, "
                             "finish is from a call's last message to its last report.")),
@@ -128,8 +129,9 @@ Metrics::Metrics(std::function<LiveFigures()> live)
   for (Stage stage : {Stage::kRead, Stage::kCodec, Stage::kWrite, Stage::kFinish}) {
     stages_[static_cast<size_t>(stage)] = &stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds);
   }
-  for (RejectReason reason : {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMemoryBudget,
-                              RejectReason::kTensorTooLarge}) {
+  for (RejectReason reason : {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMaxStreamsPerClient,
+                              RejectReason::kMemoryBudget, RejectReason::kTensorTooLarge, RejectReason::kMaxConnections,
+                              RejectReason::kUnauthenticated}) {
     rejected_.Add({{"reason", Text(RejectReasonName(reason))}});
   }
   for (ViolationKind kind : kViolationKinds) {
@@ -220,6 +222,13 @@ std::vector<MetricFamily> Metrics::Collect() const {
                            static_cast<double>(live.shared_memory_regions)));
   families.push_back(Gauge("kvcompress_shared_memory_bytes", "Bytes of those regions.",
                            static_cast<double>(live.shared_memory_bytes)));
+  families.push_back(Gauge("kvcompress_connections", "Connections that are open, also those in their handshake.",
+                           static_cast<double>(live.connections)));
+  if (live.certificate_expiry) {
+    families.push_back(Gauge("kvcompress_tls_certificate_expiry_timestamp_seconds",
+                             "When the certificate in use expires, in seconds since 1970.",
+                             absl::ToDoubleSeconds(*live.certificate_expiry - absl::UnixEpoch())));
+  }
   families.push_back(Gauge("kvcompress_build_info", "What was built; always 1.", 1,
                            {{"version", build_.version}, {"compiler", build_.compiler}, {"simd", build_.simd_target}}));
   AppendProcessMetrics(families);

@@ -11,10 +11,12 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/sinks.h"
 #include "kvcompress/v1/kvcompress.pb.h"
@@ -39,6 +41,8 @@ struct LiveFigures {
   bool draining = false;
   size_t shared_memory_regions = 0;
   uint64_t shared_memory_bytes = 0;
+  size_t connections = 0;
+  std::optional<absl::Time> certificate_expiry;
 };
 
 // What the daemon counts: one set of Prometheus metrics, which /metrics and the Metrics call both read. Every label has

@@ -15,7 +15,7 @@
 #include "absl/time/time.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/chain.h"
-#include "kvcompress/server/bind.h"
+#include "kvcompress/server/address.h"
 
 namespace kvcompress {
 namespace {
@@ -126,6 +126,17 @@ constexpr Flag kFlags[] = {
      [](Options& options, const std::string& text) { return AddListenAddresses(text, options.listen); }},
     {"unix-socket-mode", "MODE", "permissions of unix sockets, in octal (0660)",
      KVC_SETTER(unix_socket_mode, ParseMode(text))},
+    {"tls-cert", "FILE",
+     "serve TLS on TCP with this certificate, in PEM, with its intermediate ones; read again when it changes",
+     KVC_SETTER(tls_cert, absl::StatusOr<std::string>(text))},
+    {"tls-key", "FILE", "private key of --tls-cert, in PEM", KVC_SETTER(tls_key, absl::StatusOr<std::string>(text))},
+    {"tls-client-ca", "FILE", "refuse clients without a certificate of these authorities, in PEM (mutual TLS)",
+     KVC_SETTER(tls_client_ca, absl::StatusOr<std::string>(text))},
+    {"token-file", "FILE",
+     "refuse calls without one of these bearer tokens, one a line, but for health checks; read again when it changes",
+     KVC_SETTER(token_file, absl::StatusOr<std::string>(text))},
+    {"allow-plaintext", "", "serve without TLS on addresses that other machines can reach: for networks that you trust",
+     KVC_SETTER(allow_plaintext, ParseBool(text)), FlagKind::kSwitch},
     {"metrics-listen", "HOST:PORT", "where to serve /metrics; \"off\" or nothing: nowhere (127.0.0.1:9464)",
      [](Options& options, const std::string& text) {
        options.metrics_listen = text == "off" ? "" : text;
@@ -143,6 +154,14 @@ constexpr Flag kFlags[] = {
      KVC_SETTER(memory_budget, ParseBytes(text))},
     {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
     {"max-streams", "N", "streams at the same time (256)", KVC_SETTER(max_streams, ParseCount(text, 1, 1000000))},
+    {"max-streams-per-client", "N", "of one IP address; 0: three quarters of --max-streams (0)",
+     KVC_SETTER(max_streams_per_client, ParseCount(text, 0, 1000000))},
+    {"max-connections", "N", "connections at the same time (1024)",
+     KVC_SETTER(max_connections, ParseCount(text, 1, 1000000))},
+    {"max-connections-per-client", "N", "of one IP address; 0: three quarters of --max-connections (0)",
+     KVC_SETTER(max_connections_per_client, ParseCount(text, 0, 1000000))},
+    {"handshake-timeout", "DURATION", "how long a new connection has for the handshakes of TLS and HTTP/2 (10s)",
+     KVC_SETTER(handshake_timeout, ParseDuration(text))},
     {"adaptive-windows", "",
      "let gRPC's receive windows grow: faster for a few clients, but each connection may take tens of MiB more",
      KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},
@@ -270,6 +289,33 @@ absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
   return absl::OkStatus();
 }
 
+// Whether nobody is let in, and nothing can be read on the way, whom the operator did not choose.
+absl::Status CheckProtection(const Options& options) {
+  if (options.tls_cert.empty() != options.tls_key.empty()) {
+    return Invalid("--tls-cert and --tls-key go together: one is given without the other");
+  }
+  if (!options.tls_cert.empty()) return absl::OkStatus();
+  if (!options.tls_client_ca.empty()) return Invalid("--tls-client-ca needs --tls-cert and --tls-key");
+  for (const std::string& address : options.listen) {
+    if (IsLoopback(address)) continue;
+    if (!options.token_file.empty()) {
+      return Invalid(
+          absl::StrFormat("--listen %s: other machines can reach this address, and tokens would go there in plaintext: "
+                          "give --tls-cert and "
+                          "--tls-key, or listen on a loopback address or unix socket",
+                          address));
+    }
+    if (!options.allow_plaintext) {
+      return Invalid(absl::StrFormat(
+          "--listen %s: other machines can reach this address, which would serve anybody in plaintext: give --tls-cert "
+          "and "
+          "--tls-key, or listen on a loopback address or unix socket, or take the risk with --allow-plaintext",
+          address));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
@@ -289,6 +335,8 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
   }
   KVC_RETURN_IF_ERROR(Apply(from_environment, options));
   KVC_RETURN_IF_ERROR(Apply(from_args, options));
+  const bool serves = !options.healthcheck && !options.version && !options.help;
+  if (serves) KVC_RETURN_IF_ERROR(CheckProtection(options));
   return options;
 }
 

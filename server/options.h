@@ -13,12 +13,21 @@ namespace kvcompress {
 struct Options {
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   uint32_t unix_socket_mode = 0660;
+  std::string tls_cert;       // empty: plaintext
+  std::string tls_key;        // of tls_cert
+  std::string tls_client_ca;  // empty: clients need no certificate
+  std::string token_file;     // empty: callers need no token
+  bool allow_plaintext = false;
   std::string shared_memory_prefix;               // of keys, without their "/"; empty: no shared memory
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics page
   size_t threads = 0;                             // 0: one for each CPU
   uint64_t memory_budget = uint64_t{1} << 30;
   uint64_t max_tensor_bytes = uint64_t{64} << 30;
   size_t max_streams = 256;
+  size_t max_streams_per_client = 0;  // 0: three quarters of max_streams
+  size_t max_connections = 1024;
+  size_t max_connections_per_client = 0;  // 0: three quarters of max_connections
+  std::chrono::milliseconds handshake_timeout{10000};
   bool adaptive_windows = false;  // receive windows of connections grow with what is measured
   std::string default_codec = "int4(group=64)";
   std::chrono::milliseconds drain_timeout{30000};
@@ -35,7 +44,8 @@ struct Options {
 
 // Reads the flags in `args` (without the program's name), the environment and the file that --config names. The command
 // line comes before the environment, which comes before the file. INVALID_ARGUMENT with one line that names the fault
-// and where it is.
+// and where it is, also for settings that do not go together. A daemon that others could reach unprotected is refused
+// here, unless that is asked for by name.
 absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
                                      const std::function<const char*(const char*)>& getenv);
 

@@ -188,7 +188,7 @@ class StreamReactor final : public RawReactor {
 
 template <typename Traits>
 RawReactor* Service::Start(grpc::CallbackServerContext* context, std::string_view method) {
-  absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
+  absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(ClientOf(*context));
   if (!ticket.ok()) return new Refusal(context, method, metrics_, ticket.status());
   return new StreamReactor<Traits>(context, method, metrics_, pool_, options_, *std::move(ticket));
 }

@@ -130,7 +130,7 @@ class TensorCall {
 
   // Takes the message, and asks for the memory that the rest needs.
   absl::Status Start(const grpc::ByteBuffer& request, const TensorCallEnvironment& environment) {
-    KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream());
+    KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream(ClientOf(*context_)));
     typename Work::Request head;
     if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
     KVC_RETURN_IF_ERROR(work_.Prepare(head, environment.options));

@@ -13,10 +13,16 @@ std::string_view RejectReasonName(RejectReason reason) {
       return "draining";
     case RejectReason::kMaxStreams:
       return "max_streams";
+    case RejectReason::kMaxStreamsPerClient:
+      return "max_streams_per_client";
     case RejectReason::kMemoryBudget:
       return "memory_budget";
     case RejectReason::kTensorTooLarge:
       return "tensor_too_large";
+    case RejectReason::kMaxConnections:
+      return "max_connections";
+    case RejectReason::kUnauthenticated:
+      return "unauthenticated";
   }
   return "?";
 }
@@ -25,6 +31,7 @@ Admission::Ticket& Admission::Ticket::operator=(Ticket&& other) noexcept {
   if (this != &other) {
     Release();
     admission_ = std::exchange(other.admission_, nullptr);
+    client_ = std::move(other.client_);
     bytes_ = std::exchange(other.bytes_, 0);
     settled_ = std::exchange(other.settled_, false);
   }
@@ -36,6 +43,10 @@ void Admission::Ticket::Settle() {
   absl::MutexLock lock(&admission_->mutex_);
   admission_->bytes_ -= bytes_;
   --admission_->streams_;
+  if (!client_.empty()) {
+    const auto count = admission_->clients_.find(client_);
+    if (--count->second == 0) admission_->clients_.erase(count);
+  }
   bytes_ = 0;
   settled_ = true;
 }
@@ -71,25 +82,36 @@ absl::Status Admission::Ticket::Resize(uint64_t bytes) {
           "the stream needs %d bytes of memory, other streams hold %d of the budget of %d", bytes, others, budget)));
 }
 
-absl::StatusOr<Admission::Ticket> Admission::AdmitStream() {
+absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
   bool draining = false;
+  bool full = false;
   {
     absl::MutexLock lock(&mutex_);
     draining = draining_;
-    if (!draining && streams_ < options_.max_streams) {
+    full = streams_ >= options_.max_streams;
+    const auto count = clients_.find(client);
+    const size_t of_client = count == clients_.end() ? 0 : count->second;
+    if (!draining && !full && of_client < options_.max_streams_per_client) {
       ++streams_;
       ++open_;
-      return Ticket(this);
+      if (!client.empty()) ++clients_[client];
+      return Ticket(this, std::move(client));
     }
   }
   if (draining) return Reject(RejectReason::kDraining, absl::UnavailableError("the server is draining"));
-  return Reject(RejectReason::kMaxStreams, absl::ResourceExhaustedError(absl::StrFormat(
-                                               "the limit of %d streams is reached", options_.max_streams)));
+  if (full) {
+    return Reject(RejectReason::kMaxStreams, absl::ResourceExhaustedError(absl::StrFormat(
+                                                 "the limit of %d streams is reached", options_.max_streams)));
+  }
+  return Reject(RejectReason::kMaxStreamsPerClient,
+                absl::ResourceExhaustedError(absl::StrFormat("the limit of %d streams of one client is reached",
+                                                             options_.max_streams_per_client)));
 }
 
 absl::Status Admission::Reject(RejectReason reason, absl::Status status) const {
   if (options_.on_reject != nullptr) options_.on_reject(reason);
-  const bool retry_helps = reason == RejectReason::kMaxStreams || reason == RejectReason::kMemoryBudget;
+  const bool retry_helps = reason == RejectReason::kMaxStreams || reason == RejectReason::kMaxStreamsPerClient ||
+                           reason == RejectReason::kMemoryBudget;
   if (retry_helps) {
     status.SetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()),
                       absl::Cord(absl::string_view(kRetryPushbackMs.data(), kRetryPushbackMs.size())));

@@ -3,8 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <string_view>
+#include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -12,11 +15,19 @@
 
 namespace kvcompress {
 
-// Why a stream or a tensor was turned away.
-enum class RejectReason { kDraining, kMaxStreams, kMemoryBudget, kTensorTooLarge };
+// Why a stream or a tensor was turned away; of the last two, a connection or any call, before there was a stream.
+enum class RejectReason {
+  kDraining,
+  kMaxStreams,
+  kMaxStreamsPerClient,
+  kMemoryBudget,
+  kTensorTooLarge,
+  kMaxConnections,
+  kUnauthenticated
+};
 
-std::string_view RejectReasonName(
-    RejectReason reason);  // "draining", "max_streams", "memory_budget", "tensor_too_large"
+// "draining", "max_streams", ...
+std::string_view RejectReasonName(RejectReason reason);
 
 // How long a client should wait before it asks again, in milliseconds of ASCII digits: a payload of the statuses that a
 // retry can cure, under this URL, and the value of the trailer grpc-retry-pushback-ms.
@@ -30,6 +41,7 @@ class Admission {
   struct Options {
     uint64_t memory_budget = uint64_t{1} << 30;
     size_t max_streams = 256;
+    size_t max_streams_per_client = 256;
     std::function<void(RejectReason)> on_reject = nullptr;
   };
 
@@ -51,18 +63,20 @@ class Admission {
 
    private:
     friend class Admission;
-    explicit Ticket(Admission* admission) : admission_(admission) {}
+    Ticket(Admission* admission, std::string client) : admission_(admission), client_(std::move(client)) {}
     void Release();
 
     Admission* admission_ = nullptr;
+    std::string client_;
     uint64_t bytes_ = 0;
     bool settled_ = false;
   };
 
   explicit Admission(Options options) : options_(std::move(options)) {}
 
-  // UNAVAILABLE while draining, RESOURCE_EXHAUSTED when there are max_streams already.
-  absl::StatusOr<Ticket> AdmitStream();
+  // UNAVAILABLE while draining, RESOURCE_EXHAUSTED when there are max_streams already, or max_streams_per_client of
+  // this client; empty: a client that cannot be told from others, of whom only max_streams counts.
+  absl::StatusOr<Ticket> AdmitStream(std::string client = "");
 
   // From here on no stream comes in.
   void StartDraining();
@@ -80,7 +94,8 @@ class Admission {
   const Options options_;
   mutable absl::Mutex mutex_;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  size_t streams_ ABSL_GUARDED_BY(mutex_) = 0;  // not settled
+  size_t streams_ ABSL_GUARDED_BY(mutex_) = 0;                                // not settled
+  absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // their streams, not settled; none is 0
   size_t open_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };

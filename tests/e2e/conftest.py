@@ -88,8 +88,12 @@ class Daemon:
     def log(self):
         return self.log_path.read_text()
 
-    def channel(self, *options):
-        channel = grpc.insecure_channel(self.address, options=[("grpc.enable_http_proxy", 0), *options])
+    def channel(self, *options, credentials=None):
+        options = [("grpc.enable_http_proxy", 0), *options]
+        if credentials is None:
+            channel = grpc.insecure_channel(self.address, options=options)
+        else:
+            channel = grpc.secure_channel(self.address, credentials, options=options)
         self._channels.append(channel)
         return channel
 

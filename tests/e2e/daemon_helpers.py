@@ -38,9 +38,9 @@ def page_value(text, series):
 class Client:
     """The service of one daemon, in terms of arrays and bytes."""
 
-    def __init__(self, daemon, stubs, *options):
+    def __init__(self, daemon, stubs, *options, **credentials):
         self.pb = stubs.pb
-        self.stub = stubs.rpc.KvCompressionStub(daemon.channel(*options))
+        self.stub = stubs.rpc.KvCompressionStub(daemon.channel(*options, **credentials))
 
     def header(self, name, shape, codec="", dtype=1, axes=()):
         tensor = self.pb.Tensor(name=name, dtype=dtype, shape=shape, axes=axes)

@@ -224,6 +224,13 @@ def test_bad_flags(bin_dir):
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"kv-compressd: {text}\n")
 
 
+def test_plaintext_beyond_this_machine_is_refused_unless_it_is_asked_for(bin_dir):
+    for host in ["0.0.0.0", "[::]"]:
+        result = run(bin_dir, "--listen", f"{host}:0", "--metrics-listen", "off")
+        assert (result.returncode, result.stdout) == (2, "") and result.stderr.count("\n") == 1
+        assert f"--listen {host}:0: " in result.stderr and "--allow-plaintext" in result.stderr
+
+
 def test_help_and_version(bin_dir):
     result = run(bin_dir, "--help")
     assert result.returncode == 0 and "--memory-budget BYTES" in result.stdout and result.stderr == ""
@@ -239,13 +246,14 @@ def test_a_port_that_is_taken(bin_dir, daemon):
     result = run(bin_dir, "--listen", "127.0.0.1:0", "--metrics-listen", server.metrics_address)
     assert (result.returncode, result.stderr) == (
         1, f"kv-compressd: listen on {server.metrics_address}: address already in use\n")
-    result = run(bin_dir, "--listen", "no.such.host.invalid:1", "--metrics-listen", "off", "--log-level", "error")
+    result = run(bin_dir, "--listen", "no.such.host.invalid:1", "--metrics-listen", "off", "--log-level", "error",
+                 "--allow-plaintext")
     assert result.returncode == 1
     assert result.stderr.startswith("kv-compressd: listen on no.such.host.invalid:1: ")
 
 
 def test_a_warning_beyond_this_machine(daemon):
-    server = daemon("--listen", "0.0.0.0:0")
+    server = daemon("--listen", "0.0.0.0:0", "--allow-plaintext")
     assert "plaintext" in server.log() and "0.0.0.0" in server.log()
     quiet = daemon()
     assert "plaintext" not in quiet.log()

@@ -26,6 +26,34 @@ class AdmissionTest : public ::testing::Test {
                         }}};
 };
 
+TEST(AdmissionOfClientsTest, OneClientLeavesRoomForOthers) {
+  std::vector<std::string> reasons;
+  Admission admission({.max_streams = 4, .max_streams_per_client = 2, .on_reject = [&](RejectReason reason) {
+                         reasons.emplace_back(RejectReasonName(reason));
+                       }});
+  Admission::Ticket first = *admission.AdmitStream("a");
+  {
+    Admission::Ticket second = *admission.AdmitStream("a");
+    const absl::Status refused = admission.AdmitStream("a").status();
+    EXPECT_THAT(refused,
+                StatusIs(absl::StatusCode::kResourceExhausted, "the limit of 2 streams of one client is reached"));
+    EXPECT_TRUE(HasPushback(refused));
+    EXPECT_THAT(admission.AdmitStream("b"), IsOk());
+  }
+  Admission::Ticket again = *admission.AdmitStream("a");
+  again.Settle();  // has its answer, and counts no more, once
+  again.Settle();
+  Admission::Ticket moved = *admission.AdmitStream("a");
+  moved = std::move(first);
+  Admission::Ticket last = *admission.AdmitStream("a");
+  EXPECT_FALSE(admission.AdmitStream("a").ok());
+  Admission::Ticket unknown = *admission.AdmitStream();
+  Admission::Ticket another = *admission.AdmitStream();
+  EXPECT_THAT(admission.AdmitStream("b"),
+              StatusIs(absl::StatusCode::kResourceExhausted, "the limit of 4 streams is reached"));
+  EXPECT_THAT(reasons, ::testing::ElementsAre("max_streams_per_client", "max_streams_per_client", "max_streams"));
+}
+
 TEST_F(AdmissionTest, StreamsAreCountedAndGivenBack) {
   absl::StatusOr<Admission::Ticket> first = admission_.AdmitStream();
   absl::StatusOr<Admission::Ticket> second = admission_.AdmitStream();

@@ -46,7 +46,9 @@ class MetricsTest : public ::testing::Test {
                        .threads = 2,
                        .draining = true,
                        .shared_memory_regions = 4,
-                       .shared_memory_bytes = 8192};
+                       .shared_memory_bytes = 8192,
+                       .connections = 5,
+                       .certificate_expiry = absl::FromUnixSeconds(1'800'000'000)};
   }};
 };
 
@@ -69,6 +71,8 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
   for (const char* line : {
            "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"Compress\"} 1",
            "kvcompress_requests_in_flight{method=\"Compress\"} 1",
+           "kvcompress_connections 5",
+           "kvcompress_tls_certificate_expiry_timestamp_seconds 1800000000",
            "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.0025\"} 0",
            "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.005\"} 1",
            "kvcompress_rejected_requests_total{reason=\"max_streams\"} 1",

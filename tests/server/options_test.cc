@@ -76,9 +76,35 @@ TEST(OptionsTest, SharedMemoryIsOffUnlessItHasAPrefix) {
   EXPECT_EQ(Parse({"--shared-memory=off"}, {{"KV_COMPRESSD_SHARED_MEMORY", "kvcompress-"}})->shared_memory_prefix, "");
 }
 
+TEST(OptionsTest, BeyondThisMachineNeedsTlsOrAWord) {
+  const auto refused = [](const std::vector<std::string>& args) { return std::string(Parse(args).status().message()); };
+  for (const char* address : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1", "127.0.0.1:1,0.0.0.0:1"}) {
+    EXPECT_THAT(refused({"--listen", address}),
+                HasSubstr("would serve anybody in plaintext: give --tls-cert and --tls-key"));
+    EXPECT_THAT(Parse({"--listen", address, "--allow-plaintext"}), IsOk());
+    EXPECT_THAT(Parse({"--listen", address, "--tls-cert=c", "--tls-key=k"}), IsOk());
+    EXPECT_THAT(Parse({"--listen", address, "--healthcheck"}), IsOk());  // asks, and serves nobody
+    // A token is worth nothing to a daemon that lets everybody on the way read it, whatever else is allowed.
+    EXPECT_THAT(refused({"--listen", address, "--allow-plaintext", "--token-file=t"}),
+                HasSubstr("tokens would go there in plaintext"));
+    EXPECT_THAT(Parse({"--listen", address, "--tls-cert=c", "--tls-key=k", "--token-file=t"}), IsOk());
+  }
+  EXPECT_THAT(Parse({"--listen", "127.0.0.1:1,[::1]:1,localhost:1,unix:/s", "--token-file=t"}), IsOk());
+}
+
+TEST(OptionsTest, TlsSettingsGoTogether) {
+  EXPECT_THAT(Parse({"--tls-cert=c"}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("go together")));
+  EXPECT_THAT(Parse({"--tls-key=k"}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("go together")));
+  EXPECT_THAT(Parse({"--tls-client-ca=ca"}),
+              StatusIs(absl::StatusCode::kInvalidArgument, "--tls-client-ca needs --tls-cert and --tls-key"));
+  const absl::StatusOr<Options> options = Parse({"--tls-cert=c", "--tls-key=k", "--tls-client-ca=ca"});
+  ASSERT_THAT(options, IsOk());
+  EXPECT_EQ(options->tls_cert + options->tls_key + options->tls_client_ca, "ckca");
+}
+
 TEST(OptionsTest, CommandLineBeforeEnvironmentBeforeFile) {
-  const std::string path =
-      ConfigFile(R"({"threads": 1, "max-streams": 1, "listen": ["1.1.1.1:1", "1.1.1.1:2"], "drain-timeout": "1s"})");
+  const std::string path = ConfigFile(
+      R"({"threads": 1, "max-streams": 1, "listen": ["127.0.0.1:1", "127.0.0.1:2"], "drain-timeout": "1s"})");
   const Environment environment = {{"KV_COMPRESSD_CONFIG", path},
                                    {"KV_COMPRESSD_THREADS", "2"},
                                    {"KV_COMPRESSD_MAX_STREAMS", "2"},
@@ -89,11 +115,11 @@ TEST(OptionsTest, CommandLineBeforeEnvironmentBeforeFile) {
   EXPECT_EQ(options->threads, 3u);
   EXPECT_EQ(options->max_streams, 2u);
   EXPECT_EQ(options->drain_timeout, std::chrono::seconds(1));
-  EXPECT_THAT(options->listen, ElementsAre("1.1.1.1:1", "1.1.1.1:2"));
+  EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:1", "127.0.0.1:2"));
   EXPECT_EQ(options->metrics_listen, "");
-  options = Parse({"--listen=2.2.2.2:2"}, environment);
+  options = Parse({"--listen=127.0.0.2:2"}, environment);
   ASSERT_THAT(options, IsOk());
-  EXPECT_THAT(options->listen, ElementsAre("2.2.2.2:2"));
+  EXPECT_THAT(options->listen, ElementsAre("127.0.0.2:2"));
 }
 
 TEST(OptionsTest, FaultsNameTheirPlace) {

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/base/status_macros.h"
+#include "kvcompress/server/log.h"
+
+// Settings that live in files which others replace while the daemon runs: certificates, tokens.
+namespace kvcompress {
+
+// Tells the files' present state from any other that they were in.
+std::string StateOfFiles(const std::vector<std::string>& paths);
+
+// What is in each of the files. NOT_FOUND "FILE: why" for the first that cannot be read, or is larger than 1 MiB.
+absl::StatusOr<std::vector<std::string>> ReadFiles(const std::vector<std::string>& paths);
+
+// A value made of the contents of files, and made again once one of them changes. Thread-safe.
+template <typename T>
+class FileBacked {
+ public:
+  // Makes the value of the contents, in the order of the paths; its errors must not quote them.
+  using Make = std::function<absl::StatusOr<T>(const std::vector<std::string>& contents)>;
+
+  // `what` is its name in the log. An error of reading or of `make`, when there is no value to begin with.
+  static absl::StatusOr<std::unique_ptr<FileBacked>> Load(std::string what, std::vector<std::string> paths, Make make) {
+    std::unique_ptr<FileBacked> backed(new FileBacked(std::move(what), std::move(paths), std::move(make)));
+    absl::MutexLock lock(&backed->mutex_);
+    KVC_RETURN_IF_ERROR(backed->Read());
+    return backed;
+  }
+
+  // The latest value that could be made. Looks at the files when the last look was a second ago; a change that gives no
+  // value is logged, once, and the value before stays.
+  std::shared_ptr<const T> Get() {
+    absl::MutexLock lock(&mutex_);
+    if (Clock::now() - looked_ < std::chrono::seconds(1)) return value_;
+    looked_ = Clock::now();
+    if (StateOfFiles(paths_) == state_) return value_;
+    if (const absl::Status status = Read(); status.ok()) {
+      Log(LogLevel::kInfo, what_ + " read again");
+    } else {
+      const std::string error(status.message());
+      Log(LogLevel::kWarning, what_ + " cannot be read again, what was read before stays in use", {{"error", error}});
+    }
+    return value_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  FileBacked(std::string what, std::vector<std::string> paths, Make make)
+      : what_(std::move(what)), paths_(std::move(paths)), make_(std::move(make)) {}
+
+  absl::Status Read() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    looked_ = Clock::now();
+    state_ = StateOfFiles(paths_);  // before the contents: what changes in between is seen by the next look
+    KVC_ASSIGN_OR_RETURN(const std::vector<std::string> contents, ReadFiles(paths_));
+    KVC_ASSIGN_OR_RETURN(T value, make_(contents));
+    value_ = std::make_shared<const T>(std::move(value));
+    return absl::OkStatus();
+  }
+
+  const std::string what_;
+  const std::vector<std::string> paths_;
+  const Make make_;
+  absl::Mutex mutex_;
+  Clock::time_point looked_ ABSL_GUARDED_BY(mutex_);
+  std::string state_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const T> value_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,77 @@
+#include "kvcompress/server/tls_identity.h"
+
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+
+#include <ctime>
+
+namespace kvcompress {
+namespace {
+
+template <auto kFree>
+struct Free {
+  template <typename T>
+  void operator()(T* object) const {
+    kFree(object);
+  }
+};
+using Bio = std::unique_ptr<BIO, Free<BIO_free>>;
+using Certificate = std::unique_ptr<X509, Free<X509_free>>;
+using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
+
+// A key that is encrypted is refused; without this OpenSSL would ask the terminal.
+int NoPassword(char*, int, int, void*) { return -1; }
+
+std::vector<Certificate> ParseCertificates(const std::string& pem) {
+  const Bio bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  std::vector<Certificate> certificates;
+  while (X509* const certificate = PEM_read_bio_X509(bio.get(), nullptr, NoPassword, nullptr)) {
+    certificates.emplace_back(certificate);
+  }
+  ERR_clear_error();  // the end of the text is an error to OpenSSL
+  return certificates;
+}
+
+Key ParseKey(const std::string& pem) {
+  const Bio bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  Key key(PEM_read_bio_PrivateKey(bio.get(), nullptr, NoPassword, nullptr));
+  ERR_clear_error();
+  return key;
+}
+
+absl::Time ExpiryOf(const X509& certificate) {
+  std::tm time{};
+  return ASN1_TIME_to_tm(X509_get0_notAfter(&certificate), &time) == 1 ? absl::FromTM(time, absl::UTCTimeZone())
+                                                                       : absl::InfinitePast();
+}
+
+}  // namespace
+
+absl::StatusOr<TlsIdentity> MakeTlsIdentity(const std::vector<std::string>& contents) {
+  TlsIdentity identity = {.certificates = contents[0],
+                          .key = contents[1],
+                          .client_ca = contents.size() > 2 ? contents[2] : "",
+                          .expires = absl::InfinitePast()};
+  const std::vector<Certificate> certificates = ParseCertificates(identity.certificates);
+  if (certificates.empty()) return absl::InvalidArgumentError("--tls-cert: no certificate in PEM is in it");
+  const Key key = ParseKey(identity.key);
+  if (key == nullptr) return absl::InvalidArgumentError("--tls-key: no private key in PEM, unencrypted, is in it");
+  const bool fits = X509_check_private_key(certificates.front().get(), key.get()) == 1;
+  ERR_clear_error();
+  if (!fits) return absl::InvalidArgumentError("--tls-key: the key is not that of the first certificate of --tls-cert");
+  if (contents.size() > 2 && ParseCertificates(identity.client_ca).empty()) {
+    return absl::InvalidArgumentError("--tls-client-ca: no certificate in PEM is in it");
+  }
+  identity.expires = ExpiryOf(*certificates.front());
+  return identity;
+}
+
+absl::StatusOr<std::unique_ptr<TlsIdentityFiles>> LoadTlsIdentity(const Options& options) {
+  if (options.tls_cert.empty()) return nullptr;
+  std::vector<std::string> paths = {options.tls_cert, options.tls_key};
+  if (!options.tls_client_ca.empty()) paths.push_back(options.tls_client_ca);
+  return TlsIdentityFiles::Load("TLS certificate", std::move(paths), MakeTlsIdentity);
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,317 @@
+"""What hostile clients are told. The outcomes make the table of docs/operations.md, which is compared with them:
+KVC_UPDATE_DOCS=1 writes it."""
+
+import copy
+import os
+import pathlib
+import resource
+import ssl
+import subprocess
+import time
+
+import grpc
+import pytest
+from daemon_helpers import MIB, SERVICE, Client, Feed, page, page_value, random_array, wait_for
+from http2_helpers import (
+    GOAWAY,
+    PING,
+    PREFACE,
+    SETTINGS,
+    Forwarder,
+    connect,
+    frame,
+    is_closed,
+    open_call,
+    read_frames,
+)
+from load_helpers import descriptors, memory
+from tls_helpers import Authority, credentials, handshake, refuses, tls_flags
+
+DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+BEGIN, END = "<!-- attacks: begin -->\n", "<!-- attacks: end -->\n"
+TOKEN = "correct-horse-battery-staple-0001"
+# What was seen: (attack, refusal), in the order of the tests.
+seen = []
+
+
+def saw(attack, *refusals):
+    """All of them, which must be alike."""
+    assert len(set(refusals)) == 1, refusals
+    seen.append((attack, refusals[0]))
+
+
+def refusal(call, *args, **options):
+    """"CODE: text" of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as error:
+        result = call(*args, timeout=30, **options)
+        for _ in result if hasattr(result, "__iter__") else ():
+            pass
+    return f"{error.value.code().name}: {error.value.details()}"
+
+
+def serves(server, stubs, **options):
+    """Whether a well-behaved client is served, its data there and back."""
+    client = Client(server, stubs, ("grpc.use_local_subchannel_pool", 1), **options)
+    frames, _, _ = client.compress({"t": random_array(1000)}, codec="raw", timeout=30)
+    return list(client.decompress(frames, timeout=30)[0]) == ["t"]
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path, "authority")
+
+
+def test_plaintext_is_not_served_by_accident(bin_dir):
+    result = subprocess.run([bin_dir / "kv-compressd", "--listen", "0.0.0.0:50051", "--metrics-listen", "off"],
+                            capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2 and result.stderr.startswith("kv-compressd: --listen 0.0.0.0:50051: other machines ")
+    saw("plaintext to other machines, by a careless setting", "the daemon does not start: " + result.stderr[14:].strip())
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+def test_connections_that_tls_refuses(daemon, stubs, tmp_path, authority):
+    clients, stranger = Authority(tmp_path, "clients"), Authority(tmp_path, "stranger")
+    server = daemon(*tls_flags(authority.issue("daemon"), clients))
+    plain = connect(server.address)
+    plain.sendall(PREFACE + frame(SETTINGS))
+    assert is_closed(plain, 5)
+    saw("plaintext to a port with TLS", "connection closed")
+    for attack, pair in [
+        ("no client certificate, where one is asked for", None),
+        ("a client certificate of another authority", stranger.issue("other")),
+        ("a client certificate that has expired", clients.issue("expired", (-2, -1))),
+    ]:
+        assert refuses(server.address, authority, pair)
+        saw(attack, "connection closed in the handshake")
+    with pytest.raises(ssl.SSLError, match="UNEXPECTED_EOF|ALERT_PROTOCOL_VERSION"):
+        handshake(server.address, authority, ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1)
+    saw("TLS 1.1 or older", "connection closed in the handshake")
+    with pytest.raises(ssl.SSLCertVerificationError) as error:
+        handshake(server.address, stranger)
+    saw("somebody else in the daemon's place", f"the client ends the handshake: {error.value.reason}")
+    good = clients.issue("good")
+    assert not refuses(server.address, authority, good)
+    assert serves(server, stubs, credentials=credentials(authority, good))
+
+
+def test_calls_without_a_token(daemon, stubs, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    server = daemon("--token-file", str(tokens))
+    stub = Client(server, stubs).stub
+    request = stubs.pb.MetricsRequest()
+    saw("a call without a token", refusal(stub.Metrics, request), refusal(stub.Compress, iter([])))
+    saw("a call with a wrong token", *(refusal(call, argument, metadata=[("authorization", f"Bearer {TOKEN}x")])
+                                       for call, argument in [(stub.Metrics, request), (stub.Compress, iter([]))]))
+
+
+def test_nothing_secret_in_what_the_daemon_says(daemon, stubs, tmp_path, authority):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    pair = authority.issue("daemon")
+    server = daemon(*tls_flags(pair), "--token-file", str(tokens), "--log-level", "debug",
+                    env={"GRPC_VERBOSITY": "DEBUG"})
+    creds = credentials(authority)
+    metadata = [("authorization", f"Bearer {TOKEN}")]
+    stub = Client(server, stubs, credentials=creds).stub
+    refusal(stub.Metrics, stubs.pb.MetricsRequest(), metadata=[("authorization", TOKEN)])
+    refusal(stub.Compress, iter([stubs.pb.CompressRequest(data=b"x")]), metadata=metadata)
+    metrics = str(stub.Metrics(stubs.pb.MetricsRequest(), metadata=metadata))
+    pair.key.write_text(pair.key.read_text().replace("BEGIN", "BEGUN"))
+    tokens.write_text(TOKEN[:8])
+    wait_for(lambda: "cannot be read again" in server.log() or not handshake(server.address, authority),
+             "a broken key in the log")
+    said = page(server.metrics_address) + metrics
+    assert server.stop() == 0
+    said += server.log()
+    assert "call failed" in said and "--tls-key" in said
+    body = pair.key.read_text().splitlines()[1]
+    assert len(body) > 40
+    for secret in (TOKEN, TOKEN[:8], body, body[:40]):
+        assert secret not in said
+
+
+@pytest.fixture
+def other_client():
+    """Another client of a daemon, at an IP address of its own: other_client(server), the same with its address."""
+    forwarders = []
+
+    def start(server):
+        forwarders.append(Forwarder(server.address, "127.0.0.2"))
+        other = copy.copy(server)
+        other.address = forwarders[-1].address
+        return other
+
+    yield start
+    for forwarder in forwarders:
+        forwarder.close()
+
+
+def test_ten_thousand_streams(daemon, stubs, other_client):
+    server = daemon()
+    other = other_client(server)
+    before, _ = memory(server.pid)
+    connections = []
+    for _ in range(32):
+        connection = connect(server.address)
+        # Those above what one connection may have, too: HTTP/2's own limit is only told.
+        calls = [open_call(2 * number + 1, f"/{SERVICE}/Compress") for number in range(320)]
+        connection.sendall(PREFACE + frame(SETTINGS) + b"".join(calls))
+        connections.append(connection)
+    stub = Client(server, stubs).stub
+
+    def refused():
+        text = page(server.metrics_address)
+        return page_value(text, 'kvcompress_rejected_requests_total{reason="max_streams_per_client"}') >= 10_000 - 192
+    wait_for(refused, "10,000 streams", 60)
+    assert stub.Metrics(stubs.pb.MetricsRequest(), timeout=10).streams_in_flight == 192
+    saw("10,000 streams of one client", refusal(stub.Compress, iter([])),
+        refusal(stub.CompressTensor, stubs.pb.CompressTensorRequest()))
+    assert serves(other, stubs)
+    grown = memory(server.pid)[0] - before
+    assert grown < 200 * MIB, grown / MIB
+    for connection in connections:
+        connection.close()
+    wait_for(lambda: stub.Metrics(stubs.pb.MetricsRequest()).streams_in_flight == 0, "streams that end")
+    assert serves(server, stubs)
+    print(f"{grown / MIB:.0f} MiB")
+
+
+def test_health_watches_without_end(daemon, stubs, other_client):
+    """No limit of ours counts them, and HTTP/2's own binds only who acknowledges it."""
+    server = daemon()
+    before, _ = memory(server.pid)
+    connection = connect(server.address)
+    calls = [open_call(2 * number + 1, "/grpc.health.v1.Health/Watch") for number in range(10_000)]
+    connection.sendall(PREFACE + frame(SETTINGS) + b"".join(calls))
+    assert serves(other_client(server), stubs)
+    grown = memory(server.pid)[0] - before
+    print(f"{grown / MIB:.0f} MiB")
+    connection.close()
+    assert grown < 300 * MIB
+
+
+def stop_in_the_middle(server, count, beginning, source="127.0.0.1"):
+    connections = [connect(server.address, source) for _ in range(count)]
+    for connection in connections:
+        try:
+            connection.sendall(beginning)
+        except OSError:
+            pass  # closed already
+    return connections
+
+
+@pytest.mark.parametrize("beginning", [PREFACE[:10], PREFACE, PREFACE + frame(SETTINGS)[:5], b""],
+                         ids=["half_a_preface", "no_settings", "half_of_the_settings", "nothing"])
+def test_connections_that_stop_in_the_middle(daemon, stubs, other_client, beginning):
+    server = daemon("--handshake-timeout", "2s", "--max-connections", "20")
+    other = other_client(server)
+    start = time.monotonic()
+    connections = stop_in_the_middle(server, 40, beginning)
+    closed = [is_closed(connection) for connection in connections]
+    assert closed == [False] * 15 + [True] * 25 or time.monotonic() - start > 2
+    assert serves(other, stubs)
+    assert Client(other, stubs).metrics().rejected_by_reason["max_connections"] == 25
+    assert all(is_closed(connection, 10) for connection in connections)
+    assert time.monotonic() - start < 10
+    assert serves(server, stubs)
+    if beginning == PREFACE[:10]:
+        saw("connections that stop in the middle of the handshake",
+            "of one client, 768 may do so, for 10 s; what comes above is closed at once")
+
+
+def test_a_tls_handshake_that_stops_in_the_middle(daemon, stubs, authority):
+    server = daemon(*tls_flags(authority.issue("daemon")), "--handshake-timeout", "2s")
+    hello = bytes([0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3])
+    connections = stop_in_the_middle(server, 10, hello)
+    assert serves(server, stubs, credentials=credentials(authority))
+    assert all(is_closed(connection, 10) for connection in connections)
+
+
+def test_no_descriptor_left(daemon, stubs):
+    server = daemon()
+    assert serves(server, stubs)
+    limit = descriptors(server.pid) + 10
+    before = resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, resource.prlimit(
+        server.pid, resource.RLIMIT_NOFILE)[1]))
+    connections = [connect(server.address) for _ in range(50)]
+    time.sleep(0.5)
+    for connection in connections:
+        connection.close()
+    assert serves(server, stubs)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_pings_without_end(daemon, stubs):
+    server = daemon()
+    connection = connect(server.address)
+    connection.sendall(PREFACE + frame(SETTINGS))
+    try:
+        for _ in range(100):
+            connection.sendall(frame(PING, bytes(8)))
+    except OSError:
+        pass  # the daemon has had enough
+    (reason,) = {payload[8:].decode() for kind, payload in read_frames(connection)
+                 if kind == GOAWAY and int.from_bytes(payload[4:8], "big") == 11}
+    saw("pings without end", f"connection closed with ENHANCE_YOUR_CALM: {reason}")
+    assert serves(server, stubs)
+
+
+def test_headers_and_messages_without_end(daemon, stubs):
+    server = daemon()
+    stub = Client(server, stubs, ("grpc.max_metadata_size", MIB)).stub
+    text = refusal(stub.Metrics, stubs.pb.MetricsRequest(), metadata=[("x", "x" * 10_000)])
+    saw("headers of 10 kB", text.split(" (")[0])
+    saw("a message of 5 MB", refusal(stub.CompressTensor, stubs.pb.CompressTensorRequest(data=bytes(5_000_000))),
+        refusal(stub.Compress, iter([stubs.pb.CompressRequest(data=bytes(5_000_000))])))
+    assert serves(server, stubs)
+
+
+def front_of_a_frame(daemon, stubs, elements):
+    """The first bytes of a frame that claims so many values of F32."""
+    client = Client(daemon("--max-tensor-bytes", "1024TiB"), stubs)
+    feed = Feed(client.header("t", [elements], "raw|zstd(level=3)", dtype=3), client.data(bytes(MIB)))
+    call = client.stub.Compress(feed, timeout=30)
+    front = next(call).frame
+    call.cancel()
+    feed.close()
+    return front
+
+
+def test_claims_of_sizes(daemon, stubs):
+    tebibyte, gib60 = 1 << 38, 15 << 30
+    server = daemon("--threads", "2")
+    client = Client(server, stubs)
+    bomb, within = front_of_a_frame(daemon, stubs, tebibyte), front_of_a_frame(daemon, stubs, gib60)
+    before, _ = memory(server.pid)
+
+    def in_one_message(front):
+        header = stubs.pb.DecompressHeader(name="t")
+        return refusal(client.stub.DecompressTensor, stubs.pb.DecompressTensorRequest(header=header, frame=front))
+    saw("a small frame that claims a TiB", in_one_message(bomb),
+        refusal(client.stub.Decompress, iter([client.frame_header("t"), client.frame(bomb)])))
+    saw("a small frame that claims 60 GiB, in one message", in_one_message(within))
+    saw("the same on a stream, which then ends", refusal(client.stub.Decompress,
+                                        iter([client.frame_header("t"), client.frame(within)])))
+    saw("a tensor of 2^60 values", refusal(client.stub.Compress, iter([client.header("t", [1 << 60])])))
+    assert memory(server.pid)[0] - before < 30 * MIB
+
+
+def test_shared_memory_that_was_not_asked_for(daemon, stubs):
+    server = daemon()
+    register = stubs.pb.SharedMemoryRequest(
+        register=stubs.pb.SharedMemoryRegister(name="a", key="/kvcompress-a", byte_size=4096))
+    saw("shared memory, which is off by default", refusal(Client(server, stubs).stub.SharedMemory, iter([register])))
+
+
+def test_the_table_in_the_document():
+    if len(seen) < 19:
+        pytest.skip("only some of the attacks were made")
+    rows = [f"| {attack} | {refused.replace('|', chr(92) + '|')} |\n" for attack, refused in seen]
+    table = "| attack | what the attacker gets |\n|---|---|\n" + "".join(rows)
+    text = DOCUMENT.read_text()
+    front, rest = text.split(BEGIN)
+    _, back = rest.split(END)
+    if os.environ.get("KVC_UPDATE_DOCS"):
+        DOCUMENT.write_text(front + BEGIN + table + END + back)
+    assert DOCUMENT.read_text() == front + BEGIN + table + END + back
