@@ -3,7 +3,9 @@
 #include <arpa/inet.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
+#include <grpcpp/support/client_interceptor.h>
 
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_format.h"
@@ -60,11 +62,46 @@ std::string_view Scheme(Family family) {
   return "";
 }
 
+// Adds the token to each call of a channel, whoever makes it. gRPC's own credentials for this are not to be had without
+// TLS.
+class BearerToken final : public grpc::experimental::Interceptor {
+ public:
+  explicit BearerToken(const std::string& token) : authorization_("Bearer " + token) {}
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(grpc::experimental::InterceptionHookPoints::PRE_SEND_INITIAL_METADATA)) {
+      methods->GetSendInitialMetadata()->emplace("authorization", authorization_);
+    }
+    methods->Proceed();
+  }
+
+  class Factory final : public grpc::experimental::ClientInterceptorFactoryInterface {
+   public:
+    explicit Factory(std::string token) : token_(std::move(token)) {}
+    grpc::experimental::Interceptor* CreateClientInterceptor(grpc::experimental::ClientRpcInfo*) override {
+      return new BearerToken(token_);
+    }
+
+   private:
+    const std::string token_;
+  };
+
+ private:
+  const std::string authorization_;
+};
+
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChannelTarget& target, const RemoteOptions& options) {
+  if (!options.tls || target.unix_socket) return grpc::InsecureChannelCredentials();
+  return grpc::SslCredentials({.pem_root_certs = options.tls->ca,
+                               .pem_private_key = options.tls->key,
+                               .pem_cert_chain = options.tls->certificate});
+}
+
 }  // namespace
 
 absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
   if (address.starts_with(kDnsScheme) && address.size() > kDnsScheme.size()) {
-    return ChannelTarget{.uri = std::string(address), .spread = true, .local = false};
+    return ChannelTarget{.uri = std::string(address), .spread = true};
   }
   const std::vector<std::string> texts = absl::StrSplit(absl::string_view(address.data(), address.size()), ',');
   std::vector<Endpoint> endpoints;
@@ -87,7 +124,8 @@ absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
   const auto append = [](std::string* out, const Endpoint& endpoint) { out->append(endpoint.text); };
   return ChannelTarget{.uri = std::string(Scheme(family)) + absl::StrJoin(endpoints, ",", append),
                        .spread = endpoints.size() > 1,
-                       .local = local};
+                       .local = local,
+                       .unix_socket = family == Family::kUnix};
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const RemoteOptions& options) {
@@ -106,7 +144,13 @@ std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const Re
   // Connections end with their client, whoever else in this process talks to the same daemon.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   if (target.spread) arguments.SetLoadBalancingPolicyName("round_robin");
-  return grpc::CreateCustomChannel(target.uri, grpc::InsecureChannelCredentials(), arguments);
+  if (options.tls && !options.tls->server_name.empty()) arguments.SetSslTargetNameOverride(options.tls->server_name);
+  const std::shared_ptr<grpc::ChannelCredentials> credentials = Credentials(target, options);
+  if (options.token.empty()) return grpc::CreateCustomChannel(target.uri, credentials, arguments);
+  std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<BearerToken::Factory>(options.token));
+  return grpc::experimental::CreateCustomChannelWithInterceptors(target.uri, credentials, arguments,
+                                                                 std::move(interceptors));
 }
 
 }  // namespace kvcompress

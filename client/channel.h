@@ -15,6 +15,7 @@ struct ChannelTarget {
   std::string uri;
   bool spread = false;  // calls go to all addresses in turn
   bool local = false;   // a unix socket, or addresses of this machine alone
+  bool unix_socket = false;
 };
 
 // INVALID_ARGUMENT with a sentence for text that is not of a form that RemoteOptions names.

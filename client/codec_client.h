@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -84,10 +85,22 @@ struct RetryEvent {
   absl::Duration delay;
 };
 
+// How a daemon is told from others, and what is shown to it; PEM.
+struct ClientTls {
+  std::string ca;           // who vouches for the daemon; empty: the authorities of the system
+  std::string certificate;  // shown to a daemon that asks for one (mutual TLS); empty: none
+  std::string key;          // of the certificate
+  std::string server_name;  // that the daemon's certificate must have; empty: the host of the address
+};
+
 struct RemoteOptions {
   // HOST:PORT, unix:PATH, dns:///HOST:PORT (calls are spread over all addresses of the name), or a list with commas of
   // IP:PORT or of unix:PATH (calls are spread over it).
   std::string address;
+  // For TCP; nothing: plaintext. Unix sockets are plaintext always.
+  std::optional<ClientTls> tls = std::nullopt;
+  // Goes with every call; empty: none. Without TLS only to addresses of this machine.
+  std::string token = "";
   absl::Duration connect_timeout = absl::Seconds(5);
   // Of the connection while calls are in flight: a ping each `keepalive_time`, and an answer within
   // `keepalive_timeout`.
@@ -104,7 +117,7 @@ struct RemoteOptions {
 // A daemon, or several that are alike. It is connected to by the first call; one that cannot be reached is UNAVAILABLE,
 // "connect to ADDRESS: ...". What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the same text as
 // from the local codec; faults of the daemon or the network begin with "daemon ADDRESS: ". INVALID_ARGUMENT for an
-// address of the wrong form.
+// address of the wrong form, and for a token that would leave this machine in plaintext.
 //
 // A call that ends with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a hint when to come again, is made again by the
 // policy, unless the wait would pass its deadline. It goes on with the first job that was not reported, and the sink

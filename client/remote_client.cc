@@ -221,6 +221,10 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
 
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOptions& options) {
   KVC_ASSIGN_OR_RETURN(const ChannelTarget target, ParseAddress(options.address));
+  if (!options.token.empty() && !options.tls && !target.local) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the token would go to \"%s\" in plaintext: use TLS, or a daemon of this machine", options.address));
+  }
   return std::make_unique<RemoteClient>(options, target);
 }
 

@@ -13,6 +13,7 @@
 #include "kvcompress/cli/interrupt.h"
 #include "kvcompress/cli/options.h"
 #include "kvcompress/cli/progress.h"
+#include "kvcompress/cli/remote.h"
 #include "kvcompress/cli/report.h"
 #include "kvcompress/cli/sample.h"
 #include "kvcompress/cli/sweep.h"
@@ -66,7 +67,7 @@ absl::StatusOr<Profile> ReadProfile(const std::string& path) {
 
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options) {
   if (options.server.empty()) return MakeLocalClient(static_cast<size_t>(options.threads));
-  RemoteOptions remote = {.address = options.server};
+  KVC_ASSIGN_OR_RETURN(RemoteOptions remote, ToRemoteOptions(options));
   if (options.verbose) {
     remote.on_retry = [](const RetryEvent& event) {
       Print(stderr, absl::StrFormat("%s; retrying in %.1f s\n", OneLine(std::string(event.status.message())),

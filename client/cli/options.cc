@@ -98,6 +98,36 @@ absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
 }
 
+std::string FromEnvironment(const char* name) {
+  const char* const value = std::getenv(name);  // NOLINT(concurrency-mt-unsafe): no thread runs yet
+  return value == nullptr ? "" : value;
+}
+
+// The server, and how it is spoken to: flags come before the environment, which says nothing to a run without a server.
+absl::Status CompleteServer(const GoFlags& flags, CliOptions& options) {
+  if (!flags.IsSet("server")) options.server = FromEnvironment("KV_COMPRESS_SERVER");
+  const struct {
+    std::string_view flag;
+    const char* variable;
+    std::string& value;
+  } settings[] = {{"tls-ca", "KV_COMPRESS_TLS_CA", options.tls_ca},
+                  {"tls-cert", "KV_COMPRESS_TLS_CERT", options.tls_cert},
+                  {"tls-key", "KV_COMPRESS_TLS_KEY", options.tls_key},
+                  {"tls-server-name", "KV_COMPRESS_TLS_SERVER_NAME", options.tls_server_name},
+                  {"token-file", "KV_COMPRESS_TOKEN_FILE", options.token_file}};
+  for (const auto& setting : settings) {
+    if (flags.IsSet(setting.flag) && options.server.empty()) {
+      return Fault(absl::StrFormat("-%s needs -server", setting.flag));
+    }
+    if (!flags.IsSet(setting.flag)) setting.value = FromEnvironment(setting.variable);
+    options.tls = options.tls || (setting.flag != "token-file" && !setting.value.empty() && !flags.IsSet("tls"));
+  }
+  if (flags.IsSet("tls") && options.server.empty()) return Fault("-tls needs -server");
+  if (!flags.IsSet("tls") && FromEnvironment("KV_COMPRESS_TLS") == "true") options.tls = true;
+  if (options.tls_cert.empty() != options.tls_key.empty()) return Fault("-tls-cert and -tls-key go together");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void DeclareFlags(GoFlags& flags, CliOptions& options) {
@@ -114,6 +144,16 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.String("server", &options.server, "ADDRESS",
                "Daemon that does the work, instead of this process: HOST:PORT, unix:PATH, or a list with commas of "
                "IP:PORT (environment: KV_COMPRESS_SERVER)");
+  flags.Bool("tls", &options.tls, "Speak TLS to the server; the flags -tls-... imply it (KV_COMPRESS_TLS=true)");
+  flags.String("tls-ca", &options.tls_ca, "FILE",
+               "Authorities that vouch for the server, in PEM, in place of the system's (KV_COMPRESS_TLS_CA)");
+  flags.String("tls-cert", &options.tls_cert, "FILE",
+               "Certificate to show to the server, in PEM (KV_COMPRESS_TLS_CERT)");
+  flags.String("tls-key", &options.tls_key, "FILE", "Private key of -tls-cert, in PEM (KV_COMPRESS_TLS_KEY)");
+  flags.String("tls-server-name", &options.tls_server_name, "NAME",
+               "Name that the server's certificate must have, in place of its host (KV_COMPRESS_TLS_SERVER_NAME)");
+  flags.String("token-file", &options.token_file, "FILE",
+               "File whose first line is the bearer token for the server (KV_COMPRESS_TOKEN_FILE)");
   flags.String("codec", &options.codec, "SPEC",
                "Codec chain in place of INT4, or its name, for example raw|zstd or lossless; help lists all");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
@@ -140,8 +180,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");
   // Like the reference: with -metrics-only nothing is written, whatever else is said.
   if (options.metrics_only) options.output.clear();
-  const char* server = std::getenv("KV_COMPRESS_SERVER");  // NOLINT(concurrency-mt-unsafe): no thread runs yet
-  if (server != nullptr && !flags.IsSet("server")) options.server = server;
+  KVC_RETURN_IF_ERROR(CompleteServer(flags, options));
   if (options.codec.empty() && !BoundFlag(flags).empty()) {
     options.codec = absl::StrFormat("bounded(min_snr=%s,max_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr),
                                     FormatReal(options.max_error), FormatReal(options.min_cosine));

@@ -22,6 +22,12 @@ struct CliOptions {
   bool metrics_only = false;
   bool verbose = false;
   std::string server;
+  bool tls = false;  // to the server, also where one of the following is given
+  std::string tls_ca;
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_server_name;
+  std::string token_file;
   std::string codec;
   std::string profile;
   int64_t threads = 0;
@@ -37,7 +43,7 @@ struct CliOptions {
 void DeclareFlags(GoFlags& flags, CliOptions& options);
 
 // Checks the flags together, after they were parsed, and completes `options`: the file behind -inspect, the daemon's
-// address from the environment, the codec spec from -group-size and -sparsity or
+// address from the environment, and how it is spoken to, the codec spec from -group-size and -sparsity or
 // from the bounds. INVALID_ARGUMENT with a sentence.
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options);
 

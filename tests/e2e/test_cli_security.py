@@ -1,0 +1,98 @@
+"""The command line, and with it the C++ client, against daemons with TLS and tokens."""
+
+import pytest
+from cli_helpers import run, run_ok
+from tls_helpers import Authority, tls_flags
+
+TOKEN = "correct-horse-battery-staple-0001"
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path, "authority")
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"{TOKEN}\n# no other\n")
+    return path
+
+
+def there_and_back(bin_dir, sample, tmp_path, *flags, env=None):
+    small, back = tmp_path / "small.safetensors", tmp_path / "back.safetensors"
+    run_ok(bin_dir, "-input", sample, "-output", small, "-codec", "lossless", *flags, env=env)
+    run_ok(bin_dir, "-decompress", "-input", small, "-output", back, *flags, env=env)
+    return back.read_bytes()
+
+
+def refusal(bin_dir, sample, *flags, env=None):
+    done = run(bin_dir, "-input", sample, "-metrics-only", *flags, env=env)
+    assert done.returncode != 0 and done.stdout == ""
+    return done.stderr
+
+
+def test_mutual_tls_and_a_token(bin_dir, daemon, sample, tmp_path, authority, token_file):
+    ours = authority.issue("ours")
+    server = daemon(*tls_flags(authority.issue("daemon"), authority), "--token-file", str(token_file))
+    ca = ["-tls-ca", authority.certificate]
+    pair = ["-tls-cert", ours.certificate, "-tls-key", ours.key]
+    flags = ["-server", server.address, *ca, *pair, "-token-file", token_file]
+    there = there_and_back(bin_dir, sample, tmp_path, *flags)
+    assert there == there_and_back(bin_dir, sample, tmp_path)
+    name = server.address.replace("127.0.0.1", "localhost")
+    run_ok(bin_dir, "-input", sample, "-metrics-only", "-server", name, *flags[2:])
+    by_environment = {"KV_COMPRESS_SERVER": server.address, "KV_COMPRESS_TLS_CA": str(authority.certificate),
+                      "KV_COMPRESS_TLS_CERT": str(ours.certificate), "KV_COMPRESS_TLS_KEY": str(ours.key),
+                      "KV_COMPRESS_TOKEN_FILE": str(token_file)}
+    run_ok(bin_dir, "-input", sample, "-metrics-only", env=by_environment)
+
+    stranger = Authority(tmp_path, "stranger")
+    for wrong in [flags[:2], [*flags[:2], "-tls"], [*flags[:2], *ca], [*flags[:2], *pair],
+                  [*flags[:2], "-tls-ca", stranger.certificate, *pair],
+                  [*flags[:4], "-tls-cert", stranger.issue("s").certificate, "-tls-key", tmp_path / "s.key"],
+                  [*flags, "-tls-server-name", "example.org"]]:
+        assert f"connect to {server.address}: " in refusal(bin_dir, sample, *wrong)
+    assert "a token is needed" in refusal(bin_dir, sample, *flags[:-2])
+    token_file.write_text("wrong-horse-battery-staple-0009\n")
+    text = refusal(bin_dir, sample, *flags, env={"KV_COMPRESS_TOKEN_FILE": "/nowhere"})
+    assert "the token is not one that this daemon knows" in text and "wrong-horse" not in text
+
+
+def test_a_name_in_place_of_the_host(bin_dir, daemon, sample, authority):
+    server = daemon(*tls_flags(authority.issue("daemon")), "--listen", "127.0.0.2:0")
+    flags = ["-server", server.listen[1], "-tls-ca", authority.certificate]
+    assert "connect to" in refusal(bin_dir, sample, *flags)  # the certificate is for 127.0.0.1 and localhost
+    run_ok(bin_dir, "-input", sample, "-metrics-only", *flags, "-tls-server-name", "localhost")
+
+
+def test_tokens_without_tls(bin_dir, daemon, sample, tmp_path, token_file, socket_dir):
+    server = daemon("--token-file", str(token_file), "--listen", f"unix:{socket_dir}/s", "--shared-memory", "kvc-")
+    for address in server.listen:
+        there_and_back(bin_dir, sample, tmp_path, "-server", address, "-token-file", token_file)
+        assert "a token is needed" in refusal(bin_dir, sample, "-server", address)
+    # TLS settings for the network do not stand in the way of the socket.
+    run_ok(bin_dir, "-input", sample, "-metrics-only", "-server", server.listen[1], "-token-file", token_file, "-tls")
+    for away in ["example.invalid:1", "10.0.0.1:1", "dns:///localhost:1"]:
+        text = refusal(bin_dir, sample, "-server", away, "-token-file", token_file)
+        assert f'the token would go to "{away}" in plaintext' in text and TOKEN not in text
+
+
+def test_faults_of_the_flags(bin_dir, sample, tmp_path, authority):
+    ours = authority.issue("ours")
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("\n")
+    server = ["-server", "127.0.0.1:1"]
+    for flags, said in [
+        (["-tls-ca", "x"], "-tls-ca needs -server"),
+        (["-tls"], "-tls needs -server"),
+        (["-token-file", "x"], "-token-file needs -server"),
+        ([*server, "-tls-cert", ours.certificate], "-tls-cert and -tls-key go together"),
+        ([*server, "-tls-ca", "/nowhere"], "read -tls-ca: open /nowhere: no such file or directory"),
+        ([*server, "-tls-ca", nonsense], f"read -tls-ca: {nonsense}: not in PEM"),
+        ([*server, "-token-file", nonsense], f"read -token-file: {nonsense}: its first line is no token"),
+        ([*server, "-token-file", "/nowhere"], "read -token-file: open /nowhere: no such file or directory"),
+    ]:
+        assert said in refusal(bin_dir, sample, *flags), flags
+    # Of a run without a server the environment says nothing.
+    run_ok(bin_dir, "-input", sample, "-metrics-only", env={"KV_COMPRESS_TOKEN_FILE": "/nowhere"})
