@@ -32,8 +32,10 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
     ):
+        self._metadata = _channel.metadata(token, target, credentials is not None)
         options = _channel.channel_options()
         # Streams are gRPC's blocking ones, in threads: where a daemon refuses a stream that is still being sent,
         # grpc.aio puts "Internal error from Core" in the place of the daemon's status.
@@ -186,7 +188,7 @@ class AsyncClient:
     async def _unary(self, method: str, request: bytes, timeout: float | None) -> bytes:
         call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
         try:
-            reply: bytes = await call(request, timeout=timeout)
+            reply: bytes = await call(request, timeout=timeout, metadata=self._metadata)
             return reply
         except grpc.RpcError as error:
             raise from_rpc(error) from None
@@ -198,7 +200,7 @@ class AsyncClient:
         timeout: float | None,
     ) -> AsyncIterator[Result]:
         loop = asyncio.get_running_loop()
-        stream = Stream(self._stream_channel, exchange, _blocking(items, loop), timeout)
+        stream = Stream(self._stream_channel, exchange, _blocking(items, loop), timeout, self._metadata)
         try:
             while (result := await loop.run_in_executor(self._threads, next, stream, None)) is not None:
                 yield result

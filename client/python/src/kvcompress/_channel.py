@@ -1,12 +1,13 @@
 """What both clients need of gRPC and of the daemon behind it."""
 
 import importlib.metadata
+import ipaddress
 import os
 import pathlib
 
 import grpc
 
-from ._errors import KvCompressError, VersionMismatch
+from ._errors import InvalidArgument, KvCompressError, VersionMismatch
 from .v1 import kvcompress_pb2 as pb
 
 Path = str | os.PathLike[str] | None
@@ -40,6 +41,35 @@ def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.Cha
     side's certificate and key."""
     contents = [None if path is None else pathlib.Path(path).read_bytes() for path in (ca, key, certificate)]
     return grpc.ssl_channel_credentials(*contents)
+
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def metadata(token: str | None, target: str, encrypted: bool) -> Metadata:
+    """What goes with every call. InvalidArgument for a token that is none, and for one that would leave this machine in
+    plaintext."""
+    if token is None:
+        return ()
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise InvalidArgument("a token is made of printable ASCII characters, without blanks")
+    if not encrypted and not _is_local(target):
+        raise InvalidArgument(f"the token would go to {target!r} in plaintext: use credentials, or a daemon of this machine")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _is_local(target: str) -> bool:
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    for address in target.removeprefix("ipv4:").removeprefix("ipv6:").split(","):
+        host = address.rpartition(":")[0].strip("[]")
+        try:
+            local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+        if not local:
+            return False
+    return True
 
 
 def unchanged(message: bytes) -> bytes:

@@ -30,7 +30,7 @@ class Client:
     """A daemon at `target`: "HOST:PORT", "unix:/PATH", or any other name that gRPC resolves. Threads may share it.
 
     `timeout` is in seconds, for each whole call with its retries, and each call can have its own; None: no limit.
-    `retry=NO_RETRY` gives every failure at once. All methods raise children of KvCompressError.
+    `token` goes with every call: a bearer token, for a daemon that wants one. `retry=NO_RETRY` gives every failure at once. All methods raise children of KvCompressError.
     """
 
     def __init__(
@@ -39,8 +39,10 @@ class Client:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
     ):
+        self._metadata = _channel.metadata(token, target, credentials is not None)
         options = _channel.channel_options()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
@@ -202,10 +204,10 @@ class Client:
     def _unary(self, method: str, request: bytes, timeout: float | None) -> bytes:
         call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
         try:
-            reply: bytes = call(request, timeout=timeout)
+            reply: bytes = call(request, timeout=timeout, metadata=self._metadata)
             return reply
         except grpc.RpcError as error:
             raise from_rpc(error) from None
 
     def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None) -> Stream[Result]:
-        return Stream(self._channel, exchange, items, timeout)
+        return Stream(self._channel, exchange, items, timeout, self._metadata)

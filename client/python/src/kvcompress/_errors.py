@@ -44,6 +44,10 @@ class FailedPrecondition(KvCompressError):
     """What the call needs is not enabled in this daemon."""
 
 
+class Unauthenticated(KvCompressError):
+    """The daemon wants a token, and this one is not of its own."""
+
+
 class Cancelled(KvCompressError):
     """The call was cancelled, or its client closed."""
 
@@ -61,6 +65,7 @@ _BY_CODE: dict[grpc.StatusCode, type[KvCompressError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.CANCELLED: Cancelled,
 }
 

@@ -15,11 +15,16 @@ class Stream(Iterator[Result], Generic[Result]):
     them as fast as results are asked for. A stream that is closed, or forgotten, is cancelled."""
 
     def __init__(
-        self, channel: grpc.Channel, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None
+        self,
+        channel: grpc.Channel,
+        exchange: Exchange[Any, Result],
+        items: Iterable[Any],
+        timeout: float | None,
+        metadata: _channel.Metadata,
     ):
         method = channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
         self._exchange = exchange
-        self._call = method(_requests(exchange, items), timeout=timeout)
+        self._call = method(_requests(exchange, items), timeout=timeout, metadata=metadata)
 
     def __next__(self) -> Result:
         while True:
