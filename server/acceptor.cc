@@ -77,7 +77,8 @@ void Acceptor::Run() {
 }
 
 bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
-  for (;;) {
+  constexpr int kTurn = 64;  // then it is the others' turn
+  for (int i = 0; i < kTurn; ++i) {
     sockaddr_storage address{};
     socklen_t size = sizeof(address);
     const int fd = accept4(socket, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -99,6 +100,7 @@ bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
       if (options_.on_reject != nullptr) options_.on_reject();
     }
   }
+  return true;
 }
 
 bool Acceptor::HasRoomFor(const std::string& client) {

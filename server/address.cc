@@ -34,7 +34,7 @@ std::string JoinAddress(std::string_view host, int port) {
 }
 
 std::string ClientOfHost(std::string_view host) {
-  const std::string text(host.substr(0, host.find('%')));  // without the scope of IPv6
+  std::string text(host.substr(0, host.find('%')));  // without the scope of IPv6
   in_addr ipv4;
   if (inet_pton(AF_INET, text.c_str(), &ipv4) == 1) return text;
   in6_addr ipv6{};

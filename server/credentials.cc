@@ -87,7 +87,7 @@ class ListenerCredentials final : public grpc::ServerCredentials {
 
 absl::Status Gate::Check(std::string_view path, std::string_view authorization) const {
   if (is_open() || IsHealthCheck(path)) return absl::OkStatus();
-  const absl::Status status = tokens_->Get()->Check(authorization);
+  absl::Status status = tokens_->Get()->Check(authorization);
   if (!status.ok() && on_refusal_ != nullptr) on_refusal_();
   return status;
 }

@@ -86,3 +86,10 @@ if docker run --rm "${hardened[@]}" -e KV_COMPRESSD_LISTEN=nonsense kv-compressd
 fi
 grep -q nonsense "$work/refused" || fail "the refusal does not name the bad address: $(cat "$work/refused")"
 echo "a bad setting is refused by name"
+
+# Plaintext is the image's own choice, which can be taken back.
+if docker run --rm "${hardened[@]}" -e KV_COMPRESSD_ALLOW_PLAINTEXT=false kv-compressd:test >"$work/refused" 2>&1; then
+  fail "the daemon serves anybody in plaintext although that is not allowed"
+fi
+grep -q -- --allow-plaintext "$work/refused" || fail "the refusal does not say what to do: $(cat "$work/refused")"
+echo "plaintext beyond the container is refused where it is not allowed"

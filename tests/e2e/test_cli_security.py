@@ -64,6 +64,8 @@ def test_a_name_in_place_of_the_host(bin_dir, daemon, sample, authority):
     flags = ["-server", server.listen[1], "-tls-ca", authority.certificate]
     assert "connect to" in refusal(bin_dir, sample, *flags)  # the certificate is for 127.0.0.1 and localhost
     run_ok(bin_dir, "-input", sample, "-metrics-only", *flags, "-tls-server-name", "localhost")
+    both = ["-server", ",".join(server.listen), *flags[2:], "-tls-server-name", "localhost"]
+    run_ok(bin_dir, "-input", sample, "-metrics-only", *both)
 
 
 def test_tokens_without_tls(bin_dir, daemon, sample, tmp_path, token_file, socket_dir):

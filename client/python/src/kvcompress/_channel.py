@@ -54,7 +54,9 @@ def metadata(token: str | None, target: str, encrypted: bool) -> Metadata:
     if not token or not all("!" <= character <= "~" for character in token):
         raise InvalidArgument("a token is made of printable ASCII characters, without blanks")
     if not encrypted and not _is_local(target):
-        raise InvalidArgument(f"the token would go to {target!r} in plaintext: use credentials, or a daemon of this machine")
+        raise InvalidArgument(
+            f"the token would go to {target!r} in plaintext: use credentials, or a daemon of this machine"
+        )
     return (("authorization", f"Bearer {token}"),)
 
 

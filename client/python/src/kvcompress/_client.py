@@ -30,7 +30,8 @@ class Client:
     """A daemon at `target`: "HOST:PORT", "unix:/PATH", or any other name that gRPC resolves. Threads may share it.
 
     `timeout` is in seconds, for each whole call with its retries, and each call can have its own; None: no limit.
-    `token` goes with every call: a bearer token, for a daemon that wants one. `retry=NO_RETRY` gives every failure at once. All methods raise children of KvCompressError.
+    `token` goes with every call: a bearer token, for a daemon that wants one. `retry=NO_RETRY` gives every failure at
+    once. All methods raise children of KvCompressError.
     """
 
     def __init__(
