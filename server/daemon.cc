@@ -44,6 +44,11 @@ void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, static_cast<int>(options.handshake_timeout.count()));
   // Nobody needs a connection without a call for so long; clients connect again by themselves.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 10 * 60'000);
+  for (const auto& [name, limit] :
+       {std::pair(GRPC_ARG_MAX_CONNECTION_AGE_MS, options.max_connection_age),
+        std::pair(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, options.max_connection_age_grace)}) {
+    if (limit.count() > 0) builder.AddChannelArgument(name, static_cast<int>(limit.count()));
+  }
   // Finds clients that vanished without a word, and those that stop in the middle of a frame; bears those that ask for
   // the same every 10 seconds, and closes connections that ask more often.
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);

@@ -126,6 +126,9 @@ Metrics::Metrics(std::function<LiveFigures()> live)
                         &requests_.Add({{"method", method}, {"code", "OK"}}),
                         &request_seconds_.Add({{"method", method}}, kCallSeconds)};
   }
+  for (const char* method : {"Decompress", "DecompressTensor"}) {
+    requests_.Add({{"method", method}, {"code", "DATA_LOSS"}});
+  }
   for (Stage stage : {Stage::kRead, Stage::kCodec, Stage::kWrite, Stage::kFinish}) {
     stages_[static_cast<size_t>(stage)] = &stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds);
   }

@@ -165,6 +165,12 @@ constexpr Flag kFlags[] = {
     {"adaptive-windows", "",
      "let gRPC's receive windows grow: faster for a few clients, but each connection may take tens of MiB more",
      KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},
+    {"max-connection-age", "DURATION",
+     "ask clients of a connection of this age to open another, so that they spread over new replicas; 0: never (0)",
+     KVC_SETTER(max_connection_age, ParseDuration(text))},
+    {"max-connection-age-grace", "DURATION",
+     "how long calls on a connection of that age may go on; 0: until they end (0)",
+     KVC_SETTER(max_connection_age_grace, ParseDuration(text))},
     {"default-codec", "SPEC", "codec of tensors that do not name one (int4(group=64))",
      [](Options& options, const std::string& text) {
        options.default_codec = text;

@@ -29,6 +29,8 @@ struct Options {
   size_t max_connections_per_client = 0;  // 0: three quarters of max_connections
   std::chrono::milliseconds handshake_timeout{10000};
   bool adaptive_windows = false;  // receive windows of connections grow with what is measured
+  std::chrono::milliseconds max_connection_age{0};        // 0: no limit
+  std::chrono::milliseconds max_connection_age_grace{0};  // 0: no limit
   std::string default_codec = "int4(group=64)";
   std::chrono::milliseconds drain_timeout{30000};
   std::string log_level = "info";

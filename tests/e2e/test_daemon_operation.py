@@ -85,6 +85,35 @@ def test_a_second_signal_ends_at_once(daemon, stubs):
     assert failure(call)[0] == grpc.StatusCode.UNAVAILABLE
 
 
+def test_old_connections_are_replaced_without_a_failed_call(daemon, stubs):
+    server = daemon("--max-connection-age", "200ms", "--log-format", "json")
+    client = Client(server, stubs)
+    array = random_array(1000)
+    feed = Feed(client.header("old", array.shape), client.data(array.tobytes()[:100]))
+    old = client.stub.Compress(feed, timeout=30)
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        assert client.compress({"t": array})[2].tensors == 1
+    feed.send(client.data(array.tobytes()[100:]))
+    feed.close()
+    assert list(old)[-1].stream.tensors == 1
+    assert server.stop() == 0
+    calls = [line for line in map(json.loads, server.log().splitlines()) if line["message"] == "call"]
+    assert {call["code"] for call in calls} == {"OK"}
+    assert len({call["peer"] for call in calls}) > 2
+
+
+def test_calls_on_old_connections_end_with_their_grace(daemon, stubs):
+    server = daemon("--max-connection-age", "200ms", "--max-connection-age-grace", "200ms")
+    client = Client(server, stubs)
+    feed = Feed(client.header("t", [1000]))
+    started = time.monotonic()
+    code, _, _ = failure(client.stub.Compress(feed, timeout=30))
+    feed.close()
+    assert code == grpc.StatusCode.UNAVAILABLE
+    assert 0.3 < time.monotonic() - started < 10
+
+
 def test_request_ids(daemon, stubs):
     server = daemon("--log-format", "json")
     client = Client(server, stubs)

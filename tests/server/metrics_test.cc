@@ -56,6 +56,7 @@ TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
   const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
   for (const char* line : {
            "kvcompress_requests_total{code=\"OK\",method=\"Decompress\"} 0",
+           "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"DecompressTensor\"} 0",
            "kvcompress_rejected_requests_total{reason=\"memory_budget\"} 0",
            "kvcompress_threshold_violations_total{kind=\"snr\"} 0",
        }) {

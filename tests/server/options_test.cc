@@ -58,6 +58,15 @@ TEST(OptionsTest, BothFormsOfAFlag) {
   EXPECT_EQ(options->default_codec, "raw|zstd");
 }
 
+TEST(OptionsTest, AgesOfConnections) {
+  EXPECT_EQ(Parse({})->max_connection_age, std::chrono::seconds(0));
+  EXPECT_EQ(Parse({})->max_connection_age_grace, std::chrono::seconds(0));
+  const absl::StatusOr<Options> options = Parse({"--max-connection-age=5m", "--max-connection-age-grace=30s"});
+  ASSERT_THAT(options, IsOk());
+  EXPECT_EQ(options->max_connection_age, std::chrono::minutes(5));
+  EXPECT_EQ(options->max_connection_age_grace, std::chrono::seconds(30));
+}
+
 TEST(OptionsTest, UnixSockets) {
   const std::string longest = "unix:/" + std::string(106, 'x');
   const absl::StatusOr<Options> options =
