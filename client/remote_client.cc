@@ -37,10 +37,12 @@ class Backoff {
 };
 
 // A call that meets a connection on its last way out, while a daemon drains, ends CANCELLED, although nobody has
-// cancelled it: to us it is a daemon that is not there.
+// cancelled it, and one that a proxy cuts because its daemon died ends without a status, which gRPC calls UNKNOWN: to
+// us both are a daemon that is not there.
 grpc::StatusCode CodeOf(const StreamEnd& end) {
   const grpc::StatusCode code = end.status.error_code();
-  return code == grpc::StatusCode::CANCELLED && end.handler.ok() ? grpc::StatusCode::UNAVAILABLE : code;
+  const bool cut = code == grpc::StatusCode::CANCELLED || code == grpc::StatusCode::UNKNOWN;
+  return cut && end.handler.ok() ? grpc::StatusCode::UNAVAILABLE : code;
 }
 
 bool IsRetryable(const StreamEnd& end) {

@@ -174,16 +174,18 @@ TEST_F(RemoteRetryTest, OtherEndsAreNotRetried) {
   EXPECT_TRUE(events_.empty());
 }
 
-// gRPC ends calls so that meet a server while it shuts down.
-TEST_F(RemoteRetryTest, ACallThatWasCancelledByNobodyMetADaemonThatGoes) {
-  int calls = 0;
-  daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
-    ++calls;
-    return grpc::Status(grpc::CANCELLED, "gone");
-  };
-  EXPECT_THAT(Client()->Compress(jobs_, absl::InfiniteFuture(), log_),
-              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("gone")));
-  EXPECT_GT(calls, 1);
+// So gRPC ends calls that meet a server while it shuts down, and those that a proxy ends without a status.
+TEST_F(RemoteRetryTest, ACallThatEndsByNobodysWordMetADaemonThatGoes) {
+  for (const grpc::StatusCode code : {grpc::CANCELLED, grpc::UNKNOWN}) {
+    int calls = 0;
+    daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
+      ++calls;
+      return grpc::Status(code, "gone");
+    };
+    EXPECT_THAT(Client()->Compress(jobs_, absl::InfiniteFuture(), log_),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("gone")));
+    EXPECT_GT(calls, 1);
+  }
 }
 
 TEST_F(RemoteRetryTest, HintsThatAreNoTimesAreNone) {
