@@ -2,7 +2,7 @@
 # by apt, only those that are missing); `make help` lists the targets.
 .DEFAULT_GOAL := help
 PREFIX ?= /usr/local
-.PHONY: help build install demo test bench format lint container-test bare-test clean
+.PHONY: help build install demo test bench format lint image container-test bare-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -35,9 +35,13 @@ lint: ## Check format and clang-tidy
 	@scripts/format.sh --check
 	@scripts/tidy.sh
 
-container-test: ## Build the image and run it in a Docker engine
-	@scripts/install-deps.sh --container
+image: ## Build the images kv-compressd and kv-compress with the Docker engine that you reach
+	@scripts/build_image.sh
+
+container-test: ## Build the images and run them in a Docker engine, alone and by the compose files
+	@scripts/install-deps.sh --build --container
 	@tests/container/image.sh
+	@tests/container/compose.sh
 
 bare-test: ## Run `make demo` in a fresh debian:bookworm-slim (BARE_TARGET=test for `make test`)
 	@scripts/install-deps.sh --container

@@ -15,6 +15,4 @@ bin/kv-compress -server "$daemon_address" -decompress -input "$work/small.safete
 daemon_fetch /metrics >"$work/metrics"
 cat "$work/metrics"
 promtool check metrics <"$work/metrics"
-mapfile -t rules < <(find deploy -path '*rules*' -name '*.y*ml')
-[ ${#rules[@]} -eq 0 ] || promtool check rules "${rules[@]}"
 daemon_stop

@@ -16,7 +16,8 @@ for set in "$@"; do
     --lint) packages+=(clang-format-14 clang-tidy-14) ;;
     --container)
       # A machine whose user already reaches a Docker engine needs nothing more.
-      docker info >/dev/null 2>&1 || packages+=(docker.io debootstrap zstd iptables ca-certificates) ;;
+      docker info >/dev/null 2>&1 || packages+=(docker.io debootstrap zstd iptables iproute2 ca-certificates)
+      docker compose version >/dev/null 2>&1 || packages+=(docker-compose) ;;
     *)
       echo "install-deps.sh: unknown set $set" >&2
       exit 2 ;;

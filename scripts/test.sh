@@ -35,6 +35,7 @@ stage_validation() {
     (cd validation && ../.venv/bin/mypy ./*.py) &&
     .venv/bin/python -m pytest tests/validation --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
 }
+stage_deploy() { scripts/venv.sh && .venv/bin/python -m pytest tests/deploy --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_install() { tests/install/run.sh; }
 stage_demo() { scripts/demo.sh; }
 stage_promtool() { scripts/check_metrics.sh; }
@@ -42,6 +43,8 @@ stage_fuzz() { scripts/fuzz.sh; }
 stage_format() { scripts/format.sh --check; }
 stage_tidy() { scripts/tidy.sh; }
 stage_container() { tests/container/image.sh; }
+# After `container`, whose images it takes.
+stage_compose() { tests/container/compose.sh; }
 stage_bare() { tests/container/bare.sh; }
 
 passed=0 failed=0 skipped=0 running=
@@ -87,7 +90,7 @@ run() {
   fi
 }
 
-all=(unit e2e python validation install demo promtool asan_ubsan tsan fuzz format tidy container)
+all=(unit e2e python validation deploy install demo promtool asan_ubsan tsan fuzz format tidy container compose)
 [ "$KVC_TIER" != long ] || all+=(bare)
 [ $# -gt 0 ] || set -- "${all[@]}"
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
@@ -97,6 +100,7 @@ for stage in "$@"; do
     e2e) run e2e 900 "daemon and command line, end to end" ;;
     python) run python 900 "Python: client, types, style" ;;
     validation) run validation 600 "perplexity on compressed caches" ;;
+    deploy) run deploy 300 "dashboard, alerts and manifests" ;;
     install) run install 600 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;
@@ -106,6 +110,7 @@ for stage in "$@"; do
     format) run format 60 "format" ;;
     tidy) run tidy 900 "clang-tidy" ;;
     container) run container 900 "image built and run in a Docker engine" ;;
+    compose) run compose 1500 "compose files run, replicas killed and drained" ;;
     bare) run bare 1500 "demo on a bare debian:bookworm-slim" ;;
     *) echo "test.sh: unknown stage $stage; there are: ${all[*]} bare" >&2; exit 2 ;;
   esac

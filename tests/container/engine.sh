@@ -23,12 +23,16 @@ engine_start() {
   command -v dockerd >/dev/null || engine_skip "none is running and dockerd is not installed"
   engine_dir=$(mktemp -d /tmp/kvc-engine.XXXXXX)
   export DOCKER_HOST=unix://$engine_dir/docker.sock
-  dockerd --host "$DOCKER_HOST" --data-root "$engine_dir/data" --exec-root "$engine_dir/exec" \
-    --pidfile "$engine_dir/docker.pid" --bridge none --iptables=false --ip6tables=false --ip-forward=false \
-    --ip-masq=false >"$engine_dir/log" 2>&1 &
-  engine_pid=$!
+  engine_launch dockerd --bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false
   network=(--network host)
+}
+
+# engine_launch COMMAND...: a dockerd in engine_dir.
+engine_launch() {
   local i
+  "$@" --host "$DOCKER_HOST" --data-root "$engine_dir/data" --exec-root "$engine_dir/exec" \
+    --pidfile "$engine_dir/docker.pid" >"$engine_dir/log" 2>&1 &
+  engine_pid=$!
   for ((i = 0; i < 150; i++)); do
     docker info >/dev/null 2>&1 && return
     kill -0 $engine_pid 2>/dev/null || break
@@ -38,14 +42,61 @@ engine_start() {
   engine_skip "dockerd did not start, its last words are above"
 }
 
-engine_stop() {
+# Starts the private engine again, with what it has, in a network namespace of its own: there it can have bridges and
+# firewall rules, and containers names for each other, but nobody reaches the network outside.
+engine_isolate() {
   [ -n "$engine_dir" ] || return 0
+  unshare --net true 2>/dev/null || engine_skip "a network namespace cannot be had"
+  engine_end
+  engine_launch unshare --net sh -c 'ip link set lo up && exec dockerd "$@"' --
+  network=()
+}
+
+# engine_reach COMMAND...: where the ports are that containers publish.
+engine_reach() {
+  if [ -n "$engine_dir" ] && [ ${#network[@]} -eq 0 ]; then
+    nsenter --target "$engine_pid" --net "$@"
+  else
+    "$@"
+  fi
+}
+
+engine_end() {
   if kill "$engine_pid" 2>/dev/null; then
     wait "$engine_pid" || true
   fi
+}
+
+engine_stop() {
+  [ -n "$engine_dir" ] || return 0
+  engine_end
   # What a container that did not end well left mounted.
   awk -v dir="$engine_dir/" 'index($2, dir) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount -l || true
   rm -rf --one-file-system "$engine_dir"
+}
+
+# The images of deploy/Dockerfile, with the tag `test`. Those of the same sources are taken from an earlier stage's
+# archive, unless they are to be built `anew`.
+engine_project_images() {
+  local archive=build/images.tar.zst sources log
+  # What .dockerignore lets in, less the tests, which the images do not hold.
+  sources=$(find bench client cmake CMake* core deploy/Dockerfile proto rpc scripts server -type f ! -name '*.pyc' -print0 |
+    sort -z | xargs -0 sha256sum | sha256sum)
+  if [ "${1:-}" != anew ] && [ "$(cat $archive.sources 2>/dev/null)" = "$sources" ]; then
+    zstd -q -d -c $archive | docker load >/dev/null
+    return
+  fi
+  engine_base_image
+  log=$(mktemp)
+  # The older builder, which every engine has.
+  if ! DOCKER_BUILDKIT=0 scripts/build_image.sh test "${network[@]}" >"$log" 2>&1; then
+    tail -n 40 "$log"
+    rm -f "$log"
+    return 1
+  fi
+  rm -f "$log"
+  mkdir -p build
+  docker save kv-compressd:test kv-compress:test | zstd -q -1 -T0 -f -o $archive && echo "$sources" >$archive.sources
 }
 
 # The base image: as the engine has or pulls it, otherwise made from Debian's packages and kept for a week.

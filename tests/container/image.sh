@@ -23,17 +23,18 @@ engine_base_image
 
 echo "building the images"
 work=$(mktemp -d)
-build() {
-  # The older builder, which every engine has.
-  DOCKER_BUILDKIT=0 docker build "${network[@]}" -f deploy/Dockerfile "$@" . >"$work/log" 2>&1 && return
-  tail -n 40 "$work/log"
-  fail "docker build $*"
-}
-build -t kv-compressd:test
-build --target cli -t kv-compress:test
-docker image ls --format '{{.Repository}} {{.Size}}' | grep '^kv-compress'
-
-config() { docker image inspect -f "{{$1}}" kv-compressd:test; }
+engine_project_images anew || fail "building the images"
+config() { docker image inspect -f "{{$1}}" "${2:-kv-compressd}:test"; }
+# Of each image, less the base that it shares with others: the program and the libraries that it links.
+base_bytes=$(docker image inspect -f '{{.Size}}' debian:bookworm-slim)
+for image in kv-compressd kv-compress; do
+  own_mib=$((($(config .Size $image) - base_bytes) >> 20))
+  echo "$image: $(($(config .Size $image) >> 20)) MiB, $own_mib MiB of them on top of debian:bookworm-slim"
+  [ $own_mib -le 60 ] || fail "the image $image has grown"
+  version=$(docker run --rm --entrypoint $image $image:test --version | awk '{print $2}')
+  label=$(config 'index .Config.Labels "org.opencontainers.image.version"' $image)
+  [ -n "$version" ] && [ "$label" = "$version" ] || fail "$image: the label says version $label, the program $version"
+done
 [ "$(config .Config.User)" = 10001:10001 ] || fail "the image's user is $(config .Config.User)"
 [ "$(config .Config.StopSignal)" = SIGTERM ] || fail "the image's stop signal is $(config .Config.StopSignal)"
 

@@ -24,6 +24,7 @@ ABSL_FLAG(std::string, address, "local", "of the daemon, as clients take it");
 ABSL_FLAG(bool, decompress, false, "send frames instead of tensors");
 ABSL_FLAG(size_t, streams, 1, "threads, each with a call in flight");
 ABSL_FLAG(size_t, calls, 1, "of each stream, one after another");
+ABSL_FLAG(absl::Duration, pause, absl::ZeroDuration(), "of each stream between its calls");
 ABSL_FLAG(size_t, inputs, 64, "different tensors: stream i sends number i modulo this");
 ABSL_FLAG(uint64_t, tensor_bytes, 1 << 20, "of F16 values");
 ABSL_FLAG(std::string, codec, "int4(group=64)", "spec");
@@ -181,6 +182,7 @@ Outcome RunStream(CodecClient& client, const Input& input) {
     outcome.attempts += t_attempts;
     outcome.last_attempt = absl::Now() - t_attempt_start;
     ++outcome.codes[absl::StatusCodeToString(status.code())];
+    absl::SleepFor(absl::GetFlag(FLAGS_pause));
     if (status.ok()) {
       outcome.hashes.insert(digest.value());
     } else {

@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# deploy/compose.yaml for real: the daemon becomes healthy, a client sends it a cache, Prometheus scrapes it, and every
+# query of the dashboard has data. Then with deploy/compose.replicas.yaml: three replicas behind the balancer, of which
+# one is killed and one drained under 2,000 calls, none of which fails; once both are back, the load evens out.
+#
+# Where the engine cannot pull images, Prometheus and HAProxy are Debian's, under the names that the files give them and
+# with their paths. Grafana does not run.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/container/engine.sh
+
+export COMPOSE_PROJECT_NAME=kvc-test-$$ KV_COMPRESSD_TAG=test
+if command -v docker-compose >/dev/null; then
+  compose_command=(docker-compose)
+elif docker compose version >/dev/null 2>&1; then
+  compose_command=(docker compose)
+else
+  engine_skip "docker-compose is not installed"
+fi
+files=(-f deploy/compose.yaml -f deploy/compose.replicas.yaml)
+compose() { "${compose_command[@]}" "${files[@]}" "$@" 2>>"$work/compose.log"; }
+work=$(mktemp -d)
+load=
+fail() {
+  echo "FAILED: $1"
+  tail -n 20 "$work/compose.log" || true
+  compose ps || true
+  compose logs --tail=15 2>&1 | cut -c1-300 || true
+  exit 1
+}
+cleanup() {
+  [ -z "$load" ] || kill "$load" 2>/dev/null || true
+  compose down -v --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+  rm -rf "$work"
+  engine_stop
+}
+trap cleanup EXIT
+[ -x bin/kvc_load ] || { cmake --preset release >/dev/null && cmake --build --preset release --target kvc_load >/dev/null; }
+engine_start
+
+echo "the images"
+engine_project_images || fail "building the images"
+# image NAME: makes sure that the engine has it, with the tag of the files; the Dockerfile of what stands in for it comes
+# on standard input.
+image() {
+  local name
+  name=$(grep -ohE "image: $1:[^ ]+" deploy/compose*.yaml | cut -d ' ' -f 2)
+  docker image inspect "$name" >/dev/null 2>&1 && return
+  [ -n "$engine_dir" ] || { docker pull -q "$name" >/dev/null && return; }
+  engine_base_image
+  DOCKER_BUILDKIT=0 docker build "${network[@]}" -t "$name" - >"$work/log" 2>&1 || { tail "$work/log"; fail "an image for $name"; }
+}
+image prom/prometheus <<'DOCKERFILE'
+FROM debian:bookworm-slim
+RUN apt-get -q update && apt-get -q install -y --no-install-recommends prometheus wget
+RUN install -d -o nobody -g nogroup /prometheus
+USER nobody
+WORKDIR /prometheus
+VOLUME /prometheus
+ENTRYPOINT ["/bin/prometheus"]
+CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
+DOCKERFILE
+image haproxy <<'DOCKERFILE'
+FROM debian:bookworm-slim
+RUN apt-get -q update && apt-get -q install -y --no-install-recommends haproxy
+USER haproxy
+STOPSIGNAL SIGUSR1
+CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]
+DOCKERFILE
+engine_isolate
+
+prometheus=http://127.0.0.1:9090
+# value QUERY: of its one series; 0 without any.
+value() {
+  engine_reach python3 -c '
+import sys
+sys.path.insert(0, "tests/deploy")
+import dashboard
+print(*[int(float(series["value"][1])) for series in dashboard.ask(sys.argv[1], "query", query=sys.argv[2])["result"]] or [0])' \
+    $prometheus "$1"
+}
+# wait_for SECONDS WHAT COMMAND...
+wait_for() {
+  local end=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || fail "not in time: $what"
+    sleep 0.5
+  done
+}
+is() { [ "$(value "$1")" = "$2" ]; }
+client_is_done() {
+  local id
+  id=$(compose ps -q client)
+  [ "$(docker inspect -f '{{.State.Status}} {{.State.ExitCode}}' "$id")" = "exited 0" ]
+}
+# calls PORT FLAG...: 2,000 calls over 30 s, retried as clients do; the outcomes go to $work/calls.
+calls() {
+  engine_reach bin/kvc_load --address="127.0.0.1:$1" --streams=8 --calls=250 --attempts=10 --pause=100ms --tensor_bytes=2097152 "${@:2}" >"$work/calls"
+}
+
+files=(-f deploy/compose.yaml)
+echo "one daemon, after $SECONDS s"
+compose up -d --no-build kv-compressd prometheus client >/dev/null || fail "docker-compose up"
+daemon=$(compose ps -q kv-compressd)
+[ "$(docker inspect -f '{{.State.Health.Status}}' "$daemon")" = healthy ] || fail "the daemon is not healthy"
+process=/proc/$(docker inspect -f '{{.State.Pid}}' "$daemon")/status
+[ "$(awk '/^(Uid|CapEff|CapBnd|NoNewPrivs):/ {printf "%s ", $2}' "$process")" = "10001 0000000000000000 0000000000000000 1 " ] ||
+  fail "the daemon has more rights than it should: $(grep -E '^(Uid|Cap|NoNew)' "$process")"
+wait_for 30 "the client's end" client_is_done
+wait_for 30 "a scrape" is 'sum(up{job="kv-compressd"})' 1
+wait_for 30 "the client's call through shared memory" is 'sum(kvcompress_requests_total{method="SharedMemory", code=~"OK|CANCELLED"}) > bool 0' 1
+sample=tests/data/docs.256.f16.safetensors
+server=(engine_reach bin/kv-compress -server 127.0.0.1:50051)
+for ((i = 0; i < 8; i++)); do
+  for codec in 'int4(group=64)' 'planes|rans'; do
+    "${server[@]}" -input $sample -output "$work/small" -codec "$codec" >/dev/null || fail "compressing"
+    "${server[@]}" -decompress -input "$work/small" -output "$work/back" >/dev/null || fail "decompressing"
+  done
+  for decompress in false true; do
+    calls 50051 --calls=5 --tensor_bytes=16384 --decompress=$decompress || fail "small calls"
+  done
+done
+engine_reach python3 tests/deploy/dashboard.py $prometheus 20s || fail "the dashboard"
+started=$SECONDS
+compose stop kv-compressd >/dev/null || fail "docker-compose stop"
+[ "$(docker inspect -f '{{.State.ExitCode}}' "$daemon")" = 0 ] || fail "the daemon's exit status"
+[ $((SECONDS - started)) -lt 15 ] || fail "stopping took $((SECONDS - started)) s"
+compose down -v >/dev/null || fail "docker-compose down"
+
+files+=(-f deploy/compose.replicas.yaml)
+echo "three replicas, after $SECONDS s"
+compose up -d --no-build haproxy prometheus client >/dev/null || fail "docker-compose up, with replicas"
+mapfile -t replicas < <(compose ps -q kv-compressd)
+[ ${#replicas[@]} -eq 3 ] || fail "${#replicas[@]} replicas"
+wait_for 30 "the client's end, through the balancer" client_is_done
+all_are_up() { is 'sum(up{job="kv-compressd"})' 3 && is 'haproxy_backend_active_servers{proxy="kv-compressd"}' 3; }
+wait_for 60 "three replicas behind the balancer" all_are_up
+
+calls 50050 &
+load=$!
+sleep 5
+docker kill -s KILL "${replicas[0]}" >/dev/null
+sleep 5
+docker kill -s TERM "${replicas[1]}" >/dev/null
+[ "$(timeout 40 docker wait "${replicas[1]}")" = 0 ] || fail "the drained replica's end"
+docker start "${replicas[0]}" "${replicas[1]}" >/dev/null
+kill -0 $load || fail "the calls were over before the faults were"
+wait $load || fail "kvc_load"
+load=
+# The same bytes as without daemons and faults, 2,000 times.
+bin/kvc_load --streams=8 --tensor_bytes=2097152 >"$work/expected"
+python3 - "$work" <<'PYTHON' || fail "calls failed or gave other bytes"
+import json, sys
+calls, expected = (json.load(open(f"{sys.argv[1]}/{name}")) for name in ("calls", "expected"))
+attempts = sum(stream["attempts"] for stream in calls)
+codes = [stream["codes"] for stream in calls]
+print(f"{sum(sum(each.values()) for each in codes)} calls with one replica killed and one drained: {attempts} attempts")
+for stream in calls:
+    print(stream["error"], end="\n" if stream["error"] else "")
+assert codes == [{"OK": 250}] * 8, codes
+assert [stream["hashes"] for stream in calls] == [stream["hashes"] for stream in expected]
+PYTHON
+
+wait_for 60 "both replicas' return" all_are_up
+calls 50050 || fail "kvc_load"
+sleep 6  # the last scrape
+read -r -a shares < <(value 'sort(sum by (instance) (increase(kvcompress_tensors_total{method="Compress"}[30s])))')
+echo "tensors by replica in 30 s: ${shares[*]}"
+[ ${#shares[@]} -eq 3 ] && [ "${shares[0]}" -gt 0 ] && [ $((2 * shares[2])) -le $((3 * shares[0])) ] ||
+  fail "the load does not even out"
+echo "all of it works, after $SECONDS s"

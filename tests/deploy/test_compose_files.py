@@ -1,0 +1,70 @@
+"""deploy/compose*.yaml by the daemon's own word. tests/container/compose.sh runs them."""
+
+import os
+import re
+import subprocess
+
+import pytest
+import yaml
+from test_kubernetes import OVERHEAD, quantity, seconds
+
+
+@pytest.fixture
+def services(repository):
+    return yaml.safe_load((repository / "deploy/compose.yaml").read_text())["services"]
+
+
+@pytest.fixture
+def replicas(repository):
+    return yaml.safe_load((repository / "deploy/compose.replicas.yaml").read_text())["services"]
+
+
+def filled_in(text):
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(text))
+
+
+def test_the_daemon_takes_every_setting(services, replicas, bin_dir):
+    usage = subprocess.run([bin_dir / "kv-compressd", "--help"], capture_output=True, text=True, check=True).stdout
+    known = {"KV_COMPRESSD_" + flag.upper().replace("-", "_") for flag in re.findall(r"^  --([a-z-]+)", usage, re.MULTILINE)}
+    for service in (services["kv-compressd"], replicas["kv-compressd"]):
+        environment = {name: filled_in(value) for name, value in service["environment"].items()}
+        assert set(environment) <= known
+        result = subprocess.run([bin_dir / "kv-compressd", "--help"], capture_output=True, text=True, timeout=10,
+                                env={**os.environ, **environment})
+        assert result.returncode == 0, result.stderr
+
+
+def test_time_and_memory_suffice(services):
+    daemon = services["kv-compressd"]
+    settings = daemon["environment"]
+    assert seconds(daemon["stop_grace_period"]) >= seconds(settings["KV_COMPRESSD_DRAIN_TIMEOUT"]) + 5
+    needed = quantity(settings["KV_COMPRESSD_MEMORY_BUDGET"]) + quantity(daemon["shm_size"]) + OVERHEAD
+    assert quantity(daemon["mem_limit"]) >= needed
+    assert daemon["cpus"] == settings["KV_COMPRESSD_THREADS"]
+
+
+def test_nobody_has_rights_to_spare_nor_is_reached_from_elsewhere(services, replicas):
+    for name, service in {**services, "haproxy": replicas["haproxy"]}.items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"] and service["mem_limit"] and service["cpus"], name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert name == "client" or service["healthcheck"]["test"][0] == "CMD", name
+
+
+def test_the_balancer_asks_for_health_as_grpc_does(repository):
+    """The bytes of the check, read as HTTP/2: one call of Health/Check with an empty message."""
+    text = (repository / "deploy/haproxy/haproxy.cfg").read_text()
+    sent = b"".join(bytes.fromhex(line) for line in re.findall(r"tcp-check send-binary ([0-9a-f]+)$", text, re.MULTILINE))
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    assert sent.startswith(preface)
+    frames, at = [], len(preface)
+    while at < len(sent):
+        size = int.from_bytes(sent[at:at + 3], "big")
+        frames.append((sent[at + 3], sent[at + 4], sent[at + 9:at + 9 + size]))
+        at += 9 + size
+    assert at == len(sent)
+    settings, headers, data = frames
+    assert settings == (4, 0, b"") and data == (0, 1, bytes(5)) and headers[:2] == (1, 4)
+    assert b"/grpc.health.v1.Health/Check" in headers[2] and b"application/grpc" in headers[2]
+    service = b"".join([b"\0", (2).to_bytes(4, "big"), b"\x08\x01"])  # a message of two bytes: SERVING
+    assert f"tcp-check expect binary {service.hex()}\n" in text
