@@ -20,6 +20,7 @@ fi
 files=(-f deploy/compose.yaml -f deploy/compose.replicas.yaml)
 compose() { "${compose_command[@]}" "${files[@]}" "$@" 2>>"$work/compose.log"; }
 work=$(mktemp -d)
+: >"$work/compose.log"
 load=
 fail() {
   echo "FAILED: $1"
@@ -35,8 +36,8 @@ cleanup() {
   engine_stop
 }
 trap cleanup EXIT
-[ -x bin/kvc_load ] || { cmake --preset release >/dev/null && cmake --build --preset release --target kvc_load >/dev/null; }
 engine_start
+[ -x bin/kvc_load ] || { cmake --preset release >/dev/null && cmake --build --preset release --target kvc_load >/dev/null; }
 
 echo "the images"
 engine_project_images || fail "building the images"
