@@ -47,7 +47,10 @@ image() {
   local name
   name=$(grep -ohE "image: $1:[^ ]+" deploy/compose*.yaml | cut -d ' ' -f 2)
   docker image inspect "$name" >/dev/null 2>&1 && return
-  [ -n "$engine_dir" ] || { docker pull -q "$name" >/dev/null && return; }
+  if [ -z "$engine_dir" ]; then
+    docker pull -q "$name" >/dev/null || engine_skip "$name cannot be pulled"
+    return
+  fi
   engine_base_image
   DOCKER_BUILDKIT=0 docker build "${network[@]}" -t "$name" - >"$work/log" 2>&1 || { tail "$work/log"; fail "an image for $name"; }
 }
@@ -97,7 +100,8 @@ client_is_done() {
 }
 # calls PORT FLAG...: 2,000 calls over 30 s, retried as clients do; the outcomes go to $work/calls.
 calls() {
-  engine_reach bin/kvc_load --address="127.0.0.1:$1" --streams=8 --calls=250 --attempts=10 --pause=100ms --tensor_bytes=2097152 "${@:2}" >"$work/calls"
+  engine_reach timeout 200 bin/kvc_load --address="127.0.0.1:$1" --streams=8 --calls=250 --attempts=10 --pause=100ms \
+    --tensor_bytes=2097152 "${@:2}" >"$work/calls"
 }
 
 files=(-f deploy/compose.yaml)
