@@ -220,6 +220,16 @@ def test_connections_that_stop_in_the_middle(daemon, stubs, other_client, beginn
             "of one client, 768 may do so, for 10 s; what comes above is closed at once")
 
 
+@pytest.mark.skipif(os.environ.get("KVC_TIER") != "long", reason="takes as long as a keepalive, 80 s")
+def test_a_header_that_stops_in_the_middle(daemon, stubs):
+    server = daemon()
+    connections = stop_in_the_middle(server, 10, PREFACE + frame(SETTINGS) + open_call(1, f"/{SERVICE}/Compress")[:30])
+    assert not any(is_closed(connection, 0.1) for connection in connections)
+    assert serves(server, stubs)
+    deadline = time.monotonic() + 100
+    assert all(is_closed(connection, deadline - time.monotonic()) for connection in connections)
+
+
 def test_a_tls_handshake_that_stops_in_the_middle(daemon, stubs, authority):
     server = daemon(*tls_flags(authority.issue("daemon")), "--handshake-timeout", "2s")
     hello = bytes([0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3])

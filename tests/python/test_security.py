@@ -2,11 +2,10 @@
 
 import asyncio
 
+import kvcompress
 import numpy as np
 import pytest
 from tls_helpers import Authority, tls_flags
-
-import kvcompress
 
 ARRAY = np.arange(1000, dtype=np.float16)
 LARGE = np.zeros(1 << 20, dtype=np.float16)  # goes by a stream
@@ -37,9 +36,10 @@ def test_tokens(daemon, connect, token_file):
     assert asyncio.run(async_calls(server.address, token=TOKEN)) == kvcompress.version()
     for token in (None, TOKEN + "x"):
         client = connect(server, token=token)
-        for call in (lambda c: c.compress(ARRAY), lambda c: c.metrics(), lambda c: list(c.compress_many([("a", ARRAY)]))):
+        for call in [client.metrics, lambda c=client: c.compress(ARRAY),
+                     lambda c=client: list(c.compress_many([("a", ARRAY)]))]:
             with pytest.raises(kvcompress.Unauthenticated) as error:
-                call(client)
+                call()
             assert TOKEN not in str(error.value)
         with pytest.raises(kvcompress.Unauthenticated):
             asyncio.run(async_calls(server.address, token=token))
