@@ -75,6 +75,12 @@ absl::StatusOr<uint32_t> ParseMode(const std::string& text) {
   return static_cast<uint32_t>(mode);
 }
 
+// An empty name, of a variable that is not set perhaps, must not turn off what protects the daemon.
+absl::StatusOr<std::string> ParseFileName(const std::string& text) {
+  if (text.empty()) return Invalid("expected the name of a file");
+  return text;
+}
+
 bool IsHostAndPort(const std::string& text) {
   const size_t colon = text.rfind(':');
   return colon != std::string::npos && colon > 0 && ParseCount(text.substr(colon + 1), 0, 65535).ok();
@@ -128,13 +134,13 @@ constexpr Flag kFlags[] = {
      KVC_SETTER(unix_socket_mode, ParseMode(text))},
     {"tls-cert", "FILE",
      "serve TLS on TCP with this certificate, in PEM, with its intermediate ones; read again when it changes",
-     KVC_SETTER(tls_cert, absl::StatusOr<std::string>(text))},
-    {"tls-key", "FILE", "private key of --tls-cert, in PEM", KVC_SETTER(tls_key, absl::StatusOr<std::string>(text))},
+     KVC_SETTER(tls_cert, ParseFileName(text))},
+    {"tls-key", "FILE", "private key of --tls-cert, in PEM", KVC_SETTER(tls_key, ParseFileName(text))},
     {"tls-client-ca", "FILE", "refuse clients without a certificate of these authorities, in PEM (mutual TLS)",
-     KVC_SETTER(tls_client_ca, absl::StatusOr<std::string>(text))},
+     KVC_SETTER(tls_client_ca, ParseFileName(text))},
     {"token-file", "FILE",
      "refuse calls without one of these bearer tokens, one a line, but for health checks; read again when it changes",
-     KVC_SETTER(token_file, absl::StatusOr<std::string>(text))},
+     KVC_SETTER(token_file, ParseFileName(text))},
     {"allow-plaintext", "", "serve without TLS on addresses that other machines can reach: for networks that you trust",
      KVC_SETTER(allow_plaintext, ParseBool(text)), FlagKind::kSwitch},
     {"metrics-listen", "HOST:PORT", "where to serve /metrics; \"off\" or nothing: nowhere (127.0.0.1:9464)",
@@ -161,7 +167,11 @@ constexpr Flag kFlags[] = {
     {"max-connections-per-client", "N", "of one IP address; 0: three quarters of --max-connections (0)",
      KVC_SETTER(max_connections_per_client, ParseCount(text, 0, 1000000))},
     {"handshake-timeout", "DURATION", "how long a new connection has for the handshakes of TLS and HTTP/2 (10s)",
-     KVC_SETTER(handshake_timeout, ParseDuration(text))},
+     [](Options& options, const std::string& text) {
+       KVC_ASSIGN_OR_RETURN(options.handshake_timeout, ParseDuration(text));
+       const bool possible = options.handshake_timeout >= std::chrono::milliseconds(100);
+       return possible ? absl::OkStatus() : Invalid("expected at least 100ms");
+     }},
     {"adaptive-windows", "",
      "let gRPC's receive windows grow: faster for a few clients, but each connection may take tens of MiB more",
      KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},

@@ -164,6 +164,12 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
       {{"--log-level=loud"}, "--log-level: \"loud\": expected one of debug, info, warning, error"},
       {{"--log-format=xml"}, "--log-format: \"xml\": expected one of text, json"},
       {{"--healthcheck=maybe"}, "--healthcheck: \"maybe\": expected true or false"},
+      {{"--tls-cert="}, "--tls-cert: \"\": expected the name of a file"},
+      {{"--tls-client-ca", ""}, "--tls-client-ca: \"\": expected the name of a file"},
+      {{"--token-file="}, "--token-file: \"\": expected the name of a file"},
+      {{"--max-connections=0"}, "--max-connections: \"0\": expected a number from 1 to 1000000"},
+      {{"--handshake-timeout=5"}, "--handshake-timeout: \"5\": expected a duration such as 30s or 1m30s, at most 24h"},
+      {{"--handshake-timeout=0s"}, "--handshake-timeout: \"0s\": expected at least 100ms"},
       {{"--config=/nowhere"}, "config /nowhere: cannot be read"},
   };
   for (const auto& test : cases) {
