@@ -10,7 +10,7 @@ import grpc.aio
 
 from . import _channel
 from ._client import WAIT_READY
-from ._errors import InvalidArgument, KvCompressError, Unavailable, Unimplemented, from_rpc
+from ._errors import InvalidArgument, KvCompressError, Unavailable, from_rpc
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
@@ -49,7 +49,6 @@ class AsyncClient:
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
-        self._knows_profiles = False
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -76,7 +75,7 @@ class AsyncClient:
         item = CompressItem.of(name, tensor, spec, axes, profile_json(profile))
 
         async def attempt(remaining: float | None) -> Frame:
-            most = await self._ready(remaining, profile is not None)
+            most = await self._ready(remaining)
             if item.size() <= most:
                 return item.frame(await self._unary("CompressTensor", item.request(), remaining))
             (frame,) = [frame async for frame in self._stream(CompressExchange(most), [item], remaining)]
@@ -116,7 +115,7 @@ class AsyncClient:
         text = profile_json(profile)
         if spec and text:
             raise InvalidArgument("a spec and a profile exclude each other")
-        most = await self._ready(attempts.remaining(), profile is not None)
+        most = await self._ready(attempts.remaining())
         async for frame in self._stream(CompressExchange(most, spec, text), tensors, attempts.remaining()):
             yield frame
 
@@ -163,20 +162,10 @@ class AsyncClient:
                 delay = attempts.delay_after(error)
             await asyncio.sleep(delay)
 
-    async def _ready(self, timeout: float | None, with_profile: bool = False) -> int:
+    async def _ready(self, timeout: float | None) -> int:
         if self._message_bytes is None:
             self._message_bytes = _channel.message_bytes(await self._capabilities(pb.CapabilitiesRequest(), timeout))
-        if with_profile and not self._knows_profiles:
-            await self._probe_profiles(timeout)
-            self._knows_profiles = True
         return self._message_bytes
-
-    async def _probe_profiles(self, timeout: float | None) -> None:
-        try:
-            await self._capabilities(_channel.profile_probe(), timeout)
-        except InvalidArgument:
-            return
-        raise Unimplemented(_channel.NO_PROFILES)
 
     async def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
         return pb.MetricsResponse.FromString(await self._unary("Metrics", b"", timeout))

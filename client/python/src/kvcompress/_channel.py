@@ -93,13 +93,3 @@ def message_bytes(said: pb.CapabilitiesResponse) -> int:
     if most <= 0 or said.recommended_message_bytes == 0:
         raise KvCompressError("the daemon takes no messages")
     return min(most, said.recommended_message_bytes)
-
-
-def profile_probe() -> pb.CapabilitiesRequest:
-    """A daemon that knows profiles refuses this: a codec and a profile exclude each other. One that does not would
-    ignore a profile without a word, and compress with its default codec."""
-    tensor = pb.Tensor(name="probe", dtype=pb.DTYPE_F16, shape=[1])
-    return pb.CapabilitiesRequest(headers=[pb.CompressHeader(tensor=tensor, codec="raw", profile="{}")])
-
-
-NO_PROFILES = "this daemon does not know profiles"

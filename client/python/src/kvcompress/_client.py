@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from . import _channel
-from ._errors import InvalidArgument, KvCompressError, Unavailable, Unimplemented, from_rpc
+from ._errors import InvalidArgument, KvCompressError, Unavailable, from_rpc
 from ._exchange import (
     CompressExchange,
     CompressItem,
@@ -52,7 +52,6 @@ class Client:
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
-        self._knows_profiles = False
 
     def __enter__(self) -> "Client":
         return self
@@ -82,7 +81,7 @@ class Client:
         item = CompressItem.of(name, tensor, spec, axes, profile_json(profile))
 
         def attempt(remaining: float | None) -> Frame:
-            most = self._ready(remaining, profile is not None)
+            most = self._ready(remaining)
             if item.size() <= most:
                 return item.frame(self._unary("CompressTensor", item.request(), remaining))
             (frame,) = self._stream(CompressExchange(most), [item], remaining)
@@ -129,7 +128,7 @@ class Client:
         text = profile_json(profile)
         if spec and text:
             raise InvalidArgument("a spec and a profile exclude each other")
-        most = self._ready(remaining.remaining(), profile is not None)
+        most = self._ready(remaining.remaining())
         return self._stream(CompressExchange(most, spec, text), tensors, remaining.remaining())
 
     def decompress_many(
@@ -179,21 +178,11 @@ class Client:
                 delay = attempts.delay_after(error)
             time.sleep(delay)
 
-    def _ready(self, timeout: float | None, with_profile: bool = False) -> int:
+    def _ready(self, timeout: float | None) -> int:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
         if self._message_bytes is None:
             self._message_bytes = _channel.message_bytes(self._capabilities(pb.CapabilitiesRequest(), timeout))
-        if with_profile and not self._knows_profiles:
-            self._probe_profiles(timeout)
-            self._knows_profiles = True
         return self._message_bytes
-
-    def _probe_profiles(self, timeout: float | None) -> None:
-        try:
-            self._capabilities(_channel.profile_probe(), timeout)
-        except InvalidArgument:
-            return
-        raise Unimplemented(_channel.NO_PROFILES)
 
     def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
         return pb.MetricsResponse.FromString(self._unary("Metrics", b"", timeout))
