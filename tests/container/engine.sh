@@ -81,7 +81,7 @@ engine_project_images() {
   local archive=build/images.tar.zst sources log
   # What .dockerignore lets in, less the tests, which the images do not hold.
   sources=$(find bench client cmake CMake* core deploy/Dockerfile proto rpc scripts server -type f ! -name '*.pyc' -print0 |
-    sort -z | xargs -0 sha256sum | sha256sum)
+    LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
   if [ "${1:-}" != anew ] && [ "$(cat $archive.sources 2>/dev/null)" = "$sources" ]; then
     zstd -q -d -c $archive | docker load >/dev/null
     return

@@ -31,7 +31,7 @@ for image in kv-compressd kv-compress; do
   own_mib=$((($(config .Size $image) - base_bytes) >> 20))
   echo "$image: $(($(config .Size $image) >> 20)) MiB, $own_mib MiB of them on top of debian:bookworm-slim"
   [ $own_mib -le 45 ] || fail "the image $image has grown"
-  version=$(docker run --rm --entrypoint $image $image:test --version | awk '{print $2}')
+  version=$(docker run --rm --network none --entrypoint $image $image:test --version | awk '{print $2}')
   label=$(config 'index .Config.Labels "org.opencontainers.image.version"' $image)
   [ -n "$version" ] && [ "$label" = "$version" ] || fail "$image: the label says version $label, the program $version"
 done
