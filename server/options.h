@@ -28,7 +28,7 @@ struct Options {
   size_t max_connections = 1024;
   size_t max_connections_per_client = 0;  // 0: three quarters of max_connections
   std::chrono::milliseconds handshake_timeout{10000};
-  bool adaptive_windows = false;  // receive windows of connections grow with what is measured
+  bool adaptive_windows = false;                          // receive windows of connections grow with what is measured
   std::chrono::milliseconds max_connection_age{0};        // 0: no limit
   std::chrono::milliseconds max_connection_age_grace{0};  // 0: no limit
   std::string default_codec = "int4(group=64)";
