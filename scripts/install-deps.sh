@@ -12,7 +12,7 @@ for set in "$@"; do
         protobuf-compiler protobuf-compiler-grpc libspdlog-dev prometheus-cpp-dev libhwy-dev libzstd-dev
         liblz4-dev libxxhash-dev nlohmann-json3-dev libgtest-dev libgmock-dev) ;;
     --bench) packages+=(libbenchmark-dev) ;;
-    --test) packages+=(ccache chromium clang-14 libclang-rt-14-dev llvm-14 python3-venv prometheus) ;;
+    --test) packages+=(ccache chromium clang-14 faketime libclang-rt-14-dev llvm-14 openssl python3-venv prometheus) ;;
     --lint) packages+=(clang-format-14 clang-tidy-14) ;;
     --container)
       # A machine whose user already reaches a Docker engine needs nothing more.

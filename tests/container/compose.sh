@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # deploy/compose.yaml for real: the daemon becomes healthy, a client sends it a cache, Prometheus scrapes it, and every
-# query of the dashboard has data. Then with deploy/compose.replicas.yaml: three replicas behind the balancer, of which
-# one is killed and one drained under 2,000 calls, none of which fails; once both are back, the load evens out.
+# query of the dashboard has data. Then with deploy/compose.tls.yaml. Then with deploy/compose.replicas.yaml: three
+# replicas behind the balancer, of which one is killed and one drained under 2,000 calls, none of which fails; once both
+# are back, the load evens out.
 #
 # Where the engine cannot pull images, Prometheus and HAProxy are Debian's, under the names that the files give them and
 # with their paths. Grafana does not run.
@@ -133,7 +134,22 @@ compose stop kv-compressd >/dev/null || fail "docker-compose stop"
 [ $((SECONDS - started)) -lt 15 ] || fail "stopping took $((SECONDS - started)) s"
 compose down -v >/dev/null || fail "docker-compose down"
 
-files+=(-f deploy/compose.replicas.yaml)
+files=(-f deploy/compose.yaml -f deploy/compose.tls.yaml)
+echo "TLS, after $SECONDS s"
+export KV_COMPRESSD_TLS_DIR=$work/tls
+mkdir -m 0755 "$KV_COMPRESSD_TLS_DIR"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2 -subj /CN=kv-compressd \
+  -addext subjectAltName=DNS:kv-compressd,DNS:localhost -keyout "$work/tls/key.pem" -out "$work/tls/cert.pem" 2>>"$work/compose.log"
+cp "$work/tls/cert.pem" "$work/tls/ca.pem"
+chmod 0644 "$work"/tls/*
+compose up -d --no-build kv-compressd client >/dev/null || fail "docker-compose up, with TLS"
+wait_for 30 "the client's end, with TLS" client_is_done
+server=(engine_reach bin/kv-compress -server localhost:50051 -input $sample -output "$work/small" -timeout 10s)
+"${server[@]}" -tls-ca "$work/tls/ca.pem" >/dev/null || fail "compressing with TLS"
+! "${server[@]}" >/dev/null 2>&1 || fail "plaintext was served beside TLS"
+compose down -v >/dev/null || fail "docker-compose down"
+
+files=(-f deploy/compose.yaml -f deploy/compose.replicas.yaml)
 echo "three replicas, after $SECONDS s"
 compose up -d --no-build haproxy prometheus client >/dev/null || fail "docker-compose up, with replicas"
 mapfile -t replicas < <(compose ps -q kv-compressd)

@@ -19,14 +19,19 @@ def replicas(repository):
     return yaml.safe_load((repository / "deploy/compose.replicas.yaml").read_text())["services"]
 
 
+@pytest.fixture
+def with_tls(repository):
+    return yaml.safe_load((repository / "deploy/compose.tls.yaml").read_text())["services"]
+
+
 def filled_in(text):
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(text))
 
 
-def test_the_daemon_takes_every_setting(services, replicas, bin_dir):
+def test_the_daemon_takes_every_setting(services, replicas, with_tls, bin_dir):
     usage = subprocess.run([bin_dir / "kv-compressd", "--help"], capture_output=True, text=True, check=True).stdout
     known = {"KV_COMPRESSD_" + flag.upper().replace("-", "_") for flag in re.findall(r"^  --([a-z-]+)", usage, re.MULTILINE)}
-    for service in (services["kv-compressd"], replicas["kv-compressd"]):
+    for service in (services["kv-compressd"], replicas["kv-compressd"], with_tls["kv-compressd"]):
         environment = {name: filled_in(value) for name, value in service["environment"].items()}
         assert set(environment) <= known
         result = subprocess.run([bin_dir / "kv-compressd", "--help"], capture_output=True, text=True, timeout=10,
