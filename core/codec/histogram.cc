@@ -9,22 +9,9 @@
 
 namespace kvcompress {
 
-Histogram CountBytes(ByteSpan raw) {
-  // Equal bytes in a row would wait for each other's counter: so each of eight neighbours has its own.
-  constexpr size_t kWays = 8;
-  std::array<Histogram, kWays> counts = {};
-  size_t i = 0;
-  for (; i + kWays <= raw.size(); i += kWays) {
-    const auto bytes = LoadLE<uint64_t>(raw.data() + i);
-    for (size_t way = 0; way < kWays; ++way) ++counts[way][bytes >> 8 * way & 0xff];
-  }
-  for (; i < raw.size(); ++i) ++counts[0][std::to_integer<size_t>(raw[i])];
-  Histogram sum = {};
-  for (const Histogram& count : counts) {
-    for (size_t s = 0; s < 256; ++s) sum[s] += count[s];
-  }
-  return sum;
-}
+namespace {
+
+constexpr size_t kSampledBytes = size_t{1} << 15;
 
 Histogram CountSample(ByteSpan raw) {
   constexpr size_t kRun = 64;
@@ -42,6 +29,7 @@ bool Shrinks(const Histogram& sample) {
   return bits / 4096 < uint64_t{8} * (size - size / 128);
 }
 
+// CountBytes, faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that.
 Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {
   // More bytes than these, outside of the few, are better counted one by one like the others.
   constexpr uint64_t kOthersOf = 64;
@@ -57,6 +45,34 @@ Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {
   Histogram counts = {};
   simd::CountFew(few, reinterpret_cast<const uint8_t*>(raw.data()), raw.size(), counts);
   return counts;
+}
+
+}  // namespace
+
+Histogram CountBytes(ByteSpan raw) {
+  // Equal bytes in a row would wait for each other's counter: so each of eight neighbours has its own.
+  constexpr size_t kWays = 8;
+  std::array<Histogram, kWays> counts = {};
+  size_t i = 0;
+  for (; i + kWays <= raw.size(); i += kWays) {
+    const auto bytes = LoadLE<uint64_t>(raw.data() + i);
+    for (size_t way = 0; way < kWays; ++way) ++counts[way][bytes >> 8 * way & 0xff];
+  }
+  for (; i < raw.size(); ++i) ++counts[0][std::to_integer<size_t>(raw[i])];
+  Histogram sum = {};
+  for (const Histogram& count : counts) {
+    for (size_t s = 0; s < 256; ++s) sum[s] += count[s];
+  }
+  return sum;
+}
+
+bool SeemsToShrink(ByteSpan raw) { return raw.size() < kSampledBytes || Shrinks(CountSample(raw)); }
+
+std::optional<Histogram> CountIfItShrinks(ByteSpan raw) {
+  if (raw.size() < kSampledBytes) return CountBytes(raw);
+  const Histogram sample = CountSample(raw);
+  if (!Shrinks(sample)) return std::nullopt;
+  return CountBytesLike(sample, raw);
 }
 
 }  // namespace kvcompress

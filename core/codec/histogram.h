@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <optional>
 
 #include "kvcompress/base/bytes.h"
 
@@ -28,15 +29,12 @@ constexpr uint32_t FixedLog2(uint32_t n) {
   return log;
 }
 
-// Streams of at least kSampledBytes are judged by the histogram of every sixteenth run of 64 bytes: most often it is
-// the lower plane of values that does not shrink, and coding it only to see that takes as long as coding one that does.
-inline constexpr size_t kSampledBytes = size_t{1} << 15;
-Histogram CountSample(ByteSpan raw);
-// Whether the frequencies of `sample` are worth coding by: a gain of less than 1/128 is not worth the time to decode.
-bool Shrinks(const Histogram& sample);
-inline bool SeemsToShrink(ByteSpan raw) { return raw.size() < kSampledBytes || Shrinks(CountSample(raw)); }
+// False for streams of 32 KiB and more of which every sixteenth run of 64 bytes has too much entropy to gain 1/128,
+// which is what decoding is worth. Most often that is the lower plane of values: coding all of it only to see that it
+// does not shrink takes as long as coding one that does.
+bool SeemsToShrink(ByteSpan raw);
 
-// CountBytes, but faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that.
-Histogram CountBytesLike(const Histogram& sample, ByteSpan raw);
+// CountBytes, or nothing where SeemsToShrink is false; faster where the bytes are few different ones.
+std::optional<Histogram> CountIfItShrinks(ByteSpan raw);
 
 }  // namespace kvcompress

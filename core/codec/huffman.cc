@@ -2,6 +2,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <optional>
 
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/huffman_code.h"
@@ -115,23 +116,17 @@ class Huffman final : public ByteCodec {
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.size() < 2 || raw.size() > kMaxBytes || encoded.empty()) return size_t{0};
-    Histogram counts;
-    if (raw.size() >= kSampledBytes) {
-      const Histogram sample = CountSample(raw);
-      if (!Shrinks(sample)) return size_t{0};
-      counts = CountBytesLike(sample, raw);
-    } else {
-      counts = CountBytes(raw);
-    }
-    if (counts[std::to_integer<size_t>(raw[0])] == raw.size()) {
+    const std::optional<Histogram> counts = CountIfItShrinks(raw);
+    if (!counts) return size_t{0};
+    if ((*counts)[std::to_integer<size_t>(raw[0])] == raw.size()) {
       encoded[0] = raw[0];
       return size_t{1};
     }
-    const CodeLengths lengths = OptimalLengths(counts);
+    const CodeLengths lengths = OptimalLengths(*counts);
     std::array<uint8_t, kMaxLengthsBytes> text;
     const auto text_size = static_cast<size_t>(WriteLengths(lengths, text.data()) - text.data());
     uint64_t bits = 0;
-    for (size_t s = 0; s < 256; ++s) bits += uint64_t{counts[s]} * lengths[s];
+    for (size_t s = 0; s < 256; ++s) bits += uint64_t{(*counts)[s]} * lengths[s];
     // Each part ends with a byte begun, and is written with up to 8 bytes behind it, which the next part overwrites.
     if (text_size + kSizesBytes + bits / 8 + kParts + 8 > encoded.size()) return size_t{0};
     std::memcpy(encoded.data(), text.data(), text_size);

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/bits.h"
@@ -124,22 +125,15 @@ class Rans final : public ByteCodec {
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.empty() || raw.size() > kMaxBytes) return size_t{0};
-    const bool wide = raw.size() >= kWideBytes;
-    Histogram counts;
-    if (raw.size() >= kSampledBytes) {
-      const Histogram sample = CountSample(raw);
-      if (!Shrinks(sample)) return size_t{0};
-      counts = CountBytesLike(sample, raw);
-    } else {
-      counts = CountBytes(raw);
-    }
-    const Histogram frequencies = Normalize(counts, raw.size());
-    const size_t lanes = wide ? simd::kRansWideLanes : kNarrowLanes;
+    const std::optional<Histogram> counts = CountIfItShrinks(raw);
+    if (!counts) return size_t{0};
+    const Histogram frequencies = Normalize(*counts, raw.size());
+    const size_t lanes = raw.size() < kWideBytes ? kNarrowLanes : simd::kRansWideLanes;
     std::array<uint8_t, kMaxHeadBytes> head;
     head[0] = static_cast<uint8_t>(lanes);
     const auto head_size = static_cast<size_t>(WriteTable(frequencies, head.data() + 1) - head.data());
     const size_t limit = std::min(encoded.size(), raw.size() - raw.size() / 128);
-    if (head_size + EstimateBytes(counts, frequencies) + 4 * lanes > limit) return size_t{0};
+    if (head_size + EstimateBytes(*counts, frequencies) + 4 * lanes > limit) return size_t{0};
     std::memcpy(encoded.data(), head.data(), head_size);
     const size_t coded =
         simd::RansEncode(MakeSymbolTable(frequencies), reinterpret_cast<const uint8_t*>(raw.data()), raw.size(), lanes,
