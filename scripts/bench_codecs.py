@@ -55,6 +55,10 @@ def targets(by_spec):
         peer = f"raw|zstd(level={level})"
         if peer in ratio:
             yield f"lossless {best:.3f} above {peer} {ratio[peer]:.3f}", best > ratio[peer]
+    huffman = ratio["planes(split=auto,delta=auto)|huffman"]
+    for coder in ("arithmetic", "cabac"):
+        own = ratio[f"planes(split=auto,delta=auto)|{coder}"]
+        yield f"{coder} {own:.3f} at or above huffman {huffman:.3f}", own >= huffman
     yield (f"int4|rans {ratio['int4(group=64)|rans']:.3f} above int4 {ratio['int4(group=64)']:.3f}",
            ratio["int4(group=64)|rans"] > ratio["int4(group=64)"])
 
