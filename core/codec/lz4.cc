@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvcompress/base/status_macros.h"
@@ -45,15 +45,12 @@ class Lz4 final : public ByteCodec {
   }
 
  private:
-  // The high levels need 256 KiB and the fast ones 16 KiB: each thread keeps its own.
+  // 16 KiB, or 256 KiB for the high levels: each thread keeps its own.
   void* ThreadState() const {
-    const auto held = [](int size) { return std::make_unique<std::byte[]>(static_cast<size_t>(size)); };
-    if (level_ >= kFirstHighLevel) {
-      thread_local const auto high = held(LZ4_sizeofStateHC());
-      return high.get();
-    }
-    thread_local const auto fast = held(LZ4_sizeofState());
-    return fast.get();
+    thread_local std::vector<std::byte> state;
+    const auto size = static_cast<size_t>(level_ >= kFirstHighLevel ? LZ4_sizeofStateHC() : LZ4_sizeofState());
+    if (state.size() < size) state.resize(size);
+    return state.data();
   }
 
   int level_;
