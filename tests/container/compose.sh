@@ -144,8 +144,9 @@ cp "$work/tls/cert.pem" "$work/tls/ca.pem"
 chmod 0644 "$work"/tls/*
 compose up -d --no-build kv-compressd client >/dev/null || fail "docker-compose up, with TLS"
 wait_for 30 "the client's end, with TLS" client_is_done
-server=(engine_reach bin/kv-compress -server localhost:50051 -input $sample -output "$work/small" -timeout 10s)
-"${server[@]}" -tls-ca "$work/tls/ca.pem" >/dev/null || fail "compressing with TLS"
+port=$(docker port "$(compose ps -q kv-compressd)" 50051 | head -n 1 | grep -oE '[0-9]+$')
+server=(engine_reach bin/kv-compress -server "localhost:$port" -input $sample -output "$work/small" -timeout 10s)
+"${server[@]}" -tls-ca "$work/tls/ca.pem" >"$work/log" 2>&1 || { tail "$work/log"; fail "compressing with TLS"; }
 ! "${server[@]}" >/dev/null 2>&1 || fail "plaintext was served beside TLS"
 compose down -v >/dev/null || fail "docker-compose down"
 
