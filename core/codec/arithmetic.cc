@@ -9,8 +9,6 @@
 namespace kvcompress {
 namespace {
 
-constexpr size_t kMaxBytes = size_t{1} << 31;
-
 // Probabilities of the byte values, that follow the bytes coded so far at certain places of the stream: between these
 // they are constant, which lets the lanes work side by side.
 class ByteModel {
@@ -82,7 +80,7 @@ class Arithmetic final : public ByteCodec {
   std::string spec() const override { return "arithmetic"; }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
-    if (raw.empty() || raw.size() > kMaxBytes || !SeemsToShrink(raw)) return size_t{0};
+    if (raw.empty() || !SeemsToShrink(raw)) return size_t{0};
     const size_t lanes = RangeLanesFor(raw.size());
     RangeEncoders encoders = BeginRangeLanes(lanes, encoded.size());
     ByteModel model;

@@ -9,8 +9,6 @@
 namespace kvcompress {
 namespace {
 
-constexpr size_t kMaxBytes = size_t{1} << 31;
-
 // After n bits a context moves by 1/(n + 1.5) of its error, in units of 2^-16; never by less than that of kMaxSeen.
 constexpr uint32_t kMaxSeen = 255;
 constexpr std::array<uint32_t, kMaxSeen + 1> kSteps = [] {
@@ -45,7 +43,7 @@ class Cabac final : public ByteCodec {
   std::string spec() const override { return "cabac"; }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
-    if (raw.empty() || raw.size() > kMaxBytes || !SeemsToShrink(raw)) return size_t{0};
+    if (raw.empty() || !SeemsToShrink(raw)) return size_t{0};
     const size_t lanes = RangeLanesFor(raw.size());
     RangeEncoders encoders = BeginRangeLanes(lanes, encoded.size());
     if (lanes == 1) {

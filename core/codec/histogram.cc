@@ -11,6 +11,7 @@ namespace kvcompress {
 
 namespace {
 
+constexpr size_t kMaxBytes = size_t{1} << 31;
 constexpr size_t kSampledBytes = size_t{1} << 15;
 
 Histogram CountSample(ByteSpan raw) {
@@ -24,7 +25,7 @@ Histogram CountSample(ByteSpan raw) {
 
 bool Shrinks(const Histogram& sample) {
   const auto size = std::accumulate(sample.begin(), sample.end(), uint32_t{0});
-  uint64_t bits = uint64_t{size} * FixedLog2(std::max(size, 1u));  // in units of 1/4096
+  uint64_t bits = uint64_t{size} * FixedLog2(size);  // in units of 1/4096
   for (const uint32_t count : sample) bits -= count > 0 ? uint64_t{count} * FixedLog2(count) : 0;
   return bits / 4096 < uint64_t{8} * (size - size / 128);
 }
@@ -66,10 +67,13 @@ Histogram CountBytes(ByteSpan raw) {
   return sum;
 }
 
-bool SeemsToShrink(ByteSpan raw) { return raw.size() < kSampledBytes || Shrinks(CountSample(raw)); }
+bool SeemsToShrink(ByteSpan raw) {
+  return raw.size() < kSampledBytes || (raw.size() <= kMaxBytes && Shrinks(CountSample(raw)));
+}
 
 std::optional<Histogram> CountIfItShrinks(ByteSpan raw) {
   if (raw.size() < kSampledBytes) return CountBytes(raw);
+  if (raw.size() > kMaxBytes) return std::nullopt;
   const Histogram sample = CountSample(raw);
   if (!Shrinks(sample)) return std::nullopt;
   return CountBytesLike(sample, raw);

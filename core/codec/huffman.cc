@@ -13,7 +13,6 @@ namespace {
 
 constexpr size_t kParts = 4;
 constexpr size_t kSizesBytes = 4 * (kParts - 1);
-constexpr size_t kMaxBytes = size_t{1} << 31;
 
 // Between two looks at the bits' position at least 57 bits are at hand: five codes.
 constexpr size_t kCodesAtOnce = 5;
@@ -115,7 +114,7 @@ class Huffman final : public ByteCodec {
   std::string spec() const override { return "huffman"; }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
-    if (raw.size() < 2 || raw.size() > kMaxBytes || encoded.empty()) return size_t{0};
+    if (raw.size() < 2 || encoded.empty()) return size_t{0};
     const std::optional<Histogram> counts = CountIfItShrinks(raw);
     if (!counts) return size_t{0};
     if ((*counts)[std::to_integer<size_t>(raw[0])] == raw.size()) {

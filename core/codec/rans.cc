@@ -18,8 +18,6 @@ namespace {
 constexpr size_t kNarrowLanes = 4;
 // Below this many bytes the states of the wide lanes cost more than their speed is worth.
 constexpr size_t kWideBytes = size_t{1} << 15;
-// The largest stream that histograms, and the products made of them, can hold.
-constexpr size_t kMaxBytes = size_t{1} << 31;
 
 // The number of lanes, then at most 4 + 12 bits for each symbol; a run of absent ones takes 12.
 constexpr size_t kMaxHeadBytes = 1 + 256 * 2;
@@ -124,7 +122,7 @@ class Rans final : public ByteCodec {
   std::string spec() const override { return "rans"; }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
-    if (raw.empty() || raw.size() > kMaxBytes) return size_t{0};
+    if (raw.empty()) return size_t{0};
     const std::optional<Histogram> counts = CountIfItShrinks(raw);
     if (!counts) return size_t{0};
     const Histogram frequencies = Normalize(*counts, raw.size());

@@ -1,9 +1,8 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <cmath>
-#include <random>
 
+#include "byte_streams.h"
 #include "kvcompress/codec/histogram.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/testing/status_matchers.h"
@@ -15,17 +14,6 @@ namespace {
 
 using namespace ::kvcompress::testing;  // NOLINT
 using Bytes = std::vector<std::byte>;
-
-// `count` bytes of which byte k has a probability in proportion to base^k.
-Bytes Geometric(size_t count, double base) {
-  std::mt19937_64 random(5 + count);
-  Bytes bytes(count);
-  for (std::byte& byte : bytes) {
-    const double u = (static_cast<double>(random() >> 11) + 0.5) * 0x1p-53;
-    byte = static_cast<std::byte>(std::min(255.0, std::floor(std::log(u) / std::log(base))));
-  }
-  return bytes;
-}
 
 Bytes TwoSymbols(size_t count) {
   Bytes bytes = Geometric(count, 0.3);
@@ -60,14 +48,6 @@ std::vector<Bytes> AllDistributions(size_t size) {
           Geometric(size, 0.5), Geometric(size, 0.9),
           MakeBits(size),       Ramp(size),
           OneOfEach(size),      Changing(size)};
-}
-
-double EntropyBytes(const Bytes& bytes) {
-  std::array<double, 256> counts = {};
-  for (std::byte b : bytes) counts[std::to_integer<size_t>(b)] += 1;
-  double bits = 0;
-  for (double c : counts) bits += c > 0 ? c * std::log2(static_cast<double>(bytes.size()) / c) : 0;
-  return bits / 8;
 }
 
 class ByteCoderTest : public ::testing::TestWithParam<const char*> {

@@ -1,9 +1,8 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <cmath>
-#include <random>
 
+#include "byte_streams.h"
 #include "kvcompress/codec/registry.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
@@ -35,25 +34,6 @@ class RansCodecTest : public ::testing::Test {
     EXPECT_EQ(decoded, raw);
   }
 };
-
-// `count` bytes of which byte k has a probability in proportion to base^k.
-Bytes Geometric(size_t count, double base) {
-  std::mt19937_64 random(count);
-  Bytes bytes(count);
-  for (std::byte& byte : bytes) {
-    const double u = (static_cast<double>(random() >> 11) + 0.5) * 0x1p-53;
-    byte = static_cast<std::byte>(std::min(255.0, std::floor(std::log(u) / std::log(base))));
-  }
-  return bytes;
-}
-
-double EntropyBytes(const Bytes& bytes) {
-  std::array<double, 256> counts = {};
-  for (std::byte b : bytes) counts[std::to_integer<size_t>(b)] += 1;
-  double bits = 0;
-  for (double c : counts) bits += c > 0 ? c * std::log2(static_cast<double>(bytes.size()) / c) : 0;
-  return bits / 8;
-}
 
 TEST_F(RansCodecTest, ReachesTheEntropyOfLargeStreams) {
   for (const double base : {0.1, 0.5, 0.8, 0.95}) {
