@@ -317,15 +317,13 @@ absl::Status CheckProtection(const Options& options) {
     if (!options.token_file.empty()) {
       return Invalid(
           absl::StrFormat("--listen %s: other machines can reach this address, and tokens would go there in plaintext: "
-                          "give --tls-cert and "
-                          "--tls-key, or listen on a loopback address or unix socket",
+                          "give --tls-cert and --tls-key, or listen on a loopback address or unix socket",
                           address));
     }
     if (!options.allow_plaintext) {
       return Invalid(absl::StrFormat(
           "--listen %s: other machines can reach this address, which would serve anybody in plaintext: give --tls-cert "
-          "and "
-          "--tls-key, or listen on a loopback address or unix socket, or take the risk with --allow-plaintext",
+          "and --tls-key, or listen on a loopback address or unix socket, or take the risk with --allow-plaintext",
           address));
     }
   }

@@ -18,6 +18,7 @@
 #include "kvcompress/cli/sample.h"
 #include "kvcompress/cli/sweep.h"
 #include "kvcompress/cli/sweep_report.h"
+#include "kvcompress/cli/text_file.h"
 #include "kvcompress/client/codec_client.h"
 #include "kvcompress/client/file_codec.h"
 #include "kvcompress/client/plain_file.h"
@@ -55,14 +56,9 @@ absl::Status PrintResult(const std::string& text) {
 }
 
 absl::StatusOr<Profile> ReadProfile(const std::string& path) {
-  constexpr uint64_t kMaxProfileBytes = uint64_t{16} << 20;
-  const auto file = FileSource::Open(path);
-  if (!file.ok())
-    return absl::Status(file.status().code(), absl::StrFormat("read profile: %s", file.status().message()));
-  if ((*file)->size() > kMaxProfileBytes) return absl::InvalidArgumentError("read profile: larger than 16 MiB");
-  std::vector<std::byte> scratch;
-  KVC_ASSIGN_OR_RETURN(const ByteSpan json, (*file)->Get(0, (*file)->size(), scratch));
-  return Profile::Parse(AsText(json));
+  constexpr uint64_t kMaxMebibytes = 16;
+  KVC_ASSIGN_OR_RETURN(const std::string json, ReadText("profile", path, kMaxMebibytes));
+  return Profile::Parse(json);
 }
 
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options) {

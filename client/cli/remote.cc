@@ -5,41 +5,31 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/file.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/cli/text_file.h"
 
 namespace kvcompress {
 namespace {
 
-absl::StatusOr<std::string> ReadText(std::string_view flag, const std::string& path) {
-  constexpr uint64_t kMaxBytes = uint64_t{1} << 20;
-  if (path.empty()) return "";
-  const auto file = FileSource::Open(path);
-  if (!file.ok()) {
-    return absl::Status(file.status().code(), absl::StrFormat("read %s: %s", flag, file.status().message()));
-  }
-  if ((*file)->size() > kMaxBytes)
-    return absl::InvalidArgumentError(absl::StrFormat("read %s: larger than 1 MiB", flag));
-  std::vector<std::byte> scratch;
-  KVC_ASSIGN_OR_RETURN(const ByteSpan text, (*file)->Get(0, (*file)->size(), scratch));
-  return std::string(AsText(text));
-}
+constexpr uint64_t kMaxMebibytes = 1;  // of a file
 
 // gRPC would only say that it cannot connect.
 absl::StatusOr<std::string> ReadPem(std::string_view flag, const std::string& path) {
-  KVC_ASSIGN_OR_RETURN(std::string text, ReadText(flag, path));
-  if (!path.empty() && !absl::StrContains(text, "-----BEGIN ")) {
+  if (path.empty()) return "";
+  KVC_ASSIGN_OR_RETURN(std::string text, ReadText(flag, path, kMaxMebibytes));
+  if (!absl::StrContains(text, "-----BEGIN ")) {
     return absl::InvalidArgumentError(absl::StrFormat("read %s: %s: not in PEM", flag, path));
   }
   return text;
 }
 
 absl::StatusOr<std::string> ReadToken(const std::string& path) {
-  KVC_ASSIGN_OR_RETURN(const std::string text, ReadText("-token-file", path));
+  if (path.empty()) return "";
+  KVC_ASSIGN_OR_RETURN(const std::string text, ReadText("-token-file", path, kMaxMebibytes));
   const absl::string_view token = absl::StripAsciiWhitespace(absl::string_view(text).substr(0, text.find('\n')));
   // A header with other characters would end the call, or the process.
   const auto fits = [](char c) { return absl::ascii_isgraph(c); };
-  if (!path.empty() && (token.empty() || !std::all_of(token.begin(), token.end(), fits))) {
+  if (token.empty() || !std::all_of(token.begin(), token.end(), fits)) {
     return absl::InvalidArgumentError(absl::StrFormat("read -token-file: %s: its first line is no token", path));
   }
   return std::string(token);

@@ -14,8 +14,7 @@
 namespace kvcompress {
 
 // Canonical specs worth a look: the registry's examples, what the names of chains stand for, and parameters that people
-// would try, as far as this build knows them. None twice. A name that means another chain for another tensor stands for
-// itself.
+// would try. None twice. A name that means another chain for another tensor stands for itself.
 std::vector<std::string> SweepSpecs();
 
 struct TensorFigures {
