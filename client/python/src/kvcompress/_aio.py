@@ -10,7 +10,7 @@ import grpc.aio
 
 from . import _channel
 from ._client import WAIT_READY
-from ._errors import InvalidArgument, KvCompressError, Unavailable, from_rpc
+from ._errors import KvCompressError, Unavailable, from_rpc
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
@@ -72,7 +72,7 @@ class AsyncClient:
         profile: Any = None,
         timeout: float | None = None,
     ) -> Frame:
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile))
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
 
         async def attempt(remaining: float | None) -> Frame:
             most = await self._ready(remaining)
@@ -112,9 +112,7 @@ class AsyncClient:
     ) -> AsyncIterator[Frame]:
         """The input may be asynchronous, and is read in the event loop; or not, and is read in a thread."""
         attempts = Attempts(self._retry, self._limit(timeout))
-        text = profile_json(profile)
-        if spec and text:
-            raise InvalidArgument("a spec and a profile exclude each other")
+        text = profile_json(profile, spec)
         most = await self._ready(attempts.remaining())
         async for frame in self._stream(CompressExchange(most, spec, text), tensors, attempts.remaining()):
             yield frame

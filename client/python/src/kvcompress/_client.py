@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from . import _channel
-from ._errors import InvalidArgument, KvCompressError, Unavailable, from_rpc
+from ._errors import KvCompressError, Unavailable, from_rpc
 from ._exchange import (
     CompressExchange,
     CompressItem,
@@ -78,7 +78,7 @@ class Client:
         `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
         JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
         """
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile))
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
 
         def attempt(remaining: float | None) -> Frame:
             most = self._ready(remaining)
@@ -125,9 +125,7 @@ class Client:
         here, after the frames of what it gave before.
         """
         remaining = Attempts(self._retry, self._limit(timeout))
-        text = profile_json(profile)
-        if spec and text:
-            raise InvalidArgument("a spec and a profile exclude each other")
+        text = profile_json(profile, spec)
         most = self._ready(remaining.remaining())
         return self._stream(CompressExchange(most, spec, text), tensors, remaining.remaining())
 

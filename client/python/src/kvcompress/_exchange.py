@@ -26,15 +26,20 @@ _DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
 _MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
 
 
-def profile_json(profile: Any) -> str:
-    """JSON text of a profile that is given as a mapping, as text, or as the path of a file; "" for None."""
+def profile_json(profile: Any, spec: str = "") -> str:
+    """JSON text of a profile that is given as a mapping, as text, or as the path of a file; "" for None.
+    InvalidArgument where there is a spec, too."""
     if profile is None:
         return ""
     if isinstance(profile, Mapping):
-        return json.dumps(dict(profile))
-    if isinstance(profile, str) and profile.lstrip().startswith("{"):
-        return profile
-    return pathlib.Path(profile).read_text(encoding="utf-8")
+        text = json.dumps(dict(profile))
+    elif isinstance(profile, str) and profile.lstrip().startswith("{"):
+        text = profile
+    else:
+        text = pathlib.Path(profile).read_text(encoding="utf-8")
+    if spec and text:
+        raise InvalidArgument("a spec and a profile exclude each other")
+    return text
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,6 @@ class CompressItem:
     def of(
         name: str, tensor: Any, spec: str = "", axes: Sequence[str] | None = None, profile: str = ""
     ) -> "CompressItem":
-        if spec and profile:
-            raise InvalidArgument("a spec and a profile exclude each other")
         unknown = [axis for axis in axes or () if axis not in _ROLES]
         if unknown:
             raise InvalidArgument(f"unknown axis {unknown[0]!r}: use one of {', '.join(_ROLES)}")

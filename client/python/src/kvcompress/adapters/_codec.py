@@ -47,10 +47,7 @@ class Codec:
     @staticmethod
     def of(client: Client, spec: str, profile: Any, timeout: float | None) -> "Codec":
         """`profile` as Client.compress takes it. InvalidArgument where both are given."""
-        text = profile_json(profile)
-        if spec and text:
-            raise InvalidArgument("a codec and a profile exclude each other")
-        return Codec(client, spec, text, timeout)
+        return Codec(client, spec, profile_json(profile, spec), timeout)
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Codec":
