@@ -77,6 +77,22 @@ def test_a_configuration_is_checked(client):
         Codec.from_config({"codec": "raw", "profile": {"version": 1}})
 
 
+def test_a_configuration_has_the_token(daemon, tmp_path, kv_values):
+    path = tmp_path / "tokens"
+    path.write_text("correct-horse-battery-staple-0001\n# the one before\n")
+    server = daemon("--token-file", str(path))
+    named = [("layer_0_key", kv_values((1, 2, 40, 32)))]
+    codec = Codec.from_config({"target": server.address, "token_file": str(path)})
+    assert len(codec.compress(named)) == 1
+    codec.client.close()
+    without = Codec.from_config({"target": server.address})
+    with pytest.raises(kvcompress.Unauthenticated):
+        without.compress(named)
+    without.client.close()
+    with pytest.raises(kvcompress.InvalidArgument, match="in plaintext"):
+        Codec.from_config({"target": "kv.example.org:1", "token_file": str(path)})
+
+
 class TestStore:
     def test_keys_and_namespaces(self, tmp_path):
         one, two = Store(tmp_path / "s", "one"), Store(tmp_path / "s", "two")

@@ -1,5 +1,6 @@
 """What the adapters share: the tensors of a cache as frames and back, several frames as one payload."""
 
+import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,10 +53,15 @@ class Codec:
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Codec":
         """Of the keys that all adapters' configurations have: `target`, `codec` or `profile` (a path or an object),
-        `timeout`, and `ca`, `certificate`, `key`, the paths of PEM files, for TLS."""
+        `timeout`, `ca`, `certificate`, `key`, the paths of PEM files, for TLS, and `token_file`, whose first line is
+        the daemon's token."""
         pem = [config.get(name) for name in ("ca", "certificate", "key")]
+        path = config.get("token_file")
+        token = pathlib.Path(path).read_text(encoding="utf-8").partition("\n")[0].strip() if path else None
         client = Client(
-            str(config.get("target", "127.0.0.1:50051")), credentials=tls(*pem) if any(path for path in pem) else None
+            str(config.get("target", "127.0.0.1:50051")),
+            credentials=tls(*pem) if any(pem) else None,
+            token=token,
         )
         return Codec.of(
             client, str(config.get("codec", "")), config.get("profile"), float(config.get("timeout", DEFAULT_TIMEOUT))
@@ -112,7 +118,7 @@ class Codec:
 
 # An engine's request waits meanwhile, and is served without the cache afterwards.
 DEFAULT_TIMEOUT = 30.0
-CONFIG_KEYS = frozenset({"target", "codec", "profile", "timeout", "ca", "certificate", "key"})
+CONFIG_KEYS = frozenset({"target", "codec", "profile", "timeout", "ca", "certificate", "key", "token_file"})
 
 
 def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
