@@ -7,11 +7,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/base/allocator.h"
+#include "kvcompress/base/cgroup.h"
 #include "kvcompress/base/file.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/server/daemon.h"
@@ -64,10 +66,22 @@ void AllowDescriptors(size_t connections) {
   }
 }
 
+// A process that its container's limit ends tells nobody why: better to hear of it before.
+void WarnOfMemoryLimit(uint64_t memory_budget) {
+  constexpr uint64_t kProcess = uint64_t{256} << 20;  // what the program and gRPC need besides
+  const std::optional<uint64_t> limit = ReadCgroupLimits().memory_bytes;
+  if (!limit || memory_budget + kProcess <= *limit) return;
+  Log(LogLevel::kWarning,
+      "the container's memory limit is too low for --memory-budget and 256 MiB besides: the system may end this daemon "
+      "under load",
+      {{"memory_budget", memory_budget}, {"memory_limit", *limit}});
+}
+
 int Serve(const Options& options) {
   const sigset_t signals = BlockSignals();
   SetUpLog(options.log_level, options.log_json);
   AllowDescriptors(options.max_connections);
+  WarnOfMemoryLimit(options.memory_budget);
   const absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
   if (!daemon.ok()) return Failure(daemon.status(), 1);
   for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});

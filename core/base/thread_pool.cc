@@ -3,15 +3,24 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <utility>
+
+#include "kvcompress/base/cgroup.h"
 
 namespace kvcompress {
 namespace {
 
 size_t UsableCpus() {
+  size_t cpus = std::max(1u, std::thread::hardware_concurrency());
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return static_cast<size_t>(std::max(1, CPU_COUNT(&set)));
-  return std::max(1u, std::thread::hardware_concurrency());
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) cpus = static_cast<size_t>(std::max(1, CPU_COUNT(&set)));
+  // More threads than a container's quota of CPU time run in bursts, and stand still in between.
+  if (const std::optional<double> quota = ReadCgroupLimits().cpus) {
+    cpus = std::min(cpus, static_cast<size_t>(std::max(1.0, std::ceil(*quota))));
+  }
+  return cpus;
 }
 
 }  // namespace

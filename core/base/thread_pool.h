@@ -20,7 +20,7 @@ class ThreadPool {
  public:
   using Job = absl::AnyInvocable<void()>;
 
-  // `threads` = 0: one for each CPU that this process may run on.
+  // `threads` = 0: one for each CPU that this process may run on, and may use by its cgroup.
   explicit ThreadPool(size_t threads);
   // Runs what is queued, then joins the threads.
   ~ThreadPool();
