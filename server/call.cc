@@ -3,19 +3,23 @@
 #include <algorithm>
 #include <random>
 
+#include "absl/hash/hash.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/utf8.h"
 #include "kvcompress/rpc/error_details.h"
 #include "kvcompress/server/address.h"
 #include "kvcompress/server/log.h"
+#include "kvcompress/server/tokens.h"
 #include "kvcompress/session/admission.h"
 
 namespace kvcompress {
 namespace {
 
 constexpr char kRequestId[] = "x-request-id";
+constexpr char kAuthorization[] = "authorization";
 
 bool IsRequestId(std::string_view text) {
   const auto allowed = [](char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; };
@@ -77,7 +81,18 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
   }
 }
 
-std::string ClientOf(const grpc::CallbackServerContext& context) { return ClientOfPeer(context.peer()); }
+std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token) {
+  std::string client = ClientOfPeer(context.peer());
+  for (const grpc::string_ref& name : context.auth_context()->GetPeerIdentity()) {
+    absl::StrAppend(&client, " certificate=", absl::string_view(name.data(), name.size()));
+  }
+  if (const auto found = context.client_metadata().find(kAuthorization);
+      with_token && found != context.client_metadata().end()) {
+    const std::string_view token = BearerToken({found->second.data(), found->second.size()}).value_or("");
+    absl::StrAppend(&client, " token=", absl::Hex(absl::HashOf(token)));
+  }
+  return client;
+}
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   // Clients take 8 KiB of trailers; a byte that is not printable takes three there.

@@ -36,8 +36,10 @@ class CallRecord {
   const std::string request_id_;
 };
 
-// Whose limits count a call, of those that each client has; empty for unix sockets, whose clients all look the same.
-std::string ClientOf(const grpc::CallbackServerContext& context);
+// Whose limits count a call, of those that each client has: its IP address (of IPv6, the network of 64 bits), the names
+// in its certificate, and, where calls must show one (`with_token`), its token, not readable. Of a unix socket there is
+// no address; empty where there is nothing else either.
+std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token);
 
 // With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
 // HTTP/2 headers is cut.

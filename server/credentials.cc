@@ -21,16 +21,19 @@ bool IsHealthCheck(std::string_view path) {
 void CheckCall(void* state, grpc_auth_context*, const grpc_metadata* metadata, size_t count,
                grpc_process_auth_metadata_done_cb done, void* user_data) {
   std::string_view path;
-  const grpc_metadata* authorization = nullptr;
+  std::string_view authorization;
+  size_t authorizations = 0;
   for (size_t i = 0; i < count; ++i) {
     if (TextOf(metadata[i].key) == ":path") path = TextOf(metadata[i].value);
-    if (TextOf(metadata[i].key) == "authorization") authorization = &metadata[i];
+    if (TextOf(metadata[i].key) != "authorization") continue;
+    authorization = TextOf(metadata[i].value);
+    ++authorizations;
   }
-  const absl::Status status = static_cast<const Gate*>(state)->Check(
-      path, authorization == nullptr ? std::string_view() : TextOf(authorization->value));
-  // What is consumed here no later code can see, log or pass on.
-  done(user_data, authorization, authorization == nullptr ? 0 : 1, nullptr, 0,
-       static_cast<grpc_status_code>(status.raw_code()), status.ok() ? nullptr : std::string(status.message()).c_str());
+  // Of several only one would be looked at here, and perhaps another one where clients are told apart.
+  const absl::Status status = authorizations > 1 ? absl::UnauthenticatedError("more than one authorization")
+                                                 : static_cast<const Gate*>(state)->Check(path, authorization);
+  done(user_data, nullptr, 0, nullptr, 0, static_cast<grpc_status_code>(status.raw_code()),
+       status.ok() ? nullptr : std::string(status.message()).c_str());
 }
 
 // gRPC 1.51's own provider that watches files gives up the certificate in use before it knows whether the next one is

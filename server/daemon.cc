@@ -71,6 +71,7 @@ Daemon::Daemon(const Options& options)
       admission_({.memory_budget = options.memory_budget,
                   .max_streams = options.max_streams,
                   .max_streams_per_client = OrMost(options.max_streams_per_client, options.max_streams),
+                  .max_call_rate_per_client = options.max_call_rate_per_client,
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
       shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
       service_(options_, pool_, ToSessionOptions(options, pool_.size(), regions_), admission_, shared_memory_,

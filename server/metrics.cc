@@ -132,9 +132,10 @@ Metrics::Metrics(std::function<LiveFigures()> live)
   for (Stage stage : {Stage::kRead, Stage::kCodec, Stage::kWrite, Stage::kFinish}) {
     stages_[static_cast<size_t>(stage)] = &stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds);
   }
-  for (RejectReason reason : {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMaxStreamsPerClient,
-                              RejectReason::kMemoryBudget, RejectReason::kTensorTooLarge, RejectReason::kMaxConnections,
-                              RejectReason::kUnauthenticated}) {
+  for (RejectReason reason :
+       {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMaxStreamsPerClient,
+        RejectReason::kMaxCallRatePerClient, RejectReason::kMemoryBudget, RejectReason::kTensorTooLarge,
+        RejectReason::kMaxConnections, RejectReason::kUnauthenticated}) {
     rejected_.Add({{"reason", Text(RejectReasonName(reason))}});
   }
   for (ViolationKind kind : kViolationKinds) {

@@ -24,7 +24,8 @@ struct Options {
   uint64_t memory_budget = uint64_t{1} << 30;
   uint64_t max_tensor_bytes = uint64_t{64} << 30;
   size_t max_streams = 256;
-  size_t max_streams_per_client = 0;  // 0: three quarters of max_streams
+  size_t max_streams_per_client = 0;    // 0: three quarters of max_streams
+  size_t max_call_rate_per_client = 0;  // calls a second; 0: any
   size_t max_connections = 1024;
   size_t max_connections_per_client = 0;  // 0: three quarters of max_connections
   std::chrono::milliseconds handshake_timeout{10000};

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "kvcompress/base/status_macros.h"
 #include "kvcompress/rpc/message.h"
 #include "kvcompress/server/call.h"
 #include "kvcompress/server/capabilities.h"
@@ -37,6 +38,7 @@ class Refusal final : public RawReactor {
 grpc::ServerUnaryReactor* EndAtOnce(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
                                     const absl::Status& status) {
   CallRecord(context, method, metrics).End(status, {});
+  AddPushback(status, *context);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status));
   return reactor;
@@ -186,9 +188,13 @@ class StreamReactor final : public RawReactor {
 
 }  // namespace
 
+std::string Service::Client(const grpc::CallbackServerContext& context) const {
+  return ClientOf(context, !daemon_options_.token_file.empty());
+}
+
 template <typename Traits>
 RawReactor* Service::Start(grpc::CallbackServerContext* context, std::string_view method) {
-  absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(ClientOf(*context));
+  absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(Client(*context));
   if (!ticket.ok()) return new Refusal(context, method, metrics_, ticket.status());
   return new StreamReactor<Traits>(context, method, metrics_, pool_, options_, *std::move(ticket));
 }
@@ -203,26 +209,30 @@ RawReactor* Service::Decompress(grpc::CallbackServerContext* context) {
 
 grpc::ServerUnaryReactor* Service::CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return StartCompressTensor(context, request, response, tensor_calls_);
+  return StartCompressTensor(context, request, response, Client(*context), tensor_calls_);
 }
 
 grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  return StartDecompressTensor(context, request, response, tensor_calls_);
+  return StartDecompressTensor(context, request, response, Client(*context), tensor_calls_);
 }
 
 grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest*,
                                            v1::MetricsResponse* response) {
-  *response = metrics_.ToMessage();
-  return EndAtOnce(context, "Metrics", metrics_, absl::OkStatus());
+  const absl::Status admitted = admission_.AdmitCall(Client(*context));
+  if (admitted.ok()) *response = metrics_.ToMessage();
+  return EndAtOnce(context, "Metrics", metrics_, admitted);
 }
 
 grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context,
                                                 const v1::CapabilitiesRequest* request,
                                                 v1::CapabilitiesResponse* response) {
-  const absl::StatusOr<v1::CapabilitiesResponse> answer = DescribeCapabilities(daemon_options_, *request);
-  if (answer.ok()) *response = *answer;
-  return EndAtOnce(context, "Capabilities", metrics_, answer.status());
+  const auto describe = [&]() -> absl::Status {
+    KVC_RETURN_IF_ERROR(admission_.AdmitCall(Client(*context)));
+    KVC_ASSIGN_OR_RETURN(*response, DescribeCapabilities(daemon_options_, *request));
+    return absl::OkStatus();
+  };
+  return EndAtOnce(context, "Capabilities", metrics_, describe());
 }
 
 grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* Service::SharedMemory(

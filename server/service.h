@@ -45,6 +45,7 @@ class Service final
       grpc::CallbackServerContext* context) override;
 
  private:
+  std::string Client(const grpc::CallbackServerContext& context) const;
   template <typename Traits>
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context,
                                                                      std::string_view method);

@@ -129,8 +129,8 @@ class TensorCall {
         record_(context, Work::kMethod, metrics, LogLevel::kDebug) {}
 
   // Takes the message, and asks for the memory that the rest needs.
-  absl::Status Start(const grpc::ByteBuffer& request, const TensorCallEnvironment& environment) {
-    KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream(ClientOf(*context_)));
+  absl::Status Start(const grpc::ByteBuffer& request, std::string client, const TensorCallEnvironment& environment) {
+    KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream(std::move(client)));
     typename Work::Request head;
     if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
     KVC_RETURN_IF_ERROR(work_.Prepare(head, environment.options));
@@ -227,9 +227,10 @@ class PooledCall final : public grpc::ServerUnaryReactor {
 
 template <typename Work>
 grpc::ServerUnaryReactor* StartCall(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-                                    grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
+                                    grpc::ByteBuffer* response, std::string client,
+                                    const TensorCallEnvironment& environment) {
   auto call = std::make_unique<TensorCall<Work>>(context, response, environment.metrics);
-  absl::Status status = call->Start(request, environment);
+  absl::Status status = call->Start(request, std::move(client), environment);
   if (status.ok() && !call->is_short()) return new PooledCall<Work>(environment.pool, std::move(call));
   if (status.ok()) status = call->Run();
   // gRPC's own reactor ends without another thread.
@@ -241,13 +242,15 @@ grpc::ServerUnaryReactor* StartCall(grpc::CallbackServerContext* context, const 
 }  // namespace
 
 grpc::ServerUnaryReactor* StartCompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                              grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
-  return StartCall<CompressWork>(context, *request, response, environment);
+                                              grpc::ByteBuffer* response, std::string client,
+                                              const TensorCallEnvironment& environment) {
+  return StartCall<CompressWork>(context, *request, response, std::move(client), environment);
 }
 
 grpc::ServerUnaryReactor* StartDecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                                grpc::ByteBuffer* response, const TensorCallEnvironment& environment) {
-  return StartCall<DecompressWork>(context, *request, response, environment);
+                                                grpc::ByteBuffer* response, std::string client,
+                                                const TensorCallEnvironment& environment) {
+  return StartCall<DecompressWork>(context, *request, response, std::move(client), environment);
 }
 
 }  // namespace kvcompress

@@ -2,6 +2,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <string>
+
 #include "kvcompress/base/thread_pool.h"
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/session/admission.h"
@@ -18,10 +20,12 @@ struct TensorCallEnvironment {
   Metrics& metrics;
 };
 
-// `request` and `response` are the call's; the environment must outlive it.
+// `request` and `response` are the call's, `client` is ClientOf's; the environment must outlive the call.
 grpc::ServerUnaryReactor* StartCompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                              grpc::ByteBuffer* response, const TensorCallEnvironment& environment);
+                                              grpc::ByteBuffer* response, std::string client,
+                                              const TensorCallEnvironment& environment);
 grpc::ServerUnaryReactor* StartDecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                                grpc::ByteBuffer* response, const TensorCallEnvironment& environment);
+                                                grpc::ByteBuffer* response, std::string client,
+                                                const TensorCallEnvironment& environment);
 
 }  // namespace kvcompress

@@ -20,7 +20,7 @@ bool IsTokenCharacter(char c) {
   return absl::ascii_isalnum(c) || c == '-' || c == '.' || c == '_' || c == '~' || c == '+' || c == '/' || c == '=';
 }
 
-std::array<uint8_t, 32> Hash(absl::string_view token) {
+std::array<uint8_t, 32> Hash(std::string_view token) {
   static_assert(SHA256_DIGEST_LENGTH == 32);
   std::array<uint8_t, 32> digest;
   SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), digest.data());
@@ -28,6 +28,13 @@ std::array<uint8_t, 32> Hash(absl::string_view token) {
 }
 
 }  // namespace
+
+std::optional<std::string_view> BearerToken(std::string_view authorization) {
+  const absl::string_view given(authorization.data(), authorization.size());
+  if (!absl::StartsWithIgnoreCase(given, kScheme)) return std::nullopt;
+  const absl::string_view token = absl::StripAsciiWhitespace(given.substr(kScheme.size()));
+  return std::string_view(token.data(), token.size());
+}
 
 absl::StatusOr<Tokens> Tokens::Parse(std::string_view text) {
   Tokens tokens;
@@ -45,18 +52,18 @@ absl::StatusOr<Tokens> Tokens::Parse(std::string_view text) {
       return absl::InvalidArgumentError(
           absl::StrFormat("--token-file: line %d: a token is made of A-Z, a-z, 0-9 and -._~+/= alone", number));
     }
-    tokens.digests_.push_back(Hash(token));
+    tokens.digests_.push_back(Hash({token.data(), token.size()}));
   }
   if (tokens.digests_.empty()) return absl::InvalidArgumentError("--token-file: no token is in it");
   return tokens;
 }
 
 absl::Status Tokens::Check(std::string_view authorization) const {
-  const absl::string_view given(authorization.data(), authorization.size());
-  if (!absl::StartsWithIgnoreCase(given, kScheme)) {
+  const std::optional<std::string_view> token = BearerToken(authorization);
+  if (!token) {
     return absl::UnauthenticatedError("a token is needed: send the metadata \"authorization: Bearer TOKEN\"");
   }
-  const Digest digest = Hash(absl::StripAsciiWhitespace(given.substr(kScheme.size())));
+  const Digest digest = Hash(*token);
   bool known = false;
   for (const Digest& one : digests_) known |= CRYPTO_memcmp(one.data(), digest.data(), digest.size()) == 0;
   return known ? absl::OkStatus() : absl::UnauthenticatedError("the token is not one that this daemon knows");

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,9 @@
 #include "kvcompress/server/options.h"
 
 namespace kvcompress {
+
+// The token in the metadata `authorization`, "Bearer TOKEN"; nothing where it is not one.
+std::optional<std::string_view> BearerToken(std::string_view authorization);
 
 // Bearer tokens that callers may show. Only their hashes are kept.
 class Tokens {

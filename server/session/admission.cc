@@ -6,6 +6,15 @@
 #include "absl/strings/str_format.h"
 
 namespace kvcompress {
+namespace {
+
+using std::chrono::milliseconds;
+
+// When somebody else's call will be over cannot be known.
+constexpr milliseconds kRetryAfter{100};
+constexpr milliseconds kNoRetry{0};
+
+}  // namespace
 
 std::string_view RejectReasonName(RejectReason reason) {
   switch (reason) {
@@ -15,6 +24,8 @@ std::string_view RejectReasonName(RejectReason reason) {
       return "max_streams";
     case RejectReason::kMaxStreamsPerClient:
       return "max_streams_per_client";
+    case RejectReason::kMaxCallRatePerClient:
+      return "max_call_rate_per_client";
     case RejectReason::kMemoryBudget:
       return "memory_budget";
     case RejectReason::kTensorTooLarge:
@@ -64,7 +75,8 @@ absl::Status Admission::Ticket::Resize(uint64_t bytes) {
   if (bytes > budget) {
     return admission_->Reject(RejectReason::kTensorTooLarge,
                               absl::ResourceExhaustedError(absl::StrFormat(
-                                  "the stream needs %d bytes of memory, the whole budget is %d", bytes, budget)));
+                                  "the stream needs %d bytes of memory, the whole budget is %d", bytes, budget)),
+                              kNoRetry);
   }
   uint64_t others = 0;
   {
@@ -79,10 +91,30 @@ absl::Status Admission::Ticket::Resize(uint64_t bytes) {
   return admission_->Reject(
       RejectReason::kMemoryBudget,
       absl::ResourceExhaustedError(absl::StrFormat(
-          "the stream needs %d bytes of memory, other streams hold %d of the budget of %d", bytes, others, budget)));
+          "the stream needs %d bytes of memory, other streams hold %d of the budget of %d", bytes, others, budget)),
+      kRetryAfter);
+}
+
+Admission::Admission(Options options) : options_(std::move(options)) {
+  if (options_.max_call_rate_per_client > 0) rates_.emplace(options_.max_call_rate_per_client);
+}
+
+absl::Status Admission::AdmitCall(const std::string& client) {
+  if (options_.max_call_rate_per_client == 0 || client.empty()) return absl::OkStatus();
+  CallRates::Clock::duration wait;
+  {
+    absl::MutexLock lock(&rates_mutex_);
+    wait = rates_->Take(client, CallRates::Clock::now());
+  }
+  if (wait == CallRates::Clock::duration::zero()) return absl::OkStatus();
+  return Reject(RejectReason::kMaxCallRatePerClient,
+                absl::ResourceExhaustedError(absl::StrFormat("the limit of %d calls a second of one client is reached",
+                                                             options_.max_call_rate_per_client)),
+                std::chrono::ceil<milliseconds>(wait));
 }
 
 absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
+  if (absl::Status status = AdmitCall(client); !status.ok()) return status;
   bool draining = false;
   bool full = false;
   {
@@ -98,23 +130,24 @@ absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
       return Ticket(this, std::move(client));
     }
   }
-  if (draining) return Reject(RejectReason::kDraining, absl::UnavailableError("the server is draining"));
+  if (draining) return Reject(RejectReason::kDraining, absl::UnavailableError("the server is draining"), kNoRetry);
   if (full) {
-    return Reject(RejectReason::kMaxStreams, absl::ResourceExhaustedError(absl::StrFormat(
-                                                 "the limit of %d streams is reached", options_.max_streams)));
+    return Reject(
+        RejectReason::kMaxStreams,
+        absl::ResourceExhaustedError(absl::StrFormat("the limit of %d streams is reached", options_.max_streams)),
+        kRetryAfter);
   }
   return Reject(RejectReason::kMaxStreamsPerClient,
                 absl::ResourceExhaustedError(absl::StrFormat("the limit of %d streams of one client is reached",
-                                                             options_.max_streams_per_client)));
+                                                             options_.max_streams_per_client)),
+                kRetryAfter);
 }
 
-absl::Status Admission::Reject(RejectReason reason, absl::Status status) const {
+absl::Status Admission::Reject(RejectReason reason, absl::Status status, milliseconds retry_after) const {
   if (options_.on_reject != nullptr) options_.on_reject(reason);
-  const bool retry_helps = reason == RejectReason::kMaxStreams || reason == RejectReason::kMaxStreamsPerClient ||
-                           reason == RejectReason::kMemoryBudget;
-  if (retry_helps) {
+  if (retry_after > kNoRetry) {
     status.SetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()),
-                      absl::Cord(absl::string_view(kRetryPushbackMs.data(), kRetryPushbackMs.size())));
+                      absl::Cord(std::to_string(retry_after.count())));
   }
   return status;
 }

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,14 +14,17 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "kvcompress/session/call_rates.h"
 
 namespace kvcompress {
 
-// Why a stream or a tensor was turned away; of the last two, a connection or any call, before there was a stream.
+// Why a call, a stream or a tensor was turned away; of the last two, a connection or any call, before there was a
+// stream.
 enum class RejectReason {
   kDraining,
   kMaxStreams,
   kMaxStreamsPerClient,
+  kMaxCallRatePerClient,
   kMemoryBudget,
   kTensorTooLarge,
   kMaxConnections,
@@ -32,7 +37,6 @@ std::string_view RejectReasonName(RejectReason reason);
 // How long a client should wait before it asks again, in milliseconds of ASCII digits: a payload of the statuses that a
 // retry can cure, under this URL, and the value of the trailer grpc-retry-pushback-ms.
 inline constexpr std::string_view kRetryPushbackUrl = "kvcompress/retry-pushback-ms";
-inline constexpr std::string_view kRetryPushbackMs = "100";
 
 // Decides at once who may come in: counts streams, and the bytes that they have been promised, against the daemon's
 // limits. Thread-safe; must outlive its tickets.
@@ -42,6 +46,7 @@ class Admission {
     uint64_t memory_budget = uint64_t{1} << 30;
     size_t max_streams = 256;
     size_t max_streams_per_client = 256;
+    size_t max_call_rate_per_client = 0;  // calls a second; 0: any
     std::function<void(RejectReason)> on_reject = nullptr;
   };
 
@@ -72,10 +77,14 @@ class Admission {
     bool settled_ = false;
   };
 
-  explicit Admission(Options options) : options_(std::move(options)) {}
+  explicit Admission(Options options);
 
-  // UNAVAILABLE while draining, RESOURCE_EXHAUSTED when there are max_streams already, or max_streams_per_client of
-  // this client; empty: a client that cannot be told from others, of whom only max_streams counts.
+  // RESOURCE_EXHAUSTED when this client calls more often than max_call_rate_per_client. Empty, here and below: a client
+  // that cannot be told from others, to whom no limit of single clients applies.
+  absl::Status AdmitCall(const std::string& client);
+
+  // The same of a call that is a stream: also UNAVAILABLE while draining, and RESOURCE_EXHAUSTED when there are
+  // max_streams already, or max_streams_per_client of this client.
   absl::StatusOr<Ticket> AdmitStream(std::string client = "");
 
   // From here on no stream comes in.
@@ -89,7 +98,8 @@ class Admission {
   uint64_t memory_budget() const { return options_.memory_budget; }
 
  private:
-  absl::Status Reject(RejectReason reason, absl::Status status) const;
+  // `retry_after` zero: a retry does not help.
+  absl::Status Reject(RejectReason reason, absl::Status status, std::chrono::milliseconds retry_after) const;
 
   const Options options_;
   mutable absl::Mutex mutex_;
@@ -98,6 +108,9 @@ class Admission {
   absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // their streams, not settled; none is 0
   size_t open_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  absl::Mutex rates_mutex_;
+  std::optional<CallRates> rates_ ABSL_GUARDED_BY(rates_mutex_);
 };
 
 }  // namespace kvcompress

@@ -10,6 +10,7 @@ import numpy as np
 from daemon_helpers import MIB, SERVICE, Client, Feed, failure, page, page_value, random_array, wait_for
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from load_helpers import load
 from safetensors.numpy import load_file
 
 
@@ -85,6 +86,38 @@ def test_max_streams(daemon, stubs):
     wait_for(lambda: client.metrics().streams_in_flight == 0, "no stream")
     assert list(client.stub.Compress(iter([]), timeout=30))[0].stream.tensors == 0
     assert client.metrics().rejected_by_reason["max_streams"] == 1
+
+
+def test_a_client_that_calls_too_often(daemon, stubs):
+    client = Client(daemon("--max-call-rate-per-client", "20"), stubs)
+    metrics = stubs.pb.MetricsRequest()
+    started, answered, refused = time.monotonic(), 0, []
+    for i in range(200):
+        try:
+            if i % 2:
+                client.stub.Metrics(metrics, timeout=10)
+            else:
+                list(client.stub.Compress(iter([]), timeout=10))
+            answered += 1
+        except grpc.RpcError as error:
+            refused.append(error)
+    seconds = time.monotonic() - started
+    assert 20 <= answered <= 20 + 20 * seconds + 1
+    for call in refused:
+        assert (call.code(), call.details()) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 20 calls a second of one client is reached")
+        pushback = int(dict(call.trailing_metadata())["grpc-retry-pushback-ms"])
+        assert pushback == retry_delay_ms(call) and 1 <= pushback <= 50
+    time.sleep(1.05)
+    assert client.metrics().rejected_by_reason["max_call_rate_per_client"] == len(refused) > 100
+
+
+def test_whoever_retries_as_told_gets_everything_done(daemon, bin_dir):
+    server = daemon("--max-call-rate-per-client", "50")
+    started = time.monotonic()
+    outcomes = load(bin_dir, server.address, streams=4, calls=25, attempts=100, tensor_bytes=1 << 16, inputs=1)
+    assert [outcome["codes"] for outcome in outcomes] == [{"OK": 25}] * 4
+    assert time.monotonic() - started >= 0.9  # the first 50 at once
 
 
 def test_memory_budget(daemon, stubs):

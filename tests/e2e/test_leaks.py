@@ -1,7 +1,8 @@
-"""Nothing is left of ten thousand calls, however they end."""
+"""Nothing is left of ten thousand calls, however they end, nor of an hour's."""
 
 import os
 
+import pytest
 from daemon_helpers import MIB, Client, page, page_value, wait_for
 from load_helpers import Load, descriptors, load, memory
 from shm_helpers import Object, Registration
@@ -32,12 +33,12 @@ class Mix:
         return sum(sum(method.calls_by_code.values()) for method in self.client.metrics().methods
                    if method.method != "Metrics")
 
-    def run(self):
-        """Small calls, and some of all ends that calls have."""
+    def run(self, calls=65):
+        """Small calls, so many on each of 32 streams, and some of all ends that calls have."""
         for decompress in (False, True):
             for address in self.addresses:
                 for shared_memory in (False, True):
-                    self._load({"OK"}, 65, address=address, decompress=decompress, shared_memory=shared_memory)
+                    self._load({"OK"}, calls, address=address, decompress=decompress, shared_memory=shared_memory)
         self._load({"INVALID_ARGUMENT"}, 100, codec="int9")
         # Some of these are over in time.
         self._load({"OK", "DEADLINE_EXCEEDED"}, 100, timeout="500us")
@@ -83,23 +84,41 @@ class Mix:
         return memory(self.server.pid)[1]
 
 
-def test_ten_thousand_calls_leave_nothing(daemon, stubs, bin_dir, socket_dir):
+@pytest.fixture
+def mix(daemon, stubs, bin_dir, socket_dir):
     socket = f"unix:{socket_dir}/kvc.sock"
     # One arena: what the allocator keeps for each of several threads would look like growth.
     server = daemon("--threads", "2", "--shared-memory", PREFIX, "--listen", socket, "--log-level", "error",
                     env={"MALLOC_ARENA_MAX": "1"})
-    mix = Mix(bin_dir, server, Client(server, stubs), socket)
+    yield Mix(bin_dir, server, Client(server, stubs), socket)
+    assert shared_objects() == []
+
+
+def growth_by_round(mix, rounds, **flags):
+    """Resident bytes that each round of calls adds, but for the first."""
     resident = []
-    for _ in range(4):
-        mix.run()
+    for _ in range(rounds):
+        mix.run(**flags)
         resident.append(mix.settle())
+    growth = [after - before for before, after in zip(resident, resident[1:])]
+    print(f"{mix.calls()} calls, {[f'{bytes / 1024:.0f} KiB' for bytes in growth]} more")
+    return growth
+
+
+def test_ten_thousand_calls_leave_nothing(mix):
+    growth = growth_by_round(mix, 4)
     assert mix.calls() >= 10_000
     # What leaks grows in every round, and nothing else does: 200 bytes a call would show. Small calls leave the
     # allocator no memory to spare in which a leak could hide.
-    growth = [after - before for before, after in zip(resident, resident[1:])]
     assert min(growth) < MIB // 2
     for _ in range(3):
         mix.disrupt()
     mix.settle()
-    print(f"{mix.calls()} calls, {[f'{bytes / 1024:.0f} KiB' for bytes in growth]} more")
-    assert shared_objects() == []
+
+
+def test_an_hour_of_fifty_calls_a_second_leaves_nothing(mix):
+    growth = growth_by_round(mix, 6, calls=940)
+    assert mix.calls() >= 180_000
+    # Ten bytes a call would show.
+    assert min(growth) < 300 * 1024
+    assert sum(growth) < 4 * MIB

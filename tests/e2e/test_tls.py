@@ -8,7 +8,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from daemon_helpers import Client, page, page_value, random_array, wait_for
+from daemon_helpers import Client, Feed, failure, page, page_value, random_array, wait_for
 from tls_helpers import Authority, credentials, handshake, tls_flags
 
 
@@ -58,6 +58,21 @@ def test_mutual_tls(daemon, stubs, tmp_path, authority, pair):
                     clients.issue("not-yet", (1, 2))]:
         client = Client(server, stubs, credentials=credentials(authority, refused))
         assert code_of(client) == grpc.StatusCode.UNAVAILABLE
+
+
+def test_clients_are_told_apart_by_their_certificates(daemon, stubs, tmp_path, authority, pair):
+    clients = Authority(tmp_path, "clients")
+    server = daemon(*tls_flags(pair, clients), "--max-streams-per-client", "1")
+    first, second = (credentials(authority, clients.issue(name)) for name in ("first", "second"))
+    feed = Feed()
+    call = Client(server, stubs, credentials=first).stub.Compress(feed, timeout=30)
+    again = Client(server, stubs, ("grpc.use_local_subchannel_pool", 1), credentials=first)
+    wait_for(lambda: again.metrics().streams_in_flight == 1, "the first client's stream")
+    assert failure(again.stub.Compress(iter([]), timeout=10))[:2] == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 1 streams of one client is reached")
+    assert len(list(Client(server, stubs, credentials=second).stub.Compress(iter([]), timeout=10))) == 1
+    feed.close()
+    assert len(list(call)) == 1
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")

@@ -4,7 +4,7 @@ import subprocess
 
 import grpc
 import pytest
-from daemon_helpers import SERVICE, Client, page, page_value, wait_for
+from daemon_helpers import SERVICE, Client, Feed, failure, page, page_value, wait_for
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
@@ -83,6 +83,32 @@ def test_unix_sockets_need_one_too(daemon, stubs, token_file, socket_dir):
         stub.Metrics(stubs.pb.MetricsRequest(), timeout=10)
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
     stub.Metrics(stubs.pb.MetricsRequest(), timeout=10, metadata=bearer(TOKEN))
+
+
+def test_clients_are_told_apart_by_their_tokens(daemon, stubs, token_file, socket_dir):
+    """Also on a unix socket, and however the same token is written."""
+    server = daemon("--token-file", str(token_file), "--listen", f"unix:{socket_dir}/s", "--max-streams-per-client", "1")
+    for address in server.listen:
+        server.address = address
+        stub = Client(server, stubs).stub
+        feed = Feed()
+        call = stub.Compress(feed, timeout=30, metadata=bearer(TOKEN))
+        metrics = stubs.pb.MetricsRequest()
+        wait_for(lambda stub=stub: stub.Metrics(metrics, metadata=bearer(OTHER)).streams_in_flight == 1, "the stream")
+        for value in (f"Bearer {TOKEN}", f"bearer   {TOKEN}", f"BEARER {TOKEN} "):
+            assert failure(stub.Compress(iter([]), timeout=10, metadata=[("authorization", value)]))[:2] == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 1 streams of one client is reached")
+        assert len(list(stub.Compress(iter([]), timeout=10, metadata=bearer(OTHER)))) == 1
+        feed.close()
+        assert len(list(call)) == 1
+
+
+def test_nobody_is_two_clients_at_once(daemon, token_file):
+    server = daemon("--token-file", str(token_file))
+    for second in (OTHER, TOKEN, "unknown"):
+        for metadata in (bearer(TOKEN) + bearer(second), bearer(second) + bearer(TOKEN)):
+            assert outcome(server.channel(), f"/{SERVICE}/Compress", metadata=metadata) == (
+                grpc.StatusCode.UNAUTHENTICATED, "more than one authorization")
 
 
 def test_tokens_that_come_and_go(daemon, stubs, token_file):

@@ -22,7 +22,7 @@ def _certificate(subject, public_key, issuer, signer, days, ca):
     now = datetime.datetime.now(datetime.timezone.utc)
     first, last = days
     name, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (subject, issuer))
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.DNSName(subject), x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     return (
         x509.CertificateBuilder().subject_name(name).issuer_name(issuer).public_key(public_key)
         .serial_number(x509.random_serial_number())
@@ -58,7 +58,7 @@ class Authority:
         self.certificate = Pair(folder, name, certificate, self._key).certificate
 
     def issue(self, name, days=(-1, 1)):
-        """For localhost and 127.0.0.1; valid from and to so many days from now."""
+        """For its name, localhost and 127.0.0.1; valid from and to so many days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(name, key.public_key(), self._name, self._key, days, False)
         return Pair(self._folder, name, certificate, key)

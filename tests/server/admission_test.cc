@@ -54,6 +54,22 @@ TEST(AdmissionOfClientsTest, OneClientLeavesRoomForOthers) {
   EXPECT_THAT(reasons, ::testing::ElementsAre("max_streams_per_client", "max_streams_per_client", "max_streams"));
 }
 
+TEST(AdmissionOfClientsTest, OneClientCallsNoMoreOftenThanItMay) {
+  std::vector<std::string> reasons;
+  Admission admission({.max_call_rate_per_client = 2,
+                       .on_reject = [&](RejectReason reason) { reasons.emplace_back(RejectReasonName(reason)); }});
+  EXPECT_THAT(admission.AdmitCall("a"), IsOk());
+  EXPECT_THAT(admission.AdmitStream("a"), IsOk());
+  const absl::Status refused = admission.AdmitStream("a").status();
+  EXPECT_THAT(refused,
+              StatusIs(absl::StatusCode::kResourceExhausted, "the limit of 2 calls a second of one client is reached"));
+  EXPECT_TRUE(HasPushback(refused));
+  EXPECT_FALSE(admission.AdmitCall("a").ok());
+  EXPECT_THAT(admission.AdmitStream("b"), IsOk());
+  for (int i = 0; i < 10; ++i) EXPECT_THAT(admission.AdmitStream(), IsOk());
+  EXPECT_THAT(reasons, ::testing::ElementsAre("max_call_rate_per_client", "max_call_rate_per_client"));
+}
+
 TEST_F(AdmissionTest, StreamsAreCountedAndGivenBack) {
   absl::StatusOr<Admission::Ticket> first = admission_.AdmitStream();
   absl::StatusOr<Admission::Ticket> second = admission_.AdmitStream();

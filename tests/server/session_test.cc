@@ -467,7 +467,7 @@ TEST_F(SessionTest, OverTheBudgetIsAnErrorBehindWhatCameBefore) {
                                                   "the budget of 20000")));
     EXPECT_EQ(std::string(status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()))
                               .value_or(absl::Cord())),
-              kRetryPushbackMs);
+              "100");
     EXPECT_EQ(Shape(driver.responses), "ft");
   }
   CompressDriver driver(pool_, admission, Options());
