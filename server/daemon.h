@@ -31,6 +31,7 @@ class Daemon {
   // The addresses in use, with the ports that the system chose.
   const std::vector<std::string>& listen() const { return listen_; }
   const std::string& metrics_listen() const { return metrics_listen_; }  // empty: none
+  size_t threads() const { return pool_.size(); }                        // of the codec
 
   // Health goes to NOT_SERVING, no stream comes in any more, those in flight may go on for the drain timeout; then all
   // is shut down.

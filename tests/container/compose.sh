@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # deploy/compose.yaml for real: the daemon becomes healthy, a client sends it a cache, Prometheus scrapes it, and every
-# query of the dashboard has data. Then with deploy/compose.tls.yaml. Then with deploy/compose.replicas.yaml: three
-# replicas behind the balancer, of which one is killed and one drained under 2,000 calls, none of which fails; once both
-# are back the load evens out, and so it does when a fourth comes.
+# query of the dashboard has data; more streams than the budget holds do not bring it near its memory limit. Then with
+# deploy/compose.tls.yaml. Then with deploy/compose.replicas.yaml: three replicas behind the balancer, of which one is
+# killed and one drained under 2,000 calls, none of which fails; once both are back the load evens out, and so it does
+# when a fourth comes. Last, under load again, one of them reaches its memory limit while Prometheus is gone.
 #
 # Where the engine cannot pull images, Prometheus and HAProxy are Debian's, under the names that the files give them and
 # with their paths. Grafana does not run.
@@ -104,6 +105,20 @@ calls() {
   engine_reach timeout 200 bin/kvc_load --address="127.0.0.1:$1" --streams=8 --calls=250 --attempts=10 --pause=100ms \
     --tensor_bytes=2097152 "${@:2}" >"$work/calls"
 }
+# went_well CALLS WHAT: each of the 8 streams' calls did, with the same bytes as without daemons and faults.
+went_well() {
+  [ -s "$work/expected" ] || bin/kvc_load --streams=8 --tensor_bytes=2097152 >"$work/expected"
+  python3 - "$work" "$@" <<'PYTHON'
+import json, sys
+work, each, what = sys.argv[1:]
+calls, expected = (json.load(open(f"{work}/{name}")) for name in ("calls", "expected"))
+print(f"{8 * int(each)} calls {what}: {sum(stream['attempts'] for stream in calls)} attempts")
+for stream in calls:
+    print(stream["error"], end="\n" if stream["error"] else "")
+assert [stream["codes"] for stream in calls] == [{"OK": int(each)}] * 8, calls
+assert [stream["hashes"] for stream in calls] == [stream["hashes"] for stream in expected]
+PYTHON
+}
 
 files=(-f deploy/compose.yaml)
 echo "one daemon, after $SECONDS s"
@@ -128,6 +143,18 @@ for ((i = 0; i < 8; i++)); do
   done
 done
 engine_reach python3 tests/deploy/dashboard.py $prometheus 20s || fail "the dashboard"
+engine_reach timeout 100 bin/kvc_load --address=127.0.0.1:50051 --streams=160 --tensor_bytes=67108864 --inputs=2 --attempts=1000 \
+  >"$work/calls" || fail "more streams than the budget holds"
+python3 - "$work/calls" "$process" <<'PYTHON' || fail "more streams than the budget holds"
+import json, re, sys
+calls = json.load(open(sys.argv[1]))
+peak = int(re.search(r"VmHWM:\s+(\d+) kB", open(sys.argv[2]).read()).group(1)) >> 10
+print(f"{len(calls)} streams of 64 MiB: {sum(stream['attempts'] for stream in calls)} attempts, {peak} MiB at most")
+assert all(stream["codes"] == {"OK": 1} for stream in calls), calls
+assert 512 < peak < 1024 + 256
+PYTHON
+[ "$(docker inspect -f '{{.RestartCount}} {{.State.OOMKilled}}' "$daemon")" = "0 false" ] || fail "the daemon was ended by its limit"
+! docker logs "$daemon" 2>&1 | grep "memory limit" || fail "the limit does not fit the budget"
 started=$SECONDS
 compose stop kv-compressd >/dev/null || fail "docker-compose stop"
 [ "$(docker inspect -f '{{.State.ExitCode}}' "$daemon")" = 0 ] || fail "the daemon's exit status"
@@ -170,19 +197,7 @@ docker start "${replicas[0]}" "${replicas[1]}" >/dev/null
 kill -0 $load || fail "the calls were over before the faults were"
 wait $load || fail "kvc_load"
 load=
-# The same bytes as without daemons and faults, 2,000 times.
-bin/kvc_load --streams=8 --tensor_bytes=2097152 >"$work/expected"
-python3 - "$work" <<'PYTHON' || fail "calls failed or gave other bytes"
-import json, sys
-calls, expected = (json.load(open(f"{sys.argv[1]}/{name}")) for name in ("calls", "expected"))
-attempts = sum(stream["attempts"] for stream in calls)
-codes = [stream["codes"] for stream in calls]
-print(f"{sum(sum(each.values()) for each in codes)} calls with one replica killed and one drained: {attempts} attempts")
-for stream in calls:
-    print(stream["error"], end="\n" if stream["error"] else "")
-assert codes == [{"OK": 250}] * 8, codes
-assert [stream["hashes"] for stream in calls] == [stream["hashes"] for stream in expected]
-PYTHON
+went_well 250 "with one replica killed and one drained" || fail "calls failed or gave other bytes"
 
 # evens_out REPLICAS: under new load the busiest of them does at most 1.5 times what the idlest does.
 evens_out() {
@@ -199,4 +214,25 @@ evens_out 3
 compose up -d --no-build --scale kv-compressd=4 kv-compressd >/dev/null || fail "docker-compose up, with a fourth replica"
 wait_for 60 "the fourth replica behind the balancer" are_up 4
 evens_out 4
+
+echo "a memory limit, after $SECONDS s"
+victim=${replicas[2]} prometheus_container=$(compose ps -q prometheus)
+port=$(docker port "$victim" 50051 | head -n 1 | grep -oE '[0-9]+$')
+began=$(date +%s)
+docker update --memory 300m --memory-swap 300m "$victim" >/dev/null || fail "docker update"
+calls 50050 --calls=125 &
+load=$!
+docker kill -s KILL "$prometheus_container" >/dev/null
+sleep 3
+engine_reach timeout 60 tests/container/flood.py "127.0.0.1:$port" || fail "the flood"
+restarted() { [ "$(docker inspect -f '{{.RestartCount}} {{.State.Health.Status}}' "$victim")" = "1 healthy" ]; }
+wait_for 30 "the restart of what the limit ended" restarted
+died=$(docker events --since "$began" --until "$(date +%s)" --filter "container=$victim" --filter event=die \
+  --format '{{.Actor.Attributes.exitCode}}')
+[ "$died" = 137 ] || fail "the replica above its limit ended with $died"
+wait $load || fail "kvc_load"
+load=
+went_well 125 "with one replica above its memory limit, and without Prometheus" || fail "calls failed or gave other bytes"
+docker start "$prometheus_container" >/dev/null
+wait_for 60 "the return of Prometheus" are_up 4
 echo "all of it works, after $SECONDS s"

@@ -47,7 +47,7 @@ if [ "${network[*]}" = "--network host" ]; then
   daemon_flags=("${network[@]}" -e KV_COMPRESSD_LISTEN="$address,$socket" -e KV_COMPRESSD_METRICS_LISTEN=127.0.0.1:0)
   client_network=("${network[@]}")
 fi
-hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --memory 1g)
+hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --memory 1g --cpus 1)
 docker run -d --name $name "${daemon_flags[@]}" "${hardened[@]}" --health-interval 1s kv-compressd:test >/dev/null
 for ((i = 0; i < 60; i++)); do
   health=$(docker inspect -f '{{.State.Health.Status}}' $name)
@@ -59,6 +59,10 @@ done
 pid=$(docker inspect -f '{{.State.Pid}}' $name)
 [ "$(awk '/^Uid:/ {print $2 "," $3}' "/proc/$pid/status")" = 10001,10001 ] || fail "the daemon does not run as user 10001"
 echo "healthy, as user 10001, on a read-only file system"
+docker logs $name 2>&1 | grep -q "started .*threads=1 " || fail "the daemon takes more threads than it has CPUs"
+docker logs $name 2>&1 | grep -q "memory limit is too low .*memory_limit=$((1 << 30))" ||
+  fail "the daemon does not say that its limit leaves no room beside its budget"
+echo "knows the container's limits"
 
 cp tests/data/docs.256.f16.safetensors "$work/in.safetensors"
 chmod -R a+rX "$work" && chmod a+w "$work"

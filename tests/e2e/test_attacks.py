@@ -177,6 +177,17 @@ def test_ten_thousand_streams(daemon, stubs, other_client):
     print(f"{grown / MIB:.0f} MiB")
 
 
+def test_calls_without_end(daemon, stubs, other_client):
+    server = daemon("--max-call-rate-per-client", "100")
+    stub = Client(server, stubs).stub
+    calls = [stub.Metrics.future(stubs.pb.MetricsRequest(), timeout=30) for _ in range(5000)]
+    refused = [call for call in calls if call.code() != grpc.StatusCode.OK]
+    assert len(refused) > 4000
+    saw("calls without end, with `--max-call-rate-per-client 100`",
+        *(f"{call.code().name}: {call.details()}" for call in refused))
+    assert serves(other_client(server), stubs)
+
+
 def test_health_watches_without_end(daemon, stubs, other_client):
     """No limit of ours counts them, and HTTP/2's own binds only who acknowledges it."""
     server = daemon()
