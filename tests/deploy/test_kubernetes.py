@@ -1,12 +1,18 @@
-"""deploy/kubernetes by Kubernetes' published schemas, and by the daemon's own word: each argument is parsed by it."""
+"""What kubectl makes of deploy/kubernetes, by Kubernetes' published schemas, and by the daemon's own word: each argument is
+parsed by it."""
 
-import copy
+import functools
+import pathlib
 import re
+import shlex
+import shutil
 import subprocess
+import sys
 
 import kubernetes_validate
 import pytest
 import yaml
+from mistakes import replaced
 
 GIB, MIB = 1 << 30, 1 << 20
 # What a daemon needs besides its budget (tests/e2e/test_overload.py holds it to 150 MiB), with room.
@@ -15,45 +21,20 @@ OVERHEAD = 256 * MIB
 VERSIONS = ["1.30", "1.37"]
 OTHER_SCHEMAS = {"ServiceMonitor"}  # of an operator
 NAME = {"app.kubernetes.io/name": "kv-compressd"}
+KUBECTL = pathlib.Path(sys.executable).with_name("kubectl")
+FOLDERS = ["base", "overlays/monitoring", "overlays/autoscaling", "sidecar"]
 
 
-def documents(path):
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
-
-
-def patched(document, operations):
-    """RFC 6902, as far as it is used."""
-    document = copy.deepcopy(document)
-    for operation in operations:
-        *path, last = operation["path"].strip("/").split("/")
-        parent = document
-        for step in path:
-            parent = parent[step]
-        assert operation["op"] == "remove"
-        del parent[last]
-    return document
+@functools.cache
+def kustomized(folder):
+    result = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    return result.stdout
 
 
 def resolve(folder):
-    """What `kustomize build` gives for a folder, with the few features that we use."""
-    text = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert set(text) <= {"apiVersion", "kind", "resources", "patches"}
-    assert (text["apiVersion"], text["kind"]) == ("kustomize.config.k8s.io/v1beta1", "Kustomization")
-    found = []
-    for resource in text["resources"]:
-        path = folder / resource
-        found += resolve(path) if path.is_dir() else documents(path)
-    for patch in text.get("patches", []):
-        targets = [at for at, each in enumerate(found)
-                   if (each["kind"], each["metadata"]["name"]) == (patch["target"]["kind"], patch["target"]["name"])]
-        assert len(targets) == 1, patch
-        found[targets[0]] = patched(found[targets[0]], yaml.safe_load(patch["patch"]))
-    names = [(each["kind"], each["metadata"]["name"]) for each in found]
-    assert len(set(names)) == len(names)
-    return found
-
-
-FOLDERS = ["base", "overlays/monitoring", "overlays/autoscaling", "sidecar"]
+    """What `kubectl apply -k` sends to a cluster."""
+    return list(yaml.safe_load_all(kustomized(folder)))
 
 
 @pytest.fixture(params=FOLDERS)
@@ -95,6 +76,27 @@ def test_every_folder_is_tested(repository):
     assert used == {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"} | OTHER_SCHEMAS
 
 
+@pytest.mark.parametrize(("folder", "right", "wrong"), [
+    ("base", "services.yaml", "service.yaml"), ("base", "resources:", "resource:"),
+    ("overlays/autoscaling", "/spec/replicas", "/spec/replica")])
+def test_kubectl_refuses_what_is_wrong(repository, tmp_path, folder, right, wrong):
+    shutil.copytree(repository / "deploy/kubernetes", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / folder / "kustomization.yaml"
+    file.write_text(replaced(file.read_text(), right, wrong))
+    with pytest.raises(AssertionError, match=wrong.rstrip(":")):
+        kustomized(tmp_path / folder)
+
+
+def test_documented_commands_are_kubectls(repository):
+    commands = re.findall("`kubectl ([^`]+)`", (repository / "docs/operations.md").read_text())
+    assert commands
+    for command in commands:
+        # Flags are parsed before help is given.
+        subprocess.run([KUBECTL, *shlex.split(command), "--help"], stdout=subprocess.DEVNULL, check=True, timeout=60)
+    folders = {folder for command in commands for folder in re.findall(r"-k (\S+)", command)}
+    assert folders <= {f"deploy/kubernetes/{folder}" for folder in FOLDERS}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_keep_the_published_schemas(manifests, version):
     for document in manifests:
@@ -103,7 +105,7 @@ def test_manifests_keep_the_published_schemas(manifests, version):
 
 
 def test_the_schemas_refuse_what_is_wrong(repository):
-    (deployment, *_) = resolve(repository / "deploy/kubernetes/base")
+    (deployment,) = of_kind(resolve(repository / "deploy/kubernetes/base"), "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["grpc"]["prot"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
