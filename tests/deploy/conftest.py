@@ -18,3 +18,8 @@ bin_dir, daemon, sample = _fixtures.bin_dir, _fixtures.daemon, _fixtures.sample
 @pytest.fixture(scope="session")
 def repository():
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def deploy(repository):
+    return repository / "deploy"

@@ -1,5 +1,5 @@
-"""What kubectl makes of deploy/kubernetes, by Kubernetes' published schemas, and by the daemon's own word: each argument is
-parsed by it."""
+"""What kubectl makes of deploy/kubernetes, by the published schemas of Kubernetes and of the Prometheus operator, and
+by the daemon's own word: each argument is parsed by it."""
 
 import functools
 import pathlib
@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import kubernetes_validate
+import pydantic
 import pytest
 import yaml
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from mistakes import replaced
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -19,7 +21,8 @@ GIB, MIB = 1 << 30, 1 << 20
 OVERHEAD = 256 * MIB
 # Of the oldest Kubernetes whose sidecars and preStop sleeps are on by default, and of the newest.
 VERSIONS = ["1.30", "1.37"]
-OTHER_SCHEMAS = {"ServiceMonitor"}  # of an operator
+# Of the Prometheus operator.
+MODELS = {"ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}
 NAME = {"app.kubernetes.io/name": "kv-compressd"}
 KUBECTL = pathlib.Path(sys.executable).with_name("kubectl")
 FOLDERS = ["base", "overlays/monitoring", "overlays/autoscaling", "sidecar"]
@@ -73,7 +76,8 @@ def test_every_folder_is_tested(repository):
     folders = {path.parent for path in (repository / "deploy/kubernetes").rglob("kustomization.yaml")}
     assert folders == {repository / "deploy/kubernetes" / folder for folder in FOLDERS}
     used = {each["kind"] for folder in folders for each in resolve(folder)}
-    assert used == {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"} | OTHER_SCHEMAS
+    assert used == {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler",
+                    "ServiceMonitor"}
 
 
 @pytest.mark.parametrize(("folder", "right", "wrong"), [
@@ -97,18 +101,51 @@ def test_documented_commands_are_kubectls(repository):
     assert folders <= {f"deploy/kubernetes/{folder}" for folder in FOLDERS}
 
 
+def validate(document, version):
+    model = MODELS.get(document["kind"])
+    if model is None:
+        kubernetes_validate.validate(document, version, strict=True)
+    else:
+        # A model drops the fields that it does not know.
+        assert model.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True) == document
+
+
+def prometheus_rule(spec):
+    return {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "kv-compressd"},
+            "spec": spec}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_keep_the_published_schemas(manifests, version):
     for document in manifests:
-        if document["kind"] not in OTHER_SCHEMAS:
-            kubernetes_validate.validate(document, version, strict=True)
+        validate(document, version)
 
 
-def test_the_schemas_refuse_what_is_wrong(repository):
-    (deployment,) = of_kind(resolve(repository / "deploy/kubernetes/base"), "Deployment")
+def test_the_rules_are_the_spec_of_a_prometheus_rule(deploy):
+    validate(prometheus_rule(yaml.safe_load((deploy / "prometheus/rules.yml").read_text())), VERSIONS[-1])
+
+
+def test_the_schemas_refuse_what_is_wrong(deploy):
+    (deployment,) = of_kind(resolve(deploy / "kubernetes/base"), "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["grpc"]["prot"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+        validate(deployment, VERSIONS[-1])
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("labels:", "label:"), ("jobLabel:", "job_label:"), ("port:", "ports:"), ("interval: 5s", "interval: 5 sec")])
+def test_the_model_of_monitors_refuses_what_is_wrong(deploy, right, wrong):
+    text = (deploy / "kubernetes/overlays/monitoring/service-monitor.yaml").read_text()
+    with pytest.raises((AssertionError, pydantic.ValidationError)):
+        validate(yaml.safe_load(replaced(text, right, wrong)), VERSIONS[-1])
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("annotations:", "annotation:"), ("for:", "during:"), ("expr:", "expression:"), ("groups:", "group:")])
+def test_the_model_of_rules_refuses_what_is_wrong(deploy, right, wrong):
+    text = (deploy / "prometheus/rules.yml").read_text()
+    with pytest.raises((AssertionError, pydantic.ValidationError)):
+        validate(prometheus_rule(yaml.safe_load(replaced(text, right, wrong))), VERSIONS[-1])
 
 
 def test_the_daemon_takes_every_argument(manifests, bin_dir):

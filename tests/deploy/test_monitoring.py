@@ -16,11 +16,6 @@ pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no p
 
 
 @pytest.fixture(scope="session")
-def deploy(repository):
-    return repository / "deploy"
-
-
-@pytest.fixture(scope="session")
 def alerts(deploy):
     groups = yaml.safe_load((deploy / "prometheus/rules.yml").read_text())["groups"]
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
