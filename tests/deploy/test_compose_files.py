@@ -1,11 +1,13 @@
-"""deploy/compose*.yaml by the daemon's own word. tests/container/compose.sh runs them."""
+"""deploy/compose*.yaml by the Compose specification and the daemon's own word. tests/container/compose.sh runs them."""
 
 import os
 import re
 import subprocess
 
+import compose_spec
 import pytest
 import yaml
+from mistakes import replaced
 from test_kubernetes import OVERHEAD, quantity, seconds
 
 
@@ -26,6 +28,36 @@ def with_tls(repository):
 
 def filled_in(text):
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(text))
+
+
+FILES = ["compose.yaml", "compose.replicas.yaml", "compose.tls.yaml"]
+
+
+def validate(text):
+    text = re.sub(r"\$\{\w+:\?[^}]*\}", "/folder", filled_in(text))
+    # Compose takes a range of the host's ports for one of the container's; this parser does not.
+    text = re.sub(r"(:\d+)-\d+(:\d+\")", r"\1\2", text)
+    compose_spec.PyCompose.from_yaml(text).validate()
+
+
+def test_every_file_is_tested(repository):
+    assert {path.name for path in (repository / "deploy").glob("compose*")} == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_keep_the_specification(repository, file):
+    validate((repository / "deploy" / file).read_text())
+
+
+@pytest.mark.parametrize(("file", "right", "wrong"), [
+    ("compose.yaml", "pids_limit:", "pid_limit:"), ("compose.yaml", "start_period: 5s", "start_period: 5 sec"),
+    ("compose.yaml", "restart: unless-stopped", "restart: unless-stoped"),
+    ("compose.yaml", "mem_limit: 1536m", "mem_limit: 1536 MiB"),
+    ("compose.yaml", "\nvolumes:", "\nvolume:"), ("compose.replicas.yaml", "replicas: 3", "replicas: three"),
+    ("compose.replicas.yaml", "depends_on:", "depend_on:"), ("compose.tls.yaml", "environment:", "environments:")])
+def test_the_specification_refuses_what_is_wrong(repository, file, right, wrong):
+    with pytest.raises(ValueError, match=wrong.strip().partition(":")[0]):
+        validate(replaced((repository / "deploy" / file).read_text(), right, wrong))
 
 
 def test_the_daemon_takes_every_setting(services, replicas, with_tls, bin_dir):
