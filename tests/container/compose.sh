@@ -3,7 +3,8 @@
 # query of the dashboard has data; more streams than the budget holds do not bring it near its memory limit. Then with
 # deploy/compose.tls.yaml. Then with deploy/compose.replicas.yaml: three replicas behind the balancer, of which one is
 # killed and one drained under 2,000 calls, none of which fails; once both are back the load evens out, and so it does
-# when a fourth comes. Last, under load again, one of them reaches its memory limit while Prometheus is gone.
+# when a fourth comes. Last, floods do not get past the balancer; a replica that is flooded directly reaches its memory
+# limit, under load again and while Prometheus is gone.
 #
 # Where the engine cannot pull images, Prometheus and HAProxy are Debian's, under the names that the files give them and
 # with their paths. Grafana does not run.
@@ -215,7 +216,20 @@ compose up -d --no-build --scale kv-compressd=4 kv-compressd >/dev/null || fail 
 wait_for 60 "the fourth replica behind the balancer" are_up 4
 evens_out 4
 
-echo "a memory limit, after $SECONDS s"
+echo "floods, after $SECONDS s"
+# The balancer speaks HTTP/2 itself, so they end there.
+for kind in "" --reset; do
+  engine_reach timeout 90 tests/container/flood.py 127.0.0.1:50050 $kind || fail "the flood"
+done
+for replica in "${replicas[@]}"; do
+  peak=$(awk '/^VmHWM:/ {print int($2 / 1024)}' "/proc/$(docker inspect -f '{{.State.Pid}}' "$replica")/status")
+  echo "a replica behind the balancer took $peak MiB at most"
+  [ "$peak" -lt 256 ] || fail "the balancer lets floods through"
+done
+calls 50050 --calls=10 || fail "kvc_load"
+went_well 10 "after floods" || fail "calls failed or gave other bytes"
+
+# Without a balancer in front they reach the daemon, which the memory limit then ends, and nothing else.
 victim=${replicas[2]} prometheus_container=$(compose ps -q prometheus)
 port=$(docker port "$victim" 50051 | head -n 1 | grep -oE '[0-9]+$')
 began=$(date +%s)
