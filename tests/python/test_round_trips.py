@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cli_helpers import File, run_ok, write_file
+from kvcompress.v1 import kvcompress_pb2 as pb
 
 MIB = 1 << 20
 DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16]
@@ -135,6 +136,9 @@ def test_asyncio_gives_the_same(daemon, connect):
                 assert same(one, other)
                 assert same(one, blocking.decompress(frame))
             assert (await client.metrics()).build == (await client.capabilities()).build
+            header = pb.CompressHeader(tensor=pb.Tensor(name="t", dtype=pb.DTYPE_F32, shape=[1000]), codec="raw")
+            (most,) = (await client.capabilities([header])).max_frame_bytes
+            assert most > 4000
 
     asyncio.run(work())
 

@@ -132,8 +132,11 @@ class AsyncClient:
     async def metrics(self, *, timeout: float | None = None) -> pb.MetricsResponse:
         return await self._retried(self._metrics, timeout)
 
-    async def capabilities(self, *, timeout: float | None = None) -> pb.CapabilitiesResponse:
-        return await self._retried(lambda remaining: self._capabilities(pb.CapabilitiesRequest(), remaining), timeout)
+    async def capabilities(
+        self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
+    ) -> pb.CapabilitiesResponse:
+        request = pb.CapabilitiesRequest(headers=headers)
+        return await self._retried(lambda remaining: self._capabilities(request, remaining), timeout)
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         async def attempt(remaining: float | None) -> None:

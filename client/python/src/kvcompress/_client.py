@@ -145,9 +145,13 @@ class Client:
         """Totals since the daemon's start, live gauges, and its build."""
         return self._retried(self._metrics, timeout)
 
-    def capabilities(self, *, timeout: float | None = None) -> pb.CapabilitiesResponse:
-        """Codecs, names of codec chains, limits, transports."""
-        return self._retried(lambda remaining: self._capabilities(pb.CapabilitiesRequest(), remaining), timeout)
+    def capabilities(
+        self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
+    ) -> pb.CapabilitiesResponse:
+        """Codecs, names of codec chains, limits, transports; and of each tensor that is described the most bytes that its
+        frame can have."""
+        request = pb.CapabilitiesRequest(headers=headers)
+        return self._retried(lambda remaining: self._capabilities(request, remaining), timeout)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Returns once the daemon answers, does not drain, and is of a version that this package knows."""

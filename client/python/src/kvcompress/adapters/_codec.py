@@ -109,8 +109,7 @@ class Codec:
         for name, kind in named:
             tensor = pb.Tensor(name=name, dtype=_NUMBERS[kind.dtype], shape=kind.shape)
             headers.append(pb.CompressHeader(tensor=tensor, codec=self.spec, profile=self.profile))
-        request = pb.CapabilitiesRequest(headers=headers)
-        said = self.client._retried(lambda remaining: self.client._capabilities(request, remaining), self.timeout)
+        said = self.client.capabilities(headers, timeout=self.timeout)
         if len(said.max_frame_bytes) != len(headers):
             raise KvCompressError("the daemon does not say how large frames can become")
         return list(said.max_frame_bytes)
