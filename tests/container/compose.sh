@@ -13,10 +13,10 @@ cd "$(dirname "$0")/../.."
 . tests/container/engine.sh
 
 export COMPOSE_PROJECT_NAME=kvc-test-$$ KV_COMPRESSD_TAG=test
-if command -v docker-compose >/dev/null; then
-  compose_command=(docker-compose)
-elif docker compose version >/dev/null 2>&1; then
+if docker compose version >/dev/null 2>&1; then
   compose_command=(docker compose)
+elif command -v docker-compose >/dev/null; then
+  compose_command=(docker-compose)
 else
   engine_skip "docker-compose is not installed"
 fi
@@ -98,7 +98,7 @@ wait_for() {
 is() { [ "$(value "$1")" = "$2" ]; }
 client_is_done() {
   local id
-  id=$(compose ps -q client)
+  id=$(compose ps -a -q client)
   [ "$(docker inspect -f '{{.State.Status}} {{.State.ExitCode}}' "$id")" = "exited 0" ]
 }
 # calls PORT FLAG...: 2,000 calls over 30 s, retried as clients do; the outcomes go to $work/calls.
@@ -152,7 +152,8 @@ calls = json.load(open(sys.argv[1]))
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", open(sys.argv[2]).read()).group(1)) >> 10
 print(f"{len(calls)} streams of 64 MiB: {sum(stream['attempts'] for stream in calls)} attempts, {peak} MiB at most")
 assert all(stream["codes"] == {"OK": 1} for stream in calls), calls
-assert 512 < peak < 1024 + 256
+assert sum(stream["attempts"] for stream in calls) > len(calls)  # the budget was full
+assert peak < 1024 + 256
 PYTHON
 [ "$(docker inspect -f '{{.RestartCount}} {{.State.OOMKilled}}' "$daemon")" = "0 false" ] || fail "the daemon was ended by its limit"
 ! docker logs "$daemon" 2>&1 | grep "memory limit" || fail "the limit does not fit the budget"
@@ -217,7 +218,7 @@ wait_for 60 "the fourth replica behind the balancer" are_up 4
 evens_out 4
 
 echo "floods, after $SECONDS s"
-# The balancer speaks HTTP/2 itself, so they end there.
+# The balancer speaks HTTP/2 itself and limits the rate of calls, so they end there.
 for kind in "" --reset; do
   engine_reach timeout 90 tests/container/flood.py 127.0.0.1:50050 $kind || fail "the flood"
 done
@@ -226,6 +227,7 @@ for replica in "${replicas[@]}"; do
   echo "a replica behind the balancer took $peak MiB at most"
   [ "$peak" -lt 256 ] || fail "the balancer lets floods through"
 done
+sleep 5  # all has the address of whoever flooded, and that is refused for as long as it does
 calls 50050 --calls=10 || fail "kvc_load"
 went_well 10 "after floods" || fail "calls failed or gave other bytes"
 
