@@ -14,6 +14,8 @@ from ._errors import KvCompressError, Unavailable, from_rpc
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._shared_exchange import shared
+from ._shared_memory import Pool
 from ._stream import Stream
 from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
@@ -34,6 +36,7 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
+        shared_memory: bool = True,
     ):
         self._metadata = _channel.metadata(token, target, credentials is not None)
         options = _channel.channel_options()
@@ -49,6 +52,7 @@ class AsyncClient:
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
+        self._pool = Pool(self._stream_channel, self._metadata, _channel.no_sharing(target, shared_memory))
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -58,9 +62,14 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels calls in flight."""
+        self._pool.close()
         await self._channel.close()
         self._stream_channel.close()
         self._threads.shutdown(wait=False)
+
+    @property
+    def transport(self) -> str:
+        return self._pool.transport
 
     async def compress(
         self,
@@ -165,7 +174,9 @@ class AsyncClient:
 
     async def _ready(self, timeout: float | None) -> int:
         if self._message_bytes is None:
-            self._message_bytes = _channel.message_bytes(await self._capabilities(pb.CapabilitiesRequest(), timeout))
+            said = await self._capabilities(pb.CapabilitiesRequest(), timeout)
+            self._pool.learn(said)
+            self._message_bytes = _channel.message_bytes(said)
         return self._message_bytes
 
     async def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
@@ -190,7 +201,9 @@ class AsyncClient:
         timeout: float | None,
     ) -> AsyncIterator[Result]:
         loop = asyncio.get_running_loop()
-        stream = Stream(self._stream_channel, exchange, _blocking(items, loop), timeout, self._metadata)
+        source = _blocking(items, loop)
+        call = await loop.run_in_executor(self._threads, shared, exchange, source, self._pool, timeout)
+        stream = Stream(self._stream_channel, call, source, timeout, self._metadata)
         try:
             while (result := await loop.run_in_executor(self._threads, next, stream, None)) is not None:
                 yield result

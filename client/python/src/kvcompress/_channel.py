@@ -74,6 +74,14 @@ def _is_local(target: str) -> bool:
     return True
 
 
+def no_sharing(target: str, wanted: bool) -> str:
+    """Why memory cannot be shared with the daemon at `target`; "" where it may be possible."""
+    if not wanted:
+        return "not wanted"
+    # With a list of daemons the next call may go to another of them.
+    return "" if _is_local(target) and "," not in target else "the daemon is on another machine"
+
+
 def unchanged(message: bytes) -> bytes:
     """Serializer of messages that are bytes already."""
     return message

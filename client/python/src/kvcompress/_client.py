@@ -18,6 +18,8 @@ from ._exchange import (
 )
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._shared_exchange import shared
+from ._shared_memory import Pool
 from ._stream import Stream
 from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
@@ -31,7 +33,8 @@ class Client:
 
     `timeout` is in seconds, for each whole call with its retries, and each call can have its own; None: no limit.
     `token` goes with every call: a bearer token, for a daemon that wants one. `retry=NO_RETRY` gives every failure at
-    once. All methods raise children of KvCompressError.
+    once. Where a daemon on this machine offers shared memory, large tensors go there, unless `shared_memory` is False.
+    All methods raise children of KvCompressError.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
+        shared_memory: bool = True,
     ):
         self._metadata = _channel.metadata(token, target, credentials is not None)
         options = _channel.channel_options()
@@ -52,6 +56,7 @@ class Client:
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
+        self._pool = Pool(self._channel, self._metadata, _channel.no_sharing(target, shared_memory))
 
     def __enter__(self) -> "Client":
         return self
@@ -61,7 +66,13 @@ class Client:
 
     def close(self) -> None:
         """Cancels calls in flight."""
+        self._pool.close()
         self._channel.close()
+
+    @property
+    def transport(self) -> str:
+        """How the last large tensor went: "shared memory", or "connection" and why."""
+        return self._pool.transport
 
     def compress(
         self,
@@ -148,8 +159,8 @@ class Client:
     def capabilities(
         self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
     ) -> pb.CapabilitiesResponse:
-        """Codecs, names of codec chains, limits, transports; and of each tensor that is described the most bytes that its
-        frame can have."""
+        """Codecs, names of codec chains, limits, transports; and of each tensor that is described the most bytes that
+        its frame can have."""
         request = pb.CapabilitiesRequest(headers=headers)
         return self._retried(lambda remaining: self._capabilities(request, remaining), timeout)
 
@@ -183,7 +194,9 @@ class Client:
     def _ready(self, timeout: float | None) -> int:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
         if self._message_bytes is None:
-            self._message_bytes = _channel.message_bytes(self._capabilities(pb.CapabilitiesRequest(), timeout))
+            said = self._capabilities(pb.CapabilitiesRequest(), timeout)
+            self._pool.learn(said)
+            self._message_bytes = _channel.message_bytes(said)
         return self._message_bytes
 
     def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
@@ -202,4 +215,4 @@ class Client:
             raise from_rpc(error) from None
 
     def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None) -> Stream[Result]:
-        return Stream(self._channel, exchange, items, timeout, self._metadata)
+        return Stream(self._channel, shared(exchange, items, self._pool, timeout), items, timeout, self._metadata)

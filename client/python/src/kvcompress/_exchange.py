@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import DecodeError
 
-from ._errors import DataLoss, InvalidArgument
+from ._errors import DataLoss, InvalidArgument, KvCompressError
 from ._frame import Frame, frame_of
 from ._tensors import Framework, Output, TensorView, check_out, checked_size
 from ._wire import bytes_field, fields, malformed, payload_messages
@@ -62,6 +62,9 @@ class CompressItem:
 
     def size(self) -> int:
         return len(self.view.data) + len(self.header)
+
+    def most_frame_bytes(self) -> int:
+        return _MOST_EXPANSION * len(self.view.data) + _MOST_OVERHEAD
 
     def request(self) -> bytes:
         """The whole tensor as one CompressTensorRequest."""
@@ -150,47 +153,76 @@ Item = TypeVar("Item", CompressItem, DecompressItem)
 Result = TypeVar("Result")
 
 
-class Exchange(Generic[Item, Result]):
-    """One streaming call. `message_bytes` is the most of a payload in one message."""
+class Call(Generic[Result]):
+    """One streaming call, as Stream sees it."""
 
     method: str
+    error: BaseException | None = None  # what ended the sending before its time
+
+    def send(self, raw: Any) -> Iterator[bytes]:
+        """The messages of one of the caller's items."""
+        raise NotImplementedError
+
+    def rest(self) -> Iterator[bytes]:
+        """The messages after those of the last item."""
+        return iter(())
+
+    def receive(self, message: bytes) -> Result | None:
+        """What is complete with this answer."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """After the last answer: raises what ended the sending, and where answers are missing."""
+        raise NotImplementedError
+
+    def failed(self, error: KvCompressError) -> KvCompressError:
+        """The call ended with this: what to raise."""
+        return error
+
+    def over(self) -> None:
+        """The call has ended, as gRPC says in one of its threads."""
+
+    def give_up(self) -> None:
+        """Nobody asks for further results. Takes no lock, for it is called when a stream is forgotten."""
+
+
+class Exchange(Call[Result], Generic[Item, Result]):
+    """One whose bytes go in messages. `message_bytes` is the most of a payload in one."""
+
     item_fields: int  # answers up to this field are about the oldest open item; others about the stream, or unknown
 
     def __init__(self, message_bytes: int):
         self._message_bytes = message_bytes
-        self._open: deque[Item] = deque()  # items that were sent, and are not answered yet
-        self.error: BaseException | None = None
+        self.open: deque[Item] = deque()  # items that were sent, and are not answered yet
 
     def prepare(self, raw: Any) -> Item:
         """The item that a caller's iterable gave."""
         raise NotImplementedError
 
     def send(self, raw: Any) -> Iterator[bytes]:
-        """The messages of one item."""
         item = self.prepare(raw)
-        self._open.append(item)
+        self.open.append(item)
         yield bytes_field(1, item.header if isinstance(item, CompressItem) else item.header())
         data = item.view.data if isinstance(item, CompressItem) else item.data
         yield from payload_messages(2, data, self._message_bytes)
 
     def receive(self, message: bytes) -> Result | None:
-        """What is complete with this answer."""
         result = None
         for number, value in fields(message):
             if number <= self.item_fields:
-                if not self._open:
+                if not self.open:
                     raise malformed()
                 result = self.take(number, value)
         return result
 
     def take(self, number: int, value: memoryview) -> Result | None:
+        """Field `number` of an answer about the oldest open item."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """After the last answer: raises what ended the sending, and where answers are missing."""
         if self.error is not None:
             raise self.error
-        if self._open:
+        if self.open:
             raise malformed()
 
 
@@ -216,11 +248,11 @@ class CompressExchange(Exchange[CompressItem, Frame]):
         if number == 1:
             self._parts.append(value)
             self._size += len(value)
-            if self._size > _MOST_EXPANSION * len(self._open[0].view.data) + _MOST_OVERHEAD:
+            if self._size > self.open[0].most_frame_bytes():
                 raise malformed()
             return None
         data, self._parts, self._size = b"".join(self._parts), [], 0
-        return self._open.popleft().frame_of(data, value)
+        return self.open.popleft().frame_of(data, value)
 
 
 class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):
@@ -240,7 +272,7 @@ class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):
 
     def take(self, number: int, value: memoryview) -> tuple[str, Any] | None:
         if number == 1:
-            self._output, self._filled = self._open[0].output(value), 0
+            self._output, self._filled = self.open[0].output(value), 0
             return None
         if self._output is None:
             raise malformed()
@@ -255,4 +287,4 @@ class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):
         if self._filled != len(room):
             raise malformed()
         tensor, self._output = self._output.tensor, None
-        return self._open.popleft().name, tensor
+        return self.open.popleft().name, tensor

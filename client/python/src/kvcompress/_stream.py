@@ -7,7 +7,7 @@ import grpc
 
 from . import _channel
 from ._errors import from_rpc
-from ._exchange import Exchange, Result
+from ._exchange import Call, Result
 
 
 class Stream(Iterator[Result], Generic[Result]):
@@ -17,7 +17,7 @@ class Stream(Iterator[Result], Generic[Result]):
     def __init__(
         self,
         channel: grpc.Channel,
-        exchange: Exchange[Any, Result],
+        exchange: Call[Result],
         items: Iterable[Any],
         timeout: float | None,
         metadata: _channel.Metadata,
@@ -25,6 +25,8 @@ class Stream(Iterator[Result], Generic[Result]):
         method = channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
         self._exchange = exchange
         self._call = method(_requests(exchange, items), timeout=timeout, metadata=metadata)
+        if not self._call.add_callback(exchange.over):
+            exchange.over()
 
     def __next__(self) -> Result:
         while True:
@@ -34,7 +36,7 @@ class Stream(Iterator[Result], Generic[Result]):
                 self._exchange.finish()
                 raise
             except grpc.RpcError as error:
-                raise from_rpc(error) from None
+                raise self._exchange.failed(from_rpc(error)) from None
             try:
                 result = self._exchange.receive(message)
             except BaseException:
@@ -46,16 +48,18 @@ class Stream(Iterator[Result], Generic[Result]):
     def close(self) -> None:
         """From any thread."""
         self._call.cancel()
+        self._exchange.give_up()
 
     def __del__(self) -> None:
         if hasattr(self, "_call"):
             self.close()
 
 
-def _requests(exchange: Exchange[Any, Any], items: Iterable[Any]) -> Iterator[bytes]:
+def _requests(exchange: Call[Any], items: Iterable[Any]) -> Iterator[bytes]:
     # It holds no reference to the stream, which could not be forgotten otherwise.
     try:
         for item in items:
             yield from exchange.send(item)
     except Exception as error:
         exchange.error = error
+    yield from exchange.rest()

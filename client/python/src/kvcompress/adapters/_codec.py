@@ -82,7 +82,7 @@ class Codec:
                 torch.cuda.current_stream(tensor.device).synchronize()
 
         def attempt(remaining: float | None) -> list[Frame]:
-            host = ((name, tensor.detach().cpu()) for name, tensor in tensors)
+            host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
             return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=remaining))
 
         return self.client._retried(attempt, self.timeout)

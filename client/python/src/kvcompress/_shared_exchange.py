@@ -1,0 +1,202 @@
+"""Calls whose bytes stay in shared memory: messages hold descriptors of them.
+
+One half of a call's region is chunks, which input is copied into; the other is rooms, which the daemon puts output
+into. gRPC's thread takes free ones and tells the daemon of them; the caller's frees them again by what it answers."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from ._errors import KvCompressError, Unavailable
+from ._exchange import Call, CompressExchange, CompressItem, Exchange, Result
+from ._shared_memory import REGION_BYTES, Bytes, Pool, Region
+from ._wire import bytes_field, malformed
+from .v1 import kvcompress_pb2 as pb
+
+CHUNK_BYTES = 2 << 20
+_CHUNKS = REGION_BYTES // CHUNK_BYTES // 2
+# Of calls whose regions the daemon does not have any more.
+_LOSSES = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+class SharedExchange(Call[Result]):
+    """The same as `inner`, which is given the answers as if they had come in messages."""
+
+    def __init__(self, inner: Exchange[Any, Result], region: Region, pool: Pool):
+        self.method = inner.method
+        self._inner: Exchange[Any, Result] = inner
+        self._region = region
+        self._pool = pool
+        self._has_region = True  # to give back
+        self._compresses = isinstance(inner, CompressExchange)
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._chunks = deque(range(0, _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
+        self._rooms = deque(range(_CHUNKS * CHUNK_BYTES, 2 * _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
+        self._sent: deque[tuple[int, int]] = deque()  # chunks that the daemon reads: where, and how much
+        self._given: deque[int] = deque()  # rooms that the daemon has
+        self._used = 0  # bytes of the first of them
+        self._frame_bytes = 0  # of the frame that comes in, in the region's scratch
+        self._released = 0  # bytes of the chunks that came back
+
+    # Of gRPC's thread.
+
+    def send(self, raw: Any) -> Iterator[bytes]:
+        item = self._inner.prepare(raw)
+        self._inner.open.append(item)
+        # With the field that asks for output in rooms.
+        header = item.header + b"\x18\x01" if isinstance(item, CompressItem) else item.header() + b"\x10\x01"
+        yield bytes_field(1, header)
+        data = np.frombuffer(item.view.data if isinstance(item, CompressItem) else item.data, np.uint8)
+        for at in range(0, len(data), CHUNK_BYTES):
+            chunk = yield from self._next_chunk()
+            if chunk is None:
+                return
+            part = data[at : at + CHUNK_BYTES]
+            self._region.bytes[chunk : chunk + len(part)] = part
+            with self._changed:
+                self._sent.append((chunk, len(part)))
+            yield self._describe(3, chunk, len(part))
+
+    def rest(self) -> Iterator[bytes]:
+        """Rooms, until all is answered."""
+        while self._inner.open and (room := self._next_room(lambda: not self._inner.open)) is not None:
+            yield room
+
+    def _next_chunk(self) -> Generator[bytes, None, int | None]:
+        """Where there is a free chunk; None once the call is over. Free rooms are given first."""
+        while (room := self._next_room(lambda: bool(self._chunks))) is not None:
+            yield room
+        with self._changed:
+            return None if self._is_over else self._chunks.popleft()
+
+    def _next_room(self, enough: Callable[[], bool]) -> bytes | None:
+        """The message that gives a room; None when there is no free one and `enough`, or the call is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._rooms or enough())
+            if self._is_over or not self._rooms:
+                return None
+            room = self._rooms.popleft()
+            self._given.append(room)
+        return self._describe(4, room, CHUNK_BYTES)
+
+    def _describe(self, number: int, at: int, size: int) -> bytes:
+        described = pb.SharedMemoryRange(region=self._region.number, offset=at, byte_size=size)
+        return bytes_field(number, described.SerializeToString())
+
+    # Of the caller's.
+
+    def receive(self, message: bytes) -> Result | None:
+        kinds = pb.CompressResponse if self._compresses else pb.DecompressResponse
+        try:
+            answer: Any = kinds.FromString(message)
+        except DecodeError:
+            raise malformed() from None
+        kind = answer.WhichOneof("payload")
+        if kind in ("shared_frame", "shared_data"):
+            self._take_output(getattr(answer, kind))
+        elif kind == "input_released":
+            self._release(answer.input_released)
+        elif kind == "header" and self._inner.open:
+            self._inner.take(1, memoryview(answer.header.SerializeToString()))
+        elif kind == "tensor" and self._inner.open:
+            return self._end_tensor(answer.tensor)
+        elif kind != "stream":
+            raise malformed()
+        return None
+
+    def _take_output(self, where: pb.SharedMemoryRange) -> None:
+        if not self._inner.open or not self._given:
+            raise malformed()
+        room = self._given[0]
+        fits = where.byte_size <= CHUNK_BYTES - self._used
+        if (where.region, where.offset) != (self._region.number, room + self._used) or not fits:
+            raise malformed()
+        output = self._region.bytes[where.offset : where.offset + where.byte_size]
+        if self._compresses:
+            self._append(output)
+        else:
+            self._inner.take(2, output.data)
+        self._used += where.byte_size
+        if self._used == CHUNK_BYTES:
+            self._take_room_back()
+
+    def _append(self, output: Bytes) -> None:
+        """Keeps a part of a frame, whose room is used again."""
+        region, begin = self._region, self._frame_bytes
+        self._frame_bytes += len(output)
+        item = self._inner.open[0]
+        if not isinstance(item, CompressItem) or self._frame_bytes > item.most_frame_bytes():
+            raise malformed()
+        if self._frame_bytes > len(region.scratch):
+            grown = np.empty(max(2 * len(region.scratch), CHUNK_BYTES), np.uint8)
+            grown[:begin] = region.scratch[:begin]
+            region.scratch = grown
+        region.scratch[begin : self._frame_bytes] = output
+
+    def _end_tensor(self, report: pb.TensorReport) -> Result | None:
+        if self._used > 0:
+            self._take_room_back()
+        if self._compresses:
+            frame, self._frame_bytes = self._region.scratch[: self._frame_bytes], 0
+            self._inner.take(1, frame.data)
+        result = self._inner.take(2 if self._compresses else 3, memoryview(report.SerializeToString()))
+        with self._changed:
+            self._changed.notify_all()  # perhaps it was the last
+        return result
+
+    def _take_room_back(self) -> None:
+        with self._changed:
+            self._rooms.append(self._given.popleft())
+            self._used = 0
+            self._changed.notify_all()
+
+    def _release(self, total: int) -> None:
+        with self._changed:
+            while self._sent and total - self._released >= self._sent[0][1]:
+                chunk, size = self._sent.popleft()
+                self._released += size
+                self._chunks.append(chunk)
+            if total < self._released or (not self._sent and total != self._released):
+                raise malformed()
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        # The daemon has let go of the region.
+        if self._has_region:
+            self._has_region = False
+            self._pool.put_back(self._region)
+        self._inner.error = self.error
+        self._inner.finish()
+
+    def failed(self, error: KvCompressError) -> KvCompressError:
+        if error.code not in _LOSSES:
+            self.give_up()
+            return error
+        self._has_region = False
+        self._pool.forget(self._region.link)
+        # The call can be made again at once, with other memory or without.
+        return error if isinstance(error, Unavailable) else Unavailable(error.detail, error.code, 0.0)
+
+    def over(self) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        # The daemon may still be writing to it.
+        if self._has_region:
+            self._has_region = False
+            self._pool.drop(self._region)
+
+
+def shared(exchange: Exchange[Any, Result], items: Iterable[Any], pool: Pool, timeout: float | None) -> Call[Result]:
+    """The call over shared memory, where there is some. Not of items that are made one after the other: whoever makes
+    one only when the result of another is there would wait for ever, as rooms come from the same thread."""
+    region = pool.take(timeout) if isinstance(items, Sequence) else None
+    return exchange if region is None else SharedExchange(exchange, region, pool)

@@ -1,0 +1,217 @@
+"""Memory of this process that a daemon on the same machine has mapped, too: how it is registered, kept and given up."""
+
+import contextlib
+import mmap
+import os
+import queue
+import secrets
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+
+from . import _channel
+from ._errors import DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
+from .v1 import kvcompress_pb2 as pb
+
+# Small enough that what goes through it is still in a cache when it is read.
+REGION_BYTES = 16 << 20
+# Kept for later calls; what a burst of calls had beyond these is given back.
+_MOST_IDLE = 8
+_MOST_SCRATCH = 64 << 20
+# Seconds for the daemon to register memory.
+_PATIENCE = 5.0
+# A daemon that loses what was registered again and again is left alone.
+_MOST_LOSSES = 8
+
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(eq=False)
+class Region:
+    """Registered memory: `bytes` here, `number` for the daemon."""
+
+    name: str
+    number: int
+    bytes: Bytes
+    link: "Link"
+    # Of this process alone: where a frame grows. Fresh memory of this size costs more than what is done with it.
+    scratch: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
+
+
+class Link:
+    """The stream on which memory is registered: one question at a time. What it registered lives as long as it does."""
+
+    def __init__(self, channel: grpc.Channel, metadata: _channel.Metadata):
+        method = channel.stream_stream(
+            _channel.SERVICE + "SharedMemory",
+            pb.SharedMemoryRequest.SerializeToString,
+            pb.SharedMemoryResponse.FromString,
+        )
+        self._lock = threading.Lock()
+        questions: queue.SimpleQueue[pb.SharedMemoryRequest | None] = queue.SimpleQueue()
+        self._questions = questions
+        self._call = method(iter(questions.get, None), metadata=metadata)
+        # The thread that waits for questions ends with the call.
+        if not self._call.add_callback(lambda: questions.put(None)):
+            questions.put(None)
+
+    def is_alive(self) -> bool:
+        alive: bool = self._call.is_active()
+        return alive
+
+    def close(self) -> None:
+        self._call.cancel()
+
+    def register(self, prefix: str, timeout: float) -> Region:
+        """Fresh memory. Its key is gone when this returns: nothing is left of it when this process is killed. OSError
+        where this side has no room for it."""
+        name = prefix + secrets.token_hex(16)
+        path = f"/dev/shm/{name}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # Without room for all of it a later write would end this process by a signal.
+            os.posix_fallocate(file, 0, REGION_BYTES)
+            memory = np.frombuffer(mmap.mmap(file, REGION_BYTES), np.uint8)
+            asked = pb.SharedMemoryRegister(name=name, key=f"/{name}", byte_size=REGION_BYTES)
+            challenge = self._ask(pb.SharedMemoryRequest(register=asked), timeout).challenge
+            memory[: len(challenge)] = np.frombuffer(challenge[:REGION_BYTES], np.uint8)
+            confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=name)), timeout).regions
+        finally:
+            os.close(file)
+            os.unlink(path)
+        if len(confirmed) != 1 or confirmed[0].name != name or confirmed[0].region == 0:
+            raise KvCompressError("the daemon's answer is not about the memory that was confirmed")
+        return Region(name, confirmed[0].region, memory, self)
+
+    def unregister(self, region: Region) -> None:
+        # A stream that is lost has taken its regions with it.
+        with contextlib.suppress(KvCompressError):
+            self._ask(pb.SharedMemoryRequest(unregister=pb.SharedMemoryUnregister(name=region.name)), _PATIENCE)
+
+    def _ask(self, question: pb.SharedMemoryRequest, timeout: float) -> pb.SharedMemoryResponse:
+        with self._lock:
+            timer = threading.Timer(timeout, self._call.cancel)
+            timer.daemon = True
+            timer.start()
+            try:
+                self._questions.put(question)
+                answer: pb.SharedMemoryResponse = next(self._call)
+                return answer
+            except StopIteration:
+                raise Unavailable("the daemon has ended the stream that registers shared memory") from None
+            except grpc.RpcError as error:
+                raise from_rpc(error) from None
+            finally:
+                timer.cancel()
+
+
+class Pool:
+    """The regions of a client. Threads may share it. Where shared memory cannot be had, `why_not` says why."""
+
+    def __init__(self, channel: grpc.Channel, metadata: _channel.Metadata, why_not: str = ""):
+        self.why_not = why_not
+        self.used_last = False  # by the last call that could
+        self._channel, self._metadata = channel, metadata
+        self._prefix = ""  # of keys; empty until the daemon has said
+        self._lock = threading.Lock()
+        self._dropped: deque[Region] = deque()
+        self._link: Link | None = None
+        self._idle: list[Region] = []
+        self._used = False  # a region was had from this link
+        self._losses = 0  # since a call went well
+
+    @property
+    def transport(self) -> str:
+        if self.why_not:
+            return f"connection ({self.why_not})"
+        return "shared memory" if self.used_last else "connection"
+
+    def learn(self, said: pb.CapabilitiesResponse) -> None:
+        """What the daemon offers."""
+        self._prefix = said.shared_memory_prefix
+        if pb.TRANSPORT_SHARED_MEMORY not in said.transports:
+            self.why_not = self.why_not or "the daemon does not offer shared memory"
+
+    def take(self, timeout: float | None) -> Region | None:
+        """Memory for one call, once the daemon's offer is known; None where there is none, or none in time."""
+        while self._dropped:
+            self._unregister(self._dropped.pop())
+        region = self._take(timeout)
+        self.used_last = region is not None
+        return region
+
+    def _take(self, timeout: float | None) -> Region | None:
+        with self._lock:
+            if self.why_not:
+                return None
+            if self._link is not None and not self._link.is_alive():
+                self._forget()
+            if self._idle:
+                return self._idle.pop()
+            if self._link is None:
+                self._link = Link(self._channel, self._metadata)
+            link = self._link
+        try:
+            region = link.register(self._prefix, _PATIENCE if timeout is None else min(timeout, _PATIENCE))
+        except (Unavailable, DeadlineExceeded):
+            self.forget(link)
+            return None
+        except (KvCompressError, OSError) as error:
+            with self._lock:
+                # More calls at a time than there is memory for go without; where there is none at all nobody asks
+                # again.
+                if not (self._used and isinstance(error, ResourceExhausted | OSError)):
+                    self.why_not = str(error)
+                elif not link.is_alive():
+                    self._forget()  # refusals end the stream
+            return None
+        with self._lock:
+            self._used = True
+        return region
+
+    def put_back(self, region: Region) -> None:
+        """What the daemon has let go of."""
+        with self._lock:
+            self._losses = 0
+            if len(region.scratch) > _MOST_SCRATCH:
+                region.scratch = np.empty(0, np.uint8)
+            if region.link is self._link and len(self._idle) < _MOST_IDLE:
+                self._idle.append(region)
+                return
+        self._unregister(region)
+
+    def drop(self, region: Region) -> None:
+        """What the daemon may still write to. Takes no lock, and no time: it is unregistered later."""
+        self._dropped.append(region)
+
+    @staticmethod
+    def _unregister(region: Region) -> None:
+        if region.link.is_alive():
+            region.link.unregister(region)
+
+    def forget(self, link: Link) -> None:
+        """What the link registered is gone: the daemon was started again, or has ended the stream."""
+        with self._lock:
+            if link is self._link:
+                self._forget()
+
+    def _forget(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link, self._idle, self._used = None, [], False
+        self._losses += 1
+        if self._losses >= _MOST_LOSSES:
+            self.why_not = "shared memory is lost again and again"
+
+    def close(self) -> None:
+        with self._lock:
+            if self._link is not None:
+                self._link.close()
+            self._link, self._idle = None, []
+            self._dropped.clear()
+            self.why_not = "the client is closed"

@@ -1,0 +1,243 @@
+"""Large tensors by shared memory, where a daemon on this machine offers it."""
+
+import asyncio
+import errno
+import gc
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import grpc
+import kvcompress
+import numpy as np
+import pytest
+from daemon_helpers import page, page_value, wait_for
+
+MIB = 1 << 20
+PREFIX = "kvc-python-"
+SHARED = "shared memory"
+
+
+def values(size, seed=1):
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float16)
+
+
+def objects():
+    return [path.name for path in pathlib.Path("/dev/shm").iterdir() if path.name.startswith(PREFIX)]
+
+
+def regions(server):
+    return page_value(page(server.metrics_address), "kvcompress_shared_memory_regions")
+
+
+@pytest.fixture
+def server(daemon):
+    yield daemon("--threads", "2", "--shared-memory", PREFIX)
+    assert objects() == []
+
+
+@pytest.fixture
+def client(server, connect):
+    return connect(server)
+
+
+# Below a chunk, whole chunks, all of the region and more than it.
+SIZES = [MIB + 1, 2 * MIB, 4 * MIB + 7, 20 * MIB]
+
+
+@pytest.mark.parametrize("spec", ["int4", "raw", "planes|rans"])
+def test_the_same_as_over_the_connection(server, connect, client, spec):
+    plain = connect(server, shared_memory=False)
+    for size in SIZES:
+        array = values(size).reshape(-1, 1)
+        frame = client.compress(array, spec)
+        assert client.transport == SHARED
+        expected = plain.compress(array, spec)
+        assert (frame.data, frame.quality, frame.shape) == (expected.data, expected.quality, array.shape)
+        out = np.empty_like(array)
+        assert client.decompress(frame, out=out) is out
+        assert (out == plain.decompress(expected)).all()
+        assert (client.decompress(frame.data) == out).all()
+    assert plain.transport == "connection (not wanted)"
+
+
+def test_many(server, connect, client):
+    sizes = [0, 1, 1000, MIB, 3 * MIB, 0, 12 * MIB, 5]
+    arrays = [(f"t{index}", values(size, index)) for index, size in enumerate(sizes)]
+    plain = connect(server, shared_memory=False)
+    for spec in ("int4", "raw"):
+        frames = list(client.compress_many(arrays, spec))
+        assert client.transport == SHARED
+        assert [frame.data for frame in frames] == [frame.data for frame in plain.compress_many(arrays, spec)]
+        for (name, array), (other, expected) in zip(
+            client.decompress_many(frames), plain.decompress_many(frames), strict=True
+        ):
+            assert name == other
+            assert (array == expected).all()
+    assert list(client.compress_many([])) == []
+
+
+def test_torch(client):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        tensor = torch.randn(3, MIB, generator=torch.Generator().manual_seed(1)).to(dtype)
+        frame = client.compress(tensor.T, "raw")
+        assert client.transport == SHARED
+        assert torch.equal(client.decompress(frame), tensor.T)
+
+
+def test_items_that_wait_for_results_go_over_the_connection(client):
+    """Their rooms would come from the thread that waits."""
+    results = []
+
+    def items():
+        for index in range(4):
+            assert len(results) == index
+            yield f"t{index}", values(8 * MIB)
+            wait_for(lambda index=index: len(results) > index, "the result of the item before")
+
+    for frame in client.compress_many(items(), "raw"):
+        results.append(frame)
+    assert len(results) == 4
+    assert client.transport != SHARED
+
+
+def test_what_is_wrong_with_an_item_is_raised_after_the_results_before_it(client):
+    bad = values(3 * MIB)
+    bad[2 * MIB] = np.nan
+    for wrong, error in ((bad, kvcompress.InvalidArgument), (np.zeros(4, np.int8), kvcompress.InvalidArgument)):
+        frames = client.compress_many([("a", values(6 * MIB)), ("b", wrong), ("c", values(6 * MIB))])
+        assert next(frames).name == "a"
+        with pytest.raises(error):
+            list(frames)
+    frame = client.compress(values(6 * MIB), "raw")
+    damaged = bytearray(frame.data)
+    damaged[len(damaged) // 2] ^= 1
+    with pytest.raises(kvcompress.DataLoss):
+        client.decompress(damaged)
+    assert client.transport == SHARED
+    assert (client.decompress(frame) == values(6 * MIB)).all()
+
+
+def test_calls_side_by_side(server, client):
+    arrays = [values(3 * MIB, seed) for seed in range(12)]
+    errors = []
+
+    def work(array):
+        try:
+            for _ in range(3):
+                assert (client.decompress(client.compress(array, "raw")) == array).all()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(array,)) for array in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert 1 <= regions(server) <= 8  # what is kept
+
+
+def test_streams_that_nobody_finishes_leave_nothing(server, connect):
+    client = connect(server)
+    items = [("t", values(6 * MIB))] * 4
+    for index in range(6):
+        stream = client.compress_many(items, "raw")
+        if index % 3:
+            next(stream)
+        if index % 2:
+            stream.close()
+        del stream
+        gc.collect()
+        assert regions(server) <= 2
+    assert len(client.compress(values(2 * MIB))) > 0
+    assert client.transport == SHARED
+    threads = [thread for thread in threading.enumerate() if "consum" in thread.name.lower()]
+    assert len(threads) <= 2
+    client.close()
+    wait_for(lambda: regions(server) == 0, "the end of all regions")
+
+
+def test_a_deadline(server, client):
+    client.compress(values(2 * MIB))
+    server.signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(kvcompress.DeadlineExceeded):
+            client.compress(values(16 * MIB), "raw", timeout=1)
+        assert time.monotonic() - started < 5
+    finally:
+        server.signal(signal.SIGCONT)
+    assert len(client.compress(values(2 * MIB))) > 0
+
+
+def test_a_daemon_that_is_started_again(daemon, connect):
+    first = daemon("--shared-memory", PREFIX)
+    client = connect(first, timeout=30)
+    frame = client.compress(values(4 * MIB), "raw")
+    assert client.transport == SHARED
+    first.signal(signal.SIGKILL)
+    first.wait()
+    again = daemon("--shared-memory", PREFIX, "--listen", first.address)
+    assert (client.decompress(frame) == values(4 * MIB)).all()
+    assert len(list(client.compress_many([("t", values(4 * MIB))]))) == 1
+    assert client.transport == SHARED
+    assert regions(again) >= 1
+    client.close()
+    assert objects() == []
+
+
+def test_daemons_that_do_not_offer_it(daemon, connect):
+    client = connect(daemon())
+    assert len(client.compress(values(2 * MIB))) > 0
+    assert client.transport == "connection (the daemon does not offer shared memory)"
+
+
+@pytest.mark.parametrize("refuses", ["posix_fallocate", "open"])
+def test_machines_without_room_for_it(client, monkeypatch, refuses):
+    real = getattr(os, refuses)
+
+    def refuse(*arguments, **options):
+        if refuses == "open" and not str(arguments[0]).startswith("/dev/shm"):
+            return real(*arguments, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, refuses, refuse)
+    array = values(2 * MIB)
+    assert (client.decompress(client.compress(array, "raw")) == array).all()
+    assert client.transport == "connection ([Errno 28] No space left on device)"
+
+
+def test_a_region_that_the_daemon_has_lost(server, client):
+    """A call finds out, and is made again."""
+    array = values(2 * MIB)
+    client.compress(array)
+    (region,) = client._pool._idle
+    region.number ^= 1
+    frame = client.compress(array, "raw")
+    assert (client.decompress(frame) == array).all()
+    assert client.transport == SHARED
+    client._pool._idle[0].number ^= 1
+    with pytest.raises(kvcompress.Unavailable) as error:
+        list(client.compress_many([("t", array)]))
+    assert error.value.code == grpc.StatusCode.NOT_FOUND
+    assert error.value.retry_after == 0
+
+
+def test_asyncio(server):
+    arrays = {f"t{index}": values(3 * MIB, index) for index in range(4)}
+
+    async def work():
+        async with kvcompress.AsyncClient(server.address, timeout=30) as client:
+            frames = await asyncio.gather(*(client.compress(array, "raw", name=name) for name, array in arrays.items()))
+            assert client.transport == SHARED
+            for frame in frames:
+                assert (await client.decompress(frame) == arrays[frame.name]).all()
+            together = {name: array async for name, array in client.decompress_many(frames)}
+            assert all((together[name] == array).all() for name, array in arrays.items())
+
+    asyncio.run(work())
+    wait_for(lambda: regions(server) == 0, "the end of all regions")
