@@ -24,29 +24,30 @@ CODEC = "int4(group=64)"
 
 
 class Daemon:
-    """Serves on loopback TCP and on a unix socket."""
+    """Serves on loopback TCP, on a unix socket, and through shared memory."""
 
     def __init__(self, binary, folder):
         ports = folder / "ports.json"
         listen = f"127.0.0.1:0,unix:{folder}/s"
         self.process = subprocess.Popen([binary, "--listen", listen, "--metrics-listen", "off", "--port-file", ports,
-                                         "--log-level", "error"])
+                                         "--log-level", "error", "--shared-memory", "kvcompress-bench-"])
         deadline = time.monotonic() + 30
         while not ports.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError("the daemon does not start")
             time.sleep(0.01)
-        self.addresses = dict(zip(("TCP", "unix socket"), json.loads(ports.read_text())["listen"], strict=True))
+        tcp, unix = json.loads(ports.read_text())["listen"]
+        self.paths = {"TCP": (tcp, False), "unix socket": (unix, False), "shared memory": (unix, True)}
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
 
 
-def cpp_seconds(args, address, *flags):
+def cpp_seconds(args, address, shared, *flags):
     """Of one call of the C++ client, whose output is hashed."""
-    command = [args.bin / "kvc_load", f"--address={address}", f"--tensor_bytes={args.mebibytes << 20}",
+    command = [args.bin / "kvc_load", f"--address={address}", f"--shared_memory={str(shared).lower()}", f"--tensor_bytes={args.mebibytes << 20}",
                f"--calls={args.calls}", f"--codec={CODEC}", *flags]
     outcome = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)[0]
     assert outcome["codes"] == {"OK": args.calls}, outcome
@@ -61,15 +62,15 @@ def python_seconds(args, work):
     return (time.perf_counter() - started) / args.calls
 
 
-def measure(args, address, values):
+def measure(args, address, shared, values):
     """Lists of seconds by name, one entry a round."""
-    with kvcompress.Client(address, timeout=60) as client:
+    with kvcompress.Client(address, timeout=60, shared_memory=shared) as client:
         frame = client.compress(values, CODEC)
         out = np.empty_like(values)
         contestants = {
-            "C++ compress": lambda: cpp_seconds(args, address),
+            "C++ compress": lambda: cpp_seconds(args, address, shared),
             "compress": lambda: python_seconds(args, lambda: client.compress(values, CODEC)),
-            "C++ decompress": lambda: cpp_seconds(args, address, "--decompress"),
+            "C++ decompress": lambda: cpp_seconds(args, address, shared, "--decompress"),
             "decompress": lambda: python_seconds(args, lambda: client.decompress(frame)),
             "decompress into out": lambda: python_seconds(args, lambda: client.decompress(frame, out=out)),
         }
@@ -93,8 +94,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
         daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
         try:
-            for path, address in daemon.addresses.items():
-                seconds = measure(args, address, values)
+            for path, (address, shared) in daemon.paths.items():
+                seconds = measure(args, address, shared, values)
                 for call in ("compress", "decompress", "decompress into out"):
                     ours, theirs = seconds[call], seconds["C++ " + call.split()[0]]
                     speeds = [size / statistics.median(times) / 1e9 for times in (theirs, ours)]

@@ -8,10 +8,11 @@ from kvcompress.v1 import kvcompress_pb2 as pb
 SERVICE = "kvcompress.v1.KvCompression"
 
 
-def capabilities(version):
+def capabilities(version, **fields):
     build = pb.BuildInfo(version=version)
     limits = pb.Limits(max_message_bytes=4 << 20)
-    return pb.CapabilitiesResponse(build=build, limits=limits, recommended_message_bytes=1 << 20).SerializeToString()
+    said = pb.CapabilitiesResponse(build=build, limits=limits, recommended_message_bytes=1 << 20, **fields)
+    return said.SerializeToString()
 
 
 class FakeServer:

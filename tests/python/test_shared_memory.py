@@ -14,6 +14,8 @@ import kvcompress
 import numpy as np
 import pytest
 from daemon_helpers import page, page_value, wait_for
+from fake_server import FakeServer, capabilities
+from kvcompress.v1 import kvcompress_pb2 as pb
 
 MIB = 1 << 20
 PREFIX = "kvc-python-"
@@ -241,3 +243,53 @@ def test_asyncio(server):
 
     asyncio.run(work())
     wait_for(lambda: regions(server) == 0, "the end of all regions")
+
+
+def offer(*_):
+    return capabilities(
+        kvcompress.__version__, transports=[pb.TRANSPORT_SHARED_MEMORY], shared_memory_prefix=PREFIX
+    )
+
+
+def register(requests, _):
+    for request in map(pb.SharedMemoryRequest.FromString, requests):
+        regions = [pb.SharedMemoryRegion(name=request.confirm.name, region=7)] if request.HasField("confirm") else []
+        yield pb.SharedMemoryResponse(challenge=bytes(16), regions=regions).SerializeToString()
+
+
+def within(room, **changes):
+    where = pb.SharedMemoryRange(region=7, offset=room.offset, byte_size=100)
+    for name, value in changes.items():
+        setattr(where, name, value)
+    return pb.CompressResponse(shared_frame=where)
+
+
+LIES = {
+    "another region": lambda room: within(room, region=8),
+    "before the room": lambda room: within(room, offset=0),
+    "behind its beginning": lambda room: within(room, offset=room.offset + 1),
+    "beyond its end": lambda room: within(room, byte_size=room.byte_size + 1),
+    "more than all memory": lambda room: within(room, offset=(1 << 64) - 1, byte_size=(1 << 64) - 1),
+    "input that was not given": lambda room: pb.CompressResponse(input_released=1 << 40),
+    "bytes that were not asked for": lambda room: pb.CompressResponse(frame=b"x"),
+    "nothing": lambda room: pb.CompressResponse(),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_what_a_daemon_says_of_memory_is_checked(connect, lie):
+    def compress(requests, _):
+        for request in map(pb.CompressRequest.FromString, requests):
+            if request.HasField("frame_room"):
+                yield lie(request.frame_room).SerializeToString()
+
+    with FakeServer(
+        kvcompress.__version__, {"Capabilities": offer}, {"SharedMemory": register, "Compress": compress}
+    ) as server:
+        client = connect(server)
+        with pytest.raises(kvcompress.KvCompressError) as error:
+            client.compress(values(2 * MIB))
+        assert str(error.value) == "the daemon's answer cannot be parsed"
+        assert client.transport == SHARED
+        client.close()
+    assert objects() == []
