@@ -139,10 +139,12 @@ class DecompressItem:
         return Output(dtype, shape, self.framework, self.out)
 
 
-Message = TypeVar("Message", pb.TensorReport, pb.Tensor)
+Message = TypeVar(
+    "Message", pb.TensorReport, pb.Tensor, pb.SharedMemoryRange, pb.CompressResponse, pb.DecompressResponse
+)
 
 
-def parsed(kind: type[Message], data: memoryview) -> Message:
+def parsed(kind: type[Message], data: bytes | memoryview) -> Message:
     try:
         return kind.FromString(bytes(data))
     except DecodeError:

@@ -1,4 +1,4 @@
-"""Calls whose bytes stay in shared memory: messages hold descriptors of them.
+"""Calls whose bytes stay in shared memory: messages hold descriptors of them. Small items go in messages all the same.
 
 One half of a call's region is chunks, which input is copied into; the other is rooms, which the daemon puts output
 into. gRPC's thread takes free ones and tells the daemon of them; the caller's frees them again by what it answers."""
@@ -10,15 +10,16 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from ._errors import KvCompressError, Unavailable
-from ._exchange import Call, CompressExchange, CompressItem, Exchange, Result
+from ._exchange import Call, CompressExchange, CompressItem, Exchange, Result, parsed
 from ._shared_memory import REGION_BYTES, Bytes, Pool, Region
-from ._wire import bytes_field, malformed
+from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 4 << 20
+# Of tensor or frame: below this the messages about shared memory cost more than the bytes.
+WORTH_BYTES = 2 << 20
 _CHUNKS = REGION_BYTES // CHUNK_BYTES // 2
 # Of calls whose regions the daemon does not have any more.
 _LOSSES = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
@@ -34,6 +35,12 @@ class SharedExchange(Call[Result]):
         self._pool = pool
         self._has_region = True  # to give back
         self._compresses = isinstance(inner, CompressExchange)
+        # Fields of the daemon's answers; they have no other name in both directions.
+        self._output_field, self._report_field, self._room_field, self._released_tag = (
+            (1, 2, 4, 5 << 3) if self._compresses else (2, 3, 5, 6 << 3)
+        )
+        self._in_rooms: deque[bool] = deque()  # of the items that are open
+        self._open_in_rooms = 0  # how many of them
         self._changed = threading.Condition()
         self._is_over = False
         self._chunks = deque(range(0, _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
@@ -48,11 +55,24 @@ class SharedExchange(Call[Result]):
 
     def send(self, raw: Any) -> Iterator[bytes]:
         item = self._inner.prepare(raw)
+        data = item.view.data if isinstance(item, CompressItem) else item.data
+        in_rooms = (item.size() or len(data)) >= WORTH_BYTES
+        if in_rooms:
+            with self._changed:
+                self._open_in_rooms += 1
+            self._in_rooms.append(True)
+            yield from self._send_ranges(item, np.frombuffer(data, np.uint8))
+        else:
+            # The daemon reads no bytes, nor what is behind them, while it waits for a room.
+            yield from self.rest()
+            self._in_rooms.append(False)
+            yield from self._inner.send(item)
+
+    def _send_ranges(self, item: Any, data: Bytes) -> Iterator[bytes]:
         self._inner.open.append(item)
         # With the field that asks for output in rooms.
         header = item.header + b"\x18\x01" if isinstance(item, CompressItem) else item.header() + b"\x10\x01"
         yield bytes_field(1, header)
-        data = np.frombuffer(item.view.data if isinstance(item, CompressItem) else item.data, np.uint8)
         for at in range(0, len(data), CHUNK_BYTES):
             chunk = yield from self._next_chunk()
             if chunk is None:
@@ -64,8 +84,8 @@ class SharedExchange(Call[Result]):
             yield self._describe(3, chunk, len(part))
 
     def rest(self) -> Iterator[bytes]:
-        """Rooms, until all is answered."""
-        while self._inner.open and (room := self._next_room(lambda: not self._inner.open)) is not None:
+        """Rooms, until no item waits for any."""
+        while self._open_in_rooms and (room := self._next_room(lambda: not self._open_in_rooms)) is not None:
             yield room
 
     def _next_chunk(self) -> Generator[bytes, None, int | None]:
@@ -92,26 +112,22 @@ class SharedExchange(Call[Result]):
     # Of the caller's.
 
     def receive(self, message: bytes) -> Result | None:
-        kinds = pb.CompressResponse if self._compresses else pb.DecompressResponse
-        try:
-            answer: Any = kinds.FromString(message)
-        except DecodeError:
-            raise malformed() from None
-        kind = answer.WhichOneof("payload")
-        if kind in ("shared_frame", "shared_data"):
-            self._take_output(getattr(answer, kind))
-        elif kind == "input_released":
-            self._release(answer.input_released)
-        elif kind == "header" and self._inner.open:
-            self._inner.take(1, memoryview(answer.header.SerializeToString()))
-        elif kind == "tensor" and self._inner.open:
-            return self._end_tensor(answer.tensor)
-        elif kind != "stream":
-            raise malformed()
-        return None
+        if message[:1] == bytes([self._released_tag]):
+            self._release(message)
+            return None
+        in_rooms = bool(self._in_rooms) and self._in_rooms[0]
+        for number, value in fields(message):
+            if number == self._room_field:
+                self._take_output(parsed(pb.SharedMemoryRange, value))
+                return None
+            if number == self._output_field and in_rooms:
+                raise malformed()
+            if number == self._report_field and self._in_rooms:
+                self._end_tensor()
+        return self._inner.receive(message)
 
     def _take_output(self, where: pb.SharedMemoryRange) -> None:
-        if not self._inner.open or not self._given:
+        if not self._in_rooms or not self._in_rooms[0] or not self._given:
             raise malformed()
         room = self._given[0]
         fits = where.byte_size <= CHUNK_BYTES - self._used
@@ -139,16 +155,18 @@ class SharedExchange(Call[Result]):
             region.scratch = grown
         region.scratch[begin : self._frame_bytes] = output
 
-    def _end_tensor(self, report: pb.TensorReport) -> Result | None:
+    def _end_tensor(self) -> None:
+        """Before its report."""
+        if not self._in_rooms.popleft():
+            return
         if self._used > 0:
             self._take_room_back()
+        with self._changed:
+            self._open_in_rooms -= 1
+            self._changed.notify_all()
         if self._compresses:
             frame, self._frame_bytes = self._region.scratch[: self._frame_bytes], 0
             self._inner.take(1, frame.data)
-        result = self._inner.take(2 if self._compresses else 3, memoryview(report.SerializeToString()))
-        with self._changed:
-            self._changed.notify_all()  # perhaps it was the last
-        return result
 
     def _take_room_back(self) -> None:
         with self._changed:
@@ -156,7 +174,11 @@ class SharedExchange(Call[Result]):
             self._used = 0
             self._changed.notify_all()
 
-    def _release(self, total: int) -> None:
+    def _release(self, message: bytes) -> None:
+        if self._compresses:
+            total = parsed(pb.CompressResponse, message).input_released
+        else:
+            total = parsed(pb.DecompressResponse, message).input_released
         with self._changed:
             while self._sent and total - self._released >= self._sent[0][1]:
                 chunk, size = self._sent.popleft()
