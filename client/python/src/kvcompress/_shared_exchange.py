@@ -6,7 +6,7 @@ into. gRPC's thread takes free ones and tells the daemon of them; the caller's f
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -25,6 +25,19 @@ _CHUNKS = REGION_BYTES // CHUNK_BYTES // 2
 _LOSSES = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
 
 
+class _Fields(NamedTuple):
+    """Numbers of what both responses have, under other names."""
+
+    output: int
+    report: int
+    shared_output: int
+    input_released: int
+
+
+_COMPRESS_RESPONSE = _Fields(output=1, report=2, shared_output=4, input_released=5)
+_DECOMPRESS_RESPONSE = _Fields(output=2, report=3, shared_output=5, input_released=6)
+
+
 class SharedExchange(Call[Result]):
     """The same as `inner`, which is given the answers as if they had come in messages."""
 
@@ -35,10 +48,7 @@ class SharedExchange(Call[Result]):
         self._pool = pool
         self._has_region = True  # to give back
         self._compresses = isinstance(inner, CompressExchange)
-        # Fields of the daemon's answers; they have no other name in both directions.
-        self._output_field, self._report_field, self._room_field, self._released_tag = (
-            (1, 2, 4, 5 << 3) if self._compresses else (2, 3, 5, 6 << 3)
-        )
+        self._fields = _COMPRESS_RESPONSE if self._compresses else _DECOMPRESS_RESPONSE
         self._in_rooms: deque[bool] = deque()  # of the items that are open
         self._open_in_rooms = 0  # how many of them
         self._changed = threading.Condition()
@@ -112,17 +122,17 @@ class SharedExchange(Call[Result]):
     # Of the caller's.
 
     def receive(self, message: bytes) -> Result | None:
-        if message[:1] == bytes([self._released_tag]):
+        if message[:1] == bytes([self._fields.input_released << 3]):
             self._release(message)
             return None
         in_rooms = bool(self._in_rooms) and self._in_rooms[0]
         for number, value in fields(message):
-            if number == self._room_field:
+            if number == self._fields.shared_output:
                 self._take_output(parsed(pb.SharedMemoryRange, value))
                 return None
-            if number == self._output_field and in_rooms:
+            if number == self._fields.output and in_rooms:
                 raise malformed()
-            if number == self._report_field and self._in_rooms:
+            if number == self._fields.report and self._in_rooms:
                 self._end_tensor()
         return self._inner.receive(message)
 
