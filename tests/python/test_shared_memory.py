@@ -251,6 +251,19 @@ def offer(*_):
     )
 
 
+@pytest.mark.parametrize("prefix", ["", "../../tmp/kvc-", "a/b", "x" * 129, "kvc\n"])
+def test_keys_that_cannot_be(connect, prefix):
+    def elsewhere(*_):
+        transports = [pb.TRANSPORT_SHARED_MEMORY]
+        return capabilities(kvcompress.__version__, transports=transports, shared_memory_prefix=prefix)
+
+    with FakeServer(kvcompress.__version__, {"Capabilities": elsewhere}) as server:
+        client = connect(server)
+        with pytest.raises(kvcompress.Unimplemented):
+            client.compress(values(2 * MIB))
+        assert client.transport == "connection (the daemon asks for keys that cannot be)"
+
+
 def register(requests, _):
     for request in map(pb.SharedMemoryRequest.FromString, requests):
         regions = [pb.SharedMemoryRegion(name=request.confirm.name, region=7)] if request.HasField("confirm") else []

@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import queue
+import re
 import secrets
 import threading
 from collections import deque
@@ -136,6 +137,8 @@ class Pool:
         self._prefix = said.shared_memory_prefix
         if pb.TRANSPORT_SHARED_MEMORY not in said.transports:
             self.why_not = self.why_not or "the daemon does not offer shared memory"
+        elif not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self._prefix):  # part of a file's name
+            self.why_not = self.why_not or "the daemon asks for keys that cannot be"
 
     def take(self, timeout: float | None) -> Region | None:
         """Memory for one call, once the daemon's offer is known; None where there is none, or none in time."""
