@@ -47,8 +47,8 @@ class Daemon:
 
 def cpp_seconds(args, address, shared, *flags):
     """Of one call of the C++ client, whose output is hashed."""
-    command = [args.bin / "kvc_load", f"--address={address}", f"--shared_memory={str(shared).lower()}", f"--tensor_bytes={args.mebibytes << 20}",
-               f"--calls={args.calls}", f"--codec={CODEC}", *flags]
+    command = [args.bin / "kvc_load", f"--address={address}", f"--shared_memory={str(shared).lower()}",
+               f"--tensor_bytes={args.mebibytes << 20}", f"--calls={args.calls}", f"--codec={CODEC}", *flags]
     outcome = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)[0]
     assert outcome["codes"] == {"OK": args.calls}, outcome
     return outcome["seconds"] / args.calls

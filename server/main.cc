@@ -85,7 +85,9 @@ int Serve(const Options& options) {
   const absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
   if (!daemon.ok()) return Failure(daemon.status(), 1);
   Log(LogLevel::kInfo, "started",
-      {{"version", ThisBuild().version}, {"threads", uint64_t{(*daemon)->threads()}}, {"memory_budget", options.memory_budget}});
+      {{"version", ThisBuild().version},
+       {"threads", uint64_t{(*daemon)->threads()}},
+       {"memory_budget", options.memory_budget}});
   for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});
   if (!options.port_file.empty()) {
     if (const absl::Status status = WritePortFile(options.port_file, **daemon); !status.ok()) return Failure(status, 1);
