@@ -64,7 +64,9 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
     }
   }
   auto arena = Register(kArenaBytes, deadline);
-  if (absl::IsUnavailable(arena.status()) || absl::IsDeadlineExceeded(arena.status())) {
+  // CANCELLED: a deadline that ended the stream in the middle of a question.
+  if (absl::IsUnavailable(arena.status()) || absl::IsDeadlineExceeded(arena.status()) ||
+      absl::IsCancelled(arena.status())) {
     Forget();
     return nullptr;
   }

@@ -29,9 +29,7 @@ void CheckCall(void* state, grpc_auth_context*, const grpc_metadata* metadata, s
     authorization = TextOf(metadata[i].value);
     ++authorizations;
   }
-  // Of several only one would be looked at here, and perhaps another one where clients are told apart.
-  const absl::Status status = authorizations > 1 ? absl::UnauthenticatedError("more than one authorization")
-                                                 : static_cast<const Gate*>(state)->Check(path, authorization);
+  const absl::Status status = static_cast<const Gate*>(state)->Check(path, authorization, authorizations);
   done(user_data, nullptr, 0, nullptr, 0, static_cast<grpc_status_code>(status.raw_code()),
        status.ok() ? nullptr : std::string(status.message()).c_str());
 }
@@ -88,9 +86,11 @@ class ListenerCredentials final : public grpc::ServerCredentials {
 
 }  // namespace
 
-absl::Status Gate::Check(std::string_view path, std::string_view authorization) const {
+absl::Status Gate::Check(std::string_view path, std::string_view authorization, size_t count) const {
   if (is_open() || IsHealthCheck(path)) return absl::OkStatus();
-  absl::Status status = tokens_->Get()->Check(authorization);
+  // Of several only one would be looked at here, and perhaps another one where clients are told apart.
+  absl::Status status =
+      count > 1 ? absl::UnauthenticatedError("more than one authorization") : tokens_->Get()->Check(authorization);
   if (!status.ok() && on_refusal_ != nullptr) on_refusal_();
   return status;
 }

@@ -18,7 +18,8 @@ class Gate {
   Gate(TokenFile* tokens, std::function<void()> on_refusal) : tokens_(tokens), on_refusal_(std::move(on_refusal)) {}
 
   bool is_open() const { return tokens_ == nullptr; }
-  absl::Status Check(std::string_view path, std::string_view authorization) const;
+  // `count` is how often the call has the metadata `authorization`.
+  absl::Status Check(std::string_view path, std::string_view authorization, size_t count) const;
 
  private:
   TokenFile* const tokens_;

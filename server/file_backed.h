@@ -44,12 +44,14 @@ class FileBacked {
     if (Clock::now() - looked_ < std::chrono::seconds(1)) return value_;
     looked_ = Clock::now();
     if (StateOfFiles(paths_) == state_) return value_;
-    if (const absl::Status status = Read(); status.ok()) {
+    const absl::Status status = Read();
+    const std::string error(status.message());
+    if (status.ok()) {
       Log(LogLevel::kInfo, what_ + " read again");
-    } else {
-      const std::string error(status.message());
+    } else if (error != logged_) {
       Log(LogLevel::kWarning, what_ + " cannot be read again, what was read before stays in use", {{"error", error}});
     }
+    logged_ = error;
     return value_;
   }
 
@@ -61,8 +63,10 @@ class FileBacked {
 
   absl::Status Read() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     looked_ = Clock::now();
-    state_ = StateOfFiles(paths_);  // before the contents: what changes in between is seen by the next look
+    std::string state = StateOfFiles(paths_);  // before the contents: what changes in between is seen by the next look
+    // What cannot be read now, for want of a descriptor perhaps, is tried again at the next look.
     KVC_ASSIGN_OR_RETURN(const std::vector<std::string> contents, ReadFiles(paths_));
+    state_ = std::move(state);
     KVC_ASSIGN_OR_RETURN(T value, make_(contents));
     value_ = std::make_shared<const T>(std::move(value));
     return absl::OkStatus();
@@ -74,6 +78,7 @@ class FileBacked {
   absl::Mutex mutex_;
   Clock::time_point looked_ ABSL_GUARDED_BY(mutex_);
   std::string state_ ABSL_GUARDED_BY(mutex_);
+  std::string logged_ ABSL_GUARDED_BY(mutex_);  // why the last look found nothing new to use
   std::shared_ptr<const T> value_ ABSL_GUARDED_BY(mutex_);
 };
 

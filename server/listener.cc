@@ -98,6 +98,12 @@ in_port_t& PortField(sockaddr& address) {
                                        : reinterpret_cast<sockaddr_in&>(address).sin_port;
 }
 
+// 0: there is no file.
+ino_t InodeOf(const std::string& path) {
+  struct stat info {};
+  return lstat(path.c_str(), &info) == 0 ? info.st_ino : 0;
+}
+
 int PortOf(int fd) {
   sockaddr_storage address{};
   socklen_t size = sizeof(address);
@@ -108,11 +114,13 @@ int PortOf(int fd) {
 }  // namespace
 
 Listener::Listener(Listener&& other) noexcept
-    : address_(std::move(other.address_)), sockets_(std::exchange(other.sockets_, {})) {}
+    : address_(std::move(other.address_)), sockets_(std::exchange(other.sockets_, {})), inode_(other.inode_) {}
 
 Listener::~Listener() {
   for (const int fd : sockets_) close(fd);
-  if (!sockets_.empty() && IsUnixAddress(address_)) unlink(UnixPath(address_).c_str());
+  if (sockets_.empty() || !IsUnixAddress(address_)) return;
+  const std::string path = UnixPath(address_);
+  if (InodeOf(path) == inode_) unlink(path.c_str());
 }
 
 absl::StatusOr<Listener> Listener::Open(const std::string& address, mode_t mode) {
@@ -141,6 +149,7 @@ int Listener::OpenUnix(mode_t mode) {
     return error;
   }
   sockets_.push_back(fd);
+  inode_ = InodeOf(path);
   return 0;
 }
 

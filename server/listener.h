@@ -31,6 +31,7 @@ class Listener {
 
   std::string address_;
   std::vector<int> sockets_;
+  ino_t inode_ = 0;  // of a unix socket's file: another daemon's may have taken its place
 };
 
 }  // namespace kvcompress

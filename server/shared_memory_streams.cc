@@ -147,9 +147,11 @@ SharedMemoryStreams::~SharedMemoryStreams() {
   absl::MutexLock lock(&mutex_, absl::Condition(&empty));
 }
 
-SharedMemoryStreams::Reactor* SharedMemoryStreams::Start(grpc::CallbackServerContext* context) {
+SharedMemoryStreams::Reactor* SharedMemoryStreams::Start(grpc::CallbackServerContext* context,
+                                                         const absl::Status& allowed) {
   const auto stream = std::make_shared<Stream>(*this, context);
-  const absl::Status admitted = Admit(stream);
+  absl::Status admitted = Admit(stream);
+  admitted.Update(allowed);
   if (admitted.ok()) {
     stream->Begin();
   } else {

@@ -25,7 +25,8 @@ class SharedMemoryStreams {
   // Waits for the end of all streams, which must have been brought about.
   ~SharedMemoryStreams();
 
-  Reactor* Start(grpc::CallbackServerContext* context);
+  // `allowed`: whether the client may call now.
+  Reactor* Start(grpc::CallbackServerContext* context, const absl::Status& allowed);
 
   // Ends all streams, and those that begin later, with UNAVAILABLE.
   void Close();

@@ -157,9 +157,10 @@ class TensorCall {
     return absl::OkStatus();
   }
 
-  // The status to finish with. What the call was admitted with is given back.
+  // The status to finish with. The call counts against no limit of streams any more; the memory of its answer is its
+  // own until it is destroyed.
   grpc::Status End(const absl::Status& status) {
-    ticket_.Settle();
+    ticket_.SettleStream();
     AddPushback(status, *context_);
     record_.End(status, totals_);
     return ToGrpcStatus(status);

@@ -23,13 +23,16 @@ using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
 // A key that is encrypted is refused; without this OpenSSL would ask the terminal.
 int NoPassword(char*, int, int, void*) { return -1; }
 
+// None, if one of them is damaged.
 std::vector<Certificate> ParseCertificates(const std::string& pem) {
   const Bio bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
   std::vector<Certificate> certificates;
   while (X509* const certificate = PEM_read_bio_X509(bio.get(), nullptr, NoPassword, nullptr)) {
     certificates.emplace_back(certificate);
   }
-  ERR_clear_error();  // the end of the text is an error to OpenSSL
+  // The end of the text is an error to OpenSSL, too.
+  if (ERR_GET_REASON(ERR_peek_last_error()) != PEM_R_NO_START_LINE) certificates.clear();
+  ERR_clear_error();
   return certificates;
 }
 

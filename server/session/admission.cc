@@ -44,22 +44,26 @@ Admission::Ticket& Admission::Ticket::operator=(Ticket&& other) noexcept {
     admission_ = std::exchange(other.admission_, nullptr);
     client_ = std::move(other.client_);
     bytes_ = std::exchange(other.bytes_, 0);
-    settled_ = std::exchange(other.settled_, false);
+    stream_settled_ = std::exchange(other.stream_settled_, false);
   }
   return *this;
 }
 
 void Admission::Ticket::Settle() {
-  if (admission_ == nullptr || settled_) return;
+  if (admission_ == nullptr) return;
+  SettleStream();
   absl::MutexLock lock(&admission_->mutex_);
-  admission_->bytes_ -= bytes_;
+  admission_->bytes_ -= std::exchange(bytes_, 0);
+}
+
+void Admission::Ticket::SettleStream() {
+  if (admission_ == nullptr || std::exchange(stream_settled_, true)) return;
+  absl::MutexLock lock(&admission_->mutex_);
   --admission_->streams_;
   if (!client_.empty()) {
     const auto count = admission_->clients_.find(client_);
     if (--count->second == 0) admission_->clients_.erase(count);
   }
-  bytes_ = 0;
-  settled_ = true;
 }
 
 void Admission::Ticket::Release() {
@@ -114,7 +118,9 @@ absl::Status Admission::AdmitCall(const std::string& client) {
 }
 
 absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
-  if (absl::Status status = AdmitCall(client); !status.ok()) return status;
+  if (!draining()) {
+    if (absl::Status status = AdmitCall(client); !status.ok()) return status;
+  }
   bool draining = false;
   bool full = false;
   {

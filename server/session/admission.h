@@ -65,6 +65,8 @@ class Admission {
     // The stream has its answer: it counts against no limit any more. It is still waited for when the daemon drains,
     // for the last of the answer may be on its way.
     void Settle();
+    // The same of the limits of streams alone: the answer, made but not sent, still counts against the budget.
+    void SettleStream();
 
    private:
     friend class Admission;
@@ -74,7 +76,7 @@ class Admission {
     Admission* admission_ = nullptr;
     std::string client_;
     uint64_t bytes_ = 0;
-    bool settled_ = false;
+    bool stream_settled_ = false;
   };
 
   explicit Admission(Options options);

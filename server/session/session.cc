@@ -59,7 +59,11 @@ void Session<Traits>::Push(Request request) {
     return Fail(
         absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
   }
-  Queue({.header = std::move(request), .bytes = {}, .header_bytes = bytes, .is_header = true});
+  if (options_.regions == nullptr && Traits::to_room(request)) {
+    return Fail(absl::FailedPreconditionError("shared memory is not enabled"));
+  }
+  const size_t held = request.SpaceUsedLong();  // several times as much as on the wire
+  Queue({.header = std::move(request), .bytes = {}, .header_bytes = held, .is_header = true});
 }
 
 template <typename Traits>
@@ -113,7 +117,7 @@ void Session<Traits>::Cancel() {
 template <typename Traits>
 bool Session<Traits>::TakesInput() const {
   constexpr size_t kMaxInputs = 1024;
-  constexpr size_t kMaxInputHeaderBytes = size_t{16} << 20;
+  constexpr size_t kMaxInputHeaderBytes = size_t{1} << 20;
   absl::MutexLock lock(&mutex_);
   if (half_closed_ || cancelled_ || !output_status_.ok()) return false;
   if (InputIsOver()) return waits_for_room_;

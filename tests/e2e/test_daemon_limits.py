@@ -10,6 +10,7 @@ import numpy as np
 from daemon_helpers import MIB, SERVICE, Client, Feed, failure, page, page_value, random_array, wait_for
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from http2_helpers import PREFACE, SETTINGS, connect, frame, open_call
 from load_helpers import load
 from safetensors.numpy import load_file
 
@@ -110,6 +111,50 @@ def test_a_client_that_calls_too_often(daemon, stubs):
         assert pushback == retry_delay_ms(call) and 1 <= pushback <= 50
     time.sleep(1.05)
     assert client.metrics().rejected_by_reason["max_call_rate_per_client"] == len(refused) > 100
+
+
+def test_registrations_are_calls_too(daemon, stubs):
+    stub = Client(daemon("--max-call-rate-per-client", "2", "--shared-memory", "kvc-e2e-rates-"), stubs).stub
+    codes = []
+    for _ in range(10):
+        try:
+            list(stub.SharedMemory(iter([]), timeout=10))
+            codes.append(grpc.StatusCode.OK)
+        except grpc.RpcError as error:
+            codes.append(error.code())
+    assert codes.count(grpc.StatusCode.OK) <= 4
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_rooms_without_shared_memory(client):
+    """Nothing waits for rooms that cannot come."""
+    header = client.header("t", [1000])
+    header.header.frame_to_room = True
+    assert failure(client.stub.Compress(Feed(header, client.data(bytes(2000))), timeout=10))[:2] == (
+        grpc.StatusCode.FAILED_PRECONDITION, "shared memory is not enabled")
+
+
+def test_answers_that_nobody_takes_stay_charged(daemon, stubs):
+    """Of single tensors: small frames, large values, and a client that does not let them be sent."""
+    server = daemon("--memory-budget", "64MiB")
+    client = Client(server, stubs)
+    frames, _, _ = client.compress({"t": np.zeros(10 * MIB, np.float16)}, codec="raw|zstd")
+    assert len(frames["t"]) < 100_000
+    request = stubs.pb.DecompressTensorRequest(header=stubs.pb.DecompressHeader(name="t"), frame=frames["t"])
+    body = request.SerializeToString()
+    no_window = b"\x00\x04" + (0).to_bytes(4, "big")  # SETTINGS_INITIAL_WINDOW_SIZE
+    connection = connect(server.address)
+    connection.sendall(PREFACE + frame(SETTINGS, no_window) + frame(SETTINGS, flags=1))
+    for stream in range(1, 41, 2):
+        data, end_stream = b"\0" + len(body).to_bytes(4, "big") + body, 1
+        connection.sendall(open_call(stream, f"/{SERVICE}/DecompressTensor"))
+        for at in range(0, len(data), 16384):
+            connection.sendall(frame(0, data[at:at + 16384], end_stream * (at + 16384 >= len(data)), stream))
+    wait_for(lambda: client.metrics().rejected_by_reason["memory_budget"] >= 17, "refusals")
+    wait_for(lambda: client.metrics().streams_in_flight == 0, "the answers")
+    assert 60 * MIB <= client.metrics().bytes_in_flight <= 64 * MIB
+    connection.close()
+    client.wait_until_idle()
 
 
 def test_whoever_retries_as_told_gets_everything_done(daemon, bin_dir):

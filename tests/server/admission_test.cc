@@ -139,6 +139,26 @@ TEST_F(AdmissionTest, ASettledStreamCountsForDrainingAlone) {
   EXPECT_TRUE(admission_.WaitUntilIdle(absl::ZeroDuration()));
 }
 
+TEST_F(AdmissionTest, AnAnswerThatIsNotSentCountsAgainstTheBudget) {
+  Admission::Ticket ticket = *admission_.AdmitStream("a");
+  ASSERT_THAT(ticket.Resize(600), IsOk());
+  ticket.SettleStream();
+  ticket.SettleStream();
+  EXPECT_EQ(admission_.streams(), 0u);
+  EXPECT_EQ(admission_.bytes(), 600u);
+  ticket = Admission::Ticket();
+  EXPECT_EQ(admission_.streams(), 0u);
+  EXPECT_EQ(admission_.bytes(), 0u);
+}
+
+TEST(AdmissionOfClientsTest, DrainingComesBeforeRates) {
+  Admission admission({.max_call_rate_per_client = 1});
+  EXPECT_THAT(admission.AdmitStream("a"), IsOk());
+  EXPECT_THAT(admission.AdmitStream("a").status().code(), absl::StatusCode::kResourceExhausted);
+  admission.StartDraining();
+  EXPECT_THAT(admission.AdmitStream("a").status().code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(AdmissionTest, DrainingRefusesAndWaitsForTheLast) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream();
   admission_.StartDraining();

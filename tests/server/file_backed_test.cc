@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -52,6 +53,23 @@ TEST(FileBackedTest, ReadsAgainWhatChangesAndKeepsWhatWasGood) {
   PassTheSecondBetweenLooks();
   EXPECT_EQ(*(*backed)->Get(), "AB");
   EXPECT_EQ(*first, "ab") << "whoever holds a value keeps it";
+}
+
+TEST(FileBackedTest, WhatCouldNotBeReadForAWhileIsReadLater) {
+  const std::string file = ::testing::TempDir() + "file_backed_later";
+  Write(file, "a");
+  const auto backed = FileBacked<std::string>::Load("test", {file, file}, Join);
+  ASSERT_THAT(backed, IsOk());
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  Write(file, "b");
+  PassTheSecondBetweenLooks();
+  const rlimit none = {.rlim_cur = 0, .rlim_max = limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  EXPECT_EQ(*(*backed)->Get(), "aa");
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  PassTheSecondBetweenLooks();
+  EXPECT_EQ(*(*backed)->Get(), "bb") << "although the file has not changed since";
 }
 
 TEST(FileBackedTest, NothingToBeginWith) {

@@ -58,6 +58,18 @@ TEST(ListenerTest, ASocketIsReplacedOnlyWhenNobodyAnswers) {
   unlink(path.c_str());
 }
 
+TEST(ListenerTest, ASocketThatTookTheFilesPlaceStays) {
+  const std::string path = ::testing::TempDir() + "listener_successor";
+  absl::StatusOr<Listener> first = Listener::Open("unix:" + path, kMode);
+  ASSERT_THAT(first, IsOk());
+  ASSERT_EQ(unlink(path.c_str()), 0);
+  const absl::StatusOr<Listener> second = Listener::Open("unix:" + path, kMode);
+  ASSERT_THAT(second, IsOk());
+  first = absl::CancelledError();
+  struct stat info;
+  EXPECT_EQ(stat(path.c_str(), &info), 0);
+}
+
 TEST(ListenerTest, ModesHoldForASocket) {
   const std::string path = FreshPath();
   const mode_t before = umask(022);

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from . import _channel
-from ._errors import DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
+from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
 from .v1 import kvcompress_pb2 as pb
 
 # Small enough that what goes through it is still in a cache when it is read.
@@ -161,7 +161,7 @@ class Pool:
             link = self._link
         try:
             region = link.register(self._prefix, _PATIENCE if timeout is None else min(timeout, _PATIENCE))
-        except (Unavailable, DeadlineExceeded):
+        except (Unavailable, DeadlineExceeded, Cancelled):  # by the time that it may take
             self.forget(link)
             return None
         except (KvCompressError, OSError) as error:
