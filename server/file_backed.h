@@ -43,15 +43,16 @@ class FileBacked {
     absl::MutexLock lock(&mutex_);
     if (Clock::now() - looked_ < std::chrono::seconds(1)) return value_;
     looked_ = Clock::now();
-    if (StateOfFiles(paths_) == state_) return value_;
+    const std::string state = StateOfFiles(paths_);
+    if (state == state_) return value_;
     const absl::Status status = Read();
     const std::string error(status.message());
     if (status.ok()) {
       Log(LogLevel::kInfo, what_ + " read again");
-    } else if (error != logged_) {
+    } else if (logged_ != state + error) {
       Log(LogLevel::kWarning, what_ + " cannot be read again, what was read before stays in use", {{"error", error}});
     }
-    logged_ = error;
+    logged_ = state + error;
     return value_;
   }
 
@@ -78,7 +79,8 @@ class FileBacked {
   absl::Mutex mutex_;
   Clock::time_point looked_ ABSL_GUARDED_BY(mutex_);
   std::string state_ ABSL_GUARDED_BY(mutex_);
-  std::string logged_ ABSL_GUARDED_BY(mutex_);  // why the last look found nothing new to use
+  std::string logged_
+      ABSL_GUARDED_BY(mutex_);  // the state of the files, and why the last look found nothing new to use
   std::shared_ptr<const T> value_ ABSL_GUARDED_BY(mutex_);
 };
 

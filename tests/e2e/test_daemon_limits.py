@@ -139,18 +139,18 @@ def test_answers_that_nobody_takes_stay_charged(daemon, stubs):
     server = daemon("--memory-budget", "64MiB")
     client = Client(server, stubs)
     frames, _, _ = client.compress({"t": np.zeros(10 * MIB, np.float16)}, codec="raw|zstd")
-    assert len(frames["t"]) < 100_000
+    assert 10 * len(frames["t"]) < 60_000  # the window of a connection
     request = stubs.pb.DecompressTensorRequest(header=stubs.pb.DecompressHeader(name="t"), frame=frames["t"])
     body = request.SerializeToString()
     no_window = b"\x00\x04" + (0).to_bytes(4, "big")  # SETTINGS_INITIAL_WINDOW_SIZE
     connection = connect(server.address)
     connection.sendall(PREFACE + frame(SETTINGS, no_window) + frame(SETTINGS, flags=1))
-    for stream in range(1, 41, 2):
+    for stream in range(1, 21, 2):
         data, end_stream = b"\0" + len(body).to_bytes(4, "big") + body, 1
         connection.sendall(open_call(stream, f"/{SERVICE}/DecompressTensor"))
         for at in range(0, len(data), 16384):
             connection.sendall(frame(0, data[at:at + 16384], end_stream * (at + 16384 >= len(data)), stream))
-    wait_for(lambda: client.metrics().rejected_by_reason["memory_budget"] >= 17, "refusals")
+    wait_for(lambda: client.metrics().rejected_by_reason["memory_budget"] == 7, "refusals")
     wait_for(lambda: client.metrics().streams_in_flight == 0, "the answers")
     assert 60 * MIB <= client.metrics().bytes_in_flight <= 64 * MIB
     connection.close()
