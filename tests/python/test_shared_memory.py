@@ -176,6 +176,18 @@ def test_a_deadline(server, client):
     assert len(client.compress(values(2 * MIB))) > 0
 
 
+def test_a_deadline_while_memory_is_registered(server, client):
+    client.wait_ready(10)
+    server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(kvcompress.DeadlineExceeded):
+            client.compress(values(2 * MIB), timeout=0.5)
+    finally:
+        server.signal(signal.SIGCONT)
+    assert len(client.compress(values(2 * MIB))) > 0
+    assert client.transport == SHARED
+
+
 def test_a_daemon_that_is_started_again(daemon, connect):
     first = daemon("--shared-memory", PREFIX)
     client = connect(first, timeout=30)
