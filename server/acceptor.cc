@@ -96,8 +96,9 @@ bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
       }
       receiver(fd);
     } else {
-      close(fd);
+      // Counted before the client can see it.
       if (options_.on_reject != nullptr) options_.on_reject();
+      close(fd);
     }
   }
   return true;
