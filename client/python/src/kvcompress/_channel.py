@@ -78,8 +78,10 @@ def no_sharing(target: str, wanted: bool) -> str:
     """Why memory cannot be shared with the daemon at `target`; "" where it may be possible."""
     if not wanted:
         return "not wanted"
-    # With a list of daemons the next call may go to another of them.
-    return "" if _is_local(target) and "," not in target else "the daemon is on another machine"
+    if not _is_local(target):
+        return "the daemon is on another machine"
+    # The next call may go to another of them.
+    return "there is more than one daemon" if "," in target else ""
 
 
 def unchanged(message: bytes) -> bytes:
