@@ -103,33 +103,40 @@ Admission::Admission(Options options) : options_(std::move(options)) {
   if (options_.max_call_rate_per_client > 0) rates_.emplace(options_.max_call_rate_per_client);
 }
 
-absl::Status Admission::AdmitCall(const std::string& client) {
-  if (options_.max_call_rate_per_client == 0 || client.empty()) return absl::OkStatus();
-  CallRates::Clock::duration wait;
-  {
-    absl::MutexLock lock(&rates_mutex_);
-    wait = rates_->Take(client, CallRates::Clock::now());
-  }
-  if (wait == CallRates::Clock::duration::zero()) return absl::OkStatus();
+CallRates::Clock::duration Admission::TakeCall(const std::string& client) {
+  if (!rates_ || client.empty()) return CallRates::Clock::duration::zero();
+  return rates_->Take(client, CallRates::Clock::now());
+}
+
+absl::Status Admission::RejectCall(CallRates::Clock::duration wait) const {
   return Reject(RejectReason::kMaxCallRatePerClient,
                 absl::ResourceExhaustedError(absl::StrFormat("the limit of %d calls a second of one client is reached",
                                                              options_.max_call_rate_per_client)),
                 std::chrono::ceil<milliseconds>(wait));
 }
 
-absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
-  if (!draining()) {
-    if (absl::Status status = AdmitCall(client); !status.ok()) return status;
+absl::Status Admission::AdmitCall(const std::string& client) {
+  CallRates::Clock::duration wait{};
+  {
+    absl::MutexLock lock(&mutex_);
+    wait = TakeCall(client);
   }
+  return wait > CallRates::Clock::duration::zero() ? RejectCall(wait) : absl::OkStatus();
+}
+
+absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
   bool draining = false;
   bool full = false;
+  CallRates::Clock::duration wait{};
   {
     absl::MutexLock lock(&mutex_);
     draining = draining_;
+    if (!draining) wait = TakeCall(client);
     full = streams_ >= options_.max_streams;
     const auto count = clients_.find(client);
     const size_t of_client = count == clients_.end() ? 0 : count->second;
-    if (!draining && !full && of_client < options_.max_streams_per_client) {
+    const bool in_time = wait == CallRates::Clock::duration::zero();
+    if (!draining && in_time && !full && of_client < options_.max_streams_per_client) {
       ++streams_;
       ++open_;
       if (!client.empty()) ++clients_[client];
@@ -137,6 +144,7 @@ absl::StatusOr<Admission::Ticket> Admission::AdmitStream(std::string client) {
     }
   }
   if (draining) return Reject(RejectReason::kDraining, absl::UnavailableError("the server is draining"), kNoRetry);
+  if (wait > CallRates::Clock::duration::zero()) return RejectCall(wait);
   if (full) {
     return Reject(
         RejectReason::kMaxStreams,

@@ -100,6 +100,9 @@ class Admission {
   uint64_t memory_budget() const { return options_.memory_budget; }
 
  private:
+  // Counts a call; zero, or how long until the client may make it.
+  CallRates::Clock::duration TakeCall(const std::string& client) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status RejectCall(CallRates::Clock::duration wait) const;
   // `retry_after` zero: a retry does not help.
   absl::Status Reject(RejectReason reason, absl::Status status, std::chrono::milliseconds retry_after) const;
 
@@ -110,9 +113,7 @@ class Admission {
   absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // their streams, not settled; none is 0
   size_t open_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-
-  absl::Mutex rates_mutex_;
-  std::optional<CallRates> rates_ ABSL_GUARDED_BY(rates_mutex_);
+  std::optional<CallRates> rates_ ABSL_GUARDED_BY(mutex_);  // nothing: any
 };
 
 }  // namespace kvcompress

@@ -59,9 +59,8 @@ void Session<Traits>::Push(Request request) {
     return Fail(
         absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
   }
-  if (options_.regions == nullptr && Traits::to_room(request)) {
-    return Fail(absl::FailedPreconditionError("shared memory is not enabled"));
-  }
+  const absl::Status rooms = Traits::to_room(request) ? ranges_.CheckEnabled() : absl::OkStatus();
+  if (!rooms.ok()) return Fail(rooms);
   const size_t held = request.SpaceUsedLong();  // several times as much as on the wire
   Queue({.header = std::move(request), .bytes = {}, .header_bytes = held, .is_header = true});
 }

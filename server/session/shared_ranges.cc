@@ -8,9 +8,13 @@
 
 namespace kvcompress {
 
+absl::Status SharedRanges::CheckEnabled() const {
+  return table_ == nullptr ? absl::FailedPreconditionError("shared memory is not enabled") : absl::OkStatus();
+}
+
 absl::StatusOr<MutableByteSpan> SharedRanges::Resolve(const v1::SharedMemoryRange& range,
                                                       std::shared_ptr<SharedRegion>& owner) {
-  if (table_ == nullptr) return absl::FailedPreconditionError("shared memory is not enabled");
+  KVC_RETURN_IF_ERROR(CheckEnabled());
   const auto found = used_.find(range.region());
   // A region that this stream uses already stays its own after it was unregistered.
   if (found != used_.end()) {

@@ -24,6 +24,9 @@ class SharedRanges final : public OutputPlaces {
   // `table` may be null: then every range is FAILED_PRECONDITION.
   explicit SharedRanges(const RegionTable* table) : table_(table) {}
 
+  // FAILED_PRECONDITION where no range can be used.
+  absl::Status CheckEnabled() const;
+
   // The bytes of a range of input. NOT_FOUND for an unknown region, INVALID_ARGUMENT past its end.
   absl::StatusOr<Slice> Input(const v1::SharedMemoryRange& range);
   // Bytes of input, from the first range on, whose slices are all gone.
