@@ -2,9 +2,12 @@
 
 #include <openssl/err.h>
 #include <openssl/pem.h>
+#include <openssl/ssl.h>
 #include <openssl/x509.h>
 
 #include <ctime>
+
+#include "absl/strings/str_format.h"
 
 namespace kvcompress {
 namespace {
@@ -19,6 +22,7 @@ struct Free {
 using Bio = std::unique_ptr<BIO, Free<BIO_free>>;
 using Certificate = std::unique_ptr<X509, Free<X509_free>>;
 using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
+using Context = std::unique_ptr<SSL_CTX, Free<SSL_CTX_free>>;
 
 // A key that is encrypted is refused; without this OpenSSL would ask the terminal.
 int NoPassword(char*, int, int, void*) { return -1; }
@@ -43,6 +47,25 @@ Key ParseKey(const std::string& pem) {
   return key;
 }
 
+absl::Status Refused(std::string_view flag) {
+  const char* const reason = ERR_reason_error_string(ERR_peek_last_error());
+  ERR_clear_error();
+  return absl::InvalidArgumentError(absl::StrFormat("%s: refused: %s", flag, reason == nullptr ? "unknown reason" : reason));
+}
+
+// By the policy of this machine's OpenSSL, on the lengths of keys and on digests, which gRPC's own context follows.
+absl::Status CheckPolicy(const std::vector<Certificate>& certificates, EVP_PKEY* key) {
+  const Context context(SSL_CTX_new(TLS_method()));
+  if (context == nullptr || SSL_CTX_use_certificate(context.get(), certificates.front().get()) != 1) {
+    return Refused("--tls-cert");
+  }
+  for (size_t i = 1; i < certificates.size(); ++i) {
+    if (SSL_CTX_add1_chain_cert(context.get(), certificates[i].get()) != 1) return Refused("--tls-cert");
+  }
+  if (SSL_CTX_use_PrivateKey(context.get(), key) != 1) return Refused("--tls-key");
+  return absl::OkStatus();
+}
+
 absl::Time ExpiryOf(const X509& certificate) {
   std::tm time{};
   return ASN1_TIME_to_tm(X509_get0_notAfter(&certificate), &time) == 1 ? absl::FromTM(time, absl::UTCTimeZone())
@@ -63,6 +86,7 @@ absl::StatusOr<TlsIdentity> MakeTlsIdentity(const std::vector<std::string>& cont
   const bool fits = X509_check_private_key(certificates.front().get(), key.get()) == 1;
   ERR_clear_error();
   if (!fits) return absl::InvalidArgumentError("--tls-key: the key is not that of the first certificate of --tls-cert");
+  KVC_RETURN_IF_ERROR(CheckPolicy(certificates, key.get()));
   if (contents.size() > 2 && ParseCertificates(identity.client_ca).empty()) {
     return absl::InvalidArgumentError("--tls-client-ca: no certificate in PEM is in it");
   }

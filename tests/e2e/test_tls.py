@@ -8,6 +8,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from daemon_helpers import Client, Feed, failure, page, page_value, random_array, wait_for
 from tls_helpers import Authority, credentials, handshake, tls_flags
 
@@ -204,6 +205,9 @@ def test_files_that_cannot_be_used_end_the_start(bin_dir, tmp_path, authority, p
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("nonsense")
     another = authority.issue("another")
+    weak = authority.issue("weak", key=rsa.generate_private_key(65537, 1024))
+    weak_chain = tmp_path / "weak-chain"
+    weak_chain.write_bytes(pair.certificate.read_bytes() + weak.certificate.read_bytes())
     locked = tmp_path / "locked"
     subprocess.run(["openssl", "pkey", "-in", pair.key, "-aes256", "-passout", "pass:x", "-out", locked], check=True)
     for cert, key, ca, why in [
@@ -212,6 +216,8 @@ def test_files_that_cannot_be_used_end_the_start(bin_dir, tmp_path, authority, p
         (pair.certificate, nonsense, None, "--tls-key: no private key in PEM, unencrypted, is in it"),
         (pair.certificate, locked, None, "--tls-key: no private key in PEM, unencrypted, is in it"),
         (pair.certificate, another.key, None, "--tls-key: the key is not that of the first certificate of --tls-cert"),
+        (weak.certificate, weak.key, None, "--tls-cert: refused: ee key too small"),
+        (weak_chain, pair.key, None, "--tls-cert: refused: ca key too small"),
         (pair.certificate, pair.key, nonsense, "--tls-client-ca: no certificate in PEM is in it"),
     ]:
         flags = ["--tls-cert", cert, "--tls-key", key, *(["--tls-client-ca", ca] if ca else [])]

@@ -57,9 +57,9 @@ class Authority:
         certificate = _certificate(name, self._key.public_key(), name, self._key, (-3, 3), True)
         self.certificate = Pair(folder, name, certificate, self._key).certificate
 
-    def issue(self, name, days=(-1, 1)):
+    def issue(self, name, days=(-1, 1), key=None):
         """For its name, localhost and 127.0.0.1; valid from and to so many days from now."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(name, key.public_key(), self._name, self._key, days, False)
         return Pair(self._folder, name, certificate, key)
 
