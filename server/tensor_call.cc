@@ -133,9 +133,9 @@ class TensorCall {
     KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream(std::move(client)));
     typename Work::Request head;
     if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
-    KVC_RETURN_IF_ERROR(work_.Prepare(head, environment.options));
+    KVC_RETURN_IF_ERROR(ticket_.Count(work_.Prepare(head, environment.options)));
     Arrange();
-    KVC_RETURN_IF_ERROR(work_.Open(payload_[0]));
+    KVC_RETURN_IF_ERROR(ticket_.Count(work_.Open(payload_[0])));
     return ticket_.Resize(payload_bytes_ + work_.output_bytes());
   }
 

@@ -50,7 +50,8 @@ Key ParseKey(const std::string& pem) {
 absl::Status Refused(std::string_view flag) {
   const char* const reason = ERR_reason_error_string(ERR_peek_last_error());
   ERR_clear_error();
-  return absl::InvalidArgumentError(absl::StrFormat("%s: refused: %s", flag, reason == nullptr ? "unknown reason" : reason));
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s: refused: %s", flag, reason == nullptr ? "unknown reason" : reason));
 }
 
 // By the policy of this machine's OpenSSL, on the lengths of keys and on digests, which gRPC's own context follows.

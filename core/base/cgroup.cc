@@ -45,6 +45,16 @@ void ReadGroup(const std::string& folder, CgroupLimits& limits) {
   if (const auto words = WordsOf(folder + "/memory.limit_in_bytes"); words.size() == 1) AddMemory(words[0], limits);
 }
 
+// The group at `path`, and those around it.
+void ReadGroups(const std::string& hierarchy, std::string path, CgroupLimits& limits) {
+  while (true) {
+    ReadGroup(hierarchy + path, limits);
+    const size_t slash = path.rfind('/');
+    if (slash == std::string::npos) break;
+    path.resize(slash);
+  }
+}
+
 }  // namespace
 
 CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& mount) {
@@ -54,14 +64,10 @@ CgroupLimits ReadCgroupLimits(const std::string& membership, const std::string& 
   for (std::string line; std::getline(lines, line);) {
     const std::vector<std::string> fields = absl::StrSplit(line, absl::MaxSplits(':', 2));
     if (fields.size() != 3) continue;
-    const std::string hierarchy = fields[1].empty() ? mount : mount + "/" + fields[1];
-    std::string path = fields[2];
-    while (true) {
-      ReadGroup(hierarchy + path, limits);
-      const size_t slash = path.rfind('/');
-      if (slash == std::string::npos) break;
-      path.resize(slash);
-    }
+    ReadGroups(mount + "/" + fields[1], fields[2], limits);
+    // Several controllers of one hierarchy have a link each to its folder, whose name may have them in another order.
+    const std::vector<std::string> controllers = absl::StrSplit(fields[1], ',');
+    for (const std::string& controller : controllers) ReadGroups(mount + "/" + controller, fields[2], limits);
   }
   return limits;
 }

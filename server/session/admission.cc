@@ -99,6 +99,11 @@ absl::Status Admission::Ticket::Resize(uint64_t bytes) {
       kRetryAfter);
 }
 
+absl::Status Admission::Ticket::Count(absl::Status status) const {
+  if (!absl::IsResourceExhausted(status)) return status;
+  return admission_->Reject(RejectReason::kTensorTooLarge, std::move(status), kNoRetry);
+}
+
 Admission::Admission(Options options) : options_(std::move(options)) {
   if (options_.max_call_rate_per_client > 0) rates_.emplace(options_.max_call_rate_per_client);
 }

@@ -62,6 +62,10 @@ class Admission {
     // budget has no room for it.
     absl::Status Resize(uint64_t bytes);
 
+    // Passes on what the codec core says to a tensor. RESOURCE_EXHAUSTED is to one above Limits::max_tensor_bytes,
+    // which counts as turned away.
+    absl::Status Count(absl::Status status) const;
+
     // The stream has its answer: it counts against no limit any more. It is still waited for when the daemon drains,
     // for the last of the answer may be on its way.
     void Settle();

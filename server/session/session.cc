@@ -316,7 +316,7 @@ absl::Status Session<Traits>::FeedPart(Input& input) {
     return absl::InvalidArgumentError(begun_ == 0 ? "data before the tensor's header"
                                                   : "data behind the tensor's last byte, before the next header");
   }
-  if (!bytes.bytes.empty()) KVC_RETURN_IF_ERROR(Traits::AppendPart(stream_, bytes));
+  if (!bytes.bytes.empty()) KVC_RETURN_IF_ERROR(ticket_.Count(Traits::AppendPart(stream_, bytes)));
   if (bytes.bytes.empty()) {
     bytes.owner = nullptr;
     ++input.next;
@@ -336,7 +336,7 @@ absl::Status Session<Traits>::TakeHeader(Input& input) {
     to_room_.push_back(to_room);
   }
   ranges_.BeginTensor();
-  KVC_RETURN_IF_ERROR(traits_.Begin(stream_, input.header, options_, to_room ? &ranges_ : nullptr));
+  KVC_RETURN_IF_ERROR(ticket_.Count(traits_.Begin(stream_, input.header, options_, to_room ? &ranges_ : nullptr)));
   ++begun_;
   reserved_ = false;
   const std::optional<Footprint> footprint = stream_.footprint();

@@ -54,6 +54,14 @@ TEST_F(CgroupTest, GroupsOfVersion1HaveFoldersOfTheirControllers) {
   EXPECT_THAT(Read().memory_bytes, Optional(uint64_t{512} << 20));
 }
 
+TEST_F(CgroupTest, ControllersOfVersion1InAnotherOrderThanTheirFolder) {
+  Write("membership", "2:cpuacct,cpu:/docker/0123\n");
+  Write("mount/cpu,cpuacct/docker/0123/cpu.cfs_quota_us", "50000\n");
+  Write("mount/cpu,cpuacct/docker/0123/cpu.cfs_period_us", "100000\n");
+  fs::create_symlink("cpu,cpuacct", root_ / "mount/cpu");
+  EXPECT_THAT(Read().cpus, Optional(0.5));
+}
+
 TEST_F(CgroupTest, InAContainerOnlyItsOwnGroupIsMounted) {
   Write("membership", "2:cpu:/docker/0123\n1:memory:/docker/0123\n0::/docker/0123\n");
   Write("mount/cpu/cpu.cfs_quota_us", "-1\n");

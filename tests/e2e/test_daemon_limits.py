@@ -7,6 +7,7 @@ import time
 
 import grpc
 import numpy as np
+import pytest
 from daemon_helpers import MIB, SERVICE, Client, Feed, failure, page, page_value, random_array, wait_for
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -188,10 +189,24 @@ def test_memory_budget(daemon, stubs):
 
 
 def test_max_tensor_bytes(daemon, stubs):
-    client = Client(daemon("--max-tensor-bytes", "1000"), stubs)
-    code, text, _ = failure(client.stub.Compress(iter([client.header("a", [501])]), timeout=30))
-    assert (code, text) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 'tensor "a": 1002 bytes are above the limit of 1000')
-    client.compress({"b": random_array(500)})
+    larger, smaller = (Client(daemon("--max-tensor-bytes", limit), stubs) for limit in ("1000", "999"))
+    pb = larger.pb
+    frames, _, _ = larger.compress({"a": random_array(500)}, codec="raw")
+    values = random_array(501)
+    whole = pb.CompressTensorRequest(header=larger.header("a", [501]).header, data=values.tobytes())
+    frame_whole = pb.DecompressTensorRequest(header=pb.DecompressHeader(name="a"), frame=frames["a"])
+    for client, calls, text in [
+        (larger, [lambda: larger.compress({"a": values}), lambda: larger.stub.CompressTensor(whole, timeout=30)],
+         "1002 bytes are above the limit of 1000"),
+        (smaller, [lambda: smaller.decompress(frames), lambda: smaller.stub.DecompressTensor(frame_whole, timeout=30)],
+         "1000 bytes are above the limit of 999"),
+    ]:
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as error:
+                call()
+            refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, f'tensor "a": {text}')
+            assert (error.value.code(), error.value.details()) == refusal
+        assert dict(client.metrics().rejected_by_reason) == {"tensor_too_large": 2}
 
 
 def test_a_client_that_does_not_read_is_not_read(daemon, stubs):
