@@ -226,6 +226,23 @@ class PooledCall final : public grpc::ServerUnaryReactor {
   ThreadPool::Queue queue_;
 };
 
+// A call that has ended in the reaction to its message. It stays until gRPC has sent the answer, which it is charged
+// for, and then ends without another thread, like gRPC's own reactor for such calls.
+template <typename Work>
+class InlineCall final : public grpc::ServerUnaryReactor {
+ public:
+  InlineCall(std::unique_ptr<TensorCall<Work>> call, const absl::Status& status) : call_(std::move(call)) {
+    Finish(call_->End(status));
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  bool InternalInlineable() override { return true; }
+
+  const std::unique_ptr<TensorCall<Work>> call_;
+};
+
 template <typename Work>
 grpc::ServerUnaryReactor* StartCall(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
                                     grpc::ByteBuffer* response, std::string client,
@@ -234,10 +251,7 @@ grpc::ServerUnaryReactor* StartCall(grpc::CallbackServerContext* context, const 
   absl::Status status = call->Start(request, std::move(client), environment);
   if (status.ok() && !call->is_short()) return new PooledCall<Work>(environment.pool, std::move(call));
   if (status.ok()) status = call->Run();
-  // gRPC's own reactor ends without another thread.
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(call->End(status));
-  return reactor;
+  return new InlineCall<Work>(std::move(call), status);
 }
 
 }  // namespace
