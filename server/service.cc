@@ -237,7 +237,8 @@ grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* con
 
 grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* Service::SharedMemory(
     grpc::CallbackServerContext* context) {
-  return shared_memory_.Start(context, admission_.AdmitCall(Client(*context)));
+  const std::string client = Client(*context);
+  return shared_memory_.Start(context, client, admission_.AdmitCall(client));
 }
 
 }  // namespace kvcompress

@@ -96,6 +96,9 @@ class SharedMemoryStreams::Stream final : public Reactor {
     EndAnswer(ok ? absl::OkStatus() : absl::CancelledError("the client has cancelled"));
   }
 
+  // Of the owner: the client whom it counts for, once it is admitted.
+  std::optional<std::string> counts_for;
+
   void OnDone() override {
     registration_.reset();
     record_.End(status(), {});
@@ -120,6 +123,7 @@ class SharedMemoryStreams::Stream final : public Reactor {
       if (!stop_ || answering_) return false;
       finished_ = true;
     }
+    AddPushback(status(), *context_);
     Finish(ToGrpcStatus(status()));
     return true;
   }
@@ -148,9 +152,9 @@ SharedMemoryStreams::~SharedMemoryStreams() {
 }
 
 SharedMemoryStreams::Reactor* SharedMemoryStreams::Start(grpc::CallbackServerContext* context,
-                                                         const absl::Status& allowed) {
+                                                         const std::string& client, const absl::Status& allowed) {
   const auto stream = std::make_shared<Stream>(*this, context);
-  absl::Status admitted = Admit(stream);
+  absl::Status admitted = Admit(stream, client);
   admitted.Update(allowed);
   if (admitted.ok()) {
     stream->Begin();
@@ -161,21 +165,38 @@ SharedMemoryStreams::Reactor* SharedMemoryStreams::Start(grpc::CallbackServerCon
 }
 
 // A stream that is turned away is kept as well, until its status is sent.
-absl::Status SharedMemoryStreams::Admit(const std::shared_ptr<Stream>& stream) {
+absl::Status SharedMemoryStreams::Admit(const std::shared_ptr<Stream>& stream, const std::string& client) {
   absl::MutexLock lock(&mutex_);
   streams_.emplace(stream.get(), stream);
   if (prefix_.empty()) return absl::FailedPreconditionError("shared memory is not enabled");
-  if (closed_ || admission_.draining()) {
-    metrics_.OnReject(RejectReason::kDraining);
-    return Draining();
+  if (closed_ || admission_.draining()) return Reject(RejectReason::kDraining, Draining());
+  if (admitted_ >= kMaxStreams) {
+    return Reject(RejectReason::kMaxStreams, absl::ResourceExhaustedError(absl::StrFormat(
+                                                 "the limit of %d shared memory streams is reached", kMaxStreams)));
   }
-  if (streams_.size() <= kMaxStreams) return absl::OkStatus();
-  metrics_.OnReject(RejectReason::kMaxStreams);
-  return absl::ResourceExhaustedError(absl::StrFormat("the limit of %d shared memory streams is reached", kMaxStreams));
+  if (const auto count = clients_.find(client); count != clients_.end() && count->second >= kMaxStreamsPerClient) {
+    return Reject(RejectReason::kMaxStreamsPerClient,
+                  absl::ResourceExhaustedError(absl::StrFormat(
+                      "the limit of %d shared memory streams of one client is reached", kMaxStreamsPerClient)));
+  }
+  ++admitted_;
+  if (!client.empty()) ++clients_[client];
+  stream->counts_for = client;
+  return absl::OkStatus();
+}
+
+absl::Status SharedMemoryStreams::Reject(RejectReason reason, const absl::Status& status) const {
+  metrics_.OnReject(reason);
+  return status;
 }
 
 void SharedMemoryStreams::Remove(const Stream* stream) {
   absl::MutexLock lock(&mutex_);
+  if (stream->counts_for) {
+    --admitted_;
+    const auto count = clients_.find(*stream->counts_for);
+    if (count != clients_.end() && --count->second == 0) clients_.erase(count);
+  }
   streams_.erase(stream);
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/server/metrics.h"
 #include "kvcompress/session/admission.h"
@@ -18,6 +19,7 @@ class SharedMemoryStreams {
  public:
   using Reactor = grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>;
   static constexpr size_t kMaxStreams = 256;
+  static constexpr size_t kMaxStreamsPerClient = 192;
 
   // An empty prefix: every stream is FAILED_PRECONDITION.
   SharedMemoryStreams(RegionTable& table, std::string prefix, const Admission& admission, Metrics& metrics)
@@ -25,8 +27,8 @@ class SharedMemoryStreams {
   // Waits for the end of all streams, which must have been brought about.
   ~SharedMemoryStreams();
 
-  // `allowed`: whether the client may call now.
-  Reactor* Start(grpc::CallbackServerContext* context, const absl::Status& allowed);
+  // `client`: as Admission's. `allowed`: whether it may call now.
+  Reactor* Start(grpc::CallbackServerContext* context, const std::string& client, const absl::Status& allowed);
 
   // Ends all streams, and those that begin later, with UNAVAILABLE.
   void Close();
@@ -34,7 +36,8 @@ class SharedMemoryStreams {
  private:
   class Stream;
 
-  absl::Status Admit(const std::shared_ptr<Stream>& stream);
+  absl::Status Admit(const std::shared_ptr<Stream>& stream, const std::string& client);
+  absl::Status Reject(RejectReason reason, const absl::Status& status) const;
   void Remove(const Stream* stream);
 
   RegionTable& table_;
@@ -45,6 +48,8 @@ class SharedMemoryStreams {
   absl::Mutex mutex_;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<const Stream*, std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mutex_);
+  size_t admitted_ ABSL_GUARDED_BY(mutex_) = 0;                               // of streams_
+  absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // the same of each; none is 0
 };
 
 }  // namespace kvcompress

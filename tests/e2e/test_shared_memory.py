@@ -11,6 +11,7 @@ import threading
 import grpc
 import pytest
 from daemon_helpers import MIB, Client, Feed, failure, page, page_value, random_array, wait_for
+from http2_helpers import Forwarder
 from shm_helpers import PREFIX, Object, Registration, SharedClient, failure_code, mappings, values
 
 SIZE = 16 * 4096
@@ -35,6 +36,14 @@ def thing():
 def figures(server):
     text = page(server.metrics_address)
     return tuple(page_value(text, f"kvcompress_shared_memory_{what}") for what in ("regions", "bytes"))
+
+
+def answers(stream):
+    try:
+        stream.status()
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def test_register_status_unregister(server, client, thing):
@@ -164,18 +173,42 @@ def test_nothing_is_left_of_many_streams_and_regions(server, client, thing):
     assert descriptors() < before + 20
 
 
-def test_streams_are_limited(client):
+def test_streams_are_limited(server, client, stubs):
+    """Also those of a client that cannot even reach this host's memory: the rest is for those who can."""
     streams = []
-    try:
-        for _ in range(256):
+
+    def open_streams(client, count):
+        for _ in range(count):
             streams.append(Registration(client))
             streams[-1].status()
-        refused = Registration(client)
-        assert failure_code(refused.call) == (
-            grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 256 shared memory streams is reached")
+
+    def refusal(client):
+        return failure_code(Registration(client).call)
+    exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+    forwarder = Forwarder(server.address, "127.0.0.2")
+    try:
+        open_streams(client, 192)
+        assert refusal(client) == (exhausted, "the limit of 192 shared memory streams of one client is reached")
+        server.address = forwarder.address
+        other = Client(server, stubs)
+        open_streams(other, 64)
+        assert refusal(other) == (exhausted, "the limit of 256 shared memory streams is reached")
+        assert dict(client.metrics().rejected_by_reason) == {"max_streams_per_client": 1, "max_streams": 1}
+        streams.pop(0).cancel()
+        wait_for(lambda: answers(Registration(client)), "the place of one that has ended")
     finally:
         for stream in streams:
             stream.cancel()
+        forwarder.close()
+
+
+def test_a_call_too_many_says_when_to_come_again(daemon, stubs):
+    client = Client(daemon("--shared-memory", PREFIX, "--max-call-rate-per-client", "1"), stubs)
+    client.metrics()
+    refused = Registration(client)
+    assert failure_code(refused.call) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of 1 calls a second of one client is reached")
+    assert 0 < int(dict(refused.call.trailing_metadata())["grpc-retry-pushback-ms"]) <= 1000
 
 
 def test_a_drain_does_not_wait_for_registrations(server, client, thing):
