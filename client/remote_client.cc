@@ -180,6 +180,7 @@ StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, 
   if (shared) {
     SharedExchange<Method> exchange(options_.address, jobs, sink, delivery, *pool_, *arena);
     StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
+    if (LosesRegions(end.status)) pool_->Forget(*arena);
     // After any other end than this one the daemon may still be writing to it.
     if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(arena));
     return end;
@@ -205,7 +206,6 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
     if (!end.handler.ok()) return end.handler;
     last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size());
     if (shared && LosesRegions(end.status)) {
-      pool_->Forget();
       may_share = false;
       if (!IsRetryable(end)) continue;
     }

@@ -45,6 +45,8 @@ class SharedMemoryLink::Stream {
     }
   }
 
+  bool is_broken() const { return broken_; }
+
   absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline) {
     if (broken_) return absl::UnavailableError("the stream that registers shared memory is lost");
     v1::SharedMemoryResponse response;
@@ -116,6 +118,11 @@ SharedMemoryLink::SharedMemoryLink(std::unique_ptr<Stream> stream, std::string p
     : prefix_(std::move(prefix)), stream_(std::move(stream)) {}
 
 SharedMemoryLink::~SharedMemoryLink() = default;
+
+bool SharedMemoryLink::is_lost() const {
+  absl::MutexLock lock(&mutex_);
+  return stream_->is_broken();
+}
 
 absl::StatusOr<v1::SharedMemoryResponse> SharedMemoryLink::Ask(const v1::SharedMemoryRequest& request,
                                                                absl::Time deadline) {

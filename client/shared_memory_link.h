@@ -27,6 +27,7 @@ class RegisteredMemory {
 
   MutableByteSpan bytes() const { return mapping_.bytes(); }
   uint64_t region() const { return region_; }  // the daemon's name for it
+  const SharedMemoryLink* link() const { return link_.get(); }
 
  private:
   const std::shared_ptr<SharedMemoryLink> link_;
@@ -45,6 +46,8 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
 
   // Fresh memory, registered. Its key is gone when this returns: nothing is left of it when this process is killed.
   absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
+  // Whether the stream has ended, and with it what was registered on it, as far as anybody has noticed.
+  bool is_lost() const;
 
  private:
   friend class RegisteredMemory;
@@ -54,7 +57,7 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
   absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline);
 
   const std::string prefix_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   const std::unique_ptr<Stream> stream_ ABSL_PT_GUARDED_BY(mutex_);
 };
 

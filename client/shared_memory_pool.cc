@@ -14,6 +14,11 @@ constexpr int kMaxLosses = 8;
 // Kept for later calls; what a burst of calls had beyond these is given back.
 constexpr size_t kMaxIdleArenas = 8;
 
+// The daemon, or the time, ran out. CANCELLED: a deadline that ended the stream in the middle of a question.
+bool IsForNow(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsCancelled(status);
+}
+
 }  // namespace
 
 class SharedMemoryPool::Buffer final : public SharedBuffer {
@@ -36,22 +41,29 @@ class SharedMemoryPool::Buffer final : public SharedBuffer {
   const size_t size_;
 };
 
-// Asks the daemon once, and again after Forget() or while it does not answer.
+// Asks the daemon once, and again after Forget(), a pause, or while it does not answer.
 absl::StatusOr<std::shared_ptr<SharedMemoryLink>> SharedMemoryPool::Link(absl::Time deadline) {
   absl::MutexLock lock(&state_->mutex);
+  if (!state_->status.ok() && absl::Now() >= state_->paused_until) {
+    state_->status = absl::OkStatus();
+    state_->losses = 0;
+  }
   KVC_RETURN_IF_ERROR(state_->status);
   if (state_->link == nullptr) {
     auto link = SharedMemoryLink::Open(channel_, deadline);
-    if (!link.ok()) return link.status();
-    state_->link = *std::move(link);
+    if (link.ok()) {
+      state_->link = *std::move(link);
+    } else {
+      if (!IsForNow(link.status())) Pause(link.status());
+      return link.status();
+    }
   }
   return state_->link;
 }
 
-absl::StatusOr<std::unique_ptr<RegisteredMemory>> SharedMemoryPool::Register(size_t bytes, absl::Time deadline) {
-  deadline = std::min(deadline, absl::Now() + timeout_);
-  KVC_ASSIGN_OR_RETURN(const std::shared_ptr<SharedMemoryLink> link, Link(deadline));
-  return link->Register(bytes, deadline);
+void SharedMemoryPool::Pause(const absl::Status& status) {
+  state_->status = status;
+  state_->paused_until = absl::Now() + pause_;
 }
 
 std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
@@ -63,32 +75,41 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
       return arena;
     }
   }
-  auto arena = Register(kArenaBytes, deadline);
-  // CANCELLED: a deadline that ended the stream in the middle of a question.
-  if (absl::IsUnavailable(arena.status()) || absl::IsDeadlineExceeded(arena.status()) ||
-      absl::IsCancelled(arena.status())) {
-    Forget();
+  deadline = std::min(deadline, absl::Now() + timeout_);
+  const absl::StatusOr<std::shared_ptr<SharedMemoryLink>> link = Link(deadline);
+  if (!link.ok()) return nullptr;
+  auto arena = (*link)->Register(kArenaBytes, deadline);
+  if (IsForNow(arena.status())) {
+    Forget(link->get());
     return nullptr;
   }
-  absl::MutexLock lock(&state_->mutex);
-  if (arena.ok()) {
-    state_->used = true;
-    return *std::move(arena);
+  const bool lost = (*link)->is_lost();
+  {
+    absl::MutexLock lock(&state_->mutex);
+    if (arena.ok()) {
+      state_->used = true;
+      return *std::move(arena);
+    }
+    // More calls at a time than there is memory for go without; where there is none at all nobody asks for a while.
+    if (!absl::IsResourceExhausted(arena.status()) || !state_->used) Pause(arena.status());
   }
-  // More calls at a time than there is memory for go without; where there is none at all nobody asks again.
-  if (!absl::IsResourceExhausted(arena.status()) || !state_->used) state_->status = arena.status();
+  if (lost) Forget(link->get());  // a refusal ends the stream
   return nullptr;
 }
 
 void SharedMemoryPool::PutBack(std::unique_ptr<RegisteredMemory> arena) {
   absl::MutexLock lock(&state_->mutex);
   state_->losses = 0;
-  if (state_->idle.size() < kMaxIdleArenas) state_->idle.push_back(std::move(arena));
+  if (arena->link() == state_->link.get() && state_->idle.size() < kMaxIdleArenas)
+    state_->idle.push_back(std::move(arena));
 }
 
 std::unique_ptr<SharedBuffer> SharedMemoryPool::Allocate(size_t bytes) {
   constexpr size_t kMinBytes = 4096;
-  auto memory = Register(std::max(bytes, kMinBytes), absl::InfiniteFuture());
+  const absl::Time deadline = absl::Now() + timeout_;
+  const absl::StatusOr<std::shared_ptr<SharedMemoryLink>> link = Link(deadline);
+  if (!link.ok()) return nullptr;
+  auto memory = (*link)->Register(std::max(bytes, kMinBytes), deadline);
   if (!memory.ok()) return nullptr;
   return std::make_unique<Buffer>(state_, *std::move(memory), bytes);
 }
@@ -108,15 +129,16 @@ std::optional<v1::SharedMemoryRange> SharedMemoryPool::Find(ByteSpan bytes) cons
   return range;
 }
 
-void SharedMemoryPool::Forget() {
-  std::shared_ptr<SharedMemoryLink> link;
+void SharedMemoryPool::Forget(const SharedMemoryLink* lost) {
+  std::shared_ptr<SharedMemoryLink> link;  // destroyed behind the lock, as it may wait
   std::vector<std::unique_ptr<RegisteredMemory>> idle;
   absl::MutexLock lock(&state_->mutex);
+  if (state_->link.get() != lost) return;  // several calls lose it, but once
   link.swap(state_->link);
   idle.swap(state_->idle);
   state_->buffers.clear();
   state_->used = false;
-  if (++state_->losses == kMaxLosses) state_->status = absl::UnavailableError("shared memory is lost again and again");
+  if (++state_->losses == kMaxLosses) Pause(absl::UnavailableError("shared memory is lost again and again"));
 }
 
 absl::Status SharedMemoryPool::status() const {

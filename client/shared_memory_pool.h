@@ -12,14 +12,15 @@
 namespace kvcompress {
 
 // The shared memory of a client: arenas that its calls borrow, and buffers that its users hold. Thread-safe. Where
-// shared memory cannot be had there is none, and status() says why.
+// shared memory cannot be had there is none, and status() says why; the daemon is asked again after a pause.
 class SharedMemoryPool {
  public:
   // Bytes of an arena: small enough that what goes through it is still in a cache when it is read.
   static constexpr size_t kArenaBytes = size_t{16} << 20;
 
-  SharedMemoryPool(std::shared_ptr<grpc::Channel> channel, absl::Duration timeout)
-      : state_(std::make_shared<State>()), channel_(std::move(channel)), timeout_(timeout) {}
+  SharedMemoryPool(std::shared_ptr<grpc::Channel> channel, absl::Duration timeout,
+                   absl::Duration pause = absl::Minutes(1))
+      : state_(std::make_shared<State>()), channel_(std::move(channel)), timeout_(timeout), pause_(pause) {}
 
   // Memory for one call; null when there is none, or none by `deadline`.
   std::unique_ptr<RegisteredMemory> Take(absl::Time deadline);
@@ -31,10 +32,11 @@ class SharedMemoryPool {
   // `bytes` as the daemon is told of them, when they lie in such memory.
   std::optional<v1::SharedMemoryRange> Find(ByteSpan bytes) const;
 
-  // Everything that was registered is gone: the daemon was started again, or has ended the stream. It is asked anew.
-  void Forget();
+  // The daemon does not have this memory any more, nor what else was registered with it: it was started again, or has
+  // ended the stream. It is asked anew.
+  void Forget(const RegisteredMemory& memory) { Forget(memory.link()); }
 
-  // Why there is no shared memory; OK while there is, or nobody has asked.
+  // Why there is no shared memory; OK while there is, or nobody has asked since the pause.
   absl::Status status() const;
 
  private:
@@ -45,18 +47,21 @@ class SharedMemoryPool {
     mutable absl::Mutex mutex;
     std::shared_ptr<SharedMemoryLink> link ABSL_GUARDED_BY(mutex);
     absl::Status status ABSL_GUARDED_BY(mutex);
-    bool used ABSL_GUARDED_BY(mutex) = false;  // an arena was had from this link
-    int losses ABSL_GUARDED_BY(mutex) = 0;     // since a call went well
+    absl::Time paused_until ABSL_GUARDED_BY(mutex);  // with a status that is not OK
+    bool used ABSL_GUARDED_BY(mutex) = false;        // an arena was had from this link
+    int losses ABSL_GUARDED_BY(mutex) = 0;           // since a call went well
     std::vector<std::unique_ptr<RegisteredMemory>> idle ABSL_GUARDED_BY(mutex);
     std::map<const std::byte*, const RegisteredMemory*> buffers ABSL_GUARDED_BY(mutex);  // by their first bytes
   };
 
+  void Forget(const SharedMemoryLink* lost);
+  void Pause(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mutex);
   absl::StatusOr<std::shared_ptr<SharedMemoryLink>> Link(absl::Time deadline);
-  absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
 
   const std::shared_ptr<State> state_;
   const std::shared_ptr<grpc::Channel> channel_;
   const absl::Duration timeout_;
+  const absl::Duration pause_;
 };
 
 }  // namespace kvcompress

@@ -227,5 +227,53 @@ TEST_F(SharedMemoryTest, ADaemonThatForgetsIsAskedAnew) {
   EXPECT_EQ(questions_, 2);
 }
 
+class SharedMemoryPoolTest : public SharedMemoryTest {
+ protected:
+  static constexpr absl::Duration kPause = absl::Milliseconds(200);
+
+  std::unique_ptr<RegisteredMemory> Take() { return pool_.Take(absl::InfiniteFuture()); }
+
+  SharedMemoryPool pool_{grpc::CreateChannel(daemon_.address(), grpc::InsecureChannelCredentials()), absl::Seconds(5),
+                         kPause};
+};
+
+TEST_F(SharedMemoryPoolTest, ARestartIsOneLossHoweverManyCallsMeetIt) {
+  std::vector<std::unique_ptr<RegisteredMemory>> arenas;
+  for (int i = 0; i < 20; ++i) arenas.push_back(Take());
+  for (const auto& arena : arenas) pool_.Forget(*arena);
+  EXPECT_THAT(pool_.status(), IsOk());
+  for (auto& arena : arenas) pool_.PutBack(std::move(arena));
+  EXPECT_EQ(questions_, 1);
+  EXPECT_NE(Take(), nullptr) << "not one of those that are gone";
+  EXPECT_EQ(questions_, 2);
+}
+
+TEST_F(SharedMemoryPoolTest, WhatIsLostAgainAndAgainIsLeftAloneForAPause) {
+  for (int i = 0; i < 8; ++i) {
+    const auto arena = Take();
+    ASSERT_NE(arena, nullptr) << i;
+    pool_.Forget(*arena);
+  }
+  EXPECT_EQ(Take(), nullptr);
+  EXPECT_THAT(pool_.status(), StatusIs(absl::StatusCode::kUnavailable, "shared memory is lost again and again"));
+  EXPECT_EQ(questions_, 8);
+  absl::SleepFor(kPause);
+  EXPECT_NE(Take(), nullptr);
+  EXPECT_THAT(pool_.status(), IsOk());
+}
+
+TEST_F(SharedMemoryPoolTest, ARefusalIsNotForEver) {
+  int refusals = 0;
+  daemon_.shared_memory = [&](SharedMemoryCall& call) {
+    return ++refusals > 1 ? Register(call) : grpc::Status(grpc::RESOURCE_EXHAUSTED, "too many calls");
+  };
+  EXPECT_EQ(Take(), nullptr);
+  EXPECT_EQ(Take(), nullptr);
+  EXPECT_THAT(pool_.status(), StatusIs(absl::StatusCode::kResourceExhausted, "too many calls"));
+  EXPECT_EQ(refusals, 1);
+  absl::SleepFor(kPause);
+  EXPECT_NE(Take(), nullptr);
+}
+
 }  // namespace
 }  // namespace kvcompress
