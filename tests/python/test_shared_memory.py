@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from daemon_helpers import page, page_value, wait_for
 from fake_server import FakeServer, capabilities
+from kvcompress import _shared_memory
 from kvcompress.v1 import kvcompress_pb2 as pb
 
 MIB = 1 << 20
@@ -28,6 +29,11 @@ def values(size, seed=1):
 
 def objects():
     return [path.name for path in pathlib.Path("/dev/shm").iterdir() if path.name.startswith(PREFIX)]
+
+
+def end_pause(monkeypatch):
+    real = time.monotonic
+    monkeypatch.setattr(_shared_memory.time, "monotonic", lambda: real() + 61)
 
 
 def regions(server):
@@ -223,6 +229,26 @@ def test_machines_without_room_for_it(client, monkeypatch, refuses):
     array = values(2 * MIB)
     assert (client.decompress(client.compress(array, "raw")) == array).all()
     assert client.transport == "connection ([Errno 28] No space left on device)"
+    monkeypatch.undo()
+    client.compress(array)
+    assert client.transport == "connection ([Errno 28] No space left on device)"
+    end_pause(monkeypatch)
+    client.compress(array)
+    assert client.transport == SHARED
+
+
+def test_a_refusal_is_not_for_ever(daemon, connect, monkeypatch):
+    """Of a daemon that takes fewer calls a second than a new client makes."""
+    server = daemon("--shared-memory", PREFIX, "--max-call-rate-per-client", "1")
+    array = values(2 * MIB)
+    client = connect(server, timeout=20)
+    client.metrics()
+    client.compress(array)
+    assert client.transport == "connection (the limit of 1 calls a second of one client is reached)"
+    end_pause(monkeypatch)
+    time.sleep(1.1)
+    client.compress(array)
+    assert client.transport == SHARED
 
 
 def test_a_region_that_the_daemon_has_lost(server, client):

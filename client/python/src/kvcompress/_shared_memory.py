@@ -7,6 +7,7 @@ import queue
 import re
 import secrets
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +26,10 @@ _MOST_IDLE = 8
 _MOST_SCRATCH = 64 << 20
 # Seconds for the daemon to register memory.
 _PATIENCE = 5.0
-# A daemon that loses what was registered again and again is left alone.
+# A daemon that loses what was registered again and again is left alone for a while.
 _MOST_LOSSES = 8
+# Seconds until a daemon that refused, or a machine without room, is tried again.
+_PAUSE = 60.0
 
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -112,10 +115,12 @@ class Link:
 
 
 class Pool:
-    """The regions of a client. Threads may share it. Where shared memory cannot be had, `why_not` says why."""
+    """The regions of a client. Threads may share it. Where shared memory cannot be had, `why_not` says why: for good,
+    or until the end of a pause."""
 
     def __init__(self, channel: grpc.Channel, metadata: _channel.Metadata, why_not: str = ""):
         self.why_not = why_not
+        self._paused_until: float | None = None  # time.monotonic(), with a why_not; None: for good
         self.used_last = False  # by the last call that could
         self._channel, self._metadata = channel, metadata
         self._prefix = ""  # of keys; empty until the daemon has said
@@ -150,7 +155,7 @@ class Pool:
 
     def _take(self, timeout: float | None) -> Region | None:
         with self._lock:
-            if self.why_not:
+            if self.why_not and not self._resumes():
                 return None
             if self._link is not None and not self._link.is_alive():
                 self._forget()
@@ -166,11 +171,11 @@ class Pool:
             return None
         except (KvCompressError, OSError) as error:
             with self._lock:
-                # More calls at a time than there is memory for go without; where there is none at all nobody asks
-                # again.
+                # More calls at a time than there is memory for go without; where there is none at all nobody asks for
+                # a while.
                 if not (self._used and isinstance(error, ResourceExhausted | OSError)):
-                    self.why_not = str(error)
-                elif not link.is_alive():
+                    self._pause(str(error))
+                if link is self._link and not link.is_alive():
                     self._forget()  # refusals end the stream
             return None
         with self._lock:
@@ -209,7 +214,17 @@ class Pool:
         self._link, self._idle, self._used = None, [], False
         self._losses += 1
         if self._losses >= _MOST_LOSSES:
-            self.why_not = "shared memory is lost again and again"
+            self._pause("shared memory is lost again and again")
+
+    def _pause(self, why: str) -> None:
+        if not self.why_not:
+            self.why_not, self._paused_until = why, time.monotonic() + _PAUSE
+
+    def _resumes(self) -> bool:
+        if self._paused_until is None or time.monotonic() < self._paused_until:
+            return False
+        self.why_not, self._paused_until, self._losses = "", None, 0
+        return True
 
     def close(self) -> None:
         with self._lock:
@@ -217,4 +232,4 @@ class Pool:
                 self._link.close()
             self._link, self._idle = None, []
             self._dropped.clear()
-            self.why_not = "the client is closed"
+            self.why_not, self._paused_until = "the client is closed", None
