@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 cmake --preset release >/dev/null
 # The generated headers of the service have to exist before anything that includes them is parsed.
-if cmake --build --preset release --target help | grep -q '^kvc_proto:'; then
+if cmake --build --preset release --target help | grep '^kvc_proto:' >/dev/null; then
   cmake --build --preset release --target kvc_proto >/dev/null
 fi
 [ $# -gt 0 ] || mapfile -t files < <(find core server client -name '*.cc' | sort)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the images of deploy/Dockerfile and runs them for real: the daemon becomes healthy as a non-root user
-# on a read-only file system, the command line's image compresses through it, and `docker stop` drains it.
+# on a read-only file system, the command line's image compresses through it, so do the containers of the pods of
+# deploy/kubernetes, and `docker stop` drains it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/container/engine.sh
@@ -59,8 +60,9 @@ done
 pid=$(docker inspect -f '{{.State.Pid}}' $name)
 [ "$(awk '/^Uid:/ {print $2 "," $3}' "/proc/$pid/status")" = 10001,10001 ] || fail "the daemon does not run as user 10001"
 echo "healthy, as user 10001, on a read-only file system"
-docker logs $name 2>&1 | grep -q "started .*threads=1 " || fail "the daemon takes more threads than it has CPUs"
-docker logs $name 2>&1 | grep -q "memory limit is too low .*memory_limit=$((1 << 30))" ||
+logs=$(docker logs $name 2>&1)
+grep -q "started .*threads=1 " <<<"$logs" || fail "the daemon takes more threads than it has CPUs"
+grep -q "memory limit is too low .*memory_limit=$((1 << 30))" <<<"$logs" ||
   fail "the daemon does not say that its limit leaves no room beside its budget"
 echo "knows the container's limits"
 
@@ -78,6 +80,9 @@ for server in "$address" "$socket"; do
 done
 [ "$(docker exec $name stat -c %a,%u "${socket#unix:}")" = 660,10001 ] || fail "the socket's mode or owner"
 echo "a cache there and back over TCP, and over a unix socket in a volume that the containers share"
+
+scripts/venv.sh && .venv/bin/python tests/container/pod.py "$work" || fail "the pods of deploy/kubernetes"
+rm -f "$work/small.safetensors" "$work/out.safetensors"
 
 started=$SECONDS
 docker stop -t 20 $name >/dev/null
