@@ -41,7 +41,9 @@ Quality QualityOf(const ErrorSums& sums) {
   // With x' = x - e: x.x' = x.x - x.e and x'.x' = x.x - 2 x.e + e.e.
   const double cross = sums.sum_squares - sums.sum_cross;
   const double decoded_squares = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
-  const bool has_norms = sums.sum_squares > 0 && decoded_squares > 0;
+  // Of less than this, rounding has left nothing.
+  constexpr double kLeastDecoded = 0x1p-33;
+  const bool has_norms = sums.sum_squares > 0 && decoded_squares > kLeastDecoded * sums.sum_squares;
   const double cosine = has_norms ? cross / std::sqrt(sums.sum_squares) / std::sqrt(decoded_squares) : 0.0;
   quality.cosine_similarity = std::isfinite(cosine) ? std::clamp(cosine, -1.0, 1.0) : 0.0;
   if (sums.max_abs_error == 0) {

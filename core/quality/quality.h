@@ -24,7 +24,8 @@ struct Quality {
   // 10 log10(variance / mean of e^2), the variance about the mean; empty (infinite) when there is no error. Minus
   // infinity cannot be: a constant tensor with an error has variance 0 and reports kMinSnrDb.
   std::optional<double> snr_db;
-  // x.x' / (|x| |x'|); 0 if either norm is 0, as the reference has it. 1 for a tensor without elements.
+  // x.x' / (|x| |x'|); 0 if either norm is 0, as the reference has it, or |x'| is below 1e-5 |x|, of which the sums
+  // tell nothing. 1 for a tensor without elements.
   double cosine_similarity = 1;
   double max_error = 0;  // max |e|
 };

@@ -54,6 +54,12 @@ HWY_INLINE ErrorSums MeasureRun(const uint8_t* original, const uint8_t* decoded)
   return wide.Totals(kRun, lanes.max_error);
 }
 
+// Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
+bool DecodedSquaresFollow(const ErrorSums& sums) {
+  const double decoded_squares = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
+  return decoded_squares >= sums.sum_squares / 16;
+}
+
 template <DType kT>
 void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
   for (size_t run = 0; run < runs; ++run) {
@@ -64,12 +70,14 @@ void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, Err
     const double max_abs = LoadAsF32(kT, &max_bits, 0);
     if (SafeInLanes(max_abs)) {
       const ErrorSums run_sums = MeasureRun<kT>(x, y);
-      if (SafeInLanes(run_sums.max_abs_error)) {
+      if (SafeInLanes(run_sums.max_abs_error) && DecodedSquaresFollow(run_sums)) {
         sums.Merge(run_sums);
         continue;
       }
     }
-    scalar::MeasureErrors(kT, x, y, kRun, sums);
+    ErrorSums run_sums;  // as terms one by one would lose more beside large totals
+    scalar::MeasureErrors(kT, x, y, kRun, run_sums);
+    sums.Merge(run_sums);
   }
 }
 

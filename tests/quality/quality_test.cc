@@ -60,6 +60,16 @@ TEST(QualityTest, CosineIsZeroWhereANormIs) {
   EXPECT_EQ(QualityOf(SumsOf({1, 2}, {0, 0})).cosine_similarity, 0);
 }
 
+TEST(QualityTest, CosineIsZeroWhereSumsCannotTellIt) {
+  EXPECT_NEAR(QualityOf(SumsOf({3e3, 1e3}, {1, 1})).cosine_similarity, 4 / std::sqrt(20), 1e-6);
+  EXPECT_EQ(QualityOf(SumsOf({3e10, 1e10}, {1, 1})).cosine_similarity, 0);
+  // By rounding the sums say that what is left is as long as the root of 2^-40 of the whole, and in its direction.
+  ErrorSums sums{
+      .count = 1, .sum = 1, .sum_squares = 1, .sum_error_squares = 1, .sum_abs_error = 1, .max_abs_error = 1};
+  sums.sum_cross = 1 - 0x1p-41;
+  EXPECT_EQ(QualityOf(sums).cosine_similarity, 0);
+}
+
 TEST(QualityTest, ConstantTensorWithAnErrorHasTheLowestSnr) {
   EXPECT_EQ(QualityOf(SumsOf({2, 2}, {1, 1})).snr_db, kMinSnrDb);
 }
