@@ -1,12 +1,11 @@
 #pragma once
 
-#include <memory>
 #include <optional>
 
 #include "absl/status/statusor.h"
 #include "kvcompress/base/bytes.h"
+#include "kvcompress/base/digest.h"
 #include "kvcompress/base/tensor.h"
-#include "kvcompress/base/xxh3.h"
 
 namespace kvcompress {
 
@@ -30,20 +29,6 @@ class Delivery {
   absl::Status EndJob();
 
  private:
-  class Digest {
-   public:
-    Digest() { Reset(); }
-    void Reset() { XXH3_64bits_reset(state_.get()); }
-    void Update(ByteSpan bytes) { XXH3_64bits_update(state_.get(), bytes.data(), bytes.size()); }
-    uint64_t value() const { return XXH3_64bits_digest(state_.get()); }
-
-   private:
-    struct Free {
-      void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-    };
-    std::unique_ptr<XXH3_state_t, Free> state_{XXH3_createState()};
-  };
-
   size_t jobs_done_ = 0;
   // Of the current job.
   std::optional<TensorDesc> tensor_;

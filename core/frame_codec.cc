@@ -5,8 +5,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/codec/spec.h"
 
 namespace kvcompress {
+
+static_assert(kMaxSpecBytes == kMaxCodecBytes);
 
 absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
   if (bytes <= limits.max_tensor_bytes) return absl::OkStatus();

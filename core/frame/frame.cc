@@ -12,6 +12,12 @@
 namespace kvcompress {
 namespace {
 
+void UpdateWith(Digest& digest, uint32_t number) {
+  std::byte bytes[4];
+  StoreLE(number, bytes);
+  digest.Update(bytes);
+}
+
 uint64_t Checksum(ByteSpan bytes, uint64_t seed) { return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed); }
 
 }  // namespace
@@ -75,6 +81,10 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
       case State::kHeader:
         if (!Fill(input, header_bytes_)) return Part::kNeedMore;
         KVC_RETURN_IF_ERROR(ParseHeader());
+        blocks_begun_ = 0;
+        end_digest_.Reset(header_.checksum);
+        UpdateWith(end_digest_, kFrameEndMagic);
+        UpdateWith(end_digest_, static_cast<uint32_t>(header_.block_count()));
         ExpectBlockOrEnd();
         return Part::kHeader;
       case State::kBlockHeader:
@@ -87,8 +97,12 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
         ExpectBlockOrEnd();
         return Part::kBlock;
       case State::kEnd:
-        if (!Fill(input, FrameEndBytes(payload_sizes_.size()))) return Part::kNeedMore;
-        KVC_RETURN_IF_ERROR(ParseEnd());
+        if (!DigestEnd(input)) return Part::kNeedMore;
+        state_ = State::kEndChecksum;
+        break;
+      case State::kEndChecksum:
+        if (!Fill(input, kChecksumBytes)) return Part::kNeedMore;
+        KVC_RETURN_IF_ERROR(ParseEndChecksum());
         state_ = State::kDone;
         return Part::kEnd;
       case State::kDone:
@@ -108,7 +122,7 @@ bool FrameReader::Fill(ByteSpan& input, size_t size) {
 }
 
 bool FrameReader::FillPayload(ByteSpan& input) {
-  const size_t size = payload_sizes_.back();
+  const size_t size = payload_bytes_;
   if (filled_ == 0 && input.size() >= size) {
     block_.payload = input.first(size);
     input = input.subspan(size);
@@ -136,12 +150,27 @@ void FrameReader::Restart() {
   state_ = State::kEnvelope;
   filled_ = 0;
   bytes_read_ = 0;
-  payload_sizes_.clear();
 }
 
 void FrameReader::ExpectBlockOrEnd() {
   filled_ = 0;
-  state_ = payload_sizes_.size() < header_.block_count() ? State::kBlockHeader : State::kEnd;
+  if (blocks_begun_ < header_.block_count()) {
+    state_ = State::kBlockHeader;
+    return;
+  }
+  state_ = State::kEnd;
+  end_checksum_ = end_digest_.value();
+  end_left_ = FrameEndBytes(blocks_begun_) - kChecksumBytes;
+  end_digest_.Reset(header_.checksum);
+}
+
+bool FrameReader::DigestEnd(ByteSpan& input) {
+  const auto take = static_cast<size_t>(std::min<uint64_t>(end_left_, input.size()));
+  end_digest_.Update(input.first(take));
+  input = input.subspan(take);
+  end_left_ -= take;
+  bytes_read_ += take;
+  return end_left_ == 0;
 }
 
 absl::Status FrameReader::ParseEnvelope() {
@@ -181,6 +210,8 @@ absl::Status FrameReader::ParseHeader() {
       header_.block_elements > kMaxBlockElements) {
     return malformed(absl::StrCat("blocks of ", header_.block_elements, " elements"));
   }
+  if (codec_bytes == 0 || codec_bytes > kMaxCodecBytes)
+    return malformed(absl::StrCat("codec spec of ", codec_bytes, " bytes"));
   if (checked.size() != kFixedHeaderBytes + 9 * rank + codec_bytes)
     return malformed("length does not match its fields");
 
@@ -210,26 +241,22 @@ absl::Status FrameReader::ParseHeader() {
 absl::Status FrameReader::ParseBlockHeader() {
   const auto size = LoadLE<uint32_t>(pending_.data());
   if (size > max_payload_bytes_) {
-    return absl::DataLossError(absl::StrCat("frame: block ", payload_sizes_.size(), ": payload of ", size,
+    return absl::DataLossError(absl::StrCat("frame: block ", blocks_begun_, ": payload of ", size,
                                             " bytes is above the codec's bound of ", max_payload_bytes_));
   }
-  block_.index = payload_sizes_.size();
+  block_.index = blocks_begun_++;
   block_.checksum = LoadLE<uint64_t>(pending_.data() + 4);
-  payload_sizes_.push_back(size);
+  payload_bytes_ = size;
+  UpdateWith(end_digest_, size);
   filled_ = 0;
   return absl::OkStatus();
 }
 
-absl::Status FrameReader::ParseEnd() {
-  const size_t table_bytes = payload_sizes_.size() * sizeof(uint32_t);
-  const std::byte* at = pending_.data();
-  const ByteSpan checked(at, 8 + table_bytes);
-  if (LoadLE<uint32_t>(at) != kFrameEndMagic || LoadLE<uint32_t>(at + 4) != payload_sizes_.size() ||
-      (table_bytes > 0 && std::memcmp(at + 8, payload_sizes_.data(), table_bytes) != 0) ||
-      LoadLE<uint64_t>(at + checked.size()) != Checksum(checked, header_.checksum)) {
-    return absl::DataLossError("frame: end mark does not match the blocks");
+absl::Status FrameReader::ParseEndChecksum() {
+  if (end_digest_.value() == end_checksum_ && LoadLE<uint64_t>(pending_.data()) == end_checksum_) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  return absl::DataLossError("frame: end mark does not match the blocks");
 }
 
 absl::Status FrameReader::Truncated() const {
@@ -239,10 +266,11 @@ absl::Status FrameReader::Truncated() const {
     case State::kHeader:
       return absl::DataLossError(absl::StrCat("frame: truncated in its header", at));
     case State::kBlockHeader:
-      return absl::DataLossError(absl::StrCat("frame: truncated before block ", payload_sizes_.size(), at));
+      return absl::DataLossError(absl::StrCat("frame: truncated before block ", blocks_begun_, at));
     case State::kPayload:
-      return absl::DataLossError(absl::StrCat("frame: truncated in block ", payload_sizes_.size() - 1, at));
+      return absl::DataLossError(absl::StrCat("frame: truncated in block ", blocks_begun_ - 1, at));
     case State::kEnd:
+    case State::kEndChecksum:
       return absl::DataLossError(absl::StrCat("frame: truncated before its end mark", at));
     case State::kDone:
       break;

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kvcompress/base/buffer.h"
+#include "kvcompress/base/digest.h"
 #include "kvcompress/base/tensor.h"
 
 // The frame: one compressed tensor that describes itself. docs/format.md is normative; the numbers that it freezes are
@@ -22,7 +23,8 @@ inline constexpr uint32_t kFrameEndMagic = 0x4543564b;  // "KVCE"
 inline constexpr size_t kEnvelopeBytes = 8;
 inline constexpr size_t kFixedHeaderBytes = 16;
 inline constexpr size_t kChecksumBytes = 8;
-inline constexpr size_t kMaxHeaderBytes = kFixedHeaderBytes + 9 * kMaxRank + 512 + kChecksumBytes;
+inline constexpr size_t kMaxCodecBytes = 512;
+inline constexpr size_t kMaxHeaderBytes = kFixedHeaderBytes + 9 * kMaxRank + kMaxCodecBytes + kChecksumBytes;
 inline constexpr size_t kBlockHeaderBytes = 12;
 inline constexpr size_t kEndFixedBytes = 16;  // and 4 for each block
 
@@ -71,8 +73,8 @@ struct FrameBlock {
 
 absl::Status VerifyBlock(const FrameHeader& header, const FrameBlock& block);
 
-// Cuts a frame that arrives in pieces into its parts, checking all that can be checked without decoding. A reader that
-// is used again for frames of one shape does not allocate.
+// Cuts a frame that arrives in pieces into its parts, checking all that can be checked without decoding. Holds no more
+// than one part, of the end only a digest. A reader that is used again for frames of one shape does not allocate.
 class FrameReader {
  public:
   enum class Part { kNeedMore, kHeader, kBlock, kEnd };
@@ -103,7 +105,7 @@ class FrameReader {
   absl::Status Truncated() const;
 
  private:
-  enum class State { kEnvelope, kHeader, kBlockHeader, kPayload, kEnd, kDone };
+  enum class State { kEnvelope, kHeader, kBlockHeader, kPayload, kEnd, kEndChecksum, kDone };
 
   // Moves bytes into `pending_` until it holds `size`; true when it does.
   bool Fill(ByteSpan& input, size_t size);
@@ -111,8 +113,10 @@ class FrameReader {
   absl::Status ParseEnvelope();
   absl::Status ParseHeader();
   absl::Status ParseBlockHeader();
-  absl::Status ParseEnd();
   void ExpectBlockOrEnd();
+  // Takes bytes of the end up to its checksum; true when it has them all.
+  bool DigestEnd(ByteSpan& input);
+  absl::Status ParseEndChecksum();
 
   State state_ = State::kEnvelope;
   Buffer pending_;
@@ -122,7 +126,11 @@ class FrameReader {
   uint64_t bytes_read_ = 0;
   FrameHeader header_;
   FrameBlock block_;
-  std::vector<uint32_t> payload_sizes_;
+  uint64_t blocks_begun_ = 0;
+  size_t payload_bytes_ = 0;  // of the block at hand
+  Digest end_digest_;         // of the end: first as the blocks have it, then as it comes
+  uint64_t end_checksum_ = 0;
+  uint64_t end_left_ = 0;  // bytes to come in front of its checksum
 };
 
 }  // namespace kvcompress
