@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -167,16 +168,20 @@ absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
     }
     if (rule.heads->first < heads) of_heads.push_back(&rule);
   }
-  std::set<int64_t> begins = {0};  // heads where another rule may begin to decide
-  for (const Rule* rule : of_heads) {
-    begins.insert(rule->heads->first);
-    if (rule->heads->second < heads - 1) begins.insert(rule->heads->second + 1);
+  struct Change {
+    std::vector<size_t> begin, end;  // places in of_heads
+  };
+  std::map<int64_t, Change> changes = {{0, {}}};  // by the head from which on these rules hold, or no more
+  for (size_t i = 0; i < of_heads.size(); ++i) {
+    changes[of_heads[i]->heads->first].begin.push_back(i);
+    if (of_heads[i]->heads->second < heads - 1) changes[of_heads[i]->heads->second + 1].end.push_back(i);
   }
   HeadParts parts;
-  for (const int64_t head : begins) {
-    const auto rule = std::ranges::find_if(
-        of_heads, [head](const Rule* r) { return r->heads->first <= head && head <= r->heads->second; });
-    const std::string& codec = rule == of_heads.end() ? *rest : (*rule)->codec;
+  std::set<size_t> holding;
+  for (const auto& [head, change] : changes) {
+    for (const size_t i : change.end) holding.erase(i);
+    holding.insert(change.begin.begin(), change.begin.end());
+    const std::string& codec = holding.empty() ? *rest : of_heads[*holding.begin()]->codec;
     if (parts.empty() || *parts.back().second != codec) parts.emplace_back(head, &codec);
   }
   if (parts.size() == 1) return *parts[0].second;
