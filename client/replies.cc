@@ -24,8 +24,8 @@ TensorReport FromProto(const v1::TensorReport& proto, const TensorDesc& tensor, 
           .elements = elements,
           .tensor_bytes = proto.tensor_bytes(),
           .frame_bytes = proto.frame_bytes(),
-          .sums = {sums.count(), sums.sum(), sums.sum_squares(), sums.sum_error_squares(), sums.sum_abs_error(),
-                   sums.sum_cross(), sums.max_abs_error()},
+          .sums = {sums.count(), sums.sum(), sums.sum_squares(), sums.sum_deviations(), sums.sum_error_squares(),
+                   sums.sum_abs_error(), sums.sum_cross(), sums.max_abs_error()},
           .codec_seconds = proto.codec_seconds()};
 }
 

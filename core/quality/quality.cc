@@ -57,9 +57,7 @@ Quality QualityOf(const ErrorSums& sums) {
   quality.mean_abs_error = sums.sum_abs_error / n;
   quality.max_error = sums.max_abs_error;
 
-  const double mean = sums.sum / n;
-  const double variance = std::max(0.0, sums.sum_squares / n - mean * mean);
-  const double snr_db = 10.0 * std::log10(variance / mean_square_error);
+  const double snr_db = 10.0 * std::log10(sums.sum_deviations / n / mean_square_error);
   quality.snr_db = std::isnan(snr_db) ? kMinSnrDb : std::max(snr_db, kMinSnrDb);
   return quality;
 }

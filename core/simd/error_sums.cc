@@ -70,7 +70,7 @@ void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, Err
     const double max_abs = LoadAsF32(kT, &max_bits, 0);
     if (SafeInLanes(max_abs)) {
       const ErrorSums run_sums = MeasureRun<kT>(x, y);
-      if (SafeInLanes(run_sums.max_abs_error) && DecodedSquaresFollow(run_sums)) {
+      if (SafeInLanes(run_sums.max_abs_error) && DecodedSquaresFollow(run_sums) && DeviationsFollow(run_sums)) {
         sums.Merge(run_sums);
         continue;
       }

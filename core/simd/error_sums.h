@@ -14,12 +14,20 @@ struct ErrorSums {
   uint64_t count = 0;            // values that the sums cover: the finite ones of the original
   double sum = 0;                // of x
   double sum_squares = 0;        // of x^2
+  double sum_deviations = 0;     // of (x - mean)^2, about the mean of these x
   double sum_error_squares = 0;  // of e^2
   double sum_abs_error = 0;      // of |e|
   double sum_cross = 0;          // of x e
   double max_abs_error = 0;      // of |e|
 
   void Merge(const ErrorSums& other) {
+    if (count > 0 && other.count > 0) {  // Chan, Golub, LeVeque 1983
+      const auto n = static_cast<double>(count);
+      const auto m = static_cast<double>(other.count);
+      const double between = other.sum / m - sum / n;
+      sum_deviations += between * between * (n * m / (n + m));
+    }
+    sum_deviations += other.sum_deviations;
     count += other.count;
     sum += other.sum;
     sum_squares += other.sum_squares;
@@ -38,8 +46,9 @@ namespace simd {
 //
 // Sums are made in lanes of binary32 that are moved to binary64 every few additions: they are exact to 1e-6 relative to
 // the sum of the terms' magnitudes at worst, and to about 1e-8 over many values, also where a square leaves the range
-// of binary32. The squares of the decoded values, which are sum_squares - 2 sum_cross + sum_error_squares, are exact to
-// 1e-5 where they are at least 2^-33 of sum_squares. Sums depend in the last digits on the instruction set and on how a
+// of binary32. sum_deviations is exact to 1e-3 at worst, and to about 1e-5, however small it is beside sum_squares. The
+// squares of the decoded values, which are sum_squares - 2 sum_cross + sum_error_squares, are exact to 1e-5 where they
+// are at least 2^-33 of sum_squares. Sums depend in the last digits on the instruction set and on how a
 // run is cut, not on threads.
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);
 

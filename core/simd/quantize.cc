@@ -148,12 +148,14 @@ class Quantizer {
   }
 
   // Adds what all runs came to. False where the squares of the errors fall below the range of binary32, and so do those
-  // of the values if they are as small, for then their codes are 0: rare enough to start again.
+  // of the values if they are as small, for then their codes are 0; and where the values are next to equal: rare enough
+  // to start again.
   HWY_NOINLINE bool AddSums(ErrorSums* sums) {
     wide_.Flush(lanes_);
+    const ErrorSums usual = wide_.Totals((total_groups_ - unusual_groups_) * group_, lanes_.max_error);
     ErrorSums total = unusual_sums_;
-    total.Merge(wide_.Totals((total_groups_ - unusual_groups_) * group_, lanes_.max_error));
-    if (!SafeInLanes(total.max_abs_error)) return false;
+    total.Merge(usual);
+    if (!SafeInLanes(total.max_abs_error) || !DeviationsFollow(usual)) return false;
     sums->Merge(total);
     return true;
   }

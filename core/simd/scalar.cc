@@ -30,16 +30,36 @@ namespace {
 
 constexpr size_t kMaxGroup = 128;
 
-// An infinite error is left out of the cross sum, where it would make NaN of a zero.
-void AddTerm(double x, double error, ErrorSums& sums) {
-  ++sums.count;
-  sums.sum += x;
-  sums.sum_squares += x * x;
-  sums.sum_error_squares += error * error;
-  sums.sum_abs_error += std::abs(error);
-  if (std::isfinite(error)) sums.sum_cross += x * error;
-  sums.max_abs_error = std::max(sums.max_abs_error, std::abs(error));
-}
+// The terms of a call, added up. Those of x and of its deviations are sums about the first x: what is small beside x,
+// as where all x are next to equal, is not lost.
+class Terms {
+ public:
+  void Add(double x, double error) {
+    if (sums_.count++ == 0) first_ = x;
+    const double shifted = x - first_;
+    sums_.sum += shifted;
+    sums_.sum_deviations += shifted * shifted;
+    sums_.sum_squares += x * x;
+    sums_.sum_error_squares += error * error;
+    sums_.sum_abs_error += std::abs(error);
+    // An infinite error would make NaN of a zero.
+    if (std::isfinite(error)) sums_.sum_cross += x * error;
+    sums_.max_abs_error = std::max(sums_.max_abs_error, std::abs(error));
+  }
+
+  void AddTo(ErrorSums& sums) const {
+    if (sums_.count == 0) return;
+    ErrorSums own = sums_;
+    const auto n = static_cast<double>(own.count);
+    own.sum_deviations = std::max(0.0, own.sum_deviations - own.sum * own.sum / n);
+    own.sum += n * first_;
+    sums.Merge(own);
+  }
+
+ private:
+  ErrorSums sums_;
+  double first_ = 0;
+};
 
 // The field widths of a code, from its low bits up; 0 ends the list of fewer than three.
 struct Fields {
@@ -119,11 +139,14 @@ bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, 
               ErrorSums* sums) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
+  Terms terms;
   for (size_t begin = 0; begin < count; begin += format.group) {
     const size_t n = std::min(format.group, count - begin);
+    float group[kMaxGroup];  // read once: the values may change meanwhile
     float max_abs = 0;
     for (size_t i = 0; i < n; ++i) {
-      const float magnitude = std::abs(LoadAsF32(format.dtype, values, begin + i));
+      group[i] = LoadAsF32(format.dtype, values, begin + i);
+      const float magnitude = std::abs(group[i]);
       if (!(magnitude <= MaxQuantizable(format.bits))) return false;
       max_abs = std::max(max_abs, magnitude);
     }
@@ -134,13 +157,14 @@ bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, 
     const float scale = F16ToF32(scale_bits);
     uint8_t slots[kMaxGroup] = {};
     for (size_t i = 0; i < n; ++i) {
-      const float x = LoadAsF32(format.dtype, values, begin + i);
+      const float x = group[i];
       const int code = Code(x, scale, QMax(format.bits));
       slots[i] = static_cast<uint8_t>(code);
-      if (sums) AddTerm(x, double{x} - double{RoundTo(format.dtype, Decode(code, scale))}, *sums);
+      if (sums) terms.Add(x, double{x} - double{RoundTo(format.dtype, Decode(code, scale))});
     }
     code_out = PackGroup(format.bits, slots, (n + 7) / 8 * 8, code_out);
   }
+  if (sums) terms.AddTo(*sums);
   return true;
 }
 
@@ -164,6 +188,7 @@ void Dequantize(const GroupQuantFormat& format, const void* scales, const void* 
 
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
   const size_t size = DTypeSize(dtype);
+  Terms terms;
   for (size_t i = 0; i < count; ++i) {
     const double x = LoadAsF32(dtype, original, i);
     if (!std::isfinite(x)) continue;
@@ -171,8 +196,9 @@ void MeasureErrors(DType dtype, const void* original, const void* decoded, size_
                                   static_cast<const uint8_t*>(decoded) + i * size, size) == 0;
     const double y = LoadAsF32(dtype, decoded, i);
     const double error = same ? 0.0 : x - y;
-    AddTerm(x, std::isfinite(y) ? error : std::numeric_limits<double>::infinity(), sums);
+    terms.Add(x, std::isfinite(y) ? error : std::numeric_limits<double>::infinity());
   }
+  terms.AddTo(sums);
 }
 
 }  // namespace scalar

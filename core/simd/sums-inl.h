@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstddef>
 
 #include "kvcompress/simd/error_sums.h"
@@ -48,6 +49,10 @@ struct LaneSums {
   }
 };
 
+// Whether the squares of the deviations from the mean, which are a difference of lane sums, are large enough to be left
+// by it.
+inline bool DeviationsFollow(const ErrorSums& sums) { return sums.sum_deviations >= 0x1p-10 * sums.sum_squares; }
+
 // Where LaneSums are flushed to.
 struct WideSums {
   using DF = LaneSums::DF;
@@ -78,6 +83,8 @@ struct WideSums {
     sums.count = count;
     sums.sum = Total(0);
     sums.sum_squares = Total(1);
+    if (count > 0)
+      sums.sum_deviations = std::max(0.0, sums.sum_squares - sums.sum * sums.sum / static_cast<double>(count));
     sums.sum_error_squares = Total(2);
     sums.sum_abs_error = Total(3);
     sums.sum_cross = Total(4);

@@ -65,6 +65,7 @@ void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {
   message.set_count(sums.count);
   message.set_sum(sums.sum);
   message.set_sum_squares(sums.sum_squares);
+  message.set_sum_deviations(sums.sum_deviations);
   message.set_sum_error_squares(sums.sum_error_squares);
   message.set_sum_abs_error(sums.sum_abs_error);
   message.set_sum_cross(sums.sum_cross);

@@ -37,6 +37,7 @@ ErrorSums SumsWithError(double error) {
   return {.count = 4,
           .sum = 0,
           .sum_squares = 4,
+          .sum_deviations = 4,
           .sum_error_squares = 4 * error * error,
           .sum_abs_error = 4 * error,
           .sum_cross = 0,

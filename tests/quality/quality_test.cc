@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace kvcompress {
@@ -11,7 +12,9 @@ namespace {
 
 ErrorSums SumsOf(const std::vector<double>& x, const std::vector<double>& decoded) {
   ErrorSums sums;
+  const double mean = std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
+    sums.sum_deviations += (x[i] - mean) * (x[i] - mean);
     const double e = x[i] - decoded[i];
     ++sums.count;
     sums.sum += x[i];

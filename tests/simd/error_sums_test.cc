@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "absl/strings/str_format.h"
 #include "guarded.h"
 #include "kvcompress/base/half.h"
 #include "kvcompress/testing/values.h"
@@ -28,7 +29,8 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 
 // The sums in extended precision, with the magnitudes of the terms that may cancel.
 struct Exact {
-  long double sum = 0, abs_sum = 0, squares = 0, error_squares = 0, abs_error = 0, cross = 0, abs_cross = 0;
+  long double sum = 0, abs_sum = 0, squares = 0, deviations = 0, error_squares = 0, abs_error = 0, cross = 0,
+              abs_cross = 0;
   double max_error = 0;
 };
 
@@ -45,6 +47,10 @@ Exact Measure(DType dtype, const std::vector<std::byte>& x, const std::vector<st
     exact.cross += value * error;
     exact.abs_cross += std::abs(value * error);
     exact.max_error = std::fmax(exact.max_error, static_cast<double>(std::abs(error)));
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const long double deviation = LoadAsF32(dtype, x.data(), i) - exact.sum / static_cast<long double>(count);
+    exact.deviations += deviation * deviation;
   }
   return exact;
 }
@@ -67,6 +73,7 @@ class ErrorSumsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>
     EXPECT_EQ(got.count, count);
     near(got.sum, want.sum, want.abs_sum);
     near(got.sum_squares, want.squares, want.squares);
+    EXPECT_LE(std::abs(static_cast<long double>(got.sum_deviations) - want.deviations), 1e-3L * want.deviations);
     near(got.sum_error_squares, want.error_squares, want.error_squares);
     near(got.sum_abs_error, want.abs_error, want.abs_error);
     near(got.sum_cross, want.cross, want.abs_cross);
@@ -96,6 +103,28 @@ TEST_P(ErrorSumsTest, AgreesWithExtendedPrecision) {
     const auto y = Disturb(x, 0.05f);
     for (const size_t count : {0, 1, 2, 15, 16, 17, 300, 1023, 1024, 1025, 2048, 4999, 5000}) ExpectExact(x, y, count);
   }
+}
+
+// Of values next to equal the squares tell nothing of the deviations.
+TEST_P(ErrorSumsTest, DeviationsHoldBesideAnyMean) {
+  for (const float mean : {0.0f, 3.3f, -1000.0f}) {
+    for (const float deviation : {0.0f, 0x1p-20f, 0x1p-12f, 0x1p-6f, 0x1p-4f, 1.0f}) {
+      SCOPED_TRACE(absl::StrFormat("%g of %g", deviation, mean));
+      auto x = testing::MakeValues(dtype(), 5000, Distribution::kGaussian);
+      for (size_t i = 0; i < 5000; ++i) {
+        StoreFromF32(dtype(), mean + deviation * LoadAsF32(dtype(), x.data(), i), x.data(), i);
+      }
+      for (const size_t count : {1, 64, 1024, 5000}) ExpectExact(x, Disturb(x, 0.01f), count);
+    }
+  }
+}
+
+TEST_P(ErrorSumsTest, EqualValuesHaveNoDeviations) {
+  std::vector<std::byte> x(5000 * DTypeSize(dtype()));
+  for (size_t i = 0; i < 5000; ++i) StoreFromF32(dtype(), 3.3f, x.data(), i);
+  ErrorSums sums;
+  MeasureErrors(dtype(), x.data(), Disturb(x, 0.01f).data(), 5000, sums);
+  EXPECT_EQ(sums.sum_deviations, 0);
 }
 
 // What is left of the difference of x^2 and x e where values decode to much smaller ones.
@@ -202,21 +231,24 @@ TEST(ErrorSums, MergeAdds) {
   ErrorSums a = {.count = 1,
                  .sum = 2,
                  .sum_squares = 3,
+                 .sum_deviations = 8,
                  .sum_error_squares = 4,
                  .sum_abs_error = 5,
                  .sum_cross = 6,
                  .max_abs_error = 7};
   const ErrorSums b = {.count = 10,
-                       .sum = 20,
+                       .sum = 42,
                        .sum_squares = 30,
+                       .sum_deviations = 80,
                        .sum_error_squares = 40,
                        .sum_abs_error = 50,
                        .sum_cross = 60,
                        .max_abs_error = 5};
   a.Merge(b);
   EXPECT_EQ(a.count, 11u);
-  EXPECT_EQ(a.sum, 22);
+  EXPECT_EQ(a.sum, 44);
   EXPECT_EQ(a.sum_squares, 33);
+  EXPECT_NEAR(a.sum_deviations, 8 + 80 + 2.2 * 2.2 * 10 / 11, 1e-12);  // the means are 2 and 4.2
   EXPECT_EQ(a.sum_error_squares, 44);
   EXPECT_EQ(a.sum_abs_error, 55);
   EXPECT_EQ(a.sum_cross, 66);

@@ -97,6 +97,7 @@ class TargetsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>> 
     EXPECT_EQ(got.max_abs_error, want.max_abs_error);
     EXPECT_NEAR(got.sum, want.sum, kRelative * std::sqrt(n * want.sum_squares));
     EXPECT_NEAR(got.sum_squares, want.sum_squares, kRelative * want.sum_squares);
+    EXPECT_NEAR(got.sum_deviations, want.sum_deviations, 1e-3 * want.sum_deviations);
     EXPECT_NEAR(got.sum_error_squares, want.sum_error_squares, kRelative * want.sum_error_squares);
     EXPECT_NEAR(got.sum_abs_error, want.sum_abs_error, kRelative * want.sum_abs_error);
     EXPECT_NEAR(got.sum_cross, want.sum_cross, kRelative * std::sqrt(want.sum_squares * want.sum_error_squares));
