@@ -23,6 +23,38 @@ bool AllLossless(const std::vector<std::unique_ptr<T>>& stages) {
   return std::all_of(stages.begin(), stages.end(), [](const auto& stage) { return stage->lossless(); });
 }
 
+// A tensor's values behind transforms, of which `state` is that of the first ones: those that a transform drops are
+// zeros. Read by whole blocks.
+class TransformedSource final : public ByteSource {
+ public:
+  TransformedSource(const TensorDesc& tensor, const ByteSource& values,
+                    std::span<const std::unique_ptr<TensorTransform>> transforms, const ChainState& state)
+      : tensor_(tensor), values_(values), transforms_(transforms), state_(state) {}
+
+  uint64_t size() const override { return values_.size(); }
+
+  absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override {
+    KVC_ASSIGN_OR_RETURN(ByteSpan values, values_.Get(offset, count, scratch));
+    const size_t width = DTypeSize(tensor_.dtype);
+    const auto no_cost = [](size_t) { return size_t{0}; };  // so that nothing is gained by leaving values out
+    Buffer transformed;
+    Buffer side;
+    for (size_t i = 0; i < transforms_.size(); ++i) {
+      const Block block{tensor_, offset / width, count / width, values};
+      KVC_RETURN_IF_ERROR(transforms_[i]->Forward(block, state_[i].get(), no_cost, transformed, side));
+      scratch.assign(transformed.span().begin(), transformed.span().end());
+      values = scratch;
+    }
+    return values;
+  }
+
+ private:
+  const TensorDesc& tensor_;
+  const ByteSource& values_;
+  const std::span<const std::unique_ptr<TensorTransform>> transforms_;
+  const ChainState& state_;
+};
+
 }  // namespace
 
 // Buffers that a thread uses again for every block.
@@ -109,6 +141,10 @@ absl::StatusOr<CodecChain> CodecChain::ParseStages(std::string_view text) {
     return absl::InvalidArgumentError(absl::StrCat("no transform may stand in front of ", chain.codec_name_));
   }
   chain.spec_ = absl::StrJoin(specs, "|");
+  if (chain.spec_.size() > kMaxSpecBytes) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "codec spec of %d bytes with all its parameters is above the limit of %d", chain.spec_.size(), kMaxSpecBytes));
+  }
   return chain;
 }
 
@@ -121,8 +157,9 @@ bool CodecChain::needs_tensor() const {
 absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const ByteSource& values,
                                                size_t block_elements) const {
   ChainState state;
-  for (const auto& transform : transforms_) {
-    KVC_ASSIGN_OR_RETURN(auto own, transform->Analyze(tensor, values, block_elements));
+  for (size_t i = 0; i < transforms_.size(); ++i) {
+    const TransformedSource before(tensor, values, std::span(transforms_).first(i), state);
+    KVC_ASSIGN_OR_RETURN(auto own, transforms_[i]->Analyze(tensor, i == 0 ? values : before, block_elements));
     state.push_back(std::move(own));
   }
   return state;

@@ -26,7 +26,7 @@ class Clamp final : public TensorTransform {
     values.Resize(block.values.size());
     if (!block.values.empty()) std::memcpy(values.data(), block.values.data(), block.values.size());
     side.Resize(0);
-    const float limit = std::min(static_cast<float>(limit_), MaxFinite(dtype));
+    const float limit = LimitOf(dtype);
     float largest = 0;  // finite magnitude of the block, where an infinity lands: its group keeps a useful scale
     for (size_t i = 0; i < block.count; ++i) {
       const float magnitude = std::fabs(LoadAsF32(dtype, values.data(), i));
@@ -52,6 +52,15 @@ class Clamp final : public TensorTransform {
   }
 
  private:
+  // The largest value of the dtype that is not above the limit.
+  float LimitOf(DType dtype) const {
+    if (limit_ >= static_cast<double>(MaxFinite(dtype))) return MaxFinite(dtype);
+    uint32_t bits = 0;
+    StoreFromF32(dtype, static_cast<float>(limit_), &bits, 0);
+    if (static_cast<double>(LoadAsF32(dtype, &bits, 0)) > limit_) --bits;
+    return LoadAsF32(dtype, &bits, 0);
+  }
+
   double limit_;
 };
 

@@ -36,6 +36,9 @@ class Zstd final : public ByteCodec {
     const size_t size = ZSTD_decompressDCtx(context.get(), raw.data(), raw.size(), encoded.data(), encoded.size());
     if (ZSTD_isError(size)) return absl::DataLossError(absl::StrCat("zstd: ", ZSTD_getErrorName(size)));
     if (size != raw.size()) return absl::DataLossError("zstd: stream decodes to the wrong size");
+    if (ZSTD_findFrameCompressedSize(encoded.data(), encoded.size()) != encoded.size()) {
+      return absl::DataLossError("zstd: stream is more than one frame");
+    }
     return absl::OkStatus();
   }
 

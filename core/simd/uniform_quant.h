@@ -31,7 +31,8 @@ struct UniformFormat {
   int zero() const { return symmetric ? 1 << (bits - 1) : 0; }
   int max_code() const { return symmetric ? (1 << (bits - 1)) - 1 : (1 << bits) - 1; }  // largest q
   int min_code() const { return symmetric ? -max_code() : 0; }
-  // Values of larger magnitude are refused: differences of two values have to be finite in binary32.
+  // Values of larger magnitude are refused: the difference of two values, and what the scale that is rounded up makes
+  // of it, have to be finite in binary32.
   float max_magnitude() const;
 };
 

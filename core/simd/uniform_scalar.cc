@@ -8,8 +8,8 @@
 namespace kvcompress::simd {
 
 float UniformFormat::max_magnitude() const {
-  const float half = std::numeric_limits<float>::max() / 2;
-  return std::min(MaxFinite(dtype), symmetric ? std::numeric_limits<float>::max() : half);
+  constexpr float kMax = std::numeric_limits<float>::max();
+  return std::min(MaxFinite(dtype), symmetric ? kMax : kMax / 4);
 }
 
 namespace scalar {
@@ -104,8 +104,9 @@ void DequantizeRun(const UniformFormat& format, ConstCodeBytes codes, size_t cou
   for (size_t i = 0; i < count; ++i) {
     int code = codes.high[i] << low_bits;
     if (low_bits > 0) code |= codes.low[i];
-    float value = static_cast<float>(code - format.zero()) * scales[i * step];
-    if (offsets != nullptr) value += offsets[i * step];
+    // Without offsets, too, a sum: it has no negative zero.
+    const float value =
+        static_cast<float>(code - format.zero()) * scales[i * step] + (offsets != nullptr ? offsets[i * step] : 0.0f);
     StoreFromF32(format.dtype, std::min(std::max(value, -limit), limit), values, i);
   }
 }

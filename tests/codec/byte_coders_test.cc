@@ -190,5 +190,25 @@ TEST_P(ByteCoderTest, SurvivesAnyBytes) {
   }
 }
 
+// Zstandard's library would take them.
+TEST(ZstdTest, AStreamOfTwoFramesIsRefused) {
+  const auto codec = *FindCodec("zstd")->make_byte_codec({.name = "zstd", .args = {}});
+  const Bytes raw = Geometric(3000, 0.5);
+  Bytes encoded(raw.size());
+  encoded.resize(*codec->Encode(raw, encoded));
+  Bytes decoded(raw.size());
+  ASSERT_THAT(codec->Decode(encoded, decoded), IsOk());
+
+  Bytes with_skippable = encoded;  // RFC 8878, 3.1.2: a frame of user data, here of none
+  for (const int byte : {0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}) with_skippable.push_back(static_cast<std::byte>(byte));
+  EXPECT_THAT(codec->Decode(with_skippable, decoded),
+              StatusIs(absl::StatusCode::kDataLoss, "zstd: stream is more than one frame"));
+
+  Bytes twice = encoded;
+  twice.insert(twice.end(), encoded.begin(), encoded.end());
+  Bytes both(2 * raw.size());
+  EXPECT_THAT(codec->Decode(twice, both), StatusIs(absl::StatusCode::kDataLoss, "zstd: stream is more than one frame"));
+}
+
 }  // namespace
 }  // namespace kvcompress

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "chain_harness.h"
 #include "kvcompress/testing/status_matchers.h"
@@ -60,6 +61,55 @@ TEST_P(EveryChainTest, RoundTripsAndMeasuresWhatItDecodes) {
       }
     }
   }
+}
+
+// A tensor in blocks of kSmallBlock values through a chain and back.
+constexpr size_t kSmallBlock = 256;
+std::vector<std::byte> Through(const CodecChain& chain, const TensorDesc& tensor,
+                               const std::vector<std::byte>& values) {
+  const size_t width = DTypeSize(tensor.dtype);
+  const ChainState state = *chain.Analyze(tensor, MemorySource(ByteSpan(values)), kSmallBlock);
+  std::vector<std::byte> decoded(values.size());
+  for (size_t first = 0; first * width < values.size(); first += kSmallBlock) {
+    const size_t n = std::min(kSmallBlock, values.size() / width - first);
+    const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
+    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor.dtype, n));
+    const auto size = chain.EncodeBlock({tensor, first, n, block}, state, payload, nullptr);
+    EXPECT_THAT(size, IsOk());
+    EXPECT_THAT(chain.DecodeBlock(tensor.dtype, ByteSpan(payload).first(*size),
+                                  MutableByteSpan(decoded).subspan(first * width, n * width)),
+                IsOk());
+  }
+  return decoded;
+}
+
+TEST(ChainTest, TransformsOneBehindTheOtherDoWhatTheyDoOneByOne) {
+  constexpr std::string_view kTransforms[] = {"sparse(ratio=0.3)",   "sparse(ratio=0.6)",   "sparse(ratio=0.95)",
+                                              "clip(percentile=50)", "clip(percentile=97)", "clamp(limit=0.75)",
+                                              "clamp(limit=65504)"};
+  for (const DType dtype : kAllDTypes) {
+    std::vector<std::byte> values = MakeValues(dtype, 1000, Distribution::kGaussian);
+    for (size_t i = 0; i < 200; i += 7) StoreFromF32(dtype, i % 2 == 0 ? NAN : INFINITY, values.data(), i);
+    const TensorDesc tensor = MakeTensor("t", dtype, {1000});
+    for (const std::string_view first : kTransforms) {
+      for (const std::string_view second : kTransforms) {
+        SCOPED_TRACE(absl::StrFormat("%s|%s %s", first, second, DTypeName(dtype)));
+        const auto once = Through(*CodecChain::Parse(absl::StrFormat("%s|raw", first)), tensor, values);
+        const auto twice = Through(*CodecChain::Parse(absl::StrFormat("%s|raw", second)), tensor, once);
+        EXPECT_EQ(Through(*CodecChain::Parse(absl::StrFormat("%s|%s|raw", first, second)), tensor, values), twice);
+      }
+    }
+  }
+}
+
+// A frame has no room for a longer one.
+TEST(ChainTest, SpecsThatBecomeTooLongWithAllTheirParametersAreRefused) {
+  std::string parts;
+  for (int i = 0; i < 8; ++i) absl::StrAppendFormat(&parts, "%d-%s:quant,", i, i < 7 ? absl::StrCat(i) : "");
+  parts.pop_back();
+  EXPECT_THAT(CodecChain::Parse(absl::StrFormat("heads(%s)", parts)),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "codec spec of 607 bytes with all its parameters is above the limit of 512"));
 }
 
 TEST(ChainTest, LosslessChainsKeepEveryBit) {

@@ -3,7 +3,9 @@
 #include <cmath>
 #include <limits>
 
+#include "absl/strings/str_format.h"
 #include "chain_harness.h"
+#include "kvcompress/base/half.h"
 #include "kvcompress/testing/status_matchers.h"
 #include "kvcompress/testing/values.h"
 
@@ -33,7 +35,26 @@ TEST(ClampTest, InfinitiesBecomeTheLargestFiniteMagnitudeAndNanBecomesZero) {
 
 TEST(ClampTest, LargeValuesSaturateAtTheLimit) {
   EXPECT_THAT(Clamped("clamp(limit=2)|raw", DType::kF32, {1, 5, -1e30f, kInf}), ::testing::ElementsAre(1, 2, -2, 2));
-  EXPECT_THAT(Clamped("clamp|raw", DType::kBF16, {1e30f}), ::testing::ElementsAre(65536));  // 65504 in BF16
+  EXPECT_THAT(Clamped("clamp|raw", DType::kBF16, {1e30f}), ::testing::ElementsAre(65280));  // 65536 is nearer
+}
+
+TEST(ClampTest, NothingExceedsALimitThatTheDtypeCannotHold) {
+  for (const double limit : {0.1, 1.0 / 3, 1000.3, 65503.0, 1e-6, 3e38}) {
+    for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+      const float top = MaxFinite(dtype);
+      const std::vector<float> out = Clamped(absl::StrFormat("clamp(limit=%.17g)|raw", limit), dtype, {top, -top});
+      EXPECT_LE(out[0], limit);
+      EXPECT_GE(out[0], std::fmin(top, limit) * (1 - 0x1p-7) - 0x1p-24) << limit;
+      EXPECT_EQ(out[1], -out[0]);
+    }
+  }
+}
+
+// The largest magnitude that intN takes is no BF16.
+TEST(ClampTest, TheLimitOfACodecMakesItTakeAnything) {
+  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    EXPECT_THAT(Clamped("clamp(limit=491280)|int4", dtype, {MaxFinite(dtype), 0}), ::testing::SizeIs(2));
+  }
 }
 
 TEST(ClampTest, MakesLossyCodecsTakeAnything) {

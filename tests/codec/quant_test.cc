@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "absl/strings/str_format.h"
@@ -97,6 +98,30 @@ TEST_P(QuantTest, EveryValueIsWithinHalfAStep) {
 
 INSTANTIATE_TEST_SUITE_P(All, QuantTest, ::testing::Values("block", "channel", "token", "group"),
                          [](const auto& param_info) { return std::string(param_info.param); });
+
+// A scale that is rounded up must not carry what it decodes to out of binary32.
+TEST(QuantTest, TheLargestValuesThatItTakesKeepTheirHalfStep) {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (int bits = 2; bits <= 12; ++bits) {
+      const std::string spec = absl::StrFormat("clamp(limit=8.5e37)|quant(bits=%d,per=block,symmetric=false)", bits);
+      std::vector<std::byte> values(300 * DTypeSize(dtype));
+      for (size_t i = 0; i < 300; ++i) {
+        StoreFromF32(dtype, (i % 2 == 0 ? 1.0f : -1.0f) * MaxFinite(dtype) / 4 / static_cast<float>(1 + i / 2),
+                     values.data(), i);
+      }
+      const auto x = Floats(dtype, RoundTrip("clamp(limit=8.5e37)|raw", MakeTensor("t", dtype, {300}), values));
+      const auto y = Floats(dtype, RoundTrip(spec, MakeTensor("t", dtype, {300}), values));
+      for (size_t i = 0; i < 300; ++i) {
+        ASSERT_LE(std::fabs(double{x[i]} - double{y[i]}), HalfStep(dtype, bits, false, x[1], x[0])) << spec << " " << i;
+      }
+    }
+  }
+  std::vector<std::byte> values(4 * 4);
+  StoreFromF32(DType::kF32, std::numeric_limits<float>::max() / 3, values.data(), 2);
+  EXPECT_THAT(
+      EncodeOneBlock(*CodecChain::Parse("quant(symmetric=false)"), MakeTensor("t", DType::kF32, {4}), values, nullptr),
+      StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("value 2 is 1.13427e+38")));
+}
 
 // A cell of equal values is exact with a minimum, wherever it lies, and costs nothing to others.
 TEST(QuantTest, AsymmetricConstantsAreExact) {

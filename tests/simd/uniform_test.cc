@@ -141,6 +141,21 @@ TEST_P(UniformTargetsTest, SameBytesForTiesAtEveryMagnitude) {
   }
 }
 
+// Codes that no encoder writes.
+TEST_P(UniformTargetsTest, ScalesOfZeroGiveTheSameZeroForAnyCode) {
+  const WithTarget with(target());
+  constexpr size_t kCount = 64;
+  std::vector<uint8_t> codes(kCount);
+  for (size_t i = 0; i < kCount; ++i) codes[i] = static_cast<uint8_t>(5 * i);
+  const std::vector<float> scales(kCount);
+  for (const size_t run : {size_t{1}, size_t{7}, size_t{16}, kCount}) {
+    std::vector<std::byte> values(kCount * DTypeSize(dtype()), std::byte{0xff});
+    UniformDequantize({dtype(), 8, true}, {.row = kCount, .run = run}, {codes.data(), nullptr}, kCount, scales.data(),
+                      nullptr, values.data());
+    EXPECT_THAT(values, ::testing::Each(std::byte{0})) << run;
+  }
+}
+
 TEST_P(UniformTargetsTest, RangesThatAreNotFiniteAreRefused) {
   const WithTarget with(target());
   constexpr float kInf = std::numeric_limits<float>::infinity();
