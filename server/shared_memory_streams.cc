@@ -64,11 +64,11 @@ absl::Status Draining() { return absl::UnavailableError("the server is draining"
 // that the status is the last operation.
 class SharedMemoryStreams::Stream final : public Reactor {
  public:
-  Stream(SharedMemoryStreams& owner, grpc::CallbackServerContext* context)
+  Stream(SharedMemoryStreams& owner, grpc::CallbackServerContext* context, const std::string& client)
       : owner_(owner),
         context_(context),
         record_(context, "SharedMemory", owner.metrics_),
-        registration_(std::in_place, owner.table_, owner.prefix_) {}
+        registration_(std::in_place, owner.table_, owner.prefix_, client) {}
 
   void Begin() { StartRead(&request_); }
 
@@ -153,7 +153,7 @@ SharedMemoryStreams::~SharedMemoryStreams() {
 
 SharedMemoryStreams::Reactor* SharedMemoryStreams::Start(grpc::CallbackServerContext* context,
                                                          const std::string& client, const absl::Status& allowed) {
-  const auto stream = std::make_shared<Stream>(*this, context);
+  const auto stream = std::make_shared<Stream>(*this, context, client);
   absl::Status admitted = Admit(stream, client);
   admitted.Update(allowed);
   if (admitted.ok()) {

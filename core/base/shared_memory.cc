@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -110,6 +111,12 @@ absl::StatusOr<SharedMapping> SharedMemory::Map(uint64_t offset, uint64_t size) 
   const MutableByteSpan pages(static_cast<std::byte*>(at), length);
   if (made_) MapPagesNow(pages);
   return SharedMapping(pages, pages.subspan(before, size));
+}
+
+uint64_t SharedMemoryCapacity() {
+  struct statvfs info;
+  if (statvfs("/dev/shm", &info) == 0 && info.f_blocks > 0) return uint64_t{info.f_blocks} * info.f_frsize;
+  return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * PageBytes();
 }
 
 void MapPagesNow(MutableByteSpan bytes) {

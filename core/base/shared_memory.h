@@ -74,6 +74,10 @@ class SharedMemory {
   bool complete_ = false;
 };
 
+// The bytes that all objects of this machine can have together: those of /dev/shm, or of the machine's memory where
+// that has no limit or cannot be asked.
+uint64_t SharedMemoryCapacity();
+
 // Maps the pages of `bytes`, which are a part of a SharedMapping's, many at a time rather than each when it is first
 // written: about four times as fast. Only for memory that is there; what is missing would be made.
 void MapPagesNow(MutableByteSpan bytes);

@@ -14,6 +14,53 @@ uint64_t RandomId() {
 
 }  // namespace
 
+RegionTable::Share& RegionTable::Share::operator=(Share&& other) noexcept {
+  std::swap(table_, other.table_);
+  std::swap(client_, other.client_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+RegionTable::Share::~Share() {
+  if (table_ == nullptr) return;
+  absl::MutexLock lock(&table_->mutex_);
+  table_->bytes_used_ -= bytes_;
+  const auto used = table_->clients_.find(client_);
+  if (used == table_->clients_.end()) return;
+  used->second.bytes -= bytes_;
+  if (--used->second.regions == 0) table_->clients_.erase(used);
+}
+
+absl::StatusOr<RegionTable::Share> RegionTable::Take(const std::string& client, uint64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = clients_.find(client);
+  const Used used = found == clients_.end() ? Used{} : found->second;
+  if (used.regions == kMaxRegionsPerClient) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("the limit of %d shared memory regions of one client is reached", kMaxRegionsPerClient));
+  }
+  if (bytes > capacity_ - used.bytes) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "regions of one client may have %d bytes together, as many as /dev/shm: %d are taken, and %d more are too many",
+        capacity_, used.bytes, bytes));
+  }
+  if (bytes > 2 * capacity_ - bytes_used_) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "all regions may have %d bytes together, twice as many as /dev/shm: %d are taken, and %d more are too many",
+        2 * capacity_, bytes_used_, bytes));
+  }
+  bytes_used_ += bytes;
+  if (!client.empty()) {
+    ++clients_[client].regions;
+    clients_[client].bytes += bytes;
+  }
+  Share share;
+  share.table_ = this;
+  share.client_ = client;
+  share.bytes_ = bytes;
+  return share;
+}
+
 uint64_t RegionTable::Add(std::shared_ptr<SharedRegion> region) {
   absl::MutexLock lock(&mutex_);
   uint64_t id = RandomId();

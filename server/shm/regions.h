@@ -4,11 +4,13 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/base/bytes.h"
+#include "kvcompress/base/shared_memory.h"
 
 // Shared memory that clients have registered.
 namespace kvcompress {
@@ -22,9 +24,41 @@ class SharedRegion {
   virtual bool intact() const = 0;
 };
 
-// The regions of all clients by their ids, which cannot be guessed. Thread-safe.
+// The regions of all clients by their ids, which cannot be guessed, and what they take of what there is. Thread-safe.
+//
+// Objects cannot have more memory than /dev/shm, but one may be registered many times, and each mapping has page tables
+// of its own, which no other limit counts: of one client all regions together may be as large as /dev/shm, those of all
+// twice that.
 class RegionTable {
+  struct Used {
+    size_t regions = 0;
+    uint64_t bytes = 0;
+  };
+
  public:
+  static constexpr size_t kMaxRegionsPerClient = 3072;
+
+  // A region's part of what its client and all may have. Gives it back when it is destroyed.
+  class Share {
+   public:
+    Share() = default;
+    Share(Share&& other) noexcept { *this = std::move(other); }
+    Share& operator=(Share&& other) noexcept;
+    ~Share();
+
+   private:
+    friend class RegionTable;
+    RegionTable* table_ = nullptr;
+    std::string client_;
+    uint64_t bytes_ = 0;
+  };
+
+  // `capacity`: bytes of /dev/shm.
+  explicit RegionTable(uint64_t capacity = SharedMemoryCapacity()) : capacity_(capacity) {}
+
+  // For a region of `bytes` that is to be mapped. An empty `client` cannot be told from others. RESOURCE_EXHAUSTED.
+  absl::StatusOr<Share> Take(const std::string& client, uint64_t bytes);
+
   // Returns the id under which the region is found until Remove.
   uint64_t Add(std::shared_ptr<SharedRegion> region);
   void Remove(uint64_t id);
@@ -37,6 +71,9 @@ class RegionTable {
  private:
   mutable absl::Mutex mutex_;
   std::map<uint64_t, std::shared_ptr<SharedRegion>> regions_ ABSL_GUARDED_BY(mutex_);
+  const uint64_t capacity_;
+  uint64_t bytes_used_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, Used> clients_ ABSL_GUARDED_BY(mutex_);  // none has no regions
 };
 
 }  // namespace kvcompress

@@ -15,6 +15,16 @@ absl::Status NoRegion(const std::string& name) {
   return absl::NotFoundError(absl::StrFormat("no shared memory region \"%s\" in this stream", name));
 }
 
+// The share is given back when nobody has the region any more.
+std::shared_ptr<SharedRegion> WithShare(std::shared_ptr<SharedRegion> region, RegionTable::Share share) {
+  struct Both {
+    RegionTable::Share share;
+    std::shared_ptr<SharedRegion> region;  // goes first
+  };
+  SharedRegion* const memory = region.get();
+  return {std::make_shared<Both>(Both{std::move(share), std::move(region)}), memory};
+}
+
 }  // namespace
 
 absl::Status Registration::Check(const Region& region) const {
@@ -45,8 +55,10 @@ absl::StatusOr<Registration::Challenge> Registration::Register(const Region& reg
   absl::StatusOr<SharedMapping> mapping = object.Map(region.offset, region.byte_size);
   if (absl::IsOutOfRange(mapping.status())) return absl::InvalidArgumentError(mapping.status().message());
   if (!mapping.ok()) return mapping.status();
+  KVC_ASSIGN_OR_RETURN(RegionTable::Share share, table_.Take(client_, region.byte_size));
   Entry entry;
   KVC_ASSIGN_OR_RETURN(entry.memory, GuardMapping(*std::move(mapping)));
+  entry.memory = WithShare(std::move(entry.memory), std::move(share));
   entry.complete = object.complete();
   entry.region = region;
   entry.region.id = 0;

@@ -36,8 +36,9 @@ class Registration {
     uint64_t id = 0;  // in the table; 0 before it is confirmed
   };
 
-  // `prefix` is what keys must begin with, behind their "/".
-  Registration(RegionTable& table, std::string prefix) : table_(table), prefix_(std::move(prefix)) {}
+  // `prefix` is what keys must begin with, behind their "/". `client`: as RegionTable::Take's.
+  Registration(RegionTable& table, std::string prefix, std::string client)
+      : table_(table), prefix_(std::move(prefix)), client_(std::move(client)) {}
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;
   ~Registration() { RemoveAll(); }
@@ -45,7 +46,7 @@ class Registration {
   // Maps the part of the object that `region` describes (without an id), and says what Confirm will look for at its
   // first bytes. PERMISSION_DENIED for another prefix or an object that the daemon may not open, NOT_FOUND for a key
   // that does not exist, INVALID_ARGUMENT for a part that the object does not have, ALREADY_EXISTS for a name in use,
-  // RESOURCE_EXHAUSTED over kMaxRegions.
+  // RESOURCE_EXHAUSTED over kMaxRegions or what the client may have in all.
   absl::StatusOr<Challenge> Register(const Region& region);
   // Puts the region into the table. PERMISSION_DENIED when the challenge is not there.
   absl::StatusOr<Region> Confirm(const std::string& name);
@@ -67,6 +68,7 @@ class Registration {
 
   RegionTable& table_;
   const std::string prefix_;
+  const std::string client_;
   std::map<std::string, Entry> entries_;
 };
 

@@ -5,6 +5,7 @@ import copy
 import os
 import pathlib
 import resource
+import shutil
 import ssl
 import subprocess
 import time
@@ -25,6 +26,7 @@ from http2_helpers import (
     read_frames,
 )
 from load_helpers import descriptors, memory
+from shm_helpers import PREFIX, Object, Registration
 from tls_helpers import Authority, credentials, handshake, refuses, tls_flags
 
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -47,6 +49,11 @@ def refusal(call, *args, **options):
         for _ in result if hasattr(result, "__iter__") else ():
             pass
     return f"{error.value.code().name}: {error.value.details()}"
+
+
+def failed(stream):
+    """"CODE: text" of a stream that has failed."""
+    return f"{stream.call.code().name}: {stream.call.details()}"
 
 
 def serves(server, stubs, **options):
@@ -323,6 +330,33 @@ def test_shared_memory_that_was_not_asked_for(daemon, stubs):
     register = stubs.pb.SharedMemoryRequest(
         register=stubs.pb.SharedMemoryRegister(name="a", key="/kvcompress-a", byte_size=4096))
     saw("shared memory, which is off by default", refusal(Client(server, stubs).stub.SharedMemory, iter([register])))
+
+
+def test_shared_memory_without_end(daemon, stubs, other_client):
+    """One object, registered over and over: each time it has page tables of its own."""
+    server = daemon("--shared-memory", PREFIX)
+    client = Client(server, stubs)
+    streams = [Registration(client)]
+    other = Registration(Client(other_client(server), stubs))
+    with Object("again", 4096) as thing:
+        try:
+            with pytest.raises(grpc.RpcError):
+                for number in range(4096):
+                    if number % 64 == 0 and number > 0:
+                        streams.append(Registration(client))
+                    streams[-1].register(str(number), thing)
+            saw("shared memory registered without end", f"{failed(streams[-1])}")
+            other.register("a", thing)
+
+            capacity = shutil.disk_usage("/dev/shm").total
+            thing.truncate(capacity)
+            with pytest.raises(grpc.RpcError):
+                other.begin("too large beside the first", thing, size=capacity)
+            assert "RESOURCE_EXHAUSTED: regions of one client may have" in failed(other)
+            assert serves(server, stubs)
+        finally:
+            for stream in [*streams, other]:
+                stream.cancel()
 
 
 def test_the_table_in_the_document():

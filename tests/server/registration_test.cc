@@ -58,7 +58,7 @@ class RegistrationTest : public ::testing::Test {
   SharedMemory object_ = *SharedMemory::Create(key_, kSize);
   std::optional<SharedMapping> mapping_ = *object_.Map(0, kSize);
   RegionTable table_;
-  std::optional<Registration> stream_{std::in_place, table_, Prefix()};
+  std::optional<Registration> stream_{std::in_place, table_, Prefix(), "client"};
 };
 
 TEST_F(RegistrationTest, ARegionIsTheClientsMemoryFromConfirmToUnregister) {
@@ -116,7 +116,7 @@ TEST_F(RegistrationTest, AllAtOnce) {
 
 TEST_F(RegistrationTest, StreamsDoNotSeeOneAnothersNames) {
   MustRegister(Whole("a"));
-  Registration other(table_, Prefix());
+  Registration other(table_, Prefix(), "client");
   EXPECT_THAT(*other.Status(""), IsEmpty());
   EXPECT_THAT(other.Unregister("a"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("\"a\"")));
   ASSERT_THAT(other.Register(Whole("a")), IsOk());
@@ -179,14 +179,53 @@ TEST_F(RegistrationTest, RegionsAreLimited) {
   EXPECT_THAT(stream_->Register(Whole("one more")), IsOk());
 }
 
+// Each mapping costs memory of the daemon's, also the second one of the same object.
+TEST_F(RegistrationTest, RegionsOfAClientAreNoLargerThanWhatItCouldHave) {
+  RegionTable table(10 * kSize);
+  Registration a(table, Prefix(), "a"), same_client(table, Prefix(), "a"), b(table, Prefix(), "b"),
+      nobody(table, Prefix(), "");
+  const auto is_refused = [](const char* text) {
+    return StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr(text));
+  };
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_THAT(a.Register(Whole(std::to_string(i))), IsOk());
+    EXPECT_THAT(same_client.Register(Whole(std::to_string(i))), IsOk());
+  }
+  EXPECT_THAT(a.Register(Whole("one more")), is_refused("regions of one client may have 163840 bytes together"));
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_THAT(b.Register(Whole(std::to_string(i))), IsOk());
+    EXPECT_THAT(nobody.Register(Whole(std::to_string(i))), IsOk());
+  }
+  EXPECT_THAT(nobody.Register(Whole("one more")), is_refused("all regions may have 327680 bytes together"));
+  EXPECT_THAT(a.Unregister("0"), IsOk());
+  EXPECT_THAT(nobody.Register(Whole("one more")), IsOk());
+  EXPECT_EQ(Mappings(key_), 21u);
+}
+
+TEST_F(RegistrationTest, ARegionCountsUntilNobodyUsesIt) {
+  RegionTable table(kSize);
+  Registration stream(table, Prefix(), "client");
+  const absl::StatusOr<Registration::Challenge> challenge = stream.Register(Whole("a"));
+  ASSERT_THAT(challenge, IsOk());
+  Put(*challenge);
+  const absl::StatusOr<Registration::Region> confirmed = stream.Confirm("a");
+  ASSERT_THAT(confirmed, IsOk());
+  std::shared_ptr<SharedRegion> used = *table.Find(confirmed->id);
+  EXPECT_THAT(stream.Unregister("a"), IsOk());
+  EXPECT_THAT(stream.Register(Whole("a")),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("16384 are taken")));
+  used.reset();
+  EXPECT_THAT(stream.Register(Whole("a")), IsOk());
+}
+
 // Whoever touches a page that is missing pays for it.
 TEST_F(RegistrationTest, MemoryThatIsMissingIsNotMade) {
-  constexpr uint64_t kHuge = uint64_t{1} << 40;
+  const uint64_t huge = SharedMemoryCapacity() / 2 / kPage * kPage;
   const std::string path = absl::StrCat("/dev/shm", key_);
-  ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(kHuge)), 0);
+  ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(huge)), 0);
   struct stat before, after;
   ASSERT_EQ(stat(path.c_str(), &before), 0);
-  MustRegister({"a", key_, 0, kHuge});
+  MustRegister({"a", key_, 0, huge});
   ASSERT_EQ(stat(path.c_str(), &after), 0);
   EXPECT_EQ(before.st_blocks, after.st_blocks);
 }
