@@ -73,6 +73,8 @@ class RemoteClient final : public CodecClient {
   }
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
+    // A daemon would take the axes of a description without any from the tensor's name.
+    for (const CompressJob& job : jobs) KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
     return Call<CompressMethod>(jobs, deadline, sink);
   }
   absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {

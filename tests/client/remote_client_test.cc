@@ -144,6 +144,14 @@ TEST_F(RemoteClientTest, ErrorsOfTheDataKeepTheirTextAndOthersNameTheDaemon) {
   EXPECT_THAT(fault(grpc::INTERNAL), StatusIs(absl::StatusCode::kInternal, Daemon("text")));
 }
 
+TEST_F(RemoteClientTest, ATensorThatCannotBeIsRefusedHere) {
+  TensorDesc no_axes = MakeTensor("t", DType::kF16, {values_.size() / 2});
+  no_axes.axes.clear();
+  const CompressJob job{no_axes, "int4", &source_};
+  EXPECT_THAT((*client_)->Compress(std::span(&job, 1), absl::InfiniteFuture(), frames_),
+              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"t\": 0 axis roles for rank 1"));
+}
+
 TEST_F(RemoteClientTest, AnErrorOfTheSinkEndsTheCall) {
   daemon_.compress = [&](grpc::ServerContext& context, CompressCall& call) {
     call.Write(FrameBytes(frame_.substr(0, 1000)));
