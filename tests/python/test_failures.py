@@ -283,3 +283,30 @@ def test_asyncio_failures_and_cancellation(daemon):
             pytest.fail("the stream goes on")
 
     asyncio.run(work())
+
+
+def test_an_asyncio_deadline_while_all_threads_are_taken(daemon):
+    server = daemon("--max-streams", "100", "--max-streams-per-client", "100")
+
+    async def slow(until):
+        await until.wait()
+        yield "t", values(10)
+
+    async def work():
+        async with kvcompress.AsyncClient(server.address, timeout=20, shared_memory=False) as client:
+            await client.wait_ready(10)
+            until = asyncio.Event()
+
+            async def hold():
+                return [frame async for frame in client.compress_many(slow(until), timeout=30)]
+
+            held = [asyncio.create_task(hold()) for _ in range(64)]
+            await asyncio.sleep(1)
+            started = time.monotonic()
+            with pytest.raises(kvcompress.DeadlineExceeded, match="too many streams at once"):
+                await client.compress(values(4 << 20), "raw", timeout=0.5)
+            assert time.monotonic() - started < 1.5
+            until.set()
+            assert all(len(frames) == 1 for frames in await asyncio.gather(*held))
+
+    asyncio.run(work())

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import kvcompress
@@ -192,6 +193,59 @@ def test_a_deadline_while_memory_is_registered(server, client):
         server.signal(signal.SIGCONT)
     assert len(client.compress(values(2 * MIB))) > 0
     assert client.transport == SHARED
+
+
+def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(server, client):
+    array = values(16 * MIB)
+    client.compress(array, "raw")
+    calls = [
+        lambda: client.compress(array, "raw", timeout=0.5),
+        lambda: list(client.compress_many([("t", array)], "raw", timeout=0.5)),
+    ]
+    server.signal(signal.SIGSTOP)
+    try:
+        for call in 2 * calls:
+            started = time.monotonic()
+            with pytest.raises(kvcompress.DeadlineExceeded):
+                call()
+            assert time.monotonic() - started < 1
+    finally:
+        server.signal(signal.SIGCONT)
+    assert len(client.compress(values(2 * MIB))) > 0
+
+
+def test_a_short_deadline_is_that_of_its_call_alone(server, client):
+    """Another one, which has the time, gets the memory that both wanted."""
+    client.wait_ready(10)
+    server.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as patient:
+            frame = patient.submit(client.compress, values(2 * MIB), "raw", timeout=60)
+            time.sleep(0.2)
+            for _ in range(2):
+                started = time.monotonic()
+                with pytest.raises(kvcompress.DeadlineExceeded):
+                    client.compress(values(2 * MIB), "raw", timeout=0.3)
+                assert time.monotonic() - started < 1
+            server.signal(signal.SIGCONT)
+            assert len(frame.result(60)) > 0
+            assert client.transport == SHARED
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+def test_memory_that_comes_too_late_is_for_the_next_call(server, client):
+    client.wait_ready(10)
+    server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(kvcompress.DeadlineExceeded):
+            client.compress(values(2 * MIB), timeout=0.3)
+    finally:
+        server.signal(signal.SIGCONT)
+    wait_for(lambda: len(client._pool._idle) == 1, "the memory")
+    client.compress(values(2 * MIB), "raw")
+    assert client.transport == SHARED
+    assert regions(server) == 1
 
 
 def test_a_daemon_that_is_started_again(daemon, connect):

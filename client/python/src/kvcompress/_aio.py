@@ -10,10 +10,10 @@ import grpc.aio
 
 from . import _channel
 from ._client import WAIT_READY
-from ._errors import KvCompressError, Unavailable, from_rpc
+from ._errors import DeadlineExceeded, KvCompressError, Unavailable, from_rpc
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
-from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._retry import DEFAULT_RETRY, Attempts, Left, RetryPolicy
 from ._shared_exchange import shared
 from ._shared_memory import Pool
 from ._stream import Stream
@@ -23,6 +23,8 @@ from .v1 import kvcompress_pb2 as pb
 Result = TypeVar("Result")
 # At the same time, of one client; more wait for a thread.
 _MAX_STREAMS = 64
+# Seconds that gRPC needs to end a call whose deadline is over.
+_GRACE = 0.2
 
 
 class AsyncClient:
@@ -83,11 +85,11 @@ class AsyncClient:
     ) -> Frame:
         item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
 
-        async def attempt(remaining: float | None) -> Frame:
-            most = await self._ready(remaining)
+        async def attempt(left: Left) -> Frame:
+            most = await self._ready(left)
             if item.size() <= most:
-                return item.frame(await self._unary("CompressTensor", item.request(), remaining))
-            (frame,) = [frame async for frame in self._stream(CompressExchange(most), [item], remaining)]
+                return item.frame(await self._unary("CompressTensor", item.request(), left))
+            (frame,) = [frame async for frame in self._stream(CompressExchange(most), [item], left)]
             return frame
 
         return await self._retried(attempt, timeout)
@@ -102,11 +104,11 @@ class AsyncClient:
     ) -> Any:
         item = DecompressItem.of(frame, out, as_)
 
-        async def attempt(remaining: float | None) -> Any:
-            most, size = await self._ready(remaining), item.size()
+        async def attempt(left: Left) -> Any:
+            most, size = await self._ready(left), item.size()
             if size is not None and size <= most:
-                return item.tensor(await self._unary("DecompressTensor", item.request(), remaining))
-            ((_, tensor),) = [pair async for pair in self._stream(DecompressExchange(most), [item], remaining)]
+                return item.tensor(await self._unary("DecompressTensor", item.request(), left))
+            ((_, tensor),) = [pair async for pair in self._stream(DecompressExchange(most), [item], left)]
             return tensor
 
         return await self._retried(attempt, timeout)
@@ -120,10 +122,10 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncIterator[Frame]:
         """The input may be asynchronous, and is read in the event loop; or not, and is read in a thread."""
-        attempts = Attempts(self._retry, self._limit(timeout))
+        left = Attempts(self._retry, self._limit(timeout)).left
         text = profile_json(profile, spec)
-        most = await self._ready(attempts.remaining())
-        async for frame in self._stream(CompressExchange(most, spec, text), tensors, attempts.remaining()):
+        most = await self._ready(left)
+        async for frame in self._stream(CompressExchange(most, spec, text), tensors, left):
             yield frame
 
     async def decompress_many(
@@ -133,9 +135,9 @@ class AsyncClient:
         as_: Framework | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[tuple[str, Any]]:
-        attempts = Attempts(self._retry, self._limit(timeout))
-        most = await self._ready(attempts.remaining())
-        async for pair in self._stream(DecompressExchange(most, as_), frames, attempts.remaining()):
+        left = Attempts(self._retry, self._limit(timeout)).left
+        most = await self._ready(left)
+        async for pair in self._stream(DecompressExchange(most, as_), frames, left):
             yield pair
 
     async def metrics(self, *, timeout: float | None = None) -> pb.MetricsResponse:
@@ -145,13 +147,13 @@ class AsyncClient:
         self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
     ) -> pb.CapabilitiesResponse:
         request = pb.CapabilitiesRequest(headers=headers)
-        return await self._retried(lambda remaining: self._capabilities(request, remaining), timeout)
+        return await self._retried(lambda left: self._capabilities(request, left), timeout)
 
     async def wait_ready(self, timeout: float | None = None) -> None:
-        async def attempt(remaining: float | None) -> None:
-            if (await self._metrics(remaining)).draining:
+        async def attempt(left: Left) -> None:
+            if (await self._metrics(left)).draining:
                 raise Unavailable("the daemon drains")
-            await self._ready(remaining)
+            await self._ready(left)
 
         await self._retried(attempt, timeout, WAIT_READY)
 
@@ -160,36 +162,36 @@ class AsyncClient:
 
     async def _retried(
         self,
-        attempt: Callable[[float | None], Awaitable[Result]],
+        attempt: Callable[[Left], Awaitable[Result]],
         timeout: float | None,
         policy: RetryPolicy | None = None,
     ) -> Result:
         attempts = Attempts(policy or self._retry, self._limit(timeout))
         while True:
             try:
-                return await attempt(attempts.remaining())
+                return await attempt(attempts.left)
             except KvCompressError as error:
                 delay = attempts.delay_after(error)
             await asyncio.sleep(delay)
 
-    async def _ready(self, timeout: float | None) -> int:
+    async def _ready(self, left: Left) -> int:
         if self._message_bytes is None:
-            said = await self._capabilities(pb.CapabilitiesRequest(), timeout)
+            said = await self._capabilities(pb.CapabilitiesRequest(), left)
             self._pool.learn(said)
             self._message_bytes = _channel.message_bytes(said)
         return self._message_bytes
 
-    async def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
-        return pb.MetricsResponse.FromString(await self._unary("Metrics", b"", timeout))
+    async def _metrics(self, left: Left) -> pb.MetricsResponse:
+        return pb.MetricsResponse.FromString(await self._unary("Metrics", b"", left))
 
-    async def _capabilities(self, request: pb.CapabilitiesRequest, timeout: float | None) -> pb.CapabilitiesResponse:
-        reply = await self._unary("Capabilities", request.SerializeToString(), timeout)
+    async def _capabilities(self, request: pb.CapabilitiesRequest, left: Left) -> pb.CapabilitiesResponse:
+        reply = await self._unary("Capabilities", request.SerializeToString(), left)
         return pb.CapabilitiesResponse.FromString(reply)
 
-    async def _unary(self, method: str, request: bytes, timeout: float | None) -> bytes:
+    async def _unary(self, method: str, request: bytes, left: Left) -> bytes:
         call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
         try:
-            reply: bytes = await call(request, timeout=timeout, metadata=self._metadata)
+            reply: bytes = await call(request, timeout=left(), metadata=self._metadata)
             return reply
         except grpc.RpcError as error:
             raise from_rpc(error) from None
@@ -198,17 +200,27 @@ class AsyncClient:
         self,
         exchange: Exchange[Any, Result],
         items: AsyncIterable[Any] | Iterable[Any],
-        timeout: float | None,
+        left: Left,
     ) -> AsyncIterator[Result]:
-        loop = asyncio.get_running_loop()
-        source = _blocking(items, loop)
-        call = await loop.run_in_executor(self._threads, shared, exchange, source, self._pool, timeout)
-        stream = Stream(self._stream_channel, call, source, timeout, self._metadata)
+        source = _blocking(items, asyncio.get_running_loop())
+        call = await self._in_thread(left, shared, exchange, source, self._pool, left)
+        stream = Stream(self._stream_channel, call, source, left(), self._metadata)
         try:
-            while (result := await loop.run_in_executor(self._threads, next, stream, None)) is not None:
+            while (result := await self._in_thread(left, next, stream, None)) is not None:
                 yield result
         finally:
             stream.close()
+
+    async def _in_thread(self, left: Left, function: Callable[..., Result], *arguments: Any) -> Result:
+        """The function keeps the deadline by itself once it has a thread; others may have them all."""
+        work = asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        seconds = left()
+        try:
+            return await asyncio.wait_for(work, None if seconds is None else seconds + _GRACE)
+        except DeadlineExceeded:  # a TimeoutError, too
+            raise
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded("no thread in time: too many streams at once") from None
 
 
 def _blocking(items: AsyncIterable[Any] | Iterable[Any], loop: asyncio.AbstractEventLoop) -> Iterable[Any]:

@@ -17,7 +17,7 @@ from ._exchange import (
     profile_json,
 )
 from ._frame import Frame
-from ._retry import DEFAULT_RETRY, Attempts, RetryPolicy
+from ._retry import DEFAULT_RETRY, Attempts, Left, RetryPolicy
 from ._shared_exchange import shared
 from ._shared_memory import Pool
 from ._stream import Stream
@@ -91,11 +91,11 @@ class Client:
         """
         item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
 
-        def attempt(remaining: float | None) -> Frame:
-            most = self._ready(remaining)
+        def attempt(left: Left) -> Frame:
+            most = self._ready(left)
             if item.size() <= most:
-                return item.frame(self._unary("CompressTensor", item.request(), remaining))
-            (frame,) = self._stream(CompressExchange(most), [item], remaining)
+                return item.frame(self._unary("CompressTensor", item.request(), left))
+            (frame,) = self._stream(CompressExchange(most), [item], left)
             return frame
 
         return self._retried(attempt, timeout)
@@ -112,11 +112,11 @@ class Client:
         from, or of the kind `as_`; of bytes alone, a NumPy array."""
         item = DecompressItem.of(frame, out, as_)
 
-        def attempt(remaining: float | None) -> Any:
-            most, size = self._ready(remaining), item.size()
+        def attempt(left: Left) -> Any:
+            most, size = self._ready(left), item.size()
             if size is not None and size <= most:
-                return item.tensor(self._unary("DecompressTensor", item.request(), remaining))
-            ((_, tensor),) = self._stream(DecompressExchange(most), [item], remaining)
+                return item.tensor(self._unary("DecompressTensor", item.request(), left))
+            ((_, tensor),) = self._stream(DecompressExchange(most), [item], left)
             return tensor
 
         return self._retried(attempt, timeout)
@@ -135,10 +135,10 @@ class Client:
         flight is bounded by the daemon's windows, not by the input. Nothing is retried. What the input raises is raised
         here, after the frames of what it gave before.
         """
-        remaining = Attempts(self._retry, self._limit(timeout))
+        left = Attempts(self._retry, self._limit(timeout)).left
         text = profile_json(profile, spec)
-        most = self._ready(remaining.remaining())
-        return self._stream(CompressExchange(most, spec, text), tensors, remaining.remaining())
+        most = self._ready(left)
+        return self._stream(CompressExchange(most, spec, text), tensors, left)
 
     def decompress_many(
         self,
@@ -148,9 +148,9 @@ class Client:
         timeout: float | None = None,
     ) -> Stream[tuple[str, Any]]:
         """Names and tensors of frames, in order, on one stream; like `compress_many`."""
-        remaining = Attempts(self._retry, self._limit(timeout))
-        most = self._ready(remaining.remaining())
-        return self._stream(DecompressExchange(most, as_), frames, remaining.remaining())
+        left = Attempts(self._retry, self._limit(timeout)).left
+        most = self._ready(left)
+        return self._stream(DecompressExchange(most, as_), frames, left)
 
     def metrics(self, *, timeout: float | None = None) -> pb.MetricsResponse:
         """Totals since the daemon's start, live gauges, and its build."""
@@ -162,15 +162,15 @@ class Client:
         """Codecs, names of codec chains, limits, transports; and of each tensor that is described the most bytes that
         its frame can have."""
         request = pb.CapabilitiesRequest(headers=headers)
-        return self._retried(lambda remaining: self._capabilities(request, remaining), timeout)
+        return self._retried(lambda left: self._capabilities(request, left), timeout)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Returns once the daemon answers, does not drain, and is of a version that this package knows."""
 
-        def attempt(remaining: float | None) -> None:
-            if self._metrics(remaining).draining:
+        def attempt(left: Left) -> None:
+            if self._metrics(left).draining:
                 raise Unavailable("the daemon drains")
-            self._ready(remaining)
+            self._ready(left)
 
         self._retried(attempt, timeout, WAIT_READY)
 
@@ -179,40 +179,41 @@ class Client:
 
     def _retried(
         self,
-        attempt: Callable[[float | None], Result],
+        attempt: Callable[[Left], Result],
         timeout: float | None,
         policy: RetryPolicy | None = None,
     ) -> Result:
         attempts = Attempts(policy or self._retry, self._limit(timeout))
         while True:
             try:
-                return attempt(attempts.remaining())
+                return attempt(attempts.left)
             except KvCompressError as error:
                 delay = attempts.delay_after(error)
             time.sleep(delay)
 
-    def _ready(self, timeout: float | None) -> int:
+    def _ready(self, left: Left) -> int:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
         if self._message_bytes is None:
-            said = self._capabilities(pb.CapabilitiesRequest(), timeout)
+            said = self._capabilities(pb.CapabilitiesRequest(), left)
             self._pool.learn(said)
             self._message_bytes = _channel.message_bytes(said)
         return self._message_bytes
 
-    def _metrics(self, timeout: float | None) -> pb.MetricsResponse:
-        return pb.MetricsResponse.FromString(self._unary("Metrics", b"", timeout))
+    def _metrics(self, left: Left) -> pb.MetricsResponse:
+        return pb.MetricsResponse.FromString(self._unary("Metrics", b"", left))
 
-    def _capabilities(self, request: pb.CapabilitiesRequest, timeout: float | None) -> pb.CapabilitiesResponse:
-        reply = self._unary("Capabilities", request.SerializeToString(), timeout)
+    def _capabilities(self, request: pb.CapabilitiesRequest, left: Left) -> pb.CapabilitiesResponse:
+        reply = self._unary("Capabilities", request.SerializeToString(), left)
         return pb.CapabilitiesResponse.FromString(reply)
 
-    def _unary(self, method: str, request: bytes, timeout: float | None) -> bytes:
+    def _unary(self, method: str, request: bytes, left: Left) -> bytes:
         call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
         try:
-            reply: bytes = call(request, timeout=timeout, metadata=self._metadata)
+            reply: bytes = call(request, timeout=left(), metadata=self._metadata)
             return reply
         except grpc.RpcError as error:
             raise from_rpc(error) from None
 
-    def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], timeout: float | None) -> Stream[Result]:
-        return Stream(self._channel, shared(exchange, items, self._pool, timeout), items, timeout, self._metadata)
+    def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], left: Left) -> Stream[Result]:
+        call = shared(exchange, items, self._pool, left)
+        return Stream(self._channel, call, items, left(), self._metadata)

@@ -2,9 +2,13 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._errors import KvCompressError, ResourceExhausted, Unavailable
+
+# Seconds that a call has left at this moment; None: no limit. 0 when it is over.
+Left = Callable[[], float | None]
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,15 @@ class Attempts:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._made = 0
 
-    def remaining(self) -> float | None:
-        """Seconds for the attempt that begins now."""
+    def left(self) -> float | None:
+        """As Left."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def delay_after(self, error: KvCompressError) -> float:
         """Seconds until the next attempt; raises `error` when there is none, or the wait would pass the deadline."""
         self._made += 1
         delay = self._policy.delay(error, self._made)
-        remaining = self.remaining()
-        if delay is None or (remaining is not None and delay >= remaining):
+        left = self.left()
+        if delay is None or (left is not None and delay >= left):
             raise error
         return delay

@@ -13,6 +13,7 @@ import numpy as np
 
 from ._errors import KvCompressError, Unavailable
 from ._exchange import Call, CompressExchange, CompressItem, Exchange, Result, parsed
+from ._retry import Left
 from ._shared_memory import REGION_BYTES, Bytes, Pool, Region
 from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
@@ -227,8 +228,8 @@ class SharedExchange(Call[Result]):
             self._pool.drop(self._region)
 
 
-def shared(exchange: Exchange[Any, Result], items: Iterable[Any], pool: Pool, timeout: float | None) -> Call[Result]:
+def shared(exchange: Exchange[Any, Result], items: Iterable[Any], pool: Pool, left: Left) -> Call[Result]:
     """The call over shared memory, where there is some. Not of items that are made one after the other: whoever makes
     one only when the result of another is there would wait for ever, as rooms come from the same thread."""
-    region = pool.take(timeout) if isinstance(items, Sequence) else None
+    region = pool.take(left) if isinstance(items, Sequence) else None
     return exchange if region is None else SharedExchange(exchange, region, pool)

@@ -1,6 +1,5 @@
 """Memory of this process that a daemon on the same machine has mapped, too: how it is registered, kept and given up."""
 
-import contextlib
 import mmap
 import os
 import queue
@@ -9,6 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from . import _channel
 from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
+from ._retry import Left
 from .v1 import kvcompress_pb2 as pb
 
 # Small enough that what goes through it is still in a cache when it is read.
@@ -48,7 +49,8 @@ class Region:
 
 
 class Link:
-    """The stream on which memory is registered: one question at a time. What it registered lives as long as it does."""
+    """The stream on which memory is registered, by one thread at a time; the daemon answers questions one after the
+    other. What it registered lives as long as it does."""
 
     def __init__(self, channel: grpc.Channel, metadata: _channel.Metadata):
         method = channel.stream_stream(
@@ -56,7 +58,9 @@ class Link:
             pb.SharedMemoryRequest.SerializeToString,
             pb.SharedMemoryResponse.FromString,
         )
-        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._sent = 0
+        self._answered = 0
         questions: queue.SimpleQueue[pb.SharedMemoryRequest | None] = queue.SimpleQueue()
         self._questions = questions
         self._call = method(iter(questions.get, None), metadata=metadata)
@@ -71,7 +75,7 @@ class Link:
     def close(self) -> None:
         self._call.cancel()
 
-    def register(self, prefix: str, timeout: float) -> Region:
+    def register(self, prefix: str) -> Region:
         """Fresh memory. Its key is gone when this returns: nothing is left of it when this process is killed. OSError
         where this side has no room for it."""
         name = prefix + secrets.token_hex(16)
@@ -82,9 +86,9 @@ class Link:
             os.posix_fallocate(file, 0, REGION_BYTES)
             memory = np.frombuffer(mmap.mmap(file, REGION_BYTES), np.uint8)
             asked = pb.SharedMemoryRegister(name=name, key=f"/{name}", byte_size=REGION_BYTES)
-            challenge = self._ask(pb.SharedMemoryRequest(register=asked), timeout).challenge
+            challenge = self._ask(pb.SharedMemoryRequest(register=asked)).challenge
             memory[: len(challenge)] = np.frombuffer(challenge[:REGION_BYTES], np.uint8)
-            confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=name)), timeout).regions
+            confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=name))).regions
         finally:
             os.close(file)
             os.unlink(path)
@@ -93,25 +97,32 @@ class Link:
         return Region(name, confirmed[0].region, memory, self)
 
     def unregister(self, region: Region) -> None:
-        # A stream that is lost has taken its regions with it.
-        with contextlib.suppress(KvCompressError):
-            self._ask(pb.SharedMemoryRequest(unregister=pb.SharedMemoryUnregister(name=region.name)), _PATIENCE)
+        """Does not wait for the answer."""
+        self._send(pb.SharedMemoryRequest(unregister=pb.SharedMemoryUnregister(name=region.name)))
 
-    def _ask(self, question: pb.SharedMemoryRequest, timeout: float) -> pb.SharedMemoryResponse:
-        with self._lock:
-            timer = threading.Timer(timeout, self._call.cancel)
-            timer.daemon = True
-            timer.start()
-            try:
-                self._questions.put(question)
+    def _send(self, question: pb.SharedMemoryRequest) -> int:
+        with self._sending:
+            self._questions.put(question)
+            self._sent += 1
+            return self._sent
+
+    def _ask(self, question: pb.SharedMemoryRequest) -> pb.SharedMemoryResponse:
+        timer = threading.Timer(_PATIENCE, self._call.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            number = self._send(question)
+            while True:  # past the answers that nobody waited for
                 answer: pb.SharedMemoryResponse = next(self._call)
-                return answer
-            except StopIteration:
-                raise Unavailable("the daemon has ended the stream that registers shared memory") from None
-            except grpc.RpcError as error:
-                raise from_rpc(error) from None
-            finally:
-                timer.cancel()
+                self._answered += 1
+                if self._answered == number:
+                    return answer
+        except StopIteration:
+            raise Unavailable("the daemon has ended the stream that registers shared memory") from None
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        finally:
+            timer.cancel()
 
 
 class Pool:
@@ -128,6 +139,8 @@ class Pool:
         self._dropped: deque[Region] = deque()
         self._link: Link | None = None
         self._idle: list[Region] = []
+        # Whoever has not the time waits no longer, and others go on.
+        self._registrar = futures.ThreadPoolExecutor(1, thread_name_prefix="kvcompress-memory")
         self._used = False  # a region was had from this link
         self._losses = 0  # since a call went well
 
@@ -145,15 +158,15 @@ class Pool:
         elif not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self._prefix):  # part of a file's name
             self.why_not = self.why_not or "the daemon asks for keys that cannot be"
 
-    def take(self, timeout: float | None) -> Region | None:
+    def take(self, left: Left) -> Region | None:
         """Memory for one call, once the daemon's offer is known; None where there is none, or none in time."""
         while self._dropped:
             self._unregister(self._dropped.pop())
-        region = self._take(timeout)
+        region = self._take(left)
         self.used_last = region is not None
         return region
 
-    def _take(self, timeout: float | None) -> Region | None:
+    def _take(self, left: Left) -> Region | None:
         with self._lock:
             if self.why_not and not self._resumes():
                 return None
@@ -163,9 +176,17 @@ class Pool:
                 return self._idle.pop()
             if self._link is None:
                 self._link = Link(self._channel, self._metadata)
-            link = self._link
+            work = self._registrar.submit(self._register, self._link)
         try:
-            region = link.register(self._prefix, _PATIENCE if timeout is None else min(timeout, _PATIENCE))
+            return work.result(left())
+        except futures.TimeoutError:
+            if not work.cancel():
+                work.add_done_callback(self._keep_late)  # for another call
+            return None
+
+    def _register(self, link: Link) -> Region | None:
+        try:
+            region = link.register(self._prefix)
         except (Unavailable, DeadlineExceeded, Cancelled):  # by the time that it may take
             self.forget(link)
             return None
@@ -182,12 +203,21 @@ class Pool:
             self._used = True
         return region
 
+    def _keep_late(self, work: "futures.Future[Region | None]") -> None:
+        region = work.result()
+        if region is not None:
+            self._keep(region)
+
     def put_back(self, region: Region) -> None:
         """What the daemon has let go of."""
+        if len(region.scratch) > _MOST_SCRATCH:
+            region.scratch = np.empty(0, np.uint8)
         with self._lock:
             self._losses = 0
-            if len(region.scratch) > _MOST_SCRATCH:
-                region.scratch = np.empty(0, np.uint8)
+        self._keep(region)
+
+    def _keep(self, region: Region) -> None:
+        with self._lock:
             if region.link is self._link and len(self._idle) < _MOST_IDLE:
                 self._idle.append(region)
                 return
@@ -231,5 +261,6 @@ class Pool:
             if self._link is not None:
                 self._link.close()
             self._link, self._idle = None, []
+            self._registrar.shutdown(wait=False)
             self._dropped.clear()
             self.why_not, self._paused_until = "the client is closed", None

@@ -13,6 +13,7 @@ from .._client import Client
 from .._errors import DataLoss, InvalidArgument, KvCompressError
 from .._exchange import DecompressItem, profile_json
 from .._frame import Frame
+from .._retry import Left
 from ..v1 import kvcompress_pb2 as pb
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -81,9 +82,9 @@ class Codec:
                 # They are read in another thread, and so in another stream.
                 torch.cuda.current_stream(tensor.device).synchronize()
 
-        def attempt(remaining: float | None) -> list[Frame]:
+        def attempt(left: Left) -> list[Frame]:
             host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
-            return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=remaining))
+            return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=left()))
 
         return self.client._retried(attempt, self.timeout)
 
@@ -98,8 +99,8 @@ class Codec:
             for index, (frame, kind, out) in enumerate(zip(frames, kinds, places, strict=True))
         ]
 
-        def attempt(remaining: float | None) -> list[torch.Tensor]:
-            return [tensor for _, tensor in self.client.decompress_many(cast(Any, items), timeout=remaining)]
+        def attempt(left: Left) -> list[torch.Tensor]:
+            return [tensor for _, tensor in self.client.decompress_many(cast(Any, items), timeout=left())]
 
         return self.client._retried(attempt, self.timeout)
 
