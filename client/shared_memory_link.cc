@@ -4,6 +4,7 @@
 #include <grpcpp/completion_queue.h>
 
 #include <algorithm>
+#include <deque>
 #include <random>
 
 #include "absl/strings/str_format.h"
@@ -37,7 +38,10 @@ class SharedMemoryLink::Stream {
 
   ~Stream() {
     context_.TryCancel();
-    if (!broken_) Break().IgnoreError();
+    if (!broken_) {
+      Wait(absl::InfiniteFuture());
+      Break().IgnoreError();
+    }
     queue_.Shutdown();
     void* tag;
     bool ok;
@@ -47,39 +51,67 @@ class SharedMemoryLink::Stream {
 
   bool is_broken() const { return broken_; }
 
-  absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline) {
+  absl::StatusOr<v1::SharedMemoryResponse> Ask(v1::SharedMemoryRequest request, absl::Time deadline) {
+    questions_.push_back(std::move(request));
+    while (!broken_ && !questions_.empty()) {
+      if (!Wait(deadline)) return Break();
+      Begin();
+    }
     if (broken_) return absl::UnavailableError("the stream that registers shared memory is lost");
-    v1::SharedMemoryResponse response;
-    call_->Write(request, this);
-    call_->Read(&response, this);
-    if (Wait(2, deadline)) return response;
-    return Break();
+    if (!Wait(deadline)) return Break();
+    return std::move(response_);
+  }
+
+  // Does not wait for the answer: what cannot be sent yet goes in front of the next question.
+  void AskInPassing(v1::SharedMemoryRequest request) {
+    questions_.push_back(std::move(request));
+    while (!broken_ && !questions_.empty()) {
+      const bool answered = Collect(absl::Now());
+      if (answered && !all_ok_) Break().IgnoreError();
+      if (!answered || broken_) return;
+      Begin();
+    }
   }
 
  private:
-  // Waits for `count` operations; false when one of them failed or the time is over. All are done then.
-  bool Wait(int count, absl::Time deadline) {
-    bool all_ok = true;
-    for (int done = 0; done < count;) {
+  void Begin() {
+    response_.Clear();
+    call_->Write(questions_.front(), this);
+    call_->Read(&response_, this);
+    outstanding_ = 2;
+    questions_.pop_front();
+  }
+
+  // Takes operations that are done; false where the time is over before all are.
+  bool Collect(absl::Time deadline) {
+    while (outstanding_ > 0) {
       void* tag;
       bool ok = false;
-      if (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline)) == grpc::CompletionQueue::GOT_EVENT) {
-        ++done;
-      } else {
-        context_.TryCancel();
-        deadline = absl::InfiniteFuture();
-      }
-      all_ok = all_ok && ok;
+      if (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline)) != grpc::CompletionQueue::GOT_EVENT) return false;
+      --outstanding_;
+      all_ok_ = all_ok_ && ok;
     }
-    return all_ok;
+    return true;
+  }
+
+  // Waits for the operations under way; false when one failed or the time is over. All are done then.
+  bool Wait(absl::Time deadline) {
+    if (!Collect(deadline)) {
+      context_.TryCancel();
+      Collect(absl::InfiniteFuture());
+      all_ok_ = false;
+    }
+    return all_ok_;
   }
 
   // How the call, which has ended or is cancelled, ended.
   absl::Status Break() {
     broken_ = true;
+    questions_.clear();
     grpc::Status status;
     call_->Finish(&status, this);
-    Wait(1, absl::InfiniteFuture());
+    outstanding_ = 1;
+    Collect(absl::InfiniteFuture());
     return status.ok() ? absl::UnavailableError("the daemon has ended the stream") : FromGrpc(status);
   }
 
@@ -87,17 +119,14 @@ class SharedMemoryLink::Stream {
   grpc::CompletionQueue queue_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientAsyncReaderWriter<v1::SharedMemoryRequest, v1::SharedMemoryResponse>> call_;
+  std::deque<v1::SharedMemoryRequest> questions_;  // not asked yet
+  v1::SharedMemoryResponse response_;              // to the last that was
+  int outstanding_ = 0;                            // operations
+  bool all_ok_ = true;
   bool broken_ = false;
 };
 
-RegisteredMemory::~RegisteredMemory() {
-  v1::SharedMemoryRequest request;
-  request.mutable_unregister()->set_name(name_);
-  constexpr absl::Duration kPatience = absl::Seconds(1);
-  link_->Ask(request, absl::Now() + kPatience)
-      .status()
-      .IgnoreError();  // a stream that is lost has taken its regions with it
-}
+RegisteredMemory::~RegisteredMemory() { link_->Unregister(name_); }
 
 absl::StatusOr<std::shared_ptr<SharedMemoryLink>> SharedMemoryLink::Open(const std::shared_ptr<grpc::Channel>& channel,
                                                                          absl::Time deadline) {
@@ -121,13 +150,40 @@ SharedMemoryLink::~SharedMemoryLink() = default;
 
 bool SharedMemoryLink::is_lost() const {
   absl::MutexLock lock(&mutex_);
-  return stream_->is_broken();
+  return lost_;
 }
 
 absl::StatusOr<v1::SharedMemoryResponse> SharedMemoryLink::Ask(const v1::SharedMemoryRequest& request,
                                                                absl::Time deadline) {
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !asking_; };
   absl::MutexLock lock(&mutex_);
-  return stream_->Ask(request, deadline);
+  if (!mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline)) {
+    return absl::AbortedError("it was not this question's turn in time");
+  }
+  asking_ = true;
+  mutex_.Unlock();
+  absl::StatusOr<v1::SharedMemoryResponse> response = stream_->Ask(request, deadline);
+  mutex_.Lock();
+  asking_ = false;
+  UnregisterNow();
+  return response;
+}
+
+void SharedMemoryLink::Unregister(const std::string& name) {
+  absl::MutexLock lock(&mutex_);
+  unregister_.push_back(name);
+  if (!asking_) UnregisterNow();
+}
+
+// A stream that is lost has taken its regions with it.
+void SharedMemoryLink::UnregisterNow() {
+  for (const std::string& name : unregister_) {
+    v1::SharedMemoryRequest request;
+    request.mutable_unregister()->set_name(name);
+    stream_->AskInPassing(std::move(request));
+  }
+  unregister_.clear();
+  lost_ = stream_->is_broken();
 }
 
 absl::StatusOr<std::unique_ptr<RegisteredMemory>> SharedMemoryLink::Register(size_t bytes, absl::Time deadline) {

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -45,6 +46,7 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
   ~SharedMemoryLink();
 
   // Fresh memory, registered. Its key is gone when this returns: nothing is left of it when this process is killed.
+  // ABORTED when others asked until the deadline.
   absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
   // Whether the stream has ended, and with it what was registered on it, as far as anybody has noticed.
   bool is_lost() const;
@@ -54,11 +56,17 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
   class Stream;
 
   SharedMemoryLink(std::unique_ptr<Stream> stream, std::string prefix);
+  // Waits for nobody.
+  void Unregister(const std::string& name);
+  void UnregisterNow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline);
 
   const std::string prefix_;
   mutable absl::Mutex mutex_;
-  const std::unique_ptr<Stream> stream_ ABSL_PT_GUARDED_BY(mutex_);
+  bool asking_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in Ask, and has the stream for itself
+  bool lost_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::string> unregister_ ABSL_GUARDED_BY(mutex_);  // names, meanwhile
+  const std::unique_ptr<Stream> stream_;
 };
 
 }  // namespace kvcompress

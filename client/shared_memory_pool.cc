@@ -43,22 +43,31 @@ class SharedMemoryPool::Buffer final : public SharedBuffer {
 
 // Asks the daemon once, and again after Forget(), a pause, or while it does not answer.
 absl::StatusOr<std::shared_ptr<SharedMemoryLink>> SharedMemoryPool::Link(absl::Time deadline) {
-  absl::MutexLock lock(&state_->mutex);
-  if (!state_->status.ok() && absl::Now() >= state_->paused_until) {
-    state_->status = absl::OkStatus();
-    state_->losses = 0;
+  State& state = *state_;
+  const auto settled = [&state]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state.mutex) { return !state.opening; };
+  absl::MutexLock lock(&state.mutex);
+  if (!state.mutex.AwaitWithDeadline(absl::Condition(&settled), deadline)) {
+    return absl::DeadlineExceededError("others wait for the daemon, too");
   }
-  KVC_RETURN_IF_ERROR(state_->status);
-  if (state_->link == nullptr) {
+  if (!state.status.ok() && absl::Now() >= state.paused_until) {
+    state.status = absl::OkStatus();
+    state.losses = 0;
+  }
+  KVC_RETURN_IF_ERROR(state.status);
+  if (state.link == nullptr) {
+    state.opening = true;
+    state.mutex.Unlock();
     auto link = SharedMemoryLink::Open(channel_, deadline);
+    state.mutex.Lock();
+    state.opening = false;
     if (link.ok()) {
-      state_->link = *std::move(link);
+      state.link = *std::move(link);
     } else {
       if (!IsForNow(link.status())) Pause(link.status());
       return link.status();
     }
   }
-  return state_->link;
+  return state.link;
 }
 
 void SharedMemoryPool::Pause(const absl::Status& status) {
@@ -79,6 +88,7 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
   const absl::StatusOr<std::shared_ptr<SharedMemoryLink>> link = Link(deadline);
   if (!link.ok()) return nullptr;
   auto arena = (*link)->Register(kArenaBytes, deadline);
+  if (absl::IsAborted(arena.status())) return nullptr;
   if (IsForNow(arena.status())) {
     Forget(link->get());
     return nullptr;

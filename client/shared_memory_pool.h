@@ -46,6 +46,7 @@ class SharedMemoryPool {
   struct State {
     mutable absl::Mutex mutex;
     std::shared_ptr<SharedMemoryLink> link ABSL_GUARDED_BY(mutex);
+    bool opening ABSL_GUARDED_BY(mutex) = false;  // a thread opens one
     absl::Status status ABSL_GUARDED_BY(mutex);
     absl::Time paused_until ABSL_GUARDED_BY(mutex);  // with a status that is not OK
     bool used ABSL_GUARDED_BY(mutex) = false;        // an arena was had from this link

@@ -1,6 +1,7 @@
 #include "kvcompress/base/shared_memory.h"
 
 #include <atomic>
+#include <thread>
 
 #include "fake_daemon.h"
 #include "kvcompress/client/shared_exchange.h"
@@ -22,6 +23,7 @@ class SharedMemoryTest : public ::testing::Test {
  protected:
   SharedMemoryTest() {
     daemon_.capabilities = [this](v1::CapabilitiesResponse& response) {
+      AwaitAnswers();
       ++questions_;
       response.add_transports(v1::TRANSPORT_SHARED_MEMORY);
       response.set_shared_memory_prefix(prefix_);
@@ -38,6 +40,8 @@ class SharedMemoryTest : public ::testing::Test {
   grpc::Status Register(SharedMemoryCall& call) {
     v1::SharedMemoryRequest request;
     while (call.Read(&request)) {
+      AwaitAnswers();
+      if (request.has_unregister()) ++unregistered_;
       v1::SharedMemoryResponse response;
       if (request.has_register_()) {
         const auto object = SharedMemory::Open(request.register_().key());
@@ -53,6 +57,16 @@ class SharedMemoryTest : public ::testing::Test {
       call.Write(response);
     }
     return grpc::Status::OK;
+  }
+
+  // Whether questions about memory are answered.
+  void SetAnswers(bool answers) {
+    absl::MutexLock lock(&mutex_);
+    answers_ = answers;
+  }
+  void AwaitAnswers() {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(&answers_));
   }
 
   // Answers tensors that came as ranges, with frames that go to rooms.
@@ -105,6 +119,9 @@ class SharedMemoryTest : public ::testing::Test {
 
   const std::string prefix_ = absl::StrFormat("kvc-client-test-%d-", getpid());
   std::atomic<int> questions_ = 0;
+  absl::Mutex mutex_;
+  bool answers_ ABSL_GUARDED_BY(mutex_) = true;
+  std::atomic<int> unregistered_ = 0;
   FakeDaemon daemon_;
   SharedMapping memory_;
   std::string received_;
@@ -260,6 +277,39 @@ TEST_F(SharedMemoryPoolTest, WhatIsLostAgainAndAgainIsLeftAloneForAPause) {
   absl::SleepFor(kPause);
   EXPECT_NE(Take(), nullptr);
   EXPECT_THAT(pool_.status(), IsOk());
+}
+
+// What a call to a daemon that has stopped leaves does not cost its caller more time.
+TEST_F(SharedMemoryPoolTest, MemoryIsGivenBackWithoutWaiting) {
+  std::vector<std::unique_ptr<RegisteredMemory>> arenas;
+  for (int i = 0; i < 3; ++i) arenas.push_back(Take());
+  SetAnswers(false);
+  const absl::Time start = absl::Now();
+  arenas.clear();
+  EXPECT_LT(absl::Now() - start, absl::Milliseconds(500));
+  SetAnswers(true);
+  EXPECT_NE(Take(), nullptr);
+  EXPECT_GE(unregistered_, 3) << "all in front of the question of Take";
+  EXPECT_EQ(questions_, 1);
+}
+
+TEST_F(SharedMemoryPoolTest, WhoHasNoTimeDoesNotWaitForOthersAndTakesNothingFromThem) {
+  for (const bool link_is_there : {false, true}) {
+    EXPECT_EQ(questions_, link_is_there ? 1 : 0);
+    SetAnswers(false);
+    std::unique_ptr<RegisteredMemory> taken;
+    std::thread patient([&] { taken = Take(); });
+    absl::SleepFor(absl::Milliseconds(200));
+    for (int i = 0; i < 2; ++i) {
+      const absl::Time start = absl::Now();
+      EXPECT_EQ(pool_.Take(start + absl::Milliseconds(100)), nullptr);
+      EXPECT_LT(absl::Now() - start, absl::Milliseconds(600));
+    }
+    SetAnswers(true);
+    patient.join();
+    EXPECT_NE(taken, nullptr);
+    EXPECT_EQ(questions_, 1);
+  }
 }
 
 TEST_F(SharedMemoryPoolTest, ARefusalIsNotForEver) {
