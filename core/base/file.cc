@@ -117,7 +117,11 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string
 
   KVC_ASSIGN_OR_RETURN(auto temporary, OpenTemporary(FolderOf(target), path));
   std::unique_ptr<AtomicFile> file(new AtomicFile(temporary.first, path, target.native(), std::move(temporary.second)));
-  if (exists && fchmod(file->fd_, info.st_mode & 07777) != 0) return ErrnoError("chmod", path, errno);
+  if (exists) {
+    // Root keeps the owner; who may not, must not pass set-user-ID on to another one.
+    const bool owned = fchown(file->fd_, info.st_uid, info.st_gid) == 0;
+    if (fchmod(file->fd_, info.st_mode & (owned ? 07777 : 0777)) != 0) return ErrnoError("chmod", path, errno);
+  }
   return file;
 }
 
