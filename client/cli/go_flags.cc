@@ -9,21 +9,24 @@
 #include "kvcompress/base/status_macros.h"
 
 namespace kvcompress {
+
+bool ParseBool(const std::string& text, bool& value) {
+  static const std::map<std::string_view, bool> kWords = {
+      {"1", true},  {"t", true},  {"T", true},  {"true", true},   {"TRUE", true},   {"True", true},
+      {"0", false}, {"f", false}, {"F", false}, {"false", false}, {"FALSE", false}, {"False", false}};
+  const auto word = kWords.find(text);
+  if (word == kWords.end()) return false;
+  value = word->second;
+  return true;
+}
+
 namespace {
 
 constexpr std::string_view kOk;
 constexpr std::string_view kParseError = "parse error";
 constexpr std::string_view kRangeError = "value out of range";
 
-std::string_view SetBool(const std::string& text, bool& value) {
-  static const std::map<std::string_view, bool> kWords = {
-      {"1", true},  {"t", true},  {"T", true},  {"true", true},   {"TRUE", true},   {"True", true},
-      {"0", false}, {"f", false}, {"F", false}, {"false", false}, {"FALSE", false}, {"False", false}};
-  const auto word = kWords.find(text);
-  if (word == kWords.end()) return kParseError;
-  value = word->second;
-  return kOk;
-}
+std::string_view SetBool(const std::string& text, bool& value) { return ParseBool(text, value) ? kOk : kParseError; }
 
 // Decimal, 0x, 0o, 0b, or a leading 0 for octal, with a sign.
 std::string_view SetInt(const std::string& text, int64_t& value) {

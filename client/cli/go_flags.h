@@ -13,6 +13,9 @@
 
 namespace kvcompress {
 
+// A bool by the words of Go's strconv; false, and `value` stays, for any other text.
+bool ParseBool(const std::string& text, bool& value);
+
 // Command-line flags by the rules of Go's `flag` package: -name and --name, "-name value" or "-name=value", a bool is
 // "-name" or "-name=true|false|1|0|t|f"; parsing stops at "--" or at the first word that is not a flag; the last of
 // repeated flags wins.

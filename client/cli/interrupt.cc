@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <thread>
 
@@ -13,7 +14,7 @@ namespace {
 sigset_t EndingSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU}) {
     struct sigaction action;
     if (sigaction(signal, nullptr, &action) == 0 && action.sa_handler != SIG_IGN) sigaddset(&set, signal);
   }
@@ -25,6 +26,8 @@ sigset_t EndingSignals() {
 Interrupts::Interrupts() {
   // A limit on the size of files is then an error of the write that meets it.
   signal(SIGXFSZ, SIG_IGN);
+  // And a reader of ours that has gone, of the write to it.
+  signal(SIGPIPE, SIG_IGN);
   const sigset_t set = EndingSignals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   // It ends with the process, and so may this object.
@@ -37,9 +40,10 @@ void Interrupts::Wait() {
   while (sigwait(&set, &signal) != 0) {
   }
   absl::MutexLock lock(&mutex_);
-  if (!temporary_.empty()) unlink(temporary_.c_str());
-  const bool terminal = isatty(STDERR_FILENO) == 1;
-  std::fputs(terminal ? "\r\033[KError: interrupted\n" : "Error: interrupted\n", stderr);
+  // What is not there any more stands in its place already.
+  const bool complete = !temporary_.empty() && unlink(temporary_.c_str()) != 0 && errno == ENOENT;
+  if (isatty(STDERR_FILENO) == 1) std::fputs("\r\033[K", stderr);
+  std::fputs(complete ? "Error: interrupted, but the output was complete\n" : "Error: interrupted\n", stderr);
   _exit(128 + signal);
 }
 

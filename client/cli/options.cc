@@ -2,7 +2,9 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
+#include <system_error>
 
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
@@ -12,6 +14,12 @@ namespace kvcompress {
 namespace {
 
 absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(std::string(text)); }
+
+// Also by another name, or through a link.
+bool AreOneFile(const std::string& a, const std::string& b) {
+  std::error_code error;
+  return !a.empty() && !b.empty() && std::filesystem::equivalent(a, b, error) && !error;
+}
 
 constexpr std::string_view kBoundFlags[] = {"min-snr", "max-error", "min-cosine"};
 
@@ -90,11 +98,14 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
 }
 
 absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
-  for (const std::string_view other : {"output", "decompress", "metrics-only", "codec", "profile", "group-size",
-                                       "sparsity", "server", "threads", "timeout", "inspect"}) {
+  for (const std::string_view other :
+       {"output",   "decompress", "metrics-only",    "codec",      "profile", "group-size", "sparsity",
+        "min-snr",  "max-error",  "min-cosine",      "rope-theta", "server",  "tls",        "tls-ca",
+        "tls-cert", "tls-key",    "tls-server-name", "token-file", "threads", "timeout",    "inspect"}) {
     if (flags.IsSet(other)) return Fault(absl::StrFormat("-sweep and -%s exclude each other", other));
   }
   if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
+  if (AreOneFile(options.input, options.report)) return Fault("-report is the input, which it would replace");
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
 }
 
@@ -123,7 +134,11 @@ absl::Status CompleteServer(const GoFlags& flags, CliOptions& options) {
     options.tls = options.tls || (setting.flag != "token-file" && !setting.value.empty() && !flags.IsSet("tls"));
   }
   if (flags.IsSet("tls") && options.server.empty()) return Fault("-tls needs -server");
-  if (!flags.IsSet("tls") && FromEnvironment("KV_COMPRESS_TLS") == "true") options.tls = true;
+  if (const std::string tls = FromEnvironment("KV_COMPRESS_TLS"); !flags.IsSet("tls") && !tls.empty()) {
+    bool wanted = false;
+    if (!ParseBool(tls, wanted)) return Fault(absl::StrFormat("KV_COMPRESS_TLS is \"%s\", not true or false", tls));
+    options.tls = options.tls || wanted;
+  }
   if (options.tls_cert.empty() != options.tls_key.empty()) return Fault("-tls-cert and -tls-key go together");
   return absl::OkStatus();
 }
@@ -180,6 +195,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");
   // Like the reference: with -metrics-only nothing is written, whatever else is said.
   if (options.metrics_only) options.output.clear();
+  if (AreOneFile(options.output, options.profile)) return Fault("-output is the profile, which it would replace");
   KVC_RETURN_IF_ERROR(CompleteServer(flags, options));
   if (options.codec.empty() && !BoundFlag(flags).empty()) {
     options.codec = absl::StrFormat("bounded(min_snr=%s,max_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr),

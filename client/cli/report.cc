@@ -35,18 +35,20 @@ Json TheoreticalRatio(const std::string& codec) {
   return 4 * g / (g + 2);
 }
 
+// Appended, as no two names with these endings are equal: an ordered object looks for a key from its beginning.
 Json TensorMetrics(const FileReport& report) {
   Json metrics = Json::object();
+  auto& fields = metrics.get_ref<Json::object_t&>();
   for (size_t i = 0; i < report.tensors.size(); ++i) {
     const TensorReport& tensor = report.tensors[i];
     const Quality quality = QualityOf(tensor.sums);
     const std::string& name = tensor.tensor.name;
-    metrics[name + "_rmse"] = quality.rmse;
-    metrics[name + "_snr_db"] = OrNull(quality.snr_db);
-    metrics[name + "_cosine_similarity"] = quality.cosine_similarity;
-    metrics[name + "_max_error"] = quality.max_error;
+    fields.emplace_back(name + "_rmse", quality.rmse);
+    fields.emplace_back(name + "_snr_db", OrNull(quality.snr_db));
+    fields.emplace_back(name + "_cosine_similarity", quality.cosine_similarity);
+    fields.emplace_back(name + "_max_error", quality.max_error);
     if (i < report.block_codecs.size() && !report.block_codecs[i].empty()) {
-      metrics[name + "_codecs"] = report.block_codecs[i];
+      fields.emplace_back(name + "_codecs", report.block_codecs[i]);
     }
   }
   return metrics;

@@ -110,6 +110,9 @@ std::vector<std::string> SweepSpecs() {
 }
 
 absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
+  if (!sample_.whole() && spec.starts_with("heads(")) {
+    return absl::InvalidArgumentError("only parts of this file are measured, which do not keep the heads apart");
+  }
   const size_t count = sample_.tensors.size();
   frames_.resize(count);
   decoded_.resize(count);

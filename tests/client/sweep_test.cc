@@ -66,6 +66,8 @@ TEST(SampleFile, OfALargeFileEvenlySpacedRunsOfEveryTensor) {
   const uint64_t limit = file.bytes.size() / 4;
   const FileSample sample = file.Sample(limit);
   EXPECT_FALSE(sample.whole());
+  EXPECT_THAT(Sweep(sample, file.header).Measure("heads(0-:int4)"),
+              StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("do not keep the heads apart")));
   EXPECT_LE(sample.bytes, limit);
   EXPECT_GT(sample.bytes, limit / 2);
   ASSERT_EQ(sample.tensors.size(), 3u);

@@ -373,7 +373,8 @@ def test_a_timeout_that_passes(bin_dir, tmp_path, slow_input, daemon, remote):
 
 # Interruption, and the terminal.
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
+                                          (signal.SIGQUIT, 131)])
 def test_a_signal_leaves_the_old_file_and_no_temporary(bin_dir, tmp_path, slow_input, number, code):
     (tmp_path / "out").write_text("old")
     client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC)
@@ -383,6 +384,64 @@ def test_a_signal_leaves_the_old_file_and_no_temporary(bin_dir, tmp_path, slow_i
     assert (stdout, stderr, client.returncode) == (b"", b"Error: interrupted\n", code)
     assert (tmp_path / "out").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "slow.safetensors"]
+
+
+def test_a_reader_that_goes_leaves_no_temporary(bin_dir, tmp_path, slow_input):
+    client = start(bin_dir, "-sweep", "-input", slow_input, "-report", tmp_path / "page.html")
+    try:
+        assert client.stderr.readline().startswith(b"[1/")
+        client.stderr.close()
+        time.sleep(1)  # more lines
+        client.send_signal(signal.SIGTERM)
+        assert client.wait(10) == 143
+    finally:
+        client.kill()
+        client.stdout.close()
+    assert list(tmp_path.iterdir()) == [slow_input]
+
+
+def test_no_input_is_replaced_by_what_it_is_read_for(bin_dir, tmp_path, sample):
+    victim = tmp_path / "victim.safetensors"
+    victim.write_bytes(sample.read_bytes())
+    (tmp_path / "link").symlink_to(victim)
+    done = run(bin_dir, "-sweep", "-input", victim, "-report", tmp_path / "link")
+    assert (done.stderr, done.returncode) == ("Error: -report is the input, which it would replace\n", 1)
+    profile = tmp_path / "profile.json"
+    profile.write_text('{"version": 1, "default": "raw"}')
+    done = run(bin_dir, "-input", victim, "-profile", profile, "-output", profile)
+    assert (done.stderr, done.returncode) == ("Error: -output is the profile, which it would replace\n", 1)
+    assert victim.read_bytes() == sample.read_bytes()
+    assert profile.read_text().startswith("{")
+
+
+def test_root_leaves_a_file_to_its_owner(bin_dir, tmp_path, sample):
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    theirs = tmp_path / "theirs.safetensors"
+    theirs.write_bytes(sample.read_bytes())
+    os.chown(theirs, 1000, 1001)
+    theirs.chmod(0o640)
+    assert run(bin_dir, "-input", theirs, "-output", theirs).returncode == 0
+    info = theirs.stat()
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (1000, 1001, 0o640)
+
+
+@pytest.mark.parametrize("text", ["1", "TRUE", "true"])
+def test_tls_by_the_environment_is_never_plaintext(bin_dir, sample, text):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = start(bin_dir, "-input", sample, "-metrics-only", "-server", f"127.0.0.1:{listener.getsockname()[1]}",
+                       "-timeout", "2s", env={**os.environ, "KV_COMPRESS_TLS": text})
+        listener.settimeout(10)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(10)
+            assert peer.recv(3)[:1] == b"\x16"  # of a TLS handshake
+        assert client.communicate(timeout=20) and client.returncode == 1
+
+
+def test_tls_by_the_environment_that_is_no_word_for_it(bin_dir, sample):
+    done = run(bin_dir, "-input", sample, "-metrics-only", "-server", "127.0.0.1:1", env={"KV_COMPRESS_TLS": "yes"})
+    assert (done.stderr, done.returncode) == ('Error: KV_COMPRESS_TLS is "yes", not true or false\n', 1)
 
 
 def test_a_crash_leaves_the_old_file(bin_dir, tmp_path, slow_input):
