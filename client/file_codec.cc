@@ -16,6 +16,7 @@ using safetensors::Entry;
 using safetensors::Header;
 
 absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
+  if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
 }
 
@@ -34,6 +35,7 @@ class InputFile final : public ByteSource {
     if (!bytes.ok()) return Prefixed("read input", bytes.status());
     return bytes;
   }
+  absl::Status CheckUnchanged() const { return Prefixed("read input", file_->CheckUnchanged()); }
 
  private:
   explicit InputFile(std::unique_ptr<FileSource> file) : file_(std::move(file)) {}
@@ -225,6 +227,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   KVC_ASSIGN_OR_RETURN(OutputFile out, OutputFile::Create(output, room.size(), options));
   FrameWriter writer(out, list, max_frame_bytes, options);
   KVC_RETURN_IF_ERROR(client.Compress(list.jobs, options.deadline, writer));
+  KVC_RETURN_IF_ERROR(file->CheckUnchanged());  // no part of it says so; those of a compressed file do
   KVC_ASSIGN_OR_RETURN(
       const std::string final_header,
       SerializeCompressedHeader(writer.layout().entries(), header.metadata, header.has_metadata, codec, room.size()));

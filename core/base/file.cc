@@ -72,7 +72,18 @@ absl::StatusOr<std::unique_ptr<FileSource>> FileSource::Open(const std::string& 
   if (S_ISDIR(info.st_mode)) return ErrnoError("read", path, EISDIR);
   if (!S_ISREG(info.st_mode)) return NotRegular(path);
   source->size_ = static_cast<uint64_t>(info.st_size);
+  source->modified_ = info.st_mtim;
   return source;
+}
+
+absl::Status FileSource::CheckUnchanged() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) return ErrnoError("stat", path_, errno);
+  if (static_cast<uint64_t>(info.st_size) == size_ && info.st_mtim.tv_sec == modified_.tv_sec &&
+      info.st_mtim.tv_nsec == modified_.tv_nsec) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat("read ", path_, ": the file changed while it was read"));
 }
 
 FileSource::~FileSource() { CloseFd(fd_); }

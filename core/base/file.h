@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <utility>
@@ -26,12 +27,15 @@ class FileSource final : public ByteSource {
 
   uint64_t size() const override { return size_; }
   absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override;
+  // DATA_LOSS when somebody has written to the file since it was opened, as far as its size and time tell.
+  absl::Status CheckUnchanged() const;
 
  private:
   FileSource(int fd, uint64_t size, std::string path) : fd_(fd), size_(size), path_(std::move(path)) {}
 
   int fd_;
   uint64_t size_;
+  timespec modified_ = {};
   std::string path_;
 };
 

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -337,6 +338,20 @@ TEST_F(FileCodecTest, AnInputThatIsCutUnderUsIsAnError) {
   EXPECT_THAT(Compress(Path("in"), Path("packed"), "int4", options),
               StatusIs(absl::StatusCode::kDataLoss,
                        absl::StrFormat("read input: read %s: the file became shorter while it was read", Path("in"))));
+  EXPECT_THAT(Files(), ElementsAre("in"));
+}
+
+TEST_F(FileCodecTest, AnInputThatIsWrittenUnderUsIsAnError) {
+  Write(Path("in"), MakePlainFile({MakePlainTensor("a", DType::kF16, {4000000})}, std::nullopt));
+  fs::last_write_time(Path("in"), fs::last_write_time(Path("in")) - std::chrono::seconds(10));
+  FileOptions options;
+  options.create = [&](const std::string& path) {
+    std::fstream(Path("in"), std::ios::in | std::ios::out | std::ios::binary).seekp(1'000'000).put('x');
+    return AtomicFile::Create(path);
+  };
+  EXPECT_THAT(Compress(Path("in"), Path("packed"), "int4", options),
+              StatusIs(absl::StatusCode::kDataLoss,
+                       absl::StrFormat("read input: read %s: the file changed while it was read", Path("in"))));
   EXPECT_THAT(Files(), ElementsAre("in"));
 }
 
