@@ -62,11 +62,13 @@ class SharedMemoryLink::Stream {
     return std::move(response_);
   }
 
-  // Does not wait for the answer: what cannot be sent yet goes in front of the next question.
+  // Does not wait for the answer, and hardly for that to the question before, behind which alone this one can be sent:
+  // a daemon that takes longer is asked in front of the next question.
   void AskInPassing(v1::SharedMemoryRequest request) {
+    constexpr absl::Duration kPatience = absl::Milliseconds(50);
     questions_.push_back(std::move(request));
     while (!broken_ && !questions_.empty()) {
-      const bool answered = Collect(absl::Now());
+      const bool answered = Collect(absl::Now() + kPatience);
       if (answered && !all_ok_) Break().IgnoreError();
       if (!answered || broken_) return;
       Begin();

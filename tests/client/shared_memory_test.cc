@@ -293,6 +293,16 @@ TEST_F(SharedMemoryPoolTest, MemoryIsGivenBackWithoutWaiting) {
   EXPECT_EQ(questions_, 1);
 }
 
+// Nobody may ask again for long.
+TEST_F(SharedMemoryPoolTest, NothingStaysRegisteredOfManyBuffersThatGoAtOnce) {
+  std::vector<std::unique_ptr<SharedBuffer>> buffers;
+  for (int i = 0; i < 20; ++i) buffers.push_back(pool_.Allocate(4096));
+  buffers.clear();
+  const absl::Time deadline = absl::Now() + absl::Seconds(5);
+  while (unregistered_ < 20 && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(10));
+  EXPECT_EQ(unregistered_, 20);
+}
+
 TEST_F(SharedMemoryPoolTest, WhoHasNoTimeDoesNotWaitForOthersAndTakesNothingFromThem) {
   for (const bool link_is_there : {false, true}) {
     EXPECT_EQ(questions_, link_is_there ? 1 : 0);

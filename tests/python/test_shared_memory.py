@@ -6,6 +6,8 @@ import gc
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -396,4 +398,27 @@ def test_what_a_daemon_says_of_memory_is_checked(connect, lie):
         assert str(error.value) == "the daemon's answer cannot be parsed"
         assert client.transport == SHARED
         client.close()
+    assert objects() == []
+
+
+def test_a_process_that_ends_does_not_wait_for_memory(server):
+    code = f"""
+import numpy as np, os, signal, kvcompress
+client = kvcompress.Client({server.address!r})
+client.wait_ready(10)
+os.kill({server.pid}, signal.SIGSTOP)
+try:
+    client.compress(np.ones(2 << 20, np.float16), timeout=0.3)
+except kvcompress.DeadlineExceeded:
+    print("in time")
+"""
+    try:
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline() == "in time\n"
+        said = time.monotonic()
+        assert child.wait(20) == 0
+        assert time.monotonic() - said < 2.5
+        child.stdout.close()
+    finally:
+        server.signal(signal.SIGCONT)
     assert objects() == []

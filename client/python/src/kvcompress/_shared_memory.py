@@ -1,5 +1,7 @@
 """Memory of this process that a daemon on the same machine has mapped, too: how it is registered, kept and given up."""
 
+import atexit
+import contextlib
 import mmap
 import os
 import queue
@@ -7,6 +9,7 @@ import re
 import secrets
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -139,8 +142,8 @@ class Pool:
         self._dropped: deque[Region] = deque()
         self._link: Link | None = None
         self._idle: list[Region] = []
-        # Whoever has not the time waits no longer, and others go on.
-        self._registrar = futures.ThreadPoolExecutor(1, thread_name_prefix="kvcompress-memory")
+        self._registering = threading.Lock()
+        _POOLS.add(self)
         self._used = False  # a region was had from this link
         self._losses = 0  # since a call went well
 
@@ -160,8 +163,9 @@ class Pool:
 
     def take(self, left: Left) -> Region | None:
         """Memory for one call, once the daemon's offer is known; None where there is none, or none in time."""
-        while self._dropped:
-            self._unregister(self._dropped.pop())
+        with contextlib.suppress(IndexError):  # other threads do the same
+            while True:
+                self._unregister(self._dropped.pop())
         region = self._take(left)
         self.used_last = region is not None
         return region
@@ -176,13 +180,30 @@ class Pool:
                 return self._idle.pop()
             if self._link is None:
                 self._link = Link(self._channel, self._metadata)
-            work = self._registrar.submit(self._register, self._link)
+            link = self._link
+        work = self._begin(link)
         try:
             return work.result(left())
         except futures.TimeoutError:
             if not work.cancel():
                 work.add_done_callback(self._keep_late)  # for another call
             return None
+
+    def _begin(self, link: Link) -> "futures.Future[Region | None]":
+        """Registers in a thread of its own: whoever has not the time waits no longer, and others go on. Not one of an
+        executor, which the end of the process would wait for."""
+        work: futures.Future[Region | None] = futures.Future()
+
+        def run() -> None:
+            with self._registering:
+                if work.set_running_or_notify_cancel():
+                    try:
+                        work.set_result(self._register(link))
+                    except BaseException as error:
+                        work.set_exception(error)
+
+        threading.Thread(target=run, name="kvcompress-memory", daemon=True).start()
+        return work
 
     def _register(self, link: Link) -> Region | None:
         try:
@@ -261,6 +282,17 @@ class Pool:
             if self._link is not None:
                 self._link.close()
             self._link, self._idle = None, []
-            self._registrar.shutdown(wait=False)
             self._dropped.clear()
             self.why_not, self._paused_until = "the client is closed", None
+
+
+_POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """A registration that is under way takes its key with it."""
+    for pool in list(_POOLS):
+        pool.close()
+        if pool._registering.acquire(timeout=1):
+            pool._registering.release()
