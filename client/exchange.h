@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/client/remote_stream.h"
 #include "kvcompress/client/replies.h"
@@ -77,6 +78,12 @@ struct DecompressMethod {
   }
 };
 
+// A message is handed to the sink in many parts, and a slow one may take its time for each.
+inline absl::Status CheckTime(absl::Time deadline) {
+  if (deadline == absl::InfiniteFuture() || absl::Now() < deadline) return absl::OkStatus();
+  return absl::DeadlineExceededError("deadline exceeded");
+}
+
 // The most bytes, in either direction, for which a job is a message instead of a stream.
 inline constexpr uint64_t kMaxTensorCallBytes = uint64_t{256} << 10;
 
@@ -111,7 +118,10 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
     KVC_RETURN_IF_ERROR(Method::OnOther(replies, response));
     KVC_RETURN_IF_ERROR(replies.OnBytes(job, Method::Output(response)));
     if (split) {
-      for (const Slice& slice : split->payload) KVC_RETURN_IF_ERROR(replies.OnBytes(job, slice.bytes));
+      for (const Slice& slice : split->payload) {
+        KVC_RETURN_IF_ERROR(CheckTime(deadline));
+        KVC_RETURN_IF_ERROR(replies.OnBytes(job, slice.bytes));
+      }
     }
     return replies.OnReport(job, response.report());
   }();
@@ -127,8 +137,8 @@ class Exchange : public StreamHandler {
   using Request = typename Method::Request;
   using Response = typename Method::Response;
 
-  Exchange(std::string_view address, std::span<const Job> jobs, Sink& sink, Delivery& delivery)
-      : address_(address), jobs_(jobs), replies_(address, sink, delivery) {}
+  Exchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery)
+      : address_(address), jobs_(jobs), deadline_(deadline), replies_(address, sink, delivery) {}
 
   absl::Status Take(const grpc::ByteBuffer& reply) final {
     if (const std::optional<std::vector<Slice>> output = PayloadOf(reply, Method::kOutputField)) {
@@ -157,6 +167,7 @@ class Exchange : public StreamHandler {
 
   absl::Status OnOutput(ByteSpan bytes) {
     if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    KVC_RETURN_IF_ERROR(CheckTime(deadline_));
     return replies_.OnBytes(jobs_[done_], bytes);
   }
 
@@ -174,6 +185,7 @@ class Exchange : public StreamHandler {
 
   const std::string_view address_;
   const std::span<const Job> jobs_;
+  const absl::Time deadline_;
   typename Method::Replies replies_;
   size_t done_ = 0;  // jobs
 };
@@ -186,8 +198,9 @@ class ByteExchange final : public Exchange<Method> {
   using typename Exchange<Method>::Sink;
   using typename Exchange<Method>::Outgoing;
 
-  ByteExchange(std::string_view address, std::span<const Job> jobs, Sink& sink, Delivery& delivery, SliceReader& slices)
-      : Exchange<Method>(address, jobs, sink, delivery), slices_(slices) {}
+  ByteExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
+               SliceReader& slices)
+      : Exchange<Method>(address, jobs, deadline, sink, delivery), slices_(slices) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
     const Job& job = this->jobs()[sending_];

@@ -180,14 +180,14 @@ StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, 
   std::unique_ptr<RegisteredMemory> arena = shared ? pool_->Take(deadline) : nullptr;
   shared = last_was_shared_ = arena != nullptr;
   if (shared) {
-    SharedExchange<Method> exchange(options_.address, jobs, sink, delivery, *pool_, *arena);
+    SharedExchange<Method> exchange(options_.address, jobs, deadline, sink, delivery, *pool_, *arena);
     StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
     if (LosesRegions(end.status)) pool_->Forget(*arena);
     // After any other end than this one the daemon may still be writing to it.
     if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(arena));
     return end;
   }
-  ByteExchange<Method> exchange(options_.address, jobs, sink, delivery, slices);
+  ByteExchange<Method> exchange(options_.address, jobs, deadline, sink, delivery, slices);
   StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
   slices.WaitUntilReleased(absl::InfiniteFuture());
   return end;

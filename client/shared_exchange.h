@@ -50,9 +50,12 @@ class SharedExchange final : public Exchange<Method> {
   using typename Exchange<Method>::Request;
   using typename Exchange<Method>::Outgoing;
 
-  SharedExchange(std::string_view address, std::span<const Job> jobs, Sink& sink, Delivery& delivery,
-                 const SharedMemoryPool& pool, const RegisteredMemory& arena)
-      : Exchange<Method>(address, jobs, sink, delivery), pool_(pool), arena_(arena), rooms_wanted_(RoomsWanted(jobs)) {}
+  SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, Sink& sink,
+                 Delivery& delivery, const SharedMemoryPool& pool, const RegisteredMemory& arena)
+      : Exchange<Method>(address, jobs, deadline, sink, delivery),
+        pool_(pool),
+        arena_(arena),
+        rooms_wanted_(RoomsWanted(jobs)) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
     KVC_ASSIGN_OR_RETURN(std::optional<Request> request, NextRequest());

@@ -190,6 +190,32 @@ TEST_F(RemoteClientTest, ADeadlineEndsACallThatHangs) {
   EXPECT_THAT(Compress(absl::Milliseconds(200)), StatusIs(absl::StatusCode::kDeadlineExceeded, "deadline exceeded"));
 }
 
+// gRPC hands a message over in many parts, and none of them knows of the deadline.
+TEST_F(RemoteClientTest, ADeadlineEndsACallWhoseSinkIsSlow) {
+  class SlowSink final : public CompressSink {
+   public:
+    absl::Status OnFrame(ByteSpan) override {
+      absl::SleepFor(absl::Milliseconds(50));
+      return absl::OkStatus();
+    }
+    absl::Status OnTensor(const TensorReport&) override { return absl::OkStatus(); }
+  };
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
+    v1::CompressRequest request;
+    while (call.Read(&request)) {
+    }
+    call.Write(FrameBytes(frame_));
+    call.Write(Report("t", values_.size(), frame_.size()));
+    return grpc::Status::OK;
+  };
+  SlowSink sink;
+  const CompressJob job{MakeTensor("t", DType::kF16, {values_.size() / 2}), "int4", &source_};
+  const absl::Time start = absl::Now();
+  EXPECT_THAT((*client_)->Compress(std::span(&job, 1), start + absl::Milliseconds(300), sink),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, ::testing::_));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(1));
+}
+
 TEST_F(RemoteClientTest, ADaemonThatIsNotThereIsNamedAtOnce) {
   const Socket nobody(false);
   client_ = MakeRemoteClient({.address = nobody.address()});
