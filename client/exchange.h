@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/client/deadline.h"
 #include "kvcompress/client/remote_stream.h"
 #include "kvcompress/client/replies.h"
 #include "kvcompress/client/slice_reader.h"
@@ -78,12 +78,6 @@ struct DecompressMethod {
   }
 };
 
-// A message is handed to the sink in many parts, and a slow one may take its time for each.
-inline absl::Status CheckTime(absl::Time deadline) {
-  if (deadline == absl::InfiniteFuture() || absl::Now() < deadline) return absl::OkStatus();
-  return absl::DeadlineExceededError("deadline exceeded");
-}
-
 // The most bytes, in either direction, for which a job is a message instead of a stream.
 inline constexpr uint64_t kMaxTensorCallBytes = uint64_t{256} << 10;
 
@@ -93,7 +87,7 @@ bool FitsTensorCall(const typename Method::Replies::Job& job) {
   return Method::MaxOutput(job).value_or(UINT64_MAX) <= kMaxTensorCallBytes;
 }
 
-// One attempt at a job that FitsTensorCall.
+// One attempt at a job that FitsTensorCall. It may end well without an answer; `delivery` tells.
 template <typename Method>
 StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time deadline, std::string_view address,
                      const typename Method::Replies::Job& job, typename Method::Replies::Sink& sink, Delivery& delivery,
@@ -107,7 +101,7 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
   grpc::ByteBuffer reply;
   StreamEnd end = CallUnary(channel, Method::kTensorName, deadline, request, reply);
   request.Clear();
-  if (!end.status.ok()) return end;
+  if (!end.status.ok() || !reply.Valid()) return end;
   typename Method::Replies replies(address, sink, delivery);
   end.handler = [&]() -> absl::Status {
     const std::optional<SplitMessage> split = SplitAtPayload(reply, Method::kTensorOutputField);
@@ -119,7 +113,7 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
     KVC_RETURN_IF_ERROR(replies.OnBytes(job, Method::Output(response)));
     if (split) {
       for (const Slice& slice : split->payload) {
-        KVC_RETURN_IF_ERROR(CheckTime(deadline));
+        KVC_RETURN_IF_ERROR(CheckDeadline(deadline));
         KVC_RETURN_IF_ERROR(replies.OnBytes(job, slice.bytes));
       }
     }
@@ -167,7 +161,7 @@ class Exchange : public StreamHandler {
 
   absl::Status OnOutput(ByteSpan bytes) {
     if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
-    KVC_RETURN_IF_ERROR(CheckTime(deadline_));
+    KVC_RETURN_IF_ERROR(CheckDeadline(deadline_));
     return replies_.OnBytes(jobs_[done_], bytes);
   }
 

@@ -4,6 +4,7 @@
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/base/thread_pool.h"
 #include "kvcompress/client/codec_client.h"
+#include "kvcompress/client/deadline.h"
 
 namespace kvcompress {
 namespace {
@@ -32,8 +33,8 @@ class Relay {
 
   template <typename Call>
   void Forward(Call call) {
-    const bool late = deadline_ != absl::InfiniteFuture() && absl::Now() > deadline_;
-    Keep(late ? absl::DeadlineExceededError("deadline exceeded") : call());
+    const absl::Status in_time = CheckDeadline(deadline_);
+    Keep(in_time.ok() ? call() : in_time);
   }
 
  private:

@@ -9,6 +9,7 @@
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/client/channel.h"
 #include "kvcompress/client/codec_client.h"
+#include "kvcompress/client/deadline.h"
 #include "kvcompress/client/exchange.h"
 #include "kvcompress/client/shared_exchange.h"
 #include "kvcompress/client/shared_memory_pool.h"
@@ -101,7 +102,8 @@ class RemoteClient final : public CodecClient {
   // `shared`: whether shared memory may be used, and then, whether it was.
   StreamEnd Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, bool& shared);
   // What the end of a call means of whose `jobs` `jobs_done` were reported.
-  absl::Status Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs) const;
+  absl::Status Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
+                       absl::Time deadline) const;
 
   const RemoteOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
@@ -147,12 +149,14 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
   return absl::UnavailableError(absl::StrFormat("connect to %s: %s", options_.address, status.error_message()));
 }
 
-absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done,
-                                   size_t jobs) const {
+absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
+                                   absl::Time deadline) const {
   const auto code = static_cast<absl::StatusCode>(status);
   switch (status) {
     case grpc::StatusCode::OK:
       if (jobs_done == jobs) return absl::OkStatus();
+      // When the deadline passes, gRPC drops answers that it has already, but not the status that came behind them.
+      KVC_RETURN_IF_ERROR(CheckDeadline(deadline));
       return DaemonFault(options_.address, absl::StatusCode::kInternal,
                          "it ended the call before it had answered all of it");
     case grpc::StatusCode::INVALID_ARGUMENT:
@@ -206,7 +210,7 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
     bool shared = may_share;
     const StreamEnd end = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
     if (!end.handler.ok()) return end.handler;
-    last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size());
+    last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);
     if (shared && LosesRegions(end.status)) {
       may_share = false;
       if (!IsRetryable(end)) continue;

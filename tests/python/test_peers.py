@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import ipaddress
+import time
 
 import grpc
 import kvcompress
@@ -149,7 +150,7 @@ def run_stream(connect, method, answers, call):
     [pb.CompressResponse(frame=bytes(3 << 20))] * 4,
 ], ids=str)
 def test_answers_to_compress_that_cannot_be(connect, answers):
-    with pytest.raises(kvcompress.KvCompressError, match=r"cannot be parsed|came as") as error:
+    with pytest.raises(kvcompress.KvCompressError, match=r"cannot be parsed|came as|answered all") as error:
         run_stream(connect, "Compress", answers, lambda client: client.compress(BIG))
     assert error.value.code is None
 
@@ -167,9 +168,37 @@ def test_answers_to_compress_that_cannot_be(connect, answers):
     [header([4]), data(bytes(8)), END, data(bytes(8))],
 ], ids=str)
 def test_answers_to_decompress_that_cannot_be(connect, answers):
-    with pytest.raises(kvcompress.KvCompressError, match=r"cannot be parsed|cannot be:") as error:
+    with pytest.raises(kvcompress.KvCompressError, match=r"cannot be parsed|cannot be:|answered all") as error:
         run_stream(connect, "Decompress", answers, lambda client: client.decompress(b"frame"))
     assert error.value.code is None
+
+
+UNANSWERED = "the daemon ended the call before it had answered all of it"
+
+
+def test_a_small_call_that_ends_well_without_an_answer(connect):
+    async def compress(address):
+        async with kvcompress.AsyncClient(address, timeout=30) as client:
+            await client.compress(ARRAY)
+
+    with FakeServer(VERSION, streams={"CompressTensor": lambda *_: iter(())}) as server:
+        for call in (lambda: connect(server).compress(ARRAY), lambda: asyncio.run(compress(server.address))):
+            with pytest.raises(kvcompress.KvCompressError, match=UNANSWERED) as error:
+                call()
+            assert error.value.code is None
+
+
+def test_a_deadline_that_passes_before_all_answers_are_taken_is_no_fault_of_the_daemon(connect):
+    """gRPC drops answers that it has already when the deadline passes, and tells of the daemon's OK all the same."""
+    def take(client):
+        tensors = client.decompress_many([b"frame", b"frame"], timeout=0.5)
+        next(tensors)
+        time.sleep(1)
+        next(tensors)
+
+    with pytest.raises(kvcompress.DeadlineExceeded) as error:
+        run_stream(connect, "Decompress", 2 * [header([4]), data(bytes(8)), END], take)
+    assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_another_tensor_than_the_one_that_was_compressed(connect):

@@ -10,7 +10,7 @@ import grpc.aio
 
 from . import _channel
 from ._client import WAIT_READY
-from ._errors import DeadlineExceeded, KvCompressError, Unavailable, from_rpc
+from ._errors import DeadlineExceeded, KvCompressError, Unavailable, from_rpc, unanswered
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, Left, RetryPolicy
@@ -191,10 +191,12 @@ class AsyncClient:
     async def _unary(self, method: str, request: bytes, left: Left) -> bytes:
         call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
         try:
-            reply: bytes = await call(request, timeout=left(), metadata=self._metadata)
-            return reply
+            reply: bytes | None = await call(request, timeout=left(), metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        if reply is None:
+            raise unanswered(left())
+        return reply
 
     async def _stream(
         self,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from . import _channel
-from ._errors import KvCompressError, Unavailable, from_rpc
+from ._errors import KvCompressError, Unavailable, from_rpc, unanswered
 from ._exchange import (
     CompressExchange,
     CompressItem,
@@ -209,10 +209,12 @@ class Client:
     def _unary(self, method: str, request: bytes, left: Left) -> bytes:
         call = self._channel.unary_unary(_channel.SERVICE + method, _channel.unchanged, _channel.unchanged)
         try:
-            reply: bytes = call(request, timeout=left(), metadata=self._metadata)
-            return reply
+            reply: bytes | None = call(request, timeout=left(), metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        if reply is None:
+            raise unanswered(left())
+        return reply
 
     def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], left: Left) -> Stream[Result]:
         call = shared(exchange, items, self._pool, left)

@@ -70,6 +70,14 @@ _BY_CODE: dict[grpc.StatusCode, type[KvCompressError]] = {
 }
 
 
+def unanswered(left: float | None) -> KvCompressError:
+    """The daemon has ended a call well that it has not answered, `left` seconds before its deadline. When that passes,
+    gRPC drops answers that it has already, but not the status that came behind them."""
+    if left == 0:
+        return DeadlineExceeded("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)
+    return KvCompressError("the daemon ended the call before it had answered all of it")
+
+
 def from_rpc(error: grpc.RpcError) -> KvCompressError:
     """The exception for a failed call of either of gRPC's two Python interfaces."""
     call: Any = error  # both give these methods; RpcError itself declares none

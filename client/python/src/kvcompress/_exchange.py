@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import DecodeError
 
-from ._errors import DataLoss, InvalidArgument, KvCompressError
+from ._errors import DataLoss, InvalidArgument, KvCompressError, unanswered
 from ._frame import Frame, frame_of
 from ._tensors import Framework, Output, TensorView, check_out, checked_size
 from ._wire import bytes_field, fields, malformed, payload_messages
@@ -173,8 +173,9 @@ class Call(Generic[Result]):
         """What is complete with this answer."""
         raise NotImplementedError
 
-    def finish(self) -> None:
-        """After the last answer: raises what ended the sending, and where answers are missing."""
+    def finish(self, left: float | None) -> None:
+        """After the last answer, `left` seconds before the deadline: raises what ended the sending, and where answers
+        are missing."""
         raise NotImplementedError
 
     def failed(self, error: KvCompressError) -> KvCompressError:
@@ -221,11 +222,11 @@ class Exchange(Call[Result], Generic[Item, Result]):
         """Field `number` of an answer about the oldest open item."""
         raise NotImplementedError
 
-    def finish(self) -> None:
+    def finish(self, left: float | None) -> None:
         if self.error is not None:
             raise self.error
         if self.open:
-            raise malformed()
+            raise unanswered(left)
 
 
 class CompressExchange(Exchange[CompressItem, Frame]):

@@ -199,13 +199,13 @@ class SharedExchange(Call[Result]):
                 raise malformed()
             self._changed.notify_all()
 
-    def finish(self) -> None:
+    def finish(self, left: float | None) -> None:
         # The daemon has let go of the region.
         if self._has_region:
             self._has_region = False
             self._pool.put_back(self._region)
         self._inner.error = self.error
-        self._inner.finish()
+        self._inner.finish(left)
 
     def failed(self, error: KvCompressError) -> KvCompressError:
         if error.code not in _LOSSES:

@@ -33,7 +33,7 @@ class Stream(Iterator[Result], Generic[Result]):
             try:
                 message = next(self._call)
             except StopIteration:
-                self._exchange.finish()
+                self._exchange.finish(self._call.time_remaining())
                 raise
             except grpc.RpcError as error:
                 raise self._exchange.failed(from_rpc(error)) from None
