@@ -1,6 +1,7 @@
 """Large tensors by shared memory, where a daemon on this machine offers it."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -41,6 +42,24 @@ def end_pause(monkeypatch):
 
 def regions(server):
     return page_value(page(server.metrics_address), "kvcompress_shared_memory_regions")
+
+
+@contextlib.contextmanager
+def stopped(server):
+    server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def deadline_exceeded(within):
+    """By a call that takes no more than `within` seconds."""
+    started = time.monotonic()
+    with pytest.raises(kvcompress.DeadlineExceeded):
+        yield
+    assert time.monotonic() - started < within
 
 
 @pytest.fixture
@@ -174,27 +193,20 @@ def test_streams_that_nobody_finishes_leave_nothing(server, connect):
 
 def test_a_deadline(server, client):
     client.compress(values(2 * MIB))
-    server.signal(signal.SIGSTOP)
-    try:
-        started = time.monotonic()
-        with pytest.raises(kvcompress.DeadlineExceeded):
-            client.compress(values(16 * MIB), "raw", timeout=1)
-        assert time.monotonic() - started < 5
-    finally:
-        server.signal(signal.SIGCONT)
+    with stopped(server), deadline_exceeded(within=5):
+        client.compress(values(16 * MIB), "raw", timeout=1)
     assert len(client.compress(values(2 * MIB))) > 0
 
 
 def test_a_deadline_while_memory_is_registered(server, client):
+    """What comes too late is for the next call."""
     client.wait_ready(10)
-    server.signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(kvcompress.DeadlineExceeded):
-            client.compress(values(2 * MIB), timeout=0.5)
-    finally:
-        server.signal(signal.SIGCONT)
+    with stopped(server), deadline_exceeded(within=1):
+        client.compress(values(2 * MIB), timeout=0.3)
+    wait_for(lambda: len(client._pool._idle) == 1, "the memory")
     assert len(client.compress(values(2 * MIB))) > 0
     assert client.transport == SHARED
+    assert regions(server) == 1
 
 
 def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(server, client):
@@ -204,50 +216,25 @@ def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(s
         lambda: client.compress(array, "raw", timeout=0.5),
         lambda: list(client.compress_many([("t", array)], "raw", timeout=0.5)),
     ]
-    server.signal(signal.SIGSTOP)
-    try:
+    with stopped(server):
         for call in 2 * calls:
-            started = time.monotonic()
-            with pytest.raises(kvcompress.DeadlineExceeded):
+            with deadline_exceeded(within=1):
                 call()
-            assert time.monotonic() - started < 1
-    finally:
-        server.signal(signal.SIGCONT)
     assert len(client.compress(values(2 * MIB))) > 0
 
 
 def test_a_short_deadline_is_that_of_its_call_alone(server, client):
     """Another one, which has the time, gets the memory that both wanted."""
     client.wait_ready(10)
-    server.signal(signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(1) as patient:
+    with ThreadPoolExecutor(1) as patient:
+        with stopped(server):
             frame = patient.submit(client.compress, values(2 * MIB), "raw", timeout=60)
             time.sleep(0.2)
             for _ in range(2):
-                started = time.monotonic()
-                with pytest.raises(kvcompress.DeadlineExceeded):
+                with deadline_exceeded(within=1):
                     client.compress(values(2 * MIB), "raw", timeout=0.3)
-                assert time.monotonic() - started < 1
-            server.signal(signal.SIGCONT)
-            assert len(frame.result(60)) > 0
-            assert client.transport == SHARED
-    finally:
-        server.signal(signal.SIGCONT)
-
-
-def test_memory_that_comes_too_late_is_for_the_next_call(server, client):
-    client.wait_ready(10)
-    server.signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(kvcompress.DeadlineExceeded):
-            client.compress(values(2 * MIB), timeout=0.3)
-    finally:
-        server.signal(signal.SIGCONT)
-    wait_for(lambda: len(client._pool._idle) == 1, "the memory")
-    client.compress(values(2 * MIB), "raw")
+        assert len(frame.result(60)) > 0
     assert client.transport == SHARED
-    assert regions(server) == 1
 
 
 def test_a_daemon_that_is_started_again(daemon, connect):
