@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "kvcompress/analysis/analysis.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/cli/printable.h"
 #include "kvcompress/cli/sample.h"
 #include "kvcompress/cli/table.h"
 #include "kvcompress/client/plain_file.h"

@@ -12,6 +12,7 @@
 #include "kvcompress/cli/go_flags.h"
 #include "kvcompress/cli/interrupt.h"
 #include "kvcompress/cli/options.h"
+#include "kvcompress/cli/printable.h"
 #include "kvcompress/cli/progress.h"
 #include "kvcompress/cli/remote.h"
 #include "kvcompress/cli/report.h"
@@ -35,16 +36,6 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 
 void Print(std::FILE* to, const std::string& text) { std::fwrite(text.data(), 1, text.size(), to); }
-
-// One line, whatever names from a file stand in it.
-std::string OneLine(const std::string& text) {
-  std::string line;
-  for (const char c : text) {
-    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
-    line += control ? absl::StrFormat("\\x%02x", static_cast<unsigned char>(c)) : std::string(1, c);
-  }
-  return line;
-}
 
 void PrintError(const std::string& message) { Print(stderr, absl::StrFormat("Error: %s\n", OneLine(message))); }
 
@@ -148,8 +139,7 @@ class SweepProgress {
     if (terminal_) Print(stderr, absl::StrFormat("\rsweep [%d/%d] %s\033[K", done_, specs_, spec));
   }
   void End(std::string_view spec, std::string_view outcome) {
-    if (!terminal_)
-      Print(stderr, absl::StrFormat("[%d/%d] %s: %s\n", done_, specs_, spec, OneLine(std::string(outcome))));
+    if (!terminal_) Print(stderr, absl::StrFormat("[%d/%d] %s: %s\n", done_, specs_, spec, OneLine(outcome)));
   }
 
  private:

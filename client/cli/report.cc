@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/cli/analysis_table.h"
+#include "kvcompress/cli/printable.h"
 #include "kvcompress/cli/table.h"
 #include "kvcompress/client/compressed_file.h"
 #include "kvcompress/codec/spec.h"

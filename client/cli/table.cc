@@ -1,7 +1,6 @@
 #include "kvcompress/cli/table.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 namespace kvcompress {
 
@@ -23,10 +22,6 @@ std::string FormatTable(const std::vector<std::vector<std::string>>& rows, const
     }
   }
   return text;
-}
-
-std::string Printable(std::string_view text) {
-  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace kvcompress
