@@ -162,6 +162,14 @@ bool GoFlags::IsSet(std::string_view name) const {
   return flag != flags_.end() && flag->second.is_set;
 }
 
+std::vector<std::string> GoFlags::given() const {
+  std::vector<std::string> names;
+  for (const auto& [name, flag] : flags_) {
+    if (flag.is_set) names.push_back(name);
+  }
+  return names;
+}
+
 std::string GoFlags::Usage() const {
   std::string text = absl::StrFormat("Usage of %s:\n", program_);
   for (const auto& [name, flag] : flags_) {

@@ -36,6 +36,7 @@ class GoFlags {
 
   bool help() const { return help_; }
   bool IsSet(std::string_view name) const;
+  std::vector<std::string> given() const;                         // names of the flags that are set, sorted
   const std::vector<std::string>& rest() const { return rest_; }  // the words behind the flags
 
   // As Go prints it: sorted by name, with defaults that are not zero.

@@ -1,8 +1,10 @@
 #include "kvcompress/cli/options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <initializer_list>
 #include <limits>
 #include <system_error>
 
@@ -87,10 +89,18 @@ absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
-  if (options.decompress || options.metrics_only || !options.output.empty()) {
-    return Fault("-inspect excludes -output, -decompress and -metrics-only");
+// What a way of running has no use for is a fault: it would be passed over in silence.
+absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initializer_list<std::string_view> others) {
+  for (const std::string& flag : flags.given()) {
+    if (flag != mode && std::find(others.begin(), others.end(), flag) == others.end()) {
+      return Fault(absl::StrFormat("-%s and -%s exclude each other", mode, flag));
+    }
   }
+  return absl::OkStatus();
+}
+
+absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
+  KVC_RETURN_IF_ERROR(TakesOnly(flags, "inspect", {"input", "rope-theta", "verbose"}));
   if (flags.rest().size() > 1) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[1]));
   if (!flags.rest().empty() && !options.input.empty()) return Fault("-inspect takes one file, and two are given");
   if (!flags.rest().empty()) options.input = flags.rest()[0];
@@ -98,12 +108,7 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
 }
 
 absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
-  for (const std::string_view other :
-       {"output",   "decompress", "metrics-only",    "codec",      "profile", "group-size", "sparsity",
-        "min-snr",  "max-error",  "min-cosine",      "rope-theta", "server",  "tls",        "tls-ca",
-        "tls-cert", "tls-key",    "tls-server-name", "token-file", "threads", "timeout",    "inspect"}) {
-    if (flags.IsSet(other)) return Fault(absl::StrFormat("-sweep and -%s exclude each other", other));
-  }
+  KVC_RETURN_IF_ERROR(TakesOnly(flags, "sweep", {"input", "report", "verbose"}));
   if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
   if (AreOneFile(options.input, options.report)) return Fault("-report is the input, which it would replace");
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();

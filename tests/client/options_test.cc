@@ -125,7 +125,9 @@ TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
   EXPECT_EQ(FaultOf({"-inspect"}), "-input is required");
   EXPECT_EQ(FaultOf({"-inspect", "a", "b"}), "unexpected argument \"b\"");
   EXPECT_EQ(FaultOf({"-inspect", "-input", "a", "b"}), "-inspect takes one file, and two are given");
-  EXPECT_EQ(FaultOf({"-inspect", "-output", "b", "a"}), "-inspect excludes -output, -decompress and -metrics-only");
+  EXPECT_EQ(FaultOf({"-inspect", "-output", "b", "a"}), "-inspect and -output exclude each other");
+  EXPECT_EQ(FaultOf({"-inspect", "-threads", "2", "a"}), "-inspect and -threads exclude each other");
+  EXPECT_EQ(FaultOf({"-inspect", "-verbose", "-input", "a"}), "");
 }
 
 TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
