@@ -326,6 +326,25 @@ def test_asyncio(server):
     wait_for(lambda: regions(server) == 0, "the end of all regions")
 
 
+def test_an_asyncio_task_that_is_cancelled_while_it_gets_memory_leaves_none(server):
+    async def work():
+        async with kvcompress.AsyncClient(server.address, timeout=30) as client:
+            await client.wait_ready(10)
+            with stopped(server):
+                task = asyncio.create_task(client.compress(values(2 * MIB), "raw"))
+                await asyncio.sleep(0.3)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            wait_for(lambda: regions(server) == 1, "the memory")
+            await asyncio.sleep(0.2)
+            await client.compress(values(2 * MIB), "raw")
+            assert client.transport == SHARED
+            wait_for(lambda: regions(server) == 1, "the end of the memory that nobody has")
+
+    asyncio.run(work())
+
+
 def offer(*_):
     return capabilities(
         kvcompress.__version__, transports=[pb.TRANSPORT_SHARED_MEMORY], shared_memory_prefix=PREFIX

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
@@ -21,6 +21,7 @@ from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
 
 Result = TypeVar("Result")
+Made = TypeVar("Made")
 # At the same time, of one client; more wait for a thread.
 _MAX_STREAMS = 64
 # Seconds that gRPC needs to end a call whose deadline is over.
@@ -205,7 +206,7 @@ class AsyncClient:
         left: Left,
     ) -> AsyncIterator[Result]:
         source = _blocking(items, asyncio.get_running_loop())
-        call = await self._in_thread(left, shared, exchange, source, self._pool, left)
+        call = await self._in_thread(left, shared, exchange, source, self._pool, left, undo=lambda call: call.give_up())
         stream = Stream(self._stream_channel, call, source, left(), self._metadata)
         try:
             while (result := await self._in_thread(left, next, stream, None)) is not None:
@@ -213,16 +214,27 @@ class AsyncClient:
         finally:
             stream.close()
 
-    async def _in_thread(self, left: Left, function: Callable[..., Result], *arguments: Any) -> Result:
-        """The function keeps the deadline by itself once it has a thread; others may have them all."""
-        work = asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    async def _in_thread(
+        self, left: Left, function: Callable[..., Made], *arguments: Any, undo: Callable[[Made], None] | None = None
+    ) -> Made:
+        """The function keeps the deadline by itself once it has a thread; others may have them all. `undo` gets what it
+        made when nobody waits for that any more."""
+        work = self._threads.submit(function, *arguments)
         seconds = left()
         try:
-            return await asyncio.wait_for(work, None if seconds is None else seconds + _GRACE)
-        except DeadlineExceeded:  # a TimeoutError, too
+            return await asyncio.wait_for(asyncio.wrap_future(work), None if seconds is None else seconds + _GRACE)
+        except BaseException as error:
+            if undo is not None:
+                work.add_done_callback(lambda done: _undo(done, undo))
+            # DeadlineExceeded is a TimeoutError, too.
+            if isinstance(error, asyncio.TimeoutError) and not isinstance(error, DeadlineExceeded):
+                raise DeadlineExceeded("no thread in time: too many streams at once") from None
             raise
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded("no thread in time: too many streams at once") from None
+
+
+def _undo(done: "Future[Made]", undo: Callable[[Made], None]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        undo(done.result())
 
 
 def _blocking(items: AsyncIterable[Any] | Iterable[Any], loop: asyncio.AbstractEventLoop) -> Iterable[Any]:
