@@ -139,7 +139,7 @@ bool Session<Traits>::Pop(Outgoing<Response>& outgoing) {
 // Bytes that go to rooms are no response before one is full.
 template <typename Traits>
 bool Session<Traits>::has_next() const {
-  if (behind_placed_) return true;
+  if (rooms_.has_next()) return true;
   absl::MutexLock lock(&mutex_);
   return (to_room_.empty() || !to_room_.front()) && sink_.outbox().has_next();
 }
@@ -156,33 +156,24 @@ absl::Status Session<Traits>::OutputStatus() const {
 template <typename Traits>
 bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
   if (PopReleased(outgoing)) return true;
-  if (behind_placed_) {
-    outgoing = *std::exchange(behind_placed_, std::nullopt);
-    return true;
-  }
   while (true) {
     if (const absl::Status usable = OutputStatus(); !usable.ok()) return FailOutput(usable);
-    if (!placing_.empty()) {
-      if (Place(outgoing)) return true;
-      if (waits_for_room_) return false;
-      continue;
+    const auto outcome = rooms_.Next(outgoing);
+    waits_for_room_ = outcome == RoomOutput<Traits>::Outcome::kNoRoom;
+    if (outcome == RoomOutput<Traits>::Outcome::kResponse) return true;
+    if (waits_for_room_) {
+      if (!HalfClosed()) return false;
+      return FailOutput(absl::FailedPreconditionError("the stream was half-closed, but its output needs another room"));
     }
+    Outgoing<Response> next;
     bool to_room = false;
     {
       absl::MutexLock lock(&mutex_);
-      if (!sink_.outbox().Pop(outgoing) || cancelled_) return false;
+      if (!sink_.outbox().Pop(next) || cancelled_) return false;
       to_room = !to_room_.empty() && to_room_.front();
-      if (outgoing.response.has_tensor()) to_room_.pop_front();
+      if (next.response.has_tensor()) to_room_.pop_front();
     }
-    if (outgoing.response.has_tensor()) {
-      ranges_.EndTensor();
-      if (placed_.byte_size() > 0) {
-        behind_placed_ = std::exchange(outgoing, {});
-        return PopPlaced(outgoing);
-      }
-    }
-    if (outgoing.bytes.empty() || !to_room) return true;
-    placing_ = std::exchange(outgoing.bytes, {});
+    rooms_.Put(std::move(next), to_room);
   }
 }
 
@@ -205,34 +196,10 @@ bool Session<Traits>::FailOutput(const absl::Status& status) {
     sink_.outbox().Clear();
     sink_.outbox().Pop(none);
   }
-  placing_.clear();
-  behind_placed_.reset();
+  rooms_.Clear();
   stream_.Cancel();
   Fail(status);
   return false;
-}
-
-// Fills the room whose turn it is. True when it is full: then the client is told; otherwise more is to come, or waits.
-template <typename Traits>
-bool Session<Traits>::Place(Outgoing<Response>& outgoing) {
-  waits_for_room_ = !ranges_.has_room();
-  if (waits_for_room_) {
-    if (!HalfClosed()) return false;
-    return FailOutput(absl::FailedPreconditionError("the stream was half-closed, but its output needs another room"));
-  }
-  const SharedRanges::Filled filled = ranges_.Fill(placing_);
-  if (placed_.byte_size() == 0) {
-    placed_ = filled.range;
-  } else {
-    placed_.set_byte_size(placed_.byte_size() + filled.range.byte_size());
-  }
-  return filled.room_is_full && PopPlaced(outgoing);
-}
-
-template <typename Traits>
-bool Session<Traits>::PopPlaced(Outgoing<Response>& outgoing) {
-  Traits::placed_bytes(outgoing.response) = std::exchange(placed_, {});
-  return true;
 }
 
 template <typename Traits>

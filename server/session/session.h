@@ -11,6 +11,7 @@
 #include "kvcompress/compressor.h"
 #include "kvcompress/session/admission.h"
 #include "kvcompress/session/compress_headers.h"
+#include "kvcompress/session/room_output.h"
 #include "kvcompress/session/shared_ranges.h"
 #include "kvcompress/session/sinks.h"
 
@@ -150,8 +151,6 @@ class Session {
   absl::Status TakeHeader(Input& input);
   bool PopNext(Outgoing<Response>& outgoing);
   bool PopReleased(Outgoing<Response>& outgoing);
-  bool Place(Outgoing<Response>& outgoing);
-  bool PopPlaced(Outgoing<Response>& outgoing);
   absl::Status OutputStatus() const;
   bool FailOutput(const absl::Status& status);
   absl::Status Reserve(const Footprint& footprint);
@@ -187,9 +186,7 @@ class Session {
   SharedRanges ranges_;
 
   // Of the thread that pops.
-  std::vector<Slice> placing_;    // output that goes to the next room
-  v1::SharedMemoryRange placed_;  // what of a room is filled and not told yet
-  std::optional<Outgoing<Response>> behind_placed_;
+  RoomOutput<Traits> rooms_{ranges_};
   uint64_t released_reported_ = 0;  // as input_released
 
   // Of the thread that feeds.
