@@ -26,7 +26,9 @@ LOSSLESS, FAST = SPECS[3:5]
 
 
 def sweep(program, path):
-    done = subprocess.run([program, "-sweep", "-input", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    done = subprocess.run([program, "-sweep", "-input", path], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stderr.splitlines()[-1] if done.stderr else f"{program} exited with {done.returncode}")
     return json.loads(done.stdout)
 
 
