@@ -70,13 +70,15 @@ class CodecClient {
 std::unique_ptr<CodecClient> MakeLocalClient(size_t threads);
 
 // When and how often a call is made again that found its daemon busy or gone. The first wait is `initial_backoff`, each
-// further one `multiplier` times as long, up to `max_backoff`; all are varied by `jitter` of themselves.
+// further one `multiplier` times as long, up to `max_backoff`; all are varied by `jitter` of themselves. A daemon that
+// asks for more than `max_retry_after` is not waited for.
 struct RetryPolicy {
   int max_attempts = 10;  // 1: no retries
   absl::Duration initial_backoff = absl::Milliseconds(100);
   double multiplier = 1.6;
   absl::Duration max_backoff = absl::Seconds(2);
   double jitter = 0.2;
+  absl::Duration max_retry_after = absl::Seconds(30);
 };
 
 struct RetryEvent {

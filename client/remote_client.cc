@@ -218,8 +218,9 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
     if (last.ok() || !IsRetryable(end)) return last;
     // What the sink has is whole and checked: only the end of the stream got lost.
     if (delivery.jobs_done() == jobs.size()) return absl::OkStatus();
+    if (attempt >= options_.retry.max_attempts || end.retry_delay > options_.retry.max_retry_after) return last;
     const absl::Duration delay = backoff.Next(end.retry_delay);
-    if (attempt >= options_.retry.max_attempts || absl::Now() + delay >= deadline) return last;
+    if (absl::Now() + delay >= deadline) return last;
     options_.on_retry({attempt, last, delay});
     absl::SleepFor(delay);
   }

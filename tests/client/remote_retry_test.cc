@@ -13,6 +13,7 @@ namespace {
 using namespace ::kvcompress::testing;  // NOLINT
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // What came from a sink's calls, one after another.
 struct Log final : CompressSink, DecompressSink {
@@ -145,6 +146,16 @@ TEST_F(RemoteRetryTest, AHintInTheTrailerIsWaitedFor) {
   ASSERT_EQ(events_.size(), 1u);
   EXPECT_GE(events_[0].delay, absl::Milliseconds(30));
   EXPECT_LE(events_[0].delay, absl::Milliseconds(36));
+}
+
+TEST_F(RemoteRetryTest, ADaemonThatAsksForTooMuchIsNotWaitedFor) {
+  daemon_.compress = [&](grpc::ServerContext& context, CompressCall&) {
+    context.AddTrailingMetadata("grpc-retry-pushback-ms", "30001");
+    return grpc::Status(grpc::RESOURCE_EXHAUSTED, "full");
+  };
+  EXPECT_THAT(Client()->Compress(jobs_, absl::InfiniteFuture(), log_),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("full")));
+  EXPECT_THAT(events_, IsEmpty());
 }
 
 TEST_F(RemoteRetryTest, AHintInTheDetailsIsWaitedFor) {
