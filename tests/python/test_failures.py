@@ -247,6 +247,42 @@ def test_leaving_early_cancels(client):
         list(stream)
 
 
+def calls_of(client):
+    return [lambda: client.metrics(), lambda: client.wait_ready(), lambda: client.compress(values(10)),
+            lambda: client.compress(values(2 * MIB))]
+
+
+@pytest.mark.parametrize("was_used", [False, True])
+def test_a_client_that_is_closed(daemon, was_used):
+    server = daemon()
+    client = kvcompress.Client(server.address, timeout=20)
+    if was_used:
+        client.compress(values(2 * MIB))
+    client.close()
+    for call in [*calls_of(client), lambda: list(client.compress_many([("t", values(10))]))]:
+        with pytest.raises(kvcompress.Cancelled, match="the client is closed"):
+            call()
+
+    async def work():
+        async with kvcompress.AsyncClient(server.address, timeout=20) as client:
+            if was_used:
+                await client.compress(values(2 * MIB))
+        for call in calls_of(client):
+            with pytest.raises(kvcompress.Cancelled, match="the client is closed"):
+                await call()
+
+    asyncio.run(work())
+
+
+def test_timeouts_that_are_long_or_none(client):
+    for timeout in (1e9, 1e10, 1e30, float("inf"), np.float32(20)):
+        assert len(client.compress(values(10), timeout=timeout)) > 0
+        assert len(list(client.compress_many([("t", values(10))], timeout=timeout))) == 1
+    for timeout in (-1, float("nan"), "5s"):
+        with pytest.raises(kvcompress.InvalidArgument, match="a timeout is a number of seconds"):
+            client.compress(values(10), timeout=timeout)
+
+
 def test_asyncio_failures_and_cancellation(daemon):
     server = daemon("--threads", "1")
 

@@ -73,3 +73,14 @@ def test_tokens_do_not_leave_the_machine_in_plaintext():
     for token in ["", "a b", "a\nb", "é" * 20]:
         with pytest.raises(kvcompress.InvalidArgument, match="a token is made of"):
             kvcompress.Client("localhost:1", token=token)
+
+
+def test_credentials_that_cannot_be(tmp_path):
+    ours = Authority(tmp_path, "authority").issue("ours")
+    for options in ({"certificate": ours.certificate}, {"key": ours.key}):
+        with pytest.raises(kvcompress.InvalidArgument, match="certificate and key go together"):
+            kvcompress.tls(**options)
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("\n")
+    with pytest.raises(kvcompress.InvalidArgument, match="nonsense is not in PEM"):
+        kvcompress.tls(nonsense)

@@ -10,7 +10,7 @@ import grpc.aio
 
 from . import _channel
 from ._client import WAIT_READY
-from ._errors import DeadlineExceeded, KvCompressError, Unavailable, from_rpc, unanswered
+from ._errors import DeadlineExceeded, KvCompressError, Unavailable, closed, from_rpc, unanswered
 from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
 from ._frame import Frame
 from ._retry import DEFAULT_RETRY, Attempts, Left, RetryPolicy
@@ -55,6 +55,7 @@ class AsyncClient:
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
+        self._closed = False
         self._pool = Pool(self._stream_channel, self._metadata, _channel.no_sharing(target, shared_memory))
 
     async def __aenter__(self) -> "AsyncClient":
@@ -65,6 +66,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels calls in flight."""
+        self._closed = True
         self._pool.close()
         await self._channel.close()
         self._stream_channel.close()
@@ -195,6 +197,10 @@ class AsyncClient:
             reply: bytes | None = await call(request, timeout=left(), metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except grpc.aio.UsageError:
+            if self._closed:
+                raise closed() from None
+            raise
         if reply is None:
             raise unanswered(left())
         return reply
@@ -205,6 +211,8 @@ class AsyncClient:
         items: AsyncIterable[Any] | Iterable[Any],
         left: Left,
     ) -> AsyncIterator[Result]:
+        if self._closed:
+            raise closed()
         source = _blocking(items, asyncio.get_running_loop())
         call = await self._in_thread(left, shared, exchange, source, self._pool, left, undo=lambda call: call.give_up())
         stream = Stream(self._stream_channel, call, source, left(), self._metadata)

@@ -38,9 +38,19 @@ def channel_options() -> list[tuple[str, int]]:
 
 def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.ChannelCredentials:
     """Credentials from PEM files: of who vouches for the daemon (the system's, by default), and, for mutual TLS, this
-    side's certificate and key."""
-    contents = [None if path is None else pathlib.Path(path).read_bytes() for path in (ca, key, certificate)]
+    side's certificate and key. InvalidArgument for one of the two alone, and for files that are not in PEM."""
+    if (certificate is None) != (key is None):
+        raise InvalidArgument("certificate and key go together")
+    contents = [None if path is None else _pem(pathlib.Path(path)) for path in (ca, key, certificate)]
     return grpc.ssl_channel_credentials(*contents)
+
+
+def _pem(path: pathlib.Path) -> bytes:
+    # gRPC would only say that it cannot connect.
+    content = path.read_bytes()
+    if b"-----BEGIN " not in content:
+        raise InvalidArgument(f"{path} is not in PEM")
+    return content
 
 
 Metadata = tuple[tuple[str, str], ...]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import grpc
 
 from . import _channel
-from ._errors import KvCompressError, Unavailable, from_rpc, unanswered
+from ._errors import KvCompressError, Unavailable, closed, from_rpc, unanswered
 from ._exchange import (
     CompressExchange,
     CompressItem,
@@ -56,6 +56,7 @@ class Client:
         self._timeout = timeout
         self._retry = retry
         self._message_bytes: int | None = None
+        self._closed = False
         self._pool = Pool(self._channel, self._metadata, _channel.no_sharing(target, shared_memory))
 
     def __enter__(self) -> "Client":
@@ -66,6 +67,7 @@ class Client:
 
     def close(self) -> None:
         """Cancels calls in flight."""
+        self._closed = True
         self._pool.close()
         self._channel.close()
 
@@ -212,10 +214,16 @@ class Client:
             reply: bytes | None = call(request, timeout=left(), metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except ValueError:
+            if self._closed:
+                raise closed() from None
+            raise
         if reply is None:
             raise unanswered(left())
         return reply
 
     def _stream(self, exchange: Exchange[Any, Result], items: Iterable[Any], left: Left) -> Stream[Result]:
+        if self._closed:
+            raise closed()
         call = shared(exchange, items, self._pool, left)
         return Stream(self._channel, call, items, left(), self._metadata)

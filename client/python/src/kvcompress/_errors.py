@@ -78,6 +78,10 @@ def unanswered(left: float | None) -> KvCompressError:
     return KvCompressError("the daemon ended the call before it had answered all of it")
 
 
+def closed() -> KvCompressError:
+    return Cancelled("the client is closed")
+
+
 def from_rpc(error: grpc.RpcError) -> KvCompressError:
     """The exception for a failed call of either of gRPC's two Python interfaces."""
     call: Any = error  # both give these methods; RpcError itself declares none

@@ -4,8 +4,9 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
-from ._errors import KvCompressError, ResourceExhausted, Unavailable
+from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, Unavailable
 
 # Seconds that a call has left at this moment; None: no limit. 0 when it is over.
 Left = Callable[[], float | None]
@@ -39,12 +40,25 @@ DEFAULT_RETRY = RetryPolicy()
 NO_RETRY = RetryPolicy(max_attempts=1)
 
 
+# gRPC takes what is far above, infinity too, for times that are over.
+_MOST_SECONDS = 1e9
+
+
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not isinstance(timeout, Real) or not timeout >= 0:
+        raise InvalidArgument(f"a timeout is a number of seconds, not {timeout!r}")
+    return None if timeout > _MOST_SECONDS else float(timeout)
+
+
 class Attempts:
-    """The attempts of one call, within one deadline."""
+    """The attempts of one call, within one deadline. InvalidArgument for a timeout that is none."""
 
     def __init__(self, policy: RetryPolicy, timeout: float | None):
         self._policy = policy
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = _seconds(timeout)
+        self._deadline = None if seconds is None else time.monotonic() + seconds
         self._made = 0
 
     def left(self) -> float | None:
