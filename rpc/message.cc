@@ -1,5 +1,9 @@
 #include "kvcompress/rpc/message.h"
 
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/wire_format_lite.h>
+#include <grpcpp/support/proto_buffer_reader.h>
+
 #include <algorithm>
 
 namespace kvcompress {
@@ -90,7 +94,6 @@ grpc::Slice Share(const Slice& slice) {
 }  // namespace
 
 std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint32_t field) {
-  constexpr uint64_t kMaxHeadBytes = 80 << 10;  // a header with a profile
   auto dumped = std::make_shared<GrpcSlices>();
   if (!message.Dump(dumped.get()).ok()) return std::nullopt;
   const size_t size = message.Length();
@@ -120,6 +123,25 @@ std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uin
   std::optional<SplitMessage> split = SplitAtPayload(message, field);
   if (!split || !split->head.empty()) return std::nullopt;
   return std::move(split->payload);
+}
+
+size_t BytesBesides(const grpc::ByteBuffer& message, uint32_t field) {
+  using google::protobuf::internal::WireFormatLite;
+  grpc::ByteBuffer copy = message;  // the reader clears what it is given
+  grpc::ProtoBufferReader bytes(&copy);
+  google::protobuf::io::CodedInputStream input(&bytes);
+  size_t payload = 0;
+  while (const uint32_t tag = input.ReadTag()) {
+    uint32_t length = 0;
+    if (tag != WireFormatLite::MakeTag(static_cast<int>(field), WireFormatLite::WIRETYPE_LENGTH_DELIMITED)) {
+      if (!WireFormatLite::SkipField(&input, tag)) break;
+    } else if (input.ReadVarint32(&length) && input.Skip(static_cast<int>(length))) {
+      payload += length;
+    } else {
+      break;
+    }
+  }
+  return message.Length() - payload;
 }
 
 grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head) {

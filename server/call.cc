@@ -49,7 +49,12 @@ bool DeadlineHasPassed(const grpc::CallbackServerContext& context) {
 }  // namespace
 
 CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, LogLevel level)
-    : context_(context), method_(method), metrics_(metrics), level_(level), request_id_(RequestId(*context)) {
+    : context_(context),
+      method_(method),
+      metrics_(metrics),
+      level_(level),
+      peer_(context->peer()),
+      request_id_(RequestId(*context)) {
   context_->AddInitialMetadata(kRequestId, request_id_);
   metrics_.OnCallStart(method_);
 }
@@ -67,7 +72,7 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
   Log(level, "call",
       {{"request_id", request_id_},
        {"method", method_},
-       {"peer", context_->peer()},
+       {"peer", peer_},
        {"code", absl::StatusCodeToString(code)},
        {"tensors", totals.tensors},
        {"tensor_bytes", totals.tensor_bytes},

@@ -33,6 +33,7 @@ class CallRecord {
   Metrics& metrics_;
   const LogLevel level_;
   const Clock::time_point start_ = Clock::now();
+  const std::string peer_;  // gRPC does not know it any more when the client has gone
   const std::string request_id_;
 };
 

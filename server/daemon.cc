@@ -165,7 +165,9 @@ absl::Status Daemon::ServeMetrics() {
   const std::string& address = options_.metrics_listen;
   if (address.empty()) return absl::OkStatus();
   try {
-    exposer_ = std::make_unique<prometheus::Exposer>(address);
+    // Each thread has one connection: a few that say nothing must not keep a scraper out for long.
+    exposer_ = std::make_unique<prometheus::Exposer>(
+        std::vector<std::string>{"listening_ports", address, "num_threads", "8", "request_timeout_ms", "2000"});
     exposer_->RegisterCollectable(metrics_);
   } catch (const std::exception&) {
     return CannotListen(address);

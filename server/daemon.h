@@ -60,9 +60,9 @@ class Daemon {
   std::vector<std::shared_ptr<grpc::ServerCredentials>> credentials_;
   std::vector<std::string> listen_;
   std::string metrics_listen_;
-  std::unique_ptr<prometheus::Exposer> exposer_;
   std::unique_ptr<grpc::Server> server_;
   Acceptor acceptor_;
+  std::unique_ptr<prometheus::Exposer> exposer_;  // last: its page asks the members above
 };
 
 }  // namespace kvcompress

@@ -4,11 +4,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace kvcompress {
 namespace {
@@ -52,6 +55,15 @@ std::string StateOfFiles(const std::vector<std::string>& paths) {
                           info.st_mtim.tv_sec, info.st_mtim.tv_nsec, info.st_ctim.tv_sec, info.st_ctim.tv_nsec);
   }
   return state;
+}
+
+bool HaveJustChanged(const std::vector<std::string>& paths) {
+  return std::any_of(paths.begin(), paths.end(), [](const std::string& path) {
+    struct stat info {};
+    if (stat(path.c_str(), &info) != 0) return false;
+    const absl::Duration age = absl::Now() - absl::TimeFromTimespec(info.st_ctim);
+    return age > -absl::Seconds(1) && age < absl::Seconds(1);
+  });
 }
 
 absl::StatusOr<std::vector<std::string>> ReadFiles(const std::vector<std::string>& paths) {

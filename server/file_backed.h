@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/server/log.h"
@@ -18,6 +19,9 @@ namespace kvcompress {
 
 // Tells the files' present state from any other that they were in.
 std::string StateOfFiles(const std::vector<std::string>& paths);
+
+// Whether one of the files has changed in the last second: it may be in the middle of being written.
+bool HaveJustChanged(const std::vector<std::string>& paths);
 
 // What is in each of the files. NOT_FOUND "FILE: why" for the first that cannot be read, or is larger than 1 MiB.
 absl::StatusOr<std::vector<std::string>> ReadFiles(const std::vector<std::string>& paths);
@@ -29,22 +33,26 @@ class FileBacked {
   // Makes the value of the contents, in the order of the paths; its errors must not quote them.
   using Make = std::function<absl::StatusOr<T>(const std::vector<std::string>& contents)>;
 
-  // `what` is its name in the log. An error of reading or of `make`, when there is no value to begin with.
+  // `what` is its name in the log and in errors of reading. These, and those of `make`, when there is no value to begin
+  // with.
   static absl::StatusOr<std::unique_ptr<FileBacked>> Load(std::string what, std::vector<std::string> paths, Make make) {
     std::unique_ptr<FileBacked> backed(new FileBacked(std::move(what), std::move(paths), std::move(make)));
     absl::MutexLock lock(&backed->mutex_);
-    KVC_RETURN_IF_ERROR(backed->Read());
+    const absl::Status status = backed->Read();
+    if (absl::IsNotFound(status))
+      return absl::NotFoundError(absl::StrFormat("%s: %s", backed->what_, status.message()));
+    if (!status.ok()) return status;
     return backed;
   }
 
-  // The latest value that could be made. Looks at the files when the last look was a second ago; a change that gives no
-  // value is logged, once, and the value before stays.
+  // The latest value that could be made. Looks at the files when the last look was a second ago; a change of this
+  // moment is left for the next look. A change that gives no value is logged, once, and the value before stays.
   std::shared_ptr<const T> Get() {
     absl::MutexLock lock(&mutex_);
     if (Clock::now() - looked_ < std::chrono::seconds(1)) return value_;
     looked_ = Clock::now();
     const std::string state = StateOfFiles(paths_);
-    if (state == state_) return value_;
+    if (state == state_ || (std::exchange(seen_, state) != state && HaveJustChanged(paths_))) return value_;
     const absl::Status status = Read();
     const std::string error(status.message());
     if (status.ok()) {
@@ -78,7 +86,8 @@ class FileBacked {
   const Make make_;
   absl::Mutex mutex_;
   Clock::time_point looked_ ABSL_GUARDED_BY(mutex_);
-  std::string state_ ABSL_GUARDED_BY(mutex_);
+  std::string state_ ABSL_GUARDED_BY(mutex_);  // that the value was made of
+  std::string seen_ ABSL_GUARDED_BY(mutex_);   // at the last look that found another one
   std::string logged_
       ABSL_GUARDED_BY(mutex_);  // the state of the files, and why the last look found nothing new to use
   std::shared_ptr<const T> value_ ABSL_GUARDED_BY(mutex_);

@@ -11,6 +11,7 @@
 #include <span>
 #include <thread>
 
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "kvcompress/base/allocator.h"
 #include "kvcompress/base/cgroup.h"
@@ -90,7 +91,9 @@ int Serve(const Options& options) {
        {"memory_budget", options.memory_budget}});
   for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});
   if (!options.port_file.empty()) {
-    if (const absl::Status status = WritePortFile(options.port_file, **daemon); !status.ok()) return Failure(status, 1);
+    if (const absl::Status status = WritePortFile(options.port_file, **daemon); !status.ok()) {
+      return Failure(absl::Status(status.code(), absl::StrFormat("--port-file: %s", status.message())), 1);
+    }
   }
 
   int number = 0;

@@ -1,7 +1,6 @@
 #include "kvcompress/server/options.h"
 
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string_view>
@@ -16,6 +15,7 @@
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/codec/chain.h"
 #include "kvcompress/server/address.h"
+#include "kvcompress/server/file_backed.h"
 
 namespace kvcompress {
 namespace {
@@ -63,7 +63,7 @@ absl::StatusOr<std::string> ParseOneOf(const std::string& text, std::initializer
 }
 
 absl::StatusOr<bool> ParseBool(const std::string& text) {
-  if (text.empty() || text == "true" || text == "1") return true;
+  if (text == "true" || text == "1") return true;
   if (text == "false" || text == "0") return false;
   return Invalid("expected true or false");
 }
@@ -155,7 +155,8 @@ constexpr Flag kFlags[] = {
        options.shared_memory_prefix = text == "off" ? "" : text;
        return CheckKeyPrefix(options.shared_memory_prefix);
      }},
-    {"threads", "N", "codec threads; 0: one for each CPU (0)", KVC_SETTER(threads, ParseCount(text, 0, 1024))},
+    {"threads", "N", "codec threads; 0: one for each CPU that this process may use (0)",
+     KVC_SETTER(threads, ParseCount(text, 0, 1024))},
     {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",
      KVC_SETTER(memory_budget, ParseBytes(text))},
     {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
@@ -233,7 +234,7 @@ absl::StatusOr<std::vector<Setting>> FromArgs(const std::vector<std::string>& ar
     const Flag* flag = absl::StartsWith(arg, "--")
                            ? FindFlag(arg.substr(2, equals == std::string::npos ? equals : equals - 2))
                            : nullptr;
-    if (flag == nullptr) return Invalid(absl::StrFormat("unknown argument %s", arg));
+    if (flag == nullptr) return Invalid(absl::StrFormat("unknown argument %s; --help lists all", arg));
     std::string origin = absl::StrFormat("--%s", flag->name);
     if (equals != std::string::npos) {
       settings.push_back({flag, arg.substr(equals + 1), std::move(origin)});
@@ -274,9 +275,9 @@ absl::StatusOr<std::string> ToText(const nlohmann::json& value) {
 }
 
 absl::StatusOr<std::vector<Setting>> FromFile(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return Invalid(absl::StrFormat("config %s: cannot be read", path));
-  const nlohmann::json config = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  const absl::StatusOr<std::vector<std::string>> text = ReadFiles({path});
+  if (!text.ok()) return Invalid(absl::StrFormat("config %s", text.status().message()));
+  const nlohmann::json config = nlohmann::json::parse(text->front(), nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) return Invalid(absl::StrFormat("config %s: not a JSON object", path));
   std::vector<Setting> settings;
   for (const auto& [key, value] : config.items()) {
@@ -284,9 +285,9 @@ absl::StatusOr<std::vector<Setting>> FromFile(const std::string& path) {
     std::string origin = absl::StrFormat("config %s: %s", path, key);
     if (flag == nullptr || !flag->setting || key == "config")
       return Invalid(absl::StrFormat("%s is not a setting", origin));
-    absl::StatusOr<std::string> text = ToText(value);
-    if (!text.ok()) return Invalid(absl::StrFormat("%s: %s", origin, text.status().message()));
-    settings.push_back({flag, *std::move(text), std::move(origin)});
+    absl::StatusOr<std::string> setting = ToText(value);
+    if (!setting.ok()) return Invalid(absl::StrFormat("%s: %s", origin, setting.status().message()));
+    settings.push_back({flag, *std::move(setting), std::move(origin)});
   }
   return settings;
 }

@@ -15,6 +15,11 @@ using RawReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+template <typename Message>
+absl::Status ToBuffer(const Message& message, grpc::ByteBuffer& buffer) {
+  return SerializeMessage(message, buffer) ? absl::OkStatus() : absl::InternalError("response cannot be serialized");
+}
+
 // A stream that is not let in.
 class Refusal final : public RawReactor {
  public:
@@ -33,6 +38,10 @@ class Refusal final : public RawReactor {
   CallRecord record_;
   const absl::Status status_;
 };
+
+// Of requests that carry no tensors.
+constexpr size_t kMaxRequestBytes = 4096;
+constexpr size_t kMaxCapabilitiesBytes = size_t{1} << 20;
 
 // Ends a call whose response is there already. gRPC's own reactor does so without another thread.
 grpc::ServerUnaryReactor* EndAtOnce(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
@@ -64,8 +73,8 @@ class StreamReactor final : public RawReactor {
   }
 
   void OnReadDone(bool ok) override {
-    metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
     if (ok) {
+      metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
       Take(incoming_);
       incoming_.Clear();
     } else if (context_->IsCancelled()) {
@@ -79,8 +88,11 @@ class StreamReactor final : public RawReactor {
   }
 
   void OnWriteDone(bool ok) override {
-    metrics_.OnStage(Metrics::Stage::kWrite, SecondsSince(write_start_));
-    if (!ok) session_.Cancel();
+    if (ok) {
+      metrics_.OnStage(Metrics::Stage::kWrite, SecondsSince(write_start_));
+    } else {
+      session_.Cancel();
+    }
     writing_ = false;
     Pump();
   }
@@ -132,11 +144,8 @@ class StreamReactor final : public RawReactor {
       return session_.Push(*std::move(payload));
     }
     typename Traits::Request request;
-    if (ParseMessage(message, request)) {
-      session_.Push(std::move(request));
-    } else {
-      session_.Fail(absl::InvalidArgumentError("message cannot be parsed"));
-    }
+    const absl::Status parsed = ParseRequest(message, kMaxHeadBytes, Traits::kRequestBytes, request);
+    parsed.ok() ? session_.Push(std::move(request)) : session_.Fail(parsed);
   }
 
   void StartNextWrite() {
@@ -217,28 +226,31 @@ grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext*
   return StartDecompressTensor(context, request, response, Client(*context), tensor_calls_);
 }
 
-grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest*,
-                                           v1::MetricsResponse* response) {
-  const absl::Status admitted = admission_.AdmitCall(Client(*context));
-  if (admitted.ok()) *response = metrics_.ToMessage();
-  return EndAtOnce(context, "Metrics", metrics_, admitted);
-}
-
-grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context,
-                                                const v1::CapabilitiesRequest* request,
-                                                v1::CapabilitiesResponse* response) {
-  const auto describe = [&]() -> absl::Status {
+grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                           grpc::ByteBuffer* response) {
+  const auto answer = [&]() -> absl::Status {
     KVC_RETURN_IF_ERROR(admission_.AdmitCall(Client(*context)));
-    KVC_ASSIGN_OR_RETURN(*response, DescribeCapabilities(daemon_options_, *request));
-    return absl::OkStatus();
+    v1::MetricsRequest parsed;
+    KVC_RETURN_IF_ERROR(ParseRequest(*request, kMaxRequestBytes, 0, parsed));
+    return ToBuffer(metrics_.ToMessage(), *response);
   };
-  return EndAtOnce(context, "Capabilities", metrics_, describe());
+  return EndAtOnce(context, "Metrics", metrics_, answer());
 }
 
-grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* Service::SharedMemory(
-    grpc::CallbackServerContext* context) {
-  const std::string client = Client(*context);
-  return shared_memory_.Start(context, client, admission_.AdmitCall(client));
+grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response) {
+  const auto answer = [&]() -> absl::Status {
+    KVC_RETURN_IF_ERROR(admission_.AdmitCall(Client(*context)));
+    v1::CapabilitiesRequest parsed;
+    KVC_RETURN_IF_ERROR(ParseRequest(*request, kMaxCapabilitiesBytes, 0, parsed));
+    KVC_ASSIGN_OR_RETURN(const v1::CapabilitiesResponse capabilities, DescribeCapabilities(daemon_options_, parsed));
+    return ToBuffer(capabilities, *response);
+  };
+  return EndAtOnce(context, "Capabilities", metrics_, answer());
+}
+
+RawReactor* Service::SharedMemory(grpc::CallbackServerContext* context) {
+  return shared_memory_.Start(context, Client(*context));
 }
 
 }  // namespace kvcompress

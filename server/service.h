@@ -11,14 +11,16 @@
 
 namespace kvcompress {
 
-// The gRPC side of the daemon. Tensors and frames come and go as raw buffers, which are never copied into messages;
-// on the wire they are ordinary messages. Everything given must outlive the server.
+// The gRPC side of the daemon. All messages come and go as raw buffers: tensors and frames are never copied into parsed
+// ones, and of the others none is parsed before its size is checked. On the wire they are ordinary messages. Everything
+// given must outlive the server.
 class Service final
     : public v1::KvCompression::WithRawCallbackMethod_Compress<
           v1::KvCompression::WithRawCallbackMethod_Decompress<v1::KvCompression::WithRawCallbackMethod_CompressTensor<
               v1::KvCompression::WithRawCallbackMethod_DecompressTensor<
-                  v1::KvCompression::WithCallbackMethod_Metrics<v1::KvCompression::WithCallbackMethod_Capabilities<
-                      v1::KvCompression::WithCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>>>> {
+                  v1::KvCompression::WithRawCallbackMethod_Metrics<
+                      v1::KvCompression::WithRawCallbackMethod_Capabilities<
+                          v1::KvCompression::WithRawCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>>>> {
  public:
   Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
           SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
@@ -37,11 +39,11 @@ class Service final
                                            grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* DecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                              grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Metrics(grpc::CallbackServerContext* context, const v1::MetricsRequest* request,
-                                    v1::MetricsResponse* response) override;
-  grpc::ServerUnaryReactor* Capabilities(grpc::CallbackServerContext* context, const v1::CapabilitiesRequest* request,
-                                         v1::CapabilitiesResponse* response) override;
-  grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>* SharedMemory(
+  grpc::ServerUnaryReactor* Metrics(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                    grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Capabilities(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* SharedMemory(
       grpc::CallbackServerContext* context) override;
 
  private:

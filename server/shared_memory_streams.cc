@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
+#include "kvcompress/rpc/message.h"
 #include "kvcompress/server/call.h"
 #include "kvcompress/shm/registration.h"
 
@@ -32,7 +33,6 @@ absl::Status Register(const v1::SharedMemoryRegister& request, Registration& reg
 
 absl::Status Answer(const v1::SharedMemoryRequest& request, Registration& registration,
                     v1::SharedMemoryResponse& response) {
-  response.Clear();
   const auto add_all = [&response](const absl::StatusOr<std::vector<Registration::Region>>& regions) {
     if (!regions.ok()) return regions.status();
     for (const Registration::Region& region : *regions) AddRegion(region, response);
@@ -70,7 +70,7 @@ class SharedMemoryStreams::Stream final : public Reactor {
         record_(context, "SharedMemory", owner.metrics_),
         registration_(std::in_place, owner.table_, owner.prefix_, client) {}
 
-  void Begin() { StartRead(&request_); }
+  void Begin() { StartRead(&incoming_); }
 
   void Stop(const absl::Status& status) {
     {
@@ -87,8 +87,8 @@ class SharedMemoryStreams::Stream final : public Reactor {
       if (finished_) return;
       answering_ = true;
     }
-    const absl::Status status = Answer(request_, *registration_, response_);
-    if (status.ok()) return StartWrite(&response_);
+    const absl::Status status = AnswerIncoming();
+    if (status.ok()) return StartWrite(&outgoing_);
     EndAnswer(status);
   }
 
@@ -106,13 +106,23 @@ class SharedMemoryStreams::Stream final : public Reactor {
   }
 
  private:
+  absl::Status AnswerIncoming() {
+    constexpr size_t kMaxRequestBytes = 4096;
+    v1::SharedMemoryRequest request;
+    KVC_RETURN_IF_ERROR(ParseRequest(std::exchange(incoming_, {}), kMaxRequestBytes, 0, request));
+    v1::SharedMemoryResponse response;
+    KVC_RETURN_IF_ERROR(Answer(request, *registration_, response));
+    return SerializeMessage(response, outgoing_) ? absl::OkStatus()
+                                                 : absl::InternalError("response cannot be serialized");
+  }
+
   void EndAnswer(const absl::Status& status) {
     {
       absl::MutexLock lock(&mutex_);
       answering_ = false;
       if (!status.ok() && !stop_) stop_ = status;
     }
-    if (!FinishIfStopped()) StartRead(&request_);
+    if (!FinishIfStopped()) StartRead(&incoming_);
   }
 
   // Whether the stream is over.
@@ -137,8 +147,8 @@ class SharedMemoryStreams::Stream final : public Reactor {
   grpc::CallbackServerContext* const context_;
   CallRecord record_;
   std::optional<Registration> registration_;
-  v1::SharedMemoryRequest request_;
-  v1::SharedMemoryResponse response_;
+  grpc::ByteBuffer incoming_;
+  grpc::ByteBuffer outgoing_;
 
   absl::Mutex mutex_;
   bool answering_ ABSL_GUARDED_BY(mutex_) = false;
@@ -152,10 +162,9 @@ SharedMemoryStreams::~SharedMemoryStreams() {
 }
 
 SharedMemoryStreams::Reactor* SharedMemoryStreams::Start(grpc::CallbackServerContext* context,
-                                                         const std::string& client, const absl::Status& allowed) {
+                                                         const std::string& client) {
   const auto stream = std::make_shared<Stream>(*this, context, client);
-  absl::Status admitted = Admit(stream, client);
-  admitted.Update(allowed);
+  const absl::Status admitted = Admit(stream, client);
   if (admitted.ok()) {
     stream->Begin();
   } else {
@@ -179,6 +188,7 @@ absl::Status SharedMemoryStreams::Admit(const std::shared_ptr<Stream>& stream, c
                   absl::ResourceExhaustedError(absl::StrFormat(
                       "the limit of %d shared memory streams of one client is reached", kMaxStreamsPerClient)));
   }
+  KVC_RETURN_IF_ERROR(admission_.AdmitCall(client));
   ++admitted_;
   if (!client.empty()) ++clients_[client];
   stream->counts_for = client;

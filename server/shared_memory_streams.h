@@ -17,18 +17,18 @@ namespace kvcompress {
 // admission does not count them, and a drain does not wait for them. Must outlive the server.
 class SharedMemoryStreams {
  public:
-  using Reactor = grpc::ServerBidiReactor<v1::SharedMemoryRequest, v1::SharedMemoryResponse>;
+  using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
   static constexpr size_t kMaxStreams = 256;
   static constexpr size_t kMaxStreamsPerClient = 192;
 
   // An empty prefix: every stream is FAILED_PRECONDITION.
-  SharedMemoryStreams(RegionTable& table, std::string prefix, const Admission& admission, Metrics& metrics)
+  SharedMemoryStreams(RegionTable& table, std::string prefix, Admission& admission, Metrics& metrics)
       : table_(table), prefix_(std::move(prefix)), admission_(admission), metrics_(metrics) {}
   // Waits for the end of all streams, which must have been brought about.
   ~SharedMemoryStreams();
 
-  // `client`: as Admission's. `allowed`: whether it may call now.
-  Reactor* Start(grpc::CallbackServerContext* context, const std::string& client, const absl::Status& allowed);
+  // `client`: as Admission's.
+  Reactor* Start(grpc::CallbackServerContext* context, const std::string& client);
 
   // Ends all streams, and those that begin later, with UNAVAILABLE.
   void Close();
@@ -42,7 +42,7 @@ class SharedMemoryStreams {
 
   RegionTable& table_;
   const std::string prefix_;
-  const Admission& admission_;
+  Admission& admission_;
   Metrics& metrics_;
 
   absl::Mutex mutex_;

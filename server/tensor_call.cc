@@ -132,7 +132,7 @@ class TensorCall {
   absl::Status Start(const grpc::ByteBuffer& request, std::string client, const TensorCallEnvironment& environment) {
     KVC_ASSIGN_OR_RETURN(ticket_, environment.admission.AdmitStream(std::move(client)));
     typename Work::Request head;
-    if (!Take(request, head)) return absl::InvalidArgumentError("message cannot be parsed");
+    KVC_RETURN_IF_ERROR(Take(request, head));
     KVC_RETURN_IF_ERROR(ticket_.Count(work_.Prepare(head, environment.options)));
     Arrange();
     KVC_RETURN_IF_ERROR(ticket_.Count(work_.Open(payload_[0])));
@@ -169,16 +169,16 @@ class TensorCall {
  private:
   using Clock = CallRecord::Clock;
 
-  bool Take(const grpc::ByteBuffer& message, typename Work::Request& head) {
+  absl::Status Take(const grpc::ByteBuffer& message, typename Work::Request& head) {
     std::optional<SplitMessage> split = SplitAtPayload(message, Work::kRequestBytes);
     if (split && head.ParseFromString(split->head)) {
       pieces_ = std::move(split->payload);
-      return true;
+      return absl::OkStatus();
     }
-    if (!ParseMessage(message, head)) return false;
+    KVC_RETURN_IF_ERROR(ParseRequest(message, kMaxHeadBytes, Work::kRequestBytes, head));
     auto owner = std::make_shared<const std::string>(std::move(*Work::bytes(head)));
     pieces_ = {{AsBytes(*owner), owner}};
-    return true;
+    return absl::OkStatus();
   }
 
   // Leaves the payload in one piece, unless the codec takes it as it came.

@@ -1,51 +1,18 @@
 #include "kvcompress/server/tls_identity.h"
 
 #include <openssl/err.h>
-#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 
 #include <ctime>
 
 #include "absl/strings/str_format.h"
+#include "kvcompress/pem/pem.h"
 
 namespace kvcompress {
 namespace {
 
-template <auto kFree>
-struct Free {
-  template <typename T>
-  void operator()(T* object) const {
-    kFree(object);
-  }
-};
-using Bio = std::unique_ptr<BIO, Free<BIO_free>>;
-using Certificate = std::unique_ptr<X509, Free<X509_free>>;
-using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
-using Context = std::unique_ptr<SSL_CTX, Free<SSL_CTX_free>>;
-
-// A key that is encrypted is refused; without this OpenSSL would ask the terminal.
-int NoPassword(char*, int, int, void*) { return -1; }
-
-// None, if one of them is damaged.
-std::vector<Certificate> ParseCertificates(const std::string& pem) {
-  const Bio bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
-  std::vector<Certificate> certificates;
-  while (X509* const certificate = PEM_read_bio_X509(bio.get(), nullptr, NoPassword, nullptr)) {
-    certificates.emplace_back(certificate);
-  }
-  // The end of the text is an error to OpenSSL, too.
-  if (ERR_GET_REASON(ERR_peek_last_error()) != PEM_R_NO_START_LINE) certificates.clear();
-  ERR_clear_error();
-  return certificates;
-}
-
-Key ParseKey(const std::string& pem) {
-  const Bio bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
-  Key key(PEM_read_bio_PrivateKey(bio.get(), nullptr, NoPassword, nullptr));
-  ERR_clear_error();
-  return key;
-}
+using Context = std::unique_ptr<SSL_CTX, FreeBy<SSL_CTX_free>>;
 
 absl::Status Refused(std::string_view flag) {
   const char* const reason = ERR_reason_error_string(ERR_peek_last_error());
@@ -82,11 +49,11 @@ absl::StatusOr<TlsIdentity> MakeTlsIdentity(const std::vector<std::string>& cont
                           .expires = absl::InfinitePast()};
   const std::vector<Certificate> certificates = ParseCertificates(identity.certificates);
   if (certificates.empty()) return absl::InvalidArgumentError("--tls-cert: no certificate in PEM is in it");
-  const Key key = ParseKey(identity.key);
+  const PrivateKey key = ParsePrivateKey(identity.key);
   if (key == nullptr) return absl::InvalidArgumentError("--tls-key: no private key in PEM, unencrypted, is in it");
-  const bool fits = X509_check_private_key(certificates.front().get(), key.get()) == 1;
-  ERR_clear_error();
-  if (!fits) return absl::InvalidArgumentError("--tls-key: the key is not that of the first certificate of --tls-cert");
+  if (!IsKeyOf(certificates.front(), key)) {
+    return absl::InvalidArgumentError("--tls-key: the key is not that of the first certificate of --tls-cert");
+  }
   KVC_RETURN_IF_ERROR(CheckPolicy(certificates, key.get()));
   if (contents.size() > 2 && ParseCertificates(identity.client_ca).empty()) {
     return absl::InvalidArgumentError("--tls-client-ca: no certificate in PEM is in it");

@@ -295,6 +295,24 @@ def test_headers_and_messages_without_end(daemon, stubs):
     assert serves(server, stubs)
 
 
+def test_small_fields_without_end(daemon, stubs):
+    """Two bytes of an unknown, empty field become some sixty when they are parsed."""
+    server = daemon("--shared-memory", PREFIX)
+    message = b"\x7a\x00" * (3 * MIB // 2)
+    before, _ = memory(server.pid)
+    with grpc.insecure_channel(server.address) as channel:
+        def unary(method):
+            return refusal(channel.unary_unary(f"/{SERVICE}/{method}"), message)
+
+        def stream(method):
+            return refusal(channel.stream_stream(f"/{SERVICE}/{method}"), iter([message]))
+        texts = [unary(method) for method in ("Metrics", "Capabilities", "CompressTensor", "DecompressTensor")]
+        texts += [stream(method) for method in ("Compress", "Decompress", "SharedMemory")]
+    saw("a message of 3 MiB in fields of two bytes", *(text.split(" of ")[0] for text in texts))
+    assert memory(server.pid)[0] - before < 30 * MIB
+    assert serves(server, stubs)
+
+
 def front_of_a_frame(daemon, stubs, elements):
     """The first bytes of a frame that claims so many values of F32."""
     client = Client(daemon("--max-tensor-bytes", "1024TiB"), stubs)

@@ -85,6 +85,20 @@ def test_a_second_signal_ends_at_once(daemon, stubs):
     assert failure(call)[0] == grpc.StatusCode.UNAVAILABLE
 
 
+def test_the_log_names_the_peer_of_a_call_that_its_deadline_ended(daemon, stubs):
+    server = daemon("--log-format", "json")
+    client = Client(server, stubs)
+    feed = Feed(client.header("t", [1000]))
+    with pytest.raises(grpc.RpcError):
+        list(client.stub.Compress(feed, timeout=0.3))
+    feed.close()
+    client.wait_until_idle()
+    assert server.stop() == 0
+    (call,) = [line for line in map(json.loads, server.log().splitlines())
+               if line["message"] == "call" and line["method"] == "Compress"]
+    assert call["peer"].startswith("ipv4:127.0.0.1:")
+
+
 def test_old_connections_are_replaced_without_a_failed_call(daemon, stubs):
     server = daemon("--max-connection-age", "200ms", "--log-format", "json")
     client = Client(server, stubs)
@@ -244,7 +258,7 @@ def test_healthcheck(bin_dir, daemon):
 
 def test_bad_flags(bin_dir):
     for args, text in [
-        (["--no-such"], "unknown argument --no-such"),
+        (["--no-such"], "unknown argument --no-such; --help lists all"),
         (["--threads", "x"], '--threads: "x": expected a number from 0 to 1024'),
         (["--listen"], "--listen needs a value"),
         (["--default-codec=int9"], '--default-codec: "int9": unknown codec "int9"'),

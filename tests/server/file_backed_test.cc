@@ -71,18 +71,31 @@ TEST(FileBackedTest, WhatCouldNotBeReadForAWhileIsReadLater) {
   EXPECT_EQ(*(*backed)->Get(), "bb") << "although the file has not changed since";
 }
 
+TEST(FileBackedTest, WhatMayBeHalfWrittenIsLeftForTheNextLook) {
+  const std::string file = ::testing::TempDir() + "file_backed_half";
+  Write(file, "a");
+  const auto backed = FileBacked<std::string>::Load("test", {file, file}, Join);
+  ASSERT_THAT(backed, IsOk());
+  PassTheSecondBetweenLooks();
+  Write(file, "half of ");
+  EXPECT_EQ(*(*backed)->Get(), "aa");
+  Write(file, "b");
+  PassTheSecondBetweenLooks();
+  EXPECT_EQ(*(*backed)->Get(), "bb");
+}
+
 TEST(FileBackedTest, NothingToBeginWith) {
   const std::string bad = ::testing::TempDir() + "file_backed_bad";
   Write(bad, "bad");
   EXPECT_THAT(FileBacked<std::string>::Load("test", {bad, bad}, Join),
               StatusIs(absl::StatusCode::kInvalidArgument, "bad"));
   EXPECT_THAT(FileBacked<std::string>::Load("test", {bad, "/nowhere"}, Join),
-              StatusIs(absl::StatusCode::kNotFound, "/nowhere: no such file or directory"));
+              StatusIs(absl::StatusCode::kNotFound, "test: /nowhere: no such file or directory"));
   EXPECT_THAT(FileBacked<std::string>::Load("test", {::testing::TempDir()}, Join),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("is a directory")));
   Write(bad, std::string((1 << 20) + 1, 'x'));
   EXPECT_THAT(FileBacked<std::string>::Load("test", {bad, bad}, Join),
-              StatusIs(absl::StatusCode::kNotFound, bad + ": larger than 1 MiB"));
+              StatusIs(absl::StatusCode::kNotFound, "test: " + bad + ": larger than 1 MiB"));
 }
 
 }  // namespace

@@ -136,9 +136,9 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
     std::vector<std::string> args;
     std::string text;
   } cases[] = {
-      {{"--thread=3"}, "unknown argument --thread=3"},
-      {{"serve"}, "unknown argument serve"},
-      {{"-threads=3"}, "unknown argument -threads=3"},
+      {{"--thread=3"}, "unknown argument --thread=3; --help lists all"},
+      {{"serve"}, "unknown argument serve; --help lists all"},
+      {{"-threads=3"}, "unknown argument -threads=3; --help lists all"},
       {{"--threads"}, "--threads needs a value"},
       {{"--threads=x"}, "--threads: \"x\": expected a number from 0 to 1024"},
       {{"--threads=-1"}, "--threads: \"-1\": expected a number from 0 to 1024"},
@@ -170,7 +170,9 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
       {{"--max-connections=0"}, "--max-connections: \"0\": expected a number from 1 to 1000000"},
       {{"--handshake-timeout=5"}, "--handshake-timeout: \"5\": expected a duration such as 30s or 1m30s, at most 24h"},
       {{"--handshake-timeout=0s"}, "--handshake-timeout: \"0s\": expected at least 100ms"},
-      {{"--config=/nowhere"}, "config /nowhere: cannot be read"},
+      {{"--allow-plaintext="}, "--allow-plaintext: \"\": expected true or false"},
+      {{"--config=/nowhere"}, "config /nowhere: no such file or directory"},
+      {{"--config=/"}, "config /: is a directory"},
   };
   for (const auto& test : cases) {
     EXPECT_THAT(Parse(test.args), StatusIs(absl::StatusCode::kInvalidArgument, test.text));
