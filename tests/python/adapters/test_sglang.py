@@ -105,6 +105,18 @@ def test_pages_come_back_the_same(make, layout, tmp_path):
     assert storage.batch_exists(["a"]) == 0
 
 
+def test_a_room_whose_elements_are_not_one_after_another(make):
+    pool = Pool("layer_first")
+    storage = make(pool)
+    (page,) = pages(pool, [1])
+    assert storage.set("a", page)
+    strided = torch.zeros(2, page.numel(), dtype=pool.dtype).t()[:, 0]
+    folded = torch.zeros(page.numel() // 8, 8, dtype=pool.dtype).t().contiguous().t()
+    assert storage.batch_get(["a", "a"], [strided, folded]) == [strided, folded]
+    assert torch.equal(strided, page)
+    assert torch.equal(folded.reshape(-1), page)
+
+
 @pytest.mark.parametrize("layout", SHAPES)
 def test_codecs_are_told_what_each_part_is(make, layout):
     """A view [heads, tokens, head_dim] of each layer, from wherever the layout has it."""

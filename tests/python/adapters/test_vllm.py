@@ -23,7 +23,7 @@ class Engine:
     """What vLLM has around a connector: a scheduler, a worker, and a paged cache in the worker."""
 
     def __init__(self, server, path, *, kernel_blocks=1, content=2 * SIZE, dtype=torch.float16, ranks=1, rank=0,
-                 groups=1, **options):
+                 groups=1, model=None, **options):
         extra = {"target": server.address, "path": str(path), "codec": "lossless", "chunk_tokens": CHUNK, **options}
         spec = Bag(head_size=SIZE, head_size_v=SIZE)
         self.cache_config = Bag(num_blocks=BLOCKS, kv_cache_groups=[Bag(kv_cache_spec=spec)] * groups)
@@ -31,7 +31,7 @@ class Engine:
             kv_transfer_config=Bag(kv_connector_extra_config=extra),
             parallel_config=Bag(world_size=ranks, rank=rank, tensor_parallel_size=ranks, pipeline_parallel_size=1),
             cache_config=Bag(block_size=BLOCK, cache_dtype="auto"),
-            model_config=Bag(model="org/model", dtype=dtype))
+            model_config=Bag(model="org/model", dtype=dtype, **(model or {})))
         self.scheduler = KvCompressConnector(config, KVConnectorRole.SCHEDULER, self.cache_config)
         self.worker = KvCompressConnector(config, KVConnectorRole.WORKER, self.cache_config)
         shape = (BLOCKS * kernel_blocks, HEADS, BLOCK // kernel_blocks, content)
@@ -195,8 +195,26 @@ def test_what_makes_other_values_is_another_prompt(engine):
         changed = make_request("b", tokens, **{**found, **change})
         assert one.scheduler.get_num_new_matched_tokens(changed, 0) == (0, False)
     request = make_request("b", tokens, **found)
-    for options in ({"codec": "raw"}, {"chunk_tokens": 8}, {"dtype": torch.bfloat16}, {"ranks": 2}):
+    for options in ({"codec": "raw"}, {"chunk_tokens": 8}, {"dtype": torch.bfloat16}, {"ranks": 2},
+                    {"model": {"quantization": "fp8"}}, {"model": {"hf_overrides": {"rope_theta": 1e6}}}):
         assert engine(**options).scheduler.get_num_new_matched_tokens(request, 0) == (0, False)
+
+
+def test_the_order_of_overrides_is_no_difference(engine):
+    one = engine(model={"hf_overrides": {"a": 1, "b": {"c": torch.float16, "d": 2}}})
+    one.prefill(make_request("a", range(40)), list(range(10)))
+    two = engine(model={"hf_overrides": {"b": {"d": 2, "c": torch.float16}, "a": 1}})
+    assert two.scheduler.get_num_new_matched_tokens(make_request("b", range(40)), 0) == (32, False)
+
+
+def test_who_needs_the_output_of_all_tokens_gets_no_hit(engine):
+    one = engine()
+    one.prefill(make_request("a", range(40)), list(range(10)))
+    asking = make_request("b", range(40), skip_reading_prefix_cache=True)
+    assert one.scheduler.get_num_new_matched_tokens(asking, 0) == (0, False)
+    # What it computes is stored nevertheless.
+    one.prefill(make_request("c", range(100, 140), skip_reading_prefix_cache=True), list(range(10)))
+    assert len(files(engine)) == 4
 
 
 def test_every_rank_must_have_it(engine):
@@ -207,6 +225,27 @@ def test_every_rank_must_have_it(engine):
     second.prefill(request, list(range(10)))
     assert len(files(engine)) == 4
     assert first.scheduler.get_num_new_matched_tokens(request, 0) == (32, False)
+
+
+@pytest.mark.parametrize("doubt", ["load", "save"])
+def test_what_a_rank_does_not_save_is_no_pair_for_what_others_save(engine, doubt, caplog):
+    first, second = engine(ranks=2, timeout=1), engine(ranks=2, rank=1)
+    for one in (first, second):
+        one.prefill(make_request("a", range(40)), list(range(10)))
+    keys = first.scheduler._scheduler._extended([], make_request("a", range(40)), 40)
+    store = first.worker._worker._store
+    store.remove(f"1/{keys[1]}")
+    request = make_request("b", range(40))
+    assert first.scheduler.get_num_new_matched_tokens(request, 0) == (16, False)
+    if doubt == "load":
+        store.put(f"0/{keys[0]}", b"damaged")
+        assert first.prefill(request, list(range(10))) == (16, {0, 1, 2, 3})
+    else:
+        first.scheduler.update_state_after_alloc(request, None, 0)
+        engine.server.stop()
+        first.step(output(new=[(request, list(range(10)), 0, 40)]))
+        assert "not saved" in caplog.text
+    assert not store.exists(f"0/{keys[1]}")
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "pipe"])
@@ -277,6 +316,10 @@ def test_what_cannot_work_is_said_at_the_start(engine):
         engine(chunk_tokens=6)
     with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codek'"):
         engine(codek="raw")
+    with pytest.raises(kvcompress.InvalidArgument, match="capacity_bytes is '5', and not a positive whole number"):
+        engine(capacity_bytes="5")
+    with pytest.raises(kvcompress.FailedPrecondition, match="hf_overrides is a function"):
+        engine(model={"hf_overrides": lambda config: config})
     with pytest.raises(kvcompress.FailedPrecondition, match="groups"):
         engine(groups=2)
     one = engine()

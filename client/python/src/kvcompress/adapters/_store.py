@@ -6,10 +6,13 @@ import pathlib
 import stat
 import tempfile
 import threading
+import time
 
-from .._errors import DataLoss
+from .._errors import DataLoss, InvalidArgument
 
-_SUFFIX = ".kvc"
+_SUFFIX, _UNFINISHED = ".kvc", ".kvc.tmp"
+# Seconds after which an unfinished file is no one's any more: its process was killed.
+_ABANDONED = 3600
 # Of the capacity, after files were removed to make room.
 _KEPT = 0.9
 
@@ -19,10 +22,13 @@ class Store:
     it holds: the caches of models give away what they were asked.
 
     With a `capacity`, in bytes, files that were not read for the longest time make room for new ones; each process
-    counts what it writes, and looks at the folder when that has passed the capacity. Any error of the file system is
-    an OSError."""
+    counts what it writes, and looks at the folder when that has passed the capacity. InvalidArgument for one that is no
+    positive int. Any error of the file system is an OSError."""
 
     def __init__(self, folder: str | os.PathLike[str], namespace: str, capacity: int | None = None):
+        # Of exactly this type: True is an int to isinstance.
+        if capacity is not None and (type(capacity) is not int or capacity <= 0):
+            raise InvalidArgument(f"capacity_bytes is {capacity!r}, and not a positive whole number")
         self._folder = pathlib.Path(folder)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._namespace = namespace
@@ -46,7 +52,8 @@ class Store:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        with open(descriptor, "rb", buffering=0) as file:
+        # Buffered: one call of the system reads 2 GiB at most.
+        with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_size > most:
                 raise DataLoss(f"{path} is not what was stored: {found.st_size} bytes, and {most} at most are its own")
@@ -57,7 +64,7 @@ class Store:
         """Replaces what was there, at once or not at all."""
         path = self._path(key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(_UNFINISHED, dir=path.parent)
         try:
             with open(descriptor, "wb") as file:
                 file.write(payload)
@@ -72,17 +79,20 @@ class Store:
         self._path(key).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Of all namespaces."""
+        """Of all namespaces; not what is being written."""
         for path, _ in self._files():
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[tuple[pathlib.Path, os.stat_result]]:
+        """All that is stored, and what killed processes left unfinished."""
         found = []
-        for path in self._folder.glob(f"*/*{_SUFFIX}"):
+        for path in self._folder.glob(f"*/*{_SUFFIX}*"):
             try:
-                found.append((path, path.lstat()))
+                status = path.lstat()
             except FileNotFoundError:  # another process was faster
                 continue
+            if not path.name.endswith(_UNFINISHED) or status.st_mtime < time.time() - _ABANDONED:
+                found.append((path, status))
         return found
 
     def _size(self) -> int:

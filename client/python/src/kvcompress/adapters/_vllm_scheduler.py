@@ -50,8 +50,9 @@ class Scheduler:
 
     def matched_tokens(self, request: Any, computed: int) -> int:
         """Tokens beyond the `computed` ones that can be loaded. The last token is always left to the model, whose
-        output is what was asked for; and whole blocks are loaded."""
-        if _untold(request):
+        output is what was asked for; and whole blocks are loaded. None for requests that want the output of all tokens,
+        as those for the log-probabilities of the prompt do."""
+        if _untold(request) or getattr(request, "skip_reading_prefix_cache", False):
             return 0
         tokens = request.all_token_ids
         most = (len(tokens) - 1) // self._block * self._block

@@ -105,7 +105,7 @@ class Worker:
                 self._failed.update(chunk.block_ids)
                 self._doubtful_steps = _STEPS_AHEAD + 1
                 if isinstance(error, DataLoss):
-                    self._store.remove(rank_key(self._rank, chunk.key))
+                    self._remove(chunk)
 
     def _load(self, chunk: Chunk) -> None:
         payload = self._store.get(rank_key(self._rank, chunk.key), most_packed(self._kinds))
@@ -117,14 +117,23 @@ class Worker:
             layer.scatter(blocks, chunk.first, [next(tensors) for _ in layer.sides()])
 
     def save(self, chunks: Sequence[Chunk]) -> None:
-        """Returns when the blocks may be overwritten."""
-        if self._doubtful_steps:
-            return
+        """Returns when the blocks may be overwritten. A chunk that is not saved is removed: the other ranks do not know
+        of it, and what they save now is no pair for what this one has from before."""
         for chunk in chunks:
+            if self._doubtful_steps:
+                self._remove(chunk)
+                continue
             try:
                 self._save(chunk)
             except (KvCompressError, OSError) as error:
                 logger.warning("%d blocks are not saved: %s", len(chunk.block_ids), error)
+                self._remove(chunk)
+
+    def _remove(self, chunk: Chunk) -> None:
+        try:
+            self._store.remove(rank_key(self._rank, chunk.key))
+        except OSError as error:
+            logger.warning("chunk %s cannot be removed: %s", chunk.key, error)
 
     def _save(self, chunk: Chunk) -> None:
         named = []

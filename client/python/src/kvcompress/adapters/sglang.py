@@ -177,12 +177,18 @@ class KvCompressStorage(HiCacheStorage):
         """Which of the pages were found; they are in their rooms then."""
         found: list[bool] = []
         payloads: list[tuple[str, torch.Tensor, list[memoryview]]] = []
+        copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         for key, room in zip(keys, rooms, strict=True):
             frames = self._load(key)
             found.append(frames is not None)
             if frames is not None:
-                payloads.append((key, self._checked(room), frames))
+                flat = self._checked(room)
+                payloads.append((key, flat, frames))
+                if flat.data_ptr() != room.data_ptr():  # a copy, of a room with gaps
+                    copies.append((room, flat))
         decoded = iter(self._decode(payloads))
+        for room, flat in copies:
+            room.copy_(flat.view(room.shape))
         return [hit and next(decoded) for hit in found]
 
     def _load(self, key: str) -> list[memoryview] | None:

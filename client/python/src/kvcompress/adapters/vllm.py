@@ -7,6 +7,7 @@ CPU. No model has run in vLLM with it.
 vLLM loads it by `kv_connector_module_path`; see the package's README for the whole configuration.
 """
 
+import json
 from typing import Any
 
 try:
@@ -104,8 +105,14 @@ class KvCompressConnector(KVConnectorBase_V1):
 
 
 def _namespace(config: Any, chunk: int, codec: str) -> str:
-    """Caches of another model, dtype, sharding or codec are other caches."""
+    """Caches of another model, dtype, sharding or codec are other caches. FailedPrecondition for overrides of the
+    model's configuration that do not say what they change."""
     model, parallel = config.model_config, config.parallel_config
+    overrides = getattr(model, "hf_overrides", None) or {}
+    if callable(overrides):
+        raise FailedPrecondition("hf_overrides is a function, which does not say whose caches these are: use a dict")
+    weights = [model.model, getattr(model, "revision", None), getattr(model, "quantization", None)]
+    changes = json.dumps(overrides, sort_keys=True, default=str)
     sizes = [parallel.tensor_parallel_size, parallel.pipeline_parallel_size, chunk]
     dtypes = [str(model.dtype), config.cache_config.cache_dtype]
-    return repr(["vllm", model.model, getattr(model, "revision", None), dtypes, sizes, codec])
+    return repr(["vllm", weights, changes, dtypes, sizes, codec])
