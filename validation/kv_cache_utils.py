@@ -143,7 +143,7 @@ def load_kv_cache(
 
     Args:
         path: Path to safetensors file
-        metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None; without one the file itself tells)
+        metadata_path: Sidecar (if None, what the file itself tells, or else NAME.metadata.json for NAME.safetensors)
         device: Device to load tensors to
         config: The model's configuration; needed for a model with sliding layers to go on from this cache
 
@@ -158,7 +158,7 @@ def load_kv_cache(
     tensors, embedded = _read(path, device)
     pairs = _pairs(tensors, path)
     source = metadata_path or _sidecar(path)
-    if metadata_path is not None or os.path.exists(source):
+    if metadata_path is not None or (embedded is None and os.path.exists(source)):
         with open(source, encoding="utf-8") as file:
             embedded = file.read()
     try:

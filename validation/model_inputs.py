@@ -32,15 +32,23 @@ def load_model_and_tokenizer(model_name: str = DEFAULT_MODEL, device: Optional[s
         Tuple of (model, tokenizer); the tokenizer of a directory without one is None
 
     Raises:
-        OSError: there is no such model here, and none to be downloaded
+        OSError: there is no such model here, and none to be downloaded, or its weights are damaged
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
+    # A name on the hub has one slash; transformers would complain of how these are spelt.
+    path = os.path.isabs(model_name) or model_name.startswith((".", "~")) or model_name.count("/") > 1
+    if path and not os.path.isdir(model_name):
+        raise FileNotFoundError(f"no such folder: {model_name}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype_argument = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     arguments: Dict[str, Any] = {dtype_argument: "auto"}
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_name, **arguments).eval()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(model_name, **arguments).eval()
+    except SafetensorError as error:
+        raise OSError(f"the weights of {model_name} are damaged: {error}") from error
     if torch.device(device).type == "cpu" and model.dtype == torch.float16:
         model = model.float()
     return model.to(device), _tokenizer(model_name)
@@ -134,10 +142,31 @@ def windows_from_json(path: str, count: int, prefix_len: Optional[int] = None) -
     with open(path, encoding="utf-8") as file:
         try:
             content = json.load(file)
-            rows, length = content["windows"][:count], prefix_len or content["prefix_len"]
+            rows, length = content["windows"][:count], content["prefix_len"] if prefix_len is None else prefix_len
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f'{path} is not {{"prefix_len": P, "windows": [[ids], ...]}}: {error!r}') from error
     return [Window(row, length) for row in rows]
+
+
+def check_windows(windows: Sequence[Window], model: Any) -> None:
+    """Raises:
+        ValueError: a window is longer than the model's context, or holds what is none of its tokens
+    """
+    context, vocabulary = (getattr(model.config, name, None) for name in ("max_position_embeddings", "vocab_size"))
+    for ids, _ in windows:
+        if context is not None and len(ids) > context:
+            raise ValueError(f"a window of {len(ids)} tokens does not fit into the model's context of {context}")
+        for token in ids:
+            if not isinstance(token, int) or token < 0 or (vocabulary is not None and token >= vocabulary):
+                raise ValueError(f"{token!r} is no token of the model, which has {vocabulary}")
+
+
+def check_not_training(model: Any) -> None:
+    """Raises:
+        ValueError: the model is in training mode
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, with dropout: call its eval() before it is measured")
 
 
 def _tokenizer(model_name: str) -> Any:

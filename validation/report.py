@@ -73,10 +73,14 @@ def check_plot_path(path: str) -> None:
 
     Raises:
         ValueError: neither .png nor .html
+        FileNotFoundError: it would be in a folder that is not there
         ImportError: no matplotlib
     """
     if os.path.splitext(path)[1] not in (".png", ".html"):
         raise ValueError(f"--sweep writes a .png or a .html file, not {path}")
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise FileNotFoundError(f"no such folder: {folder}")
     try:
         import matplotlib  # noqa: F401 - asked for early
     except ImportError as error:
@@ -105,7 +109,7 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
     ordered = sorted(results, key=lambda result: result.compression_ratio)
     ratios = [result.compression_ratio for result in ordered]
     percent = [result.delta_percent for result in ordered]
-    errors = [100 * result.delta_stderr / result.baseline_perplexity for result in ordered]
+    errors = [_percent_stderr(result.change) for result in ordered]
     change.axhline(0, color="0.6", linewidth=1)
     change.errorbar(ratios, percent, yerr=errors, fmt="o", color="C0", ecolor="C0", capsize=3, markersize=5)
     change.set(xlabel="compression ratio, bytes on disk", ylabel="perplexity change, %",
@@ -135,6 +139,11 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
     figure.suptitle(f"{first.model_name}: {first.windows} windows, {first.tokens} tokens scored, cache in "
                     f"{first.cache_dtype}, baseline perplexity {first.baseline_perplexity:.3f}", fontsize=11)
     return figure
+
+
+def _percent_stderr(change: Optional[Change]) -> float:
+    """To first order. The error of the absolute change is larger: windows differ in their perplexity, too."""
+    return math.nan if change is None else 100 * math.exp(change.delta_nll) * change.delta_nll_stderr
 
 
 def _kl(change: Optional[Change]) -> float:

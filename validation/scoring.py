@@ -16,7 +16,7 @@ import cache_view
 import torch
 from compression_bridge import CompressionMetrics, Spec, compress_kv_cache, decompress_kv_cache
 from kv_cache_utils import load_kv_cache, save_kv_cache
-from model_inputs import Window
+from model_inputs import Window, check_not_training, check_windows
 from results import Change
 
 # Which tensors of the restored cache replace the untouched ones.
@@ -87,7 +87,8 @@ def score(
         progress: wraps the loop over windows, as tqdm does
 
     Raises:
-        ValueError: no windows, or one that leaves no token to score
+        ValueError: no windows, or one that leaves no token to score or does not fit the model; a model in training mode; a
+            cache or predictions that are not finite
         subprocess.CalledProcessError: kv-compress refused
     """
     if not windows:
@@ -96,6 +97,8 @@ def score(
         if not 0 < window.prefix_len <= len(window.ids) - 2:
             raise ValueError(f"a window of {len(window.ids)} tokens and a prefix of {window.prefix_len}: "
                              "at least one token before, and two behind the prefix are needed")
+    check_windows(windows, model)
+    check_not_training(model)
     runs = [_SpecRun(spec) for spec in specs]
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
         plain = os.path.join(folder, "cache.safetensors")
@@ -103,10 +106,15 @@ def score(
             ids = torch.tensor([list(window.ids)], device=_device(model))
             _, prefill = cache_view.forward(model, ids[:, :window.prefix_len])
             saved = [(key.to(cache_dtype), value.to(cache_dtype)) for key, value in cache_view.layers(prefill)]
+            if not all(tensor.isfinite().all() for pair in saved for tensor in pair):
+                raise ValueError(f"the cache is not finite in {str(cache_dtype).removeprefix('torch.')}: try another "
+                                 "--cache-dtype")
             untouched = cache_view.with_tensors(prefill, saved)
             save_kv_cache(saved, plain)
             rest, targets = ids[:, window.prefix_len:-1], ids[0, window.prefix_len + 1:]
             baseline = continuation_log_probs(model, untouched, rest)
+            if not baseline[range(len(targets)), targets].isfinite().all():
+                raise ValueError("the model's predictions are not finite, without compression")
             for run in runs:
                 restored = run.round_trip(plain, saved)
                 for part in PARTS:
@@ -129,8 +137,9 @@ def continuation_log_probs(model: Any, cache: Any, ids: torch.Tensor) -> torch.T
 
 def kl_divergence(baseline: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(baseline || other) in nats for each row of log-probabilities; rounding below zero is cut."""
-    terms = baseline.exp() * (baseline - other)
-    return terms.nan_to_num(nan=0.0).sum(dim=-1).clamp(min=0.0)
+    probabilities = baseline.exp()
+    terms = torch.where(probabilities == 0, 0.0, probabilities * (baseline - other))  # 0 log 0 is 0
+    return terms.sum(dim=-1).clamp(min=0.0)
 
 
 class _SpecRun:

@@ -10,14 +10,15 @@ import math
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
-from typing import Any, Iterable, List, Optional, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import report
 from compression_bridge import Spec, compress_kv_cache, decompress_kv_cache
 from model_inputs import (
     DEFAULT_MODEL,
     LONGEST_WINDOW,
+    check_not_training,
     load_model_and_tokenizer,
     read_text,
     windows_from_json,
@@ -78,11 +79,12 @@ def compute_perplexity(
         Perplexity score
 
     Raises:
-        ValueError: stride is not below max_length, or the text has fewer than two tokens
+        ValueError: stride is not below max_length, the text has fewer than two tokens, or the model is in training mode
         ImportError: a data set without the package `datasets`
     """
     import torch
 
+    check_not_training(model)
     if max_length is None:
         max_length = min(getattr(model.config, "max_position_embeddings", None) or LONGEST_WINDOW, 2048)
     if not 0 < stride < max_length:
@@ -261,25 +263,36 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--cpu", action="store_true", help="force CPU mode")
     add("--threshold", type=float, default=0.5, help="maximum acceptable perplexity delta (default %(default)s)")
     add("--quiet", action="store_true", help="minimal output: one line for each spec")
-    add("--model", default=defaults.model_name, metavar="NAME", help="hub name or local directory (default %(default)s)")
+    # The fields of Setup have no default here: _given tells them apart by that.
+    add("--model", dest="model_name", metavar="NAME", help=f"hub name or local directory (default {defaults.model_name})")
     add("--codec", action="append", default=[], metavar="SPEC", help='for example "int8(group=64)"; may be repeated')
     add("--profile", action="append", default=[], metavar="FILE", help="profile of kv-compress; may be repeated")
     add("--group-size", type=int, default=64, help="of INT4, where neither is given (default %(default)s)")
     add("--text", metavar="FILE", help="text to measure on, in place of the data set WikiText-2")
     add("--token-windows", metavar="FILE", help='JSON {"prefix_len": P, "windows": [[ids], ...]} in place of a text')
-    add("--windows", type=int, default=defaults.windows, help="at most so many windows (default %(default)s)")
+    add("--windows", type=int, help=f"at most so many windows (default {defaults.windows})")
     add("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache (default: what fits the model)")
-    add("--continuation-len", type=int, default=defaults.continuation_len, metavar="TOKENS",
-        help="tokens read behind it (default %(default)s)")
-    add("--cache-dtype", default=defaults.cache_dtype, choices=["auto", "float16", "bfloat16", "float32"])
+    add("--continuation-len", type=int, metavar="TOKENS",
+        help=f"tokens read behind it (default {defaults.continuation_len})")
+    add("--cache-dtype", choices=["auto", "float16", "bfloat16", "float32"])
     add("--json", action="store_true", help="print the result as JSON: an object, or a list for several specs")
     add("--sweep", metavar="OUT.png|OUT.html", help="measure several specs and plot perplexity against ratio")
     parsed = parser.parse_args(arguments)
-    if parsed.windows < 1:
+    if parsed.windows is not None and parsed.windows < 1:
         parser.error("--windows must be at least 1")
     if parsed.quick_test and (parsed.sweep or len(parsed.codec) + len(parsed.profile) > 1):
         parser.error("--quick-test takes one spec")
+    for name in _given(parsed):
+        if parsed.quick_test or (parsed.token_windows is not None and name in ("text", "continuation_len")):
+            parser.error(f"{'--quick-test' if parsed.quick_test else '--token-windows'} has no use for "
+                         f"--{name.removesuffix('_name').replace('_', '-')}")
     return parsed
+
+
+def _given(args: argparse.Namespace) -> Dict[str, Any]:
+    """Those fields of Setup that flags were given for."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(Setup)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -294,9 +307,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if args.quick_test:
         results = [run_quick_test(verbose, args.threshold, *specs[0])]
     else:
-        setup = Setup(model_name=args.model, text=args.text, token_windows=args.token_windows, windows=args.windows,
-                      prefix_len=args.prefix_len, continuation_len=args.continuation_len, cache_dtype=args.cache_dtype)
-        results = validate(specs, setup, "cpu" if args.cpu else None, args.threshold, verbose)
+        results = validate(specs, Setup(**_given(args)), "cpu" if args.cpu else None, args.threshold, verbose)
     if args.json:
         plain = [result.to_dict() for result in results]
         print(json.dumps(plain[0] if len(plain) == 1 else plain, indent=2))

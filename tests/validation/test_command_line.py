@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import measure_table
 import pytest
 import report
 from conftest import VALIDATION, make_model
-from results import ValidationResult
+from results import Change, ValidationResult
 from validate_perplexity import ValidationResult as Published
 from validate_perplexity import main, run_full_validation, run_quick_test
 
@@ -104,8 +105,10 @@ def test_progress_and_a_paragraph_otherwise(folder):
     (["--codec", "int9"], 'kv-compress failed with exit code 1: unknown codec "int9"'),
     (["--profile", "none.json"], "read profile: open none.json: no such file or directory"),
     (["--prefix-len", "39"], "a window of 40 tokens and a prefix of 39"),
+    (["--prefix-len", "0"], "a window of 40 tokens and a prefix of 0"),
     (["--token-windows", "none.json"], "No such file or directory: 'none.json'"),
     (["--sweep", "plot.gif"], "--sweep writes a .png or a .html file, not plot.gif"),
+    (["--sweep", "none/plot.png", "--codec", "int9"], "no such folder: none"),
 ])
 def test_errors_are_one_line(folder, args, text, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
@@ -122,11 +125,18 @@ def test_a_text_that_is_not_there(folder):
 
 def test_a_model_that_is_not_there(tmp_path):
     done = run("--model", tmp_path / "none", "--text", __file__, "--quiet", env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 1 and "Error: " in done.stderr and "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: no such folder: {tmp_path / 'none'}\n")
 
 
 @pytest.mark.parametrize("args, text", [(["--windows", "0"], "--windows must be at least 1"),
                                         (["--quick-test", "--sweep", "a.png"], "--quick-test takes one spec"),
+                                        (["--quick-test", "--model", "m"], "--quick-test has no use for --model"),
+                                        (["--quick-test", "--text", "t"], "--quick-test has no use for --text"),
+                                        (["--quick-test", "--windows", "32"], "--quick-test has no use for --windows"),
+                                        (["--token-windows", "w", "--text", "t"],
+                                         "--token-windows has no use for --text"),
+                                        (["--token-windows", "w", "--continuation-len", "64"],
+                                         "--token-windows has no use for --continuation-len"),
                                         (["--threshold", "x"], "invalid float value"), (["--no"], "unrecognized")])
 def test_flags_that_do_not_parse(args, text, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -147,6 +157,17 @@ def test_sweep(folder, tmp_path):
     text = page.read_text()
     assert "<svg" in text and "<td>int4(group=64)|rans</td>" in text and "<td>no loss</td>" in text
     assert "http" not in text.split("</svg>")[1], "the page loads nothing"
+
+
+def test_an_error_bar_is_that_of_the_percentage():
+    """Windows of different difficulty move the absolute change, and not the relative one."""
+    changes = [Change(0.0, 0.5, 9.0, delta_nll, 0.01, 0.1, 0.0, 1.0) for delta_nll in (0.1, 0.2)]
+    results = [ValidationResult(5.0, 5.5, 0.5, 100 * math.expm1(change.delta_nll), 2.0, 0.0, 0.0, 1.0, True,
+                                delta_stderr=9.0, change=change) for change in changes]
+    (bars,) = report._figure(results).axes[0].containers[0].lines[2]
+    for change, segment in zip(changes, bars.get_segments()):
+        low, high = segment[:, 1]
+        assert (high - low) / 2 == pytest.approx(100 * math.exp(change.delta_nll) * 0.01)
 
 
 def test_sweep_without_matplotlib(folder, tmp_path):
@@ -196,13 +217,25 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
 
 
 def test_the_published_table_is_a_measurement():
-    """The README's own table: what must hold of any measurement holds of it."""
-    text = (VALIDATION / "README.md").read_text()
-    table = text.partition(measure_table.BEGIN)[2].partition(measure_table.END)[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
-    assert sum(row[0] == "lossless" for row in rows) >= 2
-    for row in rows:
-        if row[0] == "lossless":
-            assert row[2:7] == ["no loss", "no loss", "0", "0", "0"]
-        elif row[0].startswith("int"):
-            assert float(row[1]) > 1.9 and float(row[6]) > 0
+    """What must hold of any measurement holds of the README's own table, within half of the last digit."""
+    table = (VALIDATION / "README.md").read_text().partition(measure_table.BEGIN)[2].partition(measure_table.END)[0]
+    sections = re.split(r"baseline ([\d.]+) nats/token \(perplexity ([\d.]+)\)", table)[1:]
+    assert len(sections) >= 6
+    for nll, perplexity, text in zip(map(float, sections[::3]), map(float, sections[1::3]), sections[2::3]):
+        assert math.exp(nll) == pytest.approx(perplexity, abs=5e-5 * (1 + perplexity))
+        lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        rows = {row[0]: row[1:] for row in lines[2:]}
+        assert rows.pop("lossless")[1:] == ["no loss", "no loss", "0", "0", "0", "100.00 %", "0", "0"]
+        for ratio, _, _, change, nats, kl, *_ in rows.values():
+            assert float(ratio) > 1 and float(kl) > 0
+            nats = float(nats.split(" ")[0])
+            delta, percent = map(float, re.fullmatch(r"(\S+) ± \S+ \((\S+) %\)", change).groups())
+            rounding = 5e-6 * math.exp(nats)
+            assert percent == pytest.approx(100 * math.expm1(nats), abs=5e-4 + 100 * rounding)
+            assert delta == pytest.approx(perplexity * math.expm1(nats), abs=1e-4 + perplexity * rounding)
+        # More bits, less noise: in keys, in values.
+        order = [rows[spec] for spec in ("int4(group=128)", "int4(group=64)", "int4(group=32)", "int8(group=64)")]
+        for column in (1, 2):
+            noise = [float(row[column].removesuffix(" dB")) for row in order]
+            assert noise == sorted(noise)
+        assert [float(row[0]) for row in order] == sorted((float(row[0]) for row in order), reverse=True)

@@ -64,7 +64,7 @@ def test_functions(module, name):
     wanted = FUNCTIONS[module][name]
     parameters = list(inspect.signature(getattr(module, name)).parameters.values())
     first = parameters[:len(wanted)]
-    assert {parameter.name: parameter.default for parameter in first} == wanted
+    assert [(parameter.name, parameter.default) for parameter in first] == list(wanted.items())
     assert all(parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in first)
     further = [parameter for parameter in parameters[len(wanted):] if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     assert all(parameter.default is not REQUIRED for parameter in further), "further parameters are optional"

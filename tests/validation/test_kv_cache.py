@@ -85,6 +85,17 @@ def test_metadata_from_elsewhere_or_from_the_tensors(tmp_path, pairs):
         load_kv_cache(str(path), str(tmp_path / "none.json"))
 
 
+def test_a_file_s_own_metadata_go_before_a_sidecar_that_lies_beside_it(tmp_path, pairs):
+    path = str(tmp_path / "cache.safetensors")
+    save_kv_cache(pairs, path, model_name="old")
+    save_kv_cache(make_pairs(3, (1, 2, 8, 64)), path, str(tmp_path / "other.json"), model_name="new")
+    _, metadata = load_kv_cache(path)
+    assert (metadata.num_layers, metadata.seq_len, metadata.model_name) == (3, 8, "new")
+    save_file(load_file(path), path)
+    assert load_kv_cache(path, str(tmp_path / "other.json"))[1] == metadata
+    assert load_kv_cache(path)[1].model_name == "old"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_compressed_files_load_directly(tmp_path, dtype):
     pairs = make_pairs(shape=(2, 2, 16, 64), dtype=dtype)

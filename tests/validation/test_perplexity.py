@@ -72,6 +72,11 @@ def test_a_text_of_one_token(model, tokenizer, tmp_path):
         compute_perplexity(model, tokenizer, write(tmp_path, 1), stride=8, verbose=False)
 
 
+def test_a_model_that_trains_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"in training mode, with dropout: call its eval\(\)"):
+        compute_perplexity(make_model().train(), tokenizer, write(tmp_path, 43), stride=8, verbose=False)
+
+
 def test_progress_only_when_asked(model, tokenizer, tmp_path, capfd):
     compute_perplexity(model, tokenizer, write(tmp_path, 43), stride=8, max_length=20, verbose=False)
     assert capfd.readouterr() == ("", "")
@@ -118,6 +123,7 @@ def test_windows_of_a_file(tmp_path):
     path.write_text(json.dumps({"prefix_len": 2, "windows": [[1, 2, 3, 4], [5, 6, 7, 8]]}))
     assert windows_from_json(str(path), 10) == [([1, 2, 3, 4], 2), ([5, 6, 7, 8], 2)]
     assert windows_from_json(str(path), 1, 1) == [([1, 2, 3, 4], 1)]
+    assert windows_from_json(str(path), 1, 0) == [([1, 2, 3, 4], 0)], "score refuses it"
     for content in ("[]", "{}", "no json", '{"windows": [[1]]}'):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"is not \{"):
@@ -157,6 +163,20 @@ def test_a_directory_without_a_tokenizer(tmp_path):
     make_model().half().save_pretrained(tmp_path)
     model, tokenizer = load_model_and_tokenizer(str(tmp_path), "cpu")
     assert tokenizer is None and model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["/nope", "./nope", "../nope", "~/nope", "some/models/nope"])
+def test_a_folder_that_is_not_there(name):
+    with pytest.raises(FileNotFoundError, match=f"^no such folder: {name}$"):
+        load_model_and_tokenizer(name)
+
+
+def test_weights_that_are_cut_off(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(OSError, match=f"the weights of {tmp_path} are damaged: "):
+        load_model_and_tokenizer(str(tmp_path))
 
 
 def test_the_documents_model_reads_its_own_text(documents):

@@ -112,6 +112,9 @@ def test_kl_by_hand():
     assert scoring.kl_divergence(half, half).item() == 0
     never = torch.tensor([[1.0, 0.0]]).log()
     assert scoring.kl_divergence(never, half).item() == pytest.approx(math.log(2)), "0 log 0 is 0"
+    assert scoring.kl_divergence(never, never).item() == 0
+    assert scoring.kl_divergence(half, never).item() == math.inf
+    assert math.isnan(scoring.kl_divergence(half, torch.tensor([[math.nan, 0.0]])).item())
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
@@ -125,10 +128,34 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     ([], "no windows to measure"),
     ([Window([1, 2, 3], 2)], "a window of 3 tokens and a prefix of 2"),
     ([Window([1, 2, 3], 0)], "a prefix of 0"),
+    ([Window([1] * 129, 2)], "a window of 129 tokens does not fit into the model's context of 128"),
+    ([Window([1, 2, 64], 1)], "64 is no token of the model, which has 64"),
+    ([Window([1, 2, -1], 1)], "-1 is no token"),
+    ([Window([1, 2, 3.5], 1)], "3.5 is no token"),
+    ([Window("abc", 1)], "'a' is no token"),
 ])
-def test_windows_that_leave_nothing_to_score(model, given, text):
+def test_windows_that_cannot_be_scored(model, given, text):
     with pytest.raises(ValueError, match=text):
         scoring.score(model, given, [Spec()], torch.float16)
+
+
+def test_a_model_that_trains_is_not_scored():
+    with pytest.raises(ValueError, match=r"in training mode, with dropout: call its eval\(\)"):
+        scoring.score(make_model().train(), windows(1), [Spec()], torch.float16)
+
+
+def test_what_is_not_finite_is_no_measurement():
+    large = make_model()
+    with torch.no_grad():
+        large.model.layers[1].self_attn.v_proj.weight.mul_(1e6)
+    with pytest.raises(ValueError, match="the cache is not finite in float16: try another --cache-dtype"):
+        scoring.score(large, windows(1), [Spec()], torch.float16)
+    assert scoring.score(large, windows(1), [Spec("lossless")], torch.float32)[0].changes["both"].kl == 0
+    broken = make_model()
+    with torch.no_grad():
+        broken.lm_head.weight[5] = math.nan
+    with pytest.raises(ValueError, match="the model's predictions are not finite"):
+        scoring.score(broken, windows(1), [Spec()], torch.float16)
 
 
 def test_a_trained_model_agrees_with_an_independent_measurement(stories):
