@@ -63,6 +63,15 @@ bool LosesRegions(const grpc::Status& status) {
          status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
 }
 
+// What may be behind an end of the connection that gRPC only describes.
+std::string Suspicion(const std::string& message, const RemoteOptions& options) {
+  const auto says = [&](std::string_view text) { return message.find(text) != message.npos; };
+  if (says("WRONG_VERSION_NUMBER") || says("wrong version number")) return " (does the daemon speak plaintext?)";
+  if (!says("Socket closed")) return "";
+  if (!options.tls) return " (does the daemon speak TLS?)";
+  return options.tls->certificate.empty() ? " (does the daemon want a certificate?)" : "";
+}
+
 class RemoteClient final : public CodecClient {
  public:
   RemoteClient(const RemoteOptions& options, const ChannelTarget& target)
@@ -146,7 +155,8 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
   const auto stub = v1::KvCompression::NewStub(channel_);
   const grpc::Status status = stub->Metrics(&context, v1::MetricsRequest(), &response);
   if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrFormat("connect to %s: %s", options_.address, status.error_message()));
+  return absl::UnavailableError(absl::StrFormat("connect to %s: %s%s", options_.address, status.error_message(),
+                                                Suspicion(status.error_message(), options_)));
 }
 
 absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,

@@ -1,7 +1,9 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "absl/strings/str_format.h"
@@ -77,6 +79,11 @@ void LogTensors(const FileReport& report, bool with_quality) {
   }
 }
 
+bool HasLayers(const FileReport& report) {
+  return std::any_of(report.tensors.begin(), report.tensors.end(),
+                     [](const TensorReport& tensor) { return ParseKvName(tensor.tensor.name).layer >= 0; });
+}
+
 absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions& file_options) {
   absl::StatusOr<Profile> profile =
       options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
@@ -93,6 +100,10 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions
                          : CompressFile(*client, options.input, options.output, *profile, codec, file_options);
   if (options.verbose && !options.server.empty()) {
     Print(stderr, absl::StrFormat("transport: %s\n", OneLine(client->Transport())));
+  }
+  if (report.ok() && !options.decompress && profile->asks_for_layers() && !HasLayers(*report)) {
+    Print(stderr,
+          "Warning: no tensor is named layer_{i}_key or layer_{i}_value: rules about layers and kinds hold for none\n");
   }
   return report;
 }
@@ -246,6 +257,8 @@ int Main(std::span<const char* const> words) {
 }  // namespace kvcompress
 
 int main(int argc, char** argv) {
+  // gRPC would write to standard error, too, what the errors of calls say.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   kvcompress::KeepFreedMemory();
   const std::span<const char* const> words(argv, static_cast<size_t>(argc));
   return kvcompress::Main(words.subspan(argc > 0 ? 1 : 0));

@@ -89,6 +89,11 @@ absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status Unexpected(const std::string& word) {
+  return Fault(absl::StrFormat("unexpected argument \"%s\"%s", word,
+                               word.starts_with('-') ? ": flags stand before all other arguments" : ""));
+}
+
 // What a way of running has no use for is a fault: it would be passed over in silence.
 absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initializer_list<std::string_view> others) {
   for (const std::string& flag : flags.given()) {
@@ -101,7 +106,7 @@ absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initial
 
 absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(TakesOnly(flags, "inspect", {"input", "rope-theta", "verbose"}));
-  if (flags.rest().size() > 1) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[1]));
+  if (flags.rest().size() > 1) return Unexpected(flags.rest()[1]);
   if (!flags.rest().empty() && !options.input.empty()) return Fault("-inspect takes one file, and two are given");
   if (!flags.rest().empty()) options.input = flags.rest()[0];
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
@@ -109,7 +114,7 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
 
 absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
   KVC_RETURN_IF_ERROR(TakesOnly(flags, "sweep", {"input", "report", "verbose"}));
-  if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
+  if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   if (AreOneFile(options.input, options.report)) return Fault("-report is the input, which it would replace");
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
 }
@@ -161,9 +166,10 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.Bool("decompress", &options.decompress, "Enable decompression mode");
   flags.Bool("metrics-only", &options.metrics_only, "Compute metrics without writing output");
   flags.Bool("verbose", &options.verbose, "Enable verbose logging");
-  flags.String("server", &options.server, "ADDRESS",
-               "Daemon that does the work, instead of this process: HOST:PORT, unix:PATH, or a list with commas of "
-               "IP:PORT (environment: KV_COMPRESS_SERVER)");
+  flags.String(
+      "server", &options.server, "ADDRESS",
+      "Daemon that does the work, instead of this process: HOST:PORT, unix:PATH, a list with commas of IP:PORT or "
+      "unix:PATH, or dns:///HOST:PORT for all addresses of a name (environment: KV_COMPRESS_SERVER)");
   flags.Bool("tls", &options.tls, "Speak TLS to the server; the flags -tls-... imply it (KV_COMPRESS_TLS=true)");
   flags.String("tls-ca", &options.tls_ca, "FILE",
                "Authorities that vouch for the server, in PEM, in place of the system's (KV_COMPRESS_TLS_CA)");
@@ -194,7 +200,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (!options.report.empty()) return Fault("-report needs -sweep");
   if (flags.IsSet("rope-theta") && !options.inspect) return Fault("-rope-theta needs -inspect");
   if (options.inspect) return CompleteInspect(flags, options);
-  if (!flags.rest().empty()) return Fault(absl::StrFormat("unexpected argument \"%s\"", flags.rest()[0]));
+  if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));
   if (options.input.empty()) return Fault("-input is required");
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");

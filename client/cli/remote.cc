@@ -3,24 +3,38 @@
 #include <algorithm>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "kvcompress/base/status_macros.h"
 #include "kvcompress/cli/text_file.h"
+#include "kvcompress/pem/pem.h"
 
 namespace kvcompress {
 namespace {
 
 constexpr uint64_t kMaxMebibytes = 1;  // of a file
 
+absl::Status Fault(std::string_view flag, const std::string& path, std::string_view what) {
+  return absl::InvalidArgumentError(absl::StrFormat("read %s: %s: %s", flag, path, what));
+}
+
 // gRPC would only say that it cannot connect.
-absl::StatusOr<std::string> ReadPem(std::string_view flag, const std::string& path) {
-  if (path.empty()) return "";
-  KVC_ASSIGN_OR_RETURN(std::string text, ReadText(flag, path, kMaxMebibytes));
-  if (!absl::StrContains(text, "-----BEGIN ")) {
-    return absl::InvalidArgumentError(absl::StrFormat("read %s: %s: not in PEM", flag, path));
+absl::StatusOr<ClientTls> ReadTls(const CliOptions& options) {
+  ClientTls tls = {.server_name = options.tls_server_name};
+  if (!options.tls_ca.empty()) {
+    KVC_ASSIGN_OR_RETURN(tls.ca, ReadText("-tls-ca", options.tls_ca, kMaxMebibytes));
+    if (ParseCertificates(tls.ca).empty()) return Fault("-tls-ca", options.tls_ca, "no certificate in PEM is in it");
   }
-  return text;
+  if (options.tls_cert.empty()) return tls;
+  KVC_ASSIGN_OR_RETURN(tls.certificate, ReadText("-tls-cert", options.tls_cert, kMaxMebibytes));
+  KVC_ASSIGN_OR_RETURN(tls.key, ReadText("-tls-key", options.tls_key, kMaxMebibytes));
+  const std::vector<Certificate> certificates = ParseCertificates(tls.certificate);
+  if (certificates.empty()) return Fault("-tls-cert", options.tls_cert, "no certificate in PEM is in it");
+  const PrivateKey key = ParsePrivateKey(tls.key);
+  if (key == nullptr) return Fault("-tls-key", options.tls_key, "no private key in PEM, unencrypted, is in it");
+  if (!IsKeyOf(certificates.front(), key)) {
+    return Fault("-tls-key", options.tls_key, "the key is not that of the first certificate of -tls-cert");
+  }
+  return tls;
 }
 
 absl::StatusOr<std::string> ReadToken(const std::string& path) {
@@ -30,7 +44,7 @@ absl::StatusOr<std::string> ReadToken(const std::string& path) {
   // A header with other characters would end the call, or the process.
   const auto fits = [](char c) { return absl::ascii_isgraph(c); };
   if (token.empty() || !std::all_of(token.begin(), token.end(), fits)) {
-    return absl::InvalidArgumentError(absl::StrFormat("read -token-file: %s: its first line is no token", path));
+    return Fault("-token-file", path, "its first line is no token");
   }
   return std::string(token);
 }
@@ -41,11 +55,7 @@ absl::StatusOr<RemoteOptions> ToRemoteOptions(const CliOptions& options) {
   RemoteOptions remote = {.address = options.server};
   KVC_ASSIGN_OR_RETURN(remote.token, ReadToken(options.token_file));
   if (!options.tls) return remote;
-  ClientTls& tls = remote.tls.emplace();
-  KVC_ASSIGN_OR_RETURN(tls.ca, ReadPem("-tls-ca", options.tls_ca));
-  KVC_ASSIGN_OR_RETURN(tls.certificate, ReadPem("-tls-cert", options.tls_cert));
-  KVC_ASSIGN_OR_RETURN(tls.key, ReadPem("-tls-key", options.tls_key));
-  tls.server_name = options.tls_server_name;
+  KVC_ASSIGN_OR_RETURN(remote.tls, ReadTls(options));
   return remote;
 }
 

@@ -168,6 +168,7 @@ absl::StatusOr<std::string> InspectTable(const ByteSource& file, double rope_the
     KVC_ASSIGN_OR_RETURN(const std::string analysis, AnalysisTable(file, header, rope_theta));
     return DescribePlain(header, file.size()) + analysis;
   }
+  if (rope_theta != 0) return absl::InvalidArgumentError("-rope-theta is for plain files, and this one is compressed");
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(file, header));
   return DescribeCompressed(compressed, file);
 }

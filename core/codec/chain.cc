@@ -23,6 +23,14 @@ bool AllLossless(const std::vector<std::unique_ptr<T>>& stages) {
   return std::all_of(stages.begin(), stages.end(), [](const auto& stage) { return stage->lossless(); });
 }
 
+absl::Status UnknownCodec(const std::string& name) {
+  if (const NamedChain* named = FindNamedChain(name)) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" stands for a whole codec spec, ",
+                                                   std::string(named->chain), ", not for a part of one"));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("unknown codec \"", name, "\""));
+}
+
 // A tensor's values behind transforms, of which `state` is that of the first ones: those that a transform drops are
 // zeros. Read by whole blocks.
 class TransformedSource final : public ByteSource {
@@ -100,7 +108,7 @@ absl::StatusOr<CodecChain> CodecChain::ParseStages(std::string_view text) {
   std::vector<std::string> specs;
   for (const StageSpec& stage : stages) {
     const CodecRow* row = FindCodec(stage.name);
-    if (row == nullptr) return absl::InvalidArgumentError(absl::StrCat("unknown codec \"", stage.name, "\""));
+    if (row == nullptr) return UnknownCodec(stage.name);
     switch (row->kind) {
       case StageKind::kTransform: {
         if (chain.codec_ != nullptr) {

@@ -147,7 +147,7 @@ constexpr std::array kRows = {
     CodecRow{.name = "bounded",
              .kind = StageKind::kTensorCodec,
              .parameters = "min_snr=DB (0), max_error=REAL (0), min_cosine=0..1 (0)",
-             .summary = "for each block the smallest of intN and lossless that keeps the bounds; 0: no bound",
+             .summary = "for each block the smallest of intN, quant and lossless that keeps the bounds; 0: no bound",
              .make_tensor_codec = MakeBounded,
              .examples = kBoundedExamples},
     CodecRow{.name = "lz4",

@@ -124,6 +124,10 @@ absl::StatusOr<Profile> Profile::Uniform(std::string_view codec) {
   return profile;
 }
 
+bool Profile::asks_for_layers() const {
+  return std::any_of(rules_.begin(), rules_.end(), [](const Rule& rule) { return rule.layers || rule.is_key; });
+}
+
 absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) return Fault("not valid JSON");

@@ -48,6 +48,9 @@ class Profile {
   // Whether every tensor gets the same.
   bool is_uniform() const { return rules_.empty(); }
 
+  // Whether a rule holds for tensors named layer_{i}_key|value only.
+  bool asks_for_layers() const;
+
   // What a tensor gets for which no rule decides.
   const std::string& default_codec() const { return default_codec_; }
 

@@ -124,6 +124,8 @@ TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
   EXPECT_EQ(options_.input, "a");
   EXPECT_EQ(FaultOf({"-inspect"}), "-input is required");
   EXPECT_EQ(FaultOf({"-inspect", "a", "b"}), "unexpected argument \"b\"");
+  EXPECT_EQ(FaultOf({"-inspect", "a", "-rope-theta", "1"}),
+            "unexpected argument \"-rope-theta\": flags stand before all other arguments");
   EXPECT_EQ(FaultOf({"-inspect", "-input", "a", "b"}), "-inspect takes one file, and two are given");
   EXPECT_EQ(FaultOf({"-inspect", "-output", "b", "a"}), "-inspect and -output exclude each other");
   EXPECT_EQ(FaultOf({"-inspect", "-threads", "2", "a"}), "-inspect and -threads exclude each other");

@@ -220,6 +220,13 @@ def test_inspect_says_what_values_are_like(bin_dir, sample, tmp_path):
     assert "unrotated" not in run(bin_dir, "-inspect", sample).stdout
 
 
+def test_inspect_of_a_compressed_file_has_no_keys_to_rotate(bin_dir, sample, tmp_path):
+    run_ok(bin_dir, "-input", sample, "-output", tmp_path / "small")
+    done = run(bin_dir, "-inspect", "-rope-theta", "10000", tmp_path / "small")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "Error: -rope-theta is for plain files, and this one is compressed\n"
+
+
 def test_inspect_of_values_that_are_no_numbers(bin_dir, tmp_path):
     write_file(tmp_path / "in", {"ids": np.arange(3, dtype=np.int64), "none": np.zeros((0, 4), np.float16),
                                  "nan": np.full((2, 3), np.nan, np.float32)})
@@ -238,6 +245,13 @@ def test_profiles_choose_codecs(bin_dir, sample, tmp_path):
     table = run(bin_dir, "-inspect", tmp_path / "out").stdout
     assert re.search(r'"layer_3_key".* int8\(group=64\)$', table, re.M)
     assert re.search(r'"layer_3_value".* int4\(group=64\)$', table, re.M)
+    write_file(tmp_path / "others", {"model.layers.0.k": np.ones(64, np.float16)})
+    for chooser in (["-profile", profile], ["-codec", "mixed"]):
+        unused = run(bin_dir, "-input", tmp_path / "others", "-metrics-only", *chooser)
+        assert unused.returncode == 0
+        assert unused.stderr == ("Warning: no tensor is named layer_{i}_key or layer_{i}_value: rules about layers and kinds "
+                                 "hold for none\n")
+        assert run(bin_dir, "-input", sample, "-metrics-only", *chooser).stderr == ""
     profile.write_text('{"version": 1}')
     broken = run(bin_dir, "-input", sample, "-output", tmp_path / "new", "-profile", profile)
     assert broken.returncode == 1 and broken.stderr.startswith("Error: profile: ")

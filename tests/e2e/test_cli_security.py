@@ -32,6 +32,15 @@ def refusal(bin_dir, sample, *flags, env=None):
     return done.stderr
 
 
+def text_ends(text, end):
+    return text.endswith(end + "\n")
+
+
+def test_tls_to_a_daemon_that_speaks_plaintext(bin_dir, daemon, sample, authority):
+    text = refusal(bin_dir, sample, "-server", daemon().address, "-tls-ca", authority.certificate)
+    assert text_ends(text, "(does the daemon speak plaintext?)") and text.count("\n") == 1
+
+
 def test_mutual_tls_and_a_token(bin_dir, daemon, sample, tmp_path, authority, token_file):
     ours = authority.issue("ours")
     server = daemon(*tls_flags(authority.issue("daemon"), authority), "--token-file", str(token_file))
@@ -52,7 +61,10 @@ def test_mutual_tls_and_a_token(bin_dir, daemon, sample, tmp_path, authority, to
                   [*flags[:2], "-tls-ca", stranger.certificate, *pair],
                   [*flags[:4], "-tls-cert", stranger.issue("s").certificate, "-tls-key", tmp_path / "s.key"],
                   [*flags, "-tls-server-name", "example.org"]]:
-        assert f"connect to {server.address}: " in refusal(bin_dir, sample, *wrong)
+        text = refusal(bin_dir, sample, *wrong)
+        assert f"connect to {server.address}: " in text and text.count("\n") == 1
+    assert text_ends(refusal(bin_dir, sample, *flags[:2]), "(does the daemon speak TLS?)")
+    assert text_ends(refusal(bin_dir, sample, *flags[:2], *ca), "(does the daemon want a certificate?)")
     assert "a token is needed" in refusal(bin_dir, sample, *flags[:-2])
     token_file.write_text("wrong-horse-battery-staple-0009\n")
     text = refusal(bin_dir, sample, *flags, env={"KV_COMPRESS_TOKEN_FILE": "/nowhere"})
@@ -81,7 +93,7 @@ def test_tokens_without_tls(bin_dir, daemon, sample, tmp_path, token_file, socke
 
 
 def test_faults_of_the_flags(bin_dir, sample, tmp_path, authority):
-    ours = authority.issue("ours")
+    ours, other = authority.issue("ours"), authority.issue("other")
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("\n")
     server = ["-server", "127.0.0.1:1"]
@@ -91,7 +103,12 @@ def test_faults_of_the_flags(bin_dir, sample, tmp_path, authority):
         (["-token-file", "x"], "-token-file needs -server"),
         ([*server, "-tls-cert", ours.certificate], "-tls-cert and -tls-key go together"),
         ([*server, "-tls-ca", "/nowhere"], "read -tls-ca: open /nowhere: no such file or directory"),
-        ([*server, "-tls-ca", nonsense], f"read -tls-ca: {nonsense}: not in PEM"),
+        ([*server, "-tls-ca", nonsense], f"read -tls-ca: {nonsense}: no certificate in PEM is in it"),
+        ([*server, "-tls-cert", nonsense, "-tls-key", ours.key], f"{nonsense}: no certificate in PEM is in it"),
+        ([*server, "-tls-cert", ours.certificate, "-tls-key", ours.certificate],
+         f"read -tls-key: {ours.certificate}: no private key in PEM, unencrypted, is in it"),
+        ([*server, "-tls-cert", ours.certificate, "-tls-key", other.key],
+         f"read -tls-key: {other.key}: the key is not that of the first certificate of -tls-cert"),
         ([*server, "-token-file", nonsense], f"read -token-file: {nonsense}: its first line is no token"),
         ([*server, "-token-file", "/nowhere"], "read -token-file: open /nowhere: no such file or directory"),
     ]:

@@ -211,7 +211,7 @@ def test_files_that_cannot_be_used_end_the_start(bin_dir, tmp_path, authority, p
     locked = tmp_path / "locked"
     subprocess.run(["openssl", "pkey", "-in", pair.key, "-aes256", "-passout", "pass:x", "-out", locked], check=True)
     for cert, key, ca, why in [
-        ("/nowhere", pair.key, None, "/nowhere: no such file or directory"),
+        ("/nowhere", pair.key, None, "TLS certificate: /nowhere: no such file or directory"),
         (nonsense, pair.key, None, "--tls-cert: no certificate in PEM is in it"),
         (pair.certificate, nonsense, None, "--tls-key: no private key in PEM, unencrypted, is in it"),
         (pair.certificate, locked, None, "--tls-key: no private key in PEM, unencrypted, is in it"),

@@ -146,7 +146,7 @@ def test_tokens_that_come_and_go(daemon, stubs, token_file):
 
 def test_a_file_that_cannot_be_used_ends_the_start(bin_dir, tmp_path):
     path = tmp_path / "tokens"
-    for content, why in [(None, f"{path}: no such file or directory"), ("# none\n", "--token-file: no token is in it"),
+    for content, why in [(None, f"token file: {path}: no such file or directory"), ("# none\n", "--token-file: no token is in it"),
                          ("secret-0\n", "--token-file: line 1: a token needs at least 16 characters, for example of "
                           "openssl rand -hex 32")]:
         if content is not None:
