@@ -258,7 +258,7 @@ int Main(std::span<const char* const> words) {
 
 int main(int argc, char** argv) {
   // gRPC would write to standard error, too, what the errors of calls say.
-  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // NOLINT(concurrency-mt-unsafe): no thread runs yet
   kvcompress::KeepFreedMemory();
   const std::span<const char* const> words(argv, static_cast<size_t>(argc));
   return kvcompress::Main(words.subspan(argc > 0 ? 1 : 0));
