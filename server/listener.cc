@@ -117,10 +117,16 @@ Listener::Listener(Listener&& other) noexcept
     : address_(std::move(other.address_)), sockets_(std::exchange(other.sockets_, {})), inode_(other.inode_) {}
 
 Listener::~Listener() {
-  for (const int fd : sockets_) close(fd);
-  if (sockets_.empty() || !IsUnixAddress(address_)) return;
+  const bool has_file = !sockets_.empty() && IsUnixAddress(address_);
+  CloseAll();
+  if (!has_file) return;
   const std::string path = UnixPath(address_);
   if (InodeOf(path) == inode_) unlink(path.c_str());
+}
+
+void Listener::CloseAll() {
+  for (const int fd : sockets_) close(fd);
+  sockets_.clear();
 }
 
 absl::StatusOr<Listener> Listener::Open(const std::string& address, mode_t mode) {
@@ -168,7 +174,10 @@ std::string Listener::OpenTcp() {
       PortField(*info->ai_addr) = htons(static_cast<in_port_t>(std::stoi(port)));
       const int fd = ListenTcp(*info);
       if (fd < 0) {
-        error = ErrorText(errno);
+        const int why = errno;
+        error = ErrorText(why);
+        // Clients of the name would get to somebody else, now and then.
+        if (why == EADDRINUSE && !wildcard) return CloseAll(), error;
         continue;
       }
       sockets_.push_back(fd);

@@ -9,8 +9,9 @@
 
 namespace kvcompress {
 
-// Sockets that listen, without blocking, at one address, which can be several to the system ("localhost"); closed, and
-// the file of a unix socket removed, at the end. A wildcard listens for IPv6 and IPv4 alike, where the system has both.
+// Sockets that listen, without blocking, at one address, which can be several to the system ("localhost"), of which
+// none is in use; closed, and the file of a unix socket removed, at the end. A wildcard listens for IPv6 and IPv4
+// alike, where the system has both.
 class Listener {
  public:
   // UNAVAILABLE "listen on ADDRESS: " and why, in the system's words. A unix socket has the permissions `mode`, and
@@ -28,6 +29,7 @@ class Listener {
   explicit Listener(std::string address) : address_(std::move(address)) {}
   int OpenUnix(mode_t mode);
   std::string OpenTcp();
+  void CloseAll();
 
   std::string address_;
   std::vector<int> sockets_;

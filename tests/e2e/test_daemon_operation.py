@@ -85,6 +85,21 @@ def test_a_second_signal_ends_at_once(daemon, stubs):
     assert failure(call)[0] == grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_name_of_which_one_address_is_taken(bin_dir, tmp_path):
+    """Its clients would get to the daemon by some addresses, and to somebody else by others."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a process names of its own")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.3 both.test\n127.0.0.2 both.test\n")
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        address = f"both.test:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, bin_dir / "kv-compressd",
+             "--listen", address, "--allow-plaintext", "--metrics-listen", "off", "--log-level", "error"],
+            capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, f"kv-compressd: listen on {address}: address already in use\n")
+
+
 def test_the_log_names_the_peer_of_a_call_that_its_deadline_ended(daemon, stubs):
     server = daemon("--log-format", "json")
     client = Client(server, stubs)
