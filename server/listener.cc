@@ -1,20 +1,24 @@
 #include "kvcompress/server/listener.h"
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <memory>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "kvcompress/server/address.h"
 
 namespace kvcompress {
@@ -41,6 +45,26 @@ int ConnectUnix(const std::string& path) {
   if (fd >= 0) close(fd);
   return error;
 }
+
+// Held while a socket takes the place of a stale one: of two daemons that find one, the second must not take the
+// first's. The system gives it up with the process; who does not get it in a second goes on without.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& path)
+      : fd_(open((std::filesystem::path(path).parent_path() / ".").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    for (int i = 0; i < 100 && fd_ >= 0 && flock(fd_, LOCK_EX | LOCK_NB) != 0; ++i) {
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+  ~FolderLock() {
+    if (fd_ >= 0) close(fd_);
+  }
+
+ private:
+  const int fd_;
+};
 
 // Removes a socket that nobody answers on, which a daemon that was killed leaves behind. 0, or why the place is not
 // free: somebody does answer, or it is any other kind of file.
@@ -145,6 +169,7 @@ absl::StatusOr<Listener> Listener::Open(const std::string& address, mode_t mode)
 // 0 or the error.
 int Listener::OpenUnix(mode_t mode) {
   const std::string path = UnixPath(address_);
+  const FolderLock lock(path);
   if (const int error = RemoveStaleSocket(path); error != 0) return error;
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return errno;

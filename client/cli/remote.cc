@@ -19,7 +19,8 @@ absl::Status Fault(std::string_view flag, const std::string& path, std::string_v
 
 // gRPC would only say that it cannot connect.
 absl::StatusOr<ClientTls> ReadTls(const CliOptions& options) {
-  ClientTls tls = {.server_name = options.tls_server_name};
+  ClientTls tls;
+  tls.server_name = options.tls_server_name;
   if (!options.tls_ca.empty()) {
     KVC_ASSIGN_OR_RETURN(tls.ca, ReadText("-tls-ca", options.tls_ca, kMaxMebibytes));
     if (ParseCertificates(tls.ca).empty()) return Fault("-tls-ca", options.tls_ca, "no certificate in PEM is in it");

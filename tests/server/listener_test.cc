@@ -7,7 +7,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
+#include <iterator>
+#include <latch>
+#include <optional>
+#include <thread>
+#include <vector>
 
 #include "kvcompress/server/address.h"
 #include "kvcompress/testing/status_matchers.h"
@@ -56,6 +62,25 @@ TEST(ListenerTest, ASocketIsReplacedOnlyWhenNobodyAnswers) {
   EXPECT_THAT(Listener::Open(address, kMode), in_use);
   EXPECT_TRUE(Exists(path));
   unlink(path.c_str());
+}
+
+TEST(ListenerTest, OfManyThatFindAStaleSocketOneListens) {
+  const std::string path = FreshPath();
+  for (int i = 0; i < 1000; ++i) {
+    LeaveSocket(path);
+    std::optional<absl::StatusOr<Listener>> listeners[4];
+    std::latch start(4);
+    std::vector<std::thread> threads;
+    for (auto& listener : listeners) {
+      threads.emplace_back([&] {
+        start.arrive_and_wait();
+        listener.emplace(Listener::Open("unix:" + path, kMode));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    const auto listens = [](const auto& listener) { return listener->ok(); };
+    ASSERT_EQ(std::count_if(std::begin(listeners), std::end(listeners), listens), 1) << "attempt " << i;
+  }
 }
 
 TEST(ListenerTest, ASocketThatTookTheFilesPlaceStays) {
