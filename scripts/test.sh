@@ -96,19 +96,19 @@ all=(unit e2e python validation deploy install demo promtool asan_ubsan tsan fuz
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
 for stage in "$@"; do
   case $stage in
-    unit) run unit 1200 "release build, unit tests" ;;
-    e2e) run e2e 900 "daemon and command line, end to end" ;;
+    unit) run unit 2400 "release build, unit tests" ;;
+    e2e) run e2e 1500 "daemon and command line, end to end" ;;
     python) run python 900 "Python: client, types, style" ;;
     validation) run validation 600 "perplexity on compressed caches" ;;
     deploy) run deploy 300 "dashboard, alerts and manifests" ;;
     install) run install 600 "library installed and linked by a program" ;;
     demo) run demo 300 "demo" ;;
     promtool) run promtool 60 "metrics read by promtool" ;;
-    asan_ubsan) run asan_ubsan 1800 "unit tests, address and UB sanitizers" ;;
+    asan_ubsan) run asan_ubsan 2400 "unit tests, address and UB sanitizers" ;;
     tsan) run tsan 600 "unit tests, thread sanitizer" ;;
     fuzz) run fuzz 1200 "fuzzers" ;;
     format) run format 60 "format" ;;
-    tidy) run tidy 900 "clang-tidy" ;;
+    tidy) run tidy 1800 "clang-tidy" ;;
     container) run container 900 "image built and run in a Docker engine" ;;
     compose) run compose 1500 "compose files run, replicas killed and drained" ;;
     bare) run bare 1500 "demo on a bare debian:bookworm-slim" ;;
