@@ -67,7 +67,8 @@ bool LosesRegions(const grpc::Status& status) {
 std::string Suspicion(const std::string& message, const RemoteOptions& options) {
   const auto says = [&](std::string_view text) { return message.find(text) != message.npos; };
   if (says("WRONG_VERSION_NUMBER") || says("wrong version number")) return " (does the daemon speak plaintext?)";
-  if (!says("Socket closed") || options.address.starts_with("unix:")) return "";
+  const bool closed = says("Socket closed") || says("Connection reset by peer") || says("Broken pipe");
+  if (!closed || options.address.starts_with("unix:")) return "";
   if (!options.tls) return " (does the daemon speak TLS?)";
   return options.tls->certificate.empty() ? " (does the daemon want a certificate?)" : "";
 }
