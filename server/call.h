@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "kvcompress/rpc/message.h"
 #include "kvcompress/server/log.h"
 #include "kvcompress/server/metrics.h"
 
@@ -45,6 +46,15 @@ std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token
 // With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
 // HTTP/2 headers is cut.
 grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// Most bytes of a request that carries no tensors, nor descriptions of them.
+inline constexpr size_t kMaxRequestBytes = 4096;
+
+// A response as gRPC sends it.
+template <typename Message>
+absl::Status ToBuffer(const Message& message, grpc::ByteBuffer& buffer) {
+  return SerializeMessage(message, buffer) ? absl::OkStatus() : absl::InternalError("response cannot be serialized");
+}
 
 // Tells clients that retry by themselves when to do so (gRFC A6).
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context);

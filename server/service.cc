@@ -15,11 +15,6 @@ using RawReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-template <typename Message>
-absl::Status ToBuffer(const Message& message, grpc::ByteBuffer& buffer) {
-  return SerializeMessage(message, buffer) ? absl::OkStatus() : absl::InternalError("response cannot be serialized");
-}
-
 // A stream that is not let in.
 class Refusal final : public RawReactor {
  public:
@@ -39,8 +34,6 @@ class Refusal final : public RawReactor {
   const absl::Status status_;
 };
 
-// Of requests that carry no tensors.
-constexpr size_t kMaxRequestBytes = 4096;
 constexpr size_t kMaxCapabilitiesBytes = size_t{1} << 20;
 
 // Ends a call whose response is there already. gRPC's own reactor does so without another thread.
@@ -154,8 +147,8 @@ class StreamReactor final : public RawReactor {
     write_start_ = Clock::now();
     if (!outgoing.bytes.empty()) {
       outgoing_ = PayloadMessage(Traits::kResponseBytes, outgoing.bytes);
-    } else if (!SerializeMessage(outgoing.response, outgoing_)) {
-      return session_.Fail(absl::InternalError("response cannot be serialized"));
+    } else if (const absl::Status status = ToBuffer(outgoing.response, outgoing_); !status.ok()) {
+      return session_.Fail(status);
     }
     if (outgoing.response.has_stream()) {  // nothing follows but the status, which is OK then
       metrics_.OnStage(Metrics::Stage::kFinish, SecondsSince(half_close_));

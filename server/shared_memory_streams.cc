@@ -107,13 +107,11 @@ class SharedMemoryStreams::Stream final : public Reactor {
 
  private:
   absl::Status AnswerIncoming() {
-    constexpr size_t kMaxRequestBytes = 4096;
     v1::SharedMemoryRequest request;
     KVC_RETURN_IF_ERROR(ParseRequest(std::exchange(incoming_, {}), kMaxRequestBytes, 0, request));
     v1::SharedMemoryResponse response;
     KVC_RETURN_IF_ERROR(Answer(request, *registration_, response));
-    return SerializeMessage(response, outgoing_) ? absl::OkStatus()
-                                                 : absl::InternalError("response cannot be serialized");
+    return ToBuffer(response, outgoing_);
   }
 
   void EndAnswer(const absl::Status& status) {
