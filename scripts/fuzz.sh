@@ -6,9 +6,9 @@ cd "$(dirname "$0")/.."
 
 seconds=${FUZZ_SECONDS:-5}
 [ "${KVC_TIER:-short}" != long ] || seconds=${FUZZ_SECONDS:-60}
-cmake --preset fuzz
-cmake --build --preset fuzz --target tests/fuzz/all
-mapfile -t fuzzers < <(find build/fuzz/tests/fuzz -maxdepth 1 -type f -executable | sort)
+cmake --preset asan-ubsan
+cmake --build --preset asan-ubsan --target tests/fuzz/all
+mapfile -t fuzzers < <(find build/asan-ubsan/tests/fuzz -maxdepth 1 -type f -executable | sort)
 if [ ${#fuzzers[@]} -eq 0 ]; then
   echo "fuzz.sh: no fuzzer was built" >&2
   exit 1

@@ -68,7 +68,7 @@ TEST(HeadsTest, EachHeadGoesThroughItsOwnChain) {
       const Bytes values(all.begin() + 2 * static_cast<ptrdiff_t>(first),
                          all.begin() + 2 * static_cast<ptrdiff_t>(std::min(first + count, total)));
       Bytes parts[3];
-      const auto part_at = [&](size_t i) { return part_of((first + i) / stride % tensor.shape[axis]); };
+      const auto part_at = [&, start = first](size_t i) { return part_of((start + i) / stride % tensor.shape[axis]); };
       for (size_t i = 0; i < values.size() / 2; ++i) {
         parts[part_at(i)].insert(parts[part_at(i)].end(), &values[2 * i], &values[2 * i] + 2);
       }
