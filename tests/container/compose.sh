@@ -40,7 +40,9 @@ cleanup() {
 }
 trap cleanup EXIT
 engine_start
-[ -x bin/kvc_load ] || { cmake --preset release >/dev/null && cmake --build --preset release --target kvc_load >/dev/null; }
+if [ ! -x bin/kvc_load ] || [ ! -x bin/kv-compress ]; then
+  cmake --preset release >/dev/null && cmake --build --preset release --target kvc_load kv-compress >/dev/null
+fi
 
 echo "the images"
 engine_project_images || fail "building the images"
