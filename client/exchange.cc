@@ -8,7 +8,7 @@ v1::CompressRequest CompressMethod::Header(const CompressJob& job, bool to_room)
   v1::CompressRequest request;
   v1::CompressHeader& header = *request.mutable_header();
   header.set_codec(job.codec);
-  header.set_frame_to_room(to_room);
+  header.set_frame_to_buffer(to_room);
   v1::Tensor& tensor = *header.mutable_tensor();
   tensor.set_name(job.tensor.name);
   tensor.set_dtype(static_cast<v1::DType>(job.tensor.dtype));
@@ -34,7 +34,7 @@ std::optional<uint64_t> DecompressMethod::MaxOutput(const DecompressJob& job) {
 v1::DecompressRequest DecompressMethod::Header(const DecompressJob& job, bool to_room) {
   v1::DecompressRequest request;
   request.mutable_header()->set_name(job.name);
-  request.mutable_header()->set_data_to_room(to_room);
+  request.mutable_header()->set_data_to_buffer(to_room);
   return request;
 }
 

@@ -30,7 +30,7 @@ struct CompressMethod {
 
   static Request Header(const CompressJob& job, bool to_room);
   static v1::SharedMemoryRange& Input(Request& request) { return *request.mutable_shared_data(); }
-  static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_frame_room(); }
+  static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_frame_buffer(); }
   // Most bytes that come back; empty where that is not known beforehand.
   static std::optional<uint64_t> MaxOutput(const CompressJob& job);
 
@@ -60,7 +60,7 @@ struct DecompressMethod {
 
   static Request Header(const DecompressJob& job, bool to_room);
   static v1::SharedMemoryRange& Input(Request& request) { return *request.mutable_shared_frame(); }
-  static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_data_room(); }
+  static v1::SharedMemoryRange& Room(Request& request) { return *request.mutable_data_buffer(); }
   static std::optional<uint64_t> MaxOutput(const DecompressJob& job);
 
   template <typename AnyResponse>

@@ -32,7 +32,7 @@ class CompressWork {
   // Checks everything but the values.
   absl::Status Prepare(const Request& request, const SessionOptions& options) {
     const v1::CompressHeader& header = request.header();
-    if (header.frame_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
+    if (header.frame_to_buffer()) return absl::InvalidArgumentError("rooms are for output of streams");
     KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, CompressHeaders().Read(header, options.default_codec));
     KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(job.tensor), job.codec, options.limits));
     return absl::OkStatus();
@@ -80,7 +80,7 @@ class DecompressWork {
 
   absl::Status Prepare(const Request& request, const SessionOptions& options) {
     name_ = request.header().name();
-    if (request.header().data_to_room()) return absl::InvalidArgumentError("rooms are for output of streams");
+    if (request.header().data_to_buffer()) return absl::InvalidArgumentError("rooms are for output of streams");
     KVC_RETURN_IF_ERROR(ValidateTensor({.name = name_, .shape = {}, .axes = {}}).status());
     decompressor_ = TensorDecompressor(options.limits);
     return absl::OkStatus();

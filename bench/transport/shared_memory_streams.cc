@@ -140,14 +140,14 @@ class RangeStream final : public CompressCall {
 
   void GiveRoom(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     v1::CompressRequest request;
-    SetRange(rooms_at_ + index * layout_.room_bytes, layout_.room_bytes, *request.mutable_frame_room());
+    SetRange(rooms_at_ + index * layout_.room_bytes, layout_.room_bytes, *request.mutable_frame_buffer());
     waiting_.push_back(std::move(request));
   }
 
   void AddTensor() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     v1::CompressRequest request;
     *request.mutable_header() = HeaderOf(workload_);
-    request.mutable_header()->set_frame_to_room(true);
+    request.mutable_header()->set_frame_to_buffer(true);
     waiting_.push_back(request);
     for (uint64_t sent = 0; sent < workload_.tensor_bytes;) {
       const uint64_t bytes = std::min<uint64_t>(workload_.tensor_bytes - sent, kBufferBytes - values_at_);

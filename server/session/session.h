@@ -44,13 +44,13 @@ struct CompressTraits {
 
   absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options, OutputPlaces* places);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
-  static bool to_room(const Request& request) { return request.header().frame_to_room(); }
+  static bool to_room(const Request& request) { return request.header().frame_to_buffer(); }
   static std::string* bytes(Request& request) { return request.has_data() ? request.mutable_data() : nullptr; }
   static const v1::SharedMemoryRange* shared_bytes(const Request& request) {
     return request.has_shared_data() ? &request.shared_data() : nullptr;
   }
   static const v1::SharedMemoryRange* room(const Request& request) {
-    return request.has_frame_room() ? &request.frame_room() : nullptr;
+    return request.has_frame_buffer() ? &request.frame_buffer() : nullptr;
   }
   static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_frame(); }
 
@@ -68,13 +68,13 @@ struct DecompressTraits {
   static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options,
                             OutputPlaces* places);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
-  static bool to_room(const Request& request) { return request.header().data_to_room(); }
+  static bool to_room(const Request& request) { return request.header().data_to_buffer(); }
   static std::string* bytes(Request& request) { return request.has_frame() ? request.mutable_frame() : nullptr; }
   static const v1::SharedMemoryRange* shared_bytes(const Request& request) {
     return request.has_shared_frame() ? &request.shared_frame() : nullptr;
   }
   static const v1::SharedMemoryRange* room(const Request& request) {
-    return request.has_data_room() ? &request.data_room() : nullptr;
+    return request.has_data_buffer() ? &request.data_buffer() : nullptr;
   }
   static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_data(); }
 };

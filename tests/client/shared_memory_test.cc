@@ -75,7 +75,7 @@ class SharedMemoryTest : public ::testing::Test {
     std::vector<v1::SharedMemoryRange> rooms;
     uint64_t taken = 0;
     while (call.Read(&request)) {
-      if (request.has_frame_room()) rooms.push_back(request.frame_room());
+      if (request.has_frame_buffer()) rooms.push_back(request.frame_buffer());
       received_ += request.data();
       if (request.has_shared_data()) {
         const v1::SharedMemoryRange& range = request.shared_data();

@@ -99,9 +99,9 @@ class SharedClient:
     def compress_requests(self, name, array, at, room_at, room, codec=""):
         self.thing.memory[at:at + array.nbytes] = array.tobytes()
         header = self.client.header(name, array.shape, codec, {"float16": 1, "float32": 3}[array.dtype.name])
-        header.header.frame_to_room = True
+        header.header.frame_to_buffer = True
         yield header
-        yield self.pb.CompressRequest(frame_room=self.range(room_at, room))
+        yield self.pb.CompressRequest(frame_buffer=self.range(room_at, room))
         yield self.pb.CompressRequest(shared_data=self.range(at, array.nbytes))
 
     def gather(self, responses, field):
@@ -131,8 +131,8 @@ class SharedClient:
     def decompress(self, name, frame, at, room_at, room):
         def requests():
             self.thing.memory[at:at + len(frame)] = frame
-            yield self.pb.DecompressRequest(header=self.pb.DecompressHeader(name=name, data_to_room=True))
-            yield self.pb.DecompressRequest(data_room=self.range(room_at, room))
+            yield self.pb.DecompressRequest(header=self.pb.DecompressHeader(name=name, data_to_buffer=True))
+            yield self.pb.DecompressRequest(data_buffer=self.range(room_at, room))
             yield self.pb.DecompressRequest(shared_frame=self.range(at, len(frame)))
         return self.gather(self.client.stub.Decompress(requests(), timeout=60), "shared_data")
 

@@ -130,7 +130,7 @@ def test_registrations_are_calls_too(daemon, stubs):
 def test_rooms_without_shared_memory(client):
     """Nothing waits for rooms that cannot come."""
     header = client.header("t", [1000])
-    header.header.frame_to_room = True
+    header.header.frame_to_buffer = True
     assert failure(client.stub.Compress(Feed(header, client.data(bytes(2000))), timeout=10))[:2] == (
         grpc.StatusCode.FAILED_PRECONDITION, "shared memory is not enabled")
 

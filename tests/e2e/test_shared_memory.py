@@ -284,8 +284,8 @@ def test_a_frame_or_its_room_cut_off_fails_the_call_and_not_the_daemon(client, w
         stream = Registration(client)
         of_frames, of_rooms = stream.register("f", frames), stream.register("r", rooms)
         frames.memory[:len(frame)] = frame
-        feed = Feed(client.pb.DecompressRequest(header=client.pb.DecompressHeader(name="t", data_to_room=True)),
-                    client.pb.DecompressRequest(data_room=client.pb.SharedMemoryRange(
+        feed = Feed(client.pb.DecompressRequest(header=client.pb.DecompressHeader(name="t", data_to_buffer=True)),
+                    client.pb.DecompressRequest(data_buffer=client.pb.SharedMemoryRange(
                         region=of_rooms, offset=4 * MIB, byte_size=4 * MIB)))
         call = client.stub.Decompress(feed, timeout=30)
         wait_for(lambda: client.metrics().streams_in_flight == 1, "the call in flight")

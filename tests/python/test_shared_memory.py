@@ -392,8 +392,8 @@ LIES = {
 def test_what_a_daemon_says_of_memory_is_checked(connect, lie):
     def compress(requests, _):
         for request in map(pb.CompressRequest.FromString, requests):
-            if request.HasField("frame_room"):
-                yield lie(request.frame_room).SerializeToString()
+            if request.HasField("frame_buffer"):
+                yield lie(request.frame_buffer).SerializeToString()
 
     with FakeServer(
         kvcompress.__version__, {"Capabilities": offer}, {"SharedMemory": register, "Compress": compress}

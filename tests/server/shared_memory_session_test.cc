@@ -49,7 +49,7 @@ v1::CompressRequest Header(const std::string& name, uint64_t elements, const std
   tensor.set_dtype(v1::DTYPE_F16);
   tensor.add_shape(elements);
   request.mutable_header()->set_codec(codec);
-  request.mutable_header()->set_frame_to_room(to_room);
+  request.mutable_header()->set_frame_to_buffer(to_room);
   return request;
 }
 
@@ -67,7 +67,7 @@ v1::CompressRequest SharedData(const v1::SharedMemoryRange& range) {
 
 v1::CompressRequest FrameRoom(const v1::SharedMemoryRange& range) {
   v1::CompressRequest request;
-  *request.mutable_frame_room() = range;
+  *request.mutable_frame_buffer() = range;
   return request;
 }
 
@@ -388,12 +388,12 @@ TEST_F(SharedMemorySessionTest, DecompressTakesFramesFromRegionsAndPutsValuesInt
   PutInput(Bytes(AsBytes(frame).begin(), AsBytes(frame).end()));
   v1::DecompressRequest header;
   header.mutable_header()->set_name("t");
-  header.mutable_header()->set_data_to_room(true);
+  header.mutable_header()->set_data_to_buffer(true);
   v1::DecompressRequest input;
   *input.mutable_shared_frame() = Range(input_id_, 0, frame.size());
   v1::DecompressRequest rooms[2];
-  *rooms[0].mutable_data_room() = Range(output_id_, 64, 1'000'001);
-  *rooms[1].mutable_data_room() = Range(output_id_, 2'000'000, 1'000'000);
+  *rooms[0].mutable_data_buffer() = Range(output_id_, 64, 1'000'001);
+  *rooms[1].mutable_data_buffer() = Range(output_id_, 2'000'000, 1'000'000);
   DecompressDriver driver(pool_, admission_, Options());
   ASSERT_THAT(driver.Run({header, rooms[0], input, rooms[1]}), IsOk());
   Bytes placed;
