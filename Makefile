@@ -30,9 +30,10 @@ format: ## Format all C++ sources in place
 	@scripts/install-deps.sh --lint
 	@scripts/format.sh
 
-lint: ## Check format and clang-tidy
+lint: ## Check format, who includes whom, and clang-tidy
 	@scripts/install-deps.sh --build --lint
 	@scripts/format.sh --check
+	@scripts/include_graph.py
 	@scripts/tidy.sh
 
 image: ## Build the images kv-compressd and kv-compress with the Docker engine that you reach

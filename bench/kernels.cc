@@ -21,14 +21,14 @@
 #include <utility>
 #include <vector>
 
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/half.h"
-#include "kvcompress/codec/chain.h"
-#include "kvcompress/codec/registry.h"
-#include "kvcompress/frame/frame.h"
-#include "kvcompress/simd/error_sums.h"
-#include "kvcompress/simd/group_quant.h"
-#include "kvcompress/testing/values.h"
+#include "core/base/byte_source.h"
+#include "core/base/half.h"
+#include "core/codec/chain.h"
+#include "core/codec/registry.h"
+#include "core/frame/frame.h"
+#include "core/simd/error_sums.h"
+#include "core/simd/group_quant.h"
+#include "tests/testing/values.h"
 
 namespace kvcompress {
 namespace {

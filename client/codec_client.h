@@ -1,17 +1,14 @@
 #pragma once
 
-#include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/tensor.h"
-#include "kvcompress/compressor.h"
+#include "core/base/byte_source.h"
+#include "core/base/tensor.h"
+#include "core/tensor_report.h"
 
 // Compression as callers see it, wherever the codec runs: in this process or in a daemon. Both give the same bytes.
 namespace kvcompress {
@@ -65,70 +62,5 @@ class CodecClient {
   // How bytes travel, for people; for a daemon, as of the last call.
   virtual std::string Transport() const { return "in this process"; }
 };
-
-// The codec in this process, on `threads` threads (0: one for each CPU).
-std::unique_ptr<CodecClient> MakeLocalClient(size_t threads);
-
-// When and how often a call is made again that found its daemon busy or gone. The first wait is `initial_backoff`, each
-// further one `multiplier` times as long, up to `max_backoff`; all are varied by `jitter` of themselves. A daemon that
-// asks for more than `max_retry_after` is not waited for.
-struct RetryPolicy {
-  int max_attempts = 10;  // 1: no retries
-  absl::Duration initial_backoff = absl::Milliseconds(100);
-  double multiplier = 1.6;
-  absl::Duration max_backoff = absl::Seconds(2);
-  double jitter = 0.2;
-  absl::Duration max_retry_after = absl::Seconds(30);
-};
-
-struct RetryEvent {
-  int attempt = 0;      // that failed, from 1
-  absl::Status status;  // of that attempt
-  absl::Duration delay;
-};
-
-// How a daemon is told from others, and what is shown to it; PEM.
-struct ClientTls {
-  std::string ca;           // who vouches for the daemon; empty: the authorities of the system
-  std::string certificate;  // shown to a daemon that asks for one (mutual TLS); empty: none
-  std::string key;          // of the certificate
-  std::string server_name;  // that the daemon's certificate must have; empty: the host of the address
-};
-
-struct RemoteOptions {
-  // HOST:PORT, unix:PATH, dns:///HOST:PORT (calls are spread over all addresses of the name), or a list with commas of
-  // IP:PORT or of unix:PATH (calls are spread over it).
-  std::string address;
-  // For TCP; nothing: plaintext. Unix sockets are plaintext always.
-  std::optional<ClientTls> tls = std::nullopt;
-  // Goes with every call; empty: none. Without TLS only to addresses of this machine.
-  std::string token = "";
-  absl::Duration connect_timeout = absl::Seconds(5);
-  // Of the connection while calls are in flight: a ping each `keepalive_time`, and an answer within
-  // `keepalive_timeout`.
-  absl::Duration keepalive_time = absl::Seconds(30);
-  absl::Duration keepalive_timeout = absl::Seconds(10);
-  RetryPolicy retry = {};
-  // Whether bytes go through shared memory where the daemon is reached by a unix socket or a loopback address, and
-  // offers that; where it cannot be had they go through the connection.
-  bool shared_memory = true;
-  // Before each wait, from the thread that calls.
-  std::function<void(const RetryEvent&)> on_retry = [](const RetryEvent&) {};
-};
-
-// A daemon, or several that are alike. It is connected to by the first call; one that cannot be reached is UNAVAILABLE,
-// "connect to ADDRESS: ...". What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the same text as
-// from the local codec; faults of the daemon or the network begin with "daemon ADDRESS: ". INVALID_ARGUMENT for an
-// address of the wrong form, and for a token that would leave this machine in plaintext.
-//
-// A call that ends with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a hint when to come again, is made again by the
-// policy, unless the wait would pass its deadline. It goes on with the first job that was not reported, and the sink
-// sees no byte twice; INTERNAL when the bytes that came before come differently. A daemon that was reached once and is
-// gone is waited for, up to connect_timeout.
-//
-// In-memory sources are sent from where they are: when a call returns, whatever its end, nothing reads them any more.
-// So a call whose peer has stopped reading its socket returns, past its deadline, when the connection is given up: over
-// TCP after keepalive_timeout, over a unix socket when the peer goes on or ends.
-absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOptions& options);
 
 }  // namespace kvcompress

@@ -1,10 +1,13 @@
+#include "client/local_client.h"
+
 #include <atomic>
 
 #include "absl/time/clock.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/base/thread_pool.h"
-#include "kvcompress/client/codec_client.h"
-#include "kvcompress/client/deadline.h"
+#include "client/deadline.h"
+#include "core/base/status_macros.h"
+#include "core/base/thread_pool.h"
+#include "core/compress_stream.h"
+#include "core/decompress_stream.h"
 
 namespace kvcompress {
 namespace {

@@ -1,44 +1,62 @@
-# One target per folder. A header is reached as "kvcompress/<module>/<file>.h" through an include
-# root that belongs to its target alone, so including a header without linking its target does not build.
+# One target per folder. An include path is a tree path, "core/frame/frame.h", and is found through an include root
+# that belongs to the folder's target alone: including a header without linking its target does not build.
 
-# kvc_include_root(<target> <module> <folder> [<scope>]): gives <target> the include root of <folder>.
-function(kvc_include_root target module folder)
-  set(scope PUBLIC ${ARGN})
+# kvc_include_root(<target> [SCOPE PUBLIC|PRIVATE|INTERFACE] [FOLDERS <subfolder>...]): gives <target> the include root of
+# the current folder, and of these folders below it.
+function(kvc_include_root target)
+  cmake_parse_arguments(ARG "" "SCOPE" "FOLDERS" ${ARGN})
+  set(scope PUBLIC ${ARG_SCOPE})
   list(GET scope -1 scope)
-  set(root ${CMAKE_BINARY_DIR}/include/${module})
-  cmake_path(GET module PARENT_PATH parent)
-  file(MAKE_DIRECTORY ${root}/kvcompress/${parent})
-  if(NOT EXISTS ${root}/kvcompress/${module})
-    file(CREATE_LINK ${folder} ${root}/kvcompress/${module} SYMBOLIC)
-  endif()
+  set(root ${CMAKE_BINARY_DIR}/include/${target})
+  file(REMOVE_RECURSE ${root})
+  foreach(folder . ${ARG_FOLDERS})
+    cmake_path(ABSOLUTE_PATH folder NORMALIZE)
+    # Highway includes a source once for each instruction set.
+    file(GLOB files CONFIGURE_DEPENDS ${folder}/*.h ${folder}/*.cc)
+    foreach(file ${files})
+      cmake_path(RELATIVE_PATH file BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE path)
+      cmake_path(GET path PARENT_PATH parent)
+      file(MAKE_DIRECTORY ${root}/${parent})
+      file(CREATE_LINK ${file} ${root}/${path} SYMBOLIC)
+    endforeach()
+  endforeach()
   target_include_directories(${target} ${scope} $<BUILD_INTERFACE:${root}>)
 endfunction()
 
-# kvc_library(<module> SRCS ... [PUBLIC ...] [PRIVATE ...]): target kvc_<module>, from the current folder.
-function(kvc_library module)
-  cmake_parse_arguments(ARG "" "" "SRCS;PUBLIC;PRIVATE" ${ARGN})
-  set(target kvc_${module})
+# kvc_library(<name> SRCS ... [FOLDERS ...] [PUBLIC ...] [PRIVATE ...]): target kvc_<name>, from the current folder and
+# these folders below it.
+function(kvc_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;FOLDERS;PUBLIC;PRIVATE" ${ARGN})
+  set(target kvc_${name})
   add_library(${target} STATIC ${ARG_SRCS})
-  kvc_include_root(${target} ${module} ${CMAKE_CURRENT_SOURCE_DIR})
+  kvc_include_root(${target} FOLDERS ${ARG_FOLDERS})
   target_compile_features(${target} PUBLIC cxx_std_20)
   target_link_libraries(${target} PUBLIC ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE} $<BUILD_INTERFACE:kvc_options>)
 endfunction()
 
-# kvc_install(<set> <module> <header>...): makes target kvc_<module> part of an export set, as kvcompress::<module>, and
-# installs these of its headers. They go where #include finds them: "kvcompress/<module>/<file>.h", those of
-# core "kvcompress/<file>.h".
-function(kvc_install set module)
-  set_target_properties(kvc_${module} PROPERTIES EXPORT_NAME ${module})
-  install(TARGETS kvc_${module} EXPORT ${set} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-  string(REGEX REPLACE "/core$" "" folder kvcompress/${module})
-  install(FILES ${ARGN} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/${folder})
+# kvc_install(<set> <name> <header>...): makes target kvc_<name> part of an export set, as kvcompress::<name>, and installs
+# these headers of the current folder as <kvcompress/path in the tree>, with their own includes rewritten to that.
+function(kvc_install set name)
+  set_target_properties(kvc_${name} PROPERTIES EXPORT_NAME ${name})
+  install(TARGETS kvc_${name} EXPORT ${set} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  foreach(header ${ARGN})
+    cmake_path(ABSOLUTE_PATH header OUTPUT_VARIABLE file)
+    cmake_path(RELATIVE_PATH file BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE path)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+    file(READ ${file} text)
+    string(REGEX REPLACE "#include \"(core|client)/" "#include \"kvcompress/\\1/" text "${text}")
+    set(installed ${CMAKE_BINARY_DIR}/install/${path})
+    file(CONFIGURE OUTPUT ${installed} CONTENT "${text}" @ONLY)
+    cmake_path(GET path PARENT_PATH parent)
+    install(FILES ${installed} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvcompress/${parent})
+  endforeach()
 endfunction()
 
 # kvc_test(<name> SRCS ... LINK ...): a GoogleTest binary; each of its tests is a CTest test.
 function(kvc_test name)
   cmake_parse_arguments(ARG "" "" "SRCS;LINK" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
-  target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gmock GTest::gtest_main kvc_options)
+  target_link_libraries(${name} PRIVATE ${ARG_LINK} kvc_testing GTest::gmock GTest::gtest_main kvc_options)
   target_compile_definitions(${name} PRIVATE KVC_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   if(KVC_SANITIZE)
     # What is looked at is the code under test; optimizing the tests takes half of such a build.
@@ -58,6 +76,6 @@ function(kvc_fuzzer name)
   endif()
   cmake_parse_arguments(ARG "" "" "SRCS;LINK" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
-  target_link_libraries(${name} PRIVATE ${ARG_LINK} kvc_options)
+  target_link_libraries(${name} PRIVATE ${ARG_LINK} kvc_testing kvc_options)
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
 endfunction()

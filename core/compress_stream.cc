@@ -1,3 +1,5 @@
+#include "core/compress_stream.h"
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -6,10 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/block_output.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/frame_codec.h"
+#include "core/base/status_macros.h"
+#include "core/frame_plan.h"
 
 namespace kvcompress {
 namespace {
@@ -25,7 +25,7 @@ struct EncodeTask : FramePlan {
 
   TensorReport report;  // grows as blocks are delivered
   std::vector<uint32_t> payload_sizes;
-  OutputPlaces* places = nullptr;              // for blocks of known sizes; null: they are allocated
+  OutputBuffers* buffers = nullptr;            // for blocks of known sizes; null: they are allocated
   const ByteSource* source = nullptr;          // where the workers read blocks; null: blocks are brought to them
   std::unique_ptr<MemorySource> owned_source;  // behind `source` for a tensor that was buffered whole
   Buffer owned_bytes;
@@ -114,7 +114,7 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   KVC_ASSIGN_OR_RETURN(const size_t size, encoded);
   out.payload_bytes = size - kBlockHeaderBytes;
   out.size = prefix + size;
-  if (task.places != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
+  if (task.buffers != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
   // What waits for the client to take it is charged with its size: it should not take much more.
   if (out.size < bound / 2) out.copied_bytes += out.output.Shrink(out.size);
   out.seconds = SecondsSince(start);
@@ -147,9 +147,9 @@ absl::StatusOr<std::shared_ptr<EncodeTask>> CompressStream::NewTask(TensorDesc t
   return task;
 }
 
-absl::Status CompressStream::Begin(TensorDesc tensor, std::string_view codec, OutputPlaces* places) {
+absl::Status CompressStream::Begin(TensorDesc tensor, std::string_view codec, OutputBuffers* buffers) {
   KVC_ASSIGN_OR_RETURN(std::shared_ptr<EncodeTask> task, NewTask(std::move(tensor), codec));
-  if (task->chain.encodes_in_place()) task->places = places;
+  if (task->chain.encodes_in_place()) task->buffers = buffers;
   received_ = 0;
   filled_ = 0;
   if (task->header.elements == 0) {
@@ -252,9 +252,9 @@ absl::Status CompressStream::Compress(TensorDesc tensor, std::string_view codec,
 void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, BlockInput input) {
   auto block = std::make_shared<EncodedBlock>();
   const uint64_t value_bytes = task->header.BlockElements(index) * task->width();
-  if (task->places != nullptr) {
+  if (task->buffers != nullptr) {
     const bool last = index + 1 == task->header.block_count();
-    block->output.set_place(task->places->Take(task->BlockBytes(index), last));
+    block->output.set_buffer(task->buffers->Take(task->BlockBytes(index), last));
   }
   bytes_in_flight_ += value_bytes;
   auto work = [this, task, index, block, input = std::move(input)]() mutable {
@@ -302,11 +302,6 @@ absl::Status CompressStream::Finish() const {
   if (task_ == nullptr) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrFormat("the stream ends, but tensor \"%s\" has %d of its %d bytes",
                                                     task_->header.tensor.name, received_, task_->report.tensor_bytes));
-}
-
-absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec) {
-  KVC_ASSIGN_OR_RETURN(const FramePlan plan, PlanFrame(tensor, codec, kNoLimits));
-  return plan.MaxFrameBytes();
 }
 
 }  // namespace kvcompress

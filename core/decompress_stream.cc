@@ -1,12 +1,12 @@
+#include "core/decompress_stream.h"
+
 #include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/block_output.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/frame_codec.h"
+#include "core/base/status_macros.h"
+#include "core/frame_plan.h"
 
 namespace kvcompress {
 
@@ -16,13 +16,13 @@ struct DecodeTask {
   TensorReport report;
 };
 
-absl::Status DecompressStream::Begin(std::string_view name, OutputPlaces* places) {
+absl::Status DecompressStream::Begin(std::string_view name, OutputBuffers* buffers) {
   if (reader_ != nullptr) {
     return absl::InvalidArgumentError(
         absl::StrFormat("tensor \"%s\" begins, but the frame of tensor \"%s\" is incomplete", name, name_));
   }
   name_ = name;
-  places_ = places;
+  buffers_ = buffers;
   reader_ = std::make_unique<FrameReader>();
   return absl::OkStatus();
 }
@@ -124,7 +124,7 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
   auto decoded = std::make_shared<Decoded>();
   const uint64_t value_bytes = task_->header.BlockElements(encoded.index) * DTypeSize(task_->header.tensor.dtype);
   const bool last = encoded.index + 1 == task_->header.block_count();
-  if (places_ != nullptr) decoded->output.set_place(places_->Take(value_bytes, last));
+  if (buffers_ != nullptr) decoded->output.set_buffer(buffers_->Take(value_bytes, last));
   bytes_in_flight_ += value_bytes;
   auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
     if (cancelled_) return;

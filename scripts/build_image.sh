@@ -8,6 +8,6 @@ tag=${1:-latest}
 version=$(sed -n 's/^project(kvcompress VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
 revision=$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)
 for image in kv-compressd:daemon kv-compress:cli; do
-  docker build -f deploy/Dockerfile --target "${image#*:}" -t "${image%:*}:$tag" \
+  docker build --target "${image#*:}" -t "${image%:*}:$tag" \
     --build-arg VERSION="$version" --build-arg REVISION="$revision" "${@:2}" .
 done

@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 
 mode=(-i)
 [ "${1:-}" != --check ] || mode=(--dry-run --Werror)
-find core server client tests bench -name '*.h' -o -name '*.cc' | sort | xargs --no-run-if-empty clang-format-14 "${mode[@]}"
+find core server client proto tests bench -name '*.h' -o -name '*.cc' | sort | xargs --no-run-if-empty clang-format-14 "${mode[@]}"

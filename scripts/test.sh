@@ -24,10 +24,10 @@ cpp_tests() {  # cpp_tests PRESET CMAKE_ARGUMENT [TARGET...]
 stage_unit() { cpp_tests release -DKVC_WERROR=ON; }
 stage_asan_ubsan() { cpp_tests asan-ubsan -DKVC_SERVICE=ON; }
 # Only code that threads share, and no gRPC, whose locks are hidden from the sanitizer.
-stage_tsan() { cpp_tests tsan -DKVC_SERVICE=ON tests/base/all tests/core/all kvc_session_test; }
+stage_tsan() { cpp_tests tsan -DKVC_SERVICE=ON tests/core/base/all kvc_core_test kvc_allocation_test kvc_session_test; }
 stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_python() {
-  scripts/venv.sh && .venv/bin/python -m pytest tests/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+  scripts/venv.sh && .venv/bin/python -m pytest tests/client/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
 }
 # Also the types and the style of the Python there.
 stage_validation() {
@@ -40,7 +40,7 @@ stage_install() { tests/install/run.sh; }
 stage_demo() { scripts/demo.sh; }
 stage_promtool() { scripts/check_metrics.sh; }
 stage_fuzz() { scripts/fuzz.sh; }
-stage_format() { scripts/format.sh --check; }
+stage_format() { scripts/format.sh --check && scripts/include_graph.py; }
 stage_tidy() { scripts/tidy.sh; }
 stage_container() { tests/container/image.sh; }
 # After `container`, whose images it takes.

@@ -9,7 +9,7 @@ cmake --preset release >/dev/null
 if cmake --build --preset release --target help | grep '^kvc_proto:' >/dev/null; then
   cmake --build --preset release --target kvc_proto >/dev/null
 fi
-[ $# -gt 0 ] || mapfile -t files < <(find core server client -name '*.cc' | sort)
+[ $# -gt 0 ] || mapfile -t files < <(find core proto server client -name '*.cc' | sort)
 [ $# -eq 0 ] || files=("$@")
 printf '%s\n' "${files[@]}" |
   xargs -P "$(nproc)" -n 1 clang-tidy-14 --quiet -p build/release --warnings-as-errors='*' 2> >(grep -v 'warnings generated\.$' >&2)

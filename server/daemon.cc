@@ -1,4 +1,4 @@
-#include "kvcompress/server/daemon.h"
+#include "server/daemon.h"
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -7,10 +7,10 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/server/address.h"
-#include "kvcompress/server/health_probe.h"
-#include "kvcompress/server/log.h"
+#include "core/base/status_macros.h"
+#include "server/health_probe.h"
+#include "server/net/address.h"
+#include "server/telemetry/log.h"
 
 namespace kvcompress {
 namespace {
@@ -107,8 +107,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
 }
 
 absl::Status Daemon::ReadSecrets() {
-  KVC_ASSIGN_OR_RETURN(tls_identity_, LoadTlsIdentity(options_));
-  KVC_ASSIGN_OR_RETURN(tokens_, LoadTokens(options_));
+  KVC_ASSIGN_OR_RETURN(tls_identity_, LoadTlsIdentity(options_.tls_cert, options_.tls_key, options_.tls_client_ca));
+  KVC_ASSIGN_OR_RETURN(tokens_, LoadTokens(options_.token_file));
   gate_ = std::make_unique<Gate>(tokens_.get(), [this] { metrics_->OnReject(RejectReason::kUnauthenticated); });
   if (tls_identity_ != nullptr && tls_identity_->Get()->expires < absl::Now()) {
     Log(LogLevel::kWarning, "the TLS certificate has expired", {{"file", options_.tls_cert}});

@@ -8,15 +8,15 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/thread_pool.h"
-#include "kvcompress/server/acceptor.h"
-#include "kvcompress/server/credentials.h"
-#include "kvcompress/server/metrics.h"
-#include "kvcompress/server/options.h"
-#include "kvcompress/server/service.h"
-#include "kvcompress/server/shared_memory_streams.h"
-#include "kvcompress/session/admission.h"
-#include "kvcompress/shm/regions.h"
+#include "core/base/thread_pool.h"
+#include "server/config/options.h"
+#include "server/net/acceptor.h"
+#include "server/net/credentials.h"
+#include "server/rpc/service.h"
+#include "server/rpc/shared_memory_streams.h"
+#include "server/session/admission.h"
+#include "server/shm/regions.h"
+#include "server/telemetry/metrics.h"
 
 namespace kvcompress {
 

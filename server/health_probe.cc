@@ -1,4 +1,4 @@
-#include "kvcompress/server/health_probe.h"
+#include "server/health_probe.h"
 
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
@@ -10,9 +10,9 @@
 #include <chrono>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/server/address.h"
-#include "kvcompress/server/tls_identity.h"
+#include "core/base/status_macros.h"
+#include "server/net/address.h"
+#include "server/net/tls_identity.h"
 
 namespace kvcompress {
 namespace {
@@ -44,7 +44,8 @@ std::string Target(const Options& options) {
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const Options& options,
                                                                       const std::string& target) {
   namespace tls = grpc::experimental;
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<TlsIdentityFiles> identity, LoadTlsIdentity(options));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<TlsIdentityFiles> identity,
+                       LoadTlsIdentity(options.tls_cert, options.tls_key, options.tls_client_ca));
   if (identity == nullptr || IsUnixAddress(target)) return grpc::InsecureChannelCredentials();
   tls::TlsChannelCredentialsOptions channel;
   channel.set_verify_server_certs(false);

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "kvcompress/server/options.h"
+#include "server/config/options.h"
 
 namespace kvcompress {
 

@@ -13,14 +13,14 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/allocator.h"
-#include "kvcompress/base/cgroup.h"
-#include "kvcompress/base/file.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/server/daemon.h"
-#include "kvcompress/server/health_probe.h"
-#include "kvcompress/server/log.h"
-#include "kvcompress/server/options.h"
+#include "core/base/allocator.h"
+#include "core/base/cgroup.h"
+#include "core/base/file.h"
+#include "core/base/status_macros.h"
+#include "server/config/options.h"
+#include "server/daemon.h"
+#include "server/health_probe.h"
+#include "server/telemetry/log.h"
 
 namespace kvcompress {
 namespace {

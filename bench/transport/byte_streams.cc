@@ -1,7 +1,7 @@
 #include <vector>
 
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/bench/rpc.h"
+#include "bench/transport/rpc.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress::bench {
 namespace {

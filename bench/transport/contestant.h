@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "kvcompress/bench/workload.h"
+#include "bench/transport/workload.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 // The ways to get tensors compressed, or, of the peers, to get as many bytes moved. All are clients; what they are

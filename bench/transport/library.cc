@@ -3,10 +3,11 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/bench/contestant.h"
-#include "kvcompress/client/codec_client.h"
-#include "kvcompress/span_codec.h"
+#include "bench/transport/contestant.h"
+#include "client/local_client.h"
+#include "client/remote/remote_client.h"
+#include "core/base/status_macros.h"
+#include "core/tensor_compressor.h"
 
 namespace kvcompress::bench {
 namespace {

@@ -17,12 +17,12 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "kvcompress/base/allocator.h"
-#include "kvcompress/base/file.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/bench/measure.h"
-#include "kvcompress/bench/sink.h"
-#include "kvcompress/bench/socket.h"
+#include "bench/transport/measure.h"
+#include "bench/transport/sink.h"
+#include "bench/transport/socket.h"
+#include "core/base/allocator.h"
+#include "core/base/file.h"
+#include "core/base/status_macros.h"
 
 ABSL_FLAG(size_t, streams, 1, "streams at the same time");
 ABSL_FLAG(uint64_t, tensor_bytes, 65536, "bytes of a tensor");

@@ -1,4 +1,4 @@
-#include "kvcompress/bench/measure.h"
+#include "bench/transport/measure.h"
 
 #include <sys/resource.h>
 #include <unistd.h>
@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress::bench {
 namespace {

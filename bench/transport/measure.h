@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kvcompress/bench/contestant.h"
+#include "bench/transport/contestant.h"
 
 // Measurements that take turns, so that what disturbs one contestant disturbs all.
 namespace kvcompress::bench {

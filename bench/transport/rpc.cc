@@ -1,11 +1,11 @@
-#include "kvcompress/bench/rpc.h"
+#include "bench/transport/rpc.h"
 
 #include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/rpc/message.h"
+#include "core/base/status_macros.h"
+#include "proto/wire/grpc/message.h"
 
 namespace kvcompress::bench {
 

@@ -6,8 +6,8 @@
 #include <optional>
 #include <semaphore>
 
-#include "kvcompress/base/slice.h"
-#include "kvcompress/bench/contestant.h"
+#include "bench/transport/contestant.h"
+#include "core/base/slice.h"
 
 // Compress calls in terms of raw messages.
 namespace kvcompress::bench {

@@ -1,7 +1,7 @@
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/bench/rpc.h"
-#include "kvcompress/rpc/message.h"
+#include "bench/transport/rpc.h"
+#include "core/base/status_macros.h"
+#include "proto/wire/grpc/message.h"
 
 namespace kvcompress::bench {
 namespace {

@@ -1,11 +1,11 @@
-#include "kvcompress/bench/sink.h"
+#include "bench/transport/sink.h"
 
 #include <algorithm>
 
 #include "absl/strings/numbers.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/bench/contestant.h"
-#include "kvcompress/rpc/message.h"
+#include "bench/transport/contestant.h"
+#include "proto/wire/grpc/message.h"
 
 namespace kvcompress::bench {
 namespace {

@@ -1,4 +1,4 @@
-#include "kvcompress/bench/socket.h"
+#include "bench/transport/socket.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -14,7 +14,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress::bench {
 namespace {

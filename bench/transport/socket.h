@@ -6,7 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/base/bytes.h"
+#include "core/base/bytes.h"
 
 // Blocking stream sockets, TCP and unix, by the addresses that gRPC has for them: HOST:PORT (IPv4) and unix:PATH.
 namespace kvcompress::bench {

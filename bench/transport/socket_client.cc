@@ -1,9 +1,9 @@
 #include <thread>
 #include <vector>
 
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/bench/contestant.h"
-#include "kvcompress/bench/socket.h"
+#include "bench/transport/contestant.h"
+#include "bench/transport/socket.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress::bench {
 namespace {

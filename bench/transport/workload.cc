@@ -1,11 +1,13 @@
-#include "kvcompress/bench/workload.h"
+#include "bench/transport/workload.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/testing/values.h"
+#include "core/base/status_macros.h"
+#include "core/compress_stream.h"
+#include "core/decompress_stream.h"
+#include "core/frame_plan.h"
+#include "tests/testing/values.h"
 
 namespace kvcompress::bench {
 

@@ -7,8 +7,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/notification.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/tensor.h"
+#include "core/base/byte_source.h"
+#include "core/base/tensor.h"
 
 // What the contestants have in common: the tensors that they send, and the count of what came back.
 namespace kvcompress::bench {

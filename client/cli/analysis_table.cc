@@ -1,15 +1,15 @@
-#include "kvcompress/cli/analysis_table.h"
+#include "client/cli/analysis_table.h"
 
 #include <vector>
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "kvcompress/analysis/analysis.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/cli/printable.h"
-#include "kvcompress/cli/sample.h"
-#include "kvcompress/cli/table.h"
-#include "kvcompress/client/plain_file.h"
+#include "client/cli/printable.h"
+#include "client/cli/sample.h"
+#include "client/cli/table.h"
+#include "core/analysis/analysis.h"
+#include "core/base/status_macros.h"
+#include "core/file/plain_file.h"
 
 namespace kvcompress {
 namespace {

@@ -3,8 +3,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/safetensors/safetensors.h"
+#include "core/base/byte_source.h"
+#include "core/safetensors/safetensors.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/cli/go_flags.h"
+#include "client/cli/go_flags.h"
 
 #include <cctype>
 #include <charconv>
@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/cli/interrupt.h"
+#include "client/cli/interrupt.h"
 
 #include <pthread.h>
 #include <signal.h>

@@ -6,7 +6,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/file.h"
+#include "core/base/file.h"
 
 namespace kvcompress {
 

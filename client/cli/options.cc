@@ -1,4 +1,4 @@
-#include "kvcompress/cli/options.h"
+#include "client/cli/options.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,8 +9,8 @@
 #include <system_error>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/codec/spec.h"
+#include "core/base/status_macros.h"
+#include "core/codec/spec.h"
 
 namespace kvcompress {
 namespace {

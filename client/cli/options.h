@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "kvcompress/cli/go_flags.h"
+#include "client/cli/go_flags.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/cli/pareto.h"
+#include "client/cli/pareto.h"
 
 #include <algorithm>
 #include <cstddef>

@@ -1,10 +1,10 @@
-#include "kvcompress/cli/printable.h"
+#include "client/cli/printable.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/utf8.h"
+#include "core/base/utf8.h"
 
 namespace kvcompress {
 namespace {

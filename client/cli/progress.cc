@@ -1,4 +1,4 @@
-#include "kvcompress/cli/progress.h"
+#include "client/cli/progress.h"
 
 #include <unistd.h>
 

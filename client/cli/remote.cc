@@ -1,12 +1,12 @@
-#include "kvcompress/cli/remote.h"
+#include "client/cli/remote.h"
 
 #include <algorithm>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/cli/text_file.h"
-#include "kvcompress/pem/pem.h"
+#include "client/cli/text_file.h"
+#include "core/base/status_macros.h"
+#include "proto/wire/pem/pem.h"
 
 namespace kvcompress {
 namespace {

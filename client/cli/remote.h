@@ -1,8 +1,8 @@
 #pragma once
 
 #include "absl/status/statusor.h"
-#include "kvcompress/cli/options.h"
-#include "kvcompress/client/codec_client.h"
+#include "client/cli/options.h"
+#include "client/remote/remote_client.h"
 
 namespace kvcompress {
 

@@ -1,18 +1,18 @@
-#include "kvcompress/cli/report.h"
+#include "client/cli/report.h"
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/cli/analysis_table.h"
-#include "kvcompress/cli/printable.h"
-#include "kvcompress/cli/table.h"
-#include "kvcompress/client/compressed_file.h"
-#include "kvcompress/codec/spec.h"
-#include "kvcompress/quality/quality.h"
-#include "kvcompress/safetensors/safetensors.h"
+#include "client/cli/analysis_table.h"
+#include "client/cli/printable.h"
+#include "client/cli/table.h"
+#include "core/base/status_macros.h"
+#include "core/codec/spec.h"
+#include "core/file/compressed_file.h"
+#include "core/quality/quality.h"
+#include "core/safetensors/safetensors.h"
 
 namespace kvcompress {
 namespace {

@@ -3,8 +3,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/client/file_codec.h"
+#include "client/file/file_codec.h"
+#include "core/base/byte_source.h"
 
 // What the command line prints on standard output.
 namespace kvcompress {

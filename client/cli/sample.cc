@@ -1,9 +1,9 @@
-#include "kvcompress/cli/sample.h"
+#include "client/cli/sample.h"
 
 #include <algorithm>
 
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/client/plain_file.h"
+#include "core/base/status_macros.h"
+#include "core/file/plain_file.h"
 
 namespace kvcompress {
 namespace {

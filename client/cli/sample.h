@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/tensor.h"
-#include "kvcompress/safetensors/safetensors.h"
+#include "core/base/byte_source.h"
+#include "core/base/tensor.h"
+#include "core/safetensors/safetensors.h"
 
 // A file's tensors in memory, for tools that look at values again and again: all of them, or of a large file evenly
 // spaced parts.

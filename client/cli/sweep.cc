@@ -1,4 +1,4 @@
-#include "kvcompress/cli/sweep.h"
+#include "client/cli/sweep.h"
 
 #include <algorithm>
 #include <array>
@@ -7,12 +7,13 @@
 #include <limits>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/client/compressed_file.h"
-#include "kvcompress/codec/chain.h"
-#include "kvcompress/codec/named_chains.h"
-#include "kvcompress/codec/registry.h"
-#include "kvcompress/span_codec.h"
+#include "core/base/status_macros.h"
+#include "core/codec/chain.h"
+#include "core/codec/named_chains.h"
+#include "core/codec/registry.h"
+#include "core/file/compressed_file.h"
+#include "core/tensor_compressor.h"
+#include "core/tensor_decompressor.h"
 
 namespace kvcompress {
 namespace {

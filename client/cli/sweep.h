@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/cli/sample.h"
-#include "kvcompress/safetensors/safetensors.h"
-#include "kvcompress/simd/error_sums.h"
+#include "client/cli/sample.h"
+#include "core/safetensors/safetensors.h"
+#include "core/simd/error_sums.h"
 
 // Measures codec specs on the tensors of a file, in memory and on the calling thread.
 namespace kvcompress {

@@ -1,4 +1,4 @@
-#include "kvcompress/cli/sweep_report.h"
+#include "client/cli/sweep_report.h"
 
 #include <array>
 #include <cmath>
@@ -6,10 +6,10 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/cli/pareto.h"
-#include "kvcompress/cli/sweep_page.h"
-#include "kvcompress/codec/named_chains.h"
-#include "kvcompress/quality/quality.h"
+#include "client/cli/pareto.h"
+#include "client/cli/sweep_page.h"
+#include "core/codec/named_chains.h"
+#include "core/quality/quality.h"
 
 namespace kvcompress {
 namespace {

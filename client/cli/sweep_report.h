@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "kvcompress/cli/sweep.h"
+#include "client/cli/sweep.h"
 
 // What -sweep gives to its user.
 namespace kvcompress {

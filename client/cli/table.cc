@@ -1,4 +1,4 @@
-#include "kvcompress/cli/table.h"
+#include "client/cli/table.h"
 
 #include <algorithm>
 

@@ -1,10 +1,10 @@
-#include "kvcompress/cli/text_file.h"
+#include "client/cli/text_file.h"
 
 #include <vector>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/file.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/file.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress {
 

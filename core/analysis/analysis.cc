@@ -1,10 +1,10 @@
-#include "kvcompress/analysis/analysis.h"
+#include "core/analysis/analysis.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "kvcompress/base/half.h"
+#include "core/base/half.h"
 
 namespace kvcompress {
 namespace {

@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "kvcompress/base/bytes.h"
-#include "kvcompress/base/tensor.h"
+#include "core/base/bytes.h"
+#include "core/base/tensor.h"
 
 // What a tensor's values are like, for people who choose codecs. Figures are of the finite values unless they speak of
 // bytes. Deterministic, one thread, some hundred MB/s.

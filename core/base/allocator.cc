@@ -1,4 +1,4 @@
-#include "kvcompress/base/allocator.h"
+#include "core/base/allocator.h"
 
 #include <malloc.h>
 

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <memory>
 
-#include "kvcompress/base/bytes.h"
+#include "core/base/bytes.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/base/cgroup.h"
+#include "core/base/cgroup.h"
 
 #include <algorithm>
 #include <fstream>

@@ -1,8 +1,8 @@
-#include "kvcompress/base/digest.h"
+#include "core/base/digest.h"
 
 #include <new>
 
-#include "kvcompress/base/xxh3.h"
+#include "core/base/xxh3.h"
 
 namespace kvcompress {
 

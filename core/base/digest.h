@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "kvcompress/base/bytes.h"
+#include "core/base/bytes.h"
 
 struct XXH3_state_s;
 

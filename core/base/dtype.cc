@@ -1,4 +1,4 @@
-#include "kvcompress/base/dtype.h"
+#include "core/base/dtype.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/base/file.h"
+#include "core/base/file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -11,8 +11,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/base/system_call.h"
+#include "core/base/status_macros.h"
+#include "core/base/system_call.h"
 
 namespace kvcompress {
 namespace {

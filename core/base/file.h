@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/base/byte_source.h"
+#include "core/base/byte_source.h"
 
 namespace kvcompress {
 

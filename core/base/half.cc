@@ -1,4 +1,4 @@
-#include "kvcompress/base/half.h"
+#include "core/base/half.h"
 
 namespace kvcompress {
 

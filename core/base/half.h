@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kvcompress/base/dtype.h"
+#include "core/base/dtype.h"
 
 // Scalar conversions between the element types and float: the definition that every kernel must equal bit for bit.
 // Narrowing rounds to nearest, ties to even; NaN stays NaN.

@@ -1,4 +1,4 @@
-#include "kvcompress/base/ordered_pipeline.h"
+#include "core/base/ordered_pipeline.h"
 
 #include <utility>
 

@@ -7,7 +7,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/thread_pool.h"
+#include "core/base/thread_pool.h"
 
 namespace kvcompress {
 

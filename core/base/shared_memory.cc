@@ -1,4 +1,4 @@
-#include "kvcompress/base/shared_memory.h"
+#include "core/base/shared_memory.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -10,8 +10,8 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/base/system_call.h"
+#include "core/base/status_macros.h"
+#include "core/base/system_call.h"
 
 namespace kvcompress {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/base/bytes.h"
+#include "core/base/bytes.h"
 
 namespace kvcompress {
 

@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include "kvcompress/base/buffer.h"
-#include "kvcompress/base/bytes.h"
+#include "core/base/buffer.h"
+#include "core/base/bytes.h"
 
 namespace kvcompress {
 

@@ -1,9 +1,9 @@
-#include "kvcompress/base/tensor.h"
+#include "core/base/tensor.h"
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "kvcompress/base/utf8.h"
+#include "core/base/utf8.h"
 
 namespace kvcompress {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/dtype.h"
+#include "core/base/dtype.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/base/thread_pool.h"
+#include "core/base/thread_pool.h"
 
 #include <sched.h>
 
@@ -7,7 +7,7 @@
 #include <optional>
 #include <utility>
 
-#include "kvcompress/base/cgroup.h"
+#include "core/base/cgroup.h"
 
 namespace kvcompress {
 namespace {

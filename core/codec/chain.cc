@@ -1,4 +1,4 @@
-#include "kvcompress/codec/chain.h"
+#include "core/codec/chain.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,12 +8,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "kvcompress/base/half.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/codec/named_chains.h"
-#include "kvcompress/codec/registry.h"
-#include "kvcompress/codec/spec.h"
-#include "kvcompress/simd/group_quant.h"
+#include "core/base/half.h"
+#include "core/base/status_macros.h"
+#include "core/codec/named_chains.h"
+#include "core/codec/registry.h"
+#include "core/codec/spec.h"
+#include "core/simd/group_quant.h"
 
 namespace kvcompress {
 namespace {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/codec/codec.h"
+#include "core/codec/codec.h"
 
 namespace kvcompress {
 

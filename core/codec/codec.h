@@ -9,10 +9,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/base/buffer.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/tensor.h"
-#include "kvcompress/simd/error_sums.h"
+#include "core/base/buffer.h"
+#include "core/base/byte_source.h"
+#include "core/base/tensor.h"
+#include "core/simd/error_sums.h"
 
 // The three kinds of stages of a codec chain (chain.h). All are immutable and safe for use by many threads at once;
 // equal input gives equal bytes on every CPU. Decoding trusts nothing: streams that cannot be right are DATA_LOSS.

@@ -1,11 +1,11 @@
-#include "kvcompress/codec/histogram.h"
+#include "core/codec/histogram.h"
 
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <vector>
 
-#include "kvcompress/simd/histogram.h"
+#include "core/simd/histogram.h"
 
 namespace kvcompress {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "kvcompress/base/bytes.h"
+#include "core/base/bytes.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/codec/magnitude.h"
+#include "core/codec/magnitude.h"
 
 namespace kvcompress {
 namespace {

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/dtype.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/byte_source.h"
+#include "core/base/dtype.h"
+#include "core/base/status_macros.h"
 
 // The order of a tensor's values by magnitude.
 namespace kvcompress {

@@ -1,9 +1,9 @@
-#include "kvcompress/codec/named_chains.h"
+#include "core/codec/named_chains.h"
 
 #include <array>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/tensor.h"
+#include "core/base/tensor.h"
 
 namespace kvcompress {
 namespace {

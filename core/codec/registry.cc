@@ -1,4 +1,4 @@
-#include "kvcompress/codec/registry.h"
+#include "core/codec/registry.h"
 
 #include <array>
 

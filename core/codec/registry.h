@@ -4,8 +4,8 @@
 #include <span>
 #include <string_view>
 
-#include "kvcompress/codec/codec.h"
-#include "kvcompress/codec/spec.h"
+#include "core/codec/codec.h"
+#include "core/codec/spec.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/codec/spec.h"
+#include "core/codec/spec.h"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress {
 namespace {

@@ -1,4 +1,4 @@
-#include "kvcompress/frame/frame.h"
+#include "core/frame/frame.h"
 
 #include <algorithm>
 #include <cstring>
@@ -6,8 +6,8 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/base/xxh3.h"
+#include "core/base/status_macros.h"
+#include "core/base/xxh3.h"
 
 namespace kvcompress {
 namespace {

@@ -6,9 +6,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/base/buffer.h"
-#include "kvcompress/base/digest.h"
-#include "kvcompress/base/tensor.h"
+#include "core/base/buffer.h"
+#include "core/base/digest.h"
+#include "core/base/tensor.h"
 
 // The frame: one compressed tensor that describes itself. docs/format.md is normative; the numbers that it freezes are
 // here. Everything that is wrong with a frame is DATA_LOSS, except a version that this build does not know

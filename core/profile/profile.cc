@@ -1,4 +1,4 @@
-#include "kvcompress/profile/profile.h"
+#include "core/profile/profile.h"
 
 #include <algorithm>
 #include <limits>
@@ -7,9 +7,9 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/codec/chain.h"
-#include "kvcompress/codec/named_chains.h"
+#include "core/base/status_macros.h"
+#include "core/codec/chain.h"
+#include "core/codec/named_chains.h"
 
 namespace kvcompress {
 namespace {

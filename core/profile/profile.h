@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/tensor.h"
+#include "core/base/tensor.h"
 
 namespace kvcompress {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/quality/quality.h"
+#include "core/quality/quality.h"
 
 #include <algorithm>
 #include <cmath>

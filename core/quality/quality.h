@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvcompress/simd/error_sums.h"
+#include "core/simd/error_sums.h"
 
 // Quality of a lossy representation, as the kv-compress command line defines it: figures, levels, thresholds.
 namespace kvcompress {

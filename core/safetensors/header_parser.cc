@@ -1,4 +1,4 @@
-#include "kvcompress/safetensors/header_parser.h"
+#include "core/safetensors/header_parser.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "kvcompress/base/utf8.h"
+#include "core/base/utf8.h"
 
 namespace kvcompress::safetensors {
 namespace {

@@ -4,7 +4,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/safetensors/safetensors.h"
+#include "core/safetensors/safetensors.h"
 
 namespace kvcompress::safetensors {
 

@@ -1,4 +1,4 @@
-#include "kvcompress/safetensors/safetensors.h"
+#include "core/safetensors/safetensors.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -8,9 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "kvcompress/base/bytes.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/safetensors/header_parser.h"
+#include "core/base/bytes.h"
+#include "core/base/status_macros.h"
+#include "core/safetensors/header_parser.h"
 
 namespace kvcompress::safetensors {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/base/byte_source.h"
+#include "core/base/byte_source.h"
 
 // The safetensors file format, as strict as its reference implementation (safetensors 0.8, tensor.rs): an 8-byte
 // little-endian header length N, N bytes of JSON, then the tensors' bytes without a gap.

@@ -1,15 +1,15 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcompress/simd/error_sums.cc"
-#include "kvcompress/simd/error_sums.h"
+#define HWY_TARGET_INCLUDE "core/simd/error_sums.cc"
+#include "core/simd/error_sums.h"
 
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
 
-#include "kvcompress/base/half.h"
-#include "kvcompress/simd/half-inl.h"
-#include "kvcompress/simd/sums-inl.h"
+#include "core/base/half.h"
+#include "core/simd/half-inl.h"
+#include "core/simd/sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

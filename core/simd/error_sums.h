@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kvcompress/base/dtype.h"
+#include "core/base/dtype.h"
 
 namespace kvcompress {
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <span>
 
-#include "kvcompress/base/dtype.h"
-#include "kvcompress/simd/error_sums.h"
+#include "core/base/dtype.h"
+#include "core/simd/error_sums.h"
 
 // Symmetric group quantization with FP16 scales, the machinery of int2 .. int8 (docs/format.md, "intN").
 //

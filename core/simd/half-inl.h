@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kvcompress/base/dtype.h"
+#include "core/base/dtype.h"
 
 #undef KVC_TARGET_AVX512
 #define KVC_TARGET_AVX512 (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL)

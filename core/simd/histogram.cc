@@ -1,6 +1,6 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcompress/simd/histogram.cc"
-#include "kvcompress/simd/histogram.h"
+#define HWY_TARGET_INCLUDE "core/simd/histogram.cc"
+#include "core/simd/histogram.h"
 
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
@@ -9,7 +9,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kvcompress/simd/half-inl.h"
+#include "core/simd/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

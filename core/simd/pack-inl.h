@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kvcompress/simd/half-inl.h"
+#include "core/simd/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

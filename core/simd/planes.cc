@@ -1,6 +1,6 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcompress/simd/planes.cc"
-#include "kvcompress/simd/planes.h"
+#define HWY_TARGET_INCLUDE "core/simd/planes.cc"
+#include "core/simd/planes.h"
 
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
@@ -9,7 +9,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kvcompress/simd/half-inl.h"
+#include "core/simd/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

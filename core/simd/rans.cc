@@ -1,10 +1,10 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcompress/simd/rans.cc"
+#define HWY_TARGET_INCLUDE "core/simd/rans.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "kvcompress/simd/half-inl.h"
-#include "kvcompress/simd/rans_group.h"
+#include "core/simd/half-inl.h"
+#include "core/simd/rans_group.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

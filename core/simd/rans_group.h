@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kvcompress/simd/rans.h"
+#include "core/simd/rans.h"
 
 // One group of symbols of `rans`, at most one a lane, and what goes around the loop over the groups.
 namespace kvcompress::simd::internal {

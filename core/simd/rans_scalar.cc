@@ -1,4 +1,4 @@
-#include "kvcompress/simd/rans_group.h"
+#include "core/simd/rans_group.h"
 
 namespace kvcompress::simd::scalar {
 

@@ -13,8 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kvcompress/simd/group_quant.h"
-#include "kvcompress/simd/half-inl.h"
+#include "core/simd/group_quant.h"
+#include "core/simd/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

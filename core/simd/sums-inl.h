@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "kvcompress/simd/error_sums.h"
+#include "core/simd/error_sums.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

@@ -1,6 +1,6 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcompress/simd/uniform_quant.cc"
-#include "kvcompress/simd/uniform_quant.h"
+#define HWY_TARGET_INCLUDE "core/simd/uniform_quant.cc"
+#include "core/simd/uniform_quant.h"
 
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kvcompress/base/half.h"
-#include "kvcompress/simd/group_quant.h"
-#include "kvcompress/simd/half-inl.h"
-#include "kvcompress/simd/pack-inl.h"
+#include "core/base/half.h"
+#include "core/simd/group_quant.h"
+#include "core/simd/half-inl.h"
+#include "core/simd/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kvcompress/base/dtype.h"
+#include "core/base/dtype.h"
 
 // Uniform quantization of a block whose cells, sets of values with one scale, have several shapes: the machinery of
 // quant and blocknorm (docs/format.md, "quant").

@@ -1,4 +1,4 @@
-#include "kvcompress/session/admission.h"
+#include "server/session/admission.h"
 
 #include <utility>
 

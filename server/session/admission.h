@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "kvcompress/session/call_rates.h"
+#include "server/session/call_rates.h"
 
 namespace kvcompress {
 

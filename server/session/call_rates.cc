@@ -1,4 +1,4 @@
-#include "kvcompress/session/call_rates.h"
+#include "server/session/call_rates.h"
 
 #include <algorithm>
 

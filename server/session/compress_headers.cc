@@ -1,8 +1,8 @@
-#include "kvcompress/session/compress_headers.h"
+#include "server/session/compress_headers.h"
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/session/messages.h"
+#include "core/base/status_macros.h"
+#include "proto/wire/convert.h"
 
 namespace kvcompress {
 

@@ -5,8 +5,8 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/tensor.h"
-#include "kvcompress/profile/profile.h"
+#include "core/base/tensor.h"
+#include "core/profile/profile.h"
 #include "kvcompress/v1/kvcompress.pb.h"
 
 namespace kvcompress {

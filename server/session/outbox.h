@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/slice.h"
+#include "core/base/slice.h"
 
 namespace kvcompress {
 

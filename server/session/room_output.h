@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include "kvcompress/session/outbox.h"
-#include "kvcompress/session/shared_ranges.h"
+#include "server/session/outbox.h"
+#include "server/session/shared_ranges.h"
 
 namespace kvcompress {
 

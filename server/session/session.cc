@@ -1,24 +1,24 @@
-#include "kvcompress/session/session.h"
+#include "server/session/session.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress {
 
 absl::Status CompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions& options,
-                                   OutputPlaces* places) {
+                                   OutputBuffers* buffers) {
   KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(request.header(), options.default_codec));
-  return stream.Begin(std::move(job.tensor), job.codec, places);
+  return stream.Begin(std::move(job.tensor), job.codec, buffers);
 }
 
 absl::Status DecompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions&,
-                                     OutputPlaces* places) {
+                                     OutputBuffers* buffers) {
   // Of a tensor's description only the name comes from the client here.
   KVC_RETURN_IF_ERROR(ValidateTensor({.name = request.header().name(), .shape = {}, .axes = {}}).status());
-  return stream.Begin(request.header().name(), places);
+  return stream.Begin(request.header().name(), buffers);
 }
 
 template <typename Traits>

@@ -8,12 +8,13 @@
 
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/session/admission.h"
-#include "kvcompress/session/compress_headers.h"
-#include "kvcompress/session/room_output.h"
-#include "kvcompress/session/shared_ranges.h"
-#include "kvcompress/session/sinks.h"
+#include "core/compress_stream.h"
+#include "core/decompress_stream.h"
+#include "server/session/admission.h"
+#include "server/session/compress_headers.h"
+#include "server/session/room_output.h"
+#include "server/session/shared_ranges.h"
+#include "server/session/sinks.h"
 
 namespace kvcompress {
 
@@ -42,7 +43,7 @@ struct CompressTraits {
   static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
   static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
 
-  absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options, OutputPlaces* places);
+  absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options, OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
   static bool to_room(const Request& request) { return request.header().frame_to_buffer(); }
   static std::string* bytes(Request& request) { return request.has_data() ? request.mutable_data() : nullptr; }
@@ -66,7 +67,7 @@ struct DecompressTraits {
   static constexpr uint32_t kResponseBytes = Response::kDataFieldNumber;
 
   static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options,
-                            OutputPlaces* places);
+                            OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
   static bool to_room(const Request& request) { return request.header().data_to_buffer(); }
   static std::string* bytes(Request& request) { return request.has_frame() ? request.mutable_frame() : nullptr; }

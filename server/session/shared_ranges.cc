@@ -1,10 +1,10 @@
-#include "kvcompress/session/shared_ranges.h"
+#include "server/session/shared_ranges.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/status_macros.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress {
 
@@ -89,11 +89,11 @@ void SharedRanges::BeginTensor() {
   ++begun_;
 }
 
-Place SharedRanges::Take(uint64_t size, bool last) {
+OutputBuffer SharedRanges::Take(uint64_t size, bool last) {
   absl::MutexLock lock(&mutex_);
   all_taken_ = last;
   if (!foreseen_) return {};
-  Place place;
+  OutputBuffer place;
   if (debts_.empty() && next_ < rooms_.size()) {
     const Room& room = rooms_[next_];
     if (room.bytes.size() - room.taken >= size) place = {room.bytes.subspan(room.taken, size), room.owner};

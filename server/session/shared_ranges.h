@@ -7,10 +7,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/slice.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/shm/regions.h"
+#include "core/base/slice.h"
+#include "core/output_buffer.h"
 #include "kvcompress/v1/kvcompress.pb.h"
+#include "server/shm/regions.h"
 
 namespace kvcompress {
 
@@ -19,7 +19,7 @@ namespace kvcompress {
 // Output gets to the rooms on two ways. All of it passes through Fill, in order, which copies it. Where the sizes of
 // what comes out are known ahead, blocks Take their places in the rooms before they are made, and Fill finds them
 // there.
-class SharedRanges final : public OutputPlaces {
+class SharedRanges final : public OutputBuffers {
  public:
   // `table` may be null: then every range is FAILED_PRECONDITION.
   explicit SharedRanges(const RegionTable* table) : table_(table) {}
@@ -37,7 +37,7 @@ class SharedRanges final : public OutputPlaces {
 
   // The output of another tensor will follow.
   void BeginTensor();
-  Place Take(uint64_t size, bool last) override;
+  OutputBuffer Take(uint64_t size, bool last) override;
 
   struct Filled {
     v1::SharedMemoryRange range;

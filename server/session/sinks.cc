@@ -1,6 +1,6 @@
-#include "kvcompress/session/sinks.h"
+#include "server/session/sinks.h"
 
-#include "kvcompress/session/messages.h"
+#include "proto/wire/convert.h"
 
 namespace kvcompress {
 

@@ -3,10 +3,11 @@
 #include <functional>
 
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/quality/quality.h"
-#include "kvcompress/session/outbox.h"
+#include "core/compress_stream.h"
+#include "core/decompress_stream.h"
+#include "core/quality/quality.h"
 #include "kvcompress/v1/kvcompress.pb.h"
+#include "server/session/outbox.h"
 
 // The way out of a stream: what the core makes, as responses in an outbox, with the figures that it adds up to.
 namespace kvcompress {

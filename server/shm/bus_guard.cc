@@ -1,4 +1,4 @@
-#include "kvcompress/shm/bus_guard.h"
+#include "server/shm/bus_guard.h"
 
 #include <sched.h>
 #include <signal.h>

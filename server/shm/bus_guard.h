@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "kvcompress/base/shared_memory.h"
-#include "kvcompress/shm/regions.h"
+#include "core/base/shared_memory.h"
+#include "server/shm/regions.h"
 
 namespace kvcompress {
 

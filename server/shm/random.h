@@ -2,7 +2,7 @@
 
 #include <sys/random.h>
 
-#include "kvcompress/base/bytes.h"
+#include "core/base/bytes.h"
 
 namespace kvcompress {
 

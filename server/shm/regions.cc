@@ -1,7 +1,7 @@
-#include "kvcompress/shm/regions.h"
+#include "server/shm/regions.h"
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/shm/random.h"
+#include "server/shm/random.h"
 
 namespace kvcompress {
 namespace {

@@ -9,8 +9,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "kvcompress/base/bytes.h"
-#include "kvcompress/base/shared_memory.h"
+#include "core/base/bytes.h"
+#include "core/base/shared_memory.h"
 
 // Shared memory that clients have registered.
 namespace kvcompress {

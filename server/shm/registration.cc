@@ -1,12 +1,12 @@
-#include "kvcompress/shm/registration.h"
+#include "server/shm/registration.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
-#include "kvcompress/base/shared_memory.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/shm/bus_guard.h"
-#include "kvcompress/shm/random.h"
+#include "core/base/shared_memory.h"
+#include "core/base/status_macros.h"
+#include "server/shm/bus_guard.h"
+#include "server/shm/random.h"
 
 namespace kvcompress {
 namespace {

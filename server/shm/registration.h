@@ -10,7 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvcompress/shm/regions.h"
+#include "server/shm/regions.h"
 
 namespace kvcompress {
 

@@ -75,12 +75,12 @@ engine_stop() {
   rm -rf --one-file-system "$engine_dir"
 }
 
-# The images of deploy/Dockerfile, with the tag `test`. Those of the same sources are taken from an earlier stage's
+# The images of the Dockerfile, with the tag `test`. Those of the same sources are taken from an earlier stage's
 # archive, unless they are to be built `anew`.
 engine_project_images() {
   local archive=build/images.tar.zst sources log
   # What .dockerignore lets in, less the tests, which the images do not hold.
-  sources=$(find bench client cmake CMake* core deploy/Dockerfile proto rpc scripts server -type f ! -name '*.pyc' -print0 |
+  sources=$(find Dockerfile bench client cmake CMake* core proto scripts server -type f ! -name '*.pyc' -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
   if [ "${1:-}" != anew ] && [ "$(cat $archive.sources 2>/dev/null)" = "$sources" ]; then
     zstd -q -d -c $archive | docker load >/dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images of deploy/Dockerfile and runs them for real: the daemon becomes healthy as a non-root user
+# Builds the images of the Dockerfile and runs them for real: the daemon becomes healthy as a non-root user
 # on a read-only file system, the command line's image compresses through it, so do the containers of the pods of
 # deploy/kubernetes, and `docker stop` drains it.
 set -euo pipefail

@@ -5,9 +5,10 @@
 #include <cstdlib>
 #include <new>
 
-#include "kvcompress/span_codec.h"
-#include "kvcompress/testing/status_matchers.h"
-#include "kvcompress/testing/values.h"
+#include "core/tensor_compressor.h"
+#include "core/tensor_decompressor.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
 
 namespace {
 

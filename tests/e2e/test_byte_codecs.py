@@ -10,7 +10,7 @@ import pytest
 
 from cli_helpers import File, run_ok, write_file
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "format"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "reference"))
 import arithmetic_decoder  # noqa: E402
 import cabac_decoder  # noqa: E402
 import huffman_decoder  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 from daemon_helpers import failure
 from test_byte_codecs import payloads, streams
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "format"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "reference"))
 import heads_decoder  # noqa: E402
 import huffman_decoder  # noqa: E402
 import rans_decoder  # noqa: E402

@@ -1,4 +1,4 @@
-"""The profiles in profiles/ keep what their descriptions promise, on a real cache."""
+"""The profiles in deploy/profiles/ keep what their descriptions promise, on a real cache."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 def compress(bin_dir, tmp_path, source, profile):
     """The input, what comes back, and the frames."""
     small, back = tmp_path / "small.safetensors", tmp_path / "back.safetensors"
-    run_ok(bin_dir, "-input", source, "-output", small, "-profile", REPOSITORY / "profiles" / profile)
+    run_ok(bin_dir, "-input", source, "-output", small, "-profile", REPOSITORY / "deploy" / "profiles" / profile)
     run_ok(bin_dir, "-input", small, "-output", back, "-decompress")
     return File(source), File(back), File(small)
 

@@ -3,9 +3,9 @@
 #include <string>
 #include <vector>
 
-#include "kvcompress/codec/registry.h"
-#include "kvcompress/compressor.h"
-#include "kvcompress/span_codec.h"
+#include "core/codec/registry.h"
+#include "core/decompress_stream.h"
+#include "core/tensor_decompressor.h"
 
 // Two attacks on the frame reader and every decoder. With an odd first byte the input is taken for a frame as it is;
 // with an even one it is dressed as a frame whose checksums are right, so that headers and payloads reach the code

@@ -4,9 +4,9 @@
 #include <set>
 #include <string>
 
-#include "kvcompress/base/byte_source.h"
-#include "kvcompress/base/utf8.h"
-#include "kvcompress/safetensors/safetensors.h"
+#include "core/base/byte_source.h"
+#include "core/base/utf8.h"
+#include "core/safetensors/safetensors.h"
 
 // A header that is read keeps every promise of its contract, and survives being written and read again.
 

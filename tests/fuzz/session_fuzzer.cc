@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include "../server/session_harness.h"
-#include "kvcompress/frame/frame.h"
+#include "core/frame/frame.h"
+#include "tests/server/session/session_harness.h"
 
 // Streams of requests, right and wrong ones, through the sessions: the input is a little program whose instructions
 // append a request each. Frames for Decompress are made by the codecs, and then damaged.

@@ -1,9 +1,10 @@
+#include <kvcompress/client/remote/remote_client.h>
+
 #include <cstdio>
 #include <cstring>
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "kvcompress/client/codec_client.h"
 
 namespace kvc = kvcompress;
 

@@ -1,3 +1,8 @@
+#include <kvcompress/core/base/half.h>
+#include <kvcompress/core/quality/quality.h>
+#include <kvcompress/core/tensor_compressor.h>
+#include <kvcompress/core/tensor_decompressor.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -5,10 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
-
-#include "kvcompress/base/half.h"
-#include "kvcompress/quality/quality.h"
-#include "kvcompress/span_codec.h"
 
 namespace kvc = kvcompress;
 

@@ -24,7 +24,7 @@ strays=$(find "$prefix" -type l -o -name '*-inl.h' -o -name '*.cc' -o -name '*_t
 [ -z "$strays" ] || fail "not to be installed: $strays"
 paths=$(grep -rlF -e "$PWD" -e "$work" "$prefix/include" "$prefix/lib/cmake" || true)
 [ -z "$paths" ] || fail "names a folder of this machine: $paths"
-[ -f "$prefix/include/kvcompress/span_codec.h" ] || fail "no headers"
+[ -f "$prefix/include/kvcompress/core/tensor_compressor.h" ] || fail "no headers"
 
 echo "building programs against it"
 cmake -S tests/install -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$prefix"

@@ -4,11 +4,12 @@
 
 #include <string>
 
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/span_codec.h"
-#include "kvcompress/testing/status_matchers.h"
-#include "kvcompress/testing/values.h"
+#include "core/base/status_macros.h"
+#include "core/tensor_compressor.h"
+#include "core/tensor_decompressor.h"
 #include "kvcompress/v1/kvcompress.pb.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
 
 // Our ends of the wire, which read and write messages by hand, against ends that protoc has made, which do not.
 namespace kvcompress::testing {

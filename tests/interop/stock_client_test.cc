@@ -2,9 +2,9 @@
 
 #include <thread>
 
-#include "kvcompress/interop/stock.h"
-#include "kvcompress/server/daemon.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
+#include "server/daemon.h"
+#include "tests/interop/stock.h"
 
 namespace kvcompress {
 namespace {

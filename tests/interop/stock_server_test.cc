@@ -2,9 +2,9 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "kvcompress/client/codec_client.h"
-#include "kvcompress/interop/stock.h"
+#include "client/remote/remote_client.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
+#include "tests/interop/stock.h"
 
 namespace kvcompress {
 namespace {

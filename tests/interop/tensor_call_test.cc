@@ -1,9 +1,9 @@
 #include <grpcpp/grpcpp.h>
 
-#include "kvcompress/client/codec_client.h"
-#include "kvcompress/interop/stock.h"
-#include "kvcompress/server/daemon.h"
+#include "client/remote/remote_client.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
+#include "server/daemon.h"
+#include "tests/interop/stock.h"
 
 // Our client and our daemon with tensors that are one message.
 namespace kvcompress {

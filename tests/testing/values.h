@@ -6,9 +6,9 @@
 #include <string_view>
 #include <vector>
 
-#include "kvcompress/base/bytes.h"
-#include "kvcompress/base/half.h"
-#include "kvcompress/base/tensor.h"
+#include "core/base/bytes.h"
+#include "core/base/half.h"
+#include "core/base/tensor.h"
 
 // Values for tests, equal on every machine for equal seeds.
 namespace kvcompress::testing {

@@ -82,7 +82,7 @@ def test_what_chooses_the_codec_reaches_the_program(sample, tmp_path):
     assert compress_kv_cache(str(sample), out, 32).codec == "int4(group=32)"
     assert compress_kv_cache(str(sample), out, sparsity=0.5).codec.startswith("sparse(ratio=0.5)|int4")
     assert compress_kv_cache(str(sample), out, codec="int8").codec == "int8(group=64)"
-    profile = str(REPOSITORY / "profiles" / "mixed-n2-q10.json")
+    profile = str(REPOSITORY / "deploy" / "profiles" / "mixed-n2-q10.json")
     assert compress_kv_cache(str(sample), out, profile=profile).codec == "profile"
     os.remove(out)
     assert get_compression_metrics(str(sample), 128).codec == "int4(group=128)"

@@ -22,7 +22,7 @@ def windows(count=6, length=48, prefix_len=32):
 @pytest.fixture(scope="module")
 def scores():
     specs = [Spec(group_size=32), Spec(), Spec("int8"), Spec("lossless"),
-             Spec(profile=str(REPOSITORY / "profiles" / "mixed-n2-q10.json"))]
+             Spec(profile=str(REPOSITORY / "deploy" / "profiles" / "mixed-n2-q10.json"))]
     found = scoring.score(make_model(), windows(), specs, torch.float16)
     return {score.spec: score for score in found}
 

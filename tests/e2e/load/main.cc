@@ -15,10 +15,11 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "kvcompress/base/allocator.h"
-#include "kvcompress/base/status_macros.h"
-#include "kvcompress/client/codec_client.h"
-#include "kvcompress/testing/values.h"
+#include "client/local_client.h"
+#include "client/remote/remote_client.h"
+#include "core/base/allocator.h"
+#include "core/base/status_macros.h"
+#include "tests/testing/values.h"
 
 ABSL_FLAG(std::string, address, "local", "of the daemon, as clients take it");
 ABSL_FLAG(bool, decompress, false, "send frames instead of tensors");

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <memory>
+
+#include "client/codec_client.h"
+
+namespace kvcompress {
+
+// The codec in this process, on `threads` threads (0: one for each CPU).
+std::unique_ptr<CodecClient> MakeLocalClient(size_t threads);
+
+}  // namespace kvcompress

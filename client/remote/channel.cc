@@ -1,0 +1,156 @@
+#include "client/remote/channel.h"
+
+#include <arpa/inet.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/client_interceptor.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr std::string_view kUnixScheme = "unix:";
+constexpr std::string_view kDnsScheme = "dns:";
+
+enum class Family { kName, kIpv4, kIpv6, kUnix };
+
+struct Endpoint {
+  Family family;
+  bool loopback;
+  std::string text;  // as gRPC writes it behind its scheme
+};
+
+absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
+  if (text.starts_with(kUnixScheme) && text.size() > kUnixScheme.size()) {
+    return Endpoint{Family::kUnix, true, std::string(text.substr(kUnixScheme.size()))};
+  }
+  const size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0 || colon + 1 == text.size() || text.starts_with(kUnixScheme)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("\"%s\" is not the address of a daemon: use HOST:PORT or unix:PATH", text));
+  }
+  std::string host(text.substr(0, colon));
+  in6_addr bytes;
+  if (inet_pton(AF_INET, host.c_str(), &bytes) == 1) {
+    return Endpoint{Family::kIpv4, host.starts_with("127."), std::string(text)};
+  }
+  if (host.front() == '[' && host.back() == ']') {
+    const std::string inner = host.substr(1, host.size() - 2);
+    if (inet_pton(AF_INET6, inner.c_str(), &bytes) == 1)
+      return Endpoint{Family::kIpv6, inner == "::1", std::string(text)};
+  }
+  return Endpoint{Family::kName, host == "localhost", std::string(text)};
+}
+
+std::string_view Scheme(Family family) {
+  switch (family) {
+    case Family::kIpv4:
+      return "ipv4:";
+    case Family::kIpv6:
+      return "ipv6:";
+    case Family::kUnix:
+      return kUnixScheme;
+    case Family::kName:
+      return "dns:///";
+  }
+  return "";
+}
+
+// Adds the token to each call of a channel, whoever makes it. gRPC's own credentials for this are not to be had without
+// TLS.
+class BearerToken final : public grpc::experimental::Interceptor {
+ public:
+  explicit BearerToken(const std::string& token) : authorization_("Bearer " + token) {}
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(grpc::experimental::InterceptionHookPoints::PRE_SEND_INITIAL_METADATA)) {
+      methods->GetSendInitialMetadata()->emplace("authorization", authorization_);
+    }
+    methods->Proceed();
+  }
+
+  class Factory final : public grpc::experimental::ClientInterceptorFactoryInterface {
+   public:
+    explicit Factory(std::string token) : token_(std::move(token)) {}
+    grpc::experimental::Interceptor* CreateClientInterceptor(grpc::experimental::ClientRpcInfo*) override {
+      return new BearerToken(token_);
+    }
+
+   private:
+    const std::string token_;
+  };
+
+ private:
+  const std::string authorization_;
+};
+
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChannelTarget& target, const RemoteOptions& options) {
+  if (!options.tls || target.unix_socket) return grpc::InsecureChannelCredentials();
+  return grpc::SslCredentials({.pem_root_certs = options.tls->ca,
+                               .pem_private_key = options.tls->key,
+                               .pem_cert_chain = options.tls->certificate});
+}
+
+}  // namespace
+
+absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
+  if (address.starts_with(kDnsScheme) && address.size() > kDnsScheme.size()) {
+    return ChannelTarget{.uri = std::string(address), .spread = true};
+  }
+  const std::vector<std::string> texts = absl::StrSplit(absl::string_view(address.data(), address.size()), ',');
+  std::vector<Endpoint> endpoints;
+  for (const std::string& text : texts) {
+    absl::StatusOr<Endpoint> endpoint = ParseEndpoint(text);
+    if (!endpoint.ok()) return endpoint.status();
+    endpoints.push_back(*std::move(endpoint));
+  }
+  const Family family = endpoints.front().family;
+  bool local = true;
+  for (const Endpoint& endpoint : endpoints) {
+    local = local && endpoint.loopback;
+    if (endpoints.size() > 1 && (endpoint.family != family || family == Family::kName)) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "\"%s\" mixes addresses that cannot stand in one list: several must all be IPv4:PORT, [IPv6]:PORT or "
+          "unix:PATH; for the addresses of a name use dns:///HOST:PORT",
+          address));
+    }
+  }
+  const auto append = [](std::string* out, const Endpoint& endpoint) { out->append(endpoint.text); };
+  return ChannelTarget{.uri = std::string(Scheme(family)) + absl::StrJoin(endpoints, ",", append),
+                       .spread = endpoints.size() > 1,
+                       .local = local,
+                       .unix_socket = family == Family::kUnix};
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const RemoteOptions& options) {
+  grpc::ChannelArguments arguments;
+  // The daemon stands beside us: a proxy for the web is not asked for it.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // Calls are retried whole by the client; gRPC's own retries would hold on to what was sent.
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_time)));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                   static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_timeout)));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 0);
+  // A daemon that is started again is found again soon.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  // Connections end with their client, whoever else in this process talks to the same daemon.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (target.spread) arguments.SetLoadBalancingPolicyName("round_robin");
+  if (options.tls && !options.tls->server_name.empty()) arguments.SetSslTargetNameOverride(options.tls->server_name);
+  const std::shared_ptr<grpc::ChannelCredentials> credentials = Credentials(target, options);
+  if (options.token.empty()) return grpc::CreateCustomChannel(target.uri, credentials, arguments);
+  std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(std::make_unique<BearerToken::Factory>(options.token));
+  return grpc::experimental::CreateCustomChannelWithInterceptors(target.uri, credentials, arguments,
+                                                                 std::move(interceptors));
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,252 @@
+#include "client/remote/remote_client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <random>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "client/deadline.h"
+#include "client/remote/channel.h"
+#include "client/remote/exchange.h"
+#include "client/remote/shared_exchange.h"
+#include "client/remote/shared_memory_pool.h"
+#include "core/base/status_macros.h"
+#include "kvcompress/v1/kvcompress.grpc.pb.h"
+
+namespace kvcompress {
+namespace {
+
+// The waits between the attempts of one call.
+class Backoff {
+ public:
+  explicit Backoff(const RetryPolicy& policy) : policy_(policy), next_(policy.initial_backoff) {}
+
+  // `hint`: what the daemon asks for, never undercut.
+  absl::Duration Next(std::optional<absl::Duration> hint) {
+    std::uniform_real_distribution<double> jitter(hint ? 1 : 1 - policy_.jitter, 1 + policy_.jitter);
+    const absl::Duration delay = hint.value_or(next_) * jitter(random_);
+    next_ = std::min(next_ * policy_.multiplier, policy_.max_backoff);
+    return delay;
+  }
+
+ private:
+  const RetryPolicy& policy_;
+  absl::Duration next_;
+  std::minstd_rand random_{std::random_device{}()};
+};
+
+// A call that meets a connection on its last way out, while a daemon drains, ends CANCELLED, although nobody has
+// cancelled it, and one that a proxy cuts because its daemon died ends without a status, which gRPC calls UNKNOWN: to
+// us both are a daemon that is not there.
+grpc::StatusCode CodeOf(const StreamEnd& end) {
+  const grpc::StatusCode code = end.status.error_code();
+  const bool cut = code == grpc::StatusCode::CANCELLED || code == grpc::StatusCode::UNKNOWN;
+  return cut && end.handler.ok() ? grpc::StatusCode::UNAVAILABLE : code;
+}
+
+bool IsRetryable(const StreamEnd& end) {
+  switch (CodeOf(end)) {
+    case grpc::StatusCode::UNAVAILABLE:
+      return true;
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      return end.retry_delay.has_value();
+    default:
+      return false;
+  }
+}
+
+// Whether a call that went through shared memory ended because the daemon does not have it any more.
+bool LosesRegions(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+         status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+}
+
+// What may be behind an end of the connection that gRPC only describes.
+std::string Suspicion(const std::string& message, const RemoteOptions& options) {
+  const auto says = [&](std::string_view text) { return message.find(text) != message.npos; };
+  if (says("WRONG_VERSION_NUMBER") || says("wrong version number")) return " (does the daemon speak plaintext?)";
+  const bool closed = says("Socket closed") || says("Connection reset by peer") || says("Broken pipe");
+  if (!closed || options.address.starts_with("unix:")) return "";
+  if (!options.tls) return " (does the daemon speak TLS?)";
+  return options.tls->certificate.empty() ? " (does the daemon want a certificate?)" : "";
+}
+
+class RemoteClient final : public CodecClient {
+ public:
+  RemoteClient(const RemoteOptions& options, const ChannelTarget& target)
+      : options_(options), channel_(MakeChannel(target, options)) {
+    // A list of daemons cannot share memory: the next call may go to another of them.
+    if (options.shared_memory && target.local && !target.spread) {
+      pool_ = std::make_unique<SharedMemoryPool>(channel_, options.connect_timeout);
+    }
+  }
+
+  absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
+    // A daemon would take the axes of a description without any from the tensor's name.
+    for (const CompressJob& job : jobs) KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
+    return Call<CompressMethod>(jobs, deadline, sink);
+  }
+  absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
+    return Call<DecompressMethod>(jobs, deadline, sink);
+  }
+
+  std::unique_ptr<SharedBuffer> Allocate(size_t bytes) override {
+    std::unique_ptr<SharedBuffer> buffer = pool_ == nullptr ? nullptr : pool_->Allocate(bytes);
+    return buffer == nullptr ? CodecClient::Allocate(bytes) : std::move(buffer);
+  }
+
+  std::string Transport() const override {
+    if (pool_ == nullptr) return "connection";
+    const absl::Status status = pool_->status();
+    if (status.ok()) return last_was_shared_ ? "shared memory" : "connection";
+    return absl::StrFormat("connection (%s)", status.message());
+  }
+
+ private:
+  absl::Status Connect(absl::Time deadline);
+  template <typename Method, typename Job, typename Sink>
+  absl::Status Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink);
+  template <typename Method, typename Job, typename Sink>
+  // `shared`: whether shared memory may be used, and then, whether it was.
+  StreamEnd Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, bool& shared);
+  // What the end of a call means of whose `jobs` `jobs_done` were reported.
+  absl::Status Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
+                       absl::Time deadline) const;
+
+  const RemoteOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<SharedMemoryPool> pool_;  // null: all bytes go through the channel
+  std::atomic<bool> was_reached_ = false;
+  std::atomic<bool> last_was_shared_ = false;
+  std::atomic<bool> takes_tensor_calls_ = true;
+};
+
+// Waits for the channel, so that a daemon that is not there is told apart from one that died: the first is given up at
+// once, the other has until connect_timeout to come back.
+absl::Status RemoteClient::Connect(absl::Time deadline) {
+  const absl::Time limit = std::min(deadline, absl::Now() + options_.connect_timeout);
+  grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
+  // gRPC 1.51 looks at errno late, and so takes some connections that are under way for failed ones: the first failure
+  // gets a second chance.
+  bool failed = false;
+  while (state != GRPC_CHANNEL_READY) {
+    absl::Time patience = limit;
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE && !was_reached_) {
+      if (std::exchange(failed, true)) break;
+      grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
+      patience = std::min(limit, absl::Now() + absl::Milliseconds(300));
+    }
+    if (!channel_->WaitForStateChange(state, absl::ToChronoTime(patience)) && patience == limit) break;
+    state = channel_->GetState(true);
+  }
+  if (state == GRPC_CHANNEL_READY) {
+    was_reached_ = true;
+    return absl::OkStatus();
+  }
+  if (limit == deadline && absl::Now() >= deadline) return absl::DeadlineExceededError("deadline exceeded");
+  if (state != GRPC_CHANNEL_TRANSIENT_FAILURE) {
+    return absl::UnavailableError(absl::StrFormat("connect to %s: no answer", options_.address));
+  }
+  // Only a call tells why; it fails at once.
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(std::min(deadline, absl::Now() + options_.connect_timeout)));
+  v1::MetricsResponse response;
+  const auto stub = v1::KvCompression::NewStub(channel_);
+  const grpc::Status status = stub->Metrics(&context, v1::MetricsRequest(), &response);
+  if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrFormat("connect to %s: %s%s", options_.address, status.error_message(),
+                                                Suspicion(status.error_message(), options_)));
+}
+
+absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
+                                   absl::Time deadline) const {
+  const auto code = static_cast<absl::StatusCode>(status);
+  switch (status) {
+    case grpc::StatusCode::OK:
+      if (jobs_done == jobs) return absl::OkStatus();
+      // When the deadline passes, gRPC drops answers that it has already, but not the status that came behind them.
+      KVC_RETURN_IF_ERROR(CheckDeadline(deadline));
+      return DaemonFault(options_.address, absl::StatusCode::kInternal,
+                         "it ended the call before it had answered all of it");
+    case grpc::StatusCode::INVALID_ARGUMENT:
+    case grpc::StatusCode::DATA_LOSS:
+      return absl::Status(code, message);
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      return absl::DeadlineExceededError("deadline exceeded");
+    default:
+      return DaemonFault(options_.address, code, message);
+  }
+}
+
+template <typename Method, typename Job, typename Sink>
+StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
+                                bool& shared) {
+  delivery.BeginAttempt();
+  SliceReader slices;
+  if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall<Method>(jobs[0])) {
+    shared = last_was_shared_ = false;
+    StreamEnd end = CallTensor<Method>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
+    slices.WaitUntilReleased(absl::InfiniteFuture());
+    if (end.status.error_code() != grpc::StatusCode::UNIMPLEMENTED) return end;
+    takes_tensor_calls_ = false;  // a daemon of before there were any
+  }
+  std::unique_ptr<RegisteredMemory> arena = shared ? pool_->Take(deadline) : nullptr;
+  shared = last_was_shared_ = arena != nullptr;
+  if (shared) {
+    SharedExchange<Method> exchange(options_.address, jobs, deadline, sink, delivery, *pool_, *arena);
+    StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
+    if (LosesRegions(end.status)) pool_->Forget(*arena);
+    // After any other end than this one the daemon may still be writing to it.
+    if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(arena));
+    return end;
+  }
+  ByteExchange<Method> exchange(options_.address, jobs, deadline, sink, delivery, slices);
+  StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
+  slices.WaitUntilReleased(absl::InfiniteFuture());
+  return end;
+}
+
+template <typename Method, typename Job, typename Sink>
+absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink) {
+  Delivery delivery;
+  Backoff backoff(options_.retry);
+  bool may_share = pool_ != nullptr;
+  absl::Status last;  // of the attempt before
+  for (int attempt = 1;; ++attempt) {
+    const absl::Status connected = Connect(deadline);
+    if (!connected.ok()) return last.ok() || absl::IsDeadlineExceeded(connected) ? connected : last;
+    if (jobs.empty()) return absl::OkStatus();
+    bool shared = may_share;
+    const StreamEnd end = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
+    if (!end.handler.ok()) return end.handler;
+    last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);
+    if (shared && LosesRegions(end.status)) {
+      may_share = false;
+      if (!IsRetryable(end)) continue;
+    }
+    if (last.ok() || !IsRetryable(end)) return last;
+    // What the sink has is whole and checked: only the end of the stream got lost.
+    if (delivery.jobs_done() == jobs.size()) return absl::OkStatus();
+    if (attempt >= options_.retry.max_attempts || end.retry_delay > options_.retry.max_retry_after) return last;
+    const absl::Duration delay = backoff.Next(end.retry_delay);
+    if (absl::Now() + delay >= deadline) return last;
+    options_.on_retry({attempt, last, delay});
+    absl::SleepFor(delay);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOptions& options) {
+  KVC_ASSIGN_OR_RETURN(const ChannelTarget target, ParseAddress(options.address));
+  if (!options.token.empty() && !options.tls && !target.local) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the token would go to \"%s\" in plaintext: use TLS, or a daemon of this machine", options.address));
+  }
+  return std::make_unique<RemoteClient>(options, target);
+}
+
+}  // namespace kvcompress

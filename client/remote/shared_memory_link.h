@@ -1,0 +1,72 @@
+#pragma once
+
+#include <grpcpp/channel.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "core/base/shared_memory.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+
+namespace kvcompress {
+
+class SharedMemoryLink;
+
+// Memory of this process that a daemon has mapped, too, until it is destroyed.
+class RegisteredMemory {
+ public:
+  RegisteredMemory(std::shared_ptr<SharedMemoryLink> link, std::string name, SharedMapping mapping, uint64_t region)
+      : link_(std::move(link)), name_(std::move(name)), mapping_(std::move(mapping)), region_(region) {}
+  ~RegisteredMemory();
+  RegisteredMemory(const RegisteredMemory&) = delete;
+  RegisteredMemory& operator=(const RegisteredMemory&) = delete;
+
+  MutableByteSpan bytes() const { return mapping_.bytes(); }
+  uint64_t region() const { return region_; }  // the daemon's name for it
+  const SharedMemoryLink* link() const { return link_.get(); }
+
+ private:
+  const std::shared_ptr<SharedMemoryLink> link_;
+  const std::string name_;
+  const SharedMapping mapping_;
+  const uint64_t region_;
+};
+
+// The stream on which memory is registered with a daemon of this host. Thread-safe.
+class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
+ public:
+  // Asks the daemon whether it takes shared memory. UNIMPLEMENTED when it does not.
+  static absl::StatusOr<std::shared_ptr<SharedMemoryLink>> Open(const std::shared_ptr<grpc::Channel>& channel,
+                                                                absl::Time deadline);
+  ~SharedMemoryLink();
+
+  // Fresh memory, registered. Its key is gone when this returns: nothing is left of it when this process is killed.
+  // ABORTED when others asked until the deadline.
+  absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
+  // Whether the stream has ended, and with it what was registered on it, as far as anybody has noticed.
+  bool is_lost() const;
+
+ private:
+  friend class RegisteredMemory;
+  class Stream;
+
+  SharedMemoryLink(std::unique_ptr<Stream> stream, std::string prefix);
+  // Waits for nobody.
+  void Unregister(const std::string& name);
+  void UnregisterNow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline);
+
+  const std::string prefix_;
+  mutable absl::Mutex mutex_;
+  bool asking_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in Ask, and has the stream for itself
+  bool lost_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::string> unregister_ ABSL_GUARDED_BY(mutex_);  // names, meanwhile
+  const std::unique_ptr<Stream> stream_;
+};
+
+}  // namespace kvcompress

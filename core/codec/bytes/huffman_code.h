@@ -1,0 +1,43 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "core/base/bytes.h"
+#include "core/codec/histogram.h"
+
+// Canonical prefix codes of at most 11 bits for byte values. Bits of a stream go from the low end of each byte up, so
+// codes are held with their first bit lowest.
+namespace kvcompress {
+
+inline constexpr int kMaxCodeBits = 11;
+inline constexpr uint32_t kCodeSlots = 1u << kMaxCodeBits;
+
+// The bits of each byte value's code; 0 for those that have none.
+using CodeLengths = std::array<uint8_t, 256>;
+
+// The lengths with the fewest bits for `counts`, which has at least two byte values.
+CodeLengths OptimalLengths(const Histogram& counts);
+
+// The code of each byte value, with its length in the low 4 bits and its bits above those.
+using CodeTable = std::array<uint16_t, 256>;
+CodeTable MakeCodes(const CodeLengths& lengths);
+
+// For the next kMaxCodeBits bits of a stream, the byte value that they begin with, and in bits 8 to 11 its code's
+// length.
+using SymbolTable = std::array<uint16_t, kCodeSlots>;
+void MakeSymbolTable(const CodeLengths& lengths, SymbolTable& table);
+
+// The same for all codes that these bits hold whole, up to four: bits 0 to 7 their length together, 8 to 15 their
+// number, 32 to 63 the byte values.
+using RunTable = std::array<uint64_t, kCodeSlots>;
+void MakeRunTable(const SymbolTable& symbols, RunTable& runs);
+
+// The text of the lengths, at most kMaxLengthsBytes: 4 bits each, of an absent value and those after it 4 + 8.
+inline constexpr size_t kMaxLengthsBytes = 256;
+// Returns the end of what it wrote.
+uint8_t* WriteLengths(const CodeLengths& lengths, uint8_t* out);
+// Returns the size of the text, or 0 for lengths of which no complete code can be made.
+size_t ReadLengths(ByteSpan in, CodeLengths& lengths);
+
+}  // namespace kvcompress

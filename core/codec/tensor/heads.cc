@@ -1,0 +1,300 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/base/status_macros.h"
+#include "core/codec/chain.h"
+#include "core/codec/registry.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr size_t kMaxParts = 32;
+constexpr uint64_t kMaxHead = 65535;
+constexpr uint64_t kNoEnd = uint64_t{1} << 48;  // no tensor has as many heads
+constexpr size_t kLayoutBytes = 24;
+
+// Heads from `first` on, up to the next part's.
+struct Part {
+  uint64_t first;
+  CodecChain chain;
+};
+
+// Where in a block which head stands: heads change every `stride` values, and begin again after the last.
+struct Layout {
+  uint64_t stride;
+  uint64_t heads;
+  uint64_t phase;  // of the block's first value among the stride * heads
+
+  // Within what a tensor can be; then nothing below overflows.
+  bool is_valid() const {
+    return stride >= 1 && heads >= 1 && stride <= kMaxTensorElements && heads <= kMaxTensorElements / stride &&
+           phase < stride * heads;
+  }
+};
+
+// The values of a part in a block.
+struct Share {
+  size_t count = 0;
+  size_t runs = 0;
+  size_t place = 0;  // of the first, in the block or among the gathered values
+};
+using Shares = std::array<Share, kMaxParts>;
+
+struct Scratch {
+  Buffer gathered;  // values of a block, those of each part together
+  Buffer payload;
+};
+
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+absl::StatusOr<Layout> LayoutOf(const TensorDesc& tensor, uint64_t first) {
+  if (std::ranges::count(tensor.axes, AxisRole::kHeads) != 1) {
+    return absl::InvalidArgumentError("heads takes tensors with one heads axis only (the axis roles tell which it is)");
+  }
+  Layout layout{1, 1, 0};
+  for (size_t i = tensor.axes.size(); i-- > 0;) {
+    if (tensor.axes[i] == AxisRole::kHeads) {
+      layout.heads = tensor.shape[i];
+      break;
+    }
+    layout.stride *= tensor.shape[i];
+  }
+  const uint64_t period = layout.stride * layout.heads;
+  layout.phase = period > 0 ? first % period : 0;
+  return layout;
+}
+
+// docs/format.md, "heads": one stream with the layout, the size of each part's payload, and the payloads.
+class Heads final : public TensorCodec {
+ public:
+  explicit Heads(std::vector<Part> parts) : parts_(std::move(parts)) {}
+
+  std::string spec() const override {
+    std::vector<std::string> texts;
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      std::string range = absl::StrCat(parts_[p].first);
+      if (p + 1 == parts_.size()) {
+        range += "-";
+      } else if (const uint64_t last = parts_[p + 1].first - 1; last > parts_[p].first) {
+        absl::StrAppend(&range, "-", last);
+      }
+      texts.push_back(absl::StrCat(range, ":", parts_[p].chain.spec()));
+    }
+    return absl::StrCat("heads(", absl::StrJoin(texts, ","), ")");
+  }
+  bool lossless() const override {
+    return std::ranges::all_of(parts_, [](const Part& part) { return part.chain.lossless(); });
+  }
+  size_t stream_count() const override { return 1; }
+
+  // No part takes more than its values.
+  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+    bounds[0] = TableBytes() + count * DTypeSize(dtype);
+  }
+
+  bool needs_place() const override { return true; }
+  absl::Status CheckTensor(const TensorDesc& tensor) const override { return LayoutOf(tensor, 0).status(); }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    KVC_ASSIGN_OR_RETURN(const Layout layout, LayoutOf(block.tensor, block.first));
+    const size_t width = DTypeSize(block.tensor.dtype);
+    Shares shares;
+    ByteSpan values = block.values;
+    if (!Divide(layout, block.count, shares)) {
+      Buffer& gathered = ThreadScratch().gathered;
+      gathered.Resize(values.size());
+      ForEachMove(layout, block.count, shares, [&](size_t in_block, size_t in_gathered, size_t count) {
+        std::memcpy(gathered.data() + in_gathered * width, values.data() + in_block * width, count * width);
+      });
+      values = gathered.span();
+    }
+    std::byte* entry = streams[0].data;
+    for (const uint64_t number : {layout.stride, layout.heads, layout.phase}) {
+      StoreLE(number, entry);
+      entry += 8;
+    }
+    std::byte* at = streams[0].data + TableBytes();
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      const ByteSpan own = values.subspan(shares[p].place * width, shares[p].count * width);
+      const absl::StatusOr<size_t> size = EncodePart(parts_[p].chain, block, own, at);
+      if (absl::IsInvalidArgument(size.status())) return FaultOf(p, layout, block);
+      KVC_RETURN_IF_ERROR(size.status());
+      StoreLE(static_cast<uint32_t>(*size), entry);
+      entry += 4;
+      at += *size;
+    }
+    streams[0].size = static_cast<size_t>(at - streams[0].data);
+    return absl::OkStatus();
+  }
+
+  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+    ByteSpan rest = streams[0];
+    if (rest.size() < TableBytes()) return absl::DataLossError("heads: stream ends in its table");
+    const std::byte* entry = rest.data();
+    const Layout layout{LoadLE<uint64_t>(entry), LoadLE<uint64_t>(entry + 8), LoadLE<uint64_t>(entry + 16)};
+    if (!layout.is_valid()) return absl::DataLossError("heads: no tensor has such heads");
+    entry += kLayoutBytes;
+    rest = rest.subspan(TableBytes());
+
+    const size_t width = DTypeSize(dtype);
+    const size_t count = values.size() / width;
+    Shares shares;
+    MutableByteSpan target = values;
+    const bool in_place = Divide(layout, count, shares);
+    if (!in_place) {
+      ThreadScratch().gathered.Resize(values.size());
+      target = ThreadScratch().gathered.span();
+    }
+    for (size_t p = 0; p < parts_.size(); ++p, entry += 4) {
+      const size_t size = LoadLE<uint32_t>(entry);
+      const MutableByteSpan own = target.subspan(shares[p].place * width, shares[p].count * width);
+      if (size > rest.size() || size > own.size()) return absl::DataLossError("heads: payload has the wrong size");
+      KVC_RETURN_IF_ERROR(DecodePart(parts_[p].chain, dtype, rest.first(size), own));
+      rest = rest.subspan(size);
+    }
+    if (!rest.empty()) return absl::DataLossError("heads: bytes behind the last payload");
+    if (!in_place) {
+      ForEachMove(layout, count, shares, [&](size_t in_block, size_t in_gathered, size_t moved) {
+        std::memcpy(values.data() + in_block * width, target.data() + in_gathered * width, moved * width);
+      });
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  size_t TableBytes() const { return kLayoutBytes + 4 * parts_.size(); }
+
+  // Calls `take(part, begin, count)` for each run of values that one part has, in the order of the block.
+  template <typename Take>
+  void ForEachRun(const Layout& layout, size_t count, Take take) const {
+    uint64_t position = layout.phase;
+    for (size_t at = 0; at < count;) {
+      const auto next = std::ranges::upper_bound(parts_, position / layout.stride, {}, &Part::first);
+      const uint64_t end = std::min(next == parts_.end() ? kNoEnd : next->first, layout.heads) * layout.stride;
+      const size_t run = static_cast<size_t>(std::min<uint64_t>(end - position, count - at));
+      take(static_cast<size_t>(next - parts_.begin()) - 1, at, run);
+      at += run;
+      position = end == layout.heads * layout.stride ? 0 : end;
+    }
+  }
+
+  // What each part has of a block. True when that is one run of each: then it is taken from where it is; otherwise
+  // the parts' values are gathered, one part's behind the other's.
+  bool Divide(const Layout& layout, size_t count, Shares& shares) const {
+    ForEachRun(layout, count, [&](size_t part, size_t begin, size_t run) {
+      Share& share = shares[part];
+      if (share.runs++ == 0) share.place = begin;
+      share.count += run;
+    });
+    if (std::ranges::all_of(shares, [](const Share& share) { return share.runs <= 1; })) return true;
+    size_t place = 0;
+    for (Share& share : shares) {
+      share.place = place;
+      place += share.count;
+    }
+    return false;
+  }
+
+  template <typename Move>
+  void ForEachMove(const Layout& layout, size_t count, const Shares& shares, Move move) const {
+    std::array<size_t, kMaxParts> next;
+    for (size_t p = 0; p < kMaxParts; ++p) next[p] = shares[p].place;
+    ForEachRun(layout, count, [&](size_t part, size_t begin, size_t run) {
+      move(begin, next[part], run);
+      next[part] += run;
+    });
+  }
+
+  // Writes the chain's payload of `values`, or these themselves where it is no smaller, and returns the size.
+  static absl::StatusOr<size_t> EncodePart(const CodecChain& chain, const Block& block, ByteSpan values,
+                                           std::byte* to) {
+    if (values.empty()) return 0;
+    const size_t count = values.size() / DTypeSize(block.tensor.dtype);
+    KVC_ASSIGN_OR_RETURN(const ChainState state, chain.Analyze(block.tensor, MemorySource(values), count));
+    Buffer& payload = ThreadScratch().payload;
+    payload.Resize(chain.MaxPayloadBytes(block.tensor.dtype, count));
+    KVC_ASSIGN_OR_RETURN(const size_t size, chain.EncodeBlock({block.tensor, block.first, count, values}, state,
+                                                              payload.span(), /*sums=*/nullptr));
+    const ByteSpan smaller = size < values.size() ? ByteSpan(payload.span().first(size)) : values;
+    std::memcpy(to, smaller.data(), smaller.size());
+    return smaller.size();
+  }
+
+  static absl::Status DecodePart(const CodecChain& chain, DType dtype, ByteSpan payload, MutableByteSpan values) {
+    if (payload.size() < values.size()) return chain.DecodeBlock(dtype, payload, values);
+    if (!values.empty()) std::memcpy(values.data(), payload.data(), values.size());
+    return absl::OkStatus();
+  }
+
+  // Names the value that `part` cannot hold: with its index in the tensor, which the gathered values do not have.
+  absl::Status FaultOf(size_t part, const Layout& layout, const Block& block) const {
+    absl::Status fault = absl::InternalError("heads: a part refused its values, but none of its runs");
+    const size_t width = DTypeSize(block.tensor.dtype);
+    const CodecChain& chain = parts_[part].chain;
+    std::vector<std::byte> room(block.count * width);
+    ForEachRun(layout, block.count, [&](size_t of, size_t begin, size_t count) {
+      if (of != part || absl::IsInvalidArgument(fault)) return;
+      const Block run{block.tensor, block.first + begin, count, block.values.subspan(begin * width, count * width)};
+      const absl::Status status = EncodePart(chain, run, run.values, room.data()).status();
+      if (!status.ok()) fault = status;
+    });
+    return fault;
+  }
+
+  const std::vector<Part> parts_;  // the first begins with head 0
+};
+
+absl::Status BadRange(std::string_view range) {
+  return absl::InvalidArgumentError(absl::StrCat("heads: \"", std::string(range),
+                                                 "\" is not the next range of heads (0-3, 4, 5-: without gaps, ",
+                                                 "from 0 on, the last one open, none above ", kMaxHead, ")"));
+}
+
+// "first-last", "first" or "first-", which must begin with `expected`; returns the first head behind it.
+absl::StatusOr<uint64_t> ParseRange(std::string_view range, uint64_t expected, bool is_last) {
+  const size_t dash = range.find('-');
+  const auto number = [](std::string_view text) {
+    uint64_t value = 0;
+    const bool is_number = absl::SimpleAtoi(absl::string_view(text.data(), text.size()), &value);
+    return is_number && value <= kMaxHead ? value : kNoEnd;
+  };
+  const uint64_t first = number(range.substr(0, dash));
+  const bool is_open = dash != range.npos && dash + 1 == range.size();
+  if (first != expected || is_open != is_last) return BadRange(range);
+  if (is_open) return kNoEnd;
+  const uint64_t last = dash == range.npos ? first : number(range.substr(dash + 1));
+  if (last < first || last == kNoEnd) return BadRange(range);
+  return last + 1;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeHeads(const StageSpec& stage) {
+  StageArgs args(stage);
+  const std::vector<StageSpec::Part>& texts = args.Parts();
+  KVC_RETURN_IF_ERROR(args.Finish());
+  if (texts.empty()) {
+    return absl::InvalidArgumentError("heads needs ranges of heads with chains, for example heads(0-1:int8,2-:int4)");
+  }
+  if (texts.size() > kMaxParts) {
+    return absl::InvalidArgumentError(absl::StrCat("heads has more than ", kMaxParts, " ranges"));
+  }
+  std::vector<Part> parts;
+  uint64_t next = 0;
+  for (const StageSpec::Part& text : texts) {
+    Part part{next, {}};
+    KVC_ASSIGN_OR_RETURN(next, ParseRange(text.label, next, &text == &texts.back()));
+    KVC_ASSIGN_OR_RETURN(part.chain, CodecChain::ParseInner(text.chain));
+    parts.push_back(std::move(part));
+  }
+  return std::make_unique<Heads>(std::move(parts));
+}
+
+}  // namespace kvcompress

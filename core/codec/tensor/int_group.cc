@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status_macros.h"
+#include "core/codec/registry.h"
+#include "core/simd/group_quant.h"
+
+namespace kvcompress {
+namespace {
+
+// Pieces as runs of whole groups: a group that lies in more than one piece is put together in a place of its own.
+class Runs {
+ public:
+  Runs(size_t group, size_t width) : width_(width), group_bytes_(group * width) {}
+
+  void Add(ByteSpan piece) {
+    bytes_ += piece.size();
+    if (joined_ > 0) {
+      const size_t take = std::min(group_bytes_ - joined_, piece.size());
+      Join(piece.first(take));
+      piece = piece.subspan(take);
+      if (joined_ == group_bytes_) EndJoint();
+    }
+    const size_t whole = piece.size() / group_bytes_ * group_bytes_;
+    if (whole > 0) runs_[size_++] = {piece.data(), whole / width_};
+    Join(piece.subspan(whole));
+  }
+
+  // All of them; the last may end with a short group.
+  std::span<const simd::ValueRun> Finish() {
+    if (joined_ > 0) EndJoint();
+    return {runs_.data(), size_};
+  }
+
+  size_t count() const { return bytes_ / width_; }  // of values
+
+ private:
+  void Join(ByteSpan bytes) {
+    if (bytes.empty()) return;
+    std::memcpy(joints_[joint_].data() + joined_, bytes.data(), bytes.size());
+    joined_ += bytes.size();
+  }
+  void EndJoint() {
+    runs_[size_++] = {joints_[joint_++].data(), joined_ / width_};
+    joined_ = 0;
+  }
+
+  static constexpr size_t kMaxGroupBytes = size_t{128} * 4;
+
+  const size_t width_;
+  const size_t group_bytes_;
+  size_t bytes_ = 0;
+  size_t size_ = 0;  // of runs_
+  size_t joint_ = 0;
+  size_t joined_ = 0;  // bytes of joints_[joint_]
+  // A piece ends at most one joint, begins one, and has a run between them.
+  std::array<simd::ValueRun, 2 * kMaxBlockPieces + 1> runs_;
+  std::array<std::array<std::byte, kMaxGroupBytes>, kMaxBlockPieces + 1> joints_;
+};
+
+// docs/format.md, "intN": two streams, FP16 scales and packed codes. The arithmetic is in simd/group_quant.h.
+class IntGroup final : public TensorCodec {
+ public:
+  IntGroup(int bits, size_t group) : bits_(bits), group_(group) {}
+
+  std::string spec() const override { return absl::StrCat("int", bits_, "(group=", group_, ")"); }
+  bool lossless() const override { return false; }
+  bool is_fast() const override { return true; }
+  bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
+  float max_magnitude() const override { return simd::MaxQuantizable(bits_); }
+  size_t stream_count() const override { return 2; }
+
+  void StreamBounds(DType, size_t count, std::span<size_t> bounds) const override {
+    bounds[0] = 2 * simd::GroupCount(group_, count);
+    bounds[1] = simd::PackedBytes(bits_, group_, count);
+  }
+
+  bool measures() const override { return true; }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+    const DType dtype = block.tensor.dtype;
+    const size_t count = block.count;
+    if (!simd::Quantize(Format(dtype), block.values.data(), count, streams[0].data, streams[1].data, sums)) {
+      return absl::InvalidArgumentError("");
+    }
+    streams[0].size = 2 * simd::GroupCount(group_, count);
+    streams[1].size = simd::PackedBytes(bits_, group_, count);
+    return absl::OkStatus();
+  }
+
+  bool takes_pieces() const override { return true; }
+
+  absl::Status EncodePieces(DType dtype, std::span<const ByteSpan> pieces, std::span<StreamBuffer> streams,
+                            ErrorSums* sums) const override {
+    Runs runs(group_, DTypeSize(dtype));
+    for (const ByteSpan piece : pieces) runs.Add(piece);
+    const std::span<const simd::ValueRun> all = runs.Finish();
+    if (!simd::QuantizeRuns(Format(dtype), all, streams[0].data, streams[1].data, sums)) {
+      return absl::InvalidArgumentError("");
+    }
+    streams[0].size = 2 * simd::GroupCount(group_, runs.count());
+    streams[1].size = simd::PackedBytes(bits_, group_, runs.count());
+    return absl::OkStatus();
+  }
+
+  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+    const size_t count = values.size() / DTypeSize(dtype);
+    if (streams[0].size() != 2 * simd::GroupCount(group_, count) ||
+        streams[1].size() != simd::PackedBytes(bits_, group_, count)) {
+      return absl::DataLossError(absl::StrCat("int", bits_, ": stream has the wrong size"));
+    }
+    simd::Dequantize(Format(dtype), streams[0].data(), streams[1].data(), count, values.data());
+    return absl::OkStatus();
+  }
+
+ private:
+  simd::GroupQuantFormat Format(DType dtype) const { return {.dtype = dtype, .bits = bits_, .group = group_}; }
+
+  int bits_;
+  size_t group_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeIntGroup(const StageSpec& stage) {
+  const int bits = stage.name.back() - '0';
+  StageArgs args(stage);
+  KVC_ASSIGN_OR_RETURN(const int64_t group, args.IntOneOf("group", 64, {32, 64, 128}));
+  KVC_RETURN_IF_ERROR(args.Finish());
+  return std::make_unique<IntGroup>(bits, static_cast<size_t>(group));
+}
+
+}  // namespace kvcompress

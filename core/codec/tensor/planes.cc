@@ -1,0 +1,238 @@
+#include "core/simd/planes.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <optional>
+#include <span>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status_macros.h"
+#include "core/codec/histogram.h"
+#include "core/codec/registry.h"
+
+namespace kvcompress {
+namespace {
+
+using simd::kMaxPlanes;
+using simd::PlaneDelta;
+using simd::PlaneFormat;
+using simd::PlaneSplit;
+
+constexpr size_t kModeBytes = 6;
+
+struct Candidate {
+  PlaneSplit split;
+  PlaneDelta delta;
+};
+
+// From the simplest: of costs that are about equal the first is taken.
+constexpr std::array<Candidate, 6> kCandidates = {{{PlaneSplit::kBytes, PlaneDelta::kNone},
+                                                   {PlaneSplit::kFields, PlaneDelta::kNone},
+                                                   {PlaneSplit::kBytes, PlaneDelta::kXor},
+                                                   {PlaneSplit::kFields, PlaneDelta::kXor},
+                                                   {PlaneSplit::kBytes, PlaneDelta::kToken},
+                                                   {PlaneSplit::kFields, PlaneDelta::kToken}}};
+
+// Of a block, this many values are looked at, in runs that lie evenly over it: a cache line of 16-bit values each.
+constexpr size_t kSampleRun = 32;
+constexpr size_t kSampleRuns = 64;
+constexpr size_t kSample = kSampleRun * kSampleRuns;
+
+// n log2 n.
+constexpr auto kLogTerms = [] {
+  std::array<uint32_t, kSample + 1> terms{};
+  for (uint32_t n = 0; n <= kSample; ++n) terms[n] = n > 0 ? n * FixedLog2(n) : 0;
+  return terms;
+}();
+
+// How often each byte is in each plane of the sampled values, for each candidate.
+template <typename Word>
+class SampledPlanes {
+ public:
+  SampledPlanes(const std::byte* values, size_t count, size_t distance) {
+    const size_t runs = std::clamp<size_t>(count / kSampleRun, 1, kSampleRuns);
+    const size_t run = std::min(count, kSampleRun);
+    sampled_ = runs * run;
+    for (size_t r = 0; r < runs; ++r) {
+      const size_t begin = runs == 1 ? 0 : r * (count - run) / (runs - 1);
+      AddRun(values, begin, run, distance);
+    }
+  }
+
+  // The order-0 entropy of the candidate's planes of the sampled values, in bits / 4096.
+  int64_t Cost(size_t candidate) const {
+    int64_t cost = static_cast<int64_t>(sizeof(Word) * kLogTerms[sampled_]);
+    for (const auto& plane : counts_[candidate]) {
+      for (const uint16_t n : plane) cost -= kLogTerms[n];
+    }
+    return cost;
+  }
+
+ private:
+  void AddRun(const std::byte* values, size_t begin, size_t run, size_t distance) {
+    std::array<std::array<Word, kSampleRun>, kCandidates.size()> words;
+    for (size_t i = 0; i < run; ++i) {
+      const size_t at = begin + i;
+      const Word value = LoadLE<Word>(values + at * sizeof(Word));
+      const Word before = at >= distance ? LoadLE<Word>(values + (at - distance) * sizeof(Word)) : Word{0};
+      words[0][i] = value;
+      words[1][i] = std::rotl(value, 1);
+      words[2][i] = static_cast<Word>(value ^ before);
+      words[3][i] = std::rotl(words[2][i], 1);
+      words[4][i] = static_cast<Word>(value - before);
+      words[5][i] = static_cast<Word>(words[1][i] - std::rotl(before, 1));
+    }
+    for (size_t i = 0; i < run; ++i) {
+      for (size_t c = 0; c < words.size(); ++c) {
+        for (size_t p = 0; p < sizeof(Word); ++p) ++counts_[c][p][words[c][i] >> 8 * p & 0xff];
+      }
+    }
+  }
+
+  size_t sampled_ = 0;
+  std::array<std::array<std::array<uint16_t, 256>, sizeof(Word)>, kCandidates.size()> counts_ = {};
+};
+
+// A candidate must save this part of the cost of a simpler one: less is within the error of sampling.
+constexpr int64_t kMargin = 1024;
+
+template <typename Word>
+size_t Cheapest(const SampledPlanes<Word>& sampled, std::span<const size_t> candidates) {
+  size_t best = candidates[0];
+  int64_t best_cost = sampled.Cost(best);
+  for (const size_t candidate : candidates.subspan(1)) {
+    const int64_t cost = sampled.Cost(candidate);
+    if (cost >= best_cost - best_cost / kMargin) continue;
+    best = candidate;
+    best_cost = cost;
+  }
+  return best;
+}
+
+// How many values lie between one token and the next: the extents behind the last sequence axis or, without one, the
+// last extent.
+uint64_t TokenDistance(const TensorDesc& tensor) {
+  uint64_t distance = 1;
+  for (size_t i = tensor.shape.size(); i-- > 0;) {
+    if (tensor.axes[i] == AxisRole::kSeq) return distance;
+    distance *= tensor.shape[i];
+  }
+  return tensor.shape.empty() ? 1 : tensor.shape.back();
+}
+
+// docs/format.md, "planes": a mode stream and up to four planes of bytes. The kernels are in simd/planes.h.
+class Planes final : public TensorCodec {
+ public:
+  // No split or delta: the one that seems to code better, for each block.
+  Planes(std::optional<PlaneSplit> split, std::optional<PlaneDelta> delta, std::string spec)
+      : split_(split), delta_(delta), spec_(std::move(spec)) {}
+
+  std::string spec() const override { return spec_; }
+  bool lossless() const override { return true; }
+  bool is_fast() const override { return true; }
+  bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
+  size_t stream_count() const override { return 1 + kMaxPlanes; }
+
+  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+    bounds[0] = kModeBytes;
+    for (size_t p = 0; p < kMaxPlanes; ++p) bounds[1 + p] = p < DTypeSize(dtype) ? count : 0;
+  }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    const size_t width = DTypeSize(block.tensor.dtype);
+    const size_t count = block.count;
+    const PlaneFormat format = Choose(block.values, width, TokenDistance(block.tensor));
+    streams[0].data[0] = static_cast<std::byte>(format.split);
+    streams[0].data[1] = static_cast<std::byte>(format.delta);
+    StoreLE(static_cast<uint32_t>(format.distance), streams[0].data + 2);
+    streams[0].size = kModeBytes;
+    simd::PlanesOut planes{};
+    for (size_t p = 0; p < kMaxPlanes; ++p) {
+      planes[p] = reinterpret_cast<uint8_t*>(streams[1 + p].data);
+      streams[1 + p].size = p < width ? count : 0;
+    }
+    simd::SplitPlanes(format, block.values.data(), count, planes);
+    return absl::OkStatus();
+  }
+
+  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+    const size_t width = DTypeSize(dtype);
+    const size_t count = values.size() / width;
+    PlaneFormat format{.width = width};
+    if (!ReadMode(streams[0], count, format)) return absl::DataLossError("planes: mode is not one that is written");
+    simd::PlanesIn planes{};
+    for (size_t p = 0; p < kMaxPlanes; ++p) {
+      if (streams[1 + p].size() != (p < width ? count : 0)) {
+        return absl::DataLossError("planes: stream has the wrong size");
+      }
+      planes[p] = reinterpret_cast<const uint8_t*>(streams[1 + p].data());
+    }
+    simd::MergePlanes(format, planes, count, values.data());
+    return absl::OkStatus();
+  }
+
+ private:
+  PlaneFormat Choose(ByteSpan values, size_t width, uint64_t distance) const {
+    const size_t count = values.size() / width;
+    const bool may_delta = distance >= 1 && distance < count;
+    const auto allowed = [&](const Candidate& candidate) {
+      const bool none = candidate.delta == PlaneDelta::kNone;
+      return split_.value_or(candidate.split) == candidate.split &&
+             (may_delta ? delta_.value_or(candidate.delta) == candidate.delta : none);
+    };
+    std::array<size_t, kCandidates.size()> left{};
+    size_t size = 0;
+    for (size_t c = 0; c < kCandidates.size(); ++c) {
+      if (allowed(kCandidates[c])) left[size++] = c;
+    }
+    size_t best = left[0];
+    if (size > 1 && count > 0) {
+      const std::span<const size_t> candidates(left.data(), size);
+      const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
+      best = width == 4 ? Cheapest(SampledPlanes<uint32_t>(values.data(), count, sampled_distance), candidates)
+                        : Cheapest(SampledPlanes<uint16_t>(values.data(), count, sampled_distance), candidates);
+    }
+    const auto [split, delta] = kCandidates[best];
+    return {.width = width,
+            .split = split,
+            .delta = delta,
+            .distance = delta == PlaneDelta::kNone ? 0 : static_cast<size_t>(distance)};
+  }
+
+  static bool ReadMode(ByteSpan mode, size_t count, PlaneFormat& format) {
+    if (mode.size() != kModeBytes) return false;
+    const auto split = std::to_integer<uint8_t>(mode[0]);
+    const auto delta = std::to_integer<uint8_t>(mode[1]);
+    format.distance = LoadLE<uint32_t>(mode.data() + 2);
+    if (split > static_cast<uint8_t>(PlaneSplit::kFields) || delta > static_cast<uint8_t>(PlaneDelta::kXor)) {
+      return false;
+    }
+    format.split = static_cast<PlaneSplit>(split);
+    format.delta = static_cast<PlaneDelta>(delta);
+    return format.delta == PlaneDelta::kNone ? format.distance == 0 : format.distance >= 1 && format.distance < count;
+  }
+
+  std::optional<PlaneSplit> split_;
+  std::optional<PlaneDelta> delta_;
+  std::string spec_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakePlanes(const StageSpec& stage) {
+  StageArgs args(stage);
+  KVC_ASSIGN_OR_RETURN(const std::string split, args.OneOf("split", "auto", {"auto", "bytes", "fields"}));
+  KVC_ASSIGN_OR_RETURN(const std::string delta, args.OneOf("delta", "auto", {"auto", "none", "token", "xor"}));
+  KVC_RETURN_IF_ERROR(args.Finish());
+  std::optional<PlaneSplit> fixed_split;
+  if (split != "auto") fixed_split = split == "bytes" ? PlaneSplit::kBytes : PlaneSplit::kFields;
+  std::optional<PlaneDelta> fixed_delta;
+  if (delta != "auto") {
+    fixed_delta = delta == "none" ? PlaneDelta::kNone : delta == "token" ? PlaneDelta::kToken : PlaneDelta::kXor;
+  }
+  return std::make_unique<Planes>(fixed_split, fixed_delta,
+                                  absl::StrCat("planes(split=", split, ",delta=", delta, ")"));
+}
+
+}  // namespace kvcompress

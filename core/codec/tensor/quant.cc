@@ -1,0 +1,245 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_format.h"
+#include "core/base/half.h"
+#include "core/base/status_macros.h"
+#include "core/codec/registry.h"
+#include "core/codec/tensor/code_streams.h"
+#include "core/codec/tensor/outliers.h"
+#include "core/simd/uniform_quant.h"
+
+namespace kvcompress {
+namespace {
+
+enum class Per { kBlock, kChannel, kToken, kGroup };
+
+struct QuantOptions {
+  int bits;
+  Per per;
+  size_t group;
+  bool symmetric;
+  double outliers;
+  bool packed;
+};
+
+constexpr std::string_view PerName(Per per) {
+  switch (per) {
+    case Per::kBlock:
+      return "block";
+    case Per::kChannel:
+      return "channel";
+    case Per::kToken:
+      return "token";
+    case Per::kGroup:
+      return "group";
+  }
+  return "";
+}
+
+// Buffers that a thread uses again for every block.
+struct Scratch {
+  Buffer values;  // without the outliers
+  Buffer min, max;
+  Buffer codes;
+  std::vector<uint16_t> scale_bits;
+  std::vector<float> scales, offsets;
+
+  static Scratch& OfThread() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+};
+
+// docs/format.md, "quant". Streams: scales, minima unless symmetric, codes (one or two streams), and the outliers (two)
+// if there are any. The arithmetic is in simd/uniform_quant.h.
+class Quant final : public TensorCodec {
+ public:
+  explicit Quant(const QuantOptions& options)
+      : options_(options), codes_(options.bits, options.packed), outliers_(options.outliers) {}
+
+  std::string spec() const override {
+    return absl::StrFormat("quant(bits=%d,per=%s,group=%d,symmetric=%s,outliers=%s,layout=%s)", options_.bits,
+                           PerName(options_.per), options_.group, options_.symmetric ? "true" : "false",
+                           FormatReal(options_.outliers), options_.packed ? "packed" : "bytes");
+  }
+  bool lossless() const override { return false; }
+  bool is_fast() const override { return !has_outliers(); }
+  // Of any dtype; what a narrower one cannot hold does not occur in it.
+  float max_magnitude() const override { return Format(DType::kF32).max_magnitude(); }
+
+  size_t stream_count() const override { return FirstOutlierStream() + (has_outliers() ? Outliers::kStreams : 0); }
+
+  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+    const size_t cells = MaxCells(count);
+    bounds[0] = RowBytes() + 2 * cells;
+    if (!options_.symmetric) bounds[1] = DTypeSize(dtype) * cells;
+    codes_.Bounds(count, bounds.subspan(FirstCodeStream()));
+    if (has_outliers()) outliers_.StreamBounds(dtype, count, bounds.subspan(FirstOutlierStream()));
+  }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    Scratch& scratch = Scratch::OfThread();
+    const TensorDesc& tensor = block.tensor;
+    const DType dtype = tensor.dtype;
+    const size_t width = DTypeSize(dtype);
+    const size_t count = block.count;
+    ByteSpan values = block.values;
+    const simd::UniformFormat format = Format(dtype);
+    if (has_outliers()) {
+      scratch.values.Resize(values.size());
+      if (count > 0) std::memcpy(scratch.values.data(), values.data(), values.size());
+      KVC_RETURN_IF_ERROR(
+          outliers_.Take(dtype, format.max_magnitude(), scratch.values.span(), streams.subspan(FirstOutlierStream())));
+      values = scratch.values.span();
+    }
+
+    const auto extent = static_cast<size_t>(
+        std::clamp<uint64_t>(tensor.shape.empty() ? 1 : tensor.shape.back(), 1, std::max<size_t>(count, 1)));
+    const simd::CellLayout layout = Layout(extent, count);
+    const size_t cells = layout.cells(count);
+    scratch.min.Resize(cells * width);
+    scratch.max.Resize(cells * width);
+    scratch.scale_bits.resize(cells);
+    simd::CellRanges(dtype, layout, values.data(), count, scratch.min.data(), scratch.max.data());
+    if (!simd::CellScales(format, scratch.min.data(), scratch.max.data(), cells, scratch.scale_bits.data())) {
+      return absl::InvalidArgumentError("");
+    }
+
+    if (RowBytes() > 0) StoreLE(static_cast<uint32_t>(extent), streams[0].data);
+    if (cells > 0) std::memcpy(streams[0].data + RowBytes(), scratch.scale_bits.data(), 2 * cells);
+    streams[0].size = RowBytes() + 2 * cells;
+    if (!options_.symmetric) {
+      if (cells > 0) std::memcpy(streams[1].data, scratch.min.data(), width * cells);
+      streams[1].size = width * cells;
+    }
+    const float* offsets = Widen(dtype, scratch.scale_bits.data(), scratch.min.data(), cells, scratch);
+    const std::span<StreamBuffer> code_streams = streams.subspan(FirstCodeStream());
+    const simd::CodeBytes codes = codes_.Begin(count, code_streams, scratch.codes);
+    simd::UniformQuantize(format, layout, values.data(), count, scratch.scales.data(), offsets, codes);
+    codes_.Finish(count, codes, code_streams);
+    return absl::OkStatus();
+  }
+
+  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+    Scratch& scratch = Scratch::OfThread();
+    const size_t width = DTypeSize(dtype);
+    const size_t count = values.size() / width;
+    if (streams[0].size() < RowBytes()) return absl::DataLossError("quant: scales have the wrong size");
+    const size_t extent = RowBytes() > 0 ? LoadLE<uint32_t>(streams[0].data()) : 1;
+    if (extent < 1 || extent > std::max<size_t>(count, 1)) return absl::DataLossError("quant: row has no length");
+    const simd::CellLayout layout = Layout(extent, count);
+    const size_t cells = layout.cells(count);
+    const ByteSpan scales = streams[0].subspan(RowBytes());
+    if (scales.size() != 2 * cells) return absl::DataLossError("quant: scales have the wrong size");
+    for (size_t i = 0; i < cells; ++i) {
+      if (LoadLE<uint16_t>(scales.data() + 2 * i) > simd::MaxScaleBits(dtype)) {
+        return absl::DataLossError("quant: scale is not a finite number");
+      }
+    }
+    const std::byte* minima = nullptr;
+    if (!options_.symmetric) {
+      minima = streams[1].data();
+      if (streams[1].size() != width * cells) return absl::DataLossError("quant: minima have the wrong size");
+      for (size_t i = 0; i < cells; ++i) {
+        if (!(std::abs(LoadAsF32(dtype, minima, i)) <= MaxFinite(dtype))) {
+          return absl::DataLossError("quant: minimum is not a finite number");
+        }
+      }
+    }
+    simd::ConstCodeBytes codes;
+    KVC_RETURN_IF_ERROR(codes_.Open(count, streams.subspan(FirstCodeStream()), scratch.codes, codes));
+    const float* offsets = Widen(dtype, scales.data(), minima, cells, scratch);
+    simd::UniformDequantize(Format(dtype), layout, codes, count, scratch.scales.data(), offsets, values.data());
+    if (has_outliers()) return outliers_.Put(dtype, streams.subspan(FirstOutlierStream()), values);
+    return absl::OkStatus();
+  }
+
+ private:
+  // Rows shorter than this share a scale with the next, and fewer rows than that give channels too few values.
+  static constexpr size_t kMinRow = 32;
+  static constexpr size_t kMinStretch = 16;
+
+  bool has_outliers() const { return options_.outliers > 0; }
+  size_t FirstCodeStream() const { return options_.symmetric ? 1 : 2; }
+  size_t FirstOutlierStream() const { return FirstCodeStream() + codes_.count(); }
+  simd::UniformFormat Format(DType dtype) const {
+    return {.dtype = dtype, .bits = options_.bits, .symmetric = options_.symmetric};
+  }
+
+  // The length of rows that scales begin with, because a decoder is not told the tensor's shape.
+  size_t RowBytes() const { return options_.per == Per::kChannel || options_.per == Per::kToken ? 4 : 0; }
+
+  simd::CellLayout Layout(size_t extent, size_t count) const {
+    const size_t all = std::max<size_t>(count, 1);
+    switch (options_.per) {
+      case Per::kBlock:
+        return {.row = all, .run = all};
+      case Per::kGroup:
+        return {.row = all, .run = options_.group};
+      case Per::kChannel: {
+        const simd::CellLayout channels = {.row = extent, .run = extent, .stretch = options_.group};
+        if (channels.rows(count) >= kMinStretch) return channels;
+        break;
+      }
+      case Per::kToken:
+        break;
+    }
+    return {.row = all, .run = (kMinRow + extent - 1) / extent * extent};
+  }
+
+  // The most cells that a layout has, whatever the extent.
+  size_t MaxCells(size_t count) const {
+    switch (options_.per) {
+      case Per::kBlock:
+        return std::min<size_t>(count, 1);
+      case Per::kGroup:
+        return (count + options_.group - 1) / options_.group;
+      case Per::kChannel:
+        return (count + kMinStretch - 2) / (kMinStretch - 1);
+      case Per::kToken:
+        break;
+    }
+    return (count + kMinRow - 1) / kMinRow;
+  }
+
+  // Fills scratch.scales and, unless symmetric, scratch.offsets, which it returns.
+  const float* Widen(DType dtype, const void* scales, const void* minima, size_t cells, Scratch& scratch) const {
+    scratch.scales.resize(cells);
+    simd::WidenScales(dtype, scales, cells, scratch.scales.data());
+    if (options_.symmetric) return nullptr;
+    scratch.offsets.resize(cells);
+    simd::WidenValues(dtype, minima, cells, scratch.offsets.data());
+    return scratch.offsets.data();
+  }
+
+  QuantOptions options_;
+  CodeStreams codes_;
+  Outliers outliers_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeQuant(const StageSpec& stage) {
+  StageArgs args(stage);
+  KVC_ASSIGN_OR_RETURN(const int64_t bits, args.Int("bits", 8, simd::kMinUniformBits, simd::kMaxUniformBits));
+  KVC_ASSIGN_OR_RETURN(const std::string per_name, args.OneOf("per", "token", {"block", "channel", "token", "group"}));
+  KVC_ASSIGN_OR_RETURN(const int64_t group, args.IntOneOf("group", 64, {32, 64, 128, 256, 512, 1024, 2048, 4096}));
+  KVC_ASSIGN_OR_RETURN(const std::string symmetric, args.OneOf("symmetric", "true", {"true", "false"}));
+  KVC_ASSIGN_OR_RETURN(const double outliers, args.Real("outliers", 0, 0, 0.1));
+  KVC_ASSIGN_OR_RETURN(const std::string layout, args.OneOf("layout", "packed", {"packed", "bytes"}));
+  KVC_RETURN_IF_ERROR(args.Finish());
+  Per per = Per::kBlock;
+  for (const Per one : {Per::kChannel, Per::kToken, Per::kGroup}) {
+    if (per_name == PerName(one)) per = one;
+  }
+  return std::make_unique<Quant>(QuantOptions{.bits = static_cast<int>(bits),
+                                              .per = per,
+                                              .group = static_cast<size_t>(group),
+                                              .symmetric = symmetric == "true",
+                                              .outliers = outliers,
+                                              .packed = layout == "packed"});
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,43 @@
+#include <cstring>
+
+#include "core/base/status_macros.h"
+#include "core/codec/registry.h"
+
+namespace kvcompress {
+namespace {
+
+// docs/format.md, "raw": one stream, the values' bytes.
+class Raw final : public TensorCodec {
+ public:
+  std::string spec() const override { return "raw"; }
+  bool lossless() const override { return true; }
+  bool is_fast() const override { return true; }
+  bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
+  size_t stream_count() const override { return 1; }
+
+  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+    bounds[0] = count * DTypeSize(dtype);
+  }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    const ByteSpan values = block.values;
+    if (!values.empty()) std::memcpy(streams[0].data, values.data(), values.size());
+    streams[0].size = values.size();
+    return absl::OkStatus();
+  }
+
+  absl::Status Decode(DType, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+    if (streams[0].size() != values.size()) return absl::DataLossError("raw: stream has the wrong size");
+    if (!values.empty()) std::memcpy(values.data(), streams[0].data(), values.size());
+    return absl::OkStatus();
+  }
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage) {
+  KVC_RETURN_IF_ERROR(StageArgs(stage).Finish());
+  return std::make_unique<Raw>();
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,76 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/half.h"
+#include "core/base/status_macros.h"
+#include "core/codec/registry.h"
+
+namespace kvcompress {
+namespace {
+
+// docs/format.md, "clamp": makes values that a lossy codec refuses acceptable. The decoder has nothing to undo.
+class Clamp final : public TensorTransform {
+ public:
+  explicit Clamp(double limit) : limit_(limit) {}
+
+  std::string spec() const override { return absl::StrCat("clamp(limit=", FormatReal(limit_), ")"); }
+  bool lossless() const override { return false; }
+  size_t MaxSideBytes(size_t) const override { return 0; }
+
+  absl::Status Forward(const Block& block, const TensorState*, const std::function<size_t(size_t)>&, Buffer& values,
+                       Buffer& side) const override {
+    const DType dtype = block.tensor.dtype;
+    values.Resize(block.values.size());
+    if (!block.values.empty()) std::memcpy(values.data(), block.values.data(), block.values.size());
+    side.Resize(0);
+    const float limit = LimitOf(dtype);
+    float largest = 0;  // finite magnitude of the block, where an infinity lands: its group keeps a useful scale
+    for (size_t i = 0; i < block.count; ++i) {
+      const float magnitude = std::fabs(LoadAsF32(dtype, values.data(), i));
+      if (std::isfinite(magnitude)) largest = std::max(largest, std::min(magnitude, limit));
+    }
+    for (size_t i = 0; i < block.count; ++i) {
+      const float value = LoadAsF32(dtype, values.data(), i);
+      if (std::isnan(value)) {
+        StoreFromF32(dtype, 0, values.data(), i);
+      } else if (std::fabs(value) > limit) {
+        const float bound = std::isinf(value) ? largest : limit;
+        StoreFromF32(dtype, std::copysign(bound, value), values.data(), i);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan) const override { return count; }
+
+  absl::Status Inverse(DType, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
+    if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  // The largest value of the dtype that is not above the limit.
+  float LimitOf(DType dtype) const {
+    if (limit_ >= static_cast<double>(MaxFinite(dtype))) return MaxFinite(dtype);
+    uint32_t bits = 0;
+    StoreFromF32(dtype, static_cast<float>(limit_), &bits, 0);
+    if (static_cast<double>(LoadAsF32(dtype, &bits, 0)) > limit_) --bits;
+    return LoadAsF32(dtype, &bits, 0);
+  }
+
+  double limit_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClamp(const StageSpec& stage) {
+  StageArgs args(stage);
+  KVC_ASSIGN_OR_RETURN(const double limit, args.Real("limit", 65504, 0, std::numeric_limits<float>::max()));
+  KVC_RETURN_IF_ERROR(args.Finish());
+  return std::make_unique<Clamp>(limit);
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,85 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/status_macros.h"
+#include "core/codec/magnitude.h"
+#include "core/codec/registry.h"
+
+namespace kvcompress {
+namespace {
+
+class ClipState final : public TensorState {
+ public:
+  uint32_t limit = 0;  // the key of the largest magnitude that stays
+};
+
+// docs/format.md, "clip": saturates values above a percentile of the tensor's magnitudes. The decoder has nothing to
+// undo.
+class Clip final : public TensorTransform {
+ public:
+  explicit Clip(double percentile) : percentile_(percentile) {}
+
+  std::string spec() const override { return absl::StrCat("clip(percentile=", FormatReal(percentile_), ")"); }
+  bool lossless() const override { return false; }
+  bool needs_tensor() const override { return true; }
+  size_t MaxSideBytes(size_t) const override { return 0; }
+
+  absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& source,
+                                                       size_t block_elements) const override {
+    auto state = std::make_unique<ClipState>();
+    const uint64_t count = source.size() / DTypeSize(tensor.dtype);
+    if (count == 0) return state;
+    const double wanted = std::ceil(percentile_ * static_cast<double>(count) / 100);
+    uint64_t rank = std::clamp<uint64_t>(static_cast<uint64_t>(wanted), 1, count) - 1;
+    KVC_RETURN_IF_ERROR(SelectMagnitude(source, tensor.dtype, block_elements, rank, state->limit));
+    return state;
+  }
+
+  absl::Status Forward(const Block& block, const TensorState* tensor_state, const std::function<size_t(size_t)>&,
+                       Buffer& values, Buffer& side) const override {
+    const uint32_t limit = static_cast<const ClipState*>(tensor_state)->limit;
+    values.Resize(block.values.size());
+    side.Resize(0);
+    if (block.tensor.dtype == DType::kF32) {
+      Saturate<uint32_t>(block.values.data(), block.count, limit, 0x7f800000u, values.data());
+    } else {
+      const uint16_t infinity = block.tensor.dtype == DType::kF16 ? 0x7c00 : 0x7f80;
+      Saturate<uint16_t>(block.values.data(), block.count, static_cast<uint16_t>(limit), infinity, values.data());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan) const override { return count; }
+
+  absl::Status Inverse(DType, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
+    if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  template <typename Bits>
+  static void Saturate(const std::byte* in, size_t count, Bits limit, Bits infinity, std::byte* out) {
+    constexpr auto kMagnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+    for (size_t i = 0; i < count; ++i) {
+      const Bits bits = LoadLE<Bits>(in + i * sizeof(Bits));
+      const auto key = static_cast<Bits>(bits & kMagnitude);
+      const auto saturated = static_cast<Bits>((bits & ~kMagnitude) | std::min(key, limit));
+      StoreLE<Bits>(key > infinity ? bits : saturated, out + i * sizeof(Bits));
+    }
+  }
+
+  double percentile_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClip(const StageSpec& stage) {
+  StageArgs args(stage);
+  KVC_ASSIGN_OR_RETURN(const double percentile, args.Real("percentile", 99.9, 0, 100));
+  KVC_RETURN_IF_ERROR(args.Finish());
+  return std::make_unique<Clip>(percentile);
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "core/base/byte_source.h"
+#include "core/base/ordered_pipeline.h"
+#include "core/base/slice.h"
+#include "core/base/tensor.h"
+#include "core/frame/frame.h"
+#include "core/output_buffer.h"
+#include "core/tensor_report.h"
+
+// Streams of frames to tensors: the mirror of compress_stream.h.
+namespace kvcompress {
+
+// Receives what a stream makes: in order, one call at a time, on pool threads. After OnError nothing follows.
+class DecompressOutput {
+ public:
+  virtual ~DecompressOutput() = default;
+  virtual void OnHeader(const TensorDesc& tensor, uint64_t elements) = 0;
+  virtual void OnData(Slice values) = 0;
+  virtual void OnTensor(const TensorReport& report) = 0;
+  virtual void OnError(const absl::Status& status) = 0;
+};
+
+struct DecodeTask;  // of one tensor
+
+// Decompresses frames one after another; the mirror of CompressStream.
+class DecompressStream {
+ public:
+  DecompressStream(ThreadPool& pool, const Limits& limits, DecompressOutput& output)
+      : limits_(limits), output_(output), pipeline_(pool) {}
+  ~DecompressStream() { Cancel(); }
+
+  // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete. `buffers`,
+  // if not null, are for its values.
+  absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr);
+  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes behind the end mark.
+  absl::Status Append(ByteSpan bytes);
+  // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
+  // end. What it takes is copied once, before any of it is looked at.
+  absl::Status AppendPart(ByteSpan& bytes);
+  bool in_tensor() const { return reader_ != nullptr; }
+  // Of the current frame; empty until its header has come.
+  std::optional<Footprint> footprint() const;
+
+  // Starts and ends a frame whose bytes are read from `source`: exactly one frame. Blocks while `window` or more blocks
+  // are in flight, so that small payloads that decode to large blocks cannot pile up.
+  absl::Status Decompress(std::string_view name, const ByteSource& source, size_t window);
+
+  // The end of input. DATA_LOSS when a frame is incomplete.
+  absl::Status Finish() const;
+
+  size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  uint64_t bytes_in_flight() const { return bytes_in_flight_; }
+  void Flush(absl::AnyInvocable<void()> done) {
+    pipeline_.Submit([] {}, std::move(done));
+  }
+  void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
+  void Cancel() { cancelled_ = true; }
+
+ private:
+  absl::Status StartTensor();
+  void SubmitBlock(FrameReader::Block block);
+  absl::Status Named(const absl::Status& status) const;
+  absl::Status BytesBehindEnd(uint64_t count) const;
+
+  Limits limits_;
+  DecompressOutput& output_;
+  std::atomic<bool> cancelled_ = false;
+  std::atomic<uint64_t> bytes_in_flight_ = 0;
+  bool failed_ = false;
+  std::string name_;
+  OutputBuffers* buffers_ = nullptr;
+  std::unique_ptr<FrameReader> reader_;
+  std::shared_ptr<DecodeTask> task_;
+  OrderedPipeline pipeline_;
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,94 @@
+#include "core/frame_plan.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/base/status_macros.h"
+#include "core/codec/spec.h"
+
+namespace kvcompress {
+
+static_assert(kMaxSpecBytes == kMaxCodecBytes);
+
+absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
+  if (bytes <= limits.max_tensor_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("%d bytes are above the limit of %d", bytes, limits.max_tensor_bytes));
+}
+
+uint64_t FramePlan::BlockBytes(uint64_t index) const {
+  const size_t prefix = index == 0 ? header_bytes.size() : 0;
+  const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
+  return prefix + kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.BlockElements(index)) + end;
+}
+
+uint64_t FramePlan::MaxFrameBytes() const {
+  const uint64_t blocks = header.block_count();
+  if (blocks == 0) return header_bytes.size() + FrameEndBytes(0);
+  if (blocks == 1) return BlockBytes(0);
+  const uint64_t inner = kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.block_elements);
+  return BlockBytes(0) + (blocks - 2) * inner + BlockBytes(blocks - 1);
+}
+
+absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits) {
+  FramePlan plan;
+  KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
+  const absl::Status size = CheckTensorBytes(elements * DTypeSize(tensor.dtype), limits);
+  if (!size.ok()) return OfTensor(tensor.name, size);
+  absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec, tensor.name);
+  if (!chain.ok()) return OfTensor(tensor.name, chain.status());
+  plan.chain = *std::move(chain);
+  if (const absl::Status taken = plan.chain.CheckTensor(tensor); !taken.ok()) return OfTensor(tensor.name, taken);
+  plan.header.tensor = std::move(tensor);
+  plan.header.codec = plan.chain.spec();
+  plan.header_bytes = SerializeFrameHeader(plan.header);
+  return plan;
+}
+
+absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec) {
+  KVC_ASSIGN_OR_RETURN(const FramePlan plan, PlanFrame(tensor, codec, kNoLimits));
+  return plan.MaxFrameBytes();
+}
+
+namespace {
+
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, const Block& run, MutableByteSpan block, ErrorSums* sums) {
+  const MutableByteSpan payload = block.subspan(kBlockHeaderBytes);
+  KVC_ASSIGN_OR_RETURN(const size_t payload_bytes, chain.EncodeBlock(run, state, payload, sums));
+  WriteBlockHeader(header.checksum, index, payload.first(payload_bytes), block.data());
+  return kBlockHeaderBytes + payload_bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums) {
+  const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), values};
+  return EncodeFrameBlock(header, chain, state, index, run, block, sums);
+}
+
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, std::span<const ByteSpan> pieces, MutableByteSpan block,
+                                        ErrorSums* sums) {
+  const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), {}, pieces};
+  return EncodeFrameBlock(header, chain, state, index, run, block, sums);
+}
+
+absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header) {
+  absl::StatusOr<CodecChain> chain = CodecChain::ParseStages(header.codec);
+  if (chain.ok()) return chain;
+  return absl::UnimplementedError(absl::StrCat("frame: ", chain.status().message()));
+}
+
+absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,
+                              MutableByteSpan values) {
+  // Decoding trusts nothing, so the checksum can wait until its pass finds the payload in cache.
+  const absl::Status decoded = chain.DecodeBlock(header.tensor.dtype, block.payload, values);
+  KVC_RETURN_IF_ERROR(VerifyBlock(header, block));
+  if (decoded.ok()) return absl::OkStatus();
+  return absl::Status(decoded.code(), absl::StrCat("frame: block ", block.index, ": ", decoded.message()));
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/codec/chain.h"
+#include "core/frame/frame.h"
+#include "core/tensor_report.h"
+
+// A tensor's way into a frame and back, step by step: what streams and spans share.
+namespace kvcompress {
+
+absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits);
+
+// What is known of a frame before its first block.
+struct FramePlan {
+  FrameHeader header;
+  std::vector<std::byte> header_bytes;
+  CodecChain chain;
+
+  // The most bytes that block `index` adds to the frame; header and end mark of the frame count with its first and
+  // last.
+  uint64_t BlockBytes(uint64_t index) const;
+  // The size of the header, all blocks and the end mark, each at its bound.
+  uint64_t MaxFrameBytes() const;
+};
+
+// INVALID_ARGUMENT for a bad description or codec spec, RESOURCE_EXHAUSTED above max_tensor_bytes.
+absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits);
+
+// The exact size of the frame of a tensor for a codec whose streams have their bounds' sizes (intN, raw); an upper
+// bound for every other.
+absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec);
+
+// Writes block `index`, its header and its payload, to `block`, which has room for kBlockHeaderBytes and the chain's
+// MaxPayloadBytes, and returns its size. `values` are those of the block; the error terms are added to `sums`, if not
+// null. Errors are those of CodecChain::EncodeBlock.
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums);
+// The same for values in pieces; see Block.
+absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
+                                        uint64_t index, std::span<const ByteSpan> pieces, MutableByteSpan block,
+                                        ErrorSums* sums);
+
+// The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know.
+absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header);
+
+// Fills `values`, as many bytes as the block's elements take. DATA_LOSS, naming the block, when its checksum is wrong
+// or no encoder wrote it.
+absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,
+                              MutableByteSpan values);
+
+}  // namespace kvcompress

@@ -1,0 +1,205 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/base/half.h"
+#include "core/simd/error_sums.h"
+#include "core/simd/group_quant.h"
+
+namespace kvcompress::simd {
+
+uint16_t GroupScale(DType dtype, int bits, float max_abs) {
+  constexpr uint16_t kLargestFinite = 0x7bff;
+  const auto qmax = static_cast<float>(QMax(bits));
+  uint16_t scale = std::min(F32ToF16(max_abs / qmax), kLargestFinite);
+  while ((qmax + 0.5f) * F16ToF32(scale) < max_abs) ++scale;
+  if (dtype == DType::kF16 && F32ToF16(qmax * F16ToF32(scale)) > kLargestFinite) --scale;
+  return scale;
+}
+
+size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit) {
+  size_t i = 0;
+  // The negated comparison is also true for NaN.
+  while (i < count && !(!(std::abs(LoadAsF32(dtype, values, i)) <= limit))) ++i;
+  return i;
+}
+
+namespace scalar {
+namespace {
+
+constexpr size_t kMaxGroup = 128;
+
+// The terms of a call, added up. Those of x and of its deviations are sums about the first x: what is small beside x,
+// as where all x are next to equal, is not lost.
+class Terms {
+ public:
+  void Add(double x, double error) {
+    if (sums_.count++ == 0) first_ = x;
+    const double shifted = x - first_;
+    sums_.sum += shifted;
+    sums_.sum_deviations += shifted * shifted;
+    sums_.sum_squares += x * x;
+    sums_.sum_error_squares += error * error;
+    sums_.sum_abs_error += std::abs(error);
+    // An infinite error would make NaN of a zero.
+    if (std::isfinite(error)) sums_.sum_cross += x * error;
+    sums_.max_abs_error = std::max(sums_.max_abs_error, std::abs(error));
+  }
+
+  void AddTo(ErrorSums& sums) const {
+    if (sums_.count == 0) return;
+    ErrorSums own = sums_;
+    const auto n = static_cast<double>(own.count);
+    own.sum_deviations = std::max(0.0, own.sum_deviations - own.sum * own.sum / n);
+    own.sum += n * first_;
+    sums.Merge(own);
+  }
+
+ private:
+  ErrorSums sums_;
+  double first_ = 0;
+};
+
+// The field widths of a code, from its low bits up; 0 ends the list of fewer than three.
+struct Fields {
+  int width[3];
+};
+
+Fields FieldsOf(int bits) {
+  if (bits == 8) return {{8, 0, 0}};
+  Fields fields = {{0, 0, 0}};
+  int n = 0;
+  for (const int width : {4, 2, 1}) {
+    if (bits & width) fields.width[n++] = width;
+  }
+  return fields;
+}
+
+}  // namespace
+
+uint8_t* PackGroup(int bits, const uint8_t* codes, size_t slots, uint8_t* out) {
+  int shift = 0;
+  for (const int width : FieldsOf(bits).width) {
+    if (width == 0) break;
+    const size_t bytes = slots * static_cast<size_t>(width) / 8;
+    for (size_t j = 0; j < bytes; ++j) {
+      unsigned byte = 0;
+      for (int at = 0; at < 8; at += width) {
+        const unsigned field = (codes[j + static_cast<size_t>(at / width) * bytes] >> shift) & ((1u << width) - 1);
+        byte |= field << at;
+      }
+      out[j] = static_cast<uint8_t>(byte);
+    }
+    out += bytes;
+    shift += width;
+  }
+  return out;
+}
+
+const uint8_t* UnpackGroup(int bits, const uint8_t* in, size_t slots, uint8_t* codes) {
+  std::memset(codes, 0, slots);
+  int shift = 0;
+  for (const int width : FieldsOf(bits).width) {
+    if (width == 0) break;
+    const size_t bytes = slots * static_cast<size_t>(width) / 8;
+    for (size_t j = 0; j < bytes; ++j) {
+      for (int at = 0; at < 8; at += width) {
+        const unsigned field = (static_cast<unsigned>(in[j]) >> at) & ((1u << width) - 1);
+        uint8_t& code = codes[j + static_cast<size_t>(at / width) * bytes];
+        code = static_cast<uint8_t>(code | field << shift);
+      }
+    }
+    in += bytes;
+    shift += width;
+  }
+  return in;
+}
+
+namespace {
+
+int Code(float x, float scale, int qmax) {
+  if (scale == 0) return 0;
+  return std::clamp(static_cast<int>(std::round(x / scale)), -qmax - 1, qmax);
+}
+
+float Decode(int code, float scale) {
+  return std::isfinite(scale) ? static_cast<float>(code) * scale : std::numeric_limits<float>::quiet_NaN();
+}
+
+// `value` as `dtype` can hold it.
+float RoundTo(DType dtype, float value) {
+  if (dtype == DType::kF16) return F16ToF32(F32ToF16(value));
+  return dtype == DType::kBF16 ? BF16ToF32(F32ToBF16(value)) : value;
+}
+
+}  // namespace
+
+bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
+              ErrorSums* sums) {
+  auto* scale_out = static_cast<uint8_t*>(scales);
+  auto* code_out = static_cast<uint8_t*>(codes);
+  Terms terms;
+  for (size_t begin = 0; begin < count; begin += format.group) {
+    const size_t n = std::min(format.group, count - begin);
+    float group[kMaxGroup];  // read once: the values may change meanwhile
+    float max_abs = 0;
+    for (size_t i = 0; i < n; ++i) {
+      group[i] = LoadAsF32(format.dtype, values, begin + i);
+      const float magnitude = std::abs(group[i]);
+      if (!(magnitude <= MaxQuantizable(format.bits))) return false;
+      max_abs = std::max(max_abs, magnitude);
+    }
+    const uint16_t scale_bits = GroupScale(format.dtype, format.bits, max_abs);
+    std::memcpy(scale_out, &scale_bits, 2);
+    scale_out += 2;
+
+    const float scale = F16ToF32(scale_bits);
+    uint8_t slots[kMaxGroup] = {};
+    for (size_t i = 0; i < n; ++i) {
+      const float x = group[i];
+      const int code = Code(x, scale, QMax(format.bits));
+      slots[i] = static_cast<uint8_t>(code);
+      if (sums) terms.Add(x, double{x} - double{RoundTo(format.dtype, Decode(code, scale))});
+    }
+    code_out = PackGroup(format.bits, slots, (n + 7) / 8 * 8, code_out);
+  }
+  if (sums) terms.AddTo(*sums);
+  return true;
+}
+
+void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values) {
+  const auto* scale_in = static_cast<const uint8_t*>(scales);
+  const auto* code_in = static_cast<const uint8_t*>(codes);
+  for (size_t begin = 0; begin < count; begin += format.group) {
+    const size_t n = std::min(format.group, count - begin);
+    uint16_t scale_bits;
+    std::memcpy(&scale_bits, scale_in, 2);
+    scale_in += 2;
+    uint8_t slots[kMaxGroup];
+    code_in = UnpackGroup(format.bits, code_in, (n + 7) / 8 * 8, slots);
+    const int half = 1 << (format.bits - 1);
+    for (size_t i = 0; i < n; ++i) {
+      const int code = (slots[i] ^ half) - half;
+      StoreFromF32(format.dtype, Decode(code, F16ToF32(scale_bits)), values, begin + i);
+    }
+  }
+}
+
+void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
+  const size_t size = DTypeSize(dtype);
+  Terms terms;
+  for (size_t i = 0; i < count; ++i) {
+    const double x = LoadAsF32(dtype, original, i);
+    if (!std::isfinite(x)) continue;
+    const bool same = std::memcmp(static_cast<const uint8_t*>(original) + i * size,
+                                  static_cast<const uint8_t*>(decoded) + i * size, size) == 0;
+    const double y = LoadAsF32(dtype, decoded, i);
+    const double error = same ? 0.0 : x - y;
+    terms.Add(x, std::isfinite(y) ? error : std::numeric_limits<double>::infinity());
+  }
+  terms.AddTo(sums);
+}
+
+}  // namespace scalar
+}  // namespace kvcompress::simd

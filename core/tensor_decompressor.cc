@@ -1,0 +1,53 @@
+#include "core/tensor_decompressor.h"
+
+#include "absl/strings/str_format.h"
+#include "core/base/status_macros.h"
+#include "core/frame_plan.h"
+
+namespace kvcompress {
+
+absl::Status TensorDecompressor::ReadHeader(ByteSpan frame) { return TakeHeader(frame); }
+
+absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest) {
+  reader_.Restart();
+  KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(rest));
+  if (part == FrameReader::Part::kNeedMore) return reader_.Truncated();
+  const FrameHeader& header = reader_.header();
+  if (!chain_.has_value() || header.codec != chain_spec_) {
+    KVC_ASSIGN_OR_RETURN(chain_, ChainOfFrame(header));
+    chain_spec_ = header.codec;
+  }
+  reader_.set_max_payload_bytes(chain_->MaxPayloadBytes(header.tensor.dtype, header.BlockElements(0)));
+  return CheckTensorBytes(header.tensor_bytes(), limits_);
+}
+
+absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, MutableByteSpan values) {
+  KVC_RETURN_IF_ERROR(TakeHeader(frame));
+  const FrameHeader& header = reader_.header();
+  const uint64_t total = header.tensor_bytes();
+  if (values.size() < total) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("frame: room for %d bytes of values that take %d", values.size(), total));
+  }
+  size_t written = 0;
+  while (true) {
+    KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(frame));
+    switch (part) {
+      case FrameReader::Part::kBlock: {
+        const FrameBlock& block = reader_.block();
+        const size_t value_bytes = header.BlockElements(block.index) * DTypeSize(header.tensor.dtype);
+        KVC_RETURN_IF_ERROR(DecodeFrameBlock(header, *chain_, block, values.subspan(written, value_bytes)));
+        written += value_bytes;
+        break;
+      }
+      case FrameReader::Part::kEnd:
+        if (frame.empty()) return written;
+        return absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", frame.size()));
+      case FrameReader::Part::kHeader:
+      case FrameReader::Part::kNeedMore:
+        return reader_.Truncated();
+    }
+  }
+}
+
+}  // namespace kvcompress

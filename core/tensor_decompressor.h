@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/base/bytes.h"
+#include "core/codec/chain.h"
+#include "core/frame/frame.h"
+#include "core/tensor_report.h"
+
+namespace kvcompress {
+
+// Decompresses frames of any kind, one after another. For one thread at a time.
+class TensorDecompressor {
+ public:
+  explicit TensorDecompressor(const Limits& limits = {}) : limits_(limits) {}
+
+  // Reads the header of `frame` and nothing behind it. DATA_LOSS for what cannot be a frame, UNIMPLEMENTED for a
+  // version or a codec that this build does not know, RESOURCE_EXHAUSTED above max_tensor_bytes.
+  absl::Status ReadHeader(ByteSpan frame);
+
+  // What the header said that was read last, by either call, and without an error. The tensor has no name.
+  const FrameHeader& header() const { return reader_.header(); }
+
+  // What that header's frame is decoded with.
+  const CodecChain& chain() const { return *chain_; }
+
+  // Writes the values of `frame`, exactly one whole frame, to the front of `values` and returns their bytes. After an
+  // error the values are undefined. The frame may be hostile, but nobody may write it meanwhile. Errors of ReadHeader;
+  // DATA_LOSS for a frame that was damaged or cut off, naming the block; INVALID_ARGUMENT when `values` is too small,
+  // or when bytes follow the frame.
+  absl::StatusOr<size_t> Decompress(ByteSpan frame, MutableByteSpan values);
+
+ private:
+  absl::Status TakeHeader(ByteSpan& rest);
+
+  Limits limits_;
+  FrameReader reader_;
+  std::optional<CodecChain> chain_;  // of `chain_spec_`, kept for the frames to come
+  std::string chain_spec_;
+};
+
+}  // namespace kvcompress

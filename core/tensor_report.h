@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/base/tensor.h"
+#include "core/simd/error_sums.h"
+
+// What both directions take and tell of a tensor.
+namespace kvcompress {
+
+struct Limits {
+  uint64_t max_tensor_bytes = uint64_t{64} << 30;
+};
+// For tensors of any size that can be described.
+inline constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * 4};
+
+struct TensorReport {
+  TensorDesc tensor;
+  std::string codec;       // canonical spec
+  std::string codec_name;  // of the tensor codec alone
+  uint64_t elements = 0;
+  uint64_t tensor_bytes = 0;
+  uint64_t frame_bytes = 0;
+  ErrorSums sums;            // of compression only
+  double codec_seconds = 0;  // time of pool threads
+  // Of values and frame, between buffers: blocks that came in pieces, for codecs that need them in one. What a codec
+  // reads and writes is not a copy.
+  uint64_t copied_bytes = 0;
+};
+
+// What the tensor in progress takes.
+struct Footprint {
+  uint64_t tensor_bytes = 0;
+  uint64_t block_bytes = 0;  // of the values of a block
+  bool whole = false;        // the stream holds all of it until its last byte has come
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,75 @@
+#include "proto/wire/convert.h"
+
+#include "absl/strings/str_format.h"
+
+namespace kvcompress {
+
+absl::StatusOr<TensorDesc> FromMessage(const v1::Tensor& message) {
+  TensorDesc tensor;
+  tensor.name = message.name();
+  const auto invalid = [&tensor](std::string_view what, int number) {
+    return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": %s %d", tensor.name, what, number));
+  };
+  if (message.dtype() == v1::DTYPE_UNSPECIFIED) {
+    return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": no dtype", tensor.name));
+  }
+  if (!v1::DType_IsValid(message.dtype())) return invalid("unknown dtype", message.dtype());
+  tensor.dtype = static_cast<DType>(message.dtype());
+  tensor.shape.assign(message.shape().begin(), message.shape().end());
+  if (message.axes().empty()) {
+    tensor.axes = DefaultAxes(tensor.name, tensor.shape.size());
+    return tensor;
+  }
+  for (int role : message.axes()) {
+    if (!v1::AxisRole_IsValid(role)) return invalid("unknown axis role", role);
+    tensor.axes.push_back(static_cast<AxisRole>(role));
+  }
+  return tensor;
+}
+
+void ToMessage(const TensorDesc& tensor, v1::Tensor& message) {
+  message.set_name(tensor.name);
+  message.set_dtype(static_cast<v1::DType>(tensor.dtype));
+  message.mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
+  for (AxisRole role : tensor.axes) message.add_axes(static_cast<v1::AxisRole>(role));
+}
+
+void ToMessage(const TensorReport& report, v1::TensorReport& message) {
+  message.set_name(report.tensor.name);
+  message.set_codec(report.codec);
+  message.set_elements(report.elements);
+  message.set_tensor_bytes(report.tensor_bytes);
+  message.set_frame_bytes(report.frame_bytes);
+  message.set_codec_seconds(report.codec_seconds);
+  message.set_copied_bytes(report.copied_bytes);
+}
+
+void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
+               v1::TensorReport& message) {
+  ToMessage(report, message);
+  ToMessage(quality, *message.mutable_quality());
+  ToMessage(report.sums, *message.mutable_sums());
+  for (const Violation& violation : violations) message.add_violations(violation.text);
+}
+
+void ToMessage(const Quality& quality, v1::Quality& message) {
+  message.set_rmse(quality.rmse);
+  message.set_mean_abs_error(quality.mean_abs_error);
+  if (quality.snr_db) message.set_snr_db(*quality.snr_db);
+  message.set_cosine_similarity(quality.cosine_similarity);
+  message.set_max_error(quality.max_error);
+  message.set_level(std::string(QualityLevelName(LevelOf(quality))));
+}
+
+void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {
+  message.set_count(sums.count);
+  message.set_sum(sums.sum);
+  message.set_sum_squares(sums.sum_squares);
+  message.set_sum_deviations(sums.sum_deviations);
+  message.set_sum_error_squares(sums.sum_error_squares);
+  message.set_sum_abs_error(sums.sum_abs_error);
+  message.set_sum_cross(sums.sum_cross);
+  message.set_max_abs_error(sums.max_abs_error);
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "core/base/slice.h"
+
+// Messages that carry a payload, read and written around it: the payload is never copied into or out of a protobuf
+// message. On the wire they are ordinary protobuf.
+namespace kvcompress {
+
+// Most bytes of a tensor or frame in one message. gRPC's default receive limit is 4 MiB; larger ones gain nothing.
+inline constexpr size_t kMaxPayloadBytes = size_t{1} << 20;
+
+// A message whose last field is a payload.
+struct SplitMessage {
+  std::string head;  // the fields before the payload, serialized: empty, or a message of its own
+  std::vector<Slice> payload;
+};
+
+// Takes `message` apart when the field `field`, of type bytes, stands at its end, behind others of which each has a
+// length and which are small. The slices keep the memory that gRPC has received into. Empty for every other message,
+// which is then to be parsed.
+std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint32_t field);
+
+// The payload when there is no other field; empty for every other message.
+std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field);
+
+// A message of the serialized fields `head`, and behind it the field `field`, whose bytes are those of `payload`, which
+// gRPC holds until they are sent.
+grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head = {});
+
+// Most bytes of a message besides its payload: a header with a profile.
+inline constexpr size_t kMaxHeadBytes = size_t{80} << 10;
+
+// The bytes of a message that are not those of a field `field`, of type bytes.
+size_t BytesBesides(const grpc::ByteBuffer& message, uint32_t field);
+
+// A message of any other kind; false when the bytes are not one.
+template <typename Message>
+bool ParseMessage(const grpc::ByteBuffer& buffer, Message& message) {
+  grpc::ByteBuffer copy = buffer;  // Deserialize clears what it is given
+  return grpc::SerializationTraits<Message>::Deserialize(&copy, &message).ok();
+}
+
+// The same for what a client sends, of which a parser may make thirty times as many bytes: INVALID_ARGUMENT also when
+// it has more than `max_bytes` besides a field `payload` (0: of which it has none).
+template <typename Message>
+absl::Status ParseRequest(const grpc::ByteBuffer& buffer, size_t max_bytes, uint32_t payload, Message& message) {
+  if (buffer.Length() > max_bytes && BytesBesides(buffer, payload) > max_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a message above the limit of ", max_bytes, " bytes", payload == 0 ? "" : " besides its payload"));
+  }
+  return ParseMessage(buffer, message) ? absl::OkStatus() : absl::InvalidArgumentError("message cannot be parsed");
+}
+
+template <typename Message>
+bool SerializeMessage(const Message& message, grpc::ByteBuffer& buffer) {
+  bool own_buffer = false;
+  buffer.Clear();
+  return grpc::SerializationTraits<Message>::Serialize(message, &buffer, &own_buffer).ok();
+}
+
+}  // namespace kvcompress

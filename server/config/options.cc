@@ -1,0 +1,374 @@
+#include "server/config/options.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string_view>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "core/base/status_macros.h"
+#include "core/codec/chain.h"
+#include "server/net/address.h"
+#include "server/net/file_backed.h"
+
+namespace kvcompress {
+namespace {
+
+absl::Status Invalid(std::string_view what) { return absl::InvalidArgumentError(absl::StrFormat("%s", what)); }
+
+absl::StatusOr<uint64_t> ParseCount(const std::string& text, uint64_t min, uint64_t max) {
+  uint64_t value = 0;
+  const bool digits = !text.empty() && absl::ascii_isdigit(text[0]);
+  if (!digits || !absl::SimpleAtoi(text, &value) || value < min || value > max) {
+    return Invalid(absl::StrFormat("expected a number from %d to %d", min, max));
+  }
+  return value;
+}
+
+absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
+  constexpr std::pair<const char*, int> kUnits[] = {{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
+  std::string digits = text;
+  int shift = 0;
+  for (const auto& [suffix, bits] : kUnits) {
+    if (!absl::EndsWith(text, suffix)) continue;
+    digits.resize(digits.size() - 3);
+    shift = bits;
+  }
+  const absl::StatusOr<uint64_t> count = ParseCount(digits, 1, (uint64_t{1} << 50) >> shift);
+  if (!count.ok()) return Invalid("expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or TiB");
+  return *count << shift;
+}
+
+absl::StatusOr<std::chrono::milliseconds> ParseDuration(const std::string& text) {
+  absl::Duration duration;
+  if (!absl::ParseDuration(text, &duration) || duration < absl::ZeroDuration() || duration > absl::Hours(24)) {
+    return Invalid("expected a duration such as 30s or 1m30s, at most 24h");
+  }
+  return absl::ToChronoMilliseconds(duration);
+}
+
+absl::StatusOr<std::string> ParseOneOf(const std::string& text, std::initializer_list<std::string_view> allowed) {
+  std::string list;
+  for (std::string_view word : allowed) {
+    if (text == word) return text;
+    absl::StrAppendFormat(&list, "%s%s", list.empty() ? "" : ", ", word);
+  }
+  return Invalid(absl::StrFormat("expected one of %s", list));
+}
+
+absl::StatusOr<bool> ParseBool(const std::string& text) {
+  if (text == "true" || text == "1") return true;
+  if (text == "false" || text == "0") return false;
+  return Invalid("expected true or false");
+}
+
+absl::StatusOr<uint32_t> ParseMode(const std::string& text) {
+  const bool octal = text.size() <= 4 && !text.empty() && text.find_first_not_of("01234567") == std::string::npos;
+  const unsigned long mode = octal ? std::stoul(text, nullptr, 8) : ~0ul;
+  if (mode > 0777) return Invalid("expected permissions in octal, for example 0660");
+  return static_cast<uint32_t>(mode);
+}
+
+// An empty name, of a variable that is not set perhaps, must not turn off what protects the daemon.
+absl::StatusOr<std::string> ParseFileName(const std::string& text) {
+  if (text.empty()) return Invalid("expected the name of a file");
+  return text;
+}
+
+bool IsHostAndPort(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  return colon != std::string::npos && colon > 0 && ParseCount(text.substr(colon + 1), 0, 65535).ok();
+}
+
+absl::Status AddListenAddresses(const std::string& text, std::vector<std::string>& listen) {
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::string address(part);
+    if (IsUnixAddress(address)) {
+      const size_t bytes = UnixPath(address).size();
+      if (bytes == 0 || bytes > kMaxUnixPathBytes) {
+        return Invalid(absl::StrFormat("expected a path of 1 to %d bytes behind unix:", kMaxUnixPathBytes));
+      }
+    } else if (!IsHostAndPort(address)) {
+      return Invalid("expected HOST:PORT or unix:PATH, for example 127.0.0.1:50051 or [::1]:0");
+    }
+    listen.push_back(address);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckKeyPrefix(const std::string& prefix) {
+  const auto allowed = [](char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; };
+  if (prefix.size() <= 128 && std::ranges::all_of(prefix, allowed)) return absl::OkStatus();
+  return Invalid("expected 1 to 128 characters of [A-Za-z0-9._-], for example kvcompress-, or off");
+}
+
+enum class FlagKind { kValue, kSwitch };
+
+struct Flag {
+  std::string_view name;
+  std::string_view value;  // how the help calls it
+  std::string_view help;
+  absl::Status (*set)(Options& options, const std::string& text);
+  FlagKind kind = FlagKind::kValue;
+  bool setting = true;  // may stand in the environment and in a file
+};
+
+// The setter that parses a text with PARSE and keeps the result in FIELD.
+#define KVC_SETTER(FIELD, PARSE)                  \
+  [](Options& options, const std::string& text) { \
+    KVC_ASSIGN_OR_RETURN(options.FIELD, PARSE);   \
+    return absl::OkStatus();                      \
+  }
+
+constexpr Flag kFlags[] = {
+    {"listen", "ADDRESS",
+     "where to serve gRPC: HOST:PORT or unix:PATH; more than one with commas or by repeating it (127.0.0.1:50051)",
+     [](Options& options, const std::string& text) { return AddListenAddresses(text, options.listen); }},
+    {"unix-socket-mode", "MODE", "permissions of unix sockets, in octal (0660)",
+     KVC_SETTER(unix_socket_mode, ParseMode(text))},
+    {"tls-cert", "FILE",
+     "serve TLS on TCP with this certificate, in PEM, with its intermediate ones; read again when it changes",
+     KVC_SETTER(tls_cert, ParseFileName(text))},
+    {"tls-key", "FILE", "private key of --tls-cert, in PEM", KVC_SETTER(tls_key, ParseFileName(text))},
+    {"tls-client-ca", "FILE", "refuse clients without a certificate of these authorities, in PEM (mutual TLS)",
+     KVC_SETTER(tls_client_ca, ParseFileName(text))},
+    {"token-file", "FILE",
+     "refuse calls without one of these bearer tokens, one a line, but for health checks; read again when it changes",
+     KVC_SETTER(token_file, ParseFileName(text))},
+    {"allow-plaintext", "", "serve without TLS on addresses that other machines can reach: for networks that you trust",
+     KVC_SETTER(allow_plaintext, ParseBool(text)), FlagKind::kSwitch},
+    {"metrics-listen", "HOST:PORT", "where to serve /metrics; \"off\" or nothing: nowhere (127.0.0.1:9464)",
+     [](Options& options, const std::string& text) {
+       options.metrics_listen = text == "off" ? "" : text;
+       return options.metrics_listen.empty() || IsHostAndPort(text) ? absl::OkStatus()
+                                                                    : Invalid("expected HOST:PORT or off");
+     }},
+    {"shared-memory", "PREFIX",
+     "let clients of this machine register shared memory whose keys begin with \"/PREFIX\"; \"off\": nobody (off)",
+     [](Options& options, const std::string& text) {
+       options.shared_memory_prefix = text == "off" ? "" : text;
+       return CheckKeyPrefix(options.shared_memory_prefix);
+     }},
+    {"threads", "N", "codec threads; 0: one for each CPU that this process may use (0)",
+     KVC_SETTER(threads, ParseCount(text, 0, 1024))},
+    {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",
+     KVC_SETTER(memory_budget, ParseBytes(text))},
+    {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
+    {"max-streams", "N", "streams at the same time (256)", KVC_SETTER(max_streams, ParseCount(text, 1, 1000000))},
+    {"max-streams-per-client", "N",
+     "of one client: an IP address, with its certificate and its token; 0: three quarters of --max-streams (0)",
+     KVC_SETTER(max_streams_per_client, ParseCount(text, 0, 1000000))},
+    {"max-call-rate-per-client", "N", "calls a second of one client, in bursts of as many; 0: any (0)",
+     KVC_SETTER(max_call_rate_per_client, ParseCount(text, 0, 1000000))},
+    {"max-connections", "N", "connections at the same time (1024)",
+     KVC_SETTER(max_connections, ParseCount(text, 1, 1000000))},
+    {"max-connections-per-client", "N", "of one IP address; 0: three quarters of --max-connections (0)",
+     KVC_SETTER(max_connections_per_client, ParseCount(text, 0, 1000000))},
+    {"handshake-timeout", "DURATION", "how long a new connection has for the handshakes of TLS and HTTP/2 (10s)",
+     [](Options& options, const std::string& text) {
+       KVC_ASSIGN_OR_RETURN(options.handshake_timeout, ParseDuration(text));
+       const bool possible = options.handshake_timeout >= std::chrono::milliseconds(100);
+       return possible ? absl::OkStatus() : Invalid("expected at least 100ms");
+     }},
+    {"adaptive-windows", "",
+     "let gRPC's receive windows grow: faster for a few clients, but each connection may take tens of MiB more",
+     KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},
+    {"max-connection-age", "DURATION",
+     "ask clients of a connection of this age to open another, so that they spread over new replicas; 0: never (0)",
+     KVC_SETTER(max_connection_age, ParseDuration(text))},
+    {"max-connection-age-grace", "DURATION",
+     "how long calls on a connection of that age may go on; 0: until they end (0)",
+     KVC_SETTER(max_connection_age_grace, ParseDuration(text))},
+    {"default-codec", "SPEC", "codec of tensors that do not name one (int4(group=64))",
+     [](Options& options, const std::string& text) {
+       options.default_codec = text;
+       return CodecChain::Parse(text).status();
+     }},
+    {"drain-timeout", "DURATION", "how long calls in flight may go on after SIGTERM (30s)",
+     KVC_SETTER(drain_timeout, ParseDuration(text))},
+    {"log-level", "LEVEL", "debug, info, warning or error (info)",
+     KVC_SETTER(log_level, ParseOneOf(text, {"debug", "info", "warning", "error"}))},
+    {"log-format", "FORMAT", "text or json (text)",
+     [](Options& options, const std::string& text) {
+       options.log_json = text == "json";
+       return ParseOneOf(text, {"text", "json"}).status();
+     }},
+    {"port-file", "FILE", "write the addresses in use to FILE, as JSON, once they are served",
+     KVC_SETTER(port_file, absl::StatusOr<std::string>(text))},
+    {"config", "FILE", "read flags from a JSON object, for example {\"threads\": 4}",
+     [](Options&, const std::string&) { return absl::OkStatus(); }},
+    {"healthcheck", "", "ask the daemon at --listen whether it serves, and exit: 0 for yes",
+     KVC_SETTER(healthcheck, ParseBool(text)), FlagKind::kSwitch, false},
+    {"healthcheck-target", "ADDRESS", "ask there instead",
+     KVC_SETTER(healthcheck_target, absl::StatusOr<std::string>(text))},
+    {"version", "", "print the version and exit", KVC_SETTER(version, ParseBool(text)), FlagKind::kSwitch, false},
+    {"help", "", "print this text and exit", KVC_SETTER(help, ParseBool(text)), FlagKind::kSwitch, false},
+};
+
+#undef KVC_SETTER
+
+const Flag* FindFlag(std::string_view name) {
+  for (const Flag& flag : kFlags) {
+    if (flag.name == name) return &flag;
+  }
+  return nullptr;
+}
+
+struct Setting {
+  const Flag* flag;
+  std::string text;
+  std::string origin;  // for errors: "--threads", "KV_COMPRESSD_THREADS", "config FILE: threads"
+};
+
+absl::StatusOr<std::vector<Setting>> FromArgs(const std::vector<std::string>& args) {
+  std::vector<Setting> settings;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const std::string& arg = args[i];
+    const size_t equals = arg.find('=');
+    const Flag* flag = absl::StartsWith(arg, "--")
+                           ? FindFlag(arg.substr(2, equals == std::string::npos ? equals : equals - 2))
+                           : nullptr;
+    if (flag == nullptr) return Invalid(absl::StrFormat("unknown argument %s; --help lists all", arg));
+    std::string origin = absl::StrFormat("--%s", flag->name);
+    if (equals != std::string::npos) {
+      settings.push_back({flag, arg.substr(equals + 1), std::move(origin)});
+    } else if (flag->kind == FlagKind::kSwitch) {
+      settings.push_back({flag, "true", std::move(origin)});
+    } else if (i + 1 < args.size()) {
+      settings.push_back({flag, args[++i], std::move(origin)});
+    } else {
+      return Invalid(absl::StrFormat("%s needs a value", origin));
+    }
+  }
+  return settings;
+}
+
+std::vector<Setting> FromEnvironment(const std::function<const char*(const char*)>& getenv) {
+  std::vector<Setting> settings;
+  for (const Flag& flag : kFlags) {
+    if (!flag.setting) continue;
+    std::string name = absl::StrFormat("KV_COMPRESSD_%s", flag.name);
+    absl::AsciiStrToUpper(&name);
+    absl::StrReplaceAll({{"-", "_"}}, &name);
+    if (const char* text = getenv(name.c_str())) settings.push_back({&flag, text, name});
+  }
+  return settings;
+}
+
+// The text of a JSON value as the command line would have it; an array is a list with commas.
+absl::StatusOr<std::string> ToText(const nlohmann::json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_number_integer() || value.is_boolean()) return value.dump();
+  if (!value.is_array()) return Invalid("expected a text, a whole number or a list of texts");
+  std::string list;
+  for (const nlohmann::json& item : value) {
+    if (!item.is_string()) return Invalid("expected a list of texts");
+    absl::StrAppendFormat(&list, "%s%s", list.empty() ? "" : ",", item.get<std::string>());
+  }
+  return list;
+}
+
+absl::StatusOr<std::vector<Setting>> FromFile(const std::string& path) {
+  const absl::StatusOr<std::vector<std::string>> text = ReadFiles({path});
+  if (!text.ok()) return Invalid(absl::StrFormat("config %s", text.status().message()));
+  const nlohmann::json config = nlohmann::json::parse(text->front(), nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return Invalid(absl::StrFormat("config %s: not a JSON object", path));
+  std::vector<Setting> settings;
+  for (const auto& [key, value] : config.items()) {
+    const Flag* flag = FindFlag(key);
+    std::string origin = absl::StrFormat("config %s: %s", path, key);
+    if (flag == nullptr || !flag->setting || key == "config")
+      return Invalid(absl::StrFormat("%s is not a setting", origin));
+    absl::StatusOr<std::string> setting = ToText(value);
+    if (!setting.ok()) return Invalid(absl::StrFormat("%s: %s", origin, setting.status().message()));
+    settings.push_back({flag, *std::move(setting), std::move(origin)});
+  }
+  return settings;
+}
+
+// The settings of one origin replace those of a lower one; --listen adds up within one.
+absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
+  for (const Setting& setting : settings) {
+    if (setting.flag->name == "listen") {
+      options.listen.clear();
+      break;
+    }
+  }
+  for (const Setting& setting : settings) {
+    const absl::Status status = setting.flag->set(options, setting.text);
+    if (!status.ok()) {
+      return Invalid(absl::StrFormat("%s: \"%s\": %s", setting.origin, setting.text, status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Whether nobody is let in, and nothing can be read on the way, whom the operator did not choose.
+absl::Status CheckProtection(const Options& options) {
+  if (options.tls_cert.empty() != options.tls_key.empty()) {
+    return Invalid("--tls-cert and --tls-key go together: one is given without the other");
+  }
+  if (!options.tls_cert.empty()) return absl::OkStatus();
+  if (!options.tls_client_ca.empty()) return Invalid("--tls-client-ca needs --tls-cert and --tls-key");
+  for (const std::string& address : options.listen) {
+    if (IsLoopback(address)) continue;
+    if (!options.token_file.empty()) {
+      return Invalid(
+          absl::StrFormat("--listen %s: other machines can reach this address, and tokens would go there in plaintext: "
+                          "give --tls-cert and --tls-key, or listen on a loopback address or unix socket",
+                          address));
+    }
+    if (!options.allow_plaintext) {
+      return Invalid(absl::StrFormat(
+          "--listen %s: other machines can reach this address, which would serve anybody in plaintext: give --tls-cert "
+          "and --tls-key, or listen on a loopback address or unix socket, or take the risk with --allow-plaintext",
+          address));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
+                                     const std::function<const char*(const char*)>& getenv) {
+  KVC_ASSIGN_OR_RETURN(const std::vector<Setting> from_args, FromArgs(args));
+  const std::vector<Setting> from_environment = FromEnvironment(getenv);
+  std::string config;
+  for (const std::vector<Setting>* settings : {&from_environment, &from_args}) {
+    for (const Setting& setting : *settings) {
+      if (setting.flag->name == "config") config = setting.text;
+    }
+  }
+  Options options;
+  if (!config.empty()) {
+    KVC_ASSIGN_OR_RETURN(const std::vector<Setting> from_file, FromFile(config));
+    KVC_RETURN_IF_ERROR(Apply(from_file, options));
+  }
+  KVC_RETURN_IF_ERROR(Apply(from_environment, options));
+  KVC_RETURN_IF_ERROR(Apply(from_args, options));
+  const bool serves = !options.healthcheck && !options.version && !options.help;
+  if (serves) KVC_RETURN_IF_ERROR(CheckProtection(options));
+  return options;
+}
+
+std::string OptionsUsage() {
+  std::string text =
+      "Usage: kv-compressd [flags]\n\nCompresses KV caches over gRPC (service kvcompress.v1.KvCompression).\n\n";
+  for (const Flag& flag : kFlags) {
+    const std::string left = absl::StrFormat("--%s%s%s", flag.name, flag.value.empty() ? "" : " ", flag.value);
+    absl::StrAppendFormat(&text, "  %-32s %s\n", left, flag.help);
+  }
+  text +=
+      "\nEvery setting is also an environment variable, for example KV_COMPRESSD_MEMORY_BUDGET=2GiB, and a key of the\n"
+      "--config file. The command line comes before the environment, which comes before the file.\n";
+  return text;
+}
+
+}  // namespace kvcompress

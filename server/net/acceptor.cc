@@ -1,0 +1,134 @@
+#include "server/net/acceptor.h"
+
+#include <netdb.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "server/net/address.h"
+
+namespace kvcompress {
+namespace {
+
+// 0 for what is not open, or is no socket.
+ino_t InodeOf(int fd) {
+  struct stat info {};
+  return fstat(fd, &info) == 0 && S_ISSOCK(info.st_mode) ? info.st_ino : 0;
+}
+
+std::string ClientOfAddress(const sockaddr_storage& address, socklen_t size) {
+  char host[NI_MAXHOST];
+  if (address.ss_family == AF_UNIX || getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host, sizeof(host),
+                                                  nullptr, 0, NI_NUMERICHOST) != 0) {
+    return "";
+  }
+  constexpr std::string_view kMapped = "::ffff:";
+  const std::string_view text = host;
+  if (text.starts_with(kMapped)) return ClientOfHost(text.substr(kMapped.size()));
+  return ClientOfHost(text);
+}
+
+}  // namespace
+
+Acceptor::Acceptor(Options options) : options_(std::move(options)), wake_(eventfd(0, EFD_CLOEXEC)) {}
+
+void Acceptor::Add(Listener listener, Receiver receiver) {
+  sources_.push_back({std::move(listener), std::move(receiver)});
+}
+
+void Acceptor::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
+
+void Acceptor::Stop() {
+  if (thread_.joinable()) {
+    eventfd_write(wake_, 1);
+    thread_.join();
+  }
+  sources_.clear();
+  if (wake_ >= 0) close(std::exchange(wake_, -1));
+}
+
+void Acceptor::Run() {
+  std::vector<pollfd> waiting = {{wake_, POLLIN, 0}};
+  std::vector<const Receiver*> receivers = {nullptr};
+  for (const Source& source : sources_) {
+    for (const int fd : source.listener.sockets()) {
+      waiting.push_back({fd, POLLIN, 0});
+      receivers.push_back(&source.receiver);
+    }
+  }
+  for (bool tired = false;;) {
+    // Without descriptors what waits would wake us at once: others must close some first.
+    constexpr int kPauseMs = 50;
+    poll(waiting.data(), tired ? 1 : waiting.size(), tired ? kPauseMs : -1);
+    tired = false;
+    if (waiting[0].revents != 0) return;
+    for (size_t i = 1; i < waiting.size(); ++i) {
+      if (!TakeFrom(waiting[i].fd, *receivers[i])) tired = true;
+    }
+  }
+}
+
+bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
+  constexpr int kTurn = 64;  // then it is the others' turn
+  for (int i = 0; i < kTurn; ++i) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof(address);
+    const int fd = accept4(socket, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return false;
+      if (errno == EAGAIN || errno == EINVAL || errno == EBADF) return true;
+      continue;  // a connection that broke before it was taken
+    }
+    const std::string client = ClientOfAddress(address, size);
+    if (HasRoomFor(client)) {
+      {
+        absl::MutexLock lock(&mutex_);
+        open_.push_back({fd, InodeOf(fd), client});
+        if (!client.empty()) ++clients_[client];
+      }
+      receiver(fd);
+    } else {
+      // Counted before the client can see it.
+      if (options_.on_reject != nullptr) options_.on_reject();
+      close(fd);
+    }
+  }
+  return true;
+}
+
+bool Acceptor::HasRoomFor(const std::string& client) {
+  absl::MutexLock lock(&mutex_);
+  const auto has_room = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const auto count = clients_.find(client);
+    return open_.size() < options_.max_connections &&
+           (count == clients_.end() || count->second < options_.max_connections_per_client);
+  };
+  if (has_room()) return true;
+  ForgetClosed();
+  return has_room();
+}
+
+void Acceptor::ForgetClosed() {
+  std::erase_if(open_, [&](const Connection& connection) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (InodeOf(connection.fd) == connection.inode) return false;
+    const auto count = clients_.find(connection.client);
+    if (count != clients_.end() && --count->second == 0) clients_.erase(count);
+    return true;
+  });
+}
+
+size_t Acceptor::connections() {
+  absl::MutexLock lock(&mutex_);
+  ForgetClosed();
+  return open_.size();
+}
+
+}  // namespace kvcompress

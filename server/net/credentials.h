@@ -1,0 +1,34 @@
+#pragma once
+
+#include <grpcpp/security/server_credentials.h>
+
+#include <functional>
+#include <memory>
+
+#include "server/net/tls_identity.h"
+#include "server/net/tokens.h"
+
+namespace kvcompress {
+
+// Decides whether a call may come in, before any service knows of it: the one place that no method gets around.
+// Health checks may always, for what asks has often no way to show a token, and learns a single bit.
+class Gate {
+ public:
+  // `tokens` null: everybody may come in. Both must outlive the server; `on_refusal` is called for each call refused.
+  Gate(TokenFile* tokens, std::function<void()> on_refusal) : tokens_(tokens), on_refusal_(std::move(on_refusal)) {}
+
+  bool is_open() const { return tokens_ == nullptr; }
+  // `count` is how often the call has the metadata `authorization`.
+  absl::Status Check(std::string_view path, std::string_view authorization, size_t count) const;
+
+ private:
+  TokenFile* const tokens_;
+  const std::function<void()> on_refusal_;
+};
+
+// Credentials of one listener: plaintext where `identity` is null, else TLS of 1.2 or later, with the latest identity
+// for each new connection. Clients must show a certificate where the identity has a client CA. What is given must
+// outlive the server.
+std::shared_ptr<grpc::ServerCredentials> MakeListenerCredentials(TlsIdentityFiles* identity, const Gate& gate);
+
+}  // namespace kvcompress

@@ -1,0 +1,124 @@
+#include "server/rpc/call.h"
+
+#include <algorithm>
+#include <random>
+
+#include "absl/hash/hash.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/base/utf8.h"
+#include "proto/wire/grpc/error_details.h"
+#include "server/net/address.h"
+#include "server/net/tokens.h"
+#include "server/session/admission.h"
+#include "server/telemetry/log.h"
+
+namespace kvcompress {
+namespace {
+
+constexpr char kRequestId[] = "x-request-id";
+constexpr char kAuthorization[] = "authorization";
+
+bool IsRequestId(std::string_view text) {
+  const auto allowed = [](char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; };
+  return !text.empty() && text.size() <= 64 && std::all_of(text.begin(), text.end(), allowed);
+}
+
+std::string RequestId(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find(kRequestId);
+  if (found != context.client_metadata().end()) {
+    const std::string_view given(found->second.data(), found->second.size());
+    if (IsRequestId(given)) return std::string(given);
+  }
+  thread_local std::mt19937_64 random{std::random_device{}()};
+  return absl::StrFormat("%016x", random());
+}
+
+// In milliseconds; empty where a retry does not help.
+std::string RetryPushback(const absl::Status& status) {
+  const auto payload = status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()));
+  return payload ? std::string(*payload) : std::string();
+}
+
+bool DeadlineHasPassed(const grpc::CallbackServerContext& context) {
+  return context.deadline() <= std::chrono::system_clock::now();
+}
+
+}  // namespace
+
+CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, LogLevel level)
+    : context_(context),
+      method_(method),
+      metrics_(metrics),
+      level_(level),
+      peer_(context->peer()),
+      request_id_(RequestId(*context)) {
+  context_->AddInitialMetadata(kRequestId, request_id_);
+  metrics_.OnCallStart(method_);
+}
+
+void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
+  const bool too_late = absl::IsCancelled(status) && DeadlineHasPassed(*context_);
+  const absl::StatusCode code = too_late ? absl::StatusCode::kDeadlineExceeded : status.code();
+  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  metrics_.OnCallEnd(method_, code, seconds);
+  const LogLevel level = status.ok() ? level_ : std::max(level_, LogLevel::kInfo);
+  if (!Logs(level)) return;
+  const double ratio = totals.frame_bytes == 0
+                           ? 0.0
+                           : static_cast<double>(totals.tensor_bytes) / static_cast<double>(totals.frame_bytes);
+  Log(level, "call",
+      {{"request_id", request_id_},
+       {"method", method_},
+       {"peer", peer_},
+       {"code", absl::StatusCodeToString(code)},
+       {"tensors", totals.tensors},
+       {"tensor_bytes", totals.tensor_bytes},
+       {"frame_bytes", totals.frame_bytes},
+       {"ratio", ratio},
+       {"seconds", seconds}});
+  // Texts of errors quote what the client sent.
+  if (!status.ok()) {
+    Log(LogLevel::kDebug, "call failed",
+        {{"request_id", request_id_}, {"text", std::string_view(status.message().data(), status.message().size())}});
+  }
+}
+
+std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token) {
+  std::string client = ClientOfPeer(context.peer());
+  for (const grpc::string_ref& name : context.auth_context()->GetPeerIdentity()) {
+    absl::StrAppend(&client, " certificate=", absl::string_view(name.data(), name.size()));
+  }
+  if (const auto found = context.client_metadata().find(kAuthorization);
+      with_token && found != context.client_metadata().end()) {
+    const std::string_view token = BearerToken({found->second.data(), found->second.size()}).value_or("");
+    absl::StrAppend(&client, " token=", absl::Hex(absl::HashOf(token)));
+  }
+  return client;
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  // Clients take 8 KiB of trailers; a byte that is not printable takes three there.
+  constexpr size_t kMaxMessage = 2048;
+  std::string message(status.message());
+  if (message.size() > kMaxMessage) {
+    message.resize(kMaxMessage);
+    while (!message.empty() && !IsUtf8(message)) message.pop_back();
+    message += "...";
+  }
+  const auto code = static_cast<grpc::StatusCode>(status.raw_code());
+  int64_t milliseconds = 0;
+  if (absl::SimpleAtoi(RetryPushback(status), &milliseconds)) {
+    return RetryableStatus(code, message, absl::Milliseconds(milliseconds));
+  }
+  return {code, message};
+}
+
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context) {
+  const std::string milliseconds = RetryPushback(status);
+  if (!milliseconds.empty()) context.AddTrailingMetadata("grpc-retry-pushback-ms", milliseconds);
+}
+
+}  // namespace kvcompress

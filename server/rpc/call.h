@@ -1,0 +1,62 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "proto/wire/grpc/message.h"
+#include "server/telemetry/log.h"
+#include "server/telemetry/metrics.h"
+
+namespace kvcompress {
+
+// What every call has, streaming or not: a request id, a place in the metrics, a line in the log when it ends.
+class CallRecord {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Takes the request id from the metadata x-request-id, when it is 1 to 64 characters of [A-Za-z0-9._-], or makes one;
+  // the initial metadata give it back. A call that goes well has a line of `level`.
+  CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
+             LogLevel level = LogLevel::kInfo);
+
+  // `status` as it was sent; what the client's deadline has ended counts as DEADLINE_EXCEEDED.
+  void End(const absl::Status& status, const StreamTotals& totals);
+
+  const std::string& request_id() const { return request_id_; }
+
+ private:
+  grpc::CallbackServerContext* const context_;
+  const std::string_view method_;
+  Metrics& metrics_;
+  const LogLevel level_;
+  const Clock::time_point start_ = Clock::now();
+  const std::string peer_;  // gRPC does not know it any more when the client has gone
+  const std::string request_id_;
+};
+
+// Whose limits count a call, of those that each client has: its IP address (of IPv6, the network of 64 bits), the names
+// in its certificate, and, where calls must show one (`with_token`), its token, not readable. Of a unix socket there is
+// no address; empty where there is nothing else either.
+std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token);
+
+// With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
+// HTTP/2 headers is cut.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// Most bytes of a request that carries no tensors, nor descriptions of them.
+inline constexpr size_t kMaxRequestBytes = 4096;
+
+// A response as gRPC sends it.
+template <typename Message>
+absl::Status ToBuffer(const Message& message, grpc::ByteBuffer& buffer) {
+  return SerializeMessage(message, buffer) ? absl::OkStatus() : absl::InternalError("response cannot be serialized");
+}
+
+// Tells clients that retry by themselves when to do so (gRFC A6).
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context);
+
+}  // namespace kvcompress

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "kvcompress/v1/kvcompress.grpc.pb.h"
+#include "server/session/admission.h"
+#include "server/shm/regions.h"
+#include "server/telemetry/metrics.h"
+
+namespace kvcompress {
+
+// The SharedMemory streams of all clients. They stay open for as long as a client lives and do no work of their own, so
+// admission does not count them, and a drain does not wait for them. Must outlive the server.
+class SharedMemoryStreams {
+ public:
+  using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+  static constexpr size_t kMaxStreams = 256;
+  static constexpr size_t kMaxStreamsPerClient = 192;
+
+  // An empty prefix: every stream is FAILED_PRECONDITION.
+  SharedMemoryStreams(RegionTable& table, std::string prefix, Admission& admission, Metrics& metrics)
+      : table_(table), prefix_(std::move(prefix)), admission_(admission), metrics_(metrics) {}
+  // Waits for the end of all streams, which must have been brought about.
+  ~SharedMemoryStreams();
+
+  // `client`: as Admission's.
+  Reactor* Start(grpc::CallbackServerContext* context, const std::string& client);
+
+  // Ends all streams, and those that begin later, with UNAVAILABLE.
+  void Close();
+
+ private:
+  class Stream;
+
+  absl::Status Admit(const std::shared_ptr<Stream>& stream, const std::string& client);
+  absl::Status Reject(RejectReason reason, const absl::Status& status) const;
+  void Remove(const Stream* stream);
+
+  RegionTable& table_;
+  const std::string prefix_;
+  Admission& admission_;
+  Metrics& metrics_;
+
+  absl::Mutex mutex_;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<const Stream*, std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mutex_);
+  size_t admitted_ ABSL_GUARDED_BY(mutex_) = 0;                               // of streams_
+  absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // the same of each; none is 0
+};
+
+}  // namespace kvcompress

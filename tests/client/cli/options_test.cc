@@ -1,0 +1,155 @@
+#include "client/cli/options.h"
+
+#include <gmock/gmock.h>
+
+#include <cstdlib>
+
+#include "tests/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+
+class OptionsTest : public ::testing::Test {
+ protected:
+  void SetUp() override { unsetenv("KV_COMPRESS_SERVER"); }
+  void TearDown() override { unsetenv("KV_COMPRESS_SERVER"); }
+
+  // The fault of a command line that parses; empty when there is none.
+  std::string FaultOf(std::vector<const char*> words) {
+    options_ = {};
+    GoFlags flags("kv-compress");
+    DeclareFlags(flags, options_);
+    EXPECT_THAT(flags.Parse(words), IsOk());
+    const absl::Status status = CompleteOptions(flags, options_);
+    EXPECT_TRUE(status.ok() || absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  }
+
+  CliOptions options_;
+};
+
+TEST_F(OptionsTest, DefaultsOfTheReference) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b"}), "");
+  EXPECT_EQ(options_.codec, "int4(group=64)");
+  EXPECT_EQ(options_.server, "");
+  EXPECT_EQ(options_.threads, 0);
+}
+
+TEST_F(OptionsTest, GroupSizeAndSparsityMakeTheCodec) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size", "0x80"}), "");
+  EXPECT_EQ(options_.codec, "int4(group=128)");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size=32", "-sparsity=0.1"}), "");
+  EXPECT_EQ(options_.codec, "sparse(ratio=0.1)|int4(group=32)");
+}
+
+TEST_F(OptionsTest, BoundsMakeTheCodec) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-min-snr", "40"}), "");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=40,max_error=0,min_cosine=0)|rans");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "--max-error=1e-3", "-min-cosine", ".999", "-min-snr=17.5"}), "");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=17.5,max_error=0.001,min_cosine=0.999)|rans");
+}
+
+TEST_F(OptionsTest, BoundsExcludeWhatElseChoosesACodec) {
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-max-error", "1"}),
+            "-max-error and -codec exclude each other: write it into the codec, for example bounded(min_snr=40)");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-profile", "p", "-min-snr", "1"}),
+            "-min-snr and -profile exclude each other: write it into the codec, for example bounded(min_snr=40)");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size", "64", "-min-cosine", "0.9"}),
+            "-group-size and -min-cosine exclude each other: a bound chooses the codec");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-min-snr", "30"}),
+            "-min-snr and -decompress exclude each other: the file says how it was compressed");
+}
+
+TEST_F(OptionsTest, BoundsOutsideTheirRange) {
+  const auto fault = [&](const char* flag, const char* value) {
+    return FaultOf({"-input", "a", "-output", "b", flag, value});
+  };
+  EXPECT_EQ(fault("-min-snr", "0"), "-min-snr must be above 0 and at most 200 dB, not 0");
+  EXPECT_EQ(fault("-min-snr", "nan"), "-min-snr must be above 0 and at most 200 dB, not nan");
+  EXPECT_EQ(fault("-max-error", "-1"), "-max-error must be above 0 and finite, not -1");
+  EXPECT_EQ(fault("-max-error", "1e39"), "-max-error must be above 0 and finite, not 1e+39");
+  EXPECT_EQ(fault("-min-cosine", "1.5"), "-min-cosine must be above 0 and at most 1, not 1.5");
+}
+
+TEST_F(OptionsTest, WhatIsRequired) {
+  EXPECT_EQ(FaultOf({}), "-input is required");
+  EXPECT_EQ(FaultOf({"-output", "b"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-input", "a"}), "-output is required");
+  EXPECT_EQ(FaultOf({"-input", "a", "-decompress"}), "-output is required");
+  EXPECT_EQ(FaultOf({"-input", "a", "-metrics-only"}), "");
+  ASSERT_EQ(FaultOf({"-input", "a", "-metrics-only", "-output", "b"}), "");
+  EXPECT_EQ(options_.output, "");
+}
+
+TEST_F(OptionsTest, ValuesOutsideTheirRange) {
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-group-size", "48"}), "-group-size must be 32, 64 or 128, not 48");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-sparsity", "1.5"}), "-sparsity must be between 0 and 1, not 1.5");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-sparsity", "-0.1"}),
+            "-sparsity must be between 0 and 1, not -0.1");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-sparsity", "nan"}), "-sparsity must be between 0 and 1, not nan");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-threads", "-1"}), "-threads must be between 0 and 1024, not -1");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-timeout", "-3s"}), "-timeout must not be negative");
+}
+
+TEST_F(OptionsTest, Conflicts) {
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-profile", "p"}),
+            "-codec and -profile exclude each other");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-group-size", "64"}),
+            "-group-size and -codec exclude each other: write it into the codec, for example int4(group=32)");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-profile", "p", "-sparsity", "0"}),
+            "-sparsity and -profile exclude each other: write it into the codec, for example sparse(ratio=0.5)|int4");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-codec", "raw"}),
+            "-codec and -decompress exclude each other: the file says how it was compressed");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-server", "h:1", "-threads", "2"}),
+            "-threads and -server exclude each other: the daemon has threads of its own");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "c", "-verbose"}), "unexpected argument \"c\"");
+}
+
+TEST_F(OptionsTest, TheEnvironmentNamesTheDaemonUnlessTheFlagDoes) {
+  setenv("KV_COMPRESS_SERVER", "env:1", 1);
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-threads", "2"}), "");
+  EXPECT_EQ(options_.server, "env:1");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-server", "flag:2"}), "");
+  EXPECT_EQ(options_.server, "flag:2");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-server="}), "");
+  EXPECT_EQ(options_.server, "");
+}
+
+TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
+  ASSERT_EQ(FaultOf({"-inspect", "a"}), "");
+  EXPECT_EQ(options_.input, "a");
+  ASSERT_EQ(FaultOf({"-inspect", "-input", "a"}), "");
+  EXPECT_EQ(options_.input, "a");
+  EXPECT_EQ(FaultOf({"-inspect"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-inspect", "a", "b"}), "unexpected argument \"b\"");
+  EXPECT_EQ(FaultOf({"-inspect", "a", "-rope-theta", "1"}),
+            "unexpected argument \"-rope-theta\": flags stand before all other arguments");
+  EXPECT_EQ(FaultOf({"-inspect", "-input", "a", "b"}), "-inspect takes one file, and two are given");
+  EXPECT_EQ(FaultOf({"-inspect", "-output", "b", "a"}), "-inspect and -output exclude each other");
+  EXPECT_EQ(FaultOf({"-inspect", "-threads", "2", "a"}), "-inspect and -threads exclude each other");
+  EXPECT_EQ(FaultOf({"-inspect", "-verbose", "-input", "a"}), "");
+}
+
+TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-report", "r.html"}), "");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a"}), "");
+  EXPECT_EQ(FaultOf({"-sweep"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "word"}), "unexpected argument \"word\"");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-output", "b"}), "-sweep and -output exclude each other");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-server", "b:1"}), "-sweep and -server exclude each other");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-codec", "raw"}), "-sweep and -codec exclude each other");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-report", "r.html"}), "-report needs -sweep");
+}
+
+TEST_F(OptionsTest, RopeThetaBelongsToInspect) {
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "10000", "a"}), "");
+  EXPECT_EQ(options_.rope_theta, 10000);
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000"}), "-rope-theta needs -inspect");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "-1", "a"}), "-rope-theta must not be negative");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "inf", "a"}), "-rope-theta must not be negative");
+}
+
+}  // namespace
+}  // namespace kvcompress

@@ -1,0 +1,199 @@
+#include "client/cli/sweep.h"
+
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "client/cli/sweep_report.h"
+#include "core/codec/chain.h"
+#include "core/codec/named_chains.h"
+#include "core/codec/registry.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Json = nlohmann::ordered_json;
+
+constexpr uint64_t kNoLimit = uint64_t{1} << 40;
+
+// A file in memory, of gaussian values; value i of tensor k is found again by its bytes.
+struct TestFile {
+  safetensors::Header header;
+  std::vector<std::byte> bytes;
+
+  void Add(const std::string& name, DType dtype, const std::vector<uint64_t>& shape) {
+    uint64_t elements = 1;
+    for (const uint64_t extent : shape) elements *= extent;
+    const std::vector<std::byte> values =
+        MakeValues(dtype, elements, Distribution::kGaussian, static_cast<uint32_t>(header.entries.size() + 1));
+    header.entries.push_back({name, std::string(DTypeName(dtype)), shape, bytes.size(), bytes.size() + values.size()});
+    bytes.insert(bytes.end(), values.begin(), values.end());
+  }
+
+  FileSample Sample(uint64_t max_bytes = kNoLimit) const {
+    absl::StatusOr<FileSample> sample = SampleFile(MemorySource(ByteSpan(bytes)), header, max_bytes);
+    EXPECT_THAT(sample.status(), IsOk());
+    return *std::move(sample);
+  }
+};
+
+TEST(SampleFile, ASmallFileIsTakenAsItIs) {
+  TestFile file;
+  file.Add("layer_0_key", DType::kF16, {1, 2, 32, 64});
+  file.Add("empty", DType::kF32, {0, 3});
+  file.Add("scalar", DType::kBF16, {});
+  const FileSample sample = file.Sample();
+  EXPECT_TRUE(sample.whole());
+  ASSERT_EQ(sample.tensors.size(), 3u);
+  EXPECT_EQ(sample.tensors[0].tensor, MakeTensor("layer_0_key", DType::kF16, {1, 2, 32, 64}));
+  EXPECT_TRUE(std::equal(sample.tensors[0].values.begin(), sample.tensors[0].values.end(), file.bytes.begin()));
+  EXPECT_TRUE(sample.tensors[0].first_rows.empty());
+}
+
+TEST(SampleFile, OfALargeFileEvenlySpacedRunsOfEveryTensor) {
+  TestFile file;
+  for (const char* name : {"layer_0_key", "layer_0_value"}) file.Add(name, DType::kF16, {2, 4, 4096, 64});
+  file.Add("flat", DType::kF32, {3'000'001});
+  const uint64_t limit = file.bytes.size() / 4;
+  const FileSample sample = file.Sample(limit);
+  EXPECT_FALSE(sample.whole());
+  EXPECT_THAT(Sweep(sample, file.header).Measure("heads(0-:int4)"),
+              StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("do not keep the heads apart")));
+  EXPECT_LE(sample.bytes, limit);
+  EXPECT_GT(sample.bytes, limit / 2);
+  ASSERT_EQ(sample.tensors.size(), 3u);
+  uint64_t begin = 0;
+  for (size_t k = 0; k < 3; ++k) {
+    const SampledTensor& tensor = sample.tensors[k];
+    const std::vector<uint64_t>& shape = tensor.tensor.shape;
+    const uint64_t rows = shape[shape.size() - 2];
+    const uint64_t run_bytes = rows * shape.back() * DTypeSize(tensor.tensor.dtype);
+    ASSERT_EQ(tensor.values.size(), tensor.first_rows.size() * run_bytes);
+    ASSERT_GT(tensor.first_rows.size(), 2u);
+    // Each run lies in the file where it says, after the one before, and so that its first row fits.
+    auto from = file.bytes.begin() + static_cast<ptrdiff_t>(begin);
+    const auto end = file.bytes.begin() + static_cast<ptrdiff_t>(file.header.entries[k].end);
+    for (size_t run = 0; run < tensor.first_rows.size(); ++run) {
+      const auto values = tensor.values.begin() + static_cast<ptrdiff_t>(run * run_bytes);
+      const auto found = std::search(from, end, values, values + static_cast<ptrdiff_t>(run_bytes));
+      ASSERT_NE(found, end) << tensor.tensor.name << " run " << run;
+      const uint64_t row = static_cast<uint64_t>(found - file.bytes.begin() - static_cast<ptrdiff_t>(begin)) /
+                           (shape.back() * DTypeSize(tensor.tensor.dtype));
+      EXPECT_EQ(row % (k < 2 ? 4096 : 3'000'001), tensor.first_rows[run]);
+      from = found + static_cast<ptrdiff_t>(run_bytes);
+    }
+    begin = file.header.entries[k].end;
+  }
+  EXPECT_EQ(sample.tensors[0].tensor.axes[2], AxisRole::kSeq);
+}
+
+TEST(SampleFile, RefusesWhatCompressionRefuses) {
+  TestFile file;
+  file.Add("a", DType::kF16, {4});
+  file.header.entries[0].dtype = "I16";
+  const auto sample = SampleFile(MemorySource(ByteSpan(file.bytes)), file.header, kNoLimit);
+  EXPECT_THAT(std::string(sample.status().message()), HasSubstr("unsupported data type: I16"));
+}
+
+TEST(SweepSpecs, EveryExampleAndNoneTwice) {
+  const std::vector<std::string> specs = SweepSpecs();
+  EXPECT_EQ(std::set<std::string>(specs.begin(), specs.end()).size(), specs.size());
+  for (const CodecRow& row : AllCodecs()) {
+    for (const std::string_view example : row.examples) {
+      EXPECT_THAT(specs, ::testing::Contains(CodecChain::Parse(example)->spec()));
+    }
+  }
+  for (const NamedChain& named : AllNamedChains()) {
+    const bool differs = named.first_layers > 0;
+    EXPECT_EQ(std::count(specs.begin(), specs.end(), differs ? named.name : named.chain), 1) << named.name;
+    EXPECT_EQ(NameOfChain(differs ? named.name : named.chain), named.name);
+  }
+  EXPECT_EQ(NameOfChain("int4(group=32)"), "");
+  EXPECT_THAT(specs, ::testing::IsSupersetOf({"int3(group=128)", "int8(group=32)", "raw|zstd(level=19)"}));
+}
+
+TEST(Sweep, FiguresOfDecodedValues) {
+  TestFile file;
+  file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
+  const FileSample sample = file.Sample();
+  Sweep sweep(sample, file.header);
+  const absl::StatusOr<SpecFigures> int8 = sweep.Measure("int8(group=64)");
+  ASSERT_THAT(int8.status(), IsOk());
+  EXPECT_EQ(int8->tensors[0].sums.count, 8192u);
+  EXPECT_GT(int8->tensors[0].sums.max_abs_error, 0);
+  EXPECT_LT(int8->tensors[0].sums.max_abs_error, 0.51 * 6 / 127);
+  EXPECT_GT(int8->encode_seconds, 0);
+  EXPECT_GT(int8->decode_seconds, 0);
+  EXPECT_GT(int8->compressed_bytes, int8->tensors[0].frame_bytes);
+  const absl::StatusOr<SpecFigures> raw = sweep.Measure("raw");
+  ASSERT_THAT(raw.status(), IsOk());
+  EXPECT_EQ(raw->tensors[0].sums.max_abs_error, 0);
+  EXPECT_GT(sweep.MeasureCopy(), 0);
+}
+
+TEST(Sweep, ValuesThatACodecDoesNotTake) {
+  TestFile file;
+  file.Add("a", DType::kF32, {64});
+  StoreFromF32(DType::kF32, std::numeric_limits<float>::quiet_NaN(), file.bytes.data(), 5);
+  const FileSample sample = file.Sample();
+  Sweep sweep(sample, file.header);
+  EXPECT_EQ(sweep.Measure("int4(group=64)").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(sweep.Measure("raw").status(), IsOk());
+}
+
+TEST(SweepReport, NullForTheInfiniteSnrAndTheFrontsByKind) {
+  TestFile file;
+  file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
+  file.Add("layer_0_value", DType::kF16, {1, 2, 64, 64});
+  const FileSample sample = file.Sample();
+  Sweep sweep(sample, file.header);
+  SweepResult result;
+  result.input = "cache.safetensors";
+  for (const char* spec : {"int8(group=64)", "raw", "int4(group=64)"}) result.specs.push_back(*sweep.Measure(spec));
+  result.refused = {{"int9", "no such codec"}};
+  const Json json = Json::parse(MakeSweepReport(sample, result).json);
+  EXPECT_EQ(json["sampled"], false);
+  EXPECT_TRUE(json["specs"][1]["snr_db"].is_null());
+  EXPECT_NEAR(json["specs"][0]["keys"]["bits_per_value"], 8.25, 0.2);
+  EXPECT_FALSE(json["specs"][0].contains("other"));
+  for (const Json& spec : json["specs"]) EXPECT_EQ(spec["pareto"], Json({"all", "keys", "values"})) << spec;
+  EXPECT_EQ(json["refused"][0]["error"], "no such codec");
+}
+
+TEST(SweepReport, HostileNamesStayText) {
+  TestFile file;
+  const std::string hostile = "</script><script>alert(1)</script><!--&amp;\xe2\x80\xa8";
+  file.Add(hostile, DType::kF16, {64});
+  const FileSample sample = file.Sample();
+  Sweep sweep(sample, file.header);
+  SweepResult result;
+  result.input = hostile;
+  result.specs.push_back(*sweep.Measure("raw"));
+  const std::string html = MakeSweepReport(sample, result).html;
+  EXPECT_THAT(html, Not(HasSubstr("alert(1)</script>")));
+  EXPECT_THAT(html, Not(HasSubstr("<!--")));
+  const size_t begin = html.find("id=\"data\">") + 10;
+  const Json json = Json::parse(html.substr(begin, html.find("</script>", begin) - begin));
+  EXPECT_EQ(json["tensor_list"][0]["name"], hostile);
+  EXPECT_EQ(json["input"], hostile);
+}
+
+TEST(ShellWord, QuotesWhatAShellWouldRead) {
+  EXPECT_EQ(ShellWord("a/b-c_1.safetensors"), "a/b-c_1.safetensors");
+  EXPECT_EQ(ShellWord(""), "''");
+  EXPECT_EQ(ShellWord("int4(group=64)|rans"), "'int4(group=64)|rans'");
+  EXPECT_EQ(ShellWord("it's $(rm)"), R"('it'\''s $(rm)')");
+  EXPECT_EQ(ShellWord("~x"), "'~x'");
+}
+
+}  // namespace
+}  // namespace kvcompress

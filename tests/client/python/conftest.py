@@ -1,0 +1,42 @@
+"""Fixtures of the Python client's tests: the daemons are those of the end-to-end tests."""
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+
+E2E = pathlib.Path(__file__).resolve().parents[2] / "e2e"
+sys.path.insert(0, str(E2E))
+_spec = importlib.util.spec_from_file_location("e2e_fixtures", E2E / "conftest.py")
+_fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_fixtures)
+
+bin_dir, daemon, socket_dir, sample = (
+    _fixtures.bin_dir,
+    _fixtures.daemon,
+    _fixtures.socket_dir,
+    _fixtures.sample,
+)
+
+import kvcompress  # noqa: E402
+
+
+@pytest.fixture
+def connect():
+    """Makes clients, which are closed at the end: connect(server, timeout=5)."""
+    clients = []
+
+    def make(server, **options):
+        address = server if isinstance(server, str) else server.address
+        clients.append(kvcompress.Client(address, **{"timeout": 30, **options}))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(daemon, connect):
+    return connect(daemon("--threads", "2"))

@@ -1,0 +1,84 @@
+"""The package as it is installed: wheels, source distributions, types, and that nothing generated is in git."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import kvcompress
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
+PACKAGE = REPOSITORY / "client" / "python"
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+
+
+def run(*command, **options):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=100, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def sdist(folder):
+    script = f"from setuptools.build_meta import build_sdist; print(build_sdist({str(folder)!r}))"
+    return folder / run(sys.executable, "-c", script, cwd=PACKAGE).splitlines()[-1]
+
+
+def wheel(source, folder):
+    run(*PIP, "wheel", *OFFLINE, "--wheel-dir", folder, source)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.parametrize("through_sdist", [False, True], ids=["repository", "sdist"])
+def test_a_wheel_works_where_nothing_else_is(tmp_path, daemon, through_sdist):
+    made = wheel(sdist(tmp_path) if through_sdist else PACKAGE, tmp_path)
+    names = set(zipfile.ZipFile(made).namelist())
+    assert {"kvcompress/py.typed", "kvcompress/v1/kvcompress_pb2.py", "kvcompress/v1/kvcompress_pb2.pyi"} <= names
+    run(*PIP, "install", *OFFLINE, "--target", tmp_path / "site", made)
+    script = (
+        "import sys, numpy as np, kvcompress as k\n"
+        "assert k.__file__.startswith(sys.argv[1]), k.__file__\n"
+        "with k.Client(sys.argv[2], timeout=20) as client:\n"
+        "    print(k.__version__, client.decompress(client.compress(np.ones(3, np.float16), 'raw')))\n"
+        "assert 'torch' not in sys.modules and 'ml_dtypes' not in sys.modules\n"
+    )
+    said = run(sys.executable, "-c", script, tmp_path / "site", daemon().address,
+               cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""})
+    assert said == f"{kvcompress.__version__} [1. 1. 1.]\n"
+
+
+def test_a_source_distribution_brings_the_contract_and_not_what_is_made_of_it(tmp_path):
+    with tarfile.open(sdist(tmp_path)) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert "proto/kvcompress/v1/kvcompress.proto" in names
+    assert not [name for name in names if "_pb2" in name]
+
+
+def test_there_is_one_version():
+    project = re.search(r"project\(kvcompress VERSION (\S+)", (REPOSITORY / "CMakeLists.txt").read_text())[1]
+    assert kvcompress.__version__ == project
+    for path in PACKAGE.glob("*.*"):
+        assert path.is_dir() or project not in path.read_text(), path
+
+
+def test_nothing_generated_is_in_git():
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("this is no checkout")
+    tracked = run("git", "ls-files", cwd=REPOSITORY).splitlines()
+    assert "client/python/setup.py" in tracked
+    assert not [name for name in tracked if "_pb2" in name or "egg-info" in name]
+
+
+def test_types():
+    run(sys.executable, "-m", "mypy", cwd=PACKAGE)
+
+
+def test_style():
+    config = PACKAGE / "pyproject.toml"
+    run(sys.executable, "-m", "ruff", "check", "--config", config, PACKAGE, REPOSITORY / "tests" / "client" / "python",
+        REPOSITORY / "scripts" / "bench_python.py")
+    run(sys.executable, "-m", "ruff", "format", "--check", "--config", config, PACKAGE)

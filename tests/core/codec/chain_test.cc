@@ -1,0 +1,214 @@
+#include "core/codec/chain.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "tests/core/codec/chain_harness.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+
+constexpr DType kAllDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
+
+// Every registered codec, by its examples: a new row of the registry is tested here without being told.
+class EveryChainTest : public ::testing::TestWithParam<std::string_view> {
+ protected:
+  CodecChain chain_ = *CodecChain::Parse(GetParam());
+};
+
+INSTANTIATE_TEST_SUITE_P(All, EveryChainTest, ::testing::ValuesIn(AllExampleSpecs()),
+                         [](const auto& param_info) { return absl::StrFormat("%d", param_info.index); });
+
+TEST_P(EveryChainTest, RoundTripsAndMeasuresWhatItDecodes) {
+  for (DType dtype : kAllDTypes) {
+    for (size_t count : {1, 7, 31, 64, 65, 200, 1024, 4099}) {
+      for (Distribution distribution : kAllDistributions) {
+        SCOPED_TRACE(absl::StrFormat("%s %d distribution %d", DTypeName(dtype), count, distribution));
+        const TensorDesc tensor = MakeTensorOfHeads(dtype, count);
+        const std::vector<std::byte> values = MakeValues(dtype, count, distribution);
+        ErrorSums sums;
+        const auto payload = EncodeOneBlock(chain_, tensor, values, &sums);
+        ASSERT_THAT(payload, IsOk());
+        std::vector<std::byte> decoded(values.size(), std::byte{0xaa});
+        ASSERT_THAT(chain_.DecodeBlock(dtype, *payload, decoded), IsOk());
+        if (chain_.lossless()) {
+          EXPECT_EQ(decoded, values);
+          EXPECT_EQ(sums.max_abs_error, 0);
+        }
+        double error_squares = 0;
+        double squares = 0;
+        double max_error = 0;
+        for (size_t i = 0; i < count; ++i) {
+          const double x = LoadAsF32(dtype, values.data(), i);
+          const double e = x - static_cast<double>(LoadAsF32(dtype, decoded.data(), i));
+          error_squares += e * e;
+          squares += x * x;
+          max_error = std::max(max_error, std::fabs(e));
+        }
+        EXPECT_EQ(sums.count, count);
+        EXPECT_NEAR(sums.sum_error_squares, error_squares, 1e-6 * error_squares);
+        EXPECT_NEAR(sums.sum_squares, squares, 1e-6 * squares);
+        EXPECT_NEAR(sums.max_abs_error, max_error, 1e-6 * max_error);
+      }
+    }
+  }
+}
+
+// A tensor in blocks of kSmallBlock values through a chain and back.
+constexpr size_t kSmallBlock = 256;
+std::vector<std::byte> Through(const CodecChain& chain, const TensorDesc& tensor,
+                               const std::vector<std::byte>& values) {
+  const size_t width = DTypeSize(tensor.dtype);
+  const ChainState state = *chain.Analyze(tensor, MemorySource(ByteSpan(values)), kSmallBlock);
+  std::vector<std::byte> decoded(values.size());
+  for (size_t first = 0; first * width < values.size(); first += kSmallBlock) {
+    const size_t n = std::min(kSmallBlock, values.size() / width - first);
+    const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
+    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor.dtype, n));
+    const auto size = chain.EncodeBlock({tensor, first, n, block}, state, payload, nullptr);
+    EXPECT_THAT(size, IsOk());
+    EXPECT_THAT(chain.DecodeBlock(tensor.dtype, ByteSpan(payload).first(*size),
+                                  MutableByteSpan(decoded).subspan(first * width, n * width)),
+                IsOk());
+  }
+  return decoded;
+}
+
+TEST(ChainTest, TransformsOneBehindTheOtherDoWhatTheyDoOneByOne) {
+  constexpr std::string_view kTransforms[] = {"sparse(ratio=0.3)",   "sparse(ratio=0.6)",   "sparse(ratio=0.95)",
+                                              "clip(percentile=50)", "clip(percentile=97)", "clamp(limit=0.75)",
+                                              "clamp(limit=65504)"};
+  for (const DType dtype : kAllDTypes) {
+    std::vector<std::byte> values = MakeValues(dtype, 1000, Distribution::kGaussian);
+    for (size_t i = 0; i < 200; i += 7) StoreFromF32(dtype, i % 2 == 0 ? NAN : INFINITY, values.data(), i);
+    const TensorDesc tensor = MakeTensor("t", dtype, {1000});
+    for (const std::string_view first : kTransforms) {
+      for (const std::string_view second : kTransforms) {
+        SCOPED_TRACE(absl::StrFormat("%s|%s %s", first, second, DTypeName(dtype)));
+        const auto once = Through(*CodecChain::Parse(absl::StrFormat("%s|raw", first)), tensor, values);
+        const auto twice = Through(*CodecChain::Parse(absl::StrFormat("%s|raw", second)), tensor, once);
+        EXPECT_EQ(Through(*CodecChain::Parse(absl::StrFormat("%s|%s|raw", first, second)), tensor, values), twice);
+      }
+    }
+  }
+}
+
+// A frame has no room for a longer one.
+TEST(ChainTest, SpecsThatBecomeTooLongWithAllTheirParametersAreRefused) {
+  std::string parts;
+  for (int i = 0; i < 8; ++i) absl::StrAppendFormat(&parts, "%d-%s:quant,", i, i < 7 ? absl::StrCat(i) : "");
+  parts.pop_back();
+  EXPECT_THAT(CodecChain::Parse(absl::StrFormat("heads(%s)", parts)),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "codec spec of 607 bytes with all its parameters is above the limit of 512"));
+}
+
+TEST(ChainTest, LosslessChainsKeepEveryBit) {
+  int tested = 0;
+  for (std::string_view spec : AllExampleSpecs()) {
+    const CodecChain chain = *CodecChain::Parse(spec);
+    if (!chain.lossless()) continue;
+    ++tested;
+    for (DType dtype : kAllDTypes) {
+      const std::vector<std::byte> bits = MakeBits(2000 * DTypeSize(dtype));
+      ErrorSums sums;
+      const auto payload = EncodeOneBlock(chain, MakeTensorOfHeads(dtype, 2000), bits, &sums);
+      ASSERT_THAT(payload, IsOk());
+      EXPECT_EQ(sums.max_abs_error, 0);
+      std::vector<std::byte> decoded(bits.size());
+      ASSERT_THAT(chain.DecodeBlock(dtype, *payload, decoded), IsOk());
+      EXPECT_EQ(decoded, bits) << spec;
+    }
+  }
+  EXPECT_GE(tested, 2);
+}
+
+// A payload that no encoder wrote is refused or decodes to something; it never reads or writes out of bounds (which is
+// what the sanitizer builds of this test look for).
+TEST_P(EveryChainTest, DamagedPayloadsAreHarmless) {
+  for (DType dtype : {DType::kF16, DType::kF32}) {
+    const size_t count = 150;
+    const auto values = MakeValues(dtype, count, Distribution::kOutliers);
+    const auto payload = EncodeOneBlock(chain_, MakeTensorOfHeads(dtype, count), values, nullptr);
+    ASSERT_THAT(payload, IsOk());
+    std::vector<std::byte> decoded(values.size());
+    for (size_t size = 0; size < payload->size(); ++size) {
+      const std::vector<std::byte> cut(payload->begin(), payload->begin() + static_cast<ptrdiff_t>(size));
+      EXPECT_THAT(chain_.DecodeBlock(dtype, cut, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+    }
+    std::vector<std::byte> longer = *payload;
+    longer.push_back(std::byte{0});
+    EXPECT_THAT(chain_.DecodeBlock(dtype, longer, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+    for (size_t bit = 0; bit < 8 * payload->size(); ++bit) {
+      std::vector<std::byte> flipped = *payload;
+      flipped[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+      const absl::Status status = chain_.DecodeBlock(dtype, flipped, decoded);
+      EXPECT_TRUE(status.ok() || absl::IsDataLoss(status)) << status;
+    }
+  }
+}
+
+TEST(ChainTest, PlainIntPayloadsHaveTheirFormulasSize) {
+  const auto chain = *CodecChain::Parse("int4(group=64)");
+  const auto values = MakeValues(DType::kF16, 1024, Distribution::kGaussian);
+  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {1024}), values, nullptr);
+  ASSERT_THAT(payload, IsOk());
+  EXPECT_EQ(payload->size(), 8 + 2 * 16 + 512);  // table, scales, codes
+}
+
+TEST(ChainTest, ValuesThatCannotBeHeldAreNamed) {
+  const auto chain = *CodecChain::Parse("int4(group=64)");
+  const struct {
+    float value;
+    DType dtype;
+    std::string_view text;
+  } cases[] = {
+      {std::numeric_limits<float>::quiet_NaN(), DType::kF16, "NaN"},
+      {std::numeric_limits<float>::infinity(), DType::kBF16, "infinity"},
+      {-std::numeric_limits<float>::infinity(), DType::kF32, "-infinity"},
+      {1e30f, DType::kF32, "1e+30"},
+  };
+  for (const auto& one : cases) {
+    auto values = MakeValues(one.dtype, 300, Distribution::kGaussian);
+    StoreFromF32(one.dtype, one.value, values.data(), 211);
+    EXPECT_THAT(EncodeOneBlock(chain, MakeTensor("layer_3_key", one.dtype, {300}), values, nullptr),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         absl::StrFormat("tensor \"layer_3_key\": value 211 is %s, which int4 cannot hold (use a "
+                                         "lossless codec, or put clamp in front: clamp|int4(group=64))",
+                                         one.text)));
+  }
+}
+
+TEST(ChainTest, ByteCodecsNeverMakeAStreamLarger) {
+  const auto chain = *CodecChain::Parse("raw|zstd(level=1)|zstd(level=1)");
+  const std::vector<std::byte> noise = MakeBits(8192);
+  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {4096}), noise, nullptr);
+  ASSERT_THAT(payload, IsOk());
+  EXPECT_EQ(payload->size(), noise.size() + 12);
+  std::vector<std::byte> decoded(noise.size());
+  ASSERT_THAT(chain.DecodeBlock(DType::kF16, *payload, decoded), IsOk());
+  EXPECT_EQ(decoded, noise);
+}
+
+TEST(ChainTest, SeveralByteCodecsUndoEachOther) {
+  const auto chain = *CodecChain::Parse("int4(group=32)|zstd(level=-7)|zstd(level=3)|zstd(level=1)");
+  const auto values = MakeValues(DType::kF32, 100000, Distribution::kConstant);
+  ErrorSums sums;
+  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF32, {100000}), values, &sums);
+  ASSERT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(values.size());
+  ASSERT_THAT(chain.DecodeBlock(DType::kF32, *payload, decoded), IsOk());
+  EXPECT_LT(sums.max_abs_error, 0.001);
+}
+
+}  // namespace
+}  // namespace kvcompress

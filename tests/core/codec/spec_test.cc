@@ -1,0 +1,129 @@
+#include "core/codec/spec.h"
+
+#include <gmock/gmock.h>
+
+#include "absl/strings/str_cat.h"
+#include "core/codec/chain.h"
+#include "core/codec/registry.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using ::kvcompress::testing::IsOk;
+using ::kvcompress::testing::StatusIs;
+
+std::string Canonical(std::string_view text) {
+  const absl::StatusOr<CodecChain> chain = CodecChain::Parse(text);
+  return chain.ok() ? chain->spec() : chain.status().ToString();
+}
+
+TEST(SpecTest, CanonicalTextHasEveryParameterAndNoBlanks) {
+  EXPECT_EQ(Canonical("int4"), "int4(group=64)");
+  EXPECT_EQ(Canonical(" int4 ( group = 32 ) "), "int4(group=32)");
+  EXPECT_EQ(Canonical("int8()"), "int8(group=64)");
+  EXPECT_EQ(Canonical("sparse(ratio=0.50)|int4|zstd"), "sparse(ratio=0.5)|int4(group=64)|zstd(level=3)");
+  EXPECT_EQ(Canonical("raw|zstd(level=-7)"), "raw|zstd(level=-7)");
+  EXPECT_EQ(Canonical("clamp(limit=1e30)|raw"), "clamp(limit=1e+30)|raw");
+  EXPECT_EQ(Canonical("heads( 0-0 : int8 , 1-3:raw | zstd,4- :int4()|rans ) | zstd"),
+            "heads(0:int8(group=64),1-3:raw|zstd(level=3),4-:int4(group=64)|rans)|zstd(level=3)");
+  EXPECT_EQ(Canonical("heads(0-:bounded(min_snr=30))"), "heads(0-:bounded(min_snr=30,max_error=0,min_cosine=0))");
+}
+
+TEST(SpecTest, CanonicalTextIsAFixedPoint) {
+  for (const CodecRow& row : AllCodecs()) {
+    ASSERT_FALSE(row.examples.empty()) << row.name;
+    for (std::string_view example : row.examples) {
+      EXPECT_EQ(Canonical(Canonical(example)), Canonical(example));
+      EXPECT_THAT(CodecChain::Parse(example), IsOk());
+    }
+  }
+}
+
+struct BadSpec {
+  std::string_view text;
+  std::string_view message;
+};
+
+class BadSpecTest : public ::testing::TestWithParam<BadSpec> {};
+
+TEST_P(BadSpecTest, IsRefusedWithASentence) {
+  EXPECT_THAT(CodecChain::Parse(GetParam().text),
+              StatusIs(absl::StatusCode::kInvalidArgument, std::string(GetParam().message)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadSpecTest,
+    ::testing::Values(
+        BadSpec{"", "codec spec \"\": expected a codec's name at character 1"},
+        BadSpec{"int4|", "codec spec \"int4|\": expected a codec's name at character 6"},
+        BadSpec{"Int4", "codec spec \"Int4\": expected a codec's name at character 1"},
+        BadSpec{"int4(group", "codec spec \"int4(group\": expected '=' at character 11"},
+        BadSpec{"int4(group=)", "codec spec \"int4(group=)\": expected a value at character 12"},
+        BadSpec{"int4(group=64", "codec spec \"int4(group=64\": expected ',' or ')' at character 14"},
+        BadSpec{"int4(group=64,)", "codec spec \"int4(group=64,)\": expected a parameter's name at character 15"},
+        BadSpec{"int4(group=64,group=64)", "codec spec \"int4(group=64,group=64)\": group is given twice"},
+        BadSpec{"int4;raw", "codec spec \"int4;raw\": expected '|' or the end at character 5"},
+        BadSpec{"int4\n", "codec spec has a character that is not printable ASCII"},
+        BadSpec{"int4(group=48)", "int4: group=48 is not one of 32, 64, 128"},
+        BadSpec{"int4(group=6e1)", "int4: group=6e1 is not one of 32, 64, 128"},
+        BadSpec{"int4(bits=4)", "int4 has no parameter \"bits\""}, BadSpec{"int7", "unknown codec \"int7\""},
+        BadSpec{"sparse(ratio=1.5)|int4", "sparse: ratio=1.5 is not a number from 0 to 1"},
+        BadSpec{"sparse(ratio=nan)|int4", "sparse: ratio=nan is not a number from 0 to 1"},
+        BadSpec{"sparse(ratio=-0.1)|int4", "sparse: ratio=-0.1 is not a number from 0 to 1"},
+        BadSpec{"raw|zstd(level=20)", "zstd: level=20 is not an integer from -7 to 19"},
+        BadSpec{"zstd", "zstd codes bytes: a tensor codec must stand in front of it, for example raw|zstd"},
+        BadSpec{"int4|sparse", "sparse must stand in front of the tensor codec"},
+        BadSpec{"int4|int8", "codec spec has two tensor codecs, int4 and int8"},
+        BadSpec{"sparse(ratio=0.5)",
+                "codec spec \"sparse(ratio=0.5)\" has no tensor codec behind its transforms, for example int4"},
+        BadSpec{"int4(0-:raw)", "int4 has no chains within it"},
+        BadSpec{"heads", "heads needs ranges of heads with chains, for example heads(0-1:int8,2-:int4)"},
+        BadSpec{"heads(0-:raw,group=1)", "heads has no parameter \"group\""},
+        BadSpec{"heads(0-", "codec spec \"heads(0-\": expected ':' at character 9"},
+        BadSpec{"heads(0-:", "codec spec \"heads(0-:\": expected ',' or ')' at character 10"},
+        BadSpec{"heads(0-:int4(group=64", "codec spec \"heads(0-:int4(group=64\": expected ',' or ')' at character 23"},
+        BadSpec{"heads(0-:)", "codec spec \"\": expected a codec's name at character 1"},
+        BadSpec{"heads(0-:int9)", "unknown codec \"int9\""},
+        BadSpec{"heads(0-:heads(0-:raw))", "heads cannot stand within a codec"},
+        BadSpec{"heads(0-:heads(0-:int4(group=64)))",
+                "codec spec \"heads(0-:heads(0-:int4(group=64)))\": expected no parenthesis within another's at "
+                "character 23"},
+        BadSpec{"heads(0-:clip|raw)",
+                "\"clip(percentile=99.9)|raw\" has to see the whole tensor, so it cannot stand within a codec"},
+        BadSpec{"clamp|heads(0-:int4)", "no transform may stand in front of heads"},
+        BadSpec{"raw|zstd|zstd|zstd|zstd|zstd|zstd|zstd|zstd", "codec spec has more than 8 stages"}));
+
+TEST(SpecTest, LongSpecsAreRefused) {
+  EXPECT_THAT(CodecChain::Parse(std::string(513, 'a')),
+              StatusIs(absl::StatusCode::kInvalidArgument, "codec spec of 513 bytes is above the limit of 512"));
+}
+
+TEST(SpecTest, RangesOfHeadsCoverEveryHeadOnce) {
+  for (const auto& [ranges, bad] : {std::pair<std::string, std::string>{"1-:raw", "1-"},
+                                    {"0:raw", "0"},
+                                    {"0-3:raw", "0-3"},
+                                    {"0-:raw,1-:raw", "0-"},
+                                    {"0-3:raw,3-:raw", "3-"},
+                                    {"0-3:raw,5-:raw", "5-"},
+                                    {"0-3:raw,4-2:raw,5-:raw", "4-2"},
+                                    {"0--1:raw,2-:raw", "0--1"},
+                                    {"0-65536:raw,65537-:raw", "0-65536"},
+                                    {"0-18446744073709551616:raw,1-:raw", "0-18446744073709551616"}}) {
+    EXPECT_THAT(CodecChain::Parse(absl::StrCat("heads(", ranges, ")")),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         ::testing::StartsWith(absl::StrCat("heads: \"", bad, "\" is not the next range of heads"))))
+        << ranges;
+  }
+}
+
+TEST(RegistryTest, HelpNamesEveryCodec) {
+  for (const CodecRow& row : AllCodecs()) {
+    EXPECT_THAT(DescribeCodecs(), ::testing::HasSubstr(std::string(row.name)));
+    EXPECT_EQ(FindCodec(row.name), &row);
+  }
+  EXPECT_EQ(FindCodec("nothing"), nullptr);
+}
+
+}  // namespace
+}  // namespace kvcompress

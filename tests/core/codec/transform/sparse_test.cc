@@ -1,0 +1,100 @@
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "absl/strings/str_format.h"
+#include "tests/core/codec/chain_harness.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+
+// Which values the definition drops: the floor(ratio n) smallest magnitudes, the first of equal ones first.
+std::vector<bool> Dropped(DType dtype, ByteSpan values, size_t count, double ratio) {
+  std::vector<size_t> order(count);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return std::fabs(LoadAsF32(dtype, values.data(), a)) < std::fabs(LoadAsF32(dtype, values.data(), b));
+  });
+  std::vector<bool> dropped(count, false);
+  const auto drop = static_cast<size_t>(std::floor(ratio * static_cast<double>(count)));
+  for (size_t i = 0; i < drop; ++i) dropped[order[i]] = true;
+  return dropped;
+}
+
+class SparseTest : public ::testing::TestWithParam<double> {};
+
+TEST_P(SparseTest, DropsExactlyTheSmallestOfTheWholeTensor) {
+  const double ratio = GetParam();
+  const auto chain = *CodecChain::Parse(absl::StrFormat("sparse(ratio=%g)|raw", ratio));
+  constexpr size_t kBlock = 256;
+  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (Distribution distribution : kAllDistributions) {
+      const size_t count = 1000;  // four blocks, the last short
+      const TensorDesc tensor = MakeTensor("t", dtype, {count});
+      const auto values = MakeValues(dtype, count, distribution);
+      const std::vector<bool> dropped = Dropped(dtype, values, count, ratio);
+      const auto state = chain.Analyze(tensor, MemorySource(ByteSpan(values)), kBlock);
+      ASSERT_THAT(state, IsOk());
+      for (size_t first = 0; first < count; first += kBlock) {
+        const size_t n = std::min(kBlock, count - first);
+        const size_t width = DTypeSize(dtype);
+        const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
+        std::vector<std::byte> payload(chain.MaxPayloadBytes(dtype, n));
+        const auto size = chain.EncodeBlock({tensor, first, n, block}, *state, payload, nullptr);
+        ASSERT_THAT(size, IsOk());
+        std::vector<std::byte> decoded(n * width);
+        ASSERT_THAT(chain.DecodeBlock(dtype, ByteSpan(payload).first(*size), decoded), IsOk());
+        for (size_t i = 0; i < n; ++i) {
+          const float expected = dropped[first + i] ? 0.0f : LoadAsF32(dtype, block.data(), i);
+          ASSERT_EQ(LoadAsF32(dtype, decoded.data(), i), expected) << DTypeName(dtype) << " value " << first + i;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ratios, SparseTest, ::testing::Values(0.0, 0.001, 0.1, 0.5, 0.73, 0.999, 1.0));
+
+TEST(SparseSizeTest, ShrinksWithTheRatioAndNeverGrows) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {65536});
+  const auto values = MakeValues(DType::kF16, 65536, Distribution::kGaussian);
+  const auto size_at = [&](std::string_view spec) {
+    return EncodeOneBlock(*CodecChain::Parse(spec), tensor, values, nullptr)->size();
+  };
+  const size_t dense = size_at("int4");
+  size_t before = dense + 4;  // the empty side stream's entry in the table
+  for (const char* spec : {"sparse(ratio=0.1)|int4", "sparse(ratio=0.3)|int4", "sparse(ratio=0.5)|int4",
+                           "sparse(ratio=0.8)|int4", "sparse(ratio=1)|int4"}) {
+    EXPECT_LE(size_at(spec), before) << spec;
+    before = size_at(spec);
+  }
+  // A bit for every value, and 4.25 bits for each of the half that is kept.
+  EXPECT_NEAR(static_cast<double>(size_at("sparse(ratio=0.5)|int4")), 65536 * (1 + 4.25 / 2) / 8, 64);
+}
+
+TEST(SparseTest, RefusedValuesAreNamedByTheirPlaceInTheTensor) {
+  auto values = MakeValues(DType::kF16, 500, Distribution::kGaussian);
+  StoreFromF32(DType::kF16, std::nanf(""), values.data(), 499);
+  EXPECT_THAT(EncodeOneBlock(*CodecChain::Parse("sparse(ratio=0.5)|int4"), MakeTensor("t", DType::kF16, {500}), values,
+                             nullptr),
+              StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("value 499 is NaN")));
+}
+
+TEST(SparseTest, MasksThatNoEncoderWroteAreRefused) {
+  const auto chain = *CodecChain::Parse("sparse(ratio=0.5)|raw");
+  const auto values = MakeValues(DType::kF16, 100, Distribution::kGaussian);
+  auto payload = *EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {100}), values, nullptr);
+  std::vector<std::byte> decoded(values.size());
+  payload[8 + 12] ^= std::byte{0x80};  // the mask's last byte has four values and four bits that must be clear
+  EXPECT_THAT(chain.DecodeBlock(DType::kF16, payload, decoded),
+              StatusIs(absl::StatusCode::kDataLoss, "sparse: mask has bits behind its end"));
+}
+
+}  // namespace
+}  // namespace kvcompress

@@ -1,0 +1,184 @@
+#include "core/profile/profile.h"
+
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "core/codec/chain.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+using ::kvcompress::testing::IsOk;
+using ::kvcompress::testing::StatusIs;
+
+// Of a tensor of this name; of the shape [1, heads, 10, 64] where that is given.
+std::string CodecOf(const Profile& profile, const std::string& name, uint64_t heads = 0) {
+  TensorDesc tensor{.name = name, .dtype = DType::kF16, .shape = {}, .axes = {}};
+  if (heads > 0) tensor.shape = {1, heads, 10, 64};
+  tensor.axes = DefaultAxes(name, tensor.shape.size());
+  const auto codec = profile.CodecFor(tensor);
+  return codec.ok() ? *codec : codec.status().ToString();
+}
+
+TEST(ProfileTest, TheFirstRuleThatHoldsDecides) {
+  const auto profile = Profile::Parse(R"json({
+    "version": 1,
+    "description": "first layers exact",
+    "default": "int4",
+    "rules": [
+      {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
+      {"kind": "key", "layers": [2, 4], "codec": "int8(group=32)"},
+      {"kind": "value", "codec": "int3"},
+      {"name": "enc?der_*_w", "codec": "raw"}
+    ]
+})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "raw|zstd(level=1)");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_value"), "raw|zstd(level=1)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_key"), "int8(group=32)");
+  EXPECT_EQ(CodecOf(*profile, "layer_4_key"), "int8(group=32)");
+  EXPECT_EQ(CodecOf(*profile, "layer_5_key"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_value"), "int3(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "encoder_1_w"), "raw");
+  EXPECT_EQ(CodecOf(*profile, "encoder_1_w_"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "anything"), "int4(group=64)");
+}
+
+TEST(ProfileTest, TheFirstRuleThatHoldsDecidesForEachHead) {
+  const auto profile = Profile::Parse(R"json({
+    "version": 1,
+    "default": "int4",
+    "rules": [
+      {"layers": [0, 0], "heads": [2, 3], "codec": "raw"},
+      {"layers": [0, 0], "heads": [0, 5], "codec": "int8"},
+      {"heads": [7, 18446744073709551615], "codec": "int3"},
+      {"layers": [2, 2], "codec": "int5"},
+      {"layers": [2, 2], "heads": [0, 0], "codec": "raw"},
+      {"layers": [3, 3], "heads": [0, 0], "codec": "int4"},
+      {"layers": [4, 4], "heads": [0, 0], "codec": "sparse(ratio=0.5)|int4"}
+    ]
+})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key", 9),
+            "heads(0-1:int8(group=64),2-3:raw,4-5:int8(group=64),6:int4(group=64),7-:int3(group=64))");
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key", 4), "heads(0-1:int8(group=64),2-:raw)");
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key", 2), "int8(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_key", 8), "heads(0-6:int4(group=64),7-:int3(group=64))");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_key", 7), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_key", 8), "heads(0-6:int5(group=64),7-:int3(group=64))");
+  EXPECT_EQ(CodecOf(*profile, "layer_3_key", 2), "int4(group=64)");
+  EXPECT_THAT(CodecOf(*profile, "layer_4_key", 2),
+              ::testing::HasSubstr("profile: heads of tensor \"layer_4_key\": \"sparse(ratio=0.5)|int4(group=64)\" has "
+                                   "to see the whole tensor"));
+  // No heads, no rules of heads.
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "other", 9), "int4(group=64)");
+}
+
+TEST(ProfileTest, NamesStandForChainsAndForRules) {
+  const auto near = Profile::Uniform("near-lossless");
+  ASSERT_THAT(near, IsOk());
+  EXPECT_TRUE(near->is_uniform());
+  EXPECT_EQ(CodecOf(*near, "layer_0_key"), CodecChain::Parse("near-lossless")->spec());
+  const auto mixed = Profile::Uniform("mixed");
+  ASSERT_THAT(mixed, IsOk());
+  EXPECT_FALSE(mixed->is_uniform());
+  for (const char* name : {"layer_0_key", "layer_1_value", "layer_2_key", "other"}) {
+    EXPECT_EQ(CodecOf(*mixed, name), CodecChain::Parse("mixed", name)->spec()) << name;
+  }
+  EXPECT_NE(CodecOf(*mixed, "layer_1_key"), CodecOf(*mixed, "layer_2_key"));
+  EXPECT_EQ(CodecOf(*Profile::Parse(R"json({"version": 1, "default": "lossless"})json"), "t"),
+            CodecChain::Parse("lossless")->spec());
+  EXPECT_THAT(Profile::Parse(R"json({"version": 1, "default": "mixed"})json"),
+              StatusIs(absl::StatusCode::kInvalidArgument, "profile: default: mixed is a profile of its own"));
+}
+
+TEST(ProfileTest, UniformIsOneCodecForAll) {
+  const auto profile = Profile::Uniform("int8");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int8(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "x"), "int8(group=64)");
+  EXPECT_THAT(Profile::Uniform("int1"), StatusIs(absl::StatusCode::kInvalidArgument, "unknown codec \"int1\""));
+}
+
+Profile ShippedProfile(const std::string& name) {
+  std::ifstream file(KVC_SOURCE_DIR "/deploy/profiles/" + name);
+  std::stringstream text;
+  text << file.rdbuf();
+  const auto profile = Profile::Parse(text.str());
+  EXPECT_THAT(profile, IsOk()) << name;
+  return profile.value_or(*Profile::Uniform("raw"));
+}
+
+TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
+  const Profile mixed = ShippedProfile("mixed-n2-q10.json");
+  for (const char* name : {"layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value"}) {
+    const auto chain = CodecChain::Parse(CodecOf(mixed, name));
+    ASSERT_THAT(chain, IsOk());
+    EXPECT_TRUE(chain->lossless()) << name;
+  }
+  for (const char* name : {"layer_2_key", "layer_31_value", "anything"}) {
+    EXPECT_THAT(CodecOf(mixed, name), ::testing::StartsWith("quant(bits=10,")) << name;
+  }
+  EXPECT_EQ(CodecOf(ShippedProfile("blocknorm-strict.json"), "layer_0_key"),
+            "blocknorm(block=128,topk=0.02,bits=10)|rans");
+}
+
+TEST(ProfileTest, EveryShippedProfileParses) {
+  int tested = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(KVC_SOURCE_DIR "/deploy/profiles")) {
+    EXPECT_EQ(entry.path().extension(), ".json") << entry.path();
+    ShippedProfile(entry.path().filename().string());
+    ++tested;
+  }
+  EXPECT_GE(tested, 2);
+}
+
+struct BadProfile {
+  std::string_view json;
+  std::string_view message;
+};
+
+class BadProfileTest : public ::testing::TestWithParam<BadProfile> {};
+
+TEST_P(BadProfileTest, IsRefusedWithASentence) {
+  EXPECT_THAT(Profile::Parse(GetParam().json),
+              StatusIs(absl::StatusCode::kInvalidArgument, std::string(GetParam().message)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadProfileTest,
+    ::testing::Values(
+        BadProfile{"", "profile: not valid JSON"}, BadProfile{"{\"version\": 1,}", "profile: not valid JSON"},
+        BadProfile{"[]", "profile: must be a JSON object"},
+        BadProfile{R"({"default": "int4"})", "profile: \"version\" is missing"},
+        BadProfile{R"({"version": 2, "default": "int4"})", "profile: \"version\" must be 1"},
+        BadProfile{R"({"version": 1})", "profile: \"default\" is missing"},
+        BadProfile{R"({"version": 1, "default": "int9"})", "profile: default: unknown codec \"int9\""},
+        BadProfile{R"({"version": 1, "default": 4})", "profile: default: \"codec\" must be a string"},
+        BadProfile{R"({"version": 1, "default": "int4", "rule": []})", "profile: unknown key \"rule\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": {}})", "profile: \"rules\" must be an array"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [1]})", "profile: rule 1: must be a JSON object"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"codec": "raw"}, {"kind": "key"}]})",
+                   "profile: rule 2: \"codec\" is missing"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layer": 1, "codec": "raw"}]})",
+                   "profile: rule 1: unknown key \"layer\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [2, 1], "codec": "raw"}]})",
+                   "profile: rule 1: \"layers\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [-1, 1], "codec": "raw"}]})",
+                   "profile: rule 1: \"layers\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"heads": [2, 1], "codec": "raw"}]})",
+                   "profile: rule 1: \"heads\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"heads": 3, "codec": "raw"}]})",
+                   "profile: rule 1: \"heads\" must be [first, last]"},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"kind": "keys", "codec": "raw"}]})",
+                   "profile: rule 1: \"kind\" must be \"key\" or \"value\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rules": [{"name": 1, "codec": "raw"}]})",
+                   "profile: rule 1: \"name\" must be a string"}));
+
+}  // namespace
+}  // namespace kvcompress

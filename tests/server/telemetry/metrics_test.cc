@@ -1,0 +1,148 @@
+#include "server/telemetry/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <prometheus/text_serializer.h>
+
+#include "proto/wire/grpc/error_details.h"
+#include "server/rpc/call.h"
+
+namespace kvcompress {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TensorReport Report(std::string codec_name, uint64_t tensor_bytes, uint64_t frame_bytes) {
+  return {.tensor = {.name = "secret", .shape = {}, .axes = {}},
+          .codec = codec_name + "(group=64)",
+          .codec_name = codec_name,
+          .elements = tensor_bytes / 2,
+          .tensor_bytes = tensor_bytes,
+          .frame_bytes = frame_bytes,
+          .sums = {},
+          .codec_seconds = 0.25};
+}
+
+class MetricsTest : public ::testing::Test {
+ protected:
+  void CountSome() {
+    metrics_.OnCallStart("Compress");
+    metrics_.OnCallStart("Compress");
+    metrics_.OnCallEnd("Compress", absl::StatusCode::kDataLoss, 0.003);
+    metrics_.OnReject(RejectReason::kMaxStreams);
+    const Quality poor = {
+        .rmse = 0.3, .mean_abs_error = 0.2, .snr_db = 12.0, .cosine_similarity = 0.97, .max_error = 0.7};
+    metrics_.OnCompressed(Report("int4", 4000, 1000), poor, CheckThresholds(poor));
+    metrics_.OnCompressed(Report("raw", 100, 150), {}, {});
+    metrics_.OnDecompressed(Report("int4", 8000, 2000));
+  }
+
+  Metrics metrics_{[] {
+    return LiveFigures{.streams = 3,
+                       .bytes = 70,
+                       .memory_budget = 1000,
+                       .jobs_queued = 5,
+                       .threads = 2,
+                       .draining = true,
+                       .shared_memory_regions = 4,
+                       .shared_memory_bytes = 8192,
+                       .connections = 5,
+                       .certificate_expiry = absl::FromUnixSeconds(1'800'000'000)};
+  }};
+};
+
+TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
+  const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
+  for (const char* line : {
+           "kvcompress_requests_total{code=\"OK\",method=\"Decompress\"} 0",
+           "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"DecompressTensor\"} 0",
+           "kvcompress_rejected_requests_total{reason=\"memory_budget\"} 0",
+           "kvcompress_threshold_violations_total{kind=\"snr\"} 0",
+       }) {
+    EXPECT_THAT(page, HasSubstr(line));
+  }
+  EXPECT_EQ(metrics_.ToMessage().methods_size(), 0);
+  EXPECT_TRUE(metrics_.ToMessage().rejected_by_reason().empty());
+}
+
+TEST_F(MetricsTest, PageHasWhatWasCounted) {
+  CountSome();
+  const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
+  for (const char* line : {
+           "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"Compress\"} 1",
+           "kvcompress_requests_in_flight{method=\"Compress\"} 1",
+           "kvcompress_connections 5",
+           "kvcompress_tls_certificate_expiry_timestamp_seconds 1800000000",
+           "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.0025\"} 0",
+           "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.005\"} 1",
+           "kvcompress_rejected_requests_total{reason=\"max_streams\"} 1",
+           "kvcompress_tensors_total{codec=\"int4\",method=\"Compress\"} 1",
+           "kvcompress_tensor_bytes_total{codec=\"int4\",method=\"Decompress\"} 8000",
+           "kvcompress_frame_bytes_total{codec=\"raw\",method=\"Compress\"} 150",
+           "kvcompress_stage_duration_seconds_count{stage=\"codec\"} 3",
+           "kvcompress_tensors_by_level_total{codec=\"int4\",level=\"POOR\"} 1",
+           "kvcompress_tensors_by_level_total{codec=\"raw\",level=\"EXCELLENT\"} 1",
+           "kvcompress_threshold_violations_total{kind=\"snr\"} 1",
+           "kvcompress_quality_snr_db_bucket{codec=\"int4\",le=\"15\"} 1",
+           "kvcompress_quality_cosine_similarity_bucket{codec=\"int4\",le=\"0.98\"} 1",
+           "kvcompress_quality_cosine_similarity_bucket{codec=\"int4\",le=\"0.95\"} 0",
+           "kvcompress_in_flight_bytes 70",
+           "kvcompress_memory_budget_bytes 1000",
+           "kvcompress_queue_depth 5",
+           "kvcompress_draining 1",
+           "kvcompress_shared_memory_regions 4",
+           "kvcompress_shared_memory_bytes 8192",
+       }) {
+    EXPECT_THAT(page, HasSubstr(std::string(line) + "\n"));
+  }
+  EXPECT_THAT(page, HasSubstr("kvcompress_build_info{version="));
+  EXPECT_THAT(page, HasSubstr("\nprocess_resident_memory_bytes "));
+  // A tensor without loss has no finite SNR, and names are nobody's labels.
+  EXPECT_THAT(page, Not(HasSubstr("kvcompress_quality_snr_db_count{codec=\"raw\"}")));
+  EXPECT_THAT(page, Not(HasSubstr("secret")));
+}
+
+TEST_F(MetricsTest, MessageHasTheSameFigures) {
+  CountSome();
+  const v1::MetricsResponse message = metrics_.ToMessage();
+  ASSERT_EQ(message.methods_size(), 1);
+  EXPECT_EQ(message.methods(0).method(), "Compress");
+  EXPECT_EQ(message.methods(0).calls_by_code().at("DATA_LOSS"), 1u);
+  ASSERT_EQ(message.codecs_size(), 2);
+  EXPECT_EQ(message.codecs(0).codec(), "int4");
+  EXPECT_EQ(message.codecs(0).tensors_compressed(), 1u);
+  EXPECT_EQ(message.codecs(0).tensors_decompressed(), 1u);
+  EXPECT_EQ(message.codecs(0).tensor_bytes_in(), 4000u);
+  EXPECT_EQ(message.codecs(0).frame_bytes_out(), 1000u);
+  EXPECT_EQ(message.codecs(0).frame_bytes_in(), 2000u);
+  EXPECT_EQ(message.codecs(0).tensor_bytes_out(), 8000u);
+  EXPECT_DOUBLE_EQ(message.codecs(0).codec_seconds(), 0.5);
+  EXPECT_EQ(message.tensors_by_level().at("POOR"), 1u);
+  EXPECT_EQ(message.violations_by_kind().at("rmse"), 1u);
+  EXPECT_EQ(message.rejected_by_reason().at("max_streams"), 1u);
+  EXPECT_EQ(message.streams_in_flight(), 3u);
+  EXPECT_EQ(message.bytes_in_flight(), 70u);
+  EXPECT_EQ(message.jobs_queued(), 5u);
+  EXPECT_TRUE(message.draining());
+  EXPECT_EQ(message.build().frame_version(), 1u);
+}
+
+TEST(StatusTest, LongMessagesAreCutAtACharacter) {
+  EXPECT_EQ(ToGrpcStatus(absl::DataLossError("x")).error_message(), "x");
+  EXPECT_EQ(ToGrpcStatus(absl::DataLossError("x")).error_code(), grpc::StatusCode::DATA_LOSS);
+  std::string text = "x";
+  for (int i = 0; i < 2000; ++i) text += "\u00fc";
+  const std::string cut = ToGrpcStatus(absl::DataLossError(text)).error_message();
+  EXPECT_EQ(cut, text.substr(0, 2047) + "...");
+}
+
+TEST(StatusTest, RefusalsThatPassSayWhenToTryAgain) {
+  Admission admission({.max_streams = 0});
+  EXPECT_EQ(RetryDelay(ToGrpcStatus(admission.AdmitStream().status())), absl::Milliseconds(100));
+  admission.StartDraining();
+  EXPECT_EQ(RetryDelay(ToGrpcStatus(admission.AdmitStream().status())), std::nullopt);
+}
+
+}  // namespace
+}  // namespace kvcompress
