@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -13,6 +14,7 @@ import pytest
 from daemon_helpers import Client
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests" / "reference"))  # the second decoders
 
 
 @pytest.fixture(scope="session")

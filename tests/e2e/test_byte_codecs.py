@@ -1,52 +1,29 @@
 """Streams of byte codecs in what the command line writes, decoded by code that was written from docs/format.md alone."""
 
-import pathlib
 import random
 import struct
-import sys
 
+import arithmetic_decoder
+import cabac_decoder
+import huffman_decoder
 import numpy as np
 import pytest
-
+import rans_decoder
 from cli_helpers import File, run_ok, write_file
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "reference"))
-import arithmetic_decoder  # noqa: E402
-import cabac_decoder  # noqa: E402
-import huffman_decoder  # noqa: E402
-import rans_decoder  # noqa: E402
+from frame_reader import read_frame, split_payload
 
 DECODERS = {"arithmetic": arithmetic_decoder, "cabac": cabac_decoder, "huffman": huffman_decoder, "rans": rans_decoder}
 
 
 def payloads(frame):
-    """The payloads of a frame's blocks ("Frame" in docs/format.md; checksums are not this test's subject)."""
-    header_bytes, = struct.unpack_from("<H", frame, 6)
-    end = frame.rindex(b"KVCE")
-    count, = struct.unpack_from("<I", frame, end + 4)
-    sizes = struct.unpack_from(f"<{count}I", frame, end + 8)
-    at = header_bytes
-    for size in sizes:
-        yield frame[at + 12:at + 12 + size]
-        at += 12 + size
-    assert at == end
-
-
-def streams(payload, stream_count):
-    """(size behind the tensor codec, bytes behind the one byte codec) of each stream ("Block payload")."""
-    table = struct.unpack_from(f"<{2 * stream_count}I", payload, 0)
-    at = 8 * stream_count
-    for raw_size, size in zip(table[::2], table[1::2]):
-        yield raw_size, payload[at:at + size]
-        at += size
-    assert at == len(payload)
+    return [payload for payload, _ in read_frame(frame).blocks]
 
 
 def decoded_streams(frame, stream_count, decoder=rans_decoder):
     """The streams of all blocks, one after the other for each place, and how many of them were coded."""
     joined, coded = [b""] * stream_count, 0
     for payload in payloads(frame):
-        for place, (raw_size, data) in enumerate(streams(payload, stream_count)):
+        for place, (raw_size, data) in enumerate(split_payload(payload, stream_count, byte_codecs=1)):
             if len(data) < raw_size:
                 data, coded = decoder.decode(data, raw_size), coded + 1
             joined[place] += data
@@ -93,7 +70,7 @@ def test_a_second_decoder_reads_few_and_many_symbols(bin_dir, tmp_path, bits, co
 def test_the_second_decoder_refuses_damage(bin_dir, sample, tmp_path):
     """Else its word would be worth little: most flipped bits leave a state or a word over."""
     packed = compress(bin_dir, tmp_path, sample, "int4(group=64)|rans")
-    _, (raw_size, data) = streams(next(payloads(packed.bytes["layer_1_key"])), 2)
+    _, (raw_size, data) = split_payload(payloads(packed.bytes["layer_1_key"])[0], 2, byte_codecs=1)
     assert len(data) < raw_size
     refused, chance = 0, random.Random(7)
     for _ in range(100):
@@ -139,7 +116,7 @@ def test_second_decoders_refuse_truncation(bin_dir, tmp_path, codec):
     drawn = np.random.default_rng(4).choice(np.array([0x3c00, 0x4000, 0x4200], np.uint16), 1000)
     source = write_file(tmp_path / "input", {"layer_0_key": drawn.view(np.float16)})
     packed = compress(bin_dir, tmp_path, source, f"raw|{codec}").bytes["layer_0_key"]
-    (raw_size, data), = streams(next(payloads(packed)), 1)
+    (raw_size, data), = split_payload(payloads(packed)[0], 1, byte_codecs=1)
     assert DECODERS[codec].decode(data, raw_size) == drawn.tobytes()
     for keep in range(2, len(data), 7):
         with pytest.raises(rans_decoder.DataLoss):

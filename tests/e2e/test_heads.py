@@ -1,29 +1,21 @@
 """Frames of the codec `heads`, decoded by code that was written from docs/format.md alone."""
 
-import math
-import pathlib
-import struct
-import sys
-
 import grpc
+import heads_decoder
+import huffman_decoder
 import numpy as np
 import pytest
+import rans_decoder
 from daemon_helpers import failure
-from test_byte_codecs import payloads, streams
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "reference"))
-import heads_decoder  # noqa: E402
-import huffman_decoder  # noqa: E402
-import rans_decoder  # noqa: E402
+from frame_reader import read_frame, split_payload
 
 CODEC = "heads(0-1:raw|rans,2-:raw|huffman)"
-BLOCK = 1 << 17
 HEADS = 3  # of the axis roles
 
 
 def through(decoder):
     def decode(payload, size):
-        (raw_size, data), = streams(payload, 1)
+        (raw_size, data), = split_payload(payload, 1, byte_codecs=1)
         assert raw_size == size
         return decoder.decode(data, raw_size) if len(data) < raw_size else data
     return decode
@@ -49,18 +41,16 @@ def array_of(shape):
     ((1, 5, 701, 64), (1, HEADS, 4, 5)), ((1, 301, 9, 64), (1, 4, HEADS, 5)), ((777,), (HEADS,)), ((3, 2, 1), (0, HEADS, 0))])
 def test_a_second_decoder_reads_it(client, shape, axes):
     array = array_of(shape)
-    decoded, left = b"", math.prod(shape)
-    for payload in payloads(frame_of(client, array, axes)):
-        size, = struct.unpack_from("<I", payload)
-        assert len(payload) == 4 + size
-        decoded += heads_decoder.decode(payload[4:], min(left, BLOCK), 2, PARTS)
-        left -= min(left, BLOCK)
+    decoded = b""
+    for payload, count in read_frame(frame_of(client, array, axes)).blocks:
+        (_, stream), = split_payload(payload, 1)
+        decoded += heads_decoder.decode(stream, count, 2, PARTS)
     assert decoded == array.tobytes()
 
 
 def test_the_second_decoder_refuses_what_no_encoder_writes(client):
-    payload, = payloads(frame_of(client, array_of((4, 500)), (HEADS, 0)))
-    stream = payload[4:]
+    (payload, _), = read_frame(frame_of(client, array_of((4, 500)), (HEADS, 0))).blocks
+    (_, stream), = split_payload(payload, 1)
     assert heads_decoder.decode(stream, 2000, 2, PARTS)
     for damaged in (stream[:-1], stream + b"x", stream[:20], bytes(8) + stream[8:], stream[:16] + b"\xff" * 8 + stream[24:]):
         with pytest.raises(rans_decoder.DataLoss):

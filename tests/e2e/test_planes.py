@@ -1,60 +1,11 @@
-"""Frames of the codec `planes`, decoded by what docs/format.md says and nothing else."""
-
-import math
-import struct
+"""Frames of the codec `planes`, decoded by code that was written from docs/format.md alone."""
 
 import numpy as np
 import pytest
 from cli_helpers import File, run_ok, write_file
+from planes_decoder import decode_frame
 
-PLANES = 4
 MODES = {"bytes": 0, "fields": 1}, {"none": 0, "token": 1, "xor": 2}
-
-
-def decode_block(payload, count, width):
-    sizes = struct.unpack_from(f"<{1 + PLANES}I", payload)
-    assert sizes == (6, *(count if p < width else 0 for p in range(PLANES)))
-    at = 4 * (1 + PLANES)
-    assert len(payload) == at + sum(sizes)
-    split, delta, distance = struct.unpack_from("<BBI", payload, at)
-    at += 6
-    bits = 8 * width
-    planes = np.frombuffer(payload, np.uint8, width * count, at).reshape(width, count)
-    words = sum(planes[p].astype(np.uint64) << np.uint64(bits - 8 - 8 * p) for p in range(width))
-    if delta:
-        assert 1 <= distance < count
-        for begin in range(distance, count, distance):
-            here = words[begin:begin + distance]
-            before = words[begin - distance:begin][:len(here)]
-            words[begin:begin + distance] = here + before if delta == 1 else here ^ before
-            words[begin:begin + distance] &= np.uint64((1 << bits) - 1)
-    else:
-        assert distance == 0
-    if split:
-        words = words >> np.uint64(1) | (words & np.uint64(1)) << np.uint64(bits - 1)
-    return words.astype(f"<u{width}").tobytes(), (split, delta)
-
-
-def decode_frame(frame):
-    """The values' bytes, and the (split, delta) of each block."""
-    magic, version, _, header_bytes, dtype, rank, codec_bytes, block_elements = struct.unpack_from("<4sBBHBBHI", frame)
-    assert (magic, version) == (b"KVCF", 1)
-    width = {1: 2, 2: 2, 3: 4}[dtype]
-    left = math.prod(struct.unpack_from(f"<{rank}Q", frame, 16))
-    codec = frame[16 + 9 * rank:][:codec_bytes].decode()
-    assert codec.startswith("planes(split=")
-    at = header_bytes
-    values, modes = b"", []
-    while left:
-        count = min(left, block_elements)
-        (payload_bytes,) = struct.unpack_from("<I", frame, at)
-        block, mode = decode_block(frame[at + 12:at + 12 + payload_bytes], count, width)
-        values += block
-        modes.append(mode)
-        at += 12 + payload_bytes
-        left -= count
-    assert frame[at:at + 4] == b"KVCE"
-    return values, modes
 
 
 @pytest.mark.parametrize("split", ["auto", "bytes", "fields"])

@@ -3,7 +3,7 @@
 import struct
 
 import numpy as np
-from rans_decoder import require
+from data_loss import require
 
 
 def decode(stream, count, width, parts):
@@ -24,5 +24,5 @@ def decode(stream, count, width, parts):
         at += size
         plain = payload if size == plain_bytes else parts[number][1](payload, plain_bytes)
         values[mine] = np.frombuffer(plain, np.uint8).reshape(-1, width)
-    require(at == len(stream), "bytes behind the last payload")
+    require(at == len(stream), "bytes after the last payload")
     return values.tobytes()

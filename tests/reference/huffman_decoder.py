@@ -1,6 +1,7 @@
 """A decoder of the byte codec `huffman`, written from docs/format.md alone: it shares nothing with the project's own."""
 
-from rans_decoder import Bits, DataLoss, require
+from data_loss import DataLoss, require
+from rans_decoder import Bits
 
 __all__ = ["DataLoss", "decode"]
 
@@ -22,7 +23,7 @@ def read_lengths(data):
             total += 2 ** (MAX_BITS - length)
             symbol += 1
     require(total == 2**MAX_BITS, "more codes than there is room for")
-    require(bits.take(bits.left % 8) == 0, "bits behind the lengths")
+    require(bits.take(bits.left % 8) == 0, "bits after the lengths")
     return lengths, data[len(data) - bits.left // 8:]
 
 

@@ -1,6 +1,6 @@
 """The range coder of docs/format.md, decoding, written from the document alone."""
 
-from rans_decoder import DataLoss, require
+from data_loss import DataLoss, require
 
 __all__ = ["DataLoss", "Lane", "end", "lanes_of"]
 

@@ -1,16 +1,11 @@
 """A decoder of the byte codec `rans`, written from docs/format.md alone: it shares nothing with the project's own."""
 
+from data_loss import DataLoss, require
+
+__all__ = ["DataLoss", "decode"]
+
 SLOTS = 4096
 LOWEST_STATE = 2**15
-
-
-class DataLoss(Exception):
-    """What no encoder wrote."""
-
-
-def require(condition, what):
-    if not condition:
-        raise DataLoss(what)
 
 
 class Bits:
@@ -41,7 +36,7 @@ def read_frequencies(data):
             frequencies[symbol] = 2 ** (length - 1) + bits.take(length - 1)
             symbol += 1
     require(sum(frequencies.values()) == SLOTS, "the frequencies sum to more than 4096")
-    require(bits.take(bits.left % 8) == 0, "bits behind the frequencies")
+    require(bits.take(bits.left % 8) == 0, "bits after the frequencies")
     return frequencies, data[len(data) - bits.left // 8:]
 
 
