@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import tomllib
 
 import pytest
 
@@ -28,12 +27,6 @@ def test_the_newest_version_of_the_changelog_is_this_one(version):
 def test_manifests_name_the_image_of_this_version(version, manifest):
     images = re.findall(r"image: \S*/kv-compressd:(\S+)", read(f"deploy/kubernetes/{manifest}/deployment.yaml"))
     assert images == [version]
-
-
-def test_the_python_package_states_no_version_of_its_own():
-    project = tomllib.loads(read("client/python/pyproject.toml"))["project"]
-    assert "version" not in project
-    assert "version" in project["dynamic"]
 
 
 def test_the_image_is_labelled_with_what_its_build_is_given():
