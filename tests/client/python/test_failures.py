@@ -105,6 +105,21 @@ def test_outputs_that_do_not_fit(client):
 
 
 @SIZES
+def test_frames_whose_tensor_is_known(client, size):
+    frame = client.compress(values(size), "raw")
+    ((name, tensor),) = client.decompress_many([("x", frame.data, ("F16", (size,)))])
+    assert (name, tensor.tobytes()) == ("x", values(size).tobytes())
+    for other in (("F16", (size + 1,)), ("BF16", (size,)), ("F16", (1, size))):
+        with pytest.raises(kvcompress.DataLoss, match=r'frame "x" holds F16 \[\d+\], and not what was compressed'):
+            list(client.decompress_many([("x", memoryview(frame.data), other)]))
+    with pytest.raises(kvcompress.InvalidArgument, match="dtype is one of F16, BF16, F32, not 'F64'"):
+        list(client.decompress_many([("x", frame.data, ("F64", (size,)))]))
+    for wrong in (("x",), ("x", frame.data, ("F16", (size,)), 4)):
+        with pytest.raises(kvcompress.InvalidArgument, match="expected frames, pairs"):
+            list(client.decompress_many([wrong]))
+
+
+@SIZES
 def test_damaged_and_truncated_frames(client, size):
     data = client.compress(values(size), "int4").data
     for end in (0, 7, 30, len(data) // 2, len(data) - 1):

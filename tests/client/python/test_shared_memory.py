@@ -119,7 +119,7 @@ def test_torch(client):
 
 
 def test_items_that_wait_for_results_go_over_the_connection(client):
-    """Their rooms would come from the thread that waits."""
+    """Their buffers would come from the thread that waits."""
     results = []
 
     def items():
@@ -370,21 +370,21 @@ def register(requests, _):
         yield pb.SharedMemoryResponse(challenge=bytes(16), regions=regions).SerializeToString()
 
 
-def within(room, **changes):
-    where = pb.SharedMemoryRange(region=7, offset=room.offset, byte_size=100)
+def within(buffer, **changes):
+    where = pb.SharedMemoryRange(region=7, offset=buffer.offset, byte_size=100)
     for name, value in changes.items():
         setattr(where, name, value)
     return pb.CompressResponse(shared_frame=where)
 
 
 LIES = {
-    "another region": lambda room: within(room, region=8),
-    "before the room": lambda room: within(room, offset=0),
-    "behind its beginning": lambda room: within(room, offset=room.offset + 1),
-    "beyond its end": lambda room: within(room, byte_size=room.byte_size + 1),
-    "more than all memory": lambda room: within(room, offset=(1 << 64) - 1, byte_size=(1 << 64) - 1),
-    "input that was not given": lambda room: pb.CompressResponse(input_released=1 << 40),
-    "bytes that were not asked for": lambda room: pb.CompressResponse(frame=b"x"),
+    "another region": lambda buffer: within(buffer, region=8),
+    "before the buffer": lambda buffer: within(buffer, offset=0),
+    "after its beginning": lambda buffer: within(buffer, offset=buffer.offset + 1),
+    "beyond its end": lambda buffer: within(buffer, byte_size=buffer.byte_size + 1),
+    "more than all memory": lambda buffer: within(buffer, offset=(1 << 64) - 1, byte_size=(1 << 64) - 1),
+    "input that was not given": lambda buffer: pb.CompressResponse(input_released=1 << 40),
+    "bytes that were not asked for": lambda buffer: pb.CompressResponse(frame=b"x"),
 }
 
 

@@ -11,8 +11,9 @@ import grpc.aio
 from . import _channel
 from ._client import WAIT_READY
 from ._errors import DeadlineExceeded, KvCompressError, Unavailable, closed, from_rpc, unanswered
-from ._exchange import CompressExchange, CompressItem, DecompressExchange, DecompressItem, Exchange, profile_json
+from ._exchange import CompressExchange, DecompressExchange, Exchange
 from ._frame import Frame
+from ._items import CompressItem, DecompressItem, FrameSource, TensorSource, profile_json
 from ._retry import DEFAULT_RETRY, Attempts, Left, RetryPolicy
 from ._shared_exchange import shared
 from ._shared_memory import Pool
@@ -91,7 +92,7 @@ class AsyncClient:
         async def attempt(left: Left) -> Frame:
             most = await self._ready(left)
             if item.size() <= most:
-                return item.frame(await self._unary("CompressTensor", item.request(), left))
+                return item.answer(await self._unary("CompressTensor", item.request(), left))
             (frame,) = [frame async for frame in self._stream(CompressExchange(most), [item], left)]
             return frame
 
@@ -110,7 +111,7 @@ class AsyncClient:
         async def attempt(left: Left) -> Any:
             most, size = await self._ready(left), item.size()
             if size is not None and size <= most:
-                return item.tensor(await self._unary("DecompressTensor", item.request(), left))
+                return item.answer(await self._unary("DecompressTensor", item.request(), left))[1]
             ((_, tensor),) = [pair async for pair in self._stream(DecompressExchange(most), [item], left)]
             return tensor
 
@@ -118,7 +119,7 @@ class AsyncClient:
 
     async def compress_many(
         self,
-        tensors: AsyncIterable[Any] | Iterable[Any],
+        tensors: AsyncIterable[TensorSource] | Iterable[TensorSource],
         spec: str = "",
         *,
         profile: Any = None,
@@ -133,7 +134,7 @@ class AsyncClient:
 
     async def decompress_many(
         self,
-        frames: AsyncIterable[Any] | Iterable[Any],
+        frames: AsyncIterable[FrameSource] | Iterable[FrameSource],
         *,
         as_: Framework | None = None,
         timeout: float | None = None,

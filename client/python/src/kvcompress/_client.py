@@ -8,15 +8,9 @@ import grpc
 
 from . import _channel
 from ._errors import KvCompressError, Unavailable, closed, from_rpc, unanswered
-from ._exchange import (
-    CompressExchange,
-    CompressItem,
-    DecompressExchange,
-    DecompressItem,
-    Exchange,
-    profile_json,
-)
+from ._exchange import CompressExchange, DecompressExchange, Exchange
 from ._frame import Frame
+from ._items import CompressItem, DecompressItem, FrameSource, TensorSource, profile_json
 from ._retry import DEFAULT_RETRY, Attempts, Left, RetryPolicy
 from ._shared_exchange import shared
 from ._shared_memory import Pool
@@ -96,7 +90,7 @@ class Client:
         def attempt(left: Left) -> Frame:
             most = self._ready(left)
             if item.size() <= most:
-                return item.frame(self._unary("CompressTensor", item.request(), left))
+                return item.answer(self._unary("CompressTensor", item.request(), left))
             (frame,) = self._stream(CompressExchange(most), [item], left)
             return frame
 
@@ -117,7 +111,7 @@ class Client:
         def attempt(left: Left) -> Any:
             most, size = self._ready(left), item.size()
             if size is not None and size <= most:
-                return item.tensor(self._unary("DecompressTensor", item.request(), left))
+                return item.answer(self._unary("DecompressTensor", item.request(), left))[1]
             ((_, tensor),) = self._stream(DecompressExchange(most), [item], left)
             return tensor
 
@@ -125,7 +119,7 @@ class Client:
 
     def compress_many(
         self,
-        tensors: Iterable[tuple[str, Any] | tuple[str, Any, str]],
+        tensors: Iterable[TensorSource],
         spec: str = "",
         *,
         profile: Any = None,
@@ -144,12 +138,14 @@ class Client:
 
     def decompress_many(
         self,
-        frames: Iterable[Frame | bytes | tuple[str, Frame | bytes]],
+        frames: Iterable[FrameSource],
         *,
         as_: Framework | None = None,
         timeout: float | None = None,
     ) -> Stream[tuple[str, Any]]:
-        """Names and tensors of frames, in order, on one stream; like `compress_many`."""
+        """Names and tensors of frames, of (name, frame), or of (name, frame's bytes, (dtype, shape)), in order, on one
+        stream; like `compress_many`. DataLoss for a frame of another dtype ("F16", "BF16", "F32") or shape than its
+        Frame or triple says, before memory is taken for its values."""
         left = Attempts(self._retry, self._limit(timeout)).left
         most = self._ready(left)
         return self._stream(DecompressExchange(most, as_), frames, left)

@@ -1,21 +1,22 @@
 """Calls whose bytes stay in shared memory: messages hold descriptors of them. Small items go in messages all the same.
 
-One half of a call's region is chunks, which input is copied into; the other is rooms, which the daemon puts output
+One half of a call's region is chunks, which input is copied into; the other is buffers, which the daemon puts output
 into. gRPC's thread takes free ones and tells the daemon of them; the caller's frees them again by what it answers."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
 
 from ._errors import KvCompressError, Unavailable
-from ._exchange import Call, CompressExchange, CompressItem, Exchange, Result, parsed
+from ._exchange import Call, CompressExchange, Exchange, Parts
+from ._items import Item, Result
 from ._retry import Left
-from ._shared_memory import REGION_BYTES, Bytes, Pool, Region
-from ._wire import bytes_field, fields, malformed
+from ._shared_memory import REGION_BYTES, Pool, Region
+from ._wire import bytes_field, fields, malformed, parsed
 from .v1 import kvcompress_pb2 as pb
 
 CHUNK_BYTES = 4 << 20
@@ -26,17 +27,29 @@ _CHUNKS = REGION_BYTES // CHUNK_BYTES // 2
 _LOSSES = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
 
 
-class _Fields(NamedTuple):
-    """Numbers of what both responses have, under other names."""
-
-    output: int
-    report: int
-    shared_output: int
-    input_released: int
+def _goes_to_buffers(item: Item[Any]) -> bool:
+    return (item.size() or len(item.data)) >= WORTH_BYTES
 
 
-_COMPRESS_RESPONSE = _Fields(output=1, report=2, shared_output=4, input_released=5)
-_DECOMPRESS_RESPONSE = _Fields(output=2, report=3, shared_output=5, input_released=6)
+class _CopiedParts(Parts):
+    """Of memory that is used again: they are copied to the region's scratch."""
+
+    def __init__(self, region: Region):
+        super().__init__()
+        self._region = region
+
+    def append(self, part: memoryview) -> None:
+        scratch, begin = self._region.scratch, self.size
+        self.size += len(part)
+        if self.size > len(scratch):
+            grown = np.empty(max(2 * len(scratch), self.size, CHUNK_BYTES), np.uint8)
+            grown[:begin] = scratch[:begin]
+            self._region.scratch = scratch = grown
+        scratch[begin : self.size] = part
+
+    def join(self) -> bytes:
+        size, self.size = self.size, 0
+        return self._region.scratch[:size].tobytes()
 
 
 class SharedExchange(Call[Result]):
@@ -44,77 +57,66 @@ class SharedExchange(Call[Result]):
 
     def __init__(self, inner: Exchange[Any, Result], region: Region, pool: Pool):
         self.method = inner.method
-        self._inner: Exchange[Any, Result] = inner
+        self._inner = inner
+        if isinstance(inner, CompressExchange):
+            inner.parts = _CopiedParts(region)
         self._region = region
         self._pool = pool
         self._has_region = True  # to give back
-        self._compresses = isinstance(inner, CompressExchange)
-        self._fields = _COMPRESS_RESPONSE if self._compresses else _DECOMPRESS_RESPONSE
-        self._in_rooms: deque[bool] = deque()  # of the items that are open
-        self._open_in_rooms = 0  # how many of them
         self._changed = threading.Condition()
         self._is_over = False
+        self._open_to_buffers = 0  # open items whose output goes to buffers
         self._chunks = deque(range(0, _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
-        self._rooms = deque(range(_CHUNKS * CHUNK_BYTES, 2 * _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
+        self._buffers = deque(range(_CHUNKS * CHUNK_BYTES, 2 * _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
         self._sent: deque[tuple[int, int]] = deque()  # chunks that the daemon reads: where, and how much
-        self._given: deque[int] = deque()  # rooms that the daemon has
-        self._used = 0  # bytes of the first of them
-        self._frame_bytes = 0  # of the frame that comes in, in the region's scratch
         self._released = 0  # bytes of the chunks that came back
+        self._given: deque[int] = deque()  # buffers that the daemon has
+        self._used = 0  # bytes of the first of them
 
     # Of gRPC's thread.
 
     def send(self, raw: Any) -> Iterator[bytes]:
         item = self._inner.prepare(raw)
-        data = item.view.data if isinstance(item, CompressItem) else item.data
-        in_rooms = (item.size() or len(data)) >= WORTH_BYTES
-        if in_rooms:
-            with self._changed:
-                self._open_in_rooms += 1
-            self._in_rooms.append(True)
-            yield from self._send_ranges(item, np.frombuffer(data, np.uint8))
-        else:
-            # The daemon reads no bytes, nor what is behind them, while it waits for a room.
+        if not _goes_to_buffers(item):
+            # The daemon reads no bytes, nor what follows them, while it waits for a buffer.
             yield from self.rest()
-            self._in_rooms.append(False)
             yield from self._inner.send(item)
-
-    def _send_ranges(self, item: Any, data: Bytes) -> Iterator[bytes]:
+            return
+        with self._changed:
+            self._open_to_buffers += 1
         self._inner.open.append(item)
-        # With the field that asks for output in rooms.
-        header = item.header + b"\x18\x01" if isinstance(item, CompressItem) else item.header() + b"\x10\x01"
-        yield bytes_field(1, header)
-        for at in range(0, len(data), CHUNK_BYTES):
+        yield bytes_field(1, item.header + self._inner.to_buffer)
+        for at in range(0, len(item.data), CHUNK_BYTES):
             chunk = yield from self._next_chunk()
             if chunk is None:
                 return
-            part = data[at : at + CHUNK_BYTES]
+            part = item.data[at : at + CHUNK_BYTES]
             self._region.bytes[chunk : chunk + len(part)] = part
             with self._changed:
                 self._sent.append((chunk, len(part)))
             yield self._describe(3, chunk, len(part))
 
     def rest(self) -> Iterator[bytes]:
-        """Rooms, until no item waits for any."""
-        while self._open_in_rooms and (room := self._next_room(lambda: not self._open_in_rooms)) is not None:
-            yield room
+        """Buffers, until no item waits for any."""
+        while self._open_to_buffers and (given := self._give_buffer(lambda: not self._open_to_buffers)) is not None:
+            yield given
 
     def _next_chunk(self) -> Generator[bytes, None, int | None]:
-        """Where there is a free chunk; None once the call is over. Free rooms are given first."""
-        while (room := self._next_room(lambda: bool(self._chunks))) is not None:
-            yield room
+        """Where there is a free chunk; None once the call is over. Free buffers are given first."""
+        while (given := self._give_buffer(lambda: bool(self._chunks))) is not None:
+            yield given
         with self._changed:
             return None if self._is_over else self._chunks.popleft()
 
-    def _next_room(self, enough: Callable[[], bool]) -> bytes | None:
-        """The message that gives a room; None when there is no free one and `enough`, or the call is over."""
+    def _give_buffer(self, enough: Callable[[], bool]) -> bytes | None:
+        """The message that gives a buffer; None when there is no free one and `enough`, or the call is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._rooms or enough())
-            if self._is_over or not self._rooms:
+            self._changed.wait_for(lambda: self._is_over or self._buffers or enough())
+            if self._is_over or not self._buffers:
                 return None
-            room = self._rooms.popleft()
-            self._given.append(room)
-        return self._describe(4, room, CHUNK_BYTES)
+            buffer = self._buffers.popleft()
+            self._given.append(buffer)
+        return self._describe(4, buffer, CHUNK_BYTES)
 
     def _describe(self, number: int, at: int, size: int) -> bytes:
         described = pb.SharedMemoryRange(region=self._region.number, offset=at, byte_size=size)
@@ -123,73 +125,50 @@ class SharedExchange(Call[Result]):
     # Of the caller's.
 
     def receive(self, message: bytes) -> Result | None:
-        if message[:1] == bytes([self._fields.input_released << 3]):
-            self._release(message)
+        inner = self._inner
+        if message[:1] == bytes([inner.response.INPUT_RELEASED_FIELD_NUMBER << 3]):
+            self._release(parsed(inner.response, message).input_released)
             return None
-        in_rooms = bool(self._in_rooms) and self._in_rooms[0]
+        to_buffers = bool(inner.open) and _goes_to_buffers(inner.open[0])
         for number, value in fields(message):
-            if number == self._fields.shared_output:
+            if number == inner.shared_output:
+                if not to_buffers or not self._given:
+                    raise malformed()
                 self._take_output(parsed(pb.SharedMemoryRange, value))
                 return None
-            if number == self._fields.output and in_rooms:
+            if number == inner.output and to_buffers:
                 raise malformed()
-            if number == self._fields.report and self._in_rooms:
+            if number == inner.report and to_buffers:
                 self._end_tensor()
-        return self._inner.receive(message)
+        return inner.receive(message)
 
     def _take_output(self, where: pb.SharedMemoryRange) -> None:
-        if not self._in_rooms or not self._in_rooms[0] or not self._given:
-            raise malformed()
-        room = self._given[0]
+        buffer = self._given[0]
         fits = where.byte_size <= CHUNK_BYTES - self._used
-        if (where.region, where.offset) != (self._region.number, room + self._used) or not fits:
+        if (where.region, where.offset) != (self._region.number, buffer + self._used) or not fits:
             raise malformed()
         output = self._region.bytes[where.offset : where.offset + where.byte_size]
-        if self._compresses:
-            self._append(output)
-        else:
-            self._inner.take(2, output.data)
+        self._inner.take(self._inner.output, output.data)
         self._used += where.byte_size
         if self._used == CHUNK_BYTES:
-            self._take_room_back()
-
-    def _append(self, output: Bytes) -> None:
-        """Keeps a part of a frame, whose room is used again."""
-        region, begin = self._region, self._frame_bytes
-        self._frame_bytes += len(output)
-        item = self._inner.open[0]
-        if not isinstance(item, CompressItem) or self._frame_bytes > item.most_frame_bytes():
-            raise malformed()
-        if self._frame_bytes > len(region.scratch):
-            grown = np.empty(max(2 * len(region.scratch), CHUNK_BYTES), np.uint8)
-            grown[:begin] = region.scratch[:begin]
-            region.scratch = grown
-        region.scratch[begin : self._frame_bytes] = output
+            self._free_buffer()
 
     def _end_tensor(self) -> None:
         """Before its report."""
-        if not self._in_rooms.popleft():
-            return
         if self._used > 0:
-            self._take_room_back()
+            self._free_buffer()
         with self._changed:
-            self._open_in_rooms -= 1
+            self._open_to_buffers -= 1
             self._changed.notify_all()
-        if self._compresses:
-            frame, self._frame_bytes = self._region.scratch[: self._frame_bytes], 0
-            self._inner.take(1, frame.data)
 
-    def _take_room_back(self) -> None:
+    def _free_buffer(self) -> None:
         with self._changed:
-            self._rooms.append(self._given.popleft())
+            self._buffers.append(self._given.popleft())
             self._used = 0
             self._changed.notify_all()
 
-    def _release(self, message: bytes) -> None:
-        if self._compresses:
-            total = parsed(pb.CompressResponse, message).input_released
-        else:
-            total = parsed(pb.DecompressResponse, message).input_released
+    def _release(self, total: int) -> None:
+        """Chunks that the daemon has read: `total` bytes since the call began."""
         with self._changed:
             while self._sent and total - self._released >= self._sent[0][1]:
                 chunk, size = self._sent.popleft()
@@ -230,6 +209,6 @@ class SharedExchange(Call[Result]):
 
 def shared(exchange: Exchange[Any, Result], items: Iterable[Any], pool: Pool, left: Left) -> Call[Result]:
     """The call over shared memory, where there is some. Not of items that are made one after the other: whoever makes
-    one only when the result of another is there would wait for ever, as rooms come from the same thread."""
+    one only when the result of another is there would wait for ever, as buffers come from the same thread."""
     region = pool.take(left) if isinstance(items, Sequence) else None
     return exchange if region is None else SharedExchange(exchange, region, pool)

@@ -7,7 +7,8 @@ import grpc
 
 from . import _channel
 from ._errors import from_rpc
-from ._exchange import Call, Result
+from ._exchange import Call
+from ._items import Result
 
 
 class Stream(Iterator[Result], Generic[Result]):

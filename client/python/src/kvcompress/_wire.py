@@ -1,9 +1,13 @@
-"""The few parts of protobuf's encoding that payloads need, so that their bytes never pass through message objects."""
+"""Messages of protobuf, and the few parts of its encoding that let payloads pass by message objects."""
 
 from collections.abc import Iterator
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from ._errors import KvCompressError
 
+Parsed = TypeVar("Parsed", bound=Message)
 _LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}
 
@@ -43,6 +47,13 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
 
 def malformed() -> KvCompressError:
     return KvCompressError("the daemon's answer cannot be parsed")
+
+
+def parsed(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
+    try:
+        return kind.FromString(bytes(data))
+    except DecodeError:
+        raise malformed() from None
 
 
 def fields(message: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -4,15 +4,15 @@ import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from .._channel import tls
 from .._client import Client
 from .._errors import DataLoss, InvalidArgument, KvCompressError
-from .._exchange import DecompressItem, profile_json
 from .._frame import Frame
+from .._items import profile_json
 from .._retry import Left
 from ..v1 import kvcompress_pb2 as pb
 
@@ -88,19 +88,16 @@ class Codec:
 
         return self.client._retried(attempt, self.timeout)
 
-    def decompress(
-        self, frames: Sequence[bytes | memoryview], kinds: Sequence[Kind], outs: Sequence[torch.Tensor] | None = None
-    ) -> list[torch.Tensor]:
-        """Tensors of the CPU; `outs`, where they are given, contiguous and of `kinds`. DataLoss for a frame that is
-        damaged or holds something else, before room is made for it."""
-        places: Sequence[torch.Tensor | None] = outs or [None] * len(kinds)
+    def decompress(self, frames: Sequence[bytes | memoryview], kinds: Sequence[Kind]) -> list[torch.Tensor]:
+        """Tensors of the CPU. DataLoss for a frame that is damaged or holds something else than its kind, before memory
+        is taken for it."""
         items = [
-            DecompressItem(str(index), memoryview(frame).cast("B"), "torch", (DTYPES[kind.dtype], kind.shape), out)
-            for index, (frame, kind, out) in enumerate(zip(frames, kinds, places, strict=True))
+            (str(index), frame, (DTYPES[kind.dtype], kind.shape))
+            for index, (frame, kind) in enumerate(zip(frames, kinds, strict=True))
         ]
 
         def attempt(left: Left) -> list[torch.Tensor]:
-            return [tensor for _, tensor in self.client.decompress_many(cast(Any, items), timeout=left())]
+            return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=left())]
 
         return self.client._retried(attempt, self.timeout)
 

@@ -1,0 +1,146 @@
+"""One tensor or one frame of the caller's: what is sent for it, and what its answer means."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from ._errors import DataLoss, InvalidArgument
+from ._frame import Frame, frame_of
+from ._tensors import Framework, Output, TensorView, check_out, checked_size
+from ._wire import bytes_field, fields, malformed, parsed
+from .v1 import kvcompress_pb2 as pb
+
+Result = TypeVar("Result")
+FrameBytes = bytes | bytearray | memoryview
+# What iterables of the caller may give. In the last one, dtype and shape are those that the frame must have.
+TensorSource = tuple[str, Any] | tuple[str, Any, str]
+FrameSource = Frame | FrameBytes | tuple[str, Frame | FrameBytes] | tuple[str, FrameBytes, tuple[str, tuple[int, ...]]]
+
+_ROLES = ("other", "batch", "layer", "heads", "seq", "head_dim")
+_DTYPES = {"F16": pb.DTYPE_F16, "BF16": pb.DTYPE_BF16, "F32": pb.DTYPE_F32}
+_DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+# No codec makes more of a tensor than this, so a peer that sends on is not one of ours.
+_MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
+
+
+def profile_json(profile: Any, spec: str = "") -> str:
+    """JSON text of a profile that is given as a mapping, as text, or as the path of a file; "" for None.
+    InvalidArgument where there is a spec, too."""
+    if profile is None:
+        return ""
+    if isinstance(profile, Mapping):
+        text = json.dumps(dict(profile))
+    elif isinstance(profile, str) and profile.lstrip().startswith("{"):
+        text = profile
+    else:
+        text = pathlib.Path(profile).read_text(encoding="utf-8")
+    if spec and text:
+        raise InvalidArgument("a spec and a profile exclude each other")
+    return text
+
+
+@dataclass(frozen=True)
+class Item(Generic[Result]):
+    header: bytes  # a message, serialized
+    data: memoryview
+
+    def size(self) -> int | None:
+        """Bytes that one message must hold, there or back; None where only the daemon can tell."""
+        raise NotImplementedError
+
+    def request(self) -> bytes:
+        """All of it in one message."""
+        return bytes_field(1, self.header) + bytes_field(2, self.data)
+
+    def answer(self, response: bytes) -> Result:
+        """What the answer to `request` holds."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CompressItem(Item[Frame]):
+    view: TensorView
+
+    @staticmethod
+    def of(
+        name: str, tensor: Any, spec: str = "", axes: Sequence[str] | None = None, profile: str = ""
+    ) -> "CompressItem":
+        unknown = [axis for axis in axes or () if axis not in _ROLES]
+        if unknown:
+            raise InvalidArgument(f"unknown axis {unknown[0]!r}: use one of {', '.join(_ROLES)}")
+        view = TensorView.of(tensor)
+        roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
+        described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles)
+        header = pb.CompressHeader(tensor=described, codec=spec, profile=profile)
+        return CompressItem(header.SerializeToString(), view.data, view)
+
+    def size(self) -> int:
+        return len(self.data) + len(self.header)
+
+    def most_frame_bytes(self) -> int:
+        return _MOST_EXPANSION * len(self.data) + _MOST_OVERHEAD
+
+    def answer(self, response: bytes) -> Frame:
+        found = dict(fields(response))
+        return self.frame(bytes(found.get(2, b"")), found.get(1, memoryview(b"")))
+
+    def frame(self, data: bytes, report: memoryview) -> Frame:
+        view = self.view
+        return frame_of(data, parsed(pb.TensorReport, report), view.dtype, view.shape, view.framework)
+
+
+@dataclass(frozen=True)
+class DecompressItem(Item[tuple[str, Any]]):
+    name: str
+    framework: Framework
+    expected: tuple[str, tuple[int, ...]] | None = None  # dtype and shape, where they are known
+    out: Any = None
+
+    @staticmethod
+    def of(source: FrameSource, out: Any = None, framework: Framework | None = None) -> "DecompressItem":
+        named = source if isinstance(source, tuple) else ("", source)
+        if len(named) not in (2, 3):
+            raise InvalidArgument("expected frames, pairs of a name and a frame, or triples with a dtype and shape")
+        name, frame, expected = named[0], named[1], named[2] if len(named) == 3 else None
+        if out is not None:
+            check_out(out)
+        if framework not in (None, "numpy", "torch"):
+            raise InvalidArgument(f'as_ is "numpy" or "torch", not {framework!r}')
+        if isinstance(frame, Frame):
+            name, framework = name or frame.name, framework or frame.framework
+            expected, frame = (frame.dtype, frame.shape), frame.data
+        if expected is not None and expected[0] not in _DTYPES:
+            raise InvalidArgument(f"a frame's dtype is one of {', '.join(_DTYPES)}, not {expected[0]!r}")
+        if not isinstance(frame, FrameBytes):
+            raise InvalidArgument(f"expected a Frame or its bytes, not {type(frame).__name__}")
+        data = memoryview(frame)
+        if not data.c_contiguous:
+            raise InvalidArgument("the frame's bytes are not contiguous")
+        name = name or "tensor"
+        header = pb.DecompressHeader(name=name).SerializeToString()
+        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out)
+
+    def size(self) -> int | None:
+        return None if self.expected is None else max(len(self.data), checked_size(*self.expected))
+
+    def answer(self, response: bytes) -> tuple[str, Any]:
+        found = dict(fields(response))
+        output = self.output(found.get(1, memoryview(b"")))
+        data = found.get(3, memoryview(b""))
+        if len(data) != len(output.data):
+            raise malformed()
+        output.data[:] = data
+        return self.name, output.tensor
+
+    def output(self, header: memoryview) -> Output:
+        """The buffer for the tensor that the daemon describes, which must be the one that the frame was made from."""
+        described = parsed(pb.Tensor, header)
+        dtype, shape = _DTYPE_NAMES.get(described.dtype), tuple(described.shape)
+        if dtype is None:
+            raise malformed()
+        if self.expected not in (None, (dtype, shape)):
+            raise DataLoss(f'frame "{self.name}" holds {dtype} {list(shape)}, and not what was compressed')
+        checked_size(dtype, shape)
+        return Output(dtype, shape, self.framework, self.out)
