@@ -1,8 +1,9 @@
 """Client of kv-compressd, which compresses the key/value caches of language models."""
 
 from ._aio import AsyncClient
-from ._channel import tls, version
+from ._channel import tls
 from ._client import Client
+from ._core import version
 from ._errors import (
     Cancelled,
     DataLoss,

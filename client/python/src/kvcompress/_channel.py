@@ -1,44 +1,83 @@
-"""What both clients need of gRPC and of the daemon behind it."""
+"""gRPC's channels to a daemon: over what, to whom, and with what in every call. Messages are bytes."""
 
-import importlib.metadata
 import ipaddress
 import os
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
+import grpc.aio
 
-from ._errors import InvalidArgument, KvCompressError, VersionMismatch
-from .v1 import kvcompress_pb2 as pb
+from ._errors import InvalidArgument
 
 Path = str | os.PathLike[str] | None
 
-SERVICE = "/kvcompress.v1.KvCompression/"
+_SERVICE = "/kvcompress.v1.KvCompression/"
 # Above any message that a daemon sends, and below what would hurt.
 _MAX_RECEIVED_MESSAGE = 16 << 20
-# Of a message besides the payload: tags, lengths, a header of the longest name, with room to spare.
-_MESSAGE_OVERHEAD = 4096
+_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_RECEIVED_MESSAGE),
+    # The daemon stands beside us: a proxy for the web is not asked for it.
+    ("grpc.enable_http_proxy", 0),
+    # Calls are retried whole by the client; gRPC's own retries would hold on to what was sent.
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A daemon that is started again is found again soon.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Connections end with their client, whoever else in this process talks to the same daemon.
+    ("grpc.use_local_subchannel_pool", 1),
+]
 
 
-def channel_options() -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", _MAX_RECEIVED_MESSAGE),
-        # The daemon stands beside us: a proxy for the web is not asked for it.
-        ("grpc.enable_http_proxy", 0),
-        # Calls are retried whole by the client; gRPC's own retries would hold on to what was sent.
-        ("grpc.enable_retries", 0),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        # A daemon that is started again is found again soon.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        # Connections end with their client, whoever else in this process talks to the same daemon.
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
+class Channel:
+    """A channel to the daemon at `target`, of `kind`, which is grpc or grpc.aio. InvalidArgument for a token that is
+    none, and for one that would leave this machine in plaintext."""
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, token: str | None, kind: Any = grpc):
+        self._arguments = (target, credentials, token)
+        self._metadata = _metadata(token, target, credentials is not None)
+        if credentials is None:
+            self._grpc = kind.insecure_channel(target, _OPTIONS)
+        else:
+            self._grpc = kind.secure_channel(target, credentials, _OPTIONS)
+
+    def for_asyncio(self) -> "Channel":
+        """Another one to the same daemon, for unary calls of the running event loop."""
+        return Channel(*self._arguments, kind=grpc.aio)
+
+    def unary(self, method: str, request: bytes, timeout: float | None) -> Any:
+        """The answer's bytes; None where the daemon has ended the call without one. Of grpc.aio, to be awaited."""
+        call = self._grpc.unary_unary(_SERVICE + method, _unchanged, _unchanged)
+        return call(request, timeout=timeout, metadata=self._metadata)
+
+    def stream(
+        self, method: str, requests: Iterator[bytes], over: Callable[[], None], timeout: float | None = None
+    ) -> "grpc._CallIterator[bytes]":
+        """Begins a call, whose answers are iterated. gRPC reads `requests` in a thread of its own, and calls `over` at
+        the call's end in any thread."""
+        begin = self._grpc.stream_stream(_SERVICE + method, _unchanged, _unchanged)
+        call: grpc._CallIterator[bytes] = begin(requests, timeout=timeout, metadata=self._metadata)
+        if not call.add_callback(over):
+            over()
+        return call
+
+    def close(self) -> Any:
+        """Cancels calls in flight. Of grpc.aio, to be awaited."""
+        return self._grpc.close()
+
+
+def _unchanged(message: bytes) -> bytes:
+    """Serializer of messages that are bytes already."""
+    return message
 
 
 def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.ChannelCredentials:
     """Credentials from PEM files: of who vouches for the daemon (the system's, by default), and, for mutual TLS, this
-    side's certificate and key. InvalidArgument for one of the two alone, and for files that are not in PEM."""
+    side's certificate and key. InvalidArgument for one of the two alone, and for files that are not in PEM; OSError for
+    those that cannot be read."""
     if (certificate is None) != (key is None):
         raise InvalidArgument("certificate and key go together")
     contents = [None if path is None else _pem(pathlib.Path(path)) for path in (ca, key, certificate)]
@@ -53,12 +92,7 @@ def _pem(path: pathlib.Path) -> bytes:
     return content
 
 
-Metadata = tuple[tuple[str, str], ...]
-
-
-def metadata(token: str | None, target: str, encrypted: bool) -> Metadata:
-    """What goes with every call. InvalidArgument for a token that is none, and for one that would leave this machine in
-    plaintext."""
+def _metadata(token: str | None, target: str, encrypted: bool) -> tuple[tuple[str, str], ...]:
     if token is None:
         return ()
     if not token or not all("!" <= character <= "~" for character in token):
@@ -92,24 +126,3 @@ def no_sharing(target: str, wanted: bool) -> str:
         return "the daemon is on another machine"
     # The next call may go to another of them.
     return "there is more than one daemon" if "," in target else ""
-
-
-def unchanged(message: bytes) -> bytes:
-    """Serializer of messages that are bytes already."""
-    return message
-
-
-def version() -> str:
-    return importlib.metadata.version("kvcompress")
-
-
-def message_bytes(said: pb.CapabilitiesResponse) -> int:
-    """The most of a payload in one message to this daemon. VersionMismatch for a daemon that is not of this package's
-    major version."""
-    ours, theirs = version(), said.build.version
-    if ours.split(".")[0] != theirs.split(".")[0]:
-        raise VersionMismatch(f"the daemon is version {theirs or 'unknown'}, and this package {ours}")
-    most = said.limits.max_message_bytes - _MESSAGE_OVERHEAD
-    if most <= 0 or said.recommended_message_bytes == 0:
-        raise KvCompressError("the daemon takes no messages")
-    return min(most, said.recommended_message_bytes)

@@ -38,7 +38,7 @@ class RetryPolicy:
 
 DEFAULT_RETRY = RetryPolicy()
 NO_RETRY = RetryPolicy(max_attempts=1)
-
+WAIT_READY = RetryPolicy(max_attempts=1 << 30, max_backoff=0.5)
 
 # gRPC takes what is far above, infinity too, for times that are over.
 _MOST_SECONDS = 1e9

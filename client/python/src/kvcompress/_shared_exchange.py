@@ -5,7 +5,7 @@ into. gRPC's thread takes free ones and tells the daemon of them; the caller's f
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grpc
@@ -14,7 +14,6 @@ import numpy as np
 from ._errors import KvCompressError, Unavailable
 from ._exchange import Call, CompressExchange, Exchange, Parts
 from ._items import Item, Result
-from ._retry import Left
 from ._shared_memory import REGION_BYTES, Pool, Region
 from ._wire import bytes_field, fields, malformed, parsed
 from .v1 import kvcompress_pb2 as pb
@@ -205,10 +204,3 @@ class SharedExchange(Call[Result]):
         if self._has_region:
             self._has_region = False
             self._pool.drop(self._region)
-
-
-def shared(exchange: Exchange[Any, Result], items: Iterable[Any], pool: Pool, left: Left) -> Call[Result]:
-    """The call over shared memory, where there is some. Not of items that are made one after the other: whoever makes
-    one only when the result of another is there would wait for ever, as buffers come from the same thread."""
-    region = pool.take(left) if isinstance(items, Sequence) else None
-    return exchange if region is None else SharedExchange(exchange, region, pool)

@@ -18,9 +18,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from . import _channel
+from ._channel import Channel
 from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
 from ._retry import Left
+from ._wire import parsed
 from .v1 import kvcompress_pb2 as pb
 
 # Small enough that what goes through it is still in a cache when it is read.
@@ -32,7 +33,7 @@ _MOST_SCRATCH = 64 << 20
 _PATIENCE = 5.0
 # A daemon that loses what was registered again and again is left alone for a while.
 _MOST_LOSSES = 8
-# Seconds until a daemon that refused, or a machine without room, is tried again.
+# Seconds until a daemon that refused, or a machine that had no memory left, is tried again.
 _PAUSE = 60.0
 
 
@@ -55,21 +56,14 @@ class Link:
     """The stream on which memory is registered, by one thread at a time; the daemon answers questions one after the
     other. What it registered lives as long as it does."""
 
-    def __init__(self, channel: grpc.Channel, metadata: _channel.Metadata):
-        method = channel.stream_stream(
-            _channel.SERVICE + "SharedMemory",
-            pb.SharedMemoryRequest.SerializeToString,
-            pb.SharedMemoryResponse.FromString,
-        )
+    def __init__(self, channel: Channel):
         self._sending = threading.Lock()
         self._sent = 0
         self._answered = 0
-        questions: queue.SimpleQueue[pb.SharedMemoryRequest | None] = queue.SimpleQueue()
+        questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._questions = questions
-        self._call = method(iter(questions.get, None), metadata=metadata)
         # The thread that waits for questions ends with the call.
-        if not self._call.add_callback(lambda: questions.put(None)):
-            questions.put(None)
+        self._call = channel.stream("SharedMemory", iter(questions.get, None), lambda: questions.put(None))
 
     def is_alive(self) -> bool:
         alive: bool = self._call.is_active()
@@ -80,12 +74,12 @@ class Link:
 
     def register(self, prefix: str) -> Region:
         """Fresh memory. Its key is gone when this returns: nothing is left of it when this process is killed. OSError
-        where this side has no room for it."""
+        where this machine has none left."""
         name = prefix + secrets.token_hex(16)
         path = f"/dev/shm/{name}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Without room for all of it a later write would end this process by a signal.
+            # Where not all of it can be had, a later write would end this process by a signal.
             os.posix_fallocate(file, 0, REGION_BYTES)
             memory = np.frombuffer(mmap.mmap(file, REGION_BYTES), np.uint8)
             asked = pb.SharedMemoryRegister(name=name, key=f"/{name}", byte_size=REGION_BYTES)
@@ -105,7 +99,7 @@ class Link:
 
     def _send(self, question: pb.SharedMemoryRequest) -> int:
         with self._sending:
-            self._questions.put(question)
+            self._questions.put(question.SerializeToString())
             self._sent += 1
             return self._sent
 
@@ -116,10 +110,10 @@ class Link:
         try:
             number = self._send(question)
             while True:  # past the answers that nobody waited for
-                answer: pb.SharedMemoryResponse = next(self._call)
+                answer = next(self._call)
                 self._answered += 1
                 if self._answered == number:
-                    return answer
+                    return parsed(pb.SharedMemoryResponse, answer)
         except StopIteration:
             raise Unavailable("the daemon has ended the stream that registers shared memory") from None
         except grpc.RpcError as error:
@@ -132,11 +126,11 @@ class Pool:
     """The regions of a client. Threads may share it. Where shared memory cannot be had, `why_not` says why: for good,
     or until the end of a pause."""
 
-    def __init__(self, channel: grpc.Channel, metadata: _channel.Metadata, why_not: str = ""):
+    def __init__(self, channel: Channel, why_not: str = ""):
         self.why_not = why_not
         self._paused_until: float | None = None  # time.monotonic(), with a why_not; None: for good
         self.used_last = False  # by the last call that could
-        self._channel, self._metadata = channel, metadata
+        self._channel = channel
         self._prefix = ""  # of keys; empty until the daemon has said
         self._lock = threading.Lock()
         self._dropped: deque[Region] = deque()
@@ -179,7 +173,7 @@ class Pool:
             if self._idle:
                 return self._idle.pop()
             if self._link is None:
-                self._link = Link(self._channel, self._metadata)
+                self._link = Link(self._channel)
             link = self._link
         work = self._begin(link)
         try:

@@ -5,7 +5,7 @@ from typing import Any, Generic
 
 import grpc
 
-from . import _channel
+from ._channel import Channel
 from ._errors import from_rpc
 from ._exchange import Call
 from ._items import Result
@@ -15,19 +15,9 @@ class Stream(Iterator[Result], Generic[Result]):
     """Begins the call at once. gRPC reads `items` in a thread of its own, as fast as the daemon takes them; it takes
     them as fast as results are asked for. A stream that is closed, or forgotten, is cancelled."""
 
-    def __init__(
-        self,
-        channel: grpc.Channel,
-        exchange: Call[Result],
-        items: Iterable[Any],
-        timeout: float | None,
-        metadata: _channel.Metadata,
-    ):
-        method = channel.stream_stream(_channel.SERVICE + exchange.method, _channel.unchanged, _channel.unchanged)
+    def __init__(self, channel: Channel, exchange: Call[Result], items: Iterable[Any], timeout: float | None):
         self._exchange = exchange
-        self._call = method(_requests(exchange, items), timeout=timeout, metadata=metadata)
-        if not self._call.add_callback(exchange.over):
-            exchange.over()
+        self._call = channel.stream(exchange.method, _requests(exchange, items), exchange.over, timeout)
 
     def __next__(self) -> Result:
         while True:

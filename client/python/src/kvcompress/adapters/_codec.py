@@ -13,7 +13,6 @@ from .._client import Client
 from .._errors import DataLoss, InvalidArgument, KvCompressError
 from .._frame import Frame
 from .._items import profile_json
-from .._retry import Left
 from ..v1 import kvcompress_pb2 as pb
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -76,17 +75,12 @@ class Codec:
     def compress(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> list[Frame]:
         """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
         busy or gone for a while."""
+        host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
 
-        for _, tensor in tensors:
-            if tensor.is_cuda:
-                # They are read in another thread, and so in another stream.
-                torch.cuda.current_stream(tensor.device).synchronize()
+        def work(seconds: float) -> list[Frame]:
+            return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=seconds))
 
-        def attempt(left: Left) -> list[Frame]:
-            host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
-            return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=left()))
-
-        return self.client._retried(attempt, self.timeout)
+        return self.client.with_retries(work, timeout=self.timeout)
 
     def decompress(self, frames: Sequence[bytes | memoryview], kinds: Sequence[Kind]) -> list[torch.Tensor]:
         """Tensors of the CPU. DataLoss for a frame that is damaged or holds something else than its kind, before memory
@@ -96,10 +90,10 @@ class Codec:
             for index, (frame, kind) in enumerate(zip(frames, kinds, strict=True))
         ]
 
-        def attempt(left: Left) -> list[torch.Tensor]:
-            return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=left())]
+        def work(seconds: float) -> list[torch.Tensor]:
+            return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=seconds)]
 
-        return self.client._retried(attempt, self.timeout)
+        return self.client.with_retries(work, timeout=self.timeout)
 
     def most_bytes(self, named: Sequence[tuple[str, Kind]]) -> list[int]:
         """What the daemon says that no frame of these tensors is larger than."""

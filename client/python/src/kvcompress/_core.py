@@ -1,0 +1,226 @@
+"""The calls of both clients without I/O: what is sent next, what its answer means, and when a call is made again.
+
+A call is a plan: a generator of steps. A driver carries out one step after the other, and sends the plan what came of
+it, or throws the error into it. What the plan returns is the result of the call.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from ._errors import KvCompressError, Unavailable, VersionMismatch, closed, from_rpc, unanswered
+from ._exchange import CompressExchange, DecompressExchange, Exchange
+from ._frame import Frame
+from ._items import CompressItem, DecompressItem, FrameBytes, FrameSource, Item, Result, TensorSource, profile_json
+from ._retry import WAIT_READY, Attempts, Left, RetryPolicy
+from ._tensors import Framework
+from ._wire import parsed
+from .v1 import kvcompress_pb2 as pb
+
+Given = TypeVar("Given")
+Items = Iterable[Given] | AsyncIterable[Given]
+# Of a message besides the payload: tags, lengths, a header of the longest name, and some to spare.
+_MESSAGE_OVERHEAD = 4096
+
+
+@dataclass(frozen=True)
+class Unary:
+    """One message, and the one that answers it: its bytes, or None where the daemon has ended the call without it."""
+
+    method: str
+    request: bytes
+    timeout: float | None  # seconds
+
+
+@dataclass(frozen=True)
+class Streaming(Generic[Result]):
+    """Items by a stream. As a step, it gives the list of the results."""
+
+    exchange: Exchange[Any, Result]
+    items: Any  # what the driver can iterate
+    left: Left
+
+
+@dataclass(frozen=True)
+class Work:
+    """A function of the caller's, which is told how many seconds it has; it gives what that returns."""
+
+    function: Callable[[float], Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    seconds: float
+
+
+Step = Unary | Streaming[Any] | Work | Wait
+Plan = Generator[Step, Any, Result]
+
+
+def version() -> str:
+    """Of this package."""
+    return importlib.metadata.version("kvcompress")
+
+
+class Core:
+    """The plans of one client. `learn` is given what the daemon says of itself, once. `closed` is set when the client
+    is closed."""
+
+    def __init__(self, timeout: float | None, retry: RetryPolicy, learn: Callable[[pb.CapabilitiesResponse], None]):
+        self.closed = False
+        self._timeout = timeout
+        self._retry = retry
+        self._learn = learn
+        self._message_bytes: int | None = None
+
+    def compress(
+        self,
+        tensor: Any,
+        spec: str = "",
+        *,
+        name: str = "tensor",
+        axes: Sequence[str] | None = None,
+        profile: Any = None,
+        timeout: float | None = None,
+    ) -> Plan[Frame]:
+        """Compresses a NumPy array or PyTorch tensor of the CPU: float16, bfloat16 or float32, of up to 8 axes.
+
+        `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
+        JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
+        """
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
+        return self._one(item, CompressExchange, timeout)
+
+    def decompress(
+        self, frame: Frame | FrameBytes, *, out: Any = None, as_: Framework | None = None, timeout: float | None = None
+    ) -> Plan[Any]:
+        """The tensor of a frame: in `out`, where that is given; else a new one, of the kind that the Frame was made
+        from, or of the kind `as_`; of bytes alone, a NumPy array."""
+        _, tensor = yield from self._one(DecompressItem.of(frame, out, as_), DecompressExchange, timeout)
+        return tensor
+
+    def compress_many(
+        self, tensors: Items[TensorSource], spec: str, profile: Any, timeout: float | None
+    ) -> Plan[Streaming[Frame]]:
+        text = profile_json(profile, spec)
+        return self._many(tensors, lambda most: CompressExchange(most, spec, text), timeout)
+
+    def decompress_many(
+        self, frames: Items[FrameSource], as_: Framework | None, timeout: float | None
+    ) -> Plan[Streaming[tuple[str, Any]]]:
+        return self._many(frames, lambda most: DecompressExchange(most, as_), timeout)
+
+    def metrics(self, *, timeout: float | None = None) -> Plan[pb.MetricsResponse]:
+        """Totals since the daemon's start, live gauges, and its build."""
+        return self._retried(self._metrics, timeout)
+
+    def capabilities(
+        self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
+    ) -> Plan[pb.CapabilitiesResponse]:
+        """Codecs, names of codec chains, limits, transports; and, as `max_frame_bytes`, for each tensor that `headers`
+        describes the most bytes that its frame can have: at most 4096 tensors. InvalidArgument for one that the daemon
+        would not compress."""
+        request = pb.CapabilitiesRequest(headers=headers)
+        return self._retried(lambda left: self._capabilities(request, left), timeout)
+
+    def wait_ready(self, timeout: float | None = None) -> Plan[None]:
+        """Returns once the daemon answers, does not drain, and is of a version that this package knows."""
+
+        def attempt(left: Left) -> Plan[None]:
+            if (yield from self._metrics(left)).draining:
+                raise Unavailable("the daemon drains")
+            yield from self._ready(left)
+
+        return self._retried(attempt, timeout, WAIT_READY)
+
+    def with_retries(self, work: Callable[[float], Any], timeout: float | None) -> Plan[Any]:
+        def attempt(left: Left) -> Plan[Any]:
+            seconds = left()
+            return (yield Work(work, math.inf if seconds is None else seconds))
+
+        return self._retried(attempt, timeout)
+
+    def _one(
+        self, item: Item[Result], kind: Callable[[int], Exchange[Any, Result]], timeout: float | None
+    ) -> Plan[Result]:
+        """By one message where both the item and its result fit into one, else by a stream."""
+
+        def attempt(left: Left) -> Plan[Result]:
+            most, size = (yield from self._ready(left)), item.size()
+            exchange = kind(most)
+            if size is not None and size <= most:
+                return item.answer((yield from self._unary(exchange.method + "Tensor", item.request(), left)))
+            result: Result
+            (result,) = yield Streaming(exchange, [item], left)
+            return result
+
+        return self._retried(attempt, timeout)
+
+    def _many(
+        self, items: Items[Any], kind: Callable[[int], Exchange[Any, Result]], timeout: float | None
+    ) -> Plan[Streaming[Result]]:
+        left = self._attempts(timeout).left
+        most = yield from self._ready(left)
+        return Streaming(kind(most), items, left)
+
+    def _attempts(self, timeout: float | None, policy: RetryPolicy | None = None) -> Attempts:
+        return Attempts(policy or self._retry, self._timeout if timeout is None else timeout)
+
+    def _retried(
+        self, attempt: Callable[[Left], Plan[Result]], timeout: float | None, policy: RetryPolicy | None = None
+    ) -> Plan[Result]:
+        attempts = self._attempts(timeout, policy)
+        while True:
+            try:
+                return (yield from attempt(attempts.left))
+            except KvCompressError as error:
+                delay = attempts.delay_after(error)
+            yield Wait(delay)
+
+    def _ready(self, left: Left) -> Plan[int]:
+        """The most of a payload in one message, from a daemon that was found to be of our version."""
+        if self._message_bytes is None:
+            said = yield from self._capabilities(pb.CapabilitiesRequest(), left)
+            self._learn(said)
+            self._message_bytes = _message_bytes(said)
+        return self._message_bytes
+
+    def _metrics(self, left: Left) -> Plan[pb.MetricsResponse]:
+        return parsed(pb.MetricsResponse, (yield from self._unary("Metrics", b"", left)))
+
+    def _capabilities(self, request: pb.CapabilitiesRequest, left: Left) -> Plan[pb.CapabilitiesResponse]:
+        reply = yield from self._unary("Capabilities", request.SerializeToString(), left)
+        return parsed(pb.CapabilitiesResponse, reply)
+
+    def _unary(self, method: str, request: bytes, left: Left) -> Plan[bytes]:
+        try:
+            reply: bytes | None = yield Unary(method, request, left())
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        except Exception:
+            # Each of gRPC's two interfaces has an exception of its own for channels that are closed.
+            if self.closed:
+                raise closed() from None
+            raise
+        if reply is None:
+            raise unanswered(left())
+        return reply
+
+
+def _message_bytes(said: pb.CapabilitiesResponse) -> int:
+    """The most of a payload in one message to this daemon. VersionMismatch for a daemon that is not of this package's
+    major version."""
+    ours, theirs = version(), said.build.version
+    if ours.split(".")[0] != theirs.split(".")[0]:
+        raise VersionMismatch(f"the daemon is version {theirs or 'unknown'}, and this package {ours}")
+    most = said.limits.max_message_bytes - _MESSAGE_OVERHEAD
+    if most <= 0 or said.recommended_message_bytes == 0:
+        raise KvCompressError("the daemon takes no messages")
+    return min(most, said.recommended_message_bytes)
