@@ -12,6 +12,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 PACKAGE = REPOSITORY / "client" / "python"
+ADAPTERS = PACKAGE / "src" / "kvcompress" / "adapters"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
 
@@ -77,8 +78,52 @@ def test_types():
     run(sys.executable, "-m", "mypy", cwd=PACKAGE)
 
 
+CALLS = """
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+import kvcompress
+from kvcompress.v1 import kvcompress_pb2 as pb
+
+def blocking(client: kvcompress.Client) -> None:
+    frame: kvcompress.Frame = client.compress(1, "raw", name="t", timeout=1)
+    pair: Iterator[tuple[str, Any]] = client.decompress_many([frame, b"", ("t", b""), ("t", b"", ("F16", (1,)))])
+    most: pb.CapabilitiesResponse = client.capabilities([pb.CompressHeader()])
+    frames: list[kvcompress.Frame] = client.with_retries(
+        lambda seconds: list(client.compress_many([("t", 1)], timeout=seconds)))
+
+async def awaited(client: kvcompress.AsyncClient) -> None:
+    frame: kvcompress.Frame = await client.compress(1, "raw", name="t", timeout=1)
+    pairs: AsyncIterator[tuple[str, Any]] = client.decompress_many([frame])
+    async def work(seconds: float) -> pb.MetricsResponse:
+        return await client.metrics(timeout=seconds)
+    metrics: pb.MetricsResponse = await client.with_retries(work)
+"""
+WRONG = """
+def wrong(client: kvcompress.Client, other: kvcompress.AsyncClient) -> None:
+    client.compress()
+    client.decompress(b"", out=None, spec="raw")
+    text: str = client.compress(1)
+    frame: kvcompress.Frame = other.compress(1)
+    number: str = client.with_retries(lambda seconds: 1)
+"""
+
+
+def test_types_that_callers_see(tmp_path):
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(CALLS)
+    wrong.write_text(CALLS + WRONG)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental"]
+    run(*command, right, cwd=tmp_path)
+    said = subprocess.run([*command, wrong], capture_output=True, text=True, timeout=100, cwd=tmp_path).stdout
+    first = CALLS.count("\n") + 3
+    assert sorted({int(line.split(":")[1]) for line in said.splitlines() if ": error:" in line}) == [
+        *range(first, first + 5)], said
+
+
 def test_style():
     config = PACKAGE / "pyproject.toml"
     run(sys.executable, "-m", "ruff", "check", "--config", config, PACKAGE, REPOSITORY / "tests" / "client" / "python",
         REPOSITORY / "scripts" / "bench_python.py")
     run(sys.executable, "-m", "ruff", "format", "--check", "--config", config, PACKAGE)
+    # The adapters get by with what is public.
+    run(sys.executable, "-m", "ruff", "check", "--config", config, "--select", "SLF001", ADAPTERS)

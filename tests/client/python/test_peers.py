@@ -173,6 +173,81 @@ def test_answers_to_decompress_that_cannot_be(connect, answers):
     assert error.value.code is None
 
 
+class Refusing:
+    """A stream that is refused so often, and then answered."""
+
+    def __init__(self, times, code=UNAVAILABLE):
+        self.times, self.code, self.seconds = times, code, []
+
+    def __call__(self, requests, context):
+        self.seconds.append(context.time_remaining())
+        if len(self.seconds) <= self.times:
+            context.abort(self.code, "not now")
+        for _ in requests:
+            pass
+        yield from (message.SerializeToString() for message in (header([4]), data(bytes(8)), END))
+
+
+@pytest.mark.parametrize(("refusals", "code", "calls", "error"), [
+    (2, UNAVAILABLE, 3, None),
+    (9, UNAVAILABLE, 4, kvcompress.Unavailable),
+    (9, grpc.StatusCode.DATA_LOSS, 1, kvcompress.DataLoss),
+])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_work_that_is_tried_again(connect, kind, refusals, code, calls, error):
+    stream, given = Refusing(refusals, code), []
+    policy = kvcompress.RetryPolicy(max_attempts=4, initial_backoff=0.01, max_backoff=0.02)
+
+    def blocking(address):
+        client = connect(address, retry=policy)
+
+        def work(seconds):
+            given.append(seconds)
+            return list(client.decompress_many([b"frame"], timeout=seconds))
+
+        return client.with_retries(work, timeout=20)
+
+    async def awaited(address):
+        async with kvcompress.AsyncClient(address, retry=policy) as client:
+
+            async def work(seconds):
+                given.append(seconds)
+                return [pair async for pair in client.decompress_many([b"frame"], timeout=seconds)]
+
+            return await client.with_retries(work, timeout=20)
+
+    with FakeServer(VERSION, streams={"Decompress": stream}) as server:
+        run = blocking if kind == "blocking" else lambda address: asyncio.run(awaited(address))
+        if error is None:
+            ((_, tensor),) = run(server.address)
+            assert tensor.shape == (4,)
+        else:
+            with pytest.raises(error, match="not now"):
+                run(server.address)
+    assert len(given) == len(stream.seconds) == calls
+    assert sorted(given, reverse=True) == given
+    assert all(15 < seconds <= 20 for seconds in given)
+    # gRPC rounds up on the way.
+    assert stream.seconds == pytest.approx(given, abs=1)
+
+
+def test_work_without_a_limit_and_errors_of_its_own(connect):
+    given = []
+
+    def work(seconds):
+        given.append(seconds)
+        raise ValueError("of its own")
+
+    client = connect("127.0.0.1:1", timeout=None)
+    with pytest.raises(ValueError, match="of its own"):
+        client.with_retries(work)
+    with pytest.raises(ValueError, match="of its own"):
+        client.with_retries(work, timeout=5)
+    assert given[0] == float("inf")
+    assert 4 < given[1] <= 5
+    assert len(given) == 2
+
+
 UNANSWERED = "the daemon ended the call before it had answered all of it"
 
 

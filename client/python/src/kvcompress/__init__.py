@@ -18,6 +18,7 @@ from ._errors import (
     VersionMismatch,
 )
 from ._frame import Frame, Quality
+from ._items import profile_json
 from ._retry import NO_RETRY, RetryPolicy
 
 __version__ = version()
@@ -40,5 +41,6 @@ __all__ = [
     "Unimplemented",
     "VersionMismatch",
     "__version__",
+    "profile_json",
     "tls",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ._channel import Channel
 from ._connection import Connection
-from ._core import Core, Items, Plan, Step, Streaming, Unary, Work
+from ._core import Core, Items, Plan, Step, Streaming, Unary, Wait, Work
 from ._errors import DeadlineExceeded, closed
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
@@ -107,7 +107,7 @@ class AsyncClient(Connection):
                 return [result async for result in self._results(step)]
             case Work():
                 return await step.function(step.seconds)
-            case _:
+            case Wait():
                 return await asyncio.sleep(step.seconds)
 
     async def _results(self, call: Plan[Streaming[Result]] | Streaming[Result]) -> AsyncIterator[Result]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
 
 from ._connection import Connection
-from ._core import Core, Plan, Step, Streaming, Unary, Work
+from ._core import Core, Plan, Step, Streaming, Unary, Wait, Work
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
 from ._stream import Stream
@@ -103,5 +103,5 @@ class Client(Connection):
                 return list(self._open(step))
             case Work():
                 return step.function(step.seconds)
-            case _:
+            case Wait():
                 return time.sleep(step.seconds)

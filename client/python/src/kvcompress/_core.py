@@ -20,7 +20,7 @@ from ._frame import Frame
 from ._items import CompressItem, DecompressItem, FrameBytes, FrameSource, Item, Result, TensorSource, profile_json
 from ._retry import WAIT_READY, Attempts, Left, RetryPolicy
 from ._tensors import Framework
-from ._wire import parsed
+from ._wire import Parsed, parsed
 from .v1 import kvcompress_pb2 as pb
 
 Given = TypeVar("Given")
@@ -119,7 +119,7 @@ class Core:
 
     def metrics(self, *, timeout: float | None = None) -> Plan[pb.MetricsResponse]:
         """Totals since the daemon's start, live gauges, and its build."""
-        return self._retried(self._metrics, timeout)
+        return self._retried(lambda left: self._ask("Metrics", pb.MetricsResponse, left), timeout)
 
     def capabilities(
         self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
@@ -127,14 +127,14 @@ class Core:
         """Codecs, names of codec chains, limits, transports; and, as `max_frame_bytes`, for each tensor that `headers`
         describes the most bytes that its frame can have: at most 4096 tensors. InvalidArgument for one that the daemon
         would not compress."""
-        request = pb.CapabilitiesRequest(headers=headers)
-        return self._retried(lambda left: self._capabilities(request, left), timeout)
+        request = pb.CapabilitiesRequest(headers=headers).SerializeToString()
+        return self._retried(lambda left: self._ask("Capabilities", pb.CapabilitiesResponse, left, request), timeout)
 
     def wait_ready(self, timeout: float | None = None) -> Plan[None]:
         """Returns once the daemon answers, does not drain, and is of a version that this package knows."""
 
         def attempt(left: Left) -> Plan[None]:
-            if (yield from self._metrics(left)).draining:
+            if (yield from self._ask("Metrics", pb.MetricsResponse, left)).draining:
                 raise Unavailable("the daemon drains")
             yield from self._ready(left)
 
@@ -187,17 +187,13 @@ class Core:
     def _ready(self, left: Left) -> Plan[int]:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
         if self._message_bytes is None:
-            said = yield from self._capabilities(pb.CapabilitiesRequest(), left)
+            said = yield from self._ask("Capabilities", pb.CapabilitiesResponse, left)
             self._learn(said)
             self._message_bytes = _message_bytes(said)
         return self._message_bytes
 
-    def _metrics(self, left: Left) -> Plan[pb.MetricsResponse]:
-        return parsed(pb.MetricsResponse, (yield from self._unary("Metrics", b"", left)))
-
-    def _capabilities(self, request: pb.CapabilitiesRequest, left: Left) -> Plan[pb.CapabilitiesResponse]:
-        reply = yield from self._unary("Capabilities", request.SerializeToString(), left)
-        return parsed(pb.CapabilitiesResponse, reply)
+    def _ask(self, method: str, kind: type[Parsed], left: Left, request: bytes = b"") -> Plan[Parsed]:
+        return parsed(kind, (yield from self._unary(method, request, left)))
 
     def _unary(self, method: str, request: bytes, left: Left) -> Plan[bytes]:
         try:

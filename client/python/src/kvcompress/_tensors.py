@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 Framework = Literal["numpy", "torch"]
 Array = npt.NDArray[Any]
 
-_NUMPY_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-_TORCH_NAMES = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32"}
+# Of both NumPy and PyTorch.
+_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4}
 _MAX_RANK = 8
 
@@ -52,7 +53,7 @@ def _refuse_dtype(dtype: object) -> InvalidArgument:
 
 
 def _of_numpy(array: Array) -> TensorView:
-    dtype = _NUMPY_NAMES.get(array.dtype.name)
+    dtype = _DTYPES.get(array.dtype.name)
     if dtype is None:
         raise _refuse_dtype(array.dtype)
     little = array.dtype if dtype == "BF16" else array.dtype.newbyteorder("<")
@@ -63,7 +64,7 @@ def _of_numpy(array: Array) -> TensorView:
 def _of_torch(tensor: "torch.Tensor") -> TensorView:
     import torch
 
-    dtype = _TORCH_NAMES.get(str(tensor.dtype))
+    dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise _refuse_dtype(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
@@ -118,7 +119,7 @@ def check_out(out: Any) -> None:
 
 def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
     if dtype != "BF16":
-        return np.dtype({"F16": "<f2", "F32": "<f4"}[dtype])
+        return np.dtype(_NAMES[dtype]).newbyteorder("<")
     try:
         import ml_dtypes
     except ImportError:
@@ -132,5 +133,4 @@ def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
 def _empty_torch(dtype: str, shape: tuple[int, ...]) -> "torch.Tensor":
     import torch
 
-    kinds = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-    return torch.empty(shape, dtype=kinds[dtype])
+    return torch.empty(shape, dtype=getattr(torch, _NAMES[dtype]))

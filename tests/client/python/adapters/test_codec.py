@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch")
 from kvcompress.adapters._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack  # noqa: E402
 from kvcompress.adapters._store import Store  # noqa: E402
 
+KINDS = [Kind(torch.float16, (1, 2, 40, 32))] * 3
+
 
 @pytest.fixture
 def codec(client):
@@ -25,27 +27,28 @@ def frames(codec, kv_values):
 def test_a_payload_gives_its_frames_back(codec, frames, kv_values):
     payload = pack(frames)
     assert len(payload) == packed_size([len(frame) for frame in frames])
-    assert [bytes(frame) for frame in unpack(payload, 3)] == [frame.data for frame in frames]
-    assert [bytes(frame) for frame in unpack(payload + b"rest", 3, padded=True)] == [frame.data for frame in frames]
-    kinds = [Kind(torch.float16, (1, 2, 40, 32))] * 3
-    tensors = codec.decompress(unpack(payload, 3), kinds)
+    for found in (unpack(payload, KINDS), unpack(payload + b"rest", KINDS, padded=True)):
+        assert [bytes(data) for _, data, _ in found] == [frame.data for frame in frames]
+        assert {expected for _, _, expected in found} == {("F16", (1, 2, 40, 32))}
+    tensors = codec.decompress(unpack(payload, KINDS))
     assert (tensors[2] - kv_values((1, 2, 40, 32), seed=2)).abs().max() < 0.3
     assert pack([]) == pack([])
-    assert unpack(pack([]), 0) == []
+    assert unpack(pack([]), []) == []
+    assert all(torch.equal(*pair) for pair in zip(codec.decompress(frames), tensors, strict=True))
 
 
 def test_a_payload_that_was_changed_is_data_loss(frames):
     payload = pack(frames)
     for cut in (0, 5, 12, 35, len(payload) - 1):
         with pytest.raises(kvcompress.DataLoss):
-            unpack(payload[:cut], 3)
+            unpack(payload[:cut], KINDS)
     with pytest.raises(kvcompress.DataLoss, match="follow"):
-        unpack(payload + b"rest", 3)
+        unpack(payload + b"rest", KINDS)
     with pytest.raises(kvcompress.DataLoss, match="begin"):
-        unpack(payload, 2)
+        unpack(payload, KINDS[:2])
     huge = payload[:12] + struct.pack("<Q", 2**64 - 1) + payload[20:]
     with pytest.raises(kvcompress.DataLoss, match="frame 0"):
-        unpack(huge, 3)
+        unpack(huge, KINDS)
 
 
 @pytest.mark.parametrize("place", ["table", "frame"])
@@ -53,12 +56,12 @@ def test_no_bit_of_a_payload_changes_a_value_unseen(codec, frames, place):
     payload = bytearray(pack(frames))
     payload[15 if place == "table" else 300] ^= 4
     with pytest.raises(kvcompress.DataLoss):
-        codec.decompress(unpack(payload, 3), [Kind(torch.float16, (1, 2, 40, 32))] * 3)
+        codec.decompress(unpack(payload, KINDS))
 
 
 def test_a_frame_of_another_tensor_is_data_loss(codec, frames):
     with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):
-        codec.decompress([frames[0].data], [Kind(torch.float16, (1, 2, 41, 32))])
+        codec.decompress(unpack(pack(frames[:1]), [Kind(torch.float16, (1, 2, 41, 32))]))
 
 
 def test_bounds_hold(codec, kv_values):
@@ -73,6 +76,8 @@ def test_a_configuration_is_checked(client):
     check_keys({"target": "x", "path": "y"}, ["path"])
     with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codex': there are ca, "):
         check_keys({"codex": "x"}, ["path"])
+    with pytest.raises(kvcompress.InvalidArgument, match="the option path is missing"):
+        check_keys({"target": "x"}, [], required=["path"])
     with pytest.raises(kvcompress.InvalidArgument, match="exclude"):
         Codec.from_config({"codec": "raw", "profile": {"version": 1}})
 
@@ -130,7 +135,7 @@ class TestStore:
         with pytest.raises((kvcompress.DataLoss, OSError)):
             store.get("k", 99)
 
-    def test_what_was_not_read_for_the_longest_time_makes_room(self, tmp_path):
+    def test_what_was_not_read_for_the_longest_time_is_evicted(self, tmp_path):
         store = Store(tmp_path / "s", "n", capacity=1000)
         for index in range(10):
             store.put(str(index), bytes(100))

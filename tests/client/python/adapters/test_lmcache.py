@@ -81,7 +81,7 @@ def layout(memory):
     return Bag(shapes=memory.get_shapes(), dtypes=memory.get_dtypes())
 
 
-def room(serde, memory):
+def buffer_for(serde, memory):
     return Memory([torch.Size([serde._serializer.estimate_serialized_size(layout(memory))])], [torch.uint8])
 
 
@@ -90,7 +90,7 @@ def room(serde, memory):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_objects_come_back_the_same(serde, filled, shapes, dtype):
     one, source = serde(), filled(*shapes, dtype=dtype)
-    stored = room(one, source)
+    stored = buffer_for(one, source)
     size = one._serializer.serialize(source, stored, "key")
     assert size < 0.95 * len(source.raw)
     assert len(stored.raw) < 1.2 * len(source.raw) + 4096
@@ -112,14 +112,14 @@ def test_codecs_are_told_what_each_part_is(filled):
 @pytest.mark.parametrize("codec", ["int4(group=32)", "int8(group=64)", "raw"])
 def test_the_estimate_is_tight(serde, filled, codec):
     one, source = serde(codec=codec), filled(KV)
-    stored = room(one, source)
+    stored = buffer_for(one, source)
     assert one._serializer.serialize(source, stored, "key") == len(stored.raw)
     assert len(stored.raw) < len(source.raw) * {"i": 0.6, "r": 1.03}[codec[0]]
 
 
 def test_damage_leaves_the_target_as_it_was(serde, filled):
     one, source = serde(), filled(KV)
-    stored = room(one, source)
+    stored = buffer_for(one, source)
     size = one._serializer.serialize(source, stored, "key")
     stored.raw[size // 2] ^= 1
     target = Memory(source.shapes, source.dtypes)

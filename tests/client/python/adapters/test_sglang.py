@@ -31,7 +31,7 @@ class Pool:
         generator = torch.Generator().manual_seed(5)
         self.kv_buffer = torch.randn(SHAPES[layout], generator=generator).to(dtype)
 
-    def _place(self, index):
+    def _memory(self, index):
         if self.layout == "layer_first":
             return self.kv_buffer[:, :, index : index + PAGE]
         if self.layout == "page_first":
@@ -39,21 +39,21 @@ class Pool:
         return self.kv_buffer[:, index // PAGE : index // PAGE + 1]
 
     def get_data_page(self, index, flat=True):
-        return self._place(index).flatten()
+        return self._memory(index).flatten()
 
     def get_dummy_flat_data_page(self):
         return torch.zeros(2 * LAYERS * PAGE * HEADS * SIZE, dtype=self.dtype)
 
     def set_from_flat_data_page(self, index, page):
-        place = self._place(index)
-        place.copy_(page.view(place.shape))
+        memory = self._memory(index)
+        memory.copy_(page.view(memory.shape))
 
 
 class LatentPool(Pool):
     """One of MLA: of another number of elements than keys and values have."""
 
     def get_data_page(self, index, flat=True):
-        return self._place(index)[0].flatten()
+        return self._memory(index)[0].flatten()
 
     def get_dummy_flat_data_page(self):
         return super().get_dummy_flat_data_page()[: LAYERS * PAGE * HEADS * SIZE]
@@ -91,10 +91,10 @@ def test_pages_come_back_the_same(make, layout, tmp_path):
     storage = make(pool)
     assert storage.batch_set(["a", "b", "c"], pages(pool, [0, 1, 2]))
     assert storage.batch_exists(["a", "b", "x", "c"]) == 2
-    rooms = [pool.get_dummy_flat_data_page() for _ in range(3)]
-    found = make(pool).batch_get(["a", "x", "c"], rooms)
+    buffers = [pool.get_dummy_flat_data_page() for _ in range(3)]
+    found = make(pool).batch_get(["a", "x", "c"], buffers)
     assert found[1] is None
-    assert found[0] is rooms[0]
+    assert found[0] is buffers[0]
     assert torch.equal(found[0], pages(pool, [0])[0])
     assert torch.equal(found[2], pages(pool, [2])[0])
     assert storage.set("d", pages(pool, [3])[0])
@@ -105,7 +105,7 @@ def test_pages_come_back_the_same(make, layout, tmp_path):
     assert storage.batch_exists(["a"]) == 0
 
 
-def test_a_room_whose_elements_are_not_one_after_another(make):
+def test_a_buffer_whose_elements_are_not_one_after_another(make):
     pool = Pool("layer_first")
     storage = make(pool)
     (page,) = pages(pool, [1])

@@ -17,8 +17,8 @@ def test_a_read_goes_on_to_the_end(tmp_path, monkeypatch):
         def read(self, size=-1):
             return super().read(7 if size < 0 else min(size, 7))
 
-        def readinto(self, room):
-            return super().readinto(memoryview(room)[:7])
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:7])
 
     def opened(file, mode, buffering=-1):
         raw = Short(file, mode)

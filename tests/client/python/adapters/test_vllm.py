@@ -35,7 +35,7 @@ class Engine:
         self.scheduler = KvCompressConnector(config, KVConnectorRole.SCHEDULER, self.cache_config)
         self.worker = KvCompressConnector(config, KVConnectorRole.WORKER, self.cache_config)
         shape = (BLOCKS * kernel_blocks, HEADS, BLOCK // kernel_blocks, content)
-        # The memory behind the views is [blocks, tokens, heads, content], as vLLM's NHD layout has it.
+        # The memory under the views is [blocks, tokens, heads, content], as vLLM's NHD layout has it.
         self.caches = {
             f"model.layers.{i}.self_attn.attn": torch.zeros(
                 shape[0], shape[2], HEADS, content, dtype=dtype).transpose(1, 2) for i in range(LAYERS)}

@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from .._channel import tls
-from .._client import Client
-from .._errors import DataLoss, InvalidArgument, KvCompressError
-from .._frame import Frame
-from .._items import profile_json
+from .. import Client, DataLoss, Frame, InvalidArgument, KvCompressError, profile_json, tls
 from ..v1 import kvcompress_pb2 as pb
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-_NUMBERS = {torch.float16: pb.DTYPE_F16, torch.bfloat16: pb.DTYPE_BF16, torch.float32: pb.DTYPE_F32}
+# A frame that was kept elsewhere, as Client.decompress_many takes it: name, bytes, dtype and shape.
+Stored = tuple[str, memoryview, tuple[str, tuple[int, ...]]]
 
 _MAGIC, _VERSION = b"KVCB", 1
 _HEADER = struct.Struct("<4sHHI")  # magic, version, zero, number of frames
@@ -82,16 +79,12 @@ class Codec:
 
         return self.client.with_retries(work, timeout=self.timeout)
 
-    def decompress(self, frames: Sequence[bytes | memoryview], kinds: Sequence[Kind]) -> list[torch.Tensor]:
-        """Tensors of the CPU. DataLoss for a frame that is damaged or holds something else than its kind, before memory
-        is taken for it."""
-        items = [
-            (str(index), frame, (DTYPES[kind.dtype], kind.shape))
-            for index, (frame, kind) in enumerate(zip(frames, kinds, strict=True))
-        ]
+    def decompress(self, frames: Sequence[Frame | Stored]) -> list[torch.Tensor]:
+        """Tensors of the CPU, like `compress`. DataLoss for a frame that is damaged or holds something else, before
+        memory is taken for it."""
 
         def work(seconds: float) -> list[torch.Tensor]:
-            return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=seconds)]
+            return [tensor for _, tensor in self.client.decompress_many(frames, as_="torch", timeout=seconds)]
 
         return self.client.with_retries(work, timeout=self.timeout)
 
@@ -99,7 +92,7 @@ class Codec:
         """What the daemon says that no frame of these tensors is larger than."""
         headers = []
         for name, kind in named:
-            tensor = pb.Tensor(name=name, dtype=_NUMBERS[kind.dtype], shape=kind.shape)
+            tensor = pb.Tensor(name=name, dtype=f"DTYPE_{DTYPES[kind.dtype]}", shape=kind.shape)
             headers.append(pb.CompressHeader(tensor=tensor, codec=self.spec, profile=self.profile))
         said = self.client.capabilities(headers, timeout=self.timeout)
         if len(said.max_frame_bytes) != len(headers):
@@ -112,12 +105,14 @@ DEFAULT_TIMEOUT = 30.0
 CONFIG_KEYS = frozenset({"target", "codec", "profile", "timeout", "ca", "certificate", "key", "token_file"})
 
 
-def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """InvalidArgument for a key that no one reads, which is a typing error."""
-    names = CONFIG_KEYS | set(known)
+def check_keys(config: Mapping[str, Any], known: Iterable[str], required: Iterable[str] = ()) -> None:
+    """InvalidArgument for a key that no one reads, which is a typing error, and for one that is missing."""
+    names = CONFIG_KEYS.union(known, required)
     unknown = sorted(str(key) for key in config if key not in names)
     if unknown:
         raise InvalidArgument(f"unknown option {unknown[0]!r}: there are {', '.join(sorted(names))}")
+    for missing in set(required).difference(config):
+        raise InvalidArgument(f"the option {missing} is missing")
 
 
 def check_dtype(dtype: torch.dtype, what: str) -> None:
@@ -142,21 +137,21 @@ def most_packed(kinds: Sequence[Kind]) -> int:
     return packed_size([2 * size + (64 << 10) for size in values])
 
 
-def unpack(payload: bytes | memoryview, count: int, *, padded: bool = False) -> list[memoryview]:
-    """The `count` frames of a payload; DataLoss for one of another number, and for bytes that are missing, or, unless
-    it is `padded`, left over."""
-    view = memoryview(payload).cast("B")
+def unpack(payload: bytes | memoryview, kinds: Sequence[Kind], *, padded: bool = False) -> list[Stored]:
+    """The frames of a payload, which must hold tensors of `kinds`; DataLoss for one of another number of frames, and
+    for bytes that are missing, or, unless it is `padded`, left over."""
+    view, count = memoryview(payload).cast("B"), len(kinds)
     if len(view) < _HEADER.size or _HEADER.unpack_from(view) != (_MAGIC, _VERSION, 0, count):
         raise DataLoss(f"the payload does not begin like one of {count} frames")
     at = _HEADER.size + _SIZE.size * count
     if len(view) < at:
         raise DataLoss("the payload is cut off in its table of frames")
     frames = []
-    for index in range(count):
+    for index, kind in enumerate(kinds):
         (size,) = _SIZE.unpack_from(view, _HEADER.size + _SIZE.size * index)
         if size > len(view) - at:
             raise DataLoss(f"the payload is cut off in frame {index} of {count}")
-        frames.append(view[at : at + size])
+        frames.append((str(index), view[at : at + size], (DTYPES[kind.dtype], kind.shape)))
         at += size
     if at != len(view) and not padded:
         raise DataLoss(f"{len(view) - at} bytes follow the payload's last frame")

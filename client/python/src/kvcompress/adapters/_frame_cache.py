@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from transformers import cache_utils
 
-from .._client import Client
-from .._errors import FailedPrecondition, InvalidArgument
-from .._frame import Frame
-from ._codec import Codec, Kind
+from .. import Client, FailedPrecondition, Frame, InvalidArgument
+from ._codec import Codec
 
-# Before transformers 4.56 a cache has no place for layers of others, or no layers at all; FrameCache says so.
+# Before transformers 4.56 a cache takes no layers of others, or has no layers at all; FrameCache says so.
 _LayerBase: Any = getattr(cache_utils, "CacheLayerMixin", object)
 _TAKES_LAYERS = "layer_class_to_replicate" in inspect.signature(cache_utils.Cache.__init__).parameters
 
@@ -25,7 +23,6 @@ class _Segment:
     """Some tokens of one layer: frames of its keys and values, and what of them still counts."""
 
     frames: tuple[Frame, Frame]
-    kinds: tuple[Kind, Kind]
     tokens: int  # the first of them
     rows: torch.Tensor | None = None  # of the batch, in today's order; None: all, as they were
 
@@ -83,9 +80,8 @@ class FrameLayer(_LayerBase):
     def _decoded(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if not self._segments:
             return []
-        frames = [frame.data for segment in self._segments for frame in segment.frames]
-        kinds = [kind for segment in self._segments for kind in segment.kinds]
-        tensors = [tensor.to(self.device) for tensor in self._codec.decompress(frames, kinds)]
+        frames = [frame for segment in self._segments for frame in segment.frames]
+        tensors = [tensor.to(self.device) for tensor in self._codec.decompress(frames)]
         pairs = zip(self._segments, tensors[::2], tensors[1::2], strict=True)
         return [(segment.current(key), segment.current(value)) for segment, key, value in pairs]
 
@@ -95,7 +91,7 @@ class FrameLayer(_LayerBase):
         key, value = (side.narrow(_TOKENS, begin, tokens) for side in (keys, values))
         named = [(f"layer_{self._index}_key", key), (f"layer_{self._index}_value", value)]
         frames = self._codec.compress(named)
-        self._segments.append(_Segment((frames[0], frames[1]), (Kind.of(key), Kind.of(value)), tokens))
+        self._segments.append(_Segment((frames[0], frames[1]), tokens))
 
     @property
     def held_bytes(self) -> int:

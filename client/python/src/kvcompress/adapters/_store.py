@@ -1,6 +1,7 @@
 """Payloads on local disk, by key: a cache that may lose anything, and whose files anyone may have changed."""
 
 import hashlib
+import logging
 import os
 import pathlib
 import stat
@@ -8,12 +9,14 @@ import tempfile
 import threading
 import time
 
-from .._errors import DataLoss, InvalidArgument
+from .. import DataLoss, InvalidArgument
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX, _UNFINISHED = ".kvc", ".kvc.tmp"
 # Seconds after which an unfinished file is no one's any more: its process was killed.
 _ABANDONED = 3600
-# Of the capacity, after files were removed to make room.
+# Of the capacity, after files were evicted.
 _KEPT = 0.9
 
 
@@ -21,8 +24,8 @@ class Store:
     """A folder, which several processes may share, for keys that begin with `namespace`. Only its owner may read what
     it holds: the caches of models give away what they were asked.
 
-    With a `capacity`, in bytes, files that were not read for the longest time make room for new ones; each process
-    counts what it writes, and looks at the folder when that has passed the capacity. InvalidArgument for one that is no
+    With a `capacity`, in bytes, files that were not read for the longest time are evicted; each process counts what it
+    writes, and looks at the folder when that has passed the capacity. InvalidArgument for one that is no
     positive int. Any error of the file system is an OSError."""
 
     def __init__(self, folder: str | os.PathLike[str], namespace: str, capacity: int | None = None):
@@ -73,10 +76,17 @@ class Store:
             os.unlink(temporary)
             raise
         if self._capacity is not None:
-            self._make_room(len(payload))
+            self._evict(len(payload))
 
     def remove(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
+
+    def discard(self, key: str) -> None:
+        """Removes it; what hinders that is logged."""
+        try:
+            self.remove(key)
+        except OSError as error:
+            logger.warning("%s cannot be removed: %s", key, error)
 
     def clear(self) -> None:
         """Of all namespaces; not what is being written."""
@@ -98,7 +108,7 @@ class Store:
     def _size(self) -> int:
         return sum(status.st_size for _, status in self._files())
 
-    def _make_room(self, added: int) -> None:
+    def _evict(self, added: int) -> None:
         with self._lock:
             self._used += added
             if self._capacity is None or self._used <= self._capacity:

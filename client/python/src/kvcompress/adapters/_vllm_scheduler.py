@@ -137,7 +137,7 @@ def _untold(request: Any) -> bool:
 
 
 def _seed(request: Any) -> bytes:
-    """Of the salt that keeps tenants apart, the adapter of the weights, and the images behind placeholder tokens."""
+    """Of the salt that keeps tenants apart, the adapter of the weights, and the images that some tokens stand for."""
     lora = getattr(request, "lora_request", None)
     images = [
         (feature.identifier, feature.mm_position.offset, feature.mm_position.length)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .._errors import DataLoss, FailedPrecondition, KvCompressError
+from .. import DataLoss, FailedPrecondition, KvCompressError
 from ._codec import Codec, Kind, check_dtype, most_packed, pack, unpack
 from ._store import Store
 from ._vllm_scheduler import Chunk, rank_key
@@ -23,7 +23,7 @@ _STEPS_AHEAD = 2
 @dataclass(frozen=True)
 class _Layer:
     """One layer of the paged cache: a view [blocks, parts, heads, tokens, content] of its memory, in which `parts` are
-    the kernel's blocks of each of the engine's. Content is the key, and behind it the value."""
+    the kernel's blocks of each of the engine's. Content is the key, followed by the value."""
 
     index: int
     view: torch.Tensor
@@ -111,7 +111,7 @@ class Worker:
         payload = self._store.get(rank_key(self._rank, chunk.key), most_packed(self._kinds))
         if payload is None:
             raise DataLoss(f"chunk {chunk.key} is gone")
-        tensors = iter(self._codec.decompress(unpack(payload, len(self._kinds)), self._kinds))
+        tensors = iter(self._codec.decompress(unpack(payload, self._kinds)))
         for layer in self._layers:
             blocks = torch.tensor(chunk.block_ids, device=layer.view.device)
             layer.scatter(blocks, chunk.first, [next(tensors) for _ in layer.sides()])
@@ -130,10 +130,7 @@ class Worker:
                 self._remove(chunk)
 
     def _remove(self, chunk: Chunk) -> None:
-        try:
-            self._store.remove(rank_key(self._rank, chunk.key))
-        except OSError as error:
-            logger.warning("chunk %s cannot be removed: %s", chunk.key, error)
+        self._store.discard(rank_key(self._rank, chunk.key))
 
     def _save(self, chunk: Chunk) -> None:
         named = []

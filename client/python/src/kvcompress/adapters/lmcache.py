@@ -22,14 +22,14 @@ try:
 except ImportError as error:
     raise ImportError(f"kvcompress.adapters.lmcache needs LMCache 0.5 ({error}): pip install lmcache") from error
 
-from .._errors import InvalidArgument, KvCompressError
+from .. import InvalidArgument, KvCompressError
 from ._codec import DTYPES, Codec, Kind, check_dtype, check_keys, most_packed, pack, packed_size, unpack
 
 NAME = "kvcompress"
 
 
 def _parts(shapes: Sequence[Sequence[int]]) -> list[tuple[str, int, tuple[int, int] | None, tuple[int, ...]]]:
-    """What an object of LMCache consists of: name, number of the tensor, place in its first two axes, shape. The axes
+    """What an object of LMCache consists of: name, number of the tensor, index in its first two axes, shape. The axes
     of keys and values are [2, layers, tokens, heads * head_dim], and [1, layers, tokens, size] for MLA; a tensor of
     another rank is one part. The heads are not told, so all of them are one of that size."""
     parts: list[tuple[str, int, tuple[int, int] | None, tuple[int, ...]]] = []
@@ -59,8 +59,8 @@ def _views(memory: Any) -> list[tuple[str, torch.Tensor]]:
     for tensor in tensors:
         check_dtype(tensor.dtype, "LMCache's object")
     return [
-        (name, tensors[number].view(shape) if place is None else tensors[number][place].view(shape))
-        for name, number, place, shape in _parts(shapes)
+        (name, tensors[number].view(shape) if index is None else tensors[number][index].view(shape))
+        for name, number, index, shape in _parts(shapes)
     ]
 
 
@@ -74,10 +74,10 @@ class KvCompressSerializer(Serializer):
     def serialize(self, src: Any, dst: Any, key: Any = None) -> int:
         """Bytes written to the front of `dst`, which tell their own number. Children of KvCompressError."""
         payload = pack(self._codec.compress(_views(src)))
-        room = memoryview(dst.byte_array).cast("B")
-        if len(payload) > len(room):
-            raise InvalidArgument(f"{len(payload)} bytes do not fit into {len(room)}")
-        room[: len(payload)] = payload
+        buffer = memoryview(dst.byte_array).cast("B")
+        if len(payload) > len(buffer):
+            raise InvalidArgument(f"{len(payload)} bytes do not fit into {len(buffer)}")
+        buffer[: len(payload)] = payload
         return len(payload)
 
     def estimate_serialized_size(self, layout_desc: Any) -> int:
@@ -104,8 +104,8 @@ class KvCompressDeserializer(Deserializer):
         """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout; `dst`
         is then as it was."""
         views = _views(dst)
-        frames = unpack(memoryview(src.byte_array).cast("B"), len(views), padded=True)
-        tensors = self._codec.decompress(frames, [Kind.of(view) for _, view in views])
+        kinds = [Kind.of(view) for _, view in views]
+        tensors = self._codec.decompress(unpack(memoryview(src.byte_array), kinds, padded=True))
         for (_, view), tensor in zip(views, tensors, strict=True):
             view.copy_(tensor)
 

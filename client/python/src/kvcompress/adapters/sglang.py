@@ -18,8 +18,8 @@ except ImportError as error:
         f"kvcompress.adapters.sglang runs inside SGLang, which cannot be imported here: {error}"
     ) from error
 
-from .._errors import DataLoss, FailedPrecondition, InvalidArgument, KvCompressError
-from ._codec import Codec, Kind, check_dtype, check_keys, most_packed, pack, unpack
+from .. import DataLoss, FailedPrecondition, InvalidArgument, KvCompressError
+from ._codec import Codec, Kind, Stored, check_dtype, check_keys, most_packed, pack, unpack
 from ._store import Store
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,7 @@ class KvCompressStorage(HiCacheStorage):
 
     def __init__(self, storage_config: Any, kwargs: Any = None):
         extra = dict(storage_config.extra_config or {})
-        check_keys(extra, {"path", "capacity_bytes", *_SGLANG_KEYS})
-        if "path" not in extra:
-            raise InvalidArgument("the option path, a folder of this host, is missing")
+        check_keys(extra, {"capacity_bytes", *_SGLANG_KEYS}, required={"path"})
         self._codec = Codec.from_config(extra)
         self._config = storage_config
         self._options = extra
@@ -99,33 +97,27 @@ class KvCompressStorage(HiCacheStorage):
     def exists(self, key: str) -> bool:
         return self._open().exists(key)
 
-    def set(
-        self, key: str, value: Any | None = None, target_location: Any | None = None, target_sizes: Any | None = None
-    ) -> bool:
+    def set(self, key: str, value: Any = None, target_location: Any = None, target_sizes: Any = None) -> bool:
         return self.batch_set([key], [value])
 
-    def get(self, key: str, target_location: Any | None = None, target_sizes: Any | None = None) -> torch.Tensor | None:
+    def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> torch.Tensor | None:
         return self.batch_get([key], [target_location])[0]
 
     def batch_set(
-        self,
-        keys: Sequence[str],
-        values: Any | None = None,
-        target_locations: Any | None = None,
-        target_sizes: Any | None = None,
+        self, keys: Sequence[str], values: Any = None, target_locations: Any = None, target_sizes: Any = None
     ) -> bool:
         """True if all of the pages are stored now; those that were already are not written again."""
         return all(self._write(keys, list(values or [])))
 
     def batch_get(
-        self, keys: Sequence[str], target_locations: Any | None = None, target_sizes: Any | None = None
+        self, keys: Sequence[str], target_locations: Any = None, target_sizes: Any = None
     ) -> list[torch.Tensor | None]:
         """Pages, in `target_locations` where these are given, and None for each miss."""
-        rooms = [
-            self.mem_pool_host.get_dummy_flat_data_page() if room is None else room
-            for room in target_locations or [None] * len(keys)
+        buffers = [
+            self.mem_pool_host.get_dummy_flat_data_page() if buffer is None else buffer
+            for buffer in target_locations or [None] * len(keys)
         ]
-        return [room if found else None for room, found in zip(rooms, self._read(keys, rooms), strict=True)]
+        return [buffer if found else None for buffer, found in zip(buffers, self._read(keys, buffers), strict=True)]
 
     def batch_set_v1(self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None) -> list[bool]:
         pages = [self.mem_pool_host.get_data_page(index) for index in self._pages(keys, host_indices)]
@@ -173,43 +165,43 @@ class KvCompressStorage(HiCacheStorage):
             raise InvalidArgument(f"a page is {Kind.of(page)}, and those of the pool are {self._page}")
         return page
 
-    def _read(self, keys: Sequence[str], rooms: Sequence[torch.Tensor]) -> list[bool]:
-        """Which of the pages were found; they are in their rooms then."""
+    def _read(self, keys: Sequence[str], buffers: Sequence[torch.Tensor]) -> list[bool]:
+        """Which of the pages were found; they are in their buffers then."""
         found: list[bool] = []
-        payloads: list[tuple[str, torch.Tensor, list[memoryview]]] = []
+        payloads: list[tuple[str, torch.Tensor, list[Stored]]] = []
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for key, room in zip(keys, rooms, strict=True):
+        for key, buffer in zip(keys, buffers, strict=True):
             frames = self._load(key)
             found.append(frames is not None)
             if frames is not None:
-                flat = self._checked(room)
+                flat = self._checked(buffer)
                 payloads.append((key, flat, frames))
-                if flat.data_ptr() != room.data_ptr():  # a copy, of a room with gaps
-                    copies.append((room, flat))
+                if flat.data_ptr() != buffer.data_ptr():  # a copy, of a buffer with gaps
+                    copies.append((buffer, flat))
         decoded = iter(self._decode(payloads))
-        for room, flat in copies:
-            room.copy_(flat.view(room.shape))
+        for buffer, flat in copies:
+            buffer.copy_(flat.view(buffer.shape))
         return [hit and next(decoded) for hit in found]
 
-    def _load(self, key: str) -> list[memoryview] | None:
+    def _load(self, key: str) -> list[Stored] | None:
         store = self._open()
         try:
             payload = store.get(key, most_packed(self._kinds))
-            return None if payload is None else unpack(payload, len(self._kinds))
+            return None if payload is None else unpack(payload, self._kinds)
         except (DataLoss, OSError) as error:
             self._lost(key, error)
             return None
 
-    def _decode(self, payloads: Sequence[tuple[str, torch.Tensor, list[memoryview]]]) -> list[bool]:
+    def _decode(self, payloads: Sequence[tuple[str, torch.Tensor, list[Stored]]]) -> list[bool]:
         """On one stream; where that fails, page by page, for the others' sake."""
         if not payloads:
             return []
         try:
             frames = [frame for _, _, page in payloads for frame in page]
-            tensors = iter(self._codec.decompress(frames, self._kinds * len(payloads)))
-            for _, room, _ in payloads:
-                for _, place in self._tensors(room):
-                    place.copy_(next(tensors))
+            tensors = iter(self._codec.decompress(frames))
+            for _, buffer, _ in payloads:
+                for _, part in self._tensors(buffer):
+                    part.copy_(next(tensors))
             return [True] * len(payloads)
         except DataLoss as error:
             if len(payloads) > 1:
@@ -221,10 +213,7 @@ class KvCompressStorage(HiCacheStorage):
 
     def _lost(self, key: str, error: Exception) -> None:
         logger.warning("page %s is lost: %s", key, error)
-        try:
-            self._open().remove(key)
-        except OSError as failure:
-            logger.warning("page %s cannot be removed: %s", key, failure)
+        self._open().discard(key)
 
 
 def _split(pool: Any, elements: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

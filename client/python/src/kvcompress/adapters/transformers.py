@@ -17,10 +17,8 @@ except ImportError as error:
         "pip install 'kvcompress[transformers]'"
     ) from error
 
-from .._client import Client
-from .._errors import InvalidArgument
-from .._frame import Frame
-from ._codec import Codec, Kind
+from .. import Client, Frame, InvalidArgument
+from ._codec import Codec
 from ._frame_cache import FrameCache
 
 __all__ = ["CompressedCache", "CompressedLayer", "FrameCache", "compress_cache", "restore_cache"]
@@ -93,18 +91,13 @@ def restore_cache(
     """The DynamicCache again, with its dtypes, lengths and sliding layers, on the devices that it was on or on
     `device`. DataLoss for a frame that is damaged."""
     coder = Codec.of(client, "", None, timeout)
-    frames = compressed.frames
-    kinds = [Kind(_DTYPES[frame.dtype], frame.shape) for frame in frames]
-    tensors = iter(coder.decompress([frame.data for frame in frames], kinds))
+    tensors = iter(coder.decompress(compressed.frames))
     pairs = []
     for layer in compressed.layers:
         where = device or layer.device
         pair = [None if frame is None else next(tensors).to(where) for frame in (layer.key, layer.value)]
         pairs.append((layer, *pair))
     return _legacy_cache(pairs) if _DynamicLayer is None else _layered_cache(pairs)
-
-
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass

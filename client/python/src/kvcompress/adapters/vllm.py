@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError(f"kvcompress.adapters.vllm runs inside vLLM, which cannot be imported here: {error}") from error
 
-from .._errors import FailedPrecondition, InvalidArgument
+from .. import FailedPrecondition, InvalidArgument
 from ._codec import Codec, check_keys
 from ._store import Store
 from ._vllm_scheduler import Scheduler
@@ -32,9 +32,7 @@ class KvCompressConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         extra = dict(vllm_config.kv_transfer_config.kv_connector_extra_config or {})
-        check_keys(extra, {"path", "capacity_bytes", "chunk_tokens"})
-        if "path" not in extra:
-            raise InvalidArgument("the option path, a folder of this host, is missing")
+        check_keys(extra, {"capacity_bytes", "chunk_tokens"}, required={"path"})
         parallel, block = vllm_config.parallel_config, vllm_config.cache_config.block_size
         if getattr(parallel, "decode_context_parallel_size", 1) != 1:
             raise FailedPrecondition("decode context parallelism spreads a block's tokens, and is not supported")
@@ -69,8 +67,8 @@ class KvCompressConnector(KVConnectorBase_V1):
         """Nothing: start_load_kv has waited."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: wait_for_save takes all layers of a chunk together, and is called where CUDA graphs leave no place
-        for this."""
+        """Nothing: wait_for_save takes all layers of a chunk together, and is called with CUDA graphs, too, which leave
+        this out."""
 
     def wait_for_save(self) -> None:
         self._of(self._worker).save(self._get_connector_metadata().stores)

@@ -1,0 +1,103 @@
+"""Calls without a network: the steps that they name, and what becomes of answers and failures."""
+
+import grpc
+import kvcompress
+import numpy as np
+import pytest
+from fake_server import capabilities
+from kvcompress._core import Core, Streaming, Unary, Wait
+from kvcompress.v1 import kvcompress_pb2 as pb
+
+SMALL, LARGE = np.ones(10, np.float16), np.ones(1 << 20, np.float16)
+OFFER = capabilities(kvcompress.__version__)
+ANSWER = pb.CompressTensorResponse(report=pb.TensorReport(name="t", frame_bytes=5), frame=b"frame").SerializeToString()
+POLICY = kvcompress.RetryPolicy(max_attempts=3, initial_backoff=1, multiplier=2, max_backoff=10, jitter=0)
+
+
+class Failure(grpc.RpcError):
+    def __init__(self, code, pushback=None):
+        self._code, self._trailers = code, [("grpc-retry-pushback-ms", pushback)] if pushback else []
+
+    def code(self):
+        return self._code
+
+    def details(self):
+        return "not now"
+
+    def trailing_metadata(self):
+        return self._trailers
+
+
+UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE)
+
+
+@pytest.fixture
+def core():
+    return Core(60, POLICY, lambda said: None)
+
+
+def run(plan, *came):
+    """The steps of a plan, which is told what came of each of them, and its result or what it raises."""
+    steps, came = [], list(came)
+    try:
+        step = next(plan)
+        while True:
+            steps.append(step)
+            answer = came.pop(0)
+            step = plan.throw(answer) if isinstance(answer, Exception) else plan.send(answer)
+    except StopIteration as end:
+        return steps, end.value
+    except Exception as error:
+        return steps, error
+
+
+def test_a_small_tensor_goes_by_one_message_and_a_large_one_by_a_stream(core):
+    steps, frame = run(core.compress(SMALL, "raw", name="t"), OFFER, ANSWER)
+    assert [step.method for step in steps] == ["Capabilities", "CompressTensor"]
+    assert all(59 < step.timeout <= 60 for step in steps)
+    assert frame.data == b"frame"
+    assert pb.CompressTensorRequest.FromString(steps[1].request).data == SMALL.tobytes()
+    (step,), found = run(core.compress(LARGE), [frame])
+    assert isinstance(step, Streaming)
+    assert step.exchange.method == "Compress"
+    assert found is frame
+    steps, many = run(core.compress_many([("t", SMALL)], "raw", None, None))
+    assert steps == []
+    assert (many.exchange.method, many.items) == ("Compress", [("t", SMALL)])
+
+
+def test_what_is_tried_again_and_after_which_wait(core):
+    run(core.wait_ready(), pb.MetricsResponse().SerializeToString(), OFFER)
+    busy = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "5000")
+    steps, frame = run(core.compress(SMALL), UNAVAILABLE, None, busy, None, ANSWER)
+    assert frame.data == b"frame"
+    assert [step.seconds for step in steps if isinstance(step, Wait)] == [1, 5]
+    steps, error = run(core.compress(SMALL), UNAVAILABLE, None, UNAVAILABLE, None, UNAVAILABLE)
+    assert [step.seconds for step in steps if isinstance(step, Wait)] == [1, 2]
+    assert (type(error), str(error)) == (kvcompress.Unavailable, "not now")
+    for final in (Failure(grpc.StatusCode.RESOURCE_EXHAUSTED), Failure(grpc.StatusCode.DATA_LOSS, "1")):
+        assert len(run(core.compress(SMALL), final)[0]) == 1
+    steps, error = run(core.compress(SMALL, timeout=4), busy)
+    assert (len(steps), error.retry_after) == (1, 5)
+
+
+def test_a_daemon_that_drains_is_waited_for(core):
+    drains = pb.MetricsResponse(draining=True).SerializeToString()
+    steps, error = run(core.wait_ready(2), drains, None, pb.MetricsResponse().SerializeToString(), OFFER)
+    assert error is None
+    assert [type(step) for step in steps] == [Unary, Wait, Unary, Unary]
+
+
+def test_answers_that_are_none(core):
+    for answer, text in ((b"\xff", "cannot be parsed"), (None, "before it had answered")):
+        _, error = run(core.metrics(), answer)
+        assert type(error) is kvcompress.KvCompressError
+        assert text in str(error)
+
+
+def test_what_fails_after_the_client_is_closed_is_cancelled(core):
+    _, error = run(core.metrics(), ValueError("Cannot invoke RPC on closed channel!"))
+    assert type(error) is ValueError
+    core.closed = True
+    _, error = run(core.metrics(), ValueError("Cannot invoke RPC on closed channel!"))
+    assert (type(error), str(error)) == (kvcompress.Cancelled, "the client is closed")
