@@ -5,11 +5,11 @@ import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, TypeVar
 
 from ._channel import Channel
 from ._connection import Connection
-from ._core import Core, Items, Plan, Step, Streaming, Unary, Wait, Work
+from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work
 from ._errors import DeadlineExceeded, closed
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
@@ -17,7 +17,6 @@ from ._retry import Left
 from ._stream import Stream
 from ._tensors import Framework
 
-Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
 # At the same time, of one client; more wait for a thread.
 _MAX_STREAMS = 64

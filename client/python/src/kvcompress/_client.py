@@ -3,16 +3,14 @@
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate
 
 from ._connection import Connection
-from ._core import Core, Plan, Step, Streaming, Unary, Wait, Work
+from ._core import Arguments, Core, Plan, Step, Streaming, Unary, Wait, Work
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
 from ._stream import Stream
 from ._tensors import Framework
-
-Arguments = ParamSpec("Arguments")
 
 
 def _blocking(

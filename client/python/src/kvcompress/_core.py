@@ -10,7 +10,7 @@ import importlib.metadata
 import math
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import grpc
 
@@ -23,6 +23,7 @@ from ._tensors import Framework
 from ._wire import Parsed, parsed
 from .v1 import kvcompress_pb2 as pb
 
+Arguments = ParamSpec("Arguments")
 Given = TypeVar("Given")
 Items = Iterable[Given] | AsyncIterable[Given]
 # Of a message besides the payload: tags, lengths, a header of the longest name, and some to spare.
@@ -70,8 +71,7 @@ def version() -> str:
 
 
 class Core:
-    """The plans of one client. `learn` is given what the daemon says of itself, once. `closed` is set when the client
-    is closed."""
+    """The plans of one client. `learn` is given what the daemon says of itself. `closed` is set when the client is."""
 
     def __init__(self, timeout: float | None, retry: RetryPolicy, learn: Callable[[pb.CapabilitiesResponse], None]):
         self.closed = False
@@ -94,6 +94,7 @@ class Core:
 
         `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
         JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
+        InvalidArgument for what is none of these, ResourceExhausted for a tensor over the daemon's limit.
         """
         item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
         return self._one(item, CompressExchange, timeout)
@@ -102,7 +103,8 @@ class Core:
         self, frame: Frame | FrameBytes, *, out: Any = None, as_: Framework | None = None, timeout: float | None = None
     ) -> Plan[Any]:
         """The tensor of a frame: in `out`, where that is given; else a new one, of the kind that the Frame was made
-        from, or of the kind `as_`; of bytes alone, a NumPy array."""
+        from, or of the kind `as_`; of bytes alone, a NumPy array. DataLoss for a frame that is damaged, or of another
+        dtype or shape than its Frame says; InvalidArgument for an `out` that does not fit."""
         _, tensor = yield from self._one(DecompressItem.of(frame, out, as_), DecompressExchange, timeout)
         return tensor
 
@@ -131,7 +133,8 @@ class Core:
         return self._retried(lambda left: self._ask("Capabilities", pb.CapabilitiesResponse, left, request), timeout)
 
     def wait_ready(self, timeout: float | None = None) -> Plan[None]:
-        """Returns once the daemon answers, does not drain, and is of a version that this package knows."""
+        """Returns once the daemon answers, does not drain, and is of a version that this package knows. Unavailable or
+        DeadlineExceeded when that is not so within `timeout` seconds; VersionMismatch at once."""
 
         def attempt(left: Left) -> Plan[None]:
             if (yield from self._ask("Metrics", pb.MetricsResponse, left)).draining:

@@ -12,7 +12,7 @@ from ._errors import InvalidArgument, KvCompressError, unanswered
 from ._frame import Frame
 from ._items import CompressItem, DecompressItem, Item, Result
 from ._tensors import Framework, Output
-from ._wire import bytes_field, fields, malformed, payload_messages
+from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
 
 AnItem = TypeVar("AnItem", bound=Item[Any])
@@ -74,7 +74,8 @@ class Exchange(Call[Result], Generic[AnItem, Result]):
         item = self.prepare(raw)
         self.open.append(item)
         yield bytes_field(1, item.header)
-        yield from payload_messages(2, item.data, self._message_bytes)
+        for at in range(0, len(item.data), self._message_bytes):
+            yield bytes_field(2, item.data[at : at + self._message_bytes])
 
     def receive(self, message: bytes) -> Result | None:
         result = None

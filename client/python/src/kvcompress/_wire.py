@@ -27,12 +27,6 @@ def bytes_field(number: int, *parts: bytes | memoryview) -> bytes:
     return b"".join((varint(number << 3 | _LENGTH_DELIMITED), varint(size), *parts))
 
 
-def payload_messages(number: int, payload: memoryview, step: int) -> Iterator[bytes]:
-    """Messages with field `number` that hold `payload`, at most `step` bytes in each."""
-    for at in range(0, len(payload), step):
-        yield bytes_field(number, payload[at : at + step])
-
-
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
     value = 0
     for index in range(10):

@@ -80,8 +80,8 @@ class Codec:
         return self.client.with_retries(work, timeout=self.timeout)
 
     def decompress(self, frames: Sequence[Frame | Stored]) -> list[torch.Tensor]:
-        """Tensors of the CPU, like `compress`. DataLoss for a frame that is damaged or holds something else, before
-        memory is taken for it."""
+        """Tensors of the CPU, in order, by one stream that is made again like that of `compress`. DataLoss for a frame
+        that is damaged or holds something else, before memory is taken for it."""
 
         def work(seconds: float) -> list[torch.Tensor]:
             return [tensor for _, tensor in self.client.decompress_many(frames, as_="torch", timeout=seconds)]
