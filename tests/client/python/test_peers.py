@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import ipaddress
+import itertools
 import time
 
 import grpc
@@ -153,6 +154,12 @@ def test_answers_to_compress_that_cannot_be(connect, answers):
     with pytest.raises(kvcompress.KvCompressError, match=r"cannot be parsed|came as|answered all") as error:
         run_stream(connect, "Compress", answers, lambda client: client.compress(BIG))
     assert error.value.code is None
+
+
+def test_a_frame_without_an_end(connect):
+    part = pb.CompressResponse(frame=bytes(1 << 20))
+    with pytest.raises(kvcompress.KvCompressError, match="cannot be parsed"):
+        run_stream(connect, "Compress", itertools.repeat(part), lambda client: client.compress(BIG))
 
 
 @pytest.mark.parametrize("answers", [

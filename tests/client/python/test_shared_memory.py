@@ -382,6 +382,7 @@ LIES = {
     "before the buffer": lambda buffer: within(buffer, offset=0),
     "after its beginning": lambda buffer: within(buffer, offset=buffer.offset + 1),
     "beyond its end": lambda buffer: within(buffer, byte_size=buffer.byte_size + 1),
+    "a frame without an end": lambda buffer: within(buffer, byte_size=buffer.byte_size),
     "more than all memory": lambda buffer: within(buffer, offset=(1 << 64) - 1, byte_size=(1 << 64) - 1),
     "input that was not given": lambda buffer: pb.CompressResponse(input_released=1 << 40),
     "bytes that were not asked for": lambda buffer: pb.CompressResponse(frame=b"x"),

@@ -89,11 +89,11 @@ class AsyncClient(Connection):
             step = next(plan)
             while True:
                 try:
-                    came = await self._do(step)
+                    answer = await self._do(step)
                 except Exception as error:
                     step = plan.throw(error)
                 else:
-                    step = plan.send(came)
+                    step = plan.send(answer)
         except StopIteration as end:
             result: Result = end.value
             return result

@@ -84,11 +84,11 @@ class Client(Connection):
             step = next(plan)
             while True:
                 try:
-                    came = self._do(step)
+                    answer = self._do(step)
                 except Exception as error:
                     step = plan.throw(error)
                 else:
-                    step = plan.send(came)
+                    step = plan.send(answer)
         except StopIteration as end:
             result: Result = end.value
             return result
