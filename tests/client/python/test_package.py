@@ -1,5 +1,6 @@
 """The package as it is installed: wheels, source distributions, types, and that nothing generated is in git."""
 
+import inspect
 import pathlib
 import re
 import subprocess
@@ -126,3 +127,9 @@ def test_style():
     run(sys.executable, "-m", "ruff", "format", "--check", "--config", config, PACKAGE)
     # The adapters get by with what is public.
     run(sys.executable, "-m", "ruff", "check", "--config", config, "--select", "SLF001", ADAPTERS)
+
+
+def test_help_shows_what_calls_return():
+    returns = {name: inspect.signature(getattr(kvcompress.Client, name)).return_annotation
+               for name in ("compress", "decompress", "metrics", "wait_ready")}
+    assert returns == {"compress": "Frame", "decompress": "Any", "metrics": "pb.MetricsResponse", "wait_ready": "None"}

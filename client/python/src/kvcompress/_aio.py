@@ -9,7 +9,7 @@ from typing import Any, Concatenate, TypeVar
 
 from ._channel import Channel
 from ._connection import Connection
-from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work
+from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import DeadlineExceeded, closed
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
@@ -29,7 +29,7 @@ def _awaited(
 ) -> Callable[Concatenate["AsyncClient", Arguments], Coroutine[Any, Any, Result]]:
     """The method that carries out the plan."""
 
-    @functools.wraps(plan)
+    @method_of(plan)
     async def method(client: "AsyncClient", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
         return await client._run(plan(client._core, *args, **options))
 

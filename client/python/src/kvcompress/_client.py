@@ -1,12 +1,11 @@
 """The blocking client."""
 
-import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate
 
 from ._connection import Connection
-from ._core import Arguments, Core, Plan, Step, Streaming, Unary, Wait, Work
+from ._core import Arguments, Core, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
 from ._stream import Stream
@@ -18,7 +17,7 @@ def _blocking(
 ) -> Callable[Concatenate["Client", Arguments], Result]:
     """The method that carries out the plan."""
 
-    @functools.wraps(plan)
+    @method_of(plan)
     def method(client: "Client", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
         return client._run(plan(client._core, *args, **options))
 

@@ -6,7 +6,9 @@ it, or throws the error into it. What the plan returns is the result of the call
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import inspect
 import math
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from .v1 import kvcompress_pb2 as pb
 
 Arguments = ParamSpec("Arguments")
 Given = TypeVar("Given")
+Method = TypeVar("Method", bound=Callable[..., Any])
 Items = Iterable[Given] | AsyncIterable[Given]
 # Of a message besides the payload: tags, lengths, a header of the longest name, and some to spare.
 _MESSAGE_OVERHEAD = 4096
@@ -63,6 +66,19 @@ class Wait:
 
 Step = Unary | Streaming[Any] | Work | Wait
 Plan = Generator[Step, Any, Result]
+
+
+def method_of(plan: Callable[..., Any]) -> Callable[[Method], Method]:
+    """Makes a client's method show the plan's name, text and parameters, and the plan's result as its own."""
+
+    def documented(method: Method) -> Method:
+        functools.update_wrapper(method, plan)
+        signature = inspect.signature(plan)
+        result = str(signature.return_annotation).removeprefix("Plan[").removesuffix("]")
+        method.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+        return method
+
+    return documented
 
 
 def version() -> str:
