@@ -87,10 +87,10 @@ class RemoteClient final : public CodecClient {
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
     // A daemon would take the axes of a description without any from the tensor's name.
     for (const CompressJob& job : jobs) KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
-    return Call<CompressMethod>(jobs, deadline, sink);
+    return Call<CompressReplies>(jobs, deadline, sink);
   }
   absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
-    return Call<DecompressMethod>(jobs, deadline, sink);
+    return Call<DecompressReplies>(jobs, deadline, sink);
   }
 
   std::unique_ptr<SharedBuffer> Allocate(size_t bytes) override {
@@ -107,12 +107,13 @@ class RemoteClient final : public CodecClient {
 
  private:
   absl::Status Connect(absl::Time deadline);
-  template <typename Method, typename Job, typename Sink>
-  absl::Status Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink);
-  template <typename Method, typename Job, typename Sink>
-  // `shared`: whether shared memory may be used, and then, whether it was.
-  StreamEnd Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery, bool& shared);
-  // What the end of a call means of whose `jobs` `jobs_done` were reported.
+  template <typename Replies>
+  absl::Status Call(std::span<const typename Replies::Job> jobs, absl::Time deadline, typename Replies::Sink& sink);
+  // `shared`: in, whether shared memory may be used; out, whether it was.
+  template <typename Replies>
+  StreamEnd Attempt(std::span<const typename Replies::Job> jobs, absl::Time deadline, typename Replies::Sink& sink,
+                    Delivery& delivery, bool& shared);
+  // The result of a call that ended with `status`, after reports on `jobs_done` of its `jobs`.
   absl::Status Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
                        absl::Time deadline) const;
 
@@ -181,36 +182,38 @@ absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& m
   }
 }
 
-template <typename Method, typename Job, typename Sink>
-StreamEnd RemoteClient::Attempt(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
-                                bool& shared) {
+template <typename Replies>
+StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, absl::Time deadline,
+                                typename Replies::Sink& sink, Delivery& delivery, bool& shared) {
+  const std::string& method = MethodPath<typename Replies::Direction::Request>();
   delivery.BeginAttempt();
   SliceReader slices;
-  if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall<Method>(jobs[0])) {
+  if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall(jobs[0])) {
     shared = last_was_shared_ = false;
-    StreamEnd end = CallTensor<Method>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
+    StreamEnd end = CallTensor<Replies>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
     slices.WaitUntilReleased(absl::InfiniteFuture());
     if (end.status.error_code() != grpc::StatusCode::UNIMPLEMENTED) return end;
     takes_tensor_calls_ = false;  // a daemon of before there were any
   }
-  std::unique_ptr<RegisteredMemory> arena = shared ? pool_->Take(deadline) : nullptr;
-  shared = last_was_shared_ = arena != nullptr;
+  std::unique_ptr<RegisteredMemory> memory = shared ? pool_->Take(deadline) : nullptr;
+  shared = last_was_shared_ = memory != nullptr;
   if (shared) {
-    SharedExchange<Method> exchange(options_.address, jobs, deadline, sink, delivery, *pool_, *arena);
-    StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
-    if (LosesRegions(end.status)) pool_->Forget(*arena);
+    SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, *pool_, *memory);
+    StreamEnd end = RunStream(channel_, method, deadline, exchange);
+    if (LosesRegions(end.status)) pool_->Forget(*memory);
     // After any other end than this one the daemon may still be writing to it.
-    if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(arena));
+    if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(memory));
     return end;
   }
-  ByteExchange<Method> exchange(options_.address, jobs, deadline, sink, delivery, slices);
-  StreamEnd end = RunStream(channel_, Method::kName, deadline, exchange);
+  ByteExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, slices);
+  StreamEnd end = RunStream(channel_, method, deadline, exchange);
   slices.WaitUntilReleased(absl::InfiniteFuture());
   return end;
 }
 
-template <typename Method, typename Job, typename Sink>
-absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, Sink& sink) {
+template <typename Replies>
+absl::Status RemoteClient::Call(std::span<const typename Replies::Job> jobs, absl::Time deadline,
+                                typename Replies::Sink& sink) {
   Delivery delivery;
   Backoff backoff(options_.retry);
   bool may_share = pool_ != nullptr;
@@ -220,7 +223,7 @@ absl::Status RemoteClient::Call(std::span<const Job> jobs, absl::Time deadline, 
     if (!connected.ok()) return last.ok() || absl::IsDeadlineExceeded(connected) ? connected : last;
     if (jobs.empty()) return absl::OkStatus();
     bool shared = may_share;
-    const StreamEnd end = Attempt<Method>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
+    const StreamEnd end = Attempt<Replies>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
     if (!end.handler.ok()) return end.handler;
     last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);
     if (shared && LosesRegions(end.status)) {

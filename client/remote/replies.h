@@ -7,58 +7,81 @@
 #include "client/codec_client.h"
 #include "client/remote/delivery.h"
 #include "core/frame/frame.h"
-#include "kvcompress/v1/kvcompress.pb.h"
+#include "proto/wire/direction.h"
 
 namespace kvcompress {
 
 // "daemon ADDRESS: WHAT".
 absl::Status DaemonFault(std::string_view address, absl::StatusCode code, std::string_view what);
 
-// Takes a daemon's answers to one attempt at `jobs`, the first of which may be known in part already: checks that they
-// can be, and hands to the sink what it does not have. What cannot be is INTERNAL and a fault of the daemon.
-class CompressReplies {
+// What both directions share in taking a daemon's answers to one attempt at some jobs, the first of which may be known
+// in part already: they check that an answer can be, and hand to the sink what it does not have. An answer that cannot
+// be is INTERNAL and a fault of the daemon.
+class DaemonReplies {
  public:
+  DaemonReplies(std::string_view address, Delivery& delivery) : address_(address), delivery_(delivery) {}
+
+  absl::Status WrongReply(std::string_view what) const;
+
+ protected:
+  // The same for what `status` says is wrong.
+  absl::Status WrongReply(const absl::Status& status) const { return WrongReply(std::string(status.message())); }
+  // Ends the current job, if the report is about it and about all bytes that came.
+  absl::Status EndJob(const v1::TensorReport& report, std::string_view name, uint64_t tensor_bytes,
+                      uint64_t frame_bytes);
+
+  const std::string_view address_;
+  Delivery& delivery_;
+};
+
+class CompressReplies : public DaemonReplies {
+ public:
+  using Direction = CompressDirection;
   using Job = CompressJob;
   using Sink = CompressSink;
 
   CompressReplies(std::string_view address, Sink& sink, Delivery& delivery)
-      : address_(address), sink_(sink), delivery_(delivery) {}
+      : DaemonReplies(address, delivery), sink_(sink) {}
 
+  // A frame describes its tensor itself.
+  template <typename AnyResponse>
+  absl::Status OnDescription(const AnyResponse&) {
+    return absl::OkStatus();
+  }
   absl::Status OnBytes(const CompressJob& job, ByteSpan frame);
   absl::Status OnReport(const CompressJob& job, const v1::TensorReport& report);
 
  private:
   absl::Status Check(const CompressJob& job, ByteSpan frame);
   absl::Status CheckHeader(const CompressJob& job);
-  absl::Status WrongReply(std::string_view what) const;
 
-  const std::string_view address_;
   CompressSink& sink_;
-  Delivery& delivery_;
   FrameReader reader_;
 };
 
-class DecompressReplies {
+class DecompressReplies : public DaemonReplies {
  public:
+  using Direction = DecompressDirection;
   using Job = DecompressJob;
   using Sink = DecompressSink;
 
   DecompressReplies(std::string_view address, Sink& sink, Delivery& delivery)
-      : address_(address), sink_(sink), delivery_(delivery) {}
+      : DaemonReplies(address, delivery), sink_(sink) {}
 
-  absl::Status OnHeader(const v1::Tensor& header);
+  template <typename AnyResponse>
+  absl::Status OnDescription(const AnyResponse& response) {
+    return response.has_header() ? OnHeader(response.header()) : absl::OkStatus();
+  }
   absl::Status OnBytes(const DecompressJob& job, ByteSpan values);
   absl::Status OnReport(const DecompressJob& job, const v1::TensorReport& report);
 
  private:
-  absl::Status WrongReply(std::string_view what) const;
+  absl::Status OnHeader(const v1::Tensor& header);
 
-  const std::string_view address_;
   DecompressSink& sink_;
-  Delivery& delivery_;
   std::optional<TensorDesc> tensor_;
   uint64_t expected_bytes_ = 0;  // of the tensor's values
-  uint64_t value_bytes_ = 0;
+  uint64_t value_bytes_ = 0;     // of those that came
 };
 
 }  // namespace kvcompress

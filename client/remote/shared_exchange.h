@@ -12,19 +12,20 @@
 
 namespace kvcompress {
 
-// The memory of one call: chunks for input on one side, rooms for output on the other.
-class SharedArena {
+// The memory of one call: chunks for input in its first half, buffers for output in its second.
+class CallMemory {
  public:
+  // Of a chunk, and of a buffer.
   static constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
 
-  explicit SharedArena(const RegisteredMemory& memory) : memory_(memory) {
+  explicit CallMemory(const RegisteredMemory& memory) : memory_(memory) {
     const size_t chunks = memory.bytes().size() / kChunkBytes;
-    for (size_t i = 0; i < chunks; ++i) (i < chunks / 2 ? chunks_ : rooms_).push_back(i * kChunkBytes);
+    for (size_t i = 0; i < chunks; ++i) (i < chunks / 2 ? chunks_ : buffers_).push_back(i * kChunkBytes);
   }
 
   // Offsets of those that nobody uses.
   std::deque<uint64_t>& chunks() { return chunks_; }
-  std::deque<uint64_t>& rooms() { return rooms_; }
+  std::deque<uint64_t>& buffers() { return buffers_; }
 
   MutableByteSpan At(uint64_t offset, size_t count) const { return memory_.bytes().subspan(offset, count); }
   void Describe(uint64_t offset, uint64_t bytes, v1::SharedMemoryRange& range) const {
@@ -37,30 +38,31 @@ class SharedArena {
  private:
   const RegisteredMemory& memory_;
   std::deque<uint64_t> chunks_;
-  std::deque<uint64_t> rooms_;
+  std::deque<uint64_t> buffers_;
 };
 
 // Sends descriptors of memory that the daemon has mapped: of the sources' own where they lie in such memory, else of
-// chunks that they are copied into. Output comes in rooms of that memory.
-template <typename Method>
-class SharedExchange final : public Exchange<Method> {
+// chunks that they are copied into. Output comes in buffers of that memory.
+template <typename Replies>
+class SharedExchange final : public Exchange<Replies> {
  public:
-  using typename Exchange<Method>::Job;
-  using typename Exchange<Method>::Sink;
-  using typename Exchange<Method>::Request;
-  using typename Exchange<Method>::Outgoing;
+  using typename Exchange<Replies>::Direction;
+  using typename Exchange<Replies>::Job;
+  using typename Exchange<Replies>::Sink;
+  using typename Exchange<Replies>::Request;
+  using typename Exchange<Replies>::Outgoing;
 
   SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, Sink& sink,
-                 Delivery& delivery, const SharedMemoryPool& pool, const RegisteredMemory& arena)
-      : Exchange<Method>(address, jobs, deadline, sink, delivery),
+                 Delivery& delivery, const SharedMemoryPool& pool, const RegisteredMemory& memory)
+      : Exchange<Replies>(address, jobs, deadline, sink, delivery),
         pool_(pool),
-        arena_(arena),
-        rooms_wanted_(RoomsWanted(jobs)) {}
+        memory_(memory),
+        buffers_wanted_(BuffersWanted(jobs)) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
     KVC_ASSIGN_OR_RETURN(std::optional<Request> request, NextRequest());
     Outgoing next;
-    next.last = AllSent() && (AllRoomsGiven() || this->done() == this->jobs().size());
+    next.last = AllSent() && (AllBuffersGiven() || this->done() == this->jobs().size());
     if (!request && !next.last) return std::nullopt;
     if (request && !SerializeMessage(*request, next.message)) return absl::InternalError("a header is too large");
     next.followed = request && !next.last && CanGoOn();
@@ -72,41 +74,41 @@ class SharedExchange final : public Exchange<Method> {
     uint64_t bytes = 0;
     std::optional<uint64_t> chunk;  // to be used again when the bytes are released
   };
-  struct Room {
+  struct GivenBuffer {
     uint64_t offset = 0;
     uint64_t used = 0;
   };
 
   static constexpr uint64_t kUnknown = UINT64_MAX;
 
-  static uint64_t RoomsWanted(std::span<const Job> jobs) {
-    uint64_t rooms = 0;
+  static uint64_t BuffersWanted(std::span<const Job> jobs) {
+    uint64_t buffers = 0;
     for (const Job& job : jobs) {
-      const std::optional<uint64_t> bytes = Method::MaxOutput(job);
+      const std::optional<uint64_t> bytes = MaxOutputBytes(job);
       if (!bytes) return kUnknown;
-      rooms += (*bytes + SharedArena::kChunkBytes - 1) / SharedArena::kChunkBytes;
+      buffers += (*bytes + CallMemory::kChunkBytes - 1) / CallMemory::kChunkBytes;
     }
-    return rooms;
+    return buffers;
   }
 
   bool AllSent() const { return sending_ == this->jobs().size(); }
-  bool AllRoomsGiven() const { return rooms_given_ == rooms_wanted_; }
+  bool AllBuffersGiven() const { return buffers_given_ == buffers_wanted_; }
   bool CanGoOn() {
-    return (!AllRoomsGiven() && !arena_.rooms().empty()) || (!AllSent() && (!header_sent_ || CanSendInput()));
+    return (!AllBuffersGiven() && !memory_.buffers().empty()) || (!AllSent() && (!header_sent_ || CanSendInput()));
   }
 
   absl::StatusOr<std::optional<Request>> NextRequest() {
     Request request;
     if (!AllSent() && !header_sent_) {
       header_sent_ = true;
-      request = Method::Header(this->jobs()[sending_], /*to_room=*/true);
+      *request.mutable_header() = HeaderOf(this->jobs()[sending_], /*to_buffers=*/true);
       EndJobIfSent();
-    } else if (!AllRoomsGiven() && !arena_.rooms().empty()) {
-      const uint64_t offset = arena_.rooms().front();
-      arena_.rooms().pop_front();
+    } else if (!AllBuffersGiven() && !memory_.buffers().empty()) {
+      const uint64_t offset = memory_.buffers().front();
+      memory_.buffers().pop_front();
       given_.push_back({offset});
-      ++rooms_given_;
-      arena_.Describe(offset, SharedArena::kChunkBytes, Method::Room(request));
+      ++buffers_given_;
+      memory_.Describe(offset, CallMemory::kChunkBytes, Direction::OutputBuffer(request));
     } else if (!AllSent()) {
       return NextInput();
     } else {
@@ -118,14 +120,14 @@ class SharedExchange final : public Exchange<Method> {
   // Whether the next input finds a chunk, or needs none.
   bool CanSendInput() {
     constexpr size_t kMaxPending = 16;
-    return in_place_ ? pending_.size() < kMaxPending : !arena_.chunks().empty();
+    return in_place_ ? pending_.size() < kMaxPending : !memory_.chunks().empty();
   }
 
   absl::StatusOr<std::optional<Request>> NextInput() {
     constexpr uint64_t kRangeBytes = uint64_t{4} << 20;
     if (!CanSendInput()) return std::nullopt;
     const ByteSource& source = *this->jobs()[sending_].source;
-    const size_t count = std::min(in_place_ ? kRangeBytes : SharedArena::kChunkBytes, source.size() - sent_bytes_);
+    const size_t count = std::min(in_place_ ? kRangeBytes : CallMemory::kChunkBytes, source.size() - sent_bytes_);
     KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, source.Get(sent_bytes_, count, scratch_));
     std::optional<v1::SharedMemoryRange> range = pool_.Find(bytes);
     if (!range && std::exchange(in_place_, false)) return NextInput();
@@ -133,12 +135,12 @@ class SharedExchange final : public Exchange<Method> {
     Request request;
     Pending pending{count, std::nullopt};
     if (range) {
-      Method::Input(request) = *std::move(range);
+      Direction::SharedInput(request) = *std::move(range);
     } else {
-      pending.chunk = arena_.chunks().front();
-      arena_.chunks().pop_front();
-      std::memcpy(arena_.At(*pending.chunk, count).data(), bytes.data(), count);
-      arena_.Describe(*pending.chunk, count, Method::Input(request));
+      pending.chunk = memory_.chunks().front();
+      memory_.chunks().pop_front();
+      std::memcpy(memory_.At(*pending.chunk, count).data(), bytes.data(), count);
+      memory_.Describe(*pending.chunk, count, Direction::SharedInput(request));
     }
     pending_.push_back(pending);
     unreleased_ += count;
@@ -164,40 +166,40 @@ class SharedExchange final : public Exchange<Method> {
       const Pending& pending = pending_.front();
       released_ += pending.bytes;
       unreleased_ -= pending.bytes;
-      if (pending.chunk) arena_.chunks().push_back(*pending.chunk);
+      if (pending.chunk) memory_.chunks().push_back(*pending.chunk);
       pending_.pop_front();
     }
     return absl::OkStatus();
   }
 
   absl::Status OnSharedOutput(const v1::SharedMemoryRange& range) override {
-    if (given_.empty()) return this->WrongReply("it wrote outside of the rooms that it was given");
-    Room& room = given_.front();
-    if (range.region() != arena_.region() || range.offset() != room.offset + room.used ||
-        range.byte_size() > SharedArena::kChunkBytes - room.used) {
-      return this->WrongReply("it wrote outside of the rooms that it was given");
+    if (given_.empty()) return this->WrongReply("it wrote outside of the buffers that it was given");
+    GivenBuffer& buffer = given_.front();
+    if (range.region() != memory_.region() || range.offset() != buffer.offset + buffer.used ||
+        range.byte_size() > CallMemory::kChunkBytes - buffer.used) {
+      return this->WrongReply("it wrote outside of the buffers that it was given");
     }
-    room.used += range.byte_size();
-    KVC_RETURN_IF_ERROR(this->OnOutput(arena_.At(range.offset(), range.byte_size())));
-    if (room.used == SharedArena::kChunkBytes) TakeBackRoom();
+    buffer.used += range.byte_size();
+    KVC_RETURN_IF_ERROR(this->OnOutput(memory_.At(range.offset(), range.byte_size())));
+    if (buffer.used == CallMemory::kChunkBytes) TakeBackBuffer();
     return absl::OkStatus();
   }
 
   absl::Status OnTensorEnd() override {
-    if (!given_.empty() && given_.front().used > 0) TakeBackRoom();
+    if (!given_.empty() && given_.front().used > 0) TakeBackBuffer();
     return absl::OkStatus();
   }
 
-  void TakeBackRoom() {
-    arena_.rooms().push_back(given_.front().offset);
+  void TakeBackBuffer() {
+    memory_.buffers().push_back(given_.front().offset);
     given_.pop_front();
   }
 
   const SharedMemoryPool& pool_;
-  SharedArena arena_;
-  const uint64_t rooms_wanted_;
-  uint64_t rooms_given_ = 0;
-  std::deque<Room> given_;
+  CallMemory memory_;
+  const uint64_t buffers_wanted_;
+  uint64_t buffers_given_ = 0;
+  std::deque<GivenBuffer> given_;
   size_t sending_ = 0;  // index of the job
   bool header_sent_ = false;
   uint64_t sent_bytes_ = 0;  // of it

@@ -12,7 +12,7 @@ namespace {
 constexpr int kMaxLosses = 8;
 
 // Kept for later calls; what a burst of calls had beyond these is given back.
-constexpr size_t kMaxIdleArenas = 8;
+constexpr size_t kMaxIdle = 8;
 
 // The daemon, or the time, ran out. CANCELLED: a deadline that ended the stream in the middle of a question.
 bool IsForNow(const absl::Status& status) {
@@ -79,39 +79,38 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
   {
     absl::MutexLock lock(&state_->mutex);
     if (!state_->idle.empty()) {
-      std::unique_ptr<RegisteredMemory> arena = std::move(state_->idle.back());
+      std::unique_ptr<RegisteredMemory> memory = std::move(state_->idle.back());
       state_->idle.pop_back();
-      return arena;
+      return memory;
     }
   }
   deadline = std::min(deadline, absl::Now() + timeout_);
   const absl::StatusOr<std::shared_ptr<SharedMemoryLink>> link = Link(deadline);
   if (!link.ok()) return nullptr;
-  auto arena = (*link)->Register(kArenaBytes, deadline);
-  if (absl::IsAborted(arena.status())) return nullptr;
-  if (IsForNow(arena.status())) {
+  auto memory = (*link)->Register(kCallBytes, deadline);
+  if (absl::IsAborted(memory.status())) return nullptr;
+  if (IsForNow(memory.status())) {
     Forget(link->get());
     return nullptr;
   }
   const bool lost = (*link)->is_lost();
   {
     absl::MutexLock lock(&state_->mutex);
-    if (arena.ok()) {
+    if (memory.ok()) {
       state_->used = true;
-      return *std::move(arena);
+      return *std::move(memory);
     }
     // More calls at a time than there is memory for go without; where there is none at all nobody asks for a while.
-    if (!absl::IsResourceExhausted(arena.status()) || !state_->used) Pause(arena.status());
+    if (!absl::IsResourceExhausted(memory.status()) || !state_->used) Pause(memory.status());
   }
   if (lost) Forget(link->get());  // a refusal ends the stream
   return nullptr;
 }
 
-void SharedMemoryPool::PutBack(std::unique_ptr<RegisteredMemory> arena) {
+void SharedMemoryPool::PutBack(std::unique_ptr<RegisteredMemory> memory) {
   absl::MutexLock lock(&state_->mutex);
   state_->losses = 0;
-  if (arena->link() == state_->link.get() && state_->idle.size() < kMaxIdleArenas)
-    state_->idle.push_back(std::move(arena));
+  if (memory->link() == state_->link.get() && state_->idle.size() < kMaxIdle) state_->idle.push_back(std::move(memory));
 }
 
 std::unique_ptr<SharedBuffer> SharedMemoryPool::Allocate(size_t bytes) {

@@ -11,12 +11,12 @@
 
 namespace kvcompress {
 
-// The shared memory of a client: arenas that its calls borrow, and buffers that its users hold. Thread-safe. Where
+// The shared memory of a client: what its calls borrow, and buffers that its users hold. Thread-safe. Where
 // shared memory cannot be had there is none, and status() says why; the daemon is asked again after a pause.
 class SharedMemoryPool {
  public:
-  // Bytes of an arena: small enough that what goes through it is still in a cache when it is read.
-  static constexpr size_t kArenaBytes = size_t{16} << 20;
+  // What a call borrows, in bytes: small enough that what goes through it is still in a cache when it is read.
+  static constexpr size_t kCallBytes = size_t{16} << 20;
 
   SharedMemoryPool(std::shared_ptr<grpc::Channel> channel, absl::Duration timeout,
                    absl::Duration pause = absl::Minutes(1))
@@ -25,7 +25,7 @@ class SharedMemoryPool {
   // Memory for one call; null when there is none, or none by `deadline`.
   std::unique_ptr<RegisteredMemory> Take(absl::Time deadline);
   // What the daemon is known to have let go of; what it may still write to is to be destroyed instead.
-  void PutBack(std::unique_ptr<RegisteredMemory> arena);
+  void PutBack(std::unique_ptr<RegisteredMemory> memory);
 
   // Memory for a user; null when there is none.
   std::unique_ptr<SharedBuffer> Allocate(size_t bytes);
@@ -49,7 +49,7 @@ class SharedMemoryPool {
     bool opening ABSL_GUARDED_BY(mutex) = false;  // a thread opens one
     absl::Status status ABSL_GUARDED_BY(mutex);
     absl::Time paused_until ABSL_GUARDED_BY(mutex);  // with a status that is not OK
-    bool used ABSL_GUARDED_BY(mutex) = false;        // an arena was had from this link
+    bool used ABSL_GUARDED_BY(mutex) = false;        // a call had memory of this link
     int losses ABSL_GUARDED_BY(mutex) = 0;           // since a call went well
     std::vector<std::unique_ptr<RegisteredMemory>> idle ABSL_GUARDED_BY(mutex);
     std::map<const std::byte*, const RegisteredMemory*> buffers ABSL_GUARDED_BY(mutex);  // by their first bytes

@@ -1,5 +1,7 @@
 #include "proto/wire/convert.h"
 
+#include <utility>
+
 #include "absl/strings/str_format.h"
 
 namespace kvcompress {
@@ -34,6 +36,18 @@ void ToMessage(const TensorDesc& tensor, v1::Tensor& message) {
   for (AxisRole role : tensor.axes) message.add_axes(static_cast<v1::AxisRole>(role));
 }
 
+TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements) {
+  return {.tensor = std::move(tensor),
+          .codec = message.codec(),
+          .codec_name = {},
+          .elements = elements,
+          .tensor_bytes = message.tensor_bytes(),
+          .frame_bytes = message.frame_bytes(),
+          .sums = FromMessage(message.sums()),
+          .codec_seconds = message.codec_seconds(),
+          .copied_bytes = message.copied_bytes()};
+}
+
 void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_name(report.tensor.name);
   message.set_codec(report.codec);
@@ -61,6 +75,17 @@ void ToMessage(const Quality& quality, v1::Quality& message) {
   message.set_level(std::string(QualityLevelName(LevelOf(quality))));
 }
 
+ErrorSums FromMessage(const v1::ErrorSums& message) {
+  return {.count = message.count(),
+          .sum = message.sum(),
+          .sum_squares = message.sum_squares(),
+          .sum_deviations = message.sum_deviations(),
+          .sum_error_squares = message.sum_error_squares(),
+          .sum_abs_error = message.sum_abs_error(),
+          .sum_cross = message.sum_cross(),
+          .max_abs_error = message.max_abs_error()};
+}
+
 void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {
   message.set_count(sums.count);
   message.set_sum(sums.sum);
@@ -70,6 +95,21 @@ void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {
   message.set_sum_abs_error(sums.sum_abs_error);
   message.set_sum_cross(sums.sum_cross);
   message.set_max_abs_error(sums.max_abs_error);
+}
+
+v1::CompressHeader MakeHeader(const TensorDesc& tensor, std::string codec, bool to_buffers) {
+  v1::CompressHeader header;
+  ToMessage(tensor, *header.mutable_tensor());
+  header.set_codec(std::move(codec));
+  header.set_frame_to_buffer(to_buffers);
+  return header;
+}
+
+v1::DecompressHeader MakeHeader(std::string name, bool to_buffers) {
+  v1::DecompressHeader header;
+  header.set_name(std::move(name));
+  header.set_data_to_buffer(to_buffers);
+  return header;
 }
 
 }  // namespace kvcompress

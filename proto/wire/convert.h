@@ -1,6 +1,6 @@
 #pragma once
 
-#include <string_view>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -11,16 +11,25 @@
 // Between the core's types and the service's messages.
 namespace kvcompress {
 
-// INVALID_ARGUMENT for enum numbers that this build does not know; the rest is checked by ValidateTensor.
+// A message without axes gets those that its contract says. INVALID_ARGUMENT without a dtype, and for enum numbers that
+// this build does not know; the rest is for ValidateTensor to check.
 absl::StatusOr<TensorDesc> FromMessage(const v1::Tensor& message);
-
 void ToMessage(const TensorDesc& tensor, v1::Tensor& message);
+
+// `tensor`, of `elements`, is what the message reports on: it has only the name itself.
+TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements);
 // Without quality, violations and sums.
 void ToMessage(const TensorReport& report, v1::TensorReport& message);
 // With all of them.
 void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
                v1::TensorReport& message);
 void ToMessage(const Quality& quality, v1::Quality& message);
+
+ErrorSums FromMessage(const v1::ErrorSums& message);
 void ToMessage(const ErrorSums& sums, v1::ErrorSums& message);
+
+// `to_buffers`: the output goes to buffers that the client gives.
+v1::CompressHeader MakeHeader(const TensorDesc& tensor, std::string codec, bool to_buffers);
+v1::DecompressHeader MakeHeader(std::string name, bool to_buffers);
 
 }  // namespace kvcompress

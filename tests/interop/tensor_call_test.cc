@@ -33,9 +33,13 @@ struct ValueSink final : DecompressSink {
     values += AsText(bytes);
     return absl::OkStatus();
   }
-  absl::Status OnTensor(const TensorReport&) override { return absl::OkStatus(); }
+  absl::Status OnTensor(const TensorReport& tensor_report) override {
+    report = tensor_report;
+    return absl::OkStatus();
+  }
   TensorDesc tensor;
   std::string values;
+  TensorReport report;
 };
 
 class TensorCallTest : public ::testing::Test {
@@ -115,6 +119,16 @@ TEST_F(TensorCallTest, LargerOnesAreStreams) {
   ASSERT_THAT(Decompress(frames.frame, decoded), IsOk());
   EXPECT_EQ(decoded.values.size(), values.size());
   EXPECT_EQ(Calls("CompressTensor") + Calls("DecompressTensor"), 0u);
+}
+
+TEST_F(TensorCallTest, ReportsSayWhatTheDaemonCopied) {
+  const std::vector<std::byte> values = MakeValues(DType::kF16, 200'000, Distribution::kOutliers);
+  FrameSink frames;
+  ASSERT_THAT(Compress(MakeTensor(kName, DType::kF16, {200'000}), values, "sparse(ratio=0.5)|int4", frames), IsOk());
+  EXPECT_EQ(frames.reports[0].copied_bytes, values.size()) << "the codec needs all of it in one piece";
+  ValueSink decoded;
+  ASSERT_THAT(Decompress(frames.frame, decoded), IsOk());
+  EXPECT_EQ(decoded.report.copied_bytes, frames.frame.size());
 }
 
 TEST_F(TensorCallTest, FaultsOfTheDataAreThoseOfTheCodec) {

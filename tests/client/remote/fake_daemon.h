@@ -107,7 +107,16 @@ inline v1::CompressResponse Report(std::string name, uint64_t tensor_bytes, uint
   response.mutable_tensor()->set_name(std::move(name));
   response.mutable_tensor()->set_tensor_bytes(tensor_bytes);
   response.mutable_tensor()->set_frame_bytes(frame_bytes);
-  response.mutable_tensor()->mutable_sums()->set_max_abs_error(0.25);
+  response.mutable_tensor()->set_copied_bytes(12345);
+  v1::ErrorSums& sums = *response.mutable_tensor()->mutable_sums();
+  sums.set_count(1);
+  sums.set_sum(2);
+  sums.set_sum_squares(3);
+  sums.set_sum_deviations(4);
+  sums.set_sum_error_squares(5);
+  sums.set_sum_abs_error(6);
+  sums.set_sum_cross(7);
+  sums.set_max_abs_error(0.25);
   return response;
 }
 

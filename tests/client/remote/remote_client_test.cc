@@ -71,7 +71,16 @@ TEST_F(RemoteClientTest, SendsTheTensorInMessagesOfAtMostOneMebibyte) {
   EXPECT_EQ(header.codec(), "int4");
   EXPECT_EQ(frames_.frame, frame_);
   ASSERT_EQ(frames_.reports.size(), 1u);
-  EXPECT_EQ(frames_.reports[0].sums.max_abs_error, 0.25);
+  EXPECT_EQ(frames_.reports[0].copied_bytes, 12345u);
+  const ErrorSums& sums = frames_.reports[0].sums;
+  EXPECT_EQ(sums.count, 1u);
+  EXPECT_EQ(sums.sum, 2);
+  EXPECT_EQ(sums.sum_squares, 3);
+  EXPECT_EQ(sums.sum_deviations, 4);
+  EXPECT_EQ(sums.sum_error_squares, 5);
+  EXPECT_EQ(sums.sum_abs_error, 6);
+  EXPECT_EQ(sums.sum_cross, 7);
+  EXPECT_EQ(sums.max_abs_error, 0.25);
 }
 
 TEST_F(RemoteClientTest, RepliesThatCannotBeAreRefused) {
@@ -108,6 +117,10 @@ TEST_F(RemoteClientTest, RepliesThatCannotBeAreRefused) {
 
 TEST_F(RemoteClientTest, DecodedRepliesThatCannotBeAreRefused) {
   const uint64_t size = values_.size();
+  v1::DecompressResponse unknown_axis = Header(2);
+  unknown_axis.mutable_header()->set_axes(0, static_cast<v1::AxisRole>(9));
+  v1::DecompressResponse too_many_axes = Header(2);
+  too_many_axes.mutable_header()->add_axes(v1::AXIS_ROLE_OTHER);
   const std::vector<std::pair<std::vector<v1::DecompressResponse>, std::string>> cases = {
       {{}, "it ended the call before it had answered all of it"},
       {{Data("ab")}, "its messages are out of order"},
@@ -116,8 +129,11 @@ TEST_F(RemoteClientTest, DecodedRepliesThatCannotBeAreRefused) {
       {{Header(2), Data("abcde")}, "it sent more values than the tensor has"},
       {{Header(2), Data("abcd"), Done(4, size - 1)}, "its report on tensor \"t\" does not fit what it sent"},
       {{Header(2), Data("abcd"), Done(4, size), Header(2)}, "it sent more tensors than it was given"},
-      {{Header(2, static_cast<v1::DType>(9))}, "it names an unknown data type"},
-      {{Header(2, static_cast<v1::DType>(257))}, "it names an unknown data type"},
+      {{Header(2, v1::DTYPE_UNSPECIFIED)}, "tensor \"t\": no dtype"},
+      {{Header(2, static_cast<v1::DType>(9))}, "tensor \"t\": unknown dtype 9"},
+      {{Header(2, static_cast<v1::DType>(257))}, "tensor \"t\": unknown dtype 257"},
+      {{unknown_axis}, "tensor \"t\": unknown axis role 9"},
+      {{too_many_axes}, "tensor \"t\": 2 axis roles for rank 1"},
   };
   for (const auto& [responses, text] : cases) {
     daemon_.decompress = [&responses = responses](grpc::ServerContext&, DecompressCall& call) {

@@ -99,7 +99,7 @@ class ExchangeTest : public ::testing::Test {
 };
 
 TEST_F(ExchangeTest, MessagesReferToTheCallersMemory) {
-  ByteExchange<CompressMethod> exchange("a", std::span(&job_, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
+  ByteExchange<CompressReplies> exchange("a", std::span(&job_, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
   const auto header = exchange.Next();
   ASSERT_THAT(header, IsOk());
   EXPECT_TRUE((*header)->followed);
@@ -118,7 +118,7 @@ TEST_F(ExchangeTest, MessagesReferToTheCallersMemory) {
 TEST_F(ExchangeTest, ATensorWithoutBytesIsOneMessage) {
   const MemorySource nothing{ByteSpan()};
   const CompressJob job{MakeTensor("t", DType::kF16, {0}), "int4", &nothing};
-  ByteExchange<CompressMethod> exchange("a", std::span(&job, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
+  ByteExchange<CompressReplies> exchange("a", std::span(&job, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
   const auto header = exchange.Next();
   ASSERT_THAT(header, IsOk());
   EXPECT_TRUE((*header)->last);
@@ -127,13 +127,13 @@ TEST_F(ExchangeTest, ATensorWithoutBytesIsOneMessage) {
 TEST_F(ExchangeTest, TheSinkSeesTheReceivedSlicesThemselves) {
   Frames frames;
   ASSERT_THAT(MakeLocalClient(1)->Compress(std::span(&job_, 1), absl::InfiniteFuture(), frames), IsOk());
-  ByteExchange<CompressMethod> exchange("a", std::span(&job_, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
+  ByteExchange<CompressReplies> exchange("a", std::span(&job_, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
   const ByteSpan frame = AsBytes(frames.frame);
   const ByteSpan parts[] = {frame.first(1000), frame.subspan(1000, 5000), frame.subspan(6000)};
   const auto owner = std::make_shared<int>();
-  ASSERT_THAT(exchange.Take(PayloadMessage(CompressMethod::kOutputField, {{parts[0], owner}, {parts[1], owner}})),
+  ASSERT_THAT(exchange.Take(PayloadMessage(CompressDirection::kOutput, {{parts[0], owner}, {parts[1], owner}})),
               IsOk());
-  ASSERT_THAT(exchange.Take(PayloadMessage(CompressMethod::kOutputField, {{parts[2], owner}})), IsOk());
+  ASSERT_THAT(exchange.Take(PayloadMessage(CompressDirection::kOutput, {{parts[2], owner}})), IsOk());
   ASSERT_EQ(places_.spans.size(), 3u);
   for (size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(places_.spans[i].data(), parts[i].data());
@@ -142,7 +142,7 @@ TEST_F(ExchangeTest, TheSinkSeesTheReceivedSlicesThemselves) {
 }
 
 TEST_F(ExchangeTest, MessagesThatCannotBeParsedAreRefused) {
-  ByteExchange<CompressMethod> exchange("a", std::span(&job_, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
+  ByteExchange<CompressReplies> exchange("a", std::span(&job_, 1), absl::InfiniteFuture(), places_, delivery_, slices_);
   const grpc::Slice garbage("\xff\xff\xff\xff");
   EXPECT_THAT(exchange.Take(grpc::ByteBuffer(&garbage, 1)),
               StatusIs(absl::StatusCode::kInternal, "daemon a: its message cannot be parsed"));

@@ -16,7 +16,7 @@ using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
 constexpr uint64_t kRegion = 7;
-constexpr char kOutside[] = "it wrote outside of the rooms that it was given";
+constexpr char kOutside[] = "it wrote outside of the buffers that it was given";
 
 // A daemon that offers shared memory and, as a test tells it to, does not keep its promises.
 class SharedMemoryTest : public ::testing::Test {
@@ -69,13 +69,13 @@ class SharedMemoryTest : public ::testing::Test {
     mutex_.Await(absl::Condition(&answers_));
   }
 
-  // Answers tensors that came as ranges, with frames that go to rooms.
+  // Answers tensors that came as ranges, with frames that go to buffers.
   grpc::Status Serve(CompressCall& call, const std::function<void(v1::SharedMemoryRange&)>& twist = {}) {
     v1::CompressRequest request;
-    std::vector<v1::SharedMemoryRange> rooms;
+    std::vector<v1::SharedMemoryRange> buffers;
     uint64_t taken = 0;
     while (call.Read(&request)) {
-      if (request.has_frame_buffer()) rooms.push_back(request.frame_buffer());
+      if (request.has_frame_buffer()) buffers.push_back(request.frame_buffer());
       received_ += request.data();
       if (request.has_shared_data()) {
         const v1::SharedMemoryRange& range = request.shared_data();
@@ -89,9 +89,9 @@ class SharedMemoryTest : public ::testing::Test {
       if (taken == 0) {
         call.Write(FrameBytes(frame_));
       } else {
-        std::ranges::copy(AsBytes(frame_), memory_.bytes().subspan(rooms[0].offset()).begin());
+        std::ranges::copy(AsBytes(frame_), memory_.bytes().subspan(buffers[0].offset()).begin());
         v1::CompressResponse response;
-        *response.mutable_shared_frame() = rooms[0];
+        *response.mutable_shared_frame() = buffers[0];
         response.mutable_shared_frame()->set_byte_size(frame_.size());
         if (twist) twist(*response.mutable_shared_frame());
         call.Write(response);
@@ -131,7 +131,7 @@ class SharedMemoryTest : public ::testing::Test {
   Frames frames_;
 };
 
-TEST_F(SharedMemoryTest, BytesGoThroughChunksAndRooms) {
+TEST_F(SharedMemoryTest, BytesGoThroughChunksAndBuffers) {
   daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) { return Serve(call); };
   for (int i = 0; i < 3; ++i) {
     ASSERT_THAT(Compress(values_), IsOk());
@@ -157,15 +157,15 @@ TEST_F(SharedMemoryTest, AllocatedMemoryIsReadInPlace) {
     return grpc::Status(grpc::INVALID_ARGUMENT, "enough");
   };
   EXPECT_THAT(Compress(buffer->bytes()), StatusIs(absl::StatusCode::kInvalidArgument, "enough"));
-  EXPECT_THAT(ranges, ::testing::ElementsAre(0, SharedArena::kChunkBytes));
+  EXPECT_THAT(ranges, ::testing::ElementsAre(0, CallMemory::kChunkBytes));
 }
 
-TEST_F(SharedMemoryTest, OutputOutsideOfItsRoomIsRefused) {
+TEST_F(SharedMemoryTest, OutputOutsideOfItsBufferIsRefused) {
   const std::vector<std::function<void(v1::SharedMemoryRange&)>> twists = {
       [](v1::SharedMemoryRange& range) { range.set_offset(range.offset() + 1); },
       [](v1::SharedMemoryRange& range) { range.set_offset(0); },
       [](v1::SharedMemoryRange& range) { range.set_offset(UINT64_MAX - 10); },
-      [](v1::SharedMemoryRange& range) { range.set_byte_size(SharedArena::kChunkBytes + 1); },
+      [](v1::SharedMemoryRange& range) { range.set_byte_size(CallMemory::kChunkBytes + 1); },
       [](v1::SharedMemoryRange& range) { range.set_byte_size(UINT64_MAX); },
       [](v1::SharedMemoryRange& range) { range.set_region(kRegion + 1); },
   };
@@ -255,11 +255,11 @@ class SharedMemoryPoolTest : public SharedMemoryTest {
 };
 
 TEST_F(SharedMemoryPoolTest, ARestartIsOneLossHoweverManyCallsMeetIt) {
-  std::vector<std::unique_ptr<RegisteredMemory>> arenas;
-  for (int i = 0; i < 20; ++i) arenas.push_back(Take());
-  for (const auto& arena : arenas) pool_.Forget(*arena);
+  std::vector<std::unique_ptr<RegisteredMemory>> taken;
+  for (int i = 0; i < 20; ++i) taken.push_back(Take());
+  for (const auto& memory : taken) pool_.Forget(*memory);
   EXPECT_THAT(pool_.status(), IsOk());
-  for (auto& arena : arenas) pool_.PutBack(std::move(arena));
+  for (auto& memory : taken) pool_.PutBack(std::move(memory));
   EXPECT_EQ(questions_, 1);
   EXPECT_NE(Take(), nullptr) << "not one of those that are gone";
   EXPECT_EQ(questions_, 2);
@@ -267,9 +267,9 @@ TEST_F(SharedMemoryPoolTest, ARestartIsOneLossHoweverManyCallsMeetIt) {
 
 TEST_F(SharedMemoryPoolTest, WhatIsLostAgainAndAgainIsLeftAloneForAPause) {
   for (int i = 0; i < 8; ++i) {
-    const auto arena = Take();
-    ASSERT_NE(arena, nullptr) << i;
-    pool_.Forget(*arena);
+    const auto memory = Take();
+    ASSERT_NE(memory, nullptr) << i;
+    pool_.Forget(*memory);
   }
   EXPECT_EQ(Take(), nullptr);
   EXPECT_THAT(pool_.status(), StatusIs(absl::StatusCode::kUnavailable, "shared memory is lost again and again"));
@@ -281,11 +281,11 @@ TEST_F(SharedMemoryPoolTest, WhatIsLostAgainAndAgainIsLeftAloneForAPause) {
 
 // What a call to a daemon that has stopped leaves does not cost its caller more time.
 TEST_F(SharedMemoryPoolTest, MemoryIsGivenBackWithoutWaiting) {
-  std::vector<std::unique_ptr<RegisteredMemory>> arenas;
-  for (int i = 0; i < 3; ++i) arenas.push_back(Take());
+  std::vector<std::unique_ptr<RegisteredMemory>> taken;
+  for (int i = 0; i < 3; ++i) taken.push_back(Take());
   SetAnswers(false);
   const absl::Time start = absl::Now();
-  arenas.clear();
+  taken.clear();
   EXPECT_LT(absl::Now() - start, absl::Milliseconds(500));
   SetAnswers(true);
   EXPECT_NE(Take(), nullptr);

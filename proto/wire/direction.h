@@ -1,0 +1,72 @@
+#pragma once
+
+#include <string>
+
+#include "kvcompress/v1/kvcompress.pb.h"
+
+// The two directions of the service, for code that is the same in both: the messages of each, and what their fields
+// are to it. "Input" is what a client sends (values to Compress, a frame to Decompress), "output" what it gets back.
+namespace kvcompress {
+
+struct CompressDirection {
+  // Of a stream.
+  using Request = v1::CompressRequest;
+  using Response = v1::CompressResponse;
+  // Of a call for one tensor.
+  using TensorRequest = v1::CompressTensorRequest;
+  using TensorResponse = v1::CompressTensorResponse;
+
+  // Payloads of a stream's messages: cases of the oneof, which are the numbers of their fields.
+  static constexpr auto kInput = Request::kData;
+  static constexpr auto kSharedInput = Request::kSharedData;
+  static constexpr auto kOutputBuffer = Request::kFrameBuffer;
+  static constexpr auto kOutput = Response::kFrame;
+  static constexpr auto kSharedOutput = Response::kSharedFrame;
+  // Numbers of the fields for bytes in the call for one tensor.
+  static constexpr uint32_t kTensorInput = TensorRequest::kDataFieldNumber;
+  static constexpr uint32_t kTensorOutput = TensorResponse::kFrameFieldNumber;
+
+  // The fields themselves. Asking for a payload makes it the message's.
+  template <typename AnyRequest>
+  static std::string& Input(AnyRequest& request) {
+    return *request.mutable_data();
+  }
+  template <typename AnyResponse>
+  static std::string& Output(AnyResponse& response) {
+    return *response.mutable_frame();
+  }
+  static v1::SharedMemoryRange& SharedInput(Request& request) { return *request.mutable_shared_data(); }
+  static v1::SharedMemoryRange& OutputBuffer(Request& request) { return *request.mutable_frame_buffer(); }
+  static v1::SharedMemoryRange& SharedOutput(Response& response) { return *response.mutable_shared_frame(); }
+  static bool ToBuffers(const v1::CompressHeader& header) { return header.frame_to_buffer(); }
+};
+
+struct DecompressDirection {
+  using Request = v1::DecompressRequest;
+  using Response = v1::DecompressResponse;
+  using TensorRequest = v1::DecompressTensorRequest;
+  using TensorResponse = v1::DecompressTensorResponse;
+
+  static constexpr auto kInput = Request::kFrame;
+  static constexpr auto kSharedInput = Request::kSharedFrame;
+  static constexpr auto kOutputBuffer = Request::kDataBuffer;
+  static constexpr auto kOutput = Response::kData;
+  static constexpr auto kSharedOutput = Response::kSharedData;
+  static constexpr uint32_t kTensorInput = TensorRequest::kFrameFieldNumber;
+  static constexpr uint32_t kTensorOutput = TensorResponse::kDataFieldNumber;
+
+  template <typename AnyRequest>
+  static std::string& Input(AnyRequest& request) {
+    return *request.mutable_frame();
+  }
+  template <typename AnyResponse>
+  static std::string& Output(AnyResponse& response) {
+    return *response.mutable_data();
+  }
+  static v1::SharedMemoryRange& SharedInput(Request& request) { return *request.mutable_shared_frame(); }
+  static v1::SharedMemoryRange& OutputBuffer(Request& request) { return *request.mutable_data_buffer(); }
+  static v1::SharedMemoryRange& SharedOutput(Response& response) { return *response.mutable_shared_data(); }
+  static bool ToBuffers(const v1::DecompressHeader& header) { return header.data_to_buffer(); }
+};
+
+}  // namespace kvcompress
