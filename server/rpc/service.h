@@ -11,16 +11,36 @@
 
 namespace kvcompress {
 
+// The generated service with these of its methods raw, which are the WithRawCallbackMethod_* of v1::KvCompression: they
+// take and give messages as gRPC has them, unparsed.
+template <template <typename> class... Raw>
+struct RawMethods {
+  using Service = v1::KvCompression::Service;
+};
+template <template <typename> class Raw, template <typename> class... Others>
+struct RawMethods<Raw, Others...> {
+  using Service = Raw<typename RawMethods<Others...>::Service>;
+};
+
+// How many methods a service of such layers has.
+template <typename Service>
+inline constexpr size_t kMethodLayers = 0;
+template <template <typename> class Method, typename Base>
+inline constexpr size_t kMethodLayers<Method<Base>> = 1 + kMethodLayers<Base>;
+
+using RawService =
+    RawMethods<v1::KvCompression::WithRawCallbackMethod_Compress, v1::KvCompression::WithRawCallbackMethod_Decompress,
+               v1::KvCompression::WithRawCallbackMethod_CompressTensor,
+               v1::KvCompression::WithRawCallbackMethod_DecompressTensor,
+               v1::KvCompression::WithRawCallbackMethod_Metrics, v1::KvCompression::WithRawCallbackMethod_Capabilities,
+               v1::KvCompression::WithRawCallbackMethod_SharedMemory>::Service;
+static_assert(kMethodLayers<RawService> == kMethodLayers<v1::KvCompression::CallbackService>,
+              "a method that is not raw is parsed before the size of its message is checked");
+
 // The gRPC side of the daemon. All messages come and go as raw buffers: tensors and frames are never copied into parsed
-// ones, and of the others none is parsed before its size is checked. On the wire they are ordinary messages. Everything
-// given must outlive the server.
-class Service final
-    : public v1::KvCompression::WithRawCallbackMethod_Compress<
-          v1::KvCompression::WithRawCallbackMethod_Decompress<v1::KvCompression::WithRawCallbackMethod_CompressTensor<
-              v1::KvCompression::WithRawCallbackMethod_DecompressTensor<
-                  v1::KvCompression::WithRawCallbackMethod_Metrics<
-                      v1::KvCompression::WithRawCallbackMethod_Capabilities<
-                          v1::KvCompression::WithRawCallbackMethod_SharedMemory<v1::KvCompression::Service>>>>>>> {
+// messages, and no other message is parsed before its size is checked. On the wire they are ordinary messages.
+// Everything given must outlive the server.
+class Service final : public RawService {
  public:
   Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
           SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
@@ -48,9 +68,12 @@ class Service final
 
  private:
   std::string Client(const grpc::CallbackServerContext& context) const;
-  template <typename Traits>
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context,
-                                                                     std::string_view method);
+  // Ends a unary call of few bytes: with the message that `answer` gives for the request, or with its error.
+  template <typename Request, typename Answer>
+  grpc::ServerUnaryReactor* AnswerAtOnce(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
+                                         size_t max_bytes, const Answer& answer, grpc::ByteBuffer& response);
+  template <typename Session>
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context);
 
   const Options& daemon_options_;
   ThreadPool& pool_;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
 #include "proto/wire/grpc/message.h"
+#include "proto/wire/methods.h"
 #include "server/rpc/call.h"
 #include "server/shm/registration.h"
 
@@ -67,7 +68,7 @@ class SharedMemoryStreams::Stream final : public Reactor {
   Stream(SharedMemoryStreams& owner, grpc::CallbackServerContext* context, const std::string& client)
       : owner_(owner),
         context_(context),
-        record_(context, "SharedMemory", owner.metrics_),
+        record_(context, MethodName<v1::SharedMemoryRequest>(), owner.metrics_),
         registration_(std::in_place, owner.table_, owner.prefix_, client) {}
 
   void Begin() { StartRead(&incoming_); }

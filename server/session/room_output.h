@@ -12,10 +12,10 @@ namespace kvcompress {
 // Between a stream's outbox and its client: output that is asked for in rooms goes there, and what is left are
 // responses that tell where it lies. One goes in by Put; Next gives what it has become, until that is nothing. One
 // thread at a time.
-template <typename Traits>
+template <typename Direction>
 class RoomOutput {
  public:
-  using Response = typename Traits::Response;
+  using Response = typename Direction::Response;
 
   explicit RoomOutput(SharedRanges& ranges) : ranges_(ranges) {}
 
@@ -65,7 +65,7 @@ class RoomOutput {
   }
 
   Outcome Tell(Outgoing<Response>& outgoing) {
-    Traits::placed_bytes(outgoing.response) = std::exchange(placed_, {});
+    Direction::SharedOutput(outgoing.response) = std::exchange(placed_, {});
     return Outcome::kResponse;
   }
 

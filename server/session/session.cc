@@ -8,22 +8,22 @@
 
 namespace kvcompress {
 
-absl::Status CompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions& options,
-                                   OutputBuffers* buffers) {
-  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(request.header(), options.default_codec));
+absl::Status Compressing::Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
+                                OutputBuffers* buffers) {
+  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(header, options.default_codec));
   return stream.Begin(std::move(job.tensor), job.codec, buffers);
 }
 
-absl::Status DecompressTraits::Begin(Stream& stream, const Request& request, const SessionOptions&,
-                                     OutputBuffers* buffers) {
+absl::Status Decompressing::Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions&,
+                                  OutputBuffers* buffers) {
   // Of a tensor's description only the name comes from the client here.
-  KVC_RETURN_IF_ERROR(ValidateTensor({.name = request.header().name(), .shape = {}, .axes = {}}).status());
-  return stream.Begin(request.header().name(), buffers);
+  KVC_RETURN_IF_ERROR(ValidateTensor({.name = header.name(), .shape = {}, .axes = {}}).status());
+  return stream.Begin(header.name(), buffers);
 }
 
-template <typename Traits>
-Session<Traits>::Session(ThreadPool& pool, SessionOptions options, Admission::Ticket ticket, SessionObserver& observer,
-                         std::function<void()> wake)
+template <typename Work>
+Session<Work>::Session(ThreadPool& pool, SessionOptions options, Admission::Ticket ticket, SessionObserver& observer,
+                       std::function<void()> wake)
     : options_(std::move(options)),
       wake_(std::move(wake)),
       ranges_(options_.regions),
@@ -31,25 +31,25 @@ Session<Traits>::Session(ThreadPool& pool, SessionOptions options, Admission::Ti
       sink_(observer, [this](Change change) { OnProgress(change); }),
       stream_(pool, options_.limits, sink_) {}
 
-template <typename Traits>
-Session<Traits>::~Session() {
+template <typename Work>
+Session<Work>::~Session() {
   Cancel();
 }
 
-template <typename Traits>
-void Session<Traits>::Push(Request request) {
-  if (std::string* bytes = Traits::bytes(request)) {
-    auto owner = std::make_shared<const std::string>(std::move(*bytes));
+template <typename Work>
+void Session<Work>::Push(Request request) {
+  if (request.payload_case() == Direction::kInput) {
+    auto owner = std::make_shared<const std::string>(std::move(Direction::Input(request)));
     const ByteSpan payload = AsBytes(*owner);
     return Push(std::vector<Slice>{{payload, std::move(owner)}});
   }
-  if (const v1::SharedMemoryRange* range = Traits::shared_bytes(request)) {
-    absl::StatusOr<Slice> bytes = ranges_.Input(*range);
+  if (request.payload_case() == Direction::kSharedInput) {
+    absl::StatusOr<Slice> bytes = ranges_.Input(Direction::SharedInput(request));
     if (!bytes.ok()) return Fail(bytes.status());
     return Queue({.header = {}, .bytes = {*std::move(bytes)}, .is_shared = true});
   }
-  if (const v1::SharedMemoryRange* room = Traits::room(request)) {
-    const absl::Status added = ranges_.AddRoom(*room);
+  if (request.payload_case() == Direction::kOutputBuffer) {
+    const absl::Status added = ranges_.AddRoom(Direction::OutputBuffer(request));
     return added.ok() ? void() : Fail(added);
   }
   // Far above any that is valid; many may wait.
@@ -59,19 +59,19 @@ void Session<Traits>::Push(Request request) {
     return Fail(
         absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
   }
-  const absl::Status rooms = Traits::to_room(request) ? ranges_.CheckEnabled() : absl::OkStatus();
+  const absl::Status rooms = Direction::ToBuffers(request.header()) ? ranges_.CheckEnabled() : absl::OkStatus();
   if (!rooms.ok()) return Fail(rooms);
   const size_t held = request.SpaceUsedLong();  // several times as much as on the wire
   Queue({.header = std::move(request), .bytes = {}, .header_bytes = held, .is_header = true});
 }
 
-template <typename Traits>
-void Session<Traits>::Push(std::vector<Slice> payload) {
+template <typename Work>
+void Session<Work>::Push(std::vector<Slice> payload) {
   Queue({.header = {}, .bytes = std::move(payload)});
 }
 
-template <typename Traits>
-void Session<Traits>::Queue(Input input) {
+template <typename Work>
+void Session<Work>::Queue(Input input) {
   {
     absl::MutexLock lock(&mutex_);
     if (!start_) start_ = Clock::now();
@@ -82,8 +82,8 @@ void Session<Traits>::Queue(Input input) {
   Feed();
 }
 
-template <typename Traits>
-void Session<Traits>::HalfClose() {
+template <typename Work>
+void Session<Work>::HalfClose() {
   {
     absl::MutexLock lock(&mutex_);
     half_closed_ = true;
@@ -91,8 +91,8 @@ void Session<Traits>::HalfClose() {
   Feed();
 }
 
-template <typename Traits>
-void Session<Traits>::Fail(const absl::Status& status) {
+template <typename Work>
+void Session<Work>::Fail(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
     if (input_status_.ok()) input_status_ = status;
@@ -100,8 +100,8 @@ void Session<Traits>::Fail(const absl::Status& status) {
   Feed();
 }
 
-template <typename Traits>
-void Session<Traits>::Cancel() {
+template <typename Work>
+void Session<Work>::Cancel() {
   {
     absl::MutexLock lock(&mutex_);
     cancelled_ = true;
@@ -113,8 +113,8 @@ void Session<Traits>::Cancel() {
 
 // While output goes to rooms, messages are read ahead, for there may be room in one of them; bytes are not, for they
 // would have to be held. Behind a fault, whose turn comes after that output, all but rooms is dropped.
-template <typename Traits>
-bool Session<Traits>::TakesInput() const {
+template <typename Work>
+bool Session<Work>::TakesInput() const {
   constexpr size_t kMaxInputs = 1024;
   constexpr size_t kMaxInputHeaderBytes = size_t{1} << 20;
   absl::MutexLock lock(&mutex_);
@@ -127,8 +127,8 @@ bool Session<Traits>::TakesInput() const {
          (last.is_shared || last.is_header);
 }
 
-template <typename Traits>
-bool Session<Traits>::Pop(Outgoing<Response>& outgoing) {
+template <typename Work>
+bool Session<Work>::Pop(Outgoing<Response>& outgoing) {
   outgoing = {};
   const bool popped = PopNext(outgoing);
   Feed();
@@ -137,15 +137,15 @@ bool Session<Traits>::Pop(Outgoing<Response>& outgoing) {
 }
 
 // Bytes that go to rooms are no response before one is full.
-template <typename Traits>
-bool Session<Traits>::has_next() const {
+template <typename Work>
+bool Session<Work>::has_next() const {
   if (rooms_.has_next()) return true;
   absl::MutexLock lock(&mutex_);
   return (to_room_.empty() || !to_room_.front()) && sink_.outbox().has_next();
 }
 
-template <typename Traits>
-absl::Status Session<Traits>::OutputStatus() const {
+template <typename Work>
+absl::Status Session<Work>::OutputStatus() const {
   {
     absl::MutexLock lock(&mutex_);
     if (!output_status_.ok()) return output_status_;
@@ -153,14 +153,14 @@ absl::Status Session<Traits>::OutputStatus() const {
   return ranges_.Check();
 }
 
-template <typename Traits>
-bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
+template <typename Work>
+bool Session<Work>::PopNext(Outgoing<Response>& outgoing) {
   if (PopReleased(outgoing)) return true;
   while (true) {
     if (const absl::Status usable = OutputStatus(); !usable.ok()) return FailOutput(usable);
     const auto outcome = rooms_.Next(outgoing);
-    waits_for_room_ = outcome == RoomOutput<Traits>::Outcome::kNoRoom;
-    if (outcome == RoomOutput<Traits>::Outcome::kResponse) return true;
+    waits_for_room_ = outcome == RoomOutput<Direction>::Outcome::kNoRoom;
+    if (outcome == RoomOutput<Direction>::Outcome::kResponse) return true;
     if (waits_for_room_) {
       if (!HalfClosed()) return false;
       return FailOutput(absl::FailedPreconditionError("the stream was half-closed, but its output needs another room"));
@@ -177,8 +177,8 @@ bool Session<Traits>::PopNext(Outgoing<Response>& outgoing) {
   }
 }
 
-template <typename Traits>
-bool Session<Traits>::PopReleased(Outgoing<Response>& outgoing) {
+template <typename Work>
+bool Session<Work>::PopReleased(Outgoing<Response>& outgoing) {
   const uint64_t released = ranges_.released();
   if (std::exchange(released_reported_, released) == released) return false;
   outgoing.response.set_input_released(released);
@@ -186,8 +186,8 @@ bool Session<Traits>::PopReleased(Outgoing<Response>& outgoing) {
 }
 
 // Ends the stream with this status, whatever else there is to come. Returns false, for there is nothing to pop.
-template <typename Traits>
-bool Session<Traits>::FailOutput(const absl::Status& status) {
+template <typename Work>
+bool Session<Work>::FailOutput(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
     output_status_.Update(status);
@@ -202,22 +202,22 @@ bool Session<Traits>::FailOutput(const absl::Status& status) {
   return false;
 }
 
-template <typename Traits>
-bool Session<Traits>::done() const {
+template <typename Work>
+bool Session<Work>::done() const {
   absl::MutexLock lock(&mutex_);
   return flushed_ && (cancelled_ || sink_.outbox().empty());
 }
 
-template <typename Traits>
-absl::Status Session<Traits>::status() const {
+template <typename Work>
+absl::Status Session<Work>::status() const {
   absl::MutexLock lock(&mutex_);
   if (cancelled_) return absl::CancelledError("the client has cancelled");
   return output_status_.ok() ? status_ : output_status_;
 }
 
 // A block, a report or an error has come out of the stream.
-template <typename Traits>
-void Session<Traits>::OnProgress(Change change) {
+template <typename Work>
+void Session<Work>::OnProgress(Change change) {
   if (!sink_.error().ok()) stream_.Cancel();
   Feed();
   if (WorthWaking(change)) wake_();
@@ -225,28 +225,28 @@ void Session<Traits>::OnProgress(Change change) {
 
 // A response costs about the same whatever its size, so a few blocks go out together. Nothing waits that no other
 // block will come to wake for.
-template <typename Traits>
-bool Session<Traits>::WorthWaking(Change change) const {
+template <typename Work>
+bool Session<Work>::WorthWaking(Change change) const {
   constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
   return change == Change::kEnd || stream_.blocks_in_flight() <= 1 ||
          sink_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
 }
 
-template <typename Traits>
-uint64_t Session<Traits>::held_bytes() const {
+template <typename Work>
+uint64_t Session<Work>::held_bytes() const {
   return sink_.outbox().held_bytes() + stream_.bytes_in_flight() +
          kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
 }
 
-template <typename Traits>
-bool Session<Traits>::InputIsOver() const {
+template <typename Work>
+bool Session<Work>::InputIsOver() const {
   return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !sink_.error().ok();
 }
 
 // Gives the stream as much of the input as there is room for. Whoever makes room, or brings input, calls; one thread at
 // a time does the work, and looks again before it leaves.
-template <typename Traits>
-void Session<Traits>::Feed() {
+template <typename Work>
+void Session<Work>::Feed() {
   absl::MutexLock lock(&mutex_);
   if (feeding_ || flushing_) return;
   feeding_ = true;
@@ -274,8 +274,8 @@ void Session<Traits>::Feed() {
 }
 
 // One header, or bytes up to the end of a block.
-template <typename Traits>
-absl::Status Session<Traits>::FeedPart(Input& input) {
+template <typename Work>
+absl::Status Session<Work>::FeedPart(Input& input) {
   if (input.is_header) return TakeHeader(input);
   if (input.taken()) return absl::OkStatus();
   Slice& bytes = input.bytes[input.next];
@@ -283,7 +283,7 @@ absl::Status Session<Traits>::FeedPart(Input& input) {
     return absl::InvalidArgumentError(begun_ == 0 ? "data before the tensor's header"
                                                   : "data behind the tensor's last byte, before the next header");
   }
-  if (!bytes.bytes.empty()) KVC_RETURN_IF_ERROR(ticket_.Count(Traits::AppendPart(stream_, bytes)));
+  if (!bytes.bytes.empty()) KVC_RETURN_IF_ERROR(ticket_.Count(Work::AppendPart(stream_, bytes)));
   if (bytes.bytes.empty()) {
     bytes.owner = nullptr;
     ++input.next;
@@ -293,17 +293,18 @@ absl::Status Session<Traits>::FeedPart(Input& input) {
   return footprint ? Reserve(*footprint) : absl::OkStatus();
 }
 
-template <typename Traits>
-absl::Status Session<Traits>::TakeHeader(Input& input) {
+template <typename Work>
+absl::Status Session<Work>::TakeHeader(Input& input) {
   input.is_header = false;
   if (!input.header.has_header()) return absl::InvalidArgumentError("message without a payload");
-  const bool to_room = Traits::to_room(input.header);
+  const bool to_room = Direction::ToBuffers(input.header.header());
   {
     absl::MutexLock lock(&mutex_);
     to_room_.push_back(to_room);
   }
   ranges_.BeginTensor();
-  KVC_RETURN_IF_ERROR(ticket_.Count(traits_.Begin(stream_, input.header, options_, to_room ? &ranges_ : nullptr)));
+  KVC_RETURN_IF_ERROR(
+      ticket_.Count(work_.Begin(stream_, input.header.header(), options_, to_room ? &ranges_ : nullptr)));
   ++begun_;
   reserved_ = false;
   const std::optional<Footprint> footprint = stream_.footprint();
@@ -312,8 +313,8 @@ absl::Status Session<Traits>::TakeHeader(Input& input) {
 
 // Asks for all that the stream may hold with this tensor: of the tensors that pass through, in and out, the window and
 // the block that overfills it; of those that are held whole, everything.
-template <typename Traits>
-absl::Status Session<Traits>::Reserve(const Footprint& footprint) {
+template <typename Work>
+absl::Status Session<Work>::Reserve(const Footprint& footprint) {
   reserved_ = true;
   const uint64_t finished = sink_.totals().tensors;
   while (!whole_.empty() && whole_.front().number <= finished) whole_.pop_front();
@@ -325,16 +326,16 @@ absl::Status Session<Traits>::Reserve(const Footprint& footprint) {
 }
 
 // A stream that waits for its client holds nothing.
-template <typename Traits>
-void Session<Traits>::ReleaseIfIdle() {
+template <typename Work>
+void Session<Work>::ReleaseIfIdle() {
   if (streamed_bytes_ == 0 || sink_.totals().tensors != begun_ || !sink_.outbox().empty()) return;
   whole_.clear();
   streamed_bytes_ = 0;
   ticket_.Resize(0).IgnoreError();  // less is always granted
 }
 
-template <typename Traits>
-void Session<Traits>::OnFlushed() {
+template <typename Work>
+void Session<Work>::OnFlushed() {
   {
     absl::MutexLock lock(&mutex_);
     const absl::Status block_error = sink_.error();
@@ -348,7 +349,7 @@ void Session<Traits>::OnFlushed() {
   wake_();
 }
 
-template class Session<CompressTraits>;
-template class Session<DecompressTraits>;
+template class Session<Compressing>;
+template class Session<Decompressing>;
 
 }  // namespace kvcompress

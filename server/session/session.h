@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"
+#include "proto/wire/direction.h"
 #include "server/session/admission.h"
 #include "server/session/compress_headers.h"
 #include "server/session/room_output.h"
@@ -33,51 +34,27 @@ constexpr uint64_t DefaultWindowBytes(size_t threads) {
   return (8 + 2 * uint64_t{threads}) * kDefaultBlockElements * 2;
 }
 
-// The two directions of a session, which differ in these names and in what they know of headers.
-struct CompressTraits {
-  using Request = v1::CompressRequest;
-  using Response = v1::CompressResponse;
+// What a session does with the messages of a direction: the core's stream and what goes out of it.
+struct Compressing {
+  using Direction = CompressDirection;
   using Stream = CompressStream;
   using Sink = CompressResponses;
-  // The fields that carry bytes.
-  static constexpr uint32_t kRequestBytes = Request::kDataFieldNumber;
-  static constexpr uint32_t kResponseBytes = Response::kFrameFieldNumber;
 
-  absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options, OutputBuffers* buffers);
+  absl::Status Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
+                     OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
-  static bool to_room(const Request& request) { return request.header().frame_to_buffer(); }
-  static std::string* bytes(Request& request) { return request.has_data() ? request.mutable_data() : nullptr; }
-  static const v1::SharedMemoryRange* shared_bytes(const Request& request) {
-    return request.has_shared_data() ? &request.shared_data() : nullptr;
-  }
-  static const v1::SharedMemoryRange* room(const Request& request) {
-    return request.has_frame_buffer() ? &request.frame_buffer() : nullptr;
-  }
-  static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_frame(); }
 
   CompressHeaders headers;
 };
 
-struct DecompressTraits {
-  using Request = v1::DecompressRequest;
-  using Response = v1::DecompressResponse;
+struct Decompressing {
+  using Direction = DecompressDirection;
   using Stream = DecompressStream;
   using Sink = DecompressResponses;
-  static constexpr uint32_t kRequestBytes = Request::kFrameFieldNumber;
-  static constexpr uint32_t kResponseBytes = Response::kDataFieldNumber;
 
-  static absl::Status Begin(Stream& stream, const Request& request, const SessionOptions& options,
+  static absl::Status Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions& options,
                             OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
-  static bool to_room(const Request& request) { return request.header().data_to_buffer(); }
-  static std::string* bytes(Request& request) { return request.has_frame() ? request.mutable_frame() : nullptr; }
-  static const v1::SharedMemoryRange* shared_bytes(const Request& request) {
-    return request.has_shared_frame() ? &request.shared_frame() : nullptr;
-  }
-  static const v1::SharedMemoryRange* room(const Request& request) {
-    return request.has_data_buffer() ? &request.data_buffer() : nullptr;
-  }
-  static v1::SharedMemoryRange& placed_bytes(Response& response) { return *response.mutable_shared_data(); }
 };
 
 // One stream, from its first message to its status, without a transport. Messages go in by Push, one at a time and only
@@ -87,11 +64,12 @@ struct DecompressTraits {
 // the order of the stream, whatever the threads' timing; responses in front of the fault come out before it.
 //
 // Push, HalfClose and Fail come from one thread at a time, and so does Pop; the others from any.
-template <typename Traits>
+template <typename Work>
 class Session {
  public:
-  using Request = typename Traits::Request;
-  using Response = typename Traits::Response;
+  using Direction = typename Work::Direction;
+  using Request = typename Direction::Request;
+  using Response = typename Direction::Response;
 
   Session(ThreadPool& pool, SessionOptions options, Admission::Ticket ticket, SessionObserver& observer,
           std::function<void()> wake);
@@ -187,11 +165,11 @@ class Session {
   SharedRanges ranges_;
 
   // Of the thread that pops.
-  RoomOutput<Traits> rooms_{ranges_};
+  RoomOutput<Direction> rooms_{ranges_};
   uint64_t released_reported_ = 0;  // as input_released
 
   // Of the thread that feeds.
-  Traits traits_;
+  Work work_;
   uint64_t begun_ = 0;           // tensors
   bool reserved_ = true;         // whether the memory of the current tensor is
   uint64_t streamed_bytes_ = 0;  // of tensors since the stream was last idle
@@ -202,14 +180,14 @@ class Session {
   std::deque<WholeTensor> whole_;  // held until their reports are out
   Admission::Ticket ticket_;
 
-  typename Traits::Sink sink_;
-  typename Traits::Stream stream_;  // last: its destructor waits for calls into the members above
+  typename Work::Sink sink_;
+  typename Work::Stream stream_;  // last: its destructor waits for calls into the members above
 };
 
-extern template class Session<CompressTraits>;
-extern template class Session<DecompressTraits>;
+extern template class Session<Compressing>;
+extern template class Session<Decompressing>;
 
-using CompressSession = Session<CompressTraits>;
-using DecompressSession = Session<DecompressTraits>;
+using CompressSession = Session<Compressing>;
+using DecompressSession = Session<Decompressing>;
 
 }  // namespace kvcompress
