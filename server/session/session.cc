@@ -1,40 +1,21 @@
 #include "server/session/session.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "core/base/status_macros.h"
 
 namespace kvcompress {
-
-absl::Status Compressing::Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
-                                OutputBuffers* buffers) {
-  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(header, options.default_codec));
-  return stream.Begin(std::move(job.tensor), job.codec, buffers);
-}
-
-absl::Status Decompressing::Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions&,
-                                  OutputBuffers* buffers) {
-  // Of a tensor's description only the name comes from the client here.
-  KVC_RETURN_IF_ERROR(ValidateTensor({.name = header.name(), .shape = {}, .axes = {}}).status());
-  return stream.Begin(header.name(), buffers);
-}
 
 template <typename Work>
 Session<Work>::Session(ThreadPool& pool, SessionOptions options, Admission::Ticket ticket, SessionObserver& observer,
                        std::function<void()> wake)
     : options_(std::move(options)),
       wake_(std::move(wake)),
-      ranges_(options_.regions),
-      ticket_(std::move(ticket)),
+      regions_(options_.regions),
       sink_(observer, [this](Change change) { OnProgress(change); }),
+      outlet_(sink_.outbox(), regions_),
+      feeder_(options_, std::move(ticket), stream_, sink_, regions_, outlet_),
       stream_(pool, options_.limits, sink_) {}
-
-template <typename Work>
-Session<Work>::~Session() {
-  Cancel();
-}
 
 template <typename Work>
 void Session<Work>::Push(Request request) {
@@ -44,34 +25,29 @@ void Session<Work>::Push(Request request) {
     return Push(std::vector<Slice>{{payload, std::move(owner)}});
   }
   if (request.payload_case() == Direction::kSharedInput) {
-    absl::StatusOr<Slice> bytes = ranges_.Input(Direction::SharedInput(request));
+    absl::StatusOr<Slice> bytes = regions_.Input(Direction::SharedInput(request));
     if (!bytes.ok()) return Fail(bytes.status());
-    return Queue({.header = {}, .bytes = {*std::move(bytes)}, .is_shared = true});
+    return Queue({.bytes = {*std::move(bytes)}, .is_shared = true});
   }
   if (request.payload_case() == Direction::kOutputBuffer) {
-    const absl::Status added = ranges_.AddRoom(Direction::OutputBuffer(request));
+    const absl::Status added = regions_.AddBuffer(Direction::OutputBuffer(request));
     return added.ok() ? void() : Fail(added);
   }
   // Far above any that is valid; many may wait.
   constexpr size_t kMaxHeaderMessageBytes = (size_t{16} << 10) + kMaxProfileBytes;
-  const size_t bytes = request.ByteSizeLong();
-  if (bytes > kMaxHeaderMessageBytes) {
+  if (request.ByteSizeLong() > kMaxHeaderMessageBytes) {
     return Fail(
         absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
   }
-  const absl::Status rooms = Direction::ToBuffers(request.header()) ? ranges_.CheckEnabled() : absl::OkStatus();
-  if (!rooms.ok()) return Fail(rooms);
+  if (Direction::ToBuffers(request.header())) {
+    if (const absl::Status enabled = regions_.CheckEnabled(); !enabled.ok()) return Fail(enabled);
+  }
   const size_t held = request.SpaceUsedLong();  // several times as much as on the wire
-  Queue({.header = std::move(request), .bytes = {}, .header_bytes = held, .is_header = true});
+  Queue({.message = std::move(request), .header_bytes = held, .is_header = true});
 }
 
 template <typename Work>
-void Session<Work>::Push(std::vector<Slice> payload) {
-  Queue({.header = {}, .bytes = std::move(payload)});
-}
-
-template <typename Work>
-void Session<Work>::Queue(Input input) {
+void Session<Work>::Queue(Input<Request> input) {
   {
     absl::MutexLock lock(&mutex_);
     if (!start_) start_ = Clock::now();
@@ -105,107 +81,58 @@ void Session<Work>::Cancel() {
   {
     absl::MutexLock lock(&mutex_);
     cancelled_ = true;
-    sink_.outbox().Clear();
+    outlet_.Close();
   }
   stream_.Cancel();
   Feed();
 }
 
-// While output goes to rooms, messages are read ahead, for there may be room in one of them; bytes are not, for they
-// would have to be held. Behind a fault, whose turn comes after that output, all but rooms is dropped.
+// While output goes to buffers, messages are read ahead, for one of them may give a buffer; bytes are not, for they
+// would have to be held. After a fault, whose turn comes after that output, all messages but buffers are dropped.
 template <typename Work>
 bool Session<Work>::TakesInput() const {
   constexpr size_t kMaxInputs = 1024;
   constexpr size_t kMaxInputHeaderBytes = size_t{1} << 20;
   absl::MutexLock lock(&mutex_);
-  if (half_closed_ || cancelled_ || !output_status_.ok()) return false;
-  if (InputIsOver()) return waits_for_room_;
-  const bool uses_rooms = waits_for_room_ || (!to_room_.empty() && to_room_.back());
-  if (inputs_.empty()) return HasRoom() || uses_rooms;
-  const Input& last = inputs_.back();
-  return uses_rooms && inputs_.size() < kMaxInputs && header_bytes_ < kMaxInputHeaderBytes &&
-         (last.is_shared || last.is_header);
+  if (half_closed_ || outlet_.is_closed()) return false;
+  if (InputIsOver()) return outlet_.waits_for_buffer();
+  if (inputs_.empty()) return WindowIsOpen() || outlet_.uses_buffers();
+  const Input<Request>& last = inputs_.back();
+  return (last.is_shared || last.is_header) && inputs_.size() < kMaxInputs && header_bytes_ < kMaxInputHeaderBytes &&
+         outlet_.uses_buffers();
 }
 
 template <typename Work>
 bool Session<Work>::Pop(Outgoing<Response>& outgoing) {
   outgoing = {};
-  const bool popped = PopNext(outgoing);
+  bool half_closed = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    half_closed = half_closed_;
+  }
+  const absl::StatusOr<bool> popped = outlet_.Next(half_closed, outgoing);
+  if (!popped.ok()) FailOutput(popped.status());
   Feed();
   // What was fed may have released input at once.
-  return popped || PopReleased(outgoing);
+  return popped.value_or(false) || outlet_.NextRelease(outgoing);
 }
 
-// Bytes that go to rooms are no response before one is full.
+// Ends the stream with this status, whatever else there is to come.
 template <typename Work>
-bool Session<Work>::has_next() const {
-  if (rooms_.has_next()) return true;
-  absl::MutexLock lock(&mutex_);
-  return (to_room_.empty() || !to_room_.front()) && sink_.outbox().has_next();
-}
-
-template <typename Work>
-absl::Status Session<Work>::OutputStatus() const {
+void Session<Work>::FailOutput(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
-    if (!output_status_.ok()) return output_status_;
+    output_status_ = status;
+    outlet_.Close();
   }
-  return ranges_.Check();
-}
-
-template <typename Work>
-bool Session<Work>::PopNext(Outgoing<Response>& outgoing) {
-  if (PopReleased(outgoing)) return true;
-  while (true) {
-    if (const absl::Status usable = OutputStatus(); !usable.ok()) return FailOutput(usable);
-    const auto outcome = rooms_.Next(outgoing);
-    waits_for_room_ = outcome == RoomOutput<Direction>::Outcome::kNoRoom;
-    if (outcome == RoomOutput<Direction>::Outcome::kResponse) return true;
-    if (waits_for_room_) {
-      if (!HalfClosed()) return false;
-      return FailOutput(absl::FailedPreconditionError("the stream was half-closed, but its output needs another room"));
-    }
-    Outgoing<Response> next;
-    bool to_room = false;
-    {
-      absl::MutexLock lock(&mutex_);
-      if (!sink_.outbox().Pop(next) || cancelled_) return false;
-      to_room = !to_room_.empty() && to_room_.front();
-      if (next.response.has_tensor()) to_room_.pop_front();
-    }
-    rooms_.Put(std::move(next), to_room);
-  }
-}
-
-template <typename Work>
-bool Session<Work>::PopReleased(Outgoing<Response>& outgoing) {
-  const uint64_t released = ranges_.released();
-  if (std::exchange(released_reported_, released) == released) return false;
-  outgoing.response.set_input_released(released);
-  return true;
-}
-
-// Ends the stream with this status, whatever else there is to come. Returns false, for there is nothing to pop.
-template <typename Work>
-bool Session<Work>::FailOutput(const absl::Status& status) {
-  {
-    absl::MutexLock lock(&mutex_);
-    output_status_.Update(status);
-    waits_for_room_ = false;
-    Outgoing<Response> none;
-    sink_.outbox().Clear();
-    sink_.outbox().Pop(none);
-  }
-  rooms_.Clear();
   stream_.Cancel();
   Fail(status);
-  return false;
 }
 
 template <typename Work>
 bool Session<Work>::done() const {
   absl::MutexLock lock(&mutex_);
-  return flushed_ && (cancelled_ || sink_.outbox().empty());
+  return flushed_ && (outlet_.is_closed() || sink_.outbox().empty());
 }
 
 template <typename Work>
@@ -223,8 +150,8 @@ void Session<Work>::OnProgress(Change change) {
   if (WorthWaking(change)) wake_();
 }
 
-// A response costs about the same whatever its size, so a few blocks go out together. Nothing waits that no other
-// block will come to wake for.
+// A response costs about the same whatever its size, so a few blocks go out together. Nothing waits when no other block
+// will come to wake for it.
 template <typename Work>
 bool Session<Work>::WorthWaking(Change change) const {
   constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
@@ -243,95 +170,51 @@ bool Session<Work>::InputIsOver() const {
   return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !sink_.error().ok();
 }
 
-// Gives the stream as much of the input as there is room for. Whoever makes room, or brings input, calls; one thread at
-// a time does the work, and looks again before it leaves.
+// Gives the stream as much of the input as the window takes. Whoever brings input, or takes output, calls.
 template <typename Work>
 void Session<Work>::Feed() {
-  absl::MutexLock lock(&mutex_);
-  if (feeding_ || flushing_) return;
-  feeding_ = true;
-  while (!InputIsOver() && !inputs_.empty() && HasRoom()) {
-    Input& input = inputs_.front();  // stays where it is while others are added behind it
-    mutex_.Unlock();
-    const absl::Status status = FeedPart(input);
-    mutex_.Lock();
-    if (input_status_.ok()) input_status_ = status;
-    if (input.taken()) {
-      header_bytes_ -= input.header_bytes;
-      inputs_.pop_front();
+  feeding_.Run([this] {
+    while (FeedPart()) {
     }
-  }
-  if (!InputIsOver()) {
-    if (inputs_.empty()) ReleaseIfIdle();
-  } else {
-    flushing_ = true;
-    inputs_.clear();
-    header_bytes_ = 0;
-    if (input_status_.ok() && half_closed_) input_status_ = stream_.Finish();
-    stream_.Flush([this] { OnFlushed(); });
-  }
-  feeding_ = false;
+  });
 }
 
-// One header, or bytes up to the end of a block.
+// Returns whether there may be more to feed.
 template <typename Work>
-absl::Status Session<Work>::FeedPart(Input& input) {
-  if (input.is_header) return TakeHeader(input);
-  if (input.taken()) return absl::OkStatus();
-  Slice& bytes = input.bytes[input.next];
-  if (!stream_.in_tensor() && !bytes.bytes.empty()) {
-    return absl::InvalidArgumentError(begun_ == 0 ? "data before the tensor's header"
-                                                  : "data behind the tensor's last byte, before the next header");
-  }
-  if (!bytes.bytes.empty()) KVC_RETURN_IF_ERROR(ticket_.Count(Work::AppendPart(stream_, bytes)));
-  if (bytes.bytes.empty()) {
-    bytes.owner = nullptr;
-    ++input.next;
-  }
-  if (reserved_) return absl::OkStatus();
-  const std::optional<Footprint> footprint = stream_.footprint();
-  return footprint ? Reserve(*footprint) : absl::OkStatus();
-}
-
-template <typename Work>
-absl::Status Session<Work>::TakeHeader(Input& input) {
-  input.is_header = false;
-  if (!input.header.has_header()) return absl::InvalidArgumentError("message without a payload");
-  const bool to_room = Direction::ToBuffers(input.header.header());
+bool Session<Work>::FeedPart() {
+  Input<Request>* input = nullptr;
   {
     absl::MutexLock lock(&mutex_);
-    to_room_.push_back(to_room);
+    if (flushing_) return false;
+    if (InputIsOver()) {
+      Flush();
+      return false;
+    }
+    if (inputs_.empty()) {
+      feeder_.ReleaseIfIdle();
+      return false;
+    }
+    if (!WindowIsOpen()) return false;
+    input = &inputs_.front();  // stays where it is while others are added after it
   }
-  ranges_.BeginTensor();
-  KVC_RETURN_IF_ERROR(
-      ticket_.Count(work_.Begin(stream_, input.header.header(), options_, to_room ? &ranges_ : nullptr)));
-  ++begun_;
-  reserved_ = false;
-  const std::optional<Footprint> footprint = stream_.footprint();
-  return footprint ? Reserve(*footprint) : absl::OkStatus();
+  const absl::Status status = feeder_.TakePart(*input);
+  absl::MutexLock lock(&mutex_);
+  if (input_status_.ok()) input_status_ = status;
+  if (input->taken()) {
+    header_bytes_ -= input->header_bytes;
+    inputs_.pop_front();
+  }
+  return true;
 }
 
-// Asks for all that the stream may hold with this tensor: of the tensors that pass through, in and out, the window and
-// the block that overfills it; of those that are held whole, everything.
+// The input is over: what is in flight comes out, and then the end.
 template <typename Work>
-absl::Status Session<Work>::Reserve(const Footprint& footprint) {
-  reserved_ = true;
-  const uint64_t finished = sink_.totals().tensors;
-  while (!whole_.empty() && whole_.front().number <= finished) whole_.pop_front();
-  if (footprint.whole) whole_.push_back({begun_, footprint.tensor_bytes});
-  streamed_bytes_ += footprint.tensor_bytes;
-  uint64_t bytes = std::min(streamed_bytes_, options_.window_bytes + footprint.block_bytes);
-  for (const WholeTensor& tensor : whole_) bytes += tensor.bytes;
-  return ticket_.Resize(2 * bytes);
-}
-
-// A stream that waits for its client holds nothing.
-template <typename Work>
-void Session<Work>::ReleaseIfIdle() {
-  if (streamed_bytes_ == 0 || sink_.totals().tensors != begun_ || !sink_.outbox().empty()) return;
-  whole_.clear();
-  streamed_bytes_ = 0;
-  ticket_.Resize(0).IgnoreError();  // less is always granted
+void Session<Work>::Flush() {
+  flushing_ = true;
+  inputs_.clear();
+  header_bytes_ = 0;
+  if (input_status_.ok() && half_closed_) input_status_ = stream_.Finish();
+  stream_.Flush([this] { OnFlushed(); });
 }
 
 template <typename Work>
@@ -340,7 +223,7 @@ void Session<Work>::OnFlushed() {
     absl::MutexLock lock(&mutex_);
     const absl::Status block_error = sink_.error();
     status_ = block_error.ok() ? input_status_ : block_error;
-    if (status_.ok() && output_status_.ok() && !cancelled_) {
+    if (status_.ok() && !outlet_.is_closed()) {
       const Clock::time_point now = Clock::now();
       sink_.SendStreamReport(std::chrono::duration<double>(now - start_.value_or(now)).count());
     }
@@ -349,7 +232,7 @@ void Session<Work>::OnFlushed() {
   wake_();
 }
 
-template class Session<Compressing>;
-template class Session<Decompressing>;
+template class Session<CompressStreamWork>;
+template class Session<DecompressStreamWork>;
 
 }  // namespace kvcompress

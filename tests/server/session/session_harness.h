@@ -66,14 +66,14 @@ struct Driver {
     return true;
   }
 
-  // Pushes what there is room for; returns how many of the requests.
+  // Pushes what the window takes; returns how many of the requests.
   size_t PushWhileWanted(const std::vector<Request>& requests) {
     size_t pushed = 0;
     while (pushed < requests.size() && session.wants_input()) session.Push(requests[pushed++]);
     return pushed;
   }
 
-  // Takes responses until there is room for the request.
+  // Takes responses until the window takes the request.
   void PushWhenWanted(Request request) {
     while (!session.wants_input()) {
       Response response;

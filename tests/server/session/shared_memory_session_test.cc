@@ -42,14 +42,14 @@ v1::SharedMemoryRange Range(uint64_t region, uint64_t offset, uint64_t size) {
   return range;
 }
 
-v1::CompressRequest Header(const std::string& name, uint64_t elements, const std::string& codec, bool to_room) {
+v1::CompressRequest Header(const std::string& name, uint64_t elements, const std::string& codec, bool to_buffers) {
   v1::CompressRequest request;
   v1::Tensor& tensor = *request.mutable_header()->mutable_tensor();
   tensor.set_name(name);
   tensor.set_dtype(v1::DTYPE_F16);
   tensor.add_shape(elements);
   request.mutable_header()->set_codec(codec);
-  request.mutable_header()->set_frame_to_buffer(to_room);
+  request.mutable_header()->set_frame_to_buffer(to_buffers);
   return request;
 }
 
@@ -65,7 +65,7 @@ v1::CompressRequest SharedData(const v1::SharedMemoryRange& range) {
   return request;
 }
 
-v1::CompressRequest FrameRoom(const v1::SharedMemoryRange& range) {
+v1::CompressRequest FrameBuffer(const v1::SharedMemoryRange& range) {
   v1::CompressRequest request;
   *request.mutable_frame_buffer() = range;
   return request;
@@ -96,7 +96,7 @@ class SharedMemorySessionTest : public ::testing::Test {
   }
 
   // What stands in the ranges that the responses tell of, up to each tensor's report.
-  std::vector<std::string> PlacedFrames() const {
+  std::vector<std::string> BufferedFrames() const {
     std::vector<std::string> frames(1);
     for (const auto& response : responses_) {
       EXPECT_FALSE(response.has_frame());
@@ -150,11 +150,11 @@ TEST_F(SharedMemorySessionTest, FramesAreThoseOfAStreamOfBytes) {
   for (const char* codec : {"int4(group=64)", "raw", "raw|zstd", "sparse(ratio=0.5)|int4", "clamp|int8"}) {
     SCOPED_TRACE(codec);
     const std::string expected = Expected(values, codec);
-    ASSERT_THAT(Compress({Header("t", size / 2, codec, true), FrameRoom(Range(output_id_, 4096, 4 << 20)),
+    ASSERT_THAT(Compress({Header("t", size / 2, codec, true), FrameBuffer(Range(output_id_, 4096, 4 << 20)),
                           SharedData(Range(input_id_, 0, 1'000'001)),
                           SharedData(Range(input_id_, 1'000'001, size - 1'000'001))}),
                 IsOk());
-    EXPECT_EQ(PlacedFrames().at(0), expected);
+    EXPECT_EQ(BufferedFrames().at(0), expected);
     EXPECT_EQ(Released(), size);
     EXPECT_EQ(Report().frame_bytes(), expected.size());
     EXPECT_TRUE(responses_.back().has_stream());
@@ -200,60 +200,60 @@ TEST_F(SharedMemorySessionTest, SharedAndStreamedBytesMix) {
   const ByteSpan shared = PutInput(values);
   const std::string expected = Expected(values, "int4(group=64)");
   ASSERT_THAT(Compress({Header("t", 300'000, "int4", true), SharedData(Range(input_id_, 0, 7)),
-                        FrameRoom(Range(output_id_, 0, 1 << 20)), Data(shared.subspan(7, 100'000)),
+                        FrameBuffer(Range(output_id_, 0, 1 << 20)), Data(shared.subspan(7, 100'000)),
                         SharedData(Range(input_id_, 100'007, 0)),
                         SharedData(Range(input_id_, 100'007, values.size() - 100'007))}),
               IsOk());
-  EXPECT_EQ(PlacedFrames().at(0), expected);
+  EXPECT_EQ(BufferedFrames().at(0), expected);
   EXPECT_EQ(Released(), values.size() - 100'000);
 }
 
-TEST_F(SharedMemorySessionTest, OutputFillsRoomsInTheirOrderAndEachFrameBeginsItsOwn) {
+TEST_F(SharedMemorySessionTest, OutputFillsBuffersInTheirOrderAndEachFrameBeginsItsOwn) {
   const Bytes values = MakeValues(DType::kF16, 100'000, Distribution::kGaussian);
   PutInput(values);
   const std::string expected = Expected(values, "int4(group=64)");
   ASSERT_LT(expected.size(), 60'000u);
   std::vector<v1::CompressRequest> requests = {
-      FrameRoom(Range(output_id_, 1000, 50'000)),     FrameRoom(Range(output_id_, 100'000, 20'000)),
-      FrameRoom(Range(output_id_, 500'000, 60'000)),  Header("a", 100'000, "int4", true),
-      SharedData(Range(input_id_, 0, values.size())), Header("b", 100'000, "int4", true),
+      FrameBuffer(Range(output_id_, 1000, 50'000)),    FrameBuffer(Range(output_id_, 100'000, 20'000)),
+      FrameBuffer(Range(output_id_, 500'000, 60'000)), Header("a", 100'000, "int4", true),
+      SharedData(Range(input_id_, 0, values.size())),  Header("b", 100'000, "int4", true),
       SharedData(Range(input_id_, 0, values.size()))};
   ASSERT_THAT(Compress(requests), IsOk());
-  const std::vector<std::string> frames = PlacedFrames();
+  const std::vector<std::string> frames = BufferedFrames();
   ASSERT_EQ(frames.size(), 2u);
   EXPECT_EQ(frames[0], expected);
   EXPECT_EQ(frames[1], expected);
   EXPECT_EQ(AsText(ByteSpan(output_->storage).subspan(1000, 50'000)), expected.substr(0, 50'000));
   EXPECT_EQ(AsText(ByteSpan(output_->storage).subspan(100'000, expected.size() - 50'000)), expected.substr(50'000));
   EXPECT_EQ(AsText(ByteSpan(output_->storage).subspan(500'000, expected.size())), expected);
-  // Nothing outside the rooms.
+  // Nothing outside the buffers.
   EXPECT_EQ(output_->storage[999], std::byte{0});
   EXPECT_EQ(output_->storage[51'000], std::byte{0});
   EXPECT_EQ(output_->storage[500'000 + expected.size()], std::byte{0});
 }
 
-TEST_F(SharedMemorySessionTest, OutputWaitsForRoomThatComesBehindTheInput) {
+TEST_F(SharedMemorySessionTest, OutputWaitsForABufferThatComesAfterTheInput) {
   const Bytes values = MakeValues(DType::kF16, 4'000'000, Distribution::kGaussian);
   PutInput(values);
   const std::string expected = Expected(values, "raw");
   std::vector<v1::CompressRequest> requests = {Header("t", 4'000'000, "raw", true)};
   constexpr size_t kPiece = 200'000;
   for (size_t at = 0; at < values.size(); at += kPiece) requests.push_back(SharedData(Range(input_id_, at, kPiece)));
-  requests.push_back(FrameRoom(Range(output_id_, 0, expected.size())));
+  requests.push_back(FrameBuffer(Range(output_id_, 0, expected.size())));
   // More than the window holds, so the output must have waited.
   ASSERT_GT(values.size(), 2 * DefaultWindowBytes(2));
   ASSERT_THAT(Compress(requests), IsOk());
-  EXPECT_EQ(PlacedFrames().at(0), expected);
+  EXPECT_EQ(BufferedFrames().at(0), expected);
 }
 
-// Otherwise each room would be had only after all before it were full.
-TEST_F(SharedMemorySessionTest, RoomsAreReadAheadWhileTheWindowIsFull) {
+// Otherwise each buffer would be had only after all before it were full.
+TEST_F(SharedMemorySessionTest, BuffersAreReadAheadWhileTheWindowIsFull) {
   PutInput(MakeValues(DType::kF16, 4'000'000, Distribution::kGaussian));
   ASSERT_GT(uint64_t{8'000'000}, 2 * DefaultWindowBytes(2));
   CompressDriver driver(pool_, admission_, Options());
   const std::vector<v1::CompressRequest> requests = {
-      Header("t", 4'000'000, "raw", true), FrameRoom(Range(output_id_, 0, 4'000'000)),
-      SharedData(Range(input_id_, 0, 8'000'000)), FrameRoom(Range(output_id_, 4'000'000, 4'100'000))};
+      Header("t", 4'000'000, "raw", true), FrameBuffer(Range(output_id_, 0, 4'000'000)),
+      SharedData(Range(input_id_, 0, 8'000'000)), FrameBuffer(Range(output_id_, 4'000'000, 4'100'000))};
   EXPECT_EQ(driver.PushWhileWanted(requests), requests.size());
   EXPECT_TRUE(driver.session.wants_input());
   driver.session.Cancel();
@@ -264,18 +264,18 @@ TEST_F(SharedMemorySessionTest, HeadersThatCouldFillTheMemoryWhileTheyWaitAreRef
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("header above the limit")));
 }
 
-TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutRoomForItsOutputFails) {
+TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutABufferForItsOutputFails) {
   PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
   EXPECT_THAT(Compress({Header("t", 1000, "int4", true), SharedData(Range(input_id_, 0, 2000))}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another room")));
-  EXPECT_THAT(Compress({Header("t", 1000, "int4", true), FrameRoom(Range(output_id_, 0, 100)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another buffer")));
+  EXPECT_THAT(Compress({Header("t", 1000, "int4", true), FrameBuffer(Range(output_id_, 0, 100)),
                         SharedData(Range(input_id_, 0, 2000))}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another room")));
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another buffer")));
   for (const auto& response : responses_) EXPECT_FALSE(response.has_tensor());
 }
 
-// The fault's turn comes when what was made before it has found room: that still has to be read.
-TEST_F(SharedMemorySessionTest, RoomIsTakenForOutputInFrontOfAFault) {
+// The fault's turn comes when what was made before it has found a buffer, which still has to be read.
+TEST_F(SharedMemorySessionTest, BuffersAreTakenForOutputBeforeAFault) {
   const Bytes values = MakeValues(DType::kF16, 1000, Distribution::kGaussian);
   PutInput(values);
   const std::string expected = Expected(values, "int4(group=64)");
@@ -292,10 +292,10 @@ TEST_F(SharedMemorySessionTest, RoomIsTakenForOutputInFrontOfAFault) {
       absl::SleepFor(absl::Milliseconds(1));
     }
   }
-  driver.session.Push(FrameRoom(Range(output_id_, 0, 4096)));
+  driver.session.Push(FrameBuffer(Range(output_id_, 0, 4096)));
   EXPECT_THAT(driver.Run({}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("int9")));
   responses_ = std::move(driver.responses);
-  EXPECT_EQ(PlacedFrames().at(0), expected);
+  EXPECT_EQ(BufferedFrames().at(0), expected);
 }
 
 TEST_F(SharedMemorySessionTest, RangesAreCheckedAgainstTheirRegions) {
@@ -314,9 +314,9 @@ TEST_F(SharedMemorySessionTest, RangesAreCheckedAgainstTheirRegions) {
   };
   for (const auto& test : cases) {
     EXPECT_THAT(Compress({header, SharedData(test.range)}), StatusIs(test.code, HasSubstr("shared memory r")));
-    EXPECT_THAT(Compress({header, FrameRoom(test.range)}), StatusIs(test.code, HasSubstr("shared memory r")));
+    EXPECT_THAT(Compress({header, FrameBuffer(test.range)}), StatusIs(test.code, HasSubstr("shared memory r")));
   }
-  EXPECT_THAT(Compress({header, FrameRoom(Range(input_id_, 0, 0))}),
+  EXPECT_THAT(Compress({header, FrameBuffer(Range(input_id_, 0, 0))}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("0 bytes")));
   table_.Remove(input_id_);
   EXPECT_THAT(Compress({header, SharedData(Range(input_id_, 0, 16))}),
@@ -382,7 +382,7 @@ TEST_F(SharedMemorySessionTest, ValuesThatChangeMeanwhileMakeSomeFrame) {
   scribbler.join();
 }
 
-TEST_F(SharedMemorySessionTest, DecompressTakesFramesFromRegionsAndPutsValuesIntoRooms) {
+TEST_F(SharedMemorySessionTest, DecompressTakesFramesFromRegionsAndPutsValuesIntoBuffers) {
   const Bytes values = MakeValues(DType::kF16, 700'000, Distribution::kGaussian);
   const std::string frame = Expected(values, "raw");
   PutInput(Bytes(AsBytes(frame).begin(), AsBytes(frame).end()));
@@ -391,11 +391,11 @@ TEST_F(SharedMemorySessionTest, DecompressTakesFramesFromRegionsAndPutsValuesInt
   header.mutable_header()->set_data_to_buffer(true);
   v1::DecompressRequest input;
   *input.mutable_shared_frame() = Range(input_id_, 0, frame.size());
-  v1::DecompressRequest rooms[2];
-  *rooms[0].mutable_data_buffer() = Range(output_id_, 64, 1'000'001);
-  *rooms[1].mutable_data_buffer() = Range(output_id_, 2'000'000, 1'000'000);
+  v1::DecompressRequest buffers[2];
+  *buffers[0].mutable_data_buffer() = Range(output_id_, 64, 1'000'001);
+  *buffers[1].mutable_data_buffer() = Range(output_id_, 2'000'000, 1'000'000);
   DecompressDriver driver(pool_, admission_, Options());
-  ASSERT_THAT(driver.Run({header, rooms[0], input, rooms[1]}), IsOk());
+  ASSERT_THAT(driver.Run({header, buffers[0], input, buffers[1]}), IsOk());
   Bytes placed;
   uint64_t released = 0;
   for (const auto& response : driver.responses) {

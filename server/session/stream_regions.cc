@@ -1,4 +1,4 @@
-#include "server/session/shared_ranges.h"
+#include "server/session/stream_regions.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,12 +8,12 @@
 
 namespace kvcompress {
 
-absl::Status SharedRanges::CheckEnabled() const {
+absl::Status StreamRegions::CheckEnabled() const {
   return table_ == nullptr ? absl::FailedPreconditionError("shared memory is not enabled") : absl::OkStatus();
 }
 
-absl::StatusOr<MutableByteSpan> SharedRanges::Resolve(const v1::SharedMemoryRange& range,
-                                                      std::shared_ptr<SharedRegion>& owner) {
+absl::StatusOr<MutableByteSpan> StreamRegions::Resolve(const v1::SharedMemoryRange& range,
+                                                       std::shared_ptr<SharedRegion>& owner) {
   KVC_RETURN_IF_ERROR(CheckEnabled());
   const auto found = used_.find(range.region());
   // A region that this stream uses already stays its own after it was unregistered.
@@ -31,7 +31,7 @@ absl::StatusOr<MutableByteSpan> SharedRanges::Resolve(const v1::SharedMemoryRang
   return bytes.subspan(range.offset(), range.byte_size());
 }
 
-absl::StatusOr<Slice> SharedRanges::Input(const v1::SharedMemoryRange& range) {
+absl::StatusOr<Slice> StreamRegions::Input(const v1::SharedMemoryRange& range) {
   absl::MutexLock lock(&mutex_);
   std::shared_ptr<SharedRegion> region;
   KVC_ASSIGN_OR_RETURN(const MutableByteSpan bytes, Resolve(range, region));
@@ -45,38 +45,38 @@ absl::StatusOr<Slice> SharedRanges::Input(const v1::SharedMemoryRange& range) {
   return Slice{bytes, std::shared_ptr<const void>(bytes.data(), release), /*changing=*/true};
 }
 
-void SharedRanges::Releases::Release(uint64_t number) {
+void StreamRegions::Releases::Release(uint64_t number) {
   absl::MutexLock lock(&mutex);
   ranges[number - first].released = true;
   for (; !ranges.empty() && ranges.front().released; ranges.pop_front(), ++first) bytes += ranges.front().bytes;
 }
 
-uint64_t SharedRanges::released() const {
+uint64_t StreamRegions::released() const {
   absl::MutexLock lock(&releases_->mutex);
   return releases_->bytes;
 }
 
-absl::Status SharedRanges::AddRoom(const v1::SharedMemoryRange& range) {
-  // A client gives a few rooms ahead; what is above this could only use up our memory.
-  constexpr size_t kMaxRooms = 4096;
+absl::Status StreamRegions::AddBuffer(const v1::SharedMemoryRange& range) {
+  // A client gives a few buffers ahead; more than this could only use up our memory.
+  constexpr size_t kMaxBuffers = 4096;
   absl::MutexLock lock(&mutex_);
-  if (rooms_.size() == kMaxRooms) {
-    return absl::ResourceExhaustedError(absl::StrFormat("more than %d rooms that wait for output", kMaxRooms));
+  if (buffers_.size() == kMaxBuffers) {
+    return absl::ResourceExhaustedError(absl::StrFormat("more than %d buffers that wait for output", kMaxBuffers));
   }
   std::shared_ptr<SharedRegion> region;
   KVC_ASSIGN_OR_RETURN(const MutableByteSpan bytes, Resolve(range, region));
-  if (bytes.empty()) return absl::InvalidArgumentError("a room for output of 0 bytes");
-  rooms_.push_back({range.region(), range.offset(), bytes, std::move(region)});
+  if (bytes.empty()) return absl::InvalidArgumentError("a buffer for output of 0 bytes");
+  buffers_.push_back({range.region(), range.offset(), bytes, std::move(region)});
   while (!debts_.empty() && Settle(debts_.front())) debts_.pop_front();
   return absl::OkStatus();
 }
 
-bool SharedRanges::has_room() const {
+bool StreamRegions::has_buffer() const {
   absl::MutexLock lock(&mutex_);
-  return !rooms_.empty();
+  return !buffers_.empty();
 }
 
-void SharedRanges::BeginTensor() {
+void StreamRegions::BeginTensor() {
   absl::MutexLock lock(&mutex_);
   if (begun_ == ended_) {  // the next output goes to the front
     foreseen_ = true;
@@ -89,41 +89,41 @@ void SharedRanges::BeginTensor() {
   ++begun_;
 }
 
-OutputBuffer SharedRanges::Take(uint64_t size, bool last) {
+OutputBuffer StreamRegions::Take(uint64_t size, bool last) {
   absl::MutexLock lock(&mutex_);
   all_taken_ = last;
   if (!foreseen_) return {};
-  OutputBuffer place;
-  if (debts_.empty() && next_ < rooms_.size()) {
-    const Room& room = rooms_[next_];
-    if (room.bytes.size() - room.taken >= size) place = {room.bytes.subspan(room.taken, size), room.owner};
+  OutputBuffer buffer;
+  if (debts_.empty() && next_ < buffers_.size()) {
+    const GivenBuffer& given = buffers_[next_];
+    if (given.bytes.size() - given.taken >= size) buffer = {given.bytes.subspan(given.taken, size), given.owner};
   }
   debts_.push_back({size, last});
   if (debts_.size() == 1 && Settle(debts_.front())) debts_.pop_front();
-  return place;
+  return buffer;
 }
 
-// Takes room for a debt; false when there is not enough yet.
-bool SharedRanges::Settle(Debt& debt) {
+// Takes bytes of buffers for a debt; false when there are not enough yet.
+bool StreamRegions::Settle(Debt& debt) {
   for (; debt.bytes > 0; ++next_) {
-    if (next_ == rooms_.size()) return false;
-    Room& room = rooms_[next_];
-    const uint64_t take = std::min<uint64_t>(debt.bytes, room.bytes.size() - room.taken);
-    room.taken += take;
+    if (next_ == buffers_.size()) return false;
+    GivenBuffer& given = buffers_[next_];
+    const uint64_t take = std::min<uint64_t>(debt.bytes, given.bytes.size() - given.taken);
+    given.taken += take;
     debt.bytes -= take;
-    if (room.taken < room.bytes.size()) break;
+    if (given.taken < given.bytes.size()) break;
   }
-  if (debt.last && next_ < rooms_.size() && rooms_[next_].taken > 0) ++next_;
+  if (debt.last && next_ < buffers_.size() && buffers_[next_].taken > 0) ++next_;
   return true;
 }
 
-SharedRanges::Filled SharedRanges::Fill(std::vector<Slice>& bytes) {
-  Room room;
+StreamRegions::Filled StreamRegions::Fill(std::vector<Slice>& bytes) {
+  GivenBuffer given;
   {
     absl::MutexLock lock(&mutex_);
-    room = rooms_.front();
+    given = buffers_.front();
   }
-  const MutableByteSpan left = room.bytes.subspan(room.filled);
+  const MutableByteSpan left = given.bytes.subspan(given.filled);
   size_t filled = 0;
   auto slice = bytes.begin();
   for (; slice != bytes.end() && filled < left.size(); ++slice) {
@@ -139,29 +139,29 @@ SharedRanges::Filled SharedRanges::Fill(std::vector<Slice>& bytes) {
   bytes.erase(bytes.begin(), slice);
 
   v1::SharedMemoryRange where;
-  where.set_region(room.region);
-  where.set_offset(room.offset + room.filled);
+  where.set_region(given.region);
+  where.set_offset(given.offset + given.filled);
   where.set_byte_size(filled);
   absl::MutexLock lock(&mutex_);
-  Room& front = rooms_.front();
+  GivenBuffer& front = buffers_.front();
   front.filled += filled;
   const bool full = front.filled == front.bytes.size();
-  if (full) PopRoom();
+  if (full) PopBuffer();
   return {where, full};
 }
 
-void SharedRanges::PopRoom() {
-  rooms_.pop_front();
+void StreamRegions::PopBuffer() {
+  buffers_.pop_front();
   if (next_ > 0) --next_;
 }
 
-void SharedRanges::EndTensor() {
+void StreamRegions::EndTensor() {
   absl::MutexLock lock(&mutex_);
-  if (!rooms_.empty() && rooms_.front().filled > 0) PopRoom();
+  if (!buffers_.empty() && buffers_.front().filled > 0) PopBuffer();
   ++ended_;
 }
 
-absl::Status SharedRanges::Check() const {
+absl::Status StreamRegions::Check() const {
   absl::MutexLock lock(&mutex_);
   for (const auto& [id, region] : used_) {
     if (!region->intact()) {

@@ -14,15 +14,14 @@
 
 namespace kvcompress {
 
-// A stream's side of shared memory: ranges that stand for its input, and rooms for its output. Thread-safe.
+// What a stream uses of registered regions: ranges that stand for its input, and buffers for its output. Thread-safe.
 //
-// Output gets to the rooms on two ways. All of it passes through Fill, in order, which copies it. Where the sizes of
-// what comes out are known ahead, blocks Take their places in the rooms before they are made, and Fill finds them
-// there.
-class SharedRanges final : public OutputBuffers {
+// All output passes through Fill, in order, which copies it to the buffers. Where the sizes of the output are known
+// ahead, blocks Take their parts of the buffers before they are made: Fill finds them there, and copies nothing.
+class StreamRegions final : public OutputBuffers {
  public:
   // `table` may be null: then every range is FAILED_PRECONDITION.
-  explicit SharedRanges(const RegionTable* table) : table_(table) {}
+  explicit StreamRegions(const RegionTable* table) : table_(table) {}
 
   // FAILED_PRECONDITION where no range can be used.
   absl::Status CheckEnabled() const;
@@ -32,8 +31,8 @@ class SharedRanges final : public OutputBuffers {
   // Bytes of input, from the first range on, whose slices are all gone.
   uint64_t released() const;
 
-  absl::Status AddRoom(const v1::SharedMemoryRange& range);
-  bool has_room() const;
+  absl::Status AddBuffer(const v1::SharedMemoryRange& range);
+  bool has_buffer() const;
 
   // The output of another tensor will follow.
   void BeginTensor();
@@ -41,19 +40,19 @@ class SharedRanges final : public OutputBuffers {
 
   struct Filled {
     v1::SharedMemoryRange range;
-    bool room_is_full = false;
+    bool buffer_is_full = false;
   };
-  // Moves bytes from the front of `bytes` into the room whose turn it is, behind what it holds already, as many as it
-  // takes, and says where they are; those that lie there already stay. Only while has_room(); one thread at a time.
+  // Moves bytes from the front of `bytes` to the end of what the current buffer holds, as many as it takes, and says
+  // where they are; those that lie there already stay. Only while has_buffer(); one thread at a time.
   Filled Fill(std::vector<Slice>& bytes);
-  // All output of the tensor has passed. What is left of a room that is in use is not used any more.
+  // All output of the tensor has passed. What is left of a buffer that is in use stays unused.
   void EndTensor();
 
   // FAILED_PRECONDITION once a region that this stream has used lost memory: what was read or written there is void.
   absl::Status Check() const;
 
  private:
-  struct Room {
+  struct GivenBuffer {
     uint64_t region;
     uint64_t offset;
     MutableByteSpan bytes;
@@ -61,7 +60,7 @@ class SharedRanges final : public OutputBuffers {
     size_t filled = 0;
     size_t taken = 0;
   };
-  // Output for which there was no room yet when its place was asked for.
+  // Output that asked for a part of a buffer before there was one.
   struct Debt {
     uint64_t bytes;
     bool last;
@@ -82,21 +81,21 @@ class SharedRanges final : public OutputBuffers {
 
   absl::StatusOr<MutableByteSpan> Resolve(const v1::SharedMemoryRange& range, std::shared_ptr<SharedRegion>& owner)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void PopRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PopBuffer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Settle(Debt& debt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const RegionTable* const table_;
   const std::shared_ptr<Releases> releases_ = std::make_shared<Releases>();
   mutable absl::Mutex mutex_;
   std::map<uint64_t, std::shared_ptr<SharedRegion>> used_ ABSL_GUARDED_BY(mutex_);  // by their ids
-  std::deque<Room> rooms_ ABSL_GUARDED_BY(mutex_);
+  std::deque<GivenBuffer> buffers_ ABSL_GUARDED_BY(mutex_);
 
   uint64_t begun_ ABSL_GUARDED_BY(mutex_) = 0;  // tensors
   uint64_t ended_ ABSL_GUARDED_BY(mutex_) = 0;
   // Whether it is known where all output so far will be.
   bool foreseen_ ABSL_GUARDED_BY(mutex_) = true;
   bool all_taken_ ABSL_GUARDED_BY(mutex_) = true;  // of the last tensor that was begun
-  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;        // index of the room that places are taken from
+  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;        // index of the buffer that Take takes from
   std::deque<Debt> debts_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "core/base/slice.h"
+#include "core/base/status_macros.h"
+#include "server/session/options.h"
+#include "server/session/outlet.h"
+#include "server/session/stream_memory.h"
+#include "server/session/stream_regions.h"
+
+namespace kvcompress {
+
+// A message on its way into a stream: a header, or bytes.
+template <typename Request>
+struct Input {
+  Request message = {};  // of a header
+  std::vector<Slice> bytes = {};
+  size_t next = 0;          // index in `bytes`: the slices before it are taken
+  size_t header_bytes = 0;  // memory that the header takes
+  bool is_header = false;
+  bool is_shared = false;  // the bytes are a range of a region
+
+  bool taken() const { return !is_header && next == bytes.size(); }
+};
+
+// Puts the input of a session into its stream, and asks for the memory that each tensor needs. One thread at a time.
+template <typename Work>
+class Feeder {
+ public:
+  using Direction = typename Work::Direction;
+  using Stream = typename Work::Stream;
+
+  // `stream` need not be constructed yet.
+  Feeder(const SessionOptions& options, Admission::Ticket ticket, Stream& stream, const typename Work::Sink& sink,
+         StreamRegions& regions, Outlet<Direction>& outlet)
+      : options_(options),
+        stream_(stream),
+        sink_(sink),
+        regions_(regions),
+        outlet_(outlet),
+        memory_(std::move(ticket), options.window_bytes) {}
+
+  // Takes a header, or bytes up to the end of a block.
+  absl::Status TakePart(Input<typename Direction::Request>& input) {
+    if (input.is_header) return TakeHeader(input);
+    if (input.taken()) return absl::OkStatus();
+    Slice& bytes = input.bytes[input.next];
+    if (!bytes.bytes.empty()) {
+      if (!stream_.in_tensor()) return OutsideTensor();
+      KVC_RETURN_IF_ERROR(memory_.ticket().Count(Work::AppendPart(stream_, bytes)));
+    }
+    if (bytes.bytes.empty()) {
+      bytes.owner = nullptr;
+      ++input.next;
+    }
+    return Reserve();
+  }
+
+  // A stream that waits for its client holds no memory.
+  void ReleaseIfIdle() {
+    if (sink_.totals().tensors == memory_.begun() && sink_.outbox().empty()) memory_.Release();
+  }
+  // Gives back what the stream was admitted with.
+  void Settle() { memory_.ticket().Settle(); }
+
+ private:
+  absl::Status TakeHeader(Input<typename Direction::Request>& input) {
+    input.is_header = false;
+    if (!input.message.has_header()) return absl::InvalidArgumentError("message without a payload");
+    const auto& header = input.message.header();
+    const bool to_buffers = Direction::ToBuffers(header);
+    outlet_.BeginTensor(to_buffers);
+    regions_.BeginTensor();
+    KVC_RETURN_IF_ERROR(
+        memory_.ticket().Count(work_.Begin(stream_, header, options_, to_buffers ? &regions_ : nullptr)));
+    memory_.BeginTensor();
+    return Reserve();
+  }
+
+  absl::Status Reserve() {
+    if (memory_.is_reserved()) return absl::OkStatus();
+    const std::optional<Footprint> footprint = stream_.footprint();
+    return footprint ? memory_.Reserve(*footprint, sink_.totals().tensors) : absl::OkStatus();
+  }
+
+  absl::Status OutsideTensor() const {
+    return absl::InvalidArgumentError(memory_.begun() == 0
+                                          ? "data before the tensor's header"
+                                          : "data behind the tensor's last byte, before the next header");
+  }
+
+  const SessionOptions& options_;
+  Stream& stream_;
+  const typename Work::Sink& sink_;
+  StreamRegions& regions_;
+  Outlet<Direction>& outlet_;
+  StreamMemory memory_;
+  Work work_;
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "core/tensor_report.h"
+#include "server/session/admission.h"
+
+namespace kvcompress {
+
+// The memory that a stream has asked its admission for. It asks with each tensor for all that the stream may hold: of
+// tensors that pass through, the window and the block that overfills it; of tensors that are held whole, everything.
+// Each counts twice, for what comes in and what goes out. One thread at a time.
+class StreamMemory {
+ public:
+  StreamMemory(Admission::Ticket ticket, uint64_t window_bytes)
+      : ticket_(std::move(ticket)), window_bytes_(window_bytes) {}
+
+  void BeginTensor() {
+    ++begun_;
+    reserved_ = false;
+  }
+  // Tensors that were begun.
+  uint64_t begun() const { return begun_; }
+
+  // Whether the current tensor's memory is asked for.
+  bool is_reserved() const { return reserved_; }
+  // Asks for the current tensor; `reported` of the stream's tensors are done. RESOURCE_EXHAUSTED when the budget does
+  // not have it.
+  absl::Status Reserve(const Footprint& footprint, uint64_t reported);
+  // Gives all of it back: the stream holds nothing.
+  void Release();
+
+  Admission::Ticket& ticket() { return ticket_; }
+
+ private:
+  struct WholeTensor {
+    uint64_t number;
+    uint64_t bytes;
+  };
+
+  Admission::Ticket ticket_;
+  const uint64_t window_bytes_;
+  uint64_t begun_ = 0;
+  bool reserved_ = true;
+  uint64_t streamed_bytes_ = 0;    // of tensors since the stream last held nothing
+  std::deque<WholeTensor> whole_;  // tensors that are held whole until their reports are out
+};
+
+}  // namespace kvcompress
