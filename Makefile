@@ -2,7 +2,7 @@
 # by apt, only those that are missing); `make help` lists the targets.
 .DEFAULT_GOAL := help
 PREFIX ?= /usr/local
-.PHONY: help build install demo test bench format lint image container-test bare-test clean
+.PHONY: help build build-compress install demo test bench format lint image container-test bare-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -10,6 +10,8 @@ help: ## Show this list
 build: ## Build the daemon and the command line into bin/
 	@scripts/install-deps.sh --build
 	@scripts/build.sh
+
+build-compress: build ## Another name of build
 
 install: build ## Install programs, library, headers and CMake package below PREFIX (/usr/local); DESTDIR is honoured
 	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
@@ -40,7 +42,7 @@ image: ## Build the images kv-compressd and kv-compress with the Docker engine t
 	@scripts/build_image.sh
 
 container-test: ## Build the images and run them in a Docker engine, alone and by the compose files
-	@scripts/install-deps.sh --build --container
+	@scripts/install-deps.sh --build --test --container
 	@tests/container/image.sh
 	@tests/container/compose.sh
 

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/daemon.sh
 
-scripts/build.sh
-cmake --build --preset release --target kvc_bench_kernels kvc_bench_transport >/dev/null
+cmake --preset release >/dev/null
+scripts/build.sh kv-compressd kv-compress kvc_bench_kernels kvc_bench_transport >/dev/null
 kernels=()
 for flag in "$@"; do
   case $flag in

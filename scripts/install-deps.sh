@@ -10,9 +10,12 @@ for set in "$@"; do
     --build)
       packages+=(g++ cmake ninja-build pkg-config python3 libabsl-dev libgrpc++-dev libprotobuf-dev libssl-dev
         protobuf-compiler protobuf-compiler-grpc libspdlog-dev prometheus-cpp-dev libhwy-dev libzstd-dev
-        liblz4-dev libxxhash-dev nlohmann-json3-dev libgtest-dev libgmock-dev) ;;
-    --bench) packages+=(libbenchmark-dev) ;;
-    --test) packages+=(ccache chromium clang-14 faketime libclang-rt-14-dev llvm-14 openssl python3-venv prometheus) ;;
+        liblz4-dev libxxhash-dev nlohmann-json3-dev) ;;
+    # The benchmarks are configured together with the tests.
+    --bench) packages+=(libbenchmark-dev libgtest-dev libgmock-dev) ;;
+    --test)
+      packages+=(ccache chromium clang-14 faketime libclang-rt-14-dev libgmock-dev libgtest-dev llvm-14 openssl
+        python3-venv prometheus) ;;
     --lint) packages+=(clang-format-14 clang-tidy-14) ;;
     --container)
       # A machine whose user already reaches a Docker engine needs nothing more.

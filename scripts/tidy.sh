@@ -4,11 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cmake --preset release >/dev/null
-# The generated headers of the service have to exist before anything that includes them is parsed.
-if cmake --build --preset release --target help | grep '^kvc_proto:' >/dev/null; then
-  cmake --build --preset release --target kvc_proto >/dev/null
-fi
+# The generated headers have to exist before anything that includes them is parsed.
+scripts/build.sh kvc_proto kvc_error_details_proto >/dev/null
 [ $# -gt 0 ] || mapfile -t files < <(find core proto server client -name '*.cc' | sort)
 [ $# -eq 0 ] || files=("$@")
 printf '%s\n' "${files[@]}" |

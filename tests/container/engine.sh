@@ -79,8 +79,8 @@ engine_stop() {
 # archive, unless they are to be built `anew`.
 engine_project_images() {
   local archive=build/images.tar.zst sources log
-  # What .dockerignore lets in, less the tests, which the images do not hold.
-  sources=$(find Dockerfile bench client cmake CMake* core proto scripts server -type f ! -name '*.pyc' -print0 |
+  # What .dockerignore lets in.
+  sources=$(find Dockerfile .dockerignore client cmake CMake* core proto scripts server -type f ! -name '*.pyc' -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
   if [ "${1:-}" != anew ] && [ "$(cat $archive.sources 2>/dev/null)" = "$sources" ]; then
     zstd -q -d -c $archive | docker load >/dev/null
