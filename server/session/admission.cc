@@ -35,7 +35,14 @@ std::string_view RejectReasonName(RejectReason reason) {
     case RejectReason::kUnauthenticated:
       return "unauthenticated";
   }
-  return "?";
+  return "";
+}
+
+// The switch above, of which the compiler sees that it has every reason, ends the list.
+std::vector<RejectReason> AllRejectReasons() {
+  std::vector<RejectReason> reasons;
+  for (int i = 0; !RejectReasonName(RejectReason{i}).empty(); ++i) reasons.push_back(RejectReason{i});
+  return reasons;
 }
 
 Admission::Ticket& Admission::Ticket::operator=(Ticket&& other) noexcept {

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -18,8 +19,7 @@
 
 namespace kvcompress {
 
-// Why a call, a stream or a tensor was turned away; of the last two, a connection or any call, before there was a
-// stream.
+// Why a connection, a call, a stream or a tensor was turned away.
 enum class RejectReason {
   kDraining,
   kMaxStreams,
@@ -33,6 +33,7 @@ enum class RejectReason {
 
 // "draining", "max_streams", ...
 std::string_view RejectReasonName(RejectReason reason);
+std::vector<RejectReason> AllRejectReasons();
 
 // How long a client should wait before it asks again, in milliseconds of ASCII digits: a payload of the statuses that a
 // retry can cure, under this URL, and the value of the trailer grpc-retry-pushback-ms.

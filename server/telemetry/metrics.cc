@@ -4,6 +4,7 @@
 
 #include "core/frame/frame.h"
 #include "core/simd/group_quant.h"
+#include "proto/wire/methods.h"
 #include "server/telemetry/process_metrics.h"
 
 namespace kvcompress {
@@ -21,26 +22,7 @@ const Buckets kStageSeconds = {0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0
 const Buckets kSnrDb = {5, 10, 15, 18, 20, 25, 30, 35, 40, 50, 60, 80};
 const Buckets kCosine = {0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999, 1};
 
-template <typename Builder>
-auto& Family(Builder builder, prometheus::Registry& registry, const char* name, const char* help) {
-  return builder.Name(name).Help(help).Register(registry);
-}
-
 std::string Text(std::string_view text) { return std::string(text); }
-
-std::string_view StageName(Metrics::Stage stage) {
-  switch (stage) {
-    case Metrics::Stage::kRead:
-      return "read";
-    case Metrics::Stage::kCodec:
-      return "codec";
-    case Metrics::Stage::kWrite:
-      return "write";
-    case Metrics::Stage::kFinish:
-      return "finish";
-  }
-  return "?";
-}
 
 MetricFamily Gauge(const char* name, const char* help, double value,
                    std::vector<prometheus::ClientMetric::Label> labels = {}) {
@@ -58,15 +40,22 @@ std::string_view Label(const prometheus::ClientMetric& metric, std::string_view 
   return {};
 }
 
-// Calls visit(metric, value) for each counter of the family of this name that has counted something.
+// Calls visit(metric, value) for each of the counters that has counted something.
 template <typename Visit>
-void ForEachCounter(const std::vector<MetricFamily>& families, std::string_view name, Visit visit) {
-  for (const MetricFamily& family : families) {
-    if (family.name != name) continue;
+void ForEachCount(const prometheus::Family<prometheus::Counter>& counters, Visit visit) {
+  for (const MetricFamily& family : counters.Collect()) {
     for (const auto& metric : family.metric) {
       if (metric.counter.value > 0) visit(metric, metric.counter.value);
     }
   }
+}
+
+// Adds up the counters by the values of one of their labels.
+void AddCounts(const prometheus::Family<prometheus::Counter>& counters, std::string_view label,
+               google::protobuf::Map<std::string, uint64_t>& sums) {
+  ForEachCount(counters, [&](const prometheus::ClientMetric& metric, double value) {
+    sums[Text(Label(metric, label))] += static_cast<uint64_t>(value);
+  });
 }
 
 }  // namespace
@@ -87,63 +76,43 @@ void ToMessage(const BuildInfo& build, v1::BuildInfo& message) {
   message.set_frame_version(kFrameVersion);
 }
 
-using prometheus::BuildCounter;
-using prometheus::BuildGauge;
-using prometheus::BuildHistogram;
+Metrics::Counters& Metrics::NewCounters(const char* name, const char* help) {
+  return prometheus::BuildCounter().Name(name).Help(help).Register(registry_);
+}
 
-Metrics::Metrics(std::function<LiveFigures()> live)
-    : live_(std::move(live)),
-      requests_(
-          Family(BuildCounter(), registry_, "kvcompress_requests_total", "Calls that have ended, by status code.")),
-      request_seconds_(Family(BuildHistogram(), registry_, "kvcompress_request_duration_seconds",
-                              "Time from a call's start to its status.")),
-      requests_in_flight_(
-          Family(BuildGauge(), registry_, "kvcompress_requests_in_flight", "Calls that have not ended.")),
-      rejected_(Family(
-          BuildCounter(), registry_, "kvcompress_rejected_requests_total",
-          "Connections, calls and tensors turned away by a limit, a budget, the drain, or for want of a token.")),
-      stage_seconds_(Family(BuildHistogram(), registry_, "kvcompress_stage_duration_seconds",
-                            "Time by stage: read and write are one message, codec is a tensor's time on pool threads, "
-                            "finish is from a call's last message to its last report.")),
-      tensors_(Family(BuildCounter(), registry_, "kvcompress_tensors_total", "Tensors done, by tensor codec.")),
-      tensor_bytes_(Family(BuildCounter(), registry_, "kvcompress_tensor_bytes_total",
-                           "Bytes of those tensors in their own dtypes.")),
-      frame_bytes_(Family(BuildCounter(), registry_, "kvcompress_frame_bytes_total", "Bytes of their frames.")),
-      codec_seconds_(Family(BuildCounter(), registry_, "kvcompress_codec_seconds_total",
-                            "Time that pool threads have spent on them.")),
-      levels_(Family(BuildCounter(), registry_, "kvcompress_tensors_by_level_total",
-                     "Compressed tensors by quality level.")),
-      violations_(Family(BuildCounter(), registry_, "kvcompress_threshold_violations_total",
-                         "Quality thresholds that compressed tensors missed.")),
-      snr_db_(Family(BuildHistogram(), registry_, "kvcompress_quality_snr_db",
-                     "Signal-to-noise ratio of compressed tensors, in dB; tensors without any loss are left out.")),
-      cosine_(Family(BuildHistogram(), registry_, "kvcompress_quality_cosine_similarity",
-                     "Cosine similarity of compressed tensors to their originals.")) {
-  // Series that are known beforehand exist from the start: a rate misses the event that a series begins with.
-  for (const char* method :
-       {"Compress", "Decompress", "CompressTensor", "DecompressTensor", "Metrics", "Capabilities", "SharedMemory"}) {
-    methods_[method] = {&requests_in_flight_.Add({{"method", method}}),
-                        &requests_.Add({{"method", method}, {"code", "OK"}}),
-                        &request_seconds_.Add({{"method", method}}, kCallSeconds)};
+Metrics::Gauges& Metrics::NewGauges(const char* name, const char* help) {
+  return prometheus::BuildGauge().Name(name).Help(help).Register(registry_);
+}
+
+Metrics::Histograms& Metrics::NewHistograms(const char* name, const char* help) {
+  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry_);
+}
+
+// Series whose labels are known beforehand exist from the start: a rate misses the event that a series begins with.
+Metrics::Metrics(std::function<LiveFigures()> live) : live_(std::move(live)) {
+  for (std::string_view method : AllMethods()) methods_[method] = NewMethodSeries(method);
+  for (std::string_view method : {MethodName<v1::DecompressRequest>(), MethodName<v1::DecompressTensorRequest>()}) {
+    requests_.Add({{"method", Text(method)}, {"code", "DATA_LOSS"}});
   }
-  for (const char* method : {"Decompress", "DecompressTensor"}) {
-    requests_.Add({{"method", method}, {"code", "DATA_LOSS"}});
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    stages_[i] = &stage_seconds_.Add({{"stage", kStageNames[i]}}, kStageSeconds);
   }
-  for (Stage stage : {Stage::kRead, Stage::kCodec, Stage::kWrite, Stage::kFinish}) {
-    stages_[static_cast<size_t>(stage)] = &stage_seconds_.Add({{"stage", Text(StageName(stage))}}, kStageSeconds);
-  }
-  for (RejectReason reason :
-       {RejectReason::kDraining, RejectReason::kMaxStreams, RejectReason::kMaxStreamsPerClient,
-        RejectReason::kMaxCallRatePerClient, RejectReason::kMemoryBudget, RejectReason::kTensorTooLarge,
-        RejectReason::kMaxConnections, RejectReason::kUnauthenticated}) {
-    rejected_.Add({{"reason", Text(RejectReasonName(reason))}});
-  }
+  for (RejectReason reason : AllRejectReasons()) rejected_.Add({{"reason", Text(RejectReasonName(reason))}});
   for (ViolationKind kind : kViolationKinds) {
     violation_kinds_[static_cast<size_t>(kind)] = &violations_.Add({{"kind", Text(ViolationKindName(kind))}});
   }
 }
 
-const Metrics::MethodSeries& Metrics::OfMethod(std::string_view method) const { return methods_.find(method)->second; }
+Metrics::MethodSeries Metrics::NewMethodSeries(std::string_view method) {
+  return {&requests_in_flight_.Add({{"method", Text(method)}}),
+          &requests_.Add({{"method", Text(method)}, {"code", "OK"}}),
+          &request_seconds_.Add({{"method", Text(method)}}, kCallSeconds)};
+}
+
+Metrics::MethodSeries Metrics::OfMethod(std::string_view method) {
+  const auto found = methods_.find(method);
+  return found != methods_.end() ? found->second : NewMethodSeries(method);
+}
 
 void Metrics::OnCallStart(std::string_view method) { OfMethod(method).in_flight->Increment(); }
 
@@ -251,10 +220,17 @@ v1::MetricsResponse Metrics::ToMessage() const {
   message.set_jobs_queued(live.jobs_queued);
   message.set_threads(static_cast<uint32_t>(live.threads));
 
-  using Metric = prometheus::ClientMetric;
-  const std::vector<MetricFamily> families = registry_.Collect();
+  AddMethods(message);
+  AddCodecs(message);
+  AddCounts(levels_, "level", *message.mutable_tensors_by_level());
+  AddCounts(violations_, "kind", *message.mutable_violations_by_kind());
+  AddCounts(rejected_, "reason", *message.mutable_rejected_by_reason());
+  return message;
+}
+
+void Metrics::AddMethods(v1::MetricsResponse& message) const {
   std::map<std::string, v1::MethodMetrics, std::less<>> methods;
-  ForEachCounter(families, "kvcompress_requests_total", [&](const Metric& metric, double value) {
+  ForEachCount(requests_, [&](const prometheus::ClientMetric& metric, double value) {
     auto& calls = *methods[Text(Label(metric, "method"))].mutable_calls_by_code();
     calls[Text(Label(metric, "code"))] = static_cast<uint64_t>(value);
   });
@@ -262,38 +238,29 @@ v1::MetricsResponse Metrics::ToMessage() const {
     method.set_method(name);
     *message.add_methods() = std::move(method);
   }
+}
 
-  std::map<std::string, v1::CodecMetrics, std::less<>> codecs;
-  using Setter = void (v1::CodecMetrics::*)(uint64_t);
-  const auto collect = [&](std::string_view family, Setter of_compress, Setter of_decompress) {
-    ForEachCounter(families, family, [&](const Metric& metric, double value) {
-      v1::CodecMetrics& codec = codecs[Text(Label(metric, "codec"))];
+void Metrics::AddCodecs(v1::MetricsResponse& message) const {
+  using Codec = v1::CodecMetrics;
+  using Setter = void (Codec::*)(uint64_t);
+  std::map<std::string, Codec, std::less<>> codecs;
+  const auto collect = [&](const Counters& counters, Setter of_compress, Setter of_decompress) {
+    ForEachCount(counters, [&](const prometheus::ClientMetric& metric, double value) {
       const bool compress = Label(metric, "method") == kCompress;
-      (codec.*(compress ? of_compress : of_decompress))(static_cast<uint64_t>(value));
+      (codecs[Text(Label(metric, "codec"))].*(compress ? of_compress : of_decompress))(static_cast<uint64_t>(value));
     });
   };
-  using Codec = v1::CodecMetrics;
-  collect("kvcompress_tensors_total", &Codec::set_tensors_compressed, &Codec::set_tensors_decompressed);
-  collect("kvcompress_tensor_bytes_total", &Codec::set_tensor_bytes_in, &Codec::set_tensor_bytes_out);
-  collect("kvcompress_frame_bytes_total", &Codec::set_frame_bytes_out, &Codec::set_frame_bytes_in);
-  ForEachCounter(families, "kvcompress_codec_seconds_total", [&](const Metric& metric, double value) {
-    v1::CodecMetrics& codec = codecs[Text(Label(metric, "codec"))];
+  collect(tensors_, &Codec::set_tensors_compressed, &Codec::set_tensors_decompressed);
+  collect(tensor_bytes_, &Codec::set_tensor_bytes_in, &Codec::set_tensor_bytes_out);
+  collect(frame_bytes_, &Codec::set_frame_bytes_out, &Codec::set_frame_bytes_in);
+  ForEachCount(codec_seconds_, [&](const prometheus::ClientMetric& metric, double value) {
+    Codec& codec = codecs[Text(Label(metric, "codec"))];
     codec.set_codec_seconds(codec.codec_seconds() + value);
   });
   for (auto& [name, codec] : codecs) {
     codec.set_codec(name);
     *message.add_codecs() = std::move(codec);
   }
-
-  const auto count = [&](std::string_view family, std::string_view label, auto& map) {
-    ForEachCounter(families, family, [&](const Metric& metric, double value) {
-      map[Text(Label(metric, label))] += static_cast<uint64_t>(value);
-    });
-  };
-  count("kvcompress_tensors_by_level_total", "level", *message.mutable_tensors_by_level());
-  count("kvcompress_threshold_violations_total", "kind", *message.mutable_violations_by_kind());
-  count("kvcompress_rejected_requests_total", "reason", *message.mutable_rejected_by_reason());
-  return message;
 }
 
 }  // namespace kvcompress

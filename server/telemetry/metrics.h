@@ -52,7 +52,7 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   // Where the time of a call goes: waiting for the client's next message; of pool threads in the codec, for a tensor;
   // handing a response to the transport, which waits for a slow client; from the last message to the last report.
   enum class Stage { kRead, kCodec, kWrite, kFinish };
-  static constexpr size_t kStageCount = 4;
+  static constexpr std::array kStageNames = {"read", "codec", "write", "finish"};  // by Stage
 
   explicit Metrics(std::function<LiveFigures()> live);
 
@@ -73,7 +73,7 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   using Gauges = prometheus::Family<prometheus::Gauge>;
   using Histograms = prometheus::Family<prometheus::Histogram>;
 
-  // The series behind every call and tensor, by pointer: finding one by its labels takes about a microsecond.
+  // The series that every call and tensor counts in, by pointer: to find one by its labels takes about a microsecond.
   struct MethodSeries {
     prometheus::Gauge* in_flight;
     prometheus::Counter* ok;
@@ -96,30 +96,48 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
     prometheus::Histogram* snr_db = nullptr;  // of lossy codecs only
   };
 
-  const MethodSeries& OfMethod(std::string_view method) const;
+  Counters& NewCounters(const char* name, const char* help);
+  Gauges& NewGauges(const char* name, const char* help);
+  Histograms& NewHistograms(const char* name, const char* help);
+  MethodSeries NewMethodSeries(std::string_view method);
   TensorSeries NewTensorSeries(std::string_view method, const std::string& codec);
   QualitySeries NewQualitySeries(const std::string& codec);
+
+  MethodSeries OfMethod(std::string_view method);
   void CountTensor(const TensorSeries& series, const TensorReport& report);
+  void AddMethods(v1::MetricsResponse& message) const;
+  void AddCodecs(v1::MetricsResponse& message) const;
 
   const std::function<LiveFigures()> live_;
   const BuildInfo build_ = ThisBuild();
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   prometheus::Registry registry_;
-  Counters& requests_;
-  Histograms& request_seconds_;
-  Gauges& requests_in_flight_;
-  Counters& rejected_;
-  Histograms& stage_seconds_;
-  Counters& tensors_;
-  Counters& tensor_bytes_;
-  Counters& frame_bytes_;
-  Counters& codec_seconds_;
-  Counters& levels_;
-  Counters& violations_;
-  Histograms& snr_db_;
-  Histograms& cosine_;
-  std::map<std::string_view, MethodSeries> methods_;             // all there are, from the start
-  std::array<prometheus::Histogram*, kStageCount> stages_ = {};  // by Stage
+  Counters& requests_ = NewCounters("kvcompress_requests_total", "Calls that have ended, by status code.");
+  Histograms& request_seconds_ =
+      NewHistograms("kvcompress_request_duration_seconds", "Time from a call's start to its status.");
+  Gauges& requests_in_flight_ = NewGauges("kvcompress_requests_in_flight", "Calls that have not ended.");
+  Counters& rejected_ = NewCounters(
+      "kvcompress_rejected_requests_total",
+      "Connections, calls and tensors turned away by a limit, a budget, the drain, or for want of a token.");
+  Histograms& stage_seconds_ = NewHistograms(
+      "kvcompress_stage_duration_seconds",
+      "Time by stage: read and write are one message, codec is a tensor's time on pool threads, finish is "
+      "from a call's last message to its last report.");
+  Counters& tensors_ = NewCounters("kvcompress_tensors_total", "Tensors done, by tensor codec.");
+  Counters& tensor_bytes_ = NewCounters("kvcompress_tensor_bytes_total", "Bytes of those tensors in their own dtypes.");
+  Counters& frame_bytes_ = NewCounters("kvcompress_frame_bytes_total", "Bytes of their frames.");
+  Counters& codec_seconds_ =
+      NewCounters("kvcompress_codec_seconds_total", "Time that pool threads have spent on them.");
+  Counters& levels_ = NewCounters("kvcompress_tensors_by_level_total", "Compressed tensors by quality level.");
+  Counters& violations_ =
+      NewCounters("kvcompress_threshold_violations_total", "Quality thresholds that compressed tensors missed.");
+  Histograms& snr_db_ =
+      NewHistograms("kvcompress_quality_snr_db",
+                    "Signal-to-noise ratio of compressed tensors, in dB; tensors without any loss are left out.");
+  Histograms& cosine_ = NewHistograms("kvcompress_quality_cosine_similarity",
+                                      "Cosine similarity of compressed tensors to their originals.");
+  std::map<std::string_view, MethodSeries> methods_;  // of the service's methods; not changed after construction
+  std::array<prometheus::Histogram*, kStageNames.size()> stages_ = {};  // by Stage
   std::array<prometheus::Counter*, kViolationKinds.size()> violation_kinds_ = {};
   absl::Mutex codecs_mutex_;
   std::map<std::string, CodecSeries, std::less<>> codecs_ ABSL_GUARDED_BY(codecs_mutex_);

@@ -4,7 +4,14 @@
 #include <gtest/gtest.h>
 #include <prometheus/text_serializer.h>
 
+#include <fstream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_split.h"
 #include "proto/wire/grpc/error_details.h"
+#include "proto/wire/methods.h"
 #include "server/rpc/call.h"
 
 namespace kvcompress {
@@ -12,6 +19,7 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::UnorderedElementsAreArray;
 
 TensorReport Report(std::string codec_name, uint64_t tensor_bytes, uint64_t frame_bytes) {
   return {.tensor = {.name = "secret", .shape = {}, .axes = {}},
@@ -22,6 +30,24 @@ TensorReport Report(std::string codec_name, uint64_t tensor_bytes, uint64_t fram
           .frame_bytes = frame_bytes,
           .sums = {},
           .codec_seconds = 0.25};
+}
+
+// The texts in backquotes of a row of a table in docs/operations.md.
+std::vector<std::string> Quoted(absl::string_view row) {
+  std::vector<std::string> parts = absl::StrSplit(row, '`');
+  std::vector<std::string> quoted;
+  for (size_t i = 1; i < parts.size(); i += 2) quoted.push_back(parts[i]);
+  return quoted;
+}
+
+// The cells of the rows of the manual's table of metrics.
+std::vector<std::vector<std::string>> ManualRows() {
+  std::ifstream manual(KVC_SOURCE_DIR "/docs/operations.md");
+  std::vector<std::vector<std::string>> rows;
+  for (std::string line; std::getline(manual, line);) {
+    if (line.starts_with("| `kvcompress_")) rows.push_back(absl::StrSplit(line, " | "));
+  }
+  return rows;
 }
 
 class MetricsTest : public ::testing::Test {
@@ -57,13 +83,60 @@ TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
   for (const char* line : {
            "kvcompress_requests_total{code=\"OK\",method=\"Decompress\"} 0",
            "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"DecompressTensor\"} 0",
-           "kvcompress_rejected_requests_total{reason=\"memory_budget\"} 0",
            "kvcompress_threshold_violations_total{kind=\"snr\"} 0",
        }) {
     EXPECT_THAT(page, HasSubstr(line));
   }
+  for (std::string_view method : AllMethods()) {
+    EXPECT_THAT(page, HasSubstr("kvcompress_requests_in_flight{method=\"" + std::string(method) + "\"} 0\n"));
+  }
+  ASSERT_EQ(AllRejectReasons().back(), RejectReason::kUnauthenticated);
+  for (RejectReason reason : AllRejectReasons()) {
+    const std::string name(RejectReasonName(reason));
+    EXPECT_THAT(page, HasSubstr("kvcompress_rejected_requests_total{reason=\"" + name + "\"} 0\n"));
+  }
   EXPECT_EQ(metrics_.ToMessage().methods_size(), 0);
   EXPECT_TRUE(metrics_.ToMessage().rejected_by_reason().empty());
+}
+
+TEST_F(MetricsTest, AMethodOutsideTheServiceIsCountedToo) {
+  metrics_.OnCallStart("Explain");
+  metrics_.OnCallStart("Explain");
+  metrics_.OnCallEnd("Explain", absl::StatusCode::kOk, 0.003);
+  const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
+  EXPECT_THAT(page, HasSubstr("kvcompress_requests_in_flight{method=\"Explain\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("kvcompress_requests_total{code=\"OK\",method=\"Explain\"} 1\n"));
+  EXPECT_THAT(page, HasSubstr("kvcompress_request_duration_seconds_count{method=\"Explain\"} 1\n"));
+}
+
+TEST_F(MetricsTest, TheManualListsEveryMetric) {
+  std::vector<std::string> listed;
+  for (const std::vector<std::string>& row : ManualRows()) {
+    for (const std::string& name : Quoted(row[0])) {
+      if (name != "process_*") listed.push_back(name);
+    }
+  }
+  CountSome();
+  std::vector<std::string> served;
+  for (const prometheus::MetricFamily& family : metrics_.Collect()) {
+    if (!family.name.starts_with("process_")) served.push_back(family.name);
+  }
+  EXPECT_THAT(listed, UnorderedElementsAreArray(served));
+}
+
+TEST_F(MetricsTest, TheManualListsTheValuesOfLabels) {
+  std::map<std::string, std::vector<std::string>> values = {
+      {"stage", {Metrics::kStageNames.begin(), Metrics::kStageNames.end()}}};
+  for (RejectReason reason : AllRejectReasons()) values["reason"].emplace_back(RejectReasonName(reason));
+  for (ViolationKind kind : kViolationKinds) values["kind"].emplace_back(ViolationKindName(kind));
+  size_t checked = 0;
+  for (const std::vector<std::string>& row : ManualRows()) {
+    const auto expected = values.find(row[1]);
+    if (expected == values.end()) continue;
+    EXPECT_THAT(Quoted(row[2]), UnorderedElementsAreArray(expected->second)) << row[0];
+    ++checked;
+  }
+  EXPECT_EQ(checked, values.size());
 }
 
 TEST_F(MetricsTest, PageHasWhatWasCounted) {
