@@ -13,28 +13,26 @@ namespace {
 
 constexpr uint64_t kMaxMebibytes = 1;  // of a file
 
-absl::Status Fault(std::string_view flag, const std::string& path, std::string_view what) {
-  return absl::InvalidArgumentError(absl::StrFormat("read %s: %s: %s", flag, path, what));
+absl::StatusOr<PemFile> ReadPem(const std::string& flag, const std::string& path) {
+  KVC_ASSIGN_OR_RETURN(std::string text, ReadText(flag, path, kMaxMebibytes));
+  return PemFile{flag, absl::StrFormat("read %s: %s", flag, path), std::move(text)};
 }
 
-// gRPC would only say that it cannot connect.
+// Parses what it reads: gRPC would only say that it cannot connect.
 absl::StatusOr<ClientTls> ReadTls(const CliOptions& options) {
   ClientTls tls;
   tls.server_name = options.tls_server_name;
   if (!options.tls_ca.empty()) {
-    KVC_ASSIGN_OR_RETURN(tls.ca, ReadText("-tls-ca", options.tls_ca, kMaxMebibytes));
-    if (ParseCertificates(tls.ca).empty()) return Fault("-tls-ca", options.tls_ca, "no certificate in PEM is in it");
+    KVC_ASSIGN_OR_RETURN(const PemFile ca, ReadPem("-tls-ca", options.tls_ca));
+    KVC_RETURN_IF_ERROR(ParseCertificates(ca).status());
+    tls.ca = ca.text;
   }
   if (options.tls_cert.empty()) return tls;
-  KVC_ASSIGN_OR_RETURN(tls.certificate, ReadText("-tls-cert", options.tls_cert, kMaxMebibytes));
-  KVC_ASSIGN_OR_RETURN(tls.key, ReadText("-tls-key", options.tls_key, kMaxMebibytes));
-  const std::vector<Certificate> certificates = ParseCertificates(tls.certificate);
-  if (certificates.empty()) return Fault("-tls-cert", options.tls_cert, "no certificate in PEM is in it");
-  const PrivateKey key = ParsePrivateKey(tls.key);
-  if (key == nullptr) return Fault("-tls-key", options.tls_key, "no private key in PEM, unencrypted, is in it");
-  if (!IsKeyOf(certificates.front(), key)) {
-    return Fault("-tls-key", options.tls_key, "the key is not that of the first certificate of -tls-cert");
-  }
+  KVC_ASSIGN_OR_RETURN(const PemFile certificate, ReadPem("-tls-cert", options.tls_cert));
+  KVC_ASSIGN_OR_RETURN(const PemFile key, ReadPem("-tls-key", options.tls_key));
+  KVC_RETURN_IF_ERROR(ParseKeyPair(certificate, key).status());
+  tls.certificate = certificate.text;
+  tls.key = key.text;
   return tls;
 }
 
@@ -45,7 +43,7 @@ absl::StatusOr<std::string> ReadToken(const std::string& path) {
   // A header with other characters would end the call, or the process.
   const auto fits = [](char c) { return absl::ascii_isgraph(c); };
   if (token.empty() || !std::all_of(token.begin(), token.end(), fits)) {
-    return Fault("-token-file", path, "its first line is no token");
+    return absl::InvalidArgumentError(absl::StrFormat("read -token-file: %s: its first line is no token", path));
   }
   return std::string(token);
 }

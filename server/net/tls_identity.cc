@@ -21,16 +21,17 @@ absl::Status Refused(std::string_view flag) {
       absl::StrFormat("%s: refused: %s", flag, reason == nullptr ? "unknown reason" : reason));
 }
 
-// By the policy of this machine's OpenSSL, on the lengths of keys and on digests, which gRPC's own context follows.
-absl::Status CheckPolicy(const std::vector<Certificate>& certificates, EVP_PKEY* key) {
+// Whether this machine's OpenSSL allows the key's length and the certificates' digests: gRPC's own context obeys the
+// same policy.
+absl::Status CheckPolicy(const KeyPair& pair) {
   const Context context(SSL_CTX_new(TLS_method()));
-  if (context == nullptr || SSL_CTX_use_certificate(context.get(), certificates.front().get()) != 1) {
+  if (context == nullptr || SSL_CTX_use_certificate(context.get(), pair.certificates[0].get()) != 1) {
     return Refused("--tls-cert");
   }
-  for (size_t i = 1; i < certificates.size(); ++i) {
-    if (SSL_CTX_add1_chain_cert(context.get(), certificates[i].get()) != 1) return Refused("--tls-cert");
+  for (size_t i = 1; i < pair.certificates.size(); ++i) {
+    if (SSL_CTX_add1_chain_cert(context.get(), pair.certificates[i].get()) != 1) return Refused("--tls-cert");
   }
-  if (SSL_CTX_use_PrivateKey(context.get(), key) != 1) return Refused("--tls-key");
+  if (SSL_CTX_use_PrivateKey(context.get(), pair.key.get()) != 1) return Refused("--tls-key");
   return absl::OkStatus();
 }
 
@@ -47,18 +48,13 @@ absl::StatusOr<TlsIdentity> MakeTlsIdentity(const std::vector<std::string>& cont
                           .key = contents[1],
                           .client_ca = contents.size() > 2 ? contents[2] : "",
                           .expires = absl::InfinitePast()};
-  const std::vector<Certificate> certificates = ParseCertificates(identity.certificates);
-  if (certificates.empty()) return absl::InvalidArgumentError("--tls-cert: no certificate in PEM is in it");
-  const PrivateKey key = ParsePrivateKey(identity.key);
-  if (key == nullptr) return absl::InvalidArgumentError("--tls-key: no private key in PEM, unencrypted, is in it");
-  if (!IsKeyOf(certificates.front(), key)) {
-    return absl::InvalidArgumentError("--tls-key: the key is not that of the first certificate of --tls-cert");
+  KVC_ASSIGN_OR_RETURN(const KeyPair pair, ParseKeyPair({"--tls-cert", "--tls-cert", identity.certificates},
+                                                        {"--tls-key", "--tls-key", identity.key}));
+  KVC_RETURN_IF_ERROR(CheckPolicy(pair));
+  if (contents.size() > 2) {
+    KVC_RETURN_IF_ERROR(ParseCertificates({"--tls-client-ca", "--tls-client-ca", identity.client_ca}).status());
   }
-  KVC_RETURN_IF_ERROR(CheckPolicy(certificates, key.get()));
-  if (contents.size() > 2 && ParseCertificates(identity.client_ca).empty()) {
-    return absl::InvalidArgumentError("--tls-client-ca: no certificate in PEM is in it");
-  }
-  identity.expires = ExpiryOf(*certificates.front());
+  identity.expires = ExpiryOf(*pair.certificates[0]);
   return identity;
 }
 
