@@ -116,8 +116,8 @@ void Measure(benchmark::State& state, DType dtype) {
 class ChainBench {
  public:
   explicit ChainBench(std::string_view spec)
-      : chain_(CodecChain::Parse(spec)),
-        tensor_(testing::MakeTensor("layer_0_key", DType::kF16, {1, 8, kTokens, 128})) {}
+      : tensor_(testing::MakeTensor("layer_0_key", DType::kF16, {1, 8, kTokens, 128})),
+        chain_(ChainSpec::Parse(spec)->Resolve({}, tensor_)) {}
 
   void Encode(benchmark::State& state) {
     if (!Prepare(state)) return;
@@ -136,7 +136,7 @@ class ChainBench {
     for (auto _ : state) {
       for (size_t i = 0; i < payloads_.size(); ++i) {
         const absl::Status decoded =
-            chain_->DecodeBlock(DType::kF16, ByteSpan(payloads_[i]).first(sizes_[i]),
+            chain_->DecodeBlock(tensor_, ByteSpan(payloads_[i]).first(sizes_[i]),
                                 MutableByteSpan(Target()).subspan(i * kBlockBytes, kBlockBytes));
         if (!decoded.ok()) state.SkipWithError("a block cannot be decoded");
       }
@@ -161,7 +161,7 @@ class ChainBench {
     }
     state_ = *std::move(analyzed);
     payloads_.assign(kBytes / kBlockBytes,
-                     std::vector<std::byte>(chain_->MaxPayloadBytes(DType::kF16, kDefaultBlockElements)));
+                     std::vector<std::byte>(chain_->MaxPayloadBytes(tensor_, kDefaultBlockElements)));
     sizes_.resize(payloads_.size());
     return true;
   }
@@ -174,8 +174,8 @@ class ChainBench {
     sizes_[index] = *size;
   }
 
-  const absl::StatusOr<CodecChain> chain_;
   const TensorDesc tensor_;
+  const absl::StatusOr<CodecChain> chain_;
   ChainState state_;
   std::vector<std::vector<std::byte>> payloads_;
   std::vector<size_t> sizes_;
@@ -223,11 +223,11 @@ std::vector<std::string> Register() {
     add(Name("quantize", format), Quantize, format, false);
     add(Name("dequantize", format), Dequantize, format);
   }
-  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     add("measure " + std::string(DTypeName(dtype)), Measure, dtype);
   }
-  for (const CodecRow& row : AllCodecs()) {
-    for (const std::string_view spec : row.examples) {
+  for (const CodecRow* row : AllCodecs()) {
+    for (const std::string_view spec : row->examples) {
       const auto bench = std::make_shared<ChainBench>(spec);
       add("encode " + std::string(spec), [bench](benchmark::State& state) { bench->Encode(state); });
       add("decode " + std::string(spec), [bench](benchmark::State& state) { bench->Decode(state); });

@@ -103,7 +103,7 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   }
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
-  const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor.dtype, count);
+  const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor, count);
   const MutableByteSpan bytes = out.output.Allocate(prefix + bound + end);
   if (prefix > 0) std::memcpy(bytes.data(), task.header_bytes.data(), prefix);
   const MutableByteSpan room = bytes.subspan(prefix, bound);
@@ -140,7 +140,7 @@ absl::StatusOr<std::shared_ptr<EncodeTask>> CompressStream::NewTask(TensorDesc t
   auto task = std::make_shared<EncodeTask>(std::move(plan));
   task->report = {.tensor = task->header.tensor,
                   .codec = task->chain.spec(),
-                  .codec_name = task->chain.codec_name(),
+                  .codec_name = std::string(task->chain.codec_name()),
                   .elements = task->header.elements,
                   .tensor_bytes = task->header.tensor_bytes(),
                   .sums = {}};

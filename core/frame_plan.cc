@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
-#include "core/codec/spec.h"
+#include "core/codec/syntax.h"
 
 namespace kvcompress {
 
@@ -20,14 +20,14 @@ absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
 uint64_t FramePlan::BlockBytes(uint64_t index) const {
   const size_t prefix = index == 0 ? header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
-  return prefix + kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.BlockElements(index)) + end;
+  return prefix + kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor, header.BlockElements(index)) + end;
 }
 
 uint64_t FramePlan::MaxFrameBytes() const {
   const uint64_t blocks = header.block_count();
   if (blocks == 0) return header_bytes.size() + FrameEndBytes(0);
   if (blocks == 1) return BlockBytes(0);
-  const uint64_t inner = kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor.dtype, header.block_elements);
+  const uint64_t inner = kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor, header.block_elements);
   return BlockBytes(0) + (blocks - 2) * inner + BlockBytes(blocks - 1);
 }
 
@@ -36,10 +36,11 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
   const absl::Status size = CheckTensorBytes(elements * DTypeSize(tensor.dtype), limits);
   if (!size.ok()) return OfTensor(tensor.name, size);
-  absl::StatusOr<CodecChain> chain = CodecChain::Parse(codec, tensor.name);
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(codec);
+  if (!spec.ok()) return OfTensor(tensor.name, spec.status());
+  absl::StatusOr<CodecChain> chain = spec->Resolve(limits.environment, tensor);
   if (!chain.ok()) return OfTensor(tensor.name, chain.status());
   plan.chain = *std::move(chain);
-  if (const absl::Status taken = plan.chain.CheckTensor(tensor); !taken.ok()) return OfTensor(tensor.name, taken);
   plan.header.tensor = std::move(tensor);
   plan.header.codec = plan.chain.spec();
   plan.header_bytes = SerializeFrameHeader(plan.header);
@@ -76,16 +77,20 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
   return EncodeFrameBlock(header, chain, state, index, run, block, sums);
 }
 
-absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header) {
-  absl::StatusOr<CodecChain> chain = CodecChain::ParseStages(header.codec);
-  if (chain.ok()) return chain;
-  return absl::UnimplementedError(absl::StrCat("frame: ", chain.status().message()));
+absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment) {
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(header.codec);
+  if (!spec.ok()) return absl::UnimplementedError(absl::StrCat("frame: ", spec.status().message()));
+  absl::StatusOr<CodecChain> chain = spec->Resolve(environment, header.tensor);
+  if (absl::IsInvalidArgument(chain.status())) {
+    return absl::DataLossError(absl::StrCat("frame: ", chain.status().message()));
+  }
+  return chain;
 }
 
 absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,
                               MutableByteSpan values) {
   // Decoding trusts nothing, so the checksum can wait until its pass finds the payload in cache.
-  const absl::Status decoded = chain.DecodeBlock(header.tensor.dtype, block.payload, values);
+  const absl::Status decoded = chain.DecodeBlock(header.tensor, block.payload, values);
   KVC_RETURN_IF_ERROR(VerifyBlock(header, block));
   if (decoded.ok()) return absl::OkStatus();
   return absl::Status(decoded.code(), absl::StrCat("frame: block ", block.index, ": ", decoded.message()));

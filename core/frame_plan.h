@@ -28,7 +28,8 @@ struct FramePlan {
   uint64_t MaxFrameBytes() const;
 };
 
-// INVALID_ARGUMENT for a bad description or codec spec, RESOURCE_EXHAUSTED above max_tensor_bytes.
+// INVALID_ARGUMENT for a bad description or codec spec, or a tensor that the codec does not take; RESOURCE_EXHAUSTED
+// above max_tensor_bytes.
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits);
 
 // The exact size of the frame of a tensor for a codec whose streams have their bounds' sizes (intN, raw); an upper
@@ -45,8 +46,9 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
                                         uint64_t index, std::span<const ByteSpan> pieces, MutableByteSpan block,
                                         ErrorSums* sums);
 
-// The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know.
-absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header);
+// The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know,
+// DATA_LOSS for one that does not take such a tensor.
+absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment = {});
 
 // Fills `values`, as many bytes as the block's elements take. DATA_LOSS, naming the block, when its checksum is wrong
 // or no encoder wrote it.

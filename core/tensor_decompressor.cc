@@ -13,11 +13,12 @@ absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest) {
   KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(rest));
   if (part == FrameReader::Part::kNeedMore) return reader_.Truncated();
   const FrameHeader& header = reader_.header();
-  if (!chain_.has_value() || header.codec != chain_spec_) {
-    KVC_ASSIGN_OR_RETURN(chain_, ChainOfFrame(header));
-    chain_spec_ = header.codec;
+  if (!chain_.has_value() || header.codec != codec_ || header.tensor != tensor_) {
+    KVC_ASSIGN_OR_RETURN(chain_, ChainOfFrame(header, limits_.environment));
+    codec_ = header.codec;
+    tensor_ = header.tensor;
   }
-  reader_.set_max_payload_bytes(chain_->MaxPayloadBytes(header.tensor.dtype, header.BlockElements(0)));
+  reader_.set_max_payload_bytes(chain_->MaxPayloadBytes(header.tensor, header.BlockElements(0)));
   return CheckTensorBytes(header.tensor_bytes(), limits_);
 }
 

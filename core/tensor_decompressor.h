@@ -39,8 +39,9 @@ class TensorDecompressor {
 
   Limits limits_;
   FrameReader reader_;
-  std::optional<CodecChain> chain_;  // of `chain_spec_`, kept for the frames to come
-  std::string chain_spec_;
+  std::optional<CodecChain> chain_;  // of this codec and tensor, kept for the frames to come
+  std::string codec_;
+  TensorDesc tensor_;
 };
 
 }  // namespace kvcompress

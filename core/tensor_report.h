@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/base/tensor.h"
+#include "core/codec/codec.h"
 #include "core/simd/error_sums.h"
 
 // What both directions take and tell of a tensor.
@@ -11,6 +12,7 @@ namespace kvcompress {
 
 struct Limits {
   uint64_t max_tensor_bytes = uint64_t{64} << 30;
+  CodecEnvironment environment = {};
 };
 // For tensors of any size that can be described.
 inline constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * 4};

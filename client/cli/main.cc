@@ -240,6 +240,8 @@ int Main(std::span<const char* const> words) {
     status = PrintResult(absl::StrFormat("kv-compress %s\n", KVC_VERSION));
   } else if (options.codec == "help") {
     status = PrintResult(CodecHelp());
+  } else if (options.codec == "markdown") {
+    status = PrintResult(CodecsMarkdown());
   } else if (status = CompleteOptions(flags, options); status.ok()) {
     if (options.inspect) {
       status = Inspect(options);

@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
-#include "core/codec/spec.h"
+#include "core/codec/parameter.h"
 
 namespace kvcompress {
 namespace {

@@ -9,7 +9,8 @@
 #include "client/cli/printable.h"
 #include "client/cli/table.h"
 #include "core/base/status_macros.h"
-#include "core/codec/spec.h"
+#include "core/codec/chain_spec.h"
+#include "core/codec/registry.h"
 #include "core/file/compressed_file.h"
 #include "core/quality/quality.h"
 #include "core/safetensors/safetensors.h"
@@ -27,12 +28,9 @@ double Ratio(uint64_t original, uint64_t compressed) {
 
 // The reference's own formula, of FP16 values and INT4 codes without anything around them.
 Json TheoreticalRatio(const std::string& codec) {
-  const absl::StatusOr<std::vector<StageSpec>> stages = ParseSpec(codec);
-  if (!stages.ok() || stages->size() != 1 || stages->front().name != "int4") return nullptr;
-  StageArgs args(stages->front());
-  const absl::StatusOr<int64_t> group = args.Int("group", 64, 1, 1 << 20);
-  if (!group.ok()) return nullptr;
-  const auto g = static_cast<double>(*group);
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(codec);
+  if (!spec.ok() || spec->stages().size() != 1 || spec->tensor_codec().codec->name != "int4") return nullptr;
+  const double g = spec->tensor_codec().Number("group");
   return 4 * g / (g + 2);
 }
 

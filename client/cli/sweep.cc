@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
-#include "core/codec/chain.h"
+#include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
 #include "core/file/compressed_file.h"
@@ -93,11 +93,11 @@ absl::StatusOr<uint64_t> HeaderBytes(const safetensors::Header& header,
 std::vector<std::string> SweepSpecs() {
   std::vector<std::string> specs;
   const auto add = [&](std::string_view text) {
-    std::string spec = CodecChain::Parse(text)->spec();
+    std::string spec = ChainSpec::Parse(text)->text();
     if (std::find(specs.begin(), specs.end(), spec) == specs.end()) specs.push_back(std::move(spec));
   };
-  for (const CodecRow& row : AllCodecs()) {
-    for (const std::string_view example : row.examples) add(example);
+  for (const CodecRow* row : AllCodecs()) {
+    for (const std::string_view example : row->examples) add(example);
   }
   for (const NamedChain& named : AllNamedChains()) {
     if (named.first_layers == 0) {

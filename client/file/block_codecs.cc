@@ -17,11 +17,11 @@ absl::Status BlockCodecCounter::Add(ByteSpan bytes) {
     const FrameHeader& header = reader_.header();
     if (part == FrameReader::Part::kHeader) {
       KVC_ASSIGN_OR_RETURN(chain_, ChainOfFrame(header));
-      reader_.set_max_payload_bytes(chain_->MaxPayloadBytes(header.tensor.dtype, header.BlockElements(0)));
+      reader_.set_max_payload_bytes(chain_->MaxPayloadBytes(header.tensor, header.BlockElements(0)));
     } else if (part == FrameReader::Part::kBlock) {
       const FrameBlock& block = reader_.block();
       KVC_ASSIGN_OR_RETURN(const std::string codec,
-                           chain_->ChosenCodec(header.tensor.dtype, header.BlockElements(block.index), block.payload));
+                           chain_->ChosenCodec(header.tensor, header.BlockElements(block.index), block.payload));
       ++counts_[codec];
     }
   }

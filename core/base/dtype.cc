@@ -15,7 +15,7 @@ std::string_view DTypeName(DType dtype) {
 }
 
 std::optional<DType> DTypeFromName(std::string_view name) {
-  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     if (DTypeName(dtype) == name) return dtype;
   }
   return std::nullopt;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -13,6 +14,8 @@ enum class DType : uint8_t {
   kBF16 = 2,  // the upper half of a binary32
   kF32 = 3,   // IEEE 754 binary32
 };
+
+inline constexpr std::array kAllDTypes = {DType::kF16, DType::kBF16, DType::kF32};
 
 // Bytes of one element.
 constexpr size_t DTypeSize(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }

@@ -5,14 +5,10 @@
 #include <cstring>
 #include <numeric>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
-#include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
-#include "core/codec/spec.h"
 #include "core/simd/group_quant.h"
 
 namespace kvcompress {
@@ -23,16 +19,8 @@ bool AllLossless(const std::vector<std::unique_ptr<T>>& stages) {
   return std::all_of(stages.begin(), stages.end(), [](const auto& stage) { return stage->lossless(); });
 }
 
-absl::Status UnknownCodec(const std::string& name) {
-  if (const NamedChain* named = FindNamedChain(name)) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" stands for a whole codec spec, ",
-                                                   std::string(named->chain), ", not for a part of one"));
-  }
-  return absl::InvalidArgumentError(absl::StrCat("unknown codec \"", name, "\""));
-}
-
-// A tensor's values behind transforms, of which `state` is that of the first ones: those that a transform drops are
-// zeros. Read by whole blocks.
+// A tensor's values as transforms make them, of which `state` is that of the first ones: those that a transform drops
+// are zeros. Read by whole blocks.
 class TransformedSource final : public ByteSource {
  public:
   TransformedSource(const TensorDesc& tensor, const ByteSource& values,
@@ -67,10 +55,10 @@ class TransformedSource final : public ByteSource {
 
 // Buffers that a thread uses again for every block.
 struct CodecChain::Scratch {
-  std::vector<Buffer> values;  // behind each transform
+  std::vector<Buffer> values;  // after each transform
   std::vector<Buffer> sides;
   std::vector<Buffer> streams;  // raw ones, where byte codecs follow
-  std::vector<Buffer> coded;    // behind (encoding) or in front of (decoding) each byte codec
+  std::vector<Buffer> coded;    // after (encoding) or before (decoding) each byte codec
   Buffer decoded;
   std::vector<size_t> bounds;
   std::vector<StreamBuffer> out;
@@ -83,83 +71,43 @@ CodecChain::Scratch& CodecChain::ThreadScratch() const {
   return inner_ ? inner : scratch;
 }
 
-absl::StatusOr<CodecChain> CodecChain::Parse(std::string_view text, std::string_view tensor_name) {
-  const NamedChain* named = FindNamedChain(text);
-  return ParseStages(named != nullptr ? named->ChainFor(tensor_name) : text);
-}
-
-absl::StatusOr<CodecChain> CodecChain::ParseInner(std::string_view text) {
-  KVC_ASSIGN_OR_RETURN(CodecChain chain, ParseStages(text));
-  if (chain.codec_->needs_place()) {
-    return absl::InvalidArgumentError(absl::StrCat(chain.codec_name_, " cannot stand within a codec"));
-  }
-  if (chain.needs_tensor()) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("\"%s\" has to see the whole tensor, so it cannot stand within a codec", chain.spec_));
-  }
-  chain.inner_ = true;
-  return chain;
-}
-
-absl::StatusOr<CodecChain> CodecChain::ParseStages(std::string_view text) {
-  KVC_ASSIGN_OR_RETURN(const std::vector<StageSpec> stages, ParseSpec(text));
-  if (stages.size() > 8) return absl::InvalidArgumentError("codec spec has more than 8 stages");
+absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environment, const TensorDesc& tensor) const {
   CodecChain chain;
-  std::vector<std::string> specs;
-  for (const StageSpec& stage : stages) {
-    const CodecRow* row = FindCodec(stage.name);
-    if (row == nullptr) return UnknownCodec(stage.name);
-    switch (row->kind) {
+  chain.spec_ = For(tensor.name);
+  for (const StageSpec& stage : chain.spec_.stages()) {
+    const CodecArgs args{stage, environment, tensor};
+    switch (stage.codec->kind) {
       case StageKind::kTransform: {
-        if (chain.codec_ != nullptr) {
-          return absl::InvalidArgumentError(absl::StrCat(stage.name, " must stand in front of the tensor codec"));
-        }
-        KVC_ASSIGN_OR_RETURN(auto transform, row->make_transform(stage));
-        specs.push_back(transform->spec());
+        KVC_ASSIGN_OR_RETURN(auto transform, stage.codec->make_transform(args));
         chain.transforms_.push_back(std::move(transform));
         break;
       }
       case StageKind::kTensorCodec: {
-        if (chain.codec_ != nullptr) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("codec spec has two tensor codecs, ", chain.codec_name_, " and ", stage.name));
-        }
-        KVC_ASSIGN_OR_RETURN(chain.codec_, row->make_tensor_codec(stage));
-        chain.codec_name_ = stage.name;
-        specs.push_back(chain.codec_->spec());
+        KVC_ASSIGN_OR_RETURN(chain.codec_, stage.codec->make_tensor_codec(args));
         break;
       }
       case StageKind::kByteCodec: {
-        if (chain.codec_ == nullptr) {
-          return absl::InvalidArgumentError(absl::StrCat(
-              stage.name, " codes bytes: a tensor codec must stand in front of it, for example raw|", stage.name));
-        }
-        KVC_ASSIGN_OR_RETURN(auto byte_codec, row->make_byte_codec(stage));
-        specs.push_back(byte_codec->spec());
+        KVC_ASSIGN_OR_RETURN(auto byte_codec, stage.codec->make_byte_codec(args));
         chain.byte_codecs_.push_back(std::move(byte_codec));
         break;
       }
     }
   }
-  if (chain.codec_ == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("codec spec \"%s\" has no tensor codec behind its transforms, for example int4", text));
-  }
-  if (chain.codec_->needs_place() && !chain.transforms_.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("no transform may stand in front of ", chain.codec_name_));
-  }
-  chain.spec_ = absl::StrJoin(specs, "|");
-  if (chain.spec_.size() > kMaxSpecBytes) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "codec spec of %d bytes with all its parameters is above the limit of %d", chain.spec_.size(), kMaxSpecBytes));
-  }
   return chain;
 }
+
+absl::StatusOr<CodecChain> ChainSpec::ResolvePart(const CodecEnvironment& environment, const TensorDesc& tensor) const {
+  KVC_ASSIGN_OR_RETURN(CodecChain chain, Resolve(environment, tensor));
+  chain.inner_ = true;
+  return chain;
+}
+
+std::string_view CodecChain::codec_name() const { return spec_.tensor_codec().codec->name; }
 
 bool CodecChain::lossless() const { return codec_->lossless() && AllLossless(transforms_); }
 
 bool CodecChain::needs_tensor() const {
-  return std::any_of(transforms_.begin(), transforms_.end(), [](const auto& t) { return t->needs_tensor(); });
+  return std::ranges::any_of(spec_.stages(), [](const StageSpec& stage) { return stage.codec->needs_tensor; });
 }
 
 absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const ByteSource& values,
@@ -173,15 +121,15 @@ absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const B
   return state;
 }
 
-void CodecChain::StreamBounds(DType dtype, size_t count, std::vector<size_t>& bounds) const {
+void CodecChain::StreamBounds(const TensorDesc& tensor, size_t count, std::vector<size_t>& bounds) const {
   bounds.resize(stream_count());
-  for (size_t i = 0; i < transforms_.size(); ++i) bounds[i] = transforms_[i]->MaxSideBytes(count);
-  codec_->StreamBounds(dtype, count, std::span(bounds).subspan(transforms_.size()));
+  for (size_t i = 0; i < transforms_.size(); ++i) bounds[i] = transforms_[i]->MaxSideBytes(tensor, count);
+  codec_->StreamBounds(tensor, count, std::span(bounds).subspan(transforms_.size()));
 }
 
-size_t CodecChain::MaxPayloadBytes(DType dtype, size_t count) const {
+size_t CodecChain::MaxPayloadBytes(const TensorDesc& tensor, size_t count) const {
   std::vector<size_t>& bounds = ThreadScratch().bounds;
-  StreamBounds(dtype, count, bounds);
+  StreamBounds(tensor, count, bounds);
   return std::accumulate(bounds.begin(), bounds.end(), TableBytes());
 }
 
@@ -189,7 +137,8 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
   const DType dtype = block.tensor.dtype;
   const size_t index = simd::FindOutOfRange(dtype, block.values.data(), block.count, codec_->max_magnitude());
   if (index == block.count) {
-    return absl::InternalError(absl::StrFormat("tensor \"%s\": %s refused its values", block.tensor.name, codec_name_));
+    return absl::InternalError(
+        absl::StrFormat("tensor \"%s\": %s refused its values", block.tensor.name, codec_name()));
   }
   const float value = LoadAsF32(dtype, block.values.data(), index);
   const std::string what = std::isnan(value)   ? "NaN"
@@ -197,22 +146,22 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
                                                : absl::StrFormat("%g", value);
   return absl::InvalidArgumentError(absl::StrFormat(
       "tensor \"%s\": value %d is %s, which %s cannot hold (use a lossless codec, or put clamp in front: clamp|%s)",
-      block.tensor.name, block.first + index, what, codec_name_, codec_->spec()));
+      block.tensor.name, block.first + index, what, codec_name(), spec_.tensor_codec().text()));
 }
 
 absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainState& state, Scratch& scratch) const {
   scratch.values.resize(std::max(scratch.values.size(), transforms_.size()));
   scratch.sides.resize(std::max(scratch.sides.size(), transforms_.size()));
-  const DType dtype = block.tensor.dtype;
+  const size_t width = DTypeSize(block.tensor.dtype);
   const auto cost = [&](size_t count) {
-    codec_->StreamBounds(dtype, count, std::span(scratch.bounds).first(codec_->stream_count()));
+    codec_->StreamBounds(block.tensor, count, std::span(scratch.bounds).first(codec_->stream_count()));
     return std::accumulate(scratch.bounds.begin(),
                            scratch.bounds.begin() + static_cast<ptrdiff_t>(codec_->stream_count()), size_t{0});
   };
   scratch.bounds.resize(stream_count());
   ByteSpan values = block.values;
   for (size_t i = 0; i < transforms_.size(); ++i) {
-    const Block own{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
+    const Block own{block.tensor, block.first, values.size() / width, values};
     KVC_RETURN_IF_ERROR(transforms_[i]->Forward(own, state[i].get(), cost, scratch.values[i], scratch.sides[i]));
     values = scratch.values[i].span();
   }
@@ -221,9 +170,9 @@ absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainSt
 
 // Gives every stream of the tensor codec room to be written to: in the payload, where it will stay, when no other stage
 // needs it elsewhere first.
-void CodecChain::PlaceStreams(DType dtype, size_t count, MutableByteSpan payload, Scratch& scratch) const {
+void CodecChain::PlaceStreams(const TensorDesc& tensor, size_t count, MutableByteSpan payload, Scratch& scratch) const {
   const size_t transforms = transforms_.size();
-  StreamBounds(dtype, count, scratch.bounds);
+  StreamBounds(tensor, count, scratch.bounds);
   scratch.out.resize(stream_count());
   scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
   const bool in_payload = byte_codecs_.empty() && transforms == 0;
@@ -240,7 +189,7 @@ void CodecChain::PlaceStreams(DType dtype, size_t count, MutableByteSpan payload
   }
 }
 
-// Runs the byte codecs, and moves every stream to its place behind the table. Returns the payload's size.
+// Runs the byte codecs, and moves every stream to its place after the table. Returns the payload's size.
 absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch& scratch) const {
   scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
   std::byte* entry = payload.data();
@@ -269,7 +218,7 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
   Scratch& scratch = ThreadScratch();
   const DType dtype = block.tensor.dtype;
   KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
-  PlaceStreams(dtype, values.size() / DTypeSize(dtype), payload, scratch);
+  PlaceStreams(block.tensor, values.size() / DTypeSize(dtype), payload, scratch);
   const bool fused = codec_->measures() && transforms_.empty();
   const Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
   const absl::Status encoded =
@@ -284,7 +233,7 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
     }
     Buffer& decoded = scratch.decoded;
     decoded.Resize(block.values.size());
-    KVC_RETURN_IF_ERROR(DecodeBlock(dtype, payload.first(size), decoded.span()));
+    KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload.first(size), decoded.span()));
     simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
   }
   return size;
@@ -292,8 +241,8 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
 
 absl::StatusOr<size_t> CodecChain::EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums) const {
   Scratch& scratch = ThreadScratch();
-  PlaceStreams(block.tensor.dtype, block.count, payload, scratch);
-  const absl::Status encoded = codec_->EncodePieces(block.tensor.dtype, block.pieces, scratch.out, sums);
+  PlaceStreams(block.tensor, block.count, payload, scratch);
+  const absl::Status encoded = codec_->EncodePieces(block, scratch.out, sums);
   if (absl::IsInvalidArgument(encoded)) {
     std::vector<std::byte> values;
     for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());
@@ -313,20 +262,20 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
   const std::byte* entry = payload.data();
   ByteSpan rest = payload.subspan(TableBytes());
   for (size_t i = 0; i < stream_count(); ++i, entry += 4 * (1 + stages)) {
-    // The stream's size behind the first k byte codecs; an equal size says that codec k was left out.
-    const auto size_behind = [&](size_t k) { return size_t{LoadLE<uint32_t>(entry + 4 * k)}; };
-    if (size_behind(0) > scratch.bounds[i]) return absl::DataLossError("stream is larger than its block allows");
+    // The stream's size after the first k byte codecs; an equal size says that codec k was left out.
+    const auto size_after = [&](size_t k) { return size_t{LoadLE<uint32_t>(entry + 4 * k)}; };
+    if (size_after(0) > scratch.bounds[i]) return absl::DataLossError("stream is larger than its block allows");
     for (size_t k = 0; k < stages; ++k) {
-      if (size_behind(k + 1) > size_behind(k)) return absl::DataLossError("stream grows in a byte codec");
+      if (size_after(k + 1) > size_after(k)) return absl::DataLossError("stream grows in a byte codec");
     }
-    if (size_behind(stages) > rest.size()) return absl::DataLossError("stream ends behind its payload");
-    ByteSpan stream = rest.first(size_behind(stages));
+    if (size_after(stages) > rest.size()) return absl::DataLossError("stream ends behind its payload");
+    ByteSpan stream = rest.first(size_after(stages));
     rest = rest.subspan(stream.size());
     Buffer* holder = nullptr;
     for (size_t k = stages; k-- > 0;) {
-      if (size_behind(k) == stream.size()) continue;
+      if (size_after(k) == stream.size()) continue;
       holder = k == 0 ? &scratch.streams[i] : &scratch.coded[k];
-      holder->Resize(size_behind(k));
+      holder->Resize(size_after(k));
       KVC_RETURN_IF_ERROR(byte_codecs_[k]->Decode(stream, holder->span()));
       stream = holder->span();
     }
@@ -339,33 +288,35 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> CodecChain::ChosenCodec(DType dtype, size_t count, ByteSpan payload) const {
+absl::StatusOr<std::string> CodecChain::ChosenCodec(const TensorDesc& tensor, size_t count, ByteSpan payload) const {
   Scratch& scratch = ThreadScratch();
-  StreamBounds(dtype, count, scratch.bounds);
+  StreamBounds(tensor, count, scratch.bounds);
   KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
+  if (!chooses()) return spec_.tensor_codec().text();
   return codec_->Chosen(std::span(scratch.in).subspan(transforms_.size()));
 }
 
-absl::Status CodecChain::DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const {
+absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const {
   Scratch& scratch = ThreadScratch();
   const size_t transforms = transforms_.size();
-  const size_t count = values.size() / DTypeSize(dtype);
-  StreamBounds(dtype, count, scratch.bounds);
+  const size_t width = DTypeSize(tensor.dtype);
+  const size_t count = values.size() / width;
+  StreamBounds(tensor, count, scratch.bounds);
   KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
   const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
-  if (transforms == 0) return codec_->Decode(dtype, codec_streams, values);
+  if (transforms == 0) return codec_->Decode(tensor, codec_streams, values);
 
-  // How many values stand behind each transform, from the front; then the inverses from the back.
+  // How many values each transform made, from the front; then the inverses from the back.
   scratch.values.resize(std::max(scratch.values.size(), transforms));
   size_t inner = count;
   for (size_t i = 0; i < transforms; ++i) {
     KVC_ASSIGN_OR_RETURN(inner, transforms_[i]->InnerCount(inner, scratch.in[i]));
-    scratch.values[i].Resize(inner * DTypeSize(dtype));
+    scratch.values[i].Resize(inner * width);
   }
-  KVC_RETURN_IF_ERROR(codec_->Decode(dtype, codec_streams, scratch.values[transforms - 1].span()));
+  KVC_RETURN_IF_ERROR(codec_->Decode(tensor, codec_streams, scratch.values[transforms - 1].span()));
   for (size_t i = transforms; i-- > 0;) {
     const MutableByteSpan out = i == 0 ? values : scratch.values[i - 1].span();
-    KVC_RETURN_IF_ERROR(transforms_[i]->Inverse(dtype, scratch.in[i], scratch.values[i].span(), out));
+    KVC_RETURN_IF_ERROR(transforms_[i]->Inverse(tensor, scratch.in[i], scratch.values[i].span(), out));
   }
   return absl::OkStatus();
 }

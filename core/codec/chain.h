@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/codec/chain_spec.h"
 #include "core/codec/codec.h"
 
 namespace kvcompress {
@@ -13,28 +14,19 @@ namespace kvcompress {
 // The state of a chain's transforms for one tensor.
 using ChainState = std::vector<std::unique_ptr<TensorState>>;
 
-// A codec chain: any number of transforms, one tensor codec, any number of byte codecs. Immutable; one chain serves
-// many tensors and threads.
+// The codecs of a chain: any number of transforms, one tensor codec, any number of byte codecs. Immutable; one chain
+// serves many threads, and other tensors than the one that it was resolved for only if they differ in the name alone.
 //
 // A block's payload (docs/format.md, "Block payload") holds the side stream of each transform and the streams of the
 // tensor codec. Each stream passes through each byte codec that makes it smaller.
 class CodecChain {
  public:
-  CodecChain() = default;  // empty: only to be assigned to
+  CodecChain() = default;  // empty: only to be assigned to; ChainSpec::Resolve makes one
 
-  // INVALID_ARGUMENT with a sentence that names the fault.
-  static absl::StatusOr<CodecChain> ParseStages(std::string_view spec);
-  // The same for what people write: also one of the names of named_chains.h, which may mean another chain for another
-  // tensor.
-  static absl::StatusOr<CodecChain> Parse(std::string_view spec, std::string_view tensor_name = "");
-  // A chain for a tensor codec to use, for parts of its blocks: it has no codec of that kind itself, and no transform
-  // that has to see the whole tensor.
-  static absl::StatusOr<CodecChain> ParseInner(std::string_view spec);
-
-  // The canonical text: every parameter, no blanks. Parse(spec()) gives an equal chain.
-  const std::string& spec() const { return spec_; }
+  // The canonical text: every parameter, no blanks.
+  const std::string& spec() const { return spec_.text(); }
   // The tensor codec's name, a label of bounded variety for metrics.
-  const std::string& codec_name() const { return codec_name_; }
+  std::string_view codec_name() const;
   bool lossless() const;
   // Whether each block gets a codec of its own, which ChosenCodec tells.
   bool chooses() const { return codec_->chooses(); }
@@ -51,15 +43,12 @@ class CodecChain {
   // to where someone else writes, too.
   bool encodes_in_place() const { return is_fast() && codec_->measures() && codec_->tolerates_changing_values(); }
 
-  // INVALID_ARGUMENT, without the tensor's name, for a tensor that it does not take, whatever its values.
-  absl::Status CheckTensor(const TensorDesc& tensor) const { return codec_->CheckTensor(tensor); }
-
   // Whether Analyze must see the whole tensor before a block can be encoded.
   bool needs_tensor() const;
   absl::StatusOr<ChainState> Analyze(const TensorDesc& tensor, const ByteSource& values, size_t block_elements) const;
 
   // The most bytes that the payload of `count` values takes.
-  size_t MaxPayloadBytes(DType dtype, size_t count) const;
+  size_t MaxPayloadBytes(const TensorDesc& tensor, size_t count) const;
 
   // Writes the payload to `payload`, which has room for MaxPayloadBytes, returns its size, and adds to `sums` the error
   // of the values as DecodeBlock will give them. INVALID_ARGUMENT, naming tensor and index, for a value that the chain
@@ -68,28 +57,29 @@ class CodecChain {
                                      ErrorSums* sums) const;
 
   // Fills `values`. DATA_LOSS for a payload that no encoder wrote.
-  absl::Status DecodeBlock(DType dtype, ByteSpan payload, MutableByteSpan values) const;
+  absl::Status DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const;
 
   // The tensor codec of a block, as a spec, by its payload of `count` values. DATA_LOSS as of DecodeBlock.
-  absl::StatusOr<std::string> ChosenCodec(DType dtype, size_t count, ByteSpan payload) const;
+  absl::StatusOr<std::string> ChosenCodec(const TensorDesc& tensor, size_t count, ByteSpan payload) const;
 
  private:
+  friend class ChainSpec;
+
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
   size_t TableBytes() const { return 4 * stream_count() * (1 + byte_codecs_.size()); }
-  void StreamBounds(DType dtype, size_t count, std::vector<size_t>& bounds) const;
+  void StreamBounds(const TensorDesc& tensor, size_t count, std::vector<size_t>& bounds) const;
   absl::StatusOr<size_t> EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums) const;
   absl::Status ValueFault(const Block& block) const;
 
   struct Scratch;
   Scratch& ThreadScratch() const;
   absl::StatusOr<ByteSpan> Transform(const Block& block, const ChainState& state, Scratch& scratch) const;
-  void PlaceStreams(DType dtype, size_t count, MutableByteSpan payload, Scratch& scratch) const;
+  void PlaceStreams(const TensorDesc& tensor, size_t count, MutableByteSpan payload, Scratch& scratch) const;
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
 
+  ChainSpec spec_;
   bool inner_ = false;  // works while another chain of the thread does
-  std::string spec_;
-  std::string codec_name_;
   std::vector<std::unique_ptr<TensorTransform>> transforms_;
   std::unique_ptr<TensorCodec> codec_;
   std::vector<std::unique_ptr<ByteCodec>> byte_codecs_;

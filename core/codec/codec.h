@@ -18,10 +18,14 @@
 // equal input gives equal bytes on every CPU. Decoding trusts nothing: streams that cannot be right are DATA_LOSS.
 namespace kvcompress {
 
+// What codecs may need beyond their spec and their tensor, given from the top of every stream: where files lie that a
+// codec reads, for example. No codec needs anything.
+struct CodecEnvironment {};
+
 // A run of a tensor's values, in row-major order; the unit of work.
 struct Block {
   const TensorDesc& tensor;
-  uint64_t first;  // index of its first value in the tensor; of no meaning behind a transform
+  uint64_t first;  // index of its first value in the tensor; of no meaning after a transform
   size_t count;
   ByteSpan values;  // count * DTypeSize(tensor.dtype) bytes
   // In place of `values`, where they lie in several places that may end within a value: at most kMaxBlockPieces, and
@@ -41,28 +45,28 @@ class TensorTransform {
  public:
   virtual ~TensorTransform() = default;
 
-  virtual std::string spec() const = 0;
   // Whether Inverse gives back every bit.
   virtual bool lossless() const = 0;
 
-  // Whether Analyze has to see the whole tensor first.
-  virtual bool needs_tensor() const { return false; }
-  // `block_elements` is the size of the blocks that Forward will be given.
+  // Looks at the whole tensor, if the codec's row says that it has to. `block_elements` is the size of the blocks that
+  // Forward will be given.
   virtual absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc&, const ByteSource&,
                                                                size_t /*block_elements*/) const {
     return std::make_unique<TensorState>();
   }
 
-  virtual size_t MaxSideBytes(size_t count) const = 0;
+  // The most bytes of the side stream of `count` values.
+  virtual size_t MaxSideBytes(const TensorDesc& tensor, size_t count) const = 0;
 
-  // `values` and `side` are resized to fit. `cost(n)` is about what the stages behind this one make of n values, in
+  // `values` and `side` are resized to fit. `cost(n)` is about what the stages after this one make of n values, in
   // bytes; a transform that has a choice goes by it.
   virtual absl::Status Forward(const Block& block, const TensorState* state, const std::function<size_t(size_t)>& cost,
                                Buffer& values, Buffer& side) const = 0;
 
-  // How many values stand behind `side` for a block of `count`.
+  // How many values the transform made of a block of `count`, by its side stream.
   virtual absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan side) const = 0;
-  virtual absl::Status Inverse(DType dtype, ByteSpan side, ByteSpan inner, MutableByteSpan values) const = 0;
+  virtual absl::Status Inverse(const TensorDesc& tensor, ByteSpan side, ByteSpan inner,
+                               MutableByteSpan values) const = 0;
 };
 
 // A stream of bytes of a block, while it is being encoded. `data` has room for the bound that StreamBounds gave.
@@ -76,7 +80,6 @@ class TensorCodec {
  public:
   virtual ~TensorCodec() = default;
 
-  virtual std::string spec() const = 0;
   virtual bool lossless() const = 0;
 
   // The largest magnitude it can hold; values above it, infinities and NaN are INVALID_ARGUMENT. Infinity: it takes
@@ -86,7 +89,7 @@ class TensorCodec {
 
   virtual size_t stream_count() const = 0;
   // The most bytes of each stream for `count` values.
-  virtual void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const = 0;
+  virtual void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const = 0;
 
   // Whether both directions run at the speed of memory, some GB/s: then a small tensor is done sooner than handed to
   // another thread.
@@ -100,33 +103,28 @@ class TensorCodec {
   virtual bool measures() const { return false; }
   // Whether EncodePieces may be called. Such a codec measures().
   virtual bool takes_pieces() const { return false; }
-  // Encode for the values of all pieces, with the same result to the bit.
-  virtual absl::Status EncodePieces(DType, std::span<const ByteSpan> /*pieces*/, std::span<StreamBuffer> /*streams*/,
-                                    ErrorSums*) const {
+  // Encode for the values of all of the block's pieces, with the same result to the bit.
+  virtual absl::Status EncodePieces(const Block&, std::span<StreamBuffer> /*streams*/, ErrorSums*) const {
     return absl::UnimplementedError("the codec takes values in one piece");
   }
   // Fills the streams, whose sizes it sets, from the block's `values` (fewer than there were where a transform dropped
   // some). INVALID_ARGUMENT, without a text unless it names the value, when a value cannot be held.
   virtual absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const = 0;
-  virtual absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const = 0;
-
-  // Whether Encode goes by the block's place in the tensor: then no transform may stand in front.
-  virtual bool needs_place() const { return false; }
-  // INVALID_ARGUMENT, without the tensor's name, for a tensor that it does not take, whatever its values.
-  virtual absl::Status CheckTensor(const TensorDesc&) const { return absl::OkStatus(); }
+  virtual absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                              MutableByteSpan values) const = 0;
 
   // Whether each block gets a codec of its own, which Chosen tells.
   virtual bool chooses() const { return false; }
-  // The spec of what the block with these streams was encoded with.
-  virtual absl::StatusOr<std::string> Chosen(std::span<const ByteSpan> /*streams*/) const { return spec(); }
+  // The spec of what the block with these streams was encoded with. Only for a codec that chooses().
+  virtual absl::StatusOr<std::string> Chosen(std::span<const ByteSpan> /*streams*/) const {
+    return absl::UnimplementedError("the codec encodes every block alike");
+  }
 };
 
 // Bytes to bytes, without loss.
 class ByteCodec {
  public:
   virtual ~ByteCodec() = default;
-
-  virtual std::string spec() const = 0;
 
   // Encodes `raw` into `encoded`, at most `encoded.size()` bytes, and returns their number; 0 when they do not fit
   // (then the chain stores `raw` as it is).

@@ -3,7 +3,6 @@
 #include <array>
 
 #include "absl/strings/str_format.h"
-#include "core/base/tensor.h"
 
 namespace kvcompress {
 namespace {
@@ -28,11 +27,6 @@ constexpr std::array kNamedChains = {
 };
 
 }  // namespace
-
-std::string_view NamedChain::ChainFor(std::string_view tensor_name) const {
-  const KvName kv = ParseKvName(tensor_name);
-  return kv.layer >= 0 && kv.layer < first_layers ? first_chain : chain;
-}
 
 std::span<const NamedChain> AllNamedChains() { return kNamedChains; }
 

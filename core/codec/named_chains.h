@@ -16,8 +16,6 @@ struct NamedChain {
   // The first layers' chain, where it is another one: for tensors named layer_{i}_key|value with i below this.
   int64_t first_layers = 0;
   std::string_view first_chain = {};
-
-  std::string_view ChainFor(std::string_view tensor_name) const;
 };
 
 std::span<const NamedChain> AllNamedChains();

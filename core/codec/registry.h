@@ -2,53 +2,61 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
+#include "core/codec/chain_spec.h"
 #include "core/codec/codec.h"
-#include "core/codec/spec.h"
+#include "core/codec/parameter.h"
 
 namespace kvcompress {
 
 enum class StageKind { kTransform, kTensorCodec, kByteCodec };
 
-// One row of the table of codecs. Exactly the factory of its kind is set; it gives INVALID_ARGUMENT for bad parameters.
+std::string_view StageKindName(StageKind kind);  // "transform", "tensor codec", "byte codec"
+
+// What a codec is made of.
+struct CodecArgs {
+  const StageSpec& stage;
+  const CodecEnvironment& environment;
+  const TensorDesc& tensor;
+};
+
+template <typename Stage>
+using MadeCodec = absl::StatusOr<std::unique_ptr<Stage>>;
+
+// What there is to say of a codec, in the file of that codec.
 struct CodecRow {
   std::string_view name;
   StageKind kind;
-  std::string_view parameters;  // "group=32|64|128 (64)"; the default in parentheses
   std::string_view summary;
-  absl::StatusOr<std::unique_ptr<TensorTransform>> (*make_transform)(const StageSpec&) = nullptr;
-  absl::StatusOr<std::unique_ptr<TensorCodec>> (*make_tensor_codec)(const StageSpec&) = nullptr;
-  absl::StatusOr<std::unique_ptr<ByteCodec>> (*make_byte_codec)(const StageSpec&) = nullptr;
+  std::span<const Parameter> parameters = {};
   // Specs of whole chains that between them use every parameter: what tests, fuzzers and benchmarks run.
   std::span<const std::string_view> examples;
+
+  // Whether Analyze, of a transform, has to see the whole tensor first.
+  bool needs_tensor = false;
+  // Whether Encode, of a tensor codec, goes by the block's place in the tensor: then no transform may stand in front,
+  // and it may not stand within a codec.
+  bool needs_place = false;
+  // Whether it has chains within it, for ranges of heads.
+  bool takes_parts = false;
+  // What one parameter's bounds cannot say: INVALID_ARGUMENT for values that do not go together. Null: all do.
+  absl::Status (*check)(const StageSpec&) = nullptr;
+
+  // Exactly the one of its kind is set. INVALID_ARGUMENT for a tensor that the codec does not take.
+  MadeCodec<TensorTransform> (*make_transform)(const CodecArgs&) = nullptr;
+  MadeCodec<TensorCodec> (*make_tensor_codec)(const CodecArgs&) = nullptr;
+  MadeCodec<ByteCodec> (*make_byte_codec)(const CodecArgs&) = nullptr;
 };
 
-std::span<const CodecRow> AllCodecs();
+std::span<const CodecRow* const> AllCodecs();
 
 // Null when there is no codec of that name.
 const CodecRow* FindCodec(std::string_view name);
 
-// What each codec is for and its parameters, for help texts.
+// What each codec is for, and its parameters: for help texts, and as docs/codecs.md.
 std::string DescribeCodecs();
-
-// The factories, each in the file of its codec.
-absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClamp(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClip(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorTransform>> MakeSparse(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBounded(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeHeads(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeIntGroup(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakePlanes(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeQuant(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBlockNorm(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeArithmetic(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeCabac(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeHuffman(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeLz4(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeRans(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeStored(const StageSpec& stage);
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeZstd(const StageSpec& stage);
+std::string CodecsMarkdown();
 
 }  // namespace kvcompress

@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
-#include "core/codec/chain.h"
+#include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
 
 namespace kvcompress {
@@ -24,9 +24,9 @@ absl::StatusOr<std::string> CanonicalCodec(const Json& value, absl::string_view 
   if (named != nullptr && named->first_layers > 0) {
     return Fault(absl::StrCat(where, ": ", std::string(named->name), " is a profile of its own"));
   }
-  const absl::StatusOr<CodecChain> chain = CodecChain::Parse(value.get_ref<const std::string&>());
-  if (!chain.ok()) return Fault(absl::StrCat(where, ": ", chain.status().message()));
-  return chain->spec();
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(value.get_ref<const std::string&>());
+  if (!spec.ok()) return Fault(absl::StrCat(where, ": ", spec.status().message()));
+  return spec->text();
 }
 
 bool GlobMatches(std::string_view pattern, std::string_view text) {
@@ -113,13 +113,12 @@ std::string SpecOfHeads(const HeadParts& parts) {
 }  // namespace
 
 absl::StatusOr<Profile> Profile::Uniform(std::string_view codec) {
-  KVC_ASSIGN_OR_RETURN(const CodecChain chain, CodecChain::Parse(codec));
+  KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(codec));
   Profile profile;
-  profile.default_codec_ = chain.spec();
+  profile.default_codec_ = spec.For("").text();
   if (const NamedChain* named = FindNamedChain(codec); named != nullptr && named->first_layers > 0) {
-    KVC_ASSIGN_OR_RETURN(const CodecChain first, CodecChain::ParseStages(named->first_chain));
     profile.rules_.push_back(
-        {.layers = {{0, named->first_layers - 1}}, .is_key = {}, .name = {}, .codec = first.spec()});
+        {.layers = {{0, named->first_layers - 1}}, .is_key = {}, .name = {}, .codec = spec.For("layer_0_key").text()});
   }
   return profile;
 }
@@ -162,7 +161,7 @@ bool Profile::Holds(const Rule& rule, const TensorDesc& tensor) {
 
 absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
   const int64_t heads = HeadsOf(tensor);
-  std::vector<const Rule*> of_heads;  // in front of the first rule that holds for all heads
+  std::vector<const Rule*> of_heads;  // before the first rule that holds for all heads
   const std::string* rest = &default_codec_;
   for (const Rule& rule : rules_) {
     if (!Holds(rule, tensor)) continue;
@@ -189,9 +188,9 @@ absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
     if (parts.empty() || *parts.back().second != codec) parts.emplace_back(head, &codec);
   }
   if (parts.size() == 1) return *parts[0].second;
-  const absl::StatusOr<CodecChain> chain = CodecChain::ParseStages(SpecOfHeads(parts));
-  if (!chain.ok()) return Fault(absl::StrCat("heads of tensor \"", tensor.name, "\": ", chain.status().message()));
-  return chain->spec();
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(SpecOfHeads(parts));
+  if (!spec.ok()) return Fault(absl::StrCat("heads of tensor \"", tensor.name, "\": ", spec.status().message()));
+  return spec->text();
 }
 
 }  // namespace kvcompress

@@ -13,7 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "core/base/status_macros.h"
-#include "core/codec/chain.h"
+#include "core/codec/chain_spec.h"
 #include "server/net/address.h"
 #include "server/net/file_backed.h"
 
@@ -188,7 +188,7 @@ constexpr Flag kFlags[] = {
     {"default-codec", "SPEC", "codec of tensors that do not name one (int4(group=64))",
      [](Options& options, const std::string& text) {
        options.default_codec = text;
-       return CodecChain::Parse(text).status();
+       return ChainSpec::Parse(text).status();
      }},
     {"drain-timeout", "DURATION", "how long calls in flight may go on after SIGTERM (30s)",
      KVC_SETTER(drain_timeout, ParseDuration(text))},

@@ -19,24 +19,12 @@ namespace {
 
 constexpr int kMaxHeaders = 4096;
 
-const char* StageName(StageKind kind) {
-  switch (kind) {
-    case StageKind::kTransform:
-      return "transform";
-    case StageKind::kTensorCodec:
-      return "tensor codec";
-    case StageKind::kByteCodec:
-      return "byte codec";
-  }
-  return "";
-}
-
 void AddCodecs(v1::CapabilitiesResponse& response) {
-  for (const CodecRow& row : AllCodecs()) {
+  for (const CodecRow* row : AllCodecs()) {
     v1::CodecInfo& codec = *response.add_codecs();
-    codec.set_name(std::string(row.name));
-    codec.set_example(std::string(row.examples.front()));
-    codec.set_stage(StageName(row.kind));
+    codec.set_name(std::string(row->name));
+    codec.set_example(std::string(row->examples.front()));
+    codec.set_stage(std::string(StageKindName(row->kind)));
   }
 }
 
@@ -86,7 +74,7 @@ absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& opt
   AddCodecs(response);
   AddNamedChains(response);
   response.set_default_codec(options.default_codec);
-  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     response.add_dtypes(static_cast<v1::DType>(dtype));
   }
   v1::Limits& limits = *response.mutable_limits();

@@ -123,7 +123,7 @@ TEST_F(CompressorTest, ReportsDoNotDependOnTheNumberOfThreads) {
 TEST_F(CompressorTest, ShapesOfEveryKindComeBack) {
   for (const std::vector<uint64_t>& shape :
        {std::vector<uint64_t>{}, {0}, {1}, {3, 0, 5}, {1, 2, 3, 4, 5, 6, 7, 1}, {131072}, {131073}, {2, 131072}}) {
-    for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (DType dtype : kAllDTypes) {
       const TensorDesc tensor = MakeTensor("t", dtype, shape);
       const Bytes values = MakeValues(dtype, *NumElements(shape), Distribution::kGaussian);
       const Bytes frame = CompressWhole(pool_, tensor, "raw", values);

@@ -28,12 +28,12 @@ struct Sink final : DecompressOutput {
   bool failed = false;
 };
 
-// Every example of the registry, and byte codecs behind one another.
+// Every example of the registry, and byte codecs one after another.
 const std::vector<std::string>& Specs() {
   static const std::vector<std::string> specs = [] {
-    std::vector<std::string> all = {CodecChain::Parse("int4|zstd(level=1)|rans")->spec()};
-    for (const CodecRow& row : AllCodecs()) {
-      for (const std::string_view example : row.examples) all.push_back(CodecChain::Parse(example)->spec());
+    std::vector<std::string> all = {ChainSpec::Parse("int4|zstd(level=1)|rans")->text()};
+    for (const CodecRow* row : AllCodecs()) {
+      for (const std::string_view example : row->examples) all.push_back(ChainSpec::Parse(example)->text());
     }
     return all;
   }();
@@ -47,7 +47,7 @@ std::vector<std::byte> Dress(ByteSpan input) {
   uint16_t count = 0;
   if (!reader.Read(codec) || !reader.Read(dtype) || !reader.Read(count)) return {};
   FrameHeader header{
-      .tensor = {.name = "", .dtype = static_cast<DType>(1 + dtype % 3), .shape = {count}, .axes = {AxisRole::kOther}},
+      .tensor = {.name = "", .dtype = static_cast<DType>(1 + dtype % 3), .shape = {count}, .axes = {AxisRole::kHeads}},
       .codec = Specs()[codec % Specs().size()],
       .block_elements = kBlockElementsMultiple * (1 + dtype / 3u)};
   std::vector<std::byte> frame = SerializeFrameHeader(header);

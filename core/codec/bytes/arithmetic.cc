@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <array>
 
-#include "core/base/status_macros.h"
 #include "core/codec/bytes/range_coder.h"
 #include "core/codec/histogram.h"
 #include "core/codec/registry.h"
@@ -77,8 +76,6 @@ class ByteModel {
 // docs/format.md, "arithmetic": lanes of a range coder, with one model for all.
 class Arithmetic final : public ByteCodec {
  public:
-  std::string spec() const override { return "arithmetic"; }
-
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.empty() || !SeemsToShrink(raw)) return size_t{0};
     const size_t lanes = RangeLanesFor(raw.size());
@@ -136,12 +133,17 @@ class Arithmetic final : public ByteCodec {
   }
 };
 
+constexpr std::string_view kExamples[] = {"raw|arithmetic"};
+
+MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Arithmetic>(); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeArithmetic(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Arithmetic>();
-}
+extern constinit const CodecRow kArithmetic = {.name = "arithmetic",
+                                               .kind = StageKind::kByteCodec,
+                                               .summary = "adaptive range coder over each stream; small and slow",
+
+                                               .examples = kExamples,
+                                               .make_byte_codec = Make};
 
 }  // namespace kvcompress

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <array>
 
-#include "core/base/status_macros.h"
 #include "core/codec/bytes/range_coder.h"
 #include "core/codec/histogram.h"
 #include "core/codec/registry.h"
@@ -40,8 +39,6 @@ using ByteContexts = std::array<Context, 256>;
 // docs/format.md, "cabac": lanes of a range coder, with contexts of their own.
 class Cabac final : public ByteCodec {
  public:
-  std::string spec() const override { return "cabac"; }
-
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.empty() || !SeemsToShrink(raw)) return size_t{0};
     const size_t lanes = RangeLanesFor(raw.size());
@@ -120,12 +117,17 @@ class Cabac final : public ByteCodec {
   }
 };
 
+constexpr std::string_view kExamples[] = {"raw|cabac"};
+
+MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Cabac>(); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeCabac(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Cabac>();
-}
+extern constinit const CodecRow kCabac = {.name = "cabac",
+                                          .kind = StageKind::kByteCodec,
+                                          .summary = "adaptive binary contexts over each stream; small and slowest",
+
+                                          .examples = kExamples,
+                                          .make_byte_codec = Make};
 
 }  // namespace kvcompress

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <optional>
 
-#include "core/base/status_macros.h"
 #include "core/codec/bytes/huffman_code.h"
 #include "core/codec/registry.h"
 
@@ -111,8 +110,6 @@ bool DecodeRest(const SymbolTable& symbols, Part part) {
 // docs/format.md, "huffman": the lengths of the codes, the sizes of the parts, the parts.
 class Huffman final : public ByteCodec {
  public:
-  std::string spec() const override { return "huffman"; }
-
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.size() < 2 || encoded.empty()) return size_t{0};
     const std::optional<Histogram> counts = CountIfItShrinks(raw);
@@ -188,12 +185,17 @@ class Huffman final : public ByteCodec {
   }
 };
 
+constexpr std::string_view kExamples[] = {"raw|huffman", "int4(group=64)|huffman"};
+
+MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Huffman>(); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeHuffman(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Huffman>();
-}
+extern constinit const CodecRow kHuffman = {.name = "huffman",
+                                            .kind = StageKind::kByteCodec,
+                                            .summary = "canonical prefix codes of at most 11 bits over each stream",
+
+                                            .examples = kExamples,
+                                            .make_byte_codec = Make};
 
 }  // namespace kvcompress

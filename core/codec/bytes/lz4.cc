@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
@@ -19,8 +18,6 @@ constexpr int kFirstHighLevel = 3;  // of LZ4's own command line: below, the fas
 class Lz4 final : public ByteCodec {
  public:
   explicit Lz4(int level) : level_(level) {}
-
-  std::string spec() const override { return absl::StrCat("lz4(level=", level_, ")"); }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.size() > LZ4_MAX_INPUT_SIZE) return size_t{0};
@@ -56,13 +53,21 @@ class Lz4 final : public ByteCodec {
   int level_;
 };
 
+constexpr std::string_view kExamples[] = {"raw|lz4(level=1)", "raw|lz4(level=-8)", "int8(group=64)|lz4(level=9)"};
+constexpr Parameter kParameters[] = {
+    Parameter::Integer("level", 1, -64, LZ4HC_CLEVEL_MAX, "below 0 faster, from 3 on smaller")};
+
+MadeCodec<ByteCodec> Make(const CodecArgs& args) {
+  return std::make_unique<Lz4>(static_cast<int>(args.stage.Int("level")));
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeLz4(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const int64_t level, args.Int("level", 1, -64, LZ4HC_CLEVEL_MAX));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Lz4>(static_cast<int>(level));
-}
+extern constinit const CodecRow kLz4 = {.name = "lz4",
+                                        .kind = StageKind::kByteCodec,
+                                        .summary = "LZ4 over each stream",
+                                        .parameters = kParameters,
+                                        .examples = kExamples,
+                                        .make_byte_codec = Make};
 
 }  // namespace kvcompress

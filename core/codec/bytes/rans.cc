@@ -7,7 +7,6 @@
 #include <memory>
 #include <optional>
 
-#include "core/base/status_macros.h"
 #include "core/codec/bytes/bits.h"
 #include "core/codec/histogram.h"
 #include "core/codec/registry.h"
@@ -119,8 +118,6 @@ void MakeSlotTable(const Histogram& frequencies, simd::RansSlotTable& table) {
 // docs/format.md, "rans": the number of lanes, the frequencies, the words, the states.
 class Rans final : public ByteCodec {
  public:
-  std::string spec() const override { return "rans"; }
-
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.empty()) return size_t{0};
     const std::optional<Histogram> counts = CountIfItShrinks(raw);
@@ -159,12 +156,18 @@ class Rans final : public ByteCodec {
   }
 };
 
+constexpr std::string_view kExamples[] = {"raw|rans", "int4(group=64)|rans"};
+
+MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Rans>(); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeRans(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Rans>();
-}
+extern constinit const CodecRow kRans = {
+    .name = "rans",
+    .kind = StageKind::kByteCodec,
+    .summary = "entropy coding of each stream by the frequencies of its bytes, at GB/s",
+
+    .examples = kExamples,
+    .make_byte_codec = Make};
 
 }  // namespace kvcompress

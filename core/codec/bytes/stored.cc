@@ -1,4 +1,3 @@
-#include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
@@ -7,19 +6,23 @@ namespace {
 // docs/format.md, "stored": makes no stream smaller, so that each is left as it is.
 class Stored final : public ByteCodec {
  public:
-  std::string spec() const override { return "stored"; }
   absl::StatusOr<size_t> Encode(ByteSpan /*raw*/, MutableByteSpan /*encoded*/) const override { return size_t{0}; }
   absl::Status Decode(ByteSpan /*encoded*/, MutableByteSpan /*raw*/) const override {
     return absl::DataLossError("stored: no stream becomes smaller");
   }
 };
 
+constexpr std::string_view kExamples[] = {"raw|stored"};
+
+MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Stored>(); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeStored(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Stored>();
-}
+extern constinit const CodecRow kStored = {.name = "stored",
+                                           .kind = StageKind::kByteCodec,
+                                           .summary = "leaves each stream as it is",
+
+                                           .examples = kExamples,
+                                           .make_byte_codec = Make};
 
 }  // namespace kvcompress

@@ -3,7 +3,6 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
@@ -18,8 +17,6 @@ struct FreeContext {
 class Zstd final : public ByteCodec {
  public:
   explicit Zstd(int level) : level_(level) {}
-
-  std::string spec() const override { return absl::StrCat("zstd(level=", level_, ")"); }
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     // A context is megabytes at the higher levels, so each thread keeps one.
@@ -46,13 +43,20 @@ class Zstd final : public ByteCodec {
   int level_;
 };
 
+constexpr std::string_view kExamples[] = {"raw|zstd(level=3)"};
+constexpr Parameter kParameters[] = {Parameter::Integer("level", 3, -7, 19, "below 1 faster, higher smaller")};
+
+MadeCodec<ByteCodec> Make(const CodecArgs& args) {
+  return std::make_unique<Zstd>(static_cast<int>(args.stage.Int("level")));
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ByteCodec>> MakeZstd(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const int64_t level, args.Int("level", 3, -7, 19));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Zstd>(static_cast<int>(level));
-}
+extern constinit const CodecRow kZstd = {.name = "zstd",
+                                         .kind = StageKind::kByteCodec,
+                                         .summary = "Zstandard over each stream",
+                                         .parameters = kParameters,
+                                         .examples = kExamples,
+                                         .make_byte_codec = Make};
 
 }  // namespace kvcompress

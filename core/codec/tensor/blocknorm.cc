@@ -3,7 +3,6 @@
 #include <cstring>
 #include <functional>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
@@ -35,15 +34,12 @@ class BlockNorm final : public TensorCodec {
  public:
   BlockNorm(size_t block, double top, int bits) : block_(block), top_(top), bits_(bits), codes_(bits, true) {}
 
-  std::string spec() const override {
-    return absl::StrCat("blocknorm(block=", block_, ",topk=", FormatReal(top_), ",bits=", bits_, ")");
-  }
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
   float max_magnitude() const override { return Format(DType::kF32).max_magnitude(); }
   size_t stream_count() const override { return kFirstCodeStream + codes_.count(); }
 
-  void StreamBounds(DType, size_t count, std::span<size_t> bounds) const override {
+  void StreamBounds(const TensorDesc&, size_t count, std::span<size_t> bounds) const override {
     const size_t cells = (count + kMinRow / 2 - 1) / (kMinRow / 2);  // a row of kMinRow + 1 values may have two
     bounds[0] = kRowBytes + 2 * cells;
     bounds[1] = MaxIndexListBytes(ExactCells(cells));
@@ -93,7 +89,9 @@ class BlockNorm final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+  absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                      MutableByteSpan values) const override {
+    const DType dtype = tensor.dtype;
     Scratch& scratch = Scratch::OfThread();
     const size_t count = values.size() / DTypeSize(dtype);
     if (streams[0].size() < kRowBytes) return absl::DataLossError("blocknorm: scales have the wrong size");
@@ -123,7 +121,7 @@ class BlockNorm final : public TensorCodec {
   }
 
  private:
-  static constexpr size_t kRowBytes = 4;  // a decoder is not told the tensor's shape
+  static constexpr size_t kRowBytes = 4;  // the length of rows
   static constexpr size_t kFirstCodeStream = 3;
   static constexpr size_t kMinRow = 32;  // shorter ones are joined
 
@@ -164,15 +162,29 @@ class BlockNorm final : public TensorCodec {
   CodeStreams codes_;
 };
 
+constexpr std::string_view kExamples[] = {"blocknorm(block=128,topk=0.02,bits=10)",
+                                          "blocknorm(block=32,topk=0.5,bits=4)",
+                                          "blocknorm(block=64,topk=0,bits=8)|zstd(level=1)"};
+constexpr Parameter kParameters[] = {
+    Parameter::IntegerOf("block", 128, "32|64|128|256", "values that share a scale"),
+    Parameter::Real("topk", 0.02, 0, 1, "the fraction of blocks, those of most energy, with exact scales"),
+    Parameter::Integer("bits", 10, simd::kMinUniformBits, simd::kMaxUniformBits, "of a code"),
+};
+
+MadeCodec<TensorCodec> Make(const CodecArgs& args) {
+  return std::make_unique<BlockNorm>(static_cast<size_t>(args.stage.Int("block")), args.stage.Number("topk"),
+                                     static_cast<int>(args.stage.Int("bits")));
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBlockNorm(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const int64_t block, args.IntOneOf("block", 128, {32, 64, 128, 256}));
-  KVC_ASSIGN_OR_RETURN(const double top, args.Real("topk", 0.02, 0, 1));
-  KVC_ASSIGN_OR_RETURN(const int64_t bits, args.Int("bits", 10, simd::kMinUniformBits, simd::kMaxUniformBits));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<BlockNorm>(static_cast<size_t>(block), top, static_cast<int>(bits));
-}
+extern constinit const CodecRow kBlockNorm = {
+    .name = "blocknorm",
+    .kind = StageKind::kTensorCodec,
+    .summary = "uniform integers of normalized blocks, those of most energy with exact scales",
+    .parameters = kParameters,
+    .examples = kExamples,
+
+    .make_tensor_codec = Make};
 
 }  // namespace kvcompress

@@ -34,6 +34,16 @@ constexpr Rung kLadder[] = {
     {0, "planes"},
 };
 
+// The rungs' specs.
+const std::vector<ChainSpec>& Ladder() {
+  static const std::vector<ChainSpec> ladder = [] {
+    std::vector<ChainSpec> specs;
+    for (const Rung& rung : kLadder) specs.push_back(*ChainSpec::ParseStages(rung.spec));
+    return specs;
+  }();
+  return ladder;
+}
+
 // 0: no such bound.
 struct Bounds {
   double min_snr = 0;  // dB
@@ -176,23 +186,19 @@ constexpr size_t kMaxInnerStreams = 8;
 class Bounded final : public TensorCodec {
  public:
   Bounded(const Bounds& bounds, std::vector<std::unique_ptr<TensorCodec>> codecs)
-      : bounds_(bounds), allowance_(bounds), codecs_(std::move(codecs)) {
+      : allowance_(bounds), codecs_(std::move(codecs)) {
     for (const auto& codec : codecs_) inner_streams_ = std::max(inner_streams_, codec->stream_count());
   }
 
-  std::string spec() const override {
-    return absl::StrCat("bounded(min_snr=", FormatReal(bounds_.min_snr), ",max_error=", FormatReal(bounds_.max_error),
-                        ",min_cosine=", FormatReal(bounds_.min_cosine), ")");
-  }
   bool lossless() const override { return false; }
   size_t stream_count() const override { return 1 + inner_streams_; }
 
-  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+  void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
     std::ranges::fill(bounds, 0);
     bounds[0] = 1;
     for (const auto& codec : codecs_) {
       std::array<size_t, kMaxInnerStreams> own;
-      codec->StreamBounds(dtype, count, std::span(own).first(codec->stream_count()));
+      codec->StreamBounds(tensor, count, std::span(own).first(codec->stream_count()));
       const std::span<size_t> of_codec = Inner(bounds, *codec);
       for (size_t i = 0; i < of_codec.size(); ++i) of_codec[i] = std::max(of_codec[i], own[i]);
     }
@@ -221,19 +227,20 @@ class Bounded final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+  absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                      MutableByteSpan values) const override {
     KVC_ASSIGN_OR_RETURN(const size_t rung, RungOf(streams));
     const TensorCodec& codec = *codecs_[rung];
     for (const ByteSpan& unused : streams.subspan(1, inner_streams_ - codec.stream_count())) {
       if (!unused.empty()) return absl::DataLossError("bounded: bytes in a stream that its mode does not have");
     }
-    return codec.Decode(dtype, Inner(streams, codec), values);
+    return codec.Decode(tensor, Inner(streams, codec), values);
   }
 
   bool chooses() const override { return true; }
   absl::StatusOr<std::string> Chosen(std::span<const ByteSpan> streams) const override {
     KVC_ASSIGN_OR_RETURN(const size_t rung, RungOf(streams));
-    return codecs_[rung]->spec();
+    return Ladder()[rung].text();
   }
 
  private:
@@ -265,7 +272,7 @@ class Bounded final : public TensorCodec {
       if (sampled) {
         std::array<StreamBuffer, kMaxInnerStreams> room;
         const std::span<StreamBuffer> own = std::span(room).first(codec.stream_count());
-        PlaceStreams(codec, tensor.dtype, scratch.sample.size() / width, scratch, own);
+        PlaceStreams(codec, tensor, scratch.sample.size() / width, scratch, own);
         ErrorSums unused;
         KVC_ASSIGN_OR_RETURN(const bool kept,
                              Keeps(codec, tensor, scratch.sample.span(), judge, kSampleSlack, own, unused));
@@ -278,10 +285,10 @@ class Bounded final : public TensorCodec {
     return codecs_.size() - 1;
   }
 
-  static void PlaceStreams(const TensorCodec& codec, DType dtype, size_t count, Scratch& scratch,
+  static void PlaceStreams(const TensorCodec& codec, const TensorDesc& tensor, size_t count, Scratch& scratch,
                            std::span<StreamBuffer> streams) {
     std::array<size_t, kMaxInnerStreams> bounds;
-    codec.StreamBounds(dtype, count, std::span(bounds).first(streams.size()));
+    codec.StreamBounds(tensor, count, std::span(bounds).first(streams.size()));
     scratch.streams.resize(kMaxInnerStreams);
     for (size_t i = 0; i < streams.size(); ++i) {
       scratch.streams[i].Resize(bounds[i]);
@@ -304,7 +311,7 @@ class Bounded final : public TensorCodec {
     const auto decode = [&]() -> ByteSpan {
       std::array<ByteSpan, kMaxInnerStreams> in;
       for (size_t i = 0; i < streams.size(); ++i) in[i] = {streams[i].data, streams[i].size};
-      status = codec.Decode(dtype, std::span(in).first(streams.size()), decoded.span());
+      status = codec.Decode(tensor, std::span(in).first(streams.size()), decoded.span());
       return decoded.span();
     };
     if (!codec.measures()) {
@@ -316,37 +323,49 @@ class Bounded final : public TensorCodec {
     return kept;
   }
 
-  const Bounds bounds_;
   const Allowance allowance_;
   const std::vector<std::unique_ptr<TensorCodec>> codecs_;  // of the rungs
   size_t inner_streams_ = 0;                                // the most that one of them has
 };
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRung(std::string_view spec) {
-  KVC_ASSIGN_OR_RETURN(const std::vector<StageSpec> stages, ParseSpec(spec));
-  KVC_ASSIGN_OR_RETURN(auto codec, FindCodec(stages.front().name)->make_tensor_codec(stages.front()));
-  if (codec->stream_count() > kMaxInnerStreams) return absl::InternalError("bounded: a rung has too many streams");
-  return codec;
+constexpr std::string_view kExamples[] = {"bounded(min_snr=30,max_error=0,min_cosine=0)",
+                                          "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)",
+                                          "bounded(min_snr=0,max_error=0,min_cosine=0.99)|zstd(level=1)"};
+constexpr Parameter kParameters[] = {
+    Parameter::Real("min_snr", 0, 0, 200, "the tensor's signal-to-noise ratio, in dB, is at least this"),
+    Parameter::Real("max_error", 0, 0, std::numeric_limits<float>::max(), "no value's error is above this"),
+    Parameter::Real("min_cosine", 0, 0, 1, "the tensor's cosine similarity is at least this"),
+};
+
+absl::Status Check(const StageSpec& stage) {
+  if (std::ranges::any_of(stage.values, [](double bound) { return bound > 0; })) return absl::OkStatus();
+  return absl::InvalidArgumentError("bounded needs a bound above 0: min_snr, max_error or min_cosine");
+}
+
+MadeCodec<TensorCodec> Make(const CodecArgs& args) {
+  std::vector<std::unique_ptr<TensorCodec>> codecs;
+  for (const ChainSpec& rung : Ladder()) {
+    const StageSpec& stage = rung.tensor_codec();
+    KVC_ASSIGN_OR_RETURN(auto codec, stage.codec->make_tensor_codec({stage, args.environment, args.tensor}));
+    if (codec->stream_count() > kMaxInnerStreams) return absl::InternalError("bounded: a rung has too many streams");
+    codecs.push_back(std::move(codec));
+  }
+  const StageSpec& stage = args.stage;
+  return std::make_unique<Bounded>(Bounds{.min_snr = stage.Number("min_snr"),
+                                          .max_error = stage.Number("max_error"),
+                                          .min_cosine = stage.Number("min_cosine")},
+                                   std::move(codecs));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeBounded(const StageSpec& stage) {
-  StageArgs args(stage);
-  Bounds bounds;
-  KVC_ASSIGN_OR_RETURN(bounds.min_snr, args.Real("min_snr", 0, 0, 200));
-  KVC_ASSIGN_OR_RETURN(bounds.max_error, args.Real("max_error", 0, 0, std::numeric_limits<float>::max()));
-  KVC_ASSIGN_OR_RETURN(bounds.min_cosine, args.Real("min_cosine", 0, 0, 1));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  if (bounds.min_snr == 0 && bounds.max_error == 0 && bounds.min_cosine == 0) {
-    return absl::InvalidArgumentError("bounded needs a bound above 0: min_snr, max_error or min_cosine");
-  }
-  std::vector<std::unique_ptr<TensorCodec>> codecs;
-  for (const Rung& rung : kLadder) {
-    KVC_ASSIGN_OR_RETURN(auto codec, MakeRung(rung.spec));
-    codecs.push_back(std::move(codec));
-  }
-  return std::make_unique<Bounded>(bounds, std::move(codecs));
-}
+extern constinit const CodecRow kBounded = {
+    .name = "bounded",
+    .kind = StageKind::kTensorCodec,
+    .summary = "for each block the smallest of intN, quant and lossless that keeps the bounds; 0: no bound",
+    .parameters = kParameters,
+    .examples = kExamples,
+    .check = Check,
+    .make_tensor_codec = Make};
 
 }  // namespace kvcompress

@@ -2,9 +2,7 @@
 #include <array>
 #include <cstring>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/status/status.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain.h"
 #include "core/codec/registry.h"
@@ -12,8 +10,6 @@
 namespace kvcompress {
 namespace {
 
-constexpr size_t kMaxParts = 32;
-constexpr uint64_t kMaxHead = 65535;
 constexpr uint64_t kNoEnd = uint64_t{1} << 48;  // no tensor has as many heads
 constexpr size_t kLayoutBytes = 24;
 
@@ -42,7 +38,7 @@ struct Share {
   size_t runs = 0;
   size_t place = 0;  // of the first, in the block or among the gathered values
 };
-using Shares = std::array<Share, kMaxParts>;
+using Shares = std::array<Share, StageSpec::kMaxParts>;
 
 struct Scratch {
   Buffer gathered;  // values of a block, those of each part together
@@ -76,31 +72,15 @@ class Heads final : public TensorCodec {
  public:
   explicit Heads(std::vector<Part> parts) : parts_(std::move(parts)) {}
 
-  std::string spec() const override {
-    std::vector<std::string> texts;
-    for (size_t p = 0; p < parts_.size(); ++p) {
-      std::string range = absl::StrCat(parts_[p].first);
-      if (p + 1 == parts_.size()) {
-        range += "-";
-      } else if (const uint64_t last = parts_[p + 1].first - 1; last > parts_[p].first) {
-        absl::StrAppend(&range, "-", last);
-      }
-      texts.push_back(absl::StrCat(range, ":", parts_[p].chain.spec()));
-    }
-    return absl::StrCat("heads(", absl::StrJoin(texts, ","), ")");
-  }
   bool lossless() const override {
     return std::ranges::all_of(parts_, [](const Part& part) { return part.chain.lossless(); });
   }
   size_t stream_count() const override { return 1; }
 
   // No part takes more than its values.
-  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
-    bounds[0] = TableBytes() + count * DTypeSize(dtype);
+  void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
+    bounds[0] = TableBytes() + count * DTypeSize(tensor.dtype);
   }
-
-  bool needs_place() const override { return true; }
-  absl::Status CheckTensor(const TensorDesc& tensor) const override { return LayoutOf(tensor, 0).status(); }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     KVC_ASSIGN_OR_RETURN(const Layout layout, LayoutOf(block.tensor, block.first));
@@ -134,7 +114,8 @@ class Heads final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+  absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                      MutableByteSpan values) const override {
     ByteSpan rest = streams[0];
     if (rest.size() < TableBytes()) return absl::DataLossError("heads: stream ends in its table");
     const std::byte* entry = rest.data();
@@ -143,7 +124,7 @@ class Heads final : public TensorCodec {
     entry += kLayoutBytes;
     rest = rest.subspan(TableBytes());
 
-    const size_t width = DTypeSize(dtype);
+    const size_t width = DTypeSize(tensor.dtype);
     const size_t count = values.size() / width;
     Shares shares;
     MutableByteSpan target = values;
@@ -156,7 +137,7 @@ class Heads final : public TensorCodec {
       const size_t size = LoadLE<uint32_t>(entry);
       const MutableByteSpan own = target.subspan(shares[p].place * width, shares[p].count * width);
       if (size > rest.size() || size > own.size()) return absl::DataLossError("heads: payload has the wrong size");
-      KVC_RETURN_IF_ERROR(DecodePart(parts_[p].chain, dtype, rest.first(size), own));
+      KVC_RETURN_IF_ERROR(DecodePart(parts_[p].chain, tensor, rest.first(size), own));
       rest = rest.subspan(size);
     }
     if (!rest.empty()) return absl::DataLossError("heads: bytes behind the last payload");
@@ -204,8 +185,8 @@ class Heads final : public TensorCodec {
 
   template <typename Move>
   void ForEachMove(const Layout& layout, size_t count, const Shares& shares, Move move) const {
-    std::array<size_t, kMaxParts> next;
-    for (size_t p = 0; p < kMaxParts; ++p) next[p] = shares[p].place;
+    std::array<size_t, StageSpec::kMaxParts> next;
+    for (size_t p = 0; p < StageSpec::kMaxParts; ++p) next[p] = shares[p].place;
     ForEachRun(layout, count, [&](size_t part, size_t begin, size_t run) {
       move(begin, next[part], run);
       next[part] += run;
@@ -219,7 +200,7 @@ class Heads final : public TensorCodec {
     const size_t count = values.size() / DTypeSize(block.tensor.dtype);
     KVC_ASSIGN_OR_RETURN(const ChainState state, chain.Analyze(block.tensor, MemorySource(values), count));
     Buffer& payload = ThreadScratch().payload;
-    payload.Resize(chain.MaxPayloadBytes(block.tensor.dtype, count));
+    payload.Resize(chain.MaxPayloadBytes(block.tensor, count));
     KVC_ASSIGN_OR_RETURN(const size_t size, chain.EncodeBlock({block.tensor, block.first, count, values}, state,
                                                               payload.span(), /*sums=*/nullptr));
     const ByteSpan smaller = size < values.size() ? ByteSpan(payload.span().first(size)) : values;
@@ -227,8 +208,9 @@ class Heads final : public TensorCodec {
     return smaller.size();
   }
 
-  static absl::Status DecodePart(const CodecChain& chain, DType dtype, ByteSpan payload, MutableByteSpan values) {
-    if (payload.size() < values.size()) return chain.DecodeBlock(dtype, payload, values);
+  static absl::Status DecodePart(const CodecChain& chain, const TensorDesc& tensor, ByteSpan payload,
+                                 MutableByteSpan values) {
+    if (payload.size() < values.size()) return chain.DecodeBlock(tensor, payload, values);
     if (!values.empty()) std::memcpy(values.data(), payload.data(), values.size());
     return absl::OkStatus();
   }
@@ -251,50 +233,31 @@ class Heads final : public TensorCodec {
   const std::vector<Part> parts_;  // the first begins with head 0
 };
 
-absl::Status BadRange(std::string_view range) {
-  return absl::InvalidArgumentError(absl::StrCat("heads: \"", std::string(range),
-                                                 "\" is not the next range of heads (0-3, 4, 5-: without gaps, ",
-                                                 "from 0 on, the last one open, none above ", kMaxHead, ")"));
-}
+constexpr std::string_view kExamples[] = {
+    "heads(0-1:int8(group=64),2-:int4(group=64)|rans)", "heads(0:raw,1-:planes(split=bytes,delta=none)|zstd(level=1))",
+    "heads(0-2:quant(bits=6,per=token)|rans,3:clamp(limit=65504)|int3(group=64),4-:raw|zstd(level=1))",
+    "heads(0:int2(group=32),1-5:bounded(min_snr=30),6-:blocknorm)|zstd(level=1)"};
 
-// "first-last", "first" or "first-", which must begin with `expected`; returns the first head behind it.
-absl::StatusOr<uint64_t> ParseRange(std::string_view range, uint64_t expected, bool is_last) {
-  const size_t dash = range.find('-');
-  const auto number = [](std::string_view text) {
-    uint64_t value = 0;
-    const bool is_number = absl::SimpleAtoi(absl::string_view(text.data(), text.size()), &value);
-    return is_number && value <= kMaxHead ? value : kNoEnd;
-  };
-  const uint64_t first = number(range.substr(0, dash));
-  const bool is_open = dash != range.npos && dash + 1 == range.size();
-  if (first != expected || is_open != is_last) return BadRange(range);
-  if (is_open) return kNoEnd;
-  const uint64_t last = dash == range.npos ? first : number(range.substr(dash + 1));
-  if (last < first || last == kNoEnd) return BadRange(range);
-  return last + 1;
+MadeCodec<TensorCodec> Make(const CodecArgs& args) {
+  KVC_RETURN_IF_ERROR(LayoutOf(args.tensor, 0).status());
+  std::vector<Part> parts;
+  for (const StageSpec::Part& part : args.stage.parts) {
+    KVC_ASSIGN_OR_RETURN(CodecChain chain, part.chain.ResolvePart(args.environment, args.tensor));
+    parts.push_back({part.first_head, std::move(chain)});
+  }
+  return std::make_unique<Heads>(std::move(parts));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeHeads(const StageSpec& stage) {
-  StageArgs args(stage);
-  const std::vector<StageSpec::Part>& texts = args.Parts();
-  KVC_RETURN_IF_ERROR(args.Finish());
-  if (texts.empty()) {
-    return absl::InvalidArgumentError("heads needs ranges of heads with chains, for example heads(0-1:int8,2-:int4)");
-  }
-  if (texts.size() > kMaxParts) {
-    return absl::InvalidArgumentError(absl::StrCat("heads has more than ", kMaxParts, " ranges"));
-  }
-  std::vector<Part> parts;
-  uint64_t next = 0;
-  for (const StageSpec::Part& text : texts) {
-    Part part{next, {}};
-    KVC_ASSIGN_OR_RETURN(next, ParseRange(text.label, next, &text == &texts.back()));
-    KVC_ASSIGN_OR_RETURN(part.chain, CodecChain::ParseInner(text.chain));
-    parts.push_back(std::move(part));
-  }
-  return std::make_unique<Heads>(std::move(parts));
-}
+extern constinit const CodecRow kHeads = {
+    .name = "heads",
+    .kind = StageKind::kTensorCodec,
+    .summary = "a chain of its own for each range of heads, of tensors with a heads axis",
+
+    .examples = kExamples,
+    .needs_place = true,
+    .takes_parts = true,
+    .make_tensor_codec = Make};
 
 }  // namespace kvcompress

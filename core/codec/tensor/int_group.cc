@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/simd/group_quant.h"
 
@@ -65,14 +64,13 @@ class IntGroup final : public TensorCodec {
  public:
   IntGroup(int bits, size_t group) : bits_(bits), group_(group) {}
 
-  std::string spec() const override { return absl::StrCat("int", bits_, "(group=", group_, ")"); }
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   float max_magnitude() const override { return simd::MaxQuantizable(bits_); }
   size_t stream_count() const override { return 2; }
 
-  void StreamBounds(DType, size_t count, std::span<size_t> bounds) const override {
+  void StreamBounds(const TensorDesc&, size_t count, std::span<size_t> bounds) const override {
     bounds[0] = 2 * simd::GroupCount(group_, count);
     bounds[1] = simd::PackedBytes(bits_, group_, count);
   }
@@ -92,10 +90,10 @@ class IntGroup final : public TensorCodec {
 
   bool takes_pieces() const override { return true; }
 
-  absl::Status EncodePieces(DType dtype, std::span<const ByteSpan> pieces, std::span<StreamBuffer> streams,
-                            ErrorSums* sums) const override {
+  absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+    const DType dtype = block.tensor.dtype;
     Runs runs(group_, DTypeSize(dtype));
-    for (const ByteSpan piece : pieces) runs.Add(piece);
+    for (const ByteSpan piece : block.pieces) runs.Add(piece);
     const std::span<const simd::ValueRun> all = runs.Finish();
     if (!simd::QuantizeRuns(Format(dtype), all, streams[0].data, streams[1].data, sums)) {
       return absl::InvalidArgumentError("");
@@ -105,13 +103,14 @@ class IntGroup final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
-    const size_t count = values.size() / DTypeSize(dtype);
+  absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                      MutableByteSpan values) const override {
+    const size_t count = values.size() / DTypeSize(tensor.dtype);
     if (streams[0].size() != 2 * simd::GroupCount(group_, count) ||
         streams[1].size() != simd::PackedBytes(bits_, group_, count)) {
       return absl::DataLossError(absl::StrCat("int", bits_, ": stream has the wrong size"));
     }
-    simd::Dequantize(Format(dtype), streams[0].data(), streams[1].data(), count, values.data());
+    simd::Dequantize(Format(tensor.dtype), streams[0].data(), streams[1].data(), count, values.data());
     return absl::OkStatus();
   }
 
@@ -122,14 +121,38 @@ class IntGroup final : public TensorCodec {
   size_t group_;
 };
 
+constexpr Parameter kParameters[] = {Parameter::IntegerOf("group", 64, "32|64|128", "values that share a scale")};
+
+template <int kBits>
+MadeCodec<TensorCodec> Make(const CodecArgs& args) {
+  return std::make_unique<IntGroup>(kBits, static_cast<size_t>(args.stage.Int("group")));
+}
+
+template <int kBits>
+constexpr CodecRow Row(std::string_view name, std::string_view summary, std::span<const std::string_view> examples) {
+  return {.name = name,
+          .kind = StageKind::kTensorCodec,
+          .summary = summary,
+          .parameters = kParameters,
+          .examples = examples,
+          .make_tensor_codec = Make<kBits>};
+}
+
+constexpr std::string_view kInt2Examples[] = {"int2(group=32)"};
+constexpr std::string_view kInt3Examples[] = {"int3(group=64)"};
+constexpr std::string_view kInt4Examples[] = {"int4(group=64)", "int4(group=32)", "int4(group=128)",
+                                              "int4(group=64)|zstd(level=1)"};
+constexpr std::string_view kInt5Examples[] = {"int5(group=64)"};
+constexpr std::string_view kInt6Examples[] = {"int6(group=128)"};
+constexpr std::string_view kInt8Examples[] = {"int8(group=64)"};
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeIntGroup(const StageSpec& stage) {
-  const int bits = stage.name.back() - '0';
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const int64_t group, args.IntOneOf("group", 64, {32, 64, 128}));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<IntGroup>(bits, static_cast<size_t>(group));
-}
+extern constinit const CodecRow kInt2 = Row<2>("int2", "2-bit integers, one FP16 scale a group", kInt2Examples);
+extern constinit const CodecRow kInt3 = Row<3>("int3", "3-bit integers, one FP16 scale a group", kInt3Examples);
+extern constinit const CodecRow kInt4 = Row<4>("int4", "4-bit integers, one FP16 scale a group", kInt4Examples);
+extern constinit const CodecRow kInt5 = Row<5>("int5", "5-bit integers, one FP16 scale a group", kInt5Examples);
+extern constinit const CodecRow kInt6 = Row<6>("int6", "6-bit integers, one FP16 scale a group", kInt6Examples);
+extern constinit const CodecRow kInt8 = Row<8>("int8", "8-bit integers, one FP16 scale a group", kInt8Examples);
 
 }  // namespace kvcompress

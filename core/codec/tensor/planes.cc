@@ -6,8 +6,6 @@
 #include <optional>
 #include <span>
 
-#include "absl/strings/str_cat.h"
-#include "core/base/status_macros.h"
 #include "core/codec/histogram.h"
 #include "core/codec/registry.h"
 
@@ -125,18 +123,16 @@ uint64_t TokenDistance(const TensorDesc& tensor) {
 class Planes final : public TensorCodec {
  public:
   // No split or delta: the one that seems to code better, for each block.
-  Planes(std::optional<PlaneSplit> split, std::optional<PlaneDelta> delta, std::string spec)
-      : split_(split), delta_(delta), spec_(std::move(spec)) {}
+  Planes(std::optional<PlaneSplit> split, std::optional<PlaneDelta> delta) : split_(split), delta_(delta) {}
 
-  std::string spec() const override { return spec_; }
   bool lossless() const override { return true; }
   bool is_fast() const override { return true; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   size_t stream_count() const override { return 1 + kMaxPlanes; }
 
-  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+  void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
     bounds[0] = kModeBytes;
-    for (size_t p = 0; p < kMaxPlanes; ++p) bounds[1 + p] = p < DTypeSize(dtype) ? count : 0;
+    for (size_t p = 0; p < kMaxPlanes; ++p) bounds[1 + p] = p < DTypeSize(tensor.dtype) ? count : 0;
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
@@ -156,8 +152,9 @@ class Planes final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
-    const size_t width = DTypeSize(dtype);
+  absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                      MutableByteSpan values) const override {
+    const size_t width = DTypeSize(tensor.dtype);
     const size_t count = values.size() / width;
     PlaneFormat format{.width = width};
     if (!ReadMode(streams[0], count, format)) return absl::DataLossError("planes: mode is not one that is written");
@@ -215,24 +212,38 @@ class Planes final : public TensorCodec {
 
   std::optional<PlaneSplit> split_;
   std::optional<PlaneDelta> delta_;
-  std::string spec_;
 };
+
+constexpr std::string_view kExamples[] = {
+    "planes(split=auto,delta=auto)", "planes(split=fields,delta=token)", "planes(split=bytes,delta=xor)",
+    "planes(split=fields,delta=none)|zstd(level=-1)", "sparse(ratio=0.2)|planes(split=bytes,delta=token)"};
+constexpr Parameter kParameters[] = {
+    Parameter::Word("split", 0, "auto|bytes|fields", "bits as they are, or with the exponent's together"),
+    Parameter::Word("delta", 0, "auto|none|token|xor",
+                    "each value as its difference to the token before, or its exclusive or"),
+};
+
+// What stands after "auto" in a parameter's choices, in the order of the enum; nothing for "auto".
+template <typename Enum>
+std::optional<Enum> Fixed(const StageSpec& stage, std::string_view parameter) {
+  const int64_t place = stage.Int(parameter);
+  if (place == 0) return std::nullopt;
+  return static_cast<Enum>(place - 1);
+}
+
+MadeCodec<TensorCodec> Make(const CodecArgs& args) {
+  return std::make_unique<Planes>(Fixed<PlaneSplit>(args.stage, "split"), Fixed<PlaneDelta>(args.stage, "delta"));
+}
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakePlanes(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const std::string split, args.OneOf("split", "auto", {"auto", "bytes", "fields"}));
-  KVC_ASSIGN_OR_RETURN(const std::string delta, args.OneOf("delta", "auto", {"auto", "none", "token", "xor"}));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  std::optional<PlaneSplit> fixed_split;
-  if (split != "auto") fixed_split = split == "bytes" ? PlaneSplit::kBytes : PlaneSplit::kFields;
-  std::optional<PlaneDelta> fixed_delta;
-  if (delta != "auto") {
-    fixed_delta = delta == "none" ? PlaneDelta::kNone : delta == "token" ? PlaneDelta::kToken : PlaneDelta::kXor;
-  }
-  return std::make_unique<Planes>(fixed_split, fixed_delta,
-                                  absl::StrCat("planes(split=", split, ",delta=", delta, ")"));
-}
+extern constinit const CodecRow kPlanes = {
+    .name = "planes",
+    .kind = StageKind::kTensorCodec,
+    .summary = "a plane for each byte of a value, exponents together, lossless; for byte codecs",
+    .parameters = kParameters,
+    .examples = kExamples,
+
+    .make_tensor_codec = Make};
 
 }  // namespace kvcompress

@@ -2,7 +2,6 @@
 #include <cstring>
 #include <limits>
 
-#include "absl/strings/str_format.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
@@ -13,7 +12,7 @@
 namespace kvcompress {
 namespace {
 
-enum class Per { kBlock, kChannel, kToken, kGroup };
+enum class Per { kBlock, kChannel, kToken, kGroup };  // in the order of the parameter's choices
 
 struct QuantOptions {
   int bits;
@@ -23,20 +22,6 @@ struct QuantOptions {
   double outliers;
   bool packed;
 };
-
-constexpr std::string_view PerName(Per per) {
-  switch (per) {
-    case Per::kBlock:
-      return "block";
-    case Per::kChannel:
-      return "channel";
-    case Per::kToken:
-      return "token";
-    case Per::kGroup:
-      return "group";
-  }
-  return "";
-}
 
 // Buffers that a thread uses again for every block.
 struct Scratch {
@@ -59,11 +44,6 @@ class Quant final : public TensorCodec {
   explicit Quant(const QuantOptions& options)
       : options_(options), codes_(options.bits, options.packed), outliers_(options.outliers) {}
 
-  std::string spec() const override {
-    return absl::StrFormat("quant(bits=%d,per=%s,group=%d,symmetric=%s,outliers=%s,layout=%s)", options_.bits,
-                           PerName(options_.per), options_.group, options_.symmetric ? "true" : "false",
-                           FormatReal(options_.outliers), options_.packed ? "packed" : "bytes");
-  }
   bool lossless() const override { return false; }
   bool is_fast() const override { return !has_outliers(); }
   // Of any dtype; what a narrower one cannot hold does not occur in it.
@@ -71,12 +51,12 @@ class Quant final : public TensorCodec {
 
   size_t stream_count() const override { return FirstOutlierStream() + (has_outliers() ? Outliers::kStreams : 0); }
 
-  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
+  void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
     const size_t cells = MaxCells(count);
     bounds[0] = RowBytes() + 2 * cells;
-    if (!options_.symmetric) bounds[1] = DTypeSize(dtype) * cells;
+    if (!options_.symmetric) bounds[1] = DTypeSize(tensor.dtype) * cells;
     codes_.Bounds(count, bounds.subspan(FirstCodeStream()));
-    if (has_outliers()) outliers_.StreamBounds(dtype, count, bounds.subspan(FirstOutlierStream()));
+    if (has_outliers()) outliers_.StreamBounds(tensor.dtype, count, bounds.subspan(FirstOutlierStream()));
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
@@ -122,7 +102,9 @@ class Quant final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+  absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                      MutableByteSpan values) const override {
+    const DType dtype = tensor.dtype;
     Scratch& scratch = Scratch::OfThread();
     const size_t width = DTypeSize(dtype);
     const size_t count = values.size() / width;
@@ -168,7 +150,7 @@ class Quant final : public TensorCodec {
     return {.dtype = dtype, .bits = options_.bits, .symmetric = options_.symmetric};
   }
 
-  // The length of rows that scales begin with, because a decoder is not told the tensor's shape.
+  // The length of rows, with which scales begin.
   size_t RowBytes() const { return options_.per == Per::kChannel || options_.per == Per::kToken ? 4 : 0; }
 
   simd::CellLayout Layout(size_t extent, size_t count) const {
@@ -219,27 +201,47 @@ class Quant final : public TensorCodec {
   Outliers outliers_;
 };
 
+constexpr std::string_view kExamples[] = {
+    "quant(bits=10,per=token,group=64,symmetric=true,outliers=0,layout=packed)",
+    "quant(bits=8,per=block)",
+    "quant(bits=2,per=channel,group=64,symmetric=false)",
+    "quant(bits=2,per=token,symmetric=false)",
+    "quant(bits=3,per=group,group=128,symmetric=false,outliers=0.01)",
+    "quant(bits=4,per=group,group=64)",
+    "quant(bits=5,per=channel,group=4096,outliers=0.1,layout=bytes)",
+    "quant(bits=6,per=token,layout=bytes)|zstd(level=1)",
+    "quant(bits=7,per=group,group=32)",
+    "quant(bits=9,per=channel,group=32,symmetric=false,layout=bytes)|zstd(level=1)",
+    "quant(bits=11,per=block,symmetric=false)",
+    "sparse(ratio=0.5)|quant(bits=12,per=group,group=512,outliers=0.005)"};
+constexpr Parameter kParameters[] = {
+    Parameter::Integer("bits", 8, simd::kMinUniformBits, simd::kMaxUniformBits, "of a code"),
+    Parameter::Word("per", 2, "block|channel|token|group", "what shares a scale"),
+    Parameter::IntegerOf("group", 64, "32|64|128|256|512|1024|2048|4096",
+                         "values of a group; tokens of a channel that share a scale"),
+    Parameter::Flag("symmetric", true, "whether ranges lie evenly about 0; otherwise each scale comes with a minimum"),
+    Parameter::Real("outliers", 0, 0, 0.1, "the fraction of values, the largest, that is kept exactly"),
+    Parameter::Word("layout", 0, "packed|bytes", "codes of fewer than 8 bits packed, or in a byte each"),
+};
+
+MadeCodec<TensorCodec> Make(const CodecArgs& args) {
+  const StageSpec& stage = args.stage;
+  return std::make_unique<Quant>(QuantOptions{.bits = static_cast<int>(stage.Int("bits")),
+                                              .per = stage.Choice<Per>("per"),
+                                              .group = static_cast<size_t>(stage.Int("group")),
+                                              .symmetric = stage.Flag("symmetric"),
+                                              .outliers = stage.Number("outliers"),
+                                              .packed = stage.Int("layout") == 0});
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeQuant(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const int64_t bits, args.Int("bits", 8, simd::kMinUniformBits, simd::kMaxUniformBits));
-  KVC_ASSIGN_OR_RETURN(const std::string per_name, args.OneOf("per", "token", {"block", "channel", "token", "group"}));
-  KVC_ASSIGN_OR_RETURN(const int64_t group, args.IntOneOf("group", 64, {32, 64, 128, 256, 512, 1024, 2048, 4096}));
-  KVC_ASSIGN_OR_RETURN(const std::string symmetric, args.OneOf("symmetric", "true", {"true", "false"}));
-  KVC_ASSIGN_OR_RETURN(const double outliers, args.Real("outliers", 0, 0, 0.1));
-  KVC_ASSIGN_OR_RETURN(const std::string layout, args.OneOf("layout", "packed", {"packed", "bytes"}));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  Per per = Per::kBlock;
-  for (const Per one : {Per::kChannel, Per::kToken, Per::kGroup}) {
-    if (per_name == PerName(one)) per = one;
-  }
-  return std::make_unique<Quant>(QuantOptions{.bits = static_cast<int>(bits),
-                                              .per = per,
-                                              .group = static_cast<size_t>(group),
-                                              .symmetric = symmetric == "true",
-                                              .outliers = outliers,
-                                              .packed = layout == "packed"});
-}
+extern constinit const CodecRow kQuant = {.name = "quant",
+                                          .kind = StageKind::kTensorCodec,
+                                          .summary = "uniform integers, one scale a block, channel, token or group",
+                                          .parameters = kParameters,
+                                          .examples = kExamples,
+
+                                          .make_tensor_codec = Make};
 
 }  // namespace kvcompress

@@ -1,6 +1,5 @@
 #include <cstring>
 
-#include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
@@ -9,14 +8,13 @@ namespace {
 // docs/format.md, "raw": one stream, the values' bytes.
 class Raw final : public TensorCodec {
  public:
-  std::string spec() const override { return "raw"; }
   bool lossless() const override { return true; }
   bool is_fast() const override { return true; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   size_t stream_count() const override { return 1; }
 
-  void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const override {
-    bounds[0] = count * DTypeSize(dtype);
+  void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
+    bounds[0] = count * DTypeSize(tensor.dtype);
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
@@ -26,18 +24,25 @@ class Raw final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  absl::Status Decode(DType, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
+  absl::Status Decode(const TensorDesc&, std::span<const ByteSpan> streams, MutableByteSpan values) const override {
     if (streams[0].size() != values.size()) return absl::DataLossError("raw: stream has the wrong size");
     if (!values.empty()) std::memcpy(values.data(), streams[0].data(), values.size());
     return absl::OkStatus();
   }
 };
 
+constexpr std::string_view kExamples[] = {"raw"};
+
+MadeCodec<TensorCodec> Make(const CodecArgs&) { return std::make_unique<Raw>(); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorCodec>> MakeRaw(const StageSpec& stage) {
-  KVC_RETURN_IF_ERROR(StageArgs(stage).Finish());
-  return std::make_unique<Raw>();
-}
+extern constinit const CodecRow kRaw = {.name = "raw",
+                                        .kind = StageKind::kTensorCodec,
+                                        .summary = "the values as they are, lossless",
+
+                                        .examples = kExamples,
+
+                                        .make_tensor_codec = Make};
 
 }  // namespace kvcompress

@@ -3,9 +3,7 @@
 #include <cstring>
 #include <limits>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/half.h"
-#include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
@@ -16,9 +14,8 @@ class Clamp final : public TensorTransform {
  public:
   explicit Clamp(double limit) : limit_(limit) {}
 
-  std::string spec() const override { return absl::StrCat("clamp(limit=", FormatReal(limit_), ")"); }
   bool lossless() const override { return false; }
-  size_t MaxSideBytes(size_t) const override { return 0; }
+  size_t MaxSideBytes(const TensorDesc&, size_t) const override { return 0; }
 
   absl::Status Forward(const Block& block, const TensorState*, const std::function<size_t(size_t)>&, Buffer& values,
                        Buffer& side) const override {
@@ -46,7 +43,7 @@ class Clamp final : public TensorTransform {
 
   absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan) const override { return count; }
 
-  absl::Status Inverse(DType, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
+  absl::Status Inverse(const TensorDesc&, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
     if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
     return absl::OkStatus();
   }
@@ -64,13 +61,20 @@ class Clamp final : public TensorTransform {
   double limit_;
 };
 
+constexpr std::string_view kExamples[] = {"clamp(limit=65504)|int4(group=64)"};
+constexpr Parameter kParameters[] = {
+    Parameter::Real("limit", 65504, 0, std::numeric_limits<float>::max(), "the largest magnitude that stays")};
+
+MadeCodec<TensorTransform> Make(const CodecArgs& args) { return std::make_unique<Clamp>(args.stage.Number("limit")); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClamp(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const double limit, args.Real("limit", 65504, 0, std::numeric_limits<float>::max()));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Clamp>(limit);
-}
+extern constinit const CodecRow kClamp = {.name = "clamp",
+                                          .kind = StageKind::kTransform,
+                                          .summary = "NaN becomes 0, infinities and values above the limit saturate",
+                                          .parameters = kParameters,
+                                          .examples = kExamples,
+
+                                          .make_transform = Make};
 
 }  // namespace kvcompress

@@ -2,7 +2,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
 #include "core/codec/registry.h"
@@ -21,10 +20,8 @@ class Clip final : public TensorTransform {
  public:
   explicit Clip(double percentile) : percentile_(percentile) {}
 
-  std::string spec() const override { return absl::StrCat("clip(percentile=", FormatReal(percentile_), ")"); }
   bool lossless() const override { return false; }
-  bool needs_tensor() const override { return true; }
-  size_t MaxSideBytes(size_t) const override { return 0; }
+  size_t MaxSideBytes(const TensorDesc&, size_t) const override { return 0; }
 
   absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& source,
                                                        size_t block_elements) const override {
@@ -53,7 +50,7 @@ class Clip final : public TensorTransform {
 
   absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan) const override { return count; }
 
-  absl::Status Inverse(DType, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
+  absl::Status Inverse(const TensorDesc&, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
     if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
     return absl::OkStatus();
   }
@@ -73,13 +70,22 @@ class Clip final : public TensorTransform {
   double percentile_;
 };
 
+constexpr std::string_view kExamples[] = {"clip(percentile=99.9)|int4(group=64)", "clip(percentile=50)|raw"};
+constexpr Parameter kParameters[] = {
+    Parameter::Real("percentile", 99.9, 0, 100, "of the magnitudes, those up to it stay")};
+
+MadeCodec<TensorTransform> Make(const CodecArgs& args) {
+  return std::make_unique<Clip>(args.stage.Number("percentile"));
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorTransform>> MakeClip(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const double percentile, args.Real("percentile", 99.9, 0, 100));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Clip>(percentile);
-}
+extern constinit const CodecRow kClip = {.name = "clip",
+                                         .kind = StageKind::kTransform,
+                                         .summary = "values above a percentile of the tensor's magnitudes saturate",
+                                         .parameters = kParameters,
+                                         .examples = kExamples,
+                                         .needs_tensor = true,
+                                         .make_transform = Make};
 
 }  // namespace kvcompress

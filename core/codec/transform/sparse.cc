@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
 #include "core/codec/registry.h"
@@ -26,10 +25,8 @@ class Sparse final : public TensorTransform {
  public:
   explicit Sparse(double ratio) : ratio_(ratio) {}
 
-  std::string spec() const override { return absl::StrCat("sparse(ratio=", FormatReal(ratio_), ")"); }
   bool lossless() const override { return ratio_ == 0; }
-  bool needs_tensor() const override { return true; }
-  size_t MaxSideBytes(size_t count) const override { return (count + 7) / 8; }
+  size_t MaxSideBytes(const TensorDesc&, size_t count) const override { return (count + 7) / 8; }
 
   absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& source,
                                                        size_t block_elements) const override {
@@ -95,12 +92,12 @@ class Sparse final : public TensorTransform {
     return kept;
   }
 
-  absl::Status Inverse(DType dtype, ByteSpan side, ByteSpan inner, MutableByteSpan values) const override {
+  absl::Status Inverse(const TensorDesc& tensor, ByteSpan side, ByteSpan inner, MutableByteSpan values) const override {
     if (side.empty()) {
       if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
       return absl::OkStatus();
     }
-    const size_t width = DTypeSize(dtype);
+    const size_t width = DTypeSize(tensor.dtype);
     const std::byte* in = inner.data();
     for (size_t i = 0; i * width < values.size(); ++i) {
       std::byte* out = values.data() + i * width;
@@ -120,13 +117,21 @@ class Sparse final : public TensorTransform {
   double ratio_;
 };
 
+constexpr std::string_view kExamples[] = {"sparse(ratio=0.5)|int4(group=64)", "sparse(ratio=0.1)|raw",
+                                          "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
+constexpr Parameter kParameters[] = {Parameter::Real("ratio", 0.5, 0, 1, "the fraction that becomes zero")};
+
+MadeCodec<TensorTransform> Make(const CodecArgs& args) { return std::make_unique<Sparse>(args.stage.Number("ratio")); }
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TensorTransform>> MakeSparse(const StageSpec& stage) {
-  StageArgs args(stage);
-  KVC_ASSIGN_OR_RETURN(const double ratio, args.Real("ratio", 0.5, 0, 1));
-  KVC_RETURN_IF_ERROR(args.Finish());
-  return std::make_unique<Sparse>(ratio);
-}
+extern constinit const CodecRow kSparse = {
+    .name = "sparse",
+    .kind = StageKind::kTransform,
+    .summary = "the given fraction of a tensor's values, the smallest in magnitude, becomes zero",
+    .parameters = kParameters,
+    .examples = kExamples,
+    .needs_tensor = true,
+    .make_transform = Make};
 
 }  // namespace kvcompress

@@ -139,7 +139,7 @@ TEST(HalfTest, KnownBits) {
 }
 
 TEST(HalfTest, LoadsAndStoresUnaligned) {
-  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (DType dtype : kAllDTypes) {
     std::array<unsigned char, 17> buffer{};
     for (size_t i = 0; i < 4; ++i) StoreFromF32(dtype, static_cast<float>(i) - 1.5f, buffer.data() + 1, i);
     for (size_t i = 0; i < 4; ++i) {

@@ -17,12 +17,10 @@ namespace {
 
 using namespace ::kvcompress::testing;  // NOLINT
 
-constexpr DType kAllDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
-
 // Every registered codec, by its examples: a new row of the registry is tested here without being told.
 class EveryChainTest : public ::testing::TestWithParam<std::string_view> {
  protected:
-  CodecChain chain_ = *CodecChain::Parse(GetParam());
+  CodecChain chain_ = MakeChain(GetParam());
 };
 
 INSTANTIATE_TEST_SUITE_P(All, EveryChainTest, ::testing::ValuesIn(AllExampleSpecs()),
@@ -39,7 +37,7 @@ TEST_P(EveryChainTest, RoundTripsAndMeasuresWhatItDecodes) {
         const auto payload = EncodeOneBlock(chain_, tensor, values, &sums);
         ASSERT_THAT(payload, IsOk());
         std::vector<std::byte> decoded(values.size(), std::byte{0xaa});
-        ASSERT_THAT(chain_.DecodeBlock(dtype, *payload, decoded), IsOk());
+        ASSERT_THAT(chain_.DecodeBlock(tensor, *payload, decoded), IsOk());
         if (chain_.lossless()) {
           EXPECT_EQ(decoded, values);
           EXPECT_EQ(sums.max_abs_error, 0);
@@ -73,17 +71,17 @@ std::vector<std::byte> Through(const CodecChain& chain, const TensorDesc& tensor
   for (size_t first = 0; first * width < values.size(); first += kSmallBlock) {
     const size_t n = std::min(kSmallBlock, values.size() / width - first);
     const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
-    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor.dtype, n));
+    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, n));
     const auto size = chain.EncodeBlock({tensor, first, n, block}, state, payload, nullptr);
     EXPECT_THAT(size, IsOk());
-    EXPECT_THAT(chain.DecodeBlock(tensor.dtype, ByteSpan(payload).first(*size),
+    EXPECT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size),
                                   MutableByteSpan(decoded).subspan(first * width, n * width)),
                 IsOk());
   }
   return decoded;
 }
 
-TEST(ChainTest, TransformsOneBehindTheOtherDoWhatTheyDoOneByOne) {
+TEST(ChainTest, TransformsInARowDoWhatTheyDoOneByOne) {
   constexpr std::string_view kTransforms[] = {"sparse(ratio=0.3)",   "sparse(ratio=0.6)",   "sparse(ratio=0.95)",
                                               "clip(percentile=50)", "clip(percentile=97)", "clamp(limit=0.75)",
                                               "clamp(limit=65504)"};
@@ -94,9 +92,9 @@ TEST(ChainTest, TransformsOneBehindTheOtherDoWhatTheyDoOneByOne) {
     for (const std::string_view first : kTransforms) {
       for (const std::string_view second : kTransforms) {
         SCOPED_TRACE(absl::StrFormat("%s|%s %s", first, second, DTypeName(dtype)));
-        const auto once = Through(*CodecChain::Parse(absl::StrFormat("%s|raw", first)), tensor, values);
-        const auto twice = Through(*CodecChain::Parse(absl::StrFormat("%s|raw", second)), tensor, once);
-        EXPECT_EQ(Through(*CodecChain::Parse(absl::StrFormat("%s|%s|raw", first, second)), tensor, values), twice);
+        const auto once = Through(MakeChain(absl::StrFormat("%s|raw", first)), tensor, values);
+        const auto twice = Through(MakeChain(absl::StrFormat("%s|raw", second)), tensor, once);
+        EXPECT_EQ(Through(MakeChain(absl::StrFormat("%s|%s|raw", first, second)), tensor, values), twice);
       }
     }
   }
@@ -107,7 +105,7 @@ TEST(ChainTest, SpecsThatBecomeTooLongWithAllTheirParametersAreRefused) {
   std::string parts;
   for (int i = 0; i < 8; ++i) absl::StrAppendFormat(&parts, "%d-%s:quant,", i, i < 7 ? absl::StrCat(i) : "");
   parts.pop_back();
-  EXPECT_THAT(CodecChain::Parse(absl::StrFormat("heads(%s)", parts)),
+  EXPECT_THAT(ChainSpec::Parse(absl::StrFormat("heads(%s)", parts)),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        "codec spec of 607 bytes with all its parameters is above the limit of 512"));
 }
@@ -115,17 +113,18 @@ TEST(ChainTest, SpecsThatBecomeTooLongWithAllTheirParametersAreRefused) {
 TEST(ChainTest, LosslessChainsKeepEveryBit) {
   int tested = 0;
   for (std::string_view spec : AllExampleSpecs()) {
-    const CodecChain chain = *CodecChain::Parse(spec);
+    const CodecChain chain = MakeChain(spec);
     if (!chain.lossless()) continue;
     ++tested;
     for (DType dtype : kAllDTypes) {
       const std::vector<std::byte> bits = MakeBits(2000 * DTypeSize(dtype));
       ErrorSums sums;
-      const auto payload = EncodeOneBlock(chain, MakeTensorOfHeads(dtype, 2000), bits, &sums);
+      const TensorDesc tensor = MakeTensorOfHeads(dtype, 2000);
+      const auto payload = EncodeOneBlock(chain, tensor, bits, &sums);
       ASSERT_THAT(payload, IsOk());
       EXPECT_EQ(sums.max_abs_error, 0);
       std::vector<std::byte> decoded(bits.size());
-      ASSERT_THAT(chain.DecodeBlock(dtype, *payload, decoded), IsOk());
+      ASSERT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
       EXPECT_EQ(decoded, bits) << spec;
     }
   }
@@ -138,27 +137,28 @@ TEST_P(EveryChainTest, DamagedPayloadsAreHarmless) {
   for (DType dtype : {DType::kF16, DType::kF32}) {
     const size_t count = 150;
     const auto values = MakeValues(dtype, count, Distribution::kOutliers);
-    const auto payload = EncodeOneBlock(chain_, MakeTensorOfHeads(dtype, count), values, nullptr);
+    const TensorDesc tensor = MakeTensorOfHeads(dtype, count);
+    const auto payload = EncodeOneBlock(chain_, tensor, values, nullptr);
     ASSERT_THAT(payload, IsOk());
     std::vector<std::byte> decoded(values.size());
     for (size_t size = 0; size < payload->size(); ++size) {
       const std::vector<std::byte> cut(payload->begin(), payload->begin() + static_cast<ptrdiff_t>(size));
-      EXPECT_THAT(chain_.DecodeBlock(dtype, cut, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+      EXPECT_THAT(chain_.DecodeBlock(tensor, cut, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
     }
     std::vector<std::byte> longer = *payload;
     longer.push_back(std::byte{0});
-    EXPECT_THAT(chain_.DecodeBlock(dtype, longer, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+    EXPECT_THAT(chain_.DecodeBlock(tensor, longer, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
     for (size_t bit = 0; bit < 8 * payload->size(); ++bit) {
       std::vector<std::byte> flipped = *payload;
       flipped[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
-      const absl::Status status = chain_.DecodeBlock(dtype, flipped, decoded);
+      const absl::Status status = chain_.DecodeBlock(tensor, flipped, decoded);
       EXPECT_TRUE(status.ok() || absl::IsDataLoss(status)) << status;
     }
   }
 }
 
 TEST(ChainTest, PlainIntPayloadsHaveTheirFormulasSize) {
-  const auto chain = *CodecChain::Parse("int4(group=64)");
+  const auto chain = MakeChain("int4(group=64)");
   const auto values = MakeValues(DType::kF16, 1024, Distribution::kGaussian);
   const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {1024}), values, nullptr);
   ASSERT_THAT(payload, IsOk());
@@ -166,7 +166,7 @@ TEST(ChainTest, PlainIntPayloadsHaveTheirFormulasSize) {
 }
 
 TEST(ChainTest, ValuesThatCannotBeHeldAreNamed) {
-  const auto chain = *CodecChain::Parse("int4(group=64)");
+  const auto chain = MakeChain("int4(group=64)");
   const struct {
     float value;
     DType dtype;
@@ -189,24 +189,26 @@ TEST(ChainTest, ValuesThatCannotBeHeldAreNamed) {
 }
 
 TEST(ChainTest, ByteCodecsNeverMakeAStreamLarger) {
-  const auto chain = *CodecChain::Parse("raw|zstd(level=1)|zstd(level=1)");
+  const auto chain = MakeChain("raw|zstd(level=1)|zstd(level=1)");
   const std::vector<std::byte> noise = MakeBits(8192);
-  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {4096}), noise, nullptr);
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {4096});
+  const auto payload = EncodeOneBlock(chain, tensor, noise, nullptr);
   ASSERT_THAT(payload, IsOk());
   EXPECT_EQ(payload->size(), noise.size() + 12);
   std::vector<std::byte> decoded(noise.size());
-  ASSERT_THAT(chain.DecodeBlock(DType::kF16, *payload, decoded), IsOk());
+  ASSERT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
   EXPECT_EQ(decoded, noise);
 }
 
 TEST(ChainTest, SeveralByteCodecsUndoEachOther) {
-  const auto chain = *CodecChain::Parse("int4(group=32)|zstd(level=-7)|zstd(level=3)|zstd(level=1)");
+  const auto chain = MakeChain("int4(group=32)|zstd(level=-7)|zstd(level=3)|zstd(level=1)");
   const auto values = MakeValues(DType::kF32, 100000, Distribution::kConstant);
   ErrorSums sums;
-  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF32, {100000}), values, &sums);
+  const TensorDesc tensor = MakeTensor("t", DType::kF32, {100000});
+  const auto payload = EncodeOneBlock(chain, tensor, values, &sums);
   ASSERT_THAT(payload, IsOk());
   std::vector<std::byte> decoded(values.size());
-  ASSERT_THAT(chain.DecodeBlock(DType::kF32, *payload, decoded), IsOk());
+  ASSERT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
   EXPECT_LT(sums.max_abs_error, 0.001);
 }
 

@@ -83,16 +83,16 @@ TEST(ProfileTest, NamesStandForChainsAndForRules) {
   const auto near = Profile::Uniform("near-lossless");
   ASSERT_THAT(near, IsOk());
   EXPECT_TRUE(near->is_uniform());
-  EXPECT_EQ(CodecOf(*near, "layer_0_key"), CodecChain::Parse("near-lossless")->spec());
+  EXPECT_EQ(CodecOf(*near, "layer_0_key"), ChainSpec::Parse("near-lossless")->text());
   const auto mixed = Profile::Uniform("mixed");
   ASSERT_THAT(mixed, IsOk());
   EXPECT_FALSE(mixed->is_uniform());
   for (const char* name : {"layer_0_key", "layer_1_value", "layer_2_key", "other"}) {
-    EXPECT_EQ(CodecOf(*mixed, name), CodecChain::Parse("mixed", name)->spec()) << name;
+    EXPECT_EQ(CodecOf(*mixed, name), ChainSpec::Parse("mixed")->For(name).text()) << name;
   }
   EXPECT_NE(CodecOf(*mixed, "layer_1_key"), CodecOf(*mixed, "layer_2_key"));
   EXPECT_EQ(CodecOf(*Profile::Parse(R"json({"version": 1, "default": "lossless"})json"), "t"),
-            CodecChain::Parse("lossless")->spec());
+            ChainSpec::Parse("lossless")->text());
   EXPECT_THAT(Profile::Parse(R"json({"version": 1, "default": "mixed"})json"),
               StatusIs(absl::StatusCode::kInvalidArgument, "profile: default: mixed is a profile of its own"));
 }
@@ -117,9 +117,8 @@ Profile ShippedProfile(const std::string& name) {
 TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
   const Profile mixed = ShippedProfile("mixed-n2-q10.json");
   for (const char* name : {"layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value"}) {
-    const auto chain = CodecChain::Parse(CodecOf(mixed, name));
-    ASSERT_THAT(chain, IsOk());
-    EXPECT_TRUE(chain->lossless()) << name;
+    const TensorDesc tensor{.name = name, .dtype = DType::kF16, .shape = {}, .axes = {}};
+    EXPECT_TRUE(ChainSpec::Parse(CodecOf(mixed, name))->Resolve({}, tensor)->lossless()) << name;
   }
   for (const char* name : {"layer_2_key", "layer_31_value", "anything"}) {
     EXPECT_THAT(CodecOf(mixed, name), ::testing::StartsWith("quant(bits=10,")) << name;

@@ -77,7 +77,7 @@ TEST(GroupScale, KeepsEveryErrorWithinHalfAStep) {
     const float reach = static_cast<float>(QMax(bits)) + 0.5f;
     for (uint32_t f16 = 0; f16 < 0x7c00; ++f16) {
       const float max_abs = F16ToF32(static_cast<uint16_t>(f16));
-      for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+      for (const DType dtype : kAllDTypes) {
         const uint16_t scale = GroupScale(dtype, bits, max_abs);
         ASSERT_LT(scale, 0x7c00) << bits << " bits, " << max_abs;
         ASSERT_GE(reach * F16ToF32(scale), max_abs) << bits << " bits";

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "core/codec/histogram.h"
-#include "core/codec/registry.h"
 #include "tests/core/codec/bytes/byte_streams.h"
+#include "tests/core/codec/chain_harness.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
 
@@ -52,7 +52,7 @@ std::vector<Bytes> AllDistributions(size_t size) {
 
 class ByteCoderTest : public ::testing::TestWithParam<const char*> {
  protected:
-  const std::unique_ptr<ByteCodec> codec_ = *FindCodec(GetParam())->make_byte_codec({.name = GetParam(), .args = {}});
+  const std::unique_ptr<ByteCodec> codec_ = MakeByteCodec(GetParam());
 
   bool is_huffman() const { return GetParam() == std::string_view("huffman"); }
 
@@ -192,7 +192,7 @@ TEST_P(ByteCoderTest, SurvivesAnyBytes) {
 
 // Zstandard's library would take them.
 TEST(ZstdTest, AStreamOfTwoFramesIsRefused) {
-  const auto codec = *FindCodec("zstd")->make_byte_codec({.name = "zstd", .args = {}});
+  const auto codec = MakeByteCodec("zstd");
   const Bytes raw = Geometric(3000, 0.5);
   Bytes encoded(raw.size());
   encoded.resize(*codec->Encode(raw, encoded));

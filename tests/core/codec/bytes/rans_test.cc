@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "core/codec/registry.h"
 #include "tests/core/codec/bytes/byte_streams.h"
+#include "tests/core/codec/chain_harness.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
 
@@ -15,7 +15,7 @@ using Bytes = std::vector<std::byte>;
 
 class RansCodecTest : public ::testing::Test {
  protected:
-  const std::unique_ptr<ByteCodec> codec_ = *FindCodec("rans")->make_byte_codec({.name = "rans", .args = {}});
+  const std::unique_ptr<ByteCodec> codec_ = MakeByteCodec("rans");
 
   Bytes Encode(const Bytes& raw) {
     Bytes encoded(raw.size());

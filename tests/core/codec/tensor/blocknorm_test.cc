@@ -69,7 +69,7 @@ std::vector<std::byte> Reference(DType dtype, ByteSpan values, size_t row, size_
 }
 
 TEST(BlockNormTest, DecodesToWhatTheDefinitionSays) {
-  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     for (const Distribution distribution : kAllDistributions) {
       for (const size_t row : {64, 80, 128, 200}) {
         const size_t count = 37 * row + 5;
@@ -77,12 +77,12 @@ TEST(BlockNormTest, DecodesToWhatTheDefinitionSays) {
         for (const size_t block : {32, 64, 128, 256}) {
           for (const double topk : {0.0, 0.02, 0.3, 1.0}) {
             for (const int bits : {2, 7, 10, 12}) {
-              const auto chain =
-                  *CodecChain::Parse(absl::StrFormat("blocknorm(block=%d,topk=%g,bits=%d)", block, topk, bits));
-              const auto payload = EncodeOneBlock(chain, MakeTensor("t", dtype, {37, row}), values, nullptr);
+              const auto chain = MakeChain(absl::StrFormat("blocknorm(block=%d,topk=%g,bits=%d)", block, topk, bits));
+              const TensorDesc tensor = MakeTensor("t", dtype, {37, row});
+              const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
               ASSERT_THAT(payload, IsOk());
               std::vector<std::byte> decoded(values.size());
-              ASSERT_THAT(chain.DecodeBlock(dtype, *payload, decoded), IsOk());
+              ASSERT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
               const auto want = Reference(dtype, values, row, block, topk, bits);
               for (size_t i = 0; i < count; ++i) {  // numbers, because signs of zero may differ
                 ASSERT_EQ(LoadAsF32(dtype, decoded.data(), i), LoadAsF32(dtype, want.data(), i))
@@ -99,7 +99,7 @@ TEST(BlockNormTest, DecodesToWhatTheDefinitionSays) {
 TEST(BlockNormTest, SizesAreThoseOfTheFormulas) {
   const size_t count = 128 * 64;
   const auto values = MakeValues(DType::kF16, count, Distribution::kGaussian);
-  const auto payload = EncodeOneBlock(*CodecChain::Parse("blocknorm(topk=0.02)"),
+  const auto payload = EncodeOneBlock(MakeChain("blocknorm(topk=0.02)"),
                                       MakeTensor("layer_0_key", DType::kF16, {1, 2, 64, 64}), values, nullptr);
   ASSERT_THAT(payload, IsOk());
   // Five streams: 128 scales, two exact ones with an index of one byte each, ten bits a code.

@@ -19,8 +19,6 @@ using namespace ::kvcompress::testing;  // NOLINT
 
 using Bytes = std::vector<std::byte>;
 
-constexpr DType kAllDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
-
 struct Bounds {
   double min_snr = 0;
   double max_error = 0;
@@ -49,7 +47,7 @@ struct Outcome {
 
 // A tensor in blocks of `block` values.
 Outcome EncodeBlocks(const std::string& spec, DType dtype, ByteSpan values, size_t block) {
-  const CodecChain chain = *CodecChain::Parse(spec);
+  const CodecChain chain = MakeChain(spec);
   const size_t width = DTypeSize(dtype);
   const TensorDesc tensor = MakeTensor("t", dtype, {values.size() / width});
   Outcome outcome;
@@ -57,17 +55,17 @@ Outcome EncodeBlocks(const std::string& spec, DType dtype, ByteSpan values, size
   for (size_t first = 0; first * width < values.size(); first += block) {
     const ByteSpan own = values.subspan(first * width, std::min(block * width, values.size() - first * width));
     const size_t count = own.size() / width;
-    Bytes payload(chain.MaxPayloadBytes(dtype, count));
+    Bytes payload(chain.MaxPayloadBytes(tensor, count));
     ErrorSums sums;
     const auto size = chain.EncodeBlock({tensor, first, count, own}, {}, payload, &sums);
     EXPECT_THAT(size, IsOk());
     payload.resize(*size);
     outcome.sums.Merge(sums);
     outcome.bytes += *size;
-    ++outcome.chosen[*chain.ChosenCodec(dtype, count, payload)];
+    ++outcome.chosen[*chain.ChosenCodec(tensor, count, payload)];
     outcome.payloads.insert(outcome.payloads.end(), payload.begin(), payload.end());
     decoded.resize(decoded.size() + own.size());
-    EXPECT_THAT(chain.DecodeBlock(dtype, payload, MutableByteSpan(decoded).last(own.size())), IsOk());
+    EXPECT_THAT(chain.DecodeBlock(tensor, payload, MutableByteSpan(decoded).last(own.size())), IsOk());
   }
   // What is reported is what comes back.
   ErrorSums measured;
@@ -266,35 +264,36 @@ TEST(BoundedTest, RealCachesKeepTheirBounds) {
 }
 
 TEST(BoundedTest, ModesThatNoEncoderWritesAreDataLoss) {
-  const CodecChain chain = *CodecChain::Parse("bounded(min_snr=18)");
+  const CodecChain chain = MakeChain("bounded(min_snr=18)");
   const Bytes values = MakeValues(DType::kF16, 256, Distribution::kGaussian);
-  const auto payload = EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {256}), values, nullptr);
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {256});
+  const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
   ASSERT_THAT(payload, IsOk());
-  const size_t mode_at = payload->size() - (1 + 4 + 128);  // of the streams of int4(group=128), behind the table
+  const size_t mode_at = payload->size() - (1 + 4 + 128);  // of the streams of int4(group=128), after the table
   Bytes decoded(values.size());
   for (unsigned mode = 0; mode < 256; ++mode) {
     Bytes damaged = *payload;
     damaged[mode_at] = static_cast<std::byte>(mode);
-    const absl::Status status = chain.DecodeBlock(DType::kF16, damaged, decoded);
+    const absl::Status status = chain.DecodeBlock(tensor, damaged, decoded);
     if (damaged == *payload) {
       EXPECT_THAT(status, IsOk());
     } else {
       EXPECT_TRUE(absl::IsDataLoss(status)) << mode << ": " << status;
     }
-    EXPECT_EQ(chain.ChosenCodec(DType::kF16, 256, damaged).ok(), mode <= 11);
+    EXPECT_EQ(chain.ChosenCodec(tensor, 256, damaged).ok(), mode <= 11);
   }
 }
 
 TEST(BoundedTest, SpecsNeedABound) {
   for (const char* spec : {"bounded", "bounded()", "bounded(min_snr=0,max_error=0)"}) {
-    EXPECT_THAT(CodecChain::Parse(spec), StatusIs(absl::StatusCode::kInvalidArgument,
-                                                  "bounded needs a bound above 0: min_snr, max_error or min_cosine"));
+    EXPECT_THAT(ChainSpec::Parse(spec), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                 "bounded needs a bound above 0: min_snr, max_error or min_cosine"));
   }
   for (const char* spec : {"bounded(min_snr=201)", "bounded(min_cosine=1.01)", "bounded(max_error=-1)",
                            "bounded(min_snr=nan)", "bounded(max_error=inf)"}) {
-    EXPECT_THAT(CodecChain::Parse(spec), StatusIs(absl::StatusCode::kInvalidArgument, ::testing::_)) << spec;
+    EXPECT_THAT(ChainSpec::Parse(spec), StatusIs(absl::StatusCode::kInvalidArgument, ::testing::_)) << spec;
   }
-  EXPECT_EQ(CodecChain::Parse("bounded(min_cosine=0.990)")->spec(), "bounded(min_snr=0,max_error=0,min_cosine=0.99)");
+  EXPECT_EQ(ChainSpec::Parse("bounded(min_cosine=0.990)")->text(), "bounded(min_snr=0,max_error=0,min_cosine=0.99)");
 }
 
 }  // namespace

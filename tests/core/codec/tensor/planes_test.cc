@@ -21,15 +21,14 @@ using ::testing::HasSubstr;
 constexpr const char* kFixed[] = {"planes(split=bytes,delta=none)",  "planes(split=fields,delta=none)",
                                   "planes(split=bytes,delta=xor)",   "planes(split=fields,delta=xor)",
                                   "planes(split=bytes,delta=token)", "planes(split=fields,delta=token)"};
-constexpr DType kAllDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
 
 std::vector<std::byte> Encode(std::string_view spec, const TensorDesc& tensor, ByteSpan values) {
-  const auto payload = EncodeOneBlock(*CodecChain::Parse(spec), tensor, values, nullptr);
+  const auto payload = EncodeOneBlock(MakeChain(spec), tensor, values, nullptr);
   EXPECT_THAT(payload, IsOk());
   return *payload;
 }
 
-// Of a payload without byte codecs: the mode stream behind the table of 5 sizes.
+// Of a payload without byte codecs: the mode stream after the table of 5 sizes.
 struct Mode {
   int split;
   int delta;
@@ -45,7 +44,7 @@ void ExpectRoundTrip(std::string_view spec, const TensorDesc& tensor, const std:
   SCOPED_TRACE(absl::StrFormat("%s %s", spec, DescribeTensor(tensor)));
   const auto payload = Encode(spec, tensor, values);
   std::vector<std::byte> decoded(values.size());
-  ASSERT_THAT(CodecChain::Parse(spec)->DecodeBlock(tensor.dtype, payload, decoded), IsOk());
+  ASSERT_THAT(MakeChain(spec).DecodeBlock(tensor, payload, decoded), IsOk());
   EXPECT_EQ(decoded, values);
 }
 
@@ -166,9 +165,10 @@ TEST(PlanesTest, WhatDoesNotShrinkHardlyGrows) {
 }
 
 TEST(PlanesTest, ModesThatNobodyWritesAreRefused) {
-  const auto chain = *CodecChain::Parse("planes(split=fields,delta=token)");
+  const auto chain = MakeChain("planes(split=fields,delta=token)");
   const auto values = MakeBits(200);
-  const auto payload = Encode(chain.spec(), MakeTensor("t", DType::kF16, {10, 10}), values);
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {10, 10});
+  const auto payload = Encode(chain.spec(), tensor, values);
   ASSERT_EQ(ModeOf(payload).distance, 10u);
   std::vector<std::byte> decoded(values.size());
   const auto decode = [&](uint8_t split, uint8_t delta, uint32_t distance) {
@@ -176,7 +176,7 @@ TEST(PlanesTest, ModesThatNobodyWritesAreRefused) {
     changed[kTable] = static_cast<std::byte>(split);
     changed[kTable + 1] = static_cast<std::byte>(delta);
     StoreLE(distance, changed.data() + kTable + 2);
-    return chain.DecodeBlock(DType::kF16, changed, decoded);
+    return chain.DecodeBlock(tensor, changed, decoded);
   };
   EXPECT_THAT(decode(1, 1, 10), IsOk());
   EXPECT_THAT(decode(0, 2, 99), IsOk());
@@ -193,11 +193,11 @@ TEST(PlanesTest, ModesThatNobodyWritesAreRefused) {
 }
 
 TEST(PlanesTest, SpecsAreCanonicalAndChecked) {
-  EXPECT_EQ(CodecChain::Parse("planes")->spec(), "planes(split=auto,delta=auto)");
-  EXPECT_EQ(CodecChain::Parse("planes(delta=xor)")->spec(), "planes(split=auto,delta=xor)");
-  EXPECT_THAT(CodecChain::Parse("planes(split=bits)"),
+  EXPECT_EQ(ChainSpec::Parse("planes")->text(), "planes(split=auto,delta=auto)");
+  EXPECT_EQ(ChainSpec::Parse("planes(delta=xor)")->text(), "planes(split=auto,delta=xor)");
+  EXPECT_THAT(ChainSpec::Parse("planes(split=bits)"),
               StatusIs(absl::StatusCode::kInvalidArgument, "planes: split=bits is not one of auto, bytes, fields"));
-  EXPECT_THAT(CodecChain::Parse("planes(delta=1)"),
+  EXPECT_THAT(ChainSpec::Parse("planes(delta=1)"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("delta=1 is not one of auto, none, token, xor")));
 }
 
@@ -212,7 +212,7 @@ TEST(PlanesTest, SumsAreThoseOfNoError) {
     simd::MeasureErrors(dtype, values.data(), copy.data(), 5000, want);
     for (const char* spec : {"planes", "raw", "planes|zstd(level=1)"}) {
       ErrorSums sums;
-      ASSERT_THAT(EncodeOneBlock(*CodecChain::Parse(spec), MakeTensor("t", dtype, {50, 100}), values, &sums), IsOk());
+      ASSERT_THAT(EncodeOneBlock(MakeChain(spec), MakeTensor("t", dtype, {50, 100}), values, &sums), IsOk());
       EXPECT_EQ(sums.count, 4998u);
       EXPECT_EQ(sums.sum, want.sum);
       EXPECT_EQ(sums.sum_squares, want.sum_squares);

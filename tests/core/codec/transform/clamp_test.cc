@@ -19,10 +19,11 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 std::vector<float> Clamped(std::string_view spec, DType dtype, const std::vector<float>& in) {
   std::vector<std::byte> values(in.size() * DTypeSize(dtype));
   for (size_t i = 0; i < in.size(); ++i) StoreFromF32(dtype, in[i], values.data(), i);
-  const auto chain = *CodecChain::Parse(spec);
-  const auto payload = EncodeOneBlock(chain, MakeTensor("t", dtype, {in.size()}), values, nullptr);
+  const auto chain = MakeChain(spec);
+  const TensorDesc tensor = MakeTensor("t", dtype, {in.size()});
+  const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
   EXPECT_THAT(payload, IsOk());
-  EXPECT_THAT(chain.DecodeBlock(dtype, *payload, values), IsOk());
+  EXPECT_THAT(chain.DecodeBlock(tensor, *payload, values), IsOk());
   std::vector<float> out;
   for (size_t i = 0; i < in.size(); ++i) out.push_back(LoadAsF32(dtype, values.data(), i));
   return out;
@@ -40,7 +41,7 @@ TEST(ClampTest, LargeValuesSaturateAtTheLimit) {
 
 TEST(ClampTest, NothingExceedsALimitThatTheDtypeCannotHold) {
   for (const double limit : {0.1, 1.0 / 3, 1000.3, 65503.0, 1e-6, 3e38}) {
-    for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (const DType dtype : kAllDTypes) {
       const float top = MaxFinite(dtype);
       const std::vector<float> out = Clamped(absl::StrFormat("clamp(limit=%.17g)|raw", limit), dtype, {top, -top});
       EXPECT_LE(out[0], limit);
@@ -52,14 +53,14 @@ TEST(ClampTest, NothingExceedsALimitThatTheDtypeCannotHold) {
 
 // The largest magnitude that intN takes is no BF16.
 TEST(ClampTest, TheLimitOfACodecMakesItTakeAnything) {
-  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     EXPECT_THAT(Clamped("clamp(limit=491280)|int4", dtype, {MaxFinite(dtype), 0}), ::testing::SizeIs(2));
   }
 }
 
 TEST(ClampTest, MakesLossyCodecsTakeAnything) {
-  const auto chain = *CodecChain::Parse("clamp|int4");
-  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  const auto chain = MakeChain("clamp|int4");
+  for (DType dtype : kAllDTypes) {
     const std::vector<std::byte> bits = MakeBits(5000 * DTypeSize(dtype));
     EXPECT_THAT(EncodeOneBlock(chain, MakeTensor("t", dtype, {5000}), bits, nullptr), IsOk());
   }

@@ -19,10 +19,10 @@ class ClipTest : public ::testing::TestWithParam<double> {};
 // The smallest magnitude that at least `percentile` percent of all magnitudes do not exceed, over all blocks.
 TEST_P(ClipTest, SaturatesAtThePercentileOfTheWholeTensor) {
   const double percentile = GetParam();
-  const auto chain = *CodecChain::Parse(absl::StrFormat("clip(percentile=%g)|raw", percentile));
+  const auto chain = MakeChain(absl::StrFormat("clip(percentile=%g)|raw", percentile));
   constexpr size_t kBlock = 256;
   constexpr size_t kCount = 1000;
-  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     for (const Distribution distribution : kAllDistributions) {
       const TensorDesc tensor = MakeTensor("t", dtype, {kCount});
       const auto values = MakeValues(dtype, kCount, distribution);
@@ -38,11 +38,11 @@ TEST_P(ClipTest, SaturatesAtThePercentileOfTheWholeTensor) {
         const size_t n = std::min(kBlock, kCount - first);
         const size_t width = DTypeSize(dtype);
         const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
-        std::vector<std::byte> payload(chain.MaxPayloadBytes(dtype, n));
+        std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, n));
         const auto size = chain.EncodeBlock({tensor, first, n, block}, *state, payload, nullptr);
         ASSERT_THAT(size, IsOk());
         std::vector<std::byte> decoded(n * width);
-        ASSERT_THAT(chain.DecodeBlock(dtype, ByteSpan(payload).first(*size), decoded), IsOk());
+        ASSERT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size), decoded), IsOk());
         for (size_t i = 0; i < n; ++i) {
           const float x = LoadAsF32(dtype, block.data(), i);
           ASSERT_EQ(LoadAsF32(dtype, decoded.data(), i), std::copysign(std::fmin(std::fabs(x), limit), x))
@@ -57,14 +57,15 @@ INSTANTIATE_TEST_SUITE_P(Percentiles, ClipTest, ::testing::Values(0, 0.1, 33.3, 
 
 TEST(ClipTest, InfinitiesSaturateAndNanStays) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
-  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (const DType dtype : kAllDTypes) {
     const std::vector<float> in = {1, -kInf, std::nanf(""), 2, -3, kInf, 0.5f, 0.25f};
     std::vector<std::byte> values(in.size() * DTypeSize(dtype));
     for (size_t i = 0; i < in.size(); ++i) StoreFromF32(dtype, in[i], values.data(), i);
-    const auto chain = *CodecChain::Parse("clip(percentile=62.5)|raw");
-    const auto payload = EncodeOneBlock(chain, MakeTensor("t", dtype, {in.size()}), values, nullptr);
+    const auto chain = MakeChain("clip(percentile=62.5)|raw");
+    const TensorDesc tensor = MakeTensor("t", dtype, {in.size()});
+    const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
     ASSERT_THAT(payload, IsOk());
-    ASSERT_THAT(chain.DecodeBlock(dtype, *payload, values), IsOk());
+    ASSERT_THAT(chain.DecodeBlock(tensor, *payload, values), IsOk());
     std::vector<float> out;
     for (size_t i = 0; i < in.size(); ++i) out.push_back(LoadAsF32(dtype, values.data(), i));
     EXPECT_THAT(out, ::testing::ElementsAre(1, -3, ::testing::IsNan(), 2, -3, 3, 0.5f, 0.25f));

@@ -31,9 +31,9 @@ class SparseTest : public ::testing::TestWithParam<double> {};
 
 TEST_P(SparseTest, DropsExactlyTheSmallestOfTheWholeTensor) {
   const double ratio = GetParam();
-  const auto chain = *CodecChain::Parse(absl::StrFormat("sparse(ratio=%g)|raw", ratio));
+  const auto chain = MakeChain(absl::StrFormat("sparse(ratio=%g)|raw", ratio));
   constexpr size_t kBlock = 256;
-  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+  for (DType dtype : kAllDTypes) {
     for (Distribution distribution : kAllDistributions) {
       const size_t count = 1000;  // four blocks, the last short
       const TensorDesc tensor = MakeTensor("t", dtype, {count});
@@ -45,11 +45,11 @@ TEST_P(SparseTest, DropsExactlyTheSmallestOfTheWholeTensor) {
         const size_t n = std::min(kBlock, count - first);
         const size_t width = DTypeSize(dtype);
         const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
-        std::vector<std::byte> payload(chain.MaxPayloadBytes(dtype, n));
+        std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, n));
         const auto size = chain.EncodeBlock({tensor, first, n, block}, *state, payload, nullptr);
         ASSERT_THAT(size, IsOk());
         std::vector<std::byte> decoded(n * width);
-        ASSERT_THAT(chain.DecodeBlock(dtype, ByteSpan(payload).first(*size), decoded), IsOk());
+        ASSERT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size), decoded), IsOk());
         for (size_t i = 0; i < n; ++i) {
           const float expected = dropped[first + i] ? 0.0f : LoadAsF32(dtype, block.data(), i);
           ASSERT_EQ(LoadAsF32(dtype, decoded.data(), i), expected) << DTypeName(dtype) << " value " << first + i;
@@ -65,7 +65,7 @@ TEST(SparseSizeTest, ShrinksWithTheRatioAndNeverGrows) {
   const TensorDesc tensor = MakeTensor("t", DType::kF16, {65536});
   const auto values = MakeValues(DType::kF16, 65536, Distribution::kGaussian);
   const auto size_at = [&](std::string_view spec) {
-    return EncodeOneBlock(*CodecChain::Parse(spec), tensor, values, nullptr)->size();
+    return EncodeOneBlock(MakeChain(spec), tensor, values, nullptr)->size();
   };
   const size_t dense = size_at("int4");
   size_t before = dense + 4;  // the empty side stream's entry in the table
@@ -81,18 +81,18 @@ TEST(SparseSizeTest, ShrinksWithTheRatioAndNeverGrows) {
 TEST(SparseTest, RefusedValuesAreNamedByTheirPlaceInTheTensor) {
   auto values = MakeValues(DType::kF16, 500, Distribution::kGaussian);
   StoreFromF32(DType::kF16, std::nanf(""), values.data(), 499);
-  EXPECT_THAT(EncodeOneBlock(*CodecChain::Parse("sparse(ratio=0.5)|int4"), MakeTensor("t", DType::kF16, {500}), values,
-                             nullptr),
+  EXPECT_THAT(EncodeOneBlock(MakeChain("sparse(ratio=0.5)|int4"), MakeTensor("t", DType::kF16, {500}), values, nullptr),
               StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("value 499 is NaN")));
 }
 
 TEST(SparseTest, MasksThatNoEncoderWroteAreRefused) {
-  const auto chain = *CodecChain::Parse("sparse(ratio=0.5)|raw");
+  const auto chain = MakeChain("sparse(ratio=0.5)|raw");
   const auto values = MakeValues(DType::kF16, 100, Distribution::kGaussian);
-  auto payload = *EncodeOneBlock(chain, MakeTensor("t", DType::kF16, {100}), values, nullptr);
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {100});
+  auto payload = *EncodeOneBlock(chain, tensor, values, nullptr);
   std::vector<std::byte> decoded(values.size());
   payload[8 + 12] ^= std::byte{0x80};  // the mask's last byte has four values and four bits that must be clear
-  EXPECT_THAT(chain.DecodeBlock(DType::kF16, payload, decoded),
+  EXPECT_THAT(chain.DecodeBlock(tensor, payload, decoded),
               StatusIs(absl::StatusCode::kDataLoss, "sparse: mask has bits behind its end"));
 }
 

@@ -1,15 +1,9 @@
-#include "core/codec/spec.h"
+#include "core/codec/syntax.h"
 
-#include <algorithm>
-#include <array>
-#include <charconv>
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "core/base/status_macros.h"
 
 namespace kvcompress {
@@ -19,10 +13,10 @@ class Parser {
  public:
   explicit Parser(std::string_view text) : text_(text) {}
 
-  absl::StatusOr<std::vector<StageSpec>> Parse() {
-    std::vector<StageSpec> stages;
+  absl::StatusOr<std::vector<StageText>> Parse() {
+    std::vector<StageText> stages;
     do {
-      StageSpec stage;
+      StageText stage;
       stage.name = Word(IsNameChar);
       if (!IsName(stage.name)) return Fault("a codec's name");
       if (Eat('(') && !Eat(')')) {
@@ -38,7 +32,7 @@ class Parser {
   }
 
  private:
-  absl::Status ParseArg(StageSpec& stage) {
+  absl::Status ParseArg(StageText& stage) {
     std::string key = Word(IsNameChar);
     if (!IsName(key)) return Fault("a parameter's name");
     if (!Eat('=')) return Fault("'='");
@@ -53,7 +47,7 @@ class Parser {
     return absl::OkStatus();
   }
 
-  absl::Status ParsePart(StageSpec& stage) {
+  absl::Status ParsePart(StageText& stage) {
     std::string label = Word(IsLabelChar);
     if (!Eat(':')) return Fault("':'");
     const size_t begin = at_;
@@ -109,7 +103,7 @@ class Parser {
 
 }  // namespace
 
-absl::StatusOr<std::vector<StageSpec>> ParseSpec(std::string_view text) {
+absl::StatusOr<std::vector<StageText>> ParseSyntax(std::string_view text) {
   if (text.size() > kMaxSpecBytes) {
     return absl::InvalidArgumentError(
         absl::StrFormat("codec spec of %d bytes is above the limit of %d", text.size(), kMaxSpecBytes));
@@ -119,79 +113,6 @@ absl::StatusOr<std::vector<StageSpec>> ParseSpec(std::string_view text) {
       return absl::InvalidArgumentError("codec spec has a character that is not printable ASCII");
   }
   return Parser(text).Parse();
-}
-
-const std::string* StageArgs::Take(std::string_view key) {
-  for (size_t i = 0; i < stage_.args.size(); ++i) {
-    if (stage_.args[i].first != key) continue;
-    taken_[i] = true;
-    return &stage_.args[i].second;
-  }
-  return nullptr;
-}
-
-absl::StatusOr<int64_t> StageArgs::Int(std::string_view key, int64_t otherwise, int64_t min, int64_t max) {
-  const std::string* text = Take(key);
-  if (text == nullptr) return otherwise;
-  int64_t value;
-  if (!absl::SimpleAtoi(*text, &value) || value < min || value > max) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s: %s=%s is not an integer from %d to %d", stage_.name, key, *text, min, max));
-  }
-  return value;
-}
-
-absl::StatusOr<int64_t> StageArgs::IntOneOf(std::string_view key, int64_t otherwise,
-                                            std::initializer_list<int64_t> allowed) {
-  const std::string* text = Take(key);
-  if (text == nullptr) return otherwise;
-  int64_t value;
-  if (!absl::SimpleAtoi(*text, &value) || std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s: %s=%s is not one of %s", stage_.name, key, *text, absl::StrJoin(allowed, ", ")));
-  }
-  return value;
-}
-
-absl::StatusOr<std::string> StageArgs::OneOf(std::string_view key, std::string_view otherwise,
-                                             std::initializer_list<const char*> allowed) {
-  const std::string* text = Take(key);
-  if (text == nullptr) return std::string(otherwise);
-  if (std::find(allowed.begin(), allowed.end(), *text) == allowed.end()) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s: %s=%s is not one of %s", stage_.name, key, *text, absl::StrJoin(allowed, ", ")));
-  }
-  return *text;
-}
-
-absl::StatusOr<double> StageArgs::Real(std::string_view key, double otherwise, double min, double max) {
-  const std::string* text = Take(key);
-  if (text == nullptr) return otherwise;
-  double value;
-  if (!absl::SimpleAtod(*text, &value) || !(value >= min && value <= max)) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: %s=%s is not a number from %s to %s", stage_.name, key,
-                                                      *text, FormatReal(min), FormatReal(max)));
-  }
-  return value;
-}
-
-absl::Status StageArgs::Finish() const {
-  if (!stage_.parts.empty() && !parts_taken_) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s has no chains within it", stage_.name));
-  }
-  for (size_t i = 0; i < stage_.args.size(); ++i) {
-    if (!taken_[i]) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("%s has no parameter \"%s\"", stage_.name, stage_.args[i].first));
-    }
-  }
-  return absl::OkStatus();
-}
-
-std::string FormatReal(double value) {
-  std::array<char, 32> text;
-  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() ? std::string(text.data(), end) : "?";
 }
 
 }  // namespace kvcompress

@@ -1,0 +1,216 @@
+#include "core/codec/chain_spec.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "core/base/status_macros.h"
+#include "core/codec/named_chains.h"
+#include "core/codec/registry.h"
+#include "core/codec/syntax.h"
+
+namespace kvcompress {
+
+struct ChainSpec::Parsed {
+  std::string text;
+  std::vector<StageSpec> stages;
+  size_t tensor_codec = 0;  // among the stages
+  // A name that means different chains: then there are no stages.
+  const NamedChain* named = nullptr;
+  ChainSpec of_first_layers, of_others;
+};
+
+namespace {
+
+constexpr size_t kMaxStages = 8;
+constexpr uint64_t kMaxHead = 65535;
+
+absl::Status UnknownCodec(const std::string& name) {
+  if (const NamedChain* named = FindNamedChain(name)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("\"%s\" stands for a whole codec spec, %s, not for a part of one", name, named->chain));
+  }
+  return absl::InvalidArgumentError(absl::StrFormat("unknown codec \"%s\"", name));
+}
+
+absl::Status BadRange(std::string_view codec, std::string_view range) {
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s: \"%s\" is not the next range of heads (0-3, 4, 5-: without gaps, from 0 on, the last one "
+                      "open, none above %d)",
+                      codec, range, kMaxHead));
+}
+
+// "first-last", "first" or "first-", which must begin with `expected`; returns the head after it, 0 after the last.
+absl::StatusOr<uint64_t> ParseRange(std::string_view codec, std::string_view range, uint64_t expected, bool is_last) {
+  const auto number = [](std::string_view text) -> std::optional<uint64_t> {
+    uint64_t value = 0;
+    if (!absl::SimpleAtoi(absl::string_view(text.data(), text.size()), &value) || value > kMaxHead) return {};
+    return value;
+  };
+  const size_t dash = range.find('-');
+  const std::optional<uint64_t> first = number(range.substr(0, dash));
+  const bool is_open = dash != range.npos && dash + 1 == range.size();
+  if (first != expected || is_open != is_last) return BadRange(codec, range);
+  if (is_open) return 0;
+  const std::optional<uint64_t> last = dash == range.npos ? first : number(range.substr(dash + 1));
+  if (!last || *last < *first) return BadRange(codec, range);
+  return *last + 1;
+}
+
+absl::StatusOr<ChainSpec> ParsePartChain(std::string_view text) {
+  KVC_ASSIGN_OR_RETURN(ChainSpec chain, ChainSpec::ParseStages(text));
+  for (const StageSpec& stage : chain.stages()) {
+    if (stage.codec->needs_place) {
+      return absl::InvalidArgumentError(absl::StrFormat("%s cannot stand within a codec", stage.codec->name));
+    }
+    if (stage.codec->needs_tensor) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("\"%s\" has to see the whole tensor, so it cannot stand within a codec", chain.text()));
+    }
+  }
+  return chain;
+}
+
+absl::Status ParseParts(const std::vector<StageText::Part>& texts, StageSpec& stage) {
+  const std::string_view name = stage.codec->name;
+  if (texts.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s needs ranges of heads with chains, for example %s(0-1:int8,2-:int4)", name, name));
+  }
+  if (texts.size() > StageSpec::kMaxParts) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s has more than %d ranges", name, StageSpec::kMaxParts));
+  }
+  uint64_t next = 0;
+  for (const StageText::Part& text : texts) {
+    StageSpec::Part part{next, {}};
+    KVC_ASSIGN_OR_RETURN(next, ParseRange(name, text.label, next, &text == &texts.back()));
+    KVC_ASSIGN_OR_RETURN(part.chain, ParsePartChain(text.chain));
+    stage.parts.push_back(std::move(part));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StageSpec> ParseStage(const CodecRow& codec, const StageText& text) {
+  StageSpec stage{.codec = &codec};
+  for (const Parameter& parameter : codec.parameters) {
+    const auto given = std::ranges::find(text.args, parameter.name, &std::pair<std::string, std::string>::first);
+    stage.values.push_back(parameter.fallback);
+    if (given == text.args.end()) continue;
+    KVC_ASSIGN_OR_RETURN(stage.values.back(), parameter.Parse(codec.name, given->second));
+  }
+  if (!text.parts.empty() && !codec.takes_parts) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s has no chains within it", codec.name));
+  }
+  for (const auto& [key, unused] : text.args) {
+    if (std::ranges::find(codec.parameters, key, &Parameter::name) == codec.parameters.end()) {
+      return absl::InvalidArgumentError(absl::StrFormat("%s has no parameter \"%s\"", codec.name, key));
+    }
+  }
+  if (codec.takes_parts) KVC_RETURN_IF_ERROR(ParseParts(text.parts, stage));
+  if (codec.check != nullptr) KVC_RETURN_IF_ERROR(codec.check(stage));
+  return stage;
+}
+
+// Whether a codec may follow these stages, of which `tensor_codec` is the tensor codec, if there is one yet.
+absl::Status CheckOrder(const CodecRow& codec, const CodecRow* tensor_codec) {
+  switch (codec.kind) {
+    case StageKind::kTransform:
+      if (tensor_codec == nullptr) return absl::OkStatus();
+      return absl::InvalidArgumentError(absl::StrFormat("%s must stand in front of the tensor codec", codec.name));
+    case StageKind::kTensorCodec:
+      if (tensor_codec == nullptr) return absl::OkStatus();
+      return absl::InvalidArgumentError(
+          absl::StrFormat("codec spec has two tensor codecs, %s and %s", tensor_codec->name, codec.name));
+    case StageKind::kByteCodec:
+      break;
+  }
+  if (tensor_codec != nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "%s codes bytes: a tensor codec must stand in front of it, for example raw|%s", codec.name, codec.name));
+}
+
+}  // namespace
+
+absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
+  KVC_ASSIGN_OR_RETURN(const std::vector<StageText> stages, ParseSyntax(text));
+  if (stages.size() > kMaxStages) {
+    return absl::InvalidArgumentError(absl::StrFormat("codec spec has more than %d stages", kMaxStages));
+  }
+  auto parsed = std::make_shared<Parsed>();
+  const CodecRow* tensor_codec = nullptr;
+  for (const StageText& stage : stages) {
+    const CodecRow* codec = FindCodec(stage.name);
+    if (codec == nullptr) return UnknownCodec(stage.name);
+    KVC_RETURN_IF_ERROR(CheckOrder(*codec, tensor_codec));
+    KVC_ASSIGN_OR_RETURN(StageSpec spec, ParseStage(*codec, stage));
+    if (codec->kind == StageKind::kTensorCodec) {
+      tensor_codec = codec;
+      parsed->tensor_codec = parsed->stages.size();
+    }
+    absl::StrAppend(&parsed->text, parsed->stages.empty() ? "" : "|", spec.text());
+    parsed->stages.push_back(std::move(spec));
+  }
+  if (tensor_codec == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("codec spec \"%s\" has no tensor codec behind its transforms, for example int4", text));
+  }
+  if (tensor_codec->needs_place && parsed->tensor_codec > 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("no transform may stand in front of %s", tensor_codec->name));
+  }
+  if (parsed->text.size() > kMaxSpecBytes) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "codec spec of %d bytes with all its parameters is above the limit of %d", parsed->text.size(), kMaxSpecBytes));
+  }
+  return ChainSpec(std::move(parsed));
+}
+
+absl::StatusOr<ChainSpec> ChainSpec::Parse(std::string_view text) {
+  const NamedChain* named = FindNamedChain(text);
+  if (named == nullptr) return ParseStages(text);
+  if (named->first_layers == 0) return ParseStages(named->chain);
+  auto parsed = std::make_shared<Parsed>();
+  parsed->text = named->name;
+  parsed->named = named;
+  KVC_ASSIGN_OR_RETURN(parsed->of_first_layers, ParseStages(named->first_chain));
+  KVC_ASSIGN_OR_RETURN(parsed->of_others, ParseStages(named->chain));
+  return ChainSpec(std::move(parsed));
+}
+
+const std::string& ChainSpec::text() const { return parsed_->text; }
+
+const ChainSpec& ChainSpec::For(std::string_view tensor_name) const {
+  if (parsed_->named == nullptr) return *this;
+  const int64_t layer = ParseKvName(tensor_name).layer;
+  return layer >= 0 && layer < parsed_->named->first_layers ? parsed_->of_first_layers : parsed_->of_others;
+}
+
+std::span<const StageSpec> ChainSpec::stages() const { return parsed_->stages; }
+const StageSpec& ChainSpec::tensor_codec() const { return parsed_->stages[parsed_->tensor_codec]; }
+
+double StageSpec::Number(std::string_view parameter) const {
+  const auto found = std::ranges::find(codec->parameters, parameter, &Parameter::name);
+  if (found == codec->parameters.end()) std::abort();  // a codec that asks for what its own row does not have
+  return values[static_cast<size_t>(found - codec->parameters.begin())];
+}
+
+std::string StageSpec::text() const {
+  std::vector<std::string> args;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const Parameter& parameter = codec->parameters[i];
+    args.push_back(absl::StrFormat("%s=%s", parameter.name, parameter.Print(values[i])));
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const uint64_t first = parts[i].first_head;
+    const uint64_t end = i + 1 < parts.size() ? parts[i + 1].first_head : 0;  // 0: open
+    const std::string last = end == 0 ? "-" : end - 1 > first ? absl::StrCat("-", end - 1) : "";
+    args.push_back(absl::StrCat(first, last, ":", parts[i].chain.text()));
+  }
+  if (args.empty()) return std::string(codec->name);
+  return absl::StrFormat("%s(%s)", codec->name, absl::StrJoin(args, ","));
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/base/tensor.h"
+
+namespace kvcompress {
+
+class CodecChain;
+struct CodecEnvironment;
+struct CodecRow;
+struct StageSpec;
+
+// Which codecs, with which parameters: what people write, checked. It holds no codec; Resolve makes them. A copy costs
+// a reference count.
+class ChainSpec {
+ public:
+  ChainSpec() = default;  // empty: only to be assigned to
+
+  // A chain of stages, or one of the names of named_chains.h. INVALID_ARGUMENT with a sentence that names the fault.
+  static absl::StatusOr<ChainSpec> Parse(std::string_view text);
+  // A chain of stages only, as frames hold it.
+  static absl::StatusOr<ChainSpec> ParseStages(std::string_view text);
+
+  // The canonical text: every parameter, no blanks; the name where it means another chain for another tensor. It parses
+  // to an equal spec.
+  const std::string& text() const;
+  bool operator==(const ChainSpec& other) const { return text() == other.text(); }
+
+  // The chain of stages that it stands for with a tensor of this name.
+  const ChainSpec& For(std::string_view tensor_name) const;
+  // Of that chain.
+  std::span<const StageSpec> stages() const;
+  const StageSpec& tensor_codec() const;
+
+  // The codecs for a tensor. INVALID_ARGUMENT, without the tensor's name, for one that they do not take, whatever its
+  // values.
+  absl::StatusOr<CodecChain> Resolve(const CodecEnvironment& environment, const TensorDesc& tensor) const;
+  // The same for a chain within a stage, which works while the outer chain does, on the same thread.
+  absl::StatusOr<CodecChain> ResolvePart(const CodecEnvironment& environment, const TensorDesc& tensor) const;
+
+ private:
+  struct Parsed;
+  explicit ChainSpec(std::shared_ptr<const Parsed> parsed) : parsed_(std::move(parsed)) {}
+
+  std::shared_ptr<const Parsed> parsed_;
+};
+
+// One stage of a chain: a codec and its parameters.
+struct StageSpec {
+  static constexpr size_t kMaxParts = 32;
+
+  // The chain of the heads from `first_head` on, up to the next part's.
+  struct Part {
+    uint64_t first_head;
+    ChainSpec chain;
+  };
+
+  const CodecRow* codec = nullptr;
+  std::vector<double> values = {};  // of the codec's parameters, in the order of its row
+  std::vector<Part> parts = {};     // of a codec that takes chains within
+
+  std::string text() const;  // canonical
+
+  // The parameter of this name, which the codec's row must have.
+  double Number(std::string_view parameter) const;
+  int64_t Int(std::string_view parameter) const { return static_cast<int64_t>(Number(parameter)); }
+  bool Flag(std::string_view parameter) const { return Number(parameter) != 0; }
+  template <typename Enum>
+  Enum Choice(std::string_view parameter) const {
+    return static_cast<Enum>(Int(parameter));
+  }
+};
+
+}  // namespace kvcompress

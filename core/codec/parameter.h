@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace kvcompress {
+
+// A parameter of a codec. What it says here parses it, prints it, checks it and describes it in help and docs. Its
+// value is a number: of a word its place among the choices, of a flag 0 or 1.
+struct Parameter {
+  enum class Kind { kInteger, kIntegerOf, kReal, kWord, kFlag };
+
+  std::string_view name;
+  Kind kind;
+  double fallback;  // where the spec does not give it
+  double min = 0;   // kInteger and kReal: the bounds, both allowed
+  double max = 0;
+  std::string_view choices = {};  // of the other kinds: "32|64|128"
+  std::string_view meaning;
+
+  static constexpr Parameter Integer(std::string_view name, int64_t fallback, int64_t min, int64_t max,
+                                     std::string_view meaning) {
+    return {.name = name,
+            .kind = Kind::kInteger,
+            .fallback = static_cast<double>(fallback),
+            .min = static_cast<double>(min),
+            .max = static_cast<double>(max),
+            .meaning = meaning};
+  }
+  static constexpr Parameter IntegerOf(std::string_view name, int64_t fallback, std::string_view choices,
+                                       std::string_view meaning) {
+    return {.name = name,
+            .kind = Kind::kIntegerOf,
+            .fallback = static_cast<double>(fallback),
+            .choices = choices,
+            .meaning = meaning};
+  }
+  static constexpr Parameter Real(std::string_view name, double fallback, double min, double max,
+                                  std::string_view meaning) {
+    return {.name = name, .kind = Kind::kReal, .fallback = fallback, .min = min, .max = max, .meaning = meaning};
+  }
+  // `fallback` is a place among the choices; an enum that a codec reads with StageSpec::Choice has their order.
+  static constexpr Parameter Word(std::string_view name, size_t fallback, std::string_view choices,
+                                  std::string_view meaning) {
+    return {.name = name,
+            .kind = Kind::kWord,
+            .fallback = static_cast<double>(fallback),
+            .choices = choices,
+            .meaning = meaning};
+  }
+  static constexpr Parameter Flag(std::string_view name, bool fallback, std::string_view meaning) {
+    return {.name = name,
+            .kind = Kind::kFlag,
+            .fallback = static_cast<double>(fallback),
+            .choices = "true|false",
+            .meaning = meaning};
+  }
+
+  // The value that `text` says. INVALID_ARGUMENT, a sentence that begins with the codec's name, for one that is none.
+  absl::StatusOr<double> Parse(std::string_view codec, std::string_view text) const;
+  // The canonical text of a value.
+  std::string Print(double value) const;
+  // What it may be: "32|64|128", "2..12"; "0.." where nothing but binary32 ends it.
+  std::string Bounds() const;
+
+ private:
+  double ValueOf(size_t place, std::string_view choice) const;
+};
+
+// The shortest text that reads back as `value`.
+std::string FormatReal(double value);
+
+}  // namespace kvcompress
