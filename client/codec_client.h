@@ -56,10 +56,10 @@ class CodecClient {
   virtual absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) = 0;
   virtual absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) = 0;
 
-  // Memory for sources that are read fastest: a daemon of this host reads it in place, where it can. It may outlive the
-  // client.
+  // Memory for jobs' sources that is read fastest: where it can, a daemon on this host reads it in place. It may
+  // outlive the client.
   virtual std::unique_ptr<SharedBuffer> Allocate(size_t bytes);
-  // How bytes travel, for people; for a daemon, as of the last call.
+  // How bytes travel, for people to read; with a daemon, how those of the last call did.
   virtual std::string Transport() const { return "in this process"; }
 };
 

@@ -6,7 +6,7 @@
 
 namespace kvcompress {
 
-// For what a client hands to a sink in many parts, for each of which that may take its time. DEADLINE_EXCEEDED.
+// DEADLINE_EXCEEDED after the deadline. Clients ask before each part that they hand to a sink, which may be slow.
 inline absl::Status CheckDeadline(absl::Time deadline) {
   if (deadline == absl::InfiniteFuture() || absl::Now() <= deadline) return absl::OkStatus();
   return absl::DeadlineExceededError("deadline exceeded");

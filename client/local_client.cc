@@ -18,15 +18,15 @@ class Relay {
  public:
   explicit Relay(absl::Time deadline) : deadline_(deadline) {}
 
-  // Before any job is submitted.
+  // Call it before any job is submitted.
   void Attach(Stream& stream) { stream_ = &stream; }
 
   bool failed() const { return failed_; }
-  // After the stream has come to rest.
+  // Read it only when the stream is idle.
   const absl::Status& status() const { return status_; }
 
  protected:
-  // Deliveries come one at a time, so only `failed_` is looked at from elsewhere.
+  // Deliveries come one at a time; other threads look at `failed_` alone.
   void Keep(const absl::Status& status) {
     if (status.ok() || failed_) return;
     status_ = status;
@@ -82,8 +82,8 @@ class DecompressRelay final : public Relay<DecompressStream>, public DecompressO
   DecompressSink& sink_;
 };
 
-// Lets the stream end what it has, and tells what went wrong first: in the order of the jobs, so a block's error before
-// that of a job that was begun after it.
+// Waits for the stream's work and returns the first error in the order of the jobs: a block's error comes before
+// `submitted`, that of a job begun after it.
 template <typename Stream>
 absl::Status Settle(Stream& stream, const Relay<Stream>& relay, const absl::Status& submitted) {
   stream.WaitBelow(1);

@@ -15,10 +15,10 @@
 namespace kvcompress {
 namespace {
 
-// How long calls get to see their cancellation through, once their time is over.
+// How long calls may take to end once they are cancelled.
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 
-// What one client may have of `all`: `asked`; of 0 the most of it, and not all.
+// The limit of one client: `asked`, or, where that is 0, three quarters of the limit of all.
 size_t OrMost(size_t asked, size_t all) { return asked != 0 ? asked : (all * 3 + 3) / 4; }
 
 SessionOptions ToSessionOptions(const Options& options, size_t threads, const RegionTable& regions) {
@@ -28,37 +28,36 @@ SessionOptions ToSessionOptions(const Options& options, size_t threads, const Re
           .regions = options.shared_memory_prefix.empty() ? nullptr : &regions};
 }
 
-// Why the metrics page's server, which does not say so, cannot listen.
+// Finds out why the metrics page's server cannot listen, since it does not say so.
 absl::Status CannotListen(const std::string& address) {
   const absl::Status status = Listener::Open(address, 0).status();
   return status.ok() ? absl::UnavailableError(absl::StrFormat("listen on %s: cannot listen", address)) : status;
 }
 
-// What a single connection may cost, whoever is at its other end.
+// Bounds what a single connection may cost.
 void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
-  // Somewhat above our own limit, so that it is ours, which says so, that is met first.
+  // Above our own limit, so that a client meets ours first, whose error says which limit it is.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams) + 64);
   constexpr int kMaxHeaderBytes = 8 << 10;
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
-  // Until the first bytes of HTTP/2 are there, TLS included.
+  // From the connection's start, through TLS, to the first bytes of HTTP/2.
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, static_cast<int>(options.handshake_timeout.count()));
-  // Nobody needs a connection without a call for so long; clients connect again by themselves.
+  // A connection without calls is closed after 10 minutes; clients connect again by themselves.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 10 * 60'000);
   for (const auto& [name, limit] :
        {std::pair(GRPC_ARG_MAX_CONNECTION_AGE_MS, options.max_connection_age),
         std::pair(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, options.max_connection_age_grace)}) {
     if (limit.count() > 0) builder.AddChannelArgument(name, static_cast<int>(limit.count()));
   }
-  // Finds clients that vanished without a word, and those that stop in the middle of a frame; bears those that ask for
-  // the same every 10 seconds, and closes connections that ask more often.
+  // Pings find clients that vanished without a word, or that stop in the middle of a frame. Clients may ping, too,
+  // every 10 seconds; the connection of one that pings more often is closed.
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  // The receive window of a connection stays at what its streams ask for, unless it may grow: the probe for the
-  // bandwidth-delay product takes a busy machine for a long line, and lets each of many connections send megabytes that
-  // no budget counts.
+  // A connection's receive window does not grow by default: gRPC's probe for the bandwidth-delay product takes a busy
+  // machine for a long line, and would let each of many connections send megabytes that no budget counts.
   builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, options.adaptive_windows ? 1 : 0);
 }
 
@@ -138,7 +137,7 @@ absl::Status Daemon::Listen() {
   for (const std::string& address : options_.listen) KVC_RETURN_IF_ERROR(AddListener(address, builder));
   builder.RegisterService(&service_);
   LimitConnections(options_, builder);
-  // Reflection alone is served by gRPC's own threads.
+  // gRPC's own threads serve reflection alone.
   builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("the gRPC server cannot start");
@@ -165,7 +164,7 @@ absl::Status Daemon::ServeMetrics() {
   const std::string& address = options_.metrics_listen;
   if (address.empty()) return absl::OkStatus();
   try {
-    // Each thread has one connection: a few that say nothing must not keep a scraper out for long.
+    // Each thread serves one connection: a few silent ones must not keep a scraper out for long.
     exposer_ = std::make_unique<prometheus::Exposer>(
         std::vector<std::string>{"listening_ports", address, "num_threads", "8", "request_timeout_ms", "2000"});
     exposer_->RegisterCollectable(metrics_);

@@ -23,8 +23,8 @@ namespace kvcompress {
 // Everything that runs in kv-compressd: pool, service, health, reflection, metrics page.
 class Daemon {
  public:
-  // Serves when it returns. UNAVAILABLE when an address cannot be listened on; an error that names the file, when
-  // certificates or tokens cannot be read.
+  // The daemon serves when this returns. UNAVAILABLE when it cannot listen on an address; an error that names the file
+  // when it cannot use certificates or tokens.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options);
   ~Daemon();
 
@@ -33,8 +33,7 @@ class Daemon {
   const std::string& metrics_listen() const { return metrics_listen_; }  // empty: none
   size_t threads() const { return pool_.size(); }                        // of the codec
 
-  // Health goes to NOT_SERVING, no stream comes in any more, those in flight may go on for the drain timeout; then all
-  // is shut down.
+  // Reports NOT_SERVING, refuses new streams, waits for those in flight, for the drain timeout at most, and shuts down.
   void Drain();
 
  private:

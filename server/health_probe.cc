@@ -29,7 +29,7 @@ grpc::ByteBuffer Request() {
   return grpc::ByteBuffer(&slice, 1);
 }
 
-// An address that serves everywhere is asked at this machine's own.
+// A daemon that listens at a wildcard is asked at this machine's loopback address.
 std::string Target(const Options& options) {
   if (!options.healthcheck_target.empty()) return options.healthcheck_target;
   if (IsUnixAddress(options.listen.front())) return options.listen.front();
@@ -39,8 +39,8 @@ std::string Target(const Options& options) {
   return JoinAddress(address.host, std::stoi(address.port));
 }
 
-// As the daemon's own clients would speak to it. Its certificate is not checked: it is that of a name, and this asks
-// its own machine and sends nothing that is secret. To a daemon that wants certificates it shows the daemon's.
+// What a client of the daemon would use. The daemon's certificate is not checked: it is for a name, while the probe
+// asks its own machine and sends no secret. To a daemon that wants certificates the probe shows the daemon's own.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const Options& options,
                                                                       const std::string& target) {
   namespace tls = grpc::experimental;

@@ -9,7 +9,7 @@ namespace kvcompress {
 
 inline constexpr char kServiceName[] = "kvcompress.v1.KvCompression";
 
-// Asks the daemon that `options` describe for its health, with TLS where it has that: OK when it serves, else
+// Asks the daemon that `options` describe for its health, with TLS where it has TLS. OK when it serves, else
 // UNAVAILABLE with a line that says why.
 absl::Status ProbeHealth(const Options& options);
 

@@ -54,7 +54,7 @@ std::string WaitForSignal(const sigset_t& signals, int& number) {
   return number == SIGINT ? "SIGINT" : "SIGTERM";
 }
 
-// As many as the connections may need, and some for all else; the system's own limit may be lower.
+// Raises the limit of open files to what the connections, and all else, may need; the system's limit may be lower.
 void AllowDescriptors(size_t connections) {
   constexpr rlim_t kOthers = 512;
   rlimit limit{};
@@ -67,7 +67,7 @@ void AllowDescriptors(size_t connections) {
   }
 }
 
-// A process that its container's limit ends tells nobody why: better to hear of it before.
+// A process that is ended by its container's limit cannot say why, so this says it before.
 void WarnOfMemoryLimit(uint64_t memory_budget) {
   constexpr uint64_t kProcess = uint64_t{256} << 20;  // what the program and gRPC need besides
   const std::optional<uint64_t> limit = ReadCgroupLimits().memory_bytes;

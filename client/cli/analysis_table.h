@@ -10,7 +10,7 @@ namespace kvcompress {
 
 // Tables, for people, of what the values of the file's F16, BF16 and F32 tensors are like: distribution, entropies,
 // bounds on the lossless ratio, outliers, correlation. With `rope_theta` above 0 keys are also shown with that rotary
-// embedding undone. Of a large file evenly spaced parts are read, and the text says so.
+// embedding undone. Of a large file only evenly spaced parts are read; the text then says so.
 absl::StatusOr<std::string> AnalysisTable(const ByteSource& file, const safetensors::Header& header, double rope_theta);
 
 }  // namespace kvcompress

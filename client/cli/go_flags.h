@@ -13,7 +13,7 @@
 
 namespace kvcompress {
 
-// A bool by the words of Go's strconv; false, and `value` stays, for any other text.
+// Reads a bool as Go's strconv does. False for any other text; `value` then stays as it is.
 bool ParseBool(const std::string& text, bool& value);
 
 // Command-line flags by the rules of Go's `flag` package: -name and --name, "-name value" or "-name=value", a bool is
@@ -23,21 +23,21 @@ class GoFlags {
  public:
   explicit GoFlags(std::string_view program) : program_(program) {}
 
-  // Each declares a flag whose value goes to `*value`; what stands there before is the default. `kind` is what the
-  // usage calls the value.
+  // Each declares a flag whose value goes to `*value`, which holds the default until then. `kind` is the value's name
+  // in the usage.
   void String(std::string_view name, std::string* value, std::string_view kind, std::string_view usage);
   void Bool(std::string_view name, bool* value, std::string_view usage);
   void Int(std::string_view name, int64_t* value, std::string_view usage);
   void Float(std::string_view name, double* value, std::string_view usage);
   void Duration(std::string_view name, absl::Duration* value, std::string_view usage);
 
-  // `words` without the program's name. INVALID_ARGUMENT with Go's text. -h and -help end parsing with OK.
+  // Parses the command line without the program's name. INVALID_ARGUMENT with Go's text. -h and -help end it with OK.
   absl::Status Parse(std::span<const char* const> words);
 
   bool help() const { return help_; }
   bool IsSet(std::string_view name) const;
   std::vector<std::string> given() const;                         // names of the flags that are set, sorted
-  const std::vector<std::string>& rest() const { return rest_; }  // the words behind the flags
+  const std::vector<std::string>& rest() const { return rest_; }  // the words after the flags
 
   // As Go prints it: sorted by name, with defaults that are not zero.
   std::string Usage() const;
@@ -47,7 +47,7 @@ class GoFlags {
     std::string kind;  // empty for a bool
     std::string usage;
     std::string shown_default;                                // empty: none is shown
-    std::function<std::string_view(const std::string&)> set;  // gives a fault, or nothing
+    std::function<std::string_view(const std::string&)> set;  // returns a fault, or nothing
     bool is_set = false;
   };
 

@@ -24,13 +24,12 @@ sigset_t EndingSignals() {
 }  // namespace
 
 Interrupts::Interrupts() {
-  // A limit on the size of files is then an error of the write that meets it.
+  // A write beyond the limit on file sizes, or to a reader that has gone, then fails with an error.
   signal(SIGXFSZ, SIG_IGN);
-  // And a reader of ours that has gone, of the write to it.
   signal(SIGPIPE, SIG_IGN);
   const sigset_t set = EndingSignals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  // It ends with the process, and so may this object.
+  // The thread ends with the process, and this object must live as long.
   std::thread([this] { Wait(); }).detach();
 }
 
@@ -40,7 +39,7 @@ void Interrupts::Wait() {
   while (sigwait(&set, &signal) != 0) {
   }
   absl::MutexLock lock(&mutex_);
-  // What is not there any more stands in its place already.
+  // A temporary file that is gone has got its final name already.
   const bool complete = !temporary_.empty() && unlink(temporary_.c_str()) != 0 && errno == ENOENT;
   if (isatty(STDERR_FILENO) == 1) std::fputs("\r\033[K", stderr);
   std::fputs(complete ? "Error: interrupted, but the output was complete\n" : "Error: interrupted\n", stderr);

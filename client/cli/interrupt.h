@@ -10,15 +10,16 @@
 
 namespace kvcompress {
 
-// Ends the process on SIGINT, SIGTERM and SIGHUP, whatever its threads do at that moment, with 128 + the signal's
-// number, and without leaving a temporary file. A thread waits for the signals, so nothing runs inside a handler.
+// Ends the process on SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGXCPU, whatever its threads do at that moment: removes the
+// temporary file and exits with 128 + the signal's number. A thread waits for the signals, so nothing runs in a
+// handler.
 class Interrupts {
  public:
-  // Before any other thread is started: they must inherit that these signals are blocked. A signal that the parent
-  // ignores (nohup) stays ignored.
+  // Call it before any other thread is started: threads must inherit that these signals are blocked. A signal that the
+  // parent ignores (nohup) stays ignored.
   Interrupts();
 
-  // AtomicFile::Create, and the temporary is remembered.
+  // AtomicFile::Create; remembers the temporary file.
   absl::StatusOr<std::unique_ptr<AtomicFile>> CreateFile(const std::string& path);
 
  private:

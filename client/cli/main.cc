@@ -42,7 +42,7 @@ void Print(std::FILE* to, const std::string& text) { std::fwrite(text.data(), 1,
 
 void PrintError(const std::string& message) { Print(stderr, absl::StrFormat("Error: %s\n", OneLine(message))); }
 
-// Standard output can be a full disk, too.
+// Standard output may be a file on a full disk.
 absl::Status PrintResult(const std::string& text) {
   Print(stdout, text);
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return absl::OkStatus();
@@ -132,14 +132,18 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
   return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
 }
 
+absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
+  return status.ok() ? status : absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
+}
+
 absl::Status Inspect(const CliOptions& options) {
   const auto file = FileSource::Open(options.input);
-  if (!file.ok()) return absl::Status(file.status().code(), absl::StrFormat("read input: %s", file.status().message()));
+  if (!file.ok()) return Prefixed("read input", file.status());
   KVC_ASSIGN_OR_RETURN(const std::string table, InspectTable(**file, options.rope_theta));
   return PrintResult(table);
 }
 
-// A line a spec on standard error; on a terminal one line that is written over.
+// Writes a line for each spec to standard error, on a terminal one line that is overwritten.
 class SweepProgress {
  public:
   explicit SweepProgress(size_t specs) : specs_(specs), terminal_(isatty(STDERR_FILENO) == 1) {}
@@ -184,23 +188,18 @@ absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& h
   return absl::OkStatus();
 }
 
-absl::Status OfReport(const absl::Status& status) {
-  if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrFormat("write report: %s", status.message()));
-}
-
 absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
-  // More tells hardly more, and the slowest codecs make some MiB a second.
+  // More bytes would hardly tell more, and the slowest codecs do a few MiB a second.
   constexpr uint64_t kMaxSweepBytes = uint64_t{32} << 20;
   const auto file = FileSource::Open(options.input);
-  if (!file.ok()) return absl::Status(file.status().code(), absl::StrFormat("read input: %s", file.status().message()));
+  if (!file.ok()) return Prefixed("read input", file.status());
   KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(**file));
   KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
-  // Before the work, so that a wrong path is told at once.
+  // Before the work, so that a wrong path fails at once.
   std::unique_ptr<AtomicFile> page;
   if (!options.report.empty()) {
     auto created = interrupts.CreateFile(options.report);
-    if (!created.ok()) return OfReport(created.status());
+    if (!created.ok()) return Prefixed("write report", created.status());
     page = *std::move(created);
   }
   KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(**file, header, kMaxSweepBytes));
@@ -209,8 +208,8 @@ absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
   KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, result));
   const SweepReport report = MakeSweepReport(sample, result);
   if (page != nullptr) {
-    KVC_RETURN_IF_ERROR(OfReport(page->WriteAt(0, AsBytes(report.html))));
-    KVC_RETURN_IF_ERROR(OfReport(page->Commit()));
+    KVC_RETURN_IF_ERROR(Prefixed("write report", page->WriteAt(0, AsBytes(report.html))));
+    KVC_RETURN_IF_ERROR(Prefixed("write report", page->Commit()));
   }
   return PrintResult(report.json);
 }
@@ -246,7 +245,7 @@ int Main(std::span<const char* const> words) {
     if (options.inspect) {
       status = Inspect(options);
     } else {
-      // Its thread outlives everything: never destroyed.
+      // Never destroyed: its thread runs until the process ends.
       static Interrupts& interrupts = *new Interrupts;
       status = options.sweep ? RunSweep(options, interrupts) : Run(options, interrupts);
     }
@@ -260,7 +259,7 @@ int Main(std::span<const char* const> words) {
 }  // namespace kvcompress
 
 int main(int argc, char** argv) {
-  // gRPC would write to standard error, too, what the errors of calls say.
+  // gRPC would repeat on standard error what the errors of calls say.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // NOLINT(concurrency-mt-unsafe): no thread runs yet
   kvcompress::KeepFreedMemory();
   const std::span<const char* const> words(argv, static_cast<size_t>(argc));

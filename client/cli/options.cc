@@ -17,7 +17,7 @@ namespace {
 
 absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(std::string(text)); }
 
-// Also by another name, or through a link.
+// Whether two paths lead to one file, through a link perhaps.
 bool AreOneFile(const std::string& a, const std::string& b) {
   std::error_code error;
   return !a.empty() && !b.empty() && std::filesystem::equivalent(a, b, error) && !error;
@@ -25,7 +25,7 @@ bool AreOneFile(const std::string& a, const std::string& b) {
 
 constexpr std::string_view kBoundFlags[] = {"min-snr", "max-error", "min-cosine"};
 
-// The first flag of a bound that was given, with its dash; empty when there is none.
+// The first of the bounds' flags that was given, with its dash; empty without any.
 std::string BoundFlag(const GoFlags& flags) {
   for (const std::string_view flag : kBoundFlags) {
     if (flags.IsSet(flag)) return absl::StrFormat("-%s", flag);
@@ -94,7 +94,7 @@ absl::Status Unexpected(const std::string& word) {
                                word.starts_with('-') ? ": flags stand before all other arguments" : ""));
 }
 
-// What a way of running has no use for is a fault: it would be passed over in silence.
+// Refuses flags that this mode has no use for, which it would ignore in silence.
 absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initializer_list<std::string_view> others) {
   for (const std::string& flag : flags.given()) {
     if (flag != mode && std::find(others.begin(), others.end(), flag) == others.end()) {
@@ -124,7 +124,7 @@ std::string FromEnvironment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// The server, and how it is spoken to: flags come before the environment, which says nothing to a run without a server.
+// Completes the server's address, TLS and token from the environment, which flags overrule.
 absl::Status CompleteServer(const GoFlags& flags, CliOptions& options) {
   if (!flags.IsSet("server")) options.server = FromEnvironment("KV_COMPRESS_SERVER");
   const struct {

@@ -15,14 +15,14 @@ struct CliOptions {
   std::string output;
   int64_t group_size = 64;
   double sparsity = 0;
-  double min_snr = 0;  // of these three, 0: no bound
+  double min_snr = 0;  // 0 in this and the next two: no bound
   double max_error = 0;
   double min_cosine = 0;
   bool decompress = false;
   bool metrics_only = false;
   bool verbose = false;
   std::string server;
-  bool tls = false;  // to the server, also where one of the following is given
+  bool tls = false;  // also set by each of the next four
   std::string tls_ca;
   std::string tls_cert;
   std::string tls_key;
@@ -42,9 +42,9 @@ struct CliOptions {
 // Declares every flag of kv-compress; `options` must outlive `flags`.
 void DeclareFlags(GoFlags& flags, CliOptions& options);
 
-// Checks the flags together, after they were parsed, and completes `options`: the file behind -inspect, the daemon's
-// address from the environment, and how it is spoken to, the codec spec from -group-size and -sparsity or
-// from the bounds. INVALID_ARGUMENT with a sentence.
+// Checks the parsed flags together and completes `options`: the file to inspect; the daemon's address, TLS and token
+// from the environment; the codec spec from -group-size and -sparsity or from the bounds. INVALID_ARGUMENT with a
+// sentence.
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options);
 
 }  // namespace kvcompress

@@ -5,8 +5,8 @@
 
 namespace kvcompress {
 
-// `text` with everything escaped that a terminal would act upon: control characters (C0, DEL and C1), and bytes that
-// are no UTF-8. One line, whatever names of files and tensors stand in it.
+// `text` as one line, whatever names of files and tensors it quotes: escapes all that a terminal would act upon, which
+// is control characters (C0, DEL and C1) and bytes that are not UTF-8.
 std::string OneLine(std::string_view text);
 
 // The same in quotes, as a JSON string.

@@ -6,8 +6,8 @@
 
 namespace kvcompress {
 
-// The daemon of the options, with the contents of the files that they name. An error "read FLAG: ..." for a file that
-// cannot be read, or is none of its kind.
+// How to reach the daemon that `options` name, with the contents of their files. An error "read FLAG: ..." for a file
+// that cannot be read, or does not hold what its flag asks for.
 absl::StatusOr<RemoteOptions> ToRemoteOptions(const CliOptions& options);
 
 }  // namespace kvcompress

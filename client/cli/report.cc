@@ -26,7 +26,7 @@ double Ratio(uint64_t original, uint64_t compressed) {
   return compressed == 0 ? 0 : static_cast<double>(original) / static_cast<double>(compressed);
 }
 
-// The reference's own formula, of FP16 values and INT4 codes without anything around them.
+// The reference's own formula, for FP16 values and INT4 codes without headers.
 Json TheoreticalRatio(const std::string& codec) {
   const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(codec);
   if (!spec.ok() || spec->stages().size() != 1 || spec->tensor_codec().codec->name != "int4") return nullptr;
@@ -34,7 +34,7 @@ Json TheoreticalRatio(const std::string& codec) {
   return 4 * g / (g + 2);
 }
 
-// Appended, as no two names with these endings are equal: an ordered object looks for a key from its beginning.
+// Appends without a search for each key, which an ordered object would do from its beginning: all keys differ.
 Json TensorMetrics(const FileReport& report) {
   Json metrics = Json::object();
   auto& fields = metrics.get_ref<Json::object_t&>();
@@ -80,7 +80,7 @@ void AddHiddenQuality(const QualityMerger& merger, Json& json) {
                               {"max_error", total.max_error}};
 }
 
-// The quality of a decompressed file is that of its compression, which needed the original.
+// Decompression has no original to compare with.
 void AddUnknownQuality(Json& json) {
   for (const char* key : {"rmse", "snr_db", "cosine_similarity", "max_error"}) json[key] = nullptr;
   json["quality_level"] = "UNKNOWN";

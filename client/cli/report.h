@@ -13,8 +13,8 @@ namespace kvcompress {
 // figures that cannot be known are null and the level is "UNKNOWN". `per_tensor` adds tensor_metrics.
 std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds);
 
-// A table of what the safetensors file holds, for people; of a compressed file, what its frames say of themselves, of
-// any other, what its values are like (analysis_table.h).
+// A table of what a safetensors file holds, for people: of a compressed file, what its frames say of themselves; of any
+// other, what its values are like (analysis_table.h).
 absl::StatusOr<std::string> InspectTable(const ByteSource& file, double rope_theta);
 
 }  // namespace kvcompress

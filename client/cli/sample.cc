@@ -11,7 +11,7 @@ namespace {
 using safetensors::Entry;
 using safetensors::Header;
 
-// A block of a frame: cutting finer would show codecs a tensor that they never see.
+// As many as a block of a frame has: codecs never see finer parts of a tensor.
 constexpr uint64_t kRunElements = uint64_t{1} << 17;
 
 // How a tensor is cut: `heads` times `tokens` rows of `channels` values, in runs of `rows`.

@@ -13,8 +13,8 @@
 namespace kvcompress {
 
 struct SampledTensor {
-  // Of what `values` holds. A tensor that was cut has the shape [1, runs, rows, channels] (without the 1 when the
-  // tensor's rank is not 4): each run is rows that follow one another in one head.
+  // Describes `values`. A tensor that was cut has the shape [1, runs, rows, channels] (without the 1 when the tensor's
+  // rank is not 4): each run is rows that follow one another in one head.
   TensorDesc tensor;
   std::vector<std::byte> values;
   // Where each run begins along its head's tokens; empty for a tensor that was not cut.
@@ -29,9 +29,9 @@ struct FileSample {
   bool whole() const { return bytes == file_bytes; }
 };
 
-// Reads the tensors of `header` from `file`, all of them when together they have at most `max_bytes`. Otherwise a part
-// of each tensor, as large as its share, but at least one row, so that the whole is about `max_bytes`. The same file
-// gives the same sample. Entries that compression would refuse are errors.
+// Reads the tensors of `header` from `file`, whole when together they have at most `max_bytes`. Otherwise reads a part
+// of each tensor, in proportion to its size and at least one row, so that all parts have about `max_bytes`. The same
+// file gives the same sample. An entry that compression would refuse is an error.
 absl::StatusOr<FileSample> SampleFile(const ByteSource& file, const safetensors::Header& header, uint64_t max_bytes);
 
 }  // namespace kvcompress

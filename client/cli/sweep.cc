@@ -47,13 +47,13 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
 });
 
 constexpr int kMaxRepetitions = 8;
-constexpr double kEnoughSeconds = 0.1;  // of one direction: then it is not repeated any more
+constexpr double kEnoughSeconds = 0.1;  // of one direction; then it is not repeated
 
 using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Runs `once` until that took long enough in total, and sets `best` to the fewest seconds.
+// Repeats `once`, kEnoughSeconds or kMaxRepetitions at most, and sets `best` to the fewest seconds of one run.
 template <typename F>
 absl::Status TimeBest(F once, double& best) {
   best = std::numeric_limits<double>::infinity();
@@ -72,7 +72,7 @@ void GrowTo(size_t size, std::vector<std::byte>& buffer) {
   if (buffer.size() < size) buffer.resize(size);
 }
 
-// CompressFile gives the header the room that the frames' bounds would need.
+// The size of the header that CompressFile writes: as if each frame were as large as its bound.
 absl::StatusOr<uint64_t> HeaderBytes(const safetensors::Header& header,
                                      const std::vector<TensorCompressor>& compressors, const std::string& spec) {
   std::vector<safetensors::Entry> entries;
@@ -83,9 +83,9 @@ absl::StatusOr<uint64_t> HeaderBytes(const safetensors::Header& header,
     entries.push_back({compressor.tensor().name, "U8", {bytes}, end, end + bytes});
     end += bytes;
   }
-  KVC_ASSIGN_OR_RETURN(const std::string room,
+  KVC_ASSIGN_OR_RETURN(const std::string largest,
                        SerializeCompressedHeader(entries, header.metadata, header.has_metadata, spec, 0));
-  return room.size();
+  return largest.size();
 }
 
 }  // namespace

@@ -13,8 +13,8 @@
 // Measures codec specs on the tensors of a file, in memory and on the calling thread.
 namespace kvcompress {
 
-// Canonical specs worth a look: the registry's examples, what the names of chains stand for, and parameters that people
-// would try. None twice. A name that means another chain for another tensor stands for itself.
+// The specs to measure, each once and in canonical form: the registry's examples, what the names of chains stand for,
+// and parameters that people would try. A name that means different chains for different tensors is listed as the name.
 std::vector<std::string> SweepSpecs();
 
 struct TensorFigures {
@@ -26,27 +26,27 @@ struct SpecFigures {
   std::string spec;
   std::vector<TensorFigures> tensors;  // as in the sample
   uint64_t compressed_bytes = 0;       // of a compressed file of the sample's tensors, its header included
-  // Of all tensors, without measuring errors; the best repetition.
+  // For all tensors, without measuring errors, in the best repetition.
   double encode_seconds = 0;
   double decode_seconds = 0;
 };
 
 class Sweep {
  public:
-  // `header` is the file's that `sample` was made of; both must outlive this object.
+  // `header` is that of the file that `sample` is from; both must outlive this object.
   Sweep(const FileSample& sample, const safetensors::Header& header) : sample_(sample), header_(header) {}
 
-  // INVALID_ARGUMENT when the codec does not take the values (a NaN, say). DATA_LOSS when a codec that says that it is
-  // lossless is not.
-  absl::StatusOr<SpecFigures> Measure(std::string_view spec);  // or a name of one
+  // Measures a spec, or a named chain. INVALID_ARGUMENT when the codec does not take the values (a NaN, say). DATA_LOSS
+  // when a codec that says that it is lossless is not.
+  absl::StatusOr<SpecFigures> Measure(std::string_view spec);
 
-  // Seconds of copying all tensors, the best repetition: what the codecs' times are to be compared with.
+  // Seconds to copy all tensors, in the best repetition, to compare the codecs' times with.
   double MeasureCopy();
 
  private:
   const FileSample& sample_;
   const safetensors::Header& header_;
-  // Of each tensor; they grow to what the largest codec needs and stay.
+  // A buffer for each tensor; they grow to what the largest codec needs and stay.
   std::vector<std::vector<std::byte>> frames_;
   std::vector<std::vector<std::byte>> decoded_;
 };

@@ -4,8 +4,8 @@
 
 namespace kvcompress {
 
-// The page of -sweep, sweep_page.html, around the JSON that it draws.
+// The page of -sweep, sweep_page.html, before and after the JSON that it draws.
 std::string_view SweepPageBeforeData();
-std::string_view SweepPageBehindData();
+std::string_view SweepPageAfterData();
 
 }  // namespace kvcompress

@@ -19,20 +19,9 @@ using Json = nlohmann::ordered_json;
 // Tensors that are shown together.
 enum class Kind { kAll, kKeys, kValues, kOther };
 constexpr std::array kKinds = {Kind::kAll, Kind::kKeys, Kind::kValues, Kind::kOther};
+constexpr std::array<std::string_view, kKinds.size()> kKindNames = {"all", "keys", "values", "other"};
 
-std::string_view KindName(Kind kind) {
-  switch (kind) {
-    case Kind::kAll:
-      return "all";
-    case Kind::kKeys:
-      return "keys";
-    case Kind::kValues:
-      return "values";
-    case Kind::kOther:
-      return "other";
-  }
-  return "?";
-}
+std::string_view KindName(Kind kind) { return kKindNames[static_cast<size_t>(kind)]; }
 
 Kind KindOf(const TensorDesc& tensor) {
   const KvName name = ParseKvName(tensor.name);
@@ -182,7 +171,7 @@ SweepReport MakeSweepReport(const FileSample& sample, const SweepResult& result)
   AddTensors(sample, result, json);
   report.html = SweepPageBeforeData();
   report.html += EscapeForScript(Dump(json, -1));
-  report.html += SweepPageBehindData();
+  report.html += SweepPageAfterData();
   return report;
 }
 

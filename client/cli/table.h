@@ -5,7 +5,7 @@
 
 namespace kvcompress {
 
-// Rows of cells; the columns before the last are padded, on the left those that `right` names.
+// Formats rows of cells in columns; `right` says which columns are aligned to the right.
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right);
 
 }  // namespace kvcompress

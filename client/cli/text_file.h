@@ -8,8 +8,8 @@
 
 namespace kvcompress {
 
-// What is in a file that the command line names. Errors read "read WHAT: ...", also for a file that is larger than
-// that.
+// The contents of a file that the command line names. An error "read WHAT: ..." for a file that cannot be read or is
+// larger than `max_mebibytes`.
 absl::StatusOr<std::string> ReadText(std::string_view what, const std::string& path, uint64_t max_mebibytes);
 
 }  // namespace kvcompress

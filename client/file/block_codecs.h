@@ -12,17 +12,17 @@
 
 namespace kvcompress {
 
-// How many blocks of a frame have which tensor codec, for a chain that chooses one for each block; empty for any other.
+// A frame's number of blocks by tensor codec, where its chain chooses one for each block; empty for any other chain.
 using BlockCodecs = std::map<std::string, uint64_t>;
 
-// Counts them in frames that pass by, one after another, without decoding. Errors are those of a frame's reader.
+// Counts blocks of frames as their bytes pass by, one frame after another, without decoding. Errors are FrameReader's.
 class BlockCodecCounter {
  public:
   // The next bytes of the current frame.
   absl::Status Add(ByteSpan bytes);
   // Whether Add may be left out for the rest of this frame.
   bool settled() const { return chain_.has_value() && !chain_->chooses(); }
-  // Ends the frame.
+  // Ends the frame and returns its counts.
   BlockCodecs Take();
 
  private:
@@ -31,7 +31,7 @@ class BlockCodecCounter {
   BlockCodecs counts_;
 };
 
-// Of the frame that `source` is.
+// Counts the blocks of the one frame in `source`.
 absl::StatusOr<BlockCodecs> CountBlockCodecs(const ByteSource& source);
 
 // "int4(group=64) x 12, raw x 1"

@@ -21,7 +21,7 @@ absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
 }
 
-// The input, whose faults are told as the input's wherever they come up: on a thread of the codec, too.
+// The input. Its errors say that they are the input's wherever they come up, on a thread of the codec, too.
 class InputFile final : public ByteSource {
  public:
   static absl::StatusOr<std::unique_ptr<InputFile>> Open(const std::string& path) {
@@ -44,7 +44,7 @@ class InputFile final : public ByteSource {
   std::unique_ptr<FileSource> file_;
 };
 
-// The output, or nothing in place of it: bytes are appended behind a header that is written last.
+// The output, or nothing for an empty path. Bytes are appended after a header that is written last.
 class OutputFile {
  public:
   static absl::StatusOr<OutputFile> Create(const std::string& path, uint64_t header_bytes, const FileOptions& options) {
@@ -63,7 +63,7 @@ class OutputFile {
   absl::Status Append(ByteSpan bytes) {
     KVC_RETURN_IF_ERROR(WriteAt(end_, bytes));
     end_ += bytes.size();
-    // So that the disk works while the codec does, and Commit has less to wait for.
+    // The disk works while the codec does, and Commit has less to wait for.
     constexpr uint64_t kWritebackBytes = uint64_t{8} << 20;
     if (file_ != nullptr && end_ - writeback_ >= kWritebackBytes) {
       file_->StartWriteback(end_);
@@ -91,7 +91,7 @@ class OutputFile {
   uint64_t writeback_ = 0;
 };
 
-// Entries one behind the other.
+// Entries whose bytes follow one another.
 class Layout {
  public:
   void Add(std::string name, std::string dtype, std::vector<uint64_t> shape, uint64_t bytes) {
@@ -132,7 +132,7 @@ class FrameWriter final : public CompressSink {
     frame_bytes_ += bytes.size();
     const uint64_t bound = max_frame_bytes_[reports_.size()];
     if (frame_bytes_ > bound) return absl::InternalError("a frame is larger than its codec's bound");
-    // Within a tensor an estimate, for codecs whose frames are smaller than their bounds a low one.
+    // Within a tensor this is an estimate, which is low where frames are smaller than their bounds.
     const auto part = static_cast<double>(frame_bytes_) / static_cast<double>(bound);
     const auto tensor_bytes = static_cast<double>(list_.jobs[reports_.size()].source->size());
     options_.progress(done_ + static_cast<uint64_t>(part * tensor_bytes), list_.tensor_bytes);
@@ -222,16 +222,17 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
     list.tensor_bytes += entry.bytes();
   }
 
-  // The header stands in front of frames whose sizes are not known yet: it gets the room that their bounds would need.
-  KVC_ASSIGN_OR_RETURN(const std::string room, SerializeCompressedHeader(bound.entries(), header.metadata,
-                                                                         header.has_metadata, codec, /*min_bytes=*/0));
-  KVC_ASSIGN_OR_RETURN(OutputFile out, OutputFile::Create(output, room.size(), options));
+  // The header comes before frames whose sizes are not known yet: it gets the size that it has for their bounds.
+  KVC_ASSIGN_OR_RETURN(const std::string largest_header,
+                       SerializeCompressedHeader(bound.entries(), header.metadata, header.has_metadata, codec,
+                                                 /*min_bytes=*/0));
+  KVC_ASSIGN_OR_RETURN(OutputFile out, OutputFile::Create(output, largest_header.size(), options));
   FrameWriter writer(out, list, max_frame_bytes, options);
   KVC_RETURN_IF_ERROR(client.Compress(list.jobs, options.deadline, writer));
-  KVC_RETURN_IF_ERROR(file->CheckUnchanged());  // no part of it says so; those of a compressed file do
-  KVC_ASSIGN_OR_RETURN(
-      const std::string final_header,
-      SerializeCompressedHeader(writer.layout().entries(), header.metadata, header.has_metadata, codec, room.size()));
+  KVC_RETURN_IF_ERROR(file->CheckUnchanged());  // unlike a compressed file, it has no checksums that would tell
+  KVC_ASSIGN_OR_RETURN(const std::string final_header,
+                       SerializeCompressedHeader(writer.layout().entries(), header.metadata, header.has_metadata, codec,
+                                                 largest_header.size()));
   KVC_RETURN_IF_ERROR(out.Finish(final_header));
   return FileReport{.codec = std::string(codec),
                     .tensors = writer.TakeReports(),

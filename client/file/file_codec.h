@@ -23,10 +23,10 @@ namespace kvcompress {
 struct FileOptions {
   // How the output is made; a program that handles signals remembers the temporary's path here.
   std::function<absl::StatusOr<std::unique_ptr<AtomicFile>>(const std::string& path)> create = AtomicFile::Create;
-  // Bytes of tensors done, of all; from any thread, one call at a time.
+  // Told how many bytes of all tensors are done. Called from any thread, one call at a time.
   std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
   absl::Time deadline = absl::InfiniteFuture();
-  bool count_block_codecs = false;  // for FileReport::block_codecs, of compression
+  bool count_block_codecs = false;  // compression fills in FileReport::block_codecs
 };
 
 struct FileReport {
@@ -37,14 +37,14 @@ struct FileReport {
   uint64_t compressed_bytes = 0;               // of the whole compressed file, header included
 };
 
-// Compresses the file at `input`; `codec` goes into the metadata. An empty `output`: everything is done but the
-// writing. INVALID_ARGUMENT for tensors that are not F16, BF16 or F32 ("unsupported data type: X"), and for a file that
-// is compressed already.
+// Compresses the file at `input`; `codec` goes into the metadata. With an empty `output` everything is done except for
+// the writing. INVALID_ARGUMENT for tensors that are not F16, BF16 or F32 ("unsupported data type: X"), and for a file
+// that is compressed already.
 absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                         const Profile& profile, std::string_view codec, const FileOptions& options);
 
-// Restores names, order, shapes, dtypes, values and metadata. An empty `output`: everything is decoded and checked, and
-// nothing is written.
+// Restores names, order, shapes, dtypes, values and metadata. With an empty `output` everything is decoded and checked,
+// and nothing is written.
 absl::StatusOr<FileReport> DecompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                           const FileOptions& options);
 

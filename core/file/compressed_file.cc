@@ -19,7 +19,7 @@ absl::Status Damaged(std::string_view what) {
   return absl::DataLossError(absl::StrFormat("compressed file is damaged: %s", what));
 }
 
-// Fills in the checksum of the header whose checksum is blank.
+// The header with its checksum, which is computed over the header with a blank checksum.
 absl::StatusOr<std::string> SerializeWithChecksum(const std::vector<Entry>& entries,
                                                   std::map<std::string, std::string> metadata, uint64_t min_bytes) {
   const std::string key(kHeaderChecksumKey);
@@ -29,7 +29,7 @@ absl::StatusOr<std::string> SerializeWithChecksum(const std::vector<Entry>& entr
   return SerializeHeader(entries, metadata, true, min_bytes);
 }
 
-// Takes a value of ours out of the metadata.
+// Removes one of our values from the metadata and returns it.
 std::string TakeValue(std::map<std::string, std::string>& metadata, std::string_view key) {
   auto node = metadata.extract(std::string(key));
   return node.empty() ? std::string() : std::move(node.mapped());

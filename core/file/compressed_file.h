@@ -13,16 +13,17 @@
 
 // A compressed file (docs/format.md, "Compressed files"): a safetensors file that holds, for each tensor and under its
 // name, one U8 entry with the tensor's frame. Its metadata is the input's and the keys below. The header is canonical,
-// byte for byte what SerializeHeader writes, and carries its own checksum, so that a flipped bit in a name is refused
-// as one in a frame is.
+// byte for byte what SerializeHeader writes, and has its own checksum, so that a flipped bit in a name is refused like
+// one in a frame.
 namespace kvcompress {
 
 inline constexpr std::string_view kFileVersion = "1";
 
 inline constexpr std::string_view kReservedPrefix = "kvcompress.";
 inline constexpr std::string_view kVersionKey = "kvcompress.version";
-inline constexpr std::string_view kCodecKey = "kvcompress.codec";               // canonical spec, or "profile"
-inline constexpr std::string_view kHadMetadataKey = "kvcompress.had_metadata";  // "1" or "0": none is not an empty one
+inline constexpr std::string_view kCodecKey = "kvcompress.codec";  // canonical spec, or "profile"
+inline constexpr std::string_view kHadMetadataKey =
+    "kvcompress.had_metadata";  // "1" or "0": no metadata is not empty metadata
 inline constexpr std::string_view kHeaderChecksumKey = "kvcompress.header_xxh3";  // 16 hex digits
 
 bool IsCompressedFile(const safetensors::Header& header);

@@ -75,7 +75,7 @@ absl::StatusOr<uint32_t> ParseMode(const std::string& text) {
   return static_cast<uint32_t>(mode);
 }
 
-// An empty name, of a variable that is not set perhaps, must not turn off what protects the daemon.
+// An empty name, perhaps from a variable that is not set, must not turn off what protects the daemon.
 absl::StatusOr<std::string> ParseFileName(const std::string& text) {
   if (text.empty()) return Invalid("expected the name of a file");
   return text;
@@ -112,11 +112,11 @@ enum class FlagKind { kValue, kSwitch };
 
 struct Flag {
   std::string_view name;
-  std::string_view value;  // how the help calls it
+  std::string_view value;  // its placeholder in the help
   std::string_view help;
   absl::Status (*set)(Options& options, const std::string& text);
   FlagKind kind = FlagKind::kValue;
-  bool setting = true;  // may stand in the environment and in a file
+  bool setting = true;  // also in the environment and in the file
 };
 
 // The setter that parses a text with PARSE and keeps the result in FIELD.
@@ -309,7 +309,7 @@ absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
   return absl::OkStatus();
 }
 
-// Whether nobody is let in, and nothing can be read on the way, whom the operator did not choose.
+// Refuses settings that would let in strangers, or let them read along, without the operator's explicit wish.
 absl::Status CheckProtection(const Options& options) {
   if (options.tls_cert.empty() != options.tls_key.empty()) {
     return Invalid("--tls-cert and --tls-key go together: one is given without the other");

@@ -29,7 +29,7 @@ struct Options {
   size_t max_connections = 1024;
   size_t max_connections_per_client = 0;  // 0: three quarters of max_connections
   std::chrono::milliseconds handshake_timeout{10000};
-  bool adaptive_windows = false;                          // receive windows of connections grow with what is measured
+  bool adaptive_windows = false;                          // receive windows grow with the measured bandwidth
   std::chrono::milliseconds max_connection_age{0};        // 0: no limit
   std::chrono::milliseconds max_connection_age_grace{0};  // 0: no limit
   std::string default_codec = "int4(group=64)";
@@ -38,7 +38,7 @@ struct Options {
   bool log_json = false;
   std::string port_file;
 
-  // Something else to do than to serve.
+  // What to do instead of serving.
   bool healthcheck = false;
   std::string healthcheck_target;  // empty: the first of `listen`
   bool version = false;
@@ -47,8 +47,8 @@ struct Options {
 
 // Reads the flags in `args` (without the program's name), the environment and the file that --config names. The command
 // line comes before the environment, which comes before the file. INVALID_ARGUMENT with one line that names the fault
-// and where it is, also for settings that do not go together. A daemon that others could reach unprotected is refused
-// here, unless that is asked for by name.
+// and where it is, also for settings that do not go together, and for a daemon that others could reach unprotected
+// without --allow-plaintext.
 absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
                                      const std::function<const char*(const char*)>& getenv);
 

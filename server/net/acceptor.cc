@@ -16,7 +16,7 @@
 namespace kvcompress {
 namespace {
 
-// 0 for what is not open, or is no socket.
+// 0 when `fd` is not open, or no socket.
 ino_t InodeOf(int fd) {
   struct stat info {};
   return fstat(fd, &info) == 0 && S_ISSOCK(info.st_mode) ? info.st_ino : 0;
@@ -65,7 +65,7 @@ void Acceptor::Run() {
     }
   }
   for (bool tired = false;;) {
-    // Without descriptors what waits would wake us at once: others must close some first.
+    // Without descriptors the connections that wait would wake us at once: others must close some first.
     constexpr int kPauseMs = 50;
     poll(waiting.data(), tired ? 1 : waiting.size(), tired ? kPauseMs : -1);
     tired = false;
@@ -77,7 +77,7 @@ void Acceptor::Run() {
 }
 
 bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
-  constexpr int kTurn = 64;  // then it is the others' turn
+  constexpr int kTurn = 64;  // then the other sockets have theirs
   for (int i = 0; i < kTurn; ++i) {
     sockaddr_storage address{};
     socklen_t size = sizeof(address);
@@ -85,7 +85,7 @@ bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
     if (fd < 0) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return false;
       if (errno == EAGAIN || errno == EINVAL || errno == EBADF) return true;
-      continue;  // a connection that broke before it was taken
+      continue;  // a connection that broke before it was accepted
     }
     const std::string client = ClientOfAddress(address, size);
     if (HasRoomFor(client)) {
@@ -96,7 +96,7 @@ bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
       }
       receiver(fd);
     } else {
-      // Counted before the client can see it.
+      // First, so that it has been counted when the client sees it.
       if (options_.on_reject != nullptr) options_.on_reject();
       close(fd);
     }

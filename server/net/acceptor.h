@@ -13,8 +13,8 @@
 
 namespace kvcompress {
 
-// Takes connections in gRPC's place, to bound how many there are: gRPC 1.51 takes all that come, and stops listening
-// for good when the process has no file descriptor left. What comes above a limit is closed at once.
+// Accepts connections in gRPC's place, to bound their number: gRPC 1.51 accepts all that come, and stops listening for
+// good when the process runs out of file descriptors. A connection above a limit is closed at once.
 class Acceptor {
  public:
   struct Options {
@@ -22,18 +22,18 @@ class Acceptor {
     size_t max_connections_per_client = 1024;  // of one IP address; not of unix sockets
     std::function<void()> on_reject = nullptr;
   };
-  using Receiver = std::function<void(int fd)>;  // the connection is its own then
+  using Receiver = std::function<void(int fd)>;  // takes the connection over
 
   explicit Acceptor(Options options);
   ~Acceptor() { Stop(); }
 
-  // Before Start.
+  // Call it before Start.
   void Add(Listener listener, Receiver receiver);
   void Start();
-  // Listens no more; connections stay.
+  // Stops listening; open connections stay.
   void Stop();
 
-  // That are open now.
+  // How many are open.
   size_t connections();
 
  private:
@@ -41,7 +41,7 @@ class Acceptor {
     Listener listener;
     Receiver receiver;
   };
-  // A connection that somebody else will close: the number of its descriptor then belongs to nothing or another file.
+  // Its receiver closes it; the descriptor's number may belong to another file then, of another inode.
   struct Connection {
     int fd;
     ino_t inode;
@@ -49,18 +49,18 @@ class Acceptor {
   };
 
   void Run();
-  // Takes what waits at a socket; false when there are no descriptors left to take it with.
+  // Accepts the connections that wait at a socket; false when the process has no descriptors left for them.
   bool TakeFrom(int socket, const Receiver& receiver);
   bool HasRoomFor(const std::string& client);
   void ForgetClosed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Options options_;
   std::vector<Source> sources_;
-  int wake_ = -1;  // readable once it is to stop
+  int wake_ = -1;  // readable once Run is to end
   std::thread thread_;
   absl::Mutex mutex_;
   std::vector<Connection> open_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // connections of each, none 0
+  std::map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // open connections of each, none 0
 };
 
 }  // namespace kvcompress

@@ -44,7 +44,7 @@ std::string ClientOfHost(std::string_view host) {
 
 std::string ClientOfPeer(std::string_view peer) {
   constexpr std::string_view kIpv4 = "ipv4:";
-  constexpr std::string_view kIpv6 = "ipv6:%5B";  // and "%5D" behind the host, or "%25" and its scope
+  constexpr std::string_view kIpv6 = "ipv6:%5B";  // and "%5D" after the host, or "%25" and its scope
   if (peer.starts_with(kIpv4)) return ClientOfHost(peer.substr(kIpv4.size(), peer.rfind(':') - kIpv4.size()));
   return peer.starts_with(kIpv6) ? ClientOfHost(peer.substr(kIpv6.size())) : "";
 }

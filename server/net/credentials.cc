@@ -17,7 +17,7 @@ bool IsHealthCheck(std::string_view path) {
   return path == "/grpc.health.v1.Health/Check" || path == "/grpc.health.v1.Health/Watch";
 }
 
-// gRPC's hook for a call's metadata. Its own C++ class for this cannot be had for plaintext.
+// gRPC's hook for a call's metadata. The C++ class for it does not work with plaintext.
 void CheckCall(void* state, grpc_auth_context*, const grpc_metadata* metadata, size_t count,
                grpc_process_auth_metadata_done_cb done, void* user_data) {
   std::string_view path;
@@ -34,8 +34,8 @@ void CheckCall(void* state, grpc_auth_context*, const grpc_metadata* metadata, s
        status.ok() ? nullptr : std::string(status.message()).c_str());
 }
 
-// gRPC 1.51's own provider that watches files gives up the certificate in use before it knows whether the next one is
-// any good; its older hook, which it calls for each handshake, keeps it. No C++ class has that hook.
+// gRPC 1.51's provider that watches files drops the certificate in use before it knows whether the next one is good. An
+// older hook, which gRPC calls for each handshake, keeps it; no C++ class has that hook.
 class ListenerCredentials final : public grpc::ServerCredentials {
  public:
   ListenerCredentials(TlsIdentityFiles* identity, const Gate& gate) : identity_(identity) {
@@ -71,7 +71,7 @@ class ListenerCredentials final : public grpc::ServerCredentials {
     std::shared_ptr<const TlsIdentity> latest = identity_->Get();
     if (latest == given_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair = {latest->key.c_str(), latest->certificates.c_str()};
-    // gRPC 1.51 wants authorities here also where no client is asked for a certificate; any will do then.
+    // gRPC 1.51 wants authorities even where it asks no client for a certificate; any will do then.
     const std::string& authorities = latest->client_ca.empty() ? latest->certificates : latest->client_ca;
     *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
     given_ = std::move(latest);
@@ -88,7 +88,7 @@ class ListenerCredentials final : public grpc::ServerCredentials {
 
 absl::Status Gate::Check(std::string_view path, std::string_view authorization, size_t count) const {
   if (is_open() || IsHealthCheck(path)) return absl::OkStatus();
-  // Of several only one would be looked at here, and perhaps another one where clients are told apart.
+  // Of several, this could check one, and whoever tells clients apart could take another.
   absl::Status status =
       count > 1 ? absl::UnauthenticatedError("more than one authorization") : tokens_->Get()->Check(authorization);
   if (!status.ok() && on_refusal_ != nullptr) on_refusal_();

@@ -10,15 +10,16 @@
 
 namespace kvcompress {
 
-// Decides whether a call may come in, before any service knows of it: the one place that no method gets around.
-// Health checks may always, for what asks has often no way to show a token, and learns a single bit.
+// Decides whether a call may come in, before any service sees it; no method gets around it. Health checks always may:
+// whoever makes them often cannot show a token, and learns a single bit.
 class Gate {
  public:
-  // `tokens` null: everybody may come in. Both must outlive the server; `on_refusal` is called for each call refused.
+  // With null `tokens` every call may come in. They must outlive the server. `on_refusal` is called for each refusal.
   Gate(TokenFile* tokens, std::function<void()> on_refusal) : tokens_(tokens), on_refusal_(std::move(on_refusal)) {}
 
   bool is_open() const { return tokens_ == nullptr; }
-  // `count` is how often the call has the metadata `authorization`.
+  // `path` is the call's method, `count` how often it has the metadata `authorization`. UNAUTHENTICATED with a
+  // sentence.
   absl::Status Check(std::string_view path, std::string_view authorization, size_t count) const;
 
  private:
@@ -26,8 +27,8 @@ class Gate {
   const std::function<void()> on_refusal_;
 };
 
-// Credentials of one listener: plaintext where `identity` is null, else TLS of 1.2 or later, with the latest identity
-// for each new connection. Clients must show a certificate where the identity has a client CA. What is given must
+// Credentials of one listener: plaintext where `identity` is null, else TLS 1.2 or later with the latest identity for
+// each new connection. Clients must show a certificate where the identity has a client CA. `identity` and `gate` must
 // outlive the server.
 std::shared_ptr<grpc::ServerCredentials> MakeListenerCredentials(TlsIdentityFiles* identity, const Gate& gate);
 

@@ -27,7 +27,7 @@ absl::Status CannotRead(const std::string& path, int error) {
 }
 
 absl::StatusOr<std::string> ReadWhole(const std::string& path) {
-  // Without waiting for whoever would write to a pipe.
+  // O_NONBLOCK: a pipe must not make us wait for its writer.
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return CannotRead(path, errno);
   std::string text(kMaxFileBytes + 1, '\0');

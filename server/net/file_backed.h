@@ -17,24 +17,24 @@
 // Settings that live in files which others replace while the daemon runs: certificates, tokens.
 namespace kvcompress {
 
-// Tells the files' present state from any other that they were in.
+// A text that is another one after each change of a file.
 std::string StateOfFiles(const std::vector<std::string>& paths);
 
-// Whether one of the files has changed in the last second: it may be in the middle of being written.
+// Whether one of the files has changed in the last second: somebody may still be writing it.
 bool HaveJustChanged(const std::vector<std::string>& paths);
 
-// What is in each of the files. NOT_FOUND "FILE: why" for the first that cannot be read, or is larger than 1 MiB.
+// The contents of each file. NOT_FOUND "FILE: why" for the first that cannot be read or is larger than 1 MiB.
 absl::StatusOr<std::vector<std::string>> ReadFiles(const std::vector<std::string>& paths);
 
-// A value made of the contents of files, and made again once one of them changes. Thread-safe.
+// A value that is made of the contents of files, and made again when one of them changes. Thread-safe.
 template <typename T>
 class FileBacked {
  public:
   // Makes the value of the contents, in the order of the paths; its errors must not quote them.
   using Make = std::function<absl::StatusOr<T>(const std::vector<std::string>& contents)>;
 
-  // `what` is its name in the log and in errors of reading. These, and those of `make`, when there is no value to begin
-  // with.
+  // `what` names the value in the log and in errors. NOT_FOUND for a file that cannot be read; else the error of
+  // `make`.
   static absl::StatusOr<std::unique_ptr<FileBacked>> Load(std::string what, std::vector<std::string> paths, Make make) {
     std::unique_ptr<FileBacked> backed(new FileBacked(std::move(what), std::move(paths), std::move(make)));
     absl::MutexLock lock(&backed->mutex_);
@@ -45,8 +45,8 @@ class FileBacked {
     return backed;
   }
 
-  // The latest value that could be made. Looks at the files when the last look was a second ago; a change of this
-  // moment is left for the next look. A change that gives no value is logged, once, and the value before stays.
+  // The latest value that could be made. Looks at the files once a second at most, and leaves a change of the last
+  // second to the next look. A change that gives no value is logged once; the value before it stays.
   std::shared_ptr<const T> Get() {
     absl::MutexLock lock(&mutex_);
     if (Clock::now() - looked_ < std::chrono::seconds(1)) return value_;
@@ -72,8 +72,8 @@ class FileBacked {
 
   absl::Status Read() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     looked_ = Clock::now();
-    std::string state = StateOfFiles(paths_);  // before the contents: what changes in between is seen by the next look
-    // What cannot be read now, for want of a descriptor perhaps, is tried again at the next look.
+    std::string state = StateOfFiles(paths_);  // before the contents: the next look sees changes in between
+    // The next look tries again to read a file that cannot be read, perhaps for want of a descriptor.
     KVC_ASSIGN_OR_RETURN(const std::vector<std::string> contents, ReadFiles(paths_));
     state_ = std::move(state);
     KVC_ASSIGN_OR_RETURN(T value, make_(contents));
@@ -86,10 +86,9 @@ class FileBacked {
   const Make make_;
   absl::Mutex mutex_;
   Clock::time_point looked_ ABSL_GUARDED_BY(mutex_);
-  std::string state_ ABSL_GUARDED_BY(mutex_);  // that the value was made of
-  std::string seen_ ABSL_GUARDED_BY(mutex_);   // at the last look that found another one
-  std::string logged_
-      ABSL_GUARDED_BY(mutex_);  // the state of the files, and why the last look found nothing new to use
+  std::string state_ ABSL_GUARDED_BY(mutex_);   // of the files when they were last read
+  std::string seen_ ABSL_GUARDED_BY(mutex_);    // the last other state that a look found
+  std::string logged_ ABSL_GUARDED_BY(mutex_);  // the state and the error of the last attempt to read them again
   std::shared_ptr<const T> value_ ABSL_GUARDED_BY(mutex_);
 };
 

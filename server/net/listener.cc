@@ -36,7 +36,7 @@ sockaddr_un UnixSocketAddress(const std::string& path) {
   return address;
 }
 
-// Whether somebody listens at a socket's file: 0, or the error of a client.
+// 0 when somebody listens at the socket's file, else the error of connecting to it.
 int ConnectUnix(const std::string& path) {
   const sockaddr_un address = UnixSocketAddress(path);
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -46,8 +46,8 @@ int ConnectUnix(const std::string& path) {
   return error;
 }
 
-// Held while a socket takes the place of a stale one: of two daemons that find one, the second must not take the
-// first's. The system gives it up with the process; who does not get it in a second goes on without.
+// Held while a socket replaces a stale one: of two daemons that find a stale socket, the second must not remove the new
+// socket of the first. The system releases it with the process. Who does not get it within a second goes on without it.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& path)
@@ -66,8 +66,8 @@ class FolderLock {
   const int fd_;
 };
 
-// Removes a socket that nobody answers on, which a daemon that was killed leaves behind. 0, or why the place is not
-// free: somebody does answer, or it is any other kind of file.
+// Removes a socket that nobody answers on, as a daemon that was killed leaves it. 0 when there is no file then, or the
+// error: somebody answers, or the file is not a socket.
 int RemoveStaleSocket(const std::string& path) {
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0) return 0;
@@ -86,7 +86,7 @@ int BindUnix(int fd, const std::string& path, mode_t mode) {
   return error;
 }
 
-// Empty, and then `error` says why.
+// Empty for a host that is not known; `error` then says why.
 AddressList Resolve(const std::string& host, const std::string& port, std::string& error) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
@@ -105,7 +105,7 @@ int ListenTcp(const addrinfo& info) {
   if (fd < 0) return -1;
   SetOption(fd, SOL_SOCKET, SO_REUSEADDR, 1);
   if (info.ai_family == AF_INET6) SetOption(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
-  // What follows the connections inherit.
+  // Connections inherit the options below.
   SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   constexpr int kUserTimeoutMs = 20'000;  // as long as the answer to a keepalive ping may take
   SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
@@ -116,13 +116,13 @@ int ListenTcp(const addrinfo& info) {
   return -1;
 }
 
-// Of an address of either family.
+// The port in an address of either family.
 in_port_t& PortField(sockaddr& address) {
   return address.sa_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port
                                        : reinterpret_cast<sockaddr_in&>(address).sin_port;
 }
 
-// 0: there is no file.
+// 0 when there is no file.
 ino_t InodeOf(const std::string& path) {
   struct stat info {};
   return lstat(path.c_str(), &info) == 0 ? info.st_ino : 0;
@@ -166,7 +166,7 @@ absl::StatusOr<Listener> Listener::Open(const std::string& address, mode_t mode)
   return listener;
 }
 
-// 0 or the error.
+// Returns 0 or the error.
 int Listener::OpenUnix(mode_t mode) {
   const std::string path = UnixPath(address_);
   const FolderLock lock(path);
@@ -184,7 +184,7 @@ int Listener::OpenUnix(mode_t mode) {
   return 0;
 }
 
-// Why, when it has no socket then.
+// Returns the last error, which counts when there is no socket then.
 std::string Listener::OpenTcp() {
   const Address parts = SplitAddress(address_);
   const bool wildcard = parts.host == "0.0.0.0" || parts.host == "::";
@@ -201,12 +201,12 @@ std::string Listener::OpenTcp() {
       if (fd < 0) {
         const int why = errno;
         error = ErrorText(why);
-        // Clients of the name would get to somebody else, now and then.
+        // Some clients of that name would reach whoever uses the address.
         if (why == EADDRINUSE && !wildcard) return CloseAll(), error;
         continue;
       }
       sockets_.push_back(fd);
-      port = std::to_string(PortOf(fd));  // one that the system has chosen, for all
+      port = std::to_string(PortOf(fd));  // the one that the system has chosen is for all
     }
   }
   if (!sockets_.empty()) address_ = JoinAddress(parts.host, std::stoi(port));

@@ -9,13 +9,13 @@
 
 namespace kvcompress {
 
-// Sockets that listen, without blocking, at one address, which can be several to the system ("localhost"), of which
-// none is in use; closed, and the file of a unix socket removed, at the end. A wildcard listens for IPv6 and IPv4
-// alike, where the system has both.
+// Non-blocking sockets that listen at one address: one socket for each IP address that it stands for ("localhost"). A
+// wildcard listens for IPv6 and IPv4 where the system has both. The destructor closes the sockets and removes a unix
+// socket's file.
 class Listener {
  public:
-  // UNAVAILABLE "listen on ADDRESS: " and why, in the system's words. A unix socket has the permissions `mode`, and
-  // takes the place of one that nobody answers on; any other file there stays.
+  // UNAVAILABLE "listen on ADDRESS: WHY", in the system's words, also when one of several IP addresses is in use. A
+  // unix socket has the permissions `mode`. It replaces a socket that nobody answers on, and no other file.
   static absl::StatusOr<Listener> Open(const std::string& address, mode_t mode);
 
   Listener(Listener&& other) noexcept;
@@ -33,7 +33,7 @@ class Listener {
 
   std::string address_;
   std::vector<int> sockets_;
-  ino_t inode_ = 0;  // of a unix socket's file: another daemon's may have taken its place
+  ino_t inode_ = 0;  // of a unix socket's file, which another daemon may have replaced
 };
 
 }  // namespace kvcompress

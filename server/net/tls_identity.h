@@ -10,7 +10,7 @@
 
 namespace kvcompress {
 
-// What a listener with TLS shows to its clients, and whom it believes theirs; PEM.
+// What a listener with TLS shows to its clients, and which authorities it trusts for theirs. All texts are PEM.
 struct TlsIdentity {
   std::string certificates;  // its own first, then the intermediate ones
   std::string key;
@@ -18,13 +18,13 @@ struct TlsIdentity {
   absl::Time expires;     // the daemon's own certificate
 };
 
-// Of the contents of the certificate's, the key's and, where there is one, the client CA's file. INVALID_ARGUMENT with
-// a line that says which of them is wrong, when gRPC could not use them: it has no words of its own.
+// Makes an identity from the contents of two or three files: certificates, key, client CA. INVALID_ARGUMENT when gRPC
+// could not use one of them, with a line that names its flag: gRPC itself does not say why.
 absl::StatusOr<TlsIdentity> MakeTlsIdentity(const std::vector<std::string>& contents);
 
-// Of the files at these paths; null where `certificate` is empty: no TLS. An empty `client_ca`: clients need no
-// certificate.
 using TlsIdentityFiles = FileBacked<TlsIdentity>;
+// The identity in the files at these paths. Null where `certificate` is empty: no TLS. With an empty `client_ca`
+// clients need no certificate.
 absl::StatusOr<std::unique_ptr<TlsIdentityFiles>> LoadTlsIdentity(const std::string& certificate,
                                                                   const std::string& key, const std::string& client_ca);
 

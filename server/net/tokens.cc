@@ -15,7 +15,7 @@ namespace {
 
 constexpr absl::string_view kScheme = "Bearer ";
 
-// RFC 6750's b64token, but for where its "=" may stand.
+// A character of RFC 6750's b64token; "=" may stand anywhere.
 bool IsTokenCharacter(char c) {
   return absl::ascii_isalnum(c) || c == '-' || c == '.' || c == '_' || c == '~' || c == '+' || c == '/' || c == '=';
 }

@@ -14,7 +14,7 @@
 
 namespace kvcompress {
 
-// The token in the metadata `authorization`, "Bearer TOKEN"; nothing where it is not one.
+// The token in a call's metadata `authorization`, "Bearer TOKEN"; empty for any other text.
 std::optional<std::string_view> BearerToken(std::string_view authorization);
 
 // Bearer tokens that callers may show. Only their hashes are kept.
@@ -22,12 +22,12 @@ class Tokens {
  public:
   static constexpr size_t kMinTokenBytes = 16;
 
-  // Of a file with a token a line; empty lines, and lines that begin with #, are left out. INVALID_ARGUMENT, which
-  // names the line and not what is in it, for what is too short or cannot stand in a header, and for no token at all.
+  // Reads a token from each line; skips empty lines and lines that begin with #. INVALID_ARGUMENT for a token that is
+  // too short or cannot stand in a header, and for a text without tokens. It names the line and does not quote it.
   static absl::StatusOr<Tokens> Parse(std::string_view text);
 
-  // Whether a call may come in whose metadata `authorization` is this; empty: it has none. UNAUTHENTICATED with a
-  // sentence. The time does not depend on which token it is near to, or on how near.
+  // `authorization` is a call's metadata of this name, empty where it has none. UNAUTHENTICATED, with a sentence, when
+  // it shows none of the tokens. The time this takes does not tell how near a token was to one of them.
   absl::Status Check(std::string_view authorization) const;
 
  private:
@@ -36,8 +36,8 @@ class Tokens {
   std::vector<Digest> digests_;
 };
 
-// The tokens of the file at `path`; null where that is empty: none are asked for.
 using TokenFile = FileBacked<Tokens>;
+// The tokens in the file at `path`. Null where `path` is empty: calls need no token.
 absl::StatusOr<std::unique_ptr<TokenFile>> LoadTokens(const std::string& path);
 
 }  // namespace kvcompress

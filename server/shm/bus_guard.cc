@@ -19,8 +19,7 @@ namespace {
 
 // One guarded mapping, as the handler sees it: nothing but lock-free atomics. `begin` is 0 while the slot has no
 // mapping, kTaken while one comes or goes. A handler acts on a mapping only while it has the slot pinned, and whoever
-// takes the mapping away waits for the pins; so a late handler cannot map anything over memory that is somebody else's
-// by then.
+// removes the mapping waits for the pins: a late handler cannot map zeros over memory that has another owner by then.
 struct Slot {
   static constexpr uintptr_t kTaken = 1;
 
@@ -38,13 +37,13 @@ struct Slot {
 };
 static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
-// A signal handler belongs to the process and takes no argument of ours: this table cannot be anybody's member.
+// Global, because a signal handler belongs to the process and takes no argument of ours.
 constinit std::array<Slot, kMaxGuardedMappings> slots;
 struct sigaction previous_action;
 
-// Puts zero pages of this process's own at the page of `address` and a few behind it; not at the whole mapping, because
-// a machine that promises no more memory than it has may not have as much. Many threads may do so for one mapping; who
-// comes last replaces zeros by zeros.
+// Maps zero pages of this process at the page of `address` and the next ones, 512 in all. Not at the whole mapping: a
+// machine that promises no more memory than it has may not have as much. Several threads may do so for one mapping; the
+// last replaces zeros by zeros.
 bool MapZeros(uintptr_t address, uintptr_t end) {
   constexpr size_t kPages = 512;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -72,7 +71,7 @@ void PassOn(int signal, siginfo_t* info, void* context) {
   if (previous_action.sa_handler != SIG_DFL && previous_action.sa_handler != SIG_IGN) {
     return previous_action.sa_handler(signal);
   }
-  // Comes when this handler returns, and ends the process.
+  // This signal comes when the handler returns, and ends the process.
   struct sigaction action {};
   action.sa_handler = SIG_DFL;
   sigaction(signal, &action, nullptr);
@@ -83,7 +82,7 @@ void OnSigbus(int signal, siginfo_t* info, void* context) {
   const int saved_errno = errno;
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   bool repaired = false;
-  // Of other codes, a signal that was sent among them, si_addr is nothing that was accessed.
+  // With other codes, such as those of a signal that was sent, si_addr is not an address that was accessed.
   if (info->si_code == BUS_ADRERR || info->si_code == BUS_MCEERR_AR) {
     for (Slot& slot : slots) {
       if (slot.EndIfHolds(address) != 0 && Repair(slot, address)) {

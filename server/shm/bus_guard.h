@@ -9,12 +9,12 @@
 
 namespace kvcompress {
 
-// Makes `mapping` a region whose memory may vanish: where its object has no page any more, because it was cut short or
-// the machine has no memory for it, SIGBUS is answered by zero pages of this process's own, and the region is no longer
-// intact, which it says before anybody can read the zeros. Without that the signal would end the process.
+// Makes `mapping` a region whose memory may vanish. An access to a page that its object lacks, because the object was
+// cut short or the machine has no memory for it, raises SIGBUS, which would end the process. The handler maps zero
+// pages of this process there, and marks the region as not intact before anybody can read the zeros.
 //
-// The first call installs a handler of SIGBUS for the process; faults anywhere else go on to the handler before it.
-// RESOURCE_EXHAUSTED when there are kMaxGuardedMappings.
+// The first call installs the process's handler of SIGBUS, which passes faults at other addresses on to the handler
+// before it. RESOURCE_EXHAUSTED when there are kMaxGuardedMappings.
 absl::StatusOr<std::shared_ptr<SharedRegion>> GuardMapping(SharedMapping mapping);
 
 inline constexpr size_t kMaxGuardedMappings = 4096;

@@ -6,9 +6,9 @@
 
 namespace kvcompress {
 
-// Fills at most 256 bytes with what nobody can guess.
+// Fills `bytes`, 256 at most, with random values that nobody can guess.
 inline void FillRandom(MutableByteSpan bytes) {
-  // Of so few bytes the system gives all, unless a signal comes while it has none yet.
+  // The system gives so few bytes at once, unless a signal comes before it has any.
   while (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
   }
 }

@@ -15,8 +15,8 @@
 // Shared memory that clients have registered.
 namespace kvcompress {
 
-// Memory of a client's, mapped: the client may write it, and cut its object short, at any time. A page that is not
-// there any more reads as zeros (see bus_guard.h), and the region is then no longer intact.
+// A client's memory, mapped here. The client may write it, and cut its object short, at any time. A page that is gone
+// reads as zeros (bus_guard.h), and the region is then not intact.
 class SharedRegion {
  public:
   virtual ~SharedRegion() = default;
@@ -24,11 +24,12 @@ class SharedRegion {
   virtual bool intact() const = 0;
 };
 
-// The regions of all clients by their ids, which cannot be guessed, and what they take of what there is. Thread-safe.
+// The regions of all clients by their ids, which cannot be guessed, and the limits of what clients register.
+// Thread-safe.
 //
-// Objects cannot have more memory than /dev/shm, but one may be registered many times, and each mapping has page tables
-// of its own, which no other limit counts: of one client all regions together may be as large as /dev/shm, those of all
-// twice that.
+// All objects together have at most the memory of /dev/shm, but one may be registered many times, and each mapping has
+// page tables of its own, which count against no other limit. Therefore the regions of one client together may be as
+// large as /dev/shm, and those of all clients twice that.
 class RegionTable {
   struct Used {
     size_t regions = 0;
@@ -38,7 +39,7 @@ class RegionTable {
  public:
   static constexpr size_t kMaxRegionsPerClient = 3072;
 
-  // A region's part of what its client and all may have. Gives it back when it is destroyed.
+  // What a region takes of the limits of its client and of all. The destructor gives it back.
   class Share {
    public:
     Share() = default;
@@ -56,13 +57,14 @@ class RegionTable {
   // `capacity`: bytes of /dev/shm.
   explicit RegionTable(uint64_t capacity = SharedMemoryCapacity()) : capacity_(capacity) {}
 
-  // For a region of `bytes` that is to be mapped. An empty `client` cannot be told from others. RESOURCE_EXHAUSTED.
+  // For a region of `bytes` that is to be mapped. An empty `client` cannot be told from others: its regions together
+  // have no limit but that of all clients. RESOURCE_EXHAUSTED above a limit.
   absl::StatusOr<Share> Take(const std::string& client, uint64_t bytes);
 
   // Returns the id under which the region is found until Remove.
   uint64_t Add(std::shared_ptr<SharedRegion> region);
   void Remove(uint64_t id);
-  // NOT_FOUND for an id that is not, or no longer, registered. Whoever holds the region keeps its mapping.
+  // NOT_FOUND for an id that is not registered. Whoever holds the region keeps its mapping.
   absl::StatusOr<std::shared_ptr<SharedRegion>> Find(uint64_t id) const;
 
   size_t count() const;
@@ -73,7 +75,7 @@ class RegionTable {
   std::map<uint64_t, std::shared_ptr<SharedRegion>> regions_ ABSL_GUARDED_BY(mutex_);
   const uint64_t capacity_;
   uint64_t bytes_used_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::map<std::string, Used> clients_ ABSL_GUARDED_BY(mutex_);  // none has no regions
+  std::map<std::string, Used> clients_ ABSL_GUARDED_BY(mutex_);  // each has a region
 };
 
 }  // namespace kvcompress

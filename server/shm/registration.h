@@ -14,12 +14,13 @@
 
 namespace kvcompress {
 
-// What one client has registered: the logic of a SharedMemory stream. Whatever it holds goes with it, except for those
-// who use a region at that moment. One thread at a time.
+// What one client has registered on its SharedMemory stream. The destructor unregisters all of it; whoever uses a
+// region at that moment keeps its memory. Not thread-safe.
 //
-// A client proves that it may write an object before the daemon touches more than the object's first page: it must put
-// 16 random bytes there. Otherwise a client could have the daemon, which may be able to open more than the client, read
-// or write an object of somebody else's; a client of another machine cannot even begin.
+// Before the daemon touches more than the first page of a region, the client must prove that it may write the object:
+// it puts 16 random bytes at the region's beginning. Otherwise a client could have the daemon, which may be able to
+// open more than the client, read or write somebody else's object. A client on another machine has no way to write
+// them.
 class Registration {
  public:
   static constexpr size_t kMaxRegions = 64;
@@ -36,21 +37,21 @@ class Registration {
     uint64_t id = 0;  // in the table; 0 before it is confirmed
   };
 
-  // `prefix` is what keys must begin with, behind their "/". `client`: as RegionTable::Take's.
+  // Keys must begin with "/" and `prefix`. `client`: as RegionTable::Take's.
   Registration(RegionTable& table, std::string prefix, std::string client)
       : table_(table), prefix_(std::move(prefix)), client_(std::move(client)) {}
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;
   ~Registration() { RemoveAll(); }
 
-  // Maps the part of the object that `region` describes (without an id), and says what Confirm will look for at its
-  // first bytes. PERMISSION_DENIED for another prefix or an object that the daemon may not open, NOT_FOUND for a key
-  // that does not exist, INVALID_ARGUMENT for a part that the object does not have, ALREADY_EXISTS for a name in use,
-  // RESOURCE_EXHAUSTED over kMaxRegions or what the client may have in all.
+  // Maps the part of the object that `region` describes (its id is ignored), and returns the bytes that Confirm will
+  // look for at its beginning. PERMISSION_DENIED for another prefix or an object that the daemon may not open,
+  // NOT_FOUND for a key that does not exist, INVALID_ARGUMENT for a part that the object does not have, ALREADY_EXISTS
+  // for a name in use, RESOURCE_EXHAUSTED over kMaxRegions or what the client may have in all.
   absl::StatusOr<Challenge> Register(const Region& region);
   // Puts the region into the table. PERMISSION_DENIED when the challenge is not there.
   absl::StatusOr<Region> Confirm(const std::string& name);
-  // The region of this name, or all where it is empty. NOT_FOUND.
+  // The region of this name, all where it is empty. NOT_FOUND.
   absl::StatusOr<std::vector<Region>> Status(const std::string& name) const;
   // The same, and takes them out of the table.
   absl::StatusOr<std::vector<Region>> Unregister(const std::string& name);

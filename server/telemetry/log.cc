@@ -30,7 +30,7 @@ std::string Quoted(std::string_view text) {
   return nlohmann::json(text).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
 }
 
-// Whether a value can stand in a text line without quotes.
+// Whether a value needs no quotes in a text line.
 bool IsPlain(std::string_view text) {
   const auto plain = [](char c) { return c > ' ' && c < 0x7f && c != '"' && c != '='; };
   return !text.empty() && std::all_of(text.begin(), text.end(), plain);

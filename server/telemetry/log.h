@@ -23,10 +23,10 @@ struct LogField {
   bool quoted;  // text, not a number
 };
 
-// Once, at the start. `level` is debug, info, warning or error.
+// Call it once, before the first line. `level` is debug, info, warning or error.
 void SetUpLog(std::string_view level, bool json);
 
-// Whether a line of this level is written: for callers whose fields are costly to make.
+// Whether lines of this level are written: for callers whose fields are costly to make.
 bool Logs(LogLevel level);
 
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {});

@@ -182,25 +182,22 @@ void Metrics::OnDecompressed(const TensorReport& report) {
 std::vector<MetricFamily> Metrics::Collect() const {
   std::vector<MetricFamily> families = registry_.Collect();
   const LiveFigures live = live_();
-  families.push_back(
-      Gauge("kvcompress_in_flight_bytes", "Memory promised to streams.", static_cast<double>(live.bytes)));
-  families.push_back(Gauge("kvcompress_memory_budget_bytes", "Memory that streams may be promised together.",
-                           static_cast<double>(live.memory_budget)));
-  families.push_back(
-      Gauge("kvcompress_queue_depth", "Jobs that wait for a pool thread.", static_cast<double>(live.jobs_queued)));
-  families.push_back(Gauge("kvcompress_pool_threads", "Threads that run codecs.", static_cast<double>(live.threads)));
-  families.push_back(
-      Gauge("kvcompress_draining", "1 while the daemon is on its way to its end.", live.draining ? 1 : 0));
-  families.push_back(Gauge("kvcompress_shared_memory_regions", "Regions of shared memory that clients have registered.",
-                           static_cast<double>(live.shared_memory_regions)));
-  families.push_back(Gauge("kvcompress_shared_memory_bytes", "Bytes of those regions.",
-                           static_cast<double>(live.shared_memory_bytes)));
-  families.push_back(Gauge("kvcompress_connections", "Connections that are open, also those in their handshake.",
-                           static_cast<double>(live.connections)));
+  const auto add = [&families](const char* name, const char* help, auto value) {
+    families.push_back(Gauge(name, help, static_cast<double>(value)));
+  };
+  add("kvcompress_in_flight_bytes", "Memory promised to streams.", live.bytes);
+  add("kvcompress_memory_budget_bytes", "Memory that streams may be promised together.", live.memory_budget);
+  add("kvcompress_queue_depth", "Jobs that wait for a pool thread.", live.jobs_queued);
+  add("kvcompress_pool_threads", "Threads that run codecs.", live.threads);
+  add("kvcompress_draining", "1 while the daemon is on its way to its end.", live.draining);
+  add("kvcompress_shared_memory_regions", "Regions of shared memory that clients have registered.",
+      live.shared_memory_regions);
+  add("kvcompress_shared_memory_bytes", "Bytes of those regions.", live.shared_memory_bytes);
+  add("kvcompress_connections", "Connections that are open, also those in their handshake.", live.connections);
   if (live.certificate_expiry) {
-    families.push_back(Gauge("kvcompress_tls_certificate_expiry_timestamp_seconds",
-                             "When the certificate in use expires, in seconds since 1970.",
-                             absl::ToDoubleSeconds(*live.certificate_expiry - absl::UnixEpoch())));
+    add("kvcompress_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate in use expires, in seconds since 1970.",
+        absl::ToDoubleSeconds(*live.certificate_expiry - absl::UnixEpoch()));
   }
   families.push_back(Gauge("kvcompress_build_info", "What was built; always 1.", 1,
                            {{"version", build_.version}, {"compiler", build_.compiler}, {"simd", build_.simd_target}}));

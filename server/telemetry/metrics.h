@@ -31,7 +31,7 @@ struct BuildInfo {
 BuildInfo ThisBuild();
 void ToMessage(const BuildInfo& build, v1::BuildInfo& message);
 
-// Figures that are read when somebody asks.
+// Figures that are read when somebody asks for the metrics.
 struct LiveFigures {
   uint64_t streams = 0;
   uint64_t bytes = 0;
@@ -45,12 +45,13 @@ struct LiveFigures {
   std::optional<absl::Time> certificate_expiry;
 };
 
-// What the daemon counts: one set of Prometheus metrics, which /metrics and the Metrics call both read. Every label has
-// a bounded number of values. Thread-safe.
+// What the daemon counts: Prometheus metrics, from which both /metrics and the Metrics call are answered. Every label
+// has a bounded number of values. Thread-safe.
 class Metrics final : public SessionObserver, public prometheus::Collectable {
  public:
-  // Where the time of a call goes: waiting for the client's next message; of pool threads in the codec, for a tensor;
-  // handing a response to the transport, which waits for a slow client; from the last message to the last report.
+  // Where the time of a call goes. kRead: waiting for the client's next message. kCodec: a tensor's time on pool
+  // threads. kWrite: handing a response to the transport, which waits for a slow client. kFinish: from the client's
+  // last message to the last report.
   enum class Stage { kRead, kCodec, kWrite, kFinish };
   static constexpr std::array kStageNames = {"read", "codec", "write", "finish"};  // by Stage
 
