@@ -12,7 +12,7 @@ RUN scripts/build.sh && strip bin/kv-compressd bin/kv-compress
 # A label that says another version than the program would be worse than none.
 ARG VERSION=unknown
 RUN test "$VERSION" = unknown || bin/kv-compressd --version | grep -q "^kv-compressd $VERSION "
-# The packages of the libraries that the binaries link, so that the images hold these and no others.
+# The packages of the libraries that the programs link: the images hold these and no others.
 RUN ldd bin/* | awk '$3 ~ "^/" {print $3}' | sort -u | xargs realpath | sed 's,^/usr/,*/,' \
   | xargs dpkg-query -S | cut -d: -f1 | sort -u > packages && test -s packages
 
@@ -42,15 +42,14 @@ LABEL org.opencontainers.image.title="kv-compressd" \
       org.opencontainers.image.description="Compresses key/value caches of large language models: the gRPC daemon" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
-# Where the unix socket is, for the containers beside it: a volume, so that it can be shared, and written where the
-# rest of the file system cannot be.
+# The unix socket's folder is a volume: containers beside this one can mount it, and the daemon can write to it where the
+# rest of the file system is read-only.
 USER root
 RUN install -d -o 10001 -g 10001 -m 0755 /run/kv-compressd
 USER 10001:10001
 VOLUME /run/kv-compressd
-# Every flag --foo-bar of the daemon is also the variable KV_COMPRESSD_FOO_BAR. Who may reach a container's port is said where
-# it is started, and plaintext is allowed for that reason; with KV_COMPRESSD_TLS_CERT and KV_COMPRESSD_TLS_KEY the port speaks
-# TLS alone.
+# Every flag --foo-bar of the daemon is also the variable KV_COMPRESSD_FOO_BAR. Plaintext is allowed, since whoever starts a
+# container says who can reach its port; with KV_COMPRESSD_TLS_CERT and KV_COMPRESSD_TLS_KEY the port speaks TLS alone.
 ENV KV_COMPRESSD_LISTEN=0.0.0.0:50051,unix:/run/kv-compressd/kv-compressd.sock \
     KV_COMPRESSD_METRICS_LISTEN=0.0.0.0:9464 \
     KV_COMPRESSD_ALLOW_PLAINTEXT=true
