@@ -1,10 +1,8 @@
-"""The command line: flags, words and exit codes of the reference, a daemon in place of the codec, interruption."""
+"""The command line: flags, words and exit codes of the reference, a daemon in place of the codec."""
 
 import json
 import os
-import pty
 import re
-import signal
 import socket
 import time
 
@@ -16,22 +14,6 @@ from cli_helpers import File, run, run_ok, start, write_file
 REFERENCE_KEYS = ["compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
                   "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
                   "violations"]
-SLOW_CODEC = "raw|zstd(level=19)"
-
-
-@pytest.fixture
-def slow_input(tmp_path):
-    """A file that SLOW_CODEC needs many seconds for."""
-    values = np.random.default_rng(1).standard_normal((64, 8, 512, 64)).astype(np.float16)
-    return write_file(tmp_path / "slow.safetensors", {"layer_0_key": np.tile(values, (4, 1, 1, 1))})
-
-
-def wait_for_temporary(folder):
-    """Until the output has begun."""
-    deadline = time.monotonic() + 30
-    while not any(path.stat().st_size > 0 for path in folder.glob(".kvcompress-*.tmp")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def free_address():
@@ -359,60 +341,7 @@ def test_a_daemon_that_is_not_there(bin_dir, sample, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_daemon_that_dies_in_the_middle(bin_dir, tmp_path, slow_input, daemon):
-    server = daemon("--threads", "1")
-    (tmp_path / "out").write_text("old")
-    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC,
-                   "-server", server.address)
-    wait_for_temporary(tmp_path)
-    server.process.kill()
-    server.wait()
-    stdout, stderr = client.communicate(timeout=30)
-    assert stderr.decode().startswith(f"Error: daemon {server.address}: ") and stderr.count(b"\n") == 1
-    assert (stdout, client.returncode) == (b"", 1)
-    assert (tmp_path / "out").read_text() == "old"
-    assert not list(tmp_path.glob(".kvcompress-*"))
-
-
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_timeout_that_passes(bin_dir, tmp_path, slow_input, daemon, remote):
-    flags = ["-server", daemon("--threads", "1").address] if remote else ["-threads", "1"]
-    began = time.monotonic()
-    done = run(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC, "-timeout", "700ms",
-               *flags)
-    assert (done.stderr, done.returncode) == ("Error: not done within the -timeout of 700ms\n", 1)
-    assert 0.6 < time.monotonic() - began < 10
-    assert list(tmp_path.iterdir()) == [slow_input]
-
-
-# Interruption, and the terminal.
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
-                                          (signal.SIGQUIT, 131)])
-def test_a_signal_leaves_the_old_file_and_no_temporary(bin_dir, tmp_path, slow_input, number, code):
-    (tmp_path / "out").write_text("old")
-    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC)
-    wait_for_temporary(tmp_path)
-    client.send_signal(number)
-    stdout, stderr = client.communicate(timeout=10)
-    assert (stdout, stderr, client.returncode) == (b"", b"Error: interrupted\n", code)
-    assert (tmp_path / "out").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "slow.safetensors"]
-
-
-def test_a_reader_that_goes_leaves_no_temporary(bin_dir, tmp_path, slow_input):
-    client = start(bin_dir, "-sweep", "-input", slow_input, "-report", tmp_path / "page.html")
-    try:
-        assert client.stderr.readline().startswith(b"[1/")
-        client.stderr.close()
-        time.sleep(1)  # more lines
-        client.send_signal(signal.SIGTERM)
-        assert client.wait(10) == 143
-    finally:
-        client.kill()
-        client.stdout.close()
-    assert list(tmp_path.iterdir()) == [slow_input]
-
+# Files and the environment.
 
 def test_no_input_is_replaced_by_what_it_is_read_for(bin_dir, tmp_path, sample):
     victim = tmp_path / "victim.safetensors"
@@ -456,31 +385,3 @@ def test_tls_by_the_environment_is_never_plaintext(bin_dir, sample, text):
 def test_tls_by_the_environment_that_is_no_word_for_it(bin_dir, sample):
     done = run(bin_dir, "-input", sample, "-metrics-only", "-server", "127.0.0.1:1", env={"KV_COMPRESS_TLS": "yes"})
     assert (done.stderr, done.returncode) == ('Error: KV_COMPRESS_TLS is "yes", not true or false\n', 1)
-
-
-def test_a_crash_leaves_the_old_file(bin_dir, tmp_path, slow_input):
-    (tmp_path / "out").write_text("old")
-    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC)
-    wait_for_temporary(tmp_path)
-    client.kill()
-    client.communicate(timeout=10)
-    assert (tmp_path / "out").read_text() == "old"
-
-
-def test_a_progress_bar_on_a_terminal_only(bin_dir, tmp_path, slow_input):
-    controller, terminal = pty.openpty()
-    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC, "-timeout", "1s",
-                   stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(controller, 4096)
-        except OSError:  # the terminal's other side is closed
-            break
-    os.close(controller)
-    stdout, _ = client.communicate(timeout=30)
-    assert re.search(rb"\rcompress \[[#.]{30}\] +\d+% \d+\.\d MiB, \d+ MiB/s", shown)
-    # It is wiped before the error.
-    assert shown.endswith(b"\r\x1b[KError: not done within the -timeout of 1s\r\n")
-    assert (stdout, client.returncode) == (b"", 1)

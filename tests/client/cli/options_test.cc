@@ -16,7 +16,7 @@ class OptionsTest : public ::testing::Test {
   void SetUp() override { unsetenv("KV_COMPRESS_SERVER"); }
   void TearDown() override { unsetenv("KV_COMPRESS_SERVER"); }
 
-  // The fault of a command line that parses; empty when there is none.
+  // What CompleteOptions says against a command line that parses; empty for nothing.
   std::string FaultOf(std::vector<const char*> words) {
     options_ = {};
     GoFlags flags("kv-compress");

@@ -12,7 +12,7 @@ TEST(PrintableTest, TextStaysAsItIs) {
 
 TEST(PrintableTest, WhatATerminalActsUponIsEscaped) {
   EXPECT_EQ(OneLine("a\nb\x1b[2J\x7f"), "a\\x0ab\\x1b[2J\\x7f");
-  // CSI and the last of C1, and the first character behind it.
+  // CSI and the last of C1, and the first character after it.
   EXPECT_EQ(OneLine("\u009b2J\u009f\u00a0"), "\\u009b2J\\u009f\u00a0");
 }
 

@@ -24,7 +24,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kNoLimit = uint64_t{1} << 40;
 
-// A file in memory, of gaussian values; value i of tensor k is found again by its bytes.
+// A file in memory with gaussian values, whose bytes tell where a value is from.
 struct TestFile {
   safetensors::Header header;
   std::vector<std::byte> bytes;
@@ -78,7 +78,7 @@ TEST(SampleFile, OfALargeFileEvenlySpacedRunsOfEveryTensor) {
     const uint64_t run_bytes = rows * shape.back() * DTypeSize(tensor.tensor.dtype);
     ASSERT_EQ(tensor.values.size(), tensor.first_rows.size() * run_bytes);
     ASSERT_GT(tensor.first_rows.size(), 2u);
-    // Each run lies in the file where it says, after the one before, and so that its first row fits.
+    // Each run is at its place in the file, after the run before it, and its first row is the one that it names.
     auto from = file.bytes.begin() + static_cast<ptrdiff_t>(begin);
     const auto end = file.bytes.begin() + static_cast<ptrdiff_t>(file.header.entries[k].end);
     for (size_t run = 0; run < tensor.first_rows.size(); ++run) {

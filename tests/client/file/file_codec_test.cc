@@ -6,16 +6,11 @@
 
 #include <chrono>
 #include <csignal>
-#include <filesystem>
-#include <fstream>
 
-#include "absl/strings/str_format.h"
-#include "client/local_client.h"
 #include "core/codec/registry.h"
 #include "core/file/compressed_file.h"
 #include "core/quality/quality.h"
-#include "tests/testing/status_matchers.h"
-#include "tests/testing/values.h"
+#include "tests/client/file/file_harness.h"
 
 namespace kvcompress {
 namespace {
@@ -25,87 +20,9 @@ using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::StartsWith;
 
-namespace fs = std::filesystem;
-
-using Bytes = std::vector<std::byte>;
-using Metadata = std::map<std::string, std::string>;
-
-struct PlainTensor {
-  std::string name;
-  std::string dtype;
-  std::vector<uint64_t> shape;
-  Bytes values;
-};
-
-std::string MakePlainFile(const std::vector<PlainTensor>& tensors, const std::optional<Metadata>& metadata) {
-  std::vector<safetensors::Entry> entries;
-  std::string data;
-  for (const PlainTensor& tensor : tensors) {
-    const uint64_t begin = data.size();
-    data += AsText(tensor.values);
-    entries.push_back({tensor.name, tensor.dtype, tensor.shape, begin, data.size()});
-  }
-  return *SerializeHeader(entries, metadata.value_or(Metadata()), metadata.has_value()) + data;
-}
-
-PlainTensor MakePlainTensor(std::string name, DType dtype, std::vector<uint64_t> shape, uint32_t seed = 1) {
-  const uint64_t elements = *NumElements(shape);
-  return {std::move(name), std::string(DTypeName(dtype)), std::move(shape),
-          MakeValues(dtype, elements, Distribution::kGaussian, seed)};
-}
-
-class FileCodecTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::path(::testing::TempDir()) / absl::StrFormat("kvc_%s_%d", test->name(), getpid());
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string Path(std::string_view name) const { return (folder_ / name).native(); }
-
-  void Write(const std::string& path, const std::string& bytes) {
-    fs::remove(path);  // some file systems sync a file that is truncated and written again
-    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-  }
-
-  std::string Read(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-
-  std::vector<std::string> Files() {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename().native());
-    std::sort(names.begin(), names.end());
-    return names;
-  }
-
-  absl::StatusOr<FileReport> Compress(const std::string& input, const std::string& output, std::string_view codec,
-                                      const FileOptions& options = {}) {
-    return CompressFile(*client_, input, output, *Profile::Uniform(codec), codec, options);
-  }
-
-  absl::StatusOr<FileReport> Decompress(const std::string& input, const std::string& output,
-                                        const FileOptions& options = {}) {
-    return DecompressFile(*client_, input, output, options);
-  }
-
-  // What a file of these tensors becomes by compression without loss and decompression.
-  std::string RoundTrip(const std::string& plain, std::string_view codec = "raw") {
-    Write(Path("in"), plain);
-    EXPECT_THAT(Compress(Path("in"), Path("packed"), codec), IsOk());
-    EXPECT_THAT(Decompress(Path("packed"), Path("out")), IsOk());
-    return Read(Path("out"));
-  }
-
-  fs::path folder_;
-  std::unique_ptr<CodecClient> client_ = MakeLocalClient(2);
-};
+using FileCodecTest = FileTest;
 
 TEST_F(FileCodecTest, LosslessFilesComeBackByteForByte) {
   const std::vector<PlainTensor> tensors = {
@@ -366,91 +283,6 @@ TEST_F(FileCodecTest, ADeadlineThatHasPassed) {
   EXPECT_THAT(Decompress(Path("packed"), Path("new"), options),
               StatusIs(absl::StatusCode::kDeadlineExceeded, "deadline exceeded"));
   EXPECT_THAT(Files(), ElementsAre("in", "packed"));
-}
-
-class DamagedFileTest : public FileCodecTest {
- protected:
-  // A small compressed file with all that one can hold, and padding in its header.
-  std::string MakeCompressed() {
-    Write(Path("in"), MakePlainFile({MakePlainTensor("layer_0_key", DType::kF16, {1, 1, 3, 16}),
-                                     MakePlainTensor("empty", DType::kF32, {0})},
-                                    Metadata{{"format", "pt"}}));
-    EXPECT_THAT(Compress(Path("in"), Path("packed"), "int4(group=32)|zstd(level=1)"), IsOk());
-    return Read(Path("packed"));
-  }
-
-  absl::Status FaultOf(const std::string& bytes) {
-    Write(Path("damaged"), bytes);
-    return Decompress(Path("damaged"), "").status();
-  }
-
-  static bool IsRefusal(const absl::Status& status) {
-    return absl::IsInvalidArgument(status) || absl::IsDataLoss(status) || absl::IsUnimplemented(status) ||
-           absl::IsResourceExhausted(status);
-  }
-};
-
-TEST_F(DamagedFileTest, EveryFlippedBitIsRefused) {
-  const std::string good = MakeCompressed();
-  ASSERT_THAT(FaultOf(good), IsOk());
-  ASSERT_THAT(good, HasSubstr("} "));  // padding is there to be damaged
-  for (size_t i = 0; i < good.size() * 8; ++i) {
-    std::string bad = good;
-    bad[i / 8] = static_cast<char>(bad[i / 8] ^ (1 << (i % 8)));
-    const absl::Status status = FaultOf(bad);
-    ASSERT_TRUE(IsRefusal(status)) << "bit " << i % 8 << " of byte " << i / 8 << ": " << status;
-  }
-}
-
-TEST_F(DamagedFileTest, EveryTruncationAndAnyTailIsRefused) {
-  const std::string good = MakeCompressed();
-  for (size_t size = 0; size < good.size(); ++size) {
-    const absl::Status status = FaultOf(good.substr(0, size));
-    ASSERT_TRUE(IsRefusal(status)) << size << " bytes: " << status;
-  }
-  EXPECT_THAT(FaultOf(good + '\0'), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("parse header: ")));
-}
-
-TEST_F(DamagedFileTest, OtherBlanksInTheHeaderAreRefused) {
-  std::string bad = MakeCompressed();
-  bad[bad.find("} ") + 1] = '\t';
-  EXPECT_THAT(FaultOf(bad), StatusIs(absl::StatusCode::kDataLoss,
-                                     "compressed file is damaged: its header does not match the header's checksum"));
-}
-
-TEST_F(DamagedFileTest, ANewerVersionIsNamed) {
-  std::string bad = MakeCompressed();
-  const std::string version = "\"kvcompress.version\":\"1\"";
-  bad.replace(bad.find(version), version.size(), "\"kvcompress.version\":\"7\"");
-  EXPECT_THAT(FaultOf(bad), StatusIs(absl::StatusCode::kUnimplemented,
-                                     "compressed file has version \"7\", and this program reads version 1"));
-}
-
-// A file whose header is right, checksum included, around entries that are not frames of their sizes.
-TEST_F(DamagedFileTest, EntriesThatAreNotExactlyAFrame) {
-  Write(Path("in"), MakePlainFile({MakePlainTensor("a", DType::kF16, {64})}, std::nullopt));
-  ASSERT_THAT(Compress(Path("in"), Path("packed"), "raw"), IsOk());
-  const auto header = safetensors::ReadHeader(**FileSource::Open(Path("packed")));
-  const std::string frame = Read(Path("packed")).substr(header->data_start);
-  const auto fault = [&](const std::string& entry, const std::string& dtype, std::vector<uint64_t> shape) {
-    const auto bytes =
-        SerializeCompressedHeader({{"a", dtype, std::move(shape), 0, entry.size()}}, {}, false, "raw", 0);
-    return FaultOf(*bytes + entry);
-  };
-  const uint64_t size = frame.size();
-  ASSERT_THAT(fault(frame, "U8", {size}), IsOk());
-  EXPECT_THAT(
-      fault(frame, "U8", {1, size}),
-      StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"a\": entry is U8 of rank 2, but frames are U8 of rank 1"));
-  EXPECT_THAT(fault(frame, "I8", {size}), StatusIs(absl::StatusCode::kInvalidArgument,
-                                                   "tensor \"a\": entry is I8 of rank 1, but frames are U8 of rank 1"));
-  EXPECT_THAT(fault(frame + "abc", "U8", {size + 3}),
-              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"a\": 3 bytes behind the frame's end mark"));
-  EXPECT_THAT(fault(frame.substr(0, size - 1), "U8", {size - 1}),
-              StatusIs(absl::StatusCode::kDataLoss, StartsWith("tensor \"a\": ")));
-  EXPECT_THAT(fault(frame.substr(0, 20), "U8", {20}),
-              StatusIs(absl::StatusCode::kDataLoss, StartsWith("tensor \"a\": ")));
-  EXPECT_THAT(fault("", "U8", {0}), StatusIs(absl::StatusCode::kDataLoss, StartsWith("tensor \"a\": ")));
 }
 
 }  // namespace

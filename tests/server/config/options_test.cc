@@ -93,7 +93,7 @@ TEST(OptionsTest, BeyondThisMachineNeedsTlsOrAWord) {
     EXPECT_THAT(Parse({"--listen", address, "--allow-plaintext"}), IsOk());
     EXPECT_THAT(Parse({"--listen", address, "--tls-cert=c", "--tls-key=k"}), IsOk());
     EXPECT_THAT(Parse({"--listen", address, "--healthcheck"}), IsOk());  // asks, and serves nobody
-    // A token is worth nothing to a daemon that lets everybody on the way read it, whatever else is allowed.
+    // Tokens are not sent in plaintext beyond this machine, whatever else is allowed.
     EXPECT_THAT(refused({"--listen", address, "--allow-plaintext", "--token-file=t"}),
                 HasSubstr("tokens would go there in plaintext"));
     EXPECT_THAT(Parse({"--listen", address, "--tls-cert=c", "--tls-key=k", "--token-file=t"}), IsOk());

@@ -33,7 +33,7 @@ int Connect(const std::string& address, const char* host) {
   return fd;
 }
 
-// Whether the other side has closed it, which it does at once or not at all.
+// Whether the other side has closed the connection, which it does at once or never.
 bool IsClosed(int fd) {
   char byte;
   return recv(fd, &byte, 1, 0) == 0;
@@ -54,7 +54,7 @@ class AcceptorTest : public ::testing::Test {
     acceptor_->Start();
   }
 
-  // The connections that were taken, once there are so many.
+  // The connections that were accepted, once there are so many.
   std::vector<int> Taken(size_t count) {
     absl::MutexLock lock(&mutex_);
     const auto enough = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return taken_.size() >= count; };
@@ -81,7 +81,7 @@ TEST_F(AcceptorTest, OneClientLeavesRoomForOthers) {
   EXPECT_EQ(acceptor_->connections(), 3u);
   EXPECT_EQ(rejected_, 2);
 
-  // Whoever took them closes them, and their numbers may belong to something else at once.
+  // The receiver closes them, and their descriptors' numbers may belong to other files at once.
   close(taken[0]);
   const int reused = dup(STDIN_FILENO);
   EXPECT_EQ(reused, taken[0]);

@@ -20,7 +20,7 @@ using testing::StatusIs;
 
 void Write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 
-// Both files together; nothing can be made of "bad".
+// The value is both files' contents together; "bad" gives none.
 absl::StatusOr<std::string> Join(const std::vector<std::string>& contents) {
   if (contents[0] == "bad") return absl::InvalidArgumentError("bad");
   return contents[0] + contents[1];

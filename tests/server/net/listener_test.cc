@@ -26,7 +26,7 @@ using testing::StatusIs;
 
 constexpr mode_t kMode = 0660;
 
-// A path of this process's own, with nothing there.
+// A path of this process's own, without a file.
 std::string FreshPath() {
   std::string path = ::testing::TempDir() + "kvc_listener_test." + std::to_string(getpid());
   unlink(path.c_str());
@@ -35,7 +35,7 @@ std::string FreshPath() {
 
 bool Exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
-// A socket at `path` that nobody listens at any more.
+// Leaves a socket at `path` that nobody listens on.
 void LeaveSocket(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;

@@ -27,7 +27,7 @@ using testing::StatusIs;
 
 constexpr size_t kPage = 4096;
 
-// An object of this test's own and a region over it.
+// This test's own object and a region of it.
 class BusGuardTest : public ::testing::Test {
  protected:
   static std::string Key() { return absl::StrCat("/kvc-test-", getpid(), "-bus"); }
@@ -59,7 +59,7 @@ TEST_F(BusGuardTest, WhatIsCutOffReadsAsZerosAndTheRegionSaysSo) {
   EXPECT_TRUE(region_->intact());
   EXPECT_EQ(region_->bytes()[2 * kPage], std::byte{0});
   EXPECT_FALSE(region_->intact());
-  // What is written now is nobody else's to read, but it does not fault.
+  // A write does not fault; nobody else can read it.
   std::ranges::fill(region_->bytes(), std::byte{9});
   EXPECT_THAT(region_->bytes(), Each(std::byte{9}));
   EXPECT_FALSE(region_->intact());
@@ -84,7 +84,7 @@ TEST_F(BusGuardTest, OtherRegionsOfTheObjectAreTheirOwn) {
   EXPECT_TRUE(region_->intact());
 }
 
-// Both kinds of access, of many threads at once, while the object goes up and down under them.
+// Many threads read and write while the object grows and shrinks under them.
 TEST_F(BusGuardTest, ThreadsThatReadAndWriteWhileTheObjectIsCutShort) {
   constexpr size_t kPages = 64;
   for (int round = 0; round < 50; ++round) {
@@ -120,7 +120,7 @@ TEST_F(BusGuardTest, ThreadsThatReadAndWriteWhileTheObjectIsCutShort) {
   }
 }
 
-// A fault of one region's looks at the slots of others, which come and go meanwhile.
+// The handler of a fault in one region looks at the slots of others, which come and go meanwhile.
 TEST_F(BusGuardTest, RegionsComeAndGoWhileOthersFault) {
   Make(16 * kPage);
   std::atomic<bool> stop = false;
@@ -180,14 +180,14 @@ TEST_F(BusGuardTest, TheNumberOfRegionsIsLimited) {
   EXPECT_THAT(GuardMapping(*object_->Map(0, kPage)), IsOk());
 }
 
-// Touches a page that is gone, of a mapping that nobody guards.
+// Touches a page that is gone in a mapping without a guard.
 void FaultElsewhere(const SharedMemory& object) {
   const SharedMapping mapping = *object.Map(0, kPage);
   if (truncate(absl::StrCat("/dev/shm", object.key()).c_str(), 0) != 0) std::abort();
   *const_cast<volatile std::byte*>(mapping.bytes().data()) = std::byte{1};
 }
 
-// By the signal, or by the handler that a sanitizer has for it.
+// Whether the process was ended by the signal, or by a sanitizer's handler of it.
 bool EndedByTheSignal(int status) {
   return WIFSIGNALED(status) ? WTERMSIG(status) == SIGBUS : WIFEXITED(status) && WEXITSTATUS(status) != 0;
 }

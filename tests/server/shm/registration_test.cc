@@ -179,7 +179,7 @@ TEST_F(RegistrationTest, RegionsAreLimited) {
   EXPECT_THAT(stream_->Register(Whole("one more")), IsOk());
 }
 
-// Each mapping costs memory of the daemon's, also the second one of the same object.
+// Each mapping costs the daemon memory, also a second one of the same object.
 TEST_F(RegistrationTest, RegionsOfAClientAreNoLargerThanWhatItCouldHave) {
   RegionTable table(10 * kSize);
   Registration a(table, Prefix(), "a"), same_client(table, Prefix(), "a"), b(table, Prefix(), "b"),
