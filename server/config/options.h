@@ -47,8 +47,8 @@ struct Options {
 
 // Reads the flags in `args` (without the program's name), the environment and the file that --config names. The command
 // line comes before the environment, which comes before the file. INVALID_ARGUMENT with one line that names the fault
-// and where it is, also for settings that do not go together, and for a daemon that others could reach unprotected
-// without --allow-plaintext.
+// and where it is, also for settings that do not go together and, without --allow-plaintext, for a daemon that others
+// could reach unprotected.
 absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
                                      const std::function<const char*(const char*)>& getenv);
 

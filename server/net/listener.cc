@@ -47,7 +47,7 @@ int ConnectUnix(const std::string& path) {
 }
 
 // Held while a socket replaces a stale one: of two daemons that find a stale socket, the second must not remove the new
-// socket of the first. The system releases it with the process. Who does not get it within a second goes on without it.
+// socket of the first. The system releases it with the process. A daemon that does not get it in a second goes on.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& path)
