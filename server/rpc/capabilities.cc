@@ -11,7 +11,7 @@
 #include "core/frame_plan.h"
 #include "proto/wire/grpc/message.h"
 #include "server/net/address.h"
-#include "server/session/compress_headers.h"
+#include "server/session/headers.h"
 #include "server/telemetry/metrics.h"
 
 namespace kvcompress {

@@ -8,6 +8,7 @@
 #include "server/rpc/call.h"
 #include "server/rpc/capabilities.h"
 #include "server/rpc/stream_reactor.h"
+#include "server/session/tensor_call.h"
 
 namespace kvcompress {
 namespace {
@@ -54,12 +55,12 @@ RawReactor* Service::Decompress(grpc::CallbackServerContext* context) { return S
 
 grpc::ServerUnaryReactor* Service::CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return StartCompressTensor(context, request, response, Client(*context), tensor_calls_);
+  return StartTensorCall<CompressTensorCall>(context, *request, response, Client(*context), tensor_calls_);
 }
 
 grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  return StartDecompressTensor(context, request, response, Client(*context), tensor_calls_);
+  return StartTensorCall<DecompressTensorCall>(context, *request, response, Client(*context), tensor_calls_);
 }
 
 template <typename Request, typename Answer>

@@ -6,11 +6,9 @@
 
 #include "core/base/thread_pool.h"
 #include "server/session/admission.h"
-#include "server/session/session.h"
+#include "server/session/options.h"
 #include "server/telemetry/metrics.h"
 
-// CompressTensor and DecompressTensor: a tensor that came in one message. A small one with a fast codec is done in the
-// reaction itself, which is sooner than handing it to another thread; every other is a job of the pool.
 namespace kvcompress {
 
 struct TensorCallEnvironment {
@@ -20,12 +18,13 @@ struct TensorCallEnvironment {
   Metrics& metrics;
 };
 
-// `request` and `response` are the call's, `client` is ClientOf's; the environment must outlive the call.
-grpc::ServerUnaryReactor* StartCompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                              grpc::ByteBuffer* response, std::string client,
-                                              const TensorCallEnvironment& environment);
-grpc::ServerUnaryReactor* StartDecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                                grpc::ByteBuffer* response, std::string client,
-                                                const TensorCallEnvironment& environment);
+// Starts a call of CompressTensor (`Call` is CompressTensorCall) or DecompressTensor (DecompressTensorCall). A small
+// tensor with a fast codec is done in the reaction itself, which is sooner than handing it to another thread; every
+// other is a job of the pool. `request` and `response` are the call's, `client` is ClientOf's; the environment must
+// outlive the call.
+template <typename Call>
+grpc::ServerUnaryReactor* StartTensorCall(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
+                                          grpc::ByteBuffer* response, std::string client,
+                                          const TensorCallEnvironment& environment);
 
 }  // namespace kvcompress

@@ -4,6 +4,18 @@
 
 namespace kvcompress {
 
+void ReportCompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
+  const Quality quality = QualityOf(report.sums);
+  const std::vector<Violation> violations = CheckThresholds(quality);
+  ToMessage(report, quality, violations, message);
+  observer.OnCompressed(report, quality, violations);
+}
+
+void ReportDecompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
+  ToMessage(report, message);
+  observer.OnDecompressed(report);
+}
+
 template <typename Response>
 void Sink<Response>::Fail(const absl::Status& status) {
   {
@@ -46,12 +58,9 @@ void CompressResponses::OnFrame(Slice bytes) {
 }
 
 void CompressResponses::OnTensor(const TensorReport& report) {
-  const Quality quality = QualityOf(report.sums);
-  const std::vector<Violation> violations = CheckThresholds(quality);
   v1::CompressResponse response;
-  kvcompress::ToMessage(report, quality, violations, *response.mutable_tensor());
+  ReportCompressed(report, observer_, *response.mutable_tensor());
   merger_.Add(report.tensor.name, report.sums);
-  observer_.OnCompressed(report, quality, violations);
   Finish(report, std::move(response));
 }
 
@@ -84,8 +93,7 @@ void DecompressResponses::OnData(Slice values) {
 
 void DecompressResponses::OnTensor(const TensorReport& report) {
   v1::DecompressResponse response;
-  kvcompress::ToMessage(report, *response.mutable_tensor());
-  observer_.OnDecompressed(report);
+  ReportDecompressed(report, observer_, *response.mutable_tensor());
   Finish(report, std::move(response));
 }
 

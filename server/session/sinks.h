@@ -21,6 +21,10 @@ class SessionObserver {
   virtual void OnDecompressed(const TensorReport& report) = 0;
 };
 
+// Describe a tensor that is done, as the client gets it, and tell the observer.
+void ReportCompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message);
+void ReportDecompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message);
+
 struct StreamTotals {
   uint64_t tensors = 0;
   uint64_t tensor_bytes = 0;

@@ -14,8 +14,7 @@ absl::Status CompressStreamWork::Begin(Stream& stream, const v1::CompressHeader&
 
 absl::Status DecompressStreamWork::Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions&,
                                          OutputBuffers* buffers) {
-  // The client describes no more of the tensor than its name.
-  KVC_RETURN_IF_ERROR(ValidateTensor({.name = header.name(), .shape = {}, .axes = {}}).status());
+  KVC_RETURN_IF_ERROR(CheckName(header));
   return stream.Begin(header.name(), buffers);
 }
 

@@ -3,7 +3,7 @@
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"
 #include "proto/wire/direction.h"
-#include "server/session/compress_headers.h"
+#include "server/session/headers.h"
 #include "server/session/options.h"
 #include "server/session/sinks.h"
 

@@ -53,7 +53,7 @@ def test_refusals_are_those_of_a_stream(client):
     assert refusal(stub.CompressTensor, request(client, array, "int9")) == (
         invalid, 'tensor "t": unknown codec "int9"')
     assert refusal(stub.CompressTensor, request(client, array, frame_to_buffer=True)) == (
-        invalid, "rooms are for output of streams")
+        invalid, "buffers are for output of streams")
     short = request(client, array)
     short.data = short.data[:-1]
     assert refusal(stub.CompressTensor, short) == (

@@ -1,4 +1,4 @@
-#include "server/session/compress_headers.h"
+#include "server/session/headers.h"
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
@@ -31,6 +31,10 @@ absl::Status CompressHeaders::TakeProfile(const std::string& text) {
   KVC_ASSIGN_OR_RETURN(profile_, Profile::Parse(text));
   text_ = text;
   return absl::OkStatus();
+}
+
+absl::Status CheckName(const v1::DecompressHeader& header) {
+  return ValidateTensor({.name = header.name(), .shape = {}, .axes = {}}).status();
 }
 
 }  // namespace kvcompress

@@ -1,0 +1,180 @@
+#include "server/session/tensor_call.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/base/status_macros.h"
+#include "proto/wire/convert.h"
+#include "tests/server/session/session_harness.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using testing::Distribution;
+using ::testing::ElementsAre;
+using testing::IsOk;
+using testing::MakeTensor;
+using testing::MakeValues;
+using testing::StatusIs;
+
+using Bytes = std::vector<std::byte>;
+
+v1::CompressTensorRequest ToCompress(uint64_t elements, std::string codec) {
+  v1::CompressTensorRequest request;
+  *request.mutable_header() = MakeHeader(MakeTensor("t", DType::kF16, {elements}), std::move(codec), false);
+  return request;
+}
+
+v1::DecompressTensorRequest ToDecompress(std::string name) {
+  v1::DecompressTensorRequest request;
+  *request.mutable_header() = MakeHeader(std::move(name), false);
+  return request;
+}
+
+// `bytes` in slices of `piece` bytes.
+std::vector<Slice> Pieces(ByteSpan bytes, size_t piece) {
+  std::vector<Slice> pieces;
+  for (size_t at = 0; at < bytes.size(); at += piece) {
+    pieces.push_back(Slice::Of(Buffer::Copy(bytes.subspan(at, std::min(piece, bytes.size() - at)))));
+  }
+  return pieces;
+}
+
+class TensorCallTest : public ::testing::Test {
+ protected:
+  // The output of a whole call.
+  template <typename Call>
+  absl::StatusOr<std::string> Run(Call& call, const typename Call::Request& request, std::vector<Slice> input,
+                                  typename Call::Response& response) {
+    KVC_RETURN_IF_ERROR(call.Start(request, std::move(input), options_, ticket_));
+    KVC_ASSIGN_OR_RETURN(const Slice output, call.Run(observer_, response));
+    return std::string(AsText(output.bytes));
+  }
+
+  absl::StatusOr<std::string> Compress(const std::string& codec, size_t piece, v1::CompressTensorResponse& response) {
+    CompressTensorCall call;
+    return Run(call, ToCompress(values_.size() / 2, codec), Pieces(values_, piece), response);
+  }
+
+  const Bytes values_ = MakeValues(DType::kF16, 5000, Distribution::kOutliers);
+  SessionOptions options_ = {.limits = {.max_tensor_bytes = 1 << 20}};
+  Admission admission_{{.memory_budget = 1 << 20}};
+  Admission::Ticket ticket_ = *admission_.AdmitStream();
+  testing::NullObserver observer_;
+};
+
+TEST_F(TensorCallTest, AFrameAndItsValuesAreThoseOfTheCodec) {
+  const absl::StatusOr<TensorCompressor> compressor =
+      TensorCompressor::Create(MakeTensor("t", DType::kF16, {5000}), "int4");
+  Bytes expected(compressor->max_frame_bytes());
+  ErrorSums sums;
+  ASSERT_THAT(compressor->Compress(values_, expected, &sums), IsOk());
+  CompressTensorCall compress;
+  v1::CompressTensorResponse compressed;
+  const absl::StatusOr<std::string> frame = Run(compress, ToCompress(5000, ""), Pieces(values_, 10'000), compressed);
+  ASSERT_THAT(frame, IsOk());
+  EXPECT_EQ(*frame, AsText(expected));
+  EXPECT_TRUE(compressed.frame().empty()) << "its bytes go beside it";
+  EXPECT_EQ(compressed.report().name(), "t");
+  EXPECT_EQ(compressed.report().codec(), "int4(group=64)");
+  EXPECT_EQ(compressed.report().elements(), 5000u);
+  EXPECT_EQ(compressed.report().frame_bytes(), expected.size());
+  EXPECT_EQ(compressed.report().sums().sum_error_squares(), sums.sum_error_squares);
+  EXPECT_DOUBLE_EQ(compressed.report().quality().max_error(), sums.max_abs_error);
+  EXPECT_EQ(compress.totals().tensors, 1u);
+  EXPECT_EQ(compress.totals().tensor_bytes, 10'000u);
+  EXPECT_EQ(observer_.compressed, 1);
+
+  DecompressTensorCall decompress;
+  v1::DecompressTensorResponse decompressed;
+  const absl::StatusOr<std::string> values = Run(decompress, ToDecompress("u"), Pieces(expected, 100), decompressed);
+  ASSERT_THAT(values, IsOk());
+  TensorDecompressor decompressor;
+  Bytes decoded(10'000);
+  ASSERT_THAT(decompressor.Decompress(expected, decoded), IsOk());
+  EXPECT_EQ(*values, AsText(decoded));
+  EXPECT_EQ(decompressed.header().name(), "u");
+  EXPECT_THAT(decompressed.header().shape(), ElementsAre(5000));
+  EXPECT_EQ(decompressed.report().name(), "u");
+  EXPECT_EQ(decompressed.report().frame_bytes(), expected.size());
+  EXPECT_FALSE(decompressed.report().has_quality());
+  EXPECT_EQ(decompressed.report().copied_bytes(), expected.size()) << "a frame is needed in one piece";
+  EXPECT_EQ(observer_.decompressed, 1);
+}
+
+TEST_F(TensorCallTest, PiecesAreCopiedOnlyForCodecsThatNeedThemInOne) {
+  const auto copied = [&](const char* codec, size_t piece) {
+    v1::CompressTensorResponse response;
+    EXPECT_THAT(Compress(codec, piece, response), IsOk());
+    return response.report().copied_bytes();
+  };
+  EXPECT_EQ(copied("raw", values_.size()), 0u);
+  EXPECT_EQ(copied("raw", 999), values_.size());
+  EXPECT_EQ(copied("int4", 999), 0u);
+  EXPECT_EQ(copied("int4", 7), values_.size()) << "too many pieces";
+}
+
+TEST_F(TensorCallTest, ATensorWithoutElementsNeedsNoInput) {
+  CompressTensorCall call;
+  v1::CompressTensorResponse response;
+  const absl::StatusOr<std::string> frame = Run(call, ToCompress(0, "raw"), {}, response);
+  ASSERT_THAT(frame, IsOk());
+  EXPECT_EQ(response.report().frame_bytes(), frame->size());
+}
+
+TEST_F(TensorCallTest, MemoryIsAskedForInputAndOutput) {
+  CompressTensorCall call;
+  ASSERT_THAT(call.Start(ToCompress(5000, "raw"), Pieces(values_, 10'000), options_, ticket_), IsOk());
+  v1::CompressTensorResponse response;
+  const absl::StatusOr<Slice> frame = call.Run(observer_, response);
+  ASSERT_THAT(frame, IsOk());
+  EXPECT_EQ(admission_.bytes(), 10'000 + frame->bytes.size());
+  Admission small({.memory_budget = 15'000});
+  Admission::Ticket ticket = *small.AdmitStream();
+  CompressTensorCall refused;
+  EXPECT_THAT(refused.Start(ToCompress(5000, "raw"), Pieces(values_, 10'000), options_, ticket),
+              StatusIs(absl::StatusCode::kResourceExhausted, ::testing::HasSubstr("the whole budget is 15000")));
+}
+
+TEST_F(TensorCallTest, ShortIsWhatIsSmallAndFast) {
+  const auto is_short = [&](uint64_t elements, const char* codec) {
+    CompressTensorCall call;
+    const Bytes values(2 * elements);
+    EXPECT_THAT(call.Start(ToCompress(elements, codec), Pieces(values, values.size()), options_, ticket_), IsOk());
+    return call.is_short();
+  };
+  EXPECT_TRUE(is_short(5000, "int4"));
+  EXPECT_FALSE(is_short(100'000, "int4"));
+  EXPECT_FALSE(is_short(5000, "int4|zstd"));
+}
+
+TEST_F(TensorCallTest, WhatCannotBeIsRefused) {
+  const auto refusal = [&](const v1::CompressTensorRequest& request) {
+    return CompressTensorCall().Start(request, Pieces(values_, 10'000), options_, ticket_);
+  };
+  EXPECT_THAT(refusal({}), StatusIs(absl::StatusCode::kInvalidArgument, "header without a tensor"));
+  EXPECT_THAT(refusal(ToCompress(5000, "int9")),
+              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"t\": unknown codec \"int9\""));
+  EXPECT_THAT(
+      refusal(ToCompress(1'000'000, "raw")),
+      StatusIs(absl::StatusCode::kResourceExhausted, "tensor \"t\": 2000000 bytes are above the limit of 1048576"));
+  v1::CompressTensorRequest to_buffer = ToCompress(5000, "raw");
+  to_buffer.mutable_header()->set_frame_to_buffer(true);
+  EXPECT_THAT(refusal(to_buffer), StatusIs(absl::StatusCode::kInvalidArgument, "buffers are for output of streams"));
+  v1::CompressTensorResponse response;
+  CompressTensorCall call;
+  EXPECT_THAT(Run(call, ToCompress(4999, "raw"), Pieces(values_, 10'000), response),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "tensor \"t\": 10000 bytes instead of the 9998 that its shape says"));
+  DecompressTensorCall nameless;
+  EXPECT_THAT(nameless.Start(ToDecompress(""), Pieces(values_, 10'000), options_, ticket_),
+              StatusIs(absl::StatusCode::kInvalidArgument, "tensor name must be 1 to 1024 bytes of UTF-8"));
+  EXPECT_EQ(DecompressTensorCall().Start(ToDecompress("t"), Pieces(values_, 10'000), options_, ticket_).code(),
+            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(observer_.compressed + observer_.decompressed, 0);
+}
+
+}  // namespace
+}  // namespace kvcompress
