@@ -30,7 +30,7 @@ Kind KindOf(const TensorDesc& tensor) {
 
 double Divided(double a, double b) { return b > 0 ? a / b : 0; }
 
-Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+Json FigureOrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
 
 // The figures of one spec for the tensors of a kind.
 struct KindFigures {
@@ -62,7 +62,7 @@ KindFigures FiguresOf(const FileSample& sample, const SpecFigures& spec, Kind ki
 
 Json ToJson(const KindFigures& figures) {
   return {{"bits_per_value", figures.bits_per_value},
-          {"snr_db", OrNull(figures.quality.snr_db)},
+          {"snr_db", FigureOrNull(figures.quality.snr_db)},
           {"cosine_similarity", figures.quality.cosine_similarity},
           {"rmse", figures.quality.rmse},
           {"max_error", figures.quality.max_error}};
@@ -130,7 +130,7 @@ void AddTensors(const FileSample& sample, const SweepResult& result, Json& json)
     Json snr = Json::array();
     Json relative = Json::array();
     for (const TensorFigures& tensor : result.specs[i].tensors) {
-      snr.push_back(OrNull(QualityOf(tensor.sums).snr_db));
+      snr.push_back(FigureOrNull(QualityOf(tensor.sums).snr_db));
       relative.push_back(std::sqrt(Divided(tensor.sums.sum_error_squares, tensor.sums.sum_squares)));
     }
     json["specs"][i]["tensor_snr_db"] = std::move(snr);

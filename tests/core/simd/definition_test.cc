@@ -15,7 +15,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 
-constexpr int kAllBits[] = {2, 3, 4, 5, 6, 8};
+constexpr int kBitWidths[] = {2, 3, 4, 5, 6, 8};
 
 struct Quantized {
   bool ok;
@@ -73,7 +73,7 @@ TEST(GroupScale, StepsDownWhereTheDecodedMaximumWouldOverflow) {
 }
 
 TEST(GroupScale, KeepsEveryErrorWithinHalfAStep) {
-  for (const int bits : kAllBits) {
+  for (const int bits : kBitWidths) {
     const float reach = static_cast<float>(QMax(bits)) + 0.5f;
     for (uint32_t f16 = 0; f16 < 0x7c00; ++f16) {
       const float max_abs = F16ToF32(static_cast<uint16_t>(f16));
@@ -130,7 +130,7 @@ TEST(Quantize, PacksFieldsFromTheLowBitsUp) {
 
 TEST(Quantize, RefusesWhatNoScaleCanHold) {
   const float inf = std::numeric_limits<float>::infinity();
-  for (const int bits : kAllBits) {
+  for (const int bits : kBitWidths) {
     const float limit = MaxQuantizable(bits);
     EXPECT_TRUE(QuantizeFloats(bits, 32, {1, -limit}).ok);
     EXPECT_FALSE(QuantizeFloats(bits, 32, {1, std::nextafter(limit, inf)}).ok);

@@ -22,10 +22,11 @@ namespace {
 
 using ::kvcompress::testing::Distribution;
 using ::kvcompress::testing::Guarded;
+using ::kvcompress::testing::TargetAndDTypeName;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The sums in extended precision, with the magnitudes of the terms that may cancel.
 struct Exact {
@@ -187,9 +188,9 @@ TEST_P(ErrorSumsTest, AFiniteValueThatDecodesToNoNumberHasAnInfiniteError) {
       ErrorSums sums;
       MeasureErrors(dtype(), x.data(), y.data(), 2048, sums);
       EXPECT_EQ(sums.count, 2048u);
-      EXPECT_EQ(sums.sum_error_squares, kInf);
-      EXPECT_EQ(sums.sum_abs_error, kInf);
-      EXPECT_EQ(sums.max_abs_error, kInf);
+      EXPECT_EQ(sums.sum_error_squares, kInfinity);
+      EXPECT_EQ(sums.sum_abs_error, kInfinity);
+      EXPECT_EQ(sums.max_abs_error, kInfinity);
       EXPECT_EQ(sums.sum_cross, 0);  // all other pairs are equal
       auto z = x;
       StoreFromF32(dtype(), bad, z.data(), at);
@@ -213,19 +214,14 @@ TEST_P(ErrorSumsTest, AddsToWhatIsThere) {
   EXPECT_EQ(twice.max_abs_error, once.max_abs_error);
 }
 
-std::string ParamName(const ::testing::TestParamInfo<std::tuple<int64_t, DType>>& param) {
-  return std::string(hwy::TargetName(std::get<0>(param.param))) + "_" +
-         std::string(DTypeName(std::get<1>(param.param)));
-}
-
 INSTANTIATE_TEST_SUITE_P(All, ErrorSumsTest,
                          ::testing::Combine(::testing::ValuesIn(UsableTargets()),
                                             ::testing::Values(DType::kF16, DType::kBF16, DType::kF32)),
-                         ParamName);
+                         TargetAndDTypeName);
 INSTANTIATE_TEST_SUITE_P(All, WideErrorSumsTest,
                          ::testing::Combine(::testing::ValuesIn(UsableTargets()),
                                             ::testing::Values(DType::kBF16, DType::kF32)),
-                         ParamName);
+                         TargetAndDTypeName);
 
 TEST(ErrorSums, MergeAdds) {
   ErrorSums a = {.count = 1,

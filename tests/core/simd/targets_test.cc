@@ -25,6 +25,7 @@ namespace {
 
 using ::kvcompress::testing::Distribution;
 using ::kvcompress::testing::Guarded;
+using ::kvcompress::testing::TargetAndDTypeName;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
@@ -272,19 +273,14 @@ TEST_P(TargetsTest, RefusesABadValueAnywhere) {
   }
 }
 
-std::string ParamName(const ::testing::TestParamInfo<std::tuple<int64_t, DType>>& param) {
-  return std::string(hwy::TargetName(std::get<0>(param.param))) + "_" +
-         std::string(DTypeName(std::get<1>(param.param)));
-}
-
 INSTANTIATE_TEST_SUITE_P(All, TargetsTest,
                          ::testing::Combine(::testing::ValuesIn(UsableTargets()),
                                             ::testing::Values(DType::kF16, DType::kBF16, DType::kF32)),
-                         ParamName);
+                         TargetAndDTypeName);
 INSTANTIATE_TEST_SUITE_P(All, WideTargetsTest,
                          ::testing::Combine(::testing::ValuesIn(UsableTargets()),
                                             ::testing::Values(DType::kBF16, DType::kF32)),
-                         ParamName);
+                         TargetAndDTypeName);
 
 }  // namespace
 }  // namespace kvcompress::simd

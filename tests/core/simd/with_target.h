@@ -1,10 +1,14 @@
 #pragma once
 
+#include <gtest/gtest.h>
 #include <hwy/targets.h>
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
+
+#include "core/base/dtype.h"
 
 namespace kvcompress::testing {
 
@@ -25,5 +29,11 @@ class WithTarget {
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
   }
 };
+
+// The name of an instance of a suite over instruction sets and element types.
+inline std::string TargetAndDTypeName(const ::testing::TestParamInfo<std::tuple<int64_t, DType>>& param) {
+  return std::string(hwy::TargetName(std::get<0>(param.param))) + "_" +
+         std::string(DTypeName(std::get<1>(param.param)));
+}
 
 }  // namespace kvcompress::testing

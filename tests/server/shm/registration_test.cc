@@ -22,8 +22,8 @@ using testing::IsOk;
 using ::testing::SizeIs;
 using testing::StatusIs;
 
-constexpr uint64_t kPage = 4096;
-constexpr uint64_t kSize = 4 * kPage;
+constexpr uint64_t kPageBytes = 4096;
+constexpr uint64_t kSize = 4 * kPageBytes;
 
 // How often this process has mapped the object.
 size_t Mappings(const std::string& key) {
@@ -62,26 +62,26 @@ class RegistrationTest : public ::testing::Test {
 };
 
 TEST_F(RegistrationTest, ARegionIsTheClientsMemoryFromConfirmToUnregister) {
-  const Registration::Region region = {"a", key_, kPage, 2 * kPage};
+  const Registration::Region region = {"a", key_, kPageBytes, 2 * kPageBytes};
   const absl::StatusOr<Registration::Challenge> challenge = stream_->Register(region);
   ASSERT_THAT(challenge, IsOk());
   ASSERT_THAT(stream_->Status("a"), IsOk());
   EXPECT_EQ(stream_->Status("a")->at(0).id, 0u);
   EXPECT_EQ(table_.count(), 0u);
 
-  Put(*challenge, kPage);
+  Put(*challenge, kPageBytes);
   const absl::StatusOr<Registration::Region> confirmed = stream_->Confirm("a");
   ASSERT_THAT(confirmed, IsOk());
   EXPECT_NE(confirmed->id, 0u);
   EXPECT_EQ(confirmed->key, key_);
   EXPECT_EQ(stream_->Confirm("a")->id, confirmed->id);
   EXPECT_EQ(table_.count(), 1u);
-  EXPECT_EQ(table_.bytes(), 2 * kPage);
+  EXPECT_EQ(table_.bytes(), 2 * kPageBytes);
 
   absl::StatusOr<std::shared_ptr<SharedRegion>> found = table_.Find(confirmed->id);
   ASSERT_THAT(found, IsOk());
-  mapping_->bytes()[kPage + 100] = std::byte{5};
-  EXPECT_THAT((*found)->bytes(), SizeIs(2 * kPage));
+  mapping_->bytes()[kPageBytes + 100] = std::byte{5};
+  EXPECT_THAT((*found)->bytes(), SizeIs(2 * kPageBytes));
   EXPECT_EQ((*found)->bytes()[100], std::byte{5});
 
   EXPECT_THAT(stream_->Unregister("a"), IsOk());
@@ -94,9 +94,9 @@ TEST_F(RegistrationTest, ARegionIsTheClientsMemoryFromConfirmToUnregister) {
 }
 
 TEST_F(RegistrationTest, WhatAStreamRegisteredGoesWithIt) {
-  const uint64_t a = MustRegister({"a", key_, 0, kPage});
-  MustRegister({"b", key_, kPage, kPage});
-  ASSERT_THAT(stream_->Register({"not confirmed", key_, 0, kPage}), IsOk());
+  const uint64_t a = MustRegister({"a", key_, 0, kPageBytes});
+  MustRegister({"b", key_, kPageBytes, kPageBytes});
+  ASSERT_THAT(stream_->Register({"not confirmed", key_, 0, kPageBytes}), IsOk());
   EXPECT_EQ(Mappings(key_), 4u);
   EXPECT_THAT(*stream_->Status(""), SizeIs(3));
   stream_.reset();
@@ -156,13 +156,15 @@ TEST_F(RegistrationTest, Faults) {
        "without a further \"/\""},
       {{"a", key_ + std::string("\0x", 2), 0, kSize}, absl::StatusCode::kInvalidArgument, "shared memory key"},
       {{"a", key_ + "none", 0, kSize}, absl::StatusCode::kNotFound, "no such file or directory"},
-      {{"a", key_, 1, kPage}, absl::StatusCode::kInvalidArgument, "4096 bytes at 1: expected at least 4096 bytes"},
-      {{"a", key_, 0, kPage - 1}, absl::StatusCode::kInvalidArgument, "4095 bytes at 0: expected at least"},
+      {{"a", key_, 1, kPageBytes}, absl::StatusCode::kInvalidArgument, "4096 bytes at 1: expected at least 4096 bytes"},
+      {{"a", key_, 0, kPageBytes - 1}, absl::StatusCode::kInvalidArgument, "4095 bytes at 0: expected at least"},
       {{"a", key_, 0, 0}, absl::StatusCode::kInvalidArgument, "0 bytes at 0: expected at least"},
       {{"a", key_, 0, kSize + 1}, absl::StatusCode::kInvalidArgument, "16385 bytes at 0 of an object of 16384 bytes"},
-      {{"a", key_, kSize, kPage}, absl::StatusCode::kInvalidArgument, "4096 bytes at 16384 of an object of 16384"},
-      {{"a", key_, kPage, kMax}, absl::StatusCode::kInvalidArgument, "of an object of 16384 bytes"},
-      {{"a", key_, kMax - kPage + 1, kPage}, absl::StatusCode::kInvalidArgument, "of an object of 16384 bytes"},
+      {{"a", key_, kSize, kPageBytes}, absl::StatusCode::kInvalidArgument, "4096 bytes at 16384 of an object of 16384"},
+      {{"a", key_, kPageBytes, kMax}, absl::StatusCode::kInvalidArgument, "of an object of 16384 bytes"},
+      {{"a", key_, kMax - kPageBytes + 1, kPageBytes},
+       absl::StatusCode::kInvalidArgument,
+       "of an object of 16384 bytes"},
   };
   for (const auto& test : cases) {
     EXPECT_THAT(stream_->Register(test.region), StatusIs(test.code, HasSubstr(test.text)));
@@ -220,7 +222,7 @@ TEST_F(RegistrationTest, ARegionCountsUntilNobodyUsesIt) {
 
 // Whoever touches a page that is missing pays for it.
 TEST_F(RegistrationTest, MemoryThatIsMissingIsNotMade) {
-  const uint64_t huge = SharedMemoryCapacity() / 2 / kPage * kPage;
+  const uint64_t huge = SharedMemoryCapacity() / 2 / kPageBytes * kPageBytes;
   const std::string path = absl::StrCat("/dev/shm", key_);
   ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(huge)), 0);
   struct stat before, after;
