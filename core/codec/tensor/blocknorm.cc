@@ -136,7 +136,8 @@ class BlockNorm final : public TensorCodec {
   }
 
   // Sets scratch.exact to the cells of most energy, in rising order; of equal ones the first.
-  void FindExact(DType dtype, const simd::CellLayout& layout, ByteSpan values, size_t cells, BlockNormScratch& scratch) const {
+  void FindExact(DType dtype, const simd::CellLayout& layout, ByteSpan values, size_t cells,
+                 BlockNormScratch& scratch) const {
     const size_t wanted = ExactCells(cells);
     scratch.exact.clear();
     if (wanted == 0) return;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <string>
 #include <utility>
@@ -11,6 +12,25 @@
 
 // Plays the transport of a session: one message in and one out at a time, as the session allows.
 namespace kvcompress::testing {
+
+// The bytes of a full block of values of two bytes.
+inline constexpr uint64_t kBlock = kDefaultBlockElements * 2;
+
+inline v1::CompressRequest Data(ByteSpan bytes) {
+  v1::CompressRequest request;
+  request.set_data(std::string(AsText(bytes)));
+  return request;
+}
+
+// Memory of this process in the role of a client's.
+struct FakeRegion final : SharedRegion {
+  explicit FakeRegion(size_t size) : storage(size) {}
+  MutableByteSpan bytes() const override { return storage; }
+  bool intact() const override { return is_intact; }
+
+  mutable std::vector<std::byte> storage;
+  std::atomic<bool> is_intact = true;
+};
 
 struct NullObserver final : SessionObserver {
   void OnCompressed(const TensorReport&, const Quality&, const std::vector<Violation>&) override { ++compressed; }

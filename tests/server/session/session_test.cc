@@ -13,10 +13,12 @@
 namespace kvcompress {
 namespace {
 
+using testing::Data;
 using testing::Distribution;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::IsOk;
+using testing::kBlock;
 using testing::MakeValues;
 using testing::StatusIs;
 
@@ -25,7 +27,6 @@ using CompressDriver = testing::Driver<CompressSession>;
 using DecompressDriver = testing::Driver<DecompressSession>;
 
 constexpr uint64_t kWindow = DefaultWindowBytes(2);
-constexpr uint64_t kBlock = kDefaultBlockElements * 2;
 
 v1::CompressRequest Header(const std::string& name, const std::vector<uint64_t>& shape, const std::string& codec = "",
                            v1::DType dtype = v1::DTYPE_F16) {
@@ -45,11 +46,6 @@ v1::CompressRequest ProfileHeader(const std::string& name, const std::vector<uin
   return request;
 }
 
-v1::CompressRequest Data(ByteSpan bytes) {
-  v1::CompressRequest request;
-  request.set_data(std::string(AsText(bytes)));
-  return request;
-}
 v1::CompressRequest Data(size_t bytes) { return Data(Bytes(bytes)); }
 
 v1::DecompressRequest FrameHeaderOf(const std::string& name) {

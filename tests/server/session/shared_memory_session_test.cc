@@ -13,26 +13,18 @@
 namespace kvcompress {
 namespace {
 
+using testing::Data;
 using testing::Distribution;
+using testing::FakeRegion;
 using ::testing::HasSubstr;
 using testing::IsOk;
+using testing::kBlock;
 using testing::MakeValues;
 using testing::StatusIs;
 
 using Bytes = std::vector<std::byte>;
 using CompressDriver = testing::Driver<CompressSession>;
 using DecompressDriver = testing::Driver<DecompressSession>;
-
-constexpr size_t kBlock = kDefaultBlockElements * 2;
-
-struct FakeRegion final : SharedRegion {
-  explicit FakeRegion(size_t size) : storage(size) {}
-  MutableByteSpan bytes() const override { return storage; }
-  bool intact() const override { return is_intact; }
-
-  mutable Bytes storage;
-  std::atomic<bool> is_intact = true;
-};
 
 v1::SharedMemoryRange Range(uint64_t region, uint64_t offset, uint64_t size) {
   v1::SharedMemoryRange range;
@@ -50,12 +42,6 @@ v1::CompressRequest Header(const std::string& name, uint64_t elements, const std
   tensor.add_shape(elements);
   request.mutable_header()->set_codec(codec);
   request.mutable_header()->set_frame_to_buffer(to_buffers);
-  return request;
-}
-
-v1::CompressRequest Data(ByteSpan bytes) {
-  v1::CompressRequest request;
-  request.set_data(std::string(AsText(bytes)));
   return request;
 }
 

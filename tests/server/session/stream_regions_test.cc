@@ -5,23 +5,17 @@
 #include <cstring>
 #include <random>
 
+#include "tests/server/session/session_harness.h"
 #include "tests/testing/status_matchers.h"
 
 // Output in buffers: in order, whether it is copied there or was made there.
 namespace kvcompress {
 namespace {
 
+using testing::FakeRegion;
 using testing::IsOk;
 
 using Bytes = std::vector<std::byte>;
-
-struct FakeRegion final : SharedRegion {
-  explicit FakeRegion(size_t size) : storage(size) {}
-  MutableByteSpan bytes() const override { return storage; }
-  bool intact() const override { return true; }
-
-  mutable Bytes storage;
-};
 
 class StreamRegionsTest : public ::testing::Test {
  protected:
