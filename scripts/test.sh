@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Runs every check and ends with one line, "N passed, N failed", that counts single tests where a stage has
-# them and the stage itself where it has none. A stage that fails does not stop the ones after it.
+# them and the stage itself where it has none. A stage that fails does not stop the ones after it. Beside its time each
+# stage has the CPU seconds of its processes, which other work on the machine hardly changes.
 # usage: test.sh [STAGE...]     all stages without arguments
-# KVC_TIER=long: a minute per fuzzer instead of seconds, and `make demo` on a bare machine.
+# KVC_TIER=long: a minute per fuzzer instead of seconds, clang-tidy's path-sensitive analyzer, images from the sources,
+# and `make demo` on a bare machine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export KVC_TIER=${KVC_TIER:-short}
@@ -25,6 +27,7 @@ stage_unit() { cpp_tests release -DKVC_WERROR=ON; }
 stage_asan_ubsan() { cpp_tests asan-ubsan -DKVC_SERVICE=ON; }
 # Only code that threads share, and no gRPC, whose locks are hidden from the sanitizer.
 stage_tsan() { cpp_tests tsan -DKVC_SERVICE=ON tests/core/base/all kvc_core_test kvc_allocation_test kvc_session_test; }
+stage_scripts() { scripts/venv.sh && .venv/bin/python -m pytest tests/scripts --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_python() {
   scripts/venv.sh && .venv/bin/python -m pytest tests/client/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
@@ -47,8 +50,8 @@ stage_container() { tests/container/image.sh; }
 stage_compose() { tests/container/compose.sh; }
 stage_bare() { tests/container/bare.sh; }
 
-passed=0 failed=0 skipped=0 running=
-trap 'kill $running 2>/dev/null; exit 130' INT TERM
+passed=0 failed=0 skipped=0 running= fetching=
+trap 'kill $running $fetching 2>/dev/null; exit 130' INT TERM
 # The number that the JUnit file's first <testsuite> gives for an attribute; 0 without one.
 attribute() {
   local number
@@ -59,7 +62,8 @@ attribute() {
 # run STAGE SECONDS TITLE: exit status 77 of a stage means that it cannot run here; its last line says why.
 run() {
   local stage=$1 limit=$2 title=$3 status outcome p=0 f=0 s=0 wrap=()
-  local log=$results/$stage.log started=$SECONDS
+  local log=$results/$stage.log started=$SECONDS cpu
+  times >"$results/times.before"
   export junit=$results/$stage.xml
   rm -f "$junit"
   printf '%-44s ' "$title"
@@ -82,21 +86,32 @@ run() {
     [ "$f" -gt 0 ] || f=1
     [ $status -ne 124 ] || outcome="FAILED: not done after $limit s"
   fi
+  times >"$results/times.after"
+  # The second line is of the processes that have ended: "1m2.5s 0m3.4s" in user mode and in the system.
+  cpu=$(awk -F '[ms ]+' 'FNR == 2 {cpu = $1 * 60 + $2 + $3 * 60 + $4 - cpu} END {print int(cpu)}' "$results"/times.{before,after})
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  printf '%5d s  %5d passed %3d failed %3d skipped  %s\n' $((SECONDS - started)) "$p" "$f" "$s" "$outcome"
+  printf '%5d s %6d CPU s  %5d passed %3d failed %3d skipped  %s\n' \
+    $((SECONDS - started)) "$cpu" "$p" "$f" "$s" "$outcome"
   if [ $status -ne 0 ] && [ $status -ne 77 ]; then
     grep -vE '^( +Start +[0-9]+: |[0-9/ ]+ Test +#.* Passed )' "$log" | tail -n 100 | sed 's/^/    | /'
     echo "    | (all of it: ${log#"$PWD"/})"
   fi
 }
 
-all=(unit e2e python validation deploy install demo promtool asan_ubsan tsan fuzz format tidy container compose)
+all=(format unit scripts tidy e2e python validation deploy install demo promtool asan_ubsan tsan fuzz container compose)
 [ "$KVC_TIER" != long ] || all+=(bare)
-[ $# -gt 0 ] || set -- "${all[@]}"
+if [ $# -eq 0 ]; then
+  set -- "${all[@]}"
+  # What comes over the network comes while the compilers work.
+  scripts/venv.sh >"$results/venv.log" 2>&1 </dev/null &
+  fetching=$!
+fi
 while read -r name; do export -f "${name?}"; done < <(compgen -A function | grep -E '^(stage_|cpp_tests)')
 for stage in "$@"; do
   case $stage in
+    format) run format 60 "format, and who includes whom" ;;
     unit) run unit 2400 "release build, unit tests" ;;
+    scripts) run scripts 300 "scripts, documents" ;;
     e2e) run e2e 1500 "daemon and command line, end to end" ;;
     python) run python 900 "Python: client, types, style" ;;
     validation) run validation 600 "perplexity on compressed caches" ;;
@@ -107,7 +122,6 @@ for stage in "$@"; do
     asan_ubsan) run asan_ubsan 2400 "unit tests, address and UB sanitizers" ;;
     tsan) run tsan 600 "unit tests, thread sanitizer" ;;
     fuzz) run fuzz 1200 "fuzzers" ;;
-    format) run format 60 "format" ;;
     tidy) run tidy 1800 "clang-tidy" ;;
     container) run container 900 "image built and run in a Docker engine" ;;
     compose) run compose 1500 "compose files run, replicas killed and drained" ;;

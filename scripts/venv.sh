@@ -4,6 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# One at a time.
+mkdir -p build
+exec 9>build/venv.lock
+flock 9
+
 wanted=$(python3 --version; cat scripts/requirements-test.txt scripts/constraints-test.txt)
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/wanted 2>/dev/null)" != "$wanted" ]; then
   rm -rf .venv
