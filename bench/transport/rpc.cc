@@ -54,7 +54,7 @@ RequestMessages::RequestMessages(const Workload& workload)
     : per_tensor_(static_cast<size_t>(workload.tensor_bytes / workload.message_bytes)) {
   v1::CompressRequest request;
   *request.mutable_header() = HeaderOf(workload);
-  SerializeMessage(request, header_);
+  SerializeMessage(request, header_).IgnoreError();
   for (size_t at = 0; at < kBufferBytes; at += workload.message_bytes) {
     data_.push_back(PayloadMessage(v1::CompressRequest::kDataFieldNumber,
                                    {{.bytes = Values().subspan(at, workload.message_bytes), .owner = nullptr}}));

@@ -167,7 +167,7 @@ class RangeStream final : public CompressCall {
   void Send() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (writing_ || waiting_.empty()) return;
     writing_ = true;
-    SerializeMessage(waiting_.front(), request_);
+    SerializeMessage(waiting_.front(), request_).IgnoreError();
     waiting_.pop_front();
     StartWrite(&request_);
   }

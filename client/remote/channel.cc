@@ -17,18 +17,17 @@ namespace {
 
 constexpr std::string_view kUnixScheme = "unix:";
 constexpr std::string_view kDnsScheme = "dns:";
-
-enum class Family { kName, kIpv4, kIpv6, kUnix };
+constexpr std::string_view kName = "dns:///";
 
 struct Endpoint {
-  Family family;
+  std::string_view scheme;  // of gRPC's addresses: the endpoint's kind
   bool loopback;
-  std::string text;  // as gRPC writes it behind its scheme
+  std::string text;  // as gRPC writes it after the scheme
 };
 
 absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
   if (text.starts_with(kUnixScheme) && text.size() > kUnixScheme.size()) {
-    return Endpoint{Family::kUnix, true, std::string(text.substr(kUnixScheme.size()))};
+    return Endpoint{kUnixScheme, true, std::string(text.substr(kUnixScheme.size()))};
   }
   const size_t colon = text.rfind(':');
   if (colon == std::string_view::npos || colon == 0 || colon + 1 == text.size() || text.starts_with(kUnixScheme)) {
@@ -38,28 +37,13 @@ absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
   std::string host(text.substr(0, colon));
   in6_addr bytes;
   if (inet_pton(AF_INET, host.c_str(), &bytes) == 1) {
-    return Endpoint{Family::kIpv4, host.starts_with("127."), std::string(text)};
+    return Endpoint{"ipv4:", host.starts_with("127."), std::string(text)};
   }
   if (host.front() == '[' && host.back() == ']') {
     const std::string inner = host.substr(1, host.size() - 2);
-    if (inet_pton(AF_INET6, inner.c_str(), &bytes) == 1)
-      return Endpoint{Family::kIpv6, inner == "::1", std::string(text)};
+    if (inet_pton(AF_INET6, inner.c_str(), &bytes) == 1) return Endpoint{"ipv6:", inner == "::1", std::string(text)};
   }
-  return Endpoint{Family::kName, host == "localhost", std::string(text)};
-}
-
-std::string_view Scheme(Family family) {
-  switch (family) {
-    case Family::kIpv4:
-      return "ipv4:";
-    case Family::kIpv6:
-      return "ipv6:";
-    case Family::kUnix:
-      return kUnixScheme;
-    case Family::kName:
-      return "dns:///";
-  }
-  return "";
+  return Endpoint{kName, host == "localhost", std::string(text)};
 }
 
 // Adds the token to each call of a channel, whoever makes it. gRPC's own credentials for this are not to be had without
@@ -110,11 +94,11 @@ absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
     if (!endpoint.ok()) return endpoint.status();
     endpoints.push_back(*std::move(endpoint));
   }
-  const Family family = endpoints.front().family;
+  const std::string_view scheme = endpoints.front().scheme;
   bool local = true;
   for (const Endpoint& endpoint : endpoints) {
     local = local && endpoint.loopback;
-    if (endpoints.size() > 1 && (endpoint.family != family || family == Family::kName)) {
+    if (endpoints.size() > 1 && (endpoint.scheme != scheme || scheme == kName)) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "\"%s\" mixes addresses that cannot stand in one list: several must all be IPv4:PORT, [IPv6]:PORT or "
           "unix:PATH; for the addresses of a name use dns:///HOST:PORT",
@@ -122,10 +106,10 @@ absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
     }
   }
   const auto append = [](std::string* out, const Endpoint& endpoint) { out->append(endpoint.text); };
-  return ChannelTarget{.uri = std::string(Scheme(family)) + absl::StrJoin(endpoints, ",", append),
+  return ChannelTarget{.uri = std::string(scheme) + absl::StrJoin(endpoints, ",", append),
                        .spread = endpoints.size() > 1,
                        .local = local,
-                       .unix_socket = family == Family::kUnix};
+                       .unix_socket = scheme == kUnixScheme};
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const RemoteOptions& options) {

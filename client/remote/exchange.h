@@ -152,7 +152,7 @@ class ByteExchange final : public Exchange<Replies> {
     if (!std::exchange(header_sent_, true)) {
       Request request;
       *request.mutable_header() = HeaderOf(job, /*to_buffers=*/false);
-      if (!SerializeMessage(request, next.message)) return absl::InternalError("a header is too large");
+      KVC_RETURN_IF_ERROR(SerializeMessage(request, next.message));
     } else {
       const size_t count = std::min<uint64_t>(kMaxPayloadBytes, job.source->size() - sent_bytes_);
       KVC_ASSIGN_OR_RETURN(Slice slice, slices_.Read(*job.source, sent_bytes_, count));

@@ -48,14 +48,9 @@ grpc::StatusCode CodeOf(const StreamEnd& end) {
 }
 
 bool IsRetryable(const StreamEnd& end) {
-  switch (CodeOf(end)) {
-    case grpc::StatusCode::UNAVAILABLE:
-      return true;
-    case grpc::StatusCode::RESOURCE_EXHAUSTED:
-      return end.retry_delay.has_value();
-    default:
-      return false;
-  }
+  const grpc::StatusCode code = CodeOf(end);
+  return code == grpc::StatusCode::UNAVAILABLE ||
+         (code == grpc::StatusCode::RESOURCE_EXHAUSTED && end.retry_delay.has_value());
 }
 
 // Whether a call that went through shared memory ended because the daemon does not have it any more.
@@ -185,7 +180,7 @@ absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& m
 template <typename Replies>
 StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, absl::Time deadline,
                                 typename Replies::Sink& sink, Delivery& delivery, bool& shared) {
-  const std::string& method = MethodPath<typename Replies::Direction::Request>();
+  const std::string method = MethodPath<typename Replies::Direction::Request>();
   delivery.BeginAttempt();
   SliceReader slices;
   if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall(jobs[0])) {

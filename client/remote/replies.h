@@ -44,10 +44,7 @@ class CompressReplies : public DaemonReplies {
       : DaemonReplies(address, delivery), sink_(sink) {}
 
   // A frame describes its tensor itself.
-  template <typename AnyResponse>
-  absl::Status OnDescription(const AnyResponse&) {
-    return absl::OkStatus();
-  }
+  absl::Status OnDescription(const auto&) { return absl::OkStatus(); }
   absl::Status OnBytes(const CompressJob& job, ByteSpan frame);
   absl::Status OnReport(const CompressJob& job, const v1::TensorReport& report);
 
@@ -68,8 +65,7 @@ class DecompressReplies : public DaemonReplies {
   DecompressReplies(std::string_view address, Sink& sink, Delivery& delivery)
       : DaemonReplies(address, delivery), sink_(sink) {}
 
-  template <typename AnyResponse>
-  absl::Status OnDescription(const AnyResponse& response) {
+  absl::Status OnDescription(const auto& response) {
     return response.has_header() ? OnHeader(response.header()) : absl::OkStatus();
   }
   absl::Status OnBytes(const DecompressJob& job, ByteSpan values);

@@ -64,7 +64,7 @@ class SharedExchange final : public Exchange<Replies> {
     Outgoing next;
     next.last = AllSent() && (AllBuffersGiven() || this->done() == this->jobs().size());
     if (!request && !next.last) return std::nullopt;
-    if (request && !SerializeMessage(*request, next.message)) return absl::InternalError("a header is too large");
+    if (request) KVC_RETURN_IF_ERROR(SerializeMessage(*request, next.message));
     next.followed = request && !next.last && CanGoOn();
     return next;
   }

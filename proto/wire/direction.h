@@ -27,14 +27,8 @@ struct CompressDirection {
   static constexpr uint32_t kTensorOutput = TensorResponse::kFrameFieldNumber;
 
   // The fields themselves. Asking for a payload makes it the message's.
-  template <typename AnyRequest>
-  static std::string& Input(AnyRequest& request) {
-    return *request.mutable_data();
-  }
-  template <typename AnyResponse>
-  static std::string& Output(AnyResponse& response) {
-    return *response.mutable_frame();
-  }
+  static std::string& Input(auto& request) { return *request.mutable_data(); }
+  static std::string& Output(auto& response) { return *response.mutable_frame(); }
   static v1::SharedMemoryRange& SharedInput(Request& request) { return *request.mutable_shared_data(); }
   static v1::SharedMemoryRange& OutputBuffer(Request& request) { return *request.mutable_frame_buffer(); }
   static v1::SharedMemoryRange& SharedOutput(Response& response) { return *response.mutable_shared_frame(); }
@@ -55,14 +49,8 @@ struct DecompressDirection {
   static constexpr uint32_t kTensorInput = TensorRequest::kFrameFieldNumber;
   static constexpr uint32_t kTensorOutput = TensorResponse::kDataFieldNumber;
 
-  template <typename AnyRequest>
-  static std::string& Input(AnyRequest& request) {
-    return *request.mutable_frame();
-  }
-  template <typename AnyResponse>
-  static std::string& Output(AnyResponse& response) {
-    return *response.mutable_data();
-  }
+  static std::string& Input(auto& request) { return *request.mutable_frame(); }
+  static std::string& Output(auto& response) { return *response.mutable_data(); }
   static v1::SharedMemoryRange& SharedInput(Request& request) { return *request.mutable_shared_frame(); }
   static v1::SharedMemoryRange& OutputBuffer(Request& request) { return *request.mutable_data_buffer(); }
   static v1::SharedMemoryRange& SharedOutput(Response& response) { return *response.mutable_shared_data(); }

@@ -13,13 +13,10 @@ const google::protobuf::ServiceDescriptor& Service() {
 
 }  // namespace
 
-const std::vector<std::string_view>& AllMethods() {
-  static const auto& methods = *[] {
-    auto* const names = new std::vector<std::string_view>;
-    for (int i = 0; i < Service().method_count(); ++i) names->push_back(Service().method(i)->name());
-    return names;
-  }();
-  return methods;
+std::vector<std::string_view> AllMethods() {
+  std::vector<std::string_view> names;
+  for (int i = 0; i < Service().method_count(); ++i) names.push_back(Service().method(i)->name());
+  return names;
 }
 
 const google::protobuf::MethodDescriptor& MethodTaking(const google::protobuf::Descriptor& request) {

@@ -10,7 +10,7 @@
 namespace kvcompress {
 
 // "Compress", "Decompress", ...: every method, in the order of kvcompress.proto. The texts live for ever.
-const std::vector<std::string_view>& AllMethods();
+std::vector<std::string_view> AllMethods();
 
 // The method that takes messages of this type. Each method has a type of its own.
 const google::protobuf::MethodDescriptor& MethodTaking(const google::protobuf::Descriptor& request);
@@ -24,10 +24,9 @@ std::string_view MethodName() {
 
 // The method's path, as HTTP/2 requests have it: "/kvcompress.v1.KvCompression/Compress".
 template <typename Request>
-const std::string& MethodPath() {
-  static const std::string& path = *new std::string("/" + MethodTaking(*Request::descriptor()).service()->full_name() +
-                                                    "/" + std::string(MethodName<Request>()));
-  return path;
+std::string MethodPath() {
+  const google::protobuf::MethodDescriptor& method = MethodTaking(*Request::descriptor());
+  return "/" + method.service()->full_name() + "/" + method.name();
 }
 
 }  // namespace kvcompress

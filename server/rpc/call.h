@@ -50,12 +50,6 @@ grpc::Status ToGrpcStatus(const absl::Status& status);
 // Most bytes of a request that carries no tensors, nor descriptions of them.
 inline constexpr size_t kMaxRequestBytes = 4096;
 
-// A response as gRPC sends it.
-template <typename Message>
-absl::Status ToBuffer(const Message& message, grpc::ByteBuffer& buffer) {
-  return SerializeMessage(message, buffer) ? absl::OkStatus() : absl::InternalError("response cannot be serialized");
-}
-
 // Tells clients that retry by themselves when to do so (gRFC A6).
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context);
 

@@ -8,7 +8,7 @@
 #include "server/rpc/call.h"
 #include "server/rpc/capabilities.h"
 #include "server/rpc/stream_reactor.h"
-#include "server/session/tensor_call.h"
+#include "server/rpc/tensor_reactor.h"
 
 namespace kvcompress {
 namespace {
@@ -49,18 +49,24 @@ RawReactor* Service::Start(grpc::CallbackServerContext* context) {
   return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket));
 }
 
+template <typename Call>
+grpc::ServerUnaryReactor* Service::StartTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
+                                               grpc::ByteBuffer* response) {
+  return new TensorReactor<Call>(context, request, response, Client(*context), pool_, options_, admission_, metrics_);
+}
+
 RawReactor* Service::Compress(grpc::CallbackServerContext* context) { return Start<CompressSession>(context); }
 
 RawReactor* Service::Decompress(grpc::CallbackServerContext* context) { return Start<DecompressSession>(context); }
 
 grpc::ServerUnaryReactor* Service::CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return StartTensorCall<CompressTensorCall>(context, *request, response, Client(*context), tensor_calls_);
+  return StartTensor<CompressTensorCall>(context, *request, response);
 }
 
 grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  return StartTensorCall<DecompressTensorCall>(context, *request, response, Client(*context), tensor_calls_);
+  return StartTensor<DecompressTensorCall>(context, *request, response);
 }
 
 template <typename Request, typename Answer>
@@ -72,7 +78,7 @@ grpc::ServerUnaryReactor* Service::AnswerAtOnce(grpc::CallbackServerContext* con
     Request parsed;
     KVC_RETURN_IF_ERROR(ParseRequest(request, max_bytes, 0, parsed));
     KVC_ASSIGN_OR_RETURN(const auto message, answer(parsed));
-    return ToBuffer(message, response);
+    return SerializeMessage(message, response);
   }();
   record.End(status, {});
   AddPushback(status, *context);

@@ -4,7 +4,6 @@
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 #include "server/config/options.h"
 #include "server/rpc/shared_memory_streams.h"
-#include "server/rpc/tensor_call.h"
 #include "server/session/admission.h"
 #include "server/session/session.h"
 #include "server/telemetry/metrics.h"
@@ -49,8 +48,7 @@ class Service final : public RawService {
         options_(std::move(options)),
         admission_(admission),
         shared_memory_(shared_memory),
-        metrics_(metrics),
-        tensor_calls_{pool_, options_, admission_, metrics_} {}
+        metrics_(metrics) {}
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Compress(grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Decompress(
@@ -74,6 +72,9 @@ class Service final : public RawService {
                                          size_t max_bytes, const Answer& answer, grpc::ByteBuffer& response);
   template <typename Session>
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context);
+  template <typename Call>
+  grpc::ServerUnaryReactor* StartTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
+                                        grpc::ByteBuffer* response);
 
   const Options& daemon_options_;
   ThreadPool& pool_;
@@ -81,7 +82,6 @@ class Service final : public RawService {
   Admission& admission_;
   SharedMemoryStreams& shared_memory_;
   kvcompress::Metrics& metrics_;
-  const TensorCallEnvironment tensor_calls_;
 };
 
 }  // namespace kvcompress

@@ -112,7 +112,7 @@ class SharedMemoryStreams::Stream final : public Reactor {
     KVC_RETURN_IF_ERROR(ParseRequest(std::exchange(incoming_, {}), kMaxRequestBytes, 0, request));
     v1::SharedMemoryResponse response;
     KVC_RETURN_IF_ERROR(Answer(request, *registration_, response));
-    return ToBuffer(response, outgoing_);
+    return SerializeMessage(response, outgoing_);
   }
 
   void EndAnswer(const absl::Status& status) {

@@ -117,7 +117,7 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     write_start_ = Clock::now();
     if (!outgoing.bytes.empty()) {
       outgoing_ = PayloadMessage(Direction::kOutput, outgoing.bytes);
-    } else if (const absl::Status status = ToBuffer(outgoing.response, outgoing_); !status.ok()) {
+    } else if (const absl::Status status = SerializeMessage(outgoing.response, outgoing_); !status.ok()) {
       return session_.Fail(status);
     }
     if (outgoing.response.has_stream()) {  // nothing follows but the status, which is OK then

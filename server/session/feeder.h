@@ -11,6 +11,7 @@
 #include "server/session/outlet.h"
 #include "server/session/stream_memory.h"
 #include "server/session/stream_regions.h"
+#include "server/session/stream_work.h"
 
 namespace kvcompress {
 
@@ -35,11 +36,11 @@ class Feeder {
   using Stream = typename Work::Stream;
 
   // `stream` need not be constructed yet.
-  Feeder(const SessionOptions& options, Admission::Ticket ticket, Stream& stream, const typename Work::Sink& sink,
-         StreamRegions& regions, Outlet<Direction>& outlet)
+  Feeder(const SessionOptions& options, Admission::Ticket ticket, Work& work, Stream& stream, StreamRegions& regions,
+         Outlet<Direction>& outlet)
       : options_(options),
+        work_(work),
         stream_(stream),
-        sink_(sink),
         regions_(regions),
         outlet_(outlet),
         memory_(std::move(ticket), options.window_bytes) {}
@@ -62,7 +63,7 @@ class Feeder {
 
   // A stream that waits for its client holds no memory.
   void ReleaseIfIdle() {
-    if (sink_.totals().tensors == memory_.begun() && sink_.outbox().empty()) memory_.Release();
+    if (work_.totals().tensors == memory_.begun() && work_.outbox().empty()) memory_.Release();
   }
   // Gives back what the stream was admitted with.
   void Settle() { memory_.ticket().Settle(); }
@@ -84,7 +85,7 @@ class Feeder {
   absl::Status Reserve() {
     if (memory_.is_reserved()) return absl::OkStatus();
     const std::optional<Footprint> footprint = stream_.footprint();
-    return footprint ? memory_.Reserve(*footprint, sink_.totals().tensors) : absl::OkStatus();
+    return footprint ? memory_.Reserve(*footprint, work_.totals().tensors) : absl::OkStatus();
   }
 
   absl::Status OutsideTensor() const {
@@ -94,12 +95,11 @@ class Feeder {
   }
 
   const SessionOptions& options_;
+  Work& work_;
   Stream& stream_;
-  const typename Work::Sink& sink_;
   StreamRegions& regions_;
   Outlet<Direction>& outlet_;
   StreamMemory memory_;
-  Work work_;
 };
 
 }  // namespace kvcompress

@@ -12,10 +12,10 @@ Session<Work>::Session(ThreadPool& pool, SessionOptions options, Admission::Tick
     : options_(std::move(options)),
       wake_(std::move(wake)),
       regions_(options_.regions),
-      sink_(observer, [this](Change change) { OnProgress(change); }),
-      outlet_(sink_.outbox(), regions_),
-      feeder_(options_, std::move(ticket), stream_, sink_, regions_, outlet_),
-      stream_(pool, options_.limits, sink_) {}
+      work_(observer, [this](Change change) { OnProgress(change); }),
+      outlet_(work_.outbox(), regions_),
+      feeder_(options_, std::move(ticket), work_, stream_, regions_, outlet_),
+      stream_(pool, options_.limits, work_) {}
 
 template <typename Work>
 void Session<Work>::Push(Request request) {
@@ -132,7 +132,7 @@ void Session<Work>::FailOutput(const absl::Status& status) {
 template <typename Work>
 bool Session<Work>::done() const {
   absl::MutexLock lock(&mutex_);
-  return flushed_ && (outlet_.is_closed() || sink_.outbox().empty());
+  return flushed_ && (outlet_.is_closed() || work_.outbox().empty());
 }
 
 template <typename Work>
@@ -145,7 +145,7 @@ absl::Status Session<Work>::status() const {
 // A block, a report or an error has come out of the stream.
 template <typename Work>
 void Session<Work>::OnProgress(Change change) {
-  if (!sink_.error().ok()) stream_.Cancel();
+  if (!work_.error().ok()) stream_.Cancel();
   Feed();
   if (WorthWaking(change)) wake_();
 }
@@ -156,18 +156,18 @@ template <typename Work>
 bool Session<Work>::WorthWaking(Change change) const {
   constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
   return change == Change::kEnd || stream_.blocks_in_flight() <= 1 ||
-         sink_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
+         work_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
 }
 
 template <typename Work>
 uint64_t Session<Work>::held_bytes() const {
-  return sink_.outbox().held_bytes() + stream_.bytes_in_flight() +
+  return work_.outbox().held_bytes() + stream_.bytes_in_flight() +
          kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
 }
 
 template <typename Work>
 bool Session<Work>::InputIsOver() const {
-  return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !sink_.error().ok();
+  return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !work_.error().ok();
 }
 
 // Gives the stream as much of the input as the window takes. Whoever brings input, or takes output, calls.
@@ -221,11 +221,11 @@ template <typename Work>
 void Session<Work>::OnFlushed() {
   {
     absl::MutexLock lock(&mutex_);
-    const absl::Status block_error = sink_.error();
+    const absl::Status block_error = work_.error();
     status_ = block_error.ok() ? input_status_ : block_error;
     if (status_.ok() && !outlet_.is_closed()) {
       const Clock::time_point now = Clock::now();
-      sink_.SendStreamReport(std::chrono::duration<double>(now - start_.value_or(now)).count());
+      work_.SendStreamReport(std::chrono::duration<double>(now - start_.value_or(now)).count());
     }
     flushed_ = true;
   }

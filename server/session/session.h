@@ -69,7 +69,7 @@ class Session {
   absl::Status status() const;
   // Once done, or with the stream's report in hand: gives back what the stream was admitted with.
   void Settle() { feeder_.Settle(); }
-  StreamTotals totals() const { return sink_.totals(); }
+  StreamTotals totals() const { return work_.totals(); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -105,7 +105,7 @@ class Session {
 
   Serializer feeding_;
   StreamRegions regions_;
-  typename Work::Sink sink_;
+  Work work_;
   Outlet<Direction> outlet_;
   Feeder<Work> feeder_;
   typename Work::Stream stream_;  // last: its destructor waits for calls into the members above

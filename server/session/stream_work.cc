@@ -3,19 +3,119 @@
 #include <utility>
 
 #include "core/base/status_macros.h"
+#include "proto/wire/convert.h"
 
 namespace kvcompress {
 
+void ReportCompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
+  const Quality quality = QualityOf(report.sums);
+  const std::vector<Violation> violations = CheckThresholds(quality);
+  ToMessage(report, quality, violations, message);
+  observer.OnCompressed(report, quality, violations);
+}
+
+void ReportDecompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
+  ToMessage(report, message);
+  observer.OnDecompressed(report);
+}
+
+template <typename Response>
+void StreamWork<Response>::Fail(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    error_ = status;
+  }
+  on_change_(Change::kEnd);
+}
+
+template <typename Response>
+void StreamWork<Response>::Finish(const TensorReport& report, Response response) {
+  // The response first: who sees the tensor counted and the outbox empty may take it for written.
+  outbox_.Add(std::move(response));
+  {
+    absl::MutexLock lock(&mutex_);
+    ++totals_.tensors;
+    totals_.tensor_bytes += report.tensor_bytes;
+    totals_.frame_bytes += report.frame_bytes;
+  }
+  on_change_(Change::kEnd);
+}
+
+template class StreamWork<v1::CompressResponse>;
+template class StreamWork<v1::DecompressResponse>;
+
+namespace {
+
+void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& message) {
+  message.set_tensors(totals.tensors);
+  message.set_tensor_bytes(totals.tensor_bytes);
+  message.set_frame_bytes(totals.frame_bytes);
+  message.set_seconds(seconds);
+}
+
+}  // namespace
+
 absl::Status CompressStreamWork::Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
                                        OutputBuffers* buffers) {
-  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers.Read(header, options.default_codec));
+  KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers_.Read(header, options.default_codec));
   return stream.Begin(std::move(job.tensor), job.codec, buffers);
+}
+
+void CompressStreamWork::OnFrame(Slice bytes) {
+  outbox_.AddBytes(bytes);
+  on_change_(Change::kBytes);
+}
+
+void CompressStreamWork::OnTensor(const TensorReport& report) {
+  v1::CompressResponse response;
+  ReportCompressed(report, observer_, *response.mutable_tensor());
+  merger_.Add(report.tensor.name, report.sums);
+  Finish(report, std::move(response));
+}
+
+void CompressStreamWork::SendStreamReport(double seconds) {
+  const StreamTotals sums = totals();
+  v1::CompressResponse response;
+  v1::StreamReport& message = *response.mutable_stream();
+  ToMessage(sums, seconds, message);
+  if (sums.tensors > 0) {
+    const Quality mean = merger_.Mean();
+    kvcompress::ToMessage(mean, *message.mutable_quality());
+    kvcompress::ToMessage(merger_.ElementWeighted(), *message.mutable_element_weighted());
+    message.set_worst_tensor(merger_.worst_tensor());
+    for (const Violation& violation : CheckThresholds(mean)) message.add_violations(violation.text);
+  }
+  outbox_.Add(std::move(response));
 }
 
 absl::Status DecompressStreamWork::Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions&,
                                          OutputBuffers* buffers) {
   KVC_RETURN_IF_ERROR(CheckName(header));
   return stream.Begin(header.name(), buffers);
+}
+
+void DecompressStreamWork::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {
+  v1::DecompressResponse response;
+  kvcompress::ToMessage(tensor, *response.mutable_header());
+  outbox_.Add(std::move(response));
+  on_change_(Change::kEnd);
+}
+
+void DecompressStreamWork::OnData(Slice values) {
+  outbox_.AddBytes(values);
+  on_change_(Change::kBytes);
+}
+
+void DecompressStreamWork::OnTensor(const TensorReport& report) {
+  v1::DecompressResponse response;
+  ReportDecompressed(report, observer_, *response.mutable_tensor());
+  Finish(report, std::move(response));
+}
+
+void DecompressStreamWork::SendStreamReport(double seconds) {
+  v1::DecompressResponse response;
+  ToMessage(totals(), seconds, *response.mutable_stream());
+  outbox_.Add(std::move(response));
 }
 
 }  // namespace kvcompress

@@ -1,35 +1,116 @@
 #pragma once
 
+#include <functional>
+
+#include "absl/synchronization/mutex.h"
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"
+#include "core/quality/quality.h"
 #include "proto/wire/direction.h"
 #include "server/session/headers.h"
 #include "server/session/options.h"
-#include "server/session/sinks.h"
+#include "server/session/outbox.h"
 
-// What a session does in each direction: which of the core's streams it feeds, and how.
+// What a session does in each direction: which of the core's streams it feeds, and how what that makes becomes
+// responses in an outbox, with the figures that they add up to.
 namespace kvcompress {
 
-struct CompressStreamWork {
+// Told of every tensor that is done, on pool threads.
+class SessionObserver {
+ public:
+  virtual ~SessionObserver() = default;
+  virtual void OnCompressed(const TensorReport& report, const Quality& quality,
+                            const std::vector<Violation>& violations) = 0;
+  virtual void OnDecompressed(const TensorReport& report) = 0;
+};
+
+// Describe a tensor that is done, as the client gets it, and tell the observer.
+void ReportCompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message);
+void ReportDecompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message);
+
+struct StreamTotals {
+  uint64_t tensors = 0;
+  uint64_t tensor_bytes = 0;
+  uint64_t frame_bytes = 0;
+};
+
+// What has come out of a stream: bytes, of which more may follow at once, or something that ends them.
+enum class Change { kBytes, kEnd };
+
+// What both directions share. `on_change` is called without locks after there was something new.
+template <typename Response>
+class StreamWork {
+ public:
+  StreamWork(SessionObserver& observer, std::function<void(Change)> on_change)
+      : observer_(observer), on_change_(std::move(on_change)) {}
+
+  Outbox<Response>& outbox() { return outbox_; }
+  const Outbox<Response>& outbox() const { return outbox_; }
+
+  // The first error of a block; OK while there was none.
+  absl::Status error() const {
+    absl::MutexLock lock(&mutex_);
+    return error_;
+  }
+  StreamTotals totals() const {
+    absl::MutexLock lock(&mutex_);
+    return totals_;
+  }
+
+ protected:
+  void Fail(const absl::Status& status);
+  // Counts a tensor, and sends its report.
+  void Finish(const TensorReport& report, Response response);
+
+  SessionObserver& observer_;
+  const std::function<void(Change)> on_change_;
+  Outbox<Response> outbox_;
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);
+  StreamTotals totals_ ABSL_GUARDED_BY(mutex_);
+};
+
+class CompressStreamWork final : public StreamWork<v1::CompressResponse>, public CompressOutput {
+ public:
   using Direction = CompressDirection;
   using Stream = CompressStream;
-  using Sink = CompressResponses;
+  using StreamWork::StreamWork;
 
+  // Starts a tensor of the stream, and adds to it, as the stream's own methods do.
   absl::Status Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
                      OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
 
-  CompressHeaders headers;
+  void OnFrame(Slice bytes) override;
+  void OnTensor(const TensorReport& report) override;
+  void OnError(const absl::Status& status) override { Fail(status); }
+
+  // Ends the stream. After the last tensor's report.
+  void SendStreamReport(double seconds);
+
+ private:
+  CompressHeaders headers_;
+  QualityMerger merger_;
 };
 
-struct DecompressStreamWork {
+class DecompressStreamWork final : public StreamWork<v1::DecompressResponse>, public DecompressOutput {
+ public:
   using Direction = DecompressDirection;
   using Stream = DecompressStream;
-  using Sink = DecompressResponses;
+  using StreamWork::StreamWork;
 
   static absl::Status Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions& options,
                             OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
+
+  void OnHeader(const TensorDesc& tensor, uint64_t elements) override;
+  void OnData(Slice values) override;
+  void OnTensor(const TensorReport& report) override;
+  void OnError(const absl::Status& status) override { Fail(status); }
+
+  void SendStreamReport(double seconds);
 };
 
 }  // namespace kvcompress

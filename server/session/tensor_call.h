@@ -10,7 +10,7 @@
 #include "proto/wire/direction.h"
 #include "server/session/admission.h"
 #include "server/session/options.h"
-#include "server/session/sinks.h"
+#include "server/session/stream_work.h"
 
 namespace kvcompress {
 

@@ -19,7 +19,7 @@
 #include "absl/time/time.h"
 #include "kvcompress/v1/kvcompress.pb.h"
 #include "server/session/admission.h"
-#include "server/session/sinks.h"
+#include "server/session/stream_work.h"
 
 namespace kvcompress {
 

@@ -61,11 +61,13 @@ absl::Status ParseRequest(const grpc::ByteBuffer& buffer, size_t max_bytes, uint
   return ParseMessage(buffer, message) ? absl::OkStatus() : absl::InvalidArgumentError("message cannot be parsed");
 }
 
+// INTERNAL for a message that is too large for protobuf.
 template <typename Message>
-bool SerializeMessage(const Message& message, grpc::ByteBuffer& buffer) {
+absl::Status SerializeMessage(const Message& message, grpc::ByteBuffer& buffer) {
   bool own_buffer = false;
   buffer.Clear();
-  return grpc::SerializationTraits<Message>::Serialize(message, &buffer, &own_buffer).ok();
+  const bool ok = grpc::SerializationTraits<Message>::Serialize(message, &buffer, &own_buffer).ok();
+  return ok ? absl::OkStatus() : absl::InternalError("message cannot be serialized");
 }
 
 }  // namespace kvcompress

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/base/status_macros.h"
+#include "core/base/thread_pool.h"
+#include "proto/wire/grpc/message.h"
+#include "proto/wire/methods.h"
+#include "server/rpc/call.h"
+#include "server/session/tensor_call.h"
+
+namespace kvcompress {
+
+// A call for one tensor: `Call` is CompressTensorCall or DecompressTensorCall. A small tensor with a fast codec is done
+// in the constructor, in the reaction to its message, which is sooner than handing it to another thread; any other is a
+// job of the pool. The reactor stays until gRPC has sent the answer, whose memory the call is charged for.
+template <typename Call>
+class TensorReactor final : public grpc::ServerUnaryReactor {
+ public:
+  // `request` and `response` are the call's, `client` is ClientOf's; what is given must outlive the call.
+  TensorReactor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request, grpc::ByteBuffer* response,
+                std::string client, ThreadPool& pool, const SessionOptions& options, Admission& admission,
+                Metrics& metrics)
+      : context_(context),
+        response_(response),
+        metrics_(metrics),
+        record_(context, MethodName<typename Call::Request>(), metrics, LogLevel::kDebug) {
+    const absl::Status status = Start(request, std::move(client), options, admission);
+    if (status.ok() && !call_.is_short()) {
+      queue_.emplace(pool).Push([this] { End(Run()); });
+    } else {
+      End(status.ok() ? Run() : status);
+    }
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  using Direction = typename Call::Direction;
+
+  // Lets a call that ended in its reaction end without another thread, like gRPC's own reactor for such calls.
+  bool InternalInlineable() override { return !queue_; }
+
+  absl::Status Start(const grpc::ByteBuffer& message, std::string client, const SessionOptions& options,
+                     Admission& admission) {
+    KVC_ASSIGN_OR_RETURN(ticket_, admission.AdmitStream(std::move(client)));
+    typename Call::Request request;
+    std::optional<SplitMessage> split = SplitAtPayload(message, Direction::kTensorInput);
+    if (split && request.ParseFromString(split->head)) {
+      return call_.Start(request, std::move(split->payload), options, ticket_);
+    }
+    KVC_RETURN_IF_ERROR(ParseRequest(message, kMaxHeadBytes, Direction::kTensorInput, request));
+    auto owner = std::make_shared<const std::string>(std::move(Direction::Input(request)));
+    return call_.Start(request, {{AsBytes(*owner), owner}}, options, ticket_);
+  }
+
+  // Fills the response.
+  absl::Status Run() {
+    if (context_->IsCancelled()) return absl::CancelledError("the client has cancelled");
+    typename Call::Response head;
+    KVC_ASSIGN_OR_RETURN(Slice output, call_.Run(metrics_, head));
+    *response_ = PayloadMessage(Direction::kTensorOutput, {std::move(output)}, head.SerializeAsString());
+    return absl::OkStatus();
+  }
+
+  // Nothing may be touched after it: OnDone may follow on another thread.
+  void End(const absl::Status& status) {
+    ticket_.SettleStream();
+    AddPushback(status, *context_);
+    record_.End(status, call_.totals());
+    Finish(ToGrpcStatus(status));
+  }
+
+  grpc::CallbackServerContext* const context_;
+  grpc::ByteBuffer* const response_;
+  Metrics& metrics_;
+  CallRecord record_;
+  Admission::Ticket ticket_;
+  Call call_;
+  std::optional<ThreadPool::Queue> queue_;  // of a call that is a job of the pool
+};
+
+}  // namespace kvcompress
