@@ -7,26 +7,14 @@
 #include <vector>
 
 #include "client/deadline.h"
+#include "client/remote/jobs.h"
 #include "client/remote/remote_stream.h"
-#include "client/remote/replies.h"
 #include "client/remote/slice_reader.h"
 #include "core/base/status_macros.h"
-#include "proto/wire/convert.h"
 #include "proto/wire/grpc/message.h"
 #include "proto/wire/methods.h"
 
 namespace kvcompress {
-
-inline v1::CompressHeader HeaderOf(const CompressJob& job, bool to_buffers) {
-  return MakeHeader(job.tensor, job.codec, to_buffers);
-}
-inline v1::DecompressHeader HeaderOf(const DecompressJob& job, bool to_buffers) {
-  return MakeHeader(job.name, to_buffers);
-}
-
-// The most bytes that come back; empty where that is not known beforehand.
-std::optional<uint64_t> MaxOutputBytes(const CompressJob& job);
-std::optional<uint64_t> MaxOutputBytes(const DecompressJob& job);
 
 // The most bytes, in either direction, for which a job is a message instead of a stream.
 inline constexpr uint64_t kMaxTensorCallBytes = uint64_t{256} << 10;
@@ -94,7 +82,7 @@ class Exchange : public StreamHandler {
     if (!ParseMessage(reply, response)) return WrongReply("its message cannot be parsed");
     if (response.has_stream()) return absl::OkStatus();
     if (response.payload_case() == Response::kInputReleased) return OnReleased(response.input_released());
-    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    if (all_done()) return WrongReply("it sent more tensors than it was given");
     if (response.has_tensor()) {
       KVC_RETURN_IF_ERROR(replies_.OnReport(jobs_[done_++], response.tensor()));
       return OnTensorEnd();
@@ -105,18 +93,41 @@ class Exchange : public StreamHandler {
     return replies_.OnDescription(response);
   }
 
-  size_t done() const { return done_; }
-
  protected:
-  std::span<const Job> jobs() const { return jobs_; }
+  bool all_done() const { return done_ == jobs_.size(); }
 
   absl::Status OnOutput(ByteSpan bytes) {
-    if (done_ == jobs_.size()) return WrongReply("it sent more tensors than it was given");
+    if (all_done()) return WrongReply("it sent more tensors than it was given");
     KVC_RETURN_IF_ERROR(CheckDeadline(deadline_));
     return replies_.OnBytes(jobs_[done_], bytes);
   }
 
   absl::Status WrongReply(std::string_view what) const { return replies_.WrongReply(what); }
+
+  // How far the jobs are sent.
+  bool all_sent() const { return sending_ == jobs_.size(); }
+  bool header_sent() const { return header_sent_; }
+  // The current job's input, and how much of it is sent.
+  const ByteSource& source() const { return *jobs_[sending_].source; }
+  uint64_t sent_bytes() const { return sent_bytes_; }
+
+  // The current job's header, which counts as sent.
+  Request SendHeader(bool to_buffers) {
+    Request request;
+    *request.mutable_header() = HeaderOf(jobs_[sending_], to_buffers);
+    header_sent_ = true;
+    Sent(0);
+    return request;
+  }
+  // Counts bytes of input that are sent. Returns whether they were the job's last.
+  bool Sent(uint64_t bytes) {
+    sent_bytes_ += bytes;
+    if (sent_bytes_ < source().size()) return false;
+    ++sending_;
+    header_sent_ = false;
+    sent_bytes_ = 0;
+    return true;
+  }
 
  private:
   // Of streams that use shared memory.
@@ -129,51 +140,40 @@ class Exchange : public StreamHandler {
   const std::span<const Job> jobs_;
   const absl::Time deadline_;
   Replies replies_;
-  size_t done_ = 0;  // jobs
+  size_t done_ = 0;     // jobs
+  size_t sending_ = 0;  // index of the job
+  bool header_sent_ = false;
+  uint64_t sent_bytes_ = 0;  // of it
 };
 
 // Sends the bytes in messages.
 template <typename Replies>
 class ByteExchange final : public Exchange<Replies> {
  public:
-  using typename Exchange<Replies>::Direction;
-  using typename Exchange<Replies>::Job;
-  using typename Exchange<Replies>::Sink;
-  using typename Exchange<Replies>::Request;
-  using typename Exchange<Replies>::Outgoing;
+  using Base = Exchange<Replies>;
+  using typename Base::Outgoing;
 
-  ByteExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, Sink& sink, Delivery& delivery,
-               SliceReader& slices)
-      : Exchange<Replies>(address, jobs, deadline, sink, delivery), slices_(slices) {}
+  ByteExchange(std::string_view address, std::span<const typename Base::Job> jobs, absl::Time deadline,
+               typename Base::Sink& sink, Delivery& delivery, SliceReader& slices)
+      : Base(address, jobs, deadline, sink, delivery), slices_(slices) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
-    const Job& job = this->jobs()[sending_];
     Outgoing next;
-    if (!std::exchange(header_sent_, true)) {
-      Request request;
-      *request.mutable_header() = HeaderOf(job, /*to_buffers=*/false);
-      KVC_RETURN_IF_ERROR(SerializeMessage(request, next.message));
+    if (!this->header_sent()) {
+      KVC_RETURN_IF_ERROR(SerializeMessage(this->SendHeader(/*to_buffers=*/false), next.message));
     } else {
-      const size_t count = std::min<uint64_t>(kMaxPayloadBytes, job.source->size() - sent_bytes_);
-      KVC_ASSIGN_OR_RETURN(Slice slice, slices_.Read(*job.source, sent_bytes_, count));
-      next.message = PayloadMessage(Direction::kInput, {std::move(slice)});
-      sent_bytes_ += count;
+      const size_t count = std::min<uint64_t>(kMaxPayloadBytes, this->source().size() - this->sent_bytes());
+      KVC_ASSIGN_OR_RETURN(Slice slice, slices_.Read(this->source(), this->sent_bytes(), count));
+      next.message = PayloadMessage(Base::Direction::kInput, {std::move(slice)});
+      this->Sent(count);
     }
-    if (sent_bytes_ == job.source->size()) {
-      ++sending_;
-      header_sent_ = false;
-      sent_bytes_ = 0;
-    }
-    next.last = sending_ == this->jobs().size();
+    next.last = this->all_sent();
     next.followed = !next.last;
     return next;
   }
 
  private:
   SliceReader& slices_;
-  size_t sending_ = 0;  // index of the job
-  bool header_sent_ = false;
-  uint64_t sent_bytes_ = 0;  // of it
 };
 
 }  // namespace kvcompress

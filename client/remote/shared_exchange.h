@@ -46,15 +46,15 @@ class CallMemory {
 template <typename Replies>
 class SharedExchange final : public Exchange<Replies> {
  public:
-  using typename Exchange<Replies>::Direction;
-  using typename Exchange<Replies>::Job;
-  using typename Exchange<Replies>::Sink;
-  using typename Exchange<Replies>::Request;
-  using typename Exchange<Replies>::Outgoing;
+  using Base = Exchange<Replies>;
+  using typename Base::Direction;
+  using typename Base::Job;
+  using typename Base::Outgoing;
+  using typename Base::Request;
 
-  SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, Sink& sink,
+  SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, typename Base::Sink& sink,
                  Delivery& delivery, const SharedMemoryPool& pool, const RegisteredMemory& memory)
-      : Exchange<Replies>(address, jobs, deadline, sink, delivery),
+      : Base(address, jobs, deadline, sink, delivery),
         pool_(pool),
         memory_(memory),
         buffers_wanted_(BuffersWanted(jobs)) {}
@@ -62,7 +62,7 @@ class SharedExchange final : public Exchange<Replies> {
   absl::StatusOr<std::optional<Outgoing>> Next() override {
     KVC_ASSIGN_OR_RETURN(std::optional<Request> request, NextRequest());
     Outgoing next;
-    next.last = AllSent() && (AllBuffersGiven() || this->done() == this->jobs().size());
+    next.last = this->all_sent() && (AllBuffersGiven() || this->all_done());
     if (!request && !next.last) return std::nullopt;
     if (request) KVC_RETURN_IF_ERROR(SerializeMessage(*request, next.message));
     next.followed = request && !next.last && CanGoOn();
@@ -91,25 +91,23 @@ class SharedExchange final : public Exchange<Replies> {
     return buffers;
   }
 
-  bool AllSent() const { return sending_ == this->jobs().size(); }
   bool AllBuffersGiven() const { return buffers_given_ == buffers_wanted_; }
   bool CanGoOn() {
-    return (!AllBuffersGiven() && !memory_.buffers().empty()) || (!AllSent() && (!header_sent_ || CanSendInput()));
+    return (!AllBuffersGiven() && !memory_.buffers().empty()) ||
+           (!this->all_sent() && (!this->header_sent() || CanSendInput()));
   }
 
   absl::StatusOr<std::optional<Request>> NextRequest() {
     Request request;
-    if (!AllSent() && !header_sent_) {
-      header_sent_ = true;
-      *request.mutable_header() = HeaderOf(this->jobs()[sending_], /*to_buffers=*/true);
-      EndJobIfSent();
+    if (!this->all_sent() && !this->header_sent()) {
+      request = this->SendHeader(/*to_buffers=*/true);
     } else if (!AllBuffersGiven() && !memory_.buffers().empty()) {
       const uint64_t offset = memory_.buffers().front();
       memory_.buffers().pop_front();
       given_.push_back({offset});
       ++buffers_given_;
       memory_.Describe(offset, CallMemory::kChunkBytes, Direction::OutputBuffer(request));
-    } else if (!AllSent()) {
+    } else if (!this->all_sent()) {
       return NextInput();
     } else {
       return std::nullopt;
@@ -126,9 +124,9 @@ class SharedExchange final : public Exchange<Replies> {
   absl::StatusOr<std::optional<Request>> NextInput() {
     constexpr uint64_t kRangeBytes = uint64_t{4} << 20;
     if (!CanSendInput()) return std::nullopt;
-    const ByteSource& source = *this->jobs()[sending_].source;
-    const size_t count = std::min(in_place_ ? kRangeBytes : CallMemory::kChunkBytes, source.size() - sent_bytes_);
-    KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, source.Get(sent_bytes_, count, scratch_));
+    const uint64_t left = this->source().size() - this->sent_bytes();
+    const size_t count = std::min(in_place_ ? kRangeBytes : CallMemory::kChunkBytes, left);
+    KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, this->source().Get(this->sent_bytes(), count, scratch_));
     std::optional<v1::SharedMemoryRange> range = pool_.Find(bytes);
     if (!range && std::exchange(in_place_, false)) return NextInput();
     in_place_ = range.has_value();
@@ -144,17 +142,8 @@ class SharedExchange final : public Exchange<Replies> {
     }
     pending_.push_back(pending);
     unreleased_ += count;
-    sent_bytes_ += count;
-    EndJobIfSent();
+    if (this->Sent(count)) in_place_ = false;
     return request;
-  }
-
-  void EndJobIfSent() {
-    if (sent_bytes_ < this->jobs()[sending_].source->size()) return;
-    ++sending_;
-    header_sent_ = false;
-    sent_bytes_ = 0;
-    in_place_ = false;
   }
 
   absl::Status OnReleased(uint64_t bytes) override {
@@ -200,10 +189,7 @@ class SharedExchange final : public Exchange<Replies> {
   const uint64_t buffers_wanted_;
   uint64_t buffers_given_ = 0;
   std::deque<GivenBuffer> given_;
-  size_t sending_ = 0;  // index of the job
-  bool header_sent_ = false;
-  uint64_t sent_bytes_ = 0;  // of it
-  bool in_place_ = false;    // its source lies in memory that the daemon has mapped
+  bool in_place_ = false;  // the current job's source lies in memory that the daemon has mapped
   std::deque<Pending> pending_;
   uint64_t released_ = 0;    // bytes of whole pending inputs
   uint64_t unreleased_ = 0;  // bytes of pending_

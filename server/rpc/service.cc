@@ -13,12 +13,10 @@
 namespace kvcompress {
 namespace {
 
-using RawReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
-
 constexpr size_t kMaxCapabilitiesBytes = size_t{1} << 20;
 
 // A stream that is not let in.
-class Refusal final : public RawReactor {
+class Refusal final : public Service::Streaming {
  public:
   Refusal(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, absl::Status status)
       : record_(context, method, metrics), status_(std::move(status)) {
@@ -43,35 +41,20 @@ std::string Service::Client(const grpc::CallbackServerContext& context) const {
 }
 
 template <typename Session>
-RawReactor* Service::Start(grpc::CallbackServerContext* context) {
+Service::Streaming* Service::Start(Context* context) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(Client(*context));
   if (!ticket.ok()) return new Refusal(context, MethodName<typename Session::Request>(), metrics_, ticket.status());
   return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket));
 }
 
 template <typename Call>
-grpc::ServerUnaryReactor* Service::StartTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-                                               grpc::ByteBuffer* response) {
+Service::Unary* Service::StartTensor(Context* context, const Message& request, Message* response) {
   return new TensorReactor<Call>(context, request, response, Client(*context), pool_, options_, admission_, metrics_);
 }
 
-RawReactor* Service::Compress(grpc::CallbackServerContext* context) { return Start<CompressSession>(context); }
-
-RawReactor* Service::Decompress(grpc::CallbackServerContext* context) { return Start<DecompressSession>(context); }
-
-grpc::ServerUnaryReactor* Service::CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                                  grpc::ByteBuffer* response) {
-  return StartTensor<CompressTensorCall>(context, *request, response);
-}
-
-grpc::ServerUnaryReactor* Service::DecompressTensor(grpc::CallbackServerContext* context,
-                                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  return StartTensor<DecompressTensorCall>(context, *request, response);
-}
-
-template <typename Request, typename Answer>
-grpc::ServerUnaryReactor* Service::AnswerAtOnce(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-                                                size_t max_bytes, const Answer& answer, grpc::ByteBuffer& response) {
+template <typename Request>
+Service::Unary* Service::AnswerAtOnce(Context* context, const Message& request, size_t max_bytes, const auto& answer,
+                                      Message& response) {
   CallRecord record(context, MethodName<Request>(), metrics_);
   const absl::Status status = [&]() -> absl::Status {
     KVC_RETURN_IF_ERROR(admission_.AdmitCall(Client(*context)));
@@ -83,29 +66,33 @@ grpc::ServerUnaryReactor* Service::AnswerAtOnce(grpc::CallbackServerContext* con
   record.End(status, {});
   AddPushback(status, *context);
   // gRPC's own reactor ends a call without another thread.
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  Unary* const reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status));
   return reactor;
 }
 
-grpc::ServerUnaryReactor* Service::Metrics(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                           grpc::ByteBuffer* response) {
-  const auto answer = [this](const v1::MetricsRequest&) -> absl::StatusOr<v1::MetricsResponse> {
-    return metrics_.ToMessage();
-  };
+Service::Streaming* Service::Compress(Context* context) { return Start<CompressSession>(context); }
+
+Service::Streaming* Service::Decompress(Context* context) { return Start<DecompressSession>(context); }
+
+Service::Unary* Service::CompressTensor(Context* context, const Message* request, Message* response) {
+  return StartTensor<CompressTensorCall>(context, *request, response);
+}
+
+Service::Unary* Service::DecompressTensor(Context* context, const Message* request, Message* response) {
+  return StartTensor<DecompressTensorCall>(context, *request, response);
+}
+
+Service::Unary* Service::Metrics(Context* context, const Message* request, Message* response) {
+  const auto answer = [this](const auto&) { return absl::StatusOr<v1::MetricsResponse>(metrics_.ToMessage()); };
   return AnswerAtOnce<v1::MetricsRequest>(context, *request, kMaxRequestBytes, answer, *response);
 }
 
-grpc::ServerUnaryReactor* Service::Capabilities(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                                grpc::ByteBuffer* response) {
-  const auto answer = [this](const v1::CapabilitiesRequest& parsed) {
-    return DescribeCapabilities(daemon_options_, parsed);
-  };
+Service::Unary* Service::Capabilities(Context* context, const Message* request, Message* response) {
+  const auto answer = [this](const auto& parsed) { return DescribeCapabilities(daemon_options_, parsed); };
   return AnswerAtOnce<v1::CapabilitiesRequest>(context, *request, kMaxCapabilitiesBytes, answer, *response);
 }
 
-RawReactor* Service::SharedMemory(grpc::CallbackServerContext* context) {
-  return shared_memory_.Start(context, Client(*context));
-}
+Service::Streaming* Service::SharedMemory(Context* context) { return shared_memory_.Start(context, Client(*context)); }
 
 }  // namespace kvcompress

@@ -41,6 +41,11 @@ static_assert(kMethodLayers<RawService> == kMethodLayers<v1::KvCompression::Call
 // Everything given must outlive the server.
 class Service final : public RawService {
  public:
+  using Context = grpc::CallbackServerContext;
+  using Message = grpc::ByteBuffer;
+  using Unary = grpc::ServerUnaryReactor;
+  using Streaming = grpc::ServerBidiReactor<Message, Message>;
+
   Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
           SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
       : daemon_options_(daemon_options),
@@ -50,31 +55,24 @@ class Service final : public RawService {
         shared_memory_(shared_memory),
         metrics_(metrics) {}
 
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Compress(grpc::CallbackServerContext* context) override;
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Decompress(
-      grpc::CallbackServerContext* context) override;
-  grpc::ServerUnaryReactor* CompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                           grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* DecompressTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                             grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Metrics(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                    grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Capabilities(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                         grpc::ByteBuffer* response) override;
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* SharedMemory(
-      grpc::CallbackServerContext* context) override;
+  Streaming* Compress(Context* context) override;
+  Streaming* Decompress(Context* context) override;
+  Unary* CompressTensor(Context* context, const Message* request, Message* response) override;
+  Unary* DecompressTensor(Context* context, const Message* request, Message* response) override;
+  Unary* Metrics(Context* context, const Message* request, Message* response) override;
+  Unary* Capabilities(Context* context, const Message* request, Message* response) override;
+  Streaming* SharedMemory(Context* context) override;
 
  private:
   std::string Client(const grpc::CallbackServerContext& context) const;
-  // Ends a unary call of few bytes: with the message that `answer` gives for the request, or with its error.
-  template <typename Request, typename Answer>
-  grpc::ServerUnaryReactor* AnswerAtOnce(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-                                         size_t max_bytes, const Answer& answer, grpc::ByteBuffer& response);
   template <typename Session>
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Start(grpc::CallbackServerContext* context);
+  Streaming* Start(Context* context);
   template <typename Call>
-  grpc::ServerUnaryReactor* StartTensor(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-                                        grpc::ByteBuffer* response);
+  Unary* StartTensor(Context* context, const Message& request, Message* response);
+  // Ends a unary call of few bytes: with the message that `answer` gives for the request, or with its error.
+  template <typename Request>
+  Unary* AnswerAtOnce(Context* context, const Message& request, size_t max_bytes, const auto& answer,
+                      Message& response);
 
   const Options& daemon_options_;
   ThreadPool& pool_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <utility>
@@ -29,9 +30,22 @@ class StreamMemory {
   bool is_reserved() const { return reserved_; }
   // Asks for the current tensor; `reported` of the stream's tensors are done. RESOURCE_EXHAUSTED when the budget does
   // not have it.
-  absl::Status Reserve(const Footprint& footprint, uint64_t reported);
+  absl::Status Reserve(const Footprint& footprint, uint64_t reported) {
+    reserved_ = true;
+    while (!whole_.empty() && whole_.front().number <= reported) whole_.pop_front();
+    if (footprint.whole) whole_.push_back({begun_, footprint.tensor_bytes});
+    streamed_bytes_ += footprint.tensor_bytes;
+    uint64_t bytes = std::min(streamed_bytes_, window_bytes_ + footprint.block_bytes);
+    for (const WholeTensor& tensor : whole_) bytes += tensor.bytes;
+    return ticket_.Resize(2 * bytes);
+  }
   // Gives all of it back: the stream holds nothing.
-  void Release();
+  void Release() {
+    if (streamed_bytes_ == 0) return;
+    whole_.clear();
+    streamed_bytes_ = 0;
+    ticket_.Resize(0).IgnoreError();  // less is always granted
+  }
 
   Admission::Ticket& ticket() { return ticket_; }
 

@@ -14,6 +14,14 @@ namespace {
 // The most bytes that are worked on where they came in: some 10 us at the speed of a fast codec.
 constexpr size_t kShortBytes = size_t{128} << 10;
 
+void Answer(const TensorReport& report, SessionObserver& observer, v1::CompressTensorResponse& response) {
+  ReportCompressed(report, observer, *response.mutable_report());
+}
+void Answer(const TensorReport& report, SessionObserver& observer, v1::DecompressTensorResponse& response) {
+  ToMessage(report.tensor, *response.mutable_header());
+  ReportDecompressed(report, observer, *response.mutable_report());
+}
+
 absl::Status NoBuffers() { return absl::InvalidArgumentError("buffers are for output of streams"); }
 
 }  // namespace
@@ -40,11 +48,6 @@ absl::StatusOr<Buffer> CompressTensorWork::Run(std::span<const ByteSpan> values,
   return frame;
 }
 
-void CompressTensorWork::Answer(const TensorReport& report, SessionObserver& observer,
-                                v1::CompressTensorResponse& response) {
-  ReportCompressed(report, observer, *response.mutable_report());
-}
-
 absl::Status DecompressTensorWork::Prepare(const v1::DecompressHeader& header, const SessionOptions& options) {
   name_ = header.name();
   if (Direction::ToBuffers(header)) return NoBuffers();
@@ -68,12 +71,6 @@ absl::StatusOr<Buffer> DecompressTensorWork::Run(std::span<const ByteSpan> frame
   report.tensor_bytes = header.tensor_bytes();
   report.frame_bytes = frame.size();
   return values;
-}
-
-void DecompressTensorWork::Answer(const TensorReport& report, SessionObserver& observer,
-                                  v1::DecompressTensorResponse& response) {
-  ToMessage(report.tensor, *response.mutable_header());
-  ReportDecompressed(report, observer, *response.mutable_report());
 }
 
 template <typename Work>
@@ -108,7 +105,7 @@ absl::StatusOr<Slice> TensorCall<Work>::Run(SessionObserver& observer, Response&
   const auto start = std::chrono::steady_clock::now();
   KVC_ASSIGN_OR_RETURN(Buffer output, work_.Run(input_, report_));
   report_.codec_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  Work::Answer(report_, observer, response);
+  Answer(report_, observer, response);
   totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
   return Slice::Of(std::move(output));
 }

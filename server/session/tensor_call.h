@@ -29,7 +29,6 @@ class CompressTensorWork {
   uint64_t max_output_bytes() const { return compressor_->max_frame_bytes(); }
   // Makes the output, and fills in the report.
   absl::StatusOr<Buffer> Run(std::span<const ByteSpan> values, TensorReport& report);
-  static void Answer(const TensorReport& report, SessionObserver& observer, v1::CompressTensorResponse& response);
 
  private:
   std::optional<TensorCompressor> compressor_;
@@ -45,7 +44,6 @@ class DecompressTensorWork {
   const CodecChain& chain() const { return decompressor_.chain(); }
   uint64_t max_output_bytes() const { return decompressor_.header().tensor_bytes(); }
   absl::StatusOr<Buffer> Run(std::span<const ByteSpan> frames, TensorReport& report);
-  static void Answer(const TensorReport& report, SessionObserver& observer, v1::DecompressTensorResponse& response);
 
  private:
   std::string name_;

@@ -7,9 +7,22 @@
 #include "client/codec_client.h"
 #include "client/remote/delivery.h"
 #include "core/frame/frame.h"
+#include "proto/wire/convert.h"
 #include "proto/wire/direction.h"
 
 namespace kvcompress {
+
+// `to_buffers`: the output goes to buffers that we give.
+inline v1::CompressHeader HeaderOf(const CompressJob& job, bool to_buffers) {
+  return MakeHeader(job.tensor, job.codec, to_buffers);
+}
+inline v1::DecompressHeader HeaderOf(const DecompressJob& job, bool to_buffers) {
+  return MakeHeader(job.name, to_buffers);
+}
+
+// The most bytes of output that a job can have; empty where that is not known beforehand.
+std::optional<uint64_t> MaxOutputBytes(const CompressJob& job);
+std::optional<uint64_t> MaxOutputBytes(const DecompressJob& job);
 
 // "daemon ADDRESS: WHAT".
 absl::Status DaemonFault(std::string_view address, absl::StatusCode code, std::string_view what);
