@@ -12,9 +12,8 @@ RUN scripts/build.sh && strip bin/kv-compressd bin/kv-compress
 # A label that says another version than the program would be worse than none.
 ARG VERSION=unknown
 RUN test "$VERSION" = unknown || bin/kv-compressd --version | grep -q "^kv-compressd $VERSION "
-# The packages of the libraries that the programs link: the images hold these and no others.
-RUN ldd bin/* | awk '$3 ~ "^/" {print $3}' | sort -u | xargs realpath | sed 's,^/usr/,*/,' \
-  | xargs dpkg-query -S | cut -d: -f1 | sort -u > packages && test -s packages
+# The images hold the packages that the programs need and no others.
+RUN scripts/runtime_packages.sh bin/* > packages
 
 FROM ${BASE} AS runtime
 COPY --from=build /src/packages /tmp/
