@@ -14,7 +14,7 @@ namespace kvcompress {
 namespace {
 
 // Buffers that a thread uses again for every block.
-struct BlockNormScratch {
+struct Scratch {
   Buffer min, max;
   Buffer codes;
   std::vector<uint16_t> scale_bits;
@@ -22,8 +22,8 @@ struct BlockNormScratch {
   std::vector<float> energies, sorted;
   std::vector<uint32_t> exact;  // cells with exact scales
 
-  static BlockNormScratch& OfThread() {
-    thread_local BlockNormScratch scratch;
+  static Scratch& OfThread() {
+    thread_local Scratch scratch;
     return scratch;
   }
 };
@@ -48,7 +48,7 @@ class BlockNorm final : public TensorCodec {
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
-    BlockNormScratch& scratch = BlockNormScratch::OfThread();
+    Scratch& scratch = Scratch::OfThread();
     const TensorDesc& tensor = block.tensor;
     const ByteSpan values = block.values;
     const DType dtype = tensor.dtype;
@@ -92,7 +92,7 @@ class BlockNorm final : public TensorCodec {
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                       MutableByteSpan values) const override {
     const DType dtype = tensor.dtype;
-    BlockNormScratch& scratch = BlockNormScratch::OfThread();
+    Scratch& scratch = Scratch::OfThread();
     const size_t count = values.size() / DTypeSize(dtype);
     if (streams[0].size() < kRowBytes) return absl::DataLossError("blocknorm: scales have the wrong size");
     const size_t extent = LoadLE<uint32_t>(streams[0].data());
@@ -136,8 +136,7 @@ class BlockNorm final : public TensorCodec {
   }
 
   // Sets scratch.exact to the cells of most energy, in rising order; of equal ones the first.
-  void FindExact(DType dtype, const simd::CellLayout& layout, ByteSpan values, size_t cells,
-                 BlockNormScratch& scratch) const {
+  void FindExact(DType dtype, const simd::CellLayout& layout, ByteSpan values, size_t cells, Scratch& scratch) const {
     const size_t wanted = ExactCells(cells);
     scratch.exact.clear();
     if (wanted == 0) return;

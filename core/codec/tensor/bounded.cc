@@ -169,14 +169,14 @@ void TakeSample(ByteSpan values, size_t width, Buffer& sample) {
   }
 }
 
-struct BoundedScratch {
+struct Scratch {
   Buffer sample;
   Buffer decoded;
   std::vector<Buffer> streams;  // of the sample
 };
 
-BoundedScratch& ThreadBoundedScratch() {
-  thread_local BoundedScratch scratch;
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
   return scratch;
 }
 
@@ -263,7 +263,7 @@ class Bounded final : public TensorCodec {
   // nothing is encoded, when none does.
   absl::StatusOr<size_t> Choose(const TensorDesc& tensor, ByteSpan values, Judge& judge,
                                 std::span<StreamBuffer> streams, ErrorSums& sums) const {
-    BoundedScratch& scratch = ThreadBoundedScratch();
+    Scratch& scratch = ThreadScratch();
     const size_t width = DTypeSize(tensor.dtype);
     const bool sampled = values.size() / width >= kMinSampledBlock;
     if (sampled) TakeSample(values, width, scratch.sample);
@@ -285,7 +285,7 @@ class Bounded final : public TensorCodec {
     return codecs_.size() - 1;
   }
 
-  static void PlaceStreams(const TensorCodec& codec, const TensorDesc& tensor, size_t count, BoundedScratch& scratch,
+  static void PlaceStreams(const TensorCodec& codec, const TensorDesc& tensor, size_t count, Scratch& scratch,
                            std::span<StreamBuffer> streams) {
     std::array<size_t, kMaxInnerStreams> bounds;
     codec.StreamBounds(tensor, count, std::span(bounds).first(streams.size()));
@@ -305,7 +305,7 @@ class Bounded final : public TensorCodec {
     if (absl::IsInvalidArgument(encoded)) return false;  // a value that it cannot hold
     KVC_RETURN_IF_ERROR(encoded);
 
-    Buffer& decoded = ThreadBoundedScratch().decoded;
+    Buffer& decoded = ThreadScratch().decoded;
     decoded.Resize(values.size());
     absl::Status status;
     const auto decode = [&]() -> ByteSpan {

@@ -40,13 +40,13 @@ struct Share {
 };
 using Shares = std::array<Share, StageSpec::kMaxParts>;
 
-struct HeadsScratch {
+struct Scratch {
   Buffer gathered;  // values of a block, those of each part together
   Buffer payload;
 };
 
-HeadsScratch& ThreadHeadsScratch() {
-  thread_local HeadsScratch scratch;
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
   return scratch;
 }
 
@@ -88,7 +88,7 @@ class Heads final : public TensorCodec {
     Shares shares;
     ByteSpan values = block.values;
     if (!Divide(layout, block.count, shares)) {
-      Buffer& gathered = ThreadHeadsScratch().gathered;
+      Buffer& gathered = ThreadScratch().gathered;
       gathered.Resize(values.size());
       ForEachMove(layout, block.count, shares, [&](size_t in_block, size_t in_gathered, size_t count) {
         std::memcpy(gathered.data() + in_gathered * width, values.data() + in_block * width, count * width);
@@ -130,8 +130,8 @@ class Heads final : public TensorCodec {
     MutableByteSpan target = values;
     const bool in_place = Divide(layout, count, shares);
     if (!in_place) {
-      ThreadHeadsScratch().gathered.Resize(values.size());
-      target = ThreadHeadsScratch().gathered.span();
+      ThreadScratch().gathered.Resize(values.size());
+      target = ThreadScratch().gathered.span();
     }
     for (size_t p = 0; p < parts_.size(); ++p, entry += 4) {
       const size_t size = LoadLE<uint32_t>(entry);
@@ -199,7 +199,7 @@ class Heads final : public TensorCodec {
     if (values.empty()) return 0;
     const size_t count = values.size() / DTypeSize(block.tensor.dtype);
     KVC_ASSIGN_OR_RETURN(const ChainState state, chain.Analyze(block.tensor, MemorySource(values), count));
-    Buffer& payload = ThreadHeadsScratch().payload;
+    Buffer& payload = ThreadScratch().payload;
     payload.Resize(chain.MaxPayloadBytes(block.tensor, count));
     KVC_ASSIGN_OR_RETURN(const size_t size, chain.EncodeBlock({block.tensor, block.first, count, values}, state,
                                                               payload.span(), /*sums=*/nullptr));

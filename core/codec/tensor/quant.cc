@@ -24,15 +24,15 @@ struct QuantOptions {
 };
 
 // Buffers that a thread uses again for every block.
-struct QuantScratch {
+struct Scratch {
   Buffer values;  // without the outliers
   Buffer min, max;
   Buffer codes;
   std::vector<uint16_t> scale_bits;
   std::vector<float> scales, offsets;
 
-  static QuantScratch& OfThread() {
-    thread_local QuantScratch scratch;
+  static Scratch& OfThread() {
+    thread_local Scratch scratch;
     return scratch;
   }
 };
@@ -60,7 +60,7 @@ class Quant final : public TensorCodec {
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
-    QuantScratch& scratch = QuantScratch::OfThread();
+    Scratch& scratch = Scratch::OfThread();
     const TensorDesc& tensor = block.tensor;
     const DType dtype = tensor.dtype;
     const size_t width = DTypeSize(dtype);
@@ -105,7 +105,7 @@ class Quant final : public TensorCodec {
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                       MutableByteSpan values) const override {
     const DType dtype = tensor.dtype;
-    QuantScratch& scratch = QuantScratch::OfThread();
+    Scratch& scratch = Scratch::OfThread();
     const size_t width = DTypeSize(dtype);
     const size_t count = values.size() / width;
     if (streams[0].size() < RowBytes()) return absl::DataLossError("quant: scales have the wrong size");
@@ -187,7 +187,7 @@ class Quant final : public TensorCodec {
   }
 
   // Fills scratch.scales and, unless symmetric, scratch.offsets, which it returns.
-  const float* Widen(DType dtype, const void* scales, const void* minima, size_t cells, QuantScratch& scratch) const {
+  const float* Widen(DType dtype, const void* scales, const void* minima, size_t cells, Scratch& scratch) const {
     scratch.scales.resize(cells);
     simd::WidenScales(dtype, scales, cells, scratch.scales.data());
     if (options_.symmetric) return nullptr;

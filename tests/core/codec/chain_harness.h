@@ -10,8 +10,6 @@
 
 namespace kvcompress::testing {
 
-inline constexpr DType kAllDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
-
 // Every example of every registered codec.
 inline std::vector<std::string_view> AllExampleSpecs() {
   std::vector<std::string_view> specs;
