@@ -27,7 +27,7 @@ struct EncodeTask : FramePlan {
   std::vector<uint32_t> payload_sizes;
   OutputBuffers* buffers = nullptr;            // for blocks of known sizes; null: they are allocated
   const ByteSource* source = nullptr;          // where the workers read blocks; null: blocks are brought to them
-  std::unique_ptr<MemorySource> owned_source;  // behind `source` for a tensor that was buffered whole
+  std::unique_ptr<MemorySource> owned_source;  // what `source` is for a tensor that was buffered whole
   Buffer owned_bytes;
   std::once_flag analyzed;
   absl::Status analysis;
@@ -88,18 +88,18 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   KVC_RETURN_IF_ERROR(task.Analyze());
   const FrameHeader& header = task.header;
   const size_t count = header.BlockElements(index);
-  ByteSpan values;
+  BlockValues values;
   std::array<ByteSpan, kMaxPieces> pieces;
-  const bool in_pieces = input.pieces.size() > 1 && task.chain.takes_pieces() && MayReadInPlace(input, task.chain);
-  if (in_pieces) {
+  if (input.pieces.size() > 1 && task.chain.takes_pieces() && MayReadInPlace(input, task.chain)) {
     const auto bytes = [](const Slice& piece) { return piece.bytes; };
     std::transform(input.pieces.begin(), input.pieces.end(), pieces.begin(), bytes);
+    values.pieces = std::span(pieces).first(input.pieces.size());
   } else if (task.source != nullptr) {
     thread_local std::vector<std::byte> scratch;
     const uint64_t first = index * header.block_elements;
-    KVC_ASSIGN_OR_RETURN(values, task.source->Get(first * task.width(), count * task.width(), scratch));
+    KVC_ASSIGN_OR_RETURN(values.whole, task.source->Get(first * task.width(), count * task.width(), scratch));
   } else {
-    values = Contiguous(input, task.chain, out.copied_bytes);
+    values.whole = Contiguous(input, task.chain, out.copied_bytes);
   }
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
   const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
@@ -107,11 +107,8 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   const MutableByteSpan bytes = out.output.Allocate(prefix + bound + end);
   if (prefix > 0) std::memcpy(bytes.data(), task.header_bytes.data(), prefix);
   const MutableByteSpan room = bytes.subspan(prefix, bound);
-  const absl::StatusOr<size_t> encoded =
-      in_pieces ? EncodeFrameBlock(header, task.chain, task.state, index,
-                                   std::span<const ByteSpan>(pieces).first(input.pieces.size()), room, &out.sums)
-                : EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums);
-  KVC_ASSIGN_OR_RETURN(const size_t size, encoded);
+  KVC_ASSIGN_OR_RETURN(const size_t size,
+                       EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums));
   out.payload_bytes = size - kBlockHeaderBytes;
   out.size = prefix + size;
   if (task.buffers != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");

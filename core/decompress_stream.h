@@ -41,7 +41,7 @@ class DecompressStream {
   // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete. `buffers`,
   // if not null, are for its values.
   absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr);
-  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes behind the end mark.
+  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes after the end mark.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
   // end. What it takes is copied once, before any of it is looked at.

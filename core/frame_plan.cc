@@ -52,29 +52,15 @@ absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_vie
   return plan.MaxFrameBytes();
 }
 
-namespace {
-
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
-                                        uint64_t index, const Block& run, MutableByteSpan block, ErrorSums* sums) {
+                                        uint64_t index, const BlockValues& values, MutableByteSpan block,
+                                        ErrorSums* sums) {
+  const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), values.whole,
+                  values.pieces};
   const MutableByteSpan payload = block.subspan(kBlockHeaderBytes);
   KVC_ASSIGN_OR_RETURN(const size_t payload_bytes, chain.EncodeBlock(run, state, payload, sums));
   WriteBlockHeader(header.checksum, index, payload.first(payload_bytes), block.data());
   return kBlockHeaderBytes + payload_bytes;
-}
-
-}  // namespace
-
-absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
-                                        uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums) {
-  const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), values};
-  return EncodeFrameBlock(header, chain, state, index, run, block, sums);
-}
-
-absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
-                                        uint64_t index, std::span<const ByteSpan> pieces, MutableByteSpan block,
-                                        ErrorSums* sums) {
-  const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), {}, pieces};
-  return EncodeFrameBlock(header, chain, state, index, run, block, sums);
 }
 
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment) {

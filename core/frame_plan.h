@@ -36,14 +36,17 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
 // bound for every other.
 absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec);
 
+// The values of a block, whole or in pieces; see Block.
+struct BlockValues {
+  ByteSpan whole = {};
+  std::span<const ByteSpan> pieces = {};
+};
+
 // Writes block `index`, its header and its payload, to `block`, which has room for kBlockHeaderBytes and the chain's
-// MaxPayloadBytes, and returns its size. `values` are those of the block; the error terms are added to `sums`, if not
-// null. Errors are those of CodecChain::EncodeBlock.
+// MaxPayloadBytes, and returns its size. The error terms are added to `sums`, if not null. Errors are those of
+// CodecChain::EncodeBlock.
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
-                                        uint64_t index, ByteSpan values, MutableByteSpan block, ErrorSums* sums);
-// The same for values in pieces; see Block.
-absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
-                                        uint64_t index, std::span<const ByteSpan> pieces, MutableByteSpan block,
+                                        uint64_t index, const BlockValues& values, MutableByteSpan block,
                                         ErrorSums* sums);
 
 // The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know,

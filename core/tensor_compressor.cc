@@ -50,7 +50,7 @@ absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSp
     const size_t value_bytes = header.BlockElements(i) * DTypeSize(tensor().dtype);
     ErrorSums own;  // merged block by block, as the streams do: the sums are equal to the last bit
     KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
-                         EncodeFrameBlock(header, plan_.chain, state, i, values.first(value_bytes),
+                         EncodeFrameBlock(header, plan_.chain, state, i, {.whole = values.first(value_bytes)},
                                           frame.subspan(written), sums != nullptr ? &own : nullptr));
     total.Merge(own);
     values = values.subspan(value_bytes);
@@ -71,7 +71,7 @@ absl::StatusOr<size_t> TensorCompressor::CompressPieces(std::span<const ByteSpan
   std::memcpy(frame.data(), plan_.header_bytes.data(), prefix);
   ErrorSums own;
   KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
-                       EncodeFrameBlock(plan_.header, plan_.chain, {}, 0, pieces, frame.subspan(prefix),
+                       EncodeFrameBlock(plan_.header, plan_.chain, {}, 0, {.pieces = pieces}, frame.subspan(prefix),
                                         sums != nullptr ? &own : nullptr));
   std::vector<uint32_t>& payload_sizes = NoPayloadSizes();
   payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));

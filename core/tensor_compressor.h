@@ -20,7 +20,7 @@
 // those of CompressStream.
 //
 // With codecs of fixed size (intN, raw) a call allocates nothing once its thread has made one of the same shape and
-// codec; with zstd behind them nothing but what libzstd allocates. Transforms (sparse, clamp) allocate a little in
+// codec; with zstd after them nothing but what libzstd allocates. Transforms (sparse, clamp) allocate a little in
 // every call to compress.
 namespace kvcompress {
 
@@ -40,7 +40,7 @@ class TensorCompressor {
   // How much room Compress needs: the very size of the frame with intN and raw, an upper bound with other codecs.
   uint64_t max_frame_bytes() const { return max_frame_bytes_; }
 
-  // Writes the frame to the front of `frame` and returns its size; what is behind it, or all of it after an error, is
+  // Writes the frame to the front of `frame` and returns its size; what follows it, or all of it after an error, is
   // undefined. `values` are tensor_bytes() and do not overlap it; no alignment is needed. `sums`, if not null, is set
   // to the error of the values as they will be decoded, which is measured on the way.
   // INVALID_ARGUMENT for spans of the wrong size, and, naming tensor and index, for a value that the codec cannot hold.

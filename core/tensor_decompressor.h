@@ -18,7 +18,7 @@ class TensorDecompressor {
  public:
   explicit TensorDecompressor(const Limits& limits = {}) : limits_(limits) {}
 
-  // Reads the header of `frame` and nothing behind it. DATA_LOSS for what cannot be a frame, UNIMPLEMENTED for a
+  // Reads the header of `frame` and nothing after it. DATA_LOSS for what cannot be a frame, UNIMPLEMENTED for a
   // version or a codec that this build does not know, RESOURCE_EXHAUSTED above max_tensor_bytes.
   absl::Status ReadHeader(ByteSpan frame);
 

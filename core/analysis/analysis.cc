@@ -71,14 +71,15 @@ void AddPercentiles(std::span<float> values, TensorAnalysis& analysis) {
 }
 
 void AddExponents(DType dtype, ByteSpan values, TensorAnalysis& analysis) {
-  const unsigned mantissa = dtype == DType::kF16 ? 10 : dtype == DType::kBF16 ? 7 : 23;
-  const uint32_t mask = dtype == DType::kF16 ? 0x1f : 0xff;
+  const unsigned mantissa = MantissaBits(dtype);
+  const uint32_t mask = InfinityBits(dtype) >> mantissa;
   std::array<uint64_t, 256> histogram = {};
-  for (size_t at = 0; at < values.size(); at += DTypeSize(dtype)) {
-    const uint32_t bits =
-        dtype == DType::kF32 ? LoadLE<uint32_t>(values.data() + at) : LoadLE<uint16_t>(values.data() + at);
-    ++histogram[bits >> mantissa & mask];
-  }
+  VisitDType(dtype, [&](auto t) {
+    using Bits = DTypeBits<decltype(t)::value>;
+    for (size_t at = 0; at < values.size(); at += sizeof(Bits)) {
+      ++histogram[LoadLE<Bits>(values.data() + at) >> mantissa & mask];
+    }
+  });
   analysis.exponent_entropy = Entropy(histogram);
 }
 

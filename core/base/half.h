@@ -3,8 +3,8 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
+#include "core/base/bytes.h"
 #include "core/base/dtype.h"
 
 // Scalar conversions between the element types and float: the definition that every kernel must equal bit for bit.
@@ -24,38 +24,35 @@ constexpr uint16_t F32ToBF16(float value) {
 
 // The element at `index` of an array of `dtype`; no alignment is needed.
 inline float LoadAsF32(DType dtype, const void* data, size_t index) {
-  const auto* bytes = static_cast<const unsigned char*>(data);
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, bytes + 4 * index, 4);
-    return value;
+  const auto* from = static_cast<const std::byte*>(data) + index * DTypeSize(dtype);
+  switch (dtype) {
+    case DType::kF16:
+      return F16ToF32(LoadLE<uint16_t>(from));
+    case DType::kBF16:
+      return BF16ToF32(LoadLE<uint16_t>(from));
+    case DType::kF32:
+      return std::bit_cast<float>(LoadLE<uint32_t>(from));
   }
-  uint16_t bits;
-  std::memcpy(&bits, bytes + 2 * index, 2);
-  return dtype == DType::kF16 ? F16ToF32(bits) : BF16ToF32(bits);
+  return 0;
 }
 
 inline void StoreFromF32(DType dtype, float value, void* data, size_t index) {
-  auto* bytes = static_cast<unsigned char*>(data);
-  if (dtype == DType::kF32) {
-    std::memcpy(bytes + 4 * index, &value, 4);
-    return;
-  }
-  const uint16_t bits = dtype == DType::kF16 ? F32ToF16(value) : F32ToBF16(value);
-  std::memcpy(bytes + 2 * index, &bits, 2);
-}
-
-// The largest finite value of `dtype`.
-constexpr float MaxFinite(DType dtype) {
+  auto* to = static_cast<std::byte*>(data) + index * DTypeSize(dtype);
   switch (dtype) {
     case DType::kF16:
-      return 65504.0f;
+      return StoreLE(F32ToF16(value), to);
     case DType::kBF16:
-      return std::bit_cast<float>(0x7f7f0000u);
+      return StoreLE(F32ToBF16(value), to);
     case DType::kF32:
-      return std::bit_cast<float>(0x7f7fffffu);
+      return StoreLE(std::bit_cast<uint32_t>(value), to);
   }
-  return 0.0f;
+}
+
+// `value` as `dtype` can hold it.
+inline float RoundTo(DType dtype, float value) {
+  uint32_t bits;
+  StoreFromF32(dtype, value, &bits, 0);
+  return LoadAsF32(dtype, &bits, 0);
 }
 
 }  // namespace kvcompress

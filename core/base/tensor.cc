@@ -7,24 +7,6 @@
 
 namespace kvcompress {
 
-std::string_view AxisRoleName(AxisRole role) {
-  switch (role) {
-    case AxisRole::kOther:
-      return "other";
-    case AxisRole::kBatch:
-      return "batch";
-    case AxisRole::kLayer:
-      return "layer";
-    case AxisRole::kHeads:
-      return "heads";
-    case AxisRole::kSeq:
-      return "seq";
-    case AxisRole::kHeadDim:
-      return "head_dim";
-  }
-  return "?";
-}
-
 absl::StatusOr<uint64_t> NumElements(const std::vector<uint64_t>& shape) {
   if (shape.size() > kMaxRank) {
     return absl::InvalidArgumentError(absl::StrCat("rank ", shape.size(), " is above the limit of ", kMaxRank));

@@ -20,8 +20,6 @@ enum class AxisRole : uint8_t {
   kHeadDim = 5,
 };
 
-std::string_view AxisRoleName(AxisRole role);
-
 // A dense row-major tensor without its values.
 struct TensorDesc {
   std::string name;
@@ -55,7 +53,7 @@ KvName ParseKvName(std::string_view name);
 // Returns the number of elements.
 absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc);
 
-// `status` as a fault of the tensor of this name: its text behind "tensor "NAME": ".
+// `status` as a fault of the tensor of this name: its text after "tensor "NAME": ".
 absl::Status OfTensor(std::string_view name, const absl::Status& status);
 
 // "layer_0_key F16 [1, 2, 256, 64]", for messages.

@@ -76,7 +76,7 @@ absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environmen
   chain.spec_ = For(tensor.name);
   for (const StageSpec& stage : chain.spec_.stages()) {
     const CodecArgs args{stage, environment, tensor};
-    switch (stage.codec->kind) {
+    switch (stage.codec->kind()) {
       case StageKind::kTransform: {
         KVC_ASSIGN_OR_RETURN(auto transform, stage.codec->make_transform(args));
         chain.transforms_.push_back(std::move(transform));

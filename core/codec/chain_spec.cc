@@ -117,7 +117,7 @@ absl::StatusOr<StageSpec> ParseStage(const CodecRow& codec, const StageText& tex
 
 // Whether a codec may follow these stages, of which `tensor_codec` is the tensor codec, if there is one yet.
 absl::Status CheckOrder(const CodecRow& codec, const CodecRow* tensor_codec) {
-  switch (codec.kind) {
+  switch (codec.kind()) {
     case StageKind::kTransform:
       if (tensor_codec == nullptr) return absl::OkStatus();
       return absl::InvalidArgumentError(absl::StrFormat("%s must stand in front of the tensor codec", codec.name));
@@ -147,7 +147,7 @@ absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
     if (codec == nullptr) return UnknownCodec(stage.name);
     KVC_RETURN_IF_ERROR(CheckOrder(*codec, tensor_codec));
     KVC_ASSIGN_OR_RETURN(StageSpec spec, ParseStage(*codec, stage));
-    if (codec->kind == StageKind::kTensorCodec) {
+    if (codec->kind() == StageKind::kTensorCodec) {
       tensor_codec = codec;
       parsed->tensor_codec = parsed->stages.size();
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -56,7 +57,7 @@ class TensorTransform {
   }
 
   // The most bytes of the side stream of `count` values.
-  virtual size_t MaxSideBytes(const TensorDesc& tensor, size_t count) const = 0;
+  virtual size_t MaxSideBytes(const TensorDesc&, size_t /*count*/) const { return 0; }
 
   // `values` and `side` are resized to fit. `cost(n)` is about what the stages after this one make of n values, in
   // bytes; a transform that has a choice goes by it.
@@ -64,9 +65,12 @@ class TensorTransform {
                                Buffer& values, Buffer& side) const = 0;
 
   // How many values the transform made of a block of `count`, by its side stream.
-  virtual absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan side) const = 0;
-  virtual absl::Status Inverse(const TensorDesc& tensor, ByteSpan side, ByteSpan inner,
-                               MutableByteSpan values) const = 0;
+  virtual absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan /*side*/) const { return count; }
+  // Fills `values` from those `inner` ones; there is nothing to undo where these are the values.
+  virtual absl::Status Inverse(const TensorDesc&, ByteSpan /*side*/, ByteSpan inner, MutableByteSpan values) const {
+    std::copy(inner.begin(), inner.end(), values.begin());
+    return absl::OkStatus();
+  }
 };
 
 // A stream of bytes of a block, while it is being encoded. `data` has room for the bound that StreamBounds gave.
@@ -85,7 +89,6 @@ class TensorCodec {
   // The largest magnitude it can hold; values above it, infinities and NaN are INVALID_ARGUMENT. Infinity: it takes
   // anything.
   virtual float max_magnitude() const { return std::numeric_limits<float>::infinity(); }
-  bool takes_any_value() const { return max_magnitude() == std::numeric_limits<float>::infinity(); }
 
   virtual size_t stream_count() const = 0;
   // The most bytes of each stream for `count` values.

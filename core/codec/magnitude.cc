@@ -22,14 +22,15 @@ absl::Status SelectMagnitude(const ByteSource& source, DType dtype, size_t block
   thread_local std::vector<uint64_t> histogram;
   key = 0;
   uint32_t found_bits = 0;  // mask of the key bits that are settled
-  for (int low = dtype == DType::kF32 ? 31 : 15; low > 0;) {
+  for (int low = static_cast<int>(8 * DTypeSize(dtype)) - 1; low > 0;) {
     const int bits = std::min(16, low);
     low -= bits;
     const uint32_t mask = (1u << bits) - 1;
     histogram.assign(size_t{1} << bits, 0);
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      const auto count_keys = dtype == DType::kF32 ? CountKeys<uint32_t> : CountKeys<uint16_t>;
-      count_keys(values, n, found_bits, key, low, mask, histogram.data());
+      VisitDType(dtype, [&](auto t) {
+        CountKeys<DTypeBits<decltype(t)::value>>(values, n, found_bits, key, low, mask, histogram.data());
+      });
     }));
     uint32_t bucket = 0;
     while (bucket < mask && histogram[bucket] <= rank) rank -= histogram[bucket++];

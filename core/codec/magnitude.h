@@ -13,8 +13,10 @@ namespace kvcompress {
 
 // Magnitudes order like the bits of a value without its sign, in every dtype; NaN above all.
 inline uint32_t MagnitudeKey(DType dtype, const std::byte* values, size_t index) {
-  if (dtype == DType::kF32) return LoadLE<uint32_t>(values + 4 * index) & 0x7fffffffu;
-  return LoadLE<uint16_t>(values + 2 * index) & 0x7fffu;
+  return VisitDType(dtype, [&](auto t) -> uint32_t {
+    using Bits = DTypeBits<decltype(t)::value>;
+    return LoadLE<Bits>(values + index * sizeof(Bits)) & (static_cast<Bits>(~Bits{0}) >> 1);
+  });
 }
 
 // Calls visit(values, count) for each block of the tensor, in order.

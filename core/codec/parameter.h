@@ -21,42 +21,25 @@ struct Parameter {
   std::string_view choices = {};  // of the other kinds: "32|64|128"
   std::string_view meaning;
 
-  static constexpr Parameter Integer(std::string_view name, int64_t fallback, int64_t min, int64_t max,
+  static constexpr Parameter Integer(std::string_view name, double fallback, double min, double max,
                                      std::string_view meaning) {
-    return {.name = name,
-            .kind = Kind::kInteger,
-            .fallback = static_cast<double>(fallback),
-            .min = static_cast<double>(min),
-            .max = static_cast<double>(max),
-            .meaning = meaning};
+    return {name, Kind::kInteger, fallback, min, max, {}, meaning};
   }
-  static constexpr Parameter IntegerOf(std::string_view name, int64_t fallback, std::string_view choices,
+  static constexpr Parameter IntegerOf(std::string_view name, double fallback, std::string_view choices,
                                        std::string_view meaning) {
-    return {.name = name,
-            .kind = Kind::kIntegerOf,
-            .fallback = static_cast<double>(fallback),
-            .choices = choices,
-            .meaning = meaning};
+    return {name, Kind::kIntegerOf, fallback, 0, 0, choices, meaning};
   }
   static constexpr Parameter Real(std::string_view name, double fallback, double min, double max,
                                   std::string_view meaning) {
-    return {.name = name, .kind = Kind::kReal, .fallback = fallback, .min = min, .max = max, .meaning = meaning};
+    return {name, Kind::kReal, fallback, min, max, {}, meaning};
   }
   // `fallback` is a place among the choices; an enum that a codec reads with StageSpec::Choice has their order.
-  static constexpr Parameter Word(std::string_view name, size_t fallback, std::string_view choices,
+  static constexpr Parameter Word(std::string_view name, double fallback, std::string_view choices,
                                   std::string_view meaning) {
-    return {.name = name,
-            .kind = Kind::kWord,
-            .fallback = static_cast<double>(fallback),
-            .choices = choices,
-            .meaning = meaning};
+    return {name, Kind::kWord, fallback, 0, 0, choices, meaning};
   }
   static constexpr Parameter Flag(std::string_view name, bool fallback, std::string_view meaning) {
-    return {.name = name,
-            .kind = Kind::kFlag,
-            .fallback = static_cast<double>(fallback),
-            .choices = "true|false",
-            .meaning = meaning};
+    return {name, Kind::kFlag, fallback ? 1.0 : 0.0, 0, 0, "true|false", meaning};
   }
 
   // The value that `text` says. INVALID_ARGUMENT, a sentence that begins with the codec's name, for one that is none.

@@ -1,45 +1,20 @@
 #include "core/codec/registry.h"
 
-#include <array>
-
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 
 namespace kvcompress {
 
-// Every codec, in the order of the help text; its row is in its file.
-#define KVC_CODECS(ROW) \
-  ROW(kClamp)           \
-  ROW(kClip)            \
-  ROW(kSparse)          \
-  ROW(kInt2)            \
-  ROW(kInt3)            \
-  ROW(kInt4)            \
-  ROW(kInt5)            \
-  ROW(kInt6)            \
-  ROW(kInt8)            \
-  ROW(kPlanes)          \
-  ROW(kQuant)           \
-  ROW(kBlockNorm)       \
-  ROW(kRaw)             \
-  ROW(kArithmetic)      \
-  ROW(kCabac)           \
-  ROW(kHuffman)         \
-  ROW(kRans)            \
-  ROW(kBounded)         \
-  ROW(kLz4)             \
-  ROW(kStored)          \
-  ROW(kHeads)           \
-  ROW(kZstd)
-
-#define KVC_DECLARE(row) extern const CodecRow row;
-#define KVC_LIST(row) &row,
-KVC_CODECS(KVC_DECLARE)
+// Each in the file of its codec.
+extern const CodecRow kClamp, kClip, kSparse, kInt2, kInt3, kInt4, kInt5, kInt6, kInt8, kPlanes, kQuant, kBlockNorm,
+    kRaw, kBounded, kHeads, kArithmetic, kCabac, kHuffman, kRans, kLz4, kStored, kZstd;
 
 namespace {
 
-constexpr const CodecRow* kRows[] = {KVC_CODECS(KVC_LIST)};
+// In the order of the help text.
+constexpr const CodecRow* kRows[] = {
+    &kClamp,     &kClip, &kSparse,     &kInt2,  &kInt3,    &kInt4, &kInt5,    &kInt6, &kInt8,   &kPlanes, &kQuant,
+    &kBlockNorm, &kRaw,  &kArithmetic, &kCabac, &kHuffman, &kRans, &kBounded, &kLz4,  &kStored, &kHeads,  &kZstd};
 
 // What stands in place of parameters for a codec that has chains within it.
 constexpr std::string_view kParts = "FIRST-LAST:CHAIN,...,FIRST-:CHAIN";
@@ -96,7 +71,7 @@ std::string CodecsMarkdown() {
     absl::StrAppendFormat(&text, "\n## Stage: %s\n\n| Codec | Parameter | Values | Default | Meaning |\n|-|-|-|-|-|\n",
                           StageKindName(kind));
     for (const CodecRow* row : kRows) {
-      if (row->kind != kind) continue;
+      if (row->kind() != kind) continue;
       absl::StrAppendFormat(&text, "| `%s` | | | | %s |\n", row->name, row->summary);
       if (row->takes_parts) absl::StrAppendFormat(&text, "| | `%s` | | | %s |\n", kParts, kPartsMeaning);
       for (const Parameter& parameter : row->parameters) {

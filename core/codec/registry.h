@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "core/codec/chain_spec.h"
 #include "core/codec/codec.h"
@@ -28,7 +29,6 @@ using MadeCodec = absl::StatusOr<std::unique_ptr<Stage>>;
 // What there is to say of a codec, in the file of that codec.
 struct CodecRow {
   std::string_view name;
-  StageKind kind;
   std::string_view summary;
   std::span<const Parameter> parameters = {};
   // Specs of whole chains that between them use every parameter: what tests, fuzzers and benchmarks run.
@@ -48,7 +48,23 @@ struct CodecRow {
   MadeCodec<TensorTransform> (*make_transform)(const CodecArgs&) = nullptr;
   MadeCodec<TensorCodec> (*make_tensor_codec)(const CodecArgs&) = nullptr;
   MadeCodec<ByteCodec> (*make_byte_codec)(const CodecArgs&) = nullptr;
+
+  StageKind kind() const {
+    if (make_transform != nullptr) return StageKind::kTransform;
+    return make_tensor_codec != nullptr ? StageKind::kTensorCodec : StageKind::kByteCodec;
+  }
 };
+
+// The row's make function of a codec that takes every tensor. It is made from its stage, or from nothing where it has
+// no parameters.
+template <typename Stage, typename Codec>
+MadeCodec<Stage> Make(const CodecArgs& args) {
+  if constexpr (std::is_default_constructible_v<Codec>) {
+    return std::make_unique<Codec>();
+  } else {
+    return std::make_unique<Codec>(args.stage);
+  }
+}
 
 std::span<const CodecRow* const> AllCodecs();
 

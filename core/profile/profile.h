@@ -26,7 +26,7 @@ namespace kvcompress {
 //
 // The first rule whose every condition holds decides; "default" when none does. "layers" is a closed range and "kind"
 // is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?. "heads" is a
-// closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules behind it for the
+// closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules after it for the
 // others.
 class Profile {
  public:

@@ -85,14 +85,7 @@ void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, Err
 
 // MeasureErrors for `runs` runs of kRun values.
 void MeasureRuns(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
-  switch (dtype) {
-    case DType::kF16:
-      return MeasureAs<DType::kF16>(original, decoded, runs, sums);
-    case DType::kBF16:
-      return MeasureAs<DType::kBF16>(original, decoded, runs, sums);
-    case DType::kF32:
-      return MeasureAs<DType::kF32>(original, decoded, runs, sums);
-  }
+  VisitDType(dtype, [&](auto t) HWY_ATTR { MeasureAs<decltype(t)::value>(original, decoded, runs, sums); });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE

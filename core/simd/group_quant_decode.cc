@@ -70,6 +70,7 @@ HWY_INLINE void DecodeNibbles(size_t group, float scale, const uint8_t* packed, 
       StoreAt(VF{_mm512_permutexvar_ps(upper, products.raw)}, df, values + (bytes + i) * 4);
     }
   } else {
+    static_assert(DTypeSize(kT) == 2);
     const hn::ScalableTag<uint16_t> du16;
     using V16 = hn::Vec<decltype(du16)>;
     const __m512i table = _mm512_broadcast_i64x4(Narrow<kT>(df, products).raw);
@@ -151,6 +152,7 @@ HWY_INLINE void DecodeNibbles(size_t group, float scale, const uint8_t* packed, 
     Unpack(4, group, packed, 1, codes);
     DecodeBytes<kT>(4, group, scale, codes, values);
   } else {
+    static_assert(DTypeSize(kT) == 2);
     const hn::Full128<uint8_t> block;
     const auto a = hn::BitCast(block, EightValues<kT>(scale, 0));
     const auto b = hn::BitCast(block, EightValues<kT>(scale, 8));
@@ -195,14 +197,8 @@ void DequantizeAs(const GroupQuantFormat& format, const uint8_t* scales, const u
 // Dequantize for whole groups.
 void DequantizeGroups(const GroupQuantFormat& format, const uint8_t* scales, const uint8_t* codes, size_t groups,
                       uint8_t* values) {
-  switch (format.dtype) {
-    case DType::kF16:
-      return DequantizeAs<DType::kF16>(format, scales, codes, groups, values);
-    case DType::kBF16:
-      return DequantizeAs<DType::kBF16>(format, scales, codes, groups, values);
-    case DType::kF32:
-      return DequantizeAs<DType::kF32>(format, scales, codes, groups, values);
-  }
+  VisitDType(format.dtype,
+             [&](auto t) HWY_ATTR { DequantizeAs<decltype(t)::value>(format, scales, codes, groups, values); });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE

@@ -45,7 +45,7 @@ HWY_INLINE Codes Round(VF x, VF divisor) {
   const DF df;
   const DI di;
   const DU du;
-  if constexpr (kT == DType::kF32) {
+  if constexpr (kDividesExactly<kT>) {
     const VF quotient = hn::Div(x, divisor);
     const auto whole = hn::ConvertTo(di, hn::Add(quotient, hn::CopySignToAbs(hn::Set(df, 0x1.fffffep-2f), quotient)));
     return {hn::ConvertTo(df, whole), hn::BitCast(du, whole)};
@@ -267,15 +267,8 @@ bool QuantizeAs(const GroupQuantFormat& format, std::span<const ValueRun> runs, 
 // QuantizeRuns for whole groups.
 bool QuantizeGroups(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
                     ErrorSums* sums) {
-  switch (format.dtype) {
-    case DType::kF16:
-      return QuantizeAs<DType::kF16>(format, runs, scales, codes, sums);
-    case DType::kBF16:
-      return QuantizeAs<DType::kBF16>(format, runs, scales, codes, sums);
-    case DType::kF32:
-      return QuantizeAs<DType::kF32>(format, runs, scales, codes, sums);
-  }
-  return false;
+  return VisitDType(format.dtype,
+                    [&](auto t) HWY_ATTR { return QuantizeAs<decltype(t)::value>(format, runs, scales, codes, sums); });
 }
 
 const char* CompiledTargetName() { return hwy::TargetName(HWY_TARGET); }

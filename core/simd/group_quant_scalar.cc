@@ -10,11 +10,11 @@
 namespace kvcompress::simd {
 
 uint16_t GroupScale(DType dtype, int bits, float max_abs) {
-  constexpr uint16_t kLargestFinite = 0x7bff;
+  constexpr uint16_t kLargestFinite = 0x7bff;  // of F16
   const auto qmax = static_cast<float>(QMax(bits));
   uint16_t scale = std::min(F32ToF16(max_abs / qmax), kLargestFinite);
   while ((qmax + 0.5f) * F16ToF32(scale) < max_abs) ++scale;
-  if (dtype == DType::kF16 && F32ToF16(qmax * F16ToF32(scale)) > kLargestFinite) --scale;
+  if (!std::isfinite(RoundTo(dtype, qmax * F16ToF32(scale)))) --scale;
   return scale;
 }
 
@@ -125,12 +125,6 @@ int Code(float x, float scale, int qmax) {
 
 float Decode(int code, float scale) {
   return std::isfinite(scale) ? static_cast<float>(code) * scale : std::numeric_limits<float>::quiet_NaN();
-}
-
-// `value` as `dtype` can hold it.
-float RoundTo(DType dtype, float value) {
-  if (dtype == DType::kF16) return F16ToF32(F32ToF16(value));
-  return dtype == DType::kBF16 ? BF16ToF32(F32ToBF16(value)) : value;
 }
 
 }  // namespace

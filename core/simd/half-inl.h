@@ -12,7 +12,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "core/base/dtype.h"
 
@@ -23,31 +22,8 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The bits of an element.
 template <DType kT>
-struct BitsOf {
-  using Type = uint16_t;
-};
-template <>
-struct BitsOf<DType::kF32> {
-  using Type = uint32_t;
-};
-template <DType kT>
-using Bits = typename BitsOf<kT>::Type;
-
-// Calls visit with the dtype as a constant.
-template <typename Visit>
-HWY_INLINE auto WithDType(DType dtype, Visit visit) {
-  switch (dtype) {
-    case DType::kF16:
-      return visit(std::integral_constant<DType, DType::kF16>());
-    case DType::kBF16:
-      return visit(std::integral_constant<DType, DType::kBF16>());
-    case DType::kF32:
-      break;
-  }
-  return visit(std::integral_constant<DType, DType::kF32>());
-}
+using Bits = DTypeBits<kT>;
 
 // Loads and stores at any address: bytes, so that no pointer is ever misaligned for its type.
 template <class D>
@@ -122,6 +98,7 @@ HWY_INLINE hn::Vec<DF> LoadF32(DF df, const uint8_t* from) {
   } else if constexpr (kT == DType::kF16) {
     return F32FromF16(df, LoadAt(hn::Rebind<uint16_t, DF>(), from));
   } else {
+    static_assert(kT == DType::kBF16);
     const hn::RebindToUnsigned<DF> du;
     const auto bits = hn::PromoteTo(du, LoadAt(hn::Rebind<uint16_t, DF>(), from));
     return hn::BitCast(df, hn::ShiftLeft<16>(bits));
@@ -134,6 +111,7 @@ HWY_INLINE hn::Vec<DU16> Narrow(DF df, hn::Vec<DF> v) {
   if constexpr (kT == DType::kF16) {
     return F16FromF32(df, v);
   } else {
+    static_assert(kT == DType::kBF16);
     const auto upper = hn::ShiftRight<16>(RoundToUpperHalf(df, v));
     return hn::DemoteTo(DU16(), hn::BitCast(hn::RebindToSigned<DF>(), upper));
   }
@@ -156,6 +134,7 @@ HWY_INLINE hn::Vec<DF> RoundTo(DF df, hn::Vec<DF> v) {
   } else if constexpr (kT == DType::kF16) {
     return F32FromF16(df, F16FromF32(df, v));
   } else {
+    static_assert(kT == DType::kBF16);
     const hn::RebindToUnsigned<DF> du;
     return hn::BitCast(df, hn::And(RoundToUpperHalf(df, v), hn::Set(du, 0xffff0000u)));
   }

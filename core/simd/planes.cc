@@ -39,7 +39,7 @@ HWY_INLINE V ValuesOf(D, V words) {
   }
 }
 
-// Whole vectors of the values from `begin` to `end`, all at least `distance` values behind the first. Returns where it
+// Whole vectors of the values from `begin` to `end`, all at least `distance` values after the first. Returns where it
 // stopped.
 template <typename Word, PlaneSplit kSplit, PlaneDelta kDelta>
 size_t Split(size_t distance, const uint8_t* values, size_t begin, size_t end, const PlanesOut& planes) {
@@ -56,6 +56,7 @@ size_t Split(size_t distance, const uint8_t* values, size_t begin, size_t end, c
       const auto before = WordsOf<kSplit>(d, LoadAt(d, from - distance * sizeof(Word)));
       words = kDelta == PlaneDelta::kToken ? hn::Sub(words, before) : hn::Xor(words, before);
     }
+    static_assert(sizeof(Word) == 2 || sizeof(Word) == 4);
     if constexpr (sizeof(Word) == 2) {
       hn::StoreU(hn::TruncateTo(d8, hn::ShiftRight<8>(words)), d8, out[0] + i);
       hn::StoreU(hn::TruncateTo(d8, words), d8, out[1] + i);
@@ -116,7 +117,7 @@ size_t WithFormat(const PlaneFormat& format, Run run) {
                ? with_delta(word, std::integral_constant<PlaneSplit, PlaneSplit::kFields>())
                : with_delta(word, std::integral_constant<PlaneSplit, PlaneSplit::kBytes>());
   };
-  return format.width == 4 ? with_split(uint32_t{}) : with_split(uint16_t{});
+  return VisitDType(format.dtype, [&](auto t) { return with_split(DTypeBits<decltype(t)::value>{}); });
 }
 
 }  // namespace
@@ -196,14 +197,12 @@ namespace scalar {
 
 void SplitPlanes(const PlaneFormat& format, const void* values, size_t begin, size_t end, const PlanesOut& planes) {
   const auto* in = static_cast<const uint8_t*>(values);
-  if (format.width == 4) return SplitAs<uint32_t>(format, in, begin, end, planes);
-  SplitAs<uint16_t>(format, in, begin, end, planes);
+  VisitDType(format.dtype, [&](auto t) { SplitAs<DTypeBits<decltype(t)::value>>(format, in, begin, end, planes); });
 }
 
 void MergePlanes(const PlaneFormat& format, const PlanesIn& planes, size_t begin, size_t end, void* values) {
   auto* out = static_cast<uint8_t*>(values);
-  if (format.width == 4) return MergeAs<uint32_t>(format, planes, begin, end, out);
-  MergeAs<uint16_t>(format, planes, begin, end, out);
+  VisitDType(format.dtype, [&](auto t) { MergeAs<DTypeBits<decltype(t)::value>>(format, planes, begin, end, out); });
 }
 
 }  // namespace scalar

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/base/dtype.h"
+
 // Values as planes of bytes, the machinery of the codec `planes` (docs/format.md, "planes").
 //
 // A value of 2 or 4 bytes is a word: its bits as they are, or (kFields) rotated left by one, which makes the exponent
@@ -19,14 +21,14 @@ enum class PlaneSplit : uint8_t { kBytes = 0, kFields = 1 };
 enum class PlaneDelta : uint8_t { kNone = 0, kToken = 1, kXor = 2 };
 
 struct PlaneFormat {
-  size_t width = 2;  // bytes of a value: 2 or 4
+  DType dtype = DType::kF16;
   PlaneSplit split = PlaneSplit::kBytes;
   PlaneDelta delta = PlaneDelta::kNone;
   size_t distance = 0;  // at least 1 with a delta
 };
 
 inline constexpr size_t kMaxPlanes = 4;
-// The planes' bytes; the first `width` of them are used.
+// The planes' bytes; the first of them, one for each byte of a value, are used.
 using PlanesIn = std::array<const uint8_t*, kMaxPlanes>;
 using PlanesOut = std::array<uint8_t*, kMaxPlanes>;
 

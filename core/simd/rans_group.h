@@ -11,7 +11,7 @@ namespace kvcompress::simd::internal {
 
 static_assert(std::endian::native == std::endian::little);
 
-// The room that a group must find: its own words, and the states behind all.
+// The room that a group must find: its own words, and the states after all.
 constexpr size_t RansRoom(size_t lanes) { return 6 * lanes; }
 
 struct RansEncoder {

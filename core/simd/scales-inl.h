@@ -91,24 +91,29 @@ template <DType kT>
 ScaleLimits LimitsFor(int bits) {
   ScaleLimits limits;
   limits.qmax = static_cast<float>(QMax(bits));
-  limits.max_value = kT == DType::kF16 ? kMaxF16 : MaxQuantizable(bits);
+  limits.max_value = std::min(MaxFinite(kT), MaxQuantizable(bits));
   limits.first_fine = 1 << bits;
   limits.last_fine = std::min<int>(GroupScale(kT, bits, limits.max_value), 0x7bfe);
   return limits;
 }
 
+// Whether a quotient has to be divided, because its dtype has more digits than a reciprocal leaves right; see Round in
+// group_quant_encode.cc.
+template <DType kT>
+constexpr bool kDividesExactly = MantissaBits(kT) > MantissaBits(DType::kF16);
+
 // The scales of a tile.
 struct Tile {
   HWY_ALIGN float scale[kTileGroups];
-  // F16 and BF16: 1 / scale, a little more (see Round in quantize.cc); F32: the scale. Such that zeros give the code 0
-  // at scale 0.
+  // F16 and BF16: 1 / scale, a little more (see Round in group_quant_encode.cc); F32: the scale. Such that zeros give
+  // the code 0 at scale 0.
   HWY_ALIGN float divisor[kTileGroups];
   HWY_ALIGN uint16_t scale_bits[kTileGroups];
   HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: the group needs the scalar definition
   bool any_unusual;
 };
 
-// The bump of reciprocals that turns ties upwards; see Round in quantize.cc.
+// The bump of reciprocals that turns ties upwards; see Round in group_quant_encode.cc.
 constexpr float kTieBump = 1 + 0x1p-21f;
 
 // Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of range.
@@ -128,7 +133,7 @@ HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, 
     hn::Store(scale_bits, du16, tile.scale_bits + i);
     hn::Store(scale, df, tile.scale + i);
     const VF safe = hn::IfThenElse(hn::Eq(scale, hn::Zero(df)), hn::Set(df, 1.0f), scale);
-    hn::Store(kT == DType::kF32 ? safe : hn::Div(hn::Set(df, kTieBump), safe), df, tile.divisor + i);
+    hn::Store(kDividesExactly<kT> ? safe : hn::Div(hn::Set(df, kTieBump), safe), df, tile.divisor + i);
 
     const auto wide = hn::PromoteTo(di, scale_bits);
     const auto outside = hn::Or(hn::VecFromMask(di, hn::Lt(wide, hn::Set(di, limits.first_fine))),

@@ -130,7 +130,7 @@ void DecodeAs(const UniformFormat& format, const CellLayout& layout, ConstCodeBy
 
 void EncodeUniform(const UniformFormat& format, const CellLayout& layout, const uint8_t* values, size_t count,
                    const float* scales, const float* offsets, CodeBytes codes) {
-  WithDType(format.dtype, [&](auto t) HWY_ATTR {
+  VisitDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
     const bool columns = layout.stretch != 0;
     const auto encode = format.bits > 8 ? (columns ? EncodeAs<kT, true, true> : EncodeAs<kT, true, false>)
@@ -141,7 +141,7 @@ void EncodeUniform(const UniformFormat& format, const CellLayout& layout, const 
 
 void DecodeUniform(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
                    const float* scales, const float* offsets, uint8_t* values) {
-  WithDType(format.dtype, [&](auto t) HWY_ATTR {
+  VisitDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
     const bool columns = layout.stretch != 0;
     const auto decode = format.bits > 8 ? (columns ? DecodeAs<kT, true, true> : DecodeAs<kT, true, false>)

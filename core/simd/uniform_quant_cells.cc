@@ -130,7 +130,7 @@ HWY_INLINE void ScalesOf(const UniformFormat& format, const uint8_t* min, const 
   const VF range = format.symmetric ? largest : hn::Sub(hi, lo);
   const VF exact = hn::Div(range, hn::Set(df, static_cast<float>(format.max_code())));
   VU bits;
-  if constexpr (kT == DType::kF16) {
+  if constexpr (ScaleDType(kT) == DType::kF16) {
     const auto half = F16FromF32(df, exact);
     const auto below = hn::VecFromMask(df, hn::Lt(F32FromF16(df, half), exact));
     bits = hn::Sub(hn::PromoteTo(du, half), hn::BitCast(du, below));
@@ -195,7 +195,7 @@ HWY_INLINE float RunEnergy(const uint8_t* values, size_t n) {
   };
   size_t i = 0;
   for (; i + kStep <= n; i += kStep) add(values + i * kWidth);
-  if (i < n) {  // the zeros behind change nothing
+  if (i < n) {  // the zeros after them change nothing
     HWY_ALIGN uint8_t tail[kStep * kWidth] = {};
     std::memcpy(tail, values + i * kWidth, (n - i) * kWidth);
     add(tail);
@@ -219,20 +219,20 @@ void EnergiesAs(const CellLayout& layout, const uint8_t* values, size_t count, f
 
 void RangesOfCells(DType dtype, const CellLayout& layout, const uint8_t* values, size_t count, uint8_t* min,
                    uint8_t* max) {
-  WithDType(dtype, [&](auto t) HWY_ATTR { RangesAs<decltype(t)::value>(layout, values, count, min, max); });
+  VisitDType(dtype, [&](auto t) HWY_ATTR { RangesAs<decltype(t)::value>(layout, values, count, min, max); });
 }
 
 bool ScalesOfCells(const UniformFormat& format, const uint8_t* min, const uint8_t* max, size_t cells, uint8_t* scales) {
-  return WithDType(format.dtype,
-                   [&](auto t) HWY_ATTR { return ScalesAs<decltype(t)::value>(format, min, max, cells, scales); });
+  return VisitDType(format.dtype,
+                    [&](auto t) HWY_ATTR { return ScalesAs<decltype(t)::value>(format, min, max, cells, scales); });
 }
 
 void WidenElements(DType dtype, const uint8_t* elements, size_t count, float* out) {
-  WithDType(dtype, [&](auto t) HWY_ATTR { WidenAs<decltype(t)::value>(elements, count, out); });
+  VisitDType(dtype, [&](auto t) HWY_ATTR { WidenAs<decltype(t)::value>(elements, count, out); });
 }
 
 void EnergiesOfCells(DType dtype, const CellLayout& layout, const uint8_t* values, size_t count, float* energies) {
-  WithDType(dtype, [&](auto t) HWY_ATTR { EnergiesAs<decltype(t)::value>(layout, values, count, energies); });
+  VisitDType(dtype, [&](auto t) HWY_ATTR { EnergiesAs<decltype(t)::value>(layout, values, count, energies); });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -262,7 +262,7 @@ bool CellScales(const UniformFormat& format, const void* min, const void* max, s
 }
 
 void WidenScales(DType dtype, const void* scales, size_t cells, float* out) {
-  HWY_DYNAMIC_DISPATCH(WidenElements)(dtype == DType::kF16 ? dtype : DType::kBF16, Bytes(scales), cells, out);
+  HWY_DYNAMIC_DISPATCH(WidenElements)(ScaleDType(dtype), Bytes(scales), cells, out);
 }
 void WidenValues(DType dtype, const void* values, size_t count, float* out) {
   HWY_DYNAMIC_DISPATCH(WidenElements)(dtype, Bytes(values), count, out);

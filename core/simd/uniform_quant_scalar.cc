@@ -18,7 +18,7 @@ namespace {
 // `value`, not negative, up to the next scale of the dtype.
 uint16_t ScaleUp(DType dtype, float value) {
   uint32_t bits;
-  if (dtype == DType::kF16) {
+  if (ScaleDType(dtype) == DType::kF16) {
     bits = F32ToF16(value);
     if (F16ToF32(static_cast<uint16_t>(bits)) < value) ++bits;
   } else {

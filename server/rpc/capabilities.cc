@@ -24,7 +24,7 @@ void AddCodecs(v1::CapabilitiesResponse& response) {
     v1::CodecInfo& codec = *response.add_codecs();
     codec.set_name(std::string(row->name));
     codec.set_example(std::string(row->examples.front()));
-    codec.set_stage(std::string(StageKindName(row->kind)));
+    codec.set_stage(std::string(StageKindName(row->kind())));
   }
 }
 

@@ -135,15 +135,11 @@ class Arithmetic final : public ByteCodec {
 
 constexpr std::string_view kExamples[] = {"raw|arithmetic"};
 
-MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Arithmetic>(); }
-
 }  // namespace
 
 extern constinit const CodecRow kArithmetic = {.name = "arithmetic",
-                                               .kind = StageKind::kByteCodec,
                                                .summary = "adaptive range coder over each stream; small and slow",
-
                                                .examples = kExamples,
-                                               .make_byte_codec = Make};
+                                               .make_byte_codec = Make<ByteCodec, Arithmetic>};
 
 }  // namespace kvcompress

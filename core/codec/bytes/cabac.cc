@@ -119,15 +119,11 @@ class Cabac final : public ByteCodec {
 
 constexpr std::string_view kExamples[] = {"raw|cabac"};
 
-MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Cabac>(); }
-
 }  // namespace
 
 extern constinit const CodecRow kCabac = {.name = "cabac",
-                                          .kind = StageKind::kByteCodec,
                                           .summary = "adaptive binary contexts over each stream; small and slowest",
-
                                           .examples = kExamples,
-                                          .make_byte_codec = Make};
+                                          .make_byte_codec = Make<ByteCodec, Cabac>};
 
 }  // namespace kvcompress

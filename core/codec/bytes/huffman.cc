@@ -20,7 +20,7 @@ constexpr size_t kRunBytes = 4;
 // Part k of n bytes: ceil(n / kParts) of them, the later parts fewer where they run out.
 size_t PartBegin(size_t n, size_t k) { return std::min(n, k * ((n + kParts - 1) / kParts)); }
 
-// Writes the codes of `raw` at `out`, and returns their end. Writes up to 8 bytes behind it.
+// Writes the codes of `raw` at `out`, and returns their end. Writes up to 8 bytes after it.
 std::byte* EncodePart(const CodeTable& codes, ByteSpan raw, std::byte* out) {
   uint64_t pending = 0;
   uint64_t held = 0;
@@ -123,7 +123,7 @@ class Huffman final : public ByteCodec {
     const auto text_size = static_cast<size_t>(WriteLengths(lengths, text.data()) - text.data());
     uint64_t bits = 0;
     for (size_t s = 0; s < 256; ++s) bits += uint64_t{(*counts)[s]} * lengths[s];
-    // Each part ends with a byte begun, and is written with up to 8 bytes behind it, which the next part overwrites.
+    // Each part ends with a byte begun, and is written with up to 8 bytes after it, which the next part overwrites.
     if (text_size + kSizesBytes + bits / 8 + kParts + 8 > encoded.size()) return size_t{0};
     std::memcpy(encoded.data(), text.data(), text_size);
     std::byte* sizes = encoded.data() + text_size;
@@ -187,15 +187,11 @@ class Huffman final : public ByteCodec {
 
 constexpr std::string_view kExamples[] = {"raw|huffman", "int4(group=64)|huffman"};
 
-MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Huffman>(); }
-
 }  // namespace
 
 extern constinit const CodecRow kHuffman = {.name = "huffman",
-                                            .kind = StageKind::kByteCodec,
                                             .summary = "canonical prefix codes of at most 11 bits over each stream",
-
                                             .examples = kExamples,
-                                            .make_byte_codec = Make};
+                                            .make_byte_codec = Make<ByteCodec, Huffman>};
 
 }  // namespace kvcompress

@@ -17,7 +17,7 @@ constexpr int kFirstHighLevel = 3;  // of LZ4's own command line: below, the fas
 // docs/format.md, "lz4": one LZ4 block a stream.
 class Lz4 final : public ByteCodec {
  public:
-  explicit Lz4(int level) : level_(level) {}
+  explicit Lz4(const StageSpec& stage) : level_(static_cast<int>(stage.Int("level"))) {}
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     if (raw.size() > LZ4_MAX_INPUT_SIZE) return size_t{0};
@@ -57,17 +57,12 @@ constexpr std::string_view kExamples[] = {"raw|lz4(level=1)", "raw|lz4(level=-8)
 constexpr Parameter kParameters[] = {
     Parameter::Integer("level", 1, -64, LZ4HC_CLEVEL_MAX, "below 0 faster, from 3 on smaller")};
 
-MadeCodec<ByteCodec> Make(const CodecArgs& args) {
-  return std::make_unique<Lz4>(static_cast<int>(args.stage.Int("level")));
-}
-
 }  // namespace
 
 extern constinit const CodecRow kLz4 = {.name = "lz4",
-                                        .kind = StageKind::kByteCodec,
                                         .summary = "LZ4 over each stream",
                                         .parameters = kParameters,
                                         .examples = kExamples,
-                                        .make_byte_codec = Make};
+                                        .make_byte_codec = Make<ByteCodec, Lz4>};
 
 }  // namespace kvcompress

@@ -158,16 +158,12 @@ class Rans final : public ByteCodec {
 
 constexpr std::string_view kExamples[] = {"raw|rans", "int4(group=64)|rans"};
 
-MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Rans>(); }
-
 }  // namespace
 
 extern constinit const CodecRow kRans = {
     .name = "rans",
-    .kind = StageKind::kByteCodec,
     .summary = "entropy coding of each stream by the frequencies of its bytes, at GB/s",
-
     .examples = kExamples,
-    .make_byte_codec = Make};
+    .make_byte_codec = Make<ByteCodec, Rans>};
 
 }  // namespace kvcompress

@@ -14,15 +14,11 @@ class Stored final : public ByteCodec {
 
 constexpr std::string_view kExamples[] = {"raw|stored"};
 
-MadeCodec<ByteCodec> Make(const CodecArgs&) { return std::make_unique<Stored>(); }
-
 }  // namespace
 
 extern constinit const CodecRow kStored = {.name = "stored",
-                                           .kind = StageKind::kByteCodec,
                                            .summary = "leaves each stream as it is",
-
                                            .examples = kExamples,
-                                           .make_byte_codec = Make};
+                                           .make_byte_codec = Make<ByteCodec, Stored>};
 
 }  // namespace kvcompress

@@ -16,7 +16,7 @@ struct FreeContext {
 // docs/format.md, "zstd": one Zstandard frame (RFC 8878) a stream.
 class Zstd final : public ByteCodec {
  public:
-  explicit Zstd(int level) : level_(level) {}
+  explicit Zstd(const StageSpec& stage) : level_(static_cast<int>(stage.Int("level"))) {}
 
   absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const override {
     // A context is megabytes at the higher levels, so each thread keeps one.
@@ -46,17 +46,12 @@ class Zstd final : public ByteCodec {
 constexpr std::string_view kExamples[] = {"raw|zstd(level=3)"};
 constexpr Parameter kParameters[] = {Parameter::Integer("level", 3, -7, 19, "below 1 faster, higher smaller")};
 
-MadeCodec<ByteCodec> Make(const CodecArgs& args) {
-  return std::make_unique<Zstd>(static_cast<int>(args.stage.Int("level")));
-}
-
 }  // namespace
 
 extern constinit const CodecRow kZstd = {.name = "zstd",
-                                         .kind = StageKind::kByteCodec,
                                          .summary = "Zstandard over each stream",
                                          .parameters = kParameters,
                                          .examples = kExamples,
-                                         .make_byte_codec = Make};
+                                         .make_byte_codec = Make<ByteCodec, Zstd>};
 
 }  // namespace kvcompress

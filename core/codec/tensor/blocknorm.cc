@@ -32,7 +32,11 @@ struct Scratch {
 // or two streams).
 class BlockNorm final : public TensorCodec {
  public:
-  BlockNorm(size_t block, double top, int bits) : block_(block), top_(top), bits_(bits), codes_(bits, true) {}
+  explicit BlockNorm(const StageSpec& stage)
+      : block_(static_cast<size_t>(stage.Int("block"))),
+        top_(stage.Number("topk")),
+        bits_(static_cast<int>(stage.Int("bits"))),
+        codes_(bits_, true) {}
 
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
@@ -171,20 +175,13 @@ constexpr Parameter kParameters[] = {
     Parameter::Integer("bits", 10, simd::kMinUniformBits, simd::kMaxUniformBits, "of a code"),
 };
 
-MadeCodec<TensorCodec> Make(const CodecArgs& args) {
-  return std::make_unique<BlockNorm>(static_cast<size_t>(args.stage.Int("block")), args.stage.Number("topk"),
-                                     static_cast<int>(args.stage.Int("bits")));
-}
-
 }  // namespace
 
 extern constinit const CodecRow kBlockNorm = {
     .name = "blocknorm",
-    .kind = StageKind::kTensorCodec,
     .summary = "uniform integers of normalized blocks, those of most energy with exact scales",
     .parameters = kParameters,
     .examples = kExamples,
-
-    .make_tensor_codec = Make};
+    .make_tensor_codec = Make<TensorCodec, BlockNorm>};
 
 }  // namespace kvcompress

@@ -361,7 +361,6 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
 
 extern constinit const CodecRow kBounded = {
     .name = "bounded",
-    .kind = StageKind::kTensorCodec,
     .summary = "for each block the smallest of intN, quant and lossless that keeps the bounds; 0: no bound",
     .parameters = kParameters,
     .examples = kExamples,

@@ -20,7 +20,7 @@ class CodeStreams {
   simd::CodeBytes Begin(size_t values, std::span<StreamBuffer> streams, Buffer& scratch) const;
   void Finish(size_t values, simd::CodeBytes codes, std::span<StreamBuffer> streams) const;
 
-  // The codes behind streams; DATA_LOSS where their sizes are wrong.
+  // The codes that the streams hold; DATA_LOSS where their sizes are wrong.
   absl::Status Open(size_t values, std::span<const ByteSpan> streams, Buffer& scratch,
                     simd::ConstCodeBytes& codes) const;
 

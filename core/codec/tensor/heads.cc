@@ -167,7 +167,7 @@ class Heads final : public TensorCodec {
   }
 
   // What each part has of a block. True when that is one run of each: then it is taken from where it is; otherwise
-  // the parts' values are gathered, one part's behind the other's.
+  // the parts' values are gathered, one part's after the other's.
   bool Divide(const Layout& layout, size_t count, Shares& shares) const {
     ForEachRun(layout, count, [&](size_t part, size_t begin, size_t run) {
       Share& share = shares[part];
@@ -252,9 +252,7 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
 
 extern constinit const CodecRow kHeads = {
     .name = "heads",
-    .kind = StageKind::kTensorCodec,
     .summary = "a chain of its own for each range of heads, of tensors with a heads axis",
-
     .examples = kExamples,
     .needs_place = true,
     .takes_parts = true,

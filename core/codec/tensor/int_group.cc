@@ -62,7 +62,8 @@ class Runs {
 // docs/format.md, "intN": two streams, FP16 scales and packed codes. The arithmetic is in simd/group_quant.h.
 class IntGroup final : public TensorCodec {
  public:
-  IntGroup(int bits, size_t group) : bits_(bits), group_(group) {}
+  explicit IntGroup(const StageSpec& stage)
+      : bits_(stage.codec->name.back() - '0'), group_(static_cast<size_t>(stage.Int("group"))) {}
 
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
@@ -123,19 +124,12 @@ class IntGroup final : public TensorCodec {
 
 constexpr Parameter kParameters[] = {Parameter::IntegerOf("group", 64, "32|64|128", "values that share a scale")};
 
-template <int kBits>
-MadeCodec<TensorCodec> Make(const CodecArgs& args) {
-  return std::make_unique<IntGroup>(kBits, static_cast<size_t>(args.stage.Int("group")));
-}
-
-template <int kBits>
 constexpr CodecRow Row(std::string_view name, std::string_view summary, std::span<const std::string_view> examples) {
   return {.name = name,
-          .kind = StageKind::kTensorCodec,
           .summary = summary,
           .parameters = kParameters,
           .examples = examples,
-          .make_tensor_codec = Make<kBits>};
+          .make_tensor_codec = Make<TensorCodec, IntGroup>};
 }
 
 constexpr std::string_view kInt2Examples[] = {"int2(group=32)"};
@@ -148,11 +142,11 @@ constexpr std::string_view kInt8Examples[] = {"int8(group=64)"};
 
 }  // namespace
 
-extern constinit const CodecRow kInt2 = Row<2>("int2", "2-bit integers, one FP16 scale a group", kInt2Examples);
-extern constinit const CodecRow kInt3 = Row<3>("int3", "3-bit integers, one FP16 scale a group", kInt3Examples);
-extern constinit const CodecRow kInt4 = Row<4>("int4", "4-bit integers, one FP16 scale a group", kInt4Examples);
-extern constinit const CodecRow kInt5 = Row<5>("int5", "5-bit integers, one FP16 scale a group", kInt5Examples);
-extern constinit const CodecRow kInt6 = Row<6>("int6", "6-bit integers, one FP16 scale a group", kInt6Examples);
-extern constinit const CodecRow kInt8 = Row<8>("int8", "8-bit integers, one FP16 scale a group", kInt8Examples);
+extern constinit const CodecRow kInt2 = Row("int2", "2-bit integers, one FP16 scale a group", kInt2Examples);
+extern constinit const CodecRow kInt3 = Row("int3", "3-bit integers, one FP16 scale a group", kInt3Examples);
+extern constinit const CodecRow kInt4 = Row("int4", "4-bit integers, one FP16 scale a group", kInt4Examples);
+extern constinit const CodecRow kInt5 = Row("int5", "5-bit integers, one FP16 scale a group", kInt5Examples);
+extern constinit const CodecRow kInt6 = Row("int6", "6-bit integers, one FP16 scale a group", kInt6Examples);
+extern constinit const CodecRow kInt8 = Row("int8", "8-bit integers, one FP16 scale a group", kInt8Examples);
 
 }  // namespace kvcompress

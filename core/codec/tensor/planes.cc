@@ -108,7 +108,7 @@ size_t Cheapest(const SampledPlanes<Word>& sampled, std::span<const size_t> cand
   return best;
 }
 
-// How many values lie between one token and the next: the extents behind the last sequence axis or, without one, the
+// How many values lie between one token and the next: the extents after the last sequence axis or, without one, the
 // last extent.
 uint64_t TokenDistance(const TensorDesc& tensor) {
   uint64_t distance = 1;
@@ -122,8 +122,8 @@ uint64_t TokenDistance(const TensorDesc& tensor) {
 // docs/format.md, "planes": a mode stream and up to four planes of bytes. The kernels are in simd/planes.h.
 class Planes final : public TensorCodec {
  public:
-  // No split or delta: the one that seems to code better, for each block.
-  Planes(std::optional<PlaneSplit> split, std::optional<PlaneDelta> delta) : split_(split), delta_(delta) {}
+  explicit Planes(const StageSpec& stage)
+      : split_(Fixed<PlaneSplit>(stage, "split")), delta_(Fixed<PlaneDelta>(stage, "delta")) {}
 
   bool lossless() const override { return true; }
   bool is_fast() const override { return true; }
@@ -138,7 +138,7 @@ class Planes final : public TensorCodec {
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     const size_t width = DTypeSize(block.tensor.dtype);
     const size_t count = block.count;
-    const PlaneFormat format = Choose(block.values, width, TokenDistance(block.tensor));
+    const PlaneFormat format = Choose(block);
     streams[0].data[0] = static_cast<std::byte>(format.split);
     streams[0].data[1] = static_cast<std::byte>(format.delta);
     StoreLE(static_cast<uint32_t>(format.distance), streams[0].data + 2);
@@ -156,7 +156,7 @@ class Planes final : public TensorCodec {
                       MutableByteSpan values) const override {
     const size_t width = DTypeSize(tensor.dtype);
     const size_t count = values.size() / width;
-    PlaneFormat format{.width = width};
+    PlaneFormat format{.dtype = tensor.dtype};
     if (!ReadMode(streams[0], count, format)) return absl::DataLossError("planes: mode is not one that is written");
     simd::PlanesIn planes{};
     for (size_t p = 0; p < kMaxPlanes; ++p) {
@@ -170,8 +170,9 @@ class Planes final : public TensorCodec {
   }
 
  private:
-  PlaneFormat Choose(ByteSpan values, size_t width, uint64_t distance) const {
-    const size_t count = values.size() / width;
+  PlaneFormat Choose(const Block& block) const {
+    const size_t count = block.count;
+    const uint64_t distance = TokenDistance(block.tensor);
     const bool may_delta = distance >= 1 && distance < count;
     const auto allowed = [&](const Candidate& candidate) {
       const bool none = candidate.delta == PlaneDelta::kNone;
@@ -187,11 +188,13 @@ class Planes final : public TensorCodec {
     if (size > 1 && count > 0) {
       const std::span<const size_t> candidates(left.data(), size);
       const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
-      best = width == 4 ? Cheapest(SampledPlanes<uint32_t>(values.data(), count, sampled_distance), candidates)
-                        : Cheapest(SampledPlanes<uint16_t>(values.data(), count, sampled_distance), candidates);
+      best = VisitDType(block.tensor.dtype, [&](auto t) {
+        using Bits = DTypeBits<decltype(t)::value>;
+        return Cheapest(SampledPlanes<Bits>(block.values.data(), count, sampled_distance), candidates);
+      });
     }
     const auto [split, delta] = kCandidates[best];
-    return {.width = width,
+    return {.dtype = block.tensor.dtype,
             .split = split,
             .delta = delta,
             .distance = delta == PlaneDelta::kNone ? 0 : static_cast<size_t>(distance)};
@@ -210,6 +213,14 @@ class Planes final : public TensorCodec {
     return format.delta == PlaneDelta::kNone ? format.distance == 0 : format.distance >= 1 && format.distance < count;
   }
 
+  // What stands after "auto" in a parameter's choices, in the order of the enum; nothing for "auto".
+  template <typename Enum>
+  static std::optional<Enum> Fixed(const StageSpec& stage, std::string_view parameter) {
+    const int64_t place = stage.Int(parameter);
+    return place == 0 ? std::nullopt : std::optional(static_cast<Enum>(place - 1));
+  }
+
+  // Where there is none, each block gets the one that seems to code better.
   std::optional<PlaneSplit> split_;
   std::optional<PlaneDelta> delta_;
 };
@@ -223,27 +234,13 @@ constexpr Parameter kParameters[] = {
                     "each value as its difference to the token before, or its exclusive or"),
 };
 
-// What stands after "auto" in a parameter's choices, in the order of the enum; nothing for "auto".
-template <typename Enum>
-std::optional<Enum> Fixed(const StageSpec& stage, std::string_view parameter) {
-  const int64_t place = stage.Int(parameter);
-  if (place == 0) return std::nullopt;
-  return static_cast<Enum>(place - 1);
-}
-
-MadeCodec<TensorCodec> Make(const CodecArgs& args) {
-  return std::make_unique<Planes>(Fixed<PlaneSplit>(args.stage, "split"), Fixed<PlaneDelta>(args.stage, "delta"));
-}
-
 }  // namespace
 
 extern constinit const CodecRow kPlanes = {
     .name = "planes",
-    .kind = StageKind::kTensorCodec,
     .summary = "a plane for each byte of a value, exponents together, lossless; for byte codecs",
     .parameters = kParameters,
     .examples = kExamples,
-
-    .make_tensor_codec = Make};
+    .make_tensor_codec = Make<TensorCodec, Planes>};
 
 }  // namespace kvcompress

@@ -14,15 +14,6 @@ namespace {
 
 enum class Per { kBlock, kChannel, kToken, kGroup };  // in the order of the parameter's choices
 
-struct QuantOptions {
-  int bits;
-  Per per;
-  size_t group;
-  bool symmetric;
-  double outliers;
-  bool packed;
-};
-
 // Buffers that a thread uses again for every block.
 struct Scratch {
   Buffer values;  // without the outliers
@@ -41,8 +32,13 @@ struct Scratch {
 // if there are any. The arithmetic is in simd/uniform_quant.h.
 class Quant final : public TensorCodec {
  public:
-  explicit Quant(const QuantOptions& options)
-      : options_(options), codes_(options.bits, options.packed), outliers_(options.outliers) {}
+  explicit Quant(const StageSpec& stage)
+      : bits_(static_cast<int>(stage.Int("bits"))),
+        per_(stage.Choice<Per>("per")),
+        group_(static_cast<size_t>(stage.Int("group"))),
+        symmetric_(stage.Flag("symmetric")),
+        codes_(bits_, stage.Int("layout") == 0),
+        outliers_(stage.Number("outliers")) {}
 
   bool lossless() const override { return false; }
   bool is_fast() const override { return !has_outliers(); }
@@ -54,7 +50,7 @@ class Quant final : public TensorCodec {
   void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
     const size_t cells = MaxCells(count);
     bounds[0] = RowBytes() + 2 * cells;
-    if (!options_.symmetric) bounds[1] = DTypeSize(tensor.dtype) * cells;
+    if (!symmetric_) bounds[1] = DTypeSize(tensor.dtype) * cells;
     codes_.Bounds(count, bounds.subspan(FirstCodeStream()));
     if (has_outliers()) outliers_.StreamBounds(tensor.dtype, count, bounds.subspan(FirstOutlierStream()));
   }
@@ -90,7 +86,7 @@ class Quant final : public TensorCodec {
     if (RowBytes() > 0) StoreLE(static_cast<uint32_t>(extent), streams[0].data);
     if (cells > 0) std::memcpy(streams[0].data + RowBytes(), scratch.scale_bits.data(), 2 * cells);
     streams[0].size = RowBytes() + 2 * cells;
-    if (!options_.symmetric) {
+    if (!symmetric_) {
       if (cells > 0) std::memcpy(streams[1].data, scratch.min.data(), width * cells);
       streams[1].size = width * cells;
     }
@@ -121,7 +117,7 @@ class Quant final : public TensorCodec {
       }
     }
     const std::byte* minima = nullptr;
-    if (!options_.symmetric) {
+    if (!symmetric_) {
       minima = streams[1].data();
       if (streams[1].size() != width * cells) return absl::DataLossError("quant: minima have the wrong size");
       for (size_t i = 0; i < cells; ++i) {
@@ -143,25 +139,23 @@ class Quant final : public TensorCodec {
   static constexpr size_t kMinRow = 32;
   static constexpr size_t kMinStretch = 16;
 
-  bool has_outliers() const { return options_.outliers > 0; }
-  size_t FirstCodeStream() const { return options_.symmetric ? 1 : 2; }
+  bool has_outliers() const { return outliers_.fraction() > 0; }
+  size_t FirstCodeStream() const { return symmetric_ ? 1 : 2; }
   size_t FirstOutlierStream() const { return FirstCodeStream() + codes_.count(); }
-  simd::UniformFormat Format(DType dtype) const {
-    return {.dtype = dtype, .bits = options_.bits, .symmetric = options_.symmetric};
-  }
+  simd::UniformFormat Format(DType dtype) const { return {.dtype = dtype, .bits = bits_, .symmetric = symmetric_}; }
 
   // The length of rows, with which scales begin.
-  size_t RowBytes() const { return options_.per == Per::kChannel || options_.per == Per::kToken ? 4 : 0; }
+  size_t RowBytes() const { return per_ == Per::kChannel || per_ == Per::kToken ? 4 : 0; }
 
   simd::CellLayout Layout(size_t extent, size_t count) const {
     const size_t all = std::max<size_t>(count, 1);
-    switch (options_.per) {
+    switch (per_) {
       case Per::kBlock:
         return {.row = all, .run = all};
       case Per::kGroup:
-        return {.row = all, .run = options_.group};
+        return {.row = all, .run = group_};
       case Per::kChannel: {
-        const simd::CellLayout channels = {.row = extent, .run = extent, .stretch = options_.group};
+        const simd::CellLayout channels = {.row = extent, .run = extent, .stretch = group_};
         if (channels.rows(count) >= kMinStretch) return channels;
         break;
       }
@@ -173,11 +167,11 @@ class Quant final : public TensorCodec {
 
   // The most cells that a layout has, whatever the extent.
   size_t MaxCells(size_t count) const {
-    switch (options_.per) {
+    switch (per_) {
       case Per::kBlock:
         return std::min<size_t>(count, 1);
       case Per::kGroup:
-        return (count + options_.group - 1) / options_.group;
+        return (count + group_ - 1) / group_;
       case Per::kChannel:
         return (count + kMinStretch - 2) / (kMinStretch - 1);
       case Per::kToken:
@@ -190,13 +184,16 @@ class Quant final : public TensorCodec {
   const float* Widen(DType dtype, const void* scales, const void* minima, size_t cells, Scratch& scratch) const {
     scratch.scales.resize(cells);
     simd::WidenScales(dtype, scales, cells, scratch.scales.data());
-    if (options_.symmetric) return nullptr;
+    if (symmetric_) return nullptr;
     scratch.offsets.resize(cells);
     simd::WidenValues(dtype, minima, cells, scratch.offsets.data());
     return scratch.offsets.data();
   }
 
-  QuantOptions options_;
+  int bits_;
+  Per per_;
+  size_t group_;
+  bool symmetric_;
   CodeStreams codes_;
   Outliers outliers_;
 };
@@ -224,24 +221,12 @@ constexpr Parameter kParameters[] = {
     Parameter::Word("layout", 0, "packed|bytes", "codes of fewer than 8 bits packed, or in a byte each"),
 };
 
-MadeCodec<TensorCodec> Make(const CodecArgs& args) {
-  const StageSpec& stage = args.stage;
-  return std::make_unique<Quant>(QuantOptions{.bits = static_cast<int>(stage.Int("bits")),
-                                              .per = stage.Choice<Per>("per"),
-                                              .group = static_cast<size_t>(stage.Int("group")),
-                                              .symmetric = stage.Flag("symmetric"),
-                                              .outliers = stage.Number("outliers"),
-                                              .packed = stage.Int("layout") == 0});
-}
-
 }  // namespace
 
 extern constinit const CodecRow kQuant = {.name = "quant",
-                                          .kind = StageKind::kTensorCodec,
                                           .summary = "uniform integers, one scale a block, channel, token or group",
                                           .parameters = kParameters,
                                           .examples = kExamples,
-
-                                          .make_tensor_codec = Make};
+                                          .make_tensor_codec = Make<TensorCodec, Quant>};
 
 }  // namespace kvcompress

@@ -33,16 +33,11 @@ class Raw final : public TensorCodec {
 
 constexpr std::string_view kExamples[] = {"raw"};
 
-MadeCodec<TensorCodec> Make(const CodecArgs&) { return std::make_unique<Raw>(); }
-
 }  // namespace
 
 extern constinit const CodecRow kRaw = {.name = "raw",
-                                        .kind = StageKind::kTensorCodec,
                                         .summary = "the values as they are, lossless",
-
                                         .examples = kExamples,
-
-                                        .make_tensor_codec = Make};
+                                        .make_tensor_codec = Make<TensorCodec, Raw>};
 
 }  // namespace kvcompress

@@ -12,10 +12,9 @@ namespace {
 // docs/format.md, "clamp": makes values that a lossy codec refuses acceptable. The decoder has nothing to undo.
 class Clamp final : public TensorTransform {
  public:
-  explicit Clamp(double limit) : limit_(limit) {}
+  explicit Clamp(const StageSpec& stage) : limit_(stage.Number("limit")) {}
 
   bool lossless() const override { return false; }
-  size_t MaxSideBytes(const TensorDesc&, size_t) const override { return 0; }
 
   absl::Status Forward(const Block& block, const TensorState*, const std::function<size_t(size_t)>&, Buffer& values,
                        Buffer& side) const override {
@@ -41,13 +40,6 @@ class Clamp final : public TensorTransform {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan) const override { return count; }
-
-  absl::Status Inverse(const TensorDesc&, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
-    if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
-    return absl::OkStatus();
-  }
-
  private:
   // The largest value of the dtype that is not above the limit.
   float LimitOf(DType dtype) const {
@@ -65,16 +57,12 @@ constexpr std::string_view kExamples[] = {"clamp(limit=65504)|int4(group=64)"};
 constexpr Parameter kParameters[] = {
     Parameter::Real("limit", 65504, 0, std::numeric_limits<float>::max(), "the largest magnitude that stays")};
 
-MadeCodec<TensorTransform> Make(const CodecArgs& args) { return std::make_unique<Clamp>(args.stage.Number("limit")); }
-
 }  // namespace
 
 extern constinit const CodecRow kClamp = {.name = "clamp",
-                                          .kind = StageKind::kTransform,
                                           .summary = "NaN becomes 0, infinities and values above the limit saturate",
                                           .parameters = kParameters,
                                           .examples = kExamples,
-
-                                          .make_transform = Make};
+                                          .make_transform = Make<TensorTransform, Clamp>};
 
 }  // namespace kvcompress

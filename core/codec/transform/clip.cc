@@ -18,10 +18,9 @@ class ClipState final : public TensorState {
 // undo.
 class Clip final : public TensorTransform {
  public:
-  explicit Clip(double percentile) : percentile_(percentile) {}
+  explicit Clip(const StageSpec& stage) : percentile_(stage.Number("percentile")) {}
 
   bool lossless() const override { return false; }
-  size_t MaxSideBytes(const TensorDesc&, size_t) const override { return 0; }
 
   absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& source,
                                                        size_t block_elements) const override {
@@ -39,19 +38,11 @@ class Clip final : public TensorTransform {
     const uint32_t limit = static_cast<const ClipState*>(tensor_state)->limit;
     values.Resize(block.values.size());
     side.Resize(0);
-    if (block.tensor.dtype == DType::kF32) {
-      Saturate<uint32_t>(block.values.data(), block.count, limit, 0x7f800000u, values.data());
-    } else {
-      const uint16_t infinity = block.tensor.dtype == DType::kF16 ? 0x7c00 : 0x7f80;
-      Saturate<uint16_t>(block.values.data(), block.count, static_cast<uint16_t>(limit), infinity, values.data());
-    }
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan) const override { return count; }
-
-  absl::Status Inverse(const TensorDesc&, ByteSpan, ByteSpan inner, MutableByteSpan values) const override {
-    if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
+    VisitDType(block.tensor.dtype, [&](auto t) {
+      using Bits = DTypeBits<decltype(t)::value>;
+      Saturate(block.values.data(), block.count, static_cast<Bits>(limit), static_cast<Bits>(InfinityBits(t)),
+               values.data());
+    });
     return absl::OkStatus();
   }
 
@@ -74,18 +65,13 @@ constexpr std::string_view kExamples[] = {"clip(percentile=99.9)|int4(group=64)"
 constexpr Parameter kParameters[] = {
     Parameter::Real("percentile", 99.9, 0, 100, "of the magnitudes, those up to it stay")};
 
-MadeCodec<TensorTransform> Make(const CodecArgs& args) {
-  return std::make_unique<Clip>(args.stage.Number("percentile"));
-}
-
 }  // namespace
 
 extern constinit const CodecRow kClip = {.name = "clip",
-                                         .kind = StageKind::kTransform,
                                          .summary = "values above a percentile of the tensor's magnitudes saturate",
                                          .parameters = kParameters,
                                          .examples = kExamples,
                                          .needs_tensor = true,
-                                         .make_transform = Make};
+                                         .make_transform = Make<TensorTransform, Clip>};
 
 }  // namespace kvcompress

@@ -23,7 +23,7 @@ class SparseState final : public TensorState {
 // stage; or it is empty and all values go on, the dropped ones as zeros, where that costs less.
 class Sparse final : public TensorTransform {
  public:
-  explicit Sparse(double ratio) : ratio_(ratio) {}
+  explicit Sparse(const StageSpec& stage) : ratio_(stage.Number("ratio")) {}
 
   bool lossless() const override { return ratio_ == 0; }
   size_t MaxSideBytes(const TensorDesc&, size_t count) const override { return (count + 7) / 8; }
@@ -93,10 +93,7 @@ class Sparse final : public TensorTransform {
   }
 
   absl::Status Inverse(const TensorDesc& tensor, ByteSpan side, ByteSpan inner, MutableByteSpan values) const override {
-    if (side.empty()) {
-      if (!inner.empty()) std::memcpy(values.data(), inner.data(), inner.size());
-      return absl::OkStatus();
-    }
+    if (side.empty()) return TensorTransform::Inverse(tensor, side, inner, values);
     const size_t width = DTypeSize(tensor.dtype);
     const std::byte* in = inner.data();
     for (size_t i = 0; i * width < values.size(); ++i) {
@@ -121,17 +118,14 @@ constexpr std::string_view kExamples[] = {"sparse(ratio=0.5)|int4(group=64)", "s
                                           "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)"};
 constexpr Parameter kParameters[] = {Parameter::Real("ratio", 0.5, 0, 1, "the fraction that becomes zero")};
 
-MadeCodec<TensorTransform> Make(const CodecArgs& args) { return std::make_unique<Sparse>(args.stage.Number("ratio")); }
-
 }  // namespace
 
 extern constinit const CodecRow kSparse = {
     .name = "sparse",
-    .kind = StageKind::kTransform,
     .summary = "the given fraction of a tensor's values, the smallest in magnitude, becomes zero",
     .parameters = kParameters,
     .examples = kExamples,
     .needs_tensor = true,
-    .make_transform = Make};
+    .make_transform = Make<TensorTransform, Sparse>};
 
 }  // namespace kvcompress

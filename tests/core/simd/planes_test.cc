@@ -21,12 +21,13 @@ using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
 // Every target against the scalar definition, at the edge of pages that cannot be touched.
-class PlanesKernelTest : public ::testing::TestWithParam<std::tuple<int64_t, size_t, PlaneSplit, PlaneDelta>> {
+class PlanesKernelTest : public ::testing::TestWithParam<std::tuple<int64_t, DType, PlaneSplit, PlaneDelta>> {
  protected:
   void Check(size_t count, size_t distance, Guarded::Against against) {
     SCOPED_TRACE(std::to_string(count) + " values, distance " + std::to_string(distance));
-    const auto [target, width, split, delta] = GetParam();
-    const PlaneFormat format{.width = width, .split = split, .delta = delta, .distance = distance};
+    const auto [target, dtype, split, delta] = GetParam();
+    const size_t width = DTypeSize(dtype);
+    const PlaneFormat format{.dtype = dtype, .split = split, .delta = delta, .distance = distance};
     const auto bits = testing::MakeBits(count * width, static_cast<uint32_t>(count + distance));
     const Guarded values(bits.data(), bits.size(), against);
     std::vector<std::unique_ptr<Guarded>> got;
@@ -65,13 +66,13 @@ TEST_P(PlanesKernelTest, EqualsTheDefinition) {
 }
 
 std::string Name(const ::testing::TestParamInfo<PlanesKernelTest::ParamType>& test) {
-  const auto [target, width, split, delta] = test.param;
-  return std::string(hwy::TargetName(target)) + "_" + std::to_string(8 * width) +
+  const auto [target, dtype, split, delta] = test.param;
+  return std::string(hwy::TargetName(target)) + "_" + std::string(DTypeName(dtype)) +
          (split == PlaneSplit::kFields ? "_fields" : "_bytes") + "_delta" + std::to_string(static_cast<int>(delta));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PlanesKernelTest,
-                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::Values(2, 4),
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kAllDTypes),
                                             ::testing::Values(PlaneSplit::kBytes, PlaneSplit::kFields),
                                             ::testing::Values(PlaneDelta::kNone, PlaneDelta::kToken, PlaneDelta::kXor)),
                          Name);
