@@ -6,7 +6,8 @@
 
 namespace kvcompress {
 
-// DEADLINE_EXCEEDED after the deadline. Clients ask before each part that they hand to a sink, which may be slow.
+// DEADLINE_EXCEEDED once the deadline has passed. For use between the parts of what a client hands to a sink, which may
+// take its time with each.
 inline absl::Status CheckDeadline(absl::Time deadline) {
   if (deadline == absl::InfiniteFuture() || absl::Now() <= deadline) return absl::OkStatus();
   return absl::DeadlineExceededError("deadline exceeded");

@@ -46,8 +46,7 @@ absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
   return Endpoint{kName, host == "localhost", std::string(text)};
 }
 
-// Adds the token to each call of a channel, whoever makes it. gRPC's own credentials for this are not to be had without
-// TLS.
+// Adds the token to each call of a channel, whoever makes the call. gRPC's own credentials for that need TLS.
 class BearerToken final : public grpc::experimental::Interceptor {
  public:
   explicit BearerToken(const std::string& token) : authorization_("Bearer " + token) {}
@@ -114,7 +113,7 @@ absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
 
 std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const RemoteOptions& options) {
   grpc::ChannelArguments arguments;
-  // The daemon stands beside us: a proxy for the web is not asked for it.
+  // The daemon is near: a proxy for the web does not lead to it.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   // Calls are retried whole by the client; gRPC's own retries would hold on to what was sent.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);

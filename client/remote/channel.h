@@ -18,7 +18,7 @@ struct ChannelTarget {
   bool unix_socket = false;
 };
 
-// INVALID_ARGUMENT with a sentence for text that is not of a form that RemoteOptions names.
+// INVALID_ARGUMENT, with a sentence for people, for text that has none of the forms that RemoteOptions names.
 absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address);
 
 std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const RemoteOptions& options);

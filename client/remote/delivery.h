@@ -9,8 +9,8 @@
 
 namespace kvcompress {
 
-// How far a sink has got with the jobs of a call, over all attempts of it: what a retry brings again is told apart from
-// what is new, and must be the same.
+// How far a sink has got with the jobs of a call, over all attempts at it. A retry brings again what the sink has: that
+// is told apart from what is new, and must be the same.
 class Delivery {
  public:
   // The next attempt begins with the first job that is not done.
@@ -18,14 +18,15 @@ class Delivery {
 
   size_t jobs_done() const { return jobs_done_; }
 
-  // Whether the sink does not know `tensor`, the current job's, yet. INTERNAL when it knows another.
+  // Whether the sink does not know the description of the current job yet. INTERNAL when it knows another than
+  // `tensor`.
   absl::StatusOr<bool> IsNew(const TensorDesc& tensor);
 
-  // The part of `bytes`, the next of the current job, that the sink does not have yet. INTERNAL when those that it has
-  // were different.
+  // `bytes` are the next of the current job: returns those that the sink does not have yet. INTERNAL when the others
+  // differ from those that it has.
   absl::StatusOr<ByteSpan> New(ByteSpan bytes);
 
-  // INTERNAL when the job had more bytes before.
+  // INTERNAL when an earlier attempt brought more bytes of the job.
   absl::Status EndJob();
 
  private:

@@ -16,7 +16,7 @@
 
 namespace kvcompress {
 
-// The most bytes, in either direction, for which a job is a message instead of a stream.
+// A job is a message instead of a stream up to this many bytes of input, and of output.
 inline constexpr uint64_t kMaxTensorCallBytes = uint64_t{256} << 10;
 
 template <typename Job>
@@ -24,7 +24,7 @@ bool FitsTensorCall(const Job& job) {
   return job.source->size() <= kMaxTensorCallBytes && MaxOutputBytes(job).value_or(UINT64_MAX) <= kMaxTensorCallBytes;
 }
 
-// One attempt at a job that FitsTensorCall. It may end well without an answer; `delivery` tells.
+// Makes one attempt at a job that FitsTensorCall. A call may end well and yet bring no answer; `delivery` tells.
 template <typename Replies>
 StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time deadline, std::string_view address,
                      const typename Replies::Job& job, typename Replies::Sink& sink, Delivery& delivery,
@@ -60,7 +60,7 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
   return end;
 }
 
-// One attempt at `jobs`: a subclass sends them, this takes what comes back.
+// One attempt at `jobs`: a subclass sends them, this class takes what comes back.
 template <typename Replies>
 class Exchange : public StreamHandler {
  public:

@@ -27,9 +27,9 @@ std::optional<uint64_t> MaxOutputBytes(const DecompressJob& job);
 // "daemon ADDRESS: WHAT".
 absl::Status DaemonFault(std::string_view address, absl::StatusCode code, std::string_view what);
 
-// What both directions share in taking a daemon's answers to one attempt at some jobs, the first of which may be known
-// in part already: they check that an answer can be, and hand to the sink what it does not have. An answer that cannot
-// be is INTERNAL and a fault of the daemon.
+// Takes a daemon's answers to one attempt at some jobs. An earlier attempt may have brought a part of the first job:
+// only what the sink does not have yet is handed to it. An answer that cannot be right is INTERNAL, a fault of the
+// daemon. This class is what both directions share.
 class DaemonReplies {
  public:
   DaemonReplies(std::string_view address, Delivery& delivery) : address_(address), delivery_(delivery) {}
@@ -39,7 +39,7 @@ class DaemonReplies {
  protected:
   // The same for what `status` says is wrong.
   absl::Status WrongReply(const absl::Status& status) const { return WrongReply(std::string(status.message())); }
-  // Ends the current job, if the report is about it and about all bytes that came.
+  // Ends the current job if the report is about it, and about as many bytes as came.
   absl::Status EndJob(const v1::TensorReport& report, std::string_view name, uint64_t tensor_bytes,
                       uint64_t frame_bytes);
 

@@ -24,7 +24,7 @@ class Backoff {
  public:
   explicit Backoff(const RetryPolicy& policy) : policy_(policy), next_(policy.initial_backoff) {}
 
-  // `hint`: what the daemon asks for, never undercut.
+  // `hint`: how long the daemon asks us to wait, at least.
   absl::Duration Next(std::optional<absl::Duration> hint) {
     std::uniform_real_distribution<double> jitter(hint ? 1 : 1 - policy_.jitter, 1 + policy_.jitter);
     const absl::Duration delay = hint.value_or(next_) * jitter(random_);
@@ -38,9 +38,9 @@ class Backoff {
   std::minstd_rand random_{std::random_device{}()};
 };
 
-// A call that meets a connection on its last way out, while a daemon drains, ends CANCELLED, although nobody has
-// cancelled it, and one that a proxy cuts because its daemon died ends without a status, which gRPC calls UNKNOWN: to
-// us both are a daemon that is not there.
+// Two ends of a call mean that the daemon is not there. CANCELLED, although nobody has cancelled the call: it met a
+// connection that a draining daemon closes. UNKNOWN, as gRPC calls an end without a status: a proxy has cut the call
+// because its daemon died.
 grpc::StatusCode CodeOf(const StreamEnd& end) {
   const grpc::StatusCode code = end.status.error_code();
   const bool cut = code == grpc::StatusCode::CANCELLED || code == grpc::StatusCode::UNKNOWN;
@@ -53,13 +53,13 @@ bool IsRetryable(const StreamEnd& end) {
          (code == grpc::StatusCode::RESOURCE_EXHAUSTED && end.retry_delay.has_value());
 }
 
-// Whether a call that went through shared memory ended because the daemon does not have it any more.
+// Whether the daemon may have lost the shared memory of a call that ended so.
 bool LosesRegions(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE ||
          status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
 }
 
-// What may be behind an end of the connection that gRPC only describes.
+// A likely cause of an end of the connection that gRPC only describes.
 std::string Suspicion(const std::string& message, const RemoteOptions& options) {
   const auto says = [&](std::string_view text) { return message.find(text) != message.npos; };
   if (says("WRONG_VERSION_NUMBER") || says("wrong version number")) return " (does the daemon speak plaintext?)";
@@ -80,7 +80,7 @@ class RemoteClient final : public CodecClient {
   }
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
-    // A daemon would take the axes of a description without any from the tensor's name.
+    // A description without axes is refused here: a daemon would guess them from the tensor's name.
     for (const CompressJob& job : jobs) KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
     return Call<CompressReplies>(jobs, deadline, sink);
   }
@@ -120,13 +120,13 @@ class RemoteClient final : public CodecClient {
   std::atomic<bool> takes_tensor_calls_ = true;
 };
 
-// Waits for the channel, so that a daemon that is not there is told apart from one that died: the first is given up at
-// once, the other has until connect_timeout to come back.
+// Waits for the channel. A daemon that was never reached is given up at once; one that was has until connect_timeout to
+// come back.
 absl::Status RemoteClient::Connect(absl::Time deadline) {
   const absl::Time limit = std::min(deadline, absl::Now() + options_.connect_timeout);
   grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
-  // gRPC 1.51 looks at errno late, and so takes some connections that are under way for failed ones: the first failure
-  // gets a second chance.
+  // gRPC 1.51 looks at errno late, and takes some connections that are under way for failed ones: so the first failure
+  // does not count.
   bool failed = false;
   while (state != GRPC_CHANNEL_READY) {
     absl::Time patience = limit;
@@ -163,7 +163,7 @@ absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& m
   switch (status) {
     case grpc::StatusCode::OK:
       if (jobs_done == jobs) return absl::OkStatus();
-      // When the deadline passes, gRPC drops answers that it has already, but not the status that came behind them.
+      // When the deadline passes, gRPC drops answers that it has already, but not the status that came after them.
       KVC_RETURN_IF_ERROR(CheckDeadline(deadline));
       return DaemonFault(options_.address, absl::StatusCode::kInternal,
                          "it ended the call before it had answered all of it");
@@ -188,7 +188,7 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
     StreamEnd end = CallTensor<Replies>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
     slices.WaitUntilReleased(absl::InfiniteFuture());
     if (end.status.error_code() != grpc::StatusCode::UNIMPLEMENTED) return end;
-    takes_tensor_calls_ = false;  // a daemon of before there were any
+    takes_tensor_calls_ = false;  // an older daemon, without such calls
   }
   std::unique_ptr<RegisteredMemory> memory = shared ? pool_->Take(deadline) : nullptr;
   shared = last_was_shared_ = memory != nullptr;
@@ -196,7 +196,7 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
     SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, *pool_, *memory);
     StreamEnd end = RunStream(channel_, method, deadline, exchange);
     if (LosesRegions(end.status)) pool_->Forget(*memory);
-    // After any other end than this one the daemon may still be writing to it.
+    // Otherwise the daemon may still be writing to the memory.
     if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(memory));
     return end;
   }

@@ -13,9 +13,9 @@
 // Compression by a daemon.
 namespace kvcompress {
 
-// When and how often a call is made again that found its daemon busy or gone. The first wait is `initial_backoff`, each
-// further one `multiplier` times as long, up to `max_backoff`; all are varied by `jitter` of themselves. A daemon that
-// asks for more than `max_retry_after` is not waited for.
+// When and how often a call is made again if its daemon was busy or gone. The first wait is `initial_backoff`, each
+// further wait is `multiplier` times as long, up to `max_backoff`; each varies at random by the fraction `jitter`. A
+// call is given up if its daemon asks for a longer wait than `max_retry_after`.
 struct RetryPolicy {
   int max_attempts = 10;  // 1: no retries
   absl::Duration initial_backoff = absl::Milliseconds(100);
@@ -26,12 +26,12 @@ struct RetryPolicy {
 };
 
 struct RetryEvent {
-  int attempt = 0;      // that failed, from 1
+  int attempt = 0;      // which one failed, from 1
   absl::Status status;  // of that attempt
   absl::Duration delay;
 };
 
-// How a daemon is told from others, and what is shown to it; PEM.
+// How a daemon proves who it is, and what is shown to it. Texts are PEM.
 struct ClientTls {
   std::string ca;           // who vouches for the daemon; empty: the authorities of the system
   std::string certificate;  // shown to a daemon that asks for one (mutual TLS); empty: none
@@ -48,31 +48,31 @@ struct RemoteOptions {
   // Goes with every call; empty: none. Without TLS only to addresses of this machine.
   std::string token = "";
   absl::Duration connect_timeout = absl::Seconds(5);
-  // Of the connection while calls are in flight: a ping each `keepalive_time`, and an answer within
+  // While calls are in flight the connection is pinged each `keepalive_time`, and given up if there is no answer within
   // `keepalive_timeout`.
   absl::Duration keepalive_time = absl::Seconds(30);
   absl::Duration keepalive_timeout = absl::Seconds(10);
   RetryPolicy retry = {};
-  // Whether bytes go through shared memory where the daemon is reached by a unix socket or a loopback address, and
-  // offers that; where it cannot be had they go through the connection.
+  // Whether bytes may go through shared memory. They do if the daemon offers it and is reached by a unix socket or a
+  // loopback address; else they go through the connection.
   bool shared_memory = true;
   // Before each wait, from the thread that calls.
   std::function<void(const RetryEvent&)> on_retry = [](const RetryEvent&) {};
 };
 
-// A daemon, or several that are alike. It is connected to by the first call; one that cannot be reached is UNAVAILABLE,
-// "connect to ADDRESS: ...". What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the same text as
-// from the local codec; faults of the daemon or the network begin with "daemon ADDRESS: ". INVALID_ARGUMENT for an
-// address of the wrong form, and for a token that would leave this machine in plaintext.
+// Makes a client of one daemon, or of several that are alike. The first call connects; if nobody can be reached it is
+// UNAVAILABLE, "connect to ADDRESS: ...". What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the
+// same text as from the local codec; faults of the daemon or the network begin with "daemon ADDRESS: ".
+// INVALID_ARGUMENT for an address of the wrong form, and for a token that would leave this machine in plaintext.
 //
 // A call that ends with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a hint when to come again, is made again by the
 // policy, unless the wait would pass its deadline. It goes on with the first job that was not reported, and the sink
 // sees no byte twice; INTERNAL when the bytes that came before come differently. A daemon that was reached once and is
 // gone is waited for, up to connect_timeout.
 //
-// In-memory sources are sent from where they are: when a call returns, whatever its end, nothing reads them any more.
-// So a call whose peer has stopped reading its socket returns, past its deadline, when the connection is given up: over
-// TCP after keepalive_timeout, over a unix socket when the peer goes on or ends.
+// In-memory sources are sent from where they are, and nothing reads them after a call has returned, whatever its end.
+// Therefore a call may return past its deadline if its peer has stopped reading its socket: it returns when the
+// connection is given up, over TCP after keepalive_timeout, over a unix socket when the peer goes on or ends.
 absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOptions& options);
 
 }  // namespace kvcompress

@@ -10,7 +10,7 @@
 namespace kvcompress {
 namespace {
 
-// gRFC A6. What is not a time to wait is no hint.
+// The hint of gRFC A6; empty for text that is not a time to wait.
 std::optional<absl::Duration> Pushback(const grpc::ClientContext& context) {
   const auto found = context.GetServerTrailingMetadata().find("grpc-retry-pushback-ms");
   int64_t milliseconds;

@@ -30,15 +30,15 @@ class StreamHandler {
 };
 
 struct StreamEnd {
-  absl::Status handler;  // the first error of the handler's
+  absl::Status handler;  // the handler's first error
   grpc::Status status;   // of the call
   // How long the server wants us to wait before the next call.
   std::optional<absl::Duration> retry_delay;
 };
 
-// Makes one call of a bidirectional streaming method, and returns when it has ended. The calling thread does all of it,
-// polling for the network too: a message costs no change of threads. One read and one write are in flight; while the
-// handler is busy nothing is read, so a slow one holds back the server.
+// Makes one call of a bidirectional streaming method, and returns when it has ended. The calling thread does all of the
+// work, and polls the network itself: a message costs no change of threads. One read and one write are in flight. While
+// the handler is busy nothing is read, so a slow handler holds back the server.
 StreamEnd RunStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
                     StreamHandler& handler);
 

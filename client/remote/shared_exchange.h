@@ -41,8 +41,8 @@ class CallMemory {
   std::deque<uint64_t> buffers_;
 };
 
-// Sends descriptors of memory that the daemon has mapped: of the sources' own where they lie in such memory, else of
-// chunks that they are copied into. Output comes in buffers of that memory.
+// Sends ranges of memory that the daemon has mapped: of a source's own memory if that is mapped, else of chunks that
+// the source is copied into. Output comes in buffers.
 template <typename Replies>
 class SharedExchange final : public Exchange<Replies> {
  public:
@@ -150,7 +150,7 @@ class SharedExchange final : public Exchange<Replies> {
     if (bytes < released_ || bytes - released_ > unreleased_) {
       return this->WrongReply("it releases input that it was not given");
     }
-    // What is released in part stays.
+    // An input that is released in part stays in the list.
     while (!pending_.empty() && bytes - released_ >= pending_.front().bytes) {
       const Pending& pending = pending_.front();
       released_ += pending.bytes;

@@ -62,8 +62,8 @@ class SharedMemoryLink::Stream {
     return std::move(response_);
   }
 
-  // Does not wait for the answer, and hardly for that to the question before, behind which alone this one can be sent:
-  // a daemon that takes longer is asked in front of the next question.
+  // Does not wait for the answer. It waits a moment for the answer to the question before, which has to come first; if
+  // the daemon takes longer, this question is asked before the next one.
   void AskInPassing(v1::SharedMemoryRequest request) {
     constexpr absl::Duration kPatience = absl::Milliseconds(50);
     questions_.push_back(std::move(request));
@@ -84,7 +84,7 @@ class SharedMemoryLink::Stream {
     questions_.pop_front();
   }
 
-  // Takes operations that are done; false where the time is over before all are.
+  // Takes operations that are done; false if the deadline passes before all are.
   bool Collect(absl::Time deadline) {
     while (outstanding_ > 0) {
       void* tag;
@@ -96,7 +96,7 @@ class SharedMemoryLink::Stream {
     return true;
   }
 
-  // Waits for the operations under way; false when one failed or the time is over. All are done then.
+  // Waits for the operations under way; false if one failed or the deadline passed. In any case all are done then.
   bool Wait(absl::Time deadline) {
     if (!Collect(deadline)) {
       context_.TryCancel();
@@ -106,7 +106,7 @@ class SharedMemoryLink::Stream {
     return all_ok_;
   }
 
-  // How the call, which has ended or is cancelled, ended.
+  // The error that the call has ended with. Only when it has ended or is cancelled.
   absl::Status Break() {
     broken_ = true;
     questions_.clear();

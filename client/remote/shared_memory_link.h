@@ -45,10 +45,10 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
                                                                 absl::Time deadline);
   ~SharedMemoryLink();
 
-  // Fresh memory, registered. Its key is gone when this returns: nothing is left of it when this process is killed.
-  // ABORTED when others asked until the deadline.
+  // Makes memory and registers it. Its key is gone when this returns: nothing is left of it when this process is
+  // killed. ABORTED when others kept the stream busy until the deadline.
   absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
-  // Whether the stream has ended, and with it what was registered on it, as far as anybody has noticed.
+  // Whether somebody has noticed that the stream has ended, and with it all that was registered on it.
   bool is_lost() const;
 
  private:

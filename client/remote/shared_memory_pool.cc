@@ -8,13 +8,14 @@
 namespace kvcompress {
 namespace {
 
-// A daemon that loses what was registered again and again is left alone.
+// A daemon that has lost what was registered this often is not asked again for a pause.
 constexpr int kMaxLosses = 8;
 
-// Kept for later calls; what a burst of calls had beyond these is given back.
+// How much is kept for later calls; what a burst of calls had beyond that is given back.
 constexpr size_t kMaxIdle = 8;
 
-// The daemon, or the time, ran out. CANCELLED: a deadline that ended the stream in the middle of a question.
+// Whether the daemon is not there, or did not answer in time; CANCELLED is a deadline that ended the stream in the
+// middle of a question.
 bool IsForNow(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsCancelled(status);
 }
@@ -100,7 +101,8 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
       state_->used = true;
       return *std::move(memory);
     }
-    // More calls at a time than there is memory for go without; where there is none at all nobody asks for a while.
+    // If there are more calls at a time than memory, some go without; if there is no memory at all, nobody asks for a
+    // while.
     if (!absl::IsResourceExhausted(memory.status()) || !state_->used) Pause(memory.status());
   }
   if (lost) Forget(link->get());  // a refusal ends the stream
@@ -139,7 +141,7 @@ std::optional<v1::SharedMemoryRange> SharedMemoryPool::Find(ByteSpan bytes) cons
 }
 
 void SharedMemoryPool::Forget(const SharedMemoryLink* lost) {
-  std::shared_ptr<SharedMemoryLink> link;  // destroyed behind the lock, as it may wait
+  std::shared_ptr<SharedMemoryLink> link;  // destroyed after the lock, as that may wait
   std::vector<std::unique_ptr<RegisteredMemory>> idle;
   absl::MutexLock lock(&state_->mutex);
   if (state_->link.get() != lost) return;  // several calls lose it, but once

@@ -24,19 +24,19 @@ class SharedMemoryPool {
 
   // Memory for one call; null when there is none, or none by `deadline`.
   std::unique_ptr<RegisteredMemory> Take(absl::Time deadline);
-  // What the daemon is known to have let go of; what it may still write to is to be destroyed instead.
+  // Only memory that the daemon does not write to any more; destroy any other instead.
   void PutBack(std::unique_ptr<RegisteredMemory> memory);
 
   // Memory for a user; null when there is none.
   std::unique_ptr<SharedBuffer> Allocate(size_t bytes);
-  // `bytes` as the daemon is told of them, when they lie in such memory.
+  // The range that tells the daemon of `bytes`; empty if they do not lie in such memory.
   std::optional<v1::SharedMemoryRange> Find(ByteSpan bytes) const;
 
-  // The daemon does not have this memory any more, nor what else was registered with it: it was started again, or has
-  // ended the stream. It is asked anew.
+  // The daemon has lost this memory and all that was registered with it: it was started again, or has ended the stream.
+  // The next Take asks it anew.
   void Forget(const RegisteredMemory& memory) { Forget(memory.link()); }
 
-  // Why there is no shared memory; OK while there is, or nobody has asked since the pause.
+  // Why there is no shared memory; OK while there is some, or if nobody has asked since the pause.
   absl::Status status() const;
 
  private:

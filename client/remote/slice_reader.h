@@ -12,8 +12,8 @@
 
 namespace kvcompress {
 
-// Slices of sources: of the source's own memory where it lies in memory, else read into buffers that are used again
-// when nobody holds them any more.
+// Makes slices of sources: of the source's own memory if it lies in memory, else of memory that it is read into, which
+// is used again when nobody holds the slice any more.
 class SliceReader {
  public:
   SliceReader() : pool_(std::make_shared<Pool>()) {}

@@ -42,10 +42,6 @@ std::string RetryPushback(const absl::Status& status) {
   return payload ? std::string(*payload) : std::string();
 }
 
-bool DeadlineHasPassed(const grpc::CallbackServerContext& context) {
-  return context.deadline() <= std::chrono::system_clock::now();
-}
-
 }  // namespace
 
 CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, LogLevel level)
@@ -60,7 +56,7 @@ CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view me
 }
 
 void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
-  const bool too_late = absl::IsCancelled(status) && DeadlineHasPassed(*context_);
+  const bool too_late = absl::IsCancelled(status) && context_->deadline() <= std::chrono::system_clock::now();
   const absl::StatusCode code = too_late ? absl::StatusCode::kDeadlineExceeded : status.code();
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   metrics_.OnCallEnd(method_, code, seconds);

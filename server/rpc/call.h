@@ -13,17 +13,17 @@
 
 namespace kvcompress {
 
-// What every call has, streaming or not: a request id, a place in the metrics, a line in the log when it ends.
+// What every call has, streaming or not: a request id, its count in the metrics, a line in the log when it ends.
 class CallRecord {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Takes the request id from the metadata x-request-id, when it is 1 to 64 characters of [A-Za-z0-9._-], or makes one;
-  // the initial metadata give it back. A call that goes well has a line of `level`.
+  // Takes the request id from the metadata x-request-id if that is 1 to 64 characters of [A-Za-z0-9._-], else makes
+  // one; the initial metadata give it back. A call that goes well is logged at `level`.
   CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
              LogLevel level = LogLevel::kInfo);
 
-  // `status` as it was sent; what the client's deadline has ended counts as DEADLINE_EXCEEDED.
+  // `status` is what was sent. A call that the client's deadline has ended counts as DEADLINE_EXCEEDED.
   void End(const absl::Status& status, const StreamTotals& totals);
 
   const std::string& request_id() const { return request_id_; }
@@ -38,16 +38,16 @@ class CallRecord {
   const std::string request_id_;
 };
 
-// Whose limits count a call, of those that each client has: its IP address (of IPv6, the network of 64 bits), the names
-// in its certificate, and, where calls must show one (`with_token`), its token, not readable. Of a unix socket there is
-// no address; empty where there is nothing else either.
+// The client of a call, as limits of single clients tell clients apart: by IP address (of IPv6, the network of 64
+// bits), by the names in the certificate and, if calls must show a token (`with_token`), by a hash of the token. A unix
+// socket has no address; empty if there is nothing else either.
 std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token);
 
-// With the status' code, and google.rpc.RetryInfo where a retry can help; a message that would not fit the limits of
-// HTTP/2 headers is cut.
+// The status as gRPC sends it, with google.rpc.RetryInfo if a retry can help. A message that would not fit the limits
+// of HTTP/2 headers is cut.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
-// Most bytes of a request that carries no tensors, nor descriptions of them.
+// Most bytes of a request that carries neither tensors nor descriptions of them.
 inline constexpr size_t kMaxRequestBytes = 4096;
 
 // Tells clients that retry by themselves when to do so (gRFC A6).

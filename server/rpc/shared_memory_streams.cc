@@ -97,7 +97,7 @@ class SharedMemoryStreams::Stream final : public Reactor {
     EndAnswer(ok ? absl::OkStatus() : absl::CancelledError("the client has cancelled"));
   }
 
-  // Of the owner: the client whom it counts for, once it is admitted.
+  // The owner's: the client that this stream counts for, once it is admitted.
   std::optional<std::string> counts_for;
 
   void OnDone() override {

@@ -13,8 +13,8 @@
 
 namespace kvcompress {
 
-// The SharedMemory streams of all clients. They stay open for as long as a client lives and do no work of their own, so
-// admission does not count them, and a drain does not wait for them. Must outlive the server.
+// The SharedMemory streams of all clients. A stream stays open for as long as its client lives and does no work of its
+// own: admission does not count it, and a drain does not wait for it. Must outlive the server.
 class SharedMemoryStreams {
  public:
   using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
@@ -24,7 +24,7 @@ class SharedMemoryStreams {
   // An empty prefix: every stream is FAILED_PRECONDITION.
   SharedMemoryStreams(RegionTable& table, std::string prefix, Admission& admission, Metrics& metrics)
       : table_(table), prefix_(std::move(prefix)), admission_(admission), metrics_(metrics) {}
-  // Waits for the end of all streams, which must have been brought about.
+  // Waits until all streams have ended: whoever destroys this must have ended them.
   ~SharedMemoryStreams();
 
   // `client`: as Admission's.
@@ -49,7 +49,7 @@ class SharedMemoryStreams {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<const Stream*, std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mutex_);
   size_t admitted_ ABSL_GUARDED_BY(mutex_) = 0;                               // of streams_
-  absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // the same of each; none is 0
+  absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // each one's admitted streams, if any
 };
 
 }  // namespace kvcompress

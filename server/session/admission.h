@@ -60,17 +60,17 @@ class Admission {
     ~Ticket() { Release(); }
 
     // Makes the stream's share `bytes`, more or less than it was. RESOURCE_EXHAUSTED, and nothing changes, when the
-    // budget has no room for it.
+    // budget does not have that much.
     absl::Status Resize(uint64_t bytes);
 
-    // Passes on what the codec core says to a tensor. RESOURCE_EXHAUSTED is to one above Limits::max_tensor_bytes,
-    // which counts as turned away.
+    // Returns the core's `status` of a tensor. RESOURCE_EXHAUSTED is a tensor above Limits::max_tensor_bytes, and
+    // counts as turned away.
     absl::Status Count(absl::Status status) const;
 
-    // The stream has its answer: it counts against no limit any more. It is still waited for when the daemon drains,
-    // for the last of the answer may be on its way.
+    // The stream has its answer: from here on it counts against no limit. A drain still waits for it, because the last
+    // of the answer may be on its way.
     void Settle();
-    // The same of the limits of streams alone: the answer, made but not sent, still counts against the budget.
+    // The same for the limits of streams alone: the memory of the answer, until it is sent, counts against the budget.
     void SettleStream();
 
    private:

@@ -17,10 +17,11 @@ class CallRates {
   // At least 1.
   explicit CallRates(size_t calls_per_second) : interval_(std::chrono::nanoseconds(1'000'000'000 / calls_per_second)) {}
 
-  // Zero, and the call counts; or how long the client has to wait for the next, and it does not.
+  // Zero if the client may call, and the call counts. Else how long the client has to wait, and the call does not
+  // count.
   Clock::duration Take(const std::string& client, Clock::time_point now);
 
-  // That have called of late.
+  // Clients that are remembered: those that have called of late.
   size_t clients() const { return due_.size(); }
 
  private:

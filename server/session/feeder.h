@@ -51,7 +51,12 @@ class Feeder {
     if (input.taken()) return absl::OkStatus();
     Slice& bytes = input.bytes[input.next];
     if (!bytes.bytes.empty()) {
-      if (!stream_.in_tensor()) return OutsideTensor();
+      if (!stream_.in_tensor() && memory_.begun() == 0) {
+        return absl::InvalidArgumentError("data before the tensor's header");
+      }
+      if (!stream_.in_tensor()) {
+        return absl::InvalidArgumentError("data behind the tensor's last byte, before the next header");
+      }
       KVC_RETURN_IF_ERROR(memory_.ticket().Count(Work::AppendPart(stream_, bytes)));
     }
     if (bytes.bytes.empty()) {
@@ -86,12 +91,6 @@ class Feeder {
     if (memory_.is_reserved()) return absl::OkStatus();
     const std::optional<Footprint> footprint = stream_.footprint();
     return footprint ? memory_.Reserve(*footprint, work_.totals().tensors) : absl::OkStatus();
-  }
-
-  absl::Status OutsideTensor() const {
-    return absl::InvalidArgumentError(memory_.begun() == 0
-                                          ? "data before the tensor's header"
-                                          : "data behind the tensor's last byte, before the next header");
   }
 
   const SessionOptions& options_;

@@ -12,8 +12,8 @@ namespace kvcompress {
 struct SessionOptions {
   Limits limits;
   std::string default_codec = "int4(group=64)";
-  // How much a stream holds, in bytes of tensors, before it stops taking input: blocks in the pool, and responses that
-  // the client has not taken. Tensors that a codec must see whole come on top.
+  // How many bytes of tensors a stream holds before it stops taking input: blocks in the pool, and responses that the
+  // client has not taken. Tensors that a codec must see whole come on top.
   uint64_t window_bytes = 0;
   const RegionTable* regions = nullptr;  // null: no shared memory
 };

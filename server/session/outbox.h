@@ -12,10 +12,10 @@ namespace kvcompress {
 
 // Most bytes of a tensor or frame in one response.
 inline constexpr size_t kMaxMessageBytes = size_t{1} << 20;
-// What a response or a block costs in memory besides its bytes, roughly: a bound on many small ones.
+// Roughly what a response or a block costs in memory besides its bytes, so that many small ones are bounded, too.
 inline constexpr uint64_t kItemOverheadBytes = 4096;
 
-// What goes to the client: a response, or, where `bytes` is not empty, the response that carries them and nothing else.
+// What goes to the client: `response` or, if there are `bytes`, the response that carries them and nothing else.
 template <typename Response>
 struct Outgoing {
   Response response = {};

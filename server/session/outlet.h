@@ -42,7 +42,12 @@ class Outlet {
         if (waits_for_buffer_) return false;
         if (FillBuffer()) return Tell(outgoing);
       }
-      if (passing_) return Pass(outgoing);
+      // A tensor's report follows all of its output.
+      if (passing_ && passing_->response.has_tensor() && filled_.byte_size() > 0) return Tell(outgoing);
+      if (passing_) {
+        outgoing = *std::exchange(passing_, std::nullopt);
+        return true;
+      }
       if (!TakeFromOutbox()) return false;
     }
     return false;
@@ -111,13 +116,6 @@ class Outlet {
 
   bool Tell(Outgoing<Response>& outgoing) {
     Direction::SharedOutput(outgoing.response) = std::exchange(filled_, {});
-    return true;
-  }
-
-  bool Pass(Outgoing<Response>& outgoing) {
-    // A tensor's report follows all of its output.
-    if (passing_->response.has_tensor() && filled_.byte_size() > 0) return Tell(outgoing);
-    outgoing = *std::exchange(passing_, std::nullopt);
     return true;
   }
 

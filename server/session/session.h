@@ -4,10 +4,14 @@
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "core/base/serializer.h"
 #include "server/session/admission.h"
@@ -36,19 +40,72 @@ class Session {
   using Response = typename Direction::Response;
 
   Session(ThreadPool& pool, SessionOptions options, Admission::Ticket ticket, SessionObserver& observer,
-          std::function<void()> wake);
+          std::function<void()> wake)
+      : options_(std::move(options)),
+        wake_(std::move(wake)),
+        regions_(options_.regions),
+        work_(observer, [this](Change change) { OnProgress(change); }),
+        outlet_(work_.outbox(), regions_),
+        feeder_(options_, std::move(ticket), work_, stream_, regions_, outlet_),
+        stream_(pool, options_.limits, work_) {}
   // Waits for the blocks in flight; short when done().
   ~Session() { Cancel(); }
 
-  void Push(Request request);
+  void Push(Request request) {
+    if (request.payload_case() == Direction::kInput) {
+      auto owner = std::make_shared<const std::string>(std::move(Direction::Input(request)));
+      const ByteSpan payload = AsBytes(*owner);
+      return Push(std::vector<Slice>{{payload, std::move(owner)}});
+    }
+    if (request.payload_case() == Direction::kSharedInput) {
+      absl::StatusOr<Slice> bytes = regions_.Input(Direction::SharedInput(request));
+      if (!bytes.ok()) return Fail(bytes.status());
+      return Queue({.bytes = {*std::move(bytes)}, .is_shared = true});
+    }
+    if (request.payload_case() == Direction::kOutputBuffer) {
+      const absl::Status added = regions_.AddBuffer(Direction::OutputBuffer(request));
+      return added.ok() ? void() : Fail(added);
+    }
+    // Far above any that is valid; many may wait.
+    constexpr size_t kMaxHeaderMessageBytes = (size_t{16} << 10) + kMaxProfileBytes;
+    if (request.ByteSizeLong() > kMaxHeaderMessageBytes) {
+      return Fail(
+          absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
+    }
+    if (Direction::ToBuffers(request.header())) {
+      if (const absl::Status enabled = regions_.CheckEnabled(); !enabled.ok()) return Fail(enabled);
+    }
+    const size_t held = request.SpaceUsedLong();  // several times as much as on the wire
+    Queue({.message = std::move(request), .header_bytes = held, .is_header = true});
+  }
   // A message that carries these bytes.
   void Push(std::vector<Slice> payload) { Queue({.bytes = std::move(payload)}); }
   // No more messages.
-  void HalfClose();
+  void HalfClose() {
+    {
+      absl::MutexLock lock(&mutex_);
+      half_closed_ = true;
+    }
+    Feed();
+  }
   // What came is not a message.
-  void Fail(const absl::Status& status);
+  void Fail(const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (input_status_.ok()) input_status_ = status;
+    }
+    Feed();
+  }
   // The client is gone: ends the work within a block and drops what was not yet taken.
-  void Cancel();
+  void Cancel() {
+    {
+      absl::MutexLock lock(&mutex_);
+      cancelled_ = true;
+      outlet_.Close();
+    }
+    stream_.Cancel();
+    Feed();
+  }
 
   bool wants_input() const {
     const bool wanted = TakesInput();
@@ -56,39 +113,164 @@ class Session {
     return wanted;
   }
   // The next response; false when there is none now. The one before it counts as written.
-  bool Pop(Outgoing<Response>& outgoing);
+  bool Pop(Outgoing<Response>& outgoing) {
+    outgoing = {};
+    bool half_closed = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      half_closed = half_closed_;
+    }
+    const absl::StatusOr<bool> popped = outlet_.Next(half_closed, outgoing);
+    if (!popped.ok()) FailOutput(popped.status());
+    Feed();
+    // What was fed may have released input at once.
+    return popped.value_or(false) || outlet_.NextRelease(outgoing);
+  }
   // Whether another one is there already: the next Pop gives it, unless the stream fails before.
   bool has_next() const { return outlet_.has_next(); }
 
   // What the window is compared with.
-  uint64_t held_bytes() const;
+  uint64_t held_bytes() const {
+    return work_.outbox().held_bytes() + stream_.bytes_in_flight() +
+           kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
+  }
 
   // Whether all has come out and no thread works for this session any more.
-  bool done() const;
+  bool done() const {
+    absl::MutexLock lock(&mutex_);
+    return flushed_ && (outlet_.is_closed() || work_.outbox().empty());
+  }
   // Once done.
-  absl::Status status() const;
-  // Once done, or with the stream's report in hand: gives back what the stream was admitted with.
+  absl::Status status() const {
+    absl::MutexLock lock(&mutex_);
+    if (cancelled_) return absl::CancelledError("the client has cancelled");
+    return output_status_.ok() ? status_ : output_status_;
+  }
+  // Once done, or when Pop has given the stream's report: gives back what the stream was admitted with.
   void Settle() { feeder_.Settle(); }
   StreamTotals totals() const { return work_.totals(); }
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  bool TakesInput() const;
   bool WindowIsOpen() const { return held_bytes() < options_.window_bytes; }
-  bool InputIsOver() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Queue(Input<Request> input);
-  void Feed();
-  bool FeedPart();
-  void Flush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void OnFlushed();
-  void OnProgress(Change change);
-  bool WorthWaking(Change change) const;
-  void FailOutput(const absl::Status& status);
+
+  void Queue(Input<Request> input) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!start_) start_ = Clock::now();
+      if (InputIsOver()) return;  // a message that was on its way when the stream failed
+      header_bytes_ += input.header_bytes;
+      inputs_.push_back(std::move(input));
+    }
+    Feed();
+  }
+
+  // While output goes to buffers, messages are read ahead, for one of them may give a buffer; bytes are not, for they
+  // would have to be held. After a fault, whose turn comes after that output, all messages but buffers are dropped.
+  bool TakesInput() const {
+    constexpr size_t kMaxInputs = 1024;
+    constexpr size_t kMaxInputHeaderBytes = size_t{1} << 20;
+    absl::MutexLock lock(&mutex_);
+    if (half_closed_ || outlet_.is_closed()) return false;
+    if (InputIsOver()) return outlet_.waits_for_buffer();
+    if (inputs_.empty()) return WindowIsOpen() || outlet_.uses_buffers();
+    const Input<Request>& last = inputs_.back();
+    return (last.is_shared || last.is_header) && inputs_.size() < kMaxInputs && header_bytes_ < kMaxInputHeaderBytes &&
+           outlet_.uses_buffers();
+  }
+
+  bool InputIsOver() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !work_.error().ok();
+  }
+
+  // Gives the stream as much of the input as the window takes. Whoever brings input, or takes output, calls.
+  void Feed() {
+    feeding_.Run([this] {
+      while (FeedPart()) {
+      }
+    });
+  }
+
+  // Returns whether there may be more to feed.
+  bool FeedPart() {
+    Input<Request>* input = nullptr;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (flushing_) return false;
+      if (InputIsOver()) {
+        Flush();
+        return false;
+      }
+      if (inputs_.empty()) {
+        feeder_.ReleaseIfIdle();
+        return false;
+      }
+      if (!WindowIsOpen()) return false;
+      input = &inputs_.front();  // stays where it is while others are added after it
+    }
+    const absl::Status status = feeder_.TakePart(*input);
+    absl::MutexLock lock(&mutex_);
+    if (input_status_.ok()) input_status_ = status;
+    if (input->taken()) {
+      header_bytes_ -= input->header_bytes;
+      inputs_.pop_front();
+    }
+    return true;
+  }
+
+  // The input is over: what is in flight comes out, and then the end.
+  void Flush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    flushing_ = true;
+    inputs_.clear();
+    header_bytes_ = 0;
+    if (input_status_.ok() && half_closed_) input_status_ = stream_.Finish();
+    stream_.Flush([this] { OnFlushed(); });
+  }
+
+  void OnFlushed() {
+    {
+      absl::MutexLock lock(&mutex_);
+      const absl::Status block_error = work_.error();
+      status_ = block_error.ok() ? input_status_ : block_error;
+      if (status_.ok() && !outlet_.is_closed()) {
+        const Clock::time_point now = Clock::now();
+        work_.SendStreamReport(std::chrono::duration<double>(now - start_.value_or(now)).count());
+      }
+      flushed_ = true;
+    }
+    wake_();
+  }
+
+  // A block, a report or an error has come out of the stream.
+  void OnProgress(Change change) {
+    if (!work_.error().ok()) stream_.Cancel();
+    Feed();
+    if (WorthWaking(change)) wake_();
+  }
+
+  // A response costs about the same whatever its size, so a few blocks go out together. Nothing waits when no other
+  // block will come to wake for it.
+  bool WorthWaking(Change change) const {
+    constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
+    return change == Change::kEnd || stream_.blocks_in_flight() <= 1 ||
+           work_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
+  }
+
+  // Ends the stream with this status, whatever else there is to come.
+  void FailOutput(const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      output_status_ = status;
+      outlet_.Close();
+    }
+    stream_.Cancel();
+    Fail(status);
+  }
 
   const SessionOptions options_;
   const std::function<void()> wake_;
-  mutable std::atomic<bool> refused_input_ = false;  // the last time that wants_input was asked
+  mutable std::atomic<bool> refused_input_ = false;  // the last answer of wants_input was no
 
   mutable absl::Mutex mutex_;
   // More than one only while the output waits for a buffer. The feeding thread alone removes any.
@@ -110,9 +292,6 @@ class Session {
   Feeder<Work> feeder_;
   typename Work::Stream stream_;  // last: its destructor waits for calls into the members above
 };
-
-extern template class Session<CompressStreamWork>;
-extern template class Session<DecompressStreamWork>;
 
 using CompressSession = Session<CompressStreamWork>;
 using DecompressSession = Session<DecompressStreamWork>;

@@ -28,7 +28,7 @@ class StreamRegions final : public OutputBuffers {
 
   // The bytes of a range of input. NOT_FOUND for an unknown region, INVALID_ARGUMENT past its end.
   absl::StatusOr<Slice> Input(const v1::SharedMemoryRange& range);
-  // Bytes of input, from the first range on, whose slices are all gone.
+  // How many bytes of input, counted from the first range on, nobody reads any more.
   uint64_t released() const;
 
   absl::Status AddBuffer(const v1::SharedMemoryRange& range);

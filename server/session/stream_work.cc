@@ -19,31 +19,6 @@ void ReportDecompressed(const TensorReport& report, SessionObserver& observer, v
   observer.OnDecompressed(report);
 }
 
-template <typename Response>
-void StreamWork<Response>::Fail(const absl::Status& status) {
-  {
-    absl::MutexLock lock(&mutex_);
-    error_ = status;
-  }
-  on_change_(Change::kEnd);
-}
-
-template <typename Response>
-void StreamWork<Response>::Finish(const TensorReport& report, Response response) {
-  // The response first: who sees the tensor counted and the outbox empty may take it for written.
-  outbox_.Add(std::move(response));
-  {
-    absl::MutexLock lock(&mutex_);
-    ++totals_.tensors;
-    totals_.tensor_bytes += report.tensor_bytes;
-    totals_.frame_bytes += report.frame_bytes;
-  }
-  on_change_(Change::kEnd);
-}
-
-template class StreamWork<v1::CompressResponse>;
-template class StreamWork<v1::DecompressResponse>;
-
 namespace {
 
 void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& message) {

@@ -11,8 +11,8 @@
 #include "server/session/options.h"
 #include "server/session/outbox.h"
 
-// What a session does in each direction: which of the core's streams it feeds, and how what that makes becomes
-// responses in an outbox, with the figures that they add up to.
+// What a session does in each direction: it feeds one of the core's streams, turns what that makes into responses in an
+// outbox, and sums up the figures of the tensors.
 namespace kvcompress {
 
 // Told of every tensor that is done, on pool threads.
@@ -34,7 +34,7 @@ struct StreamTotals {
   uint64_t frame_bytes = 0;
 };
 
-// What has come out of a stream: bytes, of which more may follow at once, or something that ends them.
+// What has come out of a stream: bytes, which more bytes may follow at once, or something that ends them.
 enum class Change { kBytes, kEnd };
 
 // What both directions share. `on_change` is called without locks after there was something new.
@@ -58,9 +58,25 @@ class StreamWork {
   }
 
  protected:
-  void Fail(const absl::Status& status);
+  void Fail(const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      error_ = status;
+    }
+    on_change_(Change::kEnd);
+  }
   // Counts a tensor, and sends its report.
-  void Finish(const TensorReport& report, Response response);
+  void Finish(const TensorReport& report, Response response) {
+    // The response first: who sees the tensor counted and the outbox empty may take it for written.
+    outbox_.Add(std::move(response));
+    {
+      absl::MutexLock lock(&mutex_);
+      ++totals_.tensors;
+      totals_.tensor_bytes += report.tensor_bytes;
+      totals_.frame_bytes += report.frame_bytes;
+    }
+    on_change_(Change::kEnd);
+  }
 
   SessionObserver& observer_;
   const std::function<void(Change)> on_change_;
@@ -78,7 +94,7 @@ class CompressStreamWork final : public StreamWork<v1::CompressResponse>, public
   using Stream = CompressStream;
   using StreamWork::StreamWork;
 
-  // Starts a tensor of the stream, and adds to it, as the stream's own methods do.
+  // The stream's own methods, with the arguments that a session has.
   absl::Status Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
                      OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }

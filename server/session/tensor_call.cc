@@ -1,7 +1,5 @@
 #include "server/session/tensor_call.h"
 
-#include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -10,17 +8,6 @@
 
 namespace kvcompress {
 namespace {
-
-// The most bytes that are worked on where they came in: some 10 us at the speed of a fast codec.
-constexpr size_t kShortBytes = size_t{128} << 10;
-
-void Answer(const TensorReport& report, SessionObserver& observer, v1::CompressTensorResponse& response) {
-  ReportCompressed(report, observer, *response.mutable_report());
-}
-void Answer(const TensorReport& report, SessionObserver& observer, v1::DecompressTensorResponse& response) {
-  ToMessage(report.tensor, *response.mutable_header());
-  ReportDecompressed(report, observer, *response.mutable_report());
-}
 
 absl::Status NoBuffers() { return absl::InvalidArgumentError("buffers are for output of streams"); }
 
@@ -48,6 +35,11 @@ absl::StatusOr<Buffer> CompressTensorWork::Run(std::span<const ByteSpan> values,
   return frame;
 }
 
+void CompressTensorWork::Answer(const TensorReport& report, SessionObserver& observer,
+                                v1::CompressTensorResponse& response) {
+  ReportCompressed(report, observer, *response.mutable_report());
+}
+
 absl::Status DecompressTensorWork::Prepare(const v1::DecompressHeader& header, const SessionOptions& options) {
   name_ = header.name();
   if (Direction::ToBuffers(header)) return NoBuffers();
@@ -73,44 +65,10 @@ absl::StatusOr<Buffer> DecompressTensorWork::Run(std::span<const ByteSpan> frame
   return values;
 }
 
-template <typename Work>
-absl::Status TensorCall<Work>::Start(const Request& request, std::vector<Slice> input, const SessionOptions& options,
-                                     Admission::Ticket& ticket) {
-  pieces_ = std::move(input);
-  KVC_RETURN_IF_ERROR(ticket.Count(work_.Prepare(request.header(), options)));
-  // The input stays as it came only where the codec takes it so.
-  const bool as_it_came = work_.takes_pieces() && pieces_.size() <= kMaxBlockPieces;
-  if (pieces_.size() > 1 && !as_it_came) {
-    Buffer whole;
-    Gather(pieces_, whole);
-    report_.copied_bytes = whole.size();
-    pieces_ = {Slice::Of(std::move(whole))};
-  }
-  for (const Slice& piece : pieces_) {
-    input_.push_back(piece.bytes);
-    input_bytes_ += piece.bytes.size();
-  }
-  if (input_.empty()) input_.emplace_back();
-  KVC_RETURN_IF_ERROR(ticket.Count(work_.Open(input_[0])));
-  return ticket.Resize(input_bytes_ + work_.max_output_bytes());
+void DecompressTensorWork::Answer(const TensorReport& report, SessionObserver& observer,
+                                  v1::DecompressTensorResponse& response) {
+  ToMessage(report.tensor, *response.mutable_header());
+  ReportDecompressed(report, observer, *response.mutable_report());
 }
-
-template <typename Work>
-bool TensorCall<Work>::is_short() const {
-  return work_.chain().is_fast() && std::max(input_bytes_, work_.max_output_bytes()) <= kShortBytes;
-}
-
-template <typename Work>
-absl::StatusOr<Slice> TensorCall<Work>::Run(SessionObserver& observer, Response& response) {
-  const auto start = std::chrono::steady_clock::now();
-  KVC_ASSIGN_OR_RETURN(Buffer output, work_.Run(input_, report_));
-  report_.codec_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  Answer(report_, observer, response);
-  totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
-  return Slice::Of(std::move(output));
-}
-
-template class TensorCall<CompressTensorWork>;
-template class TensorCall<DecompressTensorWork>;
 
 }  // namespace kvcompress

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/base/status_macros.h"
 #include "core/tensor_compressor.h"
 #include "core/tensor_decompressor.h"
 #include "proto/wire/direction.h"
@@ -29,6 +33,7 @@ class CompressTensorWork {
   uint64_t max_output_bytes() const { return compressor_->max_frame_bytes(); }
   // Makes the output, and fills in the report.
   absl::StatusOr<Buffer> Run(std::span<const ByteSpan> values, TensorReport& report);
+  static void Answer(const TensorReport& report, SessionObserver& observer, v1::CompressTensorResponse& response);
 
  private:
   std::optional<TensorCompressor> compressor_;
@@ -44,6 +49,7 @@ class DecompressTensorWork {
   const CodecChain& chain() const { return decompressor_.chain(); }
   uint64_t max_output_bytes() const { return decompressor_.header().tensor_bytes(); }
   absl::StatusOr<Buffer> Run(std::span<const ByteSpan> frames, TensorReport& report);
+  static void Answer(const TensorReport& report, SessionObserver& observer, v1::DecompressTensorResponse& response);
 
  private:
   std::string name_;
@@ -61,13 +67,42 @@ class TensorCall {
 
   // Takes the request, whose bytes are `input`, and asks for the memory that the rest needs.
   absl::Status Start(const Request& request, std::vector<Slice> input, const SessionOptions& options,
-                     Admission::Ticket& ticket);
+                     Admission::Ticket& ticket) {
+    pieces_ = std::move(input);
+    KVC_RETURN_IF_ERROR(ticket.Count(work_.Prepare(request.header(), options)));
+    // The input stays as it came only where the codec takes it so.
+    const bool as_it_came = work_.takes_pieces() && pieces_.size() <= kMaxBlockPieces;
+    if (pieces_.size() > 1 && !as_it_came) {
+      Buffer whole;
+      Gather(pieces_, whole);
+      report_.copied_bytes = whole.size();
+      pieces_ = {Slice::Of(std::move(whole))};
+    }
+    for (const Slice& piece : pieces_) {
+      input_.push_back(piece.bytes);
+      input_bytes_ += piece.bytes.size();
+    }
+    if (input_.empty()) input_.emplace_back();
+    KVC_RETURN_IF_ERROR(ticket.Count(work_.Open(input_[0])));
+    return ticket.Resize(input_bytes_ + work_.max_output_bytes());
+  }
 
   // Whether Run takes less time than the way to another thread.
-  bool is_short() const;
+  bool is_short() const {
+    // Some 10 us at the speed of a fast codec.
+    constexpr uint64_t kShortBytes = uint64_t{128} << 10;
+    return work_.chain().is_fast() && std::max(input_bytes_, work_.max_output_bytes()) <= kShortBytes;
+  }
 
   // Returns the output, and fills in the rest of the response. After Start.
-  absl::StatusOr<Slice> Run(SessionObserver& observer, Response& response);
+  absl::StatusOr<Slice> Run(SessionObserver& observer, Response& response) {
+    const auto start = std::chrono::steady_clock::now();
+    KVC_ASSIGN_OR_RETURN(Buffer output, work_.Run(input_, report_));
+    report_.codec_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    work_.Answer(report_, observer, response);
+    totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
+    return Slice::Of(std::move(output));
+  }
 
   // Of the tensor, once it is done.
   const StreamTotals& totals() const { return totals_; }
@@ -80,9 +115,6 @@ class TensorCall {
   TensorReport report_;
   StreamTotals totals_;
 };
-
-extern template class TensorCall<CompressTensorWork>;
-extern template class TensorCall<DecompressTensorWork>;
 
 using CompressTensorCall = TensorCall<CompressTensorWork>;
 using DecompressTensorCall = TensorCall<DecompressTensorWork>;

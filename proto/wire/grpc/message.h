@@ -25,16 +25,16 @@ struct SplitMessage {
   std::vector<Slice> payload;
 };
 
-// Takes `message` apart when the field `field`, of type bytes, stands at its end, behind others of which each has a
-// length and which are small. The slices keep the memory that gRPC has received into. Empty for every other message,
-// which is then to be parsed.
+// Takes `message` apart if its last field is `field`, of type bytes, and the fields before it all have a length and are
+// small together. The slices keep the memory that gRPC has received into. Empty for any other message, which has to be
+// parsed.
 std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint32_t field);
 
-// The payload when there is no other field; empty for every other message.
+// The payload of a message that has no other field; empty for any other message.
 std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field);
 
-// A message of the serialized fields `head`, and behind it the field `field`, whose bytes are those of `payload`, which
-// gRPC holds until they are sent.
+// A message of the serialized fields `head` and, after them, the field `field` with the bytes of `payload`. gRPC holds
+// the slices until they are sent.
 grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head = {});
 
 // Most bytes of a message besides its payload: a header with a profile.
@@ -43,15 +43,15 @@ inline constexpr size_t kMaxHeadBytes = size_t{80} << 10;
 // The bytes of a message that are not those of a field `field`, of type bytes.
 size_t BytesBesides(const grpc::ByteBuffer& message, uint32_t field);
 
-// A message of any other kind; false when the bytes are not one.
+// Reads a message that carries no payload; false when the bytes are not one.
 template <typename Message>
 bool ParseMessage(const grpc::ByteBuffer& buffer, Message& message) {
   grpc::ByteBuffer copy = buffer;  // Deserialize clears what it is given
   return grpc::SerializationTraits<Message>::Deserialize(&copy, &message).ok();
 }
 
-// The same for what a client sends, of which a parser may make thirty times as many bytes: INVALID_ARGUMENT also when
-// it has more than `max_bytes` besides a field `payload` (0: of which it has none).
+// The same for what a client sends. A parser may make thirty times as many bytes of it, so a message that has more than
+// `max_bytes` besides its field `payload` (0: it has none) is INVALID_ARGUMENT too.
 template <typename Message>
 absl::Status ParseRequest(const grpc::ByteBuffer& buffer, size_t max_bytes, uint32_t payload, Message& message) {
   if (buffer.Length() > max_bytes && BytesBesides(buffer, payload) > max_bytes) {
