@@ -82,43 +82,39 @@ class DecompressRelay final : public Relay<DecompressStream>, public DecompressO
   DecompressSink& sink_;
 };
 
-// Waits for the stream's work and returns the first error in the order of the jobs: a block's error comes before
-// `submitted`, that of a job begun after it.
-template <typename Stream>
-absl::Status Settle(Stream& stream, const Relay<Stream>& relay, const absl::Status& submitted) {
-  stream.WaitBelow(1);
-  return relay.failed() ? relay.status() : submitted;
-}
-
 class LocalClient final : public CodecClient {
  public:
   explicit LocalClient(size_t threads) : pool_(threads), window_(4 * pool_.size()) {}
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
     CompressRelay relay(deadline, sink);
-    CompressStream stream(pool_, kNoLimits, relay);
-    relay.Attach(stream);
-    absl::Status status;
-    for (const CompressJob& job : jobs) {
-      if (relay.failed() || !status.ok()) break;
-      status = stream.Compress(job.tensor, job.codec, *job.source, window_);
-    }
-    return Settle(stream, relay, status);
+    return Run<CompressStream>(jobs, relay, [&](CompressStream& stream, const CompressJob& job) {
+      return stream.Compress(job.tensor, job.codec, *job.source, window_);
+    });
   }
 
   absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
     DecompressRelay relay(deadline, sink);
-    DecompressStream stream(pool_, kNoLimits, relay);
-    relay.Attach(stream);
-    absl::Status status;
-    for (const DecompressJob& job : jobs) {
-      if (relay.failed() || !status.ok()) break;
-      status = stream.Decompress(job.name, *job.source, window_);
-    }
-    return Settle(stream, relay, status);
+    return Run<DecompressStream>(jobs, relay, [&](DecompressStream& stream, const DecompressJob& job) {
+      return stream.Decompress(job.name, *job.source, window_);
+    });
   }
 
  private:
+  // The first error in the order of the jobs: a block's error comes before that of a job which was begun after it.
+  template <typename Stream, typename Job, typename Output, typename Submit>
+  absl::Status Run(std::span<const Job> jobs, Output& relay, Submit submit) {
+    Stream stream(pool_, kNoLimits, relay);
+    relay.Attach(stream);
+    absl::Status submitted;
+    for (const Job& job : jobs) {
+      if (relay.failed() || !submitted.ok()) break;
+      submitted = submit(stream, job);
+    }
+    stream.WaitBelow(1);
+    return relay.failed() ? relay.status() : submitted;
+  }
+
   ThreadPool pool_;
   const size_t window_;  // blocks in flight: enough that no thread waits while another writes
 };

@@ -70,44 +70,35 @@ std::string_view SetDuration(const std::string& text, absl::Duration& value) {
 
 }  // namespace
 
-void GoFlags::Declare(std::string_view name, Flag flag) { flags_.emplace(name, std::move(flag)); }
+void GoFlags::Declare(std::string_view name, std::string_view kind, std::string_view usage, std::string shown_default,
+                      std::function<std::string_view(const std::string&)> set) {
+  flags_.emplace(name, Flag{std::string(kind), std::string(usage), std::move(shown_default), std::move(set)});
+}
 
 void GoFlags::String(std::string_view name, std::string* value, std::string_view kind, std::string_view usage) {
-  Declare(name, {.kind = std::string(kind),
-                 .usage = std::string(usage),
-                 .shown_default = value->empty() ? "" : absl::StrFormat("\"%s\"", *value),
-                 .set = [value](const std::string& text) {
-                   *value = text;
-                   return kOk;
-                 }});
+  Declare(name, kind, usage, value->empty() ? "" : absl::StrFormat("\"%s\"", *value), [value](const std::string& text) {
+    *value = text;
+    return kOk;
+  });
 }
 
 void GoFlags::Bool(std::string_view name, bool* value, std::string_view usage) {
-  Declare(name, {.kind = "",
-                 .usage = std::string(usage),
-                 .shown_default = *value ? "true" : "",
-                 .set = [value](const std::string& text) { return SetBool(text, *value); }});
+  Declare(name, "", usage, *value ? "true" : "", [value](const std::string& text) { return SetBool(text, *value); });
 }
 
 void GoFlags::Int(std::string_view name, int64_t* value, std::string_view usage) {
-  Declare(name, {.kind = "int",
-                 .usage = std::string(usage),
-                 .shown_default = *value != 0 ? absl::StrFormat("%d", *value) : "",
-                 .set = [value](const std::string& text) { return SetInt(text, *value); }});
+  Declare(name, "int", usage, *value != 0 ? absl::StrFormat("%d", *value) : "",
+          [value](const std::string& text) { return SetInt(text, *value); });
 }
 
 void GoFlags::Float(std::string_view name, double* value, std::string_view usage) {
-  Declare(name, {.kind = "float",
-                 .usage = std::string(usage),
-                 .shown_default = *value != 0 ? absl::StrFormat("%g", *value) : "",
-                 .set = [value](const std::string& text) { return SetFloat(text, *value); }});
+  Declare(name, "float", usage, *value != 0 ? absl::StrFormat("%g", *value) : "",
+          [value](const std::string& text) { return SetFloat(text, *value); });
 }
 
 void GoFlags::Duration(std::string_view name, absl::Duration* value, std::string_view usage) {
-  Declare(name, {.kind = "duration",
-                 .usage = std::string(usage),
-                 .shown_default = *value != absl::ZeroDuration() ? absl::FormatDuration(*value) : "",
-                 .set = [value](const std::string& text) { return SetDuration(text, *value); }});
+  Declare(name, "duration", usage, *value != absl::ZeroDuration() ? absl::FormatDuration(*value) : "",
+          [value](const std::string& text) { return SetDuration(text, *value); });
 }
 
 absl::Status GoFlags::SetFlag(const std::string& name, Flag& flag, const std::string& value) {

@@ -51,7 +51,8 @@ class GoFlags {
     bool is_set = false;
   };
 
-  void Declare(std::string_view name, Flag flag);
+  void Declare(std::string_view name, std::string_view kind, std::string_view usage, std::string shown_default,
+               std::function<std::string_view(const std::string&)> set);
   absl::Status SetFlag(const std::string& name, Flag& flag, const std::string& value);
 
   std::string program_;

@@ -66,6 +66,17 @@ MadeCodec<Stage> Make(const CodecArgs& args) {
   }
 }
 
+// The row of such a codec.
+template <typename Codec>
+constexpr CodecRow RowOf(std::string_view name, std::string_view summary, std::span<const std::string_view> examples,
+                         std::span<const Parameter> parameters = {}) {
+  CodecRow row = {.name = name, .summary = summary, .parameters = parameters, .examples = examples};
+  if constexpr (std::is_base_of_v<TensorTransform, Codec>) row.make_transform = Make<TensorTransform, Codec>;
+  if constexpr (std::is_base_of_v<TensorCodec, Codec>) row.make_tensor_codec = Make<TensorCodec, Codec>;
+  if constexpr (std::is_base_of_v<ByteCodec, Codec>) row.make_byte_codec = Make<ByteCodec, Codec>;
+  return row;
+}
+
 std::span<const CodecRow* const> AllCodecs();
 
 // Null when there is no codec of that name.

@@ -137,9 +137,7 @@ constexpr std::string_view kExamples[] = {"raw|arithmetic"};
 
 }  // namespace
 
-extern constinit const CodecRow kArithmetic = {.name = "arithmetic",
-                                               .summary = "adaptive range coder over each stream; small and slow",
-                                               .examples = kExamples,
-                                               .make_byte_codec = Make<ByteCodec, Arithmetic>};
+extern constinit const CodecRow kArithmetic =
+    RowOf<Arithmetic>("arithmetic", "adaptive range coder over each stream; small and slow", kExamples);
 
 }  // namespace kvcompress

@@ -121,9 +121,7 @@ constexpr std::string_view kExamples[] = {"raw|cabac"};
 
 }  // namespace
 
-extern constinit const CodecRow kCabac = {.name = "cabac",
-                                          .summary = "adaptive binary contexts over each stream; small and slowest",
-                                          .examples = kExamples,
-                                          .make_byte_codec = Make<ByteCodec, Cabac>};
+extern constinit const CodecRow kCabac =
+    RowOf<Cabac>("cabac", "adaptive binary contexts over each stream; small and slowest", kExamples);
 
 }  // namespace kvcompress

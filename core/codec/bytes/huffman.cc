@@ -189,9 +189,7 @@ constexpr std::string_view kExamples[] = {"raw|huffman", "int4(group=64)|huffman
 
 }  // namespace
 
-extern constinit const CodecRow kHuffman = {.name = "huffman",
-                                            .summary = "canonical prefix codes of at most 11 bits over each stream",
-                                            .examples = kExamples,
-                                            .make_byte_codec = Make<ByteCodec, Huffman>};
+extern constinit const CodecRow kHuffman =
+    RowOf<Huffman>("huffman", "canonical prefix codes of at most 11 bits over each stream", kExamples);
 
 }  // namespace kvcompress

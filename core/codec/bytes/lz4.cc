@@ -59,10 +59,6 @@ constexpr Parameter kParameters[] = {
 
 }  // namespace
 
-extern constinit const CodecRow kLz4 = {.name = "lz4",
-                                        .summary = "LZ4 over each stream",
-                                        .parameters = kParameters,
-                                        .examples = kExamples,
-                                        .make_byte_codec = Make<ByteCodec, Lz4>};
+extern constinit const CodecRow kLz4 = RowOf<Lz4>("lz4", "LZ4 over each stream", kExamples, kParameters);
 
 }  // namespace kvcompress

@@ -160,10 +160,7 @@ constexpr std::string_view kExamples[] = {"raw|rans", "int4(group=64)|rans"};
 
 }  // namespace
 
-extern constinit const CodecRow kRans = {
-    .name = "rans",
-    .summary = "entropy coding of each stream by the frequencies of its bytes, at GB/s",
-    .examples = kExamples,
-    .make_byte_codec = Make<ByteCodec, Rans>};
+extern constinit const CodecRow kRans =
+    RowOf<Rans>("rans", "entropy coding of each stream by the frequencies of its bytes, at GB/s", kExamples);
 
 }  // namespace kvcompress

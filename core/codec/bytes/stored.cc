@@ -16,9 +16,6 @@ constexpr std::string_view kExamples[] = {"raw|stored"};
 
 }  // namespace
 
-extern constinit const CodecRow kStored = {.name = "stored",
-                                           .summary = "leaves each stream as it is",
-                                           .examples = kExamples,
-                                           .make_byte_codec = Make<ByteCodec, Stored>};
+extern constinit const CodecRow kStored = RowOf<Stored>("stored", "leaves each stream as it is", kExamples);
 
 }  // namespace kvcompress

@@ -48,10 +48,6 @@ constexpr Parameter kParameters[] = {Parameter::Integer("level", 3, -7, 19, "bel
 
 }  // namespace
 
-extern constinit const CodecRow kZstd = {.name = "zstd",
-                                         .summary = "Zstandard over each stream",
-                                         .parameters = kParameters,
-                                         .examples = kExamples,
-                                         .make_byte_codec = Make<ByteCodec, Zstd>};
+extern constinit const CodecRow kZstd = RowOf<Zstd>("zstd", "Zstandard over each stream", kExamples, kParameters);
 
 }  // namespace kvcompress

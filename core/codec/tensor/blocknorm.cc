@@ -177,11 +177,8 @@ constexpr Parameter kParameters[] = {
 
 }  // namespace
 
-extern constinit const CodecRow kBlockNorm = {
-    .name = "blocknorm",
-    .summary = "uniform integers of normalized blocks, those of most energy with exact scales",
-    .parameters = kParameters,
-    .examples = kExamples,
-    .make_tensor_codec = Make<TensorCodec, BlockNorm>};
+extern constinit const CodecRow kBlockNorm =
+    RowOf<BlockNorm>("blocknorm", "uniform integers of normalized blocks, those of most energy with exact scales",
+                     kExamples, kParameters);
 
 }  // namespace kvcompress

@@ -125,11 +125,7 @@ class IntGroup final : public TensorCodec {
 constexpr Parameter kParameters[] = {Parameter::IntegerOf("group", 64, "32|64|128", "values that share a scale")};
 
 constexpr CodecRow Row(std::string_view name, std::string_view summary, std::span<const std::string_view> examples) {
-  return {.name = name,
-          .summary = summary,
-          .parameters = kParameters,
-          .examples = examples,
-          .make_tensor_codec = Make<TensorCodec, IntGroup>};
+  return RowOf<IntGroup>(name, summary, examples, kParameters);
 }
 
 constexpr std::string_view kInt2Examples[] = {"int2(group=32)"};

@@ -236,11 +236,8 @@ constexpr Parameter kParameters[] = {
 
 }  // namespace
 
-extern constinit const CodecRow kPlanes = {
-    .name = "planes",
-    .summary = "a plane for each byte of a value, exponents together, lossless; for byte codecs",
-    .parameters = kParameters,
-    .examples = kExamples,
-    .make_tensor_codec = Make<TensorCodec, Planes>};
+extern constinit const CodecRow kPlanes =
+    RowOf<Planes>("planes", "a plane for each byte of a value, exponents together, lossless; for byte codecs",
+                  kExamples, kParameters);
 
 }  // namespace kvcompress

@@ -223,10 +223,7 @@ constexpr Parameter kParameters[] = {
 
 }  // namespace
 
-extern constinit const CodecRow kQuant = {.name = "quant",
-                                          .summary = "uniform integers, one scale a block, channel, token or group",
-                                          .parameters = kParameters,
-                                          .examples = kExamples,
-                                          .make_tensor_codec = Make<TensorCodec, Quant>};
+extern constinit const CodecRow kQuant =
+    RowOf<Quant>("quant", "uniform integers, one scale a block, channel, token or group", kExamples, kParameters);
 
 }  // namespace kvcompress

@@ -35,9 +35,6 @@ constexpr std::string_view kExamples[] = {"raw"};
 
 }  // namespace
 
-extern constinit const CodecRow kRaw = {.name = "raw",
-                                        .summary = "the values as they are, lossless",
-                                        .examples = kExamples,
-                                        .make_tensor_codec = Make<TensorCodec, Raw>};
+extern constinit const CodecRow kRaw = RowOf<Raw>("raw", "the values as they are, lossless", kExamples);
 
 }  // namespace kvcompress

@@ -59,10 +59,7 @@ constexpr Parameter kParameters[] = {
 
 }  // namespace
 
-extern constinit const CodecRow kClamp = {.name = "clamp",
-                                          .summary = "NaN becomes 0, infinities and values above the limit saturate",
-                                          .parameters = kParameters,
-                                          .examples = kExamples,
-                                          .make_transform = Make<TensorTransform, Clamp>};
+extern constinit const CodecRow kClamp =
+    RowOf<Clamp>("clamp", "NaN becomes 0, infinities and values above the limit saturate", kExamples, kParameters);
 
 }  // namespace kvcompress
