@@ -15,6 +15,7 @@ const google::protobuf::ServiceDescriptor& Service() {
 
 std::vector<std::string_view> AllMethods() {
   std::vector<std::string_view> names;
+  names.reserve(Service().method_count());
   for (int i = 0; i < Service().method_count(); ++i) names.push_back(Service().method(i)->name());
   return names;
 }

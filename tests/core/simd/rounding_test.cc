@@ -21,7 +21,7 @@ namespace {
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
-constexpr size_t kGroup = 32;
+constexpr size_t kSmallestGroup = 32;
 
 class RoundingTest : public ::testing::TestWithParam<std::tuple<int64_t, int>> {
  protected:
@@ -36,12 +36,13 @@ class RoundingTest : public ::testing::TestWithParam<std::tuple<int64_t, int>> {
       StoreFromF32(dtype, value, groups.data(), count++);
     };
     for (const float value : values) {
-      if (count % kGroup == 0) append(max_abs);
+      if (count % kSmallestGroup == 0) append(max_abs);
       append(value);
     }
-    while (count % (16 * kGroup) != 0) append(0.0f);
-    const GroupQuantFormat format = {dtype, bits(), kGroup};
-    std::vector<uint8_t> scales(2 * GroupCount(kGroup, count)), codes(PackedBytes(bits(), kGroup, count));
+    while (count % (16 * kSmallestGroup) != 0) append(0.0f);
+    const GroupQuantFormat format = {dtype, bits(), kSmallestGroup};
+    std::vector<uint8_t> scales(2 * GroupCount(kSmallestGroup, count)),
+        codes(PackedBytes(bits(), kSmallestGroup, count));
     std::vector<uint8_t> got_scales(scales.size()), got_codes(codes.size());
     ASSERT_TRUE(scalar::Quantize(format, groups.data(), count, scales.data(), codes.data(), nullptr));
     const WithTarget with(std::get<0>(GetParam()));

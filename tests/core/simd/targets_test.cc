@@ -31,7 +31,7 @@ using ::kvcompress::testing::WithTarget;
 
 constexpr int kAllBits[] = {2, 3, 4, 5, 6, 8};
 constexpr size_t kAllGroups[] = {32, 64, 128};
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kFloatInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 #if HWY_ARCH_X86
@@ -251,8 +251,8 @@ TEST_P(TargetsTest, DecodesAnyBits) {
 TEST_P(TargetsTest, RefusesABadValueAnywhere) {
   const WithTarget with(target());
   for (const int bits : {4, 8}) {
-    std::vector<float> bad = {kInf, -kInf, kNaN, -kNaN};
-    if (dtype() == DType::kF32) bad.push_back(std::nextafter(MaxQuantizable(bits), kInf));
+    std::vector<float> bad = {kFloatInf, -kFloatInf, kNaN, -kNaN};
+    if (dtype() == DType::kF32) bad.push_back(std::nextafter(MaxQuantizable(bits), kFloatInf));
     if (dtype() == DType::kBF16) bad.push_back(MaxQuantizable(bits) * 1.01f);
     const GroupQuantFormat format = {dtype(), bits, 32};
     constexpr size_t kCount = 32 * 17 + 9;
