@@ -51,11 +51,10 @@ class Feeder {
     if (input.taken()) return absl::OkStatus();
     Slice& bytes = input.bytes[input.next];
     if (!bytes.bytes.empty()) {
-      if (!stream_.in_tensor() && memory_.begun() == 0) {
-        return absl::InvalidArgumentError("data before the tensor's header");
-      }
       if (!stream_.in_tensor()) {
-        return absl::InvalidArgumentError("data behind the tensor's last byte, before the next header");
+        return absl::InvalidArgumentError(memory_.begun() == 0
+                                              ? "data before the tensor's header"
+                                              : "data behind the tensor's last byte, before the next header");
       }
       KVC_RETURN_IF_ERROR(memory_.ticket().Count(Work::AppendPart(stream_, bytes)));
     }

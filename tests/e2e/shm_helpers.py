@@ -96,16 +96,16 @@ class SharedClient:
     def range(self, offset, size):
         return self.pb.SharedMemoryRange(region=self.region, offset=offset, byte_size=size)
 
-    def compress_requests(self, name, array, at, room_at, room, codec=""):
+    def compress_requests(self, name, array, at, buffer_at, buffer, codec=""):
         self.thing.memory[at:at + array.nbytes] = array.tobytes()
         header = self.client.header(name, array.shape, codec, {"float16": 1, "float32": 3}[array.dtype.name])
         header.header.frame_to_buffer = True
         yield header
-        yield self.pb.CompressRequest(frame_buffer=self.range(room_at, room))
+        yield self.pb.CompressRequest(frame_buffer=self.range(buffer_at, buffer))
         yield self.pb.CompressRequest(shared_data=self.range(at, array.nbytes))
 
     def gather(self, responses, field):
-        """Bytes that were put into rooms, bytes of input that were released, reports of tensors, the stream's."""
+        """Bytes that were put into buffers, bytes of input that were released, reports of tensors, the stream's."""
         parts, released, reports, stream = [], 0, [], None
         for response in responses:
             kind = response.WhichOneof("payload")
@@ -124,15 +124,15 @@ class SharedClient:
                 assert kind == "header", kind
         return b"".join(parts), released, reports, stream
 
-    def compress(self, name, array, at, room_at, room, codec=""):
-        call = self.client.stub.Compress(self.compress_requests(name, array, at, room_at, room, codec), timeout=60)
+    def compress(self, name, array, at, buffer_at, buffer, codec=""):
+        call = self.client.stub.Compress(self.compress_requests(name, array, at, buffer_at, buffer, codec), timeout=60)
         return self.gather(call, "shared_frame")
 
-    def decompress(self, name, frame, at, room_at, room):
+    def decompress(self, name, frame, at, buffer_at, buffer):
         def requests():
             self.thing.memory[at:at + len(frame)] = frame
             yield self.pb.DecompressRequest(header=self.pb.DecompressHeader(name=name, data_to_buffer=True))
-            yield self.pb.DecompressRequest(data_buffer=self.range(room_at, room))
+            yield self.pb.DecompressRequest(data_buffer=self.range(buffer_at, buffer))
             yield self.pb.DecompressRequest(shared_frame=self.range(at, len(frame)))
         return self.gather(self.client.stub.Decompress(requests(), timeout=60), "shared_data")
 

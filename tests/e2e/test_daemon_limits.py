@@ -127,8 +127,8 @@ def test_registrations_are_calls_too(daemon, stubs):
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-def test_rooms_without_shared_memory(client):
-    """Nothing waits for rooms that cannot come."""
+def test_buffers_without_shared_memory(client):
+    """Nothing waits for buffers that cannot come."""
     header = client.header("t", [1000])
     header.header.frame_to_buffer = True
     assert failure(client.stub.Compress(Feed(header, client.data(bytes(2000))), timeout=10))[:2] == (

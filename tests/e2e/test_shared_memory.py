@@ -224,7 +224,7 @@ def test_a_call_in_flight_keeps_its_regions_through_a_drain(server, client):
     with Object("a", MIB) as thing:
         stream = Registration(client)
         shared = SharedClient(client, thing, stream.register("r", thing))
-        header, room, data = shared.compress_requests("t", array, 0, 512 << 10, 256 << 10)
+        header, buffer, data = shared.compress_requests("t", array, 0, 512 << 10, 256 << 10)
         feed = Feed(header)
         call = client.stub.Compress(feed, timeout=30)
         wait_for(lambda: client.metrics().bytes_in_flight > 0, "the call in flight")
@@ -232,7 +232,7 @@ def test_a_call_in_flight_keeps_its_regions_through_a_drain(server, client):
         wait_for(lambda: client.metrics().draining, "the drain")
         assert failure_code(Registration(client).call)[0] == grpc.StatusCode.UNAVAILABLE
         assert [r.name for r in stream.status()] == ["r"]
-        feed.send(room, data)
+        feed.send(buffer, data)
         feed.close()
         frame, released, _, report = shared.gather(call, "shared_frame")
         assert report.tensors == 1 and released == array.nbytes and len(frame) == report.frame_bytes
@@ -261,8 +261,8 @@ def test_an_object_cut_short_fails_the_call_and_not_the_daemon(server, client):
         stream = Registration(client)
         for _ in range(5):
             shared = SharedClient(client, thing, stream.register("r", thing))
-            header, room, data = shared.compress_requests("t", array, 0, 4 * MIB, 4 * MIB)
-            feed = Feed(header, room)
+            header, buffer, data = shared.compress_requests("t", array, 0, 4 * MIB, 4 * MIB)
+            feed = Feed(header, buffer)
             call = client.stub.Compress(feed, timeout=30)
             wait_for(lambda: client.metrics().bytes_in_flight > 0, "the call in flight")
             thing.truncate(4096)
@@ -276,20 +276,20 @@ def test_an_object_cut_short_fails_the_call_and_not_the_daemon(server, client):
         client.wait_until_idle()
 
 
-@pytest.mark.parametrize("what", ["frame", "room"])
-def test_a_frame_or_its_room_cut_off_fails_the_call_and_not_the_daemon(client, what):
+@pytest.mark.parametrize("what", ["frame", "buffer"])
+def test_a_frame_or_its_buffer_cut_off_fails_the_call_and_not_the_daemon(client, what):
     array = random_array((512, 2048))
     frame = client.compress({"t": array}, codec="raw")[0]["t"]
-    with Object("a", 8 * MIB) as frames, Object("b", 8 * MIB) as rooms:
+    with Object("a", 8 * MIB) as frames, Object("b", 8 * MIB) as buffers:
         stream = Registration(client)
-        of_frames, of_rooms = stream.register("f", frames), stream.register("r", rooms)
+        of_frames, of_buffers = stream.register("f", frames), stream.register("r", buffers)
         frames.memory[:len(frame)] = frame
         feed = Feed(client.pb.DecompressRequest(header=client.pb.DecompressHeader(name="t", data_to_buffer=True)),
                     client.pb.DecompressRequest(data_buffer=client.pb.SharedMemoryRange(
-                        region=of_rooms, offset=4 * MIB, byte_size=4 * MIB)))
+                        region=of_buffers, offset=4 * MIB, byte_size=4 * MIB)))
         call = client.stub.Decompress(feed, timeout=30)
         wait_for(lambda: client.metrics().streams_in_flight == 1, "the call in flight")
-        {"frame": frames, "room": rooms}[what].truncate(4096)
+        {"frame": frames, "buffer": buffers}[what].truncate(4096)
         feed.send(client.pb.DecompressRequest(shared_frame=client.pb.SharedMemoryRange(
             region=of_frames, byte_size=len(frame))))
         feed.close()
