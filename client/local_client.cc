@@ -2,9 +2,7 @@
 
 #include <atomic>
 
-#include "absl/time/clock.h"
 #include "client/deadline.h"
-#include "core/base/status_macros.h"
 #include "core/base/thread_pool.h"
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <mutex>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
 #include "core/frame_plan.h"

@@ -12,7 +12,6 @@
 #include <thread>
 
 #include "absl/strings/str_format.h"
-#include "absl/synchronization/mutex.h"
 #include "core/base/allocator.h"
 #include "core/base/cgroup.h"
 #include "core/base/file.h"

@@ -1,6 +1,5 @@
 #include "client/file/file_codec.h"
 
-#include <algorithm>
 #include <deque>
 
 #include "absl/strings/str_format.h"

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
-#include <string_view>
 #include <vector>
 
 #include "absl/strings/numbers.h"

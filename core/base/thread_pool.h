@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <deque>
 #include <list>
-#include <memory>
 #include <thread>
 #include <vector>
 

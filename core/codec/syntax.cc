@@ -1,7 +1,5 @@
 #include "core/codec/syntax.h"
 
-#include <utility>
-
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"

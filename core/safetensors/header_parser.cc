@@ -1,7 +1,6 @@
 #include "core/safetensors/header_parser.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <utility>
 

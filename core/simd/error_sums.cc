@@ -5,8 +5,6 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include <algorithm>
-
 #include "core/base/half.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/sums-inl.h"

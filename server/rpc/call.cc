@@ -13,7 +13,6 @@
 #include "server/net/address.h"
 #include "server/net/tokens.h"
 #include "server/session/admission.h"
-#include "server/telemetry/log.h"
 
 namespace kvcompress {
 namespace {

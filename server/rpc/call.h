@@ -7,7 +7,6 @@
 #include <string_view>
 
 #include "absl/status/status.h"
-#include "proto/wire/grpc/message.h"
 #include "server/telemetry/log.h"
 #include "server/telemetry/metrics.h"
 

@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "core/base/status_macros.h"
 #include "core/base/thread_pool.h"

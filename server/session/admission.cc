@@ -1,7 +1,5 @@
 #include "server/session/admission.h"
 
-#include <utility>
-
 #include "absl/strings/cord.h"
 #include "absl/strings/str_format.h"
 

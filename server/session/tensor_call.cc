@@ -1,8 +1,5 @@
 #include "server/session/tensor_call.h"
 
-#include <utility>
-
-#include "core/base/status_macros.h"
 #include "proto/wire/convert.h"
 #include "server/session/headers.h"
 

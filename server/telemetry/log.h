@@ -3,7 +3,6 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
-#include <utility>
 
 // The daemon's log: lines on stderr, as text ("message key=value ...") or JSON objects. Nothing that a client sent is
 // logged above the debug level, except its request id.

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <array>
 
 #include "core/codec/bytes/range_coder.h"

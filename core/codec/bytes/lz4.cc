@@ -5,7 +5,6 @@
 #include <limits>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cstdint>
-#include <cstring>
 
 #include "core/base/buffer.h"
 #include "core/base/bytes.h"

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "core/base/half.h"
 #include "core/base/status_macros.h"

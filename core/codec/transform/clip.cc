@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
