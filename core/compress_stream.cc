@@ -134,12 +134,7 @@ absl::StatusOr<std::shared_ptr<EncodeTask>> CompressStream::NewTask(TensorDesc t
   }
   KVC_ASSIGN_OR_RETURN(FramePlan plan, PlanFrame(std::move(tensor), codec, limits_));
   auto task = std::make_shared<EncodeTask>(std::move(plan));
-  task->report = {.tensor = task->header.tensor,
-                  .codec = task->chain.spec(),
-                  .codec_name = std::string(task->chain.codec_name()),
-                  .elements = task->header.elements,
-                  .tensor_bytes = task->header.tensor_bytes(),
-                  .sums = {}};
+  Describe(task->header, task->chain, task->report);
   return task;
 }
 

@@ -97,15 +97,9 @@ absl::Status DecompressStream::StartTensor() {
   task->header = reader_->header();
   task->header.tensor.name = name_;
   KVC_ASSIGN_OR_RETURN(task->chain, ChainOfFrame(task->header, limits_.environment));
-  const TensorDesc& tensor = task->header.tensor;
   KVC_RETURN_IF_ERROR(CheckTensorBytes(task->header.tensor_bytes(), limits_));
-  reader_->set_max_payload_bytes(task->chain.MaxPayloadBytes(tensor, task->header.BlockElements(0)));
-  task->report = {.tensor = tensor,
-                  .codec = task->chain.spec(),
-                  .codec_name = std::string(task->chain.codec_name()),
-                  .elements = task->header.elements,
-                  .tensor_bytes = task->header.tensor_bytes(),
-                  .sums = {}};
+  reader_->set_max_payload_bytes(task->chain.MaxPayloadBytes(task->header.tensor, task->header.BlockElements(0)));
+  Describe(task->header, task->chain, task->report);
   task_ = task;
   pipeline_.Submit([] {},
                    [this, task] {

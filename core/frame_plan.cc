@@ -52,6 +52,14 @@ absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_vie
   return plan.MaxFrameBytes();
 }
 
+void Describe(const FrameHeader& header, const CodecChain& chain, TensorReport& report) {
+  report.tensor = header.tensor;
+  report.codec = chain.spec();
+  report.codec_name = chain.codec_name();
+  report.elements = header.elements;
+  report.tensor_bytes = header.tensor_bytes();
+}
+
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
                                         uint64_t index, const BlockValues& values, MutableByteSpan block,
                                         ErrorSums* sums) {

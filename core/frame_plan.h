@@ -36,6 +36,9 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
 // bound for every other.
 absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec);
 
+// Fills in what is known of the tensor before its first block: all but sizes of frames, sums, times and copies.
+void Describe(const FrameHeader& header, const CodecChain& chain, TensorReport& report);
+
 // The values of a block, whole or in pieces; see Block.
 struct BlockValues {
   ByteSpan whole = {};

@@ -1,5 +1,6 @@
 #include "server/session/tensor_call.h"
 
+#include "core/frame_plan.h"
 #include "proto/wire/convert.h"
 #include "server/session/headers.h"
 
@@ -24,11 +25,7 @@ absl::StatusOr<Buffer> CompressTensorWork::Run(std::span<const ByteSpan> values,
                                           : compressor_->CompressPieces(values, frame.span(), &report.sums);
   KVC_ASSIGN_OR_RETURN(report.frame_bytes, size);
   frame.Resize(static_cast<size_t>(report.frame_bytes));
-  report.tensor = compressor_->tensor();
-  report.codec = compressor_->codec();
-  report.codec_name = chain().codec_name();
-  report.elements = compressor_->header().elements;
-  report.tensor_bytes = compressor_->tensor_bytes();
+  Describe(compressor_->header(), chain(), report);
   return frame;
 }
 
@@ -51,13 +48,8 @@ absl::StatusOr<Buffer> DecompressTensorWork::Run(std::span<const ByteSpan> frame
   if (const absl::Status status = decompressor_.Decompress(frame, values.span()).status(); !status.ok()) {
     return OfTensor(name_, status);
   }
-  const FrameHeader& header = decompressor_.header();
-  report.tensor = header.tensor;
+  Describe(decompressor_.header(), chain(), report);
   report.tensor.name = name_;
-  report.codec = header.codec;
-  report.codec_name = chain().codec_name();
-  report.elements = header.elements;
-  report.tensor_bytes = header.tensor_bytes();
   report.frame_bytes = frame.size();
   return values;
 }
