@@ -56,9 +56,9 @@ TEST_P(ClipTest, SaturatesAtThePercentileOfTheWholeTensor) {
 INSTANTIATE_TEST_SUITE_P(Percentiles, ClipTest, ::testing::Values(0, 0.1, 33.3, 50, 99, 99.9, 100));
 
 TEST(ClipTest, InfinitiesSaturateAndNanStays) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kInfinite = std::numeric_limits<float>::infinity();
   for (const DType dtype : kAllDTypes) {
-    const std::vector<float> in = {1, -kInf, std::nanf(""), 2, -3, kInf, 0.5f, 0.25f};
+    const std::vector<float> in = {1, -kInfinite, std::nanf(""), 2, -3, kInfinite, 0.5f, 0.25f};
     std::vector<std::byte> values(in.size() * DTypeSize(dtype));
     for (size_t i = 0; i < in.size(); ++i) StoreFromF32(dtype, in[i], values.data(), i);
     const auto chain = MakeChain("clip(percentile=62.5)|raw");
