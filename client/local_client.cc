@@ -85,23 +85,24 @@ class LocalClient final : public CodecClient {
   explicit LocalClient(size_t threads) : pool_(threads), window_(4 * pool_.size()) {}
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
-    CompressRelay relay(deadline, sink);
-    return Run<CompressStream>(jobs, relay, [&](CompressStream& stream, const CompressJob& job) {
+    const auto submit = [&](CompressStream& stream, const CompressJob& job) {
       return stream.Compress(job.tensor, job.codec, *job.source, window_);
-    });
+    };
+    return Run<CompressStream, CompressRelay>(jobs, deadline, sink, submit);
   }
 
   absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
-    DecompressRelay relay(deadline, sink);
-    return Run<DecompressStream>(jobs, relay, [&](DecompressStream& stream, const DecompressJob& job) {
+    const auto submit = [&](DecompressStream& stream, const DecompressJob& job) {
       return stream.Decompress(job.name, *job.source, window_);
-    });
+    };
+    return Run<DecompressStream, DecompressRelay>(jobs, deadline, sink, submit);
   }
 
  private:
   // The first error in the order of the jobs: a block's error comes before that of a job which was begun after it.
-  template <typename Stream, typename Job, typename Output, typename Submit>
-  absl::Status Run(std::span<const Job> jobs, Output& relay, Submit submit) {
+  template <typename Stream, typename Output, typename Job, typename Sink, typename Submit>
+  absl::Status Run(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Submit submit) {
+    Output relay(deadline, sink);
     Stream stream(pool_, kNoLimits, relay);
     relay.Attach(stream);
     absl::Status submitted;
