@@ -59,7 +59,7 @@ class CodecClient {
   // Memory for jobs' sources that is read fastest: where it can, a daemon on this host reads it in place. It may
   // outlive the client.
   virtual std::unique_ptr<SharedBuffer> Allocate(size_t bytes);
-  // How bytes travel, for people to read; with a daemon, how those of the last call did.
+  // How bytes travel, as text for people. With a daemon: how they did in the last call.
   virtual std::string Transport() const { return "in this process"; }
 };
 

@@ -6,8 +6,8 @@
 
 namespace kvcompress {
 
-// DEADLINE_EXCEEDED once the deadline has passed. For use between the parts of what a client hands to a sink, which may
-// take its time with each.
+// DEADLINE_EXCEEDED once the deadline has passed. Clients call it between the parts that they hand to a sink, because a
+// sink may take long over each.
 inline absl::Status CheckDeadline(absl::Time deadline) {
   if (deadline == absl::InfiniteFuture() || absl::Now() <= deadline) return absl::OkStatus();
   return absl::DeadlineExceededError("deadline exceeded");

@@ -52,8 +52,8 @@ class CompressStream {
   absl::Status Begin(TensorDesc tensor, std::string_view codec, OutputBuffers* buffers = nullptr);
   // The next bytes of the tensor, copied. INVALID_ARGUMENT when there are more than its shape says.
   absl::Status Append(ByteSpan bytes);
-  // The same, but takes from the front of `bytes` no more than completes a block, and keeps their owner until the block
-  // is encoded instead of copying them. A block that comes in several pieces is gathered by the worker, if the codec
+  // The same without a copy: takes bytes from the front of `bytes`, at most to the end of the block, and keeps their
+  // owner until the block is encoded. A block that comes in several pieces is gathered by the worker, if the codec
   // needs it in one.
   absl::Status AppendPart(Slice& bytes);
   // Whether the current tensor still waits for bytes.

@@ -32,11 +32,11 @@ struct FramePlan {
 // above max_tensor_bytes.
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits);
 
-// The exact size of the frame of a tensor for a codec whose streams have their bounds' sizes (intN, raw); an upper
-// bound for every other.
+// The size of a tensor's frame: exact for intN and raw, whose streams always have the sizes of their bounds; an upper
+// bound for other codecs.
 absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec);
 
-// Fills in what is known of the tensor before its first block: all but sizes of frames, sums, times and copies.
+// Fills in what is known before the first block: everything but frame_bytes, sums, codec_seconds and copied_bytes.
 void Describe(const FrameHeader& header, const CodecChain& chain, TensorReport& report);
 
 // The values of a block, whole or in pieces; see Block.

@@ -20,9 +20,9 @@ struct OutputBuffer {
 class OutputBuffers {
  public:
   virtual ~OutputBuffers() = default;
-  // Where the next `size` bytes of output are to be; an empty one if they cannot be in one piece. Asked on
-  // the caller's thread, in the order of the stream, for all of a tensor's output or for none; `last` ends it. What it
-  // gives is among the bytes that come out, at its turn.
+  // The place for the next `size` bytes of output; empty if no place takes them in one piece. Called on the thread that
+  // feeds the stream, in the order of the output, for every block of a tensor or for none; `last` is the tensor's last.
+  // What is written there comes out of the stream in its turn, like all other bytes.
   virtual OutputBuffer Take(uint64_t size, bool last) = 0;
 };
 

@@ -15,7 +15,7 @@ namespace kvcompress {
 using ChainState = std::vector<std::unique_ptr<TensorState>>;
 
 // The codecs of a chain: any number of transforms, one tensor codec, any number of byte codecs. Immutable; one chain
-// serves many threads, and other tensors than the one that it was resolved for only if they differ in the name alone.
+// serves many threads. It serves the tensor that it was resolved for, and others that differ from it only in the name.
 //
 // A block's payload (docs/format.md, "Block payload") holds the side stream of each transform and the streams of the
 // tensor codec. Each stream passes through each byte codec that makes it smaller.
@@ -39,8 +39,8 @@ class CodecChain {
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
   bool tolerates_changing_values() const { return transforms_.empty() && codec_->tolerates_changing_values(); }
 
-  // Whether a payload always has the size of its bound and is not read back while it is written: then it may be written
-  // to where someone else writes, too.
+  // Whether a payload always has the size of its bound and is never read back while it is written. It may then be
+  // written to memory that others may write to at the same time.
   bool encodes_in_place() const { return is_fast() && codec_->measures() && codec_->tolerates_changing_values(); }
 
   // Whether Analyze must see the whole tensor before a block can be encoded.

@@ -28,8 +28,8 @@ class ChainSpec {
   // A chain of stages only, as frames hold it.
   static absl::StatusOr<ChainSpec> ParseStages(std::string_view text);
 
-  // The canonical text: every parameter, no blanks; the name where it means another chain for another tensor. It parses
-  // to an equal spec.
+  // The canonical text: every parameter, no blanks. A name that means different chains for different tensors stays the
+  // name. The text parses to an equal spec.
   const std::string& text() const;
   bool operator==(const ChainSpec& other) const { return text() == other.text(); }
 

@@ -18,8 +18,8 @@
 // equal input gives equal bytes on every CPU. Decoding trusts nothing: streams that cannot be right are DATA_LOSS.
 namespace kvcompress {
 
-// What codecs may need beyond their spec and their tensor, given from the top of every stream: where files lie that a
-// codec reads, for example. No codec needs anything.
+// What codecs may need beyond spec and tensor, handed down by Limits: the folder of files that a codec reads, for
+// example. Empty: no codec needs any.
 struct CodecEnvironment {};
 
 // A run of a tensor's values, in row-major order; the unit of work.
@@ -58,8 +58,8 @@ class TensorTransform {
   // The most bytes of the side stream of `count` values.
   virtual size_t MaxSideBytes(const TensorDesc&, size_t /*count*/) const { return 0; }
 
-  // `values` and `side` are resized to fit. `cost(n)` is about what the stages after this one make of n values, in
-  // bytes; a transform that has a choice goes by it.
+  // `values` and `side` are resized to fit. `cost(n)` estimates the bytes that the tensor codec makes of n values, for
+  // a transform that can choose how many to pass on.
   virtual absl::Status Forward(const Block& block, const TensorState* state, const std::function<size_t(size_t)>& cost,
                                Buffer& values, Buffer& side) const = 0;
 
@@ -97,8 +97,8 @@ class TensorCodec {
   // another thread.
   virtual bool is_fast() const { return false; }
 
-  // Whether Encode may be given values that someone else writes while it reads them. It then gives some streams of the
-  // sizes that it says, whatever it saw, and those are their bounds.
+  // Whether Encode may be given values that someone else is writing at the same time. Whatever it reads, each stream
+  // then has exactly the size of its bound.
   virtual bool tolerates_changing_values() const { return false; }
 
   // Whether Encode adds the error terms to `sums` itself, in the same pass over the data.
@@ -109,8 +109,9 @@ class TensorCodec {
   virtual absl::Status EncodePieces(const Block&, std::span<StreamBuffer> /*streams*/, ErrorSums*) const {
     return absl::UnimplementedError("the codec takes values in one piece");
   }
-  // Fills the streams, whose sizes it sets, from the block's `values` (fewer than there were where a transform dropped
-  // some). INVALID_ARGUMENT, without a text unless it names the value, when a value cannot be held.
+  // Writes the streams and sets their sizes. `values` are what the transforms left, perhaps fewer than the block had.
+  // `sums` may be null, and is unless the codec measures(). INVALID_ARGUMENT for a value that it cannot hold: with an
+  // empty text the chain names the first value beyond max_magnitude(); a text of its own is passed on.
   virtual absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const = 0;
   virtual absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                               MutableByteSpan values) const = 0;

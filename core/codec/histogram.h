@@ -29,10 +29,10 @@ constexpr uint32_t FixedLog2(uint32_t n) {
   return log;
 }
 
-// False for streams of more than 2^31 bytes, which histograms and the products made of them cannot hold, and for those
-// of 32 KiB and more of which every sixteenth run of 64 bytes has too much entropy to gain 1/128,
-// which is what decoding is worth. Most often that is the lower plane of values: coding all of it only to see that it
-// does not shrink takes as long as coding one that does.
+// False for streams of more than 2^31 bytes, too long for histograms and the products of their counts. False, too, for
+// streams of 32 KiB and more where a sample, every sixteenth run of 64 bytes, shows that coding would save less than
+// 1/128: too little to pay for decoding. Most often that is the lower plane of values: coding all of it only to see
+// that it does not shrink takes as long as coding one that does.
 bool SeemsToShrink(ByteSpan raw);
 
 // CountBytes, or nothing where SeemsToShrink is false; faster where the bytes are few different ones.

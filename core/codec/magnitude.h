@@ -33,7 +33,7 @@ absl::Status ForEachBlock(const ByteSource& source, DType dtype, size_t block_el
 }
 
 // The key of the value that stands at `rank`, counted from 0, when all are sorted by magnitude; the largest key there
-// is where `rank` is their number. `rank` becomes its rank among the values with just that key.
+// is where `rank` is their number. On return `rank` is the place, from 0, among the values that have exactly this key.
 absl::Status SelectMagnitude(const ByteSource& source, DType dtype, size_t block_elements, uint64_t& rank,
                              uint32_t& key);
 

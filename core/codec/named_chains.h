@@ -23,7 +23,8 @@ std::span<const NamedChain> AllNamedChains();
 // Null when there is none of that name.
 const NamedChain* FindNamedChain(std::string_view name);
 
-// The name that stands for this canonical spec in every tensor, or is this very text; empty when there is none.
+// The name that stands for this canonical spec whatever the tensor, or the text itself if it is a name (`mixed`). Empty
+// if there is none.
 std::string_view NameOfChain(std::string_view spec);
 
 // Each name with what it is for, for help texts.

@@ -36,8 +36,8 @@ struct CodecRow {
 
   // Whether Analyze, of a transform, has to see the whole tensor first.
   bool needs_tensor = false;
-  // Whether Encode, of a tensor codec, goes by the block's place in the tensor: then no transform may stand in front,
-  // and it may not stand within a codec.
+  // Whether a tensor codec's Encode uses Block::first. Then no transform may stand before it, and it may not be part of
+  // a chain within another codec.
   bool needs_place = false;
   // Whether it has chains within it, for ranges of heads.
   bool takes_parts = false;
@@ -55,8 +55,8 @@ struct CodecRow {
   }
 };
 
-// The row's make function of a codec that takes every tensor. It is made from its stage, or from nothing where it has
-// no parameters.
+// The make function of a codec that takes every tensor. It constructs the codec from its StageSpec, or by default where
+// there are no parameters.
 template <typename Stage, typename Codec>
 MadeCodec<Stage> Make(const CodecArgs& args) {
   if constexpr (std::is_default_constructible_v<Codec>) {
@@ -66,7 +66,8 @@ MadeCodec<Stage> Make(const CodecArgs& args) {
   }
 }
 
-// The row of such a codec.
+// The row of such a codec. Its file defines, in namespace kvcompress, `extern constinit const CodecRow kName =
+// RowOf<Name>(...);` and registry.cc lists kName. A row with needs_... or check names its fields (clip.cc).
 template <typename Codec>
 constexpr CodecRow RowOf(std::string_view name, std::string_view summary, std::span<const std::string_view> examples,
                          std::span<const Parameter> parameters = {}) {

@@ -16,7 +16,7 @@ namespace kvcompress {
 absl::StatusOr<TensorDesc> FromMessage(const v1::Tensor& message);
 void ToMessage(const TensorDesc& tensor, v1::Tensor& message);
 
-// `tensor`, of `elements`, is what the message reports on: it has only the name itself.
+// The message has only the tensor's name; `tensor`, with its `elements`, is what it reports on.
 TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements);
 // Without quality, violations and sums.
 void ToMessage(const TensorReport& report, v1::TensorReport& message);

@@ -4,8 +4,9 @@
 
 #include "kvcompress/v1/kvcompress.pb.h"
 
-// The two directions of the service, for code that is the same in both: the messages of each, and what their fields
-// are to it. "Input" is what a client sends (values to Compress, a frame to Decompress), "output" what it gets back.
+// The two directions of the service, for code that is written once for both: the messages of each, and which field
+// plays which part. "Input" is what a client sends (values to Compress, a frame to Decompress), "output" what it gets
+// back.
 namespace kvcompress {
 
 struct CompressDirection {

@@ -176,7 +176,7 @@ constexpr Flag kFlags[] = {
        return possible ? absl::OkStatus() : Invalid("expected at least 100ms");
      }},
     {"adaptive-windows", "",
-     "let gRPC's receive windows grow: faster for a few clients, but each connection may take tens of MiB more",
+     "let gRPC's receive windows grow: faster for a few clients, but each connection may take 10 MiB more",
      KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},
     {"max-connection-age", "DURATION",
      "ask clients of a connection of this age to open another, so that they spread over new replicas; 0: never (0)",

@@ -35,8 +35,8 @@ enum class RejectReason {
 std::string_view RejectReasonName(RejectReason reason);
 std::vector<RejectReason> AllRejectReasons();
 
-// How long a client should wait before it asks again, in milliseconds of ASCII digits: a payload of the statuses that a
-// retry can cure, under this URL, and the value of the trailer grpc-retry-pushback-ms.
+// A status that a retry can cure has a payload under this URL: the milliseconds to wait before it, as ASCII digits. The
+// trailer grpc-retry-pushback-ms has the same text.
 inline constexpr std::string_view kRetryPushbackUrl = "kvcompress/retry-pushback-ms";
 
 // Decides at once who may come in: counts streams, and the bytes that they have been promised, against the daemon's
@@ -70,7 +70,7 @@ class Admission {
     // The stream has its answer: from here on it counts against no limit. A drain still waits for it, because the last
     // of the answer may be on its way.
     void Settle();
-    // The same for the limits of streams alone: the memory of the answer, until it is sent, counts against the budget.
+    // The same, but only for the limits on streams: the answer's memory counts against the budget until it is sent.
     void SettleStream();
 
    private:
@@ -86,8 +86,8 @@ class Admission {
 
   explicit Admission(Options options);
 
-  // RESOURCE_EXHAUSTED when this client calls more often than max_call_rate_per_client. Empty, here and below: a client
-  // that cannot be told from others, to whom no limit of single clients applies.
+  // RESOURCE_EXHAUSTED when this client calls more often than max_call_rate_per_client. An empty `client`, here and
+  // below, cannot be told from others: limits of single clients do not apply to it.
   absl::Status AdmitCall(const std::string& client);
 
   // The same of a call that is a stream: also UNAVAILABLE while draining, and RESOURCE_EXHAUSTED when there are

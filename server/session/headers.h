@@ -34,7 +34,7 @@ class CompressHeaders {
   std::optional<Profile> profile_;
 };
 
-// A header of Decompress has no more of the tensor than its name. INVALID_ARGUMENT for a name that no tensor can have.
+// A header of Decompress says nothing of the tensor but its name. INVALID_ARGUMENT for a name that no tensor can have.
 absl::Status CheckName(const v1::DecompressHeader& header);
 
 }  // namespace kvcompress

@@ -13,8 +13,9 @@
 
 namespace kvcompress {
 
-// The way from a stream's outbox to its client: output that the client wants in buffers goes there, and what is left of
-// it are responses that tell where it stands. One thread at a time calls Next and has_next; the others are thread-safe.
+// Brings what is in a stream's outbox to its client. Output that the client wants in buffers is written there, and
+// responses tell where it lies; everything else goes into responses. One thread at a time calls Next and has_next; the
+// others are thread-safe.
 template <typename Direction>
 class Outlet {
  public:
@@ -61,7 +62,7 @@ class Outlet {
     return true;
   }
 
-  // Whether Next would give a response that is there already. Bytes for a buffer are none before it is full.
+  // Whether Next would give a response at once. Bytes that go to a buffer give none before the buffer is full.
   bool has_next() const {
     if (passing_ && filling_.empty()) return true;
     absl::MutexLock lock(&mutex_);

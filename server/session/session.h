@@ -166,8 +166,9 @@ class Session {
     Feed();
   }
 
-  // While output goes to buffers, messages are read ahead, for one of them may give a buffer; bytes are not, for they
-  // would have to be held. After a fault, whose turn comes after that output, all messages but buffers are dropped.
+  // While output goes to buffers, messages are read even when the window is shut, because one of them may give the next
+  // buffer. Messages with bytes are not, because those would have to be held. After a fault the output that precedes it
+  // still comes out, and until then only messages that give buffers are used.
   bool TakesInput() const {
     constexpr size_t kMaxInputs = 1024;
     constexpr size_t kMaxInputHeaderBytes = size_t{1} << 20;

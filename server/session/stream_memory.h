@@ -11,9 +11,9 @@
 
 namespace kvcompress {
 
-// The memory that a stream has asked its admission for. It asks with each tensor for all that the stream may hold: of
-// tensors that pass through, the window and the block that overfills it; of tensors that are held whole, everything.
-// Each counts twice, for what comes in and what goes out. One thread at a time.
+// The memory that a stream has asked its admission for. With each tensor it asks for all that the stream may hold: for
+// tensors that pass through, up to the window and one block more; for tensors that are held whole, all their bytes.
+// Both count twice, for input and for output. One thread at a time.
 class StreamMemory {
  public:
   StreamMemory(Admission::Ticket ticket, uint64_t window_bytes)
