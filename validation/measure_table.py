@@ -18,7 +18,7 @@ from validate_perplexity import Setup, validate
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 SPECS = (Spec(group_size=32), Spec(group_size=64), Spec(group_size=128), Spec("int8(group=64)"), Spec("lossless"),
-         Spec(profile=os.path.join(HERE, "..", "profiles", "mixed-n2-q10.json")))
+         Spec(profile=os.path.join(HERE, "..", "deploy", "profiles", "mixed-n2-q10.json")))
 
 
 def measure(folder: str, windows: int, verbose: bool) -> List[ValidationResult]:
