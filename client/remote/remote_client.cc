@@ -180,7 +180,7 @@ absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& m
 template <typename Replies>
 StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, absl::Time deadline,
                                 typename Replies::Sink& sink, Delivery& delivery, bool& shared) {
-  const std::string method = MethodPath<typename Replies::Direction::Request>();
+  const std::string& method = MethodPath<typename Replies::Direction::Request>();
   delivery.BeginAttempt();
   SliceReader slices;
   if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall(jobs[0])) {

@@ -24,9 +24,10 @@ std::string_view MethodName() {
 
 // The method's path, as HTTP/2 requests have it: "/kvcompress.v1.KvCompression/Compress".
 template <typename Request>
-std::string MethodPath() {
-  const google::protobuf::MethodDescriptor& method = MethodTaking(*Request::descriptor());
-  return "/" + method.service()->full_name() + "/" + method.name();
+const std::string& MethodPath() {
+  static const google::protobuf::MethodDescriptor& method = MethodTaking(*Request::descriptor());
+  static const std::string path = "/" + method.service()->full_name() + "/" + method.name();
+  return path;
 }
 
 }  // namespace kvcompress

@@ -64,6 +64,7 @@ class Outlet {
 
   // Whether Next would give a response at once. Bytes that go to a buffer give none before the buffer is full.
   bool has_next() const {
+    if (closed_) return false;
     if (passing_ && filling_.empty()) return true;
     absl::MutexLock lock(&mutex_);
     return (to_buffers_.empty() || !to_buffers_.front()) && outbox_.has_next();
@@ -77,7 +78,7 @@ class Outlet {
     return waits_for_buffer_ || (!to_buffers_.empty() && to_buffers_.back());
   }
 
-  // Drops all that is there and that comes.
+  // Ends it: Next gives no output any more, and what the outbox has or gets is dropped.
   void Close() {
     absl::MutexLock lock(&mutex_);
     closed_ = true;
