@@ -63,14 +63,11 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
   const absl::StatusOr<FrameReader::Part> part = reader_->Next(bytes);
   if (!part.ok()) return Named(part.status());
   switch (*part) {
-    case FrameReader::Part::kNeedMore:
-      break;
+    case FrameReader::Part::kNeedMore: break;
     case FrameReader::Part::kHeader:
       if (const absl::Status status = StartTensor(); !status.ok()) return Named(status);
       break;
-    case FrameReader::Part::kBlock:
-      SubmitBlock(reader_->TakeBlock());
-      break;
+    case FrameReader::Part::kBlock: SubmitBlock(reader_->TakeBlock()); break;
     case FrameReader::Part::kEnd: {
       auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
         if (cancelled_ || failed_) return;

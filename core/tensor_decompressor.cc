@@ -45,8 +45,7 @@ absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, MutableByt
         if (frame.empty()) return written;
         return absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", frame.size()));
       case FrameReader::Part::kHeader:
-      case FrameReader::Part::kNeedMore:
-        return reader_.Truncated();
+      case FrameReader::Part::kNeedMore: return reader_.Truncated();
     }
   }
 }

@@ -176,12 +176,9 @@ absl::StatusOr<std::unique_ptr<Caller>> NewRpcCaller(const Workload& workload, c
   }
   KVC_ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel, Connect(address));
   switch (kind) {
-    case CallKind::kUnary:
-      return std::make_unique<UnaryCaller>(workload, std::move(channel));
-    case CallKind::kStream:
-      return std::make_unique<StreamCaller>(workload, std::move(channel));
-    case CallKind::kOpenStream:
-      return std::make_unique<OpenStreamCaller>(workload, std::move(channel));
+    case CallKind::kUnary: return std::make_unique<UnaryCaller>(workload, std::move(channel));
+    case CallKind::kStream: return std::make_unique<StreamCaller>(workload, std::move(channel));
+    case CallKind::kOpenStream: return std::make_unique<OpenStreamCaller>(workload, std::move(channel));
   }
   return absl::InvalidArgumentError("a call of no kind");
 }

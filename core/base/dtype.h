@@ -27,12 +27,9 @@ inline constexpr std::array kAllDTypes = {DType::kF16, DType::kBF16, DType::kF32
 template <typename Visit>
 constexpr decltype(auto) VisitDType(DType dtype, Visit&& visit) {
   switch (dtype) {
-    case DType::kF16:
-      return visit(std::integral_constant<DType, DType::kF16>());
-    case DType::kBF16:
-      return visit(std::integral_constant<DType, DType::kBF16>());
-    case DType::kF32:
-      return visit(std::integral_constant<DType, DType::kF32>());
+    case DType::kF16: return visit(std::integral_constant<DType, DType::kF16>());
+    case DType::kBF16: return visit(std::integral_constant<DType, DType::kBF16>());
+    case DType::kF32: return visit(std::integral_constant<DType, DType::kF32>());
   }
   std::abort();  // no dtype: what comes from outside is checked by DTypeFromNumber
 }
@@ -46,12 +43,9 @@ struct DTypeTraits {
 };
 constexpr DTypeTraits TraitsOf(DType dtype) {
   switch (dtype) {
-    case DType::kF16:
-      return {"F16", 2, 10, 0x1.ffcp15f};
-    case DType::kBF16:
-      return {"BF16", 2, 7, 0x1.fep127f};
-    case DType::kF32:
-      return {"F32", 4, 23, 0x1.fffffep127f};
+    case DType::kF16: return {"F16", 2, 10, 0x1.ffcp15f};
+    case DType::kBF16: return {"BF16", 2, 7, 0x1.fep127f};
+    case DType::kF32: return {"F32", 4, 23, 0x1.fffffep127f};
   }
   return {"?", 0, 0, 0};
 }

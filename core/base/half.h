@@ -26,12 +26,9 @@ constexpr uint16_t F32ToBF16(float value) {
 inline float LoadAsF32(DType dtype, const void* data, size_t index) {
   const auto* from = static_cast<const std::byte*>(data) + index * DTypeSize(dtype);
   switch (dtype) {
-    case DType::kF16:
-      return F16ToF32(LoadLE<uint16_t>(from));
-    case DType::kBF16:
-      return BF16ToF32(LoadLE<uint16_t>(from));
-    case DType::kF32:
-      return std::bit_cast<float>(LoadLE<uint32_t>(from));
+    case DType::kF16: return F16ToF32(LoadLE<uint16_t>(from));
+    case DType::kBF16: return BF16ToF32(LoadLE<uint16_t>(from));
+    case DType::kF32: return std::bit_cast<float>(LoadLE<uint32_t>(from));
   }
   return 0;
 }
@@ -39,12 +36,9 @@ inline float LoadAsF32(DType dtype, const void* data, size_t index) {
 inline void StoreFromF32(DType dtype, float value, void* data, size_t index) {
   auto* to = static_cast<std::byte*>(data) + index * DTypeSize(dtype);
   switch (dtype) {
-    case DType::kF16:
-      return StoreLE(F32ToF16(value), to);
-    case DType::kBF16:
-      return StoreLE(F32ToBF16(value), to);
-    case DType::kF32:
-      return StoreLE(std::bit_cast<uint32_t>(value), to);
+    case DType::kF16: return StoreLE(F32ToF16(value), to);
+    case DType::kBF16: return StoreLE(F32ToBF16(value), to);
+    case DType::kF32: return StoreLE(std::bit_cast<uint32_t>(value), to);
   }
 }
 

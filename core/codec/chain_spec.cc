@@ -125,8 +125,7 @@ absl::Status CheckOrder(const CodecRow& codec, const CodecRow* tensor_codec) {
       if (tensor_codec == nullptr) return absl::OkStatus();
       return absl::InvalidArgumentError(
           absl::StrFormat("codec spec has two tensor codecs, %s and %s", tensor_codec->name, codec.name));
-    case StageKind::kByteCodec:
-      break;
+    case StageKind::kByteCodec: break;
   }
   if (tensor_codec != nullptr) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrFormat(

@@ -33,12 +33,9 @@ const CodecRow* FindCodec(std::string_view name) {
 
 std::string_view StageKindName(StageKind kind) {
   switch (kind) {
-    case StageKind::kTransform:
-      return "transform";
-    case StageKind::kTensorCodec:
-      return "tensor codec";
-    case StageKind::kByteCodec:
-      return "byte codec";
+    case StageKind::kTransform: return "transform";
+    case StageKind::kTensorCodec: return "tensor codec";
+    case StageKind::kByteCodec: return "byte codec";
   }
   return "";
 }

@@ -105,8 +105,7 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
         KVC_RETURN_IF_ERROR(ParseEndChecksum());
         state_ = State::kDone;
         return Part::kEnd;
-      case State::kDone:
-        return absl::FailedPreconditionError("frame: read past its end mark");
+      case State::kDone: return absl::FailedPreconditionError("frame: read past its end mark");
     }
   }
 }
@@ -263,17 +262,13 @@ absl::Status FrameReader::Truncated() const {
   const std::string at = absl::StrCat(" (after ", bytes_read_, " bytes)");
   switch (state_) {
     case State::kEnvelope:
-    case State::kHeader:
-      return absl::DataLossError(absl::StrCat("frame: truncated in its header", at));
+    case State::kHeader: return absl::DataLossError(absl::StrCat("frame: truncated in its header", at));
     case State::kBlockHeader:
       return absl::DataLossError(absl::StrCat("frame: truncated before block ", blocks_begun_, at));
-    case State::kPayload:
-      return absl::DataLossError(absl::StrCat("frame: truncated in block ", blocks_begun_ - 1, at));
+    case State::kPayload: return absl::DataLossError(absl::StrCat("frame: truncated in block ", blocks_begun_ - 1, at));
     case State::kEnd:
-    case State::kEndChecksum:
-      return absl::DataLossError(absl::StrCat("frame: truncated before its end mark", at));
-    case State::kDone:
-      break;
+    case State::kEndChecksum: return absl::DataLossError(absl::StrCat("frame: truncated before its end mark", at));
+    case State::kDone: break;
   }
   return absl::OkStatus();
 }

@@ -9,28 +9,20 @@ namespace kvcompress {
 
 std::string_view QualityLevelName(QualityLevel level) {
   switch (level) {
-    case QualityLevel::kExcellent:
-      return "EXCELLENT";
-    case QualityLevel::kGood:
-      return "GOOD";
-    case QualityLevel::kAcceptable:
-      return "ACCEPTABLE";
-    case QualityLevel::kPoor:
-      return "POOR";
+    case QualityLevel::kExcellent: return "EXCELLENT";
+    case QualityLevel::kGood: return "GOOD";
+    case QualityLevel::kAcceptable: return "ACCEPTABLE";
+    case QualityLevel::kPoor: return "POOR";
   }
   return "?";
 }
 
 std::string_view ViolationKindName(ViolationKind kind) {
   switch (kind) {
-    case ViolationKind::kRmse:
-      return "rmse";
-    case ViolationKind::kMaxError:
-      return "max_error";
-    case ViolationKind::kCosine:
-      return "cosine";
-    case ViolationKind::kSnr:
-      return "snr";
+    case ViolationKind::kRmse: return "rmse";
+    case ViolationKind::kMaxError: return "max_error";
+    case ViolationKind::kCosine: return "cosine";
+    case ViolationKind::kSnr: return "snr";
   }
   return "?";
 }

@@ -64,18 +64,13 @@ class HeaderHandler : public json::json_sax_t {
 
   bool key(string_t& value) override {
     switch (at_) {
-      case At::kTensors:
-        name_ = std::move(value);
-        return true;
-      case At::kMetadata:
-        return MetadataKey(std::move(value));
-      case At::kTensor:
-        return TensorKey(value);
+      case At::kTensors: name_ = std::move(value); return true;
+      case At::kMetadata: return MetadataKey(std::move(value));
+      case At::kTensor: return TensorKey(value);
       case At::kDocument:
       case At::kShape:
       case At::kOffsets:
-      case At::kIgnored:
-        return true;
+      case At::kIgnored: return true;
     }
     return false;
   }
@@ -101,23 +96,18 @@ class HeaderHandler : public json::json_sax_t {
 
   bool end_object() override {
     switch (at_) {
-      case At::kIgnored:
-        EndIgnored();
-        return true;
+      case At::kIgnored: EndIgnored(); return true;
       case At::kTensor:
         for (Field field : {kDType, kShape, kDataOffsets}) {
           if ((fields_seen_ & field) == 0) return Fail(absl::StrCat(FieldName(field), " is missing"));
         }
         at_ = At::kTensors;
         return true;
-      case At::kMetadata:
-        at_ = At::kTensors;
-        return true;
+      case At::kMetadata: at_ = At::kTensors; return true;
       case At::kTensors:
       case At::kDocument:
       case At::kShape:
-      case At::kOffsets:
-        return true;
+      case At::kOffsets: return true;
     }
     return false;
   }
@@ -158,14 +148,10 @@ class HeaderHandler : public json::json_sax_t {
 
   static const char* FieldName(Field field) {
     switch (field) {
-      case kDType:
-        return "dtype";
-      case kShape:
-        return "shape";
-      case kDataOffsets:
-        return "data_offsets";
-      case kUnknown:
-        break;
+      case kDType: return "dtype";
+      case kShape: return "shape";
+      case kDataOffsets: return "data_offsets";
+      case kUnknown: break;
     }
     return "?";
   }
@@ -218,8 +204,7 @@ class HeaderHandler : public json::json_sax_t {
   bool WrongType() {
     if (!error_.ok()) return false;
     switch (at_) {
-      case At::kDocument:
-        return FailAt("the header", "must be an object");
+      case At::kDocument: return FailAt("the header", "must be an object");
       case At::kTensors:
         if (name_ == kMetadataName) return FailAt(kMetadataName, "must be an object of strings");
         return FailAt(absl::StrCat("tensor ", Quoted(name_)), "must be an object");

@@ -116,38 +116,24 @@ void UnpackTile(size_t group, const uint8_t* in, size_t groups, uint8_t* codes) 
 // Packs `groups` groups of codes, a byte each, into bits = 1 .. 7 bits each. Bits above are ignored.
 HWY_INLINE void Pack(int bits, size_t group, const uint8_t* codes, size_t groups, uint8_t* out) {
   switch (bits) {
-    case 1:
-      return PackTile<1>(group, codes, groups, out);
-    case 2:
-      return PackTile<2>(group, codes, groups, out);
-    case 3:
-      return PackTile<3>(group, codes, groups, out);
-    case 4:
-      return PackTile<4>(group, codes, groups, out);
-    case 5:
-      return PackTile<5>(group, codes, groups, out);
-    case 6:
-      return PackTile<6>(group, codes, groups, out);
-    case 7:
-      return PackTile<7>(group, codes, groups, out);
+    case 1: return PackTile<1>(group, codes, groups, out);
+    case 2: return PackTile<2>(group, codes, groups, out);
+    case 3: return PackTile<3>(group, codes, groups, out);
+    case 4: return PackTile<4>(group, codes, groups, out);
+    case 5: return PackTile<5>(group, codes, groups, out);
+    case 6: return PackTile<6>(group, codes, groups, out);
+    case 7: return PackTile<7>(group, codes, groups, out);
   }
 }
 HWY_INLINE void Unpack(int bits, size_t group, const uint8_t* in, size_t groups, uint8_t* codes) {
   switch (bits) {
-    case 1:
-      return UnpackTile<1>(group, in, groups, codes);
-    case 2:
-      return UnpackTile<2>(group, in, groups, codes);
-    case 3:
-      return UnpackTile<3>(group, in, groups, codes);
-    case 4:
-      return UnpackTile<4>(group, in, groups, codes);
-    case 5:
-      return UnpackTile<5>(group, in, groups, codes);
-    case 6:
-      return UnpackTile<6>(group, in, groups, codes);
-    case 7:
-      return UnpackTile<7>(group, in, groups, codes);
+    case 1: return UnpackTile<1>(group, in, groups, codes);
+    case 2: return UnpackTile<2>(group, in, groups, codes);
+    case 3: return UnpackTile<3>(group, in, groups, codes);
+    case 4: return UnpackTile<4>(group, in, groups, codes);
+    case 5: return UnpackTile<5>(group, in, groups, codes);
+    case 6: return UnpackTile<6>(group, in, groups, codes);
+    case 7: return UnpackTile<7>(group, in, groups, codes);
   }
 }
 

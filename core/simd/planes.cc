@@ -103,12 +103,9 @@ template <typename Run>
 size_t WithFormat(const PlaneFormat& format, Run run) {
   const auto with_delta = [&](auto word, auto split) {
     switch (format.delta) {
-      case PlaneDelta::kNone:
-        return run(word, split, std::integral_constant<PlaneDelta, PlaneDelta::kNone>());
-      case PlaneDelta::kToken:
-        return run(word, split, std::integral_constant<PlaneDelta, PlaneDelta::kToken>());
-      case PlaneDelta::kXor:
-        return run(word, split, std::integral_constant<PlaneDelta, PlaneDelta::kXor>());
+      case PlaneDelta::kNone: return run(word, split, std::integral_constant<PlaneDelta, PlaneDelta::kNone>());
+      case PlaneDelta::kToken: return run(word, split, std::integral_constant<PlaneDelta, PlaneDelta::kToken>());
+      case PlaneDelta::kXor: return run(word, split, std::integral_constant<PlaneDelta, PlaneDelta::kXor>());
     }
     return size_t{0};
   };

@@ -88,11 +88,9 @@ void CellRanges(DType dtype, const CellLayout& layout, const void* values, size_
 // The dtype of CellScales' scales, which has 16 bits.
 constexpr DType ScaleDType(DType dtype) {
   switch (dtype) {
-    case DType::kF16:
-      return DType::kF16;
+    case DType::kF16: return DType::kF16;
     case DType::kBF16:
-    case DType::kF32:
-      break;
+    case DType::kF32: break;
   }
   return DType::kBF16;
 }

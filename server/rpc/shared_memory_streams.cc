@@ -40,19 +40,15 @@ absl::Status Answer(const v1::SharedMemoryRequest& request, Registration& regist
     return absl::OkStatus();
   };
   switch (request.action_case()) {
-    case v1::SharedMemoryRequest::kRegister:
-      return Register(request.register_(), registration, response);
+    case v1::SharedMemoryRequest::kRegister: return Register(request.register_(), registration, response);
     case v1::SharedMemoryRequest::kConfirm: {
       KVC_ASSIGN_OR_RETURN(const Registration::Region region, registration.Confirm(request.confirm().name()));
       AddRegion(region, response);
       return absl::OkStatus();
     }
-    case v1::SharedMemoryRequest::kStatus:
-      return add_all(registration.Status(request.status().name()));
-    case v1::SharedMemoryRequest::kUnregister:
-      return add_all(registration.Unregister(request.unregister().name()));
-    case v1::SharedMemoryRequest::ACTION_NOT_SET:
-      break;
+    case v1::SharedMemoryRequest::kStatus: return add_all(registration.Status(request.status().name()));
+    case v1::SharedMemoryRequest::kUnregister: return add_all(registration.Unregister(request.unregister().name()));
+    case v1::SharedMemoryRequest::ACTION_NOT_SET: break;
   }
   return absl::InvalidArgumentError("shared memory request without an action");
 }

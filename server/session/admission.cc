@@ -16,22 +16,14 @@ constexpr milliseconds kNoRetry{0};
 
 std::string_view RejectReasonName(RejectReason reason) {
   switch (reason) {
-    case RejectReason::kDraining:
-      return "draining";
-    case RejectReason::kMaxStreams:
-      return "max_streams";
-    case RejectReason::kMaxStreamsPerClient:
-      return "max_streams_per_client";
-    case RejectReason::kMaxCallRatePerClient:
-      return "max_call_rate_per_client";
-    case RejectReason::kMemoryBudget:
-      return "memory_budget";
-    case RejectReason::kTensorTooLarge:
-      return "tensor_too_large";
-    case RejectReason::kMaxConnections:
-      return "max_connections";
-    case RejectReason::kUnauthenticated:
-      return "unauthenticated";
+    case RejectReason::kDraining: return "draining";
+    case RejectReason::kMaxStreams: return "max_streams";
+    case RejectReason::kMaxStreamsPerClient: return "max_streams_per_client";
+    case RejectReason::kMaxCallRatePerClient: return "max_call_rate_per_client";
+    case RejectReason::kMemoryBudget: return "memory_budget";
+    case RejectReason::kTensorTooLarge: return "tensor_too_large";
+    case RejectReason::kMaxConnections: return "max_connections";
+    case RejectReason::kUnauthenticated: return "unauthenticated";
   }
   return "";
 }

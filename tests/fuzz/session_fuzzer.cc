@@ -54,8 +54,7 @@ std::string Name(Program& program) {
 v1::CompressRequest NextCompressRequest(Program& program) {
   v1::CompressRequest request;
   switch (program.Byte() % 8) {
-    case 0:
-      break;
+    case 0: break;
     case 1:
     case 2: {
       v1::Tensor& tensor = *request.mutable_header()->mutable_tensor();
@@ -77,12 +76,8 @@ v1::CompressRequest NextCompressRequest(Program& program) {
       request.mutable_header()->set_codec(kSpecs[1 + program.Byte() % 6]);
       break;
     }
-    case 4:
-      request.set_data(std::string(size_t{program.Byte()} << (program.Byte() % 12), '\0'));
-      break;
-    default:
-      request.set_data(program.Bytes(program.Byte() + size_t{program.Byte()} * 256));
-      break;
+    case 4: request.set_data(std::string(size_t{program.Byte()} << (program.Byte() % 12), '\0')); break;
+    default: request.set_data(program.Bytes(program.Byte() + size_t{program.Byte()} * 256)); break;
   }
   return request;
 }
@@ -116,15 +111,9 @@ std::string MakeFrame(ThreadPool& pool, Program& program) {
 void NextDecompressRequests(ThreadPool& pool, Program& program, std::vector<v1::DecompressRequest>& requests) {
   const auto add_frame = [&](std::string bytes) { requests.emplace_back().set_frame(std::move(bytes)); };
   switch (program.Byte() % 6) {
-    case 0:
-      requests.emplace_back();
-      break;
-    case 1:
-      requests.emplace_back().mutable_header()->set_name(Name(program));
-      break;
-    case 2:
-      add_frame(program.Bytes(program.Byte()));
-      break;
+    case 0: requests.emplace_back(); break;
+    case 1: requests.emplace_back().mutable_header()->set_name(Name(program)); break;
+    case 2: add_frame(program.Bytes(program.Byte())); break;
     default: {
       const std::string frame = MakeFrame(pool, program);
       const size_t piece = 1 + size_t{program.Byte()} * 64;

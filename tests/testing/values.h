@@ -32,24 +32,12 @@ inline std::vector<std::byte> MakeValues(DType dtype, size_t count, Distribution
   for (size_t i = 0; i < count; ++i) {
     float value = 0;
     switch (distribution) {
-      case Distribution::kZeros:
-        value = random() % 2 == 0 ? 0.0f : -0.0f;
-        break;
-      case Distribution::kGaussian:
-        value = Bell(random);
-        break;
-      case Distribution::kOutliers:
-        value = Bell(random) * (random() % 100 == 0 ? 50.0f : 1.0f);
-        break;
-      case Distribution::kTiny:
-        value = Bell(random) * 0x1p-22f;
-        break;
-      case Distribution::kHuge:
-        value = random() % 7 == 0 ? 65504.0f : Bell(random) * 10000.0f;
-        break;
-      case Distribution::kConstant:
-        value = 1.5f;
-        break;
+      case Distribution::kZeros: value = random() % 2 == 0 ? 0.0f : -0.0f; break;
+      case Distribution::kGaussian: value = Bell(random); break;
+      case Distribution::kOutliers: value = Bell(random) * (random() % 100 == 0 ? 50.0f : 1.0f); break;
+      case Distribution::kTiny: value = Bell(random) * 0x1p-22f; break;
+      case Distribution::kHuge: value = random() % 7 == 0 ? 65504.0f : Bell(random) * 10000.0f; break;
+      case Distribution::kConstant: value = 1.5f; break;
     }
     StoreFromF32(dtype, value, bytes.data(), i);
   }

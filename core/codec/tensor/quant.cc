@@ -149,17 +149,14 @@ class Quant final : public TensorCodec {
   simd::CellLayout Layout(size_t extent, size_t count) const {
     const size_t all = std::max<size_t>(count, 1);
     switch (per_) {
-      case Per::kBlock:
-        return {.row = all, .run = all};
-      case Per::kGroup:
-        return {.row = all, .run = group_};
+      case Per::kBlock: return {.row = all, .run = all};
+      case Per::kGroup: return {.row = all, .run = group_};
       case Per::kChannel: {
         const simd::CellLayout channels = {.row = extent, .run = extent, .stretch = group_};
         if (channels.rows(count) >= kMinStretch) return channels;
         break;
       }
-      case Per::kToken:
-        break;
+      case Per::kToken: break;
     }
     return {.row = all, .run = (kMinRow + extent - 1) / extent * extent};
   }
@@ -167,14 +164,10 @@ class Quant final : public TensorCodec {
   // The most cells that a layout has, whatever the extent.
   size_t MaxCells(size_t count) const {
     switch (per_) {
-      case Per::kBlock:
-        return std::min<size_t>(count, 1);
-      case Per::kGroup:
-        return (count + group_ - 1) / group_;
-      case Per::kChannel:
-        return (count + kMinStretch - 2) / (kMinStretch - 1);
-      case Per::kToken:
-        break;
+      case Per::kBlock: return std::min<size_t>(count, 1);
+      case Per::kGroup: return (count + group_ - 1) / group_;
+      case Per::kChannel: return (count + kMinStretch - 2) / (kMinStretch - 1);
+      case Per::kToken: break;
     }
     return (count + kMinRow - 1) / kMinRow;
   }
