@@ -51,6 +51,9 @@ Quality QualityOf(const ErrorSums& sums) {
 
   const double snr_db = 10.0 * std::log10(sums.sum_deviations / n / mean_square_error);
   quality.snr_db = std::isnan(snr_db) ? kMinSnrDb : std::max(snr_db, kMinSnrDb);
+  if (sums.token_deviations > 0 && sums.token_error_deviations > 0) {
+    quality.token_snr_db = 10.0 * std::log10(sums.token_deviations / sums.token_error_deviations);
+  }
   return quality;
 }
 

@@ -28,6 +28,9 @@ struct Quality {
   // tell nothing. 1 for a tensor without elements.
   double cosine_similarity = 1;
   double max_error = 0;  // max |e|
+  // 10 log10(token_deviations / token_error_deviations) of ErrorSums: what attention sees of keys. Empty: no error that
+  // changes from token to token, no token, or channels that do not vary.
+  std::optional<double> token_snr_db = {};
 };
 
 inline constexpr double kMinSnrDb = -999.0;

@@ -19,6 +19,12 @@ struct ErrorSums {
   double sum_abs_error = 0;      // of |e|
   double sum_cross = 0;          // of x e
   double max_abs_error = 0;      // of |e|
+  // What changes from token to token. A channel is all values that differ only in their index on the seq axis; these
+  // sums are about each channel's own means of x and of e. Tensors without tokens have none.
+  uint64_t token_count = 0;           // values that they cover; 0: the tensor has no tokens
+  double token_deviations = 0;        // of (x - mean of x)^2
+  double token_error_deviations = 0;  // of (e - mean of e)^2
+  double max_channel_constant = 0;    // the largest |mean of x| / standard deviation of x of a channel that varies
 
   void Merge(const ErrorSums& other) {
     if (count > 0 && other.count > 0) {  // Chan, Golub, LeVeque 1983
@@ -35,6 +41,10 @@ struct ErrorSums {
     sum_abs_error += other.sum_abs_error;
     sum_cross += other.sum_cross;
     max_abs_error = std::max(max_abs_error, other.max_abs_error);
+    token_count += other.token_count;
+    token_deviations += other.token_deviations;
+    token_error_deviations += other.token_error_deviations;
+    max_channel_constant = std::max(max_channel_constant, other.max_channel_constant);
   }
 };
 

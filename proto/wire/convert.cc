@@ -72,6 +72,7 @@ void ToMessage(const Quality& quality, v1::Quality& message) {
   if (quality.snr_db) message.set_snr_db(*quality.snr_db);
   message.set_cosine_similarity(quality.cosine_similarity);
   message.set_max_error(quality.max_error);
+  if (quality.token_snr_db) message.set_token_snr_db(*quality.token_snr_db);
   message.set_level(std::string(QualityLevelName(LevelOf(quality))));
 }
 
@@ -83,7 +84,11 @@ ErrorSums FromMessage(const v1::ErrorSums& message) {
           .sum_error_squares = message.sum_error_squares(),
           .sum_abs_error = message.sum_abs_error(),
           .sum_cross = message.sum_cross(),
-          .max_abs_error = message.max_abs_error()};
+          .max_abs_error = message.max_abs_error(),
+          .token_count = message.token_count(),
+          .token_deviations = message.token_deviations(),
+          .token_error_deviations = message.token_error_deviations(),
+          .max_channel_constant = message.max_channel_constant()};
 }
 
 void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {
@@ -95,6 +100,10 @@ void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {
   message.set_sum_abs_error(sums.sum_abs_error);
   message.set_sum_cross(sums.sum_cross);
   message.set_max_abs_error(sums.max_abs_error);
+  message.set_token_count(sums.token_count);
+  message.set_token_deviations(sums.token_deviations);
+  message.set_token_error_deviations(sums.token_error_deviations);
+  message.set_max_channel_constant(sums.max_channel_constant);
 }
 
 v1::CompressHeader MakeHeader(const TensorDesc& tensor, std::string codec, bool to_buffers) {
