@@ -199,10 +199,12 @@ absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch&
     StoreLE(static_cast<uint32_t>(stream.size()), entry);
     entry += 4;
     for (size_t k = 0; k < byte_codecs_.size(); ++k) {
-      Buffer& coded = scratch.coded[k];
-      coded.Resize(stream.size());
-      KVC_ASSIGN_OR_RETURN(const size_t size, byte_codecs_[k]->Encode(stream, coded.span()));
-      if (size > 0 && size < stream.size()) stream = coded.span().first(size);
+      if (!stream.empty()) {  // an empty one cannot get smaller, and not every library bears it
+        Buffer& coded = scratch.coded[k];
+        coded.Resize(stream.size());
+        KVC_ASSIGN_OR_RETURN(const size_t size, byte_codecs_[k]->Encode(stream, coded.span()));
+        if (size > 0 && size < stream.size()) stream = coded.span().first(size);
+      }
       StoreLE(static_cast<uint32_t>(stream.size()), entry);
       entry += 4;
     }

@@ -129,8 +129,8 @@ class ByteCodec {
  public:
   virtual ~ByteCodec() = default;
 
-  // Encodes `raw` into `encoded`, at most `encoded.size()` bytes, and returns their number; 0 when they do not fit
-  // (then the chain stores `raw` as it is).
+  // Encodes `raw`, which is not empty, into `encoded`, at most `encoded.size()` bytes, and returns their number; 0 when
+  // they do not fit (then the chain stores `raw` as it is).
   virtual absl::StatusOr<size_t> Encode(ByteSpan raw, MutableByteSpan encoded) const = 0;
   // Fills all of `raw`, or DATA_LOSS.
   virtual absl::Status Decode(ByteSpan encoded, MutableByteSpan raw) const = 0;

@@ -200,6 +200,23 @@ TEST(ChainTest, ByteCodecsNeverMakeAStreamLarger) {
   EXPECT_EQ(decoded, noise);
 }
 
+// LZ4's optimal parser reads before the begin of an empty stream.
+TEST(ChainTest, EmptyStreamsPassEveryByteCodec) {
+  for (const char* byte_codec : {"lz4(level=-64)", "lz4", "lz4(level=3)", "lz4(level=12)", "zstd(level=-7)",
+                                 "zstd(level=19)", "huffman", "rans", "arithmetic", "cabac", "stored"}) {
+    const CodecChain chain = MakeChain(absl::StrCat("clamp|int8|", byte_codec));
+    for (const uint64_t count : {0, 1, 64, 4099}) {
+      SCOPED_TRACE(absl::StrFormat("%s %d", byte_codec, count));
+      const TensorDesc tensor = MakeTensor("t", DType::kF16, {count});
+      const std::vector<std::byte> values = MakeValues(DType::kF16, count, Distribution::kGaussian);
+      const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
+      ASSERT_THAT(payload, IsOk());
+      std::vector<std::byte> decoded(values.size());
+      EXPECT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
+    }
+  }
+}
+
 TEST(ChainTest, SeveralByteCodecsUndoEachOther) {
   const auto chain = MakeChain("int4(group=32)|zstd(level=-7)|zstd(level=3)|zstd(level=1)");
   const auto values = MakeValues(DType::kF32, 100000, Distribution::kConstant);
