@@ -4,13 +4,18 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/client_interceptor.h>
+#include <sys/un.h>
 
 #include <utility>
 #include <vector>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "core/base/status_macros.h"
 
 namespace kvcompress {
 namespace {
@@ -25,21 +30,51 @@ struct Endpoint {
   std::string text;  // as gRPC writes it after the scheme
 };
 
+// gRPC would try addresses that cannot be for seconds, and then speak of TLS.
+absl::Status NoAddress(std::string_view text, std::string_view why) {
+  return absl::InvalidArgumentError(absl::StrFormat("\"%s\" is not the address of a daemon: %s", text, why));
+}
+
+absl::Status CheckUnixPath(std::string_view address, std::string_view path) {
+  constexpr size_t kMaxPathBytes = sizeof(sockaddr_un::sun_path) - 1;
+  // gRPC writes absolute paths as unix:///PATH, too.
+  if (path.starts_with("///")) path.remove_prefix(2);
+  if (path.empty()) return NoAddress(address, "use HOST:PORT or unix:PATH");
+  if (path.size() <= kMaxPathBytes) return absl::OkStatus();
+  return NoAddress(address, absl::StrFormat("the path of a unix socket has at most %d bytes, and this one has %d",
+                                            kMaxPathBytes, path.size()));
+}
+
+// Checks the end of `address`, HOST:PORT, and returns the host.
+absl::StatusOr<std::string> ParseHost(std::string_view address, std::string_view host_and_port) {
+  const size_t colon = host_and_port.rfind(':');
+  if (colon == std::string_view::npos || colon == 0 || colon + 1 == host_and_port.size()) {
+    return NoAddress(address, "use HOST:PORT or unix:PATH");
+  }
+  std::string host(host_and_port.substr(0, colon));
+  const std::string port(host_and_port.substr(colon + 1));
+  int number = 0;
+  if (!absl::c_all_of(port, absl::ascii_isdigit) || !absl::SimpleAtoi(port, &number) || number < 1 || number > 65535) {
+    return NoAddress(address, absl::StrFormat("the port must be a number from 1 to 65535, not \"%s\"", port));
+  }
+  if (host.find(':') != std::string::npos && !(host.front() == '[' && host.back() == ']')) {
+    return NoAddress(address, "an IPv6 address stands in brackets, for example [::1]:50051");
+  }
+  return host;
+}
+
 absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
-  if (text.starts_with(kUnixScheme) && text.size() > kUnixScheme.size()) {
-    return Endpoint{kUnixScheme, true, std::string(text.substr(kUnixScheme.size()))};
+  if (text.starts_with(kUnixScheme)) {
+    const std::string_view path = text.substr(kUnixScheme.size());
+    KVC_RETURN_IF_ERROR(CheckUnixPath(text, path));
+    return Endpoint{kUnixScheme, true, std::string(path)};
   }
-  const size_t colon = text.rfind(':');
-  if (colon == std::string_view::npos || colon == 0 || colon + 1 == text.size() || text.starts_with(kUnixScheme)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("\"%s\" is not the address of a daemon: use HOST:PORT or unix:PATH", text));
-  }
-  std::string host(text.substr(0, colon));
+  KVC_ASSIGN_OR_RETURN(const std::string host, ParseHost(text, text));
   in6_addr bytes;
   if (inet_pton(AF_INET, host.c_str(), &bytes) == 1) {
     return Endpoint{"ipv4:", host.starts_with("127."), std::string(text)};
   }
-  if (host.front() == '[' && host.back() == ']') {
+  if (host.front() == '[') {
     const std::string inner = host.substr(1, host.size() - 2);
     if (inet_pton(AF_INET6, inner.c_str(), &bytes) == 1) return Endpoint{"ipv6:", inner == "::1", std::string(text)};
   }
@@ -83,7 +118,9 @@ std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChannelTarget& targe
 }  // namespace
 
 absl::StatusOr<ChannelTarget> ParseAddress(std::string_view address) {
-  if (address.starts_with(kDnsScheme) && address.size() > kDnsScheme.size()) {
+  if (address.starts_with(kDnsScheme)) {
+    const std::string_view target = address.substr(kDnsScheme.size());
+    KVC_RETURN_IF_ERROR(ParseHost(address, target.substr(target.rfind('/') + 1)).status());
     return ChannelTarget{.uri = std::string(address), .spread = true};
   }
   const std::vector<std::string> texts = absl::StrSplit(absl::string_view(address.data(), address.size()), ',');

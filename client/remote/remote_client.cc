@@ -11,6 +11,7 @@
 #include "client/deadline.h"
 #include "client/remote/channel.h"
 #include "client/remote/exchange.h"
+#include "client/remote/lasting_fault.h"
 #include "client/remote/shared_exchange.h"
 #include "client/remote/shared_memory_pool.h"
 #include "core/base/status_macros.h"
@@ -102,6 +103,9 @@ class RemoteClient final : public CodecClient {
 
  private:
   absl::Status Connect(absl::Time deadline);
+  // Why there is no connection, once the channel has failed to make one: UNAVAILABLE, or FAILED_PRECONDITION for what
+  // another attempt would not mend. OK where a call finds one after all.
+  absl::Status ConnectFault(absl::Time deadline) const;
   template <typename Replies>
   absl::Status Call(std::span<const typename Replies::Job> jobs, absl::Time deadline, typename Replies::Sink& sink);
   // `shared`: in, whether shared memory may be used; out, whether it was.
@@ -134,6 +138,9 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
       if (std::exchange(failed, true)) break;
       grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
       patience = std::min(limit, absl::Now() + absl::Milliseconds(300));
+    } else if (state == GRPC_CHANNEL_TRANSIENT_FAILURE) {
+      const absl::Status fault = ConnectFault(limit);
+      if (absl::IsFailedPrecondition(fault)) return fault;
     }
     if (!channel_->WaitForStateChange(state, absl::ToChronoTime(patience)) && patience == limit) break;
     state = channel_->GetState(true);
@@ -146,15 +153,24 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
   if (state != GRPC_CHANNEL_TRANSIENT_FAILURE) {
     return absl::UnavailableError(absl::StrFormat("connect to %s: no answer", options_.address));
   }
+  return ConnectFault(std::min(deadline, absl::Now() + options_.connect_timeout));
+}
+
+absl::Status RemoteClient::ConnectFault(absl::Time deadline) const {
   // Only a call tells why; it fails at once.
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(std::min(deadline, absl::Now() + options_.connect_timeout)));
+  context.set_deadline(absl::ToChronoTime(deadline));
   v1::MetricsResponse response;
   const auto stub = v1::KvCompression::NewStub(channel_);
   const grpc::Status status = stub->Metrics(&context, v1::MetricsRequest(), &response);
   if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrFormat("connect to %s: %s%s", options_.address, status.error_message(),
-                                                Suspicion(status.error_message(), options_)));
+  const std::string& message = status.error_message();
+  const std::string lasting = LastingFault(message, options_, deadline);
+  if (!lasting.empty()) {
+    return absl::FailedPreconditionError(absl::StrFormat("connect to %s: %s", options_.address, lasting));
+  }
+  return absl::UnavailableError(
+      absl::StrFormat("connect to %s: %s%s", options_.address, message, Suspicion(message, options_)));
 }
 
 absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
@@ -212,7 +228,7 @@ absl::Status RemoteClient::Call(std::span<const typename Replies::Job> jobs, abs
   absl::Status last;  // of the attempt before
   for (int attempt = 1;; ++attempt) {
     const absl::Status connected = Connect(deadline);
-    if (!connected.ok()) return last.ok() || absl::IsDeadlineExceeded(connected) ? connected : last;
+    if (!connected.ok()) return last.ok() || !absl::IsUnavailable(connected) ? connected : last;
     if (jobs.empty()) return absl::OkStatus();
     bool shared = may_share;
     const StreamEnd end = Attempt<Replies>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);

@@ -61,9 +61,11 @@ struct RemoteOptions {
 };
 
 // Makes a client of one daemon, or of several that are alike. The first call connects; if nobody can be reached it is
-// UNAVAILABLE, "connect to ADDRESS: ...". What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the
-// same text as from the local codec; faults of the daemon or the network begin with "daemon ADDRESS: ".
-// INVALID_ARGUMENT for an address of the wrong form, and for a token that would leave this machine in plaintext.
+// UNAVAILABLE, "connect to ADDRESS: ...", and FAILED_PRECONDITION with the same beginning where trying again would not
+// help: a host that does not exist, a certificate that has expired, is for another host or of an unknown authority.
+// What a daemon says of the data (INVALID_ARGUMENT, DATA_LOSS, ...) has the same text as from the local codec; faults
+// of the daemon or the network begin with "daemon ADDRESS: ". INVALID_ARGUMENT for an address of the wrong form, and
+// for a token that would leave this machine in plaintext.
 //
 // A call that ends with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a hint when to come again, is made again by the
 // policy, unless the wait would pass its deadline. It goes on with the first job that was not reported, and the sink

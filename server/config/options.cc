@@ -85,14 +85,28 @@ bool IsHostAndPort(const std::string& text) {
   return colon != std::string::npos && colon > 0 && ParseCount(text.substr(colon + 1), 0, 65535).ok();
 }
 
+absl::Status CheckUnixPath(const std::string& address) {
+  const size_t bytes = UnixPath(address).size();
+  if (bytes > 0 && bytes <= kMaxUnixPathBytes) return absl::OkStatus();
+  return Invalid(absl::StrFormat("expected a path of 1 to %d bytes behind unix:", kMaxUnixPathBytes));
+}
+
+// What a client can connect to, or nothing. gRPC would not say why it cannot.
+absl::StatusOr<std::string> ParseTarget(const std::string& text) {
+  if (text.empty()) return text;
+  if (IsUnixAddress(text)) {
+    KVC_RETURN_IF_ERROR(CheckUnixPath(text));
+  } else if (!IsHostAndPort(text) || SplitAddress(text).port == "0") {
+    return Invalid("expected HOST:PORT, with a port from 1 to 65535, or unix:PATH");
+  }
+  return text;
+}
+
 absl::Status AddListenAddresses(const std::string& text, std::vector<std::string>& listen) {
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
     const std::string address(part);
     if (IsUnixAddress(address)) {
-      const size_t bytes = UnixPath(address).size();
-      if (bytes == 0 || bytes > kMaxUnixPathBytes) {
-        return Invalid(absl::StrFormat("expected a path of 1 to %d bytes behind unix:", kMaxUnixPathBytes));
-      }
+      KVC_RETURN_IF_ERROR(CheckUnixPath(address));
     } else if (!IsHostAndPort(address)) {
       return Invalid("expected HOST:PORT or unix:PATH, for example 127.0.0.1:50051 or [::1]:0");
     }
@@ -204,8 +218,7 @@ constexpr Flag kFlags[] = {
      [](Options&, const std::string&) { return absl::OkStatus(); }},
     {"healthcheck", "", "ask the daemon at --listen whether it serves, and exit: 0 for yes",
      KVC_SETTER(healthcheck, ParseBool(text)), FlagKind::kSwitch, false},
-    {"healthcheck-target", "ADDRESS", "ask there instead",
-     KVC_SETTER(healthcheck_target, absl::StatusOr<std::string>(text))},
+    {"healthcheck-target", "ADDRESS", "ask there instead", KVC_SETTER(healthcheck_target, ParseTarget(text))},
     {"version", "", "print the version and exit", KVC_SETTER(version, ParseBool(text)), FlagKind::kSwitch, false},
     {"help", "", "print this text and exit", KVC_SETTER(help, ParseBool(text)), FlagKind::kSwitch, false},
 };

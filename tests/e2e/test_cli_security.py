@@ -1,7 +1,11 @@
 """The command line, and with it the C++ client, against daemons with TLS and tokens."""
 
+import time
+
+import numpy as np
 import pytest
-from cli_helpers import run, run_ok
+from cli_helpers import run, run_ok, start, write_file
+from daemon_helpers import wait_for
 from tls_helpers import Authority, tls_flags
 
 TOKEN = "correct-horse-battery-staple-0001"
@@ -69,6 +73,61 @@ def test_mutual_tls_and_a_token(bin_dir, daemon, sample, tmp_path, authority, to
     token_file.write_text("wrong-horse-battery-staple-0009\n")
     text = refusal(bin_dir, sample, *flags, env={"KV_COMPRESS_TOKEN_FILE": "/nowhere"})
     assert "the token is not one that this daemon knows" in text and "wrong-horse" not in text
+
+
+@pytest.mark.parametrize(("days", "ca", "flags", "said"), [
+    ((-2, -1), "ours", [], "the daemon's certificate has expired"),
+    ((1, 2), "ours", [], "the daemon's certificate is not valid yet"),
+    ((-1, 1), "stranger", [], "the daemon's certificate is of an unknown authority"),
+    ((-1, 1), "", ["-tls"], "the daemon's certificate is of an unknown authority"),
+    ((-1, 1), "ours", ["-tls-server-name", "example.org"],
+     'the daemon\'s certificate is for another host than "example.org"'),
+])
+def test_a_certificate_that_no_retry_makes_good_is_named(bin_dir, daemon, sample, tmp_path, days, ca, flags, said):
+    ours = Authority(tmp_path, "ours")
+    authorities = {"ours": ours, "stranger": Authority(tmp_path, "stranger")}
+    server = daemon(*tls_flags(ours.issue("daemon", days)))
+    if ca:
+        flags = [*flags, "-tls-ca", authorities[ca].certificate]
+    for address in (server.address, server.address.replace("127.0.0.1", "dns:///localhost")):
+        text = refusal(bin_dir, sample, "-server", address, *flags, "-verbose")
+        assert text.splitlines()[-1] == f"Error: connect to {address}: {said}"
+        assert "retrying" not in text
+
+
+def test_a_daemon_that_comes_back_with_an_expired_certificate_is_not_waited_for(bin_dir, daemon, tmp_path, authority):
+    values = np.random.default_rng(1).standard_normal((64, 8, 512, 64)).astype(np.float16)
+    path = write_file(tmp_path / "in", {f"t{i}": values for i in range(3)})
+    first = daemon("--threads", "1", *tls_flags(authority.issue("first")))
+    client = start(bin_dir, "-input", path, "-output", tmp_path / "out", "-codec", "raw|zstd(level=6)", "-server",
+                   first.address, "-tls-ca", authority.certificate, text=True)
+    wait_for(lambda: any(item.stat().st_size > 0 for item in tmp_path.glob(".kvcompress-*.tmp")), "output begins")
+    first.process.kill()
+    first.wait()
+    daemon("--listen", first.address, *tls_flags(authority.issue("late", (-2, -1))))
+    _, stderr = client.communicate(timeout=100)
+    assert (client.returncode, stderr) == (1, f"Error: connect to {first.address}: the daemon's certificate has expired\n")
+
+
+def test_a_host_that_does_not_exist_is_named_at_once(bin_dir, sample):
+    began = time.monotonic()
+    text = refusal(bin_dir, sample, "-server", "no.such.host.invalid:50051")
+    if "Domain name not found" in text or "there is no host" in text:  # else nobody answers for names here
+        assert text == 'Error: connect to no.such.host.invalid:50051: there is no host "no.such.host.invalid"\n'
+    assert time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize(("address", "said"), [
+    ("127.0.0.1:0", 'the port must be a number from 1 to 65535, not "0"'),
+    ("127.0.0.1:99999", 'the port must be a number from 1 to 65535, not "99999"'),
+    ("unix:/" + "a" * 107, "the path of a unix socket has at most 107 bytes, and this one has 108"),
+])
+def test_an_address_that_cannot_be_is_refused_at_once(bin_dir, sample, address, said):
+    began = time.monotonic()
+    for env, flags in (({"KV_COMPRESS_SERVER": address}, []), ({}, ["-server", address])):
+        text = refusal(bin_dir, sample, *flags, env=env)
+        assert text == f'Error: "{address}" is not the address of a daemon: {said}\n'
+    assert time.monotonic() - began < 4  # retries take 11 s
 
 
 def test_a_name_in_place_of_the_host(bin_dir, daemon, sample, authority):

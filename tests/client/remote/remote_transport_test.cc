@@ -175,6 +175,27 @@ TEST(ParseAddressTest, ListsThatCannotStandTogether) {
   }
 }
 
+TEST(ParseAddressTest, APortThatNoDaemonCanHaveIsNamed) {
+  for (const char* address : {"127.0.0.1:0", "127.0.0.1:65536", "localhost:99999999999999999999", "host:-1", "host:+1",
+                              "host: 1", "[::1]:1x", "dns:///host:70000", "dns:host:0", "127.0.0.1:1,127.0.0.1:0"}) {
+    EXPECT_THAT(ParseAddress(address), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                HasSubstr("the port must be a number from 1 to 65535, not \"")))
+        << address;
+  }
+  EXPECT_THAT(ParseAddress("127.0.0.1:65535"), IsOk());
+  EXPECT_THAT(ParseAddress("::1:50051"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("an IPv6 address stands in brackets")));
+}
+
+TEST(ParseAddressTest, ASocketPathThatTheSystemCannotHoldIsNamed) {
+  const std::string longest = "unix:/" + std::string(106, 'a');
+  EXPECT_THAT(ParseAddress(longest), IsOk());
+  EXPECT_THAT(ParseAddress("unix://" + longest.substr(5)), IsOk());
+  EXPECT_THAT(ParseAddress(longest + "a"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("the path of a unix socket has at most 107 bytes, and this one has 108")));
+}
+
 // Calls of one small tensor, which daemons refuse after they have counted them.
 class AddressesTest : public ::testing::Test {
  protected:
