@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <string>
 
 #include "absl/strings/str_format.h"
@@ -67,14 +68,23 @@ absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& option
   return MakeRemoteClient(remote);
 }
 
+std::string SnrText(std::optional<double> snr_db) {
+  if (!snr_db) return "none";
+  return *snr_db == kInfiniteSnrDb ? "infinite" : absl::StrFormat("%.2f dB", *snr_db);
+}
+
+void PrintWarnings(const std::vector<std::string>& warnings) {
+  for (const std::string& warning : warnings) Print(stderr, absl::StrFormat("Warning: %s\n", OneLine(warning)));
+}
+
 void LogTensors(const FileReport& report, bool with_quality) {
   for (const TensorReport& tensor : report.tensors) {
     std::string line = absl::StrFormat("%s: %s, %d bytes, frame of %d bytes", DescribeTensor(tensor.tensor),
                                        tensor.codec, tensor.tensor_bytes, tensor.frame_bytes);
     if (with_quality) {
       const Quality quality = QualityOf(tensor.sums);
-      const std::string snr = quality.snr_db ? absl::StrFormat("%.2f dB", *quality.snr_db) : "infinite";
-      absl::StrAppendFormat(&line, ", RMSE %.6f, SNR %s", quality.rmse, snr);
+      absl::StrAppendFormat(&line, ", RMSE %.6f, SNR %s", quality.rmse, SnrText(quality.snr_db));
+      if (quality.token_snr_db) absl::StrAppendFormat(&line, ", token SNR %s", SnrText(quality.token_snr_db));
     }
     Print(stderr, OneLine(line) + "\n");
   }
@@ -129,6 +139,7 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
   if (!report.ok()) return report.status();
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
   if (options.verbose) LogTensors(*report, !options.decompress);
+  if (!options.decompress) PrintWarnings(ReportWarnings(*report));
   return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
 }
 
@@ -136,11 +147,12 @@ absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
   return status.ok() ? status : absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
 }
 
-absl::Status Inspect(const CliOptions& options) {
+absl::Status RunInspect(const CliOptions& options) {
   const auto file = FileSource::Open(options.input);
   if (!file.ok()) return Prefixed("read input", file.status());
-  KVC_ASSIGN_OR_RETURN(const std::string table, InspectTable(**file, options.rope_theta));
-  return PrintResult(table);
+  KVC_ASSIGN_OR_RETURN(const Analysis analysis, Inspect(**file, options.rope_theta));
+  PrintWarnings(analysis.warnings);
+  return PrintResult(analysis.text);
 }
 
 // Writes a line for each spec to standard error, on a terminal one line that is overwritten.
@@ -243,7 +255,7 @@ int Main(std::span<const char* const> words) {
     status = PrintResult(CodecsMarkdown());
   } else if (status = CompleteOptions(flags, options); status.ok()) {
     if (options.inspect) {
-      status = Inspect(options);
+      status = RunInspect(options);
     } else {
       // Never destroyed: its thread runs until the process ends.
       static Interrupts& interrupts = *new Interrupts;

@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "client/cli/analysis_table.h"
+#include "client/cli/constants_warning.h"
 #include "client/cli/printable.h"
 #include "client/cli/table.h"
 #include "core/base/status_macros.h"
@@ -20,7 +20,10 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+Json Decibels(std::optional<double> snr_db) {
+  const std::optional<double> finite = FiniteSnrDb(snr_db);
+  return finite ? Json(*finite) : Json(nullptr);
+}
 
 double Ratio(uint64_t original, uint64_t compressed) {
   return compressed == 0 ? 0 : static_cast<double>(original) / static_cast<double>(compressed);
@@ -40,10 +43,11 @@ Json TensorMetrics(const FileReport& report) {
   auto& fields = metrics.get_ref<Json::object_t&>();
   for (size_t i = 0; i < report.tensors.size(); ++i) {
     const TensorReport& tensor = report.tensors[i];
-    const Quality quality = QualityOf(tensor.sums);
+    const Quality quality = QualityOf(tensor.sums, KindOf(tensor.tensor.name));
     const std::string& name = tensor.tensor.name;
     fields.emplace_back(name + "_rmse", quality.rmse);
-    fields.emplace_back(name + "_snr_db", OrNull(quality.snr_db));
+    fields.emplace_back(name + "_snr_db", Decibels(quality.snr_db));
+    if (tensor.sums.token_count > 0) fields.emplace_back(name + "_token_snr_db", Decibels(quality.token_snr_db));
     fields.emplace_back(name + "_cosine_similarity", quality.cosine_similarity);
     fields.emplace_back(name + "_max_error", quality.max_error);
     if (i < report.block_codecs.size() && !report.block_codecs[i].empty()) {
@@ -56,26 +60,29 @@ Json TensorMetrics(const FileReport& report) {
 void AddQuality(const QualityMerger& merger, Json& json) {
   const Quality mean = merger.Mean();
   json["rmse"] = mean.rmse;
-  json["snr_db"] = OrNull(mean.snr_db);
+  json["snr_db"] = Decibels(mean.snr_db);
   json["cosine_similarity"] = mean.cosine_similarity;
   json["max_error"] = mean.max_error;
-  json["quality_level"] = QualityLevelName(LevelOf(mean));
+  if (const std::optional<QualityLevel> level = merger.Level()) json["quality_level"] = QualityLevelName(*level);
 }
 
 void AddVerdict(const QualityMerger& merger, Json& json) {
-  const std::vector<Violation> violations = CheckThresholds(merger.Mean());
+  const std::vector<Violation> violations = merger.Violations();
   json["quality_passed"] = violations.empty();
   json["violations"] = Json::array();
   for (const Violation& violation : violations) json["violations"].push_back(violation.text);
 }
 
 void AddHiddenQuality(const QualityMerger& merger, Json& json) {
+  const Quality mean = merger.Mean();
   const Quality total = merger.ElementWeighted();
-  json["mean_abs_error"] = merger.Mean().mean_abs_error;
+  json["token_snr_db"] = Decibels(mean.token_snr_db);
+  json["mean_abs_error"] = mean.mean_abs_error;
   json["worst_tensor"] = merger.worst_tensor();
   json["element_weighted"] = {{"rmse", total.rmse},
                               {"mean_abs_error", total.mean_abs_error},
-                              {"snr_db", OrNull(total.snr_db)},
+                              {"snr_db", Decibels(total.snr_db)},
+                              {"token_snr_db", Decibels(total.token_snr_db)},
                               {"cosine_similarity", total.cosine_similarity},
                               {"max_error", total.max_error}};
 }
@@ -150,7 +157,10 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
   json["violations"] = Json::array();
   if (with_quality) AddVerdict(merger, json);
   if (per_tensor) json["tensor_metrics"] = with_quality ? TensorMetrics(report) : Json::object();
-  if (with_quality) AddHiddenQuality(merger, json);
+  if (with_quality) {
+    AddHiddenQuality(merger, json);
+    json["warnings"] = ReportWarnings(report);
+  }
   json["codec"] = report.codec;
   json["theoretical_ratio"] = TheoreticalRatio(report.codec);
   const double bits = 8 * static_cast<double>(report.compressed_bytes);
@@ -160,15 +170,26 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-absl::StatusOr<std::string> InspectTable(const ByteSource& file, double rope_theta) {
+std::vector<std::string> ReportWarnings(const FileReport& report) {
+  std::vector<MeasuredTensor> measured;
+  measured.reserve(report.tensors.size());
+  for (const TensorReport& tensor : report.tensors) {
+    measured.push_back({tensor.tensor.name, tensor.codec, tensor.sums});
+  }
+  return ConstantsWarnings(measured);
+}
+
+absl::StatusOr<Analysis> Inspect(const ByteSource& file, double rope_theta) {
   KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(file));
   if (!IsCompressedFile(header)) {
-    KVC_ASSIGN_OR_RETURN(const std::string analysis, AnalysisTable(file, header, rope_theta));
-    return DescribePlain(header, file.size()) + analysis;
+    KVC_ASSIGN_OR_RETURN(Analysis analysis, AnalyzeFile(file, header, rope_theta));
+    analysis.text.insert(0, DescribePlain(header, file.size()));
+    return analysis;
   }
   if (rope_theta != 0) return absl::InvalidArgumentError("-rope-theta is for plain files, and this one is compressed");
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(file, header));
-  return DescribeCompressed(compressed, file);
+  KVC_ASSIGN_OR_RETURN(std::string text, DescribeCompressed(compressed, file));
+  return Analysis{.text = std::move(text)};
 }
 
 }  // namespace kvcompress

@@ -2,8 +2,8 @@
 
 #include <array>
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_format.h"
 #include "client/cli/pareto.h"
@@ -23,14 +23,21 @@ constexpr std::array<std::string_view, kKinds.size()> kKindNames = {"all", "keys
 
 std::string_view KindName(Kind kind) { return kKindNames[static_cast<size_t>(kind)]; }
 
-Kind KindOf(const TensorDesc& tensor) {
-  const KvName name = ParseKvName(tensor.name);
-  return name.layer < 0 ? Kind::kOther : name.is_key ? Kind::kKeys : Kind::kValues;
+Kind GroupOf(const TensorDesc& tensor) {
+  switch (KindOf(tensor.name)) {
+    case TensorKind::kOther: return Kind::kOther;
+    case TensorKind::kKey: return Kind::kKeys;
+    case TensorKind::kValue: return Kind::kValues;
+  }
+  return Kind::kOther;
 }
 
 double Divided(double a, double b) { return b > 0 ? a / b : 0; }
 
-Json FigureOrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+Json Decibels(std::optional<double> snr_db) {
+  const std::optional<double> finite = FiniteSnrDb(snr_db);
+  return finite ? Json(*finite) : Json(nullptr);
+}
 
 // The figures of one spec for the tensors of a kind.
 struct KindFigures {
@@ -38,7 +45,12 @@ struct KindFigures {
   double bits_per_value = 0;
   Quality quality;  // means over the tensors, as the command line reports them
 
-  RatePoint point() const { return {bits_per_value, quality.snr_db.value_or(std::numeric_limits<double>::infinity())}; }
+  // Without an SNR no point is on a front.
+  RatePoint point(Kind kind) const {
+    const bool by_tokens = kind == Kind::kKeys && quality.token_snr_db;
+    const std::optional<double> snr_db = by_tokens ? quality.token_snr_db : quality.snr_db;
+    return {bits_per_value, snr_db.value_or(-kInfiniteSnrDb)};
+  }
 };
 
 KindFigures FiguresOf(const FileSample& sample, const SpecFigures& spec, Kind kind) {
@@ -48,7 +60,7 @@ KindFigures FiguresOf(const FileSample& sample, const SpecFigures& spec, Kind ki
   uint64_t bytes = 0;
   for (size_t i = 0; i < sample.tensors.size(); ++i) {
     const SampledTensor& tensor = sample.tensors[i];
-    if (kind != Kind::kAll && KindOf(tensor.tensor) != kind) continue;
+    if (kind != Kind::kAll && GroupOf(tensor.tensor) != kind) continue;
     ++figures.tensors;
     elements += tensor.values.size() / DTypeSize(tensor.tensor.dtype);
     bytes += spec.tensors[i].frame_bytes;
@@ -61,11 +73,12 @@ KindFigures FiguresOf(const FileSample& sample, const SpecFigures& spec, Kind ki
 }
 
 Json ToJson(const KindFigures& figures) {
-  return {{"bits_per_value", figures.bits_per_value},
-          {"snr_db", FigureOrNull(figures.quality.snr_db)},
-          {"cosine_similarity", figures.quality.cosine_similarity},
-          {"rmse", figures.quality.rmse},
-          {"max_error", figures.quality.max_error}};
+  Json json = {{"bits_per_value", figures.bits_per_value}, {"snr_db", Decibels(figures.quality.snr_db)}};
+  if (figures.quality.token_snr_db) json["token_snr_db"] = Decibels(figures.quality.token_snr_db);
+  json["cosine_similarity"] = figures.quality.cosine_similarity;
+  json["rmse"] = figures.quality.rmse;
+  json["max_error"] = figures.quality.max_error;
+  return json;
 }
 
 Json SpecJson(const FileSample& sample, const std::string& input, const SpecFigures& spec) {
@@ -93,7 +106,7 @@ void AddPareto(const FileSample& sample, const SweepResult& result, Json& specs)
     std::vector<RatePoint> points;
     for (const SpecFigures& spec : result.specs) {
       const KindFigures figures = FiguresOf(sample, spec, kind);
-      if (figures.tensors > 0) points.push_back(figures.point());
+      if (figures.tensors > 0) points.push_back(figures.point(kind));
     }
     const std::vector<bool> front = ParetoFront(points);
     for (size_t i = 0; i < front.size(); ++i) {
@@ -123,14 +136,17 @@ void AddTensors(const FileSample& sample, const SweepResult& result, Json& json)
   json["tensor_list"] = Json::array();
   for (const SampledTensor& tensor : sample.tensors) {
     json["tensor_list"].push_back({{"name", tensor.tensor.name},
-                                   {"kind", KindName(KindOf(tensor.tensor))},
+                                   {"kind", KindName(GroupOf(tensor.tensor))},
                                    {"layer", ParseKvName(tensor.tensor.name).layer}});
   }
   for (size_t i = 0; i < result.specs.size(); ++i) {
     Json snr = Json::array();
     Json relative = Json::array();
-    for (const TensorFigures& tensor : result.specs[i].tensors) {
-      snr.push_back(FigureOrNull(QualityOf(tensor.sums).snr_db));
+    for (size_t k = 0; k < sample.tensors.size(); ++k) {
+      const TensorFigures& tensor = result.specs[i].tensors[k];
+      const Quality quality = QualityOf(tensor.sums, KindOf(sample.tensors[k].tensor.name));
+      const std::optional<double> judged = quality.JudgedSnrDb();
+      snr.push_back(judged ? Decibels(judged) : Json("none"));
       relative.push_back(std::sqrt(Divided(tensor.sums.sum_error_squares, tensor.sums.sum_squares)));
     }
     json["specs"][i]["tensor_snr_db"] = std::move(snr);

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_format.h"
+#include "core/base/tensor.h"
 
 namespace kvcompress {
 
@@ -27,39 +29,75 @@ std::string_view ViolationKindName(ViolationKind kind) {
   return "?";
 }
 
-Quality QualityOf(const ErrorSums& sums) {
-  Quality quality;
-  if (sums.count == 0) return quality;
+std::string_view TensorKindName(TensorKind kind) {
+  switch (kind) {
+    case TensorKind::kOther: return "other";
+    case TensorKind::kKey: return "key";
+    case TensorKind::kValue: return "value";
+  }
+  return "?";
+}
+
+TensorKind KindOf(std::string_view name) {
+  const KvName parsed = ParseKvName(name);
+  if (parsed.layer < 0) return TensorKind::kOther;
+  return parsed.is_key ? TensorKind::kKey : TensorKind::kValue;
+}
+
+namespace {
+
+// What rounding to binary64 may leave of the deviations of very many equal values, relative to their squares.
+constexpr double kLeastVariance = 1e-28;
+
+double SnrDb(double signal, double noise) {
+  if (noise == 0) return kInfiniteSnrDb;
+  const double snr_db = 10.0 * std::log10(signal / noise);
+  return std::isnan(snr_db) ? kMinSnrDb : std::max(snr_db, kMinSnrDb);
+}
+
+double Cosine(const ErrorSums& sums) {
+  if (sums.max_abs_error == 0) return 1;
   // With x' = x - e: x.x' = x.x - x.e and x'.x' = x.x - 2 x.e + e.e.
   const double cross = sums.sum_squares - sums.sum_cross;
   const double decoded_squares = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
   // Of less than this, rounding has left nothing.
   constexpr double kLeastDecoded = 0x1p-33;
-  const bool has_norms = sums.sum_squares > 0 && decoded_squares > kLeastDecoded * sums.sum_squares;
-  const double cosine = has_norms ? cross / std::sqrt(sums.sum_squares) / std::sqrt(decoded_squares) : 0.0;
-  quality.cosine_similarity = std::isfinite(cosine) ? std::clamp(cosine, -1.0, 1.0) : 0.0;
-  if (sums.max_abs_error == 0) {
-    if (has_norms) quality.cosine_similarity = 1;  // which the square roots may miss by a digit
-    return quality;
-  }
+  if (!(sums.sum_squares > 0 && decoded_squares > kLeastDecoded * sums.sum_squares)) return 0;
+  const double cosine = cross / std::sqrt(sums.sum_squares) / std::sqrt(decoded_squares);
+  return std::isfinite(cosine) ? std::clamp(cosine, -1.0, 1.0) : 0.0;
+}
 
+// How far the largest error is below the magnitude of values without variance, in dB.
+double MagnitudeDb(const Quality& quality) { return 2 * SnrDb(quality.rms, quality.max_error); }
+
+}  // namespace
+
+std::optional<double> Quality::JudgedSnrDb() const {
+  if (!token_snr_db || kind == TensorKind::kValue) return snr_db;
+  if (kind == TensorKind::kKey || !snr_db) return token_snr_db;
+  return std::min(*snr_db, *token_snr_db);
+}
+
+Quality QualityOf(const ErrorSums& sums, TensorKind kind) {
+  Quality quality{.kind = kind};
+  if (sums.count == 0) return quality;
   const auto n = static_cast<double>(sums.count);
-  const double mean_square_error = sums.sum_error_squares / n;
-  quality.rmse = std::sqrt(mean_square_error);
+  quality.rmse = std::sqrt(sums.sum_error_squares / n);
   quality.mean_abs_error = sums.sum_abs_error / n;
+  quality.cosine_similarity = Cosine(sums);
   quality.max_error = sums.max_abs_error;
-
-  const double snr_db = 10.0 * std::log10(sums.sum_deviations / n / mean_square_error);
-  quality.snr_db = std::isnan(snr_db) ? kMinSnrDb : std::max(snr_db, kMinSnrDb);
-  if (sums.token_deviations > 0 && sums.token_error_deviations > 0) {
-    quality.token_snr_db = 10.0 * std::log10(sums.token_deviations / sums.token_error_deviations);
-  }
+  quality.rms = std::sqrt(sums.sum_squares / n);
+  const bool is_exact = sums.max_abs_error == 0;
+  if (!is_exact) quality.snr_db = SnrDb(sums.sum_deviations, sums.sum_error_squares);
+  if (!is_exact && !(sums.sum_deviations > kLeastVariance * sums.sum_squares)) quality.snr_db.reset();
+  if (sums.token_deviations > 0) quality.token_snr_db = SnrDb(sums.token_deviations, sums.token_error_deviations);
   return quality;
 }
 
-QualityLevel LevelOf(double rmse, std::optional<double> snr_db) {
+QualityLevel LevelOf(const Quality& quality) {
+  const std::optional<double> snr_db = quality.JudgedSnrDb();
   const auto reaches = [&](double rmse_below, double snr_above) {
-    return rmse < rmse_below && (!snr_db || *snr_db > snr_above);
+    return snr_db ? quality.rmse<rmse_below&& * snr_db> snr_above : MagnitudeDb(quality) > snr_above;
   };
   if (reaches(0.01, 40)) return QualityLevel::kExcellent;
   if (reaches(0.05, 30)) return QualityLevel::kGood;
@@ -67,7 +105,20 @@ QualityLevel LevelOf(double rmse, std::optional<double> snr_db) {
   return QualityLevel::kPoor;
 }
 
+namespace {
+
+// Of a tensor without an SNR.
+std::vector<Violation> CheckMagnitude(const Quality& quality, const Thresholds& thresholds) {
+  if (MagnitudeDb(quality) >= thresholds.min_snr_db) return {};
+  return {{ViolationKind::kMaxError, absl::StrFormat("MaxError %.4g > %.4g of a constant", quality.max_error,
+                                                     quality.rms * std::pow(10, -thresholds.min_snr_db / 20))}};
+}
+
+}  // namespace
+
 std::vector<Violation> CheckThresholds(const Quality& quality, const Thresholds& thresholds) {
+  const std::optional<double> snr_db = quality.JudgedSnrDb();
+  if (!snr_db) return CheckMagnitude(quality, thresholds);
   std::vector<Violation> violations;
   // Negated, so that a NaN is a violation.
   if (!(quality.rmse <= thresholds.max_rmse)) {
@@ -82,40 +133,97 @@ std::vector<Violation> CheckThresholds(const Quality& quality, const Thresholds&
     violations.push_back({ViolationKind::kCosine,
                           absl::StrFormat("CosineSim %.4f < %.4f", quality.cosine_similarity, thresholds.min_cosine)});
   }
-  if (quality.snr_db && !(*quality.snr_db >= thresholds.min_snr_db)) {
+  if (!(*snr_db >= thresholds.min_snr_db)) {
+    const char* const name = snr_db == quality.snr_db ? "SNR" : "TokenSNR";
     violations.push_back(
-        {ViolationKind::kSnr, absl::StrFormat("SNR %.2fdB < %.2fdB", *quality.snr_db, thresholds.min_snr_db)});
+        {ViolationKind::kSnr, absl::StrFormat("%s %.2fdB < %.2fdB", name, *snr_db, thresholds.min_snr_db)});
   }
   return violations;
 }
 
+void QualityMerger::MeanSnr::Add(std::optional<double> snr_db) {
+  if (!snr_db) return;
+  if (*snr_db == kInfiniteSnrDb) {
+    ++exact;
+  } else {
+    ++finite;
+    sum += *snr_db;
+  }
+}
+
+std::optional<double> QualityMerger::MeanSnr::Value() const {
+  if (finite > 0) return sum / static_cast<double>(finite);
+  return exact > 0 ? std::optional(kInfiniteSnrDb) : std::nullopt;
+}
+
+void QualityMerger::Figures::Add(const Quality& quality, std::optional<double> snr) {
+  ++tensors;
+  rmse += quality.rmse;
+  mean_abs_error += quality.mean_abs_error;
+  cosine += quality.cosine_similarity;
+  max_error = std::max(max_error, quality.max_error);
+  snr_db.Add(snr);
+}
+
+Quality QualityMerger::Figures::Mean() const {
+  if (tensors == 0) return {};
+  const auto n = static_cast<double>(tensors);
+  return {.rmse = rmse / n,
+          .mean_abs_error = mean_abs_error / n,
+          .snr_db = snr_db.Value(),
+          .cosine_similarity = cosine / n,
+          .max_error = max_error};
+}
+
 void QualityMerger::Add(std::string_view name, const ErrorSums& sums) {
   if (sums.count == 0) return;
-  const Quality quality = QualityOf(sums);
   total_.Merge(sums);
-  ++tensors_;
-  rmse_ += quality.rmse;
-  mean_abs_error_ += quality.mean_abs_error;
-  cosine_ += quality.cosine_similarity;
-  if (!quality.snr_db) return;
-  ++lossy_;
-  snr_db_ += *quality.snr_db;
-  if (worst_.empty() || *quality.snr_db < worst_snr_db_) {
+  const Quality quality = QualityOf(sums, KindOf(name));
+  all_.Add(quality, quality.snr_db);
+  token_snr_db_.Add(quality.token_snr_db);
+  const std::optional<double> judged = quality.JudgedSnrDb();
+  if (!judged) {
+    if (worst_constant_name_.empty() || MagnitudeDb(quality) < MagnitudeDb(worst_constant_)) {
+      worst_constant_ = quality;
+      worst_constant_name_ = name;
+    }
+    return;
+  }
+  judged_.Add(quality, judged);
+  judged_by_tokens_ = judged_by_tokens_ || judged != quality.snr_db;
+  if (*judged < worst_snr_db_) {
     worst_ = name;
-    worst_snr_db_ = *quality.snr_db;
+    worst_snr_db_ = *judged;
   }
 }
 
 Quality QualityMerger::Mean() const {
-  Quality mean;
-  if (tensors_ == 0) return mean;
-  const auto n = static_cast<double>(tensors_);
-  mean.rmse = rmse_ / n;
-  mean.mean_abs_error = mean_abs_error_ / n;
-  mean.cosine_similarity = cosine_ / n;
-  mean.max_error = total_.max_abs_error;
-  if (lossy_ > 0) mean.snr_db = snr_db_ / static_cast<double>(lossy_);
+  Quality mean = all_.Mean();
+  mean.token_snr_db = token_snr_db_.Value();
   return mean;
+}
+
+Quality QualityMerger::Judged() const {
+  Quality judged = judged_.Mean();
+  if (judged_by_tokens_) {
+    judged.kind = TensorKind::kKey;
+    judged.token_snr_db = std::exchange(judged.snr_db, std::nullopt);
+  }
+  return judged;
+}
+
+std::optional<QualityLevel> QualityMerger::Level() const {
+  if (all_.tensors == 0) return std::nullopt;
+  return std::max(LevelOf(Judged()), LevelOf(worst_constant_));
+}
+
+std::vector<Violation> QualityMerger::Violations() const {
+  std::vector<Violation> violations = CheckThresholds(Judged());
+  for (Violation& violation : CheckThresholds(worst_constant_)) {
+    violation.text += absl::StrFormat(", %s", worst_constant_name_);
+    violations.push_back(std::move(violation));
+  }
+  return violations;
 }
 
 }  // namespace kvcompress

@@ -61,19 +61,19 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
 void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
                v1::TensorReport& message) {
   ToMessage(report, message);
-  ToMessage(quality, *message.mutable_quality());
+  ToMessage(quality, LevelOf(quality), *message.mutable_quality());
   ToMessage(report.sums, *message.mutable_sums());
   for (const Violation& violation : violations) message.add_violations(violation.text);
 }
 
-void ToMessage(const Quality& quality, v1::Quality& message) {
+void ToMessage(const Quality& quality, std::optional<QualityLevel> level, v1::Quality& message) {
   message.set_rmse(quality.rmse);
   message.set_mean_abs_error(quality.mean_abs_error);
-  if (quality.snr_db) message.set_snr_db(*quality.snr_db);
+  if (const auto snr_db = FiniteSnrDb(quality.snr_db)) message.set_snr_db(*snr_db);
   message.set_cosine_similarity(quality.cosine_similarity);
   message.set_max_error(quality.max_error);
-  if (quality.token_snr_db) message.set_token_snr_db(*quality.token_snr_db);
-  message.set_level(std::string(QualityLevelName(LevelOf(quality))));
+  if (const auto snr_db = FiniteSnrDb(quality.token_snr_db)) message.set_token_snr_db(*snr_db);
+  if (level) message.set_level(std::string(QualityLevelName(*level)));
 }
 
 ErrorSums FromMessage(const v1::ErrorSums& message) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,7 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message);
 // With all of them.
 void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
                v1::TensorReport& message);
-void ToMessage(const Quality& quality, v1::Quality& message);
+void ToMessage(const Quality& quality, std::optional<QualityLevel> level, v1::Quality& message);
 
 ErrorSums FromMessage(const v1::ErrorSums& message);
 void ToMessage(const ErrorSums& sums, v1::ErrorSums& message);

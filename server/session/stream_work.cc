@@ -8,7 +8,7 @@
 namespace kvcompress {
 
 void ReportCompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
-  const Quality quality = QualityOf(report.sums);
+  const Quality quality = QualityOf(report.sums, KindOf(report.tensor.name));
   const std::vector<Violation> violations = CheckThresholds(quality);
   ToMessage(report, quality, violations, message);
   observer.OnCompressed(report, quality, violations);
@@ -54,11 +54,12 @@ void CompressStreamWork::SendStreamReport(double seconds) {
   v1::StreamReport& message = *response.mutable_stream();
   ToMessage(sums, seconds, message);
   if (sums.tensors > 0) {
-    const Quality mean = merger_.Mean();
-    kvcompress::ToMessage(mean, *message.mutable_quality());
-    kvcompress::ToMessage(merger_.ElementWeighted(), *message.mutable_element_weighted());
+    const std::optional<QualityLevel> level = merger_.Level();
+    const Quality total = merger_.ElementWeighted();
+    kvcompress::ToMessage(merger_.Mean(), level, *message.mutable_quality());
+    kvcompress::ToMessage(total, level ? std::optional(LevelOf(total)) : level, *message.mutable_element_weighted());
     message.set_worst_tensor(merger_.worst_tensor());
-    for (const Violation& violation : CheckThresholds(mean)) message.add_violations(violation.text);
+    for (const Violation& violation : merger_.Violations()) message.add_violations(violation.text);
   }
   outbox_.Add(std::move(response));
 }

@@ -2,6 +2,8 @@
 
 #include <prometheus/client_metric.h>
 
+#include <algorithm>
+
 #include "core/frame/frame.h"
 #include "core/simd/group_quant.h"
 #include "proto/wire/methods.h"
@@ -57,6 +59,9 @@ void AddCounts(const prometheus::Family<prometheus::Counter>& counters, std::str
     sums[Text(Label(metric, label))] += static_cast<uint64_t>(value);
   });
 }
+
+// What is below 0, by convention (kMinSnrDb) or in truth, counts as 0: the sum of a histogram must not fall.
+void ObserveRatio(double ratio, prometheus::Histogram& histogram) { histogram.Observe(std::max(0.0, ratio)); }
 
 }  // namespace
 
@@ -152,20 +157,29 @@ void Metrics::CountTensor(const TensorSeries& series, const TensorReport& report
 
 void Metrics::OnCompressed(const TensorReport& report, const Quality& quality,
                            const std::vector<Violation>& violations) {
+  const std::optional<double> snr_db = FiniteSnrDb(quality.snr_db);
+  const std::optional<double> token_snr_db = FiniteSnrDb(quality.token_snr_db);
+  const auto kind = static_cast<size_t>(quality.kind);
   CodecSeries series;
   {
     absl::MutexLock lock(&codecs_mutex_);
     CodecSeries& known = codecs_[report.codec_name];
     if (!known.compress) known.compress = NewTensorSeries(kCompress, report.codec_name);
     if (!known.quality) known.quality = NewQualitySeries(report.codec_name);
-    if (quality.snr_db && known.snr_db == nullptr) known.snr_db = &snr_db_.Add({{"codec", report.codec_name}}, kSnrDb);
+    if (snr_db && known.snr_db == nullptr) known.snr_db = &snr_db_.Add({{"codec", report.codec_name}}, kSnrDb);
+    prometheus::Histogram*& of_tokens = known.token_snr_db[kind];
+    if (token_snr_db && of_tokens == nullptr) {
+      of_tokens =
+          &token_snr_db_.Add({{"codec", report.codec_name}, {"kind", Text(TensorKindName(quality.kind))}}, kSnrDb);
+    }
     series = known;
   }
   CountTensor(*series.compress, report);
   series.quality->levels[static_cast<size_t>(LevelOf(quality))]->Increment();
   for (const Violation& violation : violations) violation_kinds_[static_cast<size_t>(violation.kind)]->Increment();
-  if (quality.snr_db) series.snr_db->Observe(*quality.snr_db);
-  series.quality->cosine->Observe(quality.cosine_similarity);
+  if (snr_db) ObserveRatio(*snr_db, *series.snr_db);
+  if (token_snr_db) ObserveRatio(*token_snr_db, *series.token_snr_db[kind]);
+  ObserveRatio(quality.cosine_similarity, *series.quality->cosine);
 }
 
 void Metrics::OnDecompressed(const TensorReport& report) {

@@ -93,7 +93,9 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
     std::optional<TensorSeries> compress;
     std::optional<TensorSeries> decompress;
     std::optional<QualitySeries> quality;
-    prometheus::Histogram* snr_db = nullptr;  // of lossy codecs only
+    // Where such tensors have come.
+    prometheus::Histogram* snr_db = nullptr;
+    std::array<prometheus::Histogram*, kTensorKinds.size()> token_snr_db = {};
   };
 
   Counters& NewCounters(const char* name, const char* help);
@@ -133,7 +135,12 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
       NewCounters("kvcompress_threshold_violations_total", "Quality thresholds that compressed tensors missed.");
   Histograms& snr_db_ =
       NewHistograms("kvcompress_quality_snr_db",
-                    "Signal-to-noise ratio of compressed tensors, in dB; tensors without any loss are left out.");
+                    "Signal-to-noise ratio of compressed tensors, in dB, 0 where it is below; tensors without any "
+                    "loss or without variance are left out.");
+  Histograms& token_snr_db_ =
+      NewHistograms("kvcompress_quality_token_snr_db",
+                    "The same of what changes from token to token, of tensors that have tokens, by what their names "
+                    "say that they are: key, value or other.");
   Histograms& cosine_ = NewHistograms("kvcompress_quality_cosine_similarity",
                                       "Cosine similarity of compressed tensors to their originals.");
   std::map<std::string_view, MethodSeries> methods_;  // of the service's methods; not changed after construction

@@ -53,11 +53,12 @@ FileReport MakeFileReport(double first_error, double second_error) {
 
 TEST(ReportJson, KeysInTheOrderOfTheReferenceThenOurs) {
   const std::string text = ReportJson(MakeFileReport(0.1, 0.2), true, true, 1.5);
-  EXPECT_THAT(Keys(Json::parse(text)),
-              ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
-                          "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
-                          "violations", "tensor_metrics", "mean_abs_error", "worst_tensor", "element_weighted", "codec",
-                          "theoretical_ratio", "bits_per_value", "tensors", "elements"));
+  EXPECT_THAT(
+      Keys(Json::parse(text)),
+      ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
+                  "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
+                  "violations", "tensor_metrics", "token_snr_db", "mean_abs_error", "worst_tensor", "element_weighted",
+                  "warnings", "codec", "theoretical_ratio", "bits_per_value", "tensors", "elements"));
   EXPECT_THAT(text, ::testing::StartsWith("{\n  \"compression_ratio\": 1.6,\n  \"original_size_bytes\": 16,\n"));
   EXPECT_THAT(text, EndsWith("\n}\n"));
 }
@@ -120,6 +121,43 @@ TEST(ReportJson, LosslessHasNullForItsInfiniteSnr) {
   EXPECT_EQ(json["worst_tensor"], "");
 }
 
+TEST(ReportJson, AConstantWithAnErrorHasNoSnrAndDoesNotMakeTheFilePoor) {
+  FileReport report = MakeFileReport(0.005, 0.005);
+  ErrorSums scale = {.count = 1,
+                     .sum = 1000,
+                     .sum_squares = 1e6,
+                     .sum_error_squares = 4,
+                     .sum_abs_error = 2,
+                     .sum_cross = -2000,
+                     .max_abs_error = 2};
+  report.tensors.push_back(MakeReport("k_scale", scale));
+  const Json json = Json::parse(ReportJson(report, true, true, 0));
+  EXPECT_TRUE(json["tensor_metrics"]["k_scale_snr_db"].is_null());
+  EXPECT_NEAR(json["snr_db"].get<double>(), 46.02, 0.01);
+  EXPECT_EQ(json["quality_level"], "EXCELLENT");
+  EXPECT_EQ(json["violations"], Json::array());
+}
+
+TEST(ReportJson, TokenSnrStandsBesideTheSnr) {
+  FileReport report = MakeFileReport(0.001, 0.001);
+  ErrorSums& key = report.tensors[0].sums;
+  report.tensors[0].tensor.name = "layer_0_key";
+  key.token_count = 4;
+  key.token_deviations = 1e-5;
+  key.token_error_deviations = 1e-6;
+  key.max_channel_constant = 300;
+  const Json json = Json::parse(ReportJson(report, true, true, 0));
+  EXPECT_NEAR(json["snr_db"].get<double>(), 60, 1e-9);
+  EXPECT_NEAR(json["token_snr_db"].get<double>(), 10, 1e-9);
+  EXPECT_NEAR(json["element_weighted"]["token_snr_db"].get<double>(), 10, 1e-9);
+  EXPECT_NEAR(json["tensor_metrics"]["layer_0_key_token_snr_db"].get<double>(), 10, 1e-9);
+  EXPECT_FALSE(json["tensor_metrics"].contains("b_token_snr_db"));
+  EXPECT_EQ(json["worst_tensor"], "layer_0_key");
+  EXPECT_EQ(json["quality_level"], "GOOD");  // by the mean of 10 and 60
+  ASSERT_EQ(json["warnings"].size(), 1);
+  EXPECT_THAT(json["warnings"][0].get<std::string>(), HasSubstr("keys of layer 0 have channels"));
+}
+
 TEST(ReportJson, DecompressionDoesNotKnowTheQuality) {
   const Json json = Json::parse(ReportJson(MakeFileReport(0, 0), false, false, 2));
   EXPECT_THAT(Keys(json),
@@ -140,6 +178,7 @@ TEST(ReportJson, AFileWithoutTensors) {
   EXPECT_TRUE(json["bits_per_value"].is_null());
   EXPECT_EQ(json["tensor_metrics"], Json::object());
   EXPECT_EQ(json["tensors"], 0);
+  EXPECT_FALSE(json.contains("quality_level"));
 }
 
 TEST(ReportJson, NamesAreEscaped) {

@@ -7,6 +7,8 @@
 #include <numeric>
 #include <vector>
 
+#include "absl/strings/str_format.h"
+
 namespace kvcompress {
 namespace {
 
@@ -42,9 +44,9 @@ TEST(QualityTest, FiguresOfAKnownPair) {
   EXPECT_NEAR(quality.cosine_similarity, cross / norms, 1e-12);
 }
 
-TEST(QualityTest, NoErrorHasNoFiniteSnr) {
+TEST(QualityTest, NoErrorHasAnInfiniteSnr) {
   const Quality quality = QualityOf(SumsOf({1, 2}, {1, 2}));
-  EXPECT_FALSE(quality.snr_db.has_value());
+  EXPECT_EQ(quality.snr_db, kInfiniteSnrDb);
   EXPECT_EQ(quality.rmse, 0);
   EXPECT_EQ(quality.cosine_similarity, 1);
   EXPECT_EQ(LevelOf(quality), QualityLevel::kExcellent);
@@ -59,7 +61,7 @@ TEST(QualityTest, NoErrorHasACosineOfExactlyOne) {
 }
 
 TEST(QualityTest, CosineIsZeroWhereANormIs) {
-  EXPECT_EQ(QualityOf(SumsOf({0, 0}, {0, 0})).cosine_similarity, 0);
+  EXPECT_EQ(QualityOf(SumsOf({0, 0}, {0, 1})).cosine_similarity, 0);
   EXPECT_EQ(QualityOf(SumsOf({1, 2}, {0, 0})).cosine_similarity, 0);
 }
 
@@ -73,27 +75,122 @@ TEST(QualityTest, CosineIsZeroWhereSumsCannotTellIt) {
   EXPECT_EQ(QualityOf(sums).cosine_similarity, 0);
 }
 
-TEST(QualityTest, ConstantTensorWithAnErrorHasTheLowestSnr) {
-  EXPECT_EQ(QualityOf(SumsOf({2, 2}, {1, 1})).snr_db, kMinSnrDb);
+TEST(QualityTest, AnAllZeroTensorThatCameBackExactHasACosineOfOne) {
+  EXPECT_EQ(QualityOf(SumsOf({0, 0}, {0, 0})).cosine_similarity, 1);
+}
+
+TEST(QualityTest, AConstantWithAnErrorHasNoSnrAndIsJudgedByItsMagnitude) {
+  const struct {
+    double decoded;
+    QualityLevel level;
+    size_t violations;
+  } cases[] = {
+      {1000, QualityLevel::kExcellent, 0},  {1005, QualityLevel::kExcellent, 0}, {1020, QualityLevel::kGood, 0},
+      {1100, QualityLevel::kAcceptable, 0}, {1150, QualityLevel::kPoor, 1},
+  };
+  for (const auto& one : cases) {
+    for (const std::vector<double>& x : {std::vector<double>{1000}, {1000, 1000, 1000}}) {
+      const Quality quality = QualityOf(SumsOf(x, std::vector<double>(x.size(), one.decoded)));
+      EXPECT_EQ(quality.snr_db.has_value(), one.decoded == 1000) << one.decoded;
+      EXPECT_EQ(LevelOf(quality), one.level) << one.decoded;
+      EXPECT_EQ(CheckThresholds(quality).size(), one.violations) << one.decoded;
+    }
+  }
+  EXPECT_EQ(CheckThresholds(QualityOf(SumsOf({10}, {8})))[0].text, "MaxError 2 > 1.259 of a constant");
+  EXPECT_EQ(LevelOf(QualityOf(SumsOf({0, 0}, {1e-9, 0}))), QualityLevel::kPoor);
+}
+
+TEST(QualityTest, AConstantOfManyBlocksHasNoSnrEither) {
+  for (const float x : {0.1f, 1e6f / 3, -3.3e-5f}) {
+    ErrorSums sums;
+    for (const size_t count : {131072, 131072, 77777, 1, 1000}) {
+      ErrorSums block;
+      const std::vector<float> values(count, x);
+      const std::vector<float> decoded(count, x * 1.001f);
+      simd::MeasureErrors(DType::kF32, values.data(), decoded.data(), count, block);
+      sums.Merge(block);
+    }
+    EXPECT_EQ(QualityOf(sums).snr_db, std::nullopt) << x << ' ' << sums.sum_deviations / sums.sum_squares;
+  }
+}
+
+ErrorSums WithTokens(ErrorSums sums, double deviations, double error_deviations) {
+  sums.token_count = sums.count;
+  sums.token_deviations = deviations;
+  sums.token_error_deviations = error_deviations;
+  return sums;
+}
+
+// Almost all of a variance of 1e6 is constant over the tokens: 50 dB, of which attention sees 10.
+ErrorSums DestroyedKey() {
+  return WithTokens({.count = 100,
+                     .sum_squares = 1e8,
+                     .sum_deviations = 1e8,
+                     .sum_error_squares = 1e3,
+                     .sum_abs_error = 300,
+                     .max_abs_error = 0.4},
+                    1e4, 1e3);
+}
+
+TEST(QualityTest, DestroyedKeysAreNotCalledExcellent) {
+  const Quality key = QualityOf(DestroyedKey(), TensorKind::kKey);
+  EXPECT_NEAR(*key.snr_db, 50, 1e-9);
+  EXPECT_NEAR(*key.token_snr_db, 10, 1e-9);
+  EXPECT_EQ(key.JudgedSnrDb(), key.token_snr_db);
+  EXPECT_EQ(CheckThresholds(key, {.max_rmse = 10}).at(0).text, "TokenSNR 10.00dB < 18.00dB");
+  const Quality value = QualityOf(DestroyedKey(), TensorKind::kValue);
+  EXPECT_EQ(value.JudgedSnrDb(), value.snr_db);
+  // It may be either.
+  const Quality other = QualityOf(DestroyedKey(), TensorKind::kOther);
+  EXPECT_EQ(other.JudgedSnrDb(), other.token_snr_db);
+}
+
+TEST(QualityTest, LevelsOfKeysGoByTokenSnr) {
+  ErrorSums sums = DestroyedKey();
+  sums.sum_error_squares = sums.token_error_deviations = 1e-3;  // RMSE 0.003
+  EXPECT_EQ(LevelOf(QualityOf(sums, TensorKind::kKey)), QualityLevel::kExcellent);
+  sums.token_deviations = 1;
+  EXPECT_EQ(LevelOf(QualityOf(sums, TensorKind::kKey)), QualityLevel::kAcceptable);
+  EXPECT_EQ(LevelOf(QualityOf(sums, TensorKind::kValue)), QualityLevel::kExcellent);
+}
+
+TEST(QualityTest, AnErrorThatIsTheSameForEveryTokenMovesNoAttention) {
+  const Quality key = QualityOf(WithTokens(SumsOf({1, 2, 3}, {2, 3, 4}), 2, 0), TensorKind::kKey);
+  EXPECT_EQ(key.token_snr_db, kInfiniteSnrDb);
+  EXPECT_EQ(key.JudgedSnrDb(), kInfiniteSnrDb);
+}
+
+TEST(QualityTest, KeysOfOneTokenAreJudgedByTheirSnr) {
+  const Quality key = QualityOf(WithTokens(SumsOf({1, 2, 3}, {1, 2, 3.1}), 0, 0), TensorKind::kKey);
+  EXPECT_EQ(key.token_snr_db, std::nullopt);
+  EXPECT_EQ(key.JudgedSnrDb(), key.snr_db);
+}
+
+TEST(QualityTest, KindsFollowFromNames) {
+  EXPECT_EQ(KindOf("layer_3_key"), TensorKind::kKey);
+  EXPECT_EQ(KindOf("layer_3_value"), TensorKind::kValue);
+  EXPECT_EQ(KindOf("keys.3"), TensorKind::kOther);
 }
 
 TEST(QualityTest, AnInfiniteErrorViolatesEverything) {
   ErrorSums sums = SumsOf({1, 2, 3}, {1, 2, 3.1});
   sums.max_abs_error = sums.sum_error_squares = sums.sum_abs_error = std::numeric_limits<double>::infinity();
   const Quality quality = QualityOf(sums);
+  EXPECT_EQ(quality.snr_db, kMinSnrDb);
   EXPECT_EQ(LevelOf(quality), QualityLevel::kPoor);
   EXPECT_EQ(CheckThresholds(quality).size(), 4);
 }
 
 TEST(QualityTest, LevelsNeedBothFigures) {
-  EXPECT_EQ(LevelOf(0.009, 40.1), QualityLevel::kExcellent);
-  EXPECT_EQ(LevelOf(0.01, 40.1), QualityLevel::kGood);
-  EXPECT_EQ(LevelOf(0.009, 40.0), QualityLevel::kGood);
-  EXPECT_EQ(LevelOf(0.049, 30.1), QualityLevel::kGood);
-  EXPECT_EQ(LevelOf(0.05, 99.0), QualityLevel::kAcceptable);
-  EXPECT_EQ(LevelOf(0.099, 18.1), QualityLevel::kAcceptable);
-  EXPECT_EQ(LevelOf(0.10, 18.1), QualityLevel::kPoor);
-  EXPECT_EQ(LevelOf(0.001, 18.0), QualityLevel::kPoor);
+  const auto level = [](double rmse, double snr_db) { return LevelOf({.rmse = rmse, .snr_db = snr_db}); };
+  EXPECT_EQ(level(0.009, 40.1), QualityLevel::kExcellent);
+  EXPECT_EQ(level(0.01, 40.1), QualityLevel::kGood);
+  EXPECT_EQ(level(0.009, 40.0), QualityLevel::kGood);
+  EXPECT_EQ(level(0.049, 30.1), QualityLevel::kGood);
+  EXPECT_EQ(level(0.05, 99.0), QualityLevel::kAcceptable);
+  EXPECT_EQ(level(0.099, 18.1), QualityLevel::kAcceptable);
+  EXPECT_EQ(level(0.10, 18.1), QualityLevel::kPoor);
+  EXPECT_EQ(level(0.001, 18.0), QualityLevel::kPoor);
 }
 
 TEST(QualityTest, ViolationTextsAreTheReferences) {
@@ -128,10 +225,58 @@ TEST(QualityMergerTest, LosslessTensorsAreLeftOutOfTheMeanSnr) {
   const ErrorSums lossy = SumsOf({1, 2}, {1.5, 2});
   QualityMerger merger;
   merger.Add("exact", SumsOf({1, 2}, {1, 2}));
-  EXPECT_FALSE(merger.Mean().snr_db.has_value());
+  EXPECT_EQ(merger.Mean().snr_db, kInfiniteSnrDb);
   EXPECT_EQ(merger.worst_tensor(), "");
   merger.Add("lossy", lossy);
   EXPECT_DOUBLE_EQ(*merger.Mean().snr_db, *QualityOf(lossy).snr_db);
+}
+
+TEST(QualityMergerTest, WithoutTensorsThereIsNoLevel) {
+  QualityMerger merger;
+  EXPECT_EQ(merger.Level(), std::nullopt);
+  merger.Add("empty", ErrorSums{});
+  EXPECT_EQ(merger.Level(), std::nullopt);
+  EXPECT_TRUE(merger.Violations().empty());
+}
+
+TEST(QualityMergerTest, OneScalarBesideGoodTensorsDoesNotMakeThemPoor) {
+  const ErrorSums good = SumsOf({1, 2, 3}, {1.001, 2.001, 2.999});
+  QualityMerger merger;
+  merger.Add("layer_0_key", good);
+  EXPECT_EQ(merger.Level(), QualityLevel::kExcellent);
+  const double snr_db = *merger.Mean().snr_db;
+  merger.Add("k_scale", SumsOf({1000}, {1002}));
+  EXPECT_EQ(merger.Level(), QualityLevel::kExcellent);
+  EXPECT_EQ(*merger.Mean().snr_db, snr_db);
+  EXPECT_TRUE(merger.Violations().empty());
+  EXPECT_EQ(merger.worst_tensor(), "layer_0_key");
+}
+
+TEST(QualityMergerTest, AScalarThatIsLostIsNamed) {
+  QualityMerger merger;
+  merger.Add("layer_0_key", SumsOf({1, 2, 3}, {1.001, 2.001, 2.999}));
+  merger.Add("k_scale", SumsOf({1000}, {800}));
+  merger.Add("v_scale", SumsOf({1000}, {600}));
+  EXPECT_EQ(merger.Level(), QualityLevel::kPoor);
+  ASSERT_EQ(merger.Violations().size(), 1);
+  EXPECT_EQ(merger.Violations()[0].text, "MaxError 400 > 125.9 of a constant, v_scale");
+  EXPECT_EQ(merger.Violations()[0].kind, ViolationKind::kMaxError);
+}
+
+TEST(QualityMergerTest, KeysCountByTokenSnrInTheWorstTensorTheLevelAndTheThresholds) {
+  QualityMerger merger;
+  merger.Add("layer_0_value", SumsOf({1, 2, 3}, {1.02, 2.01, 2.98}));
+  merger.Add("layer_0_key", DestroyedKey());
+  const double value = *QualityOf(SumsOf({1, 2, 3}, {1.02, 2.01, 2.98})).snr_db;
+  EXPECT_EQ(merger.worst_tensor(), "layer_0_key");
+  EXPECT_NEAR(*merger.Mean().snr_db, (value + 50) / 2, 1e-9);
+  EXPECT_NEAR(*merger.Mean().token_snr_db, 10, 1e-9);
+  EXPECT_EQ(merger.Level(), QualityLevel::kPoor);
+  merger.Add("layer_1_key", WithTokens(DestroyedKey(), 1e3, 1e3));
+  merger.Add("layer_2_key", WithTokens(DestroyedKey(), 1e3, 1e3));
+  std::vector<std::string> texts;
+  for (const Violation& violation : merger.Violations()) texts.push_back(violation.text);
+  EXPECT_THAT(texts, ::testing::Contains(absl::StrFormat("TokenSNR %.2fdB < 18.00dB", (value + 10) / 4)));
 }
 
 }  // namespace

@@ -57,8 +57,12 @@ class MetricsTest : public ::testing::Test {
     metrics_.OnCallStart("Compress");
     metrics_.OnCallEnd("Compress", absl::StatusCode::kDataLoss, 0.003);
     metrics_.OnReject(RejectReason::kMaxStreams);
-    const Quality poor = {
-        .rmse = 0.3, .mean_abs_error = 0.2, .snr_db = 12.0, .cosine_similarity = 0.97, .max_error = 0.7};
+    const Quality poor = {.rmse = 0.3,
+                          .mean_abs_error = 0.2,
+                          .snr_db = 12.0,
+                          .cosine_similarity = 0.97,
+                          .max_error = 0.7,
+                          .token_snr_db = 16.0};
     metrics_.OnCompressed(Report("int4", 4000, 1000), poor, CheckThresholds(poor));
     metrics_.OnCompressed(Report("raw", 100, 150), {}, {});
     metrics_.OnDecompressed(Report("int4", 8000, 2000));
@@ -158,6 +162,7 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
            "kvcompress_tensors_by_level_total{codec=\"raw\",level=\"EXCELLENT\"} 1",
            "kvcompress_threshold_violations_total{kind=\"snr\"} 1",
            "kvcompress_quality_snr_db_bucket{codec=\"int4\",le=\"15\"} 1",
+           "kvcompress_quality_token_snr_db_bucket{codec=\"int4\",kind=\"other\",le=\"18\"} 1",
            "kvcompress_quality_cosine_similarity_bucket{codec=\"int4\",le=\"0.98\"} 1",
            "kvcompress_quality_cosine_similarity_bucket{codec=\"int4\",le=\"0.95\"} 0",
            "kvcompress_in_flight_bytes 70",
@@ -174,6 +179,34 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
   // A tensor without loss has no finite SNR, and names are nobody's labels.
   EXPECT_THAT(page, Not(HasSubstr("kvcompress_quality_snr_db_count{codec=\"raw\"}")));
   EXPECT_THAT(page, Not(HasSubstr("secret")));
+}
+
+TEST_F(MetricsTest, HistogramsObserveNothingThatIsNegativeOrNotFinite) {
+  const auto count = [&](std::optional<double> snr_db, std::optional<double> token_snr_db, double cosine) {
+    const Quality quality = {.rmse = 1,
+                             .snr_db = snr_db,
+                             .cosine_similarity = cosine,
+                             .max_error = 1,
+                             .token_snr_db = token_snr_db,
+                             .kind = TensorKind::kKey};
+    metrics_.OnCompressed(Report("int2", 4000, 1000), quality, {});
+  };
+  count(kMinSnrDb, -3.7, -1);
+  count(std::nullopt, std::nullopt, 0);
+  count(kInfiniteSnrDb, kInfiniteSnrDb, 1);
+  count(24, 6, 1);
+  const std::string page = prometheus::TextSerializer().Serialize(metrics_.Collect());
+  for (const char* line : {
+           "kvcompress_quality_snr_db_count{codec=\"int2\"} 2",
+           "kvcompress_quality_snr_db_sum{codec=\"int2\"} 24",
+           "kvcompress_quality_snr_db_bucket{codec=\"int2\",le=\"5\"} 1",
+           "kvcompress_quality_token_snr_db_count{codec=\"int2\",kind=\"key\"} 2",
+           "kvcompress_quality_token_snr_db_sum{codec=\"int2\",kind=\"key\"} 6",
+           "kvcompress_quality_token_snr_db_bucket{codec=\"int2\",kind=\"key\",le=\"5\"} 1",
+           "kvcompress_quality_cosine_similarity_sum{codec=\"int2\"} 2",
+       }) {
+    EXPECT_THAT(page, HasSubstr(std::string(line) + "\n"));
+  }
 }
 
 TEST_F(MetricsTest, MessageHasTheSameFigures) {

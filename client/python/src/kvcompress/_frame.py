@@ -1,5 +1,6 @@
 """What Compress makes."""
 
+import math
 from dataclasses import dataclass, field
 
 from ._errors import KvCompressError
@@ -9,8 +10,12 @@ from .v1 import kvcompress_pb2 as pb
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of the decoded values against the original ones. `snr_db` is infinite where nothing was lost; `level` is
-    EXCELLENT, GOOD, ACCEPTABLE or POOR."""
+    """Figures of the decoded values against the original ones. SNRs are infinite where nothing was lost.
+
+    `snr_db` is NaN for values without variance (all equal, or one alone) that have an error. `token_snr_db` is the SNR of
+    what changes from token to token, which is all that attention sees of keys; NaN for a tensor without tokens (no seq or
+    head_dim axis) or that does not change with them. `level` is EXCELLENT, GOOD, ACCEPTABLE or POOR: of keys by
+    `token_snr_db`, of values by `snr_db`, of tensors whose name tells neither by the lower one."""
 
     rmse: float
     mean_abs_error: float
@@ -18,6 +23,7 @@ class Quality:
     cosine_similarity: float
     max_error: float
     level: str
+    token_snr_db: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,29 @@ class Frame:
         return len(self.data)
 
 
+def _snr(quality: pb.Quality, field_name: str, is_exact: bool) -> float:
+    """An SNR, which a message leaves out where it is infinite, and where there is none."""
+    if quality.HasField(field_name):
+        return float(getattr(quality, field_name))
+    return math.inf if is_exact else math.nan
+
+
+def _no_token_error(sums: pb.ErrorSums) -> bool:
+    return sums.token_deviations > 0 and sums.token_error_deviations == 0
+
+
 def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int, ...], framework: Framework) -> Frame:
     if report.frame_bytes != len(data):
         raise KvCompressError(f"a frame of {report.frame_bytes} bytes came as {len(data)}")
     found = report.quality
     quality = None
     if report.HasField("quality"):
-        snr = found.snr_db if found.HasField("snr_db") else float("inf")
-        quality = Quality(found.rmse, found.mean_abs_error, snr, found.cosine_similarity, found.max_error, found.level)
+        quality = Quality(
+            rmse=found.rmse, mean_abs_error=found.mean_abs_error,
+            snr_db=_snr(found, "snr_db", found.max_error == 0), cosine_similarity=found.cosine_similarity,
+            max_error=found.max_error, level=found.level,
+            token_snr_db=_snr(found, "token_snr_db", _no_token_error(report.sums)),
+        )  # fmt: skip
     return Frame(
         data=data, name=report.name, codec=report.codec, dtype=dtype, shape=shape, tensor_bytes=report.tensor_bytes,
         frame_bytes=report.frame_bytes, quality=quality, violations=tuple(report.violations),
