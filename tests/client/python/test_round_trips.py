@@ -177,3 +177,15 @@ def test_profiles(client, tmp_path):
     assert [frame.codec for frame in client.compress_many(pairs, profile=profile)] == ["raw", "int4(group=64)"]
     with pytest.raises(kvcompress.InvalidArgument):
         client.compress(array, profile='{"version": 99}')
+
+
+def test_an_asyncio_client_that_is_made_outside_of_an_event_loop_works_in_one_after_another(daemon):
+    client = kvcompress.AsyncClient(daemon().address, timeout=20)
+
+    async def work():
+        for size in (1000, 3 * MIB):
+            assert same(await client.decompress(await client.compress(values(size), "raw")), values(size))
+
+    asyncio.run(work())
+    asyncio.run(work())
+    asyncio.run(client.close())

@@ -1,5 +1,6 @@
 """Client of kv-compressd, which compresses the key/value caches of language models."""
 
+from . import _fork  # noqa: F401 - before gRPC is imported
 from ._aio import AsyncClient
 from ._channel import tls
 from ._client import Client

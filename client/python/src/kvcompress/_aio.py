@@ -1,27 +1,21 @@
 """The client for asyncio: the methods of Client, awaited. What they mean is documented there."""
 
 import asyncio
-import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Concatenate, TypeVar
 
-from ._channel import Channel
 from ._connection import Connection
 from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work, method_of
-from ._errors import DeadlineExceeded, closed
+from ._errors import DeadlineExceeded, closed, late
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
-from ._retry import Left
+from ._retry import GRACE, Left
 from ._stream import Stream
 from ._tensors import Framework
 
 Made = TypeVar("Made")
-# At the same time, of one client; more wait for a thread.
-_MAX_STREAMS = 64
-# Seconds that gRPC needs to end a call whose deadline is over.
-_GRACE = 0.2
 
 
 def _awaited(
@@ -37,17 +31,7 @@ def _awaited(
 
 
 class AsyncClient(Connection):
-    """A daemon at `target`, for one event loop: the one of its first call. Otherwise like Client."""
-
-    @functools.cached_property
-    def _unaries(self) -> Channel:
-        # Streams are gRPC's blocking ones, in threads: where a daemon refuses a stream that is still being sent,
-        # grpc.aio raises "Internal error from Core" instead of the daemon's status.
-        return self._channel.for_asyncio()
-
-    @functools.cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="kvcompress")
+    """Like Client, for any event loop. It can be made outside of one."""
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -58,8 +42,6 @@ class AsyncClient(Connection):
     async def close(self) -> None:
         """Cancels calls in flight."""
         self._close()
-        self._threads.shutdown(wait=False)
-        await self._unaries.close()
 
     compress = _awaited(Core.compress)
     decompress = _awaited(Core.decompress)
@@ -101,7 +83,7 @@ class AsyncClient(Connection):
     async def _do(self, step: Step) -> Any:
         match step:
             case Unary():
-                return await self._unaries.unary(step.method, step.request, step.timeout)
+                return await _within(step.timeout, self._channel.unary(step.method, step.request, step.timeout), late)
             case Streaming():
                 return [result async for result in self._results(step)]
             case Work():
@@ -127,16 +109,22 @@ class AsyncClient(Connection):
         if self._core.closed:
             raise closed()
         work = self._threads.submit(function, *arguments)
-        seconds = left()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(work), None if seconds is None else seconds + _GRACE)
-        except BaseException as error:
+            return await _within(left(), work, lambda: DeadlineExceeded("no thread in time: too many streams at once"))
+        except BaseException:
             if undo is not None:
                 work.add_done_callback(lambda done: _undo(done, undo))
-            # DeadlineExceeded is a TimeoutError, too.
-            if isinstance(error, asyncio.TimeoutError) and not isinstance(error, DeadlineExceeded):
-                raise DeadlineExceeded("no thread in time: too many streams at once") from None
             raise
+
+
+async def _within(seconds: float | None, work: "Future[Made]", late: Callable[[], DeadlineExceeded]) -> Made:
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(work), None if seconds is None else seconds + GRACE)
+    except asyncio.TimeoutError as error:
+        # DeadlineExceeded is a TimeoutError, too: of the work itself.
+        if isinstance(error, DeadlineExceeded):
+            raise
+        raise late() from None
 
 
 def _undo(done: "Future[Made]", undo: Callable[[Made], None]) -> None:

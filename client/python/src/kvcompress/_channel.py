@@ -4,12 +4,12 @@ import ipaddress
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future
 
 import grpc
-import grpc.aio
 
-from ._errors import InvalidArgument
+from . import _fork
+from ._errors import FailedPrecondition, InvalidArgument
 
 Path = str | os.PathLike[str] | None
 
@@ -33,40 +33,60 @@ _OPTIONS = [
 
 
 class Channel:
-    """A channel to the daemon at `target`, of `kind`, which is grpc or grpc.aio. InvalidArgument for a token that is
-    none, and for one that would leave this machine in plaintext."""
+    """A channel to the daemon at `target`, which is made by the first call. InvalidArgument for a token that is none,
+    and for one that would leave this machine in plaintext."""
 
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, token: str | None, kind: Any = grpc):
-        self._arguments = (target, credentials, token)
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, token: str | None):
+        self._target = target
+        self._credentials = credentials
         self._metadata = _metadata(token, target, credentials is not None)
-        if credentials is None:
-            self._grpc = kind.insecure_channel(target, _OPTIONS)
-        else:
-            self._grpc = kind.secure_channel(target, credentials, _OPTIONS)
+        self._made: grpc.Channel | None = None
 
-    def for_asyncio(self) -> "Channel":
-        """Another one to the same daemon, for unary calls of the running event loop."""
-        return Channel(*self._arguments, kind=grpc.aio)
+    def unary(self, method: str, request: bytes, timeout: float | None) -> "Future[bytes | None]":
+        """The answer's bytes; None where the daemon has ended the call without one. Cancelling cancels the call."""
+        with _fork.gate():
+            begin = self._grpc().unary_unary(_SERVICE + method, _unchanged, _unchanged)
+            call = begin.future(request, timeout=timeout, metadata=self._metadata)
+        answer: Future[bytes | None] = Future()
 
-    def unary(self, method: str, request: bytes, timeout: float | None) -> Any:
-        """The answer's bytes; None where the daemon has ended the call without one. Of grpc.aio, to be awaited."""
-        call = self._grpc.unary_unary(_SERVICE + method, _unchanged, _unchanged)
-        return call(request, timeout=timeout, metadata=self._metadata)
+        def end(_: object) -> None:
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(call.result())
+                except Exception as error:
+                    answer.set_exception(error)
+
+        answer.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
+        call.add_done_callback(end)
+        return answer
 
     def stream(
         self, method: str, requests: Iterator[bytes], over: Callable[[], None], timeout: float | None = None
     ) -> "grpc._CallIterator[bytes]":
         """Begins a call, whose answers are iterated. gRPC reads `requests` in a thread of its own, and calls `over` at
         the call's end in any thread."""
-        begin = self._grpc.stream_stream(_SERVICE + method, _unchanged, _unchanged)
-        call: grpc._CallIterator[bytes] = begin(requests, timeout=timeout, metadata=self._metadata)
+        with _fork.gate():
+            begin = self._grpc().stream_stream(_SERVICE + method, _unchanged, _unchanged)
+            call: grpc._CallIterator[bytes] = begin(requests, timeout=timeout, metadata=self._metadata)
         if not call.add_callback(over):
             over()
         return call
 
-    def close(self) -> Any:
-        """Cancels calls in flight. Of grpc.aio, to be awaited."""
-        return self._grpc.close()
+    def close(self) -> None:
+        """Cancels calls in flight."""
+        if self._made is not None:
+            self._made.close()
+
+    def _grpc(self) -> grpc.Channel:
+        """Called by one thread at a time."""
+        if self._made is None:
+            if fault := _fork.use_grpc():
+                raise FailedPrecondition(fault)
+            if self._credentials is None:
+                self._made = grpc.insecure_channel(self._target, _OPTIONS)
+            else:
+                self._made = grpc.secure_channel(self._target, self._credentials, _OPTIONS)
+        return self._made
 
 
 def _unchanged(message: bytes) -> bytes:

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent import futures
 from typing import Any, Concatenate
 
 from ._connection import Connection
 from ._core import Arguments, Core, Plan, Step, Streaming, Unary, Wait, Work, method_of
+from ._errors import late
 from ._frame import Frame
 from ._items import FrameSource, Result, TensorSource
+from ._retry import GRACE
 from ._stream import Stream
 from ._tensors import Framework
 
@@ -95,10 +98,19 @@ class Client(Connection):
     def _do(self, step: Step) -> Any:
         match step:
             case Unary():
-                return self._channel.unary(step.method, step.request, step.timeout)
+                return self._answer(self._channel.unary(step.method, step.request, step.timeout), step.timeout)
             case Streaming():
                 return list(self._open(step))
             case Work():
                 return step.function(step.seconds)
             case Wait():
                 return time.sleep(step.seconds)
+
+    @staticmethod
+    def _answer(answer: "futures.Future[bytes | None]", seconds: float | None) -> bytes | None:
+        try:
+            return answer.result(None if seconds is None else seconds + GRACE)
+        except futures.TimeoutError:
+            raise late() from None
+        finally:
+            answer.cancel()

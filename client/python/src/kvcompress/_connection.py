@@ -1,9 +1,12 @@
 """What both clients are made of."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import grpc
 
+from . import _fork
 from ._channel import Channel, no_sharing
 from ._core import Core, Streaming
 from ._errors import closed
@@ -13,9 +16,23 @@ from ._shared_exchange import SharedExchange
 from ._shared_memory import Pool
 from ._stream import Stream
 
+# Streams of an asyncio client at the same time; more wait for a thread.
+_MAX_STREAMS = 64
+
+
+class _Own(NamedTuple):
+    """What a client has of its own in one process."""
+
+    generation: int
+    channel: Channel
+    pool: Pool
+    core: Core
+    threads: ThreadPoolExecutor  # started when they are needed
+
 
 class Connection:
-    """The plans of a client's calls, and the means to carry them out: a channel, and memory that the daemon shares."""
+    """The plans of a client's calls, and the means to carry them out: a channel, and memory that the daemon shares. In
+    a child that was made by fork these are made anew."""
 
     def __init__(
         self,
@@ -27,9 +44,42 @@ class Connection:
         retry: RetryPolicy = DEFAULT_RETRY,
         shared_memory: bool = True,
     ):
-        self._channel = Channel(target, credentials, token)
-        self._pool = Pool(self._channel, no_sharing(target, shared_memory))
-        self._core = Core(timeout, retry, self._pool.learn)
+        self._arguments = (target, credentials, token, shared_memory, timeout, retry)
+        self._own = self._make()
+
+    def _make(self) -> _Own:
+        target, credentials, token, shared_memory, timeout, retry = self._arguments
+        channel = Channel(target, credentials, token)
+        pool = Pool(channel, no_sharing(target, shared_memory))
+        threads = ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="kvcompress")
+        return _Own(_fork.generation(), channel, pool, Core(timeout, retry, pool.learn), threads)
+
+    def _ours(self) -> _Own:
+        own = self._own
+        if own.generation == _fork.generation():
+            return own
+        with _fork.gate():
+            if self._own is own:
+                _fork.leave(own)
+                self._own = self._make()
+                self._own.core.closed = own.core.closed
+            return self._own
+
+    @property
+    def _channel(self) -> Channel:
+        return self._ours().channel
+
+    @property
+    def _pool(self) -> Pool:
+        return self._ours().pool
+
+    @property
+    def _core(self) -> Core:
+        return self._ours().core
+
+    @property
+    def _threads(self) -> ThreadPoolExecutor:
+        return self._ours().threads
 
     @property
     def transport(self) -> str:
@@ -49,3 +99,4 @@ class Connection:
         self._core.closed = True
         self._pool.close()
         self._channel.close()
+        self._threads.shutdown(wait=False)

@@ -215,6 +215,8 @@ class Core:
         return parsed(kind, (yield from self._unary(method, request, left)))
 
     def _unary(self, method: str, request: bytes, left: Left) -> Plan[bytes]:
+        if self.closed:
+            raise closed()
         try:
             reply: bytes | None = yield Unary(method, request, left())
         except grpc.RpcError as error:

@@ -70,11 +70,15 @@ _BY_CODE: dict[grpc.StatusCode, type[KvCompressError]] = {
 }
 
 
+def late() -> DeadlineExceeded:
+    return DeadlineExceeded("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
 def unanswered(left: float | None) -> KvCompressError:
     """The daemon has ended a call well that it has not answered, `left` seconds before its deadline. When that passes,
     gRPC drops answers that it has already, but not the status that followed them."""
     if left == 0:
-        return DeadlineExceeded("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)
+        return late()
     return KvCompressError("the daemon ended the call before it had answered all of it")
 
 

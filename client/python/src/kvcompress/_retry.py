@@ -40,6 +40,8 @@ DEFAULT_RETRY = RetryPolicy()
 NO_RETRY = RetryPolicy(max_attempts=1)
 WAIT_READY = RetryPolicy(max_attempts=1 << 30, max_backoff=0.5)
 
+# Seconds that gRPC needs to end a call whose deadline is over.
+GRACE = 0.2
 # gRPC takes what is far above, infinity too, for times that are over.
 _MOST_SECONDS = 1e9
 

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from . import _fork
 from ._channel import Channel
 from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
 from ._retry import Left
@@ -271,6 +272,10 @@ class Pool:
         self.why_not, self._paused_until, self._losses = "", None, 0
         return True
 
+    def leave_to_parent(self) -> None:
+        """In a child that was made by fork: its memory is not held here, too. Takes no lock, and tells nobody."""
+        self._idle, self._dropped = [], deque()
+
     def close(self) -> None:
         with self._lock:
             if self._link is not None:
@@ -281,6 +286,18 @@ class Pool:
 
 
 _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_POOLS):
+        pool.leave_to_parent()
+        # Its link, which is the parent's, is not ended by a destructor.
+        _fork.leave(pool)
+    _POOLS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @atexit.register

@@ -5,8 +5,9 @@ from typing import Any, Generic
 
 import grpc
 
+from . import _fork
 from ._channel import Channel
-from ._errors import from_rpc
+from ._errors import Cancelled, from_rpc
 from ._exchange import Call
 from ._items import Result
 
@@ -17,9 +18,12 @@ class Stream(Iterator[Result], Generic[Result]):
 
     def __init__(self, channel: Channel, exchange: Call[Result], items: Iterable[Any], timeout: float | None):
         self._exchange = exchange
+        self._generation = _fork.generation()
         self._call = channel.stream(exchange.method, _requests(exchange, items), exchange.over, timeout)
 
     def __next__(self) -> Result:
+        if self._generation != _fork.generation():
+            raise Cancelled("the stream belongs to the process that this one was forked from")
         while True:
             try:
                 message = next(self._call)
@@ -38,6 +42,9 @@ class Stream(Iterator[Result], Generic[Result]):
 
     def close(self) -> None:
         """From any thread."""
+        if self._generation != _fork.generation():
+            _fork.leave((self._call, self._exchange))
+            return
         self._call.cancel()
         self._exchange.give_up()
 

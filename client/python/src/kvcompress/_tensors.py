@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from numpy.ma import MaskedArray  # np.ma is imported by its first use, which a fork may happen in the middle of
 
 from ._errors import InvalidArgument, KvCompressError
 
@@ -37,7 +38,7 @@ class TensorView:
         """InvalidArgument for what is no dense floating-point array in this process' memory."""
         if is_torch(tensor):
             return _of_torch(tensor)
-        if not isinstance(tensor, np.ndarray) or isinstance(tensor, np.ma.MaskedArray):
+        if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):
             raise InvalidArgument(f"expected a NumPy array or a PyTorch tensor, not {type(tensor).__name__}")
         return _of_numpy(tensor)
 

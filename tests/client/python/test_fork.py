@@ -1,0 +1,256 @@
+"""Clients in processes that were made by fork, and in others: each test is a program of its own, for what it forks must
+not be pytest."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from daemon_helpers import page, page_value, wait_for
+
+PREFIX = "kvc-fork-"
+PROGRAM = """
+import asyncio, multiprocessing, os, signal, sys, threading, time
+import kvcompress
+import numpy as np
+
+TARGET = sys.argv[1]
+LARGE, SMALL = np.ones(2 << 20, np.float16), np.ones(1000, np.float16)
+client = kvcompress.Client(TARGET, timeout=5)
+asynchronous = kvcompress.AsyncClient(TARGET, timeout=5)
+
+def work(number=0):
+    "Through shared memory and by one message."
+    assert client.compress(SMALL, "raw").tensor_bytes == SMALL.nbytes
+    frame = client.compress(LARGE * number, "raw")
+    assert (client.decompress(frame) == LARGE * number).all()
+    return client.transport
+
+def await_work(number=0):
+    async def both():
+        await asynchronous.compress(SMALL, "raw")
+        frame = await asynchronous.compress(LARGE * number, "raw")
+        assert (await asynchronous.decompress(frame) == LARGE * number).all()
+        return asynchronous.transport
+    return asyncio.run(both())
+
+def forked(function):
+    "The exit code of a child that calls it; 0 for one that returns."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return pid
+
+def joined(pid, seconds=30):
+    deadline = time.monotonic() + seconds
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return "it hangs"
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(found[1])
+
+SHARED = "shared memory"
+"""
+
+
+@pytest.fixture
+def server(daemon):
+    return daemon("--threads", "2", "--shared-memory", PREFIX)
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Runs a program after PROGRAM, which says "good" at its end."""
+
+    def start(code, before="", seconds=60):
+        path = tmp_path / "program.py"
+        path.write_text(before + PROGRAM + textwrap.dedent(code))
+        environment = {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([sys.executable, path, server.address, str(server.pid)], capture_output=True, text=True,
+                              timeout=seconds, env=environment)
+        assert done.stdout.splitlines()[-1:] == ["good"], done.stdout + done.stderr
+        return done
+
+    return start
+
+
+@pytest.mark.parametrize("work", ["work", "await_work"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_pool_of_processes_of_a_client_that_was_used(run, method, work):
+    run(f"""
+        if __name__ == "__main__":
+            assert {work}(1) == SHARED
+            with multiprocessing.get_context("{method}").Pool(2) as pool:
+                assert pool.map_async({work}, range(4)).get(40) == [SHARED] * 4
+            assert {work}(2) == SHARED
+            print("good")
+    """)
+
+
+def test_workers_that_are_forked_one_after_the_other_from_a_master_that_goes_on(run, server):
+    """The order of a server that loads its application first: a worker that ends is replaced."""
+    run("""
+        assert work(1) == await_work(1) == SHARED
+        (region,) = client._pool._idle
+        for _ in range(3):
+            workers = [forked(lambda: [work(2), await_work(3)]) for _ in range(2)]
+            assert work(4) == SHARED
+            assert [joined(worker) for worker in workers] == [0, 0]
+        assert client._pool._idle == [region]
+        print("good")
+    """)
+    wait_for(lambda: page_value(page(server.metrics_address), "kvcompress_shared_memory_regions") == 0,
+             "the end of all regions")
+
+
+def test_a_child_of_a_child(run):
+    run("""
+        assert work(1) == SHARED
+        def child():
+            work(2)
+            assert joined(forked(work)) == 0
+        assert joined(forked(child)) == 0
+        assert joined(forked(lambda: exec("assert joined(forked(work)) == 0"))) == 0
+        print("good")
+    """)
+
+
+def test_workers_of_a_data_loader(run):
+    pytest.importorskip("torch", reason="torch is not installed")
+    run("""
+        import torch
+        from torch.utils.data import DataLoader, Dataset
+
+        class Frames(Dataset):
+            def __len__(self):
+                return 6
+            def __getitem__(self, index):
+                tensor = torch.full((2 << 20,), float(index), dtype=torch.float16)
+                return float(client.decompress(client.compress(tensor, "raw"))[-1]), client.transport
+
+        assert work(1) == SHARED
+        for context in (None, "fork"):
+            loader = DataLoader(Frames(), batch_size=None, num_workers=2, multiprocessing_context=context)
+            assert [tuple(found) for found in loader] == [(float(index), SHARED) for index in range(6)]
+        assert work(2) == SHARED
+        print("good")
+    """)
+
+
+def test_a_timeout_holds_in_a_child(run, server):
+    try:
+        run("""
+            assert work(1) == await_work(1) == SHARED
+            os.kill(int(sys.argv[2]), signal.SIGSTOP)
+            def child():
+                for call in (lambda: client.compress(SMALL, timeout=0.5),
+                             lambda: asyncio.run(asynchronous.compress(LARGE, timeout=0.5))):
+                    started = time.monotonic()
+                    try:
+                        call()
+                        sys.exit("a daemon that is stopped has answered")
+                    except kvcompress.DeadlineExceeded:
+                        assert time.monotonic() - started < 3
+            assert joined(forked(child)) == 0
+            print("good")
+        """)
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+def test_forks_while_threads_are_in_calls(run):
+    run("""
+        over = threading.Event()
+        def calls(array):
+            while not over.is_set():
+                client.compress(array, "int4")
+        threads = [threading.Thread(target=calls, args=(array,)) for array in (SMALL, SMALL, LARGE)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert [joined(forked(lambda: [work(), await_work()])) for _ in range(10)] == [0] * 10
+        finally:
+            over.set()
+        for thread in threads:
+            thread.join()
+        print("good")
+    """)
+
+
+def test_streams_that_are_open_at_a_fork_are_the_parent_s(run):
+    run("""
+        streams = [client.compress_many([("a", LARGE), ("b", LARGE)], "raw"),
+                   client.compress_many(iter([("a", LARGE), ("b", LARGE)]), "raw")]
+        for stream in streams:
+            next(stream)
+        def child():
+            for stream in streams:
+                try:
+                    next(stream)
+                    sys.exit("it is not the parent's alone")
+                except kvcompress.Cancelled as error:
+                    assert "belongs to the process that this one was forked from" in str(error)
+            streams.clear()
+            work()
+        assert joined(forked(child)) == 0
+        assert [[frame.name for frame in stream] for stream in streams] == [["b"], ["b"]]
+        assert work(1) == SHARED
+        print("good")
+    """)
+
+
+def test_a_child_that_ends_by_itself_takes_nothing_of_its_parent_s_along(run):
+    run("""
+        assert work(1) == SHARED
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(0)
+        assert joined(pid) == 0
+        pid = os.fork()
+        if pid == 0:
+            client.close()
+            try:
+                client.metrics()
+            except kvcompress.Cancelled:
+                sys.exit(0)
+        assert joined(pid) == 0
+        assert work(2) == SHARED
+        client.close()
+        def child():
+            try:
+                client.metrics()
+                sys.exit("a closed client was opened again")
+            except kvcompress.Cancelled:
+                pass
+        assert joined(forked(child)) == 0
+        print("good")
+    """)
+
+
+def test_a_child_without_grpc_s_support_for_forks_is_told_at_once(run):
+    run("""
+        client.close()
+        client = kvcompress.Client(TARGET)
+        assert joined(forked(lambda: client.metrics())) == 0, "gRPC was not used before"
+        assert work(1) == SHARED
+        def child():
+            for call in (client.metrics, lambda: client.compress(LARGE), lambda: asyncio.run(asynchronous.metrics())):
+                try:
+                    call()
+                    sys.exit("gRPC works")
+                except kvcompress.FailedPrecondition as error:
+                    assert "GRPC_ENABLE_FORK_SUPPORT=1" in str(error)
+        assert joined(forked(child)) == 0
+        assert work(2) == SHARED
+        print("good")
+    """, before="import grpc\n")
