@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
 #include "core/frame_plan.h"
+#include "core/simd/token_sums.h"
 
 namespace kvcompress {
 namespace {
@@ -20,9 +21,10 @@ double SecondsSince(Clock::time_point start) { return std::chrono::duration<doub
 }  // namespace
 
 struct EncodeTask : FramePlan {
-  explicit EncodeTask(FramePlan plan) : FramePlan(std::move(plan)) {}
+  explicit EncodeTask(FramePlan plan) : FramePlan(std::move(plan)) { tokens.Begin(TokenLayoutOf(header.tensor)); }
 
   TensorReport report;  // grows as blocks are delivered
+  TokenTotals tokens;   // likewise
   std::vector<uint32_t> payload_sizes;
   OutputBuffers* buffers = nullptr;            // for blocks of known sizes; null: they are allocated
   const ByteSource* source = nullptr;          // where the workers read blocks; null: blocks are brought to them
@@ -55,6 +57,7 @@ struct EncodedBlock {
   BlockOutput output;  // all that the block adds to the frame
   size_t size = 0;     // block header and payload, with the frame's header in front of the first
   ErrorSums sums;
+  TokenSums tokens;
   size_t payload_bytes = 0;
   uint64_t copied_bytes = 0;
   double seconds = 0;
@@ -107,7 +110,7 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   if (prefix > 0) std::memcpy(bytes.data(), task.header_bytes.data(), prefix);
   const MutableByteSpan room = bytes.subspan(prefix, bound);
   KVC_ASSIGN_OR_RETURN(const size_t size,
-                       EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums));
+                       EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums, &out.tokens));
   out.payload_bytes = size - kBlockHeaderBytes;
   out.size = prefix + size;
   if (task.buffers != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
@@ -264,10 +267,14 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
     TensorReport& report = task->report;
     task->payload_sizes.push_back(static_cast<uint32_t>(block->payload_bytes));
     report.sums.Merge(block->sums);
+    task->tokens.Merge(block->tokens);
     report.codec_seconds += block->seconds;
     report.copied_bytes += block->copied_bytes;
     const bool last = index + 1 == task->header.block_count();
-    if (last) AppendFrameEnd(*task, *block);
+    if (last) {
+      AppendFrameEnd(*task, *block);
+      task->tokens.AddTo(report.sums);
+    }
     report.frame_bytes += block->size;
     output_.OnFrame(block->output.Take(block->size));
     if (last) output_.OnTensor(report);

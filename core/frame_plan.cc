@@ -62,11 +62,11 @@ void Describe(const FrameHeader& header, const CodecChain& chain, TensorReport& 
 
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
                                         uint64_t index, const BlockValues& values, MutableByteSpan block,
-                                        ErrorSums* sums) {
+                                        ErrorSums* sums, TokenSums* tokens) {
   const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), values.whole,
                   values.pieces};
   const MutableByteSpan payload = block.subspan(kBlockHeaderBytes);
-  KVC_ASSIGN_OR_RETURN(const size_t payload_bytes, chain.EncodeBlock(run, state, payload, sums));
+  KVC_ASSIGN_OR_RETURN(const size_t payload_bytes, chain.EncodeBlock(run, state, payload, sums, tokens));
   WriteBlockHeader(header.checksum, index, payload.first(payload_bytes), block.data());
   return kBlockHeaderBytes + payload_bytes;
 }

@@ -46,11 +46,10 @@ struct BlockValues {
 };
 
 // Writes block `index`, its header and its payload, to `block`, which has room for kBlockHeaderBytes and the chain's
-// MaxPayloadBytes, and returns its size. The error terms are added to `sums`, if not null. Errors are those of
-// CodecChain::EncodeBlock.
+// MaxPayloadBytes, and returns its size. `sums`, `tokens` and errors are those of CodecChain::EncodeBlock.
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
                                         uint64_t index, const BlockValues& values, MutableByteSpan block,
-                                        ErrorSums* sums);
+                                        ErrorSums* sums, TokenSums* tokens);
 
 // The chain that a frame's blocks are decoded with. UNIMPLEMENTED for one that this build does not know,
 // DATA_LOSS for one that does not take such a tensor.

@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/byte_source.h"
 #include "core/base/status_macros.h"
+#include "core/simd/token_sums.h"
 
 namespace kvcompress {
 namespace {
@@ -15,6 +16,18 @@ std::vector<uint32_t>& NoPayloadSizes() {
   thread_local std::vector<uint32_t> sizes;
   sizes.clear();
   return sizes;
+}
+
+// The sums about tokens, block by block, with memory that is there from the call before.
+struct Tokens {
+  TokenSums block;
+  TokenTotals totals;
+};
+
+Tokens& NoTokens(const TensorDesc& tensor) {
+  thread_local Tokens tokens;
+  tokens.totals.Begin(TokenLayoutOf(tensor));
+  return tokens;
 }
 
 }  // namespace
@@ -44,21 +57,27 @@ absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSp
                        plan_.chain.Analyze(tensor(), MemorySource(values), header.block_elements));
   std::vector<uint32_t>& payload_sizes = NoPayloadSizes();
   ErrorSums total;
+  Tokens& tokens = NoTokens(tensor());
   std::memcpy(frame.data(), plan_.header_bytes.data(), plan_.header_bytes.size());
   size_t written = plan_.header_bytes.size();
   for (uint64_t i = 0; i < header.block_count(); ++i) {
     const size_t value_bytes = header.BlockElements(i) * DTypeSize(tensor().dtype);
     ErrorSums own;  // merged block by block, as the streams do: the sums are equal to the last bit
-    KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
-                         EncodeFrameBlock(header, plan_.chain, state, i, {.whole = values.first(value_bytes)},
-                                          frame.subspan(written), sums != nullptr ? &own : nullptr));
+    KVC_ASSIGN_OR_RETURN(
+        const size_t block_bytes,
+        EncodeFrameBlock(header, plan_.chain, state, i, {.whole = values.first(value_bytes)}, frame.subspan(written),
+                         sums != nullptr ? &own : nullptr, sums != nullptr ? &tokens.block : nullptr));
     total.Merge(own);
+    if (sums != nullptr) tokens.totals.Merge(tokens.block);
     values = values.subspan(value_bytes);
     written += block_bytes;
     payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));
   }
   WriteFrameEnd(header.checksum, payload_sizes, frame.data() + written);
-  if (sums != nullptr) *sums = total;
+  if (sums != nullptr) {
+    tokens.totals.AddTo(total);
+    *sums = total;
+  }
   return written + FrameEndBytes(header.block_count());
 }
 
@@ -70,13 +89,18 @@ absl::StatusOr<size_t> TensorCompressor::CompressPieces(std::span<const ByteSpan
   const size_t prefix = plan_.header_bytes.size();
   std::memcpy(frame.data(), plan_.header_bytes.data(), prefix);
   ErrorSums own;
+  Tokens& tokens = NoTokens(tensor());
   KVC_ASSIGN_OR_RETURN(const size_t block_bytes,
                        EncodeFrameBlock(plan_.header, plan_.chain, {}, 0, {.pieces = pieces}, frame.subspan(prefix),
-                                        sums != nullptr ? &own : nullptr));
+                                        sums != nullptr ? &own : nullptr, sums != nullptr ? &tokens.block : nullptr));
   std::vector<uint32_t>& payload_sizes = NoPayloadSizes();
   payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));
   WriteFrameEnd(plan_.header.checksum, payload_sizes, frame.data() + prefix + block_bytes);
-  if (sums != nullptr) *sums = own;
+  if (sums != nullptr) {
+    tokens.totals.Merge(tokens.block);
+    tokens.totals.AddTo(own);
+    *sums = own;
+  }
   return prefix + block_bytes + FrameEndBytes(1);
 }
 

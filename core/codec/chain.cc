@@ -10,6 +10,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/token_meter.h"
 
 namespace kvcompress {
 namespace {
@@ -60,6 +61,7 @@ struct CodecChain::Scratch {
   std::vector<Buffer> streams;  // raw ones, where byte codecs follow
   std::vector<Buffer> coded;    // after (encoding) or before (decoding) each byte codec
   Buffer decoded;
+  simd::TokenMeter tokens;
   std::vector<size_t> bounds;
   std::vector<StreamBuffer> out;
   std::vector<ByteSpan> in;
@@ -215,8 +217,28 @@ absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch&
 }
 
 absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
-                                               ErrorSums* sums) const {
-  if (!block.pieces.empty()) return EncodePieces(block, payload, sums);
+                                               ErrorSums* sums, TokenSums* tokens) const {
+  simd::TokenMeter* meter = nullptr;
+  if (tokens != nullptr) {
+    tokens->Clear();
+    const TokenLayout layout = TokenLayoutOf(block.tensor);
+    if (layout.has_tokens()) {
+      meter = &ThreadScratch().tokens;
+      meter->Begin(layout, block.first);
+    }
+  }
+  absl::StatusOr<size_t> size = !block.pieces.empty() ? EncodePieces(block, payload, sums, meter)
+                                                      : EncodeWhole(block, state, payload, sums, meter);
+  if (size.ok() && meter != nullptr) meter->Take(*tokens);
+  return size;
+}
+
+absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainState& state, MutableByteSpan payload,
+                                               ErrorSums* sums, simd::TokenMeter* tokens) const {
+  if (tokens != nullptr && takes_pieces()) {
+    const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};
+    return EncodePieces(pieces, payload, sums, tokens);
+  }
   Scratch& scratch = ThreadScratch();
   const DType dtype = block.tensor.dtype;
   KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
@@ -228,23 +250,32 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
   KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
-  if (sums != nullptr && !fused) {
-    if (lossless()) {  // what decodes to the same bits measures as itself
-      simd::MeasureErrors(dtype, block.values.data(), block.values.data(), block.count, *sums);
-      return size;
-    }
-    Buffer& decoded = scratch.decoded;
-    decoded.Resize(block.values.size());
-    KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload.first(size), decoded.span()));
-    simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
-  }
+  KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), fused ? nullptr : sums, tokens));
   return size;
 }
 
-absl::StatusOr<size_t> CodecChain::EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums) const {
+// Measures the block against what its payload decodes to.
+absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums* sums,
+                                 simd::TokenMeter* tokens) const {
+  if (sums == nullptr && tokens == nullptr) return absl::OkStatus();
+  const DType dtype = block.tensor.dtype;
+  ByteSpan decoded = block.values;
+  if (!lossless()) {  // what decodes to the same bits measures as itself
+    Buffer& values = ThreadScratch().decoded;
+    values.Resize(block.values.size());
+    KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload, values.span()));
+    decoded = values.span();
+  }
+  if (sums != nullptr) simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
+  if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded.data(), block.count, *tokens);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<size_t> CodecChain::EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums,
+                                                simd::TokenMeter* tokens) const {
   Scratch& scratch = ThreadScratch();
   PlaceStreams(block.tensor, block.count, payload, scratch);
-  const absl::Status encoded = codec_->EncodePieces(block, scratch.out, sums);
+  const absl::Status encoded = codec_->EncodePieces(block, scratch.out, sums, tokens);
   if (absl::IsInvalidArgument(encoded)) {
     std::vector<std::byte> values;
     for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());

@@ -11,6 +11,8 @@
 
 namespace kvcompress {
 
+struct TokenSums;
+
 // The state of a chain's transforms for one tensor.
 using ChainState = std::vector<std::unique_ptr<TensorState>>;
 
@@ -51,10 +53,11 @@ class CodecChain {
   size_t MaxPayloadBytes(const TensorDesc& tensor, size_t count) const;
 
   // Writes the payload to `payload`, which has room for MaxPayloadBytes, returns its size, and adds to `sums` the error
-  // of the values as DecodeBlock will give them. INVALID_ARGUMENT, naming tensor and index, for a value that the chain
-  // cannot hold.
+  // of the values as DecodeBlock will give them. `tokens`, if not null, is set to what the block adds to the sums about
+  // tokens, which `sums` has only of whole tensors. INVALID_ARGUMENT, naming tensor and index, for a value that the
+  // chain cannot hold.
   absl::StatusOr<size_t> EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
-                                     ErrorSums* sums) const;
+                                     ErrorSums* sums, TokenSums* tokens = nullptr) const;
 
   // Fills `values`. DATA_LOSS for a payload that no encoder wrote.
   absl::Status DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const;
@@ -68,7 +71,11 @@ class CodecChain {
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
   size_t TableBytes() const { return 4 * stream_count() * (1 + byte_codecs_.size()); }
   void StreamBounds(const TensorDesc& tensor, size_t count, std::vector<size_t>& bounds) const;
-  absl::StatusOr<size_t> EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums) const;
+  absl::StatusOr<size_t> EncodeWhole(const Block& block, const ChainState& state, MutableByteSpan payload,
+                                     ErrorSums* sums, simd::TokenMeter* tokens) const;
+  absl::StatusOr<size_t> EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums,
+                                      simd::TokenMeter* tokens) const;
+  absl::Status Measure(const Block& block, ByteSpan payload, ErrorSums* sums, simd::TokenMeter* tokens) const;
   absl::Status ValueFault(const Block& block) const;
 
   struct Scratch;

@@ -18,6 +18,10 @@
 // equal input gives equal bytes on every CPU. Decoding trusts nothing: streams that cannot be right are DATA_LOSS.
 namespace kvcompress {
 
+namespace simd {
+class TokenMeter;
+}  // namespace simd
+
 // What codecs may need beyond spec and tensor, handed down by Limits: the folder of files that a codec reads, for
 // example. Empty: no codec needs any.
 struct CodecEnvironment {};
@@ -106,7 +110,9 @@ class TensorCodec {
   // Whether EncodePieces may be called. Such a codec measures().
   virtual bool takes_pieces() const { return false; }
   // Encode for the values of all of the block's pieces, with the same result to the bit.
-  virtual absl::Status EncodePieces(const Block&, std::span<StreamBuffer> /*streams*/, ErrorSums*) const {
+  // `tokens`, if not null, has begun a run, which is these values, and ends it; then `sums` is not null.
+  virtual absl::Status EncodePieces(const Block&, std::span<StreamBuffer> /*streams*/, ErrorSums*,
+                                    simd::TokenMeter* /*tokens*/) const {
     return absl::UnimplementedError("the codec takes values in one piece");
   }
   // Writes the streams and sets their sizes. `values` are what the transforms left, perhaps fewer than the block had.

@@ -6,6 +6,7 @@
 
 #include "core/base/dtype.h"
 #include "core/simd/error_sums.h"
+#include "core/simd/token_meter.h"
 
 // Symmetric group quantization with FP16 scales, the machinery of int2 .. int8 (docs/format.md, "intN").
 //
@@ -48,10 +49,12 @@ constexpr size_t PackedBytes(int bits, size_t group, size_t count) {
   return (count / group * group + (tail + 7) / 8 * 8) / 8 * static_cast<size_t>(bits);
 }
 
+inline constexpr size_t kMaxGroup = 128;
+
 struct GroupQuantFormat {
   DType dtype;
   int bits;      // 2, 3, 4, 5, 6 or 8
-  size_t group;  // 32, 64 or 128
+  size_t group;  // 32, 64 or kMaxGroup
 };
 
 // Quantizes `count` values into GroupCount() scales and PackedBytes() bytes of codes. Returns false, with the outputs
@@ -68,9 +71,10 @@ struct ValueRun {
 };
 
 // The same for values that lie in several runs, of which all but the last have whole groups: codes, scales and sums are
-// those of the values in one run, to the bit.
+// those of the values in one run, to the bit. `tokens`, if not null, has begun a run, which is these values, and ends
+// it; then `sums` is not null.
 [[nodiscard]] bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales,
-                                void* codes, ErrorSums* sums);
+                                void* codes, ErrorSums* sums, TokenMeter* tokens = nullptr);
 
 // The inverse. `scales` and `codes` hold any bits; every pattern decodes to something.
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
@@ -82,8 +86,13 @@ size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit
 const char* TargetName();
 
 namespace scalar {
+// `errors`, if not null, receives the values and the error of each.
+struct Errors {
+  float* x;
+  float* errors;
+};
 [[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
-                            ErrorSums* sums);
+                            ErrorSums* sums, const Errors* errors = nullptr);
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
 
 // One group of `slots` codes, a byte each and a multiple of 8, at most 128, to packed fields of 1 to 8 bits and back,

@@ -15,7 +15,6 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
 constexpr size_t kTileGroups = 16;
-constexpr size_t kMaxGroup = 128;
 // How far ahead of their use packed codes, and the lines that values are written to, are fetched.
 constexpr size_t kPrefetchCodes = 2048;
 constexpr size_t kPrefetchValues = 8192;

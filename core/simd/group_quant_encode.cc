@@ -16,7 +16,6 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-constexpr size_t kMaxGroup = 128;
 // How far ahead of their use values are fetched.
 constexpr size_t kPrefetchBytes = 8192;
 
@@ -84,14 +83,25 @@ class Decoder<kT, true> {
 };
 #endif
 
+// What is measured on the way: nothing, ErrorSums, or these and what a TokenMeter takes.
+enum class Measure { kNothing, kErrors, kTokens };
+
 // Quantizes a group that is not unusual. Codes leave as bytes, or packed as 4-bit codes when kNibbles.
-template <DType kT, bool kNibbles, bool kSums>
+template <DType kT, bool kNibbles, Measure kMeasure>
 HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, float divisor, uint8_t* out,
-                              LaneSums& sums) {
+                              LaneSums& sums, [[maybe_unused]] const scalar::Errors& errors) {
   const DF df;
   constexpr size_t kSize = DTypeSize(kT);
   const Decoder<kT, kNibbles> decode(scale);
   const VF divisors = hn::Set(df, divisor);
+  const auto measure = [&](size_t at, VF x, const Codes& codes) HWY_ATTR {
+    if constexpr (kMeasure == Measure::kNothing) return;
+    const VF error = hn::Sub(x, decode(codes));
+    sums.Add(x, error);
+    if constexpr (kMeasure != Measure::kTokens) return;
+    hn::StoreU(x, df, errors.x + at);
+    hn::StoreU(error, df, errors.errors + at);
+  };
   const size_t bytes = kNibbles ? group / 2 : group;
   for (size_t i = 0; i < bytes; i += 16) {
     // Linear in i, so that each line is asked for once, although nibbles pair the two halves of a group.
@@ -99,15 +109,15 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
     PrefetchAhead<kPrefetchBytes>(values + i / 16 * kStep, kStep);
     VU low_bytes[16 / kLanes];
     for (size_t v = 0; v < 16 / kLanes; ++v) {
-      const uint8_t* at = values + (i + v * kLanes) * kSize;
-      const VF x = LoadF32<kT>(df, at);
+      const size_t at = i + v * kLanes;
+      const VF x = LoadF32<kT>(df, values + at * kSize);
       const Codes codes = Round<kT>(x, divisors);
-      if constexpr (kSums) sums.Add(x, hn::Sub(x, decode(codes)));
+      measure(at, x, codes);
       low_bytes[v] = codes.bits;
       if constexpr (kNibbles) {
-        const VF upper = LoadF32<kT>(df, at + bytes * kSize);
+        const VF upper = LoadF32<kT>(df, values + (at + bytes) * kSize);
         const Codes upper_codes = Round<kT>(upper, divisors);
-        if constexpr (kSums) sums.Add(upper, hn::Sub(upper, decode(upper_codes)));
+        measure(at + bytes, upper, upper_codes);
         low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
       }
     }
@@ -118,11 +128,12 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
 // ---- Calls
 
 // One call: runs of whole groups, tile by tile. What it sums up does not depend on where runs end.
-template <DType kT, bool kNibbles, bool kSums>
+template <DType kT, bool kNibbles, Measure kMeasure>
 class Quantizer {
  public:
-  HWY_INLINE explicit Quantizer(const GroupQuantFormat& format)
+  HWY_INLINE Quantizer(const GroupQuantFormat& format, TokenMeter* tokens)
       : format_(format),
+        tokens_(tokens),
         group_(format.group),
         group_bytes_(format.group * DTypeSize(kT)),
         code_bytes_(format.group / 8 * static_cast<size_t>(format.bits)),
@@ -179,8 +190,9 @@ class Quantizer {
     for (size_t g = 0; g < n; ++g) {
       if (HWY_UNLIKELY(tile.unusual[g])) continue;
       uint8_t* out = direct ? codes + g * code_bytes_ : unpacked_ + g * group_;
-      QuantizeGroup<kT, kNibbles, kSums>(values + g * group_bytes_, group_, tile.scale[g], tile.divisor[g], out, lanes);
-      if constexpr (kSums) {
+      QuantizeGroup<kT, kNibbles, kMeasure>(values + g * group_bytes_, group_, tile.scale[g], tile.divisor[g], out,
+                                            lanes, ErrorsAt(g));
+      if constexpr (kMeasure != Measure::kNothing) {
         additions_ += group_ / kLanes;
         if (additions_ >= LaneSums::kFlushAfter) {
           wide_.Flush(lanes);
@@ -190,7 +202,15 @@ class Quantizer {
     }
     lanes_ = lanes;
     if (!direct) Pack(format_.bits, group_, unpacked_, n, codes);
-    return HWY_LIKELY(!tile.any_unusual) || EncodeUnusual(begin, tile);
+    if (HWY_UNLIKELY(tile.any_unusual) && !EncodeUnusual(begin, tile)) return false;
+    if constexpr (kMeasure == Measure::kTokens) tokens_->Add(x_, errors_, n * group_);
+    return true;
+  }
+
+  // Where the values and the errors of a group of the tile go.
+  HWY_INLINE scalar::Errors ErrorsAt(size_t g) {
+    if constexpr (kMeasure != Measure::kTokens) return {};
+    return {x_ + g * group_, errors_ + g * group_};
   }
 
   // Groups whose scale or codes need the corrections of the definition.
@@ -198,8 +218,10 @@ class Quantizer {
     for (size_t g = begin; g < begin + GroupsFrom(begin); ++g) {
       if (!tile.unusual[g - begin]) continue;
       ++unusual_groups_;
+      const scalar::Errors errors = ErrorsAt(g - begin);
       if (!scalar::Quantize(format_, values_ + g * group_bytes_, group_, scales_ + 2 * g, codes_ + g * code_bytes_,
-                            kSums ? &unusual_sums_ : nullptr)) {
+                            kMeasure == Measure::kNothing ? nullptr : &unusual_sums_,
+                            kMeasure == Measure::kTokens ? &errors : nullptr)) {
         return false;
       }
     }
@@ -207,6 +229,7 @@ class Quantizer {
   }
 
   const GroupQuantFormat& format_;
+  TokenMeter* const tokens_;
   const size_t group_, group_bytes_, code_bytes_;
   const ScaleLimits limits_;
   // Of the run at hand.
@@ -215,6 +238,10 @@ class Quantizer {
   uint8_t* scales_ = nullptr;
   uint8_t* codes_ = nullptr;
   HWY_ALIGN uint8_t unpacked_[kTileGroups * kMaxGroup] = {};
+  // The tile's values and errors.
+  static constexpr size_t kTileValues = kMeasure == Measure::kTokens ? kTileGroups * kMaxGroup : 1;
+  HWY_ALIGN float x_[kTileValues];
+  HWY_ALIGN float errors_[kTileValues];
   LaneSums lanes_;
   WideSums wide_;
   ErrorSums unusual_sums_;
@@ -236,39 +263,39 @@ bool ForEachRun(const GroupQuantFormat& format, std::span<const ValueRun> runs, 
   return true;
 }
 
-template <DType kT, bool kNibbles, bool kSums>
+template <DType kT, bool kNibbles, Measure kMeasure>
 bool QuantizeWith(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                  ErrorSums* sums) {
-  Quantizer<kT, kNibbles, kSums> quantizer(format);
+                  ErrorSums* sums, TokenMeter* tokens) {
+  Quantizer<kT, kNibbles, kMeasure> quantizer(format, tokens);
   const auto fast = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
     return quantizer.Run(values, groups, scale_out, code_out);
   };
   if (!ForEachRun(format, runs, scales, codes, fast)) return false;
-  if (!kSums || quantizer.AddSums(sums)) return true;
+  if (kMeasure == Measure::kNothing || quantizer.AddSums(sums)) return true;
   const auto exact = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
     return scalar::Quantize(format, values, groups * format.group, scale_out, code_out, sums);
   };
   return ForEachRun(format, runs, scales, codes, exact);
 }
 
-template <DType kT>
+template <DType kT, bool kNibbles>
 bool QuantizeAs(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                ErrorSums* sums) {
-  if (format.bits == 4) {
-    return sums ? QuantizeWith<kT, true, true>(format, runs, scales, codes, sums)
-                : QuantizeWith<kT, true, false>(format, runs, scales, codes, sums);
-  }
-  return sums ? QuantizeWith<kT, false, true>(format, runs, scales, codes, sums)
-              : QuantizeWith<kT, false, false>(format, runs, scales, codes, sums);
+                ErrorSums* sums, TokenMeter* tokens) {
+  if (!sums) return QuantizeWith<kT, kNibbles, Measure::kNothing>(format, runs, scales, codes, sums, tokens);
+  if (!tokens) return QuantizeWith<kT, kNibbles, Measure::kErrors>(format, runs, scales, codes, sums, tokens);
+  return QuantizeWith<kT, kNibbles, Measure::kTokens>(format, runs, scales, codes, sums, tokens);
 }
 
 }  // namespace
 
 // QuantizeRuns for whole groups.
 bool QuantizeGroups(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                    ErrorSums* sums) {
-  return VisitDType(format.dtype,
-                    [&](auto t) HWY_ATTR { return QuantizeAs<decltype(t)::value>(format, runs, scales, codes, sums); });
+                    ErrorSums* sums, TokenMeter* tokens) {
+  return VisitDType(format.dtype, [&](auto t) HWY_ATTR {
+    constexpr DType kT = decltype(t)::value;
+    return format.bits == 4 ? QuantizeAs<kT, true>(format, runs, scales, codes, sums, tokens)
+                            : QuantizeAs<kT, false>(format, runs, scales, codes, sums, tokens);
+  });
 }
 
 const char* CompiledTargetName() { return hwy::TargetName(HWY_TARGET); }
@@ -282,19 +309,65 @@ namespace kvcompress::simd {
 HWY_EXPORT(QuantizeGroups);
 HWY_EXPORT(CompiledTargetName);
 
+namespace {
+
+// Calls visit(values, count, scales, codes) for each group of the runs, in their order, the short one as well, until
+// one call returns false.
+template <typename Visit>
+bool ForEachGroup(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
+                  Visit visit) {
+  for (const ValueRun& run : runs) {
+    for (size_t at = 0; at < run.count; at += format.group, scales += 2) {
+      const size_t count = std::min(format.group, run.count - at);
+      const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
+      if (!visit(values, count, scales, codes)) return false;
+      codes += PackedBytes(format.bits, format.group, count);
+    }
+  }
+  return true;
+}
+
+// Measures the values one by one, and writes what is written already.
+bool MeasureTokensExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales,
+                          uint8_t* codes, TokenMeter& tokens) {
+  const auto measure = [&](const uint8_t* values, size_t count, uint8_t* scale_out, uint8_t* code_out) {
+    float x[kMaxGroup];
+    float e[kMaxGroup];
+    const scalar::Errors errors{x, e};
+    if (!scalar::Quantize(format, values, count, scale_out, code_out, nullptr, &errors)) return false;
+    for (size_t i = 0; i < count; ++i) tokens.AddExact(x[i], e[i]);
+    return true;
+  };
+  tokens.BeginExact();
+  const bool measured = ForEachGroup(format, runs, scales, codes, measure);
+  tokens.EndExact();
+  return measured;
+}
+
+}  // namespace
+
 bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
-                  ErrorSums* sums) {
+                  ErrorSums* sums, TokenMeter* tokens) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
-  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums)) return false;
-  if (runs.empty()) return true;
-  size_t groups = 0;
-  for (const ValueRun& run : runs) groups += run.count / format.group;
-  const ValueRun& last = runs.back();
-  const size_t tail = last.count % format.group;
-  const auto* values = static_cast<const uint8_t*>(last.values) + (last.count - tail) * DTypeSize(format.dtype);
-  return scalar::Quantize(format, values, tail, scale_out + 2 * groups,
-                          code_out + PackedBytes(format.bits, format.group, groups * format.group), sums);
+  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums, tokens)) return false;
+  if (!runs.empty()) {
+    size_t groups = 0;
+    for (const ValueRun& run : runs) groups += run.count / format.group;
+    const ValueRun& last = runs.back();
+    const size_t tail = last.count % format.group;
+    const auto* values = static_cast<const uint8_t*>(last.values) + (last.count - tail) * DTypeSize(format.dtype);
+    float x[kMaxGroup];
+    float e[kMaxGroup];
+    const scalar::Errors errors{x, e};
+    if (!scalar::Quantize(format, values, tail, scale_out + 2 * groups,
+                          code_out + PackedBytes(format.bits, format.group, groups * format.group), sums,
+                          tokens != nullptr ? &errors : nullptr)) {
+      return false;
+    }
+    if (tokens != nullptr) tokens->Add(x, e, tail);
+  }
+  return tokens == nullptr || tokens->End() || MeasureTokensExactly(format, runs, scale_out, code_out, *tokens);
 }
 
 bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,

@@ -28,8 +28,6 @@ size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit
 namespace scalar {
 namespace {
 
-constexpr size_t kMaxGroup = 128;
-
 // The terms of a call, added up. Those of x and of its deviations are sums about the first x: what is small beside x,
 // as where all x are next to equal, is not lost.
 class Terms {
@@ -130,7 +128,7 @@ float Decode(int code, float scale) {
 }  // namespace
 
 bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
-              ErrorSums* sums) {
+              ErrorSums* sums, const Errors* errors) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
   Terms terms;
@@ -154,7 +152,13 @@ bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, 
       const float x = group[i];
       const int code = Code(x, scale, QMax(format.bits));
       slots[i] = static_cast<uint8_t>(code);
-      if (sums) terms.Add(x, double{x} - double{RoundTo(format.dtype, Decode(code, scale))});
+      if (!sums && !errors) continue;
+      const double error = double{x} - double{RoundTo(format.dtype, Decode(code, scale))};
+      if (sums) terms.Add(x, error);
+      if (errors) {
+        errors->x[begin + i] = x;
+        errors->errors[begin + i] = static_cast<float>(error);
+      }
     }
     code_out = PackGroup(format.bits, slots, (n + 7) / 8 * 8, code_out);
   }

@@ -41,10 +41,11 @@ struct Counts {
   size_t decompress = 0;
 };
 
-// Allocations of a few calls behind the first, for tensors of `elements` values.
-Counts AllocationsOfLaterCalls(std::string_view codec, uint64_t elements) {
-  const std::vector<std::byte> values = MakeValues(DType::kF16, elements, Distribution::kOutliers);
-  const auto compressor = TensorCompressor::Create(MakeTensor("layer_0_key", DType::kF16, {1, elements}), codec);
+// Allocations of a few calls behind the first.
+Counts AllocationsOfLaterCalls(std::string_view codec, const std::vector<uint64_t>& shape) {
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF16, shape);
+  const std::vector<std::byte> values = MakeValues(DType::kF16, *NumElements(shape), Distribution::kOutliers);
+  const auto compressor = TensorCompressor::Create(tensor, codec);
   EXPECT_THAT(compressor, IsOk());
   std::vector<std::byte> frame(compressor->max_frame_bytes());
   std::vector<std::byte> back(values.size());
@@ -76,17 +77,18 @@ TEST(AllocationTest, TheCounterCounts) {
 
 TEST(AllocationTest, NoneAfterTheFirstCall) {
   for (const char* codec : {"int4", "int8(group=128)", "int3", "raw", "raw|zstd", "int4|zstd(level=1)"}) {
-    for (uint64_t elements : {0, 1000, 3 * 131072 + 77}) {
-      const Counts counts = AllocationsOfLaterCalls(codec, elements);
-      EXPECT_EQ(counts.compress, 0u) << codec << ", " << elements;
-      EXPECT_EQ(counts.decompress, 0u) << codec << ", " << elements;
+    for (const std::vector<uint64_t>& shape :
+         {std::vector<uint64_t>{0}, {1000}, {3 * 131072 + 77}, {1, 2, 3001, 80}, {1, 70, 1, 64}}) {
+      const Counts counts = AllocationsOfLaterCalls(codec, shape);
+      EXPECT_EQ(counts.compress, 0u) << codec << ", " << shape.back();
+      EXPECT_EQ(counts.decompress, 0u) << codec << ", " << shape.back();
     }
   }
 }
 
 TEST(AllocationTest, TransformsAllocateWhenTheyCompressOnly) {
   for (const char* codec : {"sparse|int4", "clamp|int4", "sparse(ratio=0.9)|int8|zstd(level=1)"}) {
-    EXPECT_EQ(AllocationsOfLaterCalls(codec, 3 * 131072 + 77).decompress, 0u) << codec;
+    EXPECT_EQ(AllocationsOfLaterCalls(codec, {3 * 131072 + 77}).decompress, 0u) << codec;
   }
 }
 

@@ -46,7 +46,7 @@ class Runs {
     joined_ = 0;
   }
 
-  static constexpr size_t kMaxGroupBytes = size_t{128} * 4;
+  static constexpr size_t kMaxGroupBytes = simd::kMaxGroup * 4;
 
   const size_t width_;
   const size_t group_bytes_;
@@ -91,12 +91,13 @@ class IntGroup final : public TensorCodec {
 
   bool takes_pieces() const override { return true; }
 
-  absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+  absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
+                            simd::TokenMeter* tokens) const override {
     const DType dtype = block.tensor.dtype;
     Runs runs(group_, DTypeSize(dtype));
     for (const ByteSpan piece : block.pieces) runs.Add(piece);
     const std::span<const simd::ValueRun> all = runs.Finish();
-    if (!simd::QuantizeRuns(Format(dtype), all, streams[0].data, streams[1].data, sums)) {
+    if (!simd::QuantizeRuns(Format(dtype), all, streams[0].data, streams[1].data, sums, tokens)) {
       return absl::InvalidArgumentError("");
     }
     streams[0].size = 2 * simd::GroupCount(group_, runs.count());

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/base/tensor.h"
+#include "core/simd/error_sums.h"
+
+// The figures of ErrorSums that are about tokens, for tensors that have a seq axis and a head_dim axis.
+//
+// Such a tensor is read as [sequences, tokens, channels]: the extents before its seq axis, that axis, and the extents
+// behind it. A channel of a sequence has as many values as there are tokens; its means of x and of e are what attention
+// does not see of a key. Values of x that are not finite are left out; an error that is not finite makes
+// token_error_deviations infinite.
+//
+// A tensor is measured in runs, its blocks, on any thread. What a run has of a sequence is a stretch. Sequences that
+// lie in one run become sums at once; of those that begin or end in another run, two at most, each channel's moments
+// are kept until the runs are put together in their order.
+namespace kvcompress {
+
+struct TokenLayout {
+  uint64_t tokens = 0;
+  uint64_t channels = 0;
+
+  // A tensor of more channels has no figures about tokens.
+  static constexpr uint64_t kMaxChannels = uint64_t{1} << 16;
+
+  uint64_t sequence() const { return tokens * channels; }  // values of one
+  bool has_tokens() const { return sequence() > 0; }
+};
+
+// Without tokens where there is not one seq axis, no head_dim axis, no value, or more channels than kMaxChannels.
+TokenLayout TokenLayoutOf(const TensorDesc& tensor);
+
+// Of the values of a channel in a stretch.
+struct ChannelMoments {
+  double count = 0;
+  double mean = 0;        // of x
+  double deviations = 0;  // of (x - mean)^2
+  double error_mean = 0;
+  double error_deviations = 0;
+
+  void Merge(const ChannelMoments& other);  // Chan, Golub, LeVeque 1983
+  // As one of a whole sequence.
+  void AddTo(ErrorSums& sums) const;
+};
+
+struct TokenStretch {
+  uint64_t first = 0;  // index of its first value in the sequence
+  uint64_t count = 0;  // of values, measured or left out; 0: there is no such stretch
+  // From the first value's channel on, as many as the stretch has values of.
+  std::vector<ChannelMoments> channels;
+
+  void Clear() {
+    first = count = 0;
+    channels.clear();
+  }
+};
+
+// Of a run.
+struct TokenSums {
+  ErrorSums closed;   // of whole sequences, in the fields that are about tokens
+  TokenStretch head;  // begins within a sequence
+  TokenStretch tail;  // begins a sequence and does not end it
+
+  void Clear();
+};
+
+// Of the runs of a tensor, from its first on.
+class TokenTotals {
+ public:
+  void Begin(const TokenLayout& layout);
+  // Adds the run that follows.
+  void Merge(const TokenSums& run);
+  // Adds what all runs came to.
+  void AddTo(ErrorSums& sums) const { sums.Merge(closed_); }
+
+ private:
+  void Join(const TokenStretch& next);
+
+  TokenLayout layout_;
+  ErrorSums closed_;
+  TokenStretch open_;  // of all channels
+};
+
+}  // namespace kvcompress
