@@ -21,6 +21,7 @@
 #include "client/cli/sweep_report.h"
 #include "client/cli/text_file.h"
 #include "client/file/file_codec.h"
+#include "client/file/input.h"
 #include "client/local_client.h"
 #include "client/remote/remote_client.h"
 #include "core/base/allocator.h"
@@ -148,9 +149,8 @@ absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
 }
 
 absl::Status RunInspect(const CliOptions& options) {
-  const auto file = FileSource::Open(options.input);
-  if (!file.ok()) return Prefixed("read input", file.status());
-  KVC_ASSIGN_OR_RETURN(const Analysis analysis, Inspect(**file, options.rope_theta));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(options.input));
+  KVC_ASSIGN_OR_RETURN(const Analysis analysis, Inspect(*file, options.rope_theta));
   PrintWarnings(analysis.warnings);
   return PrintResult(analysis.text);
 }
@@ -203,9 +203,8 @@ absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& h
 absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
   // More bytes would hardly tell more, and the slowest codecs do a few MiB a second.
   constexpr uint64_t kMaxSweepBytes = uint64_t{32} << 20;
-  const auto file = FileSource::Open(options.input);
-  if (!file.ok()) return Prefixed("read input", file.status());
-  KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(**file));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(options.input));
+  const safetensors::Header& header = file->header();
   KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
   // Before the work, so that a wrong path fails at once.
   std::unique_ptr<AtomicFile> page;
@@ -214,7 +213,7 @@ absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
     if (!created.ok()) return Prefixed("write report", created.status());
     page = *std::move(created);
   }
-  KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(**file, header, kMaxSweepBytes));
+  KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(*file, header, kMaxSweepBytes));
   SweepResult result;
   result.input = options.input;
   KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, result));

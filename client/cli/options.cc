@@ -23,6 +23,14 @@ bool AreOneFile(const std::string& a, const std::string& b) {
   return !a.empty() && !b.empty() && std::filesystem::equivalent(a, b, error) && !error;
 }
 
+// A pipe cannot take what appears whole or not at all.
+absl::Status CheckOutputFile(std::string_view flag, const std::string& path) {
+  std::error_code error;
+  if (path != "-" && !std::filesystem::is_fifo(path, error)) return absl::OkStatus();
+  return Fault(absl::StrFormat("%s %s: the output appears whole or not at all, which a pipe cannot do: name a file",
+                               flag, path));
+}
+
 constexpr std::string_view kBoundFlags[] = {"min-snr", "max-error", "min-cosine"};
 
 // The first of the bounds' flags that was given, with its dash; empty without any.
@@ -156,7 +164,9 @@ absl::Status CompleteServer(const GoFlags& flags, CliOptions& options) {
 }  // namespace
 
 void DeclareFlags(GoFlags& flags, CliOptions& options) {
-  flags.String("input", &options.input, "string", "Input safetensors file path");
+  flags.String(
+      "input", &options.input, "string",
+      "Input safetensors file path; also an index of shards (*.index.json), - or a pipe, a raw dump (docs/cli.md)");
   flags.String("output", &options.output, "string", "Output safetensors file path (required unless -metrics-only)");
   flags.Int("group-size", &options.group_size, "Quantization group size (32, 64, or 128)");
   flags.Float("sparsity", &options.sparsity, "Sparsification ratio (0.0-1.0, 0=disabled)");
@@ -196,6 +206,8 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckValues(options));
   KVC_RETURN_IF_ERROR(CheckBounds(flags, options));
+  KVC_RETURN_IF_ERROR(CheckOutputFile("-output", options.output));
+  KVC_RETURN_IF_ERROR(CheckOutputFile("-report", options.report));
   if (options.sweep) return CompleteSweep(flags, options);
   if (!options.report.empty()) return Fault("-report needs -sweep");
   if (flags.IsSet("rope-theta") && !options.inspect) return Fault("-rope-theta needs -inspect");

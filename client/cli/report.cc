@@ -179,8 +179,8 @@ std::vector<std::string> ReportWarnings(const FileReport& report) {
   return ConstantsWarnings(measured);
 }
 
-absl::StatusOr<Analysis> Inspect(const ByteSource& file, double rope_theta) {
-  KVC_ASSIGN_OR_RETURN(const safetensors::Header header, safetensors::ReadHeader(file));
+absl::StatusOr<Analysis> Inspect(const Input& file, double rope_theta) {
+  const safetensors::Header& header = file.header();
   if (!IsCompressedFile(header)) {
     KVC_ASSIGN_OR_RETURN(Analysis analysis, AnalyzeFile(file, header, rope_theta));
     analysis.text.insert(0, DescribePlain(header, file.size()));

@@ -6,7 +6,7 @@
 #include "absl/status/statusor.h"
 #include "client/cli/analysis_table.h"
 #include "client/file/file_codec.h"
-#include "core/base/byte_source.h"
+#include "client/file/input.h"
 
 // What the command line prints on standard output.
 namespace kvcompress {
@@ -21,6 +21,6 @@ std::vector<std::string> ReportWarnings(const FileReport& report);
 
 // What a safetensors file holds, for people: of a compressed file, what its frames say of themselves; of any other,
 // what its values are like (analysis_table.h).
-absl::StatusOr<Analysis> Inspect(const ByteSource& file, double rope_theta);
+absl::StatusOr<Analysis> Inspect(const Input& file, double rope_theta);
 
 }  // namespace kvcompress

@@ -3,6 +3,7 @@
 #include <deque>
 
 #include "absl/strings/str_format.h"
+#include "client/file/input.h"
 #include "core/base/status_macros.h"
 #include "core/file/compressed_file.h"
 #include "core/file/plain_file.h"
@@ -19,29 +20,6 @@ absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
 }
-
-// The input. Its errors say that they are the input's wherever they come up, on a thread of the codec, too.
-class InputFile final : public ByteSource {
- public:
-  static absl::StatusOr<std::unique_ptr<InputFile>> Open(const std::string& path) {
-    auto file = FileSource::Open(path);
-    if (!file.ok()) return Prefixed("read input", file.status());
-    return std::unique_ptr<InputFile>(new InputFile(*std::move(file)));
-  }
-
-  uint64_t size() const override { return file_->size(); }
-  absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override {
-    auto bytes = file_->Get(offset, count, scratch);
-    if (!bytes.ok()) return Prefixed("read input", bytes.status());
-    return bytes;
-  }
-  absl::Status CheckUnchanged() const { return Prefixed("read input", file_->CheckUnchanged()); }
-
- private:
-  explicit InputFile(std::unique_ptr<FileSource> file) : file_(std::move(file)) {}
-
-  std::unique_ptr<FileSource> file_;
-};
 
 // The output, or nothing for an empty path. Bytes are appended after a header that is written last.
 class OutputFile {
@@ -203,9 +181,10 @@ class ValueWriter final : public DecompressSink {
 
 absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                         const Profile& profile, std::string_view codec, const FileOptions& options) {
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<InputFile> file, InputFile::Open(input));
-  KVC_ASSIGN_OR_RETURN(const Header header, safetensors::ReadHeader(*file));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(input, options.deadline));
+  const Header& header = file->header();
   KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
+  KVC_RETURN_IF_ERROR(file->CheckOutput(output));
 
   JobList<CompressJob> list;
   std::vector<uint64_t> max_frame_bytes;
@@ -242,8 +221,8 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
 
 absl::StatusOr<FileReport> DecompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                           const FileOptions& options) {
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<InputFile> file, InputFile::Open(input));
-  KVC_ASSIGN_OR_RETURN(const Header header, safetensors::ReadHeader(*file));
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(input, options.deadline));
+  const Header& header = file->header();
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(*file, header));
 
   JobList<DecompressJob> list;

@@ -37,9 +37,9 @@ struct FileReport {
   uint64_t compressed_bytes = 0;               // of the whole compressed file, header included
 };
 
-// Compresses the file at `input`; `codec` goes into the metadata. With an empty `output` everything is done except for
-// the writing. INVALID_ARGUMENT for tensors that are not F16, BF16 or F32 ("unsupported data type: X"), and for a file
-// that is compressed already.
+// Compresses the file at `input`, or what stands for one (input.h); `codec` goes into the metadata. With an empty
+// `output` everything is done except for the writing. INVALID_ARGUMENT for tensors that are not F16, BF16 or F32
+// ("unsupported data type: X"), and for a file that is compressed already.
 absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                         const Profile& profile, std::string_view codec, const FileOptions& options);
 

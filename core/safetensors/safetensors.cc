@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/bytes.h"
 #include "core/base/status_macros.h"
+#include "core/safetensors/foreign.h"
 #include "core/safetensors/header_parser.h"
 
 namespace kvcompress::safetensors {
@@ -117,6 +118,20 @@ std::string JsonString(std::string_view text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+absl::StatusOr<Header> ReadOwnHeader(const ByteSource& file) {
+  KVC_ASSIGN_OR_RETURN(const uint64_t length, ReadHeaderLength(file));
+  std::vector<std::byte> scratch;
+  KVC_ASSIGN_OR_RETURN(const ByteSpan json, file.Get(kLengthBytes, length, scratch));
+  KVC_ASSIGN_OR_RETURN(Header header, ParseHeaderJson(AsText(json)));
+  header.data_start = kLengthBytes + length;
+
+  std::stable_sort(header.entries.begin(), header.entries.end(),
+                   [](const Entry& a, const Entry& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
+  KVC_RETURN_IF_ERROR(CheckNamesUnique(header.entries));
+  KVC_RETURN_IF_ERROR(CheckLayout(header.entries, file.size() - header.data_start));
+  return header;
+}
+
 }  // namespace
 
 const Entry* Header::Find(std::string_view name) const {
@@ -133,16 +148,12 @@ unsigned DTypeBits(std::string_view dtype) {
 }
 
 absl::StatusOr<Header> ReadHeader(const ByteSource& file) {
-  KVC_ASSIGN_OR_RETURN(const uint64_t length, ReadHeaderLength(file));
+  absl::StatusOr<Header> header = ReadOwnHeader(file);
+  if (!absl::IsInvalidArgument(header.status())) return header;
   std::vector<std::byte> scratch;
-  KVC_ASSIGN_OR_RETURN(const ByteSpan json, file.Get(kLengthBytes, length, scratch));
-  KVC_ASSIGN_OR_RETURN(Header header, ParseHeaderJson(AsText(json)));
-  header.data_start = kLengthBytes + length;
-
-  std::stable_sort(header.entries.begin(), header.entries.end(),
-                   [](const Entry& a, const Entry& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
-  KVC_RETURN_IF_ERROR(CheckNamesUnique(header.entries));
-  KVC_RETURN_IF_ERROR(CheckLayout(header.entries, file.size() - header.data_start));
+  KVC_ASSIGN_OR_RETURN(const ByteSpan first, file.Get(0, std::min<uint64_t>(file.size(), kForeignBytes), scratch));
+  const std::string_view foreign = ForeignFormat(first);
+  if (!foreign.empty()) return Invalid(absl::StrCat("this is ", absl::string_view(foreign.data(), foreign.size())));
   return header;
 }
 

@@ -51,8 +51,9 @@ unsigned DTypeBits(std::string_view dtype);
 // not shape times dtype, or not whole bytes; holes, overlaps, trailing bytes. Also for what it lets pass: duplicate
 // names and metadata keys, tensors that are not JSON objects, a header that does not begin with '{', the limits above.
 // Messages begin with "parse header: ", those about the JSON itself with "parse header: invalid JSON: "; they name the
-// tensor, and quote what the file says escaped and shortened. Errors of reading `file` are passed on as they are.
-// Unknown fields of a tensor are ignored, as the reference does.
+// tensor, and quote what the file says escaped and shortened; of a file of another kind that its first bytes tell (a
+// zip archive, a pickle, GGUF, a Git LFS pointer, ...) they name the kind, "parse header: this is ...". Errors of
+// reading `file` are passed on as they are. Unknown fields of a tensor are ignored, as the reference does.
 absl::StatusOr<Header> ReadHeader(const ByteSource& file);
 
 // The header of a file that holds `entries` in this order (offsets must be gapless from 0; names and metadata UTF-8):

@@ -330,6 +330,43 @@ class FailingSource final : public ByteSource {
   }
 };
 
+TEST(ReadHeaderTest, AFileOfAnotherKindIsNamed) {
+  using std::string_literals::operator""s;
+  const std::vector<std::pair<std::string, std::string>> kinds = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer, not the file"},
+      {"PK\x03\x04\0\0\b\b\0\0\0\0\0\0"s, "a zip archive, as PyTorch (.pt, .bin)"},
+      {"PK\x05\x06"s + std::string(18, '\0'), "an empty zip archive"},
+      {"GGUF\3\0\0\0{\0\0\0\0\0\0\0"s, "a GGUF file"},  // of 123 tensors
+      {"\x93NUMPY\1\0v\0{'descr': "s, "a NumPy array"},
+      {"\x89HDF\r\n\x1a\n\0\0"s, "an HDF5 file"},
+      {"\x1f\x8b\b\0\0\0\0\0\0\3"s, "compressed with gzip: unpack it first"},
+      {"\x28\xb5\x2f\xfd\4\0"s, "compressed with zstd"},
+      {"\xfd"
+       "7zXZ\0\0\4"s,
+       "compressed with xz"},
+      {"BZh91AY&SY"s, "compressed with bzip2"},
+      {"\x80\2}q\0(X\6\0\0\0"s, "a Python pickle"},
+      {"\x80\4\x95\x10\0\0\0\0\0\0\0}\x94."s, "a Python pickle"},
+      {"\x80\4N."s, "a Python pickle"},
+      {"<!DOCTYPE html><html>", "an HTML page"},
+      {"{\"weight_map\": {\"a\": \"b\"}}", "JSON text: an index of shards is read where its name ends in .json"},
+      {"\n{\n  \"metadata\": {}\n}", "JSON text"}};
+  for (const auto& [bytes, what] : kinds) {
+    EXPECT_THAT(Read(bytes), StatusIs(absl::StatusCode::kInvalidArgument,
+                                      ::testing::StartsWith(absl::StrCat("parse header: this is ", what))))
+        << what;
+  }
+}
+
+// Lengths whose first bytes are those of a pickle.
+TEST(ReadHeaderTest, AHeaderLengthThatLooksLikeAnotherKindIsNone) {
+  for (const size_t length : {0x280u, 0x480u}) {
+    EXPECT_THAT(Read(FileOf("{" + std::string(length - 2, ' ') + "}")), IsOk());
+    EXPECT_THAT(Read(FileOf("{" + std::string(length - 1, ' '))),
+                StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("invalid JSON")));
+  }
+}
+
 TEST(ReadHeaderTest, PassesReadErrorsOn) {
   EXPECT_THAT(ReadHeader(FailingSource()), StatusIs(absl::StatusCode::kDataLoss, "read x: input/output error"));
 }
