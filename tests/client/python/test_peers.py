@@ -332,11 +332,11 @@ def test_tls(connect, certificate):
         with FakeServer(VERSION, {"CompressTensor": answer}, credentials=credentials) as server:
             good = connect(server, credentials=kvcompress.tls(cert, **ours))
             assert good.compress(ARRAY).data == b"frame"
-            wrong = [{}, {"credentials": kvcompress.tls()}]
+            wrong = [({}, kvcompress.Unavailable), ({"credentials": kvcompress.tls()}, kvcompress.FailedPrecondition)]
             if ours:
-                wrong.append({"credentials": kvcompress.tls(cert)})
-            for options in wrong:
-                with pytest.raises(kvcompress.Unavailable):
+                wrong.append(({"credentials": kvcompress.tls(cert)}, kvcompress.Unavailable))
+            for options, error in wrong:
+                with pytest.raises(error):
                     connect(server, retry=kvcompress.NO_RETRY, **options).compress(ARRAY)
 
             async def later(address=server.address, ours=ours):

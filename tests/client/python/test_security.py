@@ -1,6 +1,7 @@
 """Tokens and TLS, from the Python client to a real daemon."""
 
 import asyncio
+import time
 
 import kvcompress
 import numpy as np
@@ -84,3 +85,87 @@ def test_credentials_that_cannot_be(tmp_path):
     nonsense.write_text("\n")
     with pytest.raises(kvcompress.InvalidArgument, match="nonsense is not in PEM"):
         kvcompress.tls(nonsense)
+
+
+NEVER_GIVES_UP = kvcompress.RetryPolicy(initial_backoff=20)
+KINDS = pytest.mark.parametrize("kind", [kvcompress.Client, kvcompress.AsyncClient])
+
+
+def failure_of(client, method, *arguments):
+    """What a call raises, in less time than one wait between attempts takes."""
+    def call():
+        result = getattr(client, method)(*arguments)
+        if isinstance(client, kvcompress.AsyncClient):
+            asyncio.run(result)
+
+    started = time.monotonic()
+    with pytest.raises(kvcompress.KvCompressError) as error:
+        call()
+    assert time.monotonic() - started < 15
+    return error.value
+
+
+@KINDS
+@pytest.mark.parametrize(("days", "ca", "listen", "said"), [
+    ((-2, -1), "ours", "127.0.0.1:0", "the daemon's certificate has expired"),
+    ((1, 2), "ours", "127.0.0.1:0", "the daemon's certificate is not valid yet"),
+    ((-1, 1), "stranger", "127.0.0.1:0", "the daemon's certificate is of an unknown authority"),
+    ((-1, 1), None, "127.0.0.1:0", "the daemon's certificate is of an unknown authority"),
+    ((-1, 1), "ours", "127.0.0.2:0", "the daemon's certificate is for another host"),
+])
+def test_a_certificate_that_no_retry_makes_good_is_named(daemon, tmp_path, kind, days, ca, listen, said):
+    ours, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "stranger")
+    address = daemon("--listen", listen, *tls_flags(ours.issue("daemon", days))).listen[-1]
+    authority = {"ours": ours.certificate, "stranger": stranger.certificate}.get(ca)
+    client = kind(address, credentials=kvcompress.tls(authority), retry=NEVER_GIVES_UP, timeout=60)
+    for method, *arguments in (("compress", ARRAY), ("compress", LARGE), ("metrics",), ("wait_ready",)):
+        error = failure_of(client, method, *arguments)
+        assert (type(error), str(error)) == (kvcompress.FailedPrecondition, f"connect to ipv4:{address}: {said}")
+    client._close()
+
+
+def test_a_daemon_that_comes_back_with_an_expired_certificate_is_not_waited_for(daemon, connect, tmp_path):
+    authority = Authority(tmp_path, "authority")
+    first = daemon("--shared-memory", "kvc-tls-", *tls_flags(authority.issue("first")))
+    client = connect(first, credentials=kvcompress.tls(authority.certificate), retry=NEVER_GIVES_UP, timeout=60)
+    client.compress(LARGE)
+    first.stop()
+    daemon("--listen", first.address, *tls_flags(authority.issue("late", (-2, -1))))
+    for array in (LARGE, ARRAY):
+        error = failure_of(client, "compress", array)
+        assert isinstance(error, kvcompress.FailedPrecondition)
+        assert "has expired" in str(error)
+
+
+@KINDS
+def test_a_host_that_does_not_exist_is_named_at_once(kind):
+    client = kind("no.such.host.invalid:50051", retry=NEVER_GIVES_UP, timeout=10)
+    error = failure_of(client, "metrics")
+    if not isinstance(error, kvcompress.DeadlineExceeded):  # else nobody answers for names here
+        assert (type(error), str(error)) == (
+            kvcompress.FailedPrecondition, "connect to no.such.host.invalid:50051: there is no host of that name")
+    client._close()
+
+
+@KINDS
+@pytest.mark.parametrize(("target", "said"), [
+    ("127.0.0.1:0", 'the port must be a number from 1 to 65535, not "0"'),
+    ("127.0.0.1:65536", 'the port must be a number from 1 to 65535, not "65536"'),
+    ("dns:///host:+1", 'the port must be a number from 1 to 65535, not "+1"'),
+    ("ipv4:127.0.0.1:1,127.0.0.1:99999999999999", 'the port must be a number from 1 to 65535, not "99999999999999"'),
+    ("localhost", "use HOST:PORT or unix:PATH"),
+    ("localhost:", "use HOST:PORT or unix:PATH"),
+    (":50051", "use HOST:PORT or unix:PATH"),
+    ("unix:", "use HOST:PORT or unix:PATH"),
+    ("::1:50051", "an IPv6 address stands in brackets, for example [::1]:50051"),
+    ("10.0.0.1:1,10.0.0.2:1", "a list of IP addresses stands behind ipv4: or ipv6:"),
+    ("unix:/" + "a" * 107, "the path of a unix socket has at most 107 bytes, and this one has 108"),
+    ("unix:///" + "ä" * 54, "the path of a unix socket has at most 107 bytes, and this one has 109"),
+])
+def test_an_address_that_cannot_be_is_refused_at_once(kind, target, said):
+    with pytest.raises(kvcompress.InvalidArgument) as error:
+        kind(target)
+    assert str(error.value) == f'"{target}" is not the address of a daemon: {said}'
+    for good in ("unix:/" + "a" * 106, "unix:///" + "a" * 106, "[::1]:65535", "dns:host:1", "dns://8.8.8.8/host:1",
+                 "ipv6:[::1]:1,[::2]:1"):
+        kind(good)

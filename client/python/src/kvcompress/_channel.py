@@ -1,6 +1,5 @@
 """gRPC's channels to a daemon: over what, to whom, and with what in every call. Messages are bytes."""
 
-import ipaddress
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -9,7 +8,8 @@ from concurrent.futures import Future
 import grpc
 
 from . import _fork
-from ._errors import FailedPrecondition, InvalidArgument
+from ._errors import FailedPrecondition, InvalidArgument, checked_text, refusing
+from ._target import check_target, is_local
 
 Path = str | os.PathLike[str] | None
 
@@ -33,10 +33,13 @@ _OPTIONS = [
 
 
 class Channel:
-    """A channel to the daemon at `target`, which is made by the first call. InvalidArgument for a token that is none,
-    and for one that would leave this machine in plaintext."""
+    """A channel to the daemon at `target`, which is made by the first call. InvalidArgument for an address that cannot
+    be, for a token that is none, and for one that would leave this machine in plaintext."""
 
     def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, token: str | None):
+        check_target(target)
+        if not isinstance(credentials, grpc.ChannelCredentials | None):
+            raise InvalidArgument(f"credentials are those of kvcompress.tls, not {type(credentials).__name__}")
         self._target = target
         self._credentials = credentials
         self._metadata = _metadata(token, target, credentials is not None)
@@ -96,17 +99,18 @@ def _unchanged(message: bytes) -> bytes:
 
 def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.ChannelCredentials:
     """Credentials from PEM files: of who vouches for the daemon (the system's, by default), and, for mutual TLS, this
-    side's certificate and key. InvalidArgument for one of the two alone, and for files that are not in PEM; OSError for
-    those that cannot be read."""
+    side's certificate and key. InvalidArgument for one of the two alone, and for files that cannot be read or are not
+    in PEM."""
     if (certificate is None) != (key is None):
         raise InvalidArgument("certificate and key go together")
-    contents = [None if path is None else _pem(pathlib.Path(path)) for path in (ca, key, certificate)]
+    contents = [None if path is None else _pem(path) for path in (ca, key, certificate)]
     return grpc.ssl_channel_credentials(*contents)
 
 
-def _pem(path: pathlib.Path) -> bytes:
+def _pem(path: str | os.PathLike[str]) -> bytes:
     # gRPC would only say that it cannot connect.
-    content = path.read_bytes()
+    with refusing(f"{path!r} cannot be read"):
+        content = pathlib.Path(path).read_bytes()
     if b"-----BEGIN " not in content:
         raise InvalidArgument(f"{path} is not in PEM")
     return content
@@ -115,34 +119,21 @@ def _pem(path: pathlib.Path) -> bytes:
 def _metadata(token: str | None, target: str, encrypted: bool) -> tuple[tuple[str, str], ...]:
     if token is None:
         return ()
+    checked_text("a token", token, is_secret=True)
     if not token or not all("!" <= character <= "~" for character in token):
         raise InvalidArgument("a token is made of printable ASCII characters, without blanks")
-    if not encrypted and not _is_local(target):
+    if not encrypted and not is_local(target):
         raise InvalidArgument(
             f"the token would go to {target!r} in plaintext: use credentials, or a daemon of this machine"
         )
     return (("authorization", f"Bearer {token}"),)
 
 
-def _is_local(target: str) -> bool:
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    for address in target.removeprefix("ipv4:").removeprefix("ipv6:").split(","):
-        host = address.rpartition(":")[0].strip("[]")
-        try:
-            local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
-        if not local:
-            return False
-    return True
-
-
 def no_sharing(target: str, wanted: bool) -> str:
     """Why memory cannot be shared with the daemon at `target`; "" where it may be possible."""
     if not wanted:
         return "not wanted"
-    if not _is_local(target):
+    if not is_local(target):
         return "the daemon is on another machine"
     # The next call may go to another of them.
     return "there is more than one daemon" if "," in target else ""

@@ -9,9 +9,9 @@ import grpc
 from . import _fork
 from ._channel import Channel, no_sharing
 from ._core import Core, Streaming
-from ._errors import closed
+from ._errors import InvalidArgument, closed
 from ._items import Result
-from ._retry import DEFAULT_RETRY, RetryPolicy
+from ._retry import DEFAULT_RETRY, RetryPolicy, checked_seconds
 from ._shared_exchange import SharedExchange
 from ._shared_memory import Pool
 from ._stream import Stream
@@ -44,6 +44,9 @@ class Connection:
         retry: RetryPolicy = DEFAULT_RETRY,
         shared_memory: bool = True,
     ):
+        checked_seconds(timeout)
+        if not isinstance(retry, RetryPolicy):
+            raise InvalidArgument(f"retry is a RetryPolicy, not {type(retry).__name__}")
         self._arguments = (target, credentials, token, shared_memory, timeout, retry)
         self._own = self._make()
 

@@ -16,7 +16,17 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import grpc
 
-from ._errors import KvCompressError, Unavailable, VersionMismatch, closed, from_rpc, unanswered
+from ._errors import (
+    InvalidArgument,
+    KvCompressError,
+    Unavailable,
+    VersionMismatch,
+    checked_text,
+    closed,
+    from_rpc,
+    refusing,
+    unanswered,
+)
 from ._exchange import CompressExchange, DecompressExchange, Exchange
 from ._frame import Frame
 from ._items import CompressItem, DecompressItem, FrameBytes, FrameSource, Item, Result, TensorSource, profile_json
@@ -128,6 +138,7 @@ class Core:
         self, tensors: Items[TensorSource], spec: str, profile: Any, timeout: float | None
     ) -> Plan[Streaming[Frame]]:
         text = profile_json(profile, spec)
+        checked_text("a spec", spec)
         return self._many(tensors, lambda most: CompressExchange(most, spec, text), timeout)
 
     def decompress_many(
@@ -145,7 +156,8 @@ class Core:
         """Codecs, names of codec chains, limits, transports; and, as `max_frame_bytes`, for each tensor that `headers`
         describes the most bytes that its frame can have: at most 4096 tensors. InvalidArgument for one that the daemon
         would not compress."""
-        request = pb.CapabilitiesRequest(headers=headers).SerializeToString()
+        with refusing("headers are messages of CompressHeader"):
+            request = pb.CapabilitiesRequest(headers=headers).SerializeToString()
         return self._retried(lambda left: self._ask("Capabilities", pb.CapabilitiesResponse, left, request), timeout)
 
     def wait_ready(self, timeout: float | None = None) -> Plan[None]:
@@ -160,6 +172,9 @@ class Core:
         return self._retried(attempt, timeout, WAIT_READY)
 
     def with_retries(self, work: Callable[[float], Any], timeout: float | None) -> Plan[Any]:
+        if not callable(work):
+            raise InvalidArgument(f"work is a function, not {type(work).__name__}")
+
         def attempt(left: Left) -> Plan[Any]:
             seconds = left()
             return (yield Work(work, math.inf if seconds is None else seconds))
@@ -185,6 +200,8 @@ class Core:
     def _many(
         self, items: Items[Any], kind: Callable[[int], Exchange[Any, Result]], timeout: float | None
     ) -> Plan[Streaming[Result]]:
+        if not isinstance(items, Iterable | AsyncIterable):
+            raise InvalidArgument(f"expected an iterable, not {type(items).__name__}")
         left = self._attempts(timeout).left
         most = yield from self._ready(left)
         return Streaming(kind(most), items, left)

@@ -1,5 +1,8 @@
 """What calls raise: one tree, with the daemon's own sentence in each."""
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -41,7 +44,8 @@ class Unimplemented(KvCompressError):
 
 
 class FailedPrecondition(KvCompressError):
-    """What the call needs is not enabled in this daemon."""
+    """What the call needs is not there, and will not be the next time: it is not enabled in this daemon; the daemon's
+    certificate cannot be believed; there is no host of that name; gRPC does not work in a child of a fork."""
 
 
 class Unauthenticated(KvCompressError):
@@ -86,10 +90,58 @@ def closed() -> KvCompressError:
     return Cancelled("the client is closed")
 
 
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """InvalidArgument, `what` and why, for whatever a caller's argument raises that is not of this tree."""
+    try:
+        yield
+    except KvCompressError:
+        raise
+    except Exception as error:
+        raise InvalidArgument(f"{what}: {error or type(error).__name__}") from error
+
+
+def checked_text(what: str, value: Any, *, is_secret: bool = False) -> str:
+    """The text; InvalidArgument for what is none, or cannot be written in UTF-8."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{what} is text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} cannot be written in UTF-8" + ("" if is_secret else f": {value!r}")) from None
+    return str(value)
+
+
+# What gRPC says where it cannot connect, and what that means. No other attempt would end otherwise.
+_LASTING = (
+    ("certificate has expired", "the daemon's certificate has expired"),
+    ("certificate is not yet valid", "the daemon's certificate is not valid yet"),
+    ("Hostname Verification Check failed", "the daemon's certificate is for another host"),
+    ("is not in peer certificate", "the daemon's certificate is for another host"),
+    ("issuer certificate", "the daemon's certificate is of an unknown authority"),
+    ("unable to verify the first certificate", "the daemon's certificate is of an unknown authority"),
+    ("self signed certificate", "the daemon's certificate is of an unknown authority"),
+    ("self-signed certificate", "the daemon's certificate is of an unknown authority"),
+    ("CERTIFICATE_VERIFY_FAILED", "the daemon's certificate is refused"),
+    ("Domain name not found", "there is no host of that name"),
+)
+_ADDRESS = re.compile(r"(?:ipv4|ipv6):\S+?(?=: )|(?<=errors resolving )\S+(?=: )")
+
+
+def _lasting(said: str) -> KvCompressError | None:
+    for text, meaning in _LASTING:
+        if text in said:
+            found = _ADDRESS.search(said)
+            return FailedPrecondition(f"connect to {found[0]}: {meaning}" if found else meaning)
+    return None
+
+
 def from_rpc(error: grpc.RpcError) -> KvCompressError:
-    """The exception for a failed call of either of gRPC's two Python interfaces."""
-    call: Any = error  # both give these methods; RpcError itself declares none
+    """The exception for a failed call."""
+    call: Any = error  # RpcError itself declares none of these methods
     code: grpc.StatusCode = call.code()
+    if code == grpc.StatusCode.UNAVAILABLE and (lasting := _lasting(call.details() or "")):
+        return lasting
     return _BY_CODE.get(code, KvCompressError)(call.details() or code.name, code, _pushback(call.trailing_metadata()))
 
 

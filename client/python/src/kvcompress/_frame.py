@@ -12,9 +12,9 @@ from .v1 import kvcompress_pb2 as pb
 class Quality:
     """Figures of the decoded values against the original ones. SNRs are infinite where nothing was lost.
 
-    `snr_db` is NaN for values without variance (all equal, or one alone) that have an error. `token_snr_db` is the SNR of
-    what changes from token to token, which is all that attention sees of keys; NaN for a tensor without tokens (no seq or
-    head_dim axis) or that does not change with them. `level` is EXCELLENT, GOOD, ACCEPTABLE or POOR: of keys by
+    `snr_db` is NaN for values without variance (all equal, or one alone) that have an error. `token_snr_db` is the SNR
+    of what changes from token to token, which is all that attention sees of keys; NaN for a tensor without tokens (no
+    seq or head_dim axis) or that does not change with them. `level` is EXCELLENT, GOOD, ACCEPTABLE or POOR: of keys by
     `token_snr_db`, of values by `snr_db`, of tensors whose name tells neither by the lower one."""
 
     rmse: float

@@ -1,12 +1,13 @@
 """One tensor or one frame of the caller's: what is sent for it, and what its answer means."""
 
 import json
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from ._errors import DataLoss, InvalidArgument
+from ._errors import DataLoss, InvalidArgument, checked_text, refusing
 from ._frame import Frame, frame_of
 from ._tensors import Framework, Output, TensorView, check_out, checked_size
 from ._wire import bytes_field, fields, malformed, parsed
@@ -27,15 +28,16 @@ _MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
 
 def profile_json(profile: Any, spec: str = "") -> str:
     """JSON text of a profile that is given as a mapping, as text, or as the path of a file; "" for None.
-    InvalidArgument where there is a spec, too."""
+    InvalidArgument for what is none of these or cannot be read, and where there is a spec, too."""
     if profile is None:
         return ""
-    if isinstance(profile, Mapping):
-        text = json.dumps(dict(profile))
-    elif isinstance(profile, str) and profile.lstrip().startswith("{"):
-        text = profile
-    else:
-        text = pathlib.Path(profile).read_text(encoding="utf-8")
+    with refusing("the profile cannot be read"):
+        if isinstance(profile, Mapping):
+            text = json.dumps(dict(profile))
+        elif isinstance(profile, str) and profile.lstrip().startswith("{"):
+            text = checked_text("a profile", profile)
+        else:
+            text = pathlib.Path(profile).read_text(encoding="utf-8")
     if spec and text:
         raise InvalidArgument("a spec and a profile exclude each other")
     return text
@@ -64,12 +66,15 @@ class CompressItem(Item[Frame]):
     view: TensorView
 
     @staticmethod
+    @refusing("the tensor cannot be sent")
     def of(
         name: str, tensor: Any, spec: str = "", axes: Sequence[str] | None = None, profile: str = ""
     ) -> "CompressItem":
         unknown = [axis for axis in axes or () if axis not in _ROLES]
         if unknown:
             raise InvalidArgument(f"unknown axis {unknown[0]!r}: use one of {', '.join(_ROLES)}")
+        checked_text("a name", name)
+        checked_text("a spec", spec)
         view = TensorView.of(tensor)
         roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
         described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles)
@@ -99,6 +104,7 @@ class DecompressItem(Item[tuple[str, Any]]):
     out: Any = None
 
     @staticmethod
+    @refusing("expected a frame")
     def of(source: FrameSource, out: Any = None, framework: Framework | None = None) -> "DecompressItem":
         named = source if isinstance(source, tuple) else ("", source)
         if len(named) not in (2, 3):
@@ -111,10 +117,13 @@ class DecompressItem(Item[tuple[str, Any]]):
         if isinstance(frame, Frame):
             name, framework = name or frame.name, framework or frame.framework
             expected, frame = (frame.dtype, frame.shape), frame.data
+        if expected is not None:
+            expected = (expected[0], tuple(map(operator.index, expected[1])))
         if expected is not None and expected[0] not in _DTYPES:
             raise InvalidArgument(f"a frame's dtype is one of {', '.join(_DTYPES)}, not {expected[0]!r}")
         if not isinstance(frame, FrameBytes):
             raise InvalidArgument(f"expected a Frame or its bytes, not {type(frame).__name__}")
+        checked_text("a name", name)
         data = memoryview(frame)
         if not data.c_contiguous:
             raise InvalidArgument("the frame's bytes are not contiguous")

@@ -25,6 +25,12 @@ class RetryPolicy:
     jitter: float = 0.2
     max_retry_after: float = 30.0
 
+    def __post_init__(self) -> None:
+        attempts = isinstance(self.max_attempts, int) and self.max_attempts >= 1
+        others = (self.initial_backoff, self.multiplier, self.max_backoff, self.jitter, self.max_retry_after)
+        if not attempts or not all(isinstance(other, Real) and other >= 0 for other in others):
+            raise InvalidArgument(f"attempts are a number from 1, and what is waited is none below 0: {self}")
+
     def delay(self, error: KvCompressError, attempt: int) -> float | None:
         """Seconds to wait after attempt number `attempt`, from 1, failed; None: not again. What is over a limit, and
         not only over the budget of the moment, comes without a hint and stays so."""
@@ -46,7 +52,7 @@ GRACE = 0.2
 _MOST_SECONDS = 1e9
 
 
-def _seconds(timeout: float | None) -> float | None:
+def checked_seconds(timeout: float | None) -> float | None:
     if timeout is None:
         return None
     if not isinstance(timeout, Real) or not timeout >= 0:
@@ -59,7 +65,7 @@ class Attempts:
 
     def __init__(self, policy: RetryPolicy, timeout: float | None):
         self._policy = policy
-        seconds = _seconds(timeout)
+        seconds = checked_seconds(timeout)
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._made = 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.ma import MaskedArray  # np.ma is imported by its first use, which a fork may happen in the middle of
 
-from ._errors import InvalidArgument, KvCompressError
+from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, refusing
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,8 @@ def _of_torch(tensor: "torch.Tensor") -> TensorView:
         raise _refuse_dtype(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise InvalidArgument(f"the tensor is {tensor.layout} on {tensor.device}: use tensor.cpu(), and a dense layout")
-    return TensorView(dtype, tuple(tensor.shape), _bytes_of(_numpy_of(tensor.detach().contiguous())), "torch")
+    values = tensor.detach().resolve_neg().contiguous()
+    return TensorView(dtype, tuple(tensor.shape), _bytes_of(_numpy_of(values)), "torch")
 
 
 def _numpy_of(tensor: "torch.Tensor") -> Array:
@@ -98,20 +99,37 @@ class Output:
 
     def __init__(self, dtype: str, shape: tuple[int, ...], framework: Framework, out: Any = None):
         if out is None:
-            out = _empty_torch(dtype, shape) if framework == "torch" else np.empty(shape, _numpy_dtype(dtype))
+            out = _empty(dtype, shape, framework)
         else:
-            check_out(out)
-            found = TensorView.of(out)
+            with refusing("out cannot be written into"):
+                check_out(out)
+                found = TensorView.of(out)
             if (found.dtype, found.shape) != (dtype, shape):
                 raise InvalidArgument(f"out is {found.dtype} {list(found.shape)}, and the tensor {dtype} {list(shape)}")
         self.tensor = out
         self.data = _bytes_of(_numpy_of(out.detach()) if is_torch(out) else out)
 
 
+def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
+    if framework == "torch":
+        try:
+            import torch
+        except ImportError:
+            raise InvalidArgument('as_="torch" needs torch, which is not installed') from None
+        make: Any = torch.empty
+        kind = getattr(torch, _NAMES[dtype])
+    else:
+        make, kind = np.empty, _numpy_dtype(dtype)
+    try:
+        return make(shape, dtype=kind)
+    except (MemoryError, RuntimeError, ValueError):  # of PyTorch, and of NumPy for what no machine has
+        raise ResourceExhausted(f"there is no memory for a tensor {dtype} {list(shape)}") from None
+
+
 def check_out(out: Any) -> None:
     """InvalidArgument unless values can be written straight into `out`."""
     if is_torch(out):
-        good = out.is_contiguous() and out.device.type == "cpu"
+        good = out.is_contiguous() and out.device.type == "cpu" and not out.is_neg() and not out.is_conj()
     else:
         good = isinstance(out, np.ndarray) and out.flags.c_contiguous and out.flags.writeable and out.dtype.isnative
     if not good:
@@ -129,9 +147,3 @@ def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
         ) from None
     found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return found
-
-
-def _empty_torch(dtype: str, shape: tuple[int, ...]) -> "torch.Tensor":
-    import torch
-
-    return torch.empty(shape, dtype=getattr(torch, _NAMES[dtype]))
