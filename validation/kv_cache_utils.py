@@ -4,8 +4,9 @@ import json
 import os
 import re
 import tempfile
+import weakref
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple
 
 import cache_view
 import torch
@@ -27,6 +28,9 @@ TINYLLAMA_VOCAB_SIZE = 32000
 SAVED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 METADATA_KEY = "kv_cache"
 TENSOR_NAME = re.compile(r"layer_(\d+)_(key|value)")
+
+# Of the caches that extract_kv_cache gave, for as long as they live.
+_model_names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -92,14 +96,42 @@ def extract_kv_cache(
         raise ValueError("the cache is empty: the model gave none")
     if isinstance(cache, tuple):
         cache = cache_view.build(cache_view.layers(cache))
-    return cache, _describe(cache, _name_of(model))
+    metadata = _describe(cache, _name_of(model))
+    if not isinstance(cache, tuple):  # of which there are no weak references
+        _model_names[cache] = metadata.model_name
+    return cache, metadata
+
+
+def create_kv_cache_from_tensors(
+    keys: Iterable[torch.Tensor],
+    values: Iterable[torch.Tensor],
+    config: Any = None,
+) -> "DynamicCache":
+    """A cache of the keys and values of each layer, [batch, kv_heads, tokens, head_dim].
+
+    Args:
+        keys: Of layer 0, 1, ...
+        values: Of the same layers
+        config: The model's configuration; needed for a model with sliding layers to go on from this cache
+
+    Returns:
+        DynamicCache; a tuple of pairs for transformers 4.35
+
+    Raises:
+        ValueError: If there are no layers, a layer's keys or values are empty, or there are not as many of both
+        TypeError: If a tensor is none, or has not four axes
+    """
+    keys, values = list(keys), list(values)
+    if len(keys) != len(values):
+        raise ValueError(f"there are keys of {len(keys)} layers, and values of {len(values)}")
+    return cache_view.build(cache_view.layers(tuple(zip(keys, values))), config)
 
 
 def save_kv_cache(
     cache: Any,
     path: str,
     metadata_path: Optional[str] = None,
-    model_name: str = "unknown",
+    model_name: Optional[str] = None,
 ) -> KVCacheMetadata:
     """Save KV cache to a safetensors file, with a JSON sidecar. Any batch size.
 
@@ -111,7 +143,7 @@ def save_kv_cache(
         cache: DynamicCache from Transformers, or any style that cache_view reads
         path: Output path; its tensors are layer_{i}_key and layer_{i}_value, [batch, kv_heads, tokens, head_dim]
         metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None)
-        model_name: For the metadata
+        model_name: For the metadata (if None, that of extract_kv_cache for a cache that it gave; else "unknown")
 
     Returns:
         KVCacheMetadata describing the saved cache
@@ -120,7 +152,7 @@ def save_kv_cache(
         ValueError: If the cache is empty
         TypeError: If it is no cache
     """
-    metadata = _describe(cache, model_name)
+    metadata = _describe(cache, _noted_name(cache) if model_name is None else model_name)
     tensors = {}
     for index, pair in enumerate(cache_view.layers(cache)):
         for kind, tensor in zip(("key", "value"), pair):
@@ -185,15 +217,17 @@ def validate_kv_cache_shape(
         return False, [str(error)]
     errors = []
     if len(pairs) != expected_layers:
-        errors.append(f"{len(pairs)} layers, expected {expected_layers}")
+        errors.append(f"Expected {expected_layers} layers, got {len(pairs)}")
     for index, (key, value) in enumerate(pairs):
-        for kind, tensor in (("key", key), ("value", value)):
-            for what, size, expected in (("KV heads", tensor.shape[1], expected_kv_heads),
-                                         ("head dim", tensor.shape[3], expected_head_dim)):
-                if size != expected:
-                    errors.append(f"layer {index} {kind}: {what} {size}, expected {expected}")
+        for where, tensor in ((f"Layer {index}", key), (f"Layer {index}, values", value)):
+            if tensor is value and key.shape == value.shape:
+                continue  # what is wrong with both is said once
+            if tensor.shape[1] != expected_kv_heads:
+                errors.append(f"{where}: expected {expected_kv_heads} KV heads, got {tensor.shape[1]}")
+            if tensor.shape[3] != expected_head_dim:
+                errors.append(f"{where}: expected head_dim {expected_head_dim}, got {tensor.shape[3]}")
         if key.shape[:3] != value.shape[:3]:
-            errors.append(f"layer {index}: keys are {list(key.shape)}, values {list(value.shape)}")
+            errors.append(f"Layer {index}: keys are {list(key.shape)}, values {list(value.shape)}")
     return not errors, errors
 
 
@@ -273,6 +307,13 @@ def _saved_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _noted_name(cache: Any) -> str:
+    try:
+        return _model_names.get(cache, "unknown")
+    except TypeError:  # a cache of lists, say, has no weak references
+        return "unknown"
 
 
 def _name_of(model: Any) -> str:

@@ -64,7 +64,7 @@ def paragraph(result: ValidationResult) -> str:
         verdict = f"the change is {'below' if result.passed else 'not below'} the threshold of {result.threshold}"
     else:
         verdict = f"kv-compress's quality limits are {'kept' if result.passed else 'missed'}"
-    rows.append(("Passed", f"{'yes' if result.passed else 'no'}: {verdict}"))
+    rows.append(("Result", f"{'PASSED' if result.passed else 'FAILED'}: {verdict}"))
     return "\n".join(f"{name + ':':<19}{text}" for name, text in rows)
 
 

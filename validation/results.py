@@ -49,6 +49,12 @@ class ValidationResult:
     synthetic: bool = False  # True: random weights or values; the figures say that the pipeline works, nothing about a model
     versions: Dict[str, str] = field(default_factory=dict)  # of torch and transformers; dtype and device of the model
 
+    def __str__(self) -> str:
+        """A paragraph with the figures and PASSED or FAILED."""
+        import report  # which needs this module
+
+        return report.paragraph(self)
+
     def to_dict(self) -> Dict[str, Any]:
         """For JSON, which has neither NaN nor infinity: both become None."""
         return _plain(asdict(self))

@@ -44,7 +44,7 @@ def test_quick_test_is_a_measurement_and_says_that_it_is_synthetic():
     done = run("--quick-test", "--cpu", "--threshold", "1e9")
     assert done.returncode == 0, done.stderr
     assert "synthetic: shows that the pipeline works, nothing about a trained model" in done.stdout
-    assert "Passed:            yes: the change is below the threshold of 1000000000.0" in done.stdout
+    assert "Result:            PASSED: the change is below the threshold of 1000000000.0" in done.stdout
     result = run_quick_test(verbose=False)
     assert isinstance(result, Published) and Published is ValidationResult
     assert result.synthetic and result.perplexity_measured and result.change.kl > 0
@@ -64,7 +64,7 @@ def test_quick_test_without_torch_does_not_make_a_perplexity_up(tmp_path):
     assert 1.9 < result["compression_ratio"] < 1.94 and result["snr_db"] > 40
     done = run("--quick-test", "--codec", "int2", env=with_path(tmp_path))
     assert done.returncode == 1
-    assert "not measured: no model ran" in done.stdout and "no: kv-compress's quality limits are missed" in done.stdout
+    assert "not measured: no model ran" in done.stdout and "FAILED: kv-compress's quality limits are missed" in done.stdout
     assert "nan" not in done.stdout
 
 
@@ -99,6 +99,16 @@ def test_progress_and_a_paragraph_otherwise(folder):
     assert "windows: " in done.stderr
     for text in ("int4(group=32)", "5, 75 tokens scored", "Keys only:", "Values only:", "bytes on disk"):
         assert text in done.stdout
+
+
+def test_a_result_as_text_is_its_paragraph():
+    result = ValidationResult(20.0, 20.4, 0.4, 2.0, 3.76, 0.05, 20.5, 0.995, True)
+    text = str(result)
+    for figure in ("20.0000", "20.4000", "+0.4000", "+2.000 %", "3.760x", "0.050000", "20.5 dB", "0.995000", "PASSED"):
+        assert figure in text, text
+    assert "FAILED" not in text
+    failed = str(ValidationResult(20.0, 21.0, 1.0, 5.0, 3.76, 0.05, 20.5, 0.995, False))
+    assert "FAILED" in failed and "threshold of 0.5" in failed and "PASSED" not in failed
 
 
 @pytest.mark.parametrize("args, text", [

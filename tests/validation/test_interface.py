@@ -22,6 +22,7 @@ FUNCTIONS = {
         "validate_kv_cache_shape": {"cache": REQUIRED, "expected_layers": 22, "expected_kv_heads": 4,
                                     "expected_head_dim": 64},
         "compute_kv_cache_stats": {"cache": REQUIRED},
+        "create_kv_cache_from_tensors": {"keys": REQUIRED, "values": REQUIRED},
     },
     compression_bridge: {
         "compress_kv_cache": {"input_path": REQUIRED, "output_path": REQUIRED, "group_size": 64, "sparsity": 0.0,

@@ -13,6 +13,7 @@ from conftest import make_model, make_pairs
 from kv_cache_utils import (
     KVCacheMetadata,
     compute_kv_cache_stats,
+    create_kv_cache_from_tensors,
     extract_kv_cache,
     load_kv_cache,
     save_kv_cache,
@@ -32,6 +33,25 @@ def test_extract(model, tokenizer):
         _, expected = cache_view.forward(model, torch.tensor(tokenizer("Hello, world!")["input_ids"])[None])
     assert equal(cache_view.layers(cache), cache_view.layers(expected))
     assert extract_kv_cache(model, tokenizer, "Hello, world!", max_length=5, device="cpu")[1].seq_len == 5
+
+
+def test_what_was_extracted_is_saved_under_its_model_s_name(tmp_path, model, tokenizer):
+    cache, metadata = extract_kv_cache(model, tokenizer, "Hello, world!")
+    path = str(tmp_path / "cache.safetensors")
+    assert save_kv_cache(cache, path) == metadata
+    assert load_kv_cache(path)[1].model_name == metadata.model_name == "LlamaForCausalLM"
+    assert save_kv_cache(cache, path, model_name="another").model_name == "another"
+    assert save_kv_cache(cache_view.layers(cache), path).model_name == "unknown"
+
+
+def test_a_cache_is_created_from_tensors(pairs):
+    cache = create_kv_cache_from_tensors([key for key, _ in pairs], (value for _, value in pairs))
+    assert isinstance(cache, DynamicCache) and equal(cache_view.layers(cache), pairs)
+    key = pairs[0][0]
+    for keys, values, error, text in (([], [], ValueError, "no layers"), ([key], [], ValueError, "keys of 1 layers"),
+                                      ([key[0]], [key], TypeError, r"not \[batch"), ([key], [None], ValueError, "empty")):
+        with pytest.raises(error, match=text):
+            create_kv_cache_from_tensors(keys, values)
 
 
 @pytest.mark.parametrize("prompt, text", [(["one", "two"], "the batch size is 2"), ("", "the prompt has no tokens")])
@@ -157,10 +177,14 @@ def test_validate_shape(tmp_path):
     wrong = [*tinyllama[:20], *make_pairs(1, (1, 32, 3, 60))]
     valid, errors = validate_kv_cache_shape(wrong)
     assert not valid
-    assert errors[0] == "21 layers, expected 22"
-    assert "layer 20 key: KV heads 32, expected 4" in errors and "layer 20 value: head dim 60, expected 64" in errors
+    assert errors == ["Expected 22 layers, got 21", "Layer 20: expected 4 KV heads, got 32",
+                      "Layer 20: expected head_dim 64, got 60"]
+    assert validate_kv_cache_shape(make_pairs(10, (1, 4, 3, 64)))[1] == ["Expected 22 layers, got 10"]
+    apart = [*tinyllama[:3], (tinyllama[3][0], make_pairs(1, (1, 32, 3, 64))[0][1]), *tinyllama[4:]]
+    assert validate_kv_cache_shape(apart)[1] == ["Layer 3, values: expected 4 KV heads, got 32",
+                                                 "Layer 3: keys are [1, 4, 3, 64], values [1, 32, 3, 64]"]
     unequal = [(key, value[:, :, :2]) for key, value in tinyllama]
-    assert validate_kv_cache_shape(unequal)[1][0] == "layer 0: keys are [1, 4, 3, 64], values [1, 4, 2, 64]"
+    assert validate_kv_cache_shape(unequal)[1][0] == "Layer 0: keys are [1, 4, 3, 64], values [1, 4, 2, 64]"
     assert validate_kv_cache_shape(()) == (False, ["the cache is empty: it has no layers"])
 
 
