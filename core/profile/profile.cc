@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
+#include "core/base/strict_json.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
 
@@ -128,8 +129,9 @@ bool Profile::asks_for_layers() const {
 }
 
 absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return Fault("not valid JSON");
+  const absl::StatusOr<Json> parsed = ParseStrictJson(text);
+  if (!parsed.ok()) return Fault(parsed.status().message());
+  const Json& json = *parsed;
   if (!json.is_object()) return Fault("must be a JSON object");
   Profile profile;
   for (const auto& [key, value] : json.items()) {

@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "core/base/status_macros.h"
+#include "core/base/strict_json.h"
 #include "core/codec/chain_spec.h"
 #include "server/net/address.h"
 #include "server/net/file_backed.h"
@@ -289,10 +290,11 @@ absl::StatusOr<std::string> ToText(const nlohmann::json& value) {
 absl::StatusOr<std::vector<Setting>> FromFile(const std::string& path) {
   const absl::StatusOr<std::vector<std::string>> text = ReadFiles({path});
   if (!text.ok()) return Invalid(absl::StrFormat("config %s", text.status().message()));
-  const nlohmann::json config = nlohmann::json::parse(text->front(), nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return Invalid(absl::StrFormat("config %s: not a JSON object", path));
+  const absl::StatusOr<nlohmann::json> config = ParseStrictJson(text->front());
+  if (!config.ok()) return Invalid(absl::StrFormat("config %s: %s", path, config.status().message()));
+  if (!config->is_object()) return Invalid(absl::StrFormat("config %s: not a JSON object", path));
   std::vector<Setting> settings;
-  for (const auto& [key, value] : config.items()) {
+  for (const auto& [key, value] : config->items()) {
     const Flag* flag = FindFlag(key);
     std::string origin = absl::StrFormat("config %s: %s", path, key);
     if (flag == nullptr || !flag->setting || key == "config")

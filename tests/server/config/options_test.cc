@@ -194,7 +194,9 @@ TEST(OptionsTest, FaultsOfTheFile) {
     std::string text;
   } cases[] = {
       {"[]", ": not a JSON object"},
-      {"{\"threads\": 1", ": not a JSON object"},
+      {"{\"threads\": 1", ": not valid JSON: it ends too early"},
+      {R"({"threads": 1, "threads": 2})", ": not valid JSON: the second \"threads\" of an object at byte 24"},
+      {std::string("{\"threads\": 1}\0rubbish", 22), ": not valid JSON: a zero byte at byte 15"},
       {R"({"thread": 1})", ": thread is not a setting"},
       {R"({"config": "x"})", ": config is not a setting"},
       {R"({"help": true})", ": help is not a setting"},
