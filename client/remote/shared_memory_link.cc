@@ -188,15 +188,31 @@ void SharedMemoryLink::UnregisterNow() {
   lost_ = stream_->is_broken();
 }
 
+// A daemon that gives a stream no keys of its own takes any that begin as those of all clients.
+absl::StatusOr<std::string> SharedMemoryLink::KeyPrefix(absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!key_prefix_.empty()) return key_prefix_;
+  }
+  v1::SharedMemoryRequest request;
+  request.mutable_status();
+  KVC_ASSIGN_OR_RETURN(const v1::SharedMemoryResponse response, Ask(request, deadline));
+  absl::MutexLock lock(&mutex_);
+  key_prefix_ = response.own_key_prefix().empty() ? prefix_ : response.own_key_prefix();
+  return key_prefix_;
+}
+
 absl::StatusOr<std::unique_ptr<RegisteredMemory>> SharedMemoryLink::Register(size_t bytes, absl::Time deadline) {
   const std::string name = RandomName();
-  KVC_ASSIGN_OR_RETURN(const SharedMemory object, SharedMemory::Create("/" + prefix_ + name, bytes));
-  KVC_ASSIGN_OR_RETURN(SharedMapping mapping, object.Map(0, bytes));
+  KVC_ASSIGN_OR_RETURN(const std::string key_prefix, KeyPrefix(deadline));
+  KVC_ASSIGN_OR_RETURN(SharedMemory object, SharedMemory::Create("/" + key_prefix + name, bytes));
   v1::SharedMemoryRequest request;
   request.mutable_register_()->set_name(name);
   request.mutable_register_()->set_key(object.key());
   request.mutable_register_()->set_byte_size(bytes);
   KVC_ASSIGN_OR_RETURN(const v1::SharedMemoryResponse registered, Ask(request, deadline));
+  object.Unlink();
+  KVC_ASSIGN_OR_RETURN(SharedMapping mapping, object.Map(0, bytes));
   if (registered.challenge().size() > bytes) return absl::InternalError("its challenge is larger than the region");
   std::ranges::copy(AsBytes(registered.challenge()), mapping.bytes().begin());
   request.mutable_confirm()->set_name(name);

@@ -45,8 +45,8 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
                                                                 absl::Time deadline);
   ~SharedMemoryLink();
 
-  // Makes memory and registers it. Its key is gone when this returns: nothing is left of it when this process is
-  // killed. ABORTED when others kept the stream busy until the deadline.
+  // Makes memory and registers it. Its key is gone once the daemon has the memory, and the daemon removes it when this
+  // process is killed before. ABORTED when others kept the stream busy until the deadline.
   absl::StatusOr<std::unique_ptr<RegisteredMemory>> Register(size_t bytes, absl::Time deadline);
   // Whether somebody has noticed that the stream has ended, and with it all that was registered on it.
   bool is_lost() const;
@@ -60,11 +60,14 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
   void Unregister(const std::string& name);
   void UnregisterNow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<v1::SharedMemoryResponse> Ask(const v1::SharedMemoryRequest& request, absl::Time deadline);
+  // What keys begin with, after "/".
+  absl::StatusOr<std::string> KeyPrefix(absl::Time deadline);
 
-  const std::string prefix_;
+  const std::string prefix_;  // of all clients
   mutable absl::Mutex mutex_;
   bool asking_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in Ask, and has the stream for itself
   bool lost_ ABSL_GUARDED_BY(mutex_) = false;
+  std::string key_prefix_ ABSL_GUARDED_BY(mutex_);  // of this stream, once the daemon has been asked
   std::vector<std::string> unregister_ ABSL_GUARDED_BY(mutex_);  // names, meanwhile
   const std::unique_ptr<Stream> stream_;
 };

@@ -13,7 +13,7 @@
 namespace kvcompress {
 
 // Errors of this header read "open FILE: no such file or directory": the operation, the path as it was given, and the
-// system's text in lower case, as Go prints them. Their codes are absl::ErrnoToStatusCode's: NOT_FOUND,
+// system's text in lower case, as Go prints them. Their codes are ErrnoCode's (core/base/system_call.h): NOT_FOUND,
 // PERMISSION_DENIED, RESOURCE_EXHAUSTED for a full disk, FAILED_PRECONDITION for a folder, ...
 
 // A regular file, read with pread: a file that is truncated under us gives an error, never a signal, and one larger

@@ -7,17 +7,31 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
+#include <set>
+#include <system_error>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "core/base/status_macros.h"
 #include "core/base/system_call.h"
 
 namespace kvcompress {
 namespace {
 
+constexpr char kFolder[] = "/dev/shm";  // where shm_open has its objects
 constexpr size_t kMaxNameBytes = 255;
 constexpr int64_t kStatBlockBytes = 512;
+
+// Keys that this process has made and not removed. Global, because what ends the process wants all of them.
+struct Keys {
+  absl::Mutex mutex;
+  std::set<std::string> linked ABSL_GUARDED_BY(mutex);
+};
+Keys& keys = *new Keys;
 
 uint64_t PageBytes() { return static_cast<uint64_t>(sysconf(_SC_PAGESIZE)); }
 
@@ -67,14 +81,38 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& key, uint64
     return absl::InvalidArgumentError(absl::StrCat("create shared memory ", key, ": no object has ", size, " bytes"));
   }
   SharedMemory object(key);
-  object.fd_ = RetryOnEintr([&] { return shm_open(key.c_str(), O_RDWR | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR); });
-  if (object.fd_ < 0) return ErrnoError("create shared memory", key, errno);
-  object.made_ = object.linked_ = true;
+  object.made_ = true;
+  // The key comes last: what ends this process while the memory is made leaves nothing. Where the system cannot do so it
+  // comes first.
+  object.fd_ = RetryOnEintr([] { return open(kFolder, O_TMPFILE | O_RDWR | O_CLOEXEC, S_IRUSR | S_IWUSR); });
+  if (object.fd_ < 0) KVC_RETURN_IF_ERROR(object.OpenNew());
   int error = EINTR;
   while (error == EINTR) error = posix_fallocate(object.fd_, 0, static_cast<off_t>(size));
   if (error != 0) return ErrnoError("create shared memory", key, error);
+  if (!object.linked_) KVC_RETURN_IF_ERROR(object.Link());
   object.complete_ = true;
   return object;
+}
+
+absl::Status SharedMemory::OpenNew() {
+  absl::MutexLock lock(&keys.mutex);
+  fd_ = RetryOnEintr([&] { return shm_open(key_.c_str(), O_RDWR | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR); });
+  if (fd_ < 0) return ErrnoError("create shared memory", key_, errno);
+  keys.linked.insert(key_);
+  linked_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status SharedMemory::Link() {
+  const std::string nameless = absl::StrCat("/proc/self/fd/", fd_);
+  const std::string path = absl::StrCat(kFolder, key_);
+  absl::MutexLock lock(&keys.mutex);
+  if (linkat(AT_FDCWD, nameless.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+    return ErrnoError("create shared memory", key_, errno);
+  }
+  keys.linked.insert(key_);
+  linked_ = true;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<SharedMemory> SharedMemory::Open(const std::string& key) {
@@ -115,7 +153,7 @@ absl::StatusOr<SharedMapping> SharedMemory::Map(uint64_t offset, uint64_t size) 
 
 uint64_t SharedMemoryCapacity() {
   struct statvfs info;
-  if (statvfs("/dev/shm", &info) == 0 && info.f_blocks > 0) return uint64_t{info.f_blocks} * info.f_frsize;
+  if (statvfs(kFolder, &info) == 0 && info.f_blocks > 0) return uint64_t{info.f_blocks} * info.f_frsize;
   return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * PageBytes();
 }
 
@@ -135,7 +173,25 @@ void MapPagesNow(MutableByteSpan bytes) {
 }
 
 void SharedMemory::Unlink() {
-  if (std::exchange(linked_, false)) shm_unlink(key_.c_str());
+  if (!std::exchange(linked_, false)) return;
+  absl::MutexLock lock(&keys.mutex);
+  shm_unlink(key_.c_str());
+  keys.linked.erase(key_);
+}
+
+void SharedMemory::UnlinkAllForGood() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  keys.mutex.Lock();  // and never unlocks it
+  for (const std::string& key : keys.linked) shm_unlink(key.c_str());
+}
+
+void RemoveSharedMemory(std::string_view prefix) {
+  std::error_code error;
+  std::vector<std::string> left;
+  for (std::filesystem::directory_iterator entry(kFolder, error), end; !error && entry != end; entry.increment(error)) {
+    std::string name = entry->path().filename().native();
+    if (name.starts_with(prefix)) left.push_back(std::move(name));
+  }
+  for (const std::string& name : left) shm_unlink(absl::StrCat("/", name).c_str());
 }
 
 }  // namespace kvcompress

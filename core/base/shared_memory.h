@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -32,7 +33,7 @@ class SharedMapping {
 };
 
 // A POSIX shared-memory object. Its key is that of shm_open(3): "/" and a name of 1 to 255 bytes without a further "/".
-// Errors read "open shared memory KEY: no such file or directory"; codes are absl::ErrnoToStatusCode's.
+// Errors read "open shared memory KEY: no such file or directory"; codes are ErrnoCode's.
 class SharedMemory {
  public:
   SharedMemory(SharedMemory&& other) noexcept { *this = std::move(other); }
@@ -63,8 +64,14 @@ class SharedMemory {
   // object once its peer has opened it leaves nothing behind when it is killed. Does nothing the second time.
   void Unlink();
 
+  // Removes the keys of all objects that this process has made, and lets it make no more: for whoever ends the process
+  // while other threads go on.
+  static void UnlinkAllForGood();
+
  private:
   explicit SharedMemory(std::string key) : key_(std::move(key)) {}
+  absl::Status OpenNew();
+  absl::Status Link();
 
   std::string key_;
   int fd_ = -1;
@@ -72,6 +79,9 @@ class SharedMemory {
   bool linked_ = false;  // a key of ours, to be removed
   bool complete_ = false;
 };
+
+// Removes all keys "/PREFIX...", whoever made them, where this user may.
+void RemoveSharedMemory(std::string_view prefix);
 
 // The bytes that all objects of this machine can have together: those of /dev/shm, or of the machine's memory where
 // that has no limit or cannot be asked.

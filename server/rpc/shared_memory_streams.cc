@@ -46,7 +46,9 @@ absl::Status Answer(const v1::SharedMemoryRequest& request, Registration& regist
       AddRegion(region, response);
       return absl::OkStatus();
     }
-    case v1::SharedMemoryRequest::kStatus: return add_all(registration.Status(request.status().name()));
+    case v1::SharedMemoryRequest::kStatus:
+      response.set_own_key_prefix(registration.OwnPrefix());
+      return add_all(registration.Status(request.status().name()));
     case v1::SharedMemoryRequest::kUnregister: return add_all(registration.Unregister(request.unregister().name()));
     case v1::SharedMemoryRequest::ACTION_NOT_SET: break;
   }

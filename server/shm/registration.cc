@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/shared_memory.h"
 #include "core/base/status_macros.h"
@@ -13,6 +15,18 @@ namespace {
 
 absl::Status NoRegion(const std::string& name) {
   return absl::NotFoundError(absl::StrFormat("no shared memory region \"%s\" in this stream", name));
+}
+
+// What the system says of an object is about what its client has made of it: a link, a folder, a file with a lease.
+absl::Status OfClient(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOutOfRange: return absl::InvalidArgumentError(status.message());
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kResourceExhausted: return status;
+    default: return absl::FailedPreconditionError(status.message());
+  }
 }
 
 // The share is given back when nobody has the region any more.
@@ -49,12 +63,27 @@ absl::Status Registration::Check(const Region& region) const {
   return absl::OkStatus();
 }
 
+Registration::~Registration() {
+  RemoveAll();
+  if (!own_prefix_.empty()) RemoveSharedMemory(own_prefix_);
+}
+
+const std::string& Registration::OwnPrefix() {
+  if (own_prefix_.empty()) {
+    std::array<std::byte, 16> random;
+    FillRandom(random);
+    own_prefix_ = absl::StrCat(prefix_, absl::BytesToHexString(std::string(AsText(random))), "-");
+  }
+  return own_prefix_;
+}
+
 absl::StatusOr<Registration::Challenge> Registration::Register(const Region& region) {
   KVC_RETURN_IF_ERROR(Check(region));
-  KVC_ASSIGN_OR_RETURN(const SharedMemory object, SharedMemory::Open(region.key));
+  const absl::StatusOr<SharedMemory> opened = SharedMemory::Open(region.key);
+  if (!opened.ok()) return OfClient(opened.status());
+  const SharedMemory& object = *opened;
   absl::StatusOr<SharedMapping> mapping = object.Map(region.offset, region.byte_size);
-  if (absl::IsOutOfRange(mapping.status())) return absl::InvalidArgumentError(mapping.status().message());
-  if (!mapping.ok()) return mapping.status();
+  if (!mapping.ok()) return OfClient(mapping.status());
   KVC_ASSIGN_OR_RETURN(RegionTable::Share share, table_.Take(client_, region.byte_size));
   Entry entry;
   KVC_ASSIGN_OR_RETURN(entry.memory, GuardMapping(*std::move(mapping)));

@@ -41,7 +41,12 @@ class Registration {
       : table_(table), prefix_(std::move(prefix)), client_(std::move(client)) {}
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;
-  ~Registration() { RemoveAll(); }
+  ~Registration();
+
+  // What keys of this stream's own begin with, after "/": `prefix`, and what nobody can guess. Whoever has made an object
+  // under such a key may be ended before the daemon hears of it, or before he removes the key: the destructor removes
+  // those that are there.
+  const std::string& OwnPrefix();
 
   // Maps the part of the object that `region` describes (its id is ignored), and returns the bytes that Confirm will
   // look for at its beginning. PERMISSION_DENIED for another prefix or an object that the daemon may not open,
@@ -69,6 +74,7 @@ class Registration {
   RegionTable& table_;
   const std::string prefix_;
   const std::string client_;
+  std::string own_prefix_;  // empty: nobody has asked
   std::map<std::string, Entry> entries_;
 };
 

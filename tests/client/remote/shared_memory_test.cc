@@ -43,13 +43,16 @@ class SharedMemoryTest : public ::testing::Test {
       AwaitAnswers();
       if (request.has_unregister()) ++unregistered_;
       v1::SharedMemoryResponse response;
+      if (request.has_status()) response.set_own_key_prefix(own_prefix_);
       if (request.has_register_()) {
+        key_ = request.register_().key();
         const auto object = SharedMemory::Open(request.register_().key());
         if (!object.ok()) return {grpc::NOT_FOUND, "no such object"};
         memory_ = *object->Map(0, request.register_().byte_size());
         response.set_challenge("0123456789abcdef");
       }
       if (request.has_confirm()) {
+        EXPECT_FALSE(SharedMemory::Open(key_).ok()) << "whoever is killed now leaves it";
         EXPECT_EQ(AsText(memory_.bytes().first(16)), "0123456789abcdef");
         response.add_regions()->set_name(request.confirm().name());
         response.mutable_regions(0)->set_region(kRegion);
@@ -118,6 +121,8 @@ class SharedMemoryTest : public ::testing::Test {
   }
 
   const std::string prefix_ = absl::StrFormat("kvc-client-test-%d-", getpid());
+  std::string own_prefix_;
+  std::string key_;
   std::atomic<int> questions_ = 0;
   absl::Mutex mutex_;
   bool answers_ ABSL_GUARDED_BY(mutex_) = true;
@@ -139,6 +144,15 @@ TEST_F(SharedMemoryTest, BytesGoThroughChunksAndBuffers) {
     EXPECT_EQ(client_->Transport(), "shared memory");
   }
   EXPECT_EQ(questions_, 1);
+}
+
+TEST_F(SharedMemoryTest, KeysAreThoseThatTheDaemonRemoves) {
+  ASSERT_NE(client_->Allocate(1 << 20), nullptr);
+  EXPECT_THAT(key_, StartsWith("/" + prefix_)) << "of a daemon that has none of a stream's own";
+  own_prefix_ = prefix_ + "own-";
+  client_ = *MakeRemoteClient({.address = daemon_.address()});
+  ASSERT_NE(client_->Allocate(1 << 20), nullptr);
+  EXPECT_THAT(key_, StartsWith("/" + own_prefix_));
 }
 
 TEST_F(SharedMemoryTest, AllocatedMemoryIsReadInPlace) {
@@ -195,15 +209,14 @@ TEST_F(SharedMemoryTest, WhereItCannotBeHadBytesGoThroughTheConnection) {
       {[](SharedMemoryCall&) { return grpc::Status(grpc::PERMISSION_DENIED, "not you"); }, "connection (not you)"},
       {[](SharedMemoryCall& call) {
          v1::SharedMemoryRequest request;
-         call.Read(&request);
-         call.Write(v1::SharedMemoryResponse());
-         call.Read(&request);
-         call.Write(v1::SharedMemoryResponse());
+         while (!request.has_confirm() && call.Read(&request)) call.Write(v1::SharedMemoryResponse());
          return grpc::Status::OK;
        },
        "connection (its answer is not about the region that was confirmed)"},
       {[](SharedMemoryCall& call) {
          v1::SharedMemoryRequest request;
+         call.Read(&request);
+         call.Write(v1::SharedMemoryResponse());
          call.Read(&request);
          v1::SharedMemoryResponse response;
          response.set_challenge(std::string(100, 'x'));

@@ -124,6 +124,26 @@ TEST(SharedMemoryTest, OnceUnlinkedAKeyIsFree) {
   EXPECT_TRUE(Exists(Key("a")));
 }
 
+TEST(SharedMemoryTest, AllKeysOfAPrefixAreRemoved) {
+  const absl::StatusOr<SharedMemory> a = SharedMemory::Create(Key("left-a"), 4096);
+  const absl::StatusOr<SharedMemory> b = SharedMemory::Create(Key("left-b"), 4096);
+  const absl::StatusOr<SharedMemory> other = SharedMemory::Create(Key("other"), 4096);
+  RemoveSharedMemory(Key("left-").substr(1));
+  EXPECT_FALSE(Exists(Key("left-a")) || Exists(Key("left-b")));
+  EXPECT_TRUE(Exists(Key("other")));
+}
+
+TEST(SharedMemoryTest, AProcessThatEndsLeavesNoKey) {
+  EXPECT_EXIT(
+      {
+        const absl::StatusOr<SharedMemory> made = SharedMemory::Create(Key("ends"), 4096);
+        if (!made.ok() || !Exists(Key("ends"))) _exit(1);
+        SharedMemory::UnlinkAllForGood();
+        _exit(Exists(Key("ends")) ? 2 : 0);
+      },
+      ::testing::ExitedWithCode(0), "");
+}
+
 TEST(SharedMemoryTest, Faults) {
   const absl::StatusOr<SharedMemory> made = SharedMemory::Create(Key("a"), 10000);
   ASSERT_THAT(made, IsOk());

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <fstream>
 #include <optional>
+#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/shared_memory.h"
@@ -27,9 +28,17 @@ constexpr uint64_t kSize = 4 * kPageBytes;
 
 // How often this process has mapped the object.
 size_t Mappings(const std::string& key) {
+  struct stat object;
+  if (stat(absl::StrCat("/dev/shm", key).c_str(), &object) != 0) return 0;
   std::ifstream maps("/proc/self/maps");
   size_t count = 0;
-  for (std::string line; std::getline(maps, line);) count += line.find(key) != std::string::npos ? 1 : 0;
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream fields(line);
+    std::string range, access, offset, device;
+    ino_t inode = 0;
+    fields >> range >> access >> offset >> device >> inode;
+    count += inode == object.st_ino && line.find("/dev/shm/") != line.npos ? 1 : 0;
+  }
   return count;
 }
 
@@ -103,6 +112,39 @@ TEST_F(RegistrationTest, WhatAStreamRegisteredGoesWithIt) {
   EXPECT_EQ(table_.count(), 0u);
   EXPECT_FALSE(table_.Find(a).ok());
   EXPECT_EQ(Mappings(key_), 1u);
+}
+
+// What counts as a fault of the daemon wakes its operator.
+TEST_F(RegistrationTest, WhatAClientMadeOfAKeyIsItsOwnFault) {
+  const std::string key = absl::StrCat("/", Prefix(), "other");
+  const std::string path = absl::StrCat("/dev/shm", key);
+  const auto is_refused = StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("open shared memory " + key));
+  ASSERT_EQ(symlink("/etc/passwd", path.c_str()), 0);
+  EXPECT_THAT(stream_->Register({"a", key, 0, kPageBytes}), is_refused);
+  ASSERT_EQ(unlink(path.c_str()), 0);
+  ASSERT_EQ(mkdir(path.c_str(), 0700), 0);
+  EXPECT_THAT(stream_->Register({"a", key, 0, kPageBytes}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("open shared memory " + key)));
+  ASSERT_EQ(rmdir(path.c_str()), 0);
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  EXPECT_THAT(stream_->Register({"a", key, 0, kPageBytes}), is_refused);
+  ASSERT_EQ(unlink(path.c_str()), 0);
+}
+
+TEST_F(RegistrationTest, KeysOfItsOwnGoWithAStream) {
+  const auto exists = [](const std::string& name) { return access(("/dev/shm/" + name).c_str(), F_OK) == 0; };
+  const std::string own = stream_->OwnPrefix();
+  EXPECT_EQ(own, stream_->OwnPrefix());
+  EXPECT_TRUE(own.starts_with(Prefix())) << own;
+  EXPECT_EQ(own.size(), Prefix().size() + 33);
+  Registration other(table_, Prefix(), "client");
+  EXPECT_NE(own, other.OwnPrefix());
+  const SharedMemory left = *SharedMemory::Create("/" + own + "left", kPageBytes);
+  const SharedMemory others = *SharedMemory::Create("/" + other.OwnPrefix() + "left", kPageBytes);
+  stream_.reset();
+  EXPECT_FALSE(exists(own + "left"));
+  EXPECT_TRUE(exists(other.OwnPrefix() + "left"));
+  EXPECT_TRUE(exists(key_.substr(1))) << "what has another prefix is its maker's alone";
 }
 
 TEST_F(RegistrationTest, AllAtOnce) {

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,41 @@ class Region:
     scratch: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
+def _can_begin_a_key(text: str, most: int) -> bool:
+    """Whether the name of a file may begin so, with as many characters at most."""
+    return len(text) <= most and re.fullmatch(r"[A-Za-z0-9._-]+", text) is not None
+
+
+def _open_nameless(folder: str) -> int | None:
+    """A descriptor of a new file that no path leads to; None where the system cannot make one."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _fresh_memory(path: str) -> Iterator[int]:
+    """A descriptor of fresh memory that others can open by its path meanwhile. The path comes last: what ends this
+    process while the memory is made leaves nothing."""
+    nameless = _open_nameless(os.path.dirname(path))
+    linked = nameless is None
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if nameless is None else nameless
+    try:
+        # Where not all of it can be had, a later write would end this process by a signal.
+        os.posix_fallocate(file, 0, REGION_BYTES)
+        if not linked:
+            # With a folder to begin at, or Python would make a link to the link.
+            os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file, follow_symlinks=True)
+            linked = True
+        yield file
+    finally:
+        os.close(file)
+        if linked:
+            with contextlib.suppress(FileNotFoundError):  # the daemon has removed it
+                os.unlink(path)
+
+
 class Link:
     """The stream on which memory is registered, by one thread at a time; the daemon answers questions one after the
     other. What it registered lives as long as it does."""
@@ -61,6 +97,7 @@ class Link:
         self._sending = threading.Lock()
         self._sent = 0
         self._answered = 0
+        self._key_prefix = ""  # of this stream's keys, once the daemon has been asked
         questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._questions = questions
         # The thread that waits for questions ends with the call.
@@ -74,22 +111,20 @@ class Link:
         self._call.cancel()
 
     def register(self, prefix: str) -> Region:
-        """Fresh memory. Its key is gone when this returns: nothing is left of it when this process is killed. OSError
-        where this machine has none left."""
-        name = prefix + secrets.token_hex(16)
-        path = f"/dev/shm/{name}"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            # Where not all of it can be had, a later write would end this process by a signal.
-            os.posix_fallocate(file, 0, REGION_BYTES)
-            memory = np.frombuffer(mmap.mmap(file, REGION_BYTES), np.uint8)
+        """Fresh memory. Its key is gone once the daemon has it, and the daemon removes it when this process is killed
+        before. OSError where this machine has none left."""
+        if not self._key_prefix:
+            own = self._ask(pb.SharedMemoryRequest(status=pb.SharedMemoryStatus())).own_key_prefix
+            if own and not _can_begin_a_key(own, 200):
+                raise KvCompressError("the daemon asks for keys that cannot be")
+            self._key_prefix = own or prefix
+        name = self._key_prefix + secrets.token_hex(16)
+        with _fresh_memory(f"/dev/shm/{name}") as file:
             asked = pb.SharedMemoryRegister(name=name, key=f"/{name}", byte_size=REGION_BYTES)
             challenge = self._ask(pb.SharedMemoryRequest(register=asked)).challenge
-            memory[: len(challenge)] = np.frombuffer(challenge[:REGION_BYTES], np.uint8)
-            confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=name))).regions
-        finally:
-            os.close(file)
-            os.unlink(path)
+            memory = np.frombuffer(mmap.mmap(file, REGION_BYTES), np.uint8)
+        memory[: len(challenge)] = np.frombuffer(challenge[:REGION_BYTES], np.uint8)
+        confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=name))).regions
         if len(confirmed) != 1 or confirmed[0].name != name or confirmed[0].region == 0:
             raise KvCompressError("the daemon's answer is not about the memory that was confirmed")
         return Region(name, confirmed[0].region, memory, self)
@@ -153,7 +188,7 @@ class Pool:
         self._prefix = said.shared_memory_prefix
         if pb.TRANSPORT_SHARED_MEMORY not in said.transports:
             self.why_not = self.why_not or "the daemon does not offer shared memory"
-        elif not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", self._prefix):  # part of a file's name
+        elif not _can_begin_a_key(self._prefix, 128):
             self.why_not = self.why_not or "the daemon asks for keys that cannot be"
 
     def take(self, left: Left) -> Region | None:
