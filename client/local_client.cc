@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "client/deadline.h"
+#include "core/base/status_macros.h"
 #include "core/base/thread_pool.h"
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"
@@ -102,6 +103,7 @@ class LocalClient final : public CodecClient {
   // The first error in the order of the jobs: a block's error comes before that of a job which was begun after it.
   template <typename Stream, typename Output, typename Job, typename Sink, typename Submit>
   absl::Status Run(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Submit submit) {
+    KVC_RETURN_IF_ERROR(pool_.status());
     Output relay(deadline, sink);
     Stream stream(pool_, kNoLimits, relay);
     relay.Attach(stream);

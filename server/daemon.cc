@@ -2,12 +2,12 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
-
-#include <exception>
+#include <prometheus/text_serializer.h>
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "core/base/status_macros.h"
+#include "core/base/thread.h"
 #include "server/health_probe.h"
 #include "server/net/address.h"
 #include "server/telemetry/log.h"
@@ -26,12 +26,6 @@ SessionOptions ToSessionOptions(const Options& options, size_t threads, const Re
           .default_codec = options.default_codec,
           .window_bytes = DefaultWindowBytes(threads),
           .regions = options.shared_memory_prefix.empty() ? nullptr : &regions};
-}
-
-// Finds out why the metrics page's server cannot listen, since it does not say so.
-absl::Status CannotListen(const std::string& address) {
-  const absl::Status status = Listener::Open(address, 0).status();
-  return status.ok() ? absl::UnavailableError(absl::StrFormat("listen on %s: cannot listen", address)) : status;
 }
 
 // Bounds what a single connection may cost.
@@ -94,11 +88,16 @@ LiveFigures Daemon::Live() {
           .shared_memory_regions = regions_.count(),
           .shared_memory_bytes = regions_.bytes(),
           .connections = acceptor_.connections(),
-          .certificate_expiry = tls_identity_ == nullptr ? std::nullopt : std::optional(tls_identity_->Get()->expires)};
+          .certificate_expiry = tls_identity_ == nullptr ? std::nullopt : std::optional(tls_identity_->Get()->expires),
+          .log_lines_dropped = LogLinesDropped()};
 }
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
+  constexpr size_t kOwnThreads = 2;  // for connections and the metrics page
+  KVC_ASSIGN_OR_RETURN(std::unique_ptr<ThreadReserve> reserve, ThreadReserve::Take(GrpcThreads() + kOwnThreads));
   std::unique_ptr<Daemon> daemon(new Daemon(options));
+  KVC_RETURN_IF_ERROR(daemon->pool_.status());
+  reserve.reset();  // gRPC ends the process when it cannot start a thread
   KVC_RETURN_IF_ERROR(daemon->ReadSecrets());
   KVC_RETURN_IF_ERROR(daemon->Listen());
   KVC_RETURN_IF_ERROR(daemon->ServeMetrics());
@@ -142,7 +141,7 @@ absl::Status Daemon::Listen() {
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("the gRPC server cannot start");
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, true);
-  acceptor_.Start();
+  KVC_RETURN_IF_ERROR(acceptor_.Start());
   WarnOfExposure();
   return absl::OkStatus();
 }
@@ -161,19 +160,9 @@ void Daemon::WarnOfExposure() const {
 }
 
 absl::Status Daemon::ServeMetrics() {
-  const std::string& address = options_.metrics_listen;
-  if (address.empty()) return absl::OkStatus();
-  try {
-    // Each thread serves one connection: a few silent ones must not keep a scraper out for long.
-    exposer_ = std::make_unique<prometheus::Exposer>(
-        std::vector<std::string>{"listening_ports", address, "num_threads", "8", "request_timeout_ms", "2000"});
-    exposer_->RegisterCollectable(metrics_);
-  } catch (const std::exception&) {
-    return CannotListen(address);
-  }
-  const std::vector<int> ports = exposer_->GetListeningPorts();
-  if (ports.empty()) return CannotListen(address);
-  metrics_listen_ = JoinAddress(SplitAddress(address).host, ports[0]);
+  if (options_.metrics_listen.empty()) return absl::OkStatus();
+  const auto text = [this] { return prometheus::TextSerializer().Serialize(metrics_->Collect()); };
+  KVC_ASSIGN_OR_RETURN(metrics_page_, MetricsPage::Start(options_.metrics_listen, text));
   return absl::OkStatus();
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <grpcpp/grpcpp.h>
-#include <prometheus/exposer.h>
 
 #include <memory>
 #include <string>
@@ -12,6 +11,7 @@
 #include "server/config/options.h"
 #include "server/net/acceptor.h"
 #include "server/net/credentials.h"
+#include "server/net/metrics_page.h"
 #include "server/rpc/service.h"
 #include "server/rpc/shared_memory_streams.h"
 #include "server/session/admission.h"
@@ -23,15 +23,17 @@ namespace kvcompress {
 // Everything that runs in kv-compressd: pool, service, health, reflection, metrics page.
 class Daemon {
  public:
-  // The daemon serves when this returns. UNAVAILABLE when it cannot listen on an address; an error that names the file
-  // when it cannot use certificates or tokens.
+  // The daemon serves when this returns. UNAVAILABLE when it cannot listen on an address; RESOURCE_EXHAUSTED when the
+  // system does not give it the threads that it needs, of the codec's at least one; an error that names the file when it
+  // cannot use certificates or tokens.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options);
   ~Daemon();
 
   // The addresses in use, with the ports that the system chose.
   const std::vector<std::string>& listen() const { return listen_; }
-  const std::string& metrics_listen() const { return metrics_listen_; }  // empty: none
+  std::string metrics_listen() const { return metrics_page_ == nullptr ? "" : metrics_page_->address(); }
   size_t threads() const { return pool_.size(); }                        // of the codec
+  size_t threads_wanted() const { return pool_.wanted(); }
 
   // Reports NOT_SERVING, refuses new streams, waits for those in flight, for the drain timeout at most, and shuts down.
   void Drain();
@@ -58,10 +60,9 @@ class Daemon {
   std::unique_ptr<Gate> gate_;
   std::vector<std::shared_ptr<grpc::ServerCredentials>> credentials_;
   std::vector<std::string> listen_;
-  std::string metrics_listen_;
   std::unique_ptr<grpc::Server> server_;
   Acceptor acceptor_;
-  std::unique_ptr<prometheus::Exposer> exposer_;  // last: its page asks the members above
+  std::unique_ptr<MetricsPage> metrics_page_;  // null: none; last: it asks the members above
 };
 
 }  // namespace kvcompress

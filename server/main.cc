@@ -1,3 +1,4 @@
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -12,10 +13,14 @@
 #include <thread>
 
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "core/base/allocator.h"
 #include "core/base/cgroup.h"
 #include "core/base/file.h"
+#include "core/base/standard_streams.h"
 #include "core/base/status_macros.h"
+#include "core/base/thread.h"
 #include "server/config/options.h"
 #include "server/daemon.h"
 #include "server/health_probe.h"
@@ -23,6 +28,9 @@
 
 namespace kvcompress {
 namespace {
+
+// Before any library is initialized.
+[[gnu::section(".preinit_array"), gnu::used]] void (*fill_standard_streams)() = FillStandardStreams;
 
 absl::Status WritePortFile(const std::string& path, const Daemon& daemon) {
   nlohmann::json ports = {{"listen", daemon.listen()}, {"metrics", daemon.metrics_listen()}};
@@ -32,26 +40,59 @@ absl::Status WritePortFile(const std::string& path, const Daemon& daemon) {
   return file->Commit();
 }
 
+// How long the process waits at its end for whoever reads standard error.
+constexpr absl::Duration kLogPatience = absl::Seconds(1);
+
 int Failure(const absl::Status& status, int code) {
-  std::fprintf(stderr, "kv-compressd: %s\n", std::string(status.message()).c_str());
+  FlushLog(kLogPatience);
+  pollfd reader{STDERR_FILENO, POLLOUT, 0};
+  if (poll(&reader, 1, static_cast<int>(absl::ToInt64Milliseconds(kLogPatience))) == 1) {
+    std::fprintf(stderr, "kv-compressd: %s\n", std::string(status.message()).c_str());
+  }
   return code;
 }
 
-// Signals are waited for, not handled: they are blocked in every thread.
-sigset_t BlockSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-  return signals;
-}
+// SIGTERM and SIGINT are waited for, not handled: they are blocked in every thread. The first is told to the main thread,
+// the second ends the process. The thread that waits for them is there from the start: when a signal comes there may be
+// none to be had.
+class Signals {
+ public:
+  // Call it before any other thread is started. Never destroyed: its thread ends with the process.
+  absl::Status Block() {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGTERM);
+    sigaddset(&signals_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+    // A write to a reader that has gone, or beyond the limit on file sizes, then fails with an error.
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+    KVC_ASSIGN_OR_RETURN(std::thread thread, StartThread([this] { Run(); }));
+    thread.detach();
+    return absl::OkStatus();
+  }
 
-std::string WaitForSignal(const sigset_t& signals, int& number) {
-  sigwait(&signals, &number);
-  return number == SIGINT ? "SIGINT" : "SIGTERM";
-}
+  std::string WaitForFirst() {
+    came_.WaitForNotification();
+    return Name(first_);
+  }
+
+ private:
+  static std::string Name(int number) { return number == SIGINT ? "SIGINT" : "SIGTERM"; }
+
+  void Run() {
+    sigwait(&signals_, &first_);
+    came_.Notify();
+    int second = 0;
+    sigwait(&signals_, &second);
+    Log(LogLevel::kWarning, "ending at once", {{"signal", Name(second)}});
+    FlushLog(absl::Milliseconds(50));
+    _exit(128 + second);
+  }
+
+  sigset_t signals_{};
+  int first_ = 0;
+  absl::Notification came_;
+};
 
 // Raises the limit of open files to what the connections, and all else, may need; the system's limit may be lower.
 void AllowDescriptors(size_t connections) {
@@ -78,8 +119,11 @@ void WarnOfMemoryLimit(uint64_t memory_budget) {
 }
 
 int Serve(const Options& options) {
-  const sigset_t signals = BlockSignals();
-  SetUpLog(options.log_level, options.log_json);
+  static Signals& signals = *new Signals;
+  if (const absl::Status status = signals.Block(); !status.ok()) return Failure(status, 1);
+  if (const absl::Status status = SetUpLog(options.log_level, options.log_json); !status.ok()) {
+    return Failure(status, 1);
+  }
   AllowDescriptors(options.max_connections);
   WarnOfMemoryLimit(options.memory_budget);
   const absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
@@ -88,6 +132,10 @@ int Serve(const Options& options) {
       {{"version", ThisBuild().version},
        {"threads", uint64_t{(*daemon)->threads()}},
        {"memory_budget", options.memory_budget}});
+  if ((*daemon)->threads() < (*daemon)->threads_wanted()) {
+    Log(LogLevel::kWarning, "fewer codec threads than asked for: the system gives no more",
+        {{"threads", uint64_t{(*daemon)->threads()}}, {"wanted", uint64_t{(*daemon)->threads_wanted()}}});
+  }
   for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});
   if (!options.port_file.empty()) {
     if (const absl::Status status = WritePortFile(options.port_file, **daemon); !status.ok()) {
@@ -95,16 +143,11 @@ int Serve(const Options& options) {
     }
   }
 
-  int number = 0;
-  Log(LogLevel::kInfo, "draining", {{"signal", WaitForSignal(signals, number)}});
-  std::thread([signals] {
-    int second = 0;
-    Log(LogLevel::kWarning, "ending at once", {{"signal", WaitForSignal(signals, second)}});
-    _exit(128 + second);
-  }).detach();
+  Log(LogLevel::kInfo, "draining", {{"signal", signals.WaitForFirst()}});
   (*daemon)->Drain();
   Log(LogLevel::kInfo, "stopped");
-  // Without destructors: the metrics page's server takes two seconds to notice that it is to end.
+  FlushLog(kLogPatience);
+  // Without destructors: the log's thread may wait for a reader.
   _exit(0);
 }
 

@@ -8,6 +8,10 @@
 #include <cstdio>
 #include <thread>
 
+#include "core/base/shared_memory.h"
+#include "core/base/status_macros.h"
+#include "core/base/thread.h"
+
 namespace kvcompress {
 namespace {
 
@@ -23,14 +27,15 @@ sigset_t EndingSignals() {
 
 }  // namespace
 
-Interrupts::Interrupts() {
+absl::Status Interrupts::Start() {
   // A write beyond the limit on file sizes, or to a reader that has gone, then fails with an error.
   signal(SIGXFSZ, SIG_IGN);
   signal(SIGPIPE, SIG_IGN);
   const sigset_t set = EndingSignals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  // The thread ends with the process, and this object must live as long.
-  std::thread([this] { Wait(); }).detach();
+  KVC_ASSIGN_OR_RETURN(std::thread thread, StartThread([this] { Wait(); }));
+  thread.detach();
+  return absl::OkStatus();
 }
 
 void Interrupts::Wait() {
@@ -38,6 +43,7 @@ void Interrupts::Wait() {
   int signal = 0;
   while (sigwait(&set, &signal) != 0) {
   }
+  SharedMemory::UnlinkAllForGood();
   absl::MutexLock lock(&mutex_);
   // A temporary file that is gone has got its final name already.
   const bool complete = !temporary_.empty() && unlink(temporary_.c_str()) != 0 && errno == ENOENT;

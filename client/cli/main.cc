@@ -26,6 +26,7 @@
 #include "client/remote/remote_client.h"
 #include "core/base/allocator.h"
 #include "core/base/file.h"
+#include "core/base/standard_streams.h"
 #include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
@@ -35,6 +36,9 @@
 
 namespace kvcompress {
 namespace {
+
+// Before any library is initialized.
+[[gnu::section(".preinit_array"), gnu::used]] void (*fill_standard_streams)() = FillStandardStreams;
 
 constexpr int kExitOk = 0;
 constexpr int kExitFailure = 1;
@@ -256,9 +260,9 @@ int Main(std::span<const char* const> words) {
     if (options.inspect) {
       status = RunInspect(options);
     } else {
-      // Never destroyed: its thread runs until the process ends.
       static Interrupts& interrupts = *new Interrupts;
-      status = options.sweep ? RunSweep(options, interrupts) : Run(options, interrupts);
+      status = interrupts.Start();
+      if (status.ok()) status = options.sweep ? RunSweep(options, interrupts) : Run(options, interrupts);
     }
   }
   if (status.ok()) return kExitOk;

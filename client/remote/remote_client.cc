@@ -15,6 +15,7 @@
 #include "client/remote/shared_exchange.h"
 #include "client/remote/shared_memory_pool.h"
 #include "core/base/status_macros.h"
+#include "core/base/thread.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 
 namespace kvcompress {
@@ -257,6 +258,8 @@ absl::StatusOr<std::unique_ptr<CodecClient>> MakeRemoteClient(const RemoteOption
     return absl::InvalidArgumentError(absl::StrFormat(
         "the token would go to \"%s\" in plaintext: use TLS, or a daemon of this machine", options.address));
   }
+  // gRPC ends the process when it cannot start a thread.
+  KVC_RETURN_IF_ERROR(ThreadReserve::Take(GrpcThreads()).status());
   return std::make_unique<RemoteClient>(options, target);
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/base/cgroup.h"
+#include "core/base/thread.h"
 
 namespace kvcompress {
 namespace {
@@ -27,8 +28,13 @@ size_t UsableCpus() {
 
 ThreadPool::ThreadPool(size_t threads) {
   if (threads == 0) threads = UsableCpus();
+  wanted_ = threads;
   threads_.reserve(threads);
-  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  for (size_t i = 0; i < threads; ++i) {
+    absl::StatusOr<std::thread> thread = StartThread([this] { Work(); });
+    if (!thread.ok()) break;
+    threads_.push_back(*std::move(thread));
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -37,6 +43,10 @@ ThreadPool::~ThreadPool() {
     stopping_ = true;
   }
   for (std::thread& thread : threads_) thread.join();
+}
+
+absl::Status ThreadPool::status() const {
+  return threads_.empty() ? absl::ResourceExhaustedError("no thread can be started for codecs") : absl::OkStatus();
 }
 
 size_t ThreadPool::queued() const {

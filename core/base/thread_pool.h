@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 
 namespace kvcompress {
@@ -19,7 +20,9 @@ class ThreadPool {
  public:
   using Job = absl::AnyInvocable<void()>;
 
-  // `threads` = 0: one for each CPU that this process may run on, and may use by its cgroup.
+  // `threads` = 0: one for each CPU that this process may run on, and may use by its cgroup. Where the system gives fewer
+  // (ulimit -u, a limit on pids) the pool goes on with those; where it gives none, status() says so, and what is queued
+  // is never done.
   explicit ThreadPool(size_t threads);
   // Runs what is queued, then joins the threads.
   ~ThreadPool();
@@ -44,6 +47,9 @@ class ThreadPool {
   };
 
   size_t size() const { return threads_.size(); }
+  size_t wanted() const { return wanted_; }
+  // RESOURCE_EXHAUSTED without any thread.
+  absl::Status status() const;
 
   // Jobs that no thread has taken yet.
   size_t queued() const;
@@ -55,6 +61,7 @@ class ThreadPool {
   std::list<Queue*> ready_ ABSL_GUARDED_BY(mutex_);  // queues that have jobs, the next to be served first
   size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  size_t wanted_ = 0;
   std::vector<std::thread> threads_;
 };
 

@@ -1,6 +1,5 @@
 #include "server/net/acceptor.h"
 
-#include <netdb.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -11,6 +10,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "core/base/status_macros.h"
+#include "core/base/thread.h"
 #include "server/net/address.h"
 
 namespace kvcompress {
@@ -22,18 +23,6 @@ ino_t InodeOf(int fd) {
   return fstat(fd, &info) == 0 && S_ISSOCK(info.st_mode) ? info.st_ino : 0;
 }
 
-std::string ClientOfAddress(const sockaddr_storage& address, socklen_t size) {
-  char host[NI_MAXHOST];
-  if (address.ss_family == AF_UNIX || getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host, sizeof(host),
-                                                  nullptr, 0, NI_NUMERICHOST) != 0) {
-    return "";
-  }
-  constexpr std::string_view kMapped = "::ffff:";
-  const std::string_view text = host;
-  if (text.starts_with(kMapped)) return ClientOfHost(text.substr(kMapped.size()));
-  return ClientOfHost(text);
-}
-
 }  // namespace
 
 Acceptor::Acceptor(Options options) : options_(std::move(options)), wake_(eventfd(0, EFD_CLOEXEC)) {}
@@ -42,8 +31,9 @@ void Acceptor::Add(Listener listener, Receiver receiver) {
   sources_.push_back({std::move(listener), std::move(receiver)});
 }
 
-void Acceptor::Start() {
-  thread_ = std::thread([this] { Run(); });
+absl::Status Acceptor::Start() {
+  KVC_ASSIGN_OR_RETURN(thread_, StartThread([this] { Run(); }));
+  return absl::OkStatus();
 }
 
 void Acceptor::Stop() {
@@ -87,7 +77,7 @@ bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
       if (errno == EAGAIN || errno == EINVAL || errno == EBADF) return true;
       continue;  // a connection that broke before it was accepted
     }
-    const std::string client = ClientOfAddress(address, size);
+    const std::string client = ClientOfSocket(address, size);
     if (HasRoomFor(client)) {
       {
         absl::MutexLock lock(&mutex_);

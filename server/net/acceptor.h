@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "server/net/listener.h"
 
@@ -29,7 +30,8 @@ class Acceptor {
 
   // Call it before Start.
   void Add(Listener listener, Receiver receiver);
-  void Start();
+  // RESOURCE_EXHAUSTED without a thread.
+  absl::Status Start();
   // Stops listening; open connections stay.
   void Stop();
 

@@ -1,6 +1,7 @@
 #include "server/net/address.h"
 
 #include <arpa/inet.h>
+#include <netdb.h>
 
 #include "absl/strings/escaping.h"
 
@@ -40,6 +41,18 @@ std::string ClientOfHost(std::string_view host) {
   in6_addr ipv6{};
   if (inet_pton(AF_INET6, text.c_str(), &ipv6) != 1) return "";
   return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(ipv6.s6_addr), 8)) + "/64";
+}
+
+std::string ClientOfSocket(const sockaddr_storage& address, socklen_t size) {
+  char host[NI_MAXHOST];
+  if (address.ss_family == AF_UNIX || getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host, sizeof(host),
+                                                  nullptr, 0, NI_NUMERICHOST) != 0) {
+    return "";
+  }
+  constexpr std::string_view kMapped = "::ffff:";
+  const std::string_view text = host;
+  if (text.starts_with(kMapped)) return ClientOfHost(text.substr(kMapped.size()));
+  return ClientOfHost(text);
 }
 
 std::string ClientOfPeer(std::string_view peer) {

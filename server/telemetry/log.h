@@ -1,11 +1,16 @@
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <string_view>
 
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
 // The daemon's log: lines on stderr, as text ("message key=value ...") or JSON objects. Nothing that a client sent is
-// logged above the debug level, except its request id.
+// logged above the debug level, except its request id. A thread writes them: nobody waits for whoever reads stderr, and
+// what is not read in time is dropped, and counted.
 namespace kvcompress {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
@@ -22,8 +27,14 @@ struct LogField {
   bool quoted;  // text, not a number
 };
 
-// Call it once, before the first line. `level` is debug, info, warning or error.
-void SetUpLog(std::string_view level, bool json);
+// Call it once, before the first line. `level` is debug, info, warning or error. RESOURCE_EXHAUSTED without a thread.
+absl::Status SetUpLog(std::string_view level, bool json);
+
+// Lines that were not written, since the daemon started.
+uint64_t LogLinesDropped();
+
+// Waits until all is written that was logged before, no longer than `patience`.
+void FlushLog(absl::Duration patience);
 
 // Whether lines of this level are written: for callers whose fields are costly to make.
 bool Logs(LogLevel level);

@@ -42,6 +42,7 @@ struct LiveFigures {
   uint64_t shared_memory_bytes = 0;
   size_t connections = 0;
   std::optional<absl::Time> certificate_expiry;
+  uint64_t log_lines_dropped = 0;
 };
 
 // What the daemon counts: Prometheus metrics, from which both /metrics and the Metrics call are answered. Every label

@@ -377,6 +377,48 @@ def test_shared_memory_without_end(daemon, stubs, other_client):
                 stream.cancel()
 
 
+def test_shared_memory_that_is_a_link(daemon, stubs):
+    """What its client has made of a key is no fault of the daemon, of which its operator would hear."""
+    server = daemon("--shared-memory", PREFIX)
+    path = pathlib.Path(f"/dev/shm/{PREFIX}{os.getpid()}-link")
+    path.symlink_to("/dev/zero")
+    try:
+        register = stubs.pb.SharedMemoryRequest(
+            register=stubs.pb.SharedMemoryRegister(name="a", key=f"/{path.name}", byte_size=4096))
+        text = refusal(Client(server, stubs).stub.SharedMemory, iter([register]))
+    finally:
+        path.unlink()
+    saw("a link in the place of shared memory", text.replace(f" /{path.name}", ""))
+    assert page_value(page(server.metrics_address),
+                      'kvcompress_requests_total{code="UNKNOWN",method="SharedMemory"}') is None
+
+
+def scrape_seconds(server):
+    begun = time.monotonic()
+    assert "kvcompress_build_info" in page(server.metrics_address)
+    return time.monotonic() - begun
+
+
+def test_a_metrics_page_kept_busy(daemon, stubs):
+    server = daemon()
+    for attack, beginning, count in [("16 halves of a request for the metrics page", b"GET /metrics HTTP/1.1\r\n", 16),
+                                     ("500 idle connections to the metrics page", b"", 500),
+                                     ("100 that do not read the metrics page",
+                                      b"GET /metrics HTTP/1.1\r\n\r\n" * 100, 100)]:
+        connections = []
+        for _ in range(count):
+            connections.append(connect(server.metrics_address))
+            try:
+                connections[-1].sendall(beginning)
+            except OSError:
+                pass  # closed in favour of a younger one
+        assert scrape_seconds(server) < 2
+        saw(attack, "nothing: a scrape beside them is answered at once; each has 5 s for its request, and of 64 the oldest goes")
+        for connection in connections:
+            connection.close()
+    assert serves(server, stubs)
+
+
 def test_the_table_in_the_document():
     if len(seen) < 20:
         pytest.skip("only some of the attacks were made")

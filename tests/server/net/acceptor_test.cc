@@ -51,7 +51,7 @@ class AcceptorTest : public ::testing::Test {
       absl::MutexLock lock(&mutex_);
       taken_.push_back(fd);
     });
-    acceptor_->Start();
+    ASSERT_TRUE(acceptor_->Start().ok());
   }
 
   // The connections that were accepted, once there are so many.

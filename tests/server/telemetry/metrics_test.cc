@@ -78,7 +78,8 @@ class MetricsTest : public ::testing::Test {
                        .shared_memory_regions = 4,
                        .shared_memory_bytes = 8192,
                        .connections = 5,
-                       .certificate_expiry = absl::FromUnixSeconds(1'800'000'000)};
+                       .certificate_expiry = absl::FromUnixSeconds(1'800'000'000),
+                       .log_lines_dropped = 6};
   }};
 };
 
@@ -150,6 +151,7 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
            "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"Compress\"} 1",
            "kvcompress_requests_in_flight{method=\"Compress\"} 1",
            "kvcompress_connections 5",
+           "kvcompress_log_lines_dropped_total 6",
            "kvcompress_tls_certificate_expiry_timestamp_seconds 1800000000",
            "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.0025\"} 0",
            "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.005\"} 1",
