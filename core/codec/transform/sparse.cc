@@ -17,6 +17,9 @@ class SparseState final : public TensorState {
   uint32_t threshold = 0;
   size_t block_elements = 1;
   std::vector<uint64_t> ties_to_drop;  // of each block
+  // Of these, how many are -0. A block comes without the values that transforms before dropped, which count as +0 here:
+  // among equal zeros it then has other ones first, and which of them goes is seen of -0 alone.
+  std::vector<uint64_t> negative_zeros_to_drop;
 };
 
 // docs/format.md, "sparse": the side stream is a bit mask of the values that are kept, which alone go on to the next
@@ -39,8 +42,14 @@ class Sparse final : public TensorTransform {
     KVC_RETURN_IF_ERROR(SelectMagnitude(source, dtype, block_elements, left, state->threshold));
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
       uint64_t ties = 0;
-      for (size_t i = 0; i < n; ++i) ties += MagnitudeKey(dtype, values, i) == state->threshold;
+      uint64_t negative_zeros = 0;
+      for (size_t i = 0; i < n; ++i) {
+        const uint32_t key = MagnitudeKey(dtype, values, i);
+        ties += key == state->threshold;
+        negative_zeros += key == 0 && state->threshold == 0 && ties <= left && IsNegative(dtype, values, i);
+      }
       state->ties_to_drop.push_back(std::min(ties, left));
+      state->negative_zeros_to_drop.push_back(negative_zeros);
       left -= state->ties_to_drop.back();
     }));
     return state;
@@ -51,14 +60,20 @@ class Sparse final : public TensorTransform {
     const auto& state = *static_cast<const SparseState*>(tensor_state);
     const DType dtype = block.tensor.dtype;
     const size_t width = DTypeSize(dtype);
-    uint64_t ties_to_drop = state.ties_to_drop[static_cast<size_t>(block.first / state.block_elements)];
+    const auto index = static_cast<size_t>(block.first / state.block_elements);
+    uint64_t ties_to_drop = state.ties_to_drop[index];
+    uint64_t negative_zeros_to_drop = state.negative_zeros_to_drop[index];
 
     side.Resize((block.count + 7) / 8);
     std::memset(side.data(), 0, side.size());
     size_t kept = 0;
     for (size_t i = 0; i < block.count; ++i) {
       const uint32_t key = MagnitudeKey(dtype, block.values.data(), i);
-      const bool tie = key == state.threshold && ties_to_drop > 0;
+      bool tie = key == state.threshold && ties_to_drop > 0;
+      if (tie && key == 0 && IsNegative(dtype, block.values.data(), i)) {
+        tie = negative_zeros_to_drop > 0;
+        negative_zeros_to_drop -= tie;
+      }
       ties_to_drop -= tie;
       const bool keep = key >= state.threshold && !tie;
       side.data()[i / 8] |= static_cast<std::byte>(keep << (i % 8));
@@ -109,6 +124,10 @@ class Sparse final : public TensorTransform {
   }
 
  private:
+  static bool IsNegative(DType dtype, const std::byte* values, size_t i) {
+    return (values[(i + 1) * DTypeSize(dtype) - 1] & std::byte{0x80}) != std::byte{0};
+  }
+
   static bool IsKept(ByteSpan mask, size_t i) { return (std::to_integer<unsigned>(mask[i / 8]) >> (i % 8) & 1) != 0; }
 
   double ratio_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "absl/strings/str_format.h"
@@ -60,6 +61,45 @@ TEST_P(SparseTest, DropsExactlyTheSmallestOfTheWholeTensor) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ratios, SparseTest, ::testing::Values(0.0, 0.001, 0.1, 0.5, 0.73, 0.999, 1.0));
+
+// What a sparse before it dropped counts as +0, and of equal magnitudes the first go: so the bits tell which zeros went.
+TEST(SparseSizeTest, BehindAnotherItDropsTheFirstZerosOfTheWholeTensor) {
+  constexpr size_t kCount = 1000;
+  constexpr size_t kBlock = 256;
+  for (DType dtype : kAllDTypes) {
+    const size_t width = DTypeSize(dtype);
+    const TensorDesc tensor = MakeTensor("t", dtype, {kCount});
+    for (const size_t step : {2u, 3u, 7u, 1001u}) {
+      // -0, of each so many values one that is larger, and now and then +0.
+      std::vector<std::byte> values(kCount * width);
+      for (size_t i = 0; i < kCount; ++i) {
+        const std::byte zero{static_cast<unsigned char>(i % 5 == 0 ? 0 : 0x80)};
+        values[(i + 1) * width - 1] = i % step == step - 1 ? std::byte{0x3c} : zero;
+      }
+      std::vector<std::byte> expected = values;
+      for (const double ratio : {0.5, 0.75, 0.8}) {
+        const std::vector<bool> dropped = Dropped(dtype, expected, kCount, ratio);
+        for (size_t i = 0; i < kCount; ++i) {
+          if (dropped[i]) std::memset(expected.data() + i * width, 0, width);
+        }
+      }
+      const auto chain = MakeChain("sparse(ratio=0.5)|sparse(ratio=0.75)|sparse(ratio=0.8)|raw");
+      const auto state = chain.Analyze(tensor, MemorySource(ByteSpan(values)), kBlock);
+      ASSERT_THAT(state, IsOk());
+      for (size_t first = 0; first < kCount; first += kBlock) {
+        const size_t n = std::min(kBlock, kCount - first);
+        const ByteSpan block = ByteSpan(values).subspan(first * width, n * width);
+        std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, n));
+        const auto size = chain.EncodeBlock({tensor, first, n, block}, *state, payload, nullptr);
+        ASSERT_THAT(size, IsOk());
+        std::vector<std::byte> decoded(n * width);
+        ASSERT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size), decoded), IsOk());
+        EXPECT_TRUE(std::ranges::equal(decoded, ByteSpan(expected).subspan(first * width, n * width)))
+            << DTypeName(dtype) << " step " << step << " block at " << first;
+      }
+    }
+  }
+}
 
 TEST(SparseSizeTest, ShrinksWithTheRatioAndNeverGrows) {
   const TensorDesc tensor = MakeTensor("t", DType::kF16, {65536});
