@@ -14,8 +14,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPECS = [
-    "raw|zstd(level=3)", "raw|zstd(level=19)", "raw|rans", "planes(split=auto,delta=auto)|rans",
-    "planes(split=bytes,delta=none)|rans", "planes(split=auto,delta=auto)|huffman",
+    "raw|zstd(level=3)", "raw|zstd(level=19)", "raw|rans", "exact",
+    "planes(split=bytes,delta=none)|rans", "planes(split=auto,delta=auto)|rans", "planes(split=auto,delta=auto)|huffman",
     "planes(split=auto,delta=auto)|arithmetic", "planes(split=auto,delta=auto)|cabac",
     "planes(split=auto,delta=auto)|lz4(level=1)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
     "int8(group=64)", "int8(group=64)|rans",

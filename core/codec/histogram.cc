@@ -24,10 +24,8 @@ Histogram CountSample(ByteSpan raw) {
 }
 
 bool Shrinks(const Histogram& sample) {
-  const auto size = std::accumulate(sample.begin(), sample.end(), uint32_t{0});
-  uint64_t bits = uint64_t{size} * FixedLog2(size);  // in units of 1/4096
-  for (const uint32_t count : sample) bits -= count > 0 ? uint64_t{count} * FixedLog2(count) : 0;
-  return bits / 4096 < uint64_t{8} * (size - size / 128);
+  const auto size = std::accumulate(sample.begin(), sample.end(), uint64_t{0});
+  return EntropyBits(sample) < 8 * (size - size / 128);
 }
 
 // CountBytes, faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that.
@@ -65,6 +63,14 @@ Histogram CountBytes(ByteSpan raw) {
     for (size_t s = 0; s < 256; ++s) sum[s] += count[s];
   }
   return sum;
+}
+
+uint64_t EntropyBits(const Histogram& counts) {
+  const auto size = std::accumulate(counts.begin(), counts.end(), uint32_t{0});
+  if (size == 0) return 0;
+  uint64_t bits = uint64_t{size} * FixedLog2(size);  // in units of 1/4096
+  for (const uint32_t count : counts) bits -= count > 0 ? uint64_t{count} * FixedLog2(count) : 0;
+  return bits / 4096;
 }
 
 bool SeemsToShrink(ByteSpan raw) {

@@ -29,6 +29,9 @@ constexpr uint32_t FixedLog2(uint32_t n) {
   return log;
 }
 
+// The order-0 entropy, in bits, of bytes that are counted.
+uint64_t EntropyBits(const Histogram& counts);
+
 // False for streams of more than 2^31 bytes, too long for histograms and the products of their counts. False, too, for
 // streams of 32 KiB and more where a sample, every sixteenth run of 64 bytes, shows that coding would save less than
 // 1/128: too little to pay for decoding. Most often that is the lower plane of values: coding all of it only to see

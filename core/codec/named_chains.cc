@@ -7,7 +7,7 @@
 namespace kvcompress {
 namespace {
 
-constexpr std::string_view kLossless = "planes(split=auto,delta=auto)|rans";
+constexpr std::string_view kLossless = "exact";
 
 constexpr std::array kNamedChains = {
     NamedChain{.name = "lossless", .chain = kLossless, .purpose = "every bit is kept, as small as that gets"},

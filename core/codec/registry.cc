@@ -6,15 +6,16 @@
 namespace kvcompress {
 
 // Each in the file of its codec.
-extern const CodecRow kClamp, kClip, kSparse, kInt2, kInt3, kInt4, kInt5, kInt6, kInt8, kPlanes, kQuant, kBlockNorm,
-    kRaw, kBounded, kHeads, kArithmetic, kCabac, kHuffman, kRans, kLz4, kStored, kZstd;
+extern const CodecRow kClamp, kClip, kSparse, kInt2, kInt3, kInt4, kInt5, kInt6, kInt8, kExact, kPlanes, kQuant,
+    kBlockNorm, kRaw, kBounded, kHeads, kArithmetic, kCabac, kHuffman, kRans, kSmallest, kLz4, kStored, kZstd;
 
 namespace {
 
 // In the order of the help text.
-constexpr const CodecRow* kRows[] = {
-    &kClamp,     &kClip, &kSparse,     &kInt2,  &kInt3,    &kInt4, &kInt5,    &kInt6, &kInt8,   &kPlanes, &kQuant,
-    &kBlockNorm, &kRaw,  &kArithmetic, &kCabac, &kHuffman, &kRans, &kBounded, &kLz4,  &kStored, &kHeads,  &kZstd};
+constexpr const CodecRow* kRows[] = {&kClamp,     &kClip,    &kSparse,     &kInt2,   &kInt3,    &kInt4,
+                                     &kInt5,      &kInt6,    &kInt8,       &kExact,  &kPlanes,  &kQuant,
+                                     &kBlockNorm, &kRaw,     &kArithmetic, &kCabac,  &kHuffman, &kRans,
+                                     &kSmallest,  &kBounded, &kLz4,        &kStored, &kHeads,   &kZstd};
 
 // What stands in place of parameters for a codec that has chains within it.
 constexpr std::string_view kParts = "FIRST-LAST:CHAIN,...,FIRST-:CHAIN";

@@ -9,10 +9,12 @@ import huffman_decoder
 import numpy as np
 import pytest
 import rans_decoder
+import smallest_decoder
 from cli_helpers import File, run_ok, write_file
 from frame_reader import read_frame, split_payload
 
-DECODERS = {"arithmetic": arithmetic_decoder, "cabac": cabac_decoder, "huffman": huffman_decoder, "rans": rans_decoder}
+DECODERS = {"arithmetic": arithmetic_decoder, "cabac": cabac_decoder, "huffman": huffman_decoder, "rans": rans_decoder,
+            "smallest": smallest_decoder}
 
 
 def payloads(frame):
@@ -83,7 +85,7 @@ def test_the_second_decoder_refuses_damage(bin_dir, sample, tmp_path):
     assert refused > 90
 
 
-OTHERS = pytest.mark.parametrize("codec", ["arithmetic", "cabac", "huffman"])
+OTHERS = pytest.mark.parametrize("codec", ["arithmetic", "cabac", "huffman", "smallest"])
 
 
 @OTHERS

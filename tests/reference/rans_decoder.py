@@ -43,10 +43,13 @@ def read_frequencies(data):
 def decode(stream, size):
     """The `size` bytes that the stream stands for."""
     require(len(stream) > 0 and stream[0] in (4, 64), "lanes")
-    lanes = stream[0]
-    frequencies, rest = read_frequencies(stream[1:])
+    return decode_words(*read_frequencies(stream[1:]), stream[0], size)
+
+
+def decode_words(frequencies, rest, lanes, size):
+    """The `size` bytes of words and states of so many lanes, with frequencies {byte: f}."""
     slot_to_symbol, starts = [], {}
-    for symbol, frequency in frequencies.items():
+    for symbol, frequency in sorted(frequencies.items()):
         starts[symbol] = len(slot_to_symbol)
         slot_to_symbol += [symbol] * frequency
 

@@ -7,7 +7,9 @@
 #include <span>
 
 #include "core/codec/histogram.h"
+#include "core/codec/matches.h"
 #include "core/codec/registry.h"
+#include "core/codec/repetitions.h"
 
 namespace kvcompress {
 namespace {
@@ -31,6 +33,8 @@ constexpr std::array<Candidate, 6> kCandidates = {{{PlaneSplit::kBytes, PlaneDel
                                                    {PlaneSplit::kFields, PlaneDelta::kXor},
                                                    {PlaneSplit::kBytes, PlaneDelta::kToken},
                                                    {PlaneSplit::kFields, PlaneDelta::kToken}}};
+
+constexpr size_t kPlainBytes = 0;
 
 // Of a block, this many values are looked at, in runs that lie evenly over it: a cache line of 16-bit values each.
 constexpr size_t kSampleRun = 32;
@@ -58,12 +62,17 @@ class SampledPlanes {
     }
   }
 
+  size_t sampled() const { return sampled_; }
+
   // The order-0 entropy of the candidate's planes of the sampled values, in bits / 4096.
   int64_t Cost(size_t candidate) const {
-    int64_t cost = static_cast<int64_t>(sizeof(Word) * kLogTerms[sampled_]);
-    for (const auto& plane : counts_[candidate]) {
-      for (const uint16_t n : plane) cost -= kLogTerms[n];
-    }
+    int64_t cost = 0;
+    for (size_t p = 0; p < sizeof(Word); ++p) cost += Cost(candidate, p);
+    return cost;
+  }
+  int64_t Cost(size_t candidate, size_t plane) const {
+    int64_t cost = kLogTerms[sampled_];
+    for (const uint16_t n : counts_[candidate][sizeof(Word) - 1 - plane]) cost -= kLogTerms[n];
     return cost;
   }
 
@@ -119,14 +128,27 @@ uint64_t TokenDistance(const TensorDesc& tensor) {
   return tensor.shape.empty() ? 1 : tensor.shape.back();
 }
 
+// The highest byte of each value in 8 bytes of them.
+template <typename Word>
+constexpr uint64_t HighBytes() {
+  uint64_t mask = 0;
+  for (size_t i = sizeof(Word); i <= 8; i += sizeof(Word)) mask |= uint64_t{0xff} << 8 * (i - 1);
+  return mask;
+}
+
+// The choice of "split" after those of PlaneSplit.
+constexpr int64_t kSplitForLz = 3;
+
 // docs/format.md, "planes": a mode stream and up to four planes of bytes. The kernels are in simd/planes.h.
 class Planes final : public TensorCodec {
  public:
   explicit Planes(const StageSpec& stage)
-      : split_(Fixed<PlaneSplit>(stage, "split")), delta_(Fixed<PlaneDelta>(stage, "delta")) {}
+      : for_lz_(stage.Int("split") == kSplitForLz),
+        split_(for_lz_ ? std::nullopt : Fixed<PlaneSplit>(stage, "split")),
+        delta_(Fixed<PlaneDelta>(stage, "delta")) {}
 
   bool lossless() const override { return true; }
-  bool is_fast() const override { return true; }
+  bool is_fast() const override { return !for_lz_; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   size_t stream_count() const override { return 1 + kMaxPlanes; }
 
@@ -138,16 +160,22 @@ class Planes final : public TensorCodec {
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     const size_t width = DTypeSize(block.tensor.dtype);
     const size_t count = block.count;
-    const PlaneFormat format = Choose(block);
-    streams[0].data[0] = static_cast<std::byte>(format.split);
-    streams[0].data[1] = static_cast<std::byte>(format.delta);
-    StoreLE(static_cast<uint32_t>(format.distance), streams[0].data + 2);
-    streams[0].size = kModeBytes;
+    const Choice choice = Choose(block);
+    PlaneFormat format = FormatOf(choice.candidate, block.tensor);
     simd::PlanesOut planes{};
     for (size_t p = 0; p < kMaxPlanes; ++p) {
       planes[p] = reinterpret_cast<uint8_t*>(streams[1 + p].data);
       streams[1 + p].size = p < width ? count : 0;
     }
+    if (choice.match_length > 0) {
+      const PlaneFormat bytes = {.dtype = format.dtype};
+      simd::SplitPlanes(bytes, block.values.data(), count, planes);
+      if (MatchedBits({streams[1].data, count}, choice.match_length) < choice.bits_of_bytes) {
+        WriteMode(bytes, streams[0]);
+        return absl::OkStatus();
+      }
+    }
+    WriteMode(format, streams[0]);
     simd::SplitPlanes(format, block.values.data(), count, planes);
     return absl::OkStatus();
   }
@@ -170,7 +198,15 @@ class Planes final : public TensorCodec {
   }
 
  private:
-  PlaneFormat Choose(const Block& block) const {
+  struct Choice {
+    size_t candidate;  // of least order-0 entropy
+    // Above 0 where plain bytes may be better, because runs of the highest ones repeat: what is the least length of a
+    // match then, and how few bits all of the highest bytes must take.
+    size_t match_length = 0;
+    uint64_t bits_of_bytes = 0;
+  };
+
+  Choice Choose(const Block& block) const {
     const size_t count = block.count;
     const uint64_t distance = TokenDistance(block.tensor);
     const bool may_delta = distance >= 1 && distance < count;
@@ -184,20 +220,47 @@ class Planes final : public TensorCodec {
     for (size_t c = 0; c < kCandidates.size(); ++c) {
       if (allowed(kCandidates[c])) left[size++] = c;
     }
-    size_t best = left[0];
-    if (size > 1 && count > 0) {
-      const std::span<const size_t> candidates(left.data(), size);
-      const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
-      best = VisitDType(block.tensor.dtype, [&](auto t) {
-        using Bits = DTypeBits<decltype(t)::value>;
-        return Cheapest(SampledPlanes<Bits>(block.values.data(), count, sampled_distance), candidates);
-      });
+    if (size <= 1 || count == 0) return {left[0]};
+    const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
+    return VisitDType(block.tensor.dtype, [&](auto t) {
+      using Bits = DTypeBits<decltype(t)::value>;
+      const SampledPlanes<Bits> sampled(block.values.data(), count, sampled_distance);
+      Choice choice = {Cheapest(sampled, std::span<const size_t>(left.data(), size))};
+      if (for_lz_ && left[0] == kPlainBytes && choice.candidate != kPlainBytes)
+        ConsiderMatches(sampled, block.values, choice);
+      return choice;
+    });
+  }
+
+  template <typename Word>
+  static void ConsiderMatches(const SampledPlanes<Word>& sampled, ByteSpan values, Choice& choice) {
+    const auto high = static_cast<uint64_t>(sampled.Cost(kPlainBytes, 0)) / 4096;
+    const size_t run = RunFor(sampled.sampled(), high);
+    const size_t repeating = RepeatingRuns(values, sizeof(Word), run, HighBytes<Word>());
+    if (repeating < RunsWorthLooking(run)) return;
+    if (repeating >= kRunsBeyondDoubt) {
+      choice.candidate = kPlainBytes;
+      return;
     }
-    const auto [split, delta] = kCandidates[best];
-    return {.dtype = block.tensor.dtype,
+    const int64_t others = sampled.Cost(kPlainBytes) - sampled.Cost(kPlainBytes, 0);
+    const int64_t left = std::max<int64_t>(0, sampled.Cost(choice.candidate) - others) / 4096;
+    choice.match_length = MatchLengthFor(sampled.sampled(), high);
+    choice.bits_of_bytes = static_cast<uint64_t>(left) * (values.size() / sizeof(Word)) / sampled.sampled();
+  }
+
+  static PlaneFormat FormatOf(size_t candidate, const TensorDesc& tensor) {
+    const auto [split, delta] = kCandidates[candidate];
+    return {.dtype = tensor.dtype,
             .split = split,
             .delta = delta,
-            .distance = delta == PlaneDelta::kNone ? 0 : static_cast<size_t>(distance)};
+            .distance = delta == PlaneDelta::kNone ? 0 : static_cast<size_t>(TokenDistance(tensor))};
+  }
+
+  static void WriteMode(const PlaneFormat& format, StreamBuffer& mode) {
+    mode.data[0] = static_cast<std::byte>(format.split);
+    mode.data[1] = static_cast<std::byte>(format.delta);
+    StoreLE(static_cast<uint32_t>(format.distance), mode.data + 2);
+    mode.size = kModeBytes;
   }
 
   static bool ReadMode(ByteSpan mode, size_t count, PlaneFormat& format) {
@@ -220,16 +283,18 @@ class Planes final : public TensorCodec {
     return place == 0 ? std::nullopt : std::optional(static_cast<Enum>(place - 1));
   }
 
+  const bool for_lz_;  // a byte codec that finds matches follows
   // Where there is none, each block gets the one that seems to code better.
-  std::optional<PlaneSplit> split_;
-  std::optional<PlaneDelta> delta_;
+  const std::optional<PlaneSplit> split_;
+  const std::optional<PlaneDelta> delta_;
 };
 
 constexpr std::string_view kExamples[] = {
     "planes(split=auto,delta=auto)", "planes(split=fields,delta=token)", "planes(split=bytes,delta=xor)",
     "planes(split=fields,delta=none)|zstd(level=-1)", "sparse(ratio=0.2)|planes(split=bytes,delta=token)"};
 constexpr Parameter kParameters[] = {
-    Parameter::Word("split", 0, "auto|bytes|fields", "bits as they are, or with the exponent's together"),
+    Parameter::Word("split", 0, "auto|bytes|fields|lz",
+                    "bits as they are, or with the exponent's together; lz: as auto, for a codec of matches"),
     Parameter::Word("delta", 0, "auto|none|token|xor",
                     "each value as its difference to the token before, or its exclusive or"),
 };

@@ -42,10 +42,10 @@ TEST(NamedChainsTest, MixedDependsOnTheLayer) {
 TEST(NamedChainsTest, NamesAreNoStages) {
   EXPECT_THAT(ChainSpec::ParseStages("lossless"),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       ::testing::HasSubstr("\"lossless\" stands for a whole codec spec, planes")));
+                       ::testing::HasSubstr("\"lossless\" stands for a whole codec spec, exact")));
   EXPECT_THAT(ChainSpec::Parse("lossless|zstd"),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       ::testing::HasSubstr("\"lossless\" stands for a whole codec spec, planes")));
+                       ::testing::HasSubstr("\"lossless\" stands for a whole codec spec, exact")));
 }
 
 }  // namespace

@@ -1,0 +1,204 @@
+#include <gmock/gmock.h>
+
+#include <algorithm>
+
+#include "tests/core/codec/bytes/byte_streams.h"
+#include "tests/core/codec/chain_harness.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+using Bytes = std::vector<std::byte>;
+
+// `rows` rows of `row` bytes, each with the content of one of `different`.
+Bytes RepeatingRows(size_t rows, size_t row, size_t different, double base) {
+  const Bytes contents = Geometric(different * row, base);
+  std::mt19937 random(static_cast<uint32_t>(rows + row));
+  Bytes bytes;
+  for (size_t i = 0; i < rows; ++i) {
+    const auto begin = contents.begin() + static_cast<ptrdiff_t>(random() % different * row);
+    bytes.insert(bytes.end(), begin, begin + static_cast<ptrdiff_t>(row));
+  }
+  return bytes;
+}
+
+class SmallestTest : public ::testing::Test {
+ protected:
+  const std::unique_ptr<ByteCodec> codec_ = MakeByteCodec("smallest");
+
+  Bytes Encode(const Bytes& raw) { return Encode(raw, raw.size()); }
+  Bytes Encode(const Bytes& raw, size_t room) {
+    constexpr auto kGuard = std::byte{0xa5};
+    Bytes encoded(room + 64, kGuard);
+    const auto size = codec_->Encode(raw, MutableByteSpan(encoded).first(room));
+    EXPECT_THAT(size, IsOk());
+    EXPECT_TRUE(std::all_of(encoded.begin() + static_cast<ptrdiff_t>(room), encoded.end(),
+                            [](std::byte byte) { return byte == kGuard; }));
+    encoded.resize(*size);
+    return encoded;
+  }
+
+  void ExpectRoundTrip(const Bytes& raw) {
+    const Bytes encoded = Encode(raw);
+    if (encoded.empty()) return;
+    EXPECT_LT(encoded.size(), raw.size());
+    Bytes decoded(raw.size());
+    ASSERT_THAT(codec_->Decode(encoded, decoded), IsOk());
+    EXPECT_EQ(decoded, raw);
+  }
+
+  // `encoded` is what SmallestTest::Encode made of a stream, in exactly as many bytes as it has.
+  void ExpectRefused(const Bytes& encoded, size_t size) {
+    Bytes decoded(size);
+    EXPECT_THAT(codec_->Decode(encoded, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_));
+  }
+};
+
+// Of 8 KiB the frequencies of `rans` alone are up to 4 percent.
+TEST_F(SmallestTest, ReachesTheEntropyOfSmallStreams) {
+  for (const double base : {0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97}) {
+    for (const size_t size : {8192, 16'384, 32'768, 131'072}) {
+      const Bytes raw = Geometric(size, base);
+      const auto coded = static_cast<double>(Encode(raw).size());
+      ASSERT_GT(coded, 0);
+      // Beside the entropy and what levels round and take, the states.
+      EXPECT_LT(coded, EntropyBytes(raw) * (size < 16'384 ? 1.014 : 1.01) + (size < 32'768 ? 16 : 256))
+          << base << " " << size;
+    }
+  }
+}
+
+TEST_F(SmallestTest, RowsThatRepeatTakeLittleMoreThanTheDifferentOnes) {
+  for (const double base : {0.6, 0.97}) {
+    for (const size_t row : {64, 80, 128}) {
+      const Bytes rows = RepeatingRows((1 << 17) / row, row, 200, base);
+      const Bytes once = Geometric(200 * row, base);
+      EXPECT_LT(Encode(rows).size(), Encode(once).size() + 3 * (1 << 17) / row + 1000) << base << " " << row;
+      ExpectRoundTrip(rows);
+    }
+  }
+  const Bytes noise = MakeBits(200 * 64);
+  Bytes rows;
+  for (size_t i = 0; i < 10; ++i) rows.insert(rows.end(), noise.begin(), noise.end());
+  EXPECT_LT(Encode(rows).size(), noise.size() + 1000);
+}
+
+TEST_F(SmallestTest, RoundTripsAllSizes) {
+  std::vector<size_t> sizes = {255, 511, 512, 513, 1000, 4096, 32'767, 32'768, 32'769, 100'000, 1 << 20};
+  for (size_t size = 0; size <= 70; ++size) sizes.push_back(size);
+  for (const size_t size : sizes) {
+    ExpectRoundTrip(Geometric(size, 0.6));
+    ExpectRoundTrip(Bytes(size, std::byte{200}));
+    ExpectRoundTrip(MakeBits(size));
+    ExpectRoundTrip(RepeatingRows(size / 48, 48, 7, 0.9));
+  }
+}
+
+TEST_F(SmallestTest, RoundTripsWhereEverySymbolOccurs) {
+  for (const size_t size : {256, 300, 4096, 1 << 16, 3'000'000}) {
+    Bytes raw(size, std::byte{9});
+    for (size_t s = 0; s < 256; ++s) raw[s * (size / 256)] = static_cast<std::byte>(s);
+    ExpectRoundTrip(raw);
+  }
+}
+
+// A part of the range, a gap, and the other part: signs do that.
+TEST_F(SmallestTest, RoundTripsGapsInTheAlphabet) {
+  for (const unsigned gap : {1, 2, 3, 64, 127, 200}) {
+    Bytes raw = Geometric(20'000, 0.7);
+    for (size_t i = 0; i < raw.size(); ++i) {
+      const unsigned value = std::to_integer<unsigned>(raw[i]) % 25;
+      raw[i] = static_cast<std::byte>(i % 3 == 0 ? value + 25 + gap : value);
+    }
+    EXPECT_LT(static_cast<double>(Encode(raw).size()), EntropyBytes(raw) * 1.01 + 16);
+    ExpectRoundTrip(raw);
+  }
+}
+
+TEST_F(SmallestTest, LeavesOutNoise) {
+  EXPECT_EQ(Encode(MakeBits(1 << 16)).size(), 0u);
+  EXPECT_EQ(Encode(MakeBits(100)).size(), 0u);
+  EXPECT_EQ(Encode({}).size(), 0u);
+}
+
+TEST_F(SmallestTest, NeedsNoMoreRoomThanItIsGiven) {
+  for (const Bytes& raw : {Geometric(50'000, 0.7), RepeatingRows(500, 64, 30, 0.97)}) {
+    const size_t needed = Encode(raw).size();
+    ASSERT_GT(needed, 300u);
+    for (const size_t room : {size_t{0}, size_t{1}, size_t{10}, size_t{45}, needed / 2, needed - 300, needed - 1}) {
+      EXPECT_LE(Encode(raw, room).size(), room) << room;
+    }
+  }
+}
+
+TEST_F(SmallestTest, RefusesEveryTruncationAndWhatIsTooLong) {
+  for (const Bytes& raw : {Geometric(700, 0.5), RepeatingRows(60, 64, 10, 0.97)}) {
+    const Bytes encoded = Encode(raw);
+    ASSERT_GT(encoded.size(), 0u);
+    for (size_t keep = 0; keep < encoded.size(); ++keep) {
+      ExpectRefused(Bytes(encoded.begin(), encoded.begin() + static_cast<ptrdiff_t>(keep)), raw.size());
+    }
+    for (size_t more = 1; more <= 9; ++more) {
+      Bytes longer = encoded;
+      longer.resize(encoded.size() + more);
+      ExpectRefused(longer, raw.size());
+    }
+    ExpectRefused(encoded, raw.size() - 1);
+    ExpectRefused(encoded, raw.size() + 1);
+  }
+}
+
+// A match may as well refer to another place with the same bytes, and levels may give the same frequencies.
+TEST_F(SmallestTest, HardlyAFlippedBitGoesUnnoticed) {
+  for (const Bytes& raw : {Geometric(700, 0.5), RepeatingRows(60, 64, 10, 0.97)}) {
+    const Bytes encoded = Encode(raw);
+    size_t unnoticed = 0;
+    for (size_t bit = 0; bit < 8 * encoded.size(); ++bit) {
+      Bytes damaged = encoded;
+      damaged[bit / 8] ^= std::byte{1} << bit % 8;
+      Bytes decoded(raw.size());
+      const absl::Status status = codec_->Decode(damaged, decoded);
+      EXPECT_THAT(status, ::testing::AnyOf(IsOk(), StatusIs(absl::StatusCode::kDataLoss, ::testing::_)));
+      unnoticed += status.ok() && decoded == raw;
+    }
+    EXPECT_LT(unnoticed, 8 * encoded.size() / 100);
+  }
+}
+
+TEST_F(SmallestTest, SurvivesAnyBytes) {
+  std::mt19937 random(3);
+  for (int i = 0; i < 20'000; ++i) {
+    Bytes bytes = MakeBits(random() % 200, static_cast<uint32_t>(random()));
+    if (!bytes.empty()) bytes[0] = std::array{std::byte{1}, std::byte{4}, std::byte{64}, std::byte{0}}[random() % 4];
+    // More often small numbers than at random.
+    const std::byte mask = i % 3 == 1 ? std::byte{0x33} : std::byte{0x01};
+    for (size_t k = 1; k < bytes.size() && i % 3 > 0; ++k) bytes[k] &= mask;
+    Bytes decoded(random() % 10'000);
+    EXPECT_THAT(codec_->Decode(bytes, decoded),
+                ::testing::AnyOf(IsOk(), StatusIs(absl::StatusCode::kDataLoss, ::testing::_)));
+  }
+}
+
+TEST_F(SmallestTest, RefusesLevelsThatAreNone) {
+  const auto refused = [&](std::initializer_list<int> bytes, std::string_view text) {
+    Bytes encoded;
+    for (const int byte : bytes) encoded.push_back(static_cast<std::byte>(byte));
+    encoded.resize(encoded.size() + 40);
+    Bytes decoded(100);
+    EXPECT_THAT(codec_->Decode(encoded, decoded), StatusIs(absl::StatusCode::kDataLoss, text));
+  };
+  constexpr std::string_view kDamaged = "smallest: levels are damaged";
+  refused({0}, "smallest: no such coder");
+  refused({5}, "smallest: no such coder");
+  // Twenty bits of p, r, first and last; then the levels.
+  refused({4, 0x30, 0x20, 0x00}, kDamaged);                                      // first is 3, last 2
+  refused({4, 0x20, 0x20, 0x00}, kDamaged);                                      // byte 2 alone, of level 0
+  refused({4, 0x20, 0x40, 0x10, 0x00}, kDamaged);                                // level -1
+  refused({4, 0x20, 0x20, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, kDamaged);  // level 24 and more
+}
+
+}  // namespace
+}  // namespace kvcompress

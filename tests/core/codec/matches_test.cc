@@ -1,0 +1,92 @@
+#include "core/codec/matches.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "core/codec/repetitions.h"
+#include "tests/core/codec/bytes/byte_streams.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+using Bytes = std::vector<std::byte>;
+
+void ExpectRoundTrip(const Bytes& raw, size_t run) {
+  Matches matches;
+  FindMatches(raw, run, matches);
+  size_t literals = 0;
+  ASSERT_TRUE(CountLiterals(matches.columns, raw.size(), literals));
+  EXPECT_EQ(literals, matches.literals.size());
+  Bytes copied(raw.size());
+  ASSERT_TRUE(CopyMatches(matches.columns, matches.literals, copied));
+  EXPECT_EQ(copied, raw) << raw.size() << " " << run;
+}
+
+TEST(MatchesTest, RoundTrips) {
+  for (size_t size = 0; size <= 40; ++size) {
+    for (const size_t run : {4, 5, 8, 32}) {
+      ExpectRoundTrip(Bytes(size, std::byte{7}), run);
+      ExpectRoundTrip(Geometric(size, 0.2), run);
+    }
+  }
+  for (const double base : {0.01, 0.3, 0.9}) {
+    for (const size_t run : {4, 6, 8, 10, 32}) ExpectRoundTrip(Geometric(50'000, base), run);
+  }
+  Bytes periodic(10'000);
+  for (size_t i = 0; i < periodic.size(); ++i) periodic[i] = static_cast<std::byte>(i % 37);
+  ExpectRoundTrip(periodic, 8);
+}
+
+// One number of a match, as a column of three bytes would have it.
+Bytes ColumnsOf(std::vector<std::array<uint32_t, 3>> matches) {
+  Bytes columns;
+  for (size_t k = 0; k < kMatchColumns; ++k) {
+    for (const auto& match : matches) columns.push_back(static_cast<std::byte>(match[k / 3] >> 8 * (k % 3)));
+  }
+  return columns;
+}
+
+TEST(MatchesTest, WhatDoesNotComeToTheSizeIsRefused) {
+  const Bytes two = {std::byte{1}, std::byte{2}};
+  Bytes raw(10);
+  const auto copies = [&](std::vector<std::array<uint32_t, 3>> matches, const Bytes& literals) {
+    return CopyMatches(ColumnsOf(std::move(matches)), literals, raw);
+  };
+  EXPECT_TRUE(copies({{2, 8, 2}}, two));
+  EXPECT_EQ(raw[9], std::byte{2});
+  EXPECT_TRUE(copies({{1, 5, 1}, {1, 3, 0}}, two));
+  EXPECT_FALSE(copies({{2, 7, 2}}, two));             // too little
+  EXPECT_FALSE(copies({{2, 9, 2}}, two));             // too much
+  EXPECT_FALSE(copies({{2, 8, 3}}, two));             // before the first byte
+  EXPECT_FALSE(copies({{0, 8, 1}}, two));             // the same, with no byte there
+  EXPECT_FALSE(copies({{2, 8, 0}}, two));             // no distance before
+  EXPECT_FALSE(copies({{3, 7, 2}}, two));             // more literals than there are
+  EXPECT_FALSE(copies({{2, 8, 2}, {1, 0, 2}}, two));  // the same, at the end
+  size_t literals = 0;
+  EXPECT_TRUE(CountLiterals(ColumnsOf({{0, 6, 0}, {0, 4, 0}}), 10, literals));
+  EXPECT_EQ(literals, 0u);
+  EXPECT_FALSE(CountLiterals(ColumnsOf({{0, 6, 0}, {0, 5, 0}}), 10, literals));
+}
+
+TEST(RepetitionsTest, RowsThatRepeatAreSeenAndNoiseIsNot) {
+  std::mt19937 random(1);
+  for (const size_t width : {1, 2, 4}) {
+    for (const size_t row : {64, 80, 128}) {
+      const Bytes contents = MakeBits(200 * row * width);
+      Bytes rows;
+      for (size_t i = 0; i < 1000; ++i) {
+        const auto begin = contents.begin() + static_cast<ptrdiff_t>(random() % 200 * row * width);
+        rows.insert(rows.end(), begin, begin + static_cast<ptrdiff_t>(row * width));
+      }
+      EXPECT_GT(RepeatingRuns(rows, width, 8, ~uint64_t{0}), 100u) << width << " " << row;
+      EXPECT_EQ(RepeatingRuns(MakeBits(rows.size()), width, 8, ~uint64_t{0}), 0u) << width << " " << row;
+    }
+  }
+  for (size_t size = 0; size < 300; ++size) RepeatingRuns(Bytes(size), 1, 32, ~uint64_t{0});
+}
+
+}  // namespace
+}  // namespace kvcompress
