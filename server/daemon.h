@@ -24,15 +24,15 @@ namespace kvcompress {
 class Daemon {
  public:
   // The daemon serves when this returns. UNAVAILABLE when it cannot listen on an address; RESOURCE_EXHAUSTED when the
-  // system does not give it the threads that it needs, of the codec's at least one; an error that names the file when it
-  // cannot use certificates or tokens.
+  // system does not give it the threads that it needs, of the codec's at least one; an error that names the file when
+  // it cannot use certificates or tokens.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options);
   ~Daemon();
 
   // The addresses in use, with the ports that the system chose.
   const std::vector<std::string>& listen() const { return listen_; }
   std::string metrics_listen() const { return metrics_page_ == nullptr ? "" : metrics_page_->address(); }
-  size_t threads() const { return pool_.size(); }                        // of the codec
+  size_t threads() const { return pool_.size(); }  // of the codec
   size_t threads_wanted() const { return pool_.wanted(); }
 
   // Reports NOT_SERVING, refuses new streams, waits for those in flight, for the drain timeout at most, and shuts down.

@@ -52,9 +52,9 @@ int Failure(const absl::Status& status, int code) {
   return code;
 }
 
-// SIGTERM and SIGINT are waited for, not handled: they are blocked in every thread. The first is told to the main thread,
-// the second ends the process. The thread that waits for them is there from the start: when a signal comes there may be
-// none to be had.
+// SIGTERM and SIGINT are waited for, not handled: they are blocked in every thread. The first is told to the main
+// thread, the second ends the process. The thread that waits for them is there from the start: when a signal comes
+// there may be none to be had.
 class Signals {
  public:
   // Call it before any other thread is started. Never destroyed: its thread ends with the process.

@@ -12,8 +12,8 @@
 namespace kvcompress {
 
 // Ends the process on SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGXCPU, whatever its threads do at that moment: removes the
-// temporary file and keys of shared memory, and exits with 128 + the signal's number. A thread waits for the signals, so nothing runs in a
-// handler.
+// temporary file and keys of shared memory, and exits with 128 + the signal's number. A thread waits for the signals,
+// so nothing runs in a handler.
 class Interrupts {
  public:
   // Call it before any other thread is started: threads must inherit that these signals are blocked. A signal that the

@@ -31,7 +31,7 @@ absl::Status CheckOutputFile(std::string_view flag, const std::string& path) {
                                flag, path));
 }
 
-constexpr std::string_view kBoundFlags[] = {"min-snr", "max-error", "min-cosine"};
+constexpr std::string_view kBoundFlags[] = {"min-snr", "min-token-snr", "max-error", "min-cosine"};
 
 // The first of the bounds' flags that was given, with its dash; empty without any.
 std::string BoundFlag(const GoFlags& flags) {
@@ -44,6 +44,9 @@ std::string BoundFlag(const GoFlags& flags) {
 absl::Status CheckBounds(const GoFlags& flags, const CliOptions& options) {
   if (flags.IsSet("min-snr") && !(options.min_snr > 0 && options.min_snr <= 200)) {
     return Fault(absl::StrFormat("-min-snr must be above 0 and at most 200 dB, not %g", options.min_snr));
+  }
+  if (flags.IsSet("min-token-snr") && !(options.min_token_snr > 0 && options.min_token_snr <= 200)) {
+    return Fault(absl::StrFormat("-min-token-snr must be above 0 and at most 200 dB, not %g", options.min_token_snr));
   }
   if (flags.IsSet("max-error") && !(options.max_error > 0 && options.max_error <= std::numeric_limits<float>::max())) {
     return Fault(absl::StrFormat("-max-error must be above 0 and finite, not %g", options.max_error));
@@ -170,7 +173,8 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.String("output", &options.output, "string", "Output safetensors file path (required unless -metrics-only)");
   flags.Int("group-size", &options.group_size, "Quantization group size (32, 64, or 128)");
   flags.Float("sparsity", &options.sparsity, "Sparsification ratio (0.0-1.0, 0=disabled)");
-  flags.Float("min-snr", &options.min_snr, "Bound: every tensor keeps an SNR of at least so many dB");
+  flags.Float("min-snr", &options.min_snr, "Bound: every tensor keeps an SNR and a token SNR of at least so many dB");
+  flags.Float("min-token-snr", &options.min_token_snr, "Bound: every tensor keeps a token SNR of at least so many dB");
   flags.Float("max-error", &options.max_error, "Bound: no value is off by more");
   flags.Float("min-cosine", &options.min_cosine, "Bound: every tensor keeps at least this cosine similarity (0.0-1.0)");
   flags.Bool("decompress", &options.decompress, "Enable decompression mode");
@@ -221,8 +225,11 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (AreOneFile(options.output, options.profile)) return Fault("-output is the profile, which it would replace");
   KVC_RETURN_IF_ERROR(CompleteServer(flags, options));
   if (options.codec.empty() && !BoundFlag(flags).empty()) {
-    options.codec = absl::StrFormat("bounded(min_snr=%s,max_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr),
-                                    FormatReal(options.max_error), FormatReal(options.min_cosine));
+    const std::string token_snr =
+        options.min_token_snr > 0 ? absl::StrFormat("min_token_snr=%s,", FormatReal(options.min_token_snr)) : "";
+    options.codec =
+        absl::StrFormat("bounded(min_snr=%s,%smax_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr), token_snr,
+                        FormatReal(options.max_error), FormatReal(options.min_cosine));
   } else if (options.codec.empty()) {
     options.codec = absl::StrFormat("int4(group=%d)", options.group_size);
     if (options.sparsity > 0) {

@@ -15,7 +15,8 @@ struct CliOptions {
   std::string output;
   int64_t group_size = 64;
   double sparsity = 0;
-  double min_snr = 0;  // 0 in this and the next two: no bound
+  double min_snr = 0;  // 0 in this and the next three: no bound
+  double min_token_snr = 0;
   double max_error = 0;
   double min_cosine = 0;
   bool decompress = false;

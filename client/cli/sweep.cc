@@ -12,6 +12,7 @@
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
 #include "core/file/compressed_file.h"
+#include "core/simd/token_meter.h"
 #include "core/tensor_compressor.h"
 #include "core/tensor_decompressor.h"
 
@@ -36,6 +37,9 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     "planes|zstd(level=-1)", "planes|zstd(level=1)", "planes(delta=none)|rans", "planes(delta=token)|rans",
     "quant(bits=2,per=channel)", "quant(bits=3,per=channel)", "quant(bits=4,per=channel)", "quant(bits=5,per=channel)",
     "quant(bits=6,per=channel)", "quant(bits=8,per=channel)", "quant(bits=10,per=channel)",
+    "quant(bits=3,per=channel,symmetric=false)", "quant(bits=4,per=channel,symmetric=false)",
+    "quant(bits=5,per=channel,symmetric=false)", "quant(bits=6,per=channel,symmetric=false)",
+    "quant(bits=8,per=channel,symmetric=false)", "quant(bits=4,per=channel,group=128,symmetric=false)",
     "quant(bits=2,per=token)", "quant(bits=3,per=token)", "quant(bits=4,per=token)", "quant(bits=6,per=token)",
     "quant(bits=8,per=token)", "quant(bits=10,per=token)", "quant(bits=12,per=token)",
     "quant(bits=3,per=channel,layout=bytes)|rans", "quant(bits=4,per=channel,layout=bytes)|rans",
@@ -86,6 +90,24 @@ absl::StatusOr<uint64_t> HeaderBytes(const safetensors::Header& header,
   KVC_ASSIGN_OR_RETURN(const std::string largest,
                        SerializeCompressedHeader(entries, header.metadata, header.has_metadata, spec, 0));
   return largest.size();
+}
+
+void MeasureWhole(const SampledTensor& original, const std::byte* decoded, ErrorSums& sums) {
+  const TensorDesc& tensor = original.tensor;
+  const std::byte* const values = original.values.data();
+  const size_t count = original.values.size() / DTypeSize(tensor.dtype);
+  simd::MeasureErrors(tensor.dtype, values, decoded, count, sums);
+  const TokenLayout layout = TokenLayoutOf(tensor);
+  if (!layout.has_tokens()) return;
+  simd::TokenMeter meter;
+  TokenSums run;
+  TokenTotals totals;
+  meter.Begin(layout, 0);
+  simd::MeasureTokens(tensor.dtype, values, decoded, count, meter);
+  meter.Take(run);
+  totals.Begin(layout);
+  totals.Merge(run);
+  totals.AddTo(sums);
 }
 
 }  // namespace
@@ -150,10 +172,7 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, differs ? "profile" : figures.spec));
   for (size_t i = 0; i < count; ++i) {
     const SampledTensor& original = sample_.tensors[i];
-    const DType dtype = original.tensor.dtype;
-    const size_t bytes = original.values.size();
-    simd::MeasureErrors(dtype, original.values.data(), decoded_[i].data(), bytes / DTypeSize(dtype),
-                        figures.tensors[i].sums);
+    MeasureWhole(original, decoded_[i].data(), figures.tensors[i].sums);
     if (compressors[i].chain().lossless() &&
         !std::equal(original.values.begin(), original.values.end(), decoded_[i].begin())) {
       return absl::DataLossError(absl::StrFormat("%s is not lossless on tensor \"%s\"", spec, original.tensor.name));

@@ -67,7 +67,7 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
   mutable absl::Mutex mutex_;
   bool asking_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in Ask, and has the stream for itself
   bool lost_ ABSL_GUARDED_BY(mutex_) = false;
-  std::string key_prefix_ ABSL_GUARDED_BY(mutex_);  // of this stream, once the daemon has been asked
+  std::string key_prefix_ ABSL_GUARDED_BY(mutex_);               // of this stream, once the daemon has been asked
   std::vector<std::string> unregister_ ABSL_GUARDED_BY(mutex_);  // names, meanwhile
   const std::unique_ptr<Stream> stream_;
 };

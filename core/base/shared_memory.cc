@@ -82,8 +82,8 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& key, uint64
   }
   SharedMemory object(key);
   object.made_ = true;
-  // The key comes last: what ends this process while the memory is made leaves nothing. Where the system cannot do so it
-  // comes first.
+  // The key comes last: what ends this process while the memory is made leaves nothing. Where the system cannot do so
+  // it comes first.
   object.fd_ = RetryOnEintr([] { return open(kFolder, O_TMPFILE | O_RDWR | O_CLOEXEC, S_IRUSR | S_IWUSR); });
   if (object.fd_ < 0) KVC_RETURN_IF_ERROR(object.OpenNew());
   int error = EINTR;

@@ -20,9 +20,8 @@ inline absl::StatusCode ErrnoCode(int error) {
 // in lower case, as Go prints them. Its code is ErrnoCode's.
 inline absl::Status ErrnoError(absl::string_view operation, absl::string_view object, int error) {
   const char* text = strerrordesc_np(error);
-  return absl::Status(
-      ErrnoCode(error),
-      absl::StrCat(operation, " ", object, ": ", absl::AsciiStrToLower(text != nullptr ? text : "unknown error")));
+  return absl::Status(ErrnoCode(error), absl::StrCat(operation, " ", object, ": ",
+                                                     absl::AsciiStrToLower(text != nullptr ? text : "unknown error")));
 }
 
 // Calls a function of the system again for as long as a signal interrupts it.

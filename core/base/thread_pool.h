@@ -20,9 +20,9 @@ class ThreadPool {
  public:
   using Job = absl::AnyInvocable<void()>;
 
-  // `threads` = 0: one for each CPU that this process may run on, and may use by its cgroup. Where the system gives fewer
-  // (ulimit -u, a limit on pids) the pool goes on with those; where it gives none, status() says so, and what is queued
-  // is never done.
+  // `threads` = 0: one for each CPU that this process may run on, and may use by its cgroup. Where the system gives
+  // fewer (ulimit -u, a limit on pids) the pool goes on with those; where it gives none, status() says so, and what is
+  // queued is never done.
   explicit ThreadPool(size_t threads);
   // Runs what is queued, then joins the threads.
   ~ThreadPool();

@@ -244,7 +244,10 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
   PlaceStreams(block.tensor, values.size() / DTypeSize(dtype), payload, scratch);
   const bool fused = codec_->measures() && transforms_.empty();
-  const Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
+  Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
+  if (values.size() == block.values.size()) {
+    transformed.tokens = inner_ ? block.tokens : TokenRun{TokenLayoutOf(block.tensor), block.first};
+  }
   const absl::Status encoded =
       codec_->Encode(transformed, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);

@@ -200,6 +200,7 @@ std::string StageSpec::text() const {
   std::vector<std::string> args;
   for (size_t i = 0; i < values.size(); ++i) {
     const Parameter& parameter = codec->parameters[i];
+    if (parameter.is_left_out && values[i] == parameter.fallback) continue;
     args.push_back(absl::StrFormat("%s=%s", parameter.name, parameter.Print(values[i])));
   }
   for (size_t i = 0; i < parts.size(); ++i) {

@@ -13,6 +13,7 @@
 #include "core/base/byte_source.h"
 #include "core/base/tensor.h"
 #include "core/simd/error_sums.h"
+#include "core/simd/token_sums.h"
 
 // The three kinds of stages of a codec chain (chain.h). All are immutable and safe for use by many threads at once;
 // equal input gives equal bytes on every CPU. Decoding trusts nothing: streams that cannot be right are DATA_LOSS.
@@ -26,6 +27,12 @@ class TokenMeter;
 // example. Empty: no codec needs any.
 struct CodecEnvironment {};
 
+// How values, one after the other, lie among a tensor's tokens.
+struct TokenRun {
+  TokenLayout layout;
+  uint64_t first = 0;  // index of the first one in a tensor of this layout
+};
+
 // A run of a tensor's values, in row-major order; the unit of work.
 struct Block {
   const TensorDesc& tensor;
@@ -35,6 +42,9 @@ struct Block {
   // In place of `values`, where they lie in several places that may end within a value: at most kMaxBlockPieces, and
   // only for a codec that takes_pieces().
   std::span<const ByteSpan> pieces = {};
+  // For a part of a tensor that has a chain of its own; CodecChain knows it of whole tensors. No tokens: there are
+  // none, or it is not known, after a transform that left values out.
+  TokenRun tokens = {};
 };
 inline constexpr size_t kMaxBlockPieces = 64;
 

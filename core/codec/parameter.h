@@ -19,6 +19,9 @@ struct Parameter {
   double max = 0;
   std::string_view choices = {};  // of the other kinds: "32|64|128"
   std::string_view meaning;
+  // Canonical specs leave it out where it has its fallback: their text, with which frames begin, is that of readers who
+  // do not know the parameter.
+  bool is_left_out = false;
 
   static constexpr Parameter Integer(std::string_view name, double fallback, double min, double max,
                                      std::string_view meaning) {
@@ -31,6 +34,11 @@ struct Parameter {
   static constexpr Parameter Real(std::string_view name, double fallback, double min, double max,
                                   std::string_view meaning) {
     return {name, Kind::kReal, fallback, min, max, {}, meaning};
+  }
+  constexpr Parameter LeftOut() const {
+    Parameter parameter = *this;
+    parameter.is_left_out = true;
+    return parameter;
   }
   // `fallback` is a place among the choices; an enum that a codec reads with StageSpec::Choice has their order.
   static constexpr Parameter Word(std::string_view name, double fallback, std::string_view choices,

@@ -22,9 +22,10 @@ namespace {
 constexpr std::string_view kEndOfHeaders = "\r\n\r\n";
 
 std::string Response(std::string_view status, std::string_view headers, std::string_view body, bool with_body) {
-  return absl::StrFormat("HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n%sContent-Length: %d\r\n"
-                         "Connection: close\r\n\r\n%s",
-                         status, headers, body.size(), with_body ? body : std::string_view());
+  return absl::StrFormat(
+      "HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n%sContent-Length: %d\r\n"
+      "Connection: close\r\n\r\n%s",
+      status, headers, body.size(), with_body ? body : std::string_view());
 }
 
 // -1 without deadlines.
@@ -102,8 +103,11 @@ bool MetricsPage::Accept(int socket) {
       continue;  // a connection that broke before it was accepted
     }
     if (connections_.size() == kMaxConnections) CloseOneOfMost();
-    connections_.push_back({.fd = fd, .client = ClientOfSocket(address, size), .deadline = absl::Now() + patience_,
-                            .request = {}, .answer = {}});
+    connections_.push_back({.fd = fd,
+                            .client = ClientOfSocket(address, size),
+                            .deadline = absl::Now() + patience_,
+                            .request = {},
+                            .answer = {}});
     // Most requests are there already.
     if (!GoOn(connections_.back())) {
       close(fd);

@@ -214,9 +214,9 @@ std::vector<MetricFamily> Metrics::Collect() const {
         absl::ToDoubleSeconds(*live.certificate_expiry - absl::UnixEpoch()));
   }
   MetricFamily dropped{.name = "kvcompress_log_lines_dropped_total",
-                    .help = "Lines of the log that were dropped, because nobody read them in time.",
-                    .type = MetricType::Counter,
-                    .metric = {}};
+                       .help = "Lines of the log that were dropped, because nobody read them in time.",
+                       .type = MetricType::Counter,
+                       .metric = {}};
   dropped.metric.emplace_back().counter.value = static_cast<double>(live.log_lines_dropped);
   families.push_back(std::move(dropped));
   families.push_back(Gauge("kvcompress_build_info", "What was built; always 1.", 1,

@@ -13,8 +13,8 @@
 
 namespace kvcompress {
 
-// Writes lines to a descriptor, from the one thread of an asynchronous logger, which may wait there for ever. When lines
-// were dropped meanwhile, it says so before the next that it writes.
+// Writes lines to a descriptor, from the one thread of an asynchronous logger, which may wait there for ever. When
+// lines were dropped meanwhile, it says so before the next that it writes.
 class StderrSink final : public spdlog::sinks::base_sink<spdlog::details::null_mutex> {
  public:
   // `dropped`: lines that never came here, so far. `about`: the text of the line about so many dropped ones.

@@ -143,7 +143,7 @@ def test_verbose_adds_tensor_metrics_and_logs_on_stderr(bin_dir, sample, tmp_pat
     result = json.loads(done.stdout)
     assert list(result)[:12] == REFERENCE_KEYS + ["tensor_metrics"]
     names = [f"layer_{layer}_{kind}" for layer in range(6) for kind in ("key", "value")]
-    figures = ("rmse", "snr_db", "cosine_similarity", "max_error")
+    figures = ("rmse", "snr_db", "token_snr_db", "cosine_similarity", "max_error")
     assert list(result["tensor_metrics"]) == [f"{name}_{figure}" for name in names for figure in figures]
     for name in names:
         assert f"{name} F16 [1, 2, 256, 64]: int4(group=64), 65536 bytes" in done.stderr
@@ -241,12 +241,12 @@ def test_profiles_choose_codecs(bin_dir, sample, tmp_path):
 
 def test_bounds_are_kept_and_the_report_says_by_what(bin_dir, sample, tmp_path):
     sizes = []
-    for snr in (12, 25, 40, 90):
+    for snr in (10, 25, 40, 90):
         result = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out", "-min-snr", snr, "-verbose")
         metrics = result["tensor_metrics"]
         figures = [value for name, value in metrics.items() if name.endswith("_snr_db")]
         codecs = [value for name, value in metrics.items() if name.endswith("_codecs")]
-        assert len(figures) == len(codecs) == 12
+        assert len(figures) == 2 * len(codecs) == 24
         assert all(figure is None or figure >= snr for figure in figures)
         assert all(sum(blocks.values()) == 1 for blocks in codecs)
         sizes.append(result["compressed_size_bytes"])

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -8,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
+#include "core/codec/tensor/bounds.h"
+#include "core/codec/tensor/channel_noise.h"
 
 namespace kvcompress {
 namespace {
@@ -16,21 +17,30 @@ namespace {
 struct Rung {
   uint8_t mode;  // frozen: docs/format.md, "bounded"
   std::string_view spec;
+  int channel_bits = 0;  // of those that give each channel a scale: they are for blocks that are judged by their tokens
 };
 
 // From the cheapest to the most expensive, in bytes. The last one is lossless and takes anything.
 constexpr Rung kLadder[] = {
     {1, "int2(group=32)"},
     {2, "int3(group=64)"},
+    {12, "quant(bits=3,per=channel,symmetric=false)", 3},
     {3, "int4(group=128)"},
     {4, "int4(group=64)"},
     {5, "int4(group=32)"},
+    {13, "quant(bits=4,per=channel,symmetric=false)", 4},
     {6, "int5(group=64)"},
+    {14, "quant(bits=5,per=channel,symmetric=false)", 5},
     {7, "int6(group=64)"},
+    {15, "quant(bits=6,per=channel,symmetric=false)", 6},
+    {16, "quant(bits=7,per=channel,symmetric=false)", 7},
     {8, "int8(group=64)"},
     {9, "int8(group=32)"},
+    {17, "quant(bits=8,per=channel,symmetric=false)", 8},
     {10, "quant(bits=10,per=token)"},
+    {18, "quant(bits=10,per=channel,symmetric=false)", 10},
     {11, "quant(bits=12,per=token)"},
+    {19, "quant(bits=12,per=channel,symmetric=false)", 12},
     {0, "planes"},
 };
 
@@ -44,113 +54,6 @@ const std::vector<ChainSpec>& Ladder() {
   return ladder;
 }
 
-// 0: no such bound.
-struct Bounds {
-  double min_snr = 0;  // dB
-  double max_error = 0;
-  double min_cosine = 0;
-};
-
-// Sums of binary32 lanes differ between instruction sets by at most kDoubt (relative, see MeasureErrors; the terms of
-// the variance add up to less than this, too). A block is held to bounds that are tighter by kMargin, so that figures
-// made of such sums keep the bounds as they were given.
-constexpr double kDoubt = 5e-6;
-constexpr double kMargin = 3e-5;
-
-// What the errors of a block may be, such that a tensor whose every block keeps it keeps the bounds:
-//   max_error    the largest of the blocks' errors is the tensor's;
-//   min_snr      sum e^2 <= 10^(-snr/10) sum (x - mean)^2 with the block's own mean: the right sides of the blocks add
-//                up to no more than the tensor's;
-//   min_cosine   sum e^2 <= (1 - C^2) sum x^2: the blocks' add up to the tensor's, and the angle between x and x + e is
-//                at most the arc sine of |e| / |x|.
-class Allowance {
- public:
-  explicit Allowance(const Bounds& bounds)
-      : max_error_(bounds.max_error),
-        // binary32: what std::pow makes of the last digits of binary64 depends on the library.
-        noise_(static_cast<float>(std::pow(10.0, -bounds.min_snr / 10))),
-        sine_squares_((1 - bounds.min_cosine) * (1 + bounds.min_cosine)),
-        has_snr_(bounds.min_snr > 0),
-        has_cosine_(bounds.min_cosine > 0) {
-    // So close to 1 that binary64 would decide: only what has no error will do.
-    if (sine_squares_ < 1e-9) sine_squares_ = 0;
-  }
-
-  bool LargestErrorIsKept(double max_abs_error) const {
-    return max_error_ == 0 || max_abs_error * (1 + kMargin) <= max_error_;
-  }
-
-  // The largest sum of e^2 for a block of values with the sums `x`, less what an error of `doubt` in these may add.
-  double ErrorSquares(const ErrorSums& x, double doubt) const {
-    double allowed = std::numeric_limits<double>::infinity();
-    if (has_snr_) {
-      const double deviations = x.sum_squares - x.sum * x.sum / static_cast<double>(x.count);
-      allowed = std::min(allowed, noise_ * (deviations - (kMargin + doubt) * x.sum_squares));
-    }
-    if (has_cosine_) allowed = std::min(allowed, sine_squares_ * x.sum_squares * (1 - doubt));
-    return std::max(0.0, allowed * (1 - kMargin));
-  }
-
- private:
-  double max_error_;
-  double noise_;
-  double sine_squares_;
-  bool has_snr_;
-  bool has_cosine_;
-};
-
-// Decides for one block, equally on every CPU: by the sums of vectors where these leave no doubt, else by those of the
-// scalar definition.
-class Judge {
- public:
-  Judge(const Allowance& allowance, DType dtype, ByteSpan values)
-      : allowance_(allowance), dtype_(dtype), values_(values), count_(values.size() / DTypeSize(dtype)) {
-    simd::MeasureErrors(dtype, values.data(), values.data(), count_, sums_);
-    if (count_ == 0) return;
-    low_ = allowance.ErrorSquares(sums_, kDoubt);
-    high_ = allowance.ErrorSquares(sums_, -kDoubt);
-  }
-
-  // Of the values, without errors.
-  const ErrorSums& sums() const { return sums_; }
-  bool has_only_finite_values() const { return sums_.count == count_; }
-
-  // Whether `values`, the block's or some of them, with errors `e`, keep `slack` times their share of what the block is
-  // allowed. `decode` gives what the values decode to.
-  template <typename Decode>
-  bool Keeps(ByteSpan values, ErrorSums e, double slack, Decode decode) {
-    const double share = slack * static_cast<double>(e.count) / static_cast<double>(count_);
-    const bool kept = allowance_.LargestErrorIsKept(e.max_abs_error * (1 + kDoubt)) &&
-                      e.sum_error_squares * (1 + kDoubt) <= share * low_;
-    const bool missed = !allowance_.LargestErrorIsKept(e.max_abs_error * (1 - kDoubt)) ||
-                        e.sum_error_squares * (1 - kDoubt) > share * high_;
-    if (kept || missed) return kept;
-    const ByteSpan decoded = decode();
-    e = {};
-    simd::scalar::MeasureErrors(dtype_, values.data(), decoded.data(), values.size() / DTypeSize(dtype_), e);
-    return allowance_.LargestErrorIsKept(e.max_abs_error) && e.sum_error_squares <= share * Exact();
-  }
-
- private:
-  double Exact() {
-    if (!exact_) {
-      ErrorSums sums;
-      simd::scalar::MeasureErrors(dtype_, values_.data(), values_.data(), count_, sums);
-      exact_ = allowance_.ErrorSquares(sums, 0);
-    }
-    return *exact_;
-  }
-
-  const Allowance& allowance_;
-  const DType dtype_;
-  const ByteSpan values_;
-  const size_t count_;
-  ErrorSums sums_;
-  double low_ = 0;
-  double high_ = 0;
-  std::optional<double> exact_;
-};
-
 // Runs of whole groups from all over a block.
 constexpr size_t kSampleRuns = 8;
 constexpr size_t kSampleRunValues = 512;
@@ -158,6 +61,8 @@ constexpr size_t kSampleAlignment = 128;
 constexpr size_t kMinSampledBlock = 4 * kSampleRuns * kSampleRunValues;
 // A sample that misses by less than this may belong to a block that does not.
 constexpr double kSampleSlack = 1.5;
+// The same of errors that are foretold.
+constexpr double kChannelSlack = 1.1;
 
 void TakeSample(ByteSpan values, size_t width, Buffer& sample) {
   const size_t last = values.size() / width - kSampleRunValues;
@@ -208,7 +113,7 @@ class Bounded final : public TensorCodec {
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     const ByteSpan values = block.values;
-    Judge judge(allowance_, block.tensor.dtype, values);
+    Judge judge(allowance_, block);
     ErrorSums own;
     size_t chosen = codecs_.size() - 1;
     // What cannot be judged is kept as it is.
@@ -267,9 +172,14 @@ class Bounded final : public TensorCodec {
     const size_t width = DTypeSize(tensor.dtype);
     const bool sampled = values.size() / width >= kMinSampledBlock;
     if (sampled) TakeSample(values, width, scratch.sample);
+    std::optional<ChannelNoise> noise;
     for (size_t i = 0; i + 1 < codecs_.size(); ++i) {
       const TensorCodec& codec = *codecs_[i];
-      if (sampled) {
+      if (const int bits = kLadder[i].channel_bits; bits > 0) {
+        if (!judge.looks_at_tokens()) continue;
+        if (!noise) noise.emplace(tensor.dtype, tensor.shape.back(), values);
+        if (noise->ErrorSquares(bits) > kChannelSlack * judge.ErrorSquares()) continue;
+      } else if (sampled) {
         std::array<StreamBuffer, kMaxInnerStreams> room;
         const std::span<StreamBuffer> own = std::span(room).first(codec.stream_count());
         PlaceStreams(codec, tensor, scratch.sample.size() / width, scratch, own);
@@ -330,16 +240,20 @@ class Bounded final : public TensorCodec {
 
 constexpr std::string_view kExamples[] = {"bounded(min_snr=30,max_error=0,min_cosine=0)",
                                           "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)",
+                                          "bounded(min_snr=0,min_token_snr=25,max_error=0,min_cosine=0)",
                                           "bounded(min_snr=0,max_error=0,min_cosine=0.99)|zstd(level=1)"};
 constexpr Parameter kParameters[] = {
-    Parameter::Real("min_snr", 0, 0, 200, "the tensor's signal-to-noise ratio, in dB, is at least this"),
+    Parameter::Real("min_snr", 0, 0, 200,
+                    "the tensor's signal-to-noise ratio, in dB, is at least this; its token SNR as well"),
+    Parameter::Real("min_token_snr", 0, 0, 200, "the tensor's token SNR alone, or its SNR where it has no tokens")
+        .LeftOut(),
     Parameter::Real("max_error", 0, 0, std::numeric_limits<float>::max(), "no value's error is above this"),
     Parameter::Real("min_cosine", 0, 0, 1, "the tensor's cosine similarity is at least this"),
 };
 
 absl::Status Check(const StageSpec& stage) {
   if (std::ranges::any_of(stage.values, [](double bound) { return bound > 0; })) return absl::OkStatus();
-  return absl::InvalidArgumentError("bounded needs a bound above 0: min_snr, max_error or min_cosine");
+  return absl::InvalidArgumentError("bounded needs a bound above 0: min_snr, min_token_snr, max_error or min_cosine");
 }
 
 MadeCodec<TensorCodec> Make(const CodecArgs& args) {
@@ -352,6 +266,7 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
   }
   const StageSpec& stage = args.stage;
   return std::make_unique<Bounded>(Bounds{.min_snr = stage.Number("min_snr"),
+                                          .min_token_snr = stage.Number("min_token_snr"),
                                           .max_error = stage.Number("max_error"),
                                           .min_cosine = stage.Number("min_cosine")},
                                    std::move(codecs));

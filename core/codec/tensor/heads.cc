@@ -67,6 +67,18 @@ absl::StatusOr<Layout> LayoutOf(const TensorDesc& tensor, uint64_t first) {
   return layout;
 }
 
+// How the values of a part, which has the heads from `first` up to `end`, lie among tokens: as those of a tensor that
+// has only these heads.
+TokenRun TokensOf(const Layout& layout, uint64_t first, uint64_t end, const Block& block) {
+  TokenRun run{TokenLayoutOf(block.tensor)};
+  const uint64_t period = layout.stride * layout.heads;
+  const uint64_t own = (std::min(end, layout.heads) - first) * layout.stride;
+  if (period <= run.layout.channels) run.layout.channels = run.layout.channels / period * own;
+  const uint64_t begin = std::max(layout.phase, first * layout.stride) - first * layout.stride;
+  run.first = block.first / period * own + std::min(begin, own);
+  return run;
+}
+
 // docs/format.md, "heads": one stream with the layout, the size of each part's payload, and the payloads.
 class Heads final : public TensorCodec {
  public:
@@ -103,7 +115,8 @@ class Heads final : public TensorCodec {
     std::byte* at = streams[0].data + TableBytes();
     for (size_t p = 0; p < parts_.size(); ++p) {
       const ByteSpan own = values.subspan(shares[p].place * width, shares[p].count * width);
-      const absl::StatusOr<size_t> size = EncodePart(parts_[p].chain, block, own, at);
+      const Block part{block.tensor, block.first, shares[p].count, own, {}, PartTokens(p, layout, block)};
+      const absl::StatusOr<size_t> size = EncodePart(parts_[p].chain, part, at);
       if (absl::IsInvalidArgument(size.status())) return FaultOf(p, layout, block);
       KVC_RETURN_IF_ERROR(size.status());
       StoreLE(static_cast<uint32_t>(*size), entry);
@@ -193,16 +206,20 @@ class Heads final : public TensorCodec {
     });
   }
 
-  // Writes the chain's payload of `values`, or these themselves where it is no smaller, and returns the size.
-  static absl::StatusOr<size_t> EncodePart(const CodecChain& chain, const Block& block, ByteSpan values,
-                                           std::byte* to) {
+  TokenRun PartTokens(size_t part, const Layout& layout, const Block& block) const {
+    const uint64_t first = parts_[part].first;
+    if (first >= layout.heads || layout.stride == 0) return {};
+    return TokensOf(layout, first, part + 1 < parts_.size() ? parts_[part + 1].first : kNoEnd, block);
+  }
+
+  // Writes the chain's payload of the values, or these themselves where it is no smaller, and returns the size.
+  static absl::StatusOr<size_t> EncodePart(const CodecChain& chain, const Block& part, std::byte* to) {
+    const ByteSpan values = part.values;
     if (values.empty()) return 0;
-    const size_t count = values.size() / DTypeSize(block.tensor.dtype);
-    KVC_ASSIGN_OR_RETURN(const ChainState state, chain.Analyze(block.tensor, MemorySource(values), count));
+    KVC_ASSIGN_OR_RETURN(const ChainState state, chain.Analyze(part.tensor, MemorySource(values), part.count));
     Buffer& payload = ThreadScratch().payload;
-    payload.Resize(chain.MaxPayloadBytes(block.tensor, count));
-    KVC_ASSIGN_OR_RETURN(const size_t size, chain.EncodeBlock({block.tensor, block.first, count, values}, state,
-                                                              payload.span(), /*sums=*/nullptr));
+    payload.Resize(chain.MaxPayloadBytes(part.tensor, part.count));
+    KVC_ASSIGN_OR_RETURN(const size_t size, chain.EncodeBlock(part, state, payload.span(), /*sums=*/nullptr));
     const ByteSpan smaller = size < values.size() ? ByteSpan(payload.span().first(size)) : values;
     std::memcpy(to, smaller.data(), smaller.size());
     return smaller.size();
@@ -224,7 +241,7 @@ class Heads final : public TensorCodec {
     ForEachRun(layout, block.count, [&](size_t of, size_t begin, size_t count) {
       if (of != part || absl::IsInvalidArgument(fault)) return;
       const Block run{block.tensor, block.first + begin, count, block.values.subspan(begin * width, count * width)};
-      const absl::Status status = EncodePart(chain, run, run.values, room.data()).status();
+      const absl::Status status = EncodePart(chain, run, room.data()).status();
       if (!status.ok()) fault = status;
     });
     return fault;

@@ -49,6 +49,8 @@ TEST_F(OptionsTest, BoundsMakeTheCodec) {
   EXPECT_EQ(options_.codec, "bounded(min_snr=40,max_error=0,min_cosine=0)|rans");
   ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "--max-error=1e-3", "-min-cosine", ".999", "-min-snr=17.5"}), "");
   EXPECT_EQ(options_.codec, "bounded(min_snr=17.5,max_error=0.001,min_cosine=0.999)|rans");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-min-token-snr", "30"}), "");
+  EXPECT_EQ(options_.codec, "bounded(min_snr=0,min_token_snr=30,max_error=0,min_cosine=0)|rans");
 }
 
 TEST_F(OptionsTest, BoundsExcludeWhatElseChoosesACodec) {
@@ -68,6 +70,7 @@ TEST_F(OptionsTest, BoundsOutsideTheirRange) {
   };
   EXPECT_EQ(fault("-min-snr", "0"), "-min-snr must be above 0 and at most 200 dB, not 0");
   EXPECT_EQ(fault("-min-snr", "nan"), "-min-snr must be above 0 and at most 200 dB, not nan");
+  EXPECT_EQ(fault("-min-token-snr", "201"), "-min-token-snr must be above 0 and at most 200 dB, not 201");
   EXPECT_EQ(fault("-max-error", "-1"), "-max-error must be above 0 and finite, not -1");
   EXPECT_EQ(fault("-max-error", "1e39"), "-max-error must be above 0 and finite, not 1e+39");
   EXPECT_EQ(fault("-min-cosine", "1.5"), "-min-cosine must be above 0 and at most 1, not 1.5");

@@ -32,6 +32,12 @@ TEST(SpecTest, CanonicalTextHasEveryParameterAndNoBlanks) {
   EXPECT_EQ(Canonical("heads(0-:bounded(min_snr=30))"), "heads(0-:bounded(min_snr=30,max_error=0,min_cosine=0))");
 }
 
+// Frames whose readers do not know the parameter stay readable.
+TEST(SpecTest, CanonicalTextLeavesOutWhatIsMarkedSo) {
+  EXPECT_EQ(Canonical("bounded(min_snr=30,min_token_snr=0)"), "bounded(min_snr=30,max_error=0,min_cosine=0)");
+  EXPECT_EQ(Canonical("bounded(min_token_snr=30.0)"), "bounded(min_snr=0,min_token_snr=30,max_error=0,min_cosine=0)");
+}
+
 TEST(SpecTest, CanonicalTextIsAFixedPoint) {
   for (const CodecRow* row : AllCodecs()) {
     ASSERT_FALSE(row->examples.empty()) << row->name;

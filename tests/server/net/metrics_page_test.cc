@@ -37,8 +37,8 @@ class MetricsPageTest : public ::testing::Test {
 
   void Start(absl::Duration patience) {
     page_.reset();
-    absl::StatusOr<std::unique_ptr<MetricsPage>> page =
-        MetricsPage::Start("127.0.0.1:0", [this] { return ++asked_, text_; }, patience);
+    absl::StatusOr<std::unique_ptr<MetricsPage>> page = MetricsPage::Start(
+        "127.0.0.1:0", [this] { return ++asked_, text_; }, patience);
     ASSERT_THAT(page, IsOk());
     page_ = *std::move(page);
   }

@@ -62,7 +62,8 @@ TEST_P(SparseTest, DropsExactlyTheSmallestOfTheWholeTensor) {
 
 INSTANTIATE_TEST_SUITE_P(Ratios, SparseTest, ::testing::Values(0.0, 0.001, 0.1, 0.5, 0.73, 0.999, 1.0));
 
-// What a sparse before it dropped counts as +0, and of equal magnitudes the first go: so the bits tell which zeros went.
+// What a sparse before it dropped counts as +0, and of equal magnitudes the first go: so the bits tell which zeros
+// went.
 TEST(SparseSizeTest, BehindAnotherItDropsTheFirstZerosOfTheWholeTensor) {
   constexpr size_t kCount = 1000;
   constexpr size_t kBlock = 256;
