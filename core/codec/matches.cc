@@ -11,7 +11,7 @@
 namespace kvcompress {
 namespace {
 
-constexpr int kSlotBits = 14;
+constexpr int kSlotBits = 13;
 constexpr uint32_t kNowhere = ~uint32_t{0};
 // After 2^kHurry bytes without a match every other byte is looked at, then every third.
 constexpr int kHurry = 10;

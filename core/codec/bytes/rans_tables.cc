@@ -36,6 +36,11 @@ void MakeSlotTable(const Histogram& frequencies, simd::RansSlotTable& table) {
   }
 }
 
+// Whether one symbol has all slots. Coding it changes no state and makes no word.
+bool IsConstant(const Histogram& frequencies) {
+  return std::ranges::find(frequencies, simd::kRansSlots) != frequencies.end();
+}
+
 }  // namespace
 
 size_t RansLanes(size_t count) { return count < kWideBytes ? kNarrowLanes : simd::kRansWideLanes; }
@@ -81,11 +86,25 @@ uint64_t RansBytes(const Histogram& counts, const Histogram& frequencies) {
 }
 
 size_t EncodeRans(const Histogram& frequencies, size_t lanes, ByteSpan raw, MutableByteSpan coded) {
+  if (IsConstant(frequencies)) {
+    if (coded.size() < 6 * lanes) return 0;  // the room that RansEncode asks for
+    for (size_t i = 0; i < lanes; ++i) StoreLE(simd::kRansLow, coded.data() + 4 * i);
+    return 4 * lanes;
+  }
   return simd::RansEncode(MakeSymbolTable(frequencies), reinterpret_cast<const uint8_t*>(raw.data()), raw.size(), lanes,
                           reinterpret_cast<uint8_t*>(coded.data()), coded.size());
 }
 
 bool DecodeRans(const Histogram& frequencies, size_t lanes, ByteSpan coded, MutableByteSpan raw) {
+  if (IsConstant(frequencies)) {
+    if (coded.size() != 4 * lanes) return false;
+    for (size_t i = 0; i < coded.size(); i += 4) {
+      if (LoadLE<uint32_t>(coded.data() + i) != simd::kRansLow) return false;
+    }
+    const auto symbol = std::ranges::find(frequencies, simd::kRansSlots) - frequencies.begin();
+    std::ranges::fill(raw, static_cast<std::byte>(symbol));
+    return true;
+  }
   thread_local simd::RansSlotTable slots;
   MakeSlotTable(frequencies, slots);
   return simd::RansDecode(slots, reinterpret_cast<const uint8_t*>(coded.data()), coded.size(), lanes,

@@ -170,7 +170,8 @@ class Planes final : public TensorCodec {
     if (choice.match_length > 0) {
       const PlaneFormat bytes = {.dtype = format.dtype};
       simd::SplitPlanes(bytes, block.values.data(), count, planes);
-      if (MatchedBits({streams[1].data, count}, choice.match_length) < choice.bits_of_bytes) {
+      // The first half of them tells.
+      if (2 * MatchedBits({streams[1].data, count / 2}, choice.match_length) < choice.bits_of_bytes) {
         WriteMode(bytes, streams[0]);
         return absl::OkStatus();
       }
