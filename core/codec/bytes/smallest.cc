@@ -3,6 +3,7 @@
 #include <cstring>
 #include <optional>
 
+#include "core/base/status_macros.h"
 #include "core/codec/bytes/rans_levels.h"
 #include "core/codec/bytes/rans_tables.h"
 #include "core/codec/histogram.h"
@@ -110,16 +111,14 @@ absl::Status DecodeMatches(ByteSpan encoded, MutableByteSpan raw) {
   thread_local Matches matches;
   matches.columns.resize(count * kMatchColumns);
   for (size_t k = 0; k < kMatchColumns; ++k) {
-    const absl::Status status = read(k, MutableByteSpan(matches.columns).subspan(k * count, count));
-    if (!status.ok()) return status;
+    KVC_RETURN_IF_ERROR(read(k, MutableByteSpan(matches.columns).subspan(k * count, count)));
   }
   size_t literals = 0;
   if (!CountLiterals(matches.columns, raw.size(), literals)) {
     return absl::DataLossError("smallest: matches are longer than the stream");
   }
   matches.literals.resize(literals);
-  const absl::Status status = read(kMatchColumns, matches.literals);
-  if (!status.ok()) return status;
+  KVC_RETURN_IF_ERROR(read(kMatchColumns, matches.literals));
   if (!rest.empty() || !CopyMatches(matches.columns, matches.literals, raw)) {
     return absl::DataLossError("smallest: matches do not come to the stream's size");
   }

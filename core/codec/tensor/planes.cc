@@ -5,6 +5,7 @@
 #include <bit>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "core/codec/histogram.h"
 #include "core/codec/matches.h"
@@ -170,8 +171,7 @@ class Planes final : public TensorCodec {
     if (choice.match_length > 0) {
       const PlaneFormat bytes = {.dtype = format.dtype};
       simd::SplitPlanes(bytes, block.values.data(), count, planes);
-      // The first half of them tells.
-      if (2 * MatchedBits({streams[1].data, count / 2}, choice.match_length) < choice.bits_of_bytes) {
+      if (MatchesPay({streams[1].data, count}, choice)) {
         WriteMode(bytes, streams[0]);
         return absl::OkStatus();
       }
@@ -202,10 +202,21 @@ class Planes final : public TensorCodec {
   struct Choice {
     size_t candidate;  // of least order-0 entropy
     // Above 0 where plain bytes may be better, because runs of the highest ones repeat: what is the least length of a
-    // match then, and how few bits all of the highest bytes must take.
+    // match then, the order-0 entropy of the highest bytes, and what must come of it in proportion.
     size_t match_length = 0;
-    uint64_t bits_of_bytes = 0;
+    uint64_t entropy = 0;
+    uint64_t goal = 0;
   };
+
+  // Tried on the first and the third quarter: the halves of a block may be different heads.
+  static bool MatchesPay(ByteSpan bytes, const Choice& choice) {
+    thread_local std::vector<std::byte> sample;
+    const auto quarter = bytes.size() / 4;
+    sample.assign(bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(quarter));
+    const ByteSpan third = bytes.subspan(2 * quarter, quarter);
+    sample.insert(sample.end(), third.begin(), third.end());
+    return MatchedBits(sample, choice.match_length) * choice.entropy < EntropyBits(CountBytes(sample)) * choice.goal;
+  }
 
   Choice Choose(const Block& block) const {
     const size_t count = block.count;
@@ -227,16 +238,18 @@ class Planes final : public TensorCodec {
       using Bits = DTypeBits<decltype(t)::value>;
       const SampledPlanes<Bits> sampled(block.values.data(), count, sampled_distance);
       Choice choice = {Cheapest(sampled, std::span<const size_t>(left.data(), size))};
-      if (for_lz_ && left[0] == kPlainBytes && choice.candidate != kPlainBytes)
+      if (for_lz_ && left[0] == kPlainBytes && choice.candidate != kPlainBytes) {
         ConsiderMatches(sampled, block.values, choice);
+      }
       return choice;
     });
   }
 
   template <typename Word>
   static void ConsiderMatches(const SampledPlanes<Word>& sampled, ByteSpan values, Choice& choice) {
+    const size_t taken = std::max<size_t>(sampled.sampled(), 1);
     const auto high = static_cast<uint64_t>(sampled.Cost(kPlainBytes, 0)) / 4096;
-    const size_t run = RunFor(sampled.sampled(), high);
+    const size_t run = RunFor(taken, high);
     const size_t repeating = RepeatingRuns(values, sizeof(Word), run, HighBytes<Word>());
     if (repeating < RunsWorthLooking(run)) return;
     if (repeating >= kRunsBeyondDoubt) {
@@ -244,9 +257,9 @@ class Planes final : public TensorCodec {
       return;
     }
     const int64_t others = sampled.Cost(kPlainBytes) - sampled.Cost(kPlainBytes, 0);
-    const int64_t left = std::max<int64_t>(0, sampled.Cost(choice.candidate) - others) / 4096;
-    choice.match_length = MatchLengthFor(sampled.sampled(), high);
-    choice.bits_of_bytes = static_cast<uint64_t>(left) * (values.size() / sizeof(Word)) / sampled.sampled();
+    choice.match_length = MatchLengthFor(taken, high);
+    choice.entropy = high;
+    choice.goal = static_cast<uint64_t>(std::max<int64_t>(0, sampled.Cost(choice.candidate) - others)) / 4096;
   }
 
   static PlaneFormat FormatOf(size_t candidate, const TensorDesc& tensor) {
