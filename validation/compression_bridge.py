@@ -31,15 +31,20 @@ class CompressionMetrics:
     codec: str = ""  # the canonical codec spec, or "profile"
     bits_per_value: float = math.nan
     tensor_metrics: dict = field(default_factory=dict)  # flat: layer_0_key_rmse, layer_0_key_snr_db, ...
+    token_snr_db: float = math.nan  # SNR of what changes from token to token, mean over the tensors that have one
+    warnings: list = field(default_factory=list)  # what kv-compress warns of: keys lost behind constants of channels
 
     @classmethod
     def from_dict(cls, d: dict) -> "CompressionMetrics":
         """From the JSON of kv-compress; missing keys mean "not measured", further keys are ignored."""
         rmse = _number(d.get("rmse"))
         snr_db = _number(d.get("snr_db"))
+        token_snr_db = _number(d.get("token_snr_db"))
         # JSON has no infinity: an SNR of null beside an error of 0 is one.
         if math.isnan(snr_db) and rmse == 0:
             snr_db = math.inf
+        if math.isnan(token_snr_db) and rmse == 0 and "token_snr_db" in d:
+            token_snr_db = math.inf
         return cls(
             compression_ratio=_number(d.get("compression_ratio")),
             original_size_bytes=int(d.get("original_size_bytes") or 0),
@@ -55,6 +60,8 @@ class CompressionMetrics:
             codec=d.get("codec") or "",
             bits_per_value=_number(d.get("bits_per_value")),
             tensor_metrics=dict(d.get("tensor_metrics") or {}),
+            token_snr_db=token_snr_db,
+            warnings=list(d.get("warnings") or []),
         )
 
 
@@ -190,6 +197,7 @@ def print_metrics_report(metrics: CompressionMetrics, title: str = "Compression 
         ("Compressed size", f"{metrics.compressed_size_bytes:,} bytes"),
         ("RMSE", f"{metrics.rmse:.6f}"),
         ("SNR", f"{metrics.snr_db:.2f} dB"),
+        ("Token SNR", f"{metrics.token_snr_db:.2f} dB"),
         ("Cosine similarity", f"{metrics.cosine_similarity:.6f}"),
         ("Max error", f"{metrics.max_error:.6f}"),
         ("Quality", metrics.quality_level),
@@ -203,6 +211,8 @@ def print_metrics_report(metrics: CompressionMetrics, title: str = "Compression 
         print(f"{name + ':':<19}{'not measured' if text.startswith('nan') else text}")
     for violation in metrics.violations:
         print(f"  missed: {violation}")
+    for warning in metrics.warnings:
+        print(f"  warning: {warning}")
 
 
 def _how(group_size: int, sparsity: float, codec: Optional[str], profile: Optional[str]) -> List[str]:

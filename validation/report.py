@@ -61,6 +61,7 @@ def paragraph(result: ValidationResult) -> str:
     ]
     if result.perplexity_measured:
         rows.append(("SNR keys, values", f"{decibels(result.snr_keys_db)}, {decibels(result.snr_values_db)}"))
+        rows.append(("Token SNR keys", decibels(result.token_snr_keys_db)))
         verdict = f"the change is {'below' if result.passed else 'not below'} the threshold of {result.threshold}"
     else:
         verdict = f"kv-compress's quality limits are {'kept' if result.passed else 'missed'}"

@@ -39,6 +39,7 @@ class ValidationResult:
     values_only: Optional[Change] = None
     snr_keys_db: float = math.nan  # over all keys of all windows together
     snr_values_db: float = math.nan
+    token_snr_keys_db: float = math.nan  # of the keys less each channel's mean over the tokens
     baseline_nll: float = math.nan  # nats per token
     tokens: int = 0  # scored
     windows: int = 0

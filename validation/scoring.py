@@ -33,6 +33,7 @@ class SpecScore:
     changes: Dict[str, Change]  # by PARTS
     snr_keys_db: float  # 10 log10(variance / mean squared error) over all keys of all windows; infinite without loss
     snr_values_db: float
+    token_snr_keys_db: float  # the same of keys less each channel's mean over the tokens, which attention does not see
     original_bytes: int  # of the tensors, in the cache's dtype
     compressed_bytes: int  # of the files on disk
     windows: int
@@ -57,19 +58,30 @@ class _Sums:
 
 @dataclass
 class _Noise:
-    """Sums for the SNR of one kind of tensor."""
+    """Sums for the SNRs of one kind of tensor, [batch, heads, tokens, channels]."""
 
     signal: float = 0.0  # squared distance from each tensor's mean
     error: float = 0.0
+    token_signal: float = 0.0  # squared distance from each channel's mean over the tokens
+    token_error: float = 0.0
 
     def add(self, original: torch.Tensor, restored: torch.Tensor) -> None:
         original, restored = original.double(), restored.double()
         self.signal += (original - original.mean()).square().sum().item()
-        self.error += (original - restored).square().sum().item()
+        error = original - restored
+        self.error += error.square().sum().item()
+        self.token_signal += (original - original.mean(-2, keepdim=True)).square().sum().item()
+        self.token_error += (error - error.mean(-2, keepdim=True)).square().sum().item()
 
     @property
     def db(self) -> float:
         return math.inf if self.error == 0 else 10 * math.log10(self.signal / self.error)
+
+    @property
+    def token_db(self) -> float:
+        if self.token_error == 0:
+            return math.inf
+        return 10 * math.log10(self.token_signal / self.token_error) if self.token_signal > 0 else math.nan
 
 
 def score(
@@ -182,7 +194,7 @@ class _SpecRun:
         return SpecScore(
             spec=str(self.spec), baseline_perplexity=math.exp(baseline), baseline_nll=baseline,
             changes={part: _change(sums) for part, sums in self.sums.items()},
-            snr_keys_db=self.noise[0].db, snr_values_db=self.noise[1].db,
+            snr_keys_db=self.noise[0].db, snr_values_db=self.noise[1].db, token_snr_keys_db=self.noise[0].token_db,
             original_bytes=sum(metrics.original_size_bytes for metrics in self.metrics),
             compressed_bytes=self.disk_bytes, windows=windows, tokens=tokens, metrics=self.metrics)
 

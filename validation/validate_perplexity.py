@@ -212,6 +212,7 @@ def _measure(model: Any, windows: Sequence[Any], specs: Sequence[Spec], setup: S
             passed=change.delta_perplexity < threshold, threshold=threshold,
             delta_stderr=change.delta_perplexity_stderr, change=change, keys_only=score.changes["keys"],
             values_only=score.changes["values"], snr_keys_db=score.snr_keys_db, snr_values_db=score.snr_values_db,
+            token_snr_keys_db=score.token_snr_keys_db,
             baseline_nll=score.baseline_nll, tokens=score.tokens, windows=score.windows, spec=score.spec,
             model_name=os.path.basename(setup.model_name.rstrip("/")), cache_dtype=name, versions=versions))
     return results

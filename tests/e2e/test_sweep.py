@@ -45,7 +45,8 @@ def test_json_gives_each_spec_its_figures(swept):
         assert spec["encode_gb_per_s"] > 0 and spec["decode_gb_per_s"] > 0, spec
         assert spec["bits_per_value"] == pytest.approx(16 / spec["compression_ratio"])
         for part in (spec, spec["keys"], spec["values"]):
-            assert (part["snr_db"] is None) == (part["max_error"] == 0), spec
+            for figure in ("snr_db", "token_snr_db"):
+                assert (part[figure] is None) == (part["max_error"] == 0), spec
     assert specs["raw"]["snr_db"] is None and specs["raw"]["cosine_similarity"] == 1
     assert specs["int8(group=64)"]["snr_db"] > specs["int4(group=64)"]["snr_db"] + 20
 
@@ -62,7 +63,8 @@ def test_names_are_points_or_stand_beside_theirs(bin_dir, sample, swept, tmp_pat
 def test_what_is_on_the_front_is_beaten_by_none(swept):
     specs = swept[0]["specs"]
     for kind in ("all", "keys", "values"):
-        points = [(part["bits_per_value"], float("inf") if part["snr_db"] is None else part["snr_db"])
+        figure = "token_snr_db" if kind == "keys" else "snr_db"
+        points = [(part["bits_per_value"], float("inf") if part[figure] is None else part[figure])
                   for part in (spec if kind == "all" else spec[kind] for spec in specs)]
         for spec, (bits, snr) in zip(specs, points):
             beaten = any(b <= bits and s >= snr and (b, s) != (bits, snr) for b, s in points)
@@ -101,6 +103,7 @@ def test_a_browser_draws_every_point(swept, tmp_path):
     assert "data-error" not in head and f'data-drawn="{len(result["specs"])}"' in head
     for kind in ("keys", "values"):
         plot = re.search(rf'<svg [^>]*id="plot-{kind}".*?</svg>', dom, re.S).group()
+        assert (">token SNR, dB<" in plot) == (kind == "keys")
         assert plot.count("<circle") == len(result["specs"])
         assert plot.count("<polyline") == 1
         assert "NaN" not in plot and "undefined" not in plot and "Infinity" not in plot

@@ -70,6 +70,8 @@ def test_compress_and_back(sample, tmp_path):
         sum(array.nbytes for array in load_file(sample).values()) / (tmp_path / "packed").stat().st_size)
     assert metrics.compressed_size_bytes == (tmp_path / "packed").stat().st_size
     assert 18 < metrics.snr_db < 21 and metrics.codec == "int4(group=64)"
+    own = [value for name, value in metrics.tensor_metrics.items() if name.endswith("_token_snr_db")]
+    assert metrics.token_snr_db == pytest.approx(sum(own) / 12) and metrics.warnings == []
     assert metrics.tensor_metrics["layer_0_key_rmse"] > 0
     back = decompress_kv_cache(str(tmp_path / "packed"), str(tmp_path / "back"))
     assert back.quality_level == "UNKNOWN" and math.isnan(back.rmse) and back.original_size_bytes == 786432
@@ -94,7 +96,7 @@ def test_what_chooses_the_codec_reaches_the_program(sample, tmp_path):
 
 def test_lossless_has_an_infinite_snr(sample):
     metrics = get_compression_metrics(str(sample), codec="lossless")
-    assert (metrics.snr_db, metrics.rmse, metrics.passed) == (math.inf, 0, True)
+    assert (metrics.snr_db, metrics.token_snr_db, metrics.rmse, metrics.passed) == (math.inf, math.inf, 0, True)
 
 
 def test_verbose_shows_what_the_program_tells(sample, capfd):

@@ -47,7 +47,7 @@ def test_lossless_changes_exactly_nothing(scores):
     for change in score.changes.values():
         assert (change.delta_nll, change.delta_perplexity, change.kl, change.top1_agreement) == (0, 0, 0, 1)
         assert change.delta_nll_stderr == change.kl_stderr == 0
-    assert score.snr_keys_db == score.snr_values_db == math.inf
+    assert score.snr_keys_db == score.snr_values_db == score.token_snr_keys_db == math.inf
 
 
 def test_the_untouched_cache_is_rounded_to_the_saved_type_and_nothing_else():
@@ -95,13 +95,17 @@ def test_restored_tensors_are_what_the_program_decoded(tmp_path):
     nll = -log_probs[range(15), ids[0, 33:]].mean().item()
     assert math.log(score.changes["both"].perplexity) == pytest.approx(nll, rel=1e-12)
     assert score.ratio == pytest.approx(metrics.compression_ratio)
-    signal = error = 0.0
+    signal = error = token_signal = token_error = 0.0
     for name, tensor in tensors.items():
         if name.endswith("key"):
             original, restored = tensor.double().numpy(), decoded[name].double().numpy()
             signal += np.var(original) * original.size
             error += np.square(original - restored).sum()
+            lost = original - restored
+            token_signal += np.square(original - original.mean(-2, keepdims=True)).sum()
+            token_error += np.square(lost - lost.mean(-2, keepdims=True)).sum()
     assert score.snr_keys_db == pytest.approx(10 * math.log10(signal / error))
+    assert score.token_snr_keys_db == pytest.approx(10 * math.log10(token_signal / token_error))
     assert math.isnan(score.changes["both"].delta_nll_stderr), "one window tells nothing of the spread"
 
 

@@ -74,6 +74,26 @@ def test_quality_is_that_of_the_decoded_values(client):
     assert not lossless.violations
 
 
+def test_token_snr_tells_what_constants_of_channels_hide(client):
+    keys = values((1, 2, 300, 64), np.float32)
+    keys[..., 5] += 300
+    frame = client.compress(keys, "int4", name="layer_0_key")
+    error = client.decompress(frame).astype(np.float64) - keys
+    signal, noise = (np.sum((x - x.mean(-2, keepdims=True)) ** 2) for x in (keys.astype(np.float64), error))
+    assert frame.quality.token_snr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
+    assert frame.quality.snr_db > frame.quality.token_snr_db + 10
+    assert frame.quality.level == "POOR" and any("TokenSNR" in text for text in frame.violations)
+    assert client.compress(keys, "raw", name="layer_0_key").quality.token_snr_db == np.inf
+
+
+def test_exact_is_not_the_same_as_without_variance(client):
+    scale = np.array([1234.567], np.float32)
+    lossy, exact = client.compress(scale, "int4").quality, client.compress(scale, "raw").quality
+    assert lossy.max_error > 0 and np.isnan(lossy.snr_db) and np.isnan(lossy.token_snr_db)
+    assert exact.max_error == 0 and exact.snr_db == np.inf and np.isnan(exact.token_snr_db)
+    assert lossy.level == exact.level == "EXCELLENT"
+
+
 @pytest.mark.parametrize("spec", ["", "int8(group=32)", "lossless"])
 def test_frames_are_those_of_the_command_line(bin_dir, anywhere, sample, tmp_path, spec):
     tensors = {"layer_0_key": values((1, 2, 5000, 64)), "layer_0_value": values((1, 2, 100, 64), seed=2),
