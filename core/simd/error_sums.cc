@@ -60,8 +60,16 @@ bool DecodedSquaresFollow(const ErrorSums& sums) {
 
 template <DType kT>
 void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
+  constexpr size_t kBytes = kRun * DTypeSize(kT);
+  // Runs that lanes would lose too much of are left for the scalar code, as many together as follow each other: sums
+  // that cancel lose something in each merge.
+  size_t left = 0;
+  const auto measure_left = [&](size_t end) {
+    const size_t begin = (end - left) * kBytes;
+    if (left > 0) scalar::MeasureErrors(kT, original + begin, decoded + begin, left * kRun, sums);
+    left = 0;
+  };
   for (size_t run = 0; run < runs; ++run) {
-    constexpr size_t kBytes = kRun * DTypeSize(kT);
     const uint8_t* x = original + run * kBytes;
     const uint8_t* y = decoded + run * kBytes;
     const Bits<kT> max_bits = MaxMagnitude<kT>(x, y);
@@ -69,14 +77,14 @@ void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, Err
     if (SafeInLanes(max_abs)) {
       const ErrorSums run_sums = MeasureRun<kT>(x, y);
       if (SafeInLanes(run_sums.max_abs_error) && DecodedSquaresFollow(run_sums) && DeviationsFollow(run_sums)) {
+        measure_left(run);
         sums.Merge(run_sums);
         continue;
       }
     }
-    ErrorSums run_sums;  // as terms one by one would lose more beside large totals
-    scalar::MeasureErrors(kT, x, y, kRun, run_sums);
-    sums.Merge(run_sums);
+    ++left;
   }
+  measure_left(runs);
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ namespace scalar {
 namespace {
 
 // The terms of a call, added up. Those of x and of its deviations are sums about the first x: what is small beside x,
-// as where all x are next to equal, is not lost.
+// as where all x are next to equal, is not lost. Nor are the squares of the decoded values where these are small beside
+// x: what is left of the difference of the other sums would be their rounding, so sum_cross is made such that it is
+// right.
 class Terms {
  public:
   void Add(double x, double error) {
@@ -42,6 +44,7 @@ class Terms {
     sums_.sum_abs_error += std::abs(error);
     // An infinite error would make NaN of a zero.
     if (std::isfinite(error)) sums_.sum_cross += x * error;
+    decoded_squares_ += (x - error) * (x - error);
     sums_.max_abs_error = std::max(sums_.max_abs_error, std::abs(error));
   }
 
@@ -51,11 +54,15 @@ class Terms {
     const auto n = static_cast<double>(own.count);
     own.sum_deviations = std::max(0.0, own.sum_deviations - own.sum * own.sum / n);
     own.sum += n * first_;
+    if (decoded_squares_ < own.sum_squares / 16) {
+      own.sum_cross = (own.sum_squares + own.sum_error_squares - decoded_squares_) / 2;
+    }
     sums.Merge(own);
   }
 
  private:
   ErrorSums sums_;
+  double decoded_squares_ = 0;
   double first_ = 0;
 };
 

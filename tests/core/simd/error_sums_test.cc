@@ -130,20 +130,29 @@ TEST_P(ErrorSumsTest, EqualValuesHaveNoDeviations) {
 
 // What is left of the difference of x^2 and x e where values decode to much smaller ones.
 TEST_P(ErrorSumsTest, SquaresOfDecodedValuesFollowHoweverSmallTheyAre) {
-  for (const float limit : {1.0f, 0.5f, 0.1f, 0x1p-6f, 0x1p-10f, 0x1p-14f}) {
-    SCOPED_TRACE(limit);
-    const auto x = testing::MakeValues(dtype(), 5000, Distribution::kGaussian);
-    auto y = x;
-    long double decoded_squares = 0;
-    for (size_t i = 0; i < 5000; ++i) {
-      StoreFromF32(dtype(), std::fmin(std::fmax(LoadAsF32(dtype(), x.data(), i), -limit), limit), y.data(), i);
-      const long double decoded = LoadAsF32(dtype(), y.data(), i);
-      decoded_squares += decoded * decoded;
+  constexpr size_t kCount = 50'000;
+  auto gaussian = testing::MakeValues(dtype(), kCount, Distribution::kGaussian);
+  auto constant = gaussian;  // where all sums round the same way
+  for (size_t i = 0; i < kCount; ++i) StoreFromF32(dtype(), 3.296875f, constant.data(), i);
+  for (const auto* x : {&gaussian, &constant}) {
+    for (const float limit : {1.0f, 0.5f, 0.1f, 0x1p-6f, 0x1p-10f, 0x1.2d5b3p-14f, 0x1.9ab3c4p-15f}) {
+      SCOPED_TRACE(limit);
+      auto y = *x;
+      for (size_t i = 0; i < kCount; ++i) {
+        StoreFromF32(dtype(), std::fmin(std::fmax(LoadAsF32(dtype(), x->data(), i), -limit), limit), y.data(), i);
+      }
+      for (const size_t count : {size_t{300}, size_t{1000}, size_t{5000}, kCount}) {
+        long double decoded_squares = 0;
+        for (size_t i = 0; i < count; ++i) {
+          const long double decoded = LoadAsF32(dtype(), y.data(), i);
+          decoded_squares += decoded * decoded;
+        }
+        ErrorSums sums;
+        MeasureErrors(dtype(), x->data(), y.data(), count, sums);
+        const double got = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
+        EXPECT_NEAR(static_cast<double>(got / decoded_squares), 1, 1e-5) << count;
+      }
     }
-    ErrorSums sums;
-    MeasureErrors(dtype(), x.data(), y.data(), 5000, sums);
-    const double got = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
-    EXPECT_NEAR(static_cast<double>(got / decoded_squares), 1, 1e-5);
   }
 }
 
