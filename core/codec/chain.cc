@@ -139,8 +139,9 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
   const DType dtype = block.tensor.dtype;
   const size_t index = simd::FindOutOfRange(dtype, block.values.data(), block.count, codec_->max_magnitude());
   if (index == block.count) {
-    return absl::InternalError(
-        absl::StrFormat("tensor \"%s\": %s refused its values", block.tensor.name, codec_name()));
+    // Memory that a client shares holds other values by now.
+    return absl::FailedPreconditionError(
+        absl::StrFormat("tensor \"%s\": its values changed while %s read them", block.tensor.name, codec_name()));
   }
   const float value = LoadAsF32(dtype, block.values.data(), index);
   const std::string what = std::isnan(value)   ? "NaN"

@@ -315,6 +315,44 @@ def saw(thing):
         thread.join()
 
 
+FLIPPER = """
+import mmap, os, sys
+memory = mmap.mmap(os.open("/dev/shm" + sys.argv[1], os.O_RDWR), 0)
+print("begins", flush=True)
+while True:
+    memory[1] = 0x7e  # NaN
+    memory[1] = 0x3c
+"""
+
+
+@pytest.mark.parametrize("codec", ["int4", "heads(0:int8,1-:int4)"])
+def test_values_that_change_while_they_are_read_are_the_clients_fault(server, client, codec):
+    """A NaN that a codec has refused may be gone when somebody asks where it was."""
+    array = random_array((2, 64, 64))
+    codes = set()
+    with Object("a", MIB) as thing:
+        stream = Registration(client)
+        shared = SharedClient(client, thing, stream.register("r", thing))
+        requests = list(shared.compress_requests("t", array, 0, MIB // 2, MIB // 2, codec))
+        requests[0].header.tensor.axes.extend([3, 4, 5])
+        flipper = subprocess.Popen([sys.executable, "-c", FLIPPER, thing.key], stdout=subprocess.PIPE)
+        try:
+            assert flipper.stdout.readline() == b"begins\n"
+            for _ in range(1000):
+                call = client.stub.Compress(iter(requests), timeout=30)
+                with contextlib.suppress(grpc.RpcError):
+                    for _ in call:
+                        pass
+                codes.add(call.code())
+        finally:
+            flipper.kill()
+            flipper.wait()
+            flipper.stdout.close()
+        stream.close()
+    assert grpc.StatusCode.INVALID_ARGUMENT in codes
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
+
+
 def test_an_object_cut_short_at_any_moment(server, client):
     array = random_array((512, 2048))
     expected = client.compress({"t": array})[0]["t"]

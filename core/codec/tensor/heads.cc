@@ -234,7 +234,8 @@ class Heads final : public TensorCodec {
 
   // Names the value that `part` cannot hold: with its index in the tensor, which the gathered values do not have.
   absl::Status FaultOf(size_t part, const Layout& layout, const Block& block) const {
-    absl::Status fault = absl::InternalError("heads: a part refused its values, but none of its runs");
+    // Of memory that a client shares, which holds other values by now.
+    absl::Status fault = absl::FailedPreconditionError("its values changed while heads read them");
     const size_t width = DTypeSize(block.tensor.dtype);
     const CodecChain& chain = parts_[part].chain;
     std::vector<std::byte> room(block.count * width);
