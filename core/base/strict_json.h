@@ -94,8 +94,8 @@ class Checker final : public nlohmann::json::json_sax_t {
 }  // namespace json_internal
 
 // What `text` says, as one JSON value. Stricter than the library, which takes a zero byte for the end of the text and
-// the last of several keys of one name: both are INVALID_ARGUMENT, as a syntax error is: "not valid JSON: ... at byte
-// 5".
+// the last of several keys of one name: both are INVALID_ARGUMENT, as a syntax error is: "not valid JSON: WHAT at byte
+// N".
 inline absl::StatusOr<nlohmann::json> ParseStrictJson(std::string_view text) {
   if (absl::Status fault = json_internal::Checker(text).Check(); !fault.ok()) return fault;
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);

@@ -139,7 +139,7 @@ bool MetricsPage::Receive(Connection& connection) {
   if (connection.half_closed) return true;
   connection.request.append(bytes, static_cast<size_t>(got));
   const size_t end = connection.request.find(kEndOfHeaders);
-  if (end != std::string::npos && end <= kMaxRequestBytes) {
+  if (end <= kMaxRequestBytes) {
     connection.answer = Answer(std::string_view(connection.request).substr(0, end));
   } else if (connection.request.size() > kMaxRequestBytes) {
     connection.answer = Response("431 Request Header Fields Too Large", "", "the request is too large\n", true);

@@ -43,9 +43,9 @@ class Registration {
   Registration& operator=(const Registration&) = delete;
   ~Registration();
 
-  // What keys of this stream's own begin with, after "/": `prefix`, and what nobody can guess. Whoever has made an
-  // object under such a key may be ended before the daemon hears of it, or before he removes the key: the destructor
-  // removes those that are there.
+  // What keys of this stream's own begin with, after "/": `prefix`, and what nobody can guess. A client that has made
+  // an object under such a key may be ended before the daemon hears of it, or before it removes the key: the destructor
+  // removes those that are left.
   const std::string& OwnPrefix();
 
   // Maps the part of the object that `region` describes (its id is ignored), and returns the bytes that Confirm will
