@@ -8,11 +8,13 @@ namespace kvcompress {
 namespace {
 
 // Runs are looked for in steps of a quarter of a unit, which is 64 values or, in small streams, less: rows have
-// multiples of 16 values, mostly. Of each unit one run is remembered, and each eighth unit is looked up.
+// multiples of 16 values, mostly. Of each unit one run is remembered, and each eighth unit is looked up,
+// or as many as a sample needs.
 constexpr size_t kMaxUnit = 64;
 constexpr size_t kMinUnit = 16;
 constexpr size_t kSteps = 4;
 constexpr size_t kLookEvery = 8;
+constexpr size_t kLooks = 128;
 constexpr size_t kUnits = 512;
 
 class Runs {
@@ -56,11 +58,12 @@ size_t RepeatingRuns(ByteSpan values, size_t width, size_t run, uint64_t mask) {
   const size_t count = values.size() / width;
   const size_t unit = std::clamp<size_t>(std::bit_floor(count / kUnits), kMinUnit, kMaxUnit);
   const size_t step = unit / kSteps;
+  const size_t look_every = std::max(kLookEvery, count / unit / kLooks);
   Runs runs(values, run * width, mask);
   size_t found = 0;
   size_t looked = 0;
   for (size_t i = 0; (i + 1) * unit + run <= count; ++i) {
-    if (i % kLookEvery == 0) {
+    if (i % look_every == 0) {
       bool known = false;
       for (size_t k = 0; k < unit && !known; k += step) known = runs.Knows((i * unit + k) * width);
       found += known;
