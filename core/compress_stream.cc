@@ -186,6 +186,7 @@ absl::Status CompressStream::AppendPart(Slice& bytes) {
   bytes.bytes = bytes.bytes.subspan(take);
   filled_ += take;
   received_ += take;
+  taken_ += take;
   if (filled_ < capacity) return absl::OkStatus();
   filled_ = 0;
   if (!whole) SubmitBlock(task_, index, std::exchange(pending_, {}));

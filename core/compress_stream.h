@@ -42,8 +42,9 @@ struct BlockInput {
 // unusable. Errors of the caller's are returned, those of blocks go to the output.
 class CompressStream {
  public:
-  CompressStream(ThreadPool& pool, const Limits& limits, CompressOutput& output)
-      : limits_(limits), output_(output), pipeline_(pool) {}
+  // `client`: for whom, as the pool shares its threads.
+  CompressStream(ThreadPool& pool, const Limits& limits, CompressOutput& output, std::string_view client = "")
+      : limits_(limits), output_(output), pipeline_(pool, client) {}
   // Waits for the blocks in flight; they are skipped, not finished.
   ~CompressStream() { Cancel(); }
 
@@ -58,6 +59,8 @@ class CompressStream {
   absl::Status AppendPart(Slice& bytes);
   // Whether the current tensor still waits for bytes.
   bool in_tensor() const { return task_ != nullptr; }
+  // Bytes of values that have come, of all tensors.
+  uint64_t values_taken() const { return taken_; }
   // Of the tensor that Append feeds; empty when there is none.
   std::optional<Footprint> footprint() const;
 
@@ -96,6 +99,7 @@ class CompressStream {
   BlockInput pending_;                // its next block, or all of it where the chain must see the whole
   size_t filled_ = 0;
   uint64_t received_ = 0;
+  uint64_t taken_ = 0;  // of all tensors
   OrderedPipeline pipeline_;  // last: its destructor waits for jobs that use the members above
 };
 

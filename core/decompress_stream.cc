@@ -116,6 +116,7 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
   const bool last = encoded.index + 1 == task_->header.block_count();
   if (buffers_ != nullptr) decoded->output.set_buffer(buffers_->Take(value_bytes, last));
   bytes_in_flight_ += value_bytes;
+  taken_ += value_bytes;
   auto work = [this, task = task_, decoded, value_bytes, block = std::move(encoded)]() mutable {
     if (cancelled_) return;
     const auto start = std::chrono::steady_clock::now();

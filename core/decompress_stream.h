@@ -34,8 +34,8 @@ struct DecodeTask;  // of one tensor
 // Decompresses frames one after another; the mirror of CompressStream.
 class DecompressStream {
  public:
-  DecompressStream(ThreadPool& pool, const Limits& limits, DecompressOutput& output)
-      : limits_(limits), output_(output), pipeline_(pool) {}
+  DecompressStream(ThreadPool& pool, const Limits& limits, DecompressOutput& output, std::string_view client = "")
+      : limits_(limits), output_(output), pipeline_(pool, client) {}
   ~DecompressStream() { Cancel(); }
 
   // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete. `buffers`,
@@ -47,6 +47,8 @@ class DecompressStream {
   // end. What it takes is copied once, before any of it is looked at.
   absl::Status AppendPart(ByteSpan& bytes);
   bool in_tensor() const { return reader_ != nullptr; }
+  // Bytes of values whose blocks have come, of all tensors.
+  uint64_t values_taken() const { return taken_; }
   // Of the current frame; empty until its header has come.
   std::optional<Footprint> footprint() const;
 
@@ -76,6 +78,7 @@ class DecompressStream {
   std::atomic<bool> cancelled_ = false;
   std::atomic<uint64_t> bytes_in_flight_ = 0;
   bool failed_ = false;
+  uint64_t taken_ = 0;
   std::string name_;
   OutputBuffers* buffers_ = nullptr;
   std::unique_ptr<FrameReader> reader_;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <deque>
 #include <memory>
+#include <string_view>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -16,7 +17,8 @@ namespace kvcompress {
 // pool thread, never two at a time.
 class OrderedPipeline {
  public:
-  explicit OrderedPipeline(ThreadPool& pool) : queue_(pool) {}
+  // `client`: as ThreadPool::Queue's.
+  explicit OrderedPipeline(ThreadPool& pool, std::string_view client = "") : queue_(pool, client) {}
   // Waits for everything that was submitted.
   ~OrderedPipeline() { WaitBelow(1); }
 

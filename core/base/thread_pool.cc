@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -55,43 +56,74 @@ size_t ThreadPool::queued() const {
 }
 
 void ThreadPool::Work() {
+  using Clock = std::chrono::steady_clock;
+  absl::MutexLock lock(&mutex_);
   while (true) {
-    Job job;
-    {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(
-          +[](ThreadPool* pool)
-               ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool->mutex_) { return !pool->ready_.empty() || pool->stopping_; },
-          this));
-      if (ready_.empty()) return;
-      Queue* queue = ready_.front();
-      ready_.pop_front();
-      job = std::move(queue->jobs_.front());
-      queue->jobs_.pop_front();
-      --queued_;
-      queue->waiting_ = !queue->jobs_.empty();
-      if (queue->waiting_) ready_.push_back(queue);
-    }
+    mutex_.Await(absl::Condition(
+        +[](ThreadPool* pool)
+             ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool->mutex_) { return !pool->turns_.empty() || pool->stopping_; },
+        this));
+    if (turns_.empty()) return;
+    Client& client = turns_.Next();
+    const std::shared_ptr<Line> line = client.lines.Next().shared_from_this();
+    Job job = std::move(line->jobs.front());
+    line->jobs.pop_front();
+    --queued_;
+    const double of_client = turns_.Begin(client);
+    const double of_line = client.lines.Begin(*line);
+    if (line->jobs.empty()) client.lines.Remove(*line);
+    if (client.lines.empty()) turns_.Remove(client);
+
+    mutex_.Unlock();
+    const Clock::time_point start = Clock::now();
     job();
+    job = nullptr;
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    mutex_.Lock();
+
+    client.lines.End(*line, of_line, seconds);
+    turns_.End(client, of_client, seconds);
   }
 }
 
-ThreadPool::Queue::Queue(ThreadPool& pool) : pool_(pool) {}
-
-ThreadPool::Queue::~Queue() {
-  absl::MutexLock lock(&pool_.mutex_);
-  if (waiting_) pool_.ready_.remove(this);
-  pool_.queued_ -= jobs_.size();
+std::shared_ptr<ThreadPool::Line> ThreadPool::AddLine(std::string_view client) {
+  absl::MutexLock lock(&mutex_);
+  auto found = clients_.find(client);
+  if (found == clients_.end()) {
+    ForgetClients();
+    found = clients_.try_emplace(std::string(client)).first;
+  }
+  ++found->second.queues;
+  return std::make_shared<Line>(found->second);
 }
+
+void ThreadPool::RemoveLine(Line& line) {
+  std::deque<Job> dropped;  // destroyed without the lock, which their destructors may want
+  absl::MutexLock lock(&mutex_);
+  queued_ -= line.jobs.size();
+  dropped = std::exchange(line.jobs, {});
+  line.client.lines.Remove(line);
+  if (line.client.lines.empty()) turns_.Remove(line.client);
+  --line.client.queues;
+}
+
+void ThreadPool::ForgetClients() {
+  std::erase_if(clients_, [&](const auto& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const Client& client = entry.second;
+    return client.queues == 0 && client.share.in_work == 0 && client.share.had <= turns_.now();
+  });
+}
+
+ThreadPool::Queue::Queue(ThreadPool& pool, std::string_view client) : pool_(pool), line_(pool.AddLine(client)) {}
+
+ThreadPool::Queue::~Queue() { pool_.RemoveLine(*line_); }
 
 void ThreadPool::Queue::Push(Job job) {
   absl::MutexLock lock(&pool_.mutex_);
-  jobs_.push_back(std::move(job));
+  line_->jobs.push_back(std::move(job));
   ++pool_.queued_;
-  if (!waiting_) {
-    waiting_ = true;
-    pool_.ready_.push_back(this);
-  }
+  line_->client.lines.Add(*line_);
+  pool_.turns_.Add(line_->client);
 }
 
 }  // namespace kvcompress

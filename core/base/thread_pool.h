@@ -2,7 +2,11 @@
 
 #include <cstddef>
 #include <deque>
-#include <list>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -10,12 +14,14 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "core/base/fair_turns.h"
 
 namespace kvcompress {
 
-// A fixed number of threads, shared fairly: jobs wait in queues, one queue a stream of work, and the threads take from
-// the queues in turn, so that a short queue does not wait behind a long one. Callers bound what they queue
-// (OrderedPipeline).
+// A fixed number of threads, shared fairly: jobs wait in queues, one queue a stream of work, and queues belong to
+// clients. The threads' time is divided evenly among the clients that have jobs, and each one's part among its queues,
+// by what jobs have really taken: many streams, or slow codecs, of one client do not make another wait for more than
+// the jobs that are in work. Callers bound what they queue (OrderedPipeline).
 class ThreadPool {
  public:
   using Job = absl::AnyInvocable<void()>;
@@ -29,10 +35,23 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
+ private:
+  struct Client;
+  // A queue as the threads know it, which may end before its last job has returned.
+  struct Line : std::enable_shared_from_this<Line> {
+    explicit Line(Client& owner) : client(owner) {}
+
+    Client& client;
+    FairShare share;
+    std::deque<Job> jobs;
+  };
+
+ public:
   // First in, first out within itself. Must outlive its jobs, and the pool must outlive it.
   class Queue {
    public:
-    explicit Queue(ThreadPool& pool);
+    // `client`: whose work it is, by any name.
+    explicit Queue(ThreadPool& pool, std::string_view client = "");
     ~Queue();
     Queue(const Queue&) = delete;
     Queue& operator=(const Queue&) = delete;
@@ -40,10 +59,8 @@ class ThreadPool {
     void Push(Job job);
 
    private:
-    friend class ThreadPool;
     ThreadPool& pool_;
-    std::deque<Job> jobs_;  // guarded by the pool's mutex
-    bool waiting_ = false;  // whether it stands in pool_.ready_
+    const std::shared_ptr<Line> line_;  // guarded by the pool's mutex
   };
 
   size_t size() const { return threads_.size(); }
@@ -55,10 +72,21 @@ class ThreadPool {
   size_t queued() const;
 
  private:
+  struct Client {
+    FairShare share;
+    FairTurns<Line> lines;
+    size_t queues = 0;
+  };
+
   void Work();
+  std::shared_ptr<Line> AddLine(std::string_view client);
+  void RemoveLine(Line& line);
+  // Forgets clients without queues, unless they have had more than their part.
+  void ForgetClients() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
-  std::list<Queue*> ready_ ABSL_GUARDED_BY(mutex_);  // queues that have jobs, the next to be served first
+  std::map<std::string, Client, std::less<>> clients_ ABSL_GUARDED_BY(mutex_);
+  FairTurns<Client> turns_ ABSL_GUARDED_BY(mutex_);
   size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   size_t wanted_ = 0;

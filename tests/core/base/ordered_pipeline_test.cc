@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <atomic>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -53,7 +55,79 @@ TEST(ThreadPoolTest, AShortQueueDoesNotWaitBehindALongOne) {
   long_queue.Push([&end] { end.Notify(); });
   end.WaitForNotification();
   ASSERT_EQ(order.size(), 101u);
-  EXPECT_EQ(order[1], 1);
+  EXPECT_EQ(order[0], 1);  // the long one has had a turn already
+}
+
+TEST(ThreadPoolTest, ManySlowStreamsOfOneClientDoNotHoldUpAnother) {
+  ThreadPool pool(1);
+  absl::Notification started;
+  absl::Notification go;
+  std::vector<int> order;
+  absl::Notification end;
+  std::vector<std::unique_ptr<ThreadPool::Queue>> slow;
+  slow.push_back(std::make_unique<ThreadPool::Queue>(pool, "slow"));
+  slow[0]->Push([&] {
+    started.Notify();
+    go.WaitForNotification();
+    absl::SleepFor(absl::Milliseconds(5));
+  });
+  started.WaitForNotification();
+  for (int i = 0; i < 30; ++i) {
+    slow.push_back(std::make_unique<ThreadPool::Queue>(pool, "slow"));
+    for (int j = 0; j < 2; ++j) {
+      slow.back()->Push([&] {
+        absl::SleepFor(absl::Milliseconds(5));
+        order.push_back(0);
+        if (order.size() == 64) end.Notify();
+      });
+    }
+  }
+  ThreadPool::Queue other(pool, "other");
+  for (int j = 0; j < 4; ++j) {
+    other.Push([&] {
+      order.push_back(1);
+      if (order.size() == 64) end.Notify();
+    });
+  }
+  go.Notify();
+  end.WaitForNotification();
+  EXPECT_EQ(std::count(order.begin(), order.begin() + 6, 1), 4);
+}
+
+TEST(ThreadPoolTest, AClientThatComesBackForEachJobKeepsWhatItHasHad) {
+  // Its queues live as long as one job: what a client has had too much must outlive them.
+  ThreadPool pool(1);
+  ThreadPool::Queue steady(pool, "steady");
+  absl::Notification done;
+  std::vector<int> order;
+  absl::Notification gate;
+  steady.Push([&] { gate.WaitForNotification(); });
+  for (int i = 0; i < 40; ++i) {
+    steady.Push([&] {
+      absl::SleepFor(absl::Milliseconds(1));
+      order.push_back(1);
+      if (order.size() == 41) done.Notify();
+    });
+  }
+  {
+    ThreadPool::Queue dear(pool, "dear");
+    absl::Notification first;
+    dear.Push([&] {
+      absl::SleepFor(absl::Milliseconds(20));
+      first.Notify();
+    });
+    gate.Notify();
+    first.WaitForNotification();
+  }
+  const size_t before = order.size();  // races with one job at most
+  ThreadPool::Queue again(pool, "dear");
+  again.Push([&] {
+    order.push_back(0);
+    if (order.size() == 41) done.Notify();
+  });
+  done.WaitForNotification();
+  const auto turn = std::find(order.begin(), order.end(), 0);
+  EXPECT_GE(turn - order.begin(), static_cast<std::ptrdiff_t>(before) + 10);
 }
 
 TEST(OrderedPipelineTest, DeliversInOrderOneAtATime) {
