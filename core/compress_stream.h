@@ -99,7 +99,7 @@ class CompressStream {
   BlockInput pending_;                // its next block, or all of it where the chain must see the whole
   size_t filled_ = 0;
   uint64_t received_ = 0;
-  uint64_t taken_ = 0;  // of all tensors
+  uint64_t taken_ = 0;        // of all tensors
   OrderedPipeline pipeline_;  // last: its destructor waits for jobs that use the members above
 };
 

@@ -15,6 +15,11 @@
 namespace kvcompress {
 namespace {
 
+// What the process may hold above its budget before the connections that are to blame for it are closed. What comes
+// until they are is on top, and as much again where it is not clear which those are: together less than the 150 MiB
+// that operators are told.
+constexpr uint64_t kMemoryBesidesBudget = uint64_t{64} << 20;
+
 // How long calls may take to end once they are cancelled.
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 
@@ -32,6 +37,9 @@ SessionOptions ToSessionOptions(const Options& options, size_t threads, const Re
 void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
   // Above our own limit, so that a client meets ours first, whose error says which limit it is.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams) + 64);
+  // Messages as they are, nothing else: gRPC inflates a compressed one before anything asks for its size, a thousand
+  // bytes for each that came. Such a call ends with UNIMPLEMENTED, of any service.
+  builder.AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
   constexpr int kMaxHeaderBytes = 8 << 10;
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
   // From the connection's start, through TLS, to the first bytes of HTTP/2.
@@ -66,12 +74,21 @@ Daemon::Daemon(const Options& options)
                   .max_streams_per_client = OrMost(options.max_streams_per_client, options.max_streams),
                   .max_call_rate_per_client = options.max_call_rate_per_client,
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
+      guard_({.limit = options.memory_budget + kMemoryBesidesBudget,
+              .reserve = kMemoryBesidesBudget / 2,
+              .on_close =
+                  [this](const std::string& peer, uint64_t bytes) {
+                    metrics_->OnReject(RejectReason::kConnectionMemory);
+                    Log(LogLevel::kWarning, "closed a connection for the memory that it takes outside of calls",
+                        {{"peer", peer}, {"bytes", bytes}});
+                  }}),
       shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
-      service_(options_, pool_, ToSessionOptions(options, pool_.size(), regions_), admission_, shared_memory_,
+      service_(options_, pool_, ToSessionOptions(options, pool_.size(), regions_), admission_, shared_memory_, guard_,
                *metrics_),
       acceptor_({.max_connections = options.max_connections,
                  .max_connections_per_client = OrMost(options.max_connections_per_client, options.max_connections),
-                 .on_reject = [this] { metrics_->OnReject(RejectReason::kMaxConnections); }}) {}
+                 .on_reject = [this] { metrics_->OnReject(RejectReason::kMaxConnections); },
+                 .on_accept = [this](int fd, const std::string& peer) { guard_.Add(fd, peer); }}) {}
 
 Daemon::~Daemon() {
   acceptor_.Stop();
@@ -93,7 +110,7 @@ LiveFigures Daemon::Live() {
 }
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
-  constexpr size_t kOwnThreads = 2;  // for connections and the metrics page
+  constexpr size_t kOwnThreads = 4;  // for connections, the metrics page, idle streams, the guard of memory
   KVC_ASSIGN_OR_RETURN(std::unique_ptr<ThreadReserve> reserve, ThreadReserve::Take(GrpcThreads() + kOwnThreads));
   std::unique_ptr<Daemon> daemon(new Daemon(options));
   KVC_RETURN_IF_ERROR(daemon->pool_.status());
@@ -141,6 +158,8 @@ absl::Status Daemon::Listen() {
   server_ = builder.BuildAndStart();
   if (server_ == nullptr) return absl::UnavailableError("the gRPC server cannot start");
   server_->GetHealthCheckService()->SetServingStatus(kServiceName, true);
+  KVC_RETURN_IF_ERROR(guard_.Start());
+  KVC_RETURN_IF_ERROR(service_.Start());
   KVC_RETURN_IF_ERROR(acceptor_.Start());
   WarnOfExposure();
   return absl::OkStatus();

@@ -11,6 +11,7 @@
 #include "server/config/options.h"
 #include "server/net/acceptor.h"
 #include "server/net/credentials.h"
+#include "server/net/memory_guard.h"
 #include "server/net/metrics_page.h"
 #include "server/rpc/service.h"
 #include "server/rpc/shared_memory_streams.h"
@@ -52,6 +53,7 @@ class Daemon {
   ThreadPool pool_;
   std::shared_ptr<Metrics> metrics_;
   Admission admission_;
+  MemoryGuard guard_;
   RegionTable regions_;
   SharedMemoryStreams shared_memory_;
   Service service_;

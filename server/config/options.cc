@@ -190,6 +190,10 @@ constexpr Flag kFlags[] = {
        const bool possible = options.handshake_timeout >= std::chrono::milliseconds(100);
        return possible ? absl::OkStatus() : Invalid("expected at least 100ms");
      }},
+    {"stream-idle-timeout", "DURATION",
+     "how long a stream may wait for a message of its client, ten times as long for a response to be taken; 0: no "
+     "limit (60s)",
+     KVC_SETTER(stream_idle_timeout, ParseDuration(text))},
     {"adaptive-windows", "",
      "let gRPC's receive windows grow: faster for a few clients, but each connection may take 10 MiB more",
      KVC_SETTER(adaptive_windows, ParseBool(text)), FlagKind::kSwitch},

@@ -29,6 +29,7 @@ struct Options {
   size_t max_connections = 1024;
   size_t max_connections_per_client = 0;  // 0: three quarters of max_connections
   std::chrono::milliseconds handshake_timeout{10000};
+  std::chrono::milliseconds stream_idle_timeout{60000};   // 0: no limit
   bool adaptive_windows = false;                          // receive windows grow with the measured bandwidth
   std::chrono::milliseconds max_connection_age{0};        // 0: no limit
   std::chrono::milliseconds max_connection_age_grace{0};  // 0: no limit

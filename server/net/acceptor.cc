@@ -3,7 +3,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,15 +14,6 @@
 #include "server/net/address.h"
 
 namespace kvcompress {
-namespace {
-
-// 0 when `fd` is not open, or no socket.
-ino_t InodeOf(int fd) {
-  struct stat info {};
-  return fstat(fd, &info) == 0 && S_ISSOCK(info.st_mode) ? info.st_ino : 0;
-}
-
-}  // namespace
 
 Acceptor::Acceptor(Options options) : options_(std::move(options)), wake_(eventfd(0, EFD_CLOEXEC)) {}
 
@@ -77,13 +67,15 @@ bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
       if (errno == EAGAIN || errno == EINVAL || errno == EBADF) return true;
       continue;  // a connection that broke before it was accepted
     }
-    const std::string client = ClientOfSocket(address, size);
+    const Address from = AddressOfSocket(address, size);
+    const std::string client = ClientOfHost(from.host);
     if (HasRoomFor(client)) {
       {
         absl::MutexLock lock(&mutex_);
         open_.push_back({fd, InodeOf(fd), client});
         if (!client.empty()) ++clients_[client];
       }
+      if (options_.on_accept != nullptr && !from.host.empty()) options_.on_accept(fd, PeerOf(from));
       receiver(fd);
     } else {
       // First, so that it has been counted when the client sees it.

@@ -22,6 +22,8 @@ class Acceptor {
     size_t max_connections = 1024;
     size_t max_connections_per_client = 1024;  // of one IP address; not of unix sockets
     std::function<void()> on_reject = nullptr;
+    // Before a connection goes to its receiver; `peer` as gRPC's calls name it.
+    std::function<void(int fd, const std::string& peer)> on_accept = nullptr;
   };
   using Receiver = std::function<void(int fd)>;  // takes the connection over
 

@@ -2,8 +2,10 @@
 
 #include <arpa/inet.h>
 #include <netdb.h>
+#include <sys/stat.h>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_replace.h"
 
 namespace kvcompress {
 namespace {
@@ -43,16 +45,31 @@ std::string ClientOfHost(std::string_view host) {
   return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(ipv6.s6_addr), 8)) + "/64";
 }
 
-std::string ClientOfSocket(const sockaddr_storage& address, socklen_t size) {
+Address AddressOfSocket(const sockaddr_storage& address, socklen_t size) {
   char host[NI_MAXHOST];
+  char port[NI_MAXSERV];
   if (address.ss_family == AF_UNIX || getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host, sizeof(host),
-                                                  nullptr, 0, NI_NUMERICHOST) != 0) {
-    return "";
+                                                  port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+    return {};
   }
   constexpr std::string_view kMapped = "::ffff:";
-  const std::string_view text = host;
-  if (text.starts_with(kMapped)) return ClientOfHost(text.substr(kMapped.size()));
-  return ClientOfHost(text);
+  std::string_view text = host;
+  if (text.starts_with(kMapped)) text.remove_prefix(kMapped.size());
+  return {std::string(text), port};
+}
+
+std::string ClientOfSocket(const sockaddr_storage& address, socklen_t size) {
+  return ClientOfHost(AddressOfSocket(address, size).host);
+}
+
+std::string PeerOf(const Address& address) {
+  if (address.host.find(':') == std::string::npos) return "ipv4:" + address.host + ":" + address.port;
+  return "ipv6:%5B" + absl::StrReplaceAll(address.host, {{"%", "%25"}}) + "%5D:" + address.port;
+}
+
+ino_t InodeOf(int fd) {
+  struct stat info {};
+  return fstat(fd, &info) == 0 && S_ISSOCK(info.st_mode) ? info.st_ino : 0;
 }
 
 std::string ClientOfPeer(std::string_view peer) {

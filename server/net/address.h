@@ -1,6 +1,7 @@
 #pragma once
 
 #include <sys/socket.h>
+#include <sys/types.h>
 
 #include <string>
 #include <string_view>
@@ -26,10 +27,17 @@ std::string JoinAddress(std::string_view host, int port);
 // The client at a numeric host, as limits of single clients tell it from others: an IPv4 address, or the /64 network of
 // an IPv6 address, since one machine can have all of its addresses. Empty for a host that is not an IP address.
 std::string ClientOfHost(std::string_view host);
-// The same for the other side of a socket; empty for a unix socket.
+// The numeric address of the other side of a socket; empty for a unix socket.
+Address AddressOfSocket(const sockaddr_storage& address, socklen_t size);
+// The client there; empty for a unix socket.
 std::string ClientOfSocket(const sockaddr_storage& address, socklen_t size);
 // The same for a peer as gRPC writes it: "ipv4:10.0.0.1:2", "ipv6:%5B2001:db8::1%5D:2".
 std::string ClientOfPeer(std::string_view peer);
+// A numeric address as gRPC writes peers.
+std::string PeerOf(const Address& address);
+
+// The inode of a socket, which its descriptor's number may outlive; 0 when `fd` is not open, or no socket.
+ino_t InodeOf(int fd);
 
 // Whether only this machine can reach the address.
 bool IsLoopback(std::string_view address);

@@ -25,6 +25,7 @@ class CallRecord {
   // `status` is what was sent. A call that the client's deadline has ended counts as DEADLINE_EXCEEDED.
   void End(const absl::Status& status, const StreamTotals& totals);
 
+  const std::string& peer() const { return peer_; }
   const std::string& request_id() const { return request_id_; }
 
  private:

@@ -44,18 +44,20 @@ template <typename Session>
 Service::Streaming* Service::Start(Context* context) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(Client(*context));
   if (!ticket.ok()) return new Refusal(context, MethodName<typename Session::Request>(), metrics_, ticket.status());
-  return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket));
+  return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket), guard_, idle_watch_);
 }
 
 template <typename Call>
 Service::Unary* Service::StartTensor(Context* context, const Message& request, Message* response) {
-  return new TensorReactor<Call>(context, request, response, Client(*context), pool_, options_, admission_, metrics_);
+  return new TensorReactor<Call>(context, request, response, Client(*context), pool_, options_, admission_, metrics_,
+                                 guard_, idle_watch_);
 }
 
 template <typename Request>
 Service::Unary* Service::AnswerAtOnce(Context* context, const Message& request, size_t max_bytes, const auto& answer,
                                       Message& response) {
   CallRecord record(context, MethodName<Request>(), metrics_);
+  MemoryGuard::Count(*guard_.DeliveredTo(record.peer()), request.Length());
   const absl::Status status = [&]() -> absl::Status {
     KVC_RETURN_IF_ERROR(admission_.AdmitCall(Client(*context)));
     Request parsed;

@@ -3,6 +3,8 @@
 #include "core/base/thread_pool.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 #include "server/config/options.h"
+#include "server/net/memory_guard.h"
+#include "server/rpc/idle_watch.h"
 #include "server/rpc/shared_memory_streams.h"
 #include "server/session/admission.h"
 #include "server/session/session.h"
@@ -47,13 +49,18 @@ class Service final : public RawService {
   using Streaming = grpc::ServerBidiReactor<Message, Message>;
 
   Service(const Options& daemon_options, ThreadPool& pool, SessionOptions options, Admission& admission,
-          SharedMemoryStreams& shared_memory, kvcompress::Metrics& metrics)
+          SharedMemoryStreams& shared_memory, MemoryGuard& guard, kvcompress::Metrics& metrics)
       : daemon_options_(daemon_options),
         pool_(pool),
         options_(std::move(options)),
         admission_(admission),
         shared_memory_(shared_memory),
-        metrics_(metrics) {}
+        guard_(guard),
+        metrics_(metrics),
+        idle_watch_(daemon_options.stream_idle_timeout) {}
+
+  // RESOURCE_EXHAUSTED when there is no thread for what it needs. Before the first call.
+  absl::Status Start() { return idle_watch_.Start(); }
 
   Streaming* Compress(Context* context) override;
   Streaming* Decompress(Context* context) override;
@@ -79,7 +86,9 @@ class Service final : public RawService {
   const SessionOptions options_;
   Admission& admission_;
   SharedMemoryStreams& shared_memory_;
+  MemoryGuard& guard_;
   kvcompress::Metrics& metrics_;
+  IdleWatch idle_watch_;
 };
 
 }  // namespace kvcompress

@@ -4,14 +4,18 @@
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_format.h"
 #include "core/base/serializer.h"
 #include "proto/wire/grpc/message.h"
 #include "proto/wire/methods.h"
+#include "server/net/memory_guard.h"
 #include "server/rpc/call.h"
+#include "server/rpc/idle_watch.h"
 #include "server/session/session.h"
 
 namespace kvcompress {
@@ -23,25 +27,35 @@ namespace kvcompress {
 // The end: Pump() sends the status when the session is done, which is after its last job in the pool, and no write is
 // in flight. Nothing touches a deleted reactor: gRPC calls OnDone after all other reactions have returned, and ~Session
 // waits for a pool thread that is still in Pump().
+//
+// A stream that waits for its client alone, for longer than the watch lets it, ends: with DEADLINE_EXCEEDED if no
+// message comes, cancelled if no response is taken. What shows that a client moves is a message that has come whole, or
+// a response that it has taken whole: gRPC tells no less.
 template <typename Session>
-class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                            public IdleWatch::Watched {
  public:
   using Direction = typename Session::Direction;
   using Request = typename Direction::Request;
   using Response = typename Direction::Response;
+  using Clock = IdleWatch::Clock;
 
   StreamReactor(grpc::CallbackServerContext* context, Metrics& metrics, ThreadPool& pool, const SessionOptions& options,
-                Admission::Ticket ticket)
+                Admission::Ticket ticket, MemoryGuard& guard, IdleWatch& watch)
       : context_(context),
         metrics_(metrics),
+        watch_(watch),
         record_(context, MethodName<Request>(), metrics),
+        delivered_(guard.DeliveredTo(record_.peer())),
         session_(pool, options, std::move(ticket), metrics, [this] { Pump(); }) {
     Pump();
+    watch_.Add(this);
   }
 
   void OnReadDone(bool ok) override {
     if (ok) {
       metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
+      MemoryGuard::Count(*delivered_, incoming_.Length());
       Take(incoming_);
       incoming_.Clear();
     } else if (context_->IsCancelled()) {
@@ -70,12 +84,31 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   }
 
   void OnDone() override {
+    watch_.Remove(this);
     record_.End(session_.status(), session_.totals());
     delete this;
   }
 
+  void EndIfIdle() override {
+    const bool is_stuck = (writing_ || finished_) && watch_.IsStuck(moved_);
+    const bool is_silent = reading_ && !writing_ && !finished_ && watch_.IsIdle(moved_);
+    if ((!is_stuck && !is_silent) || session_.is_working() || is_idle_.exchange(true)) return;
+    metrics_.OnReject(RejectReason::kStreamIdle);
+    if (is_silent) {
+      session_.End(IdleStatus());
+      Pump();
+    } else {
+      context_->TryCancel();  // a status would wait behind what the client does not take
+    }
+  }
+
  private:
-  using Clock = std::chrono::steady_clock;
+  absl::Status IdleStatus() const {
+    return absl::DeadlineExceededError(
+        absl::StrFormat("the stream has stood still for longer than %d ms: no message has come whole, although it was "
+                        "the client's turn",
+                        watch_.timeout().count()));
+  }
 
   static double SecondsSince(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -87,6 +120,7 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
 
   void Step() {
     if (finished_) return;
+    moved_ = Clock::now();
     if (!writing_) StartNextWrite();
     if (finished_) return;
     if (!reading_ && session_.wants_input()) {
@@ -137,15 +171,19 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
 
   grpc::CallbackServerContext* const context_;
   Metrics& metrics_;
+  IdleWatch& watch_;
   CallRecord record_;
+  const std::shared_ptr<DeliveredBytes> delivered_;  // of the connection
 
   Serializer pump_;
   // Set by Step, cleared by the reaction that ends the operation.
   std::atomic<bool> reading_ = false;
   std::atomic<bool> writing_ = false;
+  std::atomic<Clock::time_point> moved_ = Clock::now();  // when Step was last asked
+  std::atomic<bool> is_idle_ = false;                    // it has stood still, and therefore ends
+  std::atomic<bool> finished_ = false;                   // the status is on its way
   // Step's own.
   bool metadata_sent_ = false;
-  bool finished_ = false;  // the status is on its way
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;
   Clock::time_point read_start_;

@@ -23,7 +23,9 @@ std::string_view RejectReasonName(RejectReason reason) {
     case RejectReason::kMemoryBudget: return "memory_budget";
     case RejectReason::kTensorTooLarge: return "tensor_too_large";
     case RejectReason::kMaxConnections: return "max_connections";
+    case RejectReason::kConnectionMemory: return "connection_memory";
     case RejectReason::kUnauthenticated: return "unauthenticated";
+    case RejectReason::kStreamIdle: return "stream_idle";
   }
   return "";
 }
@@ -40,7 +42,7 @@ Admission::Ticket& Admission::Ticket::operator=(Ticket&& other) noexcept {
     Release();
     admission_ = std::exchange(other.admission_, nullptr);
     client_ = std::move(other.client_);
-    bytes_ = std::exchange(other.bytes_, 0);
+    share_ = std::move(other.share_);
     stream_settled_ = std::exchange(other.stream_settled_, false);
   }
   return *this;
@@ -50,7 +52,7 @@ void Admission::Ticket::Settle() {
   if (admission_ == nullptr) return;
   SettleStream();
   absl::MutexLock lock(&admission_->mutex_);
-  admission_->bytes_ -= std::exchange(bytes_, 0);
+  admission_->SetShare(*share_, 0, 0);
 }
 
 void Admission::Ticket::SettleStream() {
@@ -71,7 +73,7 @@ void Admission::Ticket::Release() {
   admission_ = nullptr;
 }
 
-absl::Status Admission::Ticket::Resize(uint64_t bytes) {
+absl::Status Admission::Ticket::Promise(uint64_t bytes, uint64_t backed) {
   const uint64_t budget = admission_->options_.memory_budget;
   if (bytes > budget) {
     return admission_->Reject(RejectReason::kTensorTooLarge,
@@ -82,10 +84,11 @@ absl::Status Admission::Ticket::Resize(uint64_t bytes) {
   uint64_t others = 0;
   {
     absl::MutexLock lock(&admission_->mutex_);
-    others = admission_->bytes_ - bytes_;
+    others = admission_->bytes_ - share_->bytes;
+    if (bytes > budget - others) admission_->TakeBack(bytes - (budget - others), *share_);
+    others = admission_->bytes_ - share_->bytes;
     if (bytes <= budget - others) {
-      admission_->bytes_ = others + bytes;
-      bytes_ = bytes;
+      admission_->SetShare(*share_, bytes, backed);
       return absl::OkStatus();
     }
   }
@@ -103,6 +106,29 @@ absl::Status Admission::Ticket::Count(absl::Status status) const {
 
 Admission::Admission(Options options) : options_(std::move(options)) {
   if (options_.max_call_rate_per_client > 0) rates_.emplace(options_.max_call_rate_per_client);
+}
+
+void Admission::SetShare(Share& share, uint64_t bytes, uint64_t backed) {
+  bytes_ += bytes - share.bytes;
+  share = {bytes, backed};
+  if (backed < bytes) {
+    promises_.insert(&share);
+  } else {
+    promises_.erase(&share);
+  }
+}
+
+void Admission::TakeBack(uint64_t bytes, const Share& asking) {
+  std::vector<Share*> others;
+  uint64_t found = 0;
+  for (Share* share : promises_) {
+    if (found >= bytes) break;
+    if (share == &asking) continue;
+    others.push_back(share);
+    found += share->bytes - share->backed;
+  }
+  if (found < bytes) return;
+  for (Share* share : others) SetShare(*share, share->backed, share->backed);
 }
 
 CallRates::Clock::duration Admission::TakeCall(const std::string& client) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -28,7 +30,9 @@ enum class RejectReason {
   kMemoryBudget,
   kTensorTooLarge,
   kMaxConnections,
-  kUnauthenticated
+  kConnectionMemory,
+  kUnauthenticated,
+  kStreamIdle
 };
 
 // "draining", "max_streams", ...
@@ -40,7 +44,8 @@ std::vector<RejectReason> AllRejectReasons();
 inline constexpr std::string_view kRetryPushbackUrl = "kvcompress/retry-pushback-ms";
 
 // Decides at once who may come in: counts streams, and the bytes that they have been promised, against the daemon's
-// limits. Thread-safe; must outlive its tickets.
+// limits. A promise with no work behind it keeps nobody out: it is taken back when another stream needs the memory.
+// Thread-safe; must outlive its tickets.
 class Admission {
  public:
   struct Options {
@@ -51,6 +56,12 @@ class Admission {
     std::function<void(RejectReason)> on_reject = nullptr;
   };
 
+  // Bytes of one stream, and how many of them are no mere promise.
+  struct Share {
+    uint64_t bytes = 0;
+    uint64_t backed = 0;
+  };
+
   // One stream, and the bytes that it holds; gives them back when it is destroyed.
   class Ticket {
    public:
@@ -59,13 +70,19 @@ class Admission {
     Ticket& operator=(Ticket&& other) noexcept;
     ~Ticket() { Release(); }
 
-    // Makes the stream's share `bytes`, more or less than it was. RESOURCE_EXHAUSTED, and nothing changes, when the
-    // budget does not have that much.
-    absl::Status Resize(uint64_t bytes);
+    // Makes the stream's share `bytes`, more or less than it was, all of it for what is there. RESOURCE_EXHAUSTED, and
+    // nothing changes, when the budget does not have that much.
+    absl::Status Resize(uint64_t bytes) { return Promise(bytes, bytes); }
+    // The same for work that has begun to come: only `backed` of the bytes are for what is there. The rest holds until
+    // another stream needs it; from then on the share is what was backed, and the next call asks for the rest again.
+    absl::Status Promise(uint64_t bytes, uint64_t backed);
 
     // Returns the core's `status` of a tensor. RESOURCE_EXHAUSTED is a tensor above Limits::max_tensor_bytes, and
     // counts as turned away.
     absl::Status Count(absl::Status status) const;
+
+    // As it was admitted.
+    const std::string& client() const { return client_; }
 
     // The stream has its answer: from here on it counts against no limit. A drain still waits for it, because the last
     // of the answer may be on its way.
@@ -75,12 +92,13 @@ class Admission {
 
    private:
     friend class Admission;
-    Ticket(Admission* admission, std::string client) : admission_(admission), client_(std::move(client)) {}
+    Ticket(Admission* admission, std::string client)
+        : admission_(admission), client_(std::move(client)), share_(std::make_unique<Share>()) {}
     void Release();
 
     Admission* admission_ = nullptr;
     std::string client_;
-    uint64_t bytes_ = 0;
+    std::unique_ptr<Share> share_;  // guarded by the admission's mutex
     bool stream_settled_ = false;
   };
 
@@ -105,6 +123,9 @@ class Admission {
   uint64_t memory_budget() const { return options_.memory_budget; }
 
  private:
+  void SetShare(Share& share, uint64_t bytes, uint64_t backed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes back so many bytes of promises to others than `asking`, if there are as many.
+  void TakeBack(uint64_t bytes, const Share& asking) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Counts a call; zero, or how long until the client may make it.
   CallRates::Clock::duration TakeCall(const std::string& client) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status RejectCall(CallRates::Clock::duration wait) const;
@@ -118,7 +139,8 @@ class Admission {
   absl::flat_hash_map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // their streams, not settled; none is 0
   size_t open_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::optional<CallRates> rates_ ABSL_GUARDED_BY(mutex_);  // nothing: any
+  absl::flat_hash_set<Share*> promises_ ABSL_GUARDED_BY(mutex_);  // of which not all is backed
+  std::optional<CallRates> rates_ ABSL_GUARDED_BY(mutex_);        // nothing: any
 };
 
 }  // namespace kvcompress

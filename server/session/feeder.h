@@ -50,7 +50,9 @@ class Feeder {
     if (input.is_header) return TakeHeader(input);
     if (input.taken()) return absl::OkStatus();
     Slice& bytes = input.bytes[input.next];
-    if (!bytes.bytes.empty()) {
+    const size_t before = bytes.bytes.size();
+    const uint64_t values_before = stream_.values_taken();
+    if (before > 0) {
       if (!stream_.in_tensor()) {
         return absl::InvalidArgumentError(memory_.begun() == 0
                                               ? "data before the tensor's header"
@@ -58,17 +60,21 @@ class Feeder {
       }
       KVC_RETURN_IF_ERROR(memory_.ticket().Count(Work::AppendPart(stream_, bytes)));
     }
-    if (bytes.bytes.empty()) {
+    const size_t after = bytes.bytes.size();
+    if (after == 0) {
       bytes.owner = nullptr;
       ++input.next;
     }
-    return Reserve();
+    KVC_RETURN_IF_ERROR(Reserve());
+    return memory_.Back(before - after + stream_.values_taken() - values_before);
   }
 
   // A stream that waits for its client holds no memory.
   void ReleaseIfIdle() {
     if (work_.totals().tensors == memory_.begun() && work_.outbox().empty()) memory_.Release();
   }
+  // Whose stream it is.
+  const std::string& client() { return memory_.ticket().client(); }
   // Gives back what the stream was admitted with.
   void Settle() { memory_.ticket().Settle(); }
 

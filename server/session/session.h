@@ -47,7 +47,7 @@ class Session {
         work_(observer, [this](Change change) { OnProgress(change); }),
         outlet_(work_.outbox(), regions_),
         feeder_(options_, std::move(ticket), work_, stream_, regions_, outlet_),
-        stream_(pool, options_.limits, work_) {}
+        stream_(pool, options_.limits, work_, feeder_.client()) {}
   // Waits for the blocks in flight; short when done().
   ~Session() { Cancel(); }
 
@@ -107,6 +107,17 @@ class Session {
     Feed();
   }
 
+  // Ends the stream with this status, whatever else there is to come. From any thread.
+  void End(const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      output_status_ = status;
+      outlet_.Close();
+    }
+    stream_.Cancel();
+    Fail(status);
+  }
+
   bool wants_input() const {
     const bool wanted = TakesInput();
     refused_input_ = !wanted;
@@ -121,7 +132,7 @@ class Session {
       half_closed = half_closed_;
     }
     const absl::StatusOr<bool> popped = outlet_.Next(half_closed, outgoing);
-    if (!popped.ok()) FailOutput(popped.status());
+    if (!popped.ok()) End(popped.status());
     Feed();
     // What was fed may have released input at once.
     return popped.value_or(false) || outlet_.NextRelease(outgoing);
@@ -134,6 +145,9 @@ class Session {
     return work_.outbox().held_bytes() + stream_.bytes_in_flight() +
            kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
   }
+
+  // Whether threads have work for this session, or will have: it does not wait for its client alone.
+  bool is_working() const { return stream_.blocks_in_flight() > 0; }
 
   // Whether all has come out and no thread works for this session any more.
   bool done() const {
@@ -256,17 +270,6 @@ class Session {
     constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
     return change == Change::kEnd || stream_.blocks_in_flight() <= 1 ||
            work_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
-  }
-
-  // Ends the stream with this status, whatever else there is to come.
-  void FailOutput(const absl::Status& status) {
-    {
-      absl::MutexLock lock(&mutex_);
-      output_status_ = status;
-      outlet_.Close();
-    }
-    stream_.Cancel();
-    Fail(status);
   }
 
   const SessionOptions options_;

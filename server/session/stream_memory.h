@@ -13,7 +13,8 @@ namespace kvcompress {
 
 // The memory that a stream has asked its admission for. With each tensor it asks for all that the stream may hold: for
 // tensors that pass through, up to the window and one block more; for tensors that are held whole, all their bytes.
-// Both count twice, for input and for output. One thread at a time.
+// Both count twice, for input and for output. Until as much has come it is a promise that gives way to the work of
+// others. One thread at a time.
 class StreamMemory {
  public:
   StreamMemory(Admission::Ticket ticket, uint64_t window_bytes)
@@ -32,18 +33,31 @@ class StreamMemory {
   // not have it.
   absl::Status Reserve(const Footprint& footprint, uint64_t reported) {
     reserved_ = true;
-    while (!whole_.empty() && whole_.front().number <= reported) whole_.pop_front();
+    for (; !whole_.empty() && whole_.front().number <= reported; whole_.pop_front()) {
+      backed_ -= std::min(backed_, 2 * whole_.front().bytes);
+    }
     if (footprint.whole) whole_.push_back({begun_, footprint.tensor_bytes});
     streamed_bytes_ += footprint.tensor_bytes;
     uint64_t bytes = std::min(streamed_bytes_, window_bytes_ + footprint.block_bytes);
     for (const WholeTensor& tensor : whole_) bytes += tensor.bytes;
-    return ticket_.Resize(2 * bytes);
+    promised_ = 2 * bytes;
+    backed_ = std::min(backed_, promised_);
+    return ticket_.Promise(promised_, backed_);
+  }
+  // So many bytes of what it was asked for have come, or will come out of what has. RESOURCE_EXHAUSTED when the promise
+  // had to give way, and the budget does not have it any more.
+  absl::Status Back(uint64_t bytes) {
+    if (backed_ == promised_) return absl::OkStatus();
+    backed_ = std::min(backed_ + bytes, promised_);
+    return ticket_.Promise(promised_, backed_);
   }
   // Gives all of it back: the stream holds nothing.
   void Release() {
     if (streamed_bytes_ == 0) return;
     whole_.clear();
     streamed_bytes_ = 0;
+    promised_ = 0;
+    backed_ = 0;
     ticket_.Resize(0).IgnoreError();  // less is always granted
   }
 
@@ -59,7 +73,9 @@ class StreamMemory {
   const uint64_t window_bytes_;
   uint64_t begun_ = 0;
   bool reserved_ = true;
-  uint64_t streamed_bytes_ = 0;    // of tensors since the stream last held nothing
+  uint64_t streamed_bytes_ = 0;  // of tensors since the stream last held nothing
+  uint64_t promised_ = 0;
+  uint64_t backed_ = 0;
   std::deque<WholeTensor> whole_;  // tensors that are held whole until their reports are out
 };
 

@@ -6,7 +6,7 @@ import threading
 import time
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, PING, GOAWAY, HEADERS = 4, 6, 7, 1
+HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 1, 3, 4, 6, 7, 8, 9
 
 
 def frame(kind, payload=b"", flags=0, stream=0):
@@ -49,14 +49,78 @@ def is_closed(connection, seconds=0.0):
             return True
 
 
-def open_call(stream, path, *headers):
-    """A HEADERS frame that begins a call and does not end it."""
+def header_field(name, value):
+    """A literal that no table takes."""
+    return b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in (name, value))
+
+
+def open_call(stream, path, *headers, flags=4):
+    """A HEADERS frame that begins a call and does not end it; with flags=0 the headers go on, too."""
     block = b""
     for name, value in [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost"),
                         ("te", "trailers"), ("content-type", "application/grpc"), *headers]:
-        block += b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in (name, value))
-    end_headers = 4
-    return frame(HEADERS, block, end_headers, stream)
+        block += header_field(name, value)
+    return frame(HEADERS, block, flags, stream)
+
+
+class Sender:
+    """A connection that sends as much as HTTP/2's windows let it."""
+
+    def __init__(self, address):
+        self.connection = connect(address)
+        self.connection.sendall(PREFACE + frame(SETTINGS) + frame(SETTINGS, flags=1))
+        self._received = b""
+        self._initial, self._windows = 65535, {0: 65535}
+
+    def open(self, stream, path, *headers):
+        self._windows[stream] = self._initial
+        self.connection.sendall(open_call(stream, path, *headers))
+
+    def send(self, stream, data):
+        """How many of the bytes could go; those that could not within two seconds have no window."""
+        sent = 0
+        while sent < len(data):
+            room = min(self._windows[0], self._windows[stream], len(data) - sent, 16384)
+            if room <= 0:
+                if not self._hear():
+                    break
+                continue
+            self.connection.sendall(frame(0, data[sent:sent + room], 0, stream))
+            sent += room
+            self._windows[0] -= room
+            self._windows[stream] -= room
+        return sent
+
+    def _hear(self):
+        """Takes what the other side says of its windows; False when it says nothing."""
+        self.connection.settimeout(2)
+        try:
+            more = self.connection.recv(65536)
+        except TimeoutError:
+            return False
+        if not more:
+            raise ConnectionError("closed")
+        self._received += more
+        while len(self._received) >= 9 and len(self._received) >= 9 + int.from_bytes(self._received[:3], "big"):
+            end = 9 + int.from_bytes(self._received[:3], "big")
+            kind, flags = self._received[3], self._received[4]
+            stream, payload = int.from_bytes(self._received[5:9], "big"), self._received[9:end]
+            self._received = self._received[end:]
+            if kind == WINDOW_UPDATE:
+                self._windows[stream] = self._windows.get(stream, self._initial) + int.from_bytes(payload, "big")
+            elif kind == SETTINGS and not flags & 1:
+                self._settings(payload)
+        return True
+
+    def _settings(self, payload):
+        for at in range(0, len(payload), 6):
+            if payload[at:at + 2] == b"\x00\x04":
+                initial = int.from_bytes(payload[at + 2:at + 6], "big")
+                for stream in self._windows:
+                    if stream != 0:
+                        self._windows[stream] += initial - self._initial
+                self._initial = initial
+        self.connection.sendall(frame(SETTINGS, flags=1))
 
 
 class Forwarder:

@@ -9,18 +9,24 @@ import shutil
 import ssl
 import subprocess
 import time
+import zlib
 
 import grpc
 import pytest
 from daemon_helpers import MIB, SERVICE, Client, Feed, page, page_value, random_array, wait_for
 from http2_helpers import (
+    CONTINUATION,
     GOAWAY,
+    HEADERS,
     PING,
     PREFACE,
+    RST_STREAM,
     SETTINGS,
     Forwarder,
+    Sender,
     connect,
     frame,
+    header_field,
     is_closed,
     open_call,
     read_frames,
@@ -61,6 +67,27 @@ def serves(server, stubs, **options):
     client = Client(server, stubs, ("grpc.use_local_subchannel_pool", 1), **options)
     frames, _, _ = client.compress({"t": random_array(1000)}, codec="raw", timeout=30)
     return list(client.decompress(frames, timeout=30)[0]) == ["t"]
+
+
+# What the process may take besides its budget, whatever is done to it.
+RSS_OVERHEAD = 150 * MIB
+
+
+@pytest.fixture
+def daemon(daemon):
+    """Daemons with a small budget, none of which an attack makes larger than it may be."""
+    started = []
+
+    def start(*flags, budget=64 * MIB, **options):
+        started.append((daemon("--memory-budget", str(budget), *flags, **options), budget))
+        return started[-1][0]
+
+    yield start
+    for server, budget in started:
+        if server.process.poll() is None:
+            peak, _ = memory(server.pid)
+            print(f"peak {peak / MIB:.0f} MiB, budget {budget / MIB:.0f}")
+            assert peak <= budget + RSS_OVERHEAD
 
 
 @pytest.fixture
@@ -155,7 +182,7 @@ def other_client():
 
 
 def test_ten_thousand_streams(daemon, stubs, other_client):
-    server = daemon()
+    server = daemon(budget=256 * MIB)
     other = other_client(server)
     before, _ = memory(server.pid)
     connections = []
@@ -207,6 +234,82 @@ def test_health_watches_without_end(daemon, stubs, other_client):
     print(f"{grown / MIB:.0f} MiB")
     connection.close()
     assert grown < 300 * MIB
+
+
+def zeros_in_a_message(mebibytes):
+    """A gzip message of a CompressTensorRequest with so much data; as frames of HTTP/2."""
+    size, tag = mebibytes * MIB, b"\x12"
+    while size >= 0x80:
+        tag, size = tag + bytes([size & 0x7f | 0x80]), size >> 7
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    body = packer.compress(tag + bytes([size]))
+    body += b"".join(packer.compress(bytes(MIB)) for _ in range(mebibytes)) + packer.flush()
+    return b"\1" + len(body).to_bytes(4, "big") + body
+
+
+def test_compressed_messages(daemon, stubs, tmp_path):
+    """Inflated before anything could ask for their size or their token: 60 kB were 60 MiB, also for health checks."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    server = daemon("--token-file", str(tokens))
+    before, _ = memory(server.pid)
+    message = zeros_in_a_message(60)
+    assert len(message) < 65_536  # the window of a connection
+    data = b"".join(frame(0, message[at:at + 16384], int(at + 16384 >= len(message)), 1)
+                    for at in range(0, len(message), 16384))
+    reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    for path in ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", reflection, "/no.such/Method",
+                 f"/{SERVICE}/CompressTensor", f"/{SERVICE}/Compress"):
+        for header in (("grpc-encoding", "gzip"), ("grpc-encoding", "deflate"), ("content-encoding", "gzip"),
+                       ("grpc-encoding", "stream/gzip")):
+            connection = connect(server.address)
+            connection.sendall(PREFACE + frame(SETTINGS) + frame(SETTINGS, flags=1) +
+                               open_call(1, path, ("authorization", f"Bearer {TOKEN}"), header) + data)
+            assert any(kind in (HEADERS, RST_STREAM) for kind, _ in read_frames(connection)), (path, header)
+            connection.close()
+    assert memory(server.pid)[0] - before < 30 * MIB
+    client = Client(server, stubs)
+    metadata = [("authorization", f"Bearer {TOKEN}")]
+    options = {"compression": grpc.Compression.Gzip, "metadata": metadata}
+    request = stubs.pb.CompressTensorRequest(data=bytes(100_000))
+    health = server.channel().unary_unary("/grpc.health.v1.Health/Check")
+    saw("a compressed message", refusal(client.stub.CompressTensor, request, **options),
+        refusal(client.stub.Compress, iter([stubs.pb.CompressRequest(data=bytes(100_000))]), **options),
+        refusal(health, b"", **options))
+
+
+def test_promises_without_work(daemon, stubs, other_client):
+    """A header of 26 bytes asks for memory, and nothing comes after it."""
+    server = daemon("--stream-idle-timeout", "3s", "--threads", "2")
+    client, neighbour = Client(server, stubs), Client(other_client(server), stubs)
+    whole = Feed(client.header("t", [14 * MIB], "sparse|int4"))
+    calls = [client.stub.Compress(whole, timeout=60)]
+    wait_for(lambda: client.metrics().bytes_in_flight > 0.9 * 64 * MIB, "a full budget")
+    assert serves_at_once(neighbour)
+    feeds = [Feed(client.header("t", [MIB], "int4")) for _ in range(30)]
+    calls += [client.stub.Compress(feed, timeout=60) for feed in feeds]
+    wait_for(lambda: client.metrics().streams_in_flight == 31, "streams")
+    assert serves_at_once(neighbour)
+    saw("headers that ask for all of the memory, and nothing after them, with `--stream-idle-timeout 3s`",
+        *(failure_text(call) for call in calls))
+    for feed in [whole, *feeds]:
+        feed.close()
+    client.wait_until_idle()
+    assert client.metrics().rejected_by_reason["stream_idle"] == 31
+
+
+def failure_text(call):
+    """"CODE: text" of a call that has begun."""
+    with pytest.raises(grpc.RpcError) as error:
+        list(call)
+    return f"{error.value.code().name}: {error.value.details()}"
+
+
+def serves_at_once(client):
+    """Whether a small tensor and a stream are let in, without a second try."""
+    header = client.header("t", [1000], "int4")
+    client.stub.CompressTensor(client.pb.CompressTensorRequest(header=header.header, data=bytes(2000)), timeout=30)
+    return list(client.compress({"t": random_array(MIB)}, timeout=30)[0]) == ["t"]
 
 
 def stop_in_the_middle(server, count, beginning, source="127.0.0.1"):
@@ -285,6 +388,85 @@ def test_pings_without_end(daemon, stubs):
     assert serves(server, stubs)
 
 
+def flood(connection, data, most):
+    """Sends the same over and over, until the other side has closed the connection: how many bytes."""
+    sent = 0
+    try:
+        while sent < most:
+            connection.sendall(data)
+            sent += len(data)
+    except OSError:
+        return sent
+    raise AssertionError(f"{sent} bytes were taken")
+
+
+def test_header_blocks_without_end(daemon, stubs, other_client):
+    """CONTINUATION after CONTINUATION: no call exists that could be refused. gRPC ends some such connections by itself,
+    as the bytes happen to come; others it would take in for ever."""
+    server = daemon()
+    other = Client(other_client(server), stubs)
+    small = header_field("x", "y" * 100) * 150
+    part_of_a_long_value = frame(CONTINUATION, b"\0\1x\x7f\x81\xfe\x3f" + bytes(8192), 0, 1)
+    taken = []
+    while other.metrics().rejected_by_reason["connection_memory"] == 0:
+        assert len(taken) < 100
+        connection = connect(server.address)
+        try:
+            connection.sendall(PREFACE + frame(SETTINGS) + frame(SETTINGS, flags=1) +
+                               open_call(1, f"/{SERVICE}/Compress", flags=0) + frame(CONTINUATION, small, 0, 1))
+            taken.append(flood(connection, part_of_a_long_value * 16, 1024 * MIB))
+        except OSError:
+            taken.append(0)
+    assert serves_at_once(other)
+    print(f"{len(taken)} connections, closed after {max(taken) / MIB:.0f} MiB at most")
+    saw("a header block without end", "connection closed, at the latest when the process has 64 MiB more than its budget")
+
+
+def test_messages_that_stop_in_the_middle(daemon, stubs, other_client):
+    """All but the last byte of as many messages as there can be. gRPC has them; no call of a single tensor exists."""
+    server = daemon("--stream-idle-timeout", "2s")
+    other = Client(other_client(server), stubs)
+    header = b"\0" + (4 * MIB - 100).to_bytes(4, "big")
+    senders = []
+    for method in ("Compress", "CompressTensor"):
+        for _ in range(2):
+            sender = Sender(server.address)
+            senders.append(sender)
+            try:
+                for stream in range(1, 81, 2):
+                    sender.open(stream, f"/{SERVICE}/{method}")
+                    sender.send(stream, header + bytes(4 * MIB - 101))
+            except OSError:
+                pass  # it has been closed
+    assert serves_at_once(other)
+    wait_for(lambda: other.metrics().streams_in_flight == 0, "streams that end")
+    peak, now = memory(server.pid)
+    print(f"{peak / MIB:.0f} MiB, then {now / MIB:.0f}")
+    rejected = other.metrics().rejected_by_reason
+    assert rejected["stream_idle"] + rejected["connection_memory"] > 0
+    saw("messages that stop in the middle", "of streams, DEADLINE_EXCEEDED after `--stream-idle-timeout`; connections "
+        "are closed once the process has 64 MiB more than its budget")
+    for sender in senders:
+        sender.connection.close()
+
+
+def test_calls_reset_as_fast_as_they_come(daemon, stubs, other_client):
+    server = daemon()
+    other = other_client(server)
+    connection = connect(server.address)
+    connection.sendall(PREFACE + frame(SETTINGS) + frame(SETTINGS, flags=1))
+    cancel = (8).to_bytes(4, "big")
+    try:
+        for first in range(1, 400_001, 2000):
+            connection.sendall(b"".join(
+                open_call(stream, f"/{SERVICE}/Compress") + frame(RST_STREAM, cancel, 0, stream)
+                for stream in range(first, first + 2000, 2)))
+    except OSError:
+        pass
+    assert serves(other, stubs)
+    connection.close()
+
+
 def test_headers_and_messages_without_end(daemon, stubs):
     server = daemon()
     stub = Client(server, stubs, ("grpc.max_metadata_size", MIB)).stub
@@ -316,7 +498,7 @@ def test_small_fields_without_end(daemon, stubs):
 def front_of_a_frame(daemon, stubs, elements):
     """The first bytes of a frame that claims so many values of F32."""
     client = Client(daemon("--max-tensor-bytes", "1024TiB"), stubs)
-    feed = Feed(client.header("t", [elements], "raw|zstd(level=3)", dtype=3), client.data(bytes(MIB)))
+    feed = Feed(client.header("t", [elements], "raw|zstd(level=3)", dtype=3), client.data(bytes(MIB // 2)))  # a block
     call = client.stub.Compress(feed, timeout=30)
     front = next(call).frame
     call.cancel()

@@ -173,11 +173,12 @@ def test_whoever_retries_as_told_gets_everything_done(daemon, bin_dir):
 
 def test_memory_budget(daemon, stubs):
     client = Client(daemon("--memory-budget", "1MiB", "--threads", "1"), stubs)
-    feed = Feed(client.header("a", [200_000]), client.data(b"xx"))
+    feed = Feed(client.header("a", [200_000]), client.data(bytes(262_144)))
     call = client.stub.Compress(feed, timeout=30)
+    assert next(call).frame  # a block has come, and gives way to nobody
     wait_for(lambda: client.metrics().bytes_in_flight == 800_000, "the first tensor's memory")
-    refused = client.stub.Compress(iter([client.header("b", [100_000])]), timeout=30)
-    text = "the stream needs 400000 bytes of memory, other streams hold 800000 of the budget of 1048576"
+    refused = client.stub.Compress(iter([client.header("b", [140_000])]), timeout=30)
+    text = "the stream needs 560000 bytes of memory, other streams hold 800000 of the budget of 1048576"
     assert failure(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
     assert ("grpc-retry-pushback-ms", "100") in [tuple(pair) for pair in refused.trailing_metadata()]
     assert retry_delay_ms(refused) == 100

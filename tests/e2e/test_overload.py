@@ -1,10 +1,13 @@
 """kv-compressd with more streams than it has memory for. KVC_TIER=long: with tensors of a GiB."""
 
 import os
+import statistics
+import time
 
 import pytest
-from daemon_helpers import MIB, Client
-from load_helpers import expected_hashes, load, memory
+from daemon_helpers import MIB, Client, random_array, wait_for
+from http2_helpers import Forwarder
+from load_helpers import Load, expected_hashes, load, memory
 
 STREAMS = 64
 LONG = os.environ.get("KVC_TIER") == "long"
@@ -48,3 +51,30 @@ def test_streams_that_the_budget_refuses_finish_later(daemon, stubs, bin_dir, di
     assert dict(metrics.rejected_by_reason) == {"memory_budget": refusals} and refusals > 0
     assert (metrics.streams_in_flight, metrics.bytes_in_flight, metrics.jobs_queued) == (0, 0, 0)
     print(f"peak {peak / MIB:.0f} MiB, {refusals} refusals")
+
+
+@pytest.mark.parametrize("codec", ["raw|zstd(level=19)", "raw|cabac|cabac|cabac"], ids=["zstd", "cabac"])
+def test_a_neighbour_does_not_wait_behind_another_clients_slow_streams(daemon, stubs, bin_dir, codec):
+    """As many streams as one client may have, each with blocks that take long: 190 of them made a tensor of 1 MiB wait
+    for a block of each."""
+    server = daemon("--threads", "2", "--memory-budget", "4GiB")
+    own, address = Client(server, stubs), server.address
+    forwarder = Forwarder(server.address, "127.0.0.2")
+    server.address = forwarder.address
+    neighbour = Client(server, stubs, ("grpc.use_local_subchannel_pool", 1))
+    values = random_array(MIB // 2)
+    request = stubs.pb.CompressTensorRequest(header=neighbour.header("t", values.shape).header, data=values.tobytes())
+
+    def seconds():
+        start = time.monotonic()
+        neighbour.stub.CompressTensor(request, timeout=60)
+        return time.monotonic() - start
+    seconds()
+    with Load(bin_dir, address, streams=150, tensor_bytes=8 * MIB, calls=100, codec=codec,
+              shared_connection=True):
+        wait_for(lambda: own.metrics().jobs_queued >= 300, "a queue of slow blocks", 60)
+        waits = [seconds() for _ in range(5)]
+        assert own.metrics().jobs_queued >= 300
+    forwarder.close()
+    print(f"median {statistics.median(waits) * 1e3:.0f} ms, worst {max(waits) * 1e3:.0f} ms")
+    assert statistics.median(waits) < 1 and max(waits) < 3

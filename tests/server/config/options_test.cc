@@ -67,6 +67,11 @@ TEST(OptionsTest, AgesOfConnections) {
   EXPECT_EQ(options->max_connection_age_grace, std::chrono::seconds(30));
 }
 
+TEST(OptionsTest, IdleStreams) {
+  EXPECT_EQ(Parse({})->stream_idle_timeout, std::chrono::minutes(1));
+  EXPECT_EQ(Parse({"--stream-idle-timeout=90s"})->stream_idle_timeout, std::chrono::seconds(90));
+}
+
 TEST(OptionsTest, UnixSockets) {
   const std::string longest = "unix:/" + std::string(106, 'x');
   const absl::StatusOr<Options> options =

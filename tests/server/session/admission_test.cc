@@ -105,6 +105,37 @@ TEST_F(AdmissionTest, TheBudgetIsSharedAndNeverExceeded) {
   EXPECT_THAT(reasons_, ::testing::ElementsAre("memory_budget"));
 }
 
+TEST_F(AdmissionTest, APromiseWithoutWorkGivesWay) {
+  Admission::Ticket idle = *admission_.AdmitStream();
+  Admission::Ticket busy = *admission_.AdmitStream();
+  ASSERT_THAT(idle.Promise(900, 0), IsOk());
+  EXPECT_EQ(admission_.bytes(), 900u);
+  EXPECT_THAT(busy.Resize(400), IsOk());
+  EXPECT_EQ(admission_.bytes(), 400u);
+  EXPECT_THAT(idle.Promise(900, 10), StatusIs(absl::StatusCode::kResourceExhausted,
+                                              "the stream needs 900 bytes of memory, other streams hold 400 of the "
+                                              "budget of 1000"));
+  // There is room again: the promise is made anew.
+  ASSERT_THAT(busy.Resize(0), IsOk());
+  EXPECT_THAT(idle.Promise(900, 10), IsOk());
+  EXPECT_EQ(admission_.bytes(), 900u);
+}
+
+TEST_F(AdmissionTest, WhatIsBehindAPromiseIsNotTakenBack) {
+  Admission::Ticket half = *admission_.AdmitStream();
+  Admission::Ticket other = *admission_.AdmitStream();
+  ASSERT_THAT(half.Promise(900, 300), IsOk());
+  // Nothing is taken where it would not be enough.
+  EXPECT_THAT(other.Resize(701), StatusIs(absl::StatusCode::kResourceExhausted,
+                                          "the stream needs 701 bytes of memory, other streams hold 900 of the budget "
+                                          "of 1000"));
+  EXPECT_EQ(admission_.bytes(), 900u);
+  EXPECT_THAT(other.Resize(700), IsOk());
+  EXPECT_EQ(admission_.bytes(), 1000u);
+  half = Admission::Ticket();
+  EXPECT_THAT(other.Resize(1000), IsOk());
+}
+
 TEST_F(AdmissionTest, WhatNeverFitsSaysSoAndAsksForNoRetry) {
   Admission::Ticket ticket = *admission_.AdmitStream();
   const absl::Status refused = ticket.Resize(1001);

@@ -272,7 +272,7 @@ TEST_F(SessionTest, MalformedCompressStreamsAreRefusedWithTheirReason) {
        absl::ResourceExhaustedError("tensor \"t\": 134217728 bytes are above the limit of 67108864")},
       {{Header("t", {2}, "int9")}, InvalidArgument("tensor \"t\": unknown codec \"int9\"")},
       {{two_codecs}, InvalidArgument("header with a codec and a profile")},
-      {{ProfileHeader("t", {2}, "{")}, InvalidArgument("profile: not valid JSON")},
+      {{ProfileHeader("t", {2}, "{")}, InvalidArgument("profile: not valid JSON: it ends too early")},
       {{ProfileHeader("t", {2}, R"({"version": 1})")}, InvalidArgument("profile: \"default\" is missing")},
       {{Header("t", {2}, "int4(group=")},
        InvalidArgument("tensor \"t\": codec spec \"int4(group=\": expected a value at character 12")},
@@ -446,6 +446,26 @@ TEST_F(SessionTest, FramesAskForMemoryOnceTheirHeaderIsKnown) {
   EXPECT_EQ(admission_.bytes(), 0u);
   driver.session.Push(FrameData(frame.substr(40, 40)));
   EXPECT_EQ(admission_.bytes(), 2 * (kWindow + kBlock));
+}
+
+TEST_F(SessionTest, AHeaderAloneKeepsNobodyOutAndWhatCameDoes) {
+  Admission admission({.memory_budget = 100'000, .max_streams = 2});
+  Admission::Ticket other = *admission.AdmitStream();
+  CompressDriver driver(pool_, admission, Options());
+  driver.session.Push(Header("a", {20'000}));
+  EXPECT_EQ(admission.bytes(), 80'000u);
+  ASSERT_THAT(other.Resize(100'000), IsOk());
+  ASSERT_THAT(other.Resize(0), IsOk());
+  driver.session.Push(Data(10'000));
+  EXPECT_EQ(admission.bytes(), 80'000u);
+  EXPECT_FALSE(other.Resize(80'001).ok());
+  EXPECT_THAT(other.Resize(80'000), IsOk());
+  driver.session.Push(Data(2'000));
+  driver.session.HalfClose();
+  while (!driver.session.done()) driver.signal.Wait();
+  EXPECT_THAT(driver.session.status(), StatusIs(absl::StatusCode::kResourceExhausted,
+                                                "the stream needs 80000 bytes of memory, other streams hold 80000 of "
+                                                "the budget of 100000"));
 }
 
 TEST_F(SessionTest, OverTheBudgetIsAnErrorBehindWhatCameBefore) {

@@ -95,7 +95,7 @@ TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
   for (std::string_view method : AllMethods()) {
     EXPECT_THAT(page, HasSubstr("kvcompress_requests_in_flight{method=\"" + std::string(method) + "\"} 0\n"));
   }
-  ASSERT_EQ(AllRejectReasons().back(), RejectReason::kUnauthenticated);
+  ASSERT_EQ(AllRejectReasons().back(), RejectReason::kStreamIdle);
   for (RejectReason reason : AllRejectReasons()) {
     const std::string name(RejectReasonName(reason));
     EXPECT_THAT(page, HasSubstr("kvcompress_rejected_requests_total{reason=\"" + name + "\"} 0\n"));

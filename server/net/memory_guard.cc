@@ -1,0 +1,146 @@
+#include "server/net/memory_guard.h"
+
+#include <linux/tcp.h>
+#include <malloc.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "core/base/status_macros.h"
+#include "core/base/thread.h"
+#include "server/net/address.h"
+
+namespace kvcompress {
+namespace {
+
+// What headers of calls, health checks among them, and pings may take; a second.
+constexpr uint64_t kForgivenBytes = 4096;
+// What is outstanding on an honest connection are messages on their way, of a MiB as our clients send them.
+constexpr uint64_t kManyBytes = uint64_t{16} << 20;
+// Calls without messages take little room on the way here.
+constexpr uint64_t kFewBytes = uint64_t{16} << 10;
+
+// Of a TCP connection since its start; 0 of any other file.
+uint64_t ReceivedBytes(int fd) {
+  tcp_info info{};
+  socklen_t size = sizeof(info);
+  return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? info.tcpi_bytes_received : 0;
+}
+
+// Resident memory of this process that no file and no shared memory is behind.
+uint64_t ResidentBytes() {
+  std::ifstream file("/proc/self/statm");
+  uint64_t total = 0;
+  uint64_t resident = 0;
+  uint64_t shared = 0;
+  file >> total >> resident >> shared;
+  return (resident - std::min(shared, resident)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+// What of it is in use: the allocator keeps what was freed.
+uint64_t AllocatedBytes() {
+#ifdef __GLIBC__
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+#else
+  return ~uint64_t{0};
+#endif
+}
+
+void ReturnFreedMemory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
+}  // namespace
+
+absl::Status MemoryGuard::Start() {
+  KVC_ASSIGN_OR_RETURN(thread_, StartThread([this] { Run(); }));
+  return absl::OkStatus();
+}
+
+MemoryGuard::~MemoryGuard() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void MemoryGuard::Add(int fd, const std::string& peer) {
+  absl::MutexLock lock(&mutex_);
+  connections_.insert_or_assign(
+      peer, Connection{.fd = fd, .inode = InodeOf(fd), .delivered = std::make_shared<DeliveredBytes>(0)});
+}
+
+std::shared_ptr<DeliveredBytes> MemoryGuard::DeliveredTo(const std::string& peer) {
+  static const auto kNobody = std::make_shared<DeliveredBytes>(0);
+  absl::ReaderMutexLock lock(&mutex_);
+  const auto found = connections_.find(peer);
+  return found == connections_.end() ? kNobody : found->second.delivered;
+}
+
+void MemoryGuard::Count(DeliveredBytes& delivered, uint64_t message_bytes) {
+  // With what it takes to bring them: headers of the call, frames of HTTP/2, records of TLS.
+  delivered.fetch_add(message_bytes + message_bytes / 32 + 256, std::memory_order_relaxed);
+}
+
+void MemoryGuard::Run() {
+  constexpr absl::Duration kPause = absl::Milliseconds(5);
+  constexpr absl::Duration kUpdatePause = absl::Seconds(1);
+  constexpr absl::Duration kClosing = absl::Milliseconds(100);
+  constexpr absl::Duration kNoneToClose = absl::Milliseconds(20);
+  absl::MutexLock lock(&mutex_);
+  Clock::time_point trimmed;
+  for (absl::Duration pause = kPause; !mutex_.AwaitWithTimeout(absl::Condition(&stopping_), pause);) {
+    pause = kPause;
+    const Clock::time_point now = Clock::now();
+    if (absl::FromChrono(now - updated_) >= kUpdatePause) Update();
+    const uint64_t resident = ResidentBytes();
+    if (resident <= options_.limit) continue;
+    if (AllocatedBytes() > options_.limit) {
+      Update();
+      const bool closed = CloseTheLargest(resident > options_.limit + options_.reserve ? kFewBytes : kManyBytes);
+      pause = closed ? kClosing : kNoneToClose;  // until what they held is free
+    } else if (absl::FromChrono(now - trimmed) >= kUpdatePause) {
+      trimmed = now;
+      ReturnFreedMemory();
+    }
+  }
+}
+
+void MemoryGuard::Update() {
+  const Clock::time_point now = Clock::now();
+  const double seconds = std::chrono::duration<double>(now - std::exchange(updated_, now)).count();
+  const auto forgiven = static_cast<uint64_t>(seconds * static_cast<double>(kForgivenBytes));
+  absl::erase_if(connections_, [&](auto& entry) {
+    Connection& connection = entry.second;
+    if (InodeOf(connection.fd) != connection.inode) return true;
+    const uint64_t received = std::max(ReceivedBytes(connection.fd), connection.received_before);
+    const uint64_t delivered = connection.delivered->load(std::memory_order_relaxed);
+    connection.outstanding += received - std::exchange(connection.received_before, received);
+    const uint64_t of_use = forgiven + delivered - std::exchange(connection.delivered_before, delivered);
+    connection.outstanding -= std::min(connection.outstanding, of_use);
+    return false;
+  });
+}
+
+bool MemoryGuard::CloseTheLargest(uint64_t least) {
+  uint64_t most = 0;
+  for (const auto& [peer, connection] : connections_) most = std::max(most, connection.outstanding);
+  if (most < least) return false;
+  for (const auto& [peer, connection] : connections_) {
+    if (connection.outstanding < most / 2) continue;
+    if (InodeOf(connection.fd) == connection.inode) shutdown(connection.fd, SHUT_RDWR);
+    if (options_.on_close != nullptr) options_.on_close(peer, connection.outstanding);
+  }
+  return true;
+}
+
+}  // namespace kvcompress
