@@ -14,7 +14,7 @@ for set in "$@"; do
     # The benchmarks are configured together with the tests.
     --bench) packages+=(libbenchmark-dev libgtest-dev libgmock-dev) ;;
     --test)
-      packages+=(ccache chromium clang-14 faketime libclang-rt-14-dev libgmock-dev libgtest-dev llvm-14 openssl
+      packages+=(ccache chromium clang-14 faketime haproxy libclang-rt-14-dev libgmock-dev libgtest-dev llvm-14 openssl
         python3-venv prometheus) ;;
     --lint) packages+=(clang-format-14 clang-tidy-14) ;;
     --container)

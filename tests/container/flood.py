@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes a daemon's memory by ways that it does not limit (docs/operations.md, "Out of scope"): a connection that never
+"""Takes a daemon's memory where gRPC has no limit (docs/operations.md, "Out of scope"): a connection that never
 acknowledges HTTP/2's settings opens calls without a message, and with --reset ends each of them at once.
 usage: flood.py HOST:PORT [--reset]     until somebody has had enough"""
 
