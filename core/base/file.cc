@@ -1,8 +1,10 @@
 #include "core/base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <cerrno>
 #include <filesystem>
@@ -41,23 +43,55 @@ absl::StatusOr<fs::path> FollowLinks(const std::string& path) {
   return ErrnoError("open", path, ELOOP);
 }
 
-// A new file in `folder`, with the mode that the umask gives. Its name does not depend on the target's, which may be as
-// long as a name can be.
-absl::StatusOr<std::pair<int, std::string>> OpenTemporary(const fs::path& folder, const std::string& path) {
-  constexpr int kAttempts = 100;
-  std::random_device random;
-  for (int i = 0; i < kAttempts; ++i) {
-    const std::string name = (folder / absl::StrFormat(".kvcompress-%08x%08x.tmp", random(), random())).native();
-    const int fd = RetryOnEintr([&] { return open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
-    if (fd >= 0) return std::pair(fd, name);
-    if (errno != EEXIST) return ErrnoError("open", path, errno);
-  }
-  return ErrnoError("open", path, EEXIST);
-}
-
 void CloseFd(int& fd) {
   if (fd >= 0) close(fd);
   fd = -1;
+}
+
+// What the names of all temporaries of one target begin with. Their length does not depend on the target's name, which
+// may be as long as a name can be.
+std::string TemporaryPrefix(const fs::path& target) {
+  const std::string name = target.filename().native();
+  return absl::StrFormat(".kvcompress-%016x-", XXH3_64bits(name.data(), name.size()));
+}
+
+// Removes the temporaries that processes which were killed have left for this target. Those that a process still
+// writes are locked by it.
+void RemoveLeftovers(const fs::path& folder, const std::string& prefix) {
+  std::error_code error;
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    const std::string name = at->path().filename().native();
+    if (!name.starts_with(prefix) || !name.ends_with(".tmp")) continue;
+    int fd = RetryOnEintr([&] { return open(at->path().c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
+    struct stat info;
+    const bool ours = fd >= 0 && fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
+                      (info.st_uid == geteuid() || geteuid() == 0) && flock(fd, LOCK_EX | LOCK_NB) == 0;
+    if (ours) unlink(at->path().c_str());
+    CloseFd(fd);
+  }
+}
+
+// Whether the new file is this process's alone, and still there: another one may have taken it for a leftover. Where
+// the file system has no locks nobody does.
+bool Claim(int fd) {
+  struct stat info;
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) return errno != EWOULDBLOCK;
+  return fstat(fd, &info) != 0 || info.st_nlink > 0;
+}
+
+// A new file in `folder`, locked, with the mode that the umask gives.
+absl::StatusOr<std::pair<int, std::string>> OpenTemporary(const fs::path& folder, const std::string& prefix,
+                                                          const std::string& path) {
+  constexpr int kAttempts = 100;
+  std::random_device random;
+  for (int i = 0; i < kAttempts; ++i) {
+    const std::string name = (folder / absl::StrFormat("%s%08x.tmp", prefix, random())).native();
+    int fd = RetryOnEintr([&] { return open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
+    if (fd < 0 && errno != EEXIST) return ErrnoError("open", path, errno);
+    if (fd >= 0 && Claim(fd)) return std::pair(fd, name);
+    CloseFd(fd);
+  }
+  return ErrnoError("open", path, EEXIST);
 }
 
 }  // namespace
@@ -126,7 +160,9 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string
   // A rename would replace a file that its owner protected from writing.
   if (exists && faccessat(AT_FDCWD, target.c_str(), W_OK, AT_EACCESS) != 0) return ErrnoError("open", path, errno);
 
-  KVC_ASSIGN_OR_RETURN(auto temporary, OpenTemporary(FolderOf(target), path));
+  const std::string prefix = TemporaryPrefix(target);
+  RemoveLeftovers(FolderOf(target), prefix);
+  KVC_ASSIGN_OR_RETURN(auto temporary, OpenTemporary(FolderOf(target), prefix, path));
   std::unique_ptr<AtomicFile> file(new AtomicFile(temporary.first, path, target.native(), std::move(temporary.second)));
   if (exists) {
     // Root keeps the owner; who may not, must not pass set-user-ID on to another one.
@@ -163,10 +199,16 @@ void AtomicFile::StartWriteback(uint64_t offset) {
 absl::Status AtomicFile::Commit() {
   if (temporary_.empty()) return absl::OkStatus();
   if (RetryOnEintr([&] { return fsync(fd_); }) != 0) return ErrnoError("sync", path_, errno);
+  // Holds the lock until the temporary has its final name.
+  int lock = fcntl(fd_, F_DUPFD_CLOEXEC, 0);
   // Some network file systems tell of a failed write only here.
-  if (close(std::exchange(fd_, -1)) != 0 && errno != EINTR) return ErrnoError("close", path_, errno);
-  if (rename(temporary_.c_str(), target_.c_str()) != 0) return ErrnoError("rename", path_, errno);
-  renamed_ = true;
+  const bool closed = close(std::exchange(fd_, -1)) == 0 || errno == EINTR;
+  const int close_error = errno;
+  renamed_ = closed && rename(temporary_.c_str(), target_.c_str()) == 0;
+  const int rename_error = errno;
+  CloseFd(lock);
+  if (!closed) return ErrnoError("close", path_, close_error);
+  if (!renamed_) return ErrnoError("rename", path_, rename_error);
 
   const std::string folder = FolderOf(target_).native();
   // A folder that may be written but not read cannot be synced; nor can those of some file systems (EINVAL).

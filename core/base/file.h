@@ -54,9 +54,10 @@ class SubSource final : public ByteSource {
 };
 
 // A file that appears whole or not at all: written under a temporary name in the same folder, synced, renamed over
-// `path` by Commit(). Without Commit() the temporary is removed. Takes the mode of a file that it replaces, which must
-// be writable, and follows a symbolic link at `path`. A character device (/dev/null) is written in place; folders,
-// pipes, sockets and the links in /proc (/dev/stdout) are refused.
+// `path` by Commit(). Without Commit() the temporary is removed, and one that a killed process left is by the next
+// Create() for the same path; a lock (flock) tells that its process lives. Takes the mode of a file that it replaces,
+// which must be writable, and follows a symbolic link at `path`. A character device (/dev/null) is written in place;
+// folders, pipes, sockets and the links in /proc (/dev/stdout) are refused.
 class AtomicFile {
  public:
   AtomicFile(const AtomicFile&) = delete;

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -332,6 +333,80 @@ TEST_F(FileTest, RenameThatFailsIsReported) {
   EXPECT_THAT((*file)->Commit(), StatusIs(absl::StatusCode::kFailedPrecondition,
                                           absl::StrCat("rename ", Path("out"), ": is a directory")));
   file->reset();
+  EXPECT_THAT(Names(), ElementsAre("out"));
+}
+
+// A process that has begun a file, and will not end it.
+class Writer {
+ public:
+  explicit Writer(const std::string& path) {
+    int ready[2];
+    EXPECT_EQ(pipe(ready), 0);
+    pid_ = fork();
+    if (pid_ == 0) {
+      const auto file = AtomicFile::Create(path);
+      const bool begun = file.ok() && (*file)->WriteAt(0, AsBytes("begun")).ok();
+      (void)!write(ready[1], &begun, sizeof begun);
+      for (;;) pause();
+    }
+    bool begun = false;
+    EXPECT_EQ(read(ready[0], &begun, sizeof begun), ssize_t{sizeof begun});
+    EXPECT_TRUE(begun);
+    close(ready[0]);
+    close(ready[1]);
+  }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+  ~Writer() { Kill(); }
+  void Kill() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+
+ private:
+  pid_t pid_ = 0;
+};
+
+TEST_F(FileTest, WhatAKilledProcessLeftGoesWithTheNextFileOfThatName) {
+  Writer writer(Path("out"));
+  ASSERT_EQ(Names().size(), 1u);
+  const std::string left = Names()[0];
+  EXPECT_THAT(left, ::testing::StartsWith(".kvcompress-"));
+  {  // it lives
+    const auto file = AtomicFile::Create(Path("out"));
+    ASSERT_THAT(file, IsOk());
+    EXPECT_EQ(Names().size(), 2u);
+  }
+  EXPECT_THAT(Names(), ElementsAre(left));
+  writer.Kill();
+  {  // of another name
+    ASSERT_THAT(AtomicFile::Create(Path("other")), IsOk());
+    EXPECT_THAT(Names(), ElementsAre(left));
+  }
+  std::ofstream(Path(".kvcompress-mine.tmp")) << "not of this program";
+  const auto file = AtomicFile::Create(Path("out"));
+  ASSERT_THAT(file, IsOk());
+  EXPECT_FALSE(fs::exists(Path(left)));
+  EXPECT_TRUE(fs::exists(Path(".kvcompress-mine.tmp")));
+  ASSERT_THAT((*file)->Commit(), IsOk());
+  EXPECT_THAT(Names(), UnorderedElementsAre("out", ".kvcompress-mine.tmp"));
+}
+
+TEST_F(FileTest, ManyWritersOfOneNameDoNotTakeEachOthersFiles) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (int k = 0; k < 20; ++k) {
+        const auto file = AtomicFile::Create(Path("out"));
+        ASSERT_THAT(file, IsOk());
+        ASSERT_THAT((*file)->WriteAt(0, AsBytes("whole")), IsOk());
+        ASSERT_THAT((*file)->Commit(), IsOk());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
   EXPECT_THAT(Names(), ElementsAre("out"));
 }
 
