@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/base/bytes.h"
+#include "core/base/dtype.h"
+
+// Values as the integers that their bits are, for transforms that neither compute nor round.
+namespace kvcompress {
+
+// Calls visit with a 0 of the unsigned integer of an element's size.
+template <typename Visit>
+constexpr decltype(auto) VisitWord(DType dtype, Visit&& visit) {
+  switch (DTypeSize(dtype)) {
+    case 1: return visit(uint8_t{0});
+    case 2: return visit(uint16_t{0});
+    default: return visit(uint32_t{0});
+  }
+}
+
+template <typename Bits>
+inline constexpr auto kSignBit = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+
+template <typename Bits>
+constexpr bool IsNanBits(DType dtype, Bits bits) {
+  return static_cast<Bits>(bits & ~kSignBit<Bits>) > static_cast<Bits>(InfinityBits(dtype));
+}
+
+// Integers that order like the values: negative ones first, by falling magnitude, then -0, then +0. NaN with their sign
+// lie outermost, the infinities next to them.
+template <typename Bits>
+constexpr Bits OrderKey(Bits bits) {
+  return static_cast<Bits>((bits & kSignBit<Bits>) != 0 ? ~bits : bits | kSignBit<Bits>);
+}
+template <typename Bits>
+constexpr Bits BitsOfKey(Bits key) {
+  return static_cast<Bits>((key & kSignBit<Bits>) != 0 ? key ^ kSignBit<Bits> : ~key);
+}
+
+}  // namespace kvcompress

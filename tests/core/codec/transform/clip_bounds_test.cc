@@ -1,0 +1,138 @@
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_format.h"
+#include "core/base/half.h"
+#include "tests/core/codec/chain_harness.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+
+constexpr float kClipInfinity = std::numeric_limits<float>::infinity();
+constexpr size_t kClipBlock = 256;
+constexpr DType kClipDTypes[] = {DType::kF16, DType::kBF16, DType::kF32};
+
+std::vector<float> ClipFloats(DType dtype, ByteSpan values) {
+  std::vector<float> floats(values.size() / DTypeSize(dtype));
+  for (size_t i = 0; i < floats.size(); ++i) floats[i] = LoadAsF32(dtype, values.data(), i);
+  return floats;
+}
+
+std::vector<std::byte> ClipBytes(DType dtype, const std::vector<float>& floats) {
+  std::vector<std::byte> values(floats.size() * DTypeSize(dtype));
+  for (size_t i = 0; i < floats.size(); ++i) StoreFromF32(dtype, floats[i], values.data(), i);
+  return values;
+}
+
+// What decodes of a tensor that is encoded in blocks of kClipBlock.
+std::vector<float> Clipped(std::string_view spec, DType dtype, ByteSpan values) {
+  const size_t width = DTypeSize(dtype);
+  const TensorDesc tensor = MakeTensor("t", dtype, {values.size() / width});
+  const CodecChain chain = MakeChain(spec, tensor);
+  const auto state = chain.Analyze(tensor, MemorySource(values), kClipBlock);
+  EXPECT_THAT(state, IsOk());
+  std::vector<std::byte> decoded(values.size());
+  for (size_t first = 0; first * width < values.size(); first += kClipBlock) {
+    const size_t n = std::min(kClipBlock, values.size() / width - first);
+    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, n));
+    const auto size =
+        chain.EncodeBlock({tensor, first, n, values.subspan(first * width, n * width)}, *state, payload, nullptr);
+    EXPECT_THAT(size, IsOk());
+    EXPECT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size),
+                                  MutableByteSpan(decoded).subspan(first * width, n * width)),
+                IsOk());
+  }
+  return ClipFloats(dtype, decoded);
+}
+
+TEST(ClipRangeTest, SaturatesAtBothPercentilesOfTheWholeTensor) {
+  constexpr std::pair<double, double> kRanges[] = {{1, 99}, {0, 100}, {25, 25}, {0, 0}, {100, 100}, {12.5, 60}};
+  for (const DType dtype : kClipDTypes) {
+    for (const Distribution distribution : kAllDistributions) {
+      const auto values = MakeValues(dtype, 1000, distribution);
+      const std::vector<float> in = ClipFloats(dtype, values);
+      std::vector<float> sorted = in;
+      std::sort(sorted.begin(), sorted.end());
+      const auto at = [&](double percentile) {  // in tenths of a percent of 1000 values, exactly
+        return sorted[std::max<size_t>(static_cast<size_t>(std::lround(percentile * 10)), 1) - 1];
+      };
+      for (const auto& [low, high] : kRanges) {
+        const auto out = Clipped(absl::StrFormat("clip_range(low=%g,high=%g)|raw", low, high), dtype, values);
+        for (size_t i = 0; i < in.size(); ++i) {
+          ASSERT_EQ(out[i], std::clamp(in[i], at(low), at(high))) << DTypeName(dtype) << " value " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(ClipRangeTest, OnlyFiniteValuesCountAndInfinitiesSaturate) {
+  const std::vector<float> in = {1, -kClipInfinity, std::nanf(""), 2, -3, kClipInfinity, -std::nanf(""),
+                                 4, -kClipInfinity};
+  for (const DType dtype : kClipDTypes) {
+    EXPECT_THAT(Clipped("clip_range(low=0,high=75)|raw", dtype, ClipBytes(dtype, in)),
+                ::testing::ElementsAre(1, -3, ::testing::IsNan(), 2, -3, 2, ::testing::IsNan(), 2, -3));
+    EXPECT_THAT(Clipped("clip_range|raw", dtype, ClipBytes(dtype, {kClipInfinity, -kClipInfinity})),
+                ::testing::ElementsAre(kClipInfinity, -kClipInfinity));
+    EXPECT_THAT(Clipped("clip_range|raw", dtype, {}), ::testing::IsEmpty());
+  }
+}
+
+TEST(ClipRangeTest, ARangeThatEndsBeforeItBeginsIsRefused) {
+  EXPECT_THAT(ChainSpec::Parse("clip_range(low=2,high=1)|raw"),
+              StatusIs(absl::StatusCode::kInvalidArgument, "clip_range: low is above high"));
+}
+
+// An older frame's spec stays the canonical one.
+TEST(ClipRangeTest, ClipItselfIsWhatItWas) {
+  EXPECT_EQ(ChainSpec::Parse("clip|raw")->text(), "clip(percentile=99.9)|raw");
+}
+
+TEST(ClipSigmaTest, SaturatesAtDeviationsFromTheMean) {
+  for (const DType dtype : kClipDTypes) {
+    for (const double sigma : {0.0, 0.5, 2.0, 1000.0}) {
+      std::vector<float> in = ClipFloats(dtype, MakeValues(dtype, 1000, Distribution::kGaussian));
+      for (float& x : in) x = RoundTo(dtype, x + 5);  // the mean is not 0
+      double sum = 0;
+      for (const float x : in) sum += x;
+      const double mean = sum / 1000;
+      double squares = 0;
+      for (const float x : in) squares += (x - mean) * (x - mean);
+      const double reach = sigma * std::sqrt(squares / 1000);
+      const float lower = RoundTo(dtype, static_cast<float>(mean - reach));
+      const float upper = RoundTo(dtype, static_cast<float>(mean + reach));
+      const auto out = Clipped(absl::StrFormat("clip_sigma(sigma=%g)|raw", sigma), dtype, ClipBytes(dtype, in));
+      size_t changed = 0;
+      for (size_t i = 0; i < in.size(); ++i) {
+        ASSERT_EQ(out[i], std::clamp(in[i], lower, upper)) << DTypeName(dtype) << " value " << i;
+        changed += out[i] != in[i];
+      }
+      EXPECT_EQ(changed > 0, sigma <= 2);
+    }
+  }
+}
+
+TEST(ClipSigmaTest, AConstantStaysAndSoDoesWhatIsNoNumber) {
+  for (const DType dtype : kClipDTypes) {
+    const float tenth = RoundTo(dtype, 0.1f);
+    EXPECT_THAT(Clipped("clip_sigma|raw", dtype, ClipBytes(dtype, std::vector<float>(777, tenth))),
+                ::testing::Each(tenth));
+    EXPECT_THAT(Clipped("clip_sigma(sigma=1)|raw", dtype,
+                        ClipBytes(dtype, {1, -1, kClipInfinity, -kClipInfinity, std::nanf("")})),
+                ::testing::ElementsAre(1, -1, 1, -1, ::testing::IsNan()));
+    // A bound beyond the dtype is no infinity.
+    const float most = MaxFinite(dtype);
+    EXPECT_THAT(Clipped("clip_sigma(sigma=1000)|raw", dtype, ClipBytes(dtype, {most, -most, kClipInfinity})),
+                ::testing::ElementsAre(most, -most, most));
+  }
+}
+
+}  // namespace
+}  // namespace kvcompress
