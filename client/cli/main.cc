@@ -154,9 +154,18 @@ absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
 
 absl::Status RunInspect(const CliOptions& options) {
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(options.input));
-  KVC_ASSIGN_OR_RETURN(const Analysis analysis, Inspect(*file, options.rope_theta));
-  PrintWarnings(analysis.warnings);
-  return PrintResult(analysis.text);
+  InspectOptions inspect;
+  inspect.format = options.format == "json"  ? InspectFormat::kJson
+                   : options.format == "csv" ? InspectFormat::kCsv
+                                             : InspectFormat::kTable;
+  inspect.analysis = {.rotation = {.theta = options.rope_theta,
+                                   .interleaved = options.rope_pairs == "interleaved",
+                                   .dims = static_cast<uint64_t>(options.rope_dims),
+                                   .start = static_cast<uint64_t>(options.rope_start)},
+                      .per_head = options.per_head};
+  KVC_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(*file, inspect));
+  PrintWarnings(inspection.warnings);
+  return PrintResult(inspection.text);
 }
 
 // Writes a line for each spec to standard error, on a terminal one line that is overwritten.
@@ -220,6 +229,10 @@ absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
   KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(*file, header, kMaxSweepBytes));
   SweepResult result;
   result.input = options.input;
+  result.limits = {.max_key_mae = options.max_key_mae,
+                   .max_value_mae = options.max_value_mae,
+                   .min_key_cosine = options.min_key_cosine,
+                   .min_value_cosine = options.min_value_cosine};
   KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, result));
   const SweepReport report = MakeSweepReport(sample, result);
   if (page != nullptr) {

@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <initializer_list>
 #include <limits>
+#include <span>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
@@ -115,8 +117,38 @@ absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initial
   return absl::OkStatus();
 }
 
+constexpr std::string_view kInspectFlags[] = {"format",     "per-head",  "rope-theta",
+                                              "rope-pairs", "rope-dims", "rope-start"};
+constexpr std::string_view kSweepFlags[] = {"max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
+                                            "report"};
+
+// Refuses a mode's flags without the mode.
+absl::Status NeedsMode(const GoFlags& flags, std::span<const std::string_view> own, std::string_view mode) {
+  for (const std::string_view flag : own) {
+    if (flags.IsSet(flag)) return Fault(absl::StrFormat("-%s needs -%s", flag, mode));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
-  KVC_RETURN_IF_ERROR(TakesOnly(flags, "inspect", {"input", "rope-theta", "verbose"}));
+  KVC_RETURN_IF_ERROR(
+      TakesOnly(flags, "inspect",
+                {"input", "verbose", "format", "per-head", "rope-theta", "rope-pairs", "rope-dims", "rope-start"}));
+  if (options.format != "table" && options.format != "json" && options.format != "csv") {
+    return Fault(absl::StrFormat("-format must be table, json or csv, not %s", options.format));
+  }
+  if (options.rope_pairs != "half" && options.rope_pairs != "interleaved") {
+    return Fault(absl::StrFormat("-rope-pairs must be half or interleaved, not %s", options.rope_pairs));
+  }
+  if (options.rope_dims < 0 || options.rope_dims % 2 != 0) {
+    return Fault(absl::StrFormat("-rope-dims must be an even number of channels, not %d", options.rope_dims));
+  }
+  if (options.rope_start < 0 || options.rope_start > int64_t{1} << 48) {
+    return Fault(absl::StrFormat("-rope-start must be a position, not %d", options.rope_start));
+  }
+  for (const std::string_view flag : {"rope-pairs", "rope-dims", "rope-start"}) {
+    if (flags.IsSet(flag) && options.rope_theta == 0) return Fault(absl::StrFormat("-%s needs -rope-theta", flag));
+  }
   if (flags.rest().size() > 1) return Unexpected(flags.rest()[1]);
   if (!flags.rest().empty() && !options.input.empty()) return Fault("-inspect takes one file, and two are given");
   if (!flags.rest().empty()) options.input = flags.rest()[0];
@@ -124,7 +156,21 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
 }
 
 absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
-  KVC_RETURN_IF_ERROR(TakesOnly(flags, "sweep", {"input", "report", "verbose"}));
+  KVC_RETURN_IF_ERROR(
+      TakesOnly(flags, "sweep",
+                {"input", "report", "verbose", "max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine"}));
+  for (const auto& [flag, value] :
+       {std::pair("max-key-mae", options.max_key_mae), std::pair("max-value-mae", options.max_value_mae)}) {
+    if (flags.IsSet(flag) && !(value > 0 && std::isfinite(value))) {
+      return Fault(absl::StrFormat("-%s must be above 0 and finite, not %g", flag, value));
+    }
+  }
+  for (const auto& [flag, value] :
+       {std::pair("min-key-cosine", options.min_key_cosine), std::pair("min-value-cosine", options.min_value_cosine)}) {
+    if (flags.IsSet(flag) && !(value > 0 && value <= 1)) {
+      return Fault(absl::StrFormat("-%s must be above 0 and at most 1, not %g", flag, value));
+    }
+  }
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   if (AreOneFile(options.input, options.report)) return Fault("-report is the input, which it would replace");
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
@@ -202,6 +248,16 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.Bool("inspect", &options.inspect, "List what a file holds: -inspect FILE");
   flags.Float("rope-theta", &options.rope_theta,
               "With -inspect of a plain file: also what its keys would be without a rotary embedding of this base");
+  flags.String("format", &options.format, "FORMAT", "What -inspect writes: table, json or csv");
+  flags.Bool("per-head", &options.per_head, "With -inspect of a plain file: also each head's figures");
+  flags.String("rope-pairs", &options.rope_pairs, "PAIRS",
+               "With -rope-theta: which channels turn together, half (i and i + d/2) or interleaved (2i and 2i + 1)");
+  flags.Int("rope-dims", &options.rope_dims, "With -rope-theta: the first channels, which alone are turned (0=all)");
+  flags.Int("rope-start", &options.rope_start, "With -rope-theta: position of a tensor's first token");
+  flags.Float("max-key-mae", &options.max_key_mae, "With -sweep: limit on the mean absolute error of keys");
+  flags.Float("max-value-mae", &options.max_value_mae, "With -sweep: limit on the mean absolute error of values");
+  flags.Float("min-key-cosine", &options.min_key_cosine, "With -sweep: limit on the cosine similarity of keys");
+  flags.Float("min-value-cosine", &options.min_value_cosine, "With -sweep: limit on the cosine similarity of values");
   flags.Bool("sweep", &options.sweep, "Try all codecs on the input, in memory, and report ratio, loss and speed");
   flags.String("report", &options.report, "FILE", "HTML page for -sweep to write");
   flags.Bool("version", &options.version, "Print the version");
@@ -213,8 +269,8 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckOutputFile("-output", options.output));
   KVC_RETURN_IF_ERROR(CheckOutputFile("-report", options.report));
   if (options.sweep) return CompleteSweep(flags, options);
-  if (!options.report.empty()) return Fault("-report needs -sweep");
-  if (flags.IsSet("rope-theta") && !options.inspect) return Fault("-rope-theta needs -inspect");
+  KVC_RETURN_IF_ERROR(NeedsMode(flags, kSweepFlags, "sweep"));
+  if (!options.inspect) KVC_RETURN_IF_ERROR(NeedsMode(flags, kInspectFlags, "inspect"));
   if (options.inspect) return CompleteInspect(flags, options);
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));

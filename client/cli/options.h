@@ -34,9 +34,19 @@ struct CliOptions {
   int64_t threads = 0;
   absl::Duration timeout;
   bool inspect = false;
-  double rope_theta = 0;  // of -inspect; 0: the rotation is left alone
+  std::string format = "table";     // of -inspect: table, json or csv
+  bool per_head = false;            // of -inspect
+  double rope_theta = 0;            // of -inspect; 0: the rotation is left alone
+  std::string rope_pairs = "half";  // half or interleaved
+  int64_t rope_dims = 0;            // 0: all channels
+  int64_t rope_start = 0;
   bool sweep = false;
   std::string report;
+  // Of -sweep; 0: no limit.
+  double max_key_mae = 0;
+  double max_value_mae = 0;
+  double min_key_cosine = 0;
+  double min_value_cosine = 0;
   bool version = false;
 };
 

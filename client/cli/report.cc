@@ -5,7 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "client/cli/analysis_table.h"
 #include "client/cli/constants_warning.h"
+#include "client/cli/inspect_data.h"
 #include "client/cli/printable.h"
 #include "client/cli/table.h"
 #include "core/base/status_macros.h"
@@ -179,17 +181,29 @@ std::vector<std::string> ReportWarnings(const FileReport& report) {
   return ConstantsWarnings(measured);
 }
 
-absl::StatusOr<Analysis> Inspect(const Input& file, double rope_theta) {
+absl::StatusOr<Inspection> Inspect(const Input& file, const InspectOptions& options) {
   const safetensors::Header& header = file.header();
   if (!IsCompressedFile(header)) {
-    KVC_ASSIGN_OR_RETURN(Analysis analysis, AnalyzeFile(file, header, rope_theta));
-    analysis.text.insert(0, DescribePlain(header, file.size()));
-    return analysis;
+    KVC_ASSIGN_OR_RETURN(const FileAnalysis analysis, AnalyzeFile(file, header, options.analysis));
+    switch (options.format) {
+      case InspectFormat::kJson: return Inspection{PlainJson(header, file.size(), analysis), analysis.warnings};
+      case InspectFormat::kCsv: return Inspection{PlainCsv(analysis), analysis.warnings};
+      case InspectFormat::kTable: break;
+    }
+    return Inspection{DescribePlain(header, file.size()) + AnalysisTables(analysis), analysis.warnings};
   }
-  if (rope_theta != 0) return absl::InvalidArgumentError("-rope-theta is for plain files, and this one is compressed");
+  const std::string_view unfit = options.analysis.rotation.theta != 0 ? "-rope-theta"
+                                 : options.analysis.per_head          ? "-per-head"
+                                                                      : "";
+  if (!unfit.empty()) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s is for plain files, and this one is compressed", unfit));
+  }
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(file, header));
-  KVC_ASSIGN_OR_RETURN(std::string text, DescribeCompressed(compressed, file));
-  return Analysis{.text = std::move(text)};
+  absl::StatusOr<std::string> text = options.format == InspectFormat::kJson  ? CompressedJson(compressed, file)
+                                     : options.format == InspectFormat::kCsv ? CompressedCsv(compressed, file)
+                                                                             : DescribeCompressed(compressed, file);
+  if (!text.ok()) return text.status();
+  return Inspection{.text = *std::move(text)};
 }
 
 }  // namespace kvcompress

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "client/cli/analysis_table.h"
+#include "client/cli/file_analysis.h"
 #include "client/file/file_codec.h"
 #include "client/file/input.h"
 
@@ -19,8 +19,20 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
 // What a user should know of a run that compressed: a line each, which the JSON has as "warnings", too.
 std::vector<std::string> ReportWarnings(const FileReport& report);
 
-// What a safetensors file holds, for people: of a compressed file, what its frames say of themselves; of any other,
-// what its values are like (analysis_table.h).
-absl::StatusOr<Analysis> Inspect(const Input& file, double rope_theta);
+enum class InspectFormat { kTable, kJson, kCsv };
+
+struct InspectOptions {
+  InspectFormat format = InspectFormat::kTable;
+  AnalysisOptions analysis = {};
+};
+
+struct Inspection {
+  std::string text;
+  std::vector<std::string> warnings = {};  // a line each
+};
+
+// What a safetensors file holds, as a table for people or as data (inspect_data.h): of a compressed file, what its
+// frames say of themselves; of any other, what its values are like (file_analysis.h).
+absl::StatusOr<Inspection> Inspect(const Input& file, const InspectOptions& options);
 
 }  // namespace kvcompress

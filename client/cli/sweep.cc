@@ -46,6 +46,8 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     "quant(bits=5,per=channel,layout=bytes)|rans", "quant(bits=6,per=channel,layout=bytes)|rans",
     "quant(bits=8,per=channel,layout=bytes)|rans", "quant(bits=10,per=channel,layout=bytes)|rans",
     "blocknorm(bits=4)", "blocknorm(bits=6)", "blocknorm(bits=8)", "blocknorm(bits=10)",
+    "truncate(mantissa=4)|planes|rans", "truncate(mantissa=5)|planes|rans", "truncate(mantissa=7)|planes|rans",
+    "clip_range(low=1,high=99)|quant(bits=8)", "clip_sigma(sigma=3)|quant(bits=8)",
     "bounded(min_snr=20)", "bounded(min_snr=40)", "bounded(min_cosine=0.9999)",
     // clang-format on
 });
@@ -129,6 +131,11 @@ std::vector<std::string> SweepSpecs() {
     }
   }
   for (const std::string_view extra : kExtraSpecs) add(extra);
+  for (const int block : {64, 128, 256}) {
+    for (const double topk : {0.02, 0.05, 0.1}) {
+      for (const int bits : {8, 10}) add(absl::StrFormat("blocknorm(block=%d,topk=%g,bits=%d)", block, topk, bits));
+    }
+  }
   return specs;
 }
 

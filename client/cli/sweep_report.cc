@@ -76,6 +76,7 @@ Json ToJson(const KindFigures& figures) {
   Json json = {{"bits_per_value", figures.bits_per_value}, {"snr_db", Decibels(figures.quality.snr_db)}};
   if (figures.quality.token_snr_db) json["token_snr_db"] = Decibels(figures.quality.token_snr_db);
   json["cosine_similarity"] = figures.quality.cosine_similarity;
+  json["mean_abs_error"] = figures.quality.mean_abs_error;
   json["rmse"] = figures.quality.rmse;
   json["max_error"] = figures.quality.max_error;
   return json;
@@ -115,6 +116,35 @@ void AddPareto(const FileSample& sample, const SweepResult& result, Json& specs)
   }
 }
 
+bool KeepsLimits(const FileSample& sample, const SpecFigures& spec, const SweepLimits& limits) {
+  const auto keeps = [&](Kind kind, double max_mae, double min_cosine) {
+    const KindFigures figures = FiguresOf(sample, spec, kind);
+    if (figures.tensors == 0) return true;
+    return (max_mae == 0 || figures.quality.mean_abs_error <= max_mae) &&
+           figures.quality.cosine_similarity >= min_cosine;
+  };
+  return keeps(Kind::kKeys, limits.max_key_mae, limits.min_key_cosine) &&
+         keeps(Kind::kValues, limits.max_value_mae, limits.min_value_cosine);
+}
+
+// Says of each spec whether it keeps the limits, and which of those is the smallest.
+void AddLimits(const FileSample& sample, const SweepResult& result, Json& json) {
+  const SweepLimits& limits = result.limits;
+  if (!limits.any()) return;
+  json["limits"] = {{"max_key_mae", limits.max_key_mae > 0 ? Json(limits.max_key_mae) : Json(nullptr)},
+                    {"max_value_mae", limits.max_value_mae > 0 ? Json(limits.max_value_mae) : Json(nullptr)},
+                    {"min_key_cosine", limits.min_key_cosine > 0 ? Json(limits.min_key_cosine) : Json(nullptr)},
+                    {"min_value_cosine", limits.min_value_cosine > 0 ? Json(limits.min_value_cosine) : Json(nullptr)}};
+  const SpecFigures* best = nullptr;
+  for (size_t i = 0; i < result.specs.size(); ++i) {
+    const SpecFigures& spec = result.specs[i];
+    const bool keeps = KeepsLimits(sample, spec, limits);
+    json["specs"][i]["within_limits"] = keeps;
+    if (keeps && (best == nullptr || spec.compressed_bytes < best->compressed_bytes)) best = &spec;
+  }
+  json["smallest_within_limits"] = best == nullptr ? Json(nullptr) : Json(best->spec);
+}
+
 Json SummaryJson(const FileSample& sample, const SweepResult& result) {
   Json json;
   json["input"] = result.input;
@@ -126,6 +156,7 @@ Json SummaryJson(const FileSample& sample, const SweepResult& result) {
   json["specs"] = Json::array();
   for (const SpecFigures& spec : result.specs) json["specs"].push_back(SpecJson(sample, result.input, spec));
   AddPareto(sample, result, json["specs"]);
+  AddLimits(sample, result, json);
   json["refused"] = Json::array();
   for (const auto& [spec, why] : result.refused) json["refused"].push_back({{"spec", spec}, {"error", why}});
   return json;

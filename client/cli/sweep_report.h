@@ -10,8 +10,19 @@
 // What -sweep gives to its user.
 namespace kvcompress {
 
+// What keys and values must keep, each kind's figures as a run reports them; 0: no such limit.
+struct SweepLimits {
+  double max_key_mae = 0;
+  double max_value_mae = 0;
+  double min_key_cosine = 0;
+  double min_value_cosine = 0;
+
+  bool any() const { return max_key_mae > 0 || max_value_mae > 0 || min_key_cosine > 0 || min_value_cosine > 0; }
+};
+
 struct SweepResult {
-  std::string input;        // path, as it was given
+  std::string input;  // path, as it was given
+  SweepLimits limits;
   double copy_seconds = 0;  // of memcpy over all tensors
   std::vector<SpecFigures> specs;
   std::vector<std::pair<std::string, std::string>> refused;  // specs that do not take the values, and why

@@ -142,6 +142,24 @@ void AddLag1(const Geometry& geometry, std::span<const float> values, TensorAnal
   analysis.lag1_correlation = variance > 0 ? covariance / variance : 0;
 }
 
+// `values` are finite F32 values.
+TensorAnalysis::CastError CastErrorOf(std::span<const float> values, DType to) {
+  TensorAnalysis::CastError error;
+  for (const float x : values) {
+    const float y = RoundTo(to, x);
+    if (!std::isfinite(y)) {
+      ++error.overflows;
+      continue;
+    }
+    const double off = std::fabs(static_cast<double>(x) - y);
+    error.mean_abs += off;
+    error.max_abs = std::max(error.max_abs, off);
+  }
+  const uint64_t counted = values.size() - error.overflows;
+  if (counted > 0) error.mean_abs /= static_cast<double>(counted);
+  return error;
+}
+
 double Bound(size_t size, double bits) { return size == 0 ? 0 : 8 * static_cast<double>(size) / bits; }
 
 double Sum(std::span<const double> terms) {
@@ -174,38 +192,61 @@ TensorAnalysis AnalyzeTensor(const TensorDesc& tensor, ByteSpan values) {
   AddLag1(geometry, floats, analysis);
   std::erase_if(floats, [](float x) { return !std::isfinite(x); });
   AddMoments(floats, analysis);
+  if (tensor.dtype == DType::kF32) {
+    analysis.f16_cast = CastErrorOf(floats, DType::kF16);
+    analysis.bf16_cast = CastErrorOf(floats, DType::kBF16);
+  }
   AddPercentiles(floats, analysis);
   return analysis;
 }
 
-bool CanUnrotate(const TensorDesc& tensor) { return tensor.shape.size() >= 2 && tensor.shape.back() % 2 == 0; }
+bool CanUnrotate(const TensorDesc& tensor, const Rotation& rotation) {
+  if (tensor.shape.size() < 2) return false;
+  const uint64_t dims = rotation.dims == 0 ? tensor.shape.back() : rotation.dims;
+  return dims % 2 == 0 && dims <= tensor.shape.back();
+}
 
-std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, double theta,
-                                std::span<const uint64_t> first_positions) {
-  std::vector<std::byte> result(values.size());
+std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, const Rotation& rotation,
+                                std::span<const uint64_t> first_tokens) {
+  std::vector<std::byte> result(values.begin(), values.end());
   const Geometry geometry = GeometryOf(tensor, values.size() / DTypeSize(tensor.dtype));
-  const size_t half = geometry.channels / 2;
-  std::vector<double> frequencies(half);
-  for (size_t i = 0; i < half; ++i) {
-    frequencies[i] = std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
+  const size_t pairs = (rotation.dims == 0 ? geometry.channels : rotation.dims) / 2;
+  std::vector<double> frequencies(pairs);
+  for (size_t i = 0; i < pairs; ++i) {
+    frequencies[i] = std::pow(rotation.theta, -static_cast<double>(i) / static_cast<double>(pairs));
   }
   for (size_t head = 0; head < geometry.heads; ++head) {
-    const uint64_t first = head < first_positions.size() ? first_positions[head] : 0;
+    const uint64_t first = rotation.start + (head < first_tokens.size() ? first_tokens[head] : 0);
     for (size_t token = 0; token < geometry.tokens; ++token) {
       const size_t row = (head * geometry.tokens + token) * geometry.channels;
       const auto position = static_cast<double>(first + token);
-      for (size_t i = 0; i < half; ++i) {
+      for (size_t i = 0; i < pairs; ++i) {
         const double angle = position * frequencies[i];
         const double c = std::cos(angle);
         const double s = std::sin(angle);
-        const double x = LoadAsF32(tensor.dtype, values.data(), row + i);
-        const double y = LoadAsF32(tensor.dtype, values.data(), row + i + half);
-        StoreFromF32(tensor.dtype, static_cast<float>(c * x + s * y), result.data(), row + i);
-        StoreFromF32(tensor.dtype, static_cast<float>(c * y - s * x), result.data(), row + i + half);
+        const size_t one = row + (rotation.interleaved ? 2 * i : i);
+        const size_t other = rotation.interleaved ? one + 1 : one + pairs;
+        const double x = LoadAsF32(tensor.dtype, values.data(), one);
+        const double y = LoadAsF32(tensor.dtype, values.data(), other);
+        StoreFromF32(tensor.dtype, static_cast<float>(c * x + s * y), result.data(), one);
+        StoreFromF32(tensor.dtype, static_cast<float>(c * y - s * x), result.data(), other);
       }
     }
   }
   return result;
+}
+
+double MeanDifference(DType dtype, ByteSpan a, ByteSpan b) {
+  const size_t count = std::min(a.size(), b.size()) / DTypeSize(dtype);
+  double sum = 0;
+  uint64_t finite = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const double difference = static_cast<double>(LoadAsF32(dtype, a.data(), i)) - LoadAsF32(dtype, b.data(), i);
+    if (!std::isfinite(difference)) continue;
+    sum += std::fabs(difference);
+    ++finite;
+  }
+  return finite > 0 ? sum / static_cast<double>(finite) : 0;
 }
 
 }  // namespace kvcompress

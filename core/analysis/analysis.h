@@ -33,6 +33,16 @@ struct TensorAnalysis {
 
   // max|x| of the largest channel (index on the last axis) over that of the median channel; 0 when that is 0.
   double channel_outlier = 0;
+  // Of F32 values: what rounding them to F16 and to bfloat16 would cost, each value that stays finite in it counted;
+  // and how many would not.
+  struct CastError {
+    double mean_abs = 0;
+    double max_abs = 0;
+    uint64_t overflows = 0;
+  };
+  CastError f16_cast;
+  CastError bf16_cast;
+
   // Correlation of a value and the next token's in the same channel and head, each sequence's own mean removed.
   double lag1_correlation = 0;
 
@@ -47,14 +57,27 @@ struct TensorAnalysis {
 // 1 has one channel.
 TensorAnalysis AnalyzeTensor(const TensorDesc& tensor, ByteSpan values);
 
-// Whether the tensor can have a rotary embedding: rank 2 or more and an even number of channels.
-bool CanUnrotate(const TensorDesc& tensor);
+// A rotary position embedding: of the first `dims` channels of a head (all, where it is 0) pair i of dims / 2 is turned
+// by position * theta^(-2i/dims).
+struct Rotation {
+  double theta = 0;
+  // Which channels are pair i: 2i and 2i + 1 (GPT-J, GPT-NeoX's older checkpoints), else i and i + dims / 2 (Llama in
+  // transformers and vLLM).
+  bool interleaved = false;
+  uint64_t dims = 0;
+  uint64_t start = 0;  // position of a tensor's first token
+};
 
-// Undoes a rotary position embedding by the half-split convention (Llama in transformers, vLLM): channels i and
-// i + d/2 of d are a pair, turned by position * theta^(-2i/d). Positions count along the tokens from 0, or, where
-// `first_positions` has an entry for each head, from that. The result is rounded to the tensor's dtype, so that turning
-// it back does not give the same bits. Only for a tensor that CanUnrotate.
-std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, double theta,
-                                std::span<const uint64_t> first_positions = {});
+// Whether the tensor can have it: rank 2 or more, and as many channels, in pairs.
+bool CanUnrotate(const TensorDesc& tensor, const Rotation& rotation);
+
+// Undoes a rotation. Positions count along the tokens from rotation.start, or, where `first_tokens` has an entry for
+// each head, from that many tokens later. The result is rounded to the tensor's dtype, so that turning it back does not
+// give the same bits. Only for a tensor that CanUnrotate.
+std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, const Rotation& rotation,
+                                std::span<const uint64_t> first_tokens = {});
+
+// The mean of |a - b| over the values that are finite in both; 0 without any.
+double MeanDifference(DType dtype, ByteSpan a, ByteSpan b);
 
 }  // namespace kvcompress

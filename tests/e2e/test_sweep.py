@@ -51,6 +51,30 @@ def test_json_gives_each_spec_its_figures(swept):
     assert specs["int8(group=64)"]["snr_db"] > specs["int4(group=64)"]["snr_db"] + 20
 
 
+def test_keys_and_values_have_limits_of_their_own(bin_dir, sample, swept):
+    """The published thresholds of the block-norm grid, whose 18 points every sweep has."""
+    grid = {f"blocknorm(block={block},topk={topk},bits={bits})" for block in (64, 128, 256) for topk in (0.02, 0.05, 0.1)
+            for bits in (8, 10)}
+    assert grid <= {spec["spec"] for spec in swept[0]["specs"]}
+    assert "limits" not in swept[0] and "within_limits" not in swept[0]["specs"][0]
+    done = run(bin_dir, "-sweep", "-input", sample, "-max-key-mae", "0.01", "-max-value-mae", "0.002", "-min-key-cosine",
+               "0.9999", "-min-value-cosine", "0.9999")
+    result = json.loads(done.stdout)
+    assert result["limits"] == {"max_key_mae": 0.01, "max_value_mae": 0.002, "min_key_cosine": 0.9999,
+                                "min_value_cosine": 0.9999}
+    within = [spec for spec in result["specs"] if spec["within_limits"]]
+    for spec in result["specs"]:
+        keys, values = spec["keys"], spec["values"]
+        keeps = (keys["mean_abs_error"] <= 0.01 and values["mean_abs_error"] <= 0.002 and
+                 keys["cosine_similarity"] >= 0.9999 and values["cosine_similarity"] >= 0.9999)
+        assert keeps == spec["within_limits"], spec["spec"]
+    assert 0 < len(within) < len(result["specs"])
+    smallest = max(within, key=lambda spec: spec["compression_ratio"])
+    assert result["smallest_within_limits"] == smallest["spec"]
+    # A limit on keys says nothing of values.
+    assert any(spec["keys"]["mean_abs_error"] <= 0.01 and not spec["within_limits"] for spec in result["specs"])
+
+
 def test_names_are_points_or_stand_beside_theirs(bin_dir, sample, swept, tmp_path):
     named = {spec["name"]: spec for spec in swept[0]["specs"] if spec["name"] is not None}
     assert set(named) == {"lossless", "lossless-fast", "near-lossless", "int8", "int4", "mixed"}

@@ -110,42 +110,75 @@ TEST(AnalyzeTensor, NothingFinite) {
   EXPECT_EQ(analysis.lag1_correlation, 0);
 }
 
-// What a model does to a key of `d` channels at a position.
-void Rotate(std::span<float> key, uint64_t position, double theta) {
-  const size_t half = key.size() / 2;
-  for (size_t i = 0; i < half; ++i) {
+// What a model does to a key at a position.
+void Rotate(std::span<float> key, uint64_t position, const Rotation& rotation) {
+  const size_t dims = rotation.dims == 0 ? key.size() : rotation.dims;
+  for (size_t i = 0; i < dims / 2; ++i) {
     const double angle = static_cast<double>(position) *
-                         std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(key.size()));
-    const double x = key[i];
-    const double y = key[i + half];
-    key[i] = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
-    key[i + half] = static_cast<float>(y * std::cos(angle) + x * std::sin(angle));
+                         std::pow(rotation.theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
+    float& one = key[rotation.interleaved ? 2 * i : i];
+    float& other = key[rotation.interleaved ? 2 * i + 1 : i + dims / 2];
+    const double x = one;
+    const double y = other;
+    one = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
+    other = static_cast<float>(y * std::cos(angle) + x * std::sin(angle));
   }
 }
 
-TEST(Unrotate, GivesBackWhatWasRotated) {
+TEST(Unrotate, GivesBackWhatWasRotatedInEveryConvention) {
   std::mt19937 random(1);
   std::vector<float> values(2 * 300 * 8);
   for (float& value : values) value = Bell(random);
-  for (const bool shifted : {false, true}) {
-    std::vector<uint64_t> first;
-    if (shifted) first = {1000, 77};
-    std::vector<float> rotated = values;
-    for (size_t row = 0; row < 600; ++row) {
-      Rotate(std::span(rotated).subspan(row * 8, 8), row % 300 + (shifted ? first[row / 300] : 0), 10000);
-    }
-    const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF32, {1, 2, 300, 8});
-    const std::vector<std::byte> result = Unrotate(tensor, Values(DType::kF32, rotated), 10000, first);
-    for (size_t i = 0; i < values.size(); ++i) {
-      ASSERT_NEAR(LoadAsF32(DType::kF32, result.data(), i), values[i], 2e-6) << i;
+  for (const Rotation& rotation :
+       {Rotation{.theta = 10000}, Rotation{.theta = 10000, .interleaved = true}, Rotation{.theta = 500, .dims = 6},
+        Rotation{.theta = 500, .interleaved = true, .dims = 4, .start = 777}, Rotation{.theta = 1e6, .start = 3}}) {
+    for (const bool shifted : {false, true}) {
+      std::vector<uint64_t> first;
+      if (shifted) first = {1000, 77};
+      std::vector<float> rotated = values;
+      for (size_t row = 0; row < 600; ++row) {
+        Rotate(std::span(rotated).subspan(row * 8, 8), rotation.start + row % 300 + (shifted ? first[row / 300] : 0),
+               rotation);
+      }
+      const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF32, {1, 2, 300, 8});
+      const std::vector<std::byte> in = Values(DType::kF32, rotated);
+      const std::vector<std::byte> result = Unrotate(tensor, in, rotation, first);
+      double difference = 0;
+      for (size_t i = 0; i < values.size(); ++i) {
+        ASSERT_NEAR(LoadAsF32(DType::kF32, result.data(), i), values[i], 2e-6) << i;
+        difference += std::fabs(values[i] - rotated[i]);
+      }
+      EXPECT_NEAR(MeanDifference(DType::kF32, in, result), difference / static_cast<double>(values.size()), 1e-6);
     }
   }
 }
 
 TEST(Unrotate, NeedsPairsOfChannels) {
-  EXPECT_TRUE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 4})));
-  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5})));
-  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {4})));
+  EXPECT_TRUE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 4}), {}));
+  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {}));
+  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {4}), {}));
+  EXPECT_TRUE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 4}));
+  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 6}));
+  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 3}));
+}
+
+TEST(MeanDifference, LeavesOutWhatIsNotFinite) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const auto a = Values(DType::kF16, {1, 2, infinity, 4});
+  const auto b = Values(DType::kF16, {1.5f, 1, 3, 4});
+  EXPECT_DOUBLE_EQ(MeanDifference(DType::kF16, a, b), 0.5);
+  EXPECT_EQ(MeanDifference(DType::kF16, {}, {}), 0);
+}
+
+TEST(AnalyzeTensor, TheErrorOfACastIsThatOfRounding) {
+  const TensorAnalysis analysis =
+      AnalyzeTensor(MakeTensor("a", DType::kF32, {4}), Values(DType::kF32, {1, 1.0f + 0x1p-12f, 70000, std::nanf("")}));
+  EXPECT_EQ(analysis.f16_cast.overflows, 1u);
+  EXPECT_DOUBLE_EQ(analysis.f16_cast.mean_abs, 0x1p-13);
+  EXPECT_DOUBLE_EQ(analysis.f16_cast.max_abs, 0x1p-12);
+  EXPECT_EQ(analysis.bf16_cast.overflows, 0u);
+  EXPECT_DOUBLE_EQ(analysis.bf16_cast.max_abs, 70144 - 70000);
+  EXPECT_EQ(AnalyzeTensor(MakeTensor("a", DType::kF16, {1}), Values(DType::kF16, {1})).f16_cast.max_abs, 0);
 }
 
 }  // namespace
