@@ -197,7 +197,7 @@ def test_inspect_says_what_values_are_like(bin_dir, sample, tmp_path):
         bits -= (p[p > 0] * np.log2(p[p > 0])).sum()
     plain = re.search(r'^"layer_3_key" +[\d.]+ +[\d.]+ [\d.]+ +[\d.]+ [\d.]+ +([\d.]+) ', text, re.M).group(1)
     assert float(plain) == pytest.approx(16 / bits, abs=0.0006)
-    assert len(re.findall(r'^"layer_\d_key" unrotated ', text, re.M)) == 2 * 6
+    assert len(re.findall(r'^"layer_\d_key" unrotated ', text, re.M)) == 3 * 6
     assert not re.search(r'_value" unrotated', text)
     assert "unrotated" not in run(bin_dir, "-inspect", sample).stdout
 

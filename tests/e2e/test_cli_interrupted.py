@@ -55,6 +55,18 @@ def test_a_timeout_that_passes(bin_dir, tmp_path, slow_input, daemon, remote):
     assert list(tmp_path.iterdir()) == [slow_input]
 
 
+def test_what_a_killed_run_left_goes_with_the_next_one(bin_dir, sample, tmp_path, slow_input):
+    client = start(bin_dir, "-input", slow_input, "-output", tmp_path / "out", "-codec", SLOW_CODEC)
+    wait_for_temporary(tmp_path)
+    client.kill()
+    client.communicate(timeout=30)
+    (left,) = tmp_path.glob(".kvcompress-*.tmp")
+    assert run(bin_dir, "-input", sample, "-output", tmp_path / "other").returncode == 0
+    assert left.exists()
+    assert run(bin_dir, "-input", sample, "-output", tmp_path / "out").returncode == 0
+    assert not list(tmp_path.glob(".kvcompress-*"))
+
+
 # Interruption, and the terminal.
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
