@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from cli_helpers import environment, write_file
-from daemon_helpers import page, page_value, wait_for
+from daemon_helpers import Client, Feed, page, page_value, wait_for
 
 LONG = os.environ.get("KVC_TIER") == "long"
 SHM = pathlib.Path("/dev/shm")
@@ -45,6 +45,7 @@ def regions(server):
     return page_value(page(server.metrics_address), "kvcompress_shared_memory_regions")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_an_interrupted_command_line_leaves_no_shared_memory(daemon, bin_dir, tmp_path, prefix, number):
     server = daemon("--shared-memory", prefix)
@@ -65,6 +66,7 @@ def test_an_interrupted_command_line_leaves_no_shared_memory(daemon, bin_dir, tm
     wait_for(lambda: left(prefix) == [] and regions(server) == 0, "an empty /dev/shm")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_an_interrupted_python_client_leaves_no_shared_memory(daemon, tmp_path, prefix, number):
     server = daemon("--shared-memory", prefix)
@@ -82,7 +84,6 @@ def test_an_interrupted_python_client_leaves_no_shared_memory(daemon, tmp_path, 
 
 def test_an_object_of_a_dead_stream_is_removed(daemon, stubs, prefix):
     """What a client made under its stream's keys, and the daemon never heard of."""
-    from daemon_helpers import Client, Feed
     server = daemon("--shared-memory", prefix)
     client = Client(server, stubs)
     feed = Feed(client.pb.SharedMemoryRequest(status=client.pb.SharedMemoryStatus()))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 
+import grpc
 import pytest
 from cli_helpers import environment, write_file
 from daemon_helpers import Client, Feed, failure_of_raw, page, page_value, random_array, wait_for
@@ -34,7 +35,6 @@ class Started:
         self._channels = []
 
     def channel(self, *options):
-        import grpc
         self._channels.append(grpc.insecure_channel(self.address, options=[("grpc.enable_http_proxy", 0), *options]))
         return self._channels[-1]
 
@@ -152,13 +152,11 @@ def standard_streams(pid):
 
 
 def test_no_socket_is_the_daemons_standard_error(bin_dir, tmp_path, stubs):
-    def close():
-        for fd in range(3):
-            os.close(fd)
     port_file = tmp_path / "ports"
     pid = os.fork()
     if pid == 0:  # a child without its standard streams, which subprocess does not start
-        close()
+        for fd in range(3):
+            os.close(fd)
         os.execv(bin_dir / "kv-compressd", ["kv-compressd", "--listen", "127.0.0.1:0", "--metrics-listen", "off",
                                            "--port-file", str(port_file)])
     try:

@@ -370,6 +370,42 @@ def register(requests, _):
         yield pb.SharedMemoryResponse(challenge=bytes(16), regions=regions).SerializeToString()
 
 
+def keys_under(connect, own):
+    """The keys that a client makes for a daemon that says these are its stream's own, and which way its call then
+    goes."""
+    keys = []
+
+    def register(requests, _):
+        for request in map(pb.SharedMemoryRequest.FromString, requests):
+            answer = pb.SharedMemoryResponse(challenge=bytes(16))
+            if request.HasField("status"):
+                answer.own_key_prefix = own
+            if request.HasField("register"):
+                keys.append(request.register.key)
+            if request.HasField("confirm"):
+                # Whoever is killed from here on would leave it.
+                assert not os.path.exists(f"/dev/shm{keys[-1]}")
+                answer.regions.add(name=request.confirm.name, region=7)
+            yield answer.SerializeToString()
+
+    with FakeServer(kvcompress.__version__, {"Capabilities": offer}, {"SharedMemory": register}) as server:
+        client = connect(server)
+        with pytest.raises(kvcompress.Unimplemented):
+            client.compress(values(2 * MIB))
+        client.close()
+        return keys, client.transport
+
+
+def test_keys_are_those_that_the_daemon_removes(connect):
+    (key,), _ = keys_under(connect, PREFIX + "own-")
+    assert key.startswith(f"/{PREFIX}own-")
+    (key,), _ = keys_under(connect, "")  # of a daemon that has none of a stream's own
+    assert key.startswith(f"/{PREFIX}")
+    keys, transport = keys_under(connect, "../own")
+    assert keys == []
+    assert transport.startswith("connection (")
+
+
 def within(buffer, **changes):
     where = pb.SharedMemoryRange(region=7, offset=buffer.offset, byte_size=100)
     for name, value in changes.items():
