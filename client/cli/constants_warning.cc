@@ -80,6 +80,7 @@ std::vector<std::string> ConstantsWarnings(std::span<const MeasuredTensor> tenso
     loss.constant = std::max(loss.constant, tensor.sums.max_channel_constant);
   }
   std::vector<std::string> warnings;
+  warnings.reserve(losses.size());
   for (const auto& [codec, loss] : losses) warnings.push_back(WarningText(codec, loss));
   return warnings;
 }
