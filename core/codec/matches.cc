@@ -45,11 +45,12 @@ class Finder {
     places_.fill(kNowhere);
   }
 
+  // Calls `found` with at most `limit` matches.
   template <typename Found>
-  void Find(Found found) {
+  void Find(size_t limit, Found found) {
     size_t literals = 0;  // begin here
     size_t distance = 0;  // of the last match
-    for (size_t at = 0; at + 8 <= raw_.size();) {
+    for (size_t at = 0; limit > 0 && at + 8 <= raw_.size();) {
       size_t before = 0;
       size_t length = 0;
       if (distance > 0 && Agree(at - distance, at, again_mask_)) {
@@ -69,6 +70,7 @@ class Finder {
       }
       size_t begin = at;
       for (; begin > literals && before > 0 && raw_[begin - 1] == raw_[before - 1]; ++length) --begin, --before;
+      --limit;
       found(Match{begin - literals, length, begin - before == distance ? 0 : begin - before});
       distance = begin - before;
       const size_t end = begin + length;
@@ -115,7 +117,7 @@ void FindMatches(ByteSpan raw, size_t run, Matches& matches) {
   found.clear();
   matches.literals.clear();
   size_t at = 0;
-  Finder(raw, run).Find([&](const Match& match) {
+  Finder(raw, run).Find(raw.size() / kMatchColumns, [&](const Match& match) {
     found.push_back(match);
     matches.literals.insert(matches.literals.end(), raw.begin() + static_cast<ptrdiff_t>(at),
                             raw.begin() + static_cast<ptrdiff_t>(at + match.literals));

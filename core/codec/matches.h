@@ -25,7 +25,7 @@ struct Matches {
 // The longest that may be asked for.
 inline constexpr size_t kMaxMatchLength = 32;
 
-// Matches of at least `run` bytes, 4 or more, in at most kMaxMatchedBytes.
+// Matches of at least `run` bytes, 4 or more, in at most kMaxMatchedBytes. Their columns have no more bytes than `raw`.
 void FindMatches(ByteSpan raw, size_t run, Matches& matches);
 
 // About the bits that order-0 coding takes for them.

@@ -68,7 +68,7 @@ def read_parts(stream, size):
     """The nine columns of the matches, and the literals."""
     require(len(stream) >= 45, "the sizes of the parts")
     count, *sizes = struct.unpack_from("<11I", stream, 1)
-    require(count <= size, "more matches than bytes")
+    require(9 * count <= size, "more matches than a stream has")
     rest, parts = stream[45:], []
     for place, coded_size in enumerate(sizes):
         raw_size = count

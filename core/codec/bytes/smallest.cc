@@ -97,7 +97,8 @@ size_t WriteMatches(const Matches& matches, MutableByteSpan out) {
 absl::Status DecodeMatches(ByteSpan encoded, MutableByteSpan raw) {
   if (encoded.size() < kMatchHeadBytes) return absl::DataLossError("smallest: stream ends early");
   const size_t count = LoadLE<uint32_t>(encoded.data() + 1);
-  if (count > raw.size()) return absl::DataLossError("smallest: more matches than bytes");
+  // Else a few bytes would ask for nine times the memory of a block.
+  if (count > raw.size() / kMatchColumns) return absl::DataLossError("smallest: more matches than a stream has");
   ByteSpan rest = encoded.subspan(kMatchHeadBytes);
   const auto read = [&](size_t place, MutableByteSpan part) -> absl::Status {
     const size_t size = LoadLE<uint32_t>(encoded.data() + 5 + 4 * place);

@@ -182,6 +182,24 @@ TEST_F(SmallestTest, SurvivesAnyBytes) {
   }
 }
 
+// Nine columns of one byte each, coded by rANS, would be as many matches as they are told to be.
+TEST_F(SmallestTest, ColumnsTakeNoMoreMemoryThanTheStream) {
+  const Bytes raw = RepeatingRows(150, 64, 10, 0.97);
+  Bytes encoded = Encode(raw);
+  ASSERT_EQ(encoded[0], std::byte{1});
+  Bytes decoded(raw.size());
+  ASSERT_THAT(codec_->Decode(encoded, decoded), IsOk());
+  for (const uint32_t count : {1067u, 9600u, 9601u, ~0u}) {
+    StoreLE(count, encoded.data() + 1);
+    EXPECT_THAT(codec_->Decode(encoded, decoded),
+                StatusIs(absl::StatusCode::kDataLoss, "smallest: more matches than a stream has"));
+  }
+  // Pairs that alternate: more matches than that could be found.
+  Bytes pairs;
+  for (size_t i = 0; i < 20'000; ++i) pairs.insert(pairs.end(), 4, static_cast<std::byte>(i * i % 251));
+  ExpectRoundTrip(pairs);
+}
+
 TEST_F(SmallestTest, RefusesLevelsThatAreNone) {
   const auto refused = [&](std::initializer_list<int> bytes, std::string_view text) {
     Bytes encoded;
