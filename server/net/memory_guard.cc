@@ -1,5 +1,6 @@
 #include "server/net/memory_guard.h"
 
+#include <fcntl.h>
 #include <linux/tcp.h>
 #include <malloc.h>
 #include <netinet/in.h>
@@ -7,9 +8,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <utility>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "core/base/status_macros.h"
 #include "core/base/thread.h"
@@ -33,12 +35,14 @@ uint64_t ReceivedBytes(int fd) {
 }
 
 // Resident memory of this process that no file and no shared memory is behind.
-uint64_t ResidentBytes() {
-  std::ifstream file("/proc/self/statm");
-  uint64_t total = 0;
+// `statm` is /proc/self/statm, open: three numbers of pages, all, resident, shared, and more.
+uint64_t ResidentBytes(int statm) {
+  char text[128];
+  const ssize_t size = pread(statm, text, sizeof(text), 0);
+  const std::vector<absl::string_view> fields = absl::StrSplit(absl::string_view(text, size < 0 ? 0 : size), ' ');
   uint64_t resident = 0;
   uint64_t shared = 0;
-  file >> total >> resident >> shared;
+  if (fields.size() < 3 || !absl::SimpleAtoi(fields[1], &resident) || !absl::SimpleAtoi(fields[2], &shared)) return 0;
   return (resident - std::min(shared, resident)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
@@ -96,13 +100,14 @@ void MemoryGuard::Run() {
   constexpr absl::Duration kUpdatePause = absl::Seconds(1);
   constexpr absl::Duration kClosing = absl::Milliseconds(100);
   constexpr absl::Duration kNoneToClose = absl::Milliseconds(20);
+  const int statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
   absl::MutexLock lock(&mutex_);
   Clock::time_point trimmed;
   for (absl::Duration pause = kPause; !mutex_.AwaitWithTimeout(absl::Condition(&stopping_), pause);) {
     pause = kPause;
     const Clock::time_point now = Clock::now();
     if (absl::FromChrono(now - updated_) >= kUpdatePause) Update();
-    const uint64_t resident = ResidentBytes();
+    const uint64_t resident = ResidentBytes(statm);
     if (resident <= options_.limit) continue;
     if (AllocatedBytes() > options_.limit) {
       Update();
@@ -113,6 +118,7 @@ void MemoryGuard::Run() {
       ReturnFreedMemory();
     }
   }
+  if (statm >= 0) close(statm);
 }
 
 void MemoryGuard::Update() {
