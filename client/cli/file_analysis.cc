@@ -103,6 +103,7 @@ absl::StatusOr<FileAnalysis> AnalyzeFile(const ByteSource& file, const Header& h
     if (analysis.rows[own].int4) measured_rows.push_back(own);
   }
   std::vector<MeasuredTensor> measured;
+  measured.reserve(measured_rows.size());
   for (const size_t row : measured_rows) {
     measured.push_back({analysis.rows[row].tensor, kReferenceCodec, *analysis.rows[row].int4});
   }

@@ -5,29 +5,27 @@
 namespace kvcompress::safetensors {
 namespace {
 
-using std::string_view_literals::operator""sv;
-
 struct Magic {
   std::string_view bytes;
   std::string_view what;
 };
 
 constexpr Magic kMagics[] = {
-    {"version https://git-lfs.github.com/spec/"sv,
+    {"version https://git-lfs.github.com/spec/",
      "a Git LFS pointer, not the file that it stands for: fetch that with git lfs pull"},
-    {"PK\x03\x04"sv, "a zip archive, as PyTorch (.pt, .bin) and NumPy (.npz) write them: convert it to safetensors"},
-    {"PK\x05\x06"sv, "an empty zip archive"},
-    {"GGUF"sv, "a GGUF file: convert it to safetensors"},
-    {"\x93NUMPY"sv, "a NumPy array (.npy): convert it to safetensors"},
-    {"\x89HDF\r\n\x1a\n"sv, "an HDF5 file: convert it to safetensors"},
-    {"\x1f\x8b"sv, "compressed with gzip: unpack it first"},
-    {"\x28\xb5\x2f\xfd"sv, "compressed with zstd: unpack it first"},
+    {"PK\x03\x04", "a zip archive, as PyTorch (.pt, .bin) and NumPy (.npz) write them: convert it to safetensors"},
+    {"PK\x05\x06", "an empty zip archive"},
+    {"GGUF", "a GGUF file: convert it to safetensors"},
+    {"\x93NUMPY", "a NumPy array (.npy): convert it to safetensors"},
+    {"\x89HDF\r\n\x1a\n", "an HDF5 file: convert it to safetensors"},
+    {"\x1f\x8b", "compressed with gzip: unpack it first"},
+    {"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"},
     {"\xfd"
-     "7zXZ\0"sv,
+     "7zXZ",
      "compressed with xz: unpack it first"},
-    {"BZh"sv, "compressed with bzip2: unpack it first"},
-    {"<!DOCTYPE html"sv, "an HTML page, perhaps in place of a download"},
-    {"<html"sv, "an HTML page, perhaps in place of a download"},
+    {"BZh", "compressed with bzip2: unpack it first"},
+    {"<!DOCTYPE html", "an HTML page, perhaps in place of a download"},
+    {"<html", "an HTML page, perhaps in place of a download"},
 };
 
 // Protocols 2 to 5. The length of a safetensors header may begin like this, too, but is followed by '{'.
