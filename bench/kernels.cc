@@ -28,6 +28,7 @@
 #include "core/frame/frame.h"
 #include "core/simd/error_sums.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/token_sums.h"
 #include "tests/testing/values.h"
 
 namespace kvcompress {
@@ -112,7 +113,7 @@ void Measure(benchmark::State& state, DType dtype) {
   Count(state);
 }
 
-// A codec chain as the daemon runs it: block by block, with the error sums.
+// A codec chain as the daemon runs it: block by block, with all figures.
 class ChainBench {
  public:
   explicit ChainBench(std::string_view spec)
@@ -123,7 +124,9 @@ class ChainBench {
     if (!Prepare(state)) return;
     for (auto _ : state) {
       ErrorSums sums;
+      totals_.Begin(TokenLayoutOf(tensor_));
       for (size_t i = 0; i < payloads_.size(); ++i) EncodeBlock(state, i, sums);
+      totals_.AddTo(sums);
       benchmark::DoNotOptimize(sums);
     }
     Count(state);
@@ -169,14 +172,17 @@ class ChainBench {
   void EncodeBlock(benchmark::State& state, size_t index, ErrorSums& sums) {
     const Block block = {tensor_, index * kDefaultBlockElements, kDefaultBlockElements,
                          ByteSpan(Source(DType::kF16)).subspan(index * kBlockBytes, kBlockBytes)};
-    const absl::StatusOr<size_t> size = chain_->EncodeBlock(block, state_, payloads_[index], &sums);
+    const absl::StatusOr<size_t> size = chain_->EncodeBlock(block, state_, payloads_[index], &sums, &tokens_);
     if (!size.ok()) return state.SkipWithError("a block cannot be encoded");
     sizes_[index] = *size;
+    totals_.Merge(tokens_);
   }
 
   const TensorDesc tensor_;
   const absl::StatusOr<CodecChain> chain_;
   ChainState state_;
+  TokenSums tokens_;
+  TokenTotals totals_;
   std::vector<std::vector<std::byte>> payloads_;
   std::vector<size_t> sizes_;
 };

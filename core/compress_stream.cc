@@ -36,6 +36,13 @@ struct EncodeTask : FramePlan {
 
   size_t width() const { return DTypeSize(header.tensor.dtype); }
 
+  // The most that a block of `count` values holds of sequences which it does not have whole.
+  uint64_t TokenBytes(size_t count) const {
+    const TokenLayout layout = TokenLayoutOf(header.tensor);
+    if (!layout.has_tokens() || header.block_count() == 1) return 0;
+    return std::min<uint64_t>(2 * layout.channels, count) * kMomentPlanes * sizeof(double);
+  }
+
   // The first block to come looks at the whole tensor; the others wait for it.
   absl::Status Analyze() {
     std::call_once(analyzed, [this] {
@@ -246,19 +253,20 @@ absl::Status CompressStream::Compress(TensorDesc tensor, std::string_view codec,
 
 void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64_t index, BlockInput input) {
   auto block = std::make_shared<EncodedBlock>();
-  const uint64_t value_bytes = task->header.BlockElements(index) * task->width();
+  const size_t count = task->header.BlockElements(index);
+  const uint64_t held_bytes = count * task->width() + task->TokenBytes(count);
   if (task->buffers != nullptr) {
     const bool last = index + 1 == task->header.block_count();
     block->output.set_buffer(task->buffers->Take(task->BlockBytes(index), last));
   }
-  bytes_in_flight_ += value_bytes;
+  bytes_in_flight_ += held_bytes;
   auto work = [this, task, index, block, input = std::move(input)]() mutable {
     block->copied_bytes = input.copied_bytes;
     if (!cancelled_) block->status = EncodeBlock(*task, index, input, *block);
     input = {};  // its owners learn that it is read no more before the block comes out
   };
-  auto deliver = [this, task, index, block, value_bytes] {
-    bytes_in_flight_ -= value_bytes;
+  auto deliver = [this, task, index, block, held_bytes] {
+    bytes_in_flight_ -= held_bytes;
     if (cancelled_ || failed_) return;
     if (!block->status.ok()) {
       failed_ = true;

@@ -263,15 +263,21 @@ absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums
                                  simd::TokenMeter* tokens) const {
   if (sums == nullptr && tokens == nullptr) return absl::OkStatus();
   const DType dtype = block.tensor.dtype;
-  ByteSpan decoded = block.values;
+  const std::byte* values = block.values.data();
+  const std::byte* decoded = values;
   if (!lossless()) {  // what decodes to the same bits measures as itself
-    Buffer& values = ThreadScratch().decoded;
-    values.Resize(block.values.size());
-    KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload, values.span()));
-    decoded = values.span();
+    Buffer& buffer = ThreadScratch().decoded;
+    buffer.Resize(block.values.size());
+    KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload, buffer.span()));
+    decoded = buffer.data();
   }
-  if (sums != nullptr) simd::MeasureErrors(dtype, block.values.data(), decoded.data(), block.count, *sums);
-  if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded.data(), block.count, *tokens);
+  if (tokens != nullptr) simd::MeasureTokens(dtype, values, decoded, block.count, *tokens);
+  if (sums == nullptr) return absl::OkStatus();
+  if (tokens != nullptr && tokens->has_sums() && lossless()) {
+    sums->Merge(tokens->sums());
+  } else {
+    simd::MeasureErrors(dtype, values, decoded, block.count, *sums);
+  }
   return absl::OkStatus();
 }
 

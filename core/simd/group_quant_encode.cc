@@ -18,6 +18,9 @@ namespace {
 
 // How far ahead of their use values are fetched.
 constexpr size_t kPrefetchBytes = 8192;
+// How far ahead of the codes the lines are fetched that they are written to: stores that wait for memory would hold up
+// those of errors, which do not.
+constexpr size_t kPrefetchCodes = 1024;
 
 // ---- Codes
 
@@ -83,13 +86,13 @@ class Decoder<kT, true> {
 };
 #endif
 
-// What is measured on the way: nothing, ErrorSums, or these and what a TokenMeter takes.
+// What is measured on the way: nothing, ErrorSums, or all that a TokenMeter does.
 enum class Measure { kNothing, kErrors, kTokens };
 
 // Quantizes a group that is not unusual. Codes leave as bytes, or packed as 4-bit codes when kNibbles.
-template <DType kT, bool kNibbles, Measure kMeasure>
-HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, float divisor, uint8_t* out,
-                              LaneSums& sums, [[maybe_unused]] const scalar::Errors& errors) {
+template <DType kT, size_t kGroup, bool kNibbles, Measure kMeasure>
+HWY_INLINE void QuantizeGroup(const uint8_t* values, float scale, float divisor, uint8_t* out, LaneSums& sums,
+                              [[maybe_unused]] float* errors) {
   const DF df;
   constexpr size_t kSize = DTypeSize(kT);
   const Decoder<kT, kNibbles> decode(scale);
@@ -97,16 +100,18 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
   const auto measure = [&](size_t at, VF x, const Codes& codes) HWY_ATTR {
     if constexpr (kMeasure == Measure::kNothing) return;
     const VF error = hn::Sub(x, decode(codes));
-    sums.Add(x, error);
-    if constexpr (kMeasure != Measure::kTokens) return;
-    hn::StoreU(x, df, errors.x + at);
-    hn::StoreU(error, df, errors.errors + at);
+    if constexpr (kMeasure == Measure::kErrors) {
+      sums.Add(x, error);
+    } else {
+      hn::StoreU(error, df, errors + at);
+    }
   };
-  const size_t bytes = kNibbles ? group / 2 : group;
-  for (size_t i = 0; i < bytes; i += 16) {
+  constexpr size_t kBytes = kNibbles ? kGroup / 2 : kGroup;
+  for (size_t i = 0; i < kBytes; i += 16) {
     // Linear in i, so that each line is asked for once, although nibbles pair the two halves of a group.
     constexpr size_t kStep = 16 * kSize * (kNibbles ? 2 : 1);
     PrefetchAhead<kPrefetchBytes>(values + i / 16 * kStep, kStep);
+    if (i % kCacheLine == 0) PrefetchForWriting<kPrefetchCodes>(out + i);
     VU low_bytes[16 / kLanes];
     for (size_t v = 0; v < 16 / kLanes; ++v) {
       const size_t at = i + v * kLanes;
@@ -115,9 +120,9 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, size_t group, float scale, 
       measure(at, x, codes);
       low_bytes[v] = codes.bits;
       if constexpr (kNibbles) {
-        const VF upper = LoadF32<kT>(df, values + (at + bytes) * kSize);
+        const VF upper = LoadF32<kT>(df, values + (at + kBytes) * kSize);
         const Codes upper_codes = Round<kT>(upper, divisors);
-        measure(at + bytes, upper, upper_codes);
+        measure(at + kBytes, upper, upper_codes);
         low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
       }
     }
@@ -155,6 +160,7 @@ class Quantizer {
       if (next < groups_ && !Prepare(next, tiles[(i + 1) % 2])) return false;
       if (!Encode(begin, tiles[i % 2])) return false;
     }
+    if constexpr (kMeasure == Measure::kTokens) PassOn(groups_);
     return true;
   }
 
@@ -182,35 +188,57 @@ class Quantizer {
 
   HWY_NOINLINE bool Encode(size_t begin, const Tile& tile) {
     const size_t n = GroupsFrom(begin);
-    const uint8_t* values = values_ + begin * group_bytes_;
-    uint8_t* codes = codes_ + begin * code_bytes_;
-    const bool direct = kNibbles || format_.bits == 8;
     std::memcpy(scales_ + 2 * begin, tile.scale_bits, 2 * n);
-    LaneSums lanes = lanes_;
-    for (size_t g = 0; g < n; ++g) {
-      if (HWY_UNLIKELY(tile.unusual[g])) continue;
-      uint8_t* out = direct ? codes + g * code_bytes_ : unpacked_ + g * group_;
-      QuantizeGroup<kT, kNibbles, kMeasure>(values + g * group_bytes_, group_, tile.scale[g], tile.divisor[g], out,
-                                            lanes, ErrorsAt(g));
-      if constexpr (kMeasure != Measure::kNothing) {
-        additions_ += group_ / kLanes;
-        if (additions_ >= LaneSums::kFlushAfter) {
-          wide_.Flush(lanes);
-          additions_ = 0;
-        }
-      }
+    const bool direct = kNibbles || format_.bits == 8;
+    uint8_t* codes = codes_ + begin * code_bytes_;
+    uint8_t* out = direct ? codes : unpacked_;
+    switch (group_) {
+      case 32: EncodeGroups<32>(begin, n, tile, out); break;
+      case 64: EncodeGroups<64>(begin, n, tile, out); break;
+      default: EncodeGroups<kMaxGroup>(begin, n, tile, out);
     }
-    lanes_ = lanes;
     if (!direct) Pack(format_.bits, group_, unpacked_, n, codes);
     if (HWY_UNLIKELY(tile.any_unusual) && !EncodeUnusual(begin, tile)) return false;
-    if constexpr (kMeasure == Measure::kTokens) tokens_->Add(x_, errors_, n * group_);
+    if constexpr (kMeasure == Measure::kTokens) {
+      filled_ += n;
+      if ((filled_ + kTileGroups) * group_ > kErrors) PassOn(begin + n);
+    }
     return true;
   }
 
-  // Where the values and the errors of a group of the tile go.
-  HWY_INLINE scalar::Errors ErrorsAt(size_t g) {
-    if constexpr (kMeasure != Measure::kTokens) return {};
-    return {x_ + g * group_, errors_ + g * group_};
+  // Those of the tile that are not unusual.
+  template <size_t kGroup>
+  HWY_INLINE void EncodeGroups(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
+    const uint8_t* values = values_ + begin * kGroup * DTypeSize(kT);
+    float* errors = ErrorsAt(0);
+    LaneSums lanes = lanes_;
+    for (size_t g = 0; g < n; ++g) {
+      if (HWY_LIKELY(!tile.unusual[g])) {
+        QuantizeGroup<kT, kGroup, kNibbles, kMeasure>(values, tile.scale[g], tile.divisor[g], out, lanes, errors);
+        if constexpr (kMeasure == Measure::kErrors) {
+          additions_ += kGroup / kLanes;
+          if (additions_ >= LaneSums::kFlushAfter) {
+            wide_.Flush(lanes);
+            additions_ = 0;
+          }
+        }
+      }
+      values += kGroup * DTypeSize(kT);
+      out += kNibbles ? kGroup / 2 : kGroup;
+      if constexpr (kMeasure == Measure::kTokens) errors += kGroup;
+    }
+    lanes_ = lanes;
+  }
+
+  // Has the groups since the last call measured, which end with group `end`.
+  HWY_INLINE void PassOn(size_t end) {
+    tokens_->Add(kT, values_ + (end - filled_) * group_bytes_, errors_, filled_ * group_);
+    filled_ = 0;
+  }
+
+  // Where the errors of a group of the tile go.
+  HWY_INLINE float* ErrorsAt(size_t g) {
+    return kMeasure == Measure::kTokens ? errors_ + (filled_ + g) * group_ : nullptr;
   }
 
   // Groups whose scale or codes need the corrections of the definition.
@@ -218,10 +246,8 @@ class Quantizer {
     for (size_t g = begin; g < begin + GroupsFrom(begin); ++g) {
       if (!tile.unusual[g - begin]) continue;
       ++unusual_groups_;
-      const scalar::Errors errors = ErrorsAt(g - begin);
       if (!scalar::Quantize(format_, values_ + g * group_bytes_, group_, scales_ + 2 * g, codes_ + g * code_bytes_,
-                            kMeasure == Measure::kNothing ? nullptr : &unusual_sums_,
-                            kMeasure == Measure::kTokens ? &errors : nullptr)) {
+                            kMeasure == Measure::kErrors ? &unusual_sums_ : nullptr, ErrorsAt(g - begin))) {
         return false;
       }
     }
@@ -238,10 +264,10 @@ class Quantizer {
   uint8_t* scales_ = nullptr;
   uint8_t* codes_ = nullptr;
   HWY_ALIGN uint8_t unpacked_[kTileGroups * kMaxGroup] = {};
-  // The tile's values and errors.
-  static constexpr size_t kTileValues = kMeasure == Measure::kTokens ? kTileGroups * kMaxGroup : 1;
-  HWY_ALIGN float x_[kTileValues];
-  HWY_ALIGN float errors_[kTileValues];
+  // Errors are measured together: of so many tokens that it is worth while, and while they are in the cache.
+  static constexpr size_t kErrors = kMeasure == Measure::kTokens ? kTileGroups * kMaxGroup : 1;
+  HWY_ALIGN float errors_[kErrors];
+  size_t filled_ = 0;  // in groups
   LaneSums lanes_;
   WideSums wide_;
   ErrorSums unusual_sums_;
@@ -271,7 +297,7 @@ bool QuantizeWith(const GroupQuantFormat& format, std::span<const ValueRun> runs
     return quantizer.Run(values, groups, scale_out, code_out);
   };
   if (!ForEachRun(format, runs, scales, codes, fast)) return false;
-  if (kMeasure == Measure::kNothing || quantizer.AddSums(sums)) return true;
+  if (kMeasure != Measure::kErrors || quantizer.AddSums(sums)) return true;
   const auto exact = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
     return scalar::Quantize(format, values, groups * format.group, scale_out, code_out, sums);
   };
@@ -309,43 +335,6 @@ namespace kvcompress::simd {
 HWY_EXPORT(QuantizeGroups);
 HWY_EXPORT(CompiledTargetName);
 
-namespace {
-
-// Calls visit(values, count, scales, codes) for each group of the runs, in their order, the short one as well, until
-// one call returns false.
-template <typename Visit>
-bool ForEachGroup(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                  Visit visit) {
-  for (const ValueRun& run : runs) {
-    for (size_t at = 0; at < run.count; at += format.group, scales += 2) {
-      const size_t count = std::min(format.group, run.count - at);
-      const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
-      if (!visit(values, count, scales, codes)) return false;
-      codes += PackedBytes(format.bits, format.group, count);
-    }
-  }
-  return true;
-}
-
-// Measures the values one by one, and writes what is written already.
-bool MeasureTokensExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales,
-                          uint8_t* codes, TokenMeter& tokens) {
-  const auto measure = [&](const uint8_t* values, size_t count, uint8_t* scale_out, uint8_t* code_out) {
-    float x[kMaxGroup];
-    float e[kMaxGroup];
-    const scalar::Errors errors{x, e};
-    if (!scalar::Quantize(format, values, count, scale_out, code_out, nullptr, &errors)) return false;
-    for (size_t i = 0; i < count; ++i) tokens.AddExact(x[i], e[i]);
-    return true;
-  };
-  tokens.BeginExact();
-  const bool measured = ForEachGroup(format, runs, scales, codes, measure);
-  tokens.EndExact();
-  return measured;
-}
-
-}  // namespace
-
 bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
                   ErrorSums* sums, TokenMeter* tokens) {
   auto* scale_out = static_cast<uint8_t*>(scales);
@@ -357,17 +346,21 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
     const ValueRun& last = runs.back();
     const size_t tail = last.count % format.group;
     const auto* values = static_cast<const uint8_t*>(last.values) + (last.count - tail) * DTypeSize(format.dtype);
-    float x[kMaxGroup];
-    float e[kMaxGroup];
-    const scalar::Errors errors{x, e};
+    float errors[kMaxGroup];
     if (!scalar::Quantize(format, values, tail, scale_out + 2 * groups,
-                          code_out + PackedBytes(format.bits, format.group, groups * format.group), sums,
-                          tokens != nullptr ? &errors : nullptr)) {
+                          code_out + PackedBytes(format.bits, format.group, groups * format.group),
+                          tokens == nullptr ? sums : nullptr, tokens == nullptr ? nullptr : errors)) {
       return false;
     }
-    if (tokens != nullptr) tokens->Add(x, e, tail);
+    if (tokens != nullptr) tokens->Add(format.dtype, values, errors, tail);
   }
-  return tokens == nullptr || tokens->End() || MeasureTokensExactly(format, runs, scale_out, code_out, *tokens);
+  if (tokens == nullptr) return true;
+  if (tokens->End()) {
+    sums->Merge(tokens->sums());
+  } else {
+    scalar::MeasureExactly(format, runs, scale_out, code_out, *sums, *tokens);
+  }
+  return true;
 }
 
 bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,

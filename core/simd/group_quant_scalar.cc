@@ -135,7 +135,7 @@ float Decode(int code, float scale) {
 }  // namespace
 
 bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
-              ErrorSums* sums, const Errors* errors) {
+              ErrorSums* sums, float* errors) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
   Terms terms;
@@ -160,12 +160,9 @@ bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, 
       const int code = Code(x, scale, QMax(format.bits));
       slots[i] = static_cast<uint8_t>(code);
       if (!sums && !errors) continue;
-      const double error = double{x} - double{RoundTo(format.dtype, Decode(code, scale))};
-      if (sums) terms.Add(x, error);
-      if (errors) {
-        errors->x[begin + i] = x;
-        errors->errors[begin + i] = static_cast<float>(error);
-      }
+      const float decoded = RoundTo(format.dtype, Decode(code, scale));
+      if (sums) terms.Add(x, double{x} - double{decoded});
+      if (errors) errors[begin + i] = x - decoded;
     }
     code_out = PackGroup(format.bits, slots, (n + 7) / 8 * 8, code_out);
   }
@@ -189,6 +186,27 @@ void Dequantize(const GroupQuantFormat& format, const void* scales, const void* 
       StoreFromF32(format.dtype, Decode(code, F16ToF32(scale_bits)), values, begin + i);
     }
   }
+}
+
+void MeasureExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
+                    ErrorSums& sums, TokenMeter& tokens) {
+  auto* scale_out = static_cast<uint8_t*>(scales);
+  auto* code_out = static_cast<uint8_t*>(codes);
+  tokens.BeginExact();
+  for (const ValueRun& run : runs) {
+    for (size_t at = 0; at < run.count; at += format.group, scale_out += 2) {
+      const size_t count = std::min(format.group, run.count - at);
+      const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
+      float errors[kMaxGroup];
+      const bool held = Quantize(format, values, count, scale_out, code_out, &sums, errors);
+      for (size_t i = 0; i < count; ++i) {
+        const float x = LoadAsF32(format.dtype, values, i);
+        tokens.AddExact(held ? x : std::numeric_limits<float>::quiet_NaN(), held ? errors[i] : 0);
+      }
+      code_out += PackedBytes(format.bits, format.group, count);
+    }
+  }
+  tokens.EndExact();
 }
 
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {

@@ -37,13 +37,20 @@ HWY_INLINE void StoreAt(hn::Vec<D> v, D d, uint8_t* to) {
   hn::StoreU(hn::BitCast(bytes, v), bytes, to);
 }
 
+constexpr size_t kCacheLine = 64;
+
 // Fetches the `bytes` bytes that begin kDistance bytes after `at`; beyond the end of an array that does nothing.
 template <size_t kDistance>
 HWY_INLINE void PrefetchAhead(const uint8_t* at, size_t bytes) {
-  constexpr size_t kCacheLine = 64;
   for (size_t line = 0; line < bytes; line += kCacheLine) {
     hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(at) + kDistance + line));
   }
+}
+
+// Fetches the line that begins or lies kDistance bytes after `at`, which is about to be written to.
+template <size_t kDistance>
+HWY_INLINE void PrefetchForWriting(const uint8_t* at) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) + kDistance), 1);
 }
 
 // binary32 to binary16, to nearest even; NaN stays NaN.

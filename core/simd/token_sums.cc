@@ -19,27 +19,47 @@ TokenLayout TokenLayoutOf(const TensorDesc& tensor) {
   return layout.channels <= TokenLayout::kMaxChannels ? layout : TokenLayout();
 }
 
-void ChannelMoments::Merge(const ChannelMoments& other) {
-  if (other.count == 0) return;
-  const double all = count + other.count;
-  const double weight = other.count / all;
-  const double between = other.mean - mean;
-  const double error_between = other.error_mean - error_mean;
-  deviations += other.deviations + between * between * (count * weight);
-  error_deviations += other.error_deviations + error_between * error_between * (count * weight);
-  mean += between * weight;
-  error_mean += error_between * weight;
-  count = all;
+void ChannelMoments::Assign(size_t size) {
+  moments_.assign(kMomentPlanes * size, 0);
+  stride_ = size_ = size;
+}
+
+void ChannelMoments::Merge(const ChannelMoments& other, size_t first, size_t count, size_t to) {
+  const auto merge = [&](size_t i, MomentPlane mean, MomentPlane deviations, double share, double weight) {
+    const double between = other.plane(mean)[first + i] - plane(mean)[to + i];
+    plane(deviations)[to + i] += other.plane(deviations)[first + i] + between * between * weight;
+    plane(mean)[to + i] += between * share;
+  };
+  for (size_t i = 0; i < count; ++i) {
+    const double own = plane(kCount)[to + i];
+    const double added = other.plane(kCount)[first + i];
+    const double share = added > 0 ? added / (own + added) : 0;
+    plane(kCount)[to + i] = own + added;
+    merge(i, kMean, kDeviations, share, own * share);
+    merge(i, kErrorMean, kErrorDeviations, share, own * share);
+  }
 }
 
 void ChannelMoments::AddTo(ErrorSums& sums) const {
-  sums.token_count += static_cast<uint64_t>(count);
-  sums.token_deviations += deviations;
-  sums.token_error_deviations += error_deviations;
-  if (deviations > 0) {
-    const double constant = std::abs(mean) / std::sqrt(deviations / count);
-    sums.max_channel_constant = std::max(sums.max_channel_constant, constant);
+  ErrorSums own;
+  double count = 0;
+  double constant = 0;  // the square of the largest
+  for (size_t i = 0; i < size_; ++i) {
+    const double deviations = plane(kDeviations)[i];
+    count += plane(kCount)[i];
+    own.token_deviations += deviations;
+    own.token_error_deviations += plane(kErrorDeviations)[i];
+    const double squares = plane(kMean)[i] * plane(kMean)[i] * plane(kCount)[i];
+    constant = std::max(constant, deviations > 0 ? squares / deviations : 0);
   }
+  own.token_count = static_cast<uint64_t>(count);
+  own.max_channel_constant = std::sqrt(constant);
+  sums.Merge(own);
+}
+
+void TokenStretch::Clear() {
+  first = count = 0;
+  channels.Shrink(0);
 }
 
 void TokenSums::Clear() {
@@ -62,15 +82,14 @@ void TokenTotals::Merge(const TokenSums& run) {
 
 void TokenTotals::Join(const TokenStretch& next) {
   const auto channels = static_cast<size_t>(layout_.channels);
-  open_.channels.resize(channels);
-  size_t channel = static_cast<size_t>(next.first % channels);
-  for (const ChannelMoments& moments : next.channels) {
-    open_.channels[channel].Merge(moments);
-    if (++channel == channels) channel = 0;
-  }
+  if (open_.count == 0) open_.channels.Assign(channels);
+  const auto first = static_cast<size_t>(next.first % channels);
+  const size_t before_end = std::min(next.channels.size(), channels - first);
+  open_.channels.Merge(next.channels, 0, before_end, first);
+  open_.channels.Merge(next.channels, before_end, next.channels.size() - before_end, 0);
   open_.count += next.count;
   if (open_.count < layout_.sequence()) return;
-  for (const ChannelMoments& moments : open_.channels) moments.AddTo(closed_);
+  open_.channels.AddTo(closed_);
   open_.Clear();
 }
 

@@ -33,29 +33,38 @@ struct TokenLayout {
 // Without tokens where there is not one seq axis, no head_dim axis, no value, or more channels than kMaxChannels.
 TokenLayout TokenLayoutOf(const TensorDesc& tensor);
 
-// Of the values of a channel in a stretch.
-struct ChannelMoments {
-  double count = 0;
-  double mean = 0;        // of x
-  double deviations = 0;  // of (x - mean)^2
-  double error_mean = 0;
-  double error_deviations = 0;
+// Of each of some channels: the number of its values, the mean of x, the sum of (x - mean)^2, and both of e.
+enum MomentPlane { kCount, kMean, kDeviations, kErrorMean, kErrorDeviations, kMomentPlanes };
 
-  void Merge(const ChannelMoments& other);  // Chan, Golub, LeVeque 1983
-  // As one of a whole sequence.
+class ChannelMoments {
+ public:
+  size_t size() const { return size_; }
+  // Of `size` channels without values.
+  void Assign(size_t size);
+  // Leaves the first `size` channels.
+  void Shrink(size_t size) { size_ = size; }
+
+  double* plane(MomentPlane plane) { return moments_.data() + plane * stride_; }
+  const double* plane(MomentPlane plane) const { return moments_.data() + plane * stride_; }
+
+  // Adds those of `count` channels of `other`, from `first` on, to the own from `to` on: Chan, Golub, LeVeque 1983.
+  void Merge(const ChannelMoments& other, size_t first, size_t count, size_t to);
+  // Adds what the channels, which are those of a whole sequence, come to.
   void AddTo(ErrorSums& sums) const;
+
+ private:
+  std::vector<double> moments_;
+  size_t stride_ = 0;
+  size_t size_ = 0;
 };
 
 struct TokenStretch {
   uint64_t first = 0;  // index of its first value in the sequence
   uint64_t count = 0;  // of values, measured or left out; 0: there is no such stretch
   // From the first value's channel on, as many as the stretch has values of.
-  std::vector<ChannelMoments> channels;
+  ChannelMoments channels;
 
-  void Clear() {
-    first = count = 0;
-    channels.clear();
-  }
+  void Clear();
 };
 
 // Of a run.

@@ -30,11 +30,9 @@ double TokenDeviations(const Block& block) {
   meter.Begin(block.tokens.layout, block.tokens.first);
   simd::MeasureTokens(block.tensor.dtype, values, values, block.count, meter);
   meter.Take(sums);
-  double deviations = sums.closed.token_deviations;
-  for (const TokenStretch* stretch : {&sums.head, &sums.tail}) {
-    for (const ChannelMoments& channel : stretch->channels) deviations += channel.deviations;
-  }
-  return deviations;
+  ErrorSums all = sums.closed;
+  for (const TokenStretch* stretch : {&sums.head, &sums.tail}) stretch->channels.AddTo(all);
+  return all.token_deviations;
 }
 
 }  // namespace
