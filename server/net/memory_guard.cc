@@ -96,18 +96,21 @@ void MemoryGuard::Count(DeliveredBytes& delivered, uint64_t message_bytes) {
 }
 
 void MemoryGuard::Run() {
-  constexpr absl::Duration kPause = absl::Milliseconds(5);
+  // Often enough that at 2 GB a second no more comes than the limit is away, or 10 MB.
+  constexpr absl::Duration kNearPause = absl::Milliseconds(5);
+  constexpr absl::Duration kFarPause = absl::Milliseconds(20);
+  constexpr uint64_t kFarBytes = uint64_t{40} << 20;
   constexpr absl::Duration kUpdatePause = absl::Seconds(1);
   constexpr absl::Duration kClosing = absl::Milliseconds(100);
   constexpr absl::Duration kNoneToClose = absl::Milliseconds(20);
   const int statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
   absl::MutexLock lock(&mutex_);
   Clock::time_point trimmed;
-  for (absl::Duration pause = kPause; !mutex_.AwaitWithTimeout(absl::Condition(&stopping_), pause);) {
-    pause = kPause;
+  for (absl::Duration pause = kNearPause; !mutex_.AwaitWithTimeout(absl::Condition(&stopping_), pause);) {
     const Clock::time_point now = Clock::now();
     if (absl::FromChrono(now - updated_) >= kUpdatePause) Update();
     const uint64_t resident = ResidentBytes(statm);
+    pause = resident + kFarBytes < options_.limit ? kFarPause : kNearPause;
     if (resident <= options_.limit) continue;
     if (AllocatedBytes() > options_.limit) {
       Update();
