@@ -105,7 +105,8 @@ class Sums {
     const V deviation = hn::Sub(value, first_);
     const V error_deviation = hn::Sub(error, first_error_);
     const V magnitude = hn::Abs(error);
-    sum_ = hn::Add(sum_, deviation);
+    // The same sum, on CPUs that convert and add in one place and multiply in another, by the idle one.
+    sum_ = hn::MulAdd(deviation, hn::Set(d, 1.0f), sum_);
     error_sum_ = hn::Add(error_sum_, error_deviation);
     squares_ = FusedMulAdd(d, deviation, deviation, squares_);
     error_squares_ = FusedMulAdd(d, error_deviation, error_deviation, error_squares_);
