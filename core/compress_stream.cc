@@ -66,6 +66,7 @@ struct EncodedBlock {
   ErrorSums sums;
   TokenSums tokens;
   size_t payload_bytes = 0;
+  bool fell_back = false;
   uint64_t copied_bytes = 0;
   double seconds = 0;
 };
@@ -119,6 +120,7 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
   KVC_ASSIGN_OR_RETURN(const size_t size,
                        EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums, &out.tokens));
   out.payload_bytes = size - kBlockHeaderBytes;
+  out.fell_back = task.chain.FellBack(room.subspan(kBlockHeaderBytes, out.payload_bytes));
   out.size = prefix + size;
   if (task.buffers != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
   // What waits for the client to take it is charged with its size: it should not take much more.
@@ -277,6 +279,7 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
     task->payload_sizes.push_back(static_cast<uint32_t>(block->payload_bytes));
     report.sums.Merge(block->sums);
     task->tokens.Merge(block->tokens);
+    report.nonfinite_blocks += block->fell_back ? 1 : 0;
     report.codec_seconds += block->seconds;
     report.copied_bytes += block->copied_bytes;
     const bool last = index + 1 == task->header.block_count();

@@ -31,6 +31,20 @@ uint64_t FramePlan::MaxFrameBytes() const {
   return BlockBytes(0) + (blocks - 2) * inner + BlockBytes(blocks - 1);
 }
 
+absl::StatusOr<std::string> WithFallback(const TensorDesc& tensor, std::string_view codec) {
+  KVC_RETURN_IF_ERROR(ValidateTensor(tensor).status());
+  const auto add = [&]() -> absl::StatusOr<std::string> {
+    KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(codec));
+    const ChainSpec& own = spec.For(tensor.name);
+    KVC_ASSIGN_OR_RETURN(const CodecChain chain, own.Resolve({}, tensor));
+    if (!chain.refuses_values()) return own.text();
+    KVC_ASSIGN_OR_RETURN(const ChainSpec with, own.WithFallback());
+    return with.text();
+  };
+  absl::StatusOr<std::string> text = add();
+  return text.ok() ? text : OfTensor(tensor.name, text.status());
+}
+
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits) {
   FramePlan plan;
   KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));

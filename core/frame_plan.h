@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,6 +15,11 @@
 namespace kvcompress {
 
 absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits);
+
+// The spec of frames that store a block which `codec` refuses (NaN, infinity, too large) as it is: with `fallback` in
+// front of the tensor codec; `codec` itself where it refuses none. INVALID_ARGUMENT as of PlanFrame, and for a spec
+// that becomes too long.
+absl::StatusOr<std::string> WithFallback(const TensorDesc& tensor, std::string_view codec);
 
 // What is known of a frame before its first block.
 struct FramePlan {
@@ -36,7 +42,8 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
 // bound for other codecs.
 absl::StatusOr<uint64_t> MaxFrameBytes(const TensorDesc& tensor, std::string_view codec);
 
-// Fills in what is known before the first block: everything but frame_bytes, sums, codec_seconds and copied_bytes.
+// Fills in what is known before the first block: everything but frame_bytes, sums, nonfinite_blocks, codec_seconds
+// and copied_bytes.
 void Describe(const FrameHeader& header, const CodecChain& chain, TensorReport& report);
 
 // The values of a block, whole or in pieces; see Block.

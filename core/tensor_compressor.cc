@@ -81,6 +81,18 @@ absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSp
   return written + FrameEndBytes(header.block_count());
 }
 
+uint64_t TensorCompressor::FallbackBlocks(ByteSpan frame) const {
+  if (!plan_.chain.has_fallback()) return 0;
+  uint64_t count = 0;
+  frame = frame.subspan(plan_.header_bytes.size());
+  for (uint64_t i = 0; i < header().block_count(); ++i) {
+    const size_t payload_bytes = LoadLE<uint32_t>(frame.data());
+    if (plan_.chain.FellBack(frame.subspan(kBlockHeaderBytes, payload_bytes))) ++count;
+    frame = frame.subspan(kBlockHeaderBytes + payload_bytes);
+  }
+  return count;
+}
+
 absl::StatusOr<size_t> TensorCompressor::CompressPieces(std::span<const ByteSpan> pieces, MutableByteSpan frame,
                                                         ErrorSums* sums) const {
   uint64_t value_bytes = 0;

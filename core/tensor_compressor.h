@@ -46,6 +46,9 @@ class TensorCompressor {
   // INVALID_ARGUMENT for spans of the wrong size, and, naming tensor and index, for a value that the codec cannot hold.
   absl::StatusOr<size_t> Compress(ByteSpan values, MutableByteSpan frame, ErrorSums* sums = nullptr) const;
 
+  // How many blocks of a frame that Compress made the codec has refused (codec `fallback`).
+  uint64_t FallbackBlocks(ByteSpan frame) const;
+
   // Whether the values may come in pieces: tensors of one block, and codecs that need not see it in one (intN).
   bool takes_pieces() const { return header().block_count() == 1 && chain().takes_pieces(); }
   // The same for values in up to kMaxBlockPieces pieces that follow one another. Only while takes_pieces().

@@ -25,7 +25,8 @@ struct TensorReport {
   uint64_t tensor_bytes = 0;
   uint64_t frame_bytes = 0;
   ErrorSums sums;            // of compression only
-  double codec_seconds = 0;  // time of pool threads
+  uint64_t nonfinite_blocks = 0;  // of compression only: blocks that the codec refused, which are stored as they are
+  double codec_seconds = 0;       // time of pool threads
   // Of values and frame, between buffers: blocks that came in pieces, for codecs that need them in one. What a codec
   // reads and writes is not a copy.
   uint64_t copied_bytes = 0;

@@ -34,7 +34,7 @@ SPECS = [
 ]
 HEADS_SPECS = ["heads(0-1:int8,2-:int4|rans)", "heads(0:raw,1-:planes|zstd(level=1))",
                "heads(0:int2(group=32),1-:bounded(min_snr=30))|zstd(level=1)"]
-NAN_SPECS = ["raw", "planes|rans", "clamp|int4", "int4", "quant(bits=4)", "bounded(min_snr=20)"]
+NAN_SPECS = ["raw", "fallback|int4", "planes|rans", "clamp|int4", "int4", "quant(bits=4)", "bounded(min_snr=20)"]
 SHAPES = [[1, 3, 70, 24], [1, 2, 256, 64], [2, 5, 33, 40]]
 ODD_SHAPES = [[], [0, 4], [1], [127], [129], [7, 131], [3, 5, 11, 13], [140_001]]
 DTYPES = {"F16": lambda x: struct.pack("<e", x), "BF16": lambda x: struct.pack("<f", x)[2:], "F32": lambda x: struct.pack("<f", x)}

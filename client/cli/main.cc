@@ -132,6 +132,7 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
     FileOptions file_options = {
         .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
         .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
+        .keep_nonfinite = options.on_nonfinite == "lossless",
         .count_block_codecs = options.verbose,
     };
     if (options.timeout > absl::ZeroDuration()) file_options.deadline = absl::Now() + options.timeout;

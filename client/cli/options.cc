@@ -70,6 +70,9 @@ absl::Status CheckValues(const CliOptions& options) {
   if (options.threads < 0 || options.threads > 1024) {
     return Fault(absl::StrFormat("-threads must be between 0 and 1024, not %d", options.threads));
   }
+  if (options.on_nonfinite != "error" && options.on_nonfinite != "lossless") {
+    return Fault(absl::StrFormat("-on-nonfinite must be error or lossless, not \"%s\"", options.on_nonfinite));
+  }
   if (!std::isfinite(options.rope_theta) || options.rope_theta < 0) return Fault("-rope-theta must not be negative");
   if (options.timeout < absl::ZeroDuration()) return Fault("-timeout must not be negative");
   return absl::OkStatus();
@@ -95,6 +98,9 @@ absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   if (options.decompress && !(chooser.empty() && bound.empty())) {
     return Fault(absl::StrFormat("%s and -decompress exclude each other: the file says how it was compressed",
                                  chooser.empty() ? bound : chooser));
+  }
+  if (options.decompress && flags.IsSet("on-nonfinite")) {
+    return Fault("-on-nonfinite and -decompress exclude each other: the file says how it was compressed");
   }
   if (flags.IsSet("server") && flags.IsSet("threads")) {
     return Fault("-threads and -server exclude each other: the daemon has threads of its own");
@@ -243,6 +249,8 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.String("codec", &options.codec, "SPEC",
                "Codec chain in place of INT4, or its name, for example raw|zstd or lossless; help lists all");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
+  flags.String("on-nonfinite", &options.on_nonfinite, "error|lossless",
+               "NaN, infinity or a value too large for the codec: error, or lossless for the block of 131072 values");
   flags.Int("threads", &options.threads, "Threads of the codec in this process (0=one for each CPU)");
   flags.Duration("timeout", &options.timeout, "Give up after this time, for example 30s (0=never)");
   flags.Bool("inspect", &options.inspect, "List what a file holds: -inspect FILE");

@@ -31,6 +31,7 @@ struct CliOptions {
   std::string token_file;
   std::string codec;
   std::string profile;
+  std::string on_nonfinite = "error";
   int64_t threads = 0;
   absl::Duration timeout;
   bool inspect = false;

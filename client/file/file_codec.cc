@@ -191,7 +191,10 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   Layout bound;
   for (const Entry& entry : header.entries) {
     KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
-    KVC_ASSIGN_OR_RETURN(const std::string spec, profile.CodecFor(tensor));
+    KVC_ASSIGN_OR_RETURN(std::string spec, profile.CodecFor(tensor));
+    if (options.keep_nonfinite) {
+      KVC_ASSIGN_OR_RETURN(spec, WithFallback(tensor, spec));
+    }
     KVC_ASSIGN_OR_RETURN(const uint64_t max_bytes, MaxFrameBytes(tensor, spec));
     max_frame_bytes.push_back(max_bytes);
     bound.AddFrame(entry.name, max_bytes);

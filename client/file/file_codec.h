@@ -26,6 +26,7 @@ struct FileOptions {
   // Told how many bytes of all tensors are done. Called from any thread, one call at a time.
   std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
   absl::Time deadline = absl::InfiniteFuture();
+  bool keep_nonfinite = false;      // blocks with values that their codec refuses are stored as they are
   bool count_block_codecs = false;  // compression fills in FileReport::block_codecs
 };
 

@@ -81,6 +81,7 @@ absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environmen
     switch (stage.codec->kind()) {
       case StageKind::kTransform: {
         KVC_ASSIGN_OR_RETURN(auto transform, stage.codec->make_transform(args));
+        chain.has_fallback_ = stage.codec->is_fallback;
         chain.transforms_.push_back(std::move(transform));
         break;
       }
@@ -107,6 +108,10 @@ absl::StatusOr<CodecChain> ChainSpec::ResolvePart(const CodecEnvironment& enviro
 std::string_view CodecChain::codec_name() const { return spec_.tensor_codec().codec->name; }
 
 bool CodecChain::lossless() const { return codec_->lossless() && AllLossless(transforms_); }
+
+bool CodecChain::refuses_values() const {
+  return !has_fallback_ && (spec_.tensor_codec().codec->takes_parts || std::isfinite(codec_->max_magnitude()));
+}
 
 bool CodecChain::needs_tensor() const {
   return std::ranges::any_of(spec_.stages(), [](const StageSpec& stage) { return stage.codec->needs_tensor; });
@@ -163,11 +168,12 @@ absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainSt
   };
   scratch.bounds.resize(stream_count());
   ByteSpan values = block.values;
-  for (size_t i = 0; i < transforms_.size(); ++i) {
+  for (size_t i = 0; i < transforms_.size() - (has_fallback_ ? 1 : 0); ++i) {
     const Block own{block.tensor, block.first, values.size() / width, values};
     KVC_RETURN_IF_ERROR(transforms_[i]->Forward(own, state[i].get(), cost, scratch.values[i], scratch.sides[i]));
     values = scratch.values[i].span();
   }
+  if (has_fallback_) scratch.sides[transforms_.size() - 1].Resize(0);
   return values;
 }
 
@@ -178,7 +184,7 @@ void CodecChain::PlaceStreams(const TensorDesc& tensor, size_t count, MutableByt
   StreamBounds(tensor, count, scratch.bounds);
   scratch.out.resize(stream_count());
   scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
-  const bool in_payload = byte_codecs_.empty() && transforms == 0;
+  const bool in_payload = byte_codecs_.empty() && is_plain() && (transforms == 0 || scratch.sides[0].size() == 0);
   std::byte* at = payload.data() + TableBytes();
   for (size_t i = 0; i < transforms; ++i) scratch.out[i] = {scratch.sides[i].data(), scratch.sides[i].size()};
   for (size_t i = transforms; i < stream_count(); ++i) {
@@ -244,18 +250,45 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   const DType dtype = block.tensor.dtype;
   KVC_ASSIGN_OR_RETURN(const ByteSpan values, Transform(block, state, scratch));
   PlaceStreams(block.tensor, values.size() / DTypeSize(dtype), payload, scratch);
-  const bool fused = codec_->measures() && transforms_.empty();
+  const bool fused = codec_->measures() && is_plain();
+  const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
   Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
   if (values.size() == block.values.size()) {
     transformed.tokens = inner_ ? block.tokens : TokenRun{TokenLayoutOf(block.tensor), block.first};
   }
   const absl::Status encoded =
       codec_->Encode(transformed, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
+  if (absl::IsInvalidArgument(encoded) && has_fallback_) {
+    if (sums != nullptr) *sums = before;
+    return EncodeRefused(block, values, payload, sums, tokens);
+  }
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
   KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
   KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), fused ? nullptr : sums, tokens));
   return size;
+}
+
+// The payload of a block that the codec has refused, of which the transforms before the fallback have left these
+// values: they are the fallback's side stream, and the codec has none.
+absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload,
+                                                 ErrorSums* sums, simd::TokenMeter* tokens) const {
+  Scratch& scratch = ThreadScratch();
+  Buffer& side = scratch.sides[transforms_.size() - 1];
+  side.Resize(left.size());
+  std::ranges::copy(left, side.data());
+  PlaceStreams(block.tensor, 0, payload, scratch);
+  const Block nothing{block.tensor, block.first, 0, {}};
+  KVC_RETURN_IF_ERROR(codec_->Encode(nothing, std::span(scratch.out).subspan(transforms_.size()), nullptr));
+  KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
+  if (tokens != nullptr) tokens->Begin(TokenLayoutOf(block.tensor), block.first);
+  KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), sums, tokens));
+  return size;
+}
+
+bool CodecChain::FellBack(ByteSpan payload) const {
+  const size_t entry = 4 * (transforms_.size() - 1) * (1 + byte_codecs_.size());
+  return has_fallback_ && LoadLE<uint32_t>(payload.data() + entry) > 0;
 }
 
 // Measures the block against what its payload decodes to.
@@ -284,12 +317,18 @@ absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums
 absl::StatusOr<size_t> CodecChain::EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums,
                                                 simd::TokenMeter* tokens) const {
   Scratch& scratch = ThreadScratch();
+  KVC_RETURN_IF_ERROR(Transform(block, {}, scratch).status());  // nothing but a fallback, which leaves all values
   PlaceStreams(block.tensor, block.count, payload, scratch);
-  const absl::Status encoded = codec_->EncodePieces(block, scratch.out, sums, tokens);
+  const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
+  const absl::Status encoded =
+      codec_->EncodePieces(block, std::span(scratch.out).subspan(transforms_.size()), sums, tokens);
   if (absl::IsInvalidArgument(encoded)) {
     std::vector<std::byte> values;
     for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());
-    return ValueFault({block.tensor, block.first, block.count, values});
+    const Block whole{block.tensor, block.first, block.count, values};
+    if (!has_fallback_) return ValueFault(whole);
+    if (sums != nullptr) *sums = before;
+    return EncodeRefused(whole, values, payload, sums, tokens);
   }
   KVC_RETURN_IF_ERROR(encoded);
   return PackStreams(payload, scratch);
@@ -347,7 +386,7 @@ absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload,
   StreamBounds(tensor, count, scratch.bounds);
   KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
   const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
-  if (transforms == 0) return codec_->Decode(tensor, codec_streams, values);
+  if (transforms == 0 || (is_plain() && scratch.in[0].empty())) return codec_->Decode(tensor, codec_streams, values);
 
   // How many values each transform made, from the front; then the inverses from the back.
   scratch.values.resize(std::max(scratch.values.size(), transforms));

@@ -33,17 +33,23 @@ class CodecChain {
   // Whether each block gets a codec of its own, which ChosenCodec tells.
   bool chooses() const { return codec_->chooses(); }
 
-  bool is_fast() const { return transforms_.empty() && byte_codecs_.empty() && codec_->is_fast(); }
+  bool has_fallback() const { return has_fallback_; }
+  // Whether there are values that it refuses; with a fallback there are none.
+  bool refuses_values() const;
+
+  bool is_fast() const { return is_plain() && byte_codecs_.empty() && codec_->is_fast(); }
 
   // Whether a block may come in pieces.
-  bool takes_pieces() const { return transforms_.empty() && codec_->takes_pieces(); }
+  bool takes_pieces() const { return is_plain() && codec_->takes_pieces(); }
 
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
-  bool tolerates_changing_values() const { return transforms_.empty() && codec_->tolerates_changing_values(); }
+  bool tolerates_changing_values() const { return is_plain() && codec_->tolerates_changing_values(); }
 
   // Whether a payload always has the size of its bound and is never read back while it is written. It may then be
   // written to memory that others may write to at the same time.
-  bool encodes_in_place() const { return is_fast() && codec_->measures() && codec_->tolerates_changing_values(); }
+  bool encodes_in_place() const {
+    return transforms_.empty() && is_fast() && codec_->measures() && codec_->tolerates_changing_values();
+  }
 
   // Whether Analyze must see the whole tensor before a block can be encoded.
   bool needs_tensor() const;
@@ -59,6 +65,9 @@ class CodecChain {
   absl::StatusOr<size_t> EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
                                      ErrorSums* sums, TokenSums* tokens = nullptr) const;
 
+  // Whether a payload that EncodeBlock wrote holds a block that the tensor codec refused.
+  bool FellBack(ByteSpan payload) const;
+
   // Fills `values`. DATA_LOSS for a payload that no encoder wrote.
   absl::Status DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const;
 
@@ -68,6 +77,8 @@ class CodecChain {
  private:
   friend class ChainSpec;
 
+  // Whether the tensor codec is given the block's values as they are.
+  bool is_plain() const { return transforms_.size() == (has_fallback_ ? 1 : 0); }
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
   size_t TableBytes() const { return 4 * stream_count() * (1 + byte_codecs_.size()); }
   void StreamBounds(const TensorDesc& tensor, size_t count, std::vector<size_t>& bounds) const;
@@ -75,6 +86,8 @@ class CodecChain {
                                      ErrorSums* sums, simd::TokenMeter* tokens) const;
   absl::StatusOr<size_t> EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums,
                                       simd::TokenMeter* tokens) const;
+  absl::StatusOr<size_t> EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload, ErrorSums* sums,
+                                       simd::TokenMeter* tokens) const;
   absl::Status Measure(const Block& block, ByteSpan payload, ErrorSums* sums, simd::TokenMeter* tokens) const;
   absl::Status ValueFault(const Block& block) const;
 
@@ -86,7 +99,8 @@ class CodecChain {
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
 
   ChainSpec spec_;
-  bool inner_ = false;  // works while another chain of the thread does
+  bool has_fallback_ = false;  // the last of the transforms
+  bool inner_ = false;         // works while another chain of the thread does
   std::vector<std::unique_ptr<TensorTransform>> transforms_;
   std::unique_ptr<TensorCodec> codec_;
   std::vector<std::unique_ptr<ByteCodec>> byte_codecs_;

@@ -157,7 +157,14 @@ absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
     return absl::InvalidArgumentError(
         absl::StrFormat("codec spec \"%s\" has no tensor codec behind its transforms, for example int4", text));
   }
-  if (tensor_codec->needs_place && parsed->tensor_codec > 0) {
+  const auto transforms = std::span(parsed->stages).first(parsed->tensor_codec);
+  const auto is_fallback = [](const StageSpec& stage) { return stage.codec->is_fallback; };
+  const auto fallback = std::ranges::find_if(transforms, is_fallback);
+  if (fallback != transforms.end() && fallback + 1 != transforms.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s must stand right in front of the tensor codec", fallback->codec->name));
+  }
+  if (tensor_codec->needs_place && fallback != transforms.begin()) {
     return absl::InvalidArgumentError(absl::StrFormat("no transform may stand in front of %s", tensor_codec->name));
   }
   if (parsed->text.size() > kMaxSpecBytes) {
@@ -185,6 +192,15 @@ const ChainSpec& ChainSpec::For(std::string_view tensor_name) const {
   if (parsed_->named == nullptr) return *this;
   const int64_t layer = ParseKvName(tensor_name).layer;
   return layer >= 0 && layer < parsed_->named->first_layers ? parsed_->of_first_layers : parsed_->of_others;
+}
+
+absl::StatusOr<ChainSpec> ChainSpec::WithFallback() const {
+  std::string text;
+  for (const StageSpec& stage : stages()) {
+    if (stage.codec->is_fallback) return *this;
+    absl::StrAppend(&text, text.empty() ? "" : "|", &stage == &tensor_codec() ? "fallback|" : "", stage.text());
+  }
+  return ParseStages(text);
 }
 
 std::span<const StageSpec> ChainSpec::stages() const { return parsed_->stages; }

@@ -39,6 +39,9 @@ class ChainSpec {
   std::span<const StageSpec> stages() const;
   const StageSpec& tensor_codec() const;
 
+  // That chain, which stores a block that its tensor codec refuses as it is. INVALID_ARGUMENT for too long a spec.
+  absl::StatusOr<ChainSpec> WithFallback() const;
+
   // The codecs for a tensor. INVALID_ARGUMENT, without the tensor's name, for one that they do not take, whatever its
   // values.
   absl::StatusOr<CodecChain> Resolve(const CodecEnvironment& environment, const TensorDesc& tensor) const;

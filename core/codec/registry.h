@@ -39,6 +39,9 @@ struct CodecRow {
   // Whether a tensor codec's Encode uses Block::first. Then no transform may stand before it, and it may not be part of
   // a chain within another codec.
   bool needs_place = false;
+  // Whether it is the transform that has a block which the tensor codec refuses. It stands right before that codec, and
+  // passes every value or none, so it may stand before one that needs_place.
+  bool is_fallback = false;
   // Whether it has chains within it, for ranges of heads.
   bool takes_parts = false;
   // What one parameter's bounds cannot say: INVALID_ARGUMENT for values that do not go together. Null: all do.

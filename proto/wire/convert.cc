@@ -44,6 +44,7 @@ TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uin
           .tensor_bytes = message.tensor_bytes(),
           .frame_bytes = message.frame_bytes(),
           .sums = FromMessage(message.sums()),
+          .nonfinite_blocks = message.nonfinite_blocks(),
           .codec_seconds = message.codec_seconds(),
           .copied_bytes = message.copied_bytes()};
 }
@@ -54,6 +55,7 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_elements(report.elements);
   message.set_tensor_bytes(report.tensor_bytes);
   message.set_frame_bytes(report.frame_bytes);
+  message.set_nonfinite_blocks(report.nonfinite_blocks);
   message.set_codec_seconds(report.codec_seconds);
   message.set_copied_bytes(report.copied_bytes);
 }

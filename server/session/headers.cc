@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
+#include "core/frame_plan.h"
 #include "proto/wire/convert.h"
 
 namespace kvcompress {
@@ -11,14 +12,20 @@ absl::StatusOr<CompressHeaders::Job> CompressHeaders::Read(const v1::CompressHea
   if (!header.has_tensor()) return absl::InvalidArgumentError("header without a tensor");
   Job job;
   KVC_ASSIGN_OR_RETURN(job.tensor, FromMessage(header.tensor()));
+  if (!v1::OnNonfinite_IsValid(header.on_nonfinite())) {
+    return absl::InvalidArgumentError(absl::StrFormat("header with unknown on_nonfinite %d", header.on_nonfinite()));
+  }
   if (header.profile().empty()) {
     job.codec = header.codec().empty() ? std::string(default_codec) : header.codec();
-    return job;
+  } else {
+    if (!header.codec().empty()) return absl::InvalidArgumentError("header with a codec and a profile");
+    KVC_RETURN_IF_ERROR(TakeProfile(header.profile()));
+    KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
+    KVC_ASSIGN_OR_RETURN(job.codec, profile_->CodecFor(job.tensor));
   }
-  if (!header.codec().empty()) return absl::InvalidArgumentError("header with a codec and a profile");
-  KVC_RETURN_IF_ERROR(TakeProfile(header.profile()));
-  KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
-  KVC_ASSIGN_OR_RETURN(job.codec, profile_->CodecFor(job.tensor));
+  if (header.on_nonfinite() == v1::ON_NONFINITE_LOSSLESS) {
+    KVC_ASSIGN_OR_RETURN(job.codec, WithFallback(job.tensor, job.codec));
+  }
   return job;
 }
 

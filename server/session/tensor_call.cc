@@ -26,6 +26,7 @@ absl::StatusOr<Buffer> CompressTensorWork::Run(std::span<const ByteSpan> values,
   KVC_ASSIGN_OR_RETURN(report.frame_bytes, size);
   frame.Resize(static_cast<size_t>(report.frame_bytes));
   Describe(compressor_->header(), chain(), report);
+  report.nonfinite_blocks = compressor_->FallbackBlocks(frame.span());
   return frame;
 }
 

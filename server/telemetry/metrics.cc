@@ -175,6 +175,7 @@ void Metrics::OnCompressed(const TensorReport& report, const Quality& quality,
     series = known;
   }
   CountTensor(*series.compress, report);
+  if (report.nonfinite_blocks > 0) nonfinite_.Increment();
   series.quality->levels[static_cast<size_t>(LevelOf(quality))]->Increment();
   for (const Violation& violation : violations) violation_kinds_[static_cast<size_t>(violation.kind)]->Increment();
   if (snr_db) ObserveRatio(*snr_db, *series.snr_db);

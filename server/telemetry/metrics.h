@@ -134,6 +134,11 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   Counters& levels_ = NewCounters("kvcompress_tensors_by_level_total", "Compressed tensors by quality level.");
   Counters& violations_ =
       NewCounters("kvcompress_threshold_violations_total", "Quality thresholds that compressed tensors missed.");
+  prometheus::Counter& nonfinite_ =
+      NewCounters(
+          "kvcompress_nonfinite_tensors_total",
+          "Compressed tensors of which blocks are stored as they are: their codec refuses a value, NaN perhaps.")
+          .Add({});
   Histograms& snr_db_ =
       NewHistograms("kvcompress_quality_snr_db",
                     "Signal-to-noise ratio of compressed tensors, in dB, 0 where it is below; tensors without any "

@@ -62,6 +62,7 @@ HOSTILE = {
     "axes": lambda: [5, "heads", NOTHING, Rude(), [5], [[]], [None], ["heads"] * 2, {"heads": 1}, [SURROGATE]],
     "profile": lambda: [5, b"{", NOTHING, Rude(), "{", "/no/such/file", "/", SURROGATE, "{" + SURROGATE, {"a": NOTHING},
                         {1: 2}, {"a": float("nan")}, pathlib.Path("/no"), "\0", [1]],
+    "on_nonfinite": lambda: [None, 5, NOTHING, Rude(), "clamp", ["error"], SURROGATE],
     "timeout": lambda: ["5s", -1, float("nan"), NOTHING, Rude(), [], 1j, b"1", np.ones(2)],
     "frame": lambda: FRAMES,
     "out": lambda: [5, "text", NOTHING, Rude(), [1], np.ones(3), np.ones(100, np.float16)[::-1], *torch_tensors()],

@@ -89,6 +89,7 @@ TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
            "kvcompress_requests_total{code=\"OK\",method=\"Decompress\"} 0",
            "kvcompress_requests_total{code=\"DATA_LOSS\",method=\"DecompressTensor\"} 0",
            "kvcompress_threshold_violations_total{kind=\"snr\"} 0",
+           "kvcompress_nonfinite_tensors_total 0",
        }) {
     EXPECT_THAT(page, HasSubstr(line));
   }

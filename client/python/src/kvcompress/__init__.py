@@ -19,7 +19,7 @@ from ._errors import (
     VersionMismatch,
 )
 from ._frame import Frame, Quality
-from ._items import profile_json
+from ._items import OnNonfinite, profile_json
 from ._retry import NO_RETRY, RetryPolicy
 
 __version__ = version()
@@ -34,6 +34,7 @@ __all__ = [
     "Frame",
     "InvalidArgument",
     "KvCompressError",
+    "OnNonfinite",
     "Quality",
     "ResourceExhausted",
     "RetryPolicy",

@@ -10,7 +10,7 @@ from ._connection import Connection
 from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import DeadlineExceeded, closed, late
 from ._frame import Frame
-from ._items import FrameSource, Result, TensorSource
+from ._items import FrameSource, OnNonfinite, Result, TensorSource
 from ._retry import GRACE, Left
 from ._stream import Stream
 from ._tensors import Framework
@@ -50,10 +50,16 @@ class AsyncClient(Connection):
     wait_ready = _awaited(Core.wait_ready)
 
     def compress_many(
-        self, tensors: Items[TensorSource], spec: str = "", *, profile: Any = None, timeout: float | None = None
+        self,
+        tensors: Items[TensorSource],
+        spec: str = "",
+        *,
+        profile: Any = None,
+        on_nonfinite: OnNonfinite = "error",
+        timeout: float | None = None,
     ) -> AsyncIterator[Frame]:
         """The input may be asynchronous, and is read in the event loop; or not, and is read in a thread."""
-        return self._results(self._core.compress_many(tensors, spec, profile, timeout))
+        return self._results(self._core.compress_many(tensors, spec, profile, on_nonfinite, timeout))
 
     def decompress_many(
         self, frames: Items[FrameSource], *, as_: Framework | None = None, timeout: float | None = None

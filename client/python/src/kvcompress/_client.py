@@ -9,7 +9,7 @@ from ._connection import Connection
 from ._core import Arguments, Core, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import late
 from ._frame import Frame
-from ._items import FrameSource, Result, TensorSource
+from ._items import FrameSource, OnNonfinite, Result, TensorSource
 from ._retry import GRACE
 from ._stream import Stream
 from ._tensors import Framework
@@ -53,7 +53,13 @@ class Client(Connection):
     wait_ready = _blocking(Core.wait_ready)
 
     def compress_many(
-        self, tensors: Iterable[TensorSource], spec: str = "", *, profile: Any = None, timeout: float | None = None
+        self,
+        tensors: Iterable[TensorSource],
+        spec: str = "",
+        *,
+        profile: Any = None,
+        on_nonfinite: OnNonfinite = "error",
+        timeout: float | None = None,
     ) -> Stream[Frame]:
         """Frames of (name, tensor) or (name, tensor, spec), in order, on one stream.
 
@@ -61,7 +67,7 @@ class Client(Connection):
         flight is bounded by the daemon's windows, not by the input. Nothing is retried. What the input raises is raised
         here, after the frames of what it gave before.
         """
-        return self._open(self._run(self._core.compress_many(tensors, spec, profile, timeout)))
+        return self._open(self._run(self._core.compress_many(tensors, spec, profile, on_nonfinite, timeout)))
 
     def decompress_many(
         self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None

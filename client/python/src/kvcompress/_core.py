@@ -29,7 +29,18 @@ from ._errors import (
 )
 from ._exchange import CompressExchange, DecompressExchange, Exchange
 from ._frame import Frame
-from ._items import CompressItem, DecompressItem, FrameBytes, FrameSource, Item, Result, TensorSource, profile_json
+from ._items import (
+    CompressItem,
+    DecompressItem,
+    FrameBytes,
+    FrameSource,
+    Item,
+    OnNonfinite,
+    Result,
+    TensorSource,
+    on_nonfinite_of,
+    profile_json,
+)
 from ._retry import WAIT_READY, Attempts, Left, RetryPolicy
 from ._tensors import Framework
 from ._wire import Parsed, parsed
@@ -114,15 +125,18 @@ class Core:
         name: str = "tensor",
         axes: Sequence[str] | None = None,
         profile: Any = None,
+        on_nonfinite: OnNonfinite = "error",
         timeout: float | None = None,
     ) -> Plan[Frame]:
         """Compresses a NumPy array or PyTorch tensor of the CPU: float16, bfloat16 or float32, of up to 8 axes.
 
         `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
         JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
+        A value that a lossy codec refuses (NaN, infinity, too large) is InvalidArgument, which names its index; with
+        `on_nonfinite="lossless"` the block of 131072 values that it is in is stored as it is.
         InvalidArgument for what is none of these, ResourceExhausted for a tensor over the daemon's limit.
         """
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec))
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite)
         return self._one(item, CompressExchange, timeout)
 
     def decompress(
@@ -135,11 +149,12 @@ class Core:
         return tensor
 
     def compress_many(
-        self, tensors: Items[TensorSource], spec: str, profile: Any, timeout: float | None
+        self, tensors: Items[TensorSource], spec: str, profile: Any, on_nonfinite: OnNonfinite, timeout: float | None
     ) -> Plan[Streaming[Frame]]:
         text = profile_json(profile, spec)
         checked_text("a spec", spec)
-        return self._many(tensors, lambda most: CompressExchange(most, spec, text), timeout)
+        on_nonfinite_of(on_nonfinite)
+        return self._many(tensors, lambda most: CompressExchange(most, spec, text, on_nonfinite), timeout)
 
     def decompress_many(
         self, frames: Items[FrameSource], as_: Framework | None, timeout: float | None

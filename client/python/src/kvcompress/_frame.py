@@ -41,6 +41,7 @@ class Frame:
     violations: tuple[str, ...]  # quality thresholds that were missed
     codec_seconds: float  # of the daemon's threads
     framework: Framework = "numpy"  # of the tensor that it was made from
+    nonfinite_blocks: int = 0  # that are stored as they are, for a value that the codec refuses
 
     @property
     def ratio(self) -> float:
@@ -81,4 +82,5 @@ def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int,
         data=data, name=report.name, codec=report.codec, dtype=dtype, shape=shape, tensor_bytes=report.tensor_bytes,
         frame_bytes=report.frame_bytes, quality=quality, violations=tuple(report.violations),
         codec_seconds=report.codec_seconds, framework=framework,
+        nonfinite_blocks=report.nonfinite_blocks,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from ._errors import DataLoss, InvalidArgument, checked_text, refusing
 from ._frame import Frame, frame_of
@@ -22,6 +22,8 @@ FrameSource = Frame | FrameBytes | tuple[str, Frame | FrameBytes] | tuple[str, F
 _ROLES = ("other", "batch", "layer", "heads", "seq", "head_dim")
 _DTYPES = {"F16": pb.DTYPE_F16, "BF16": pb.DTYPE_BF16, "F32": pb.DTYPE_F32}
 _DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+OnNonfinite = Literal["error", "lossless"]
+_ON_NONFINITE = {"error": pb.ON_NONFINITE_ERROR, "lossless": pb.ON_NONFINITE_LOSSLESS}
 # No codec makes more of a tensor than this, so a peer that sends on is not one of ours.
 _MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
 
@@ -41,6 +43,13 @@ def profile_json(profile: Any, spec: str = "") -> str:
     if spec and text:
         raise InvalidArgument("a spec and a profile exclude each other")
     return text
+
+
+def on_nonfinite_of(name: str) -> pb.OnNonfinite:
+    """Its number; InvalidArgument for a name that it does not have."""
+    if not isinstance(name, str) or name not in _ON_NONFINITE:
+        raise InvalidArgument(f'on_nonfinite is "error" or "lossless", not {name!r}')
+    return _ON_NONFINITE[name]
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,12 @@ class CompressItem(Item[Frame]):
     @staticmethod
     @refusing("the tensor cannot be sent")
     def of(
-        name: str, tensor: Any, spec: str = "", axes: Sequence[str] | None = None, profile: str = ""
+        name: str,
+        tensor: Any,
+        spec: str = "",
+        axes: Sequence[str] | None = None,
+        profile: str = "",
+        on_nonfinite: OnNonfinite = "error",
     ) -> "CompressItem":
         unknown = [axis for axis in axes or () if axis not in _ROLES]
         if unknown:
@@ -78,7 +92,8 @@ class CompressItem(Item[Frame]):
         view = TensorView.of(tensor)
         roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
         described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles)
-        header = pb.CompressHeader(tensor=described, codec=spec, profile=profile)
+        choice = on_nonfinite_of(on_nonfinite)
+        header = pb.CompressHeader(tensor=described, codec=spec, profile=profile, on_nonfinite=choice)
         return CompressItem(header.SerializeToString(), view.data, view)
 
     def size(self) -> int:

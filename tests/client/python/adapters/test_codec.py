@@ -3,6 +3,7 @@
 import os
 import stat
 import struct
+from dataclasses import replace
 
 import kvcompress
 import pytest
@@ -35,6 +36,17 @@ def test_a_payload_gives_its_frames_back(codec, frames, kv_values):
     assert pack([]) == pack([])
     assert unpack(pack([]), []) == []
     assert all(torch.equal(*pair) for pair in zip(codec.decompress(frames), tensors, strict=True))
+
+
+def test_values_that_a_codec_refuses_are_stored(codec, kv_values):
+    tensor = kv_values((1, 2, 40, 32))
+    tensor[0, 1, 2, 3] = float("nan")
+    (frame,) = codec.compress([("layer_0_key", tensor)])
+    assert frame.nonfinite_blocks == 1
+    assert torch.equal(codec.decompress([frame])[0].view(torch.int16), tensor.view(torch.int16))
+    for name, error in (("error", "value 1347 is NaN"), ("clamp", "on_nonfinite is")):
+        with pytest.raises(kvcompress.InvalidArgument, match=error):
+            replace(codec, on_nonfinite=name).compress([("layer_0_key", tensor)])
 
 
 def test_a_payload_that_was_changed_is_data_loss(frames):

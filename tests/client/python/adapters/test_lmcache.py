@@ -111,10 +111,25 @@ def test_codecs_are_told_what_each_part_is(filled):
 
 @pytest.mark.parametrize("codec", ["int4(group=32)", "int8(group=64)", "raw"])
 def test_the_estimate_is_tight(serde, filled, codec):
-    one, source = serde(codec=codec), filled(KV)
+    one, source = serde(codec=codec, on_nonfinite="error"), filled(KV)
     stored = buffer_for(one, source)
     assert one._serializer.serialize(source, stored, "key") == len(stored.raw)
     assert len(stored.raw) < len(source.raw) * {"i": 0.6, "r": 1.03}[codec[0]]
+
+
+def test_a_chunk_with_nan_is_stored_unless_told_otherwise(serde, filled):
+    source = filled(KV)
+    source.raw[100:102] = 255
+    source.get_tensor(0)[1, 2, 3, 4] = float("inf")
+    one = serde(codec="int4")
+    stored, target = buffer_for(one, source), Memory(source.shapes, source.dtypes)
+    assert one._serializer.serialize(source, stored, "key") <= len(stored.raw)
+    one._deserializer.deserialize(stored, target, "key")
+    assert torch.equal(target.raw[100:102], source.raw[100:102])
+    assert target.get_tensor(0)[1, 2, 3, 4] == float("inf")
+    strict = serde(codec="int4", on_nonfinite="error")
+    with pytest.raises(kvcompress.InvalidArgument, match="NaN"):
+        strict._serializer.serialize(source, buffer_for(strict, source), "key")
 
 
 def test_damage_leaves_the_target_as_it_was(serde, filled):

@@ -3,12 +3,12 @@
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from .. import Client, DataLoss, Frame, InvalidArgument, KvCompressError, profile_json, tls
+from .. import Client, DataLoss, Frame, InvalidArgument, KvCompressError, OnNonfinite, profile_json, tls
 from ..v1 import kvcompress_pb2 as pb
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -41,6 +41,7 @@ class Codec:
     spec: str = ""
     profile: str = ""
     timeout: float | None = None
+    on_nonfinite: OnNonfinite = "lossless"
 
     @staticmethod
     def of(client: Client, spec: str, profile: Any, timeout: float | None) -> "Codec":
@@ -50,8 +51,8 @@ class Codec:
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Codec":
         """Of the keys that all adapters' configurations have: `target`, `codec` or `profile` (a path or an object),
-        `timeout`, `ca`, `certificate`, `key`, the paths of PEM files, for TLS, and `token_file`, whose first line is
-        the daemon's token."""
+        `on_nonfinite`, `timeout`, `ca`, `certificate`, `key`, the paths of PEM files, for TLS, and `token_file`, whose
+        first line is the daemon's token."""
         pem = [config.get(name) for name in ("ca", "certificate", "key")]
         path = config.get("token_file")
         token = pathlib.Path(path).read_text(encoding="utf-8").partition("\n")[0].strip() if path else None
@@ -60,9 +61,10 @@ class Codec:
             credentials=tls(*pem) if any(pem) else None,
             token=token,
         )
-        return Codec.of(
+        codec = Codec.of(
             client, str(config.get("codec", "")), config.get("profile"), float(config.get("timeout", DEFAULT_TIMEOUT))
         )
+        return replace(codec, on_nonfinite=config.get("on_nonfinite", "lossless"))
 
     @property
     def text(self) -> str:
@@ -75,7 +77,12 @@ class Codec:
         host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
 
         def work(seconds: float) -> list[Frame]:
-            return list(self.client.compress_many(host, self.spec, profile=self.profile or None, timeout=seconds))
+            profile = self.profile or None
+            return list(
+                self.client.compress_many(
+                    host, self.spec, profile=profile, on_nonfinite=self.on_nonfinite, timeout=seconds
+                )
+            )
 
         return self.client.with_retries(work, timeout=self.timeout)
 
@@ -93,7 +100,8 @@ class Codec:
         headers = []
         for name, kind in named:
             tensor = pb.Tensor(name=name, dtype=f"DTYPE_{DTYPES[kind.dtype]}", shape=kind.shape)
-            headers.append(pb.CompressHeader(tensor=tensor, codec=self.spec, profile=self.profile))
+            choice = f"ON_NONFINITE_{self.on_nonfinite.upper()}"
+            headers.append(pb.CompressHeader(tensor=tensor, codec=self.spec, profile=self.profile, on_nonfinite=choice))
         said = self.client.capabilities(headers, timeout=self.timeout)
         if len(said.max_frame_bytes) != len(headers):
             raise KvCompressError("the daemon does not say how large frames can become")
@@ -102,7 +110,9 @@ class Codec:
 
 # An engine's request waits meanwhile, and is served without the cache afterwards.
 DEFAULT_TIMEOUT = 30.0
-CONFIG_KEYS = frozenset({"target", "codec", "profile", "timeout", "ca", "certificate", "key", "token_file"})
+CONFIG_KEYS = frozenset(
+    {"target", "codec", "profile", "on_nonfinite", "timeout", "ca", "certificate", "key", "token_file"}
+)
 
 
 def check_keys(config: Mapping[str, Any], known: Iterable[str], required: Iterable[str] = ()) -> None:
