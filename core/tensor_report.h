@@ -21,10 +21,11 @@ struct TensorReport {
   TensorDesc tensor;
   std::string codec;       // canonical spec
   std::string codec_name;  // of the tensor codec alone
+  std::string policy;      // Profile::PolicyFor; filled in by who has the profile
   uint64_t elements = 0;
   uint64_t tensor_bytes = 0;
   uint64_t frame_bytes = 0;
-  ErrorSums sums;            // of compression only
+  ErrorSums sums;                 // of compression only
   uint64_t nonfinite_blocks = 0;  // of compression only: blocks that the codec refused, which are stored as they are
   double codec_seconds = 0;       // time of pool threads
   // Of values and frame, between buffers: blocks that came in pieces, for codecs that need them in one. What a codec

@@ -52,6 +52,7 @@ Json TensorMetrics(const FileReport& report) {
     if (tensor.sums.token_count > 0) fields.emplace_back(name + "_token_snr_db", Decibels(quality.token_snr_db));
     fields.emplace_back(name + "_cosine_similarity", quality.cosine_similarity);
     fields.emplace_back(name + "_max_error", quality.max_error);
+    if (!tensor.policy.empty()) fields.emplace_back(name + "_policy", tensor.policy);
     if (tensor.nonfinite_blocks > 0) fields.emplace_back(name + "_nonfinite_blocks", tensor.nonfinite_blocks);
     if (i < report.block_codecs.size() && !report.block_codecs[i].empty()) {
       fields.emplace_back(name + "_codecs", report.block_codecs[i]);

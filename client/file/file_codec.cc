@@ -215,8 +215,10 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
                        SerializeCompressedHeader(writer.layout().entries(), header.metadata, header.has_metadata, codec,
                                                  largest_header.size()));
   KVC_RETURN_IF_ERROR(out.Finish(final_header));
+  std::vector<TensorReport> reports = writer.TakeReports();
+  for (TensorReport& report : reports) report.policy = profile.PolicyFor(report.tensor);
   return FileReport{.codec = std::string(codec),
-                    .tensors = writer.TakeReports(),
+                    .tensors = std::move(reports),
                     .block_codecs = writer.TakeBlockCodecs(),
                     .tensor_bytes = list.tensor_bytes,
                     .compressed_bytes = out.size()};

@@ -139,6 +139,8 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
       if (value != 1) return Fault("\"version\" must be 1");
     } else if (key == "default") {
       KVC_ASSIGN_OR_RETURN(profile.default_codec_, CanonicalCodec(value, "default"));
+    } else if (key == "others") {
+      KVC_ASSIGN_OR_RETURN(profile.others_codec_, CanonicalCodec(value, "others"));
     } else if (key == "rules") {
       if (!value.is_array()) return Fault("\"rules\" must be an array");
       for (size_t i = 0; i < value.size(); ++i) {
@@ -151,6 +153,9 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
   }
   if (!json.contains("version")) return Fault("\"version\" is missing");
   if (profile.default_codec_.empty()) return Fault("\"default\" is missing");
+  if (profile.others_codec_.empty()) {
+    KVC_ASSIGN_OR_RETURN(profile.others_codec_, CanonicalCodec("lossless", "others"));
+  }
   return profile;
 }
 
@@ -161,10 +166,21 @@ bool Profile::Holds(const Rule& rule, const TensorDesc& tensor) {
   return !rule.name || GlobMatches(*rule.name, tensor.name);
 }
 
+bool Profile::IsOther(const TensorDesc& tensor) const {
+  const auto has = [&](AxisRole role) { return std::ranges::find(tensor.axes, role) != tensor.axes.end(); };
+  const bool is_kv = ParseKvName(tensor.name).layer >= 0 || (has(AxisRole::kSeq) && has(AxisRole::kHeadDim));
+  return !is_kv && !others_codec_.empty();
+}
+
+std::string_view Profile::PolicyFor(const TensorDesc& tensor) const {
+  const auto decides = [&](const Rule& rule) { return !rule.heads && Holds(rule, tensor); };
+  return IsOther(tensor) && std::ranges::none_of(rules_, decides) ? "others" : "";
+}
+
 absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
   const int64_t heads = HeadsOf(tensor);
   std::vector<const Rule*> of_heads;  // before the first rule that holds for all heads
-  const std::string* rest = &default_codec_;
+  const std::string* rest = IsOther(tensor) ? &others_codec_ : &default_codec_;
   for (const Rule& rule : rules_) {
     if (!Holds(rule, tensor)) continue;
     if (!rule.heads) {

@@ -16,6 +16,7 @@ namespace kvcompress {
 //   {
 //     "version": 1,
 //     "default": "int4(group=64)",
+//     "others": "lossless",
 //     "rules": [
 //       {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
 //       {"layers": [2, 5], "kind": "key", "codec": "int8(group=64)"},
@@ -24,7 +25,9 @@ namespace kvcompress {
 //     ]
 //   }
 //
-// The first rule whose every condition holds decides; "default" when none does. "layers" is a closed range and "kind"
+// The first rule whose every condition holds decides. When none does, keys and values get "default", by their name
+// (layer_{i}_key|value) or their axes (seq and head_dim), and all other tensors, a recurrent state perhaps, "others",
+// which is "lossless" unless given. "layers" is a closed range and "kind"
 // is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?. "heads" is a
 // closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules after it for the
 // others.
@@ -46,23 +49,29 @@ class Profile {
   static absl::StatusOr<Profile> Parse(std::string_view json);
 
   // Whether every tensor gets the same.
-  bool is_uniform() const { return rules_.empty(); }
+  bool is_uniform() const { return rules_.empty() && others_codec_.empty(); }
 
   // Whether a rule holds for tensors named layer_{i}_key|value only.
   bool asks_for_layers() const;
 
-  // What a tensor gets for which no rule decides.
+  // What a key or value gets for which no rule decides.
   const std::string& default_codec() const { return default_codec_; }
 
   // Canonical spec for a valid tensor; `heads(...)` where its heads get different ones. INVALID_ARGUMENT when these
   // cannot stand there (sparse, say), or are too many.
   absl::StatusOr<std::string> CodecFor(const TensorDesc& tensor) const;
 
+  // "others" for a tensor that gets the codec of others; else empty.
+  std::string_view PolicyFor(const TensorDesc& tensor) const;
+
  private:
+  // Whether it is neither key nor value, where the profile tells these apart.
+  bool IsOther(const TensorDesc& tensor) const;
   // Whether every condition but that of heads holds.
   static bool Holds(const Rule& rule, const TensorDesc& tensor);
 
   std::string default_codec_;
+  std::string others_codec_;  // empty: the default
   std::vector<Rule> rules_;
 };
 

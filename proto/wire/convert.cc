@@ -40,6 +40,7 @@ TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uin
   return {.tensor = std::move(tensor),
           .codec = message.codec(),
           .codec_name = {},
+          .policy = message.policy(),
           .elements = elements,
           .tensor_bytes = message.tensor_bytes(),
           .frame_bytes = message.frame_bytes(),
@@ -52,6 +53,7 @@ TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uin
 void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_name(report.tensor.name);
   message.set_codec(report.codec);
+  message.set_policy(report.policy);
   message.set_elements(report.elements);
   message.set_tensor_bytes(report.tensor_bytes);
   message.set_frame_bytes(report.frame_bytes);

@@ -22,6 +22,7 @@ absl::StatusOr<CompressHeaders::Job> CompressHeaders::Read(const v1::CompressHea
     KVC_RETURN_IF_ERROR(TakeProfile(header.profile()));
     KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
     KVC_ASSIGN_OR_RETURN(job.codec, profile_->CodecFor(job.tensor));
+    job.policy = profile_->PolicyFor(job.tensor);
   }
   if (header.on_nonfinite() == v1::ON_NONFINITE_LOSSLESS) {
     KVC_ASSIGN_OR_RETURN(job.codec, WithFallback(job.tensor, job.codec));

@@ -20,7 +20,8 @@ class CompressHeaders {
  public:
   struct Job {
     TensorDesc tensor;
-    std::string codec;  // a spec or a name of one; not checked where the header has it
+    std::string codec;   // a spec or a name of one; not checked where the header has it
+    std::string policy;  // as TensorReport has it
   };
 
   // INVALID_ARGUMENT for a header without a tensor, with enum numbers that this build does not know, with a codec and a

@@ -33,6 +33,10 @@ void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& mes
 absl::Status CompressStreamWork::Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
                                        OutputBuffers* buffers) {
   KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, headers_.Read(header, options.default_codec));
+  {
+    const absl::MutexLock lock(&policies_mutex_);
+    policies_.push_back(std::move(job.policy));
+  }
   return stream.Begin(std::move(job.tensor), job.codec, buffers);
 }
 
@@ -44,6 +48,11 @@ void CompressStreamWork::OnFrame(Slice bytes) {
 void CompressStreamWork::OnTensor(const TensorReport& report) {
   v1::CompressResponse response;
   ReportCompressed(report, observer_, *response.mutable_tensor());
+  {
+    const absl::MutexLock lock(&policies_mutex_);
+    response.mutable_tensor()->set_policy(std::move(policies_.front()));
+    policies_.pop_front();
+  }
   merger_.Add(report.tensor.name, report.sums);
   Finish(report, std::move(response));
 }

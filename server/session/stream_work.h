@@ -1,6 +1,8 @@
 #pragma once
 
+#include <deque>
 #include <functional>
+#include <string>
 
 #include "absl/synchronization/mutex.h"
 #include "core/compress_stream.h"
@@ -108,6 +110,8 @@ class CompressStreamWork final : public StreamWork<v1::CompressResponse>, public
 
  private:
   CompressHeaders headers_;
+  absl::Mutex policies_mutex_;
+  std::deque<std::string> policies_ ABSL_GUARDED_BY(policies_mutex_);  // of tensors that have begun and are not done
   QualityMerger merger_;
 };
 

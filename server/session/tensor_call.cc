@@ -14,6 +14,7 @@ absl::Status NoBuffers() { return absl::InvalidArgumentError("buffers are for ou
 absl::Status CompressTensorWork::Prepare(const v1::CompressHeader& header, const SessionOptions& options) {
   if (Direction::ToBuffers(header)) return NoBuffers();
   KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, CompressHeaders().Read(header, options.default_codec));
+  policy_ = std::move(job.policy);
   KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(job.tensor), job.codec, options.limits));
   return absl::OkStatus();
 }
@@ -26,6 +27,7 @@ absl::StatusOr<Buffer> CompressTensorWork::Run(std::span<const ByteSpan> values,
   KVC_ASSIGN_OR_RETURN(report.frame_bytes, size);
   frame.Resize(static_cast<size_t>(report.frame_bytes));
   Describe(compressor_->header(), chain(), report);
+  report.policy = policy_;
   report.nonfinite_blocks = compressor_->FallbackBlocks(frame.span());
   return frame;
 }

@@ -37,6 +37,7 @@ class CompressTensorWork {
 
  private:
   std::optional<TensorCompressor> compressor_;
+  std::string policy_;
 };
 
 class DecompressTensorWork {

@@ -15,7 +15,7 @@ PROFILE = """{"version": 1, "default": "int4(group=32)", "rules": [
 
 @pytest.fixture
 def tensors():
-    names = ["layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value", "other_1"]
+    names = ["layer_0_key", "layer_0_value", "layer_1_key", "layer_1_value", "other_1", "ssm_state"]
     return {name: random_array((1, 4, 300, 64), np.float16, seed) for seed, name in enumerate(names)}
 
 
@@ -23,7 +23,9 @@ def tensors():
 def frames(bin_dir, tmp_path, tensors):
     (tmp_path / "profile.json").write_text(PROFILE)
     source, output = write_file(tmp_path / "in.safetensors", tensors), tmp_path / "out.safetensors"
-    run_ok(bin_dir, "-input", source, "-output", output, "-profile", tmp_path / "profile.json")
+    report = run_ok(bin_dir, "-input", source, "-output", output, "-profile", tmp_path / "profile.json", "-verbose")
+    policies = {name: value for name, value in report["tensor_metrics"].items() if name.endswith("_policy")}
+    assert policies == {"ssm_state_policy": "others"}
     return File(output).bytes
 
 
@@ -39,18 +41,23 @@ def requests(client, tensors):
 
 
 def test_a_stream_gives_the_frames_of_the_command_line(client, tensors, frames):
-    streamed, frame = {}, b""
+    streamed, frame, policies = {}, b"", {}
     for response in client.stub.Compress(requests(client, tensors), timeout=60):
         frame += response.frame
         if response.WhichOneof("payload") == "tensor":
             streamed[response.tensor.name], frame = frame, b""
+            policies[response.tensor.name] = response.tensor.policy
     assert streamed == frames
+    assert policies.pop("ssm_state") == "others"
+    assert set(policies.values()) == {""}
 
 
 def test_a_tensor_in_a_message_gives_them_too(client, tensors, frames):
     for name, array in tensors.items():
         request = client.pb.CompressTensorRequest(header=header(client, name, array.shape), data=array.tobytes())
-        assert client.stub.CompressTensor(request, timeout=20).frame == frames[name]
+        answer = client.stub.CompressTensor(request, timeout=20)
+        assert answer.frame == frames[name]
+        assert answer.report.policy == ("others" if name == "ssm_state" else "")
 
 
 def test_capabilities_bounds_them(client, tensors, frames):

@@ -82,15 +82,20 @@ def test_token_snr_tells_what_constants_of_channels_hide(client):
     signal, noise = (np.sum((x - x.mean(-2, keepdims=True)) ** 2) for x in (keys.astype(np.float64), error))
     assert frame.quality.token_snr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
     assert frame.quality.snr_db > frame.quality.token_snr_db + 10
-    assert frame.quality.level == "POOR" and any("TokenSNR" in text for text in frame.violations)
+    assert frame.quality.level == "POOR"
+    assert any("TokenSNR" in text for text in frame.violations)
     assert client.compress(keys, "raw", name="layer_0_key").quality.token_snr_db == np.inf
 
 
 def test_exact_is_not_the_same_as_without_variance(client):
     scale = np.array([1234.567], np.float32)
     lossy, exact = client.compress(scale, "int4").quality, client.compress(scale, "raw").quality
-    assert lossy.max_error > 0 and np.isnan(lossy.snr_db) and np.isnan(lossy.token_snr_db)
-    assert exact.max_error == 0 and exact.snr_db == np.inf and np.isnan(exact.token_snr_db)
+    assert lossy.max_error > 0
+    assert np.isnan(lossy.snr_db)
+    assert np.isnan(lossy.token_snr_db)
+    assert exact.max_error == 0
+    assert exact.snr_db == np.inf
+    assert np.isnan(exact.token_snr_db)
     assert lossy.level == exact.level == "EXCELLENT"
 
 

@@ -29,6 +29,7 @@ TEST(ProfileTest, TheFirstRuleThatHoldsDecides) {
     "version": 1,
     "description": "first layers exact",
     "default": "int4",
+    "others": "int4",
     "rules": [
       {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
       {"kind": "key", "layers": [2, 4], "codec": "int8(group=32)"},
@@ -76,7 +77,37 @@ TEST(ProfileTest, TheFirstRuleThatHoldsDecidesForEachHead) {
                                    "to see the whole tensor"));
   // No heads, no rules of heads.
   EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int4(group=64)");
-  EXPECT_EQ(CodecOf(*profile, "other", 9), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "other", 9), ChainSpec::Parse("lossless")->text());
+}
+
+TEST(ProfileTest, WhatIsNeitherKeyNorValueIsLosslessUnlessARuleSaysOtherwise) {
+  const std::string lossless = ChainSpec::Parse("lossless")->text();
+  const auto profile = Profile::Parse(R"json({
+    "version": 1,
+    "default": "int4",
+    "rules": [{"name": "conv_*", "codec": "int8"}]
+})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_FALSE(profile->is_uniform());
+  const auto policy = [&](const Profile& of, std::string name, std::vector<AxisRole> axes = {AxisRole::kOther}) {
+    return of.PolicyFor({.name = std::move(name), .dtype = DType::kF16, .shape = {axes.size(), 2}, .axes = axes});
+  };
+  for (const char* name : {"ssm_state", "layer_0_ssm_state", "model.layers.0.recurrent"}) {
+    EXPECT_EQ(CodecOf(*profile, name), lossless) << name;
+    EXPECT_EQ(policy(*profile, name), "others") << name;
+  }
+  EXPECT_EQ(CodecOf(*profile, "layer_3_key"), "int4(group=64)");
+  EXPECT_EQ(policy(*profile, "layer_3_key"), "");
+  EXPECT_EQ(CodecOf(*profile, "conv_state"), "int8(group=64)");
+  EXPECT_EQ(policy(*profile, "conv_state"), "");
+  const std::vector<AxisRole> axes = {AxisRole::kSeq, AxisRole::kHeadDim};
+  EXPECT_EQ(*profile->CodecFor({.name = "k", .dtype = DType::kF16, .shape = {4, 8}, .axes = axes}), "int4(group=64)");
+  EXPECT_EQ(policy(*profile, "k", axes), "");
+  const auto given = Profile::Parse(R"json({"version": 1, "default": "int4", "others": "int8"})json");
+  EXPECT_EQ(CodecOf(*given, "ssm_state"), "int8(group=64)");
+  EXPECT_EQ(policy(*given, "ssm_state"), "others");
+  EXPECT_EQ(CodecOf(*Profile::Uniform("int4"), "ssm_state"), "int4(group=64)");
+  EXPECT_EQ(policy(*Profile::Uniform("int4"), "ssm_state"), "");
 }
 
 TEST(ProfileTest, NamesStandForChainsAndForRules) {
@@ -120,9 +151,10 @@ TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
     const TensorDesc tensor{.name = name, .dtype = DType::kF16, .shape = {}, .axes = {}};
     EXPECT_TRUE(ChainSpec::Parse(CodecOf(mixed, name))->Resolve({}, tensor)->lossless()) << name;
   }
-  for (const char* name : {"layer_2_key", "layer_31_value", "anything"}) {
+  for (const char* name : {"layer_2_key", "layer_31_value"}) {
     EXPECT_THAT(CodecOf(mixed, name), ::testing::StartsWith("quant(bits=10,")) << name;
   }
+  EXPECT_EQ(CodecOf(mixed, "anything"), ChainSpec::Parse("lossless")->text());
   EXPECT_EQ(CodecOf(ShippedProfile("blocknorm-strict.json"), "layer_0_key"),
             "blocknorm(block=128,topk=0.02,bits=10)|rans");
 }

@@ -41,6 +41,7 @@ class Frame:
     violations: tuple[str, ...]  # quality thresholds that were missed
     codec_seconds: float  # of the daemon's threads
     framework: Framework = "numpy"  # of the tensor that it was made from
+    policy: str = ""  # "others": neither key nor value, so it has the profile's codec of others
     nonfinite_blocks: int = 0  # that are stored as they are, for a value that the codec refuses
 
     @property
@@ -82,5 +83,6 @@ def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int,
         data=data, name=report.name, codec=report.codec, dtype=dtype, shape=shape, tensor_bytes=report.tensor_bytes,
         frame_bytes=report.frame_bytes, quality=quality, violations=tuple(report.violations),
         codec_seconds=report.codec_seconds, framework=framework,
+        policy=report.policy,
         nonfinite_blocks=report.nonfinite_blocks,
     )  # fmt: skip
