@@ -49,7 +49,8 @@ MadeCodec<TensorTransform> MakeCast(const CodecArgs& args) {
   return std::make_unique<Cast>(static_cast<To>(args.stage.Number("to")), args.tensor.dtype);
 }
 
-constexpr std::string_view kExamples[] = {"cast(to=bf16)|planes|rans", "clamp|cast(to=f16)|planes|rans"};
+constexpr std::string_view kExamples[] = {"cast(to=bf16)|planes(split=auto,delta=auto)|rans",
+                                          "clamp|cast(to=f16)|planes|rans"};
 constexpr Parameter kParameters[] = {Parameter::Word("to", 0, "f16|bf16", "the type whose values stay")};
 
 }  // namespace

@@ -41,7 +41,8 @@ MadeCodec<TensorTransform> MakeTruncate(const CodecArgs& args) {
   return std::make_unique<Truncate>(args.stage, args.tensor.dtype);
 }
 
-constexpr std::string_view kExamples[] = {"truncate(mantissa=6)|planes|rans", "truncate(mantissa=2)|int8(group=64)"};
+constexpr std::string_view kExamples[] = {"truncate(mantissa=6)|planes(split=auto,delta=auto)|rans",
+                                          "truncate(mantissa=2)|int8(group=64)"};
 constexpr Parameter kParameters[] = {Parameter::Integer("mantissa", 6, 0, 23, "bits of the mantissa that stay")};
 
 }  // namespace

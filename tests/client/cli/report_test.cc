@@ -26,6 +26,7 @@ TensorReport MakeReport(std::string name, const ErrorSums& sums) {
   return {.tensor = MakeTensor(std::move(name), DType::kF16, {4}),
           .codec = "int4(group=64)",
           .codec_name = "int4",
+          .policy = {},
           .elements = 4,
           .tensor_bytes = 8,
           .frame_bytes = 5,

@@ -25,6 +25,7 @@ TensorReport Report(std::string codec_name, uint64_t tensor_bytes, uint64_t fram
   return {.tensor = {.name = "secret", .shape = {}, .axes = {}},
           .codec = codec_name + "(group=64)",
           .codec_name = codec_name,
+          .policy = {},
           .elements = tensor_bytes / 2,
           .tensor_bytes = tensor_bytes,
           .frame_bytes = frame_bytes,

@@ -1,0 +1,141 @@
+"""A decoder of whole frames of any chain, written from docs/format.md alone: it shares nothing with the project's own."""
+
+import math
+
+import arithmetic_decoder
+import blocknorm_decoder
+import cabac_decoder
+import exact_decoder
+import heads_decoder
+import huffman_decoder
+import int_decoder
+import lz4.block
+import numpy as np
+import planes_decoder
+import quant_decoder
+import rans_decoder
+import smallest_decoder
+import zstandard
+from data_loss import require
+from frame_reader import read_frame, split_payload
+from spec_reader import read_spec
+from uniform_decoder import DTYPES
+
+BYTE_CODECS = {
+    "huffman": huffman_decoder.decode,
+    "rans": rans_decoder.decode,
+    "arithmetic": arithmetic_decoder.decode,
+    "cabac": cabac_decoder.decode,
+    "smallest": smallest_decoder.decode,
+    "lz4": lambda data, size: lz4.block.decompress(data, uncompressed_size=size),
+    "zstd": lambda data, size: zstandard.ZstdDecompressor().decompress(data, max_output_size=size),
+}
+BOUNDED_MODES = [
+    "planes(split=auto,delta=auto)", "int2(group=32)", "int3(group=64)", "int4(group=128)", "int4(group=64)", "int4(group=32)",
+    "int5(group=64)", "int6(group=64)", "int8(group=64)", "int8(group=32)",
+    "quant(bits=10,per=token,group=64,symmetric=true,outliers=0,layout=packed)",
+    "quant(bits=12,per=token,group=64,symmetric=true,outliers=0,layout=packed)",
+    *(f"quant(bits={bits},per=channel,group=64,symmetric=false,outliers=0,layout=packed)" for bits in (3, 4, 5, 6, 7, 8, 10, 12)),
+]
+
+
+def stream_count(stage):
+    match stage.name:
+        case "quant":
+            return quant_decoder.stream_count(stage.options)
+        case "blocknorm":
+            return blocknorm_decoder.stream_count(stage.options)
+        case "planes":
+            return 1 + planes_decoder.PLANES
+        case "bounded":
+            return 6
+        case "raw" | "exact" | "heads":
+            return 1
+    return 2  # intN
+
+
+def decode_bounded(streams, dtype, count):
+    require(len(streams[0]) == 1 and streams[0][0] < len(BOUNDED_MODES), "an unknown mode")
+    mode = read_spec(BOUNDED_MODES[streams[0][0]]).codec
+    used = stream_count(mode)
+    require(all(len(stream) == 0 for stream in streams[1:len(streams) - used]), "bytes in a stream that the mode has not")
+    return decode_streams(mode, streams[len(streams) - used:], dtype, count)
+
+
+def decode_heads(options, stream, dtype, count):
+    width = DTYPES[dtype].itemsize
+    parts = [(int(label.split("-")[0]),
+              lambda payload, size, chain=chain: decode_payload(chain, payload, dtype, size // width).tobytes())
+             for label, chain in options.items()]
+    return np.frombuffer(heads_decoder.decode(stream, count, width, parts), DTYPES[dtype])
+
+
+def decode_streams(stage, streams, dtype, count):
+    """The `count` values that the streams of a tensor codec stand for."""
+    arrays = [np.frombuffer(stream, np.uint8) for stream in streams]
+    match stage.name:
+        case "raw":
+            require(len(streams[0]) == count * DTYPES[dtype].itemsize, "the values have the wrong size")
+            return np.frombuffer(streams[0], DTYPES[dtype])
+        case "quant" | "blocknorm" if count == 0:
+            return np.zeros(0, DTYPES[dtype])
+        case "quant":
+            return quant_decoder.decode(stage.options, arrays, dtype, count)
+        case "blocknorm":
+            return blocknorm_decoder.decode(stage.options, arrays, dtype, count)
+        case "planes":
+            return np.frombuffer(planes_decoder.decode(streams, count, DTYPES[dtype].itemsize)[0], DTYPES[dtype])
+        case "exact":
+            return np.frombuffer(exact_decoder.decode(streams[0], count, DTYPES[dtype].itemsize)[0], DTYPES[dtype])
+        case "bounded":
+            return decode_bounded(streams, dtype, count)
+        case "heads":
+            return decode_heads(stage.options, streams[0], dtype, count)
+    return int_decoder.decode(stage.name, stage.options, arrays, dtype, count)
+
+
+def undo_byte_codecs(chain, payload):
+    """The streams as transforms and tensor codec made them."""
+    streams = len(chain.transforms) + stream_count(chain.codec)
+    sizes = np.frombuffer(payload, "<u4", streams * (1 + len(chain.byte_codecs))).reshape(streams, -1).tolist()
+    raw = []
+    for row, (_, data) in zip(sizes, split_payload(payload, streams, len(chain.byte_codecs))):
+        for codec, before, after in reversed(list(zip(chain.byte_codecs, row, row[1:]))):
+            if after < before:
+                data = BYTE_CODECS[codec.name](data, before)
+                require(len(data) == before, "a stream has the wrong size")
+        raw.append(bytes(data))
+    return raw
+
+
+def decode_payload(chain, payload, dtype, count):
+    """The values of a block, and of sparse transforms which are kept."""
+    streams = undo_byte_codecs(chain, payload)
+    sides, streams = streams[:len(chain.transforms)], streams[len(chain.transforms):]
+    kept = []  # of the values before each transform, which go on; None: all
+    for stage, side in zip(chain.transforms, sides):
+        require(stage.name == "sparse" or not side, "a side stream that the transform has not")
+        kept.append(None)
+        if side:
+            require(len(side) == (count + 7) // 8, "the mask has the wrong size")
+            mask = np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little").astype(bool)
+            require(not mask[count:].any(), "bits after the mask")
+            kept[-1] = mask[:count]
+            count = int(kept[-1].sum())
+    values = decode_streams(chain.codec, streams, dtype, count)
+    for mask in reversed(kept):
+        if mask is not None:
+            whole = np.zeros(len(mask), values.dtype)
+            whole[mask] = values
+            values = whole
+    return values
+
+
+def decode_frame(frame):
+    """The values, flat."""
+    read = read_frame(frame)
+    chain = read_spec(read.codec)
+    blocks = [decode_payload(chain, payload, read.dtype, count) for payload, count in read.blocks]
+    values = np.concatenate(blocks) if blocks else np.zeros(0, DTYPES[read.dtype])
+    require(len(values) == math.prod(read.shape), "not a value for each element")
+    return values

@@ -1,0 +1,241 @@
+"""What any encoder must make of a tensor, in terms of the values that come back: written from docs/format.md alone."""
+
+import math
+
+import int_decoder
+import ml_dtypes
+import numpy as np
+from chain_decoder import undo_byte_codecs
+from frame_reader import read_frame
+from spec_reader import read_spec
+from uniform_decoder import DTYPES
+from uniform_encoder import dtype_of, magnitude_bits, quantize_blocknorm, quantize_quant
+
+
+HEADS = 3  # the role of an axis
+BLOCK = 1 << 17  # values of a block
+
+
+class Refused(Exception):
+    """The chain cannot hold a value."""
+
+
+class AnyOf(Exception):
+    """The document leaves the values that come back to the encoder."""
+
+
+def round_toward_zero(number, dtype):
+    """The largest value of the dtype that is not above a positive real number."""
+    kind = DTYPES[dtype]
+    largest = float(ml_dtypes.finfo(kind).max)
+    if number >= largest:
+        return kind.type(largest)
+    value = np.array([np.float32(number)]).astype(kind)
+    if float(value[0]) > number:
+        value = (value.view(f"<u{kind.itemsize}") - 1).astype(f"<u{kind.itemsize}").view(kind)
+    return value[0]
+
+
+def clamp(options, values):
+    values = values.copy()
+    limit = round_toward_zero(float(options["limit"]), dtype_of(values))
+    wide = values.astype(np.float32)
+    infinite = np.isinf(wide)
+    values[np.isnan(wide)] = 0
+    above = np.abs(wide) > np.float32(limit)
+    values[above] = np.copysign(np.float32(limit), wide[above]).astype(values.dtype)
+    finite = np.abs(values[~infinite].astype(np.float32))
+    largest = finite.max(initial=np.float32(0))
+    values[infinite] = np.copysign(largest, wide[infinite]).astype(values.dtype)
+    return values
+
+
+def clip(options, values):
+    if len(values) == 0:
+        return values
+    bits = magnitude_bits(values)
+    k = max(1, math.ceil(float(options["percentile"]) * len(values) / 100))
+    threshold = np.sort(bits)[k - 1]
+    width = values.dtype.itemsize
+    sign = values.view(f"<u{width}").astype(np.uint64) & np.uint64(1 << (8 * width - 1))
+    changed = (bits > threshold) & ~np.isnan(values.astype(np.float32))
+    return np.where(changed, sign | threshold, sign | bits).astype(f"<u{width}").view(values.dtype)
+
+
+def sparse(options, values):
+    values = values.copy()
+    drop = math.floor(float(options["ratio"]) * len(values))
+    values[np.argsort(magnitude_bits(values), kind="stable")[:drop]] = 0
+    return values
+
+
+def require_magnitude(values, largest):
+    with np.errstate(invalid="ignore"):
+        if not (np.abs(values.astype(np.float64)) <= largest).all():
+            raise Refused
+
+
+def require_held(stage, values):
+    """Refused for values that the tensor codec does not take."""
+    largest = float(np.finfo(np.float32).max)
+    if stage.name == "quant":
+        require_magnitude(values, largest if stage.options.get("symmetric", "true") == "true" else largest / 4)
+    elif stage.name == "blocknorm":
+        require_magnitude(values, largest)
+    elif stage.name.startswith("int"):
+        require_magnitude(values, int_decoder.largest_magnitude(stage.name, dtype_of(values)))
+
+
+def quantize(stage, values, row):
+    """The values of a block that come back from a tensor codec without chains of its own."""
+    require_held(stage, values)
+    match stage.name:
+        case "raw" | "planes" | "exact":
+            return values
+        case "bounded":
+            raise AnyOf
+        case "quant":
+            return quantize_quant(stage.options, values, row)
+        case "blocknorm":
+            return quantize_blocknorm(stage.options, values, row)
+    return int_decoder.quantize(stage.name, stage.options, values)
+
+
+def heads_of(stage, heads, first, count):
+    """Which of a block's values belong to the heads of each range, and the range's chain."""
+    stride, number = heads
+    head = (first + np.arange(count)) // stride % number
+    starts = [int(label.split("-")[0]) for label in stage.options]
+    owner = np.searchsorted(starts, head, side="right") - 1
+    return [(owner == place, chain) for place, chain in enumerate(stage.options.values())]
+
+
+def quantize_heads(stage, values, row, heads, first, stream):
+    """As quantize. A range whose payload would not be smaller than its values is kept as it is: the stream tells."""
+    back = np.empty_like(values)
+    ranges = heads_of(stage, heads, first, len(values))
+    for (mine, chain), size in zip(ranges, np.frombuffer(stream, "<u4", len(ranges), 24)):
+        part = values[mine]
+        after = part
+        for inner in chain.transforms:
+            after = transform(inner, after, BLOCK)
+        require_held(chain.codec, after)
+        back[mine] = part if size == part.nbytes else quantize(chain.codec, after, row)
+    return back
+
+
+def order(values):
+    """Numbers by which values compare, -0 before +0."""
+    wide = values.astype(np.float32).view(np.int32).astype(np.int64)
+    return np.where(wide < 0, -(wide & 0x7FFFFFFF) - 1, wide)
+
+
+def clip_to(values, low, high):
+    """NaN stays; a bound is of the values' dtype."""
+    low, high = np.array([low], values.dtype), np.array([high], values.dtype)
+    clipped = np.where(order(values) < order(low), low, np.where(order(values) > order(high), high, values))
+    return np.where(np.isnan(values.astype(np.float32)), values, clipped).astype(values.dtype)
+
+
+def clip_range(options, values):
+    finite = values[np.isfinite(values.astype(np.float32))]
+    if len(finite) == 0:
+        return values
+    ranked = finite[np.argsort(order(finite), kind="stable")]
+    low, high = (ranked[max(1, math.ceil(float(options[end]) * len(ranked) / 100)) - 1] for end in ("low", "high"))
+    return clip_to(values, low, high)
+
+
+def clip_sigma(options, values):
+    finite = values[np.isfinite(values.astype(np.float32))].astype(np.float64)
+    if len(finite) == 0:
+        return values
+    mean = sum_in_order(finite) / len(finite)
+    spread = float(options["sigma"]) * math.sqrt(sum_in_order((finite - mean) ** 2) / len(finite))
+    largest = float(ml_dtypes.finfo(values.dtype).max)
+    low, high = (np.array(min(max(bound, -largest), largest)).astype(np.float32).astype(values.dtype)
+                 for bound in (mean - spread, mean + spread))
+    return clip_to(values, low, high)
+
+
+def sum_in_order(terms):
+    return float(np.cumsum(terms)[-1])
+
+
+def truncate(options, values):
+    width = values.dtype.itemsize
+    left_out = max(0, ml_dtypes.finfo(values.dtype).nmant - int(options["mantissa"]))
+    bits = values.view(f"<u{width}")
+    shorter = (bits >> left_out << left_out).astype(bits.dtype)
+    return np.where(np.isnan(values.astype(np.float32)), bits, shorter).view(values.dtype)
+
+
+def cast(options, values):
+    if values.dtype != np.float32:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = values.astype(DTYPES[options["to"].upper()]).astype(np.float32)
+    finite = np.isfinite(values)
+    if not np.isfinite(narrow[finite]).all():
+        raise Refused
+    return np.where(finite, narrow, values)
+
+
+WHOLE = {"clip": clip, "clip_range": clip_range, "clip_sigma": clip_sigma, "truncate": truncate, "cast": cast, "sparse": sparse}
+
+
+def transform(stage, values, block_elements):
+    """The values that a transform makes of a tensor's, those that it drops as +0."""
+    if stage.name == "clamp":
+        blocks = [clamp(stage.options, values[at:at + block_elements]) for at in range(0, len(values), block_elements)]
+        return np.concatenate(blocks) if blocks else values
+    return WHOLE[stage.name](stage.options, values)
+
+
+def heads_axis(shape, axes):
+    """Of a tensor with one axis of heads: values from a head to the next, and the number of heads."""
+    axis = axes.index(HEADS)
+    return max(1, math.prod(shape[axis + 1:])), max(1, shape[axis])
+
+
+def require_taken(chain, values, shape, axes):
+    """Refused for a tensor that the chain, a read spec, must refuse."""
+    for stage in chain.transforms:
+        values = transform(stage, values, BLOCK)
+    if chain.codec.name != "heads":
+        require_held(chain.codec, values)
+    elif HEADS not in axes:
+        raise Refused
+    else:
+        for mine, inner in heads_of(chain.codec, heads_axis(shape, axes), 0, len(values)):
+            require_taken(inner, values[mine], shape, axes)
+
+
+def values_after(frame, values, shape, axes):
+    """The values that come back of a tensor, flat. AnyOf where the document leaves them to the encoder. What it leaves
+    to the encoder in the rest, as which values a `sparse` hands on as a list, is read from the frame."""
+    read = read_frame(frame)
+    chain = read_spec(read.codec)
+    after = []  # each transform
+    for stage in chain.transforms:
+        values = transform(stage, values, BLOCK)
+        after.append(values)
+    row = shape[-1] if shape else 1
+    back, at = [], 0
+    for payload, count in read.blocks:
+        indices = np.arange(at, at + count)
+        streams = undo_byte_codecs(chain, payload)
+        for side, made in zip(streams, after):
+            if side:
+                kept = np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little", count=len(indices)).astype(bool)
+                assert not magnitude_bits(made[indices[~kept]]).any(), "sparse drops what the document keeps"
+                indices = indices[kept]
+        whole = np.zeros(count, values.dtype)
+        if chain.codec.name == "heads":
+            inner = quantize_heads(chain.codec, values[indices], row, heads_axis(shape, axes), at, streams[-1])
+        else:
+            inner = quantize(chain.codec, values[indices], row)
+        whole[indices - at] = inner
+        back.append(whole)
+        at += count
+    return np.concatenate(back) if back else values
