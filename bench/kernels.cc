@@ -229,7 +229,7 @@ std::vector<std::string> Register() {
     add(Name("quantize", format), Quantize, format, false);
     add(Name("dequantize", format), Dequantize, format);
   }
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     add("measure " + std::string(DTypeName(dtype)), Measure, dtype);
   }
   for (const CodecRow* row : AllCodecs()) {

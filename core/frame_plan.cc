@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
+#include "core/codec/named_chains.h"
 #include "core/codec/syntax.h"
 
 namespace kvcompress {
@@ -33,6 +34,7 @@ uint64_t FramePlan::MaxFrameBytes() const {
 
 absl::StatusOr<std::string> WithFallback(const TensorDesc& tensor, std::string_view codec) {
   KVC_RETURN_IF_ERROR(ValidateTensor(tensor).status());
+  if (IsOpaque(tensor.dtype)) return std::string(codec);  // whose bits no codec refuses
   const auto add = [&]() -> absl::StatusOr<std::string> {
     KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(codec));
     const ChainSpec& own = spec.For(tensor.name);
@@ -47,12 +49,16 @@ absl::StatusOr<std::string> WithFallback(const TensorDesc& tensor, std::string_v
 
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits) {
   FramePlan plan;
-  KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
-  const absl::Status size = CheckTensorBytes(elements * DTypeSize(tensor.dtype), limits);
+  KVC_ASSIGN_OR_RETURN(const uint64_t words, ValidateTensor(tensor));
+  const absl::Status size = CheckTensorBytes(words * DTypeSize(tensor.dtype), limits);
   if (!size.ok()) return OfTensor(tensor.name, size);
   const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(codec);
   if (!spec.ok()) return OfTensor(tensor.name, spec.status());
   absl::StatusOr<CodecChain> chain = spec->Resolve(limits.environment, tensor);
+  // Whatever was asked for, an opaque tensor is kept.
+  if (IsOpaque(tensor.dtype) && absl::IsInvalidArgument(chain.status())) {
+    chain = ChainSpec::Parse(kOpaqueChain)->Resolve(limits.environment, tensor);
+  }
   if (!chain.ok()) return OfTensor(tensor.name, chain.status());
   plan.chain = *std::move(chain);
   plan.header.tensor = std::move(tensor);
@@ -71,6 +77,7 @@ void Describe(const FrameHeader& header, const CodecChain& chain, TensorReport& 
   report.codec = chain.spec();
   report.codec_name = chain.codec_name();
   report.elements = header.elements;
+  report.passed_through = IsOpaque(header.tensor.dtype);
   report.tensor_bytes = header.tensor_bytes();
 }
 

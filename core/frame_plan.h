@@ -35,7 +35,7 @@ struct FramePlan {
 };
 
 // INVALID_ARGUMENT for a bad description or codec spec, or a tensor that the codec does not take; RESOURCE_EXHAUSTED
-// above max_tensor_bytes.
+// above max_tensor_bytes. An opaque tensor that the codec does not take gets kOpaqueChain instead.
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits);
 
 // The size of a tensor's frame: exact for intN and raw, whose streams always have the sizes of their bounds; an upper

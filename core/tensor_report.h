@@ -15,14 +15,15 @@ struct Limits {
   CodecEnvironment environment = {};
 };
 // For tensors of any size that can be described.
-inline constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * 4};
+inline constexpr Limits kNoLimits = {.max_tensor_bytes = kMaxTensorElements * kMaxDTypeSize};
 
 struct TensorReport {
   TensorDesc tensor;
-  std::string codec;       // canonical spec
-  std::string codec_name;  // of the tensor codec alone
-  std::string policy;      // Profile::PolicyFor; filled in by who has the profile
-  uint64_t elements = 0;
+  std::string codec;            // canonical spec
+  std::string codec_name;       // of the tensor codec alone
+  std::string policy;           // Profile::PolicyFor; filled in by who has the profile
+  uint64_t elements = 0;        // words (NumWords)
+  bool passed_through = false;  // of an opaque dtype: carried bit for bit, whatever codec was asked for; no sums
   uint64_t tensor_bytes = 0;
   uint64_t frame_bytes = 0;
   ErrorSums sums;                 // of compression only

@@ -22,7 +22,7 @@ constexpr uint64_t kMaxAnalyzedBytes = uint64_t{256} << 20;
 
 bool CanAnalyze(const Entry& entry) {
   const absl::StatusOr<TensorDesc> tensor = DescribeEntry(entry);
-  return tensor.ok() && ValidateTensor(*tensor).ok() && entry.bytes() > 0;
+  return tensor.ok() && !IsOpaque(tensor->dtype) && ValidateTensor(*tensor).ok() && entry.bytes() > 0;
 }
 
 // The error of int4, of which a warning would speak; empty where it refuses the values.

@@ -45,8 +45,12 @@ Json TensorMetrics(const FileReport& report) {
   auto& fields = metrics.get_ref<Json::object_t&>();
   for (size_t i = 0; i < report.tensors.size(); ++i) {
     const TensorReport& tensor = report.tensors[i];
-    const Quality quality = QualityOf(tensor.sums, KindOf(tensor.tensor.name));
     const std::string& name = tensor.tensor.name;
+    if (tensor.passed_through) {
+      fields.emplace_back(name + "_passed_through", true);
+      continue;
+    }
+    const Quality quality = QualityOf(tensor.sums, KindOf(tensor.tensor.name));
     fields.emplace_back(name + "_rmse", quality.rmse);
     fields.emplace_back(name + "_snr_db", Decibels(quality.snr_db));
     if (tensor.sums.token_count > 0) fields.emplace_back(name + "_token_snr_db", Decibels(quality.token_snr_db));
@@ -147,9 +151,14 @@ absl::StatusOr<std::string> DescribeCompressed(const CompressedFile& compressed,
 std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds) {
   QualityMerger merger;
   uint64_t elements = 0;
+  uint64_t passed_through = 0;
+  uint64_t passed_through_bytes = 0;
   for (const TensorReport& tensor : report.tensors) {
     merger.Add(tensor.tensor.name, tensor.sums);
     elements += tensor.elements;
+    if (!tensor.passed_through) continue;
+    ++passed_through;
+    passed_through_bytes += tensor.tensor_bytes;
   }
   Json json;
   json["compression_ratio"] = Ratio(report.tensor_bytes, report.compressed_bytes);
@@ -171,6 +180,8 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
   json["bits_per_value"] = elements == 0 ? Json(nullptr) : Json(bits / static_cast<double>(elements));
   json["tensors"] = report.tensors.size();
   json["elements"] = elements;
+  json["passed_through_tensors"] = passed_through;
+  json["passed_through_bytes"] = passed_through_bytes;
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

@@ -79,6 +79,8 @@ absl::StatusOr<FileSample> SampleFile(const ByteSource& file, const Header& head
   for (const Entry& entry : header.entries) {
     KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
     KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(tensor));
+    // Of elements that have less than a byte, the bytes are what can be cut.
+    if (ElementBits(tensor.dtype) < 8) tensor = {tensor.name, DType::kU8, {elements}, {AxisRole::kOther}};
     const uint64_t offset = header.data_start + entry.begin;
     if (part >= 1 || elements == 0) {
       KVC_ASSIGN_OR_RETURN(SampledTensor whole, ReadWhole(file, offset, std::move(tensor), entry.bytes()));

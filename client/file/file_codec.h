@@ -39,8 +39,8 @@ struct FileReport {
 };
 
 // Compresses the file at `input`, or what stands for one (input.h); `codec` goes into the metadata. With an empty
-// `output` everything is done except for the writing. INVALID_ARGUMENT for tensors that are not F16, BF16 or F32
-// ("unsupported data type: X"), and for a file that is compressed already.
+// `output` everything is done except for the writing. INVALID_ARGUMENT for a file that is compressed
+// already.
 absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                         const Profile& profile, std::string_view codec, const FileOptions& options);
 

@@ -64,12 +64,11 @@ absl::Status CompressReplies::CheckHeader(const CompressJob& job) {
   TensorDesc expected = job.tensor;
   expected.name.clear();  // a frame has no name
   const FrameHeader& header = reader_.header();
-  KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(job.codec));
-  KVC_ASSIGN_OR_RETURN(const CodecChain chain, spec.Resolve({}, job.tensor));
-  if (header.tensor != expected || header.codec != chain.spec()) {
+  KVC_ASSIGN_OR_RETURN(const FramePlan plan, PlanFrame(job.tensor, job.codec, kNoLimits));
+  if (header.tensor != expected || header.codec != plan.header.codec) {
     return absl::InternalError("a frame of another tensor or codec than it was asked for");
   }
-  reader_.set_max_payload_bytes(chain.MaxPayloadBytes(expected, header.BlockElements(0)));
+  reader_.set_max_payload_bytes(plan.chain.MaxPayloadBytes(expected, header.BlockElements(0)));
   return absl::OkStatus();
 }
 

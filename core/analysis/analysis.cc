@@ -73,8 +73,8 @@ void AddExponents(DType dtype, ByteSpan values, TensorAnalysis& analysis) {
   const unsigned mantissa = MantissaBits(dtype);
   const uint32_t mask = InfinityBits(dtype) >> mantissa;
   std::array<uint64_t, 256> histogram = {};
-  VisitDType(dtype, [&](auto t) {
-    using Bits = DTypeBits<decltype(t)::value>;
+  VisitBits(dtype, [&](auto bits) {
+    using Bits = decltype(bits);
     for (size_t at = 0; at < values.size(); at += sizeof(Bits)) {
       ++histogram[LoadLE<Bits>(values.data() + at) >> mantissa & mask];
     }

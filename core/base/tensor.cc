@@ -26,6 +26,15 @@ absl::StatusOr<uint64_t> NumElements(const std::vector<uint64_t>& shape) {
   return product;
 }
 
+absl::StatusOr<uint64_t> NumWords(DType dtype, const std::vector<uint64_t>& shape) {
+  absl::StatusOr<uint64_t> elements = NumElements(shape);
+  if (!elements.ok() || ElementBits(dtype) >= 8) return elements;
+  const uint64_t bits = *elements * ElementBits(dtype);
+  if (bits % 8 == 0) return bits / 8;
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s [%s] is not a whole number of bytes", DTypeName(dtype), absl::StrJoin(shape, ", ")));
+}
+
 KvName ParseKvName(std::string_view name) {
   KvName result;
   if (!name.starts_with("layer_")) return result;
@@ -59,9 +68,9 @@ absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc) {
     return absl::InvalidArgumentError(
         absl::StrFormat("tensor \"%s\": %d axis roles for rank %d", desc.name, desc.axes.size(), desc.shape.size()));
   }
-  absl::StatusOr<uint64_t> elements = NumElements(desc.shape);
-  if (!elements.ok()) return OfTensor(desc.name, elements.status());
-  return elements;
+  absl::StatusOr<uint64_t> words = NumWords(desc.dtype, desc.shape);
+  if (!words.ok()) return OfTensor(desc.name, words.status());
+  return words;
 }
 
 absl::Status OfTensor(std::string_view name, const absl::Status& status) {

@@ -32,11 +32,16 @@ struct TensorDesc {
 
 inline constexpr size_t kMaxRank = 8;
 inline constexpr size_t kMaxNameBytes = 1024;
-// Elements of one tensor, and bytes of it, stay below this: sums of a few of them cannot overflow.
+// Elements of one tensor are at most this, and its bytes a few times as many: sums of a few of them cannot overflow.
 inline constexpr uint64_t kMaxTensorElements = uint64_t{1} << 48;
 
 // The product of `shape`. INVALID_ARGUMENT when the rank is above kMaxRank or the product above kMaxTensorElements.
 absl::StatusOr<uint64_t> NumElements(const std::vector<uint64_t>& shape);
+
+// Words of a tensor, DTypeSize(dtype) bytes each: its elements or, of elements that have less than a byte, the bytes
+// that these fill. INVALID_ARGUMENT also where they do not fill whole ones. Where this text and others speak of a
+// tensor's values or elements as what is cut into blocks, it is of words.
+absl::StatusOr<uint64_t> NumWords(DType dtype, const std::vector<uint64_t>& shape);
 
 // [batch, heads, seq, head_dim] for a rank-4 tensor named layer_{i}_key or layer_{i}_value (reference-behaviour,
 // "Files"), all kOther for every other tensor.
@@ -50,7 +55,7 @@ struct KvName {
 KvName ParseKvName(std::string_view name);
 
 // Checks a description that came from outside: rank, product, one role an axis, a name of 1 to 1024 bytes of UTF-8.
-// Returns the number of elements.
+// Returns the number of words.
 absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc);
 
 // `status` as a fault of the tensor of this name: its text after "tensor "NAME": ".

@@ -5,9 +5,11 @@
 #include <cstring>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
+#include "core/codec/f8_codec.h"
 #include "core/codec/registry.h"
 #include "core/codec/transformed_source.h"
 #include "core/simd/group_quant.h"
@@ -55,7 +57,7 @@ absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environmen
         break;
       }
       case StageKind::kTensorCodec: {
-        KVC_ASSIGN_OR_RETURN(chain.codec_, stage.codec->make_tensor_codec(args));
+        KVC_ASSIGN_OR_RETURN(chain.codec_, MakeTensorCodec(args));
         break;
       }
       case StageKind::kByteCodec: {
@@ -64,6 +66,11 @@ absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environmen
         break;
       }
     }
+  }
+  // Lossless transforms, too, compute with values.
+  if (IsOpaque(tensor.dtype) && !(chain.codec_->lossless() && chain.transforms_.empty())) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s is carried bit for bit, and \"%s\" changes values", DTypeName(tensor.dtype), chain.spec()));
   }
   return chain;
 }
@@ -121,9 +128,13 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
   const std::string what = std::isnan(value)   ? "NaN"
                            : std::isinf(value) ? (value > 0 ? "infinity" : "-infinity")
                                                : absl::StrFormat("%g", value);
-  return absl::InvalidArgumentError(absl::StrFormat(
-      "tensor \"%s\": value %d is %s, which %s cannot hold (use a lossless codec, or put clamp in front: clamp|%s)",
-      block.tensor.name, block.first + index, what, codec_name(), spec_.tensor_codec().text()));
+  // A clamp would make rubbish of what is finite.
+  const std::string instead = std::isfinite(value) ? "quant(symmetric=true), blocknorm, near-lossless and lossless do"
+                                                   : absl::StrCat("use a lossless codec, or put clamp in front: clamp|",
+                                                                  spec_.tensor_codec().text());
+  return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": value %d is %s, which %s cannot hold (%s)",
+                                                    block.tensor.name, block.first + index, what, codec_name(),
+                                                    instead));
 }
 
 absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainState& state, Scratch& scratch) const {
@@ -263,8 +274,8 @@ bool CodecChain::FellBack(ByteSpan payload) const {
 // Measures the block against what its payload decodes to.
 absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums* sums,
                                  simd::TokenMeter* tokens) const {
-  if (sums == nullptr && tokens == nullptr) return absl::OkStatus();
   const DType dtype = block.tensor.dtype;
+  if ((sums == nullptr && tokens == nullptr) || IsOpaque(dtype)) return absl::OkStatus();
   const std::byte* values = block.values.data();
   const std::byte* decoded = values;
   if (!lossless()) {  // what decodes to the same bits measures as itself

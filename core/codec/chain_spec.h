@@ -43,7 +43,7 @@ class ChainSpec {
   absl::StatusOr<ChainSpec> WithFallback() const;
 
   // The codecs for a tensor. INVALID_ARGUMENT, without the tensor's name, for one that they do not take, whatever its
-  // values.
+  // values; one of an opaque dtype is taken by a lossless tensor codec without transforms alone.
   absl::StatusOr<CodecChain> Resolve(const CodecEnvironment& environment, const TensorDesc& tensor) const;
   // The same for a chain within a stage, which works while the outer chain does, on the same thread.
   absl::StatusOr<CodecChain> ResolvePart(const CodecEnvironment& environment, const TensorDesc& tensor) const;

@@ -33,7 +33,7 @@ struct TokenRun {
   uint64_t first = 0;  // index of the first one in a tensor of this layout
 };
 
-// A run of a tensor's values, in row-major order; the unit of work.
+// A run of a tensor's values, in row-major order; the unit of work. A value is a word (NumWords).
 struct Block {
   const TensorDesc& tensor;
   uint64_t first;  // index of its first value in the tensor; of no meaning after a transform
@@ -54,7 +54,7 @@ class TensorState {
   virtual ~TensorState() = default;
 };
 
-// Values to values of the same dtype, perhaps fewer, and a side stream.
+// Values to values of the same dtype, which is not opaque, perhaps fewer, and a side stream.
 class TensorTransform {
  public:
   virtual ~TensorTransform() = default;
@@ -92,7 +92,8 @@ struct StreamBuffer {
   size_t size = 0;
 };
 
-// A block of values to named byte streams (codes, scales, planes, ...) and back.
+// A block of values to named byte streams (codes, scales, planes, ...) and back. Only lossless ones are given opaque
+// dtypes, and of the F8 types only they and those with codecs within (f8_codec.h).
 class TensorCodec {
  public:
   virtual ~TensorCodec() = default;

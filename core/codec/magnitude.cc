@@ -28,9 +28,8 @@ absl::Status SelectMagnitude(const ByteSource& source, DType dtype, size_t block
     const uint32_t mask = (1u << bits) - 1;
     histogram.assign(size_t{1} << bits, 0);
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      VisitDType(dtype, [&](auto t) {
-        CountKeys<DTypeBits<decltype(t)::value>>(values, n, found_bits, key, low, mask, histogram.data());
-      });
+      VisitBits(dtype,
+                [&](auto own) { CountKeys<decltype(own)>(values, n, found_bits, key, low, mask, histogram.data()); });
     }));
     uint32_t bucket = 0;
     while (bucket < mask && histogram[bucket] <= rank) rank -= histogram[bucket++];

@@ -8,13 +8,13 @@
 #include "core/base/dtype.h"
 #include "core/base/status_macros.h"
 
-// The order of a tensor's values by magnitude.
+// The order of a tensor's values by magnitude; of dtypes that are not opaque.
 namespace kvcompress {
 
 // Magnitudes order like the bits of a value without its sign, in every dtype; NaN above all.
 inline uint32_t MagnitudeKey(DType dtype, const std::byte* values, size_t index) {
-  return VisitDType(dtype, [&](auto t) -> uint32_t {
-    using Bits = DTypeBits<decltype(t)::value>;
+  return VisitBits(dtype, [&](auto bits) -> uint32_t {
+    using Bits = decltype(bits);
     return LoadLE<Bits>(values + index * sizeof(Bits)) & (static_cast<Bits>(~Bits{0}) >> 1);
   });
 }

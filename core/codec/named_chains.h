@@ -18,6 +18,9 @@ struct NamedChain {
   std::string_view first_chain = {};
 };
 
+// Of tensors of opaque dtypes, where what was asked for would change their bits.
+inline constexpr std::string_view kOpaqueChain = "exact";
+
 std::span<const NamedChain> AllNamedChains();
 
 // Null when there is none of that name.

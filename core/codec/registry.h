@@ -44,6 +44,8 @@ struct CodecRow {
   bool is_fallback = false;
   // Whether it has chains within it, for ranges of heads.
   bool takes_parts = false;
+  // Whether a tensor codec only hands values on to others.
+  bool has_codecs = false;
   // What one parameter's bounds cannot say: INVALID_ARGUMENT for values that do not go together. Null: all do.
   absl::Status (*check)(const StageSpec&) = nullptr;
 

@@ -12,7 +12,7 @@ absl::StatusOr<TensorDesc> DescribeEntry(const Entry& entry) {
   const std::optional<DType> dtype = DTypeFromName(entry.dtype);
   if (!dtype) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("unsupported data type: %s (tensor \"%s\"; use F16, BF16 or F32)", entry.dtype, entry.name));
+        absl::StrFormat("unsupported data type: %s (tensor \"%s\")", entry.dtype, entry.name));
   }
   return TensorDesc{entry.name, *dtype, entry.shape, DefaultAxes(entry.name, entry.shape.size())};
 }

@@ -7,8 +7,7 @@
 // A safetensors file as an input of compression.
 namespace kvcompress {
 
-// The entry as a tensor, its axes by its name. INVALID_ARGUMENT ("unsupported data type: X") when it is not F16, BF16
-// or F32.
+// The entry as a tensor, its axes by its name. INVALID_ARGUMENT ("unsupported data type: X") for none of kAllDTypes.
 absl::StatusOr<TensorDesc> DescribeEntry(const safetensors::Entry& entry);
 
 // INVALID_ARGUMENT for a file that is compressed already, or whose metadata uses our keys.

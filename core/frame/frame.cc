@@ -39,7 +39,7 @@ std::vector<std::byte> SerializeFrameHeader(FrameHeader& header) {
   for (uint64_t extent : tensor.shape) writer.Write(extent);
   for (AxisRole role : tensor.axes) writer.Write(static_cast<uint8_t>(role));
   writer.WriteBytes(AsBytes(header.codec));
-  header.elements = NumElements(tensor.shape).value_or(0);
+  header.elements = NumWords(tensor.dtype, tensor.shape).value_or(0);
   header.checksum = Checksum(bytes, 0);
   writer.Write(header.checksum);
   return bytes;
@@ -231,7 +231,7 @@ absl::Status FrameReader::ParseHeader() {
   if (!std::all_of(header_.codec.begin(), header_.codec.end(), absl::ascii_isprint)) {
     return malformed("codec spec is not printable ASCII");
   }
-  const absl::StatusOr<uint64_t> elements = NumElements(header_.tensor.shape);
+  const absl::StatusOr<uint64_t> elements = NumWords(header_.tensor.dtype, header_.tensor.shape);
   if (!elements.ok()) return malformed(elements.status().message());
   header_.elements = *elements;
   return absl::OkStatus();

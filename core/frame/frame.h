@@ -38,7 +38,7 @@ struct FrameHeader {
   std::string codec;
   uint32_t block_elements = kDefaultBlockElements;
   // Filled by parsing.
-  uint64_t elements = 0;
+  uint64_t elements = 0;  // words (NumWords)
   uint64_t checksum = 0;
 
   uint64_t block_count() const { return (elements + block_elements - 1) / block_elements; }

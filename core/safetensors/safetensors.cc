@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/base/bytes.h"
+#include "core/base/dtype.h"
 #include "core/base/status_macros.h"
 #include "core/safetensors/foreign.h"
 #include "core/safetensors/header_parser.h"
@@ -19,13 +20,6 @@ namespace {
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kAlignment = 8;
 static_assert((kLengthBytes + kMaxHeaderBytes) % kAlignment == 0);
-
-constexpr std::pair<std::string_view, unsigned> kDTypes[] = {
-    {"BOOL", 8},        {"F4", 4},          {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},
-    {"F8_E5M2", 8},     {"F8_E4M3", 8},     {"F8_E8M0", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16},
-    {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"BF16", 16},   {"I32", 32},    {"U32", 32}, {"F32", 32},
-    {"C64", 64},        {"F64", 64},        {"I64", 64},    {"U64", 64},
-};
 
 absl::Status Invalid(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("parse header: ", what));
@@ -141,10 +135,8 @@ const Entry* Header::Find(std::string_view name) const {
 }
 
 unsigned DTypeBits(std::string_view dtype) {
-  for (const auto& [name, bits] : kDTypes) {
-    if (name == dtype) return bits;
-  }
-  return 0;
+  const std::optional<DType> known = DTypeFromName(dtype);
+  return known ? ElementBits(*known) : 0;
 }
 
 absl::StatusOr<Header> ReadHeader(const ByteSource& file) {

@@ -23,7 +23,7 @@ inline constexpr size_t kMaxMetadataEntries = 1'000'000;
 
 struct Entry {
   std::string name;
-  std::string dtype;  // as the file has it: "F16", "U8", ...; one of the format's known types
+  std::string dtype;  // as the file has it: "F16", "U8", ...; one of kAllDTypes, the format's known types
   std::vector<uint64_t> shape;
   uint64_t begin = 0;  // byte offsets into the data section
   uint64_t end = 0;

@@ -5,6 +5,9 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <array>
+
 #include "core/base/half.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/sums-inl.h"
@@ -102,9 +105,26 @@ namespace kvcompress::simd {
 
 HWY_EXPORT(MeasureRuns);
 
+namespace {
+
+// F16 holds every value of the F8 types.
+void MeasureF8(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t count, ErrorSums& sums) {
+  constexpr size_t kRun = HWY_STATIC_DISPATCH(kRun);
+  std::array<uint16_t, kRun> x, y;
+  for (size_t begin = 0; begin < count; begin += kRun) {
+    const size_t n = std::min(kRun, count - begin);
+    WidenF8(dtype, original + begin, n, x.data());
+    WidenF8(dtype, decoded + begin, n, y.data());
+    MeasureErrors(DType::kF16, x.data(), y.data(), n, sums);
+  }
+}
+
+}  // namespace
+
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
   const auto* x = static_cast<const uint8_t*>(original);
   const auto* y = static_cast<const uint8_t*>(decoded);
+  if (IsF8(dtype)) return MeasureF8(dtype, x, y, count, sums);
   const size_t runs = count / HWY_STATIC_DISPATCH(kRun);
   const size_t done = runs * HWY_STATIC_DISPATCH(kRun);
   HWY_DYNAMIC_DISPATCH(MeasureRuns)(dtype, x, y, runs, sums);

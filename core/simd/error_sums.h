@@ -50,9 +50,9 @@ struct ErrorSums {
 
 namespace simd {
 
-// Adds to `sums` the error terms of `count` values of `dtype`. A pair of equal bits has no error, whatever the bits
-// are; values of `original` that are not finite are left out of the sums; a finite value that decodes to NaN or
-// infinity has an infinite error, which `sum_cross` leaves out.
+// Adds to `sums` the error terms of `count` values of `dtype`, which is not opaque. A pair of equal bits has no error,
+// whatever the bits are; values of `original` that are not finite are left out of the sums; a finite value that decodes
+// to NaN or infinity has an infinite error, which `sum_cross` leaves out.
 //
 // Sums are made in lanes of binary32 that are moved to binary64 every few additions: they are exact to 1e-6 relative to
 // the sum of the terms' magnitudes at worst, and to about 1e-8 over many values, also where a square leaves the range

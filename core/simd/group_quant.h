@@ -8,10 +8,10 @@
 #include "core/simd/error_sums.h"
 #include "core/simd/token_meter.h"
 
-// Symmetric group quantization with FP16 scales, the machinery of int2 .. int8 (docs/format.md, "intN").
+// Symmetric group quantization with 16-bit scales, the machinery of int2 .. int8 (docs/format.md, "intN").
 //
 // A run of values is cut into groups of `group` values; the last may be short. With qmax = 2^(bits-1) - 1:
-//   scale = GroupScale(max |x| of the group)
+//   scale = ScaleOf(GroupScale(max |x| of the group))
 //   code  = round(x / scale), half away from zero, clamped to [-qmax - 1, qmax]; the quotient is the binary32 one;
 //           0 when the scale is 0
 //   value = code * scale, computed in binary32 and rounded to the dtype, to nearest even;
@@ -29,17 +29,24 @@
 namespace kvcompress::simd {
 
 inline constexpr float kMaxF16 = 65504.0f;
+inline constexpr uint16_t kSmallestNormalF16 = 0x0400;
 
 constexpr int QMax(int bits) { return (1 << (bits - 1)) - 1; }
 
-// The largest magnitude that can be quantized: above it no FP16 scale keeps the error within half a step.
-constexpr float MaxQuantizable(int bits) { return (static_cast<float>(QMax(bits)) + 0.5f) * kMaxF16; }
+// The largest magnitude that can be quantized: a half of what BF16 and F32 hold, so that every product of a code and
+// its scale is finite, and more than F16 has.
+inline constexpr float kMaxQuantizable = 0x1p127f;
 
-// The FP16 scale of a group whose largest magnitude is `max_abs` <= MaxQuantizable(bits): max_abs / qmax rounded to
-// nearest even; then, where FP16 is too coarse for the guarantees,
-//   one step up while (qmax + 0.5) * scale < max_abs (scales below 2^bits * 2^-24 only), and
-//   one step down when qmax * scale would not be finite in `dtype` (F16 only), or the scale itself is infinite.
+// The bits of the scale of a group whose largest magnitude is `max_abs` <= kMaxQuantizable: max_abs / qmax rounded to
+// FP16, to nearest even. Where that is no normal number,
+//   in F16, one step up while (qmax + 0.5) * scale < max_abs (scales below 2^bits * 2^-24 only);
+//   in BF16 and F32, the quotient rounded to bfloat16 in its place, the same step up (of subnormal bfloat16 only), and
+//   the sign bit, which tells the two apart. A quotient of 0 stays 0 in FP16.
+// In F16, one step down when qmax * scale would not be finite.
 uint16_t GroupScale(DType dtype, int bits, float max_abs);
+
+// The scale that these bits of GroupScale are.
+float ScaleOf(DType dtype, uint16_t bits);
 
 constexpr size_t GroupCount(size_t group, size_t count) { return (count + group - 1) / group; }
 
@@ -58,7 +65,7 @@ struct GroupQuantFormat {
 };
 
 // Quantizes `count` values into GroupCount() scales and PackedBytes() bytes of codes. Returns false, with the outputs
-// unspecified, when a value is not finite or its magnitude is above MaxQuantizable(bits).
+// unspecified, when a value is not finite or its magnitude is above kMaxQuantizable.
 // `sums`, if not null, receives (added) the error terms of the decoded values, computed in the same pass and as exact
 // as those of MeasureErrors.
 [[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,

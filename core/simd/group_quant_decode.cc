@@ -20,6 +20,7 @@ constexpr size_t kPrefetchCodes = 2048;
 constexpr size_t kPrefetchValues = 8192;
 
 // The scales of up to kTileGroups groups; NaN for one that is not finite.
+template <DType kT>
 HWY_INLINE void LoadScales(const uint8_t* scales, size_t groups, float* out) {
   const DF df;
   const hn::Rebind<uint16_t, DF> du16;
@@ -28,10 +29,18 @@ HWY_INLINE void LoadScales(const uint8_t* scales, size_t groups, float* out) {
   std::memcpy(bits, scales, 2 * groups);
   for (size_t i = 0; i < kTileGroups; i += kLanes) {
     const auto half = hn::Load(du16, bits + i);
-    const auto magnitude = hn::And(hn::PromoteTo(di, half), hn::Set(di, 0x7fff));
-    const auto finite = hn::RebindMask(df, hn::Lt(magnitude, hn::Set(di, 0x7c00)));
+    const auto wide = hn::PromoteTo(di, half);
+    const auto magnitude = hn::And(wide, hn::Set(di, 0x7fff));
     const VF nan = hn::BitCast(df, hn::Set(di, 0x7fc00000));
-    hn::Store(hn::IfThenElse(finite, F32FromF16(df, half), nan), df, out + i);
+    auto infinity = hn::Set(di, 0x7c00);
+    VF scale = F32FromF16(df, half);
+    if constexpr (kT != DType::kF16) {
+      // With the sign bit, bfloat16.
+      const auto is_bf16 = hn::Gt(wide, hn::Set(di, 0x7fff));
+      infinity = hn::IfThenElse(is_bf16, hn::Set(di, 0x7f80), infinity);
+      scale = hn::IfThenElse(hn::RebindMask(df, is_bf16), hn::BitCast(df, hn::ShiftLeft<16>(magnitude)), scale);
+    }
+    hn::Store(hn::IfThenElse(hn::RebindMask(df, hn::Lt(magnitude, infinity)), scale, nan), df, out + i);
   }
 }
 
@@ -175,7 +184,7 @@ void DequantizeAs(const GroupQuantFormat& format, const uint8_t* scales, const u
     const uint8_t* tile_codes = codes + begin * code_bytes;
     uint8_t* tile_values = values + begin * group_bytes;
     HWY_ALIGN float tile_scales[kTileGroups];
-    LoadScales(scales + 2 * begin, n, tile_scales);
+    LoadScales<kT>(scales + 2 * begin, n, tile_scales);
     PrefetchAhead<kPrefetchCodes>(tile_codes, n * code_bytes);
     if (format.bits < 8 && format.bits != 4) Unpack(format.bits, group, tile_codes, n, unpacked);
     const uint8_t* bytes = format.bits == 8 ? tile_codes : unpacked;

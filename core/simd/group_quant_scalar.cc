@@ -9,13 +9,26 @@
 
 namespace kvcompress::simd {
 
+namespace {
+
+constexpr uint16_t kSign = 0x8000;
+
+bool IsNormalF16(uint16_t bits) { return bits >= kSmallestNormalF16 && bits < InfinityBits(DType::kF16); }
+
+}  // namespace
+
 uint16_t GroupScale(DType dtype, int bits, float max_abs) {
-  constexpr uint16_t kLargestFinite = 0x7bff;  // of F16
   const auto qmax = static_cast<float>(QMax(bits));
-  uint16_t scale = std::min(F32ToF16(max_abs / qmax), kLargestFinite);
-  while ((qmax + 0.5f) * F16ToF32(scale) < max_abs) ++scale;
-  if (!std::isfinite(RoundTo(dtype, qmax * F16ToF32(scale)))) --scale;
+  uint16_t scale = F32ToF16(max_abs / qmax);
+  if (dtype != DType::kF16 && max_abs > 0 && !IsNormalF16(scale)) scale = kSign | F32ToBF16(max_abs / qmax);
+  while ((qmax + 0.5f) * ScaleOf(dtype, scale) < max_abs) ++scale;
+  if (!std::isfinite(RoundTo(dtype, qmax * ScaleOf(dtype, scale)))) --scale;
   return scale;
+}
+
+float ScaleOf(DType dtype, uint16_t bits) {
+  if (dtype == DType::kF16 || (bits & kSign) == 0) return F16ToF32(bits);
+  return BF16ToF32(static_cast<uint16_t>(bits & ~kSign));
 }
 
 size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit) {
@@ -146,14 +159,14 @@ bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, 
     for (size_t i = 0; i < n; ++i) {
       group[i] = LoadAsF32(format.dtype, values, begin + i);
       const float magnitude = std::abs(group[i]);
-      if (!(magnitude <= MaxQuantizable(format.bits))) return false;
+      if (!(magnitude <= kMaxQuantizable)) return false;
       max_abs = std::max(max_abs, magnitude);
     }
     const uint16_t scale_bits = GroupScale(format.dtype, format.bits, max_abs);
     std::memcpy(scale_out, &scale_bits, 2);
     scale_out += 2;
 
-    const float scale = F16ToF32(scale_bits);
+    const float scale = ScaleOf(format.dtype, scale_bits);
     uint8_t slots[kMaxGroup] = {};
     for (size_t i = 0; i < n; ++i) {
       const float x = group[i];
@@ -178,12 +191,13 @@ void Dequantize(const GroupQuantFormat& format, const void* scales, const void* 
     uint16_t scale_bits;
     std::memcpy(&scale_bits, scale_in, 2);
     scale_in += 2;
+    const float scale = ScaleOf(format.dtype, scale_bits);
     uint8_t slots[kMaxGroup];
     code_in = UnpackGroup(format.bits, code_in, (n + 7) / 8 * 8, slots);
     const int half = 1 << (format.bits - 1);
     for (size_t i = 0; i < n; ++i) {
       const int code = (slots[i] ^ half) - half;
-      StoreFromF32(format.dtype, Decode(code, F16ToF32(scale_bits)), values, begin + i);
+      StoreFromF32(format.dtype, Decode(code, scale), values, begin + i);
     }
   }
 }

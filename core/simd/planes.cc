@@ -56,8 +56,10 @@ size_t Split(size_t distance, const uint8_t* values, size_t begin, size_t end, c
       const auto before = WordsOf<kSplit>(d, LoadAt(d, from - distance * sizeof(Word)));
       words = kDelta == PlaneDelta::kToken ? hn::Sub(words, before) : hn::Xor(words, before);
     }
-    static_assert(sizeof(Word) == 2 || sizeof(Word) == 4);
-    if constexpr (sizeof(Word) == 2) {
+    static_assert(sizeof(Word) == 1 || sizeof(Word) == 2 || sizeof(Word) == 4);
+    if constexpr (sizeof(Word) == 1) {
+      hn::StoreU(words, d8, out[0] + i);
+    } else if constexpr (sizeof(Word) == 2) {
       hn::StoreU(hn::TruncateTo(d8, hn::ShiftRight<8>(words)), d8, out[0] + i);
       hn::StoreU(hn::TruncateTo(d8, words), d8, out[1] + i);
     } else {
@@ -83,9 +85,15 @@ size_t Merge(size_t distance, const PlanesIn& planes, size_t begin, size_t end, 
     uint8_t* to = values + i * sizeof(Word);
     const auto plane = [&](size_t p) HWY_ATTR {
       PrefetchAhead<kPrefetchPlane>(in[p] + i, 1);
-      return hn::PromoteTo(d, hn::LoadU(d8, in[p] + i));
+      const auto bytes = hn::LoadU(d8, in[p] + i);
+      if constexpr (sizeof(Word) == 1) {
+        return bytes;
+      } else {
+        return hn::PromoteTo(d, bytes);
+      }
     };
-    auto words = hn::Or(hn::ShiftLeft<8>(plane(0)), plane(1));
+    auto words = plane(0);
+    if constexpr (sizeof(Word) > 1) words = hn::Or(hn::ShiftLeft<8>(words), plane(1));
     if constexpr (sizeof(Word) == 4) {
       words = hn::Or(hn::ShiftLeft<16>(words), hn::Or(hn::ShiftLeft<8>(plane(2)), plane(3)));
     }
@@ -114,7 +122,7 @@ size_t WithFormat(const PlaneFormat& format, Run run) {
                ? with_delta(word, std::integral_constant<PlaneSplit, PlaneSplit::kFields>())
                : with_delta(word, std::integral_constant<PlaneSplit, PlaneSplit::kBytes>());
   };
-  return VisitDType(format.dtype, [&](auto t) { return with_split(DTypeBits<decltype(t)::value>{}); });
+  return VisitBits(format.dtype, with_split);
 }
 
 }  // namespace
@@ -194,12 +202,12 @@ namespace scalar {
 
 void SplitPlanes(const PlaneFormat& format, const void* values, size_t begin, size_t end, const PlanesOut& planes) {
   const auto* in = static_cast<const uint8_t*>(values);
-  VisitDType(format.dtype, [&](auto t) { SplitAs<DTypeBits<decltype(t)::value>>(format, in, begin, end, planes); });
+  VisitBits(format.dtype, [&](auto word) { SplitAs<decltype(word)>(format, in, begin, end, planes); });
 }
 
 void MergePlanes(const PlaneFormat& format, const PlanesIn& planes, size_t begin, size_t end, void* values) {
   auto* out = static_cast<uint8_t*>(values);
-  VisitDType(format.dtype, [&](auto t) { MergeAs<DTypeBits<decltype(t)::value>>(format, planes, begin, end, out); });
+  VisitBits(format.dtype, [&](auto word) { MergeAs<decltype(word)>(format, planes, begin, end, out); });
 }
 
 }  // namespace scalar

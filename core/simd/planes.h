@@ -27,6 +27,7 @@ struct PlaneFormat {
   size_t distance = 0;  // at least 1 with a delta
 };
 
+// A value is one of VisitBits: a dtype of 8 bytes has two, of 4 bytes, in each word, and `count` is of these halves.
 inline constexpr size_t kMaxPlanes = 4;
 // The planes' bytes; the first of them, one for each byte of a value, are used.
 using PlanesIn = std::array<const uint8_t*, kMaxPlanes>;

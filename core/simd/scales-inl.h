@@ -91,9 +91,14 @@ template <DType kT>
 ScaleLimits LimitsFor(int bits) {
   ScaleLimits limits;
   limits.qmax = static_cast<float>(QMax(bits));
-  limits.max_value = std::min(MaxFinite(kT), MaxQuantizable(bits));
-  limits.first_fine = 1 << bits;
-  limits.last_fine = std::min<int>(GroupScale(kT, bits, limits.max_value), 0x7bfe);
+  limits.max_value = std::min(MaxFinite(kT), kMaxQuantizable);
+  if constexpr (kT == DType::kF16) {
+    limits.first_fine = 1 << bits;
+    limits.last_fine = std::min<int>(GroupScale(kT, bits, limits.max_value), 0x7bfe);
+  } else {
+    limits.first_fine = kSmallestNormalF16;
+    limits.last_fine = InfinityBits(DType::kF16) - 1;
+  }
   return limits;
 }
 

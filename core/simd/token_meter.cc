@@ -220,13 +220,22 @@ void MeasureExactly(DType dtype, const void* original, const void* decoded, size
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
   constexpr size_t kRun = 1024;
   float errors[kRun];
+  uint8_t wide_x[2 * kRun], wide_y[2 * kRun];
   bool is_finite = true;
   for (size_t begin = 0; begin < count && is_finite; begin += kRun) {
     const size_t n = std::min(kRun, count - begin);
     const auto* x = static_cast<const uint8_t*>(original) + begin * DTypeSize(dtype);
     const auto* y = static_cast<const uint8_t*>(decoded) + begin * DTypeSize(dtype);
-    is_finite = LoadErrors(dtype, x, y, n, errors);
-    if (is_finite) tokens.Add(dtype, x, errors, n);
+    DType kernel_dtype = dtype;
+    if (IsF8(dtype)) {  // F16 holds every value of the F8 types
+      WidenF8(dtype, x, n, wide_x);
+      WidenF8(dtype, y, n, wide_y);
+      x = wide_x;
+      y = wide_y;
+      kernel_dtype = DType::kF16;
+    }
+    is_finite = LoadErrors(kernel_dtype, x, y, n, errors);
+    if (is_finite) tokens.Add(kernel_dtype, x, errors, n);
   }
   if (is_finite && tokens.End()) return;
   MeasureExactly(dtype, original, decoded, count, tokens);

@@ -7,6 +7,7 @@ namespace kvcompress {
 
 TokenLayout TokenLayoutOf(const TensorDesc& tensor) {
   const auto& axes = tensor.axes;
+  if (IsOpaque(tensor.dtype)) return {};
   if (std::ranges::count(axes, AxisRole::kSeq) != 1 || std::ranges::count(axes, AxisRole::kHeadDim) == 0) return {};
   TokenLayout layout{.tokens = 0, .channels = 1};
   for (size_t i = axes.size(); i-- > 0;) {

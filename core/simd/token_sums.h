@@ -30,7 +30,8 @@ struct TokenLayout {
   bool has_tokens() const { return sequence() > 0; }
 };
 
-// Without tokens where there is not one seq axis, no head_dim axis, no value, or more channels than kMaxChannels.
+// Without tokens where there is not one seq axis, no head_dim axis, no value, or more channels than kMaxChannels; and
+// of opaque dtypes.
 TokenLayout TokenLayoutOf(const TensorDesc& tensor);
 
 // Of each of some channels: the number of its values, the mean of x, the sum of (x - mean)^2, and both of e.

@@ -86,14 +86,7 @@ void CellRanges(DType dtype, const CellLayout& layout, const void* values, size_
                               uint16_t* scales);
 
 // The dtype of CellScales' scales, which has 16 bits.
-constexpr DType ScaleDType(DType dtype) {
-  switch (dtype) {
-    case DType::kF16: return DType::kF16;
-    case DType::kBF16:
-    case DType::kF32: break;
-  }
-  return DType::kBF16;
-}
+constexpr DType ScaleDType(DType dtype) { return dtype == DType::kF16 ? DType::kF16 : DType::kBF16; }
 
 // The largest bits of CellScales' scales; those above are negative or not finite.
 constexpr uint16_t MaxScaleBits(DType dtype) { return static_cast<uint16_t>(InfinityBits(ScaleDType(dtype)) - 1); }

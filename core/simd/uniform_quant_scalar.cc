@@ -30,14 +30,14 @@ uint16_t ScaleUp(DType dtype, float value) {
 
 // The bits of an element in the upper bits of a word.
 uint32_t LoadBits(DType dtype, const void* elements, size_t index) {
-  const size_t width = DTypeSize(dtype);
+  const size_t width = dtype == DType::kF32 ? 4 : 2;
   uint32_t bits = 0;
   std::memcpy(reinterpret_cast<uint8_t*>(&bits) + 4 - width, static_cast<const uint8_t*>(elements) + index * width,
               width);
   return bits;
 }
 void StoreBits(DType dtype, uint32_t bits, void* elements, size_t index) {
-  const size_t width = DTypeSize(dtype);
+  const size_t width = dtype == DType::kF32 ? 4 : 2;
   std::memcpy(static_cast<uint8_t*>(elements) + index * width, reinterpret_cast<uint8_t*>(&bits) + 4 - width, width);
 }
 

@@ -37,11 +37,13 @@ void ToMessage(const TensorDesc& tensor, v1::Tensor& message) {
 }
 
 TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements) {
+  const bool passed_through = IsOpaque(tensor.dtype);
   return {.tensor = std::move(tensor),
           .codec = message.codec(),
           .codec_name = {},
           .policy = message.policy(),
           .elements = elements,
+          .passed_through = passed_through,
           .tensor_bytes = message.tensor_bytes(),
           .frame_bytes = message.frame_bytes(),
           .sums = FromMessage(message.sums()),
@@ -60,11 +62,13 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_nonfinite_blocks(report.nonfinite_blocks);
   message.set_codec_seconds(report.codec_seconds);
   message.set_copied_bytes(report.copied_bytes);
+  message.set_passed_through(report.passed_through);
 }
 
 void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
                v1::TensorReport& message) {
   ToMessage(report, message);
+  if (report.passed_through) return;
   ToMessage(quality, LevelOf(quality), *message.mutable_quality());
   ToMessage(report.sums, *message.mutable_sums());
   for (const Violation& violation : violations) message.add_violations(violation.text);

@@ -26,6 +26,8 @@ void ToMessage(const StreamTotals& totals, double seconds, v1::StreamReport& mes
   message.set_tensor_bytes(totals.tensor_bytes);
   message.set_frame_bytes(totals.frame_bytes);
   message.set_seconds(seconds);
+  message.set_passed_through_tensors(totals.passed_through_tensors);
+  message.set_passed_through_bytes(totals.passed_through_bytes);
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ struct StreamTotals {
   uint64_t tensors = 0;
   uint64_t tensor_bytes = 0;
   uint64_t frame_bytes = 0;
+  uint64_t passed_through_tensors = 0;
+  uint64_t passed_through_bytes = 0;  // of these, in their own dtypes
 };
 
 // What has come out of a stream: bytes, which more bytes may follow at once, or something that ends them.
@@ -76,6 +78,8 @@ class StreamWork {
       ++totals_.tensors;
       totals_.tensor_bytes += report.tensor_bytes;
       totals_.frame_bytes += report.frame_bytes;
+      totals_.passed_through_tensors += report.passed_through ? 1 : 0;
+      totals_.passed_through_bytes += report.passed_through ? report.tensor_bytes : 0;
     }
     on_change_(Change::kEnd);
   }

@@ -101,7 +101,7 @@ class TensorCall {
     KVC_ASSIGN_OR_RETURN(Buffer output, work_.Run(input_, report_));
     report_.codec_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     work_.Answer(report_, observer, response);
-    totals_ = {1, report_.tensor_bytes, report_.frame_bytes};
+    totals_ = {.tensors = 1, .tensor_bytes = report_.tensor_bytes, .frame_bytes = report_.frame_bytes};
     return Slice::Of(std::move(output));
   }
 

@@ -176,6 +176,7 @@ void Metrics::OnCompressed(const TensorReport& report, const Quality& quality,
   }
   CountTensor(*series.compress, report);
   if (report.nonfinite_blocks > 0) nonfinite_.Increment();
+  if (report.passed_through) return;
   series.quality->levels[static_cast<size_t>(LevelOf(quality))]->Increment();
   for (const Violation& violation : violations) violation_kinds_[static_cast<size_t>(violation.kind)]->Increment();
   if (snr_db) ObserveRatio(*snr_db, *series.snr_db);

@@ -123,7 +123,7 @@ TEST_F(CompressorTest, ReportsDoNotDependOnTheNumberOfThreads) {
 TEST_F(CompressorTest, ShapesOfEveryKindComeBack) {
   for (const std::vector<uint64_t>& shape :
        {std::vector<uint64_t>{}, {0}, {1}, {3, 0, 5}, {1, 2, 3, 4, 5, 6, 7, 1}, {131072}, {131073}, {2, 131072}}) {
-    for (DType dtype : kAllDTypes) {
+    for (DType dtype : kKernelDTypes) {
       const TensorDesc tensor = MakeTensor("t", dtype, shape);
       const Bytes values = MakeValues(dtype, *NumElements(shape), Distribution::kGaussian);
       const Bytes frame = CompressWhole(pool_, tensor, "raw", values);
@@ -408,7 +408,7 @@ TEST_F(CompressorTest, HostileHeadersAreRefused) {
                        "tensor \"t\": frame: version 2 is not supported, this build reads version 1"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[5] = std::byte{1}; }),
               StatusIs(StatusCode::kDataLoss, "tensor \"t\": frame: header: reserved byte is not zero"));
-  EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[8] = std::byte{9}; }),
+  EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[8] = std::byte{23}; }),
               StatusIs(StatusCode::kDataLoss, "tensor \"t\": frame: header: unknown dtype"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[9] = std::byte{9}; }),
               StatusIs(StatusCode::kDataLoss, "tensor \"t\": frame: header: rank above the limit"));

@@ -8,7 +8,8 @@ import subprocess
 import ml_dtypes
 import numpy as np
 
-DTYPES = {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32)}
+DTYPES = {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32),
+          "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
 
 
 def environment(**changes):
@@ -52,14 +53,19 @@ class File:
 
 def write_file(path, tensors, metadata=None):
     """Writes {name: array} in this order."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    dtype_of = {name: names.get(array.dtype, {"int64": "I64"}.get(str(array.dtype))) for name, array in tensors.items()}
+    return write_bytes(path, {name: (dtype_of[name], list(array.shape), array.tobytes())
+                              for name, array in tensors.items()}, metadata)
+
+
+def write_bytes(path, tensors, metadata=None):
+    """Writes {name: (dtype, shape, bytes)} in this order."""
     header, data = {}, b""
     if metadata is not None:
         header["__metadata__"] = metadata
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    for name, array in tensors.items():
-        raw = array.tobytes()
-        dtype = names.get(array.dtype, {"int64": "I64"}.get(str(array.dtype)))
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -18,7 +18,7 @@ def test_settings_are_told(daemon, stubs):
     assert (limits.max_tensor_bytes, limits.max_streams, limits.memory_budget_bytes) == (12345, 7, 64 * MIB)
     assert (limits.max_rank, limits.max_name_bytes, limits.max_message_bytes) == (8, 1024, 4 * MIB)
     assert said.default_codec == "int8(group=32)" and said.recommended_message_bytes == MIB
-    assert list(said.dtypes) == [client.pb.DTYPE_F16, client.pb.DTYPE_BF16, client.pb.DTYPE_F32]
+    assert list(said.dtypes) == [number for number in client.pb.DType.values() if number]
     assert said.shared_memory_prefix == "kvc-e2e-"
     assert said.build == client.metrics().build and said.build.frame_version == 1
     assert list(said.max_frame_bytes) == []

@@ -167,7 +167,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
      'tensor "b" begins, but tensor "a" has 3 of its 4 bytes', []),
     (lambda c: [c.header("a", [2]), c.data(b"1234"), c.header("b", [2], dtype=0)], INVALID,
      'tensor "b": no dtype', ["frame", "tensor"]),
-    (lambda c: [c.header("a", [2], dtype=9)], INVALID, 'tensor "a": unknown dtype 9', []),
+    (lambda c: [c.header("a", [2], dtype=99)], INVALID, 'tensor "a": unknown dtype 99', []),
     (lambda c: [c.header("a", [2], axes=[17])], INVALID, 'tensor "a": unknown axis role 17', []),
     (lambda c: [c.header("a", [2], axes=[1, 2])], INVALID, 'tensor "a": 2 axis roles for rank 1', []),
     (lambda c: [c.header("", [2])], INVALID, "tensor name must be 1 to 1024 bytes of UTF-8", []),

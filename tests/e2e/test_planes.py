@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from cli_helpers import File, run_ok, write_file
+from cli_helpers import File, run_ok, write_bytes, write_file
+from frame_reader import BITS
 from planes_decoder import decode_frame
 
 MODES = {"bytes": 0, "fields": 1}, {"none": 0, "token": 1, "xor": 2}
@@ -37,3 +38,16 @@ def test_the_default_spec_is_chosen_by_the_encoder(bin_dir, sample, tmp_path):
         assert decode_frame(frame)[0] == File(sample).bytes[name]
     run_ok(bin_dir, "-input", packed, "-output", restored, "-decompress")
     assert File(restored).bytes == File(sample).bytes
+
+
+@pytest.mark.parametrize("codec", ["planes", "planes(split=fields,delta=token)", "planes(split=bytes,delta=xor)"])
+def test_words_of_every_dtype_lie_as_the_document_says(bin_dir, tmp_path, codec):
+    random = np.random.default_rng(2)
+    tensors = {}
+    for dtype, bits in BITS.items():
+        rows = random.integers(0, 4, (600, bits * 40 // 8), np.uint8).cumsum(axis=0, dtype=np.uint8)  # alike from row to row
+        tensors[dtype] = (dtype, [600, 40], rows.tobytes())
+    packed = tmp_path / "packed.safetensors"
+    run_ok(bin_dir, "-input", write_bytes(tmp_path / "in", tensors), "-output", packed, "-codec", codec)
+    for name, (_, _, data) in tensors.items():
+        assert decode_frame(File(packed).bytes[name])[0] == data, name

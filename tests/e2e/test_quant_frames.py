@@ -2,16 +2,17 @@
 ours gives."""
 
 import blocknorm_decoder
+import ml_dtypes
 import numpy as np
 import pytest
 import quant_decoder
-from cli_helpers import File, run_ok
+from cli_helpers import File, run_ok, write_file
 from uniform_decoder import decode_frame
 
 DECODERS = {"quant": quant_decoder, "blocknorm": blocknorm_decoder}
 
 
-@pytest.mark.parametrize("spec", [
+SPECS = pytest.mark.parametrize("spec", [
     "quant(bits=10,per=token)",
     "quant(bits=8,per=block)",
     "quant(bits=2,per=channel,group=64,symmetric=false)",
@@ -23,6 +24,9 @@ DECODERS = {"quant": quant_decoder, "blocknorm": blocknorm_decoder}
     "blocknorm(block=128,topk=0.02,bits=10)",
     "blocknorm(block=32,topk=0.4,bits=5)",
 ])
+
+
+@SPECS
 def test_a_decoder_from_the_document_gives_the_same_bits(bin_dir, sample, tmp_path, spec):
     small, back = tmp_path / "small.safetensors", tmp_path / "back.safetensors"
     run_ok(bin_dir, "-input", sample, "-output", small, "-codec", spec)
@@ -32,3 +36,16 @@ def test_a_decoder_from_the_document_gives_the_same_bits(bin_dir, sample, tmp_pa
     for name, *_ in frames.layout:
         decoded = decode_frame(frames.bytes[name], DECODERS)
         np.testing.assert_array_equal(decoded.view(np.uint16), ours.values(name).view(np.uint16))
+
+
+@SPECS
+def test_of_f8_it_does_so_by_way_of_f16(bin_dir, tmp_path, spec):
+    small, back = tmp_path / "small.safetensors", tmp_path / "back.safetensors"
+    values = (8 * np.random.default_rng(3).standard_normal((2, 300, 96))).astype(np.float32)
+    names = {"latent": ml_dtypes.float8_e4m3fn, "wide": ml_dtypes.float8_e5m2}
+    path = write_file(tmp_path / "in", {name: values.astype(dtype) for name, dtype in names.items()})
+    run_ok(bin_dir, "-input", path, "-output", small, "-codec", spec)
+    run_ok(bin_dir, "-input", small, "-output", back, "-decompress")
+    for name in names:
+        decoded = decode_frame(File(small).bytes[name], DECODERS)
+        np.testing.assert_array_equal(decoded.view(np.uint8), File(back).values(name).view(np.uint8))

@@ -36,7 +36,7 @@ def decode_frame(frame):
     values, told = [], []
     for payload, count in read.blocks:
         (_, stream), = split_payload(payload, 1)
-        block, *how = decode(stream, count, planes_decoder.WIDTHS[read.dtype])
+        block, *how = decode(stream, *planes_decoder.words_of(read.dtype, count))
         values.append(block)
         told.append(how)
     return b"".join(values), told

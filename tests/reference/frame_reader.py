@@ -6,12 +6,17 @@ import struct
 
 from data_loss import require
 
-DTYPES = {1: "F16", 2: "BF16", 3: "F32"}
+# By their numbers, from 1 up: the name, and bits of an element.
+_TYPES = [("F16", 16), ("BF16", 16), ("F32", 32), ("F8_E4M3", 8), ("F8_E5M2", 8), ("U8", 8), ("I8", 8), ("U16", 16), ("I16", 16),
+          ("U32", 32), ("I32", 32), ("U64", 64), ("I64", 64), ("BOOL", 8), ("F64", 64), ("C64", 64), ("F8_E8M0", 8), ("F4", 4),
+          ("F6_E2M3", 6), ("F6_E3M2", 6), ("F8_E4M3FNUZ", 8), ("F8_E5M2FNUZ", 8)]
+DTYPES = {1 + place: name for place, (name, _) in enumerate(_TYPES)}
+BITS = dict(_TYPES)
 
 
 @dataclasses.dataclass
 class Frame:
-    dtype: str  # F16, BF16 or F32
+    dtype: str
     shape: tuple
     codec: str
     blocks: list  # (payload, number of values) of each
@@ -25,6 +30,10 @@ def read_frame(frame):
     codec = frame[16 + 9 * rank:][:codec_bytes].decode("ascii")
 
     left, at, blocks = math.prod(shape), header_bytes, []
+    if BITS[DTYPES[dtype]] < 8:
+        bits = left * BITS[DTYPES[dtype]]
+        require(bits % 8 == 0, "elements that do not fill their bytes")
+        left = bits // 8
     while left > 0:
         count = min(left, block_elements)
         payload_bytes, = struct.unpack_from("<I", frame, at)

@@ -4,10 +4,16 @@ import struct
 
 import numpy as np
 from data_loss import require
-from frame_reader import read_frame, split_payload
+from frame_reader import BITS, read_frame, split_payload
 
 PLANES = 4
-WIDTHS = {"F16": 2, "BF16": 2, "F32": 4}
+
+
+def words_of(dtype, count):
+    """How many words a block of `count` elements has, and the bytes of one: those of 8 bytes are two."""
+    size = -(-BITS[dtype] // 8)
+    width = min(size, 4)
+    return count * size // width, width
 
 
 def decode(streams, count, width):
@@ -36,6 +42,6 @@ def decode_frame(frame):
     """The values' bytes, and the (split, delta) of each block."""
     read = read_frame(frame)
     require(read.codec.startswith("planes(split=") and "|" not in read.codec, "not a frame of planes alone")
-    blocks = [decode([stream for _, stream in split_payload(payload, 1 + PLANES)], count, WIDTHS[read.dtype])
+    blocks = [decode([stream for _, stream in split_payload(payload, 1 + PLANES)], *words_of(read.dtype, count))
               for payload, count in read.blocks]
     return b"".join(values for values, _ in blocks), [mode for _, mode in blocks]

@@ -2,10 +2,12 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
+#include "core/codec/f8_codec.h"
 #include "core/codec/registry.h"
 #include "core/codec/tensor/bounds.h"
 #include "core/codec/tensor/channel_noise.h"
@@ -175,6 +177,8 @@ class Bounded final : public TensorCodec {
     std::optional<ChannelNoise> noise;
     for (size_t i = 0; i + 1 < codecs_.size(); ++i) {
       const TensorCodec& codec = *codecs_[i];
+      // Where a value has a byte, what takes as much or more is no better than the lossless rung.
+      if (width == 1 && MostBytes(codec, tensor, values.size()) >= values.size()) continue;
       if (const int bits = kLadder[i].channel_bits; bits > 0) {
         if (!judge.looks_at_tokens()) continue;
         if (!noise) noise.emplace(tensor.dtype, tensor.shape.back(), values);
@@ -193,6 +197,12 @@ class Bounded final : public TensorCodec {
       if (kept) return i;
     }
     return codecs_.size() - 1;
+  }
+
+  static size_t MostBytes(const TensorCodec& codec, const TensorDesc& tensor, size_t count) {
+    std::array<size_t, kMaxInnerStreams> bounds = {};
+    codec.StreamBounds(tensor, count, std::span(bounds).first(codec.stream_count()));
+    return std::accumulate(bounds.begin(), bounds.end(), size_t{0});
   }
 
   static void PlaceStreams(const TensorCodec& codec, const TensorDesc& tensor, size_t count, Scratch& scratch,
@@ -260,7 +270,7 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
   std::vector<std::unique_ptr<TensorCodec>> codecs;
   for (const ChainSpec& rung : Ladder()) {
     const StageSpec& stage = rung.tensor_codec();
-    KVC_ASSIGN_OR_RETURN(auto codec, stage.codec->make_tensor_codec({stage, args.environment, args.tensor}));
+    KVC_ASSIGN_OR_RETURN(auto codec, MakeTensorCodec({stage, args.environment, args.tensor}));
     if (codec->stream_count() > kMaxInnerStreams) return absl::InternalError("bounded: a rung has too many streams");
     codecs.push_back(std::move(codec));
   }
@@ -279,6 +289,7 @@ extern constinit const CodecRow kBounded = {
     .summary = "for each block the smallest of intN, quant and lossless that keeps the bounds; 0: no bound",
     .parameters = kParameters,
     .examples = kExamples,
+    .has_codecs = true,
     .check = Check,
     .make_tensor_codec = Make};
 

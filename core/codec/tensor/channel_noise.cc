@@ -18,6 +18,14 @@ constexpr size_t kMinRows = 16;  // below it, quant gives rows scales
 
 ChannelNoise::ChannelNoise(DType dtype, uint64_t extent, ByteSpan values) {
   const size_t count = values.size() / DTypeSize(dtype);
+  const auto mantissa = static_cast<int>(MantissaBits(dtype));
+  if (IsF8(dtype)) {
+    thread_local Buffer wide;
+    wide.Resize(2 * count);
+    WidenF8(dtype, values.data(), count, wide.data());
+    values = wide.span();
+    dtype = DType::kF16;
+  }
   const simd::CellLayout layout = {.row = static_cast<size_t>(std::clamp<uint64_t>(extent, 1, count)),
                                    .run = static_cast<size_t>(std::clamp<uint64_t>(extent, 1, count)),
                                    .stretch = kGroup};
@@ -32,8 +40,7 @@ ChannelNoise::ChannelNoise(DType dtype, uint64_t extent, ByteSpan values) {
     const double low = LoadAsF32(dtype, min.data(), i);
     const double high = LoadAsF32(dtype, max.data(), i);
     const double magnitude = std::max(std::fabs(low), std::fabs(high));
-    const double step =
-        magnitude > 0 ? std::ldexp(1, std::ilogb(magnitude) - static_cast<int>(MantissaBits(dtype))) : 0;
+    const double step = magnitude > 0 ? std::ldexp(1, std::ilogb(magnitude) - mantissa) : 0;
     cells_.push_back({high - low, step});
   }
   values_per_cell_ = static_cast<double>(count) / static_cast<double>(cells);

@@ -274,6 +274,7 @@ extern constinit const CodecRow kHeads = {
     .examples = kExamples,
     .needs_place = true,
     .takes_parts = true,
+    .has_codecs = true,
     .make_tensor_codec = Make};
 
 }  // namespace kvcompress

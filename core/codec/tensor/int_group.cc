@@ -59,7 +59,7 @@ class Runs {
   std::array<std::array<std::byte, kMaxGroupBytes>, kMaxBlockPieces + 1> joints_;
 };
 
-// docs/format.md, "intN": two streams, FP16 scales and packed codes. The arithmetic is in simd/group_quant.h.
+// docs/format.md, "intN": two streams, 16-bit scales and packed codes. The arithmetic is in simd/group_quant.h.
 class IntGroup final : public TensorCodec {
  public:
   explicit IntGroup(const StageSpec& stage)
@@ -68,7 +68,7 @@ class IntGroup final : public TensorCodec {
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
-  float max_magnitude() const override { return simd::MaxQuantizable(bits_); }
+  float max_magnitude() const override { return simd::kMaxQuantizable; }
   size_t stream_count() const override { return 2; }
 
   void StreamBounds(const TensorDesc&, size_t count, std::span<size_t> bounds) const override {
@@ -139,11 +139,11 @@ constexpr std::string_view kInt8Examples[] = {"int8(group=64)"};
 
 }  // namespace
 
-extern constinit const CodecRow kInt2 = Row("int2", "2-bit integers, one FP16 scale a group", kInt2Examples);
-extern constinit const CodecRow kInt3 = Row("int3", "3-bit integers, one FP16 scale a group", kInt3Examples);
-extern constinit const CodecRow kInt4 = Row("int4", "4-bit integers, one FP16 scale a group", kInt4Examples);
-extern constinit const CodecRow kInt5 = Row("int5", "5-bit integers, one FP16 scale a group", kInt5Examples);
-extern constinit const CodecRow kInt6 = Row("int6", "6-bit integers, one FP16 scale a group", kInt6Examples);
-extern constinit const CodecRow kInt8 = Row("int8", "8-bit integers, one FP16 scale a group", kInt8Examples);
+extern constinit const CodecRow kInt2 = Row("int2", "2-bit integers, one 16-bit scale a group", kInt2Examples);
+extern constinit const CodecRow kInt3 = Row("int3", "3-bit integers, one 16-bit scale a group", kInt3Examples);
+extern constinit const CodecRow kInt4 = Row("int4", "4-bit integers, one 16-bit scale a group", kInt4Examples);
+extern constinit const CodecRow kInt5 = Row("int5", "5-bit integers, one 16-bit scale a group", kInt5Examples);
+extern constinit const CodecRow kInt6 = Row("int6", "6-bit integers, one 16-bit scale a group", kInt6Examples);
+extern constinit const CodecRow kInt8 = Row("int8", "8-bit integers, one 16-bit scale a group", kInt8Examples);
 
 }  // namespace kvcompress

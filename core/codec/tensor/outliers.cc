@@ -53,8 +53,8 @@ absl::Status Outliers::Take(DType dtype, float max_magnitude, MutableByteSpan va
   KVC_RETURN_IF_ERROR(SelectMagnitude(MemorySource(ByteSpan(values)), dtype, count, rank, threshold));
   thread_local std::vector<uint32_t> indices;
   indices.clear();
-  const size_t above = VisitDType(
-      dtype, [&](auto t) { return FindFrom(values, static_cast<DTypeBits<decltype(t)::value>>(threshold), indices); });
+  const size_t above =
+      VisitBits(dtype, [&](auto bits) { return FindFrom(values, static_cast<decltype(bits)>(threshold), indices); });
   size_t ties = wanted - above;  // how many with the threshold's key are outliers
   std::erase_if(indices, [&](uint32_t i) {
     if (MagnitudeKey(dtype, values.data(), i) != threshold) return false;

@@ -118,15 +118,19 @@ size_t Cheapest(const SampledPlanes<Word>& sampled, std::span<const size_t> cand
   return best;
 }
 
+// A word of 8 bytes is two values of 4 bytes here, every other one is one value.
+size_t HalvesOf(DType dtype) { return DTypeSize(dtype) == 8 ? 2 : 1; }
+size_t ValueSize(DType dtype) { return DTypeSize(dtype) / HalvesOf(dtype); }
+
 // How many values lie between one token and the next: the extents after the last sequence axis or, without one, the
 // last extent.
 uint64_t TokenDistance(const TensorDesc& tensor) {
-  uint64_t distance = 1;
+  uint64_t distance = HalvesOf(tensor.dtype);
   for (size_t i = tensor.shape.size(); i-- > 0;) {
     if (tensor.axes[i] == AxisRole::kSeq) return distance;
     distance *= tensor.shape[i];
   }
-  return tensor.shape.empty() ? 1 : tensor.shape.back();
+  return HalvesOf(tensor.dtype) * (tensor.shape.empty() ? 1 : tensor.shape.back());
 }
 
 // The highest byte of each value in 8 bytes of them.
@@ -155,13 +159,14 @@ class Planes final : public TensorCodec {
 
   void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
     bounds[0] = kModeBytes;
-    for (size_t p = 0; p < kMaxPlanes; ++p) bounds[1 + p] = p < DTypeSize(tensor.dtype) ? count : 0;
+    const size_t values = count * HalvesOf(tensor.dtype);
+    for (size_t p = 0; p < kMaxPlanes; ++p) bounds[1 + p] = p < ValueSize(tensor.dtype) ? values : 0;
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
-    const size_t width = DTypeSize(block.tensor.dtype);
-    const size_t count = block.count;
-    const Choice choice = Choose(block);
+    const size_t width = ValueSize(block.tensor.dtype);
+    const size_t count = block.values.size() / width;
+    const Choice choice = Choose(block.tensor, block.values);
     PlaneFormat format = FormatOf(choice.candidate, block.tensor);
     simd::PlanesOut planes{};
     for (size_t p = 0; p < kMaxPlanes; ++p) {
@@ -183,7 +188,7 @@ class Planes final : public TensorCodec {
 
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                       MutableByteSpan values) const override {
-    const size_t width = DTypeSize(tensor.dtype);
+    const size_t width = ValueSize(tensor.dtype);
     const size_t count = values.size() / width;
     PlaneFormat format{.dtype = tensor.dtype};
     if (!ReadMode(streams[0], count, format)) return absl::DataLossError("planes: mode is not one that is written");
@@ -218,9 +223,9 @@ class Planes final : public TensorCodec {
     return MatchedBits(sample, choice.match_length) * choice.entropy < EntropyBits(CountBytes(sample)) * choice.goal;
   }
 
-  Choice Choose(const Block& block) const {
-    const size_t count = block.count;
-    const uint64_t distance = TokenDistance(block.tensor);
+  Choice Choose(const TensorDesc& tensor, ByteSpan values) const {
+    const size_t count = values.size() / ValueSize(tensor.dtype);
+    const uint64_t distance = TokenDistance(tensor);
     const bool may_delta = distance >= 1 && distance < count;
     const auto allowed = [&](const Candidate& candidate) {
       const bool none = candidate.delta == PlaneDelta::kNone;
@@ -234,12 +239,11 @@ class Planes final : public TensorCodec {
     }
     if (size <= 1 || count == 0) return {left[0]};
     const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
-    return VisitDType(block.tensor.dtype, [&](auto t) {
-      using Bits = DTypeBits<decltype(t)::value>;
-      const SampledPlanes<Bits> sampled(block.values.data(), count, sampled_distance);
+    return VisitBits(tensor.dtype, [&](auto bits) {
+      const SampledPlanes<decltype(bits)> sampled(values.data(), count, sampled_distance);
       Choice choice = {Cheapest(sampled, std::span<const size_t>(left.data(), size))};
       if (for_lz_ && left[0] == kPlainBytes && choice.candidate != kPlainBytes) {
-        ConsiderMatches(sampled, block.values, choice);
+        ConsiderMatches(sampled, values, choice);
       }
       return choice;
     });

@@ -37,9 +37,10 @@ class Clip final : public TensorTransform {
     const uint32_t limit = static_cast<const ClipState*>(tensor_state)->limit;
     values.Resize(block.values.size());
     side.Resize(0);
-    VisitDType(block.tensor.dtype, [&](auto t) {
-      using Bits = DTypeBits<decltype(t)::value>;
-      Saturate(block.values.data(), block.count, static_cast<Bits>(limit), static_cast<Bits>(InfinityBits(t)),
+    const DType dtype = block.tensor.dtype;
+    VisitBits(dtype, [&](auto bits) {
+      using Bits = decltype(bits);
+      Saturate(block.values.data(), block.count, static_cast<Bits>(limit), static_cast<Bits>(InfinityBits(dtype)),
                values.data());
     });
     return absl::OkStatus();

@@ -54,12 +54,12 @@ FileReport MakeFileReport(double first_error, double second_error) {
 
 TEST(ReportJson, KeysInTheOrderOfTheReferenceThenOurs) {
   const std::string text = ReportJson(MakeFileReport(0.1, 0.2), true, true, 1.5);
-  EXPECT_THAT(
-      Keys(Json::parse(text)),
-      ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
-                  "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
-                  "violations", "tensor_metrics", "token_snr_db", "mean_abs_error", "worst_tensor", "element_weighted",
-                  "warnings", "codec", "theoretical_ratio", "bits_per_value", "tensors", "elements"));
+  EXPECT_THAT(Keys(Json::parse(text)),
+              ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
+                          "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
+                          "violations", "tensor_metrics", "token_snr_db", "mean_abs_error", "worst_tensor",
+                          "element_weighted", "warnings", "codec", "theoretical_ratio", "bits_per_value", "tensors",
+                          "elements", "passed_through_tensors", "passed_through_bytes"));
   EXPECT_THAT(text, ::testing::StartsWith("{\n  \"compression_ratio\": 1.6,\n  \"original_size_bytes\": 16,\n"));
   EXPECT_THAT(text, EndsWith("\n}\n"));
 }
@@ -91,6 +91,21 @@ TEST(ReportJson, CodecsOfBlocksStandBehindTheFiguresOfTheirTensor) {
               ElementsAre("a_rmse", "a_snr_db", "a_cosine_similarity", "a_max_error", "a_codecs", "b_rmse", "b_snr_db",
                           "b_cosine_similarity", "b_max_error"));
   EXPECT_EQ(json["tensor_metrics"]["a_codecs"], Json::parse(R"json({"int4(group=64)": 12, "raw": 1})json"));
+}
+
+TEST(ReportJson, TensorsThatAreKeptCountInTheSizesAlone) {
+  FileReport report = MakeFileReport(0.01, 0.1);
+  const Json without = Json::parse(ReportJson(report, true, true, 1.5));
+  report.tensors.push_back(MakeReport("ids", {}));
+  report.tensors.back().passed_through = true;
+  Json json = Json::parse(ReportJson(report, true, true, 1.5));
+  EXPECT_EQ(json["passed_through_tensors"], 1);
+  EXPECT_EQ(json["passed_through_bytes"], 8);
+  EXPECT_EQ(json["tensor_metrics"]["ids_passed_through"], true);
+  EXPECT_EQ(json["tensor_metrics"].size(), without["tensor_metrics"].size() + 1);
+  for (const char* key : {"rmse", "snr_db", "cosine_similarity", "max_error", "mean_abs_error", "element_weighted"}) {
+    EXPECT_EQ(json[key], without[key]) << key;
+  }
 }
 
 TEST(ReportJson, DoublesAreNotRounded) {
@@ -161,10 +176,10 @@ TEST(ReportJson, TokenSnrStandsBesideTheSnr) {
 
 TEST(ReportJson, DecompressionDoesNotKnowTheQuality) {
   const Json json = Json::parse(ReportJson(MakeFileReport(0, 0), false, false, 2));
-  EXPECT_THAT(Keys(json),
-              ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
-                          "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
-                          "violations", "codec", "theoretical_ratio", "bits_per_value", "tensors", "elements"));
+  EXPECT_THAT(Keys(json), ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse",
+                                      "snr_db", "cosine_similarity", "max_error", "quality_level", "processing_time_ms",
+                                      "quality_passed", "violations", "codec", "theoretical_ratio", "bits_per_value",
+                                      "tensors", "elements", "passed_through_tensors", "passed_through_bytes"));
   for (const char* key : {"rmse", "snr_db", "cosine_similarity", "max_error", "quality_passed"}) {
     EXPECT_TRUE(json[key].is_null()) << key;
   }

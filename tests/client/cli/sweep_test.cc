@@ -98,9 +98,9 @@ TEST(SampleFile, OfALargeFileEvenlySpacedRunsOfEveryTensor) {
 TEST(SampleFile, RefusesWhatCompressionRefuses) {
   TestFile file;
   file.Add("a", DType::kF16, {4});
-  file.header.entries[0].dtype = "I16";
+  file.header.entries[0].dtype = "I128";
   const auto sample = SampleFile(MemorySource(ByteSpan(file.bytes)), file.header, kNoLimit);
-  EXPECT_THAT(std::string(sample.status().message()), HasSubstr("unsupported data type: I16"));
+  EXPECT_THAT(std::string(sample.status().message()), HasSubstr("unsupported data type: I128"));
 }
 
 TEST(SweepSpecs, EveryExampleAndNoneTwice) {

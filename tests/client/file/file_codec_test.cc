@@ -174,9 +174,6 @@ TEST_F(FileCodecTest, UnsupportedInputIsRefused) {
     Write(Path("in"), bytes);
     return Compress(Path("in"), Path("packed"), "int4").status();
   };
-  EXPECT_THAT(fault(MakePlainFile({{"ids", "I64", {2}, Bytes(16)}}, std::nullopt)),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       "unsupported data type: I64 (tensor \"ids\"; use F16, BF16 or F32)"));
   EXPECT_THAT(fault(MakePlainFile({}, Metadata{{"kvcompress.codec", "raw"}})),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        "input has the metadata key \"kvcompress.codec\": keys with kvcompress. are reserved"));

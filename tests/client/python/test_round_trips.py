@@ -183,8 +183,8 @@ def test_torch(client, size):
             assert torch.equal(out, shown.detach())
         assert client.decompress(frame, as_="numpy").dtype.name == str(dtype).split(".")[1]
         assert client.decompress(bytes(frame), as_="torch").dtype == dtype
-    with pytest.raises(kvcompress.InvalidArgument, match=r"float64 cannot be compressed"):
-        client.compress(torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(kvcompress.InvalidArgument, match=r"complex128 is none that safetensors has"):
+        client.compress(torch.zeros(3, dtype=torch.complex128))
     with pytest.raises(kvcompress.InvalidArgument, match=r"on meta: use tensor.cpu\(\)"):
         client.compress(torch.empty(3, dtype=torch.float16, device="meta"))
 
@@ -214,3 +214,52 @@ def test_an_asyncio_client_that_is_made_outside_of_an_event_loop_works_in_one_af
     asyncio.run(work())
     asyncio.run(work())
     asyncio.run(client.close())
+
+
+ALL_TORCH = ["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", "uint8", "int8", "uint16", "int16",
+             "uint32", "int32", "uint64", "int64", "bool", "float64", "complex64", "float8_e8m0fnu",
+             "float8_e4m3fnuz", "float8_e5m2fnuz"]  # fmt: skip
+LOSSY = ["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("name", ALL_TORCH)
+@pytest.mark.parametrize("rows", [3, 9000])
+def test_tensors_of_every_type_come_back(client, name, rows):
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(1)
+    raw = torch.randint(0, 2, (rows, 64 * getattr(torch, name).itemsize), generator=generator, dtype=torch.uint8)
+    tensor = raw.view(getattr(torch, name))
+    frame = client.compress(tensor, "int4")
+    assert frame.passed_through is (name not in LOSSY)
+    assert (frame.quality is None) is frame.passed_through
+    back = client.decompress(frame)
+    assert back.dtype == tensor.dtype and back.shape == tensor.shape
+    if frame.passed_through:
+        assert torch.equal(back.view(torch.uint8), raw)
+    kept = client.compress(tensor, "lossless")
+    out = torch.empty_like(tensor)
+    assert torch.equal(client.decompress(kept, out=out).view(torch.uint8), raw)
+    array = client.decompress(kept, as_="numpy")
+    assert array.dtype.name == name
+    assert client.decompress(client.compress(array, "lossless")).tobytes() == raw.numpy().tobytes()
+
+
+def test_a_conjugated_tensor_is_what_it_shows(client):
+    torch = pytest.importorskip("torch")
+    tensor = torch.complex(torch.arange(4.0), torch.arange(4.0) + 1).conj()
+    assert torch.equal(client.decompress(client.compress(tensor)), tensor.resolve_conj())
+
+
+def test_a_frame_of_a_type_that_python_does_not_have(client, bin_dir, tmp_path):
+    import json
+    import struct
+    import subprocess
+
+    text = json.dumps({"mx": {"dtype": "F4", "shape": [4, 2], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "in").write_bytes(struct.pack("<Q", len(text)) + text + b"abcd")
+    subprocess.run([bin_dir / "kv-compress", "-input", tmp_path / "in", "-output", tmp_path / "out"], check=True,
+                   capture_output=True)  # fmt: skip
+    data = (tmp_path / "out").read_bytes()
+    frame = data[8 + struct.unpack("<Q", data[:8])[0] :]
+    with pytest.raises(kvcompress.InvalidArgument, match="the tensor is F4, which neither NumPy nor PyTorch has"):
+        client.decompress(frame)

@@ -130,7 +130,7 @@ TEST_F(RemoteClientTest, DecodedRepliesThatCannotBeAreRefused) {
       {{Header(2), Data("abcd"), Done(4, size - 1)}, "its report on tensor \"t\" does not fit what it sent"},
       {{Header(2), Data("abcd"), Done(4, size), Header(2)}, "it sent more tensors than it was given"},
       {{Header(2, v1::DTYPE_UNSPECIFIED)}, "tensor \"t\": no dtype"},
-      {{Header(2, static_cast<v1::DType>(9))}, "tensor \"t\": unknown dtype 9"},
+      {{Header(2, static_cast<v1::DType>(99))}, "tensor \"t\": unknown dtype 99"},
       {{Header(2, static_cast<v1::DType>(257))}, "tensor \"t\": unknown dtype 257"},
       {{unknown_axis}, "tensor \"t\": unknown axis role 9"},
       {{too_many_axes}, "tensor \"t\": 2 axis roles for rank 1"},

@@ -139,7 +139,7 @@ TEST(HalfTest, KnownBits) {
 }
 
 TEST(HalfTest, LoadsAndStoresUnaligned) {
-  for (DType dtype : kAllDTypes) {
+  for (DType dtype : kValueDTypes) {
     std::array<unsigned char, 17> buffer{};
     for (size_t i = 0; i < 4; ++i) StoreFromF32(dtype, static_cast<float>(i) - 1.5f, buffer.data() + 1, i);
     for (size_t i = 0; i < 4; ++i) {
@@ -152,6 +152,72 @@ TEST(HalfTest, MaxFiniteIsTheLastBeforeInfinity) {
   EXPECT_EQ(MaxFinite(DType::kF16), F16ToF32(0x7bff));
   EXPECT_EQ(MaxFinite(DType::kBF16), BF16ToF32(0x7f7f));
   EXPECT_EQ(MaxFinite(DType::kF32), std::numeric_limits<float>::max());
+}
+
+// The values of an F8 type by their definition: exponents with a bias, subnormal ones without the leading 1.
+double ValueOfF8(DType dtype, unsigned bits) {
+  const int mantissa_bits = static_cast<int>(MantissaBits(dtype));
+  const int bias = dtype == DType::kF8E4M3 ? 7 : 15;
+  const int exponent = static_cast<int>(bits & 0x7fu) >> mantissa_bits;
+  const int mantissa = static_cast<int>(bits) & ((1 << mantissa_bits) - 1);
+  const double fraction = std::ldexp(mantissa, -mantissa_bits);
+  const double magnitude = exponent == 0 ? std::ldexp(fraction, 1 - bias) : std::ldexp(1 + fraction, exponent - bias);
+  return bits & 0x80u ? -magnitude : magnitude;
+}
+
+TEST(HalfTest, EveryF8HasTheValueOfItsDefinition) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kF8E5M2}) {
+    for (unsigned bits = 0; bits < 256; ++bits) {
+      const auto byte = static_cast<uint8_t>(bits);
+      const float value = LoadAsF32(dtype, &byte, 0);
+      const unsigned magnitude = bits & 0x7fu;
+      if (magnitude > InfinityBits(dtype)) {
+        EXPECT_TRUE(std::isnan(value)) << bits;
+      } else if (dtype == DType::kF8E5M2 && magnitude == InfinityBits(dtype)) {
+        EXPECT_EQ(value, bits & 0x80u ? -INFINITY : INFINITY);
+      } else {
+        EXPECT_EQ(value, ValueOfF8(dtype, bits)) << bits;
+        uint8_t back = 0;
+        StoreFromF32(dtype, value, &back, 0);
+        EXPECT_EQ(back, bits);
+      }
+      uint16_t wide = 0;
+      WidenF8(dtype, &byte, 1, &wide);
+      uint8_t narrow = 0;
+      NarrowToF8(dtype, &wide, 1, &narrow);
+      EXPECT_EQ(std::isnan(value) ? std::isnan(LoadAsF32(dtype, &narrow, 0)) : narrow == byte || std::isinf(value),
+                true)
+          << bits;
+    }
+    EXPECT_EQ(MaxFinite(dtype), ValueOfF8(dtype, dtype == DType::kF8E4M3 ? 0x7e : 0x7b));
+  }
+}
+
+// Between each two neighbours: the nearer one, in the middle the one with an even last bit; beyond the largest, that.
+TEST(HalfTest, F8RoundsToNearestEvenAndSaturates) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kF8E5M2}) {
+    const unsigned largest = dtype == DType::kF8E4M3 ? 0x7e : 0x7b;
+    const auto rounded = [&](double value) {
+      uint8_t bits = 0;
+      StoreFromF32(dtype, static_cast<float>(value), &bits, 0);
+      return unsigned{bits};
+    };
+    for (unsigned bits = 0; bits < largest; ++bits) {
+      const double low = ValueOfF8(dtype, bits);
+      const double high = ValueOfF8(dtype, bits + 1);
+      const double middle = (low + high) / 2;
+      EXPECT_EQ(rounded(middle), bits + bits % 2);
+      EXPECT_EQ(rounded(-middle), 0x80u + bits + bits % 2);
+      EXPECT_EQ(rounded(std::nextafterf(static_cast<float>(middle), 0)), bits);
+      EXPECT_EQ(rounded(std::nextafterf(static_cast<float>(middle), INFINITY)), bits + 1);
+    }
+    for (const double beyond : {1.0001 * MaxFinite(dtype), 1e30, double{INFINITY}}) {
+      EXPECT_EQ(rounded(beyond), largest);
+      EXPECT_EQ(rounded(-beyond), 0x80u + largest);
+    }
+    EXPECT_EQ(rounded(NAN) & 0x7fu, dtype == DType::kF8E4M3 ? 0x7fu : 0x7eu);
+    EXPECT_EQ(rounded(-0.0), 0x80u);
+  }
 }
 
 }  // namespace

@@ -82,6 +82,20 @@ TEST(ValidateTensorTest, CountsElements) {
   EXPECT_EQ(*ValidateTensor(Desc(std::string(1024, 'n'), {1})), 1);
 }
 
+TEST(ValidateTensorTest, ElementsOfLessThanAByteAreCountedInBytes) {
+  TensorDesc desc = Desc("x", {3, 4});
+  for (const auto& [dtype, words] : {std::pair{DType::kF4, 6u}, {DType::kF6E2M3, 9u}, {DType::kF6E3M2, 9u}}) {
+    desc.dtype = dtype;
+    EXPECT_EQ(*ValidateTensor(desc), words) << DTypeName(dtype);
+    EXPECT_EQ(DTypeSize(dtype), 1u);
+  }
+  desc.shape = {1, 3};
+  EXPECT_THAT(ValidateTensor(desc), IsInvalid("tensor \"x\": F6_E3M2 [1, 3] is not a whole number of bytes"));
+  desc.dtype = DType::kU64;
+  desc.shape = {kMaxTensorElements, 1};
+  EXPECT_EQ(*ValidateTensor(desc), kMaxTensorElements);
+}
+
 TEST(ValidateTensorTest, RefusesBadNames) {
   for (const std::string& name : {std::string(), std::string(1025, 'n'), std::string("\xff")}) {
     EXPECT_THAT(ValidateTensor(Desc(name, {1})), IsInvalid("tensor name must be 1 to 1024 bytes of UTF-8"));

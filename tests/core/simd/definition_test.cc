@@ -61,15 +61,29 @@ TEST(GroupScale, StepsUpWhereSubnormalScalesAreTooCoarse) {
   // 2^-24 / 7 rounds to 0, and 10 * 2^-24 / 7 to 1 * 2^-24, whose largest code with half a step is 7.5 * 2^-24.
   EXPECT_EQ(GroupScale(DType::kF16, 4, 0x1p-24f), 1);
   EXPECT_EQ(GroupScale(DType::kF16, 4, 7.5f * 0x1p-24f), 1);
-  EXPECT_EQ(GroupScale(DType::kF32, 4, 10 * 0x1p-24f), 2);
-  EXPECT_EQ(GroupScale(DType::kBF16, 4, 0x1p-130f), 1);
+  EXPECT_EQ(GroupScale(DType::kF16, 4, 10 * 0x1p-24f), 2);
+}
+
+// A quotient that is no normal F16 is kept as bfloat16, which the sign bit tells.
+TEST(GroupScale, OfSmallAndLargeValuesIsABfloat16) {
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 7 * 0x1p-14f), 0x0400);
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 7 * 0x1.fep-15f), 0x8000 | F32ToBF16(0x1.fep-15f));
+  EXPECT_EQ(GroupScale(DType::kBF16, 4, 7e-8f), 0x8000 | F32ToBF16(1e-8f));
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 7 * 65504.0f), 0x7bff);
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 7 * 65536.0f), 0x8000 | F32ToBF16(65536.0f));
+  EXPECT_EQ(GroupScale(DType::kF32, 2, kMaxQuantizable), 0x8000 | F32ToBF16(0x1p127f));
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 0.0f), 0);
+  // The smallest bfloat16 is 2^-133: nothing below a half of it is more than 0.
+  EXPECT_EQ(GroupScale(DType::kBF16, 4, 0x1p-133f), 0x8001);
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 7.5f * 0x1p-133f), 0x8001);
+  EXPECT_EQ(GroupScale(DType::kF32, 4, 0x1p-149f), 0x8001);
 }
 
 TEST(GroupScale, StepsDownWhereTheDecodedMaximumWouldOverflow) {
   // 65504 / 7 rounds to 9360, and 7 * 9360 = 65520 to infinity in F16; the number below is 9352.
   EXPECT_EQ(F16ToF32(GroupScale(DType::kF16, 4, 65504.0f)), 9352.0f);
   EXPECT_EQ(F16ToF32(GroupScale(DType::kF32, 4, 65504.0f)), 9360.0f);
-  EXPECT_EQ(F16ToF32(GroupScale(DType::kF32, 4, MaxQuantizable(4))), kMaxF16);
+  EXPECT_EQ(F16ToF32(GroupScale(DType::kF32, 2, kMaxF16)), kMaxF16);
 }
 
 TEST(GroupScale, KeepsEveryErrorWithinHalfAStep) {
@@ -77,15 +91,48 @@ TEST(GroupScale, KeepsEveryErrorWithinHalfAStep) {
     const float reach = static_cast<float>(QMax(bits)) + 0.5f;
     for (uint32_t f16 = 0; f16 < 0x7c00; ++f16) {
       const float max_abs = F16ToF32(static_cast<uint16_t>(f16));
-      for (const DType dtype : kAllDTypes) {
+      for (const DType dtype : kKernelDTypes) {
         const uint16_t scale = GroupScale(dtype, bits, max_abs);
-        ASSERT_LT(scale, 0x7c00) << bits << " bits, " << max_abs;
-        ASSERT_GE(reach * F16ToF32(scale), max_abs) << bits << " bits";
-        const float top = static_cast<float>(QMax(bits)) * F16ToF32(scale);
+        ASSERT_TRUE(std::isfinite(ScaleOf(dtype, scale))) << bits << " bits, " << max_abs;
+        ASSERT_GE(reach * ScaleOf(dtype, scale), max_abs) << bits << " bits";
+        const float top = static_cast<float>(QMax(bits)) * ScaleOf(dtype, scale);
         if (dtype == DType::kF16) {
+          ASSERT_LT(scale, 0x7c00) << bits << " bits, " << max_abs;
           ASSERT_LT(F32ToF16(top), 0x7c00) << bits << " bits, " << max_abs;
         }
       }
+    }
+  }
+}
+
+// Over all magnitudes of bfloat16 that are taken, also between those of F16.
+TEST(GroupScale, KeepsEveryErrorWithinHalfAStepOverTheWholeRange) {
+  for (const int bits : kBitWidths) {
+    const auto qmax = static_cast<float>(QMax(bits));
+    for (uint32_t upper = 0; upper <= F32ToBF16(kMaxQuantizable); ++upper) {
+      for (const uint32_t lower : {0u, 1u, 0x7fffu, 0x8000u, 0xc000u}) {
+        const float max_abs = std::bit_cast<float>(upper << 16 | lower);
+        if (max_abs > kMaxQuantizable) continue;
+        const float scale = ScaleOf(DType::kF32, GroupScale(DType::kF32, bits, max_abs));
+        ASSERT_GE((qmax + 0.5f) * scale, max_abs) << bits << " bits, " << max_abs;
+        ASSERT_TRUE(std::isfinite(RoundTo(DType::kBF16, qmax * scale))) << bits << " bits, " << max_abs;
+        // No larger than it has to be.
+        if (max_abs > 0x1p-110f) {
+          ASSERT_LE(scale, max_abs / qmax * (1 + 0x1p-8f)) << bits << " bits, " << max_abs;
+        }
+      }
+    }
+  }
+}
+
+TEST(Quantize, KeepsValuesThatAreSmallOrLargeInBF16AndF32) {
+  for (const float unit : {0x1p-100f, 1e-30f, 1e-8f, 3e-5f, 491500.0f / 7, 1e6f, 1e30f, 0x1p124f}) {
+    const Quantized q = QuantizeFloats(4, 32, {7 * unit, -unit, 3 * unit, -7 * unit, 0});
+    ASSERT_TRUE(q.ok);
+    for (size_t i = 0; i < 5; ++i) {
+      const float exact = std::vector<float>{7, -1, 3, -7, 0}[i] * unit;
+      EXPECT_NEAR(q.decoded[i] / unit, exact / unit, 0.5) << unit;
+      EXPECT_EQ(q.decoded[i] == 0, exact == 0) << unit;
     }
   }
 }
@@ -96,9 +143,9 @@ TEST(Quantize, RoundsHalfAwayFromZeroAndClamps) {
   ASSERT_TRUE(q.ok);
   EXPECT_THAT(q.decoded, ElementsAre(7, 1, 2, -1, -2, 0, -3, 3));
   // A quotient of 7.5 rounds to 8: positive ones are clamped to 7, negative ones use the code -8.
-  q = QuantizeFloats(4, 32, {7.5f * 0x1p-24f, -7.5f * 0x1p-24f});
+  q = QuantizeFloats(4, 32, {7.5f * 0x1p-133f, -7.5f * 0x1p-133f});
   ASSERT_TRUE(q.ok);
-  EXPECT_THAT(q.decoded, ElementsAre(7 * 0x1p-24f, -8 * 0x1p-24f));
+  EXPECT_THAT(q.decoded, ElementsAre(7 * 0x1p-133f, -8 * 0x1p-133f));
 }
 
 TEST(Quantize, GivesZeroScalesAndCodesForZeros) {
@@ -131,7 +178,7 @@ TEST(Quantize, PacksFieldsFromTheLowBitsUp) {
 TEST(Quantize, RefusesWhatNoScaleCanHold) {
   const float inf = std::numeric_limits<float>::infinity();
   for (const int bits : kBitWidths) {
-    const float limit = MaxQuantizable(bits);
+    const float limit = kMaxQuantizable;
     EXPECT_TRUE(QuantizeFloats(bits, 32, {1, -limit}).ok);
     EXPECT_FALSE(QuantizeFloats(bits, 32, {1, std::nextafter(limit, inf)}).ok);
     EXPECT_FALSE(QuantizeFloats(bits, 32, {-inf}).ok);
@@ -160,7 +207,7 @@ TEST(FindOutOfRange, FindsTheFirst) {
   EXPECT_EQ(FindOutOfRange(DType::kF32, values.data(), values.size(), 5.0f), 0u);
   EXPECT_EQ(FindOutOfRange(DType::kF32, values.data(), 0, 5.0f), 0u);
   const uint16_t halves[] = {0x3c00, 0x7bff, 0x7c00};
-  EXPECT_EQ(FindOutOfRange(DType::kF16, halves, 3, MaxQuantizable(4)), 2u);
+  EXPECT_EQ(FindOutOfRange(DType::kF16, halves, 3, kMaxQuantizable), 2u);
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ std::string Name(const ::testing::TestParamInfo<PlanesKernelTest::ParamType>& te
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PlanesKernelTest,
-                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kAllDTypes),
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kKernelDTypes),
                                             ::testing::Values(PlaneSplit::kBytes, PlaneSplit::kFields),
                                             ::testing::Values(PlaneDelta::kNone, PlaneDelta::kToken, PlaneDelta::kXor)),
                          Name);

@@ -55,13 +55,7 @@ class TargetsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>> 
   DType dtype() const { return std::get<1>(GetParam()); }
 
   // The largest value of the dtype that can be quantized.
-  float LargestQuantizable(int bits) const {
-    const float limit = std::fmin(MaxQuantizable(bits), MaxFinite(dtype()));
-    if (dtype() != DType::kBF16) return limit;
-    uint16_t bits16 = F32ToBF16(limit);
-    if (BF16ToF32(bits16) > limit) --bits16;
-    return BF16ToF32(bits16);
-  }
+  float LargestQuantizable() const { return std::fmin(kMaxQuantizable, MaxFinite(dtype())); }
 
   // Quantizes and decodes between guard pages, with the target and with the definition, and compares.
   void ExpectSame(const GroupQuantFormat& format, const void* values, size_t count, Guarded::Against against) {
@@ -146,7 +140,7 @@ TEST_P(TargetsTest, SameBytesForEveryDistribution) {
 TEST_P(TargetsTest, SameBytesAtEveryMagnitude) {
   std::mt19937 random(11);
   for (const int bits : kAllBits) {
-    const float top = LargestQuantizable(bits);
+    const float top = LargestQuantizable();
     for (const size_t group : kAllGroups) {
       std::vector<uint8_t> values(group * 400 * DTypeSize(dtype()));
       for (size_t g = 0; g < 400; ++g) {
@@ -252,8 +246,8 @@ TEST_P(TargetsTest, RefusesABadValueAnywhere) {
   const WithTarget with(target());
   for (const int bits : {4, 8}) {
     std::vector<float> bad = {kFloatInf, -kFloatInf, kNaN, -kNaN};
-    if (dtype() == DType::kF32) bad.push_back(std::nextafter(MaxQuantizable(bits), kFloatInf));
-    if (dtype() == DType::kBF16) bad.push_back(MaxQuantizable(bits) * 1.01f);
+    if (dtype() == DType::kF32) bad.push_back(std::nextafter(kMaxQuantizable, kFloatInf));
+    if (dtype() == DType::kBF16) bad.push_back(kMaxQuantizable * 1.01f);
     const GroupQuantFormat format = {dtype(), bits, 32};
     constexpr size_t kCount = 32 * 17 + 9;
     auto values = testing::MakeValues(dtype(), kCount, Distribution::kGaussian);

@@ -128,7 +128,7 @@ TEST(TokenMeterTest, FiguresAreThoseOfTheDefinitionForEveryLayoutAndCutIntoRuns)
                             {3, 5, 2000}}) {
     const TokenLayout layout{.tokens = shape.tokens, .channels = shape.channels};
     const auto count = static_cast<size_t>(shape.sequences * layout.sequence());
-    for (const DType dtype : kAllDTypes) {
+    for (const DType dtype : kKernelDTypes) {
       const Values x = KeyLikeValues(dtype, count, static_cast<size_t>(shape.channels), 30, 1, 5);
       const Values y = RoundedTo(dtype, x, 0.75f);
       const ErrorSums want = TokenFigures(layout, dtype, x, y);
@@ -214,7 +214,7 @@ TEST(TokenMeterTest, MagnitudesOfEveryKindAreMeasured) {
 TEST(TokenMeterTest, ValuesThatAreNotFiniteAreLeftOut) {
   const TokenLayout layout{.tokens = 100, .channels = 64};
   const size_t count = 3 * 100 * 64;
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     for (const float odd : {kInfiniteValue, -kInfiniteValue, std::numeric_limits<float>::quiet_NaN()}) {
       // Alone in its channel's part of a run, too.
       for (const size_t at : {size_t{0}, size_t{1000}, count - 1}) {
@@ -237,7 +237,7 @@ TEST(TokenMeterTest, ValuesThatAreNotFiniteAreLeftOut) {
 
 TEST(TokenMeterTest, WhatDoesNotVaryHasNoDeviation) {
   const TokenLayout layout{.tokens = 200, .channels = 64};
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     Values x(2 * 200 * 64 * DTypeSize(dtype));
     for (size_t i = 0; i < 2 * 200 * 64; ++i) StoreFromF32(dtype, static_cast<float>(i % 64), x.data(), i);
     const ErrorSums sums = MeasureInRuns(layout, dtype, x, x, 5000);
@@ -281,7 +281,7 @@ MeasuredCodes QuantizeMeasured(const GroupQuantFormat& format, const TokenLayout
 
 // What is measured while values are quantized is what their decoded values measure, on every instruction set.
 TEST(TokenMeterTest, QuantizersMeasureWhatTheyDecodeTo) {
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     for (const int bits : {2, 3, 4, 5, 6, 8}) {
       for (const size_t group : {32, 64, 128}) {
         for (const Distribution distribution : testing::kAllDistributions) {

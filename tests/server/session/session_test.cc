@@ -260,7 +260,7 @@ TEST_F(SessionTest, MalformedCompressStreamsAreRefusedWithTheirReason) {
       {{Header("t", {2}), Data(1), Header("u", {2})},
        InvalidArgument("tensor \"u\" begins, but tensor \"t\" has 1 of its 4 bytes")},
       {{Header("t", {2}, "", v1::DTYPE_UNSPECIFIED)}, InvalidArgument("tensor \"t\": no dtype")},
-      {{Header("t", {2}, "", static_cast<v1::DType>(7))}, InvalidArgument("tensor \"t\": unknown dtype 7")},
+      {{Header("t", {2}, "", static_cast<v1::DType>(99))}, InvalidArgument("tensor \"t\": unknown dtype 99")},
       {{wrong_axes}, InvalidArgument("tensor \"t\": 1 axis roles for rank 2")},
       {{unknown_axis}, InvalidArgument("tensor \"t\": unknown axis role 9")},
       {{Header("", {2})}, InvalidArgument("tensor name must be 1 to 1024 bytes of UTF-8")},

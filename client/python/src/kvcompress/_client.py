@@ -73,7 +73,7 @@ class Client(Connection):
         self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
     ) -> Stream[tuple[str, Any]]:
         """Names and tensors of frames, of (name, frame), or of (name, frame's bytes, (dtype, shape)), in order, on one
-        stream; like `compress_many`. DataLoss for a frame of another dtype ("F16", "BF16", "F32") or shape than its
+        stream; like `compress_many`. DataLoss for a frame of another dtype ("F16", "I64", ...) or shape than its
         Frame or triple says, before memory is taken for its values."""
         return self._open(self._run(self._core.decompress_many(frames, as_, timeout)))
 

@@ -128,7 +128,8 @@ class Core:
         on_nonfinite: OnNonfinite = "error",
         timeout: float | None = None,
     ) -> Plan[Frame]:
-        """Compresses a NumPy array or PyTorch tensor of the CPU: float16, bfloat16 or float32, of up to 8 axes.
+        """Compresses a NumPy array or PyTorch tensor of the CPU, of up to 8 axes. Types other than float16, bfloat16,
+        float32, float8_e4m3fn and float8_e5m2 are kept bit for bit, whatever codec is asked for (`passed_through`).
 
         `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
         JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.

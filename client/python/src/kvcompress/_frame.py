@@ -33,7 +33,7 @@ class Frame:
     data: bytes = field(repr=False)
     name: str
     codec: str  # canonical spec
-    dtype: str  # F16, BF16 or F32
+    dtype: str  # as safetensors names it: F16, BF16, F32, F8_E4M3, I64, ...
     shape: tuple[int, ...]
     tensor_bytes: int
     frame_bytes: int
@@ -43,6 +43,7 @@ class Frame:
     framework: Framework = "numpy"  # of the tensor that it was made from
     policy: str = ""  # "others": neither key nor value, so it has the profile's codec of others
     nonfinite_blocks: int = 0  # that are stored as they are, for a value that the codec refuses
+    passed_through: bool = False  # of a dtype that is kept bit for bit whatever the codec; `quality` is None then
 
     @property
     def ratio(self) -> float:
@@ -85,4 +86,5 @@ def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int,
         codec_seconds=report.codec_seconds, framework=framework,
         policy=report.policy,
         nonfinite_blocks=report.nonfinite_blocks,
+        passed_through=report.passed_through,
     )  # fmt: skip

@@ -20,7 +20,7 @@ TensorSource = tuple[str, Any] | tuple[str, Any, str]
 FrameSource = Frame | FrameBytes | tuple[str, Frame | FrameBytes] | tuple[str, FrameBytes, tuple[str, tuple[int, ...]]]
 
 _ROLES = ("other", "batch", "layer", "heads", "seq", "head_dim")
-_DTYPES = {"F16": pb.DTYPE_F16, "BF16": pb.DTYPE_BF16, "F32": pb.DTYPE_F32}
+_DTYPES = {name.removeprefix("DTYPE_"): cast(pb.DType, number) for name, number in pb.DType.items() if number}
 _DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
 OnNonfinite = Literal["error", "lossless"]
 _ON_NONFINITE = {"error": pb.ON_NONFINITE_ERROR, "lossless": pb.ON_NONFINITE_LOSSLESS}

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 Framework = Literal["numpy", "torch"]
 Array = npt.NDArray[Any]
 
-# Of both NumPy and PyTorch.
-_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4}
+# Of both NumPy, some of them with ml_dtypes alone, and PyTorch; and bytes of an element.
+_NAMES = {
+    "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+    "U8": ("uint8", 1), "I8": ("int8", 1), "U16": ("uint16", 2), "I16": ("int16", 2), "U32": ("uint32", 4),
+    "I32": ("int32", 4), "U64": ("uint64", 8), "I64": ("int64", 8), "BOOL": ("bool", 1), "F64": ("float64", 8),
+    "C64": ("complex64", 8), "F8_E8M0": ("float8_e8m0fnu", 1), "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+}  # fmt: skip
+_DTYPES = {name: dtype for dtype, (name, _) in _NAMES.items()}
+_OF_ML_DTYPES = {dtype for dtype, (name, _) in _NAMES.items() if name == "bfloat16" or name.startswith("float8")}
 _MAX_RANK = 8
 
 
@@ -28,14 +35,14 @@ _MAX_RANK = 8
 class TensorView:
     """A tensor's values, row-major and little-endian, where they stand."""
 
-    dtype: str  # F16, BF16 or F32
+    dtype: str  # as safetensors names it: F16, BF16, F32, F8_E4M3, I64, ...
     shape: tuple[int, ...]
     data: memoryview
     framework: Framework
 
     @staticmethod
     def of(tensor: Any) -> "TensorView":
-        """InvalidArgument for what is no dense floating-point array in this process' memory."""
+        """InvalidArgument for what is no dense array of numbers in this process' memory."""
         if is_torch(tensor):
             return _of_torch(tensor)
         if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):
@@ -50,14 +57,14 @@ def is_torch(value: Any) -> bool:
 
 
 def _refuse_dtype(dtype: object) -> InvalidArgument:
-    return InvalidArgument(f"dtype {dtype} cannot be compressed: use float16, bfloat16 or float32")
+    return InvalidArgument(f"dtype {dtype} is none that safetensors has: there are {', '.join(sorted(_DTYPES))}")
 
 
 def _of_numpy(array: Array) -> TensorView:
     dtype = _DTYPES.get(array.dtype.name)
     if dtype is None:
         raise _refuse_dtype(array.dtype)
-    little = array.dtype if dtype == "BF16" else array.dtype.newbyteorder("<")
+    little = array.dtype if dtype in _OF_ML_DTYPES else array.dtype.newbyteorder("<")
     values = np.ascontiguousarray(array, dtype=little)
     return TensorView(dtype, array.shape, _bytes_of(values), "numpy")
 
@@ -70,15 +77,16 @@ def _of_torch(tensor: "torch.Tensor") -> TensorView:
         raise _refuse_dtype(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise InvalidArgument(f"the tensor is {tensor.layout} on {tensor.device}: use tensor.cpu(), and a dense layout")
-    values = tensor.detach().resolve_neg().contiguous()
-    return TensorView(dtype, tuple(tensor.shape), _bytes_of(_numpy_of(values)), "torch")
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    return TensorView(dtype, tuple(tensor.shape), _bytes_of(_numpy_of(plain)), "torch")
 
 
 def _numpy_of(tensor: "torch.Tensor") -> Array:
-    """The memory of a contiguous tensor. NumPy has no BF16 of its own, so integers of its size stand in."""
+    """The memory of a contiguous tensor. NumPy has not all types, so integers of their size stand in."""
     import torch
 
-    array: Array = tensor.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.int32).numpy()
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    array: Array = tensor.view(integers[tensor.dtype.itemsize]).numpy()
     return array
 
 
@@ -87,11 +95,20 @@ def _bytes_of(array: Array) -> memoryview:
 
 
 def checked_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor that a daemon describes."""
-    size = _ITEM_SIZES[dtype] * math.prod(shape)
+    """Bytes of a tensor that a daemon describes. InvalidArgument for a dtype whose elements have less than a byte."""
+    if dtype not in _NAMES:
+        raise InvalidArgument(f"the tensor is {dtype}, which neither NumPy nor PyTorch has: kv-compress restores its file")
+    size = _NAMES[dtype][1] * math.prod(shape)
     if len(shape) > _MAX_RANK or size >= 1 << 63:
         raise KvCompressError(f"the daemon describes a tensor that cannot be: {dtype} {list(shape)}")
     return size
+
+
+def torch_dtypes() -> "dict[torch.dtype, str]":
+    """The types of this PyTorch that can be compressed."""
+    import torch
+
+    return {getattr(torch, name): dtype for name, dtype in _DTYPES.items() if hasattr(torch, name)}
 
 
 class Output:
@@ -117,7 +134,9 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
         except ImportError:
             raise InvalidArgument('as_="torch" needs torch, which is not installed') from None
         make: Any = torch.empty
-        kind = getattr(torch, _NAMES[dtype])
+        kind = getattr(torch, _NAMES[dtype][0], None)
+        if kind is None:
+            raise InvalidArgument(f"the tensor is {dtype}, which PyTorch {torch.__version__} does not have")
     else:
         make, kind = np.empty, _numpy_dtype(dtype)
     try:
@@ -137,13 +156,15 @@ def check_out(out: Any) -> None:
 
 
 def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
-    if dtype != "BF16":
-        return np.dtype(_NAMES[dtype]).newbyteorder("<")
+    name, _ = _NAMES[dtype]
+    if dtype not in _OF_ML_DTYPES:
+        return np.dtype(name).newbyteorder("<")
     try:
         import ml_dtypes
     except ImportError:
         raise InvalidArgument(
-            "the tensor is BF16, which NumPy has only with ml_dtypes: pip install 'kvcompress[bf16]', or as_=\"torch\""
+            f"the tensor is {dtype}, which NumPy has only with ml_dtypes: pip install 'kvcompress[bf16]', "
+            'or as_="torch"'
         ) from None
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return found

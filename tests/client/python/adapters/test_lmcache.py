@@ -100,6 +100,36 @@ def test_objects_come_back_the_same(serde, filled, shapes, dtype):
     assert torch.equal(target.raw, source.raw)
 
 
+@pytest.mark.parametrize("latent", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_an_indexer_of_bytes_beside_latents_is_kept_and_the_latents_are_compressed(serde, kv_values, latent):
+    shapes = [torch.Size([1, LAYERS, TOKENS, 576]), torch.Size([1, LAYERS, TOKENS, 132])]
+    source = Memory(shapes, [latent, torch.uint8])
+    values = kv_values(tuple(shapes[0]), torch.float32)
+    source.get_tensor(0).copy_(values)
+    source.get_tensor(1).copy_(torch.randint(256, tuple(shapes[1]), generator=torch.Generator().manual_seed(3)))
+    one = serde(codec="int6(group=64)")
+    stored = buffer_for(one, source)
+    size = one._serializer.serialize(source, stored, "key")
+    assert size < 0.9 * len(source.raw)
+    target = Memory(source.shapes, source.dtypes)
+    one._deserializer.deserialize(stored, target, "key")
+    assert torch.equal(target.get_tensor(1), source.get_tensor(1))
+    error = (target.get_tensor(0).float() - source.get_tensor(0).float()).abs().max()
+    assert 0 < error < 0.1 * values.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int64, torch.bool], ids=str)
+def test_objects_of_every_type_are_stored(serde, dtype):
+    source = Memory([KV], [dtype])
+    source.get_tensor(0).copy_(torch.randint(2, tuple(KV), generator=torch.Generator().manual_seed(3)))
+    one = serde()
+    stored = buffer_for(one, source)
+    one._serializer.serialize(source, stored, "key")
+    target = Memory([KV], [dtype])
+    one._deserializer.deserialize(stored, target, "key")
+    assert torch.equal(target.raw, source.raw)
+
+
 def test_codecs_are_told_what_each_part_is(filled):
     source = filled(KV, torch.Size([2, 1, TOKENS, 64]))
     named = lmcache._views(source)
@@ -149,14 +179,14 @@ def test_damage_leaves_the_target_as_it_was(serde, filled):
 
 def test_an_estimate_needs_no_daemon_and_refuses_nothing(serde, filled):
     one, source = serde(timeout=0.5), filled(KV)
-    odd = Bag(shapes=[KV], dtypes=[torch.float8_e4m3fn])
+    odd = Bag(shapes=[KV], dtypes=[torch.complex128])
     assert one._serializer.estimate_serialized_size(odd) > KV.numel()
     serde.server.stop()
     assert one._serializer.estimate_serialized_size(layout(source)) > len(source.raw)
     with pytest.raises(kvcompress.Unavailable):
         one._serializer.serialize(source, Memory([torch.Size([1 << 20])], [torch.uint8]), "key")
-    with pytest.raises(kvcompress.InvalidArgument, match="float8"):
-        one._serializer.serialize(Memory([KV], [torch.float8_e4m3fn]), source, "key")
+    with pytest.raises(kvcompress.InvalidArgument, match="complex128"):
+        one._serializer.serialize(Memory([KV], [torch.complex128]), source, "key")
 
 
 def test_what_does_not_fit_is_an_error(serde, filled):

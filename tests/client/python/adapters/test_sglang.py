@@ -105,6 +105,19 @@ def test_pages_come_back_the_same(make, layout, tmp_path):
     assert storage.batch_exists(["a"]) == 0
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float8_e4m3fn, False), (torch.float8_e5m2, False), (torch.uint8, True)])
+def test_pages_of_one_byte_elements(make, dtype, kept):
+    pool = Pool("page_first")
+    pool.kv_buffer, pool.dtype = (4 * pool.kv_buffer.float()).abs().to(dtype), dtype
+    storage = make(pool, codec="int4")
+    assert storage.batch_set(["a"], pages(pool, [1]))
+    (found,) = storage.batch_get(["a"])
+    (page,) = pages(pool, [1])
+    assert found.dtype == dtype
+    assert torch.equal(found.view(torch.uint8), page.view(torch.uint8)) == kept
+    assert (found.float() - page.float()).abs().max() < 0.2 * page.float().max()
+
+
 def test_a_buffer_whose_elements_are_not_one_after_another(make):
     pool = Pool("layer_first")
     storage = make(pool)
@@ -198,8 +211,8 @@ def test_without_a_daemon_all_is_a_miss(make, caplog):
 
 
 def test_what_cannot_work_is_said_at_the_start(make):
-    with pytest.raises(kvcompress.InvalidArgument, match="float8"):
-        make(Pool("layer_first", torch.float8_e4m3fn))
+    with pytest.raises(kvcompress.InvalidArgument, match="complex128"):
+        make(Pool("layer_first", torch.complex128))
     with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'pth'"):
         make(Pool("layer_first"), pth="x")
     config = types.SimpleNamespace(extra_config={})

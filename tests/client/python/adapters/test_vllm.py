@@ -139,6 +139,17 @@ def test_a_prompt_is_found_again_by_another_engine(engine, dtype, kernel_blocks)
         assert first.cells(layer, blocks[:12]).std() > 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8], ids=str)
+def test_a_cache_of_one_byte_elements_is_found_again(engine, dtype):
+    first, tokens, blocks = engine(dtype=dtype), list(range(100, 154)), list(range(3, 17))
+    first.prefill(make_request("a", tokens), blocks)
+    second = engine(dtype=dtype)
+    assert second.prefill(make_request("b", tokens), blocks) == (48, set())
+    for layer in range(LAYERS):
+        one, two = (engine.cells(layer, blocks).contiguous().view(torch.uint8) for engine in (first, second))
+        assert torch.equal(one, two)
+
+
 def test_a_prefix_that_is_shared_and_one_that_is_here(engine):
     one = engine()
     tokens = list(range(60))
@@ -310,8 +321,8 @@ def test_keys_and_values_have_names(engine):
 
 
 def test_what_cannot_work_is_said_at_the_start(engine):
-    with pytest.raises(kvcompress.InvalidArgument, match="float8"):
-        engine(dtype=torch.float8_e4m3fn)
+    with pytest.raises(kvcompress.InvalidArgument, match="complex128"):
+        engine(dtype=torch.complex128)
     with pytest.raises(kvcompress.InvalidArgument, match="multiple of the block size, 4"):
         engine(chunk_tokens=6)
     with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codek'"):

@@ -47,7 +47,7 @@ struct Outcome {
 
 // A tensor in blocks of `block` values.
 Outcome EncodeBlocks(const std::string& spec, DType dtype, ByteSpan values, size_t block) {
-  const CodecChain chain = MakeChain(spec);
+  const CodecChain chain = MakeChain(spec, MakeTensorOfHeads(dtype, 1));
   const size_t width = DTypeSize(dtype);
   const TensorDesc tensor = MakeTensor("t", dtype, {values.size() / width});
   Outcome outcome;
@@ -90,7 +90,7 @@ void ExpectKept(const Bounds& bounds, const ErrorSums& sums) {
 }
 
 TEST(BoundedTest, EveryDistributionKeepsItsBoundsAndSizesRiseAsTheyTighten) {
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kValueDTypes) {
     for (const Distribution distribution : kAllDistributions) {
       for (const size_t count : {1, 63, 5000, 40001}) {
         const Bytes values = MakeValues(dtype, count, distribution);
@@ -138,7 +138,7 @@ Bytes MakeRough(DType dtype, size_t count, uint32_t seed) {
 TEST(BoundedTest, TwoHundredRoughTensorsOfManyBlocksKeepTheirBounds) {
   std::map<std::string, int> chosen;
   for (uint32_t seed = 0; seed < 200; ++seed) {
-    const DType dtype = kAllDTypes[seed % 3];
+    const DType dtype = kValueDTypes[seed % kValueDTypes.size()];
     const Bytes values = MakeRough(dtype, 6000 + 331 * seed, seed);
     const size_t block = seed % 4 == 0 ? 20096 : 4096;  // sampled, and too small for that
     for (const std::vector<Bounds>& ladder : kLadders) {
@@ -222,7 +222,7 @@ TEST(BoundedTest, AtTheEdgeBoundsAreKeptAndEveryInstructionSetMakesTheSameBytes)
       {[](double bound) { return Bounds{.min_cosine = bound}; }, 0.9, 0.9999},
   };
   EXPECT_GT(UsableTargets().size(), 1u);
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kValueDTypes) {
     for (const uint32_t seed : {7, 8}) {
       const Bytes values = MakeRough(dtype, 12000, seed);
       for (const auto& kind : kinds) {
@@ -259,6 +259,21 @@ TEST(BoundedTest, RealCachesKeepTheirBounds) {
       }
     }
     EXPECT_LT(EncodeBlocks("bounded(min_cosine=0.98)", DType::kF16, values, 8192).bytes, entry.bytes() / 3);
+  }
+}
+
+// With 8 bits a value or more an integer takes no less than F8 itself.
+TEST(BoundedTest, OfF8NoBlockTakesMoreThanItsValues) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kF8E5M2}) {
+    const Bytes values = MakeValues(dtype, 40000, Distribution::kGaussian);
+    for (const double snr : {10.0, 20.0, 30.0, 40.0, 100.0}) {
+      const Bounds bounds{.min_snr = snr};
+      const Outcome outcome = EncodeBlocks(bounds.spec(), dtype, values, 1 << 17);
+      ExpectKept(bounds, outcome.sums);
+      EXPECT_LE(outcome.bytes, values.size() + 100) << snr;
+      EXPECT_TRUE(snr > 15 || outcome.bytes < values.size() * 3 / 4) << snr;
+      EXPECT_TRUE(snr < 100 || outcome.sums.max_abs_error == 0);
+    }
   }
 }
 

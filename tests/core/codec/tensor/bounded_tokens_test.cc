@@ -62,7 +62,7 @@ TEST(BoundedTokensTest, ABoundGivenIsKeptOnKeysWithConstants) {
       {{2, 200, 2, 32}, {kB, kS, kH, kD}}, {{300, 64}, {kS, kD}},
       {{2, 64, 300}, {kH, kD, kS}},
   };
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     for (const auto& [shape, axes] : layouts) {
       const TensorDesc tensor{"layer_0_key", dtype, shape, axes};
       for (const float constant : {0.0f, 8.0f, 350.0f}) {
@@ -149,7 +149,7 @@ TEST(BoundedTokensTest, RangesOfHeadsKeepTheirBoundWhereverTheHeadsAxisIs) {
 }
 
 TEST(BoundedTokensTest, EveryInstructionSetMakesTheSameBytes) {
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     const TensorDesc tensor{"layer_0_key", dtype, {1, 2, 300, 80}, {kB, kH, kS, kD}};
     const Bytes values = KeyLikeValues(dtype, ElementsOf(tensor), 80, 350);
     for (double bound = 18; bound < 45; bound += 1.7) {

@@ -62,7 +62,7 @@ class QuantTest : public ::testing::TestWithParam<std::string_view> {};
 
 TEST_P(QuantTest, EveryValueIsWithinHalfAStep) {
   const std::string_view per = GetParam();
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     for (const size_t count : {size_t{7}, 5 * kHeadDim + 3, 100 * kHeadDim + 11}) {
       for (const Distribution distribution : kAllDistributions) {
         const auto values = MakeValues(dtype, count, distribution, static_cast<uint32_t>(count));
@@ -123,7 +123,7 @@ TEST(QuantTest, TheLargestValuesThatItTakesKeepTheirHalfStep) {
 
 // A cell of equal values is exact with a minimum, wherever it lies, and costs nothing to others.
 TEST(QuantTest, AsymmetricConstantsAreExact) {
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     std::vector<std::byte> values(32 * kHeadDim * DTypeSize(dtype));
     for (size_t i = 0; i < 32 * kHeadDim; ++i) {
       StoreFromF32(dtype, 1000.0f * static_cast<float>(i % kHeadDim) - 17.3f, values.data(), i);
@@ -147,7 +147,7 @@ TEST(QuantTest, MinimaAndMaximaOfACellAreKeptWithAZeroPoint) {
 }
 
 TEST(QuantTest, OutliersAreTheLargestAndExactAndCountForNoScale) {
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     for (const char* per : {"block", "channel", "token", "group"}) {
       const size_t count = 40 * kHeadDim + 5;
       const auto values = MakeValues(dtype, count, Distribution::kOutliers);
@@ -194,7 +194,7 @@ TEST(QuantTest, SizesAreThoseOfTheFormulas) {
 TEST(QuantTest, ValuesThatCannotBeHeldAreNamed) {
   for (const char* spec :
        {"quant(bits=4)", "quant(bits=4,symmetric=false)", "quant(bits=4,outliers=0.1)", "blocknorm"}) {
-    for (const DType dtype : kAllDTypes) {
+    for (const DType dtype : kKernelDTypes) {
       auto values = MakeValues(dtype, 300, Distribution::kGaussian);
       StoreFromF32(dtype, std::nanf(""), values.data(), 211);
       EXPECT_THAT(EncodeOneBlock(MakeChain(spec), MakeTensor("layer_3_key", dtype, {300}), values, nullptr),
@@ -211,7 +211,7 @@ TEST(QuantTest, ValuesThatCannotBeHeldAreNamed) {
 }
 
 TEST(QuantTest, LargestValuesDecodeToFiniteOnes) {
-  for (const DType dtype : kAllDTypes) {
+  for (const DType dtype : kKernelDTypes) {
     for (int bits = 2; bits <= 12; ++bits) {
       std::vector<std::byte> values(64 * DTypeSize(dtype));
       for (size_t i = 0; i < 64; ++i) StoreFromF32(dtype, i % 2 == 0 ? MaxFinite(dtype) : -1.0f, values.data(), i);

@@ -30,7 +30,7 @@ std::vector<std::byte> Values(DType dtype, float special) {
 
 TEST(FallbackTest, ABlockThatTheCodecRefusesComesBackBitForBit) {
   for (const char* codec : kRefusing) {
-    for (const DType dtype : kAllDTypes) {
+    for (const DType dtype : kKernelDTypes) {
       const TensorDesc tensor = MakeTensorOfHeads(dtype, kValues);
       const CodecChain refuses = MakeChain(codec, tensor);
       const CodecChain chain = MakeChain(WithFallback(codec), tensor);

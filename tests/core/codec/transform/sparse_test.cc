@@ -34,7 +34,7 @@ TEST_P(SparseTest, DropsExactlyTheSmallestOfTheWholeTensor) {
   const double ratio = GetParam();
   const auto chain = MakeChain(absl::StrFormat("sparse(ratio=%g)|raw", ratio));
   constexpr size_t kBlock = 256;
-  for (DType dtype : kAllDTypes) {
+  for (DType dtype : kValueDTypes) {
     for (Distribution distribution : kAllDistributions) {
       const size_t count = 1000;  // four blocks, the last short
       const TensorDesc tensor = MakeTensor("t", dtype, {count});
@@ -67,7 +67,7 @@ INSTANTIATE_TEST_SUITE_P(Ratios, SparseTest, ::testing::Values(0.0, 0.001, 0.1, 
 TEST(SparseSizeTest, BehindAnotherItDropsTheFirstZerosOfTheWholeTensor) {
   constexpr size_t kCount = 1000;
   constexpr size_t kBlock = 256;
-  for (DType dtype : kAllDTypes) {
+  for (DType dtype : kValueDTypes) {
     const size_t width = DTypeSize(dtype);
     const TensorDesc tensor = MakeTensor("t", dtype, {kCount});
     for (const size_t step : {2u, 3u, 7u, 1001u}) {

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from .. import Client, DataLoss, Frame, InvalidArgument, KvCompressError, OnNonfinite, profile_json, tls
+from .._tensors import torch_dtypes
 from ..v1 import kvcompress_pb2 as pb
 
-DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+DTYPES = torch_dtypes()
 # A frame that was kept elsewhere, as Client.decompress_many takes it: name, bytes, dtype and shape.
 Stored = tuple[str, memoryview, tuple[str, tuple[int, ...]]]
 
@@ -127,7 +128,7 @@ def check_keys(config: Mapping[str, Any], known: Iterable[str], required: Iterab
 
 def check_dtype(dtype: torch.dtype, what: str) -> None:
     if dtype not in DTYPES:
-        raise InvalidArgument(f"{what} is {dtype}, and only float16, bfloat16 and float32 can be compressed")
+        raise InvalidArgument(f"{what} is {dtype}, which is none of {', '.join(map(str, DTYPES))}")
 
 
 def pack(frames: Sequence[Frame]) -> bytes:

@@ -65,7 +65,7 @@ class Worker:
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """KV caches [blocks, heads, tokens, content] by the names of their layers. FailedPrecondition for others,
-        InvalidArgument for dtypes that are not taken, FP8 among them."""
+        InvalidArgument for dtypes that are not taken."""
         numbers = [int(found[1]) if (found := re.search(r"\.(\d+)\.", name)) else -1 for name in kv_caches]
         if len(set(numbers)) != len(numbers) or -1 in numbers:
             numbers = list(range(len(kv_caches)))
