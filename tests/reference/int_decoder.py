@@ -1,5 +1,6 @@
 """A decoder of the tensor codecs intN, and what an encoder must make of values, written from docs/format.md alone."""
 
+import ml_dtypes
 import numpy as np
 from data_loss import require
 from uniform_decoder import DTYPES, FIELDS
@@ -38,13 +39,23 @@ def values_of(codes, scale, dtype):
         return (codes.astype(np.float32) * np.float32(scale)).astype(DTYPES[dtype])
 
 
+def scales_of(data, dtype):
+    """What the bits of scales stand for."""
+    bits = data.view("<u2")
+    scales = bits.view(np.float16).astype(np.float32)
+    if dtype == "F16":
+        return scales
+    wide = (bits & 0x7FFF).view(ml_dtypes.bfloat16).astype(np.float32)
+    return np.where(bits & 0x8000, wide, scales)
+
+
 def decode(name, options, streams, dtype, count):
     bits, group = bits_of(name), int(options["group"])
     scales, codes = streams
     groups = groups_of(count, group)
     require(len(scales) == 2 * len(groups), "not a scale a group")
     values, at = [], 0
-    for (_, n), scale in zip(groups, scales.view(np.float16)):
+    for (_, n), scale in zip(groups, scales_of(scales, dtype)):
         slots = (n + 7) // 8 * 8
         size = slots * bits // 8
         values.append(values_of(unpack_group(codes[at:at + size], bits, slots)[:n], scale, dtype))
@@ -54,19 +65,22 @@ def decode(name, options, streams, dtype, count):
 
 
 def largest_magnitude(name, dtype):
-    return (2.0 ** (bits_of(name) - 1) - 0.5) * 65504
+    return 2.0 ** 127
 
 
 def scale_of(largest, qmax, dtype):
     """The scale of a group whose largest magnitude is given."""
+    exact = np.float32(largest) / np.float32(qmax)
     with np.errstate(over="ignore"):
-        scale = np.float16(np.float32(largest) / np.float32(qmax))
-    up, down = np.float16(np.inf), np.float16(0)
+        scale = np.float16(exact)
+    if dtype != "F16" and largest > 0 and not 2.0 ** -14 <= scale < np.inf:
+        scale = ml_dtypes.bfloat16(exact)
+    up, down = type(scale)(np.inf), type(scale)(0)
     while np.float64(scale) * (qmax + 0.5) < np.float64(largest):
         scale = np.nextafter(scale, up)
     with np.errstate(over="ignore", invalid="ignore"):
         top = (np.float32(qmax) * np.float32(scale)).astype(DTYPES[dtype])
-    if not np.isfinite(scale) or not np.isfinite(top.astype(np.float32)):
+    if not np.isfinite(top.astype(np.float32)):
         scale = np.nextafter(scale, down)
     return scale
 
