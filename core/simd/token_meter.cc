@@ -11,7 +11,7 @@ namespace kvcompress::simd {
 namespace {
 
 // Additions to a sum in binary32.
-constexpr size_t kChunkRows = 256;
+constexpr size_t kChunkRows = 64;
 // Rows of fewer channels are joined to about this width.
 constexpr uint64_t kMinWidth = 64;
 // Squares between these have lost nothing that matters to the largest or the smallest numbers of binary32.
@@ -149,7 +149,10 @@ bool TokenMeter::End() {
   const auto is_held = [](double squares, double terms) { return squares >= kMinSquares || terms == 0; };
   const bool is_small = has_rows_ && !(is_held(extremes_.squares, extremes_.values) &&
                                        is_held(extremes_.error_squares, extremes_.errors));
-  return extremes_.largest < kMaxSquares && !is_small;
+  // Of the products of values and errors, columns of one value have no other sign.
+  const bool has_products = std::isfinite(errors_.sum_cross) && is_held(errors_.sum_squares, errors_.sum_error_squares) &&
+                            is_held(errors_.sum_error_squares, errors_.sum_error_squares);
+  return extremes_.largest < kMaxSquares && !is_small && has_products;
 }
 
 void TokenMeter::BeginExact() {

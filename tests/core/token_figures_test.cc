@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/half.h"
 #include "core/codec/registry.h"
 #include "core/compress_stream.h"
 #include "core/quality/quality.h"
@@ -71,6 +72,26 @@ ErrorSums SpanSums(const TensorDesc& tensor, std::string_view codec, const Bytes
 }
 
 double Decibels(const ErrorSums& sums) { return 10 * std::log10(sums.token_deviations / sums.token_error_deviations); }
+
+// Products of a value and its error that binary32 does not hold, in columns of which no square tells.
+TEST(TokenFiguresTest, ProductsOfEveryMagnitudeAreMeasured) {
+  const TensorDesc tensor = TensorOf({{19, 1}, {AxisRole::kSeq, AxisRole::kHeadDim}}, DType::kF32);
+  for (const float scale : {1e24f, 1e12f, 1.0f, 1e-14f, 1e-30f}) {
+    Bytes values(19 * sizeof(float));
+    for (size_t i = 0; i < 19; ++i) {
+      StoreFromF32(DType::kF32, scale * (1.0f + 0.37f * static_cast<float>(i * i % 19)), values.data(), i);
+    }
+    Bytes decoded;
+    const ErrorSums sums = SpanSums(tensor, "int4(group=64)", values, decoded);
+    double cross = 0;
+    for (size_t i = 0; i < 19; ++i) {
+      const double x = LoadAsF32(DType::kF32, values.data(), i);
+      cross += x * (x - static_cast<double>(LoadAsF32(DType::kF32, decoded.data(), i)));
+    }
+    EXPECT_NEAR(sums.sum_cross, cross, 1e-5 * sums.sum_squares) << scale;
+    EXPECT_GT(QualityOf(sums).cosine_similarity, 0.99) << scale;
+  }
+}
 
 TEST(TokenFiguresTest, EveryCodecAndLayoutHasThoseOfTheDefinition) {
   for (const CodecRow* row : AllCodecs()) {
