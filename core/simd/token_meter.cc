@@ -150,7 +150,8 @@ bool TokenMeter::End() {
   const bool is_small = has_rows_ && !(is_held(extremes_.squares, extremes_.values) &&
                                        is_held(extremes_.error_squares, extremes_.errors));
   // Of the products of values and errors, columns of one value have no other sign.
-  const bool has_products = std::isfinite(errors_.sum_cross) && is_held(errors_.sum_squares, errors_.sum_error_squares) &&
+  const bool has_products = std::isfinite(errors_.sum_cross) &&
+                            is_held(errors_.sum_squares, errors_.sum_error_squares) &&
                             is_held(errors_.sum_error_squares, errors_.sum_error_squares);
   return extremes_.largest < kMaxSquares && !is_small && has_products;
 }

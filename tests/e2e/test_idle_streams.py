@@ -103,7 +103,7 @@ def test_who_waits_for_the_daemon_is_not_idle(daemon, stubs):
 
     def call():
         start = time.monotonic()
-        feed = Feed(*client.compress_requests({"t": random_array(MIB)}, codec="raw|zstd(level=19)"))
+        feed = Feed(*client.compress_requests({"t": random_array(4 * MIB)}, codec="raw|zstd(level=19)"))
         try:
             for response in client.stub.Compress(feed, timeout=60):
                 if response.WhichOneof("payload") == "tensor":

@@ -17,9 +17,10 @@ import rans_decoder
 import smallest_decoder
 import zstandard
 from data_loss import require
+from element_types import KINDS, values_in
 from frame_reader import read_frame, split_payload
 from spec_reader import read_spec
-from uniform_decoder import DTYPES
+from uniform_decoder import F8, to_f8
 
 BYTE_CODECS = {
     "huffman": huffman_decoder.decode,
@@ -63,30 +64,32 @@ def decode_bounded(streams, dtype, count):
 
 
 def decode_heads(options, stream, dtype, count):
-    width = DTYPES[dtype].itemsize
+    width = KINDS[dtype].itemsize
     parts = [(int(label.split("-")[0]),
               lambda payload, size, chain=chain: decode_payload(chain, payload, dtype, size // width).tobytes())
              for label, chain in options.items()]
-    return np.frombuffer(heads_decoder.decode(stream, count, width, parts), DTYPES[dtype])
+    return np.frombuffer(heads_decoder.decode(stream, count, width, parts), KINDS[dtype])
 
 
 def decode_streams(stage, streams, dtype, count):
     """The `count` values that the streams of a tensor codec stand for."""
+    if dtype in F8 and stage.name not in ("raw", "planes", "exact", "bounded", "heads"):
+        return to_f8(decode_streams(stage, streams, "F16", count), dtype)
     arrays = [np.frombuffer(stream, np.uint8) for stream in streams]
     match stage.name:
         case "raw":
-            require(len(streams[0]) == count * DTYPES[dtype].itemsize, "the values have the wrong size")
-            return np.frombuffer(streams[0], DTYPES[dtype])
+            require(len(streams[0]) == count * KINDS[dtype].itemsize, "the values have the wrong size")
+            return np.frombuffer(streams[0], KINDS[dtype])
         case "quant" | "blocknorm" if count == 0:
-            return np.zeros(0, DTYPES[dtype])
+            return np.zeros(0, KINDS[dtype])
         case "quant":
             return quant_decoder.decode(stage.options, arrays, dtype, count)
         case "blocknorm":
             return blocknorm_decoder.decode(stage.options, arrays, dtype, count)
         case "planes":
-            return np.frombuffer(planes_decoder.decode(streams, count, DTYPES[dtype].itemsize)[0], DTYPES[dtype])
+            return np.frombuffer(planes_decoder.decode(streams, *planes_decoder.words_of(dtype, count))[0], KINDS[dtype])
         case "exact":
-            return np.frombuffer(exact_decoder.decode(streams[0], count, DTYPES[dtype].itemsize)[0], DTYPES[dtype])
+            return np.frombuffer(exact_decoder.decode(streams[0], *planes_decoder.words_of(dtype, count))[0], KINDS[dtype])
         case "bounded":
             return decode_bounded(streams, dtype, count)
         case "heads":
@@ -109,25 +112,27 @@ def undo_byte_codecs(chain, payload):
 
 
 def decode_payload(chain, payload, dtype, count):
-    """The values of a block, and of sparse transforms which are kept."""
+    """The values of a block."""
     streams = undo_byte_codecs(chain, payload)
-    sides, streams = streams[:len(chain.transforms)], streams[len(chain.transforms):]
-    kept = []  # of the values before each transform, which go on; None: all
-    for stage, side in zip(chain.transforms, sides):
-        require(stage.name == "sparse" or not side, "a side stream that the transform has not")
-        kept.append(None)
-        if side:
+    kept, stored = [], None  # of the values before each sparse with a mask, which go on; the values of a fallback
+    for stage, side in zip(chain.transforms, streams):
+        require(stage.name in ("sparse", "fallback") or not side, "a side stream that the transform has not")
+        if side and stage.name == "fallback":
+            require(len(side) == count * KINDS[dtype].itemsize, "stored values have the wrong size")
+            stored = np.frombuffer(side, KINDS[dtype])
+        elif side:
             require(len(side) == (count + 7) // 8, "the mask has the wrong size")
             mask = np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little").astype(bool)
             require(not mask[count:].any(), "bits after the mask")
-            kept[-1] = mask[:count]
-            count = int(kept[-1].sum())
-    values = decode_streams(chain.codec, streams, dtype, count)
+            kept.append(mask[:count])
+            count = int(mask.sum())
+    values = stored
+    if stored is None:
+        values = decode_streams(chain.codec, streams[len(chain.transforms):], dtype, count)
     for mask in reversed(kept):
-        if mask is not None:
-            whole = np.zeros(len(mask), values.dtype)
-            whole[mask] = values
-            values = whole
+        whole = np.zeros(len(mask), values.dtype)
+        whole[mask] = values
+        values = whole
     return values
 
 
@@ -136,6 +141,6 @@ def decode_frame(frame):
     read = read_frame(frame)
     chain = read_spec(read.codec)
     blocks = [decode_payload(chain, payload, read.dtype, count) for payload, count in read.blocks]
-    values = np.concatenate(blocks) if blocks else np.zeros(0, DTYPES[read.dtype])
-    require(len(values) == math.prod(read.shape), "not a value for each element")
+    values = np.concatenate(blocks) if blocks else np.zeros(0, KINDS[read.dtype])
+    require(len(values) == values_in(math.prod(read.shape), read.dtype), "not a value for each element")
     return values

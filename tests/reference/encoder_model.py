@@ -6,10 +6,11 @@ import int_decoder
 import ml_dtypes
 import numpy as np
 from chain_decoder import undo_byte_codecs
+from element_types import KINDS
 from frame_reader import read_frame
 from spec_reader import read_spec
-from uniform_decoder import DTYPES
-from uniform_encoder import dtype_of, magnitude_bits, quantize_blocknorm, quantize_quant
+from uniform_decoder import DTYPES, F8, to_f8
+from uniform_encoder import magnitude_bits, quantize_blocknorm, quantize_quant
 
 
 HEADS = 3  # the role of an axis
@@ -24,9 +25,13 @@ class AnyOf(Exception):
     """The document leaves the values that come back to the encoder."""
 
 
+def kind_name(values):
+    return next(name for name, kind in KINDS.items() if kind == values.dtype)
+
+
 def round_toward_zero(number, dtype):
     """The largest value of the dtype that is not above a positive real number."""
-    kind = DTYPES[dtype]
+    kind = KINDS[dtype]
     largest = float(ml_dtypes.finfo(kind).max)
     if number >= largest:
         return kind.type(largest)
@@ -38,7 +43,7 @@ def round_toward_zero(number, dtype):
 
 def clamp(options, values):
     values = values.copy()
-    limit = round_toward_zero(float(options["limit"]), dtype_of(values))
+    limit = round_toward_zero(float(options["limit"]), kind_name(values))
     wide = values.astype(np.float32)
     infinite = np.isinf(wide)
     values[np.isnan(wide)] = 0
@@ -83,7 +88,7 @@ def require_held(stage, values):
     elif stage.name == "blocknorm":
         require_magnitude(values, largest)
     elif stage.name.startswith("int"):
-        require_magnitude(values, int_decoder.largest_magnitude(stage.name, dtype_of(values)))
+        require_magnitude(values, int_decoder.LARGEST_MAGNITUDE)
 
 
 def quantize(stage, values, row):
@@ -94,6 +99,9 @@ def quantize(stage, values, row):
             return values
         case "bounded":
             raise AnyOf
+    if values.dtype in F8.values():
+        return to_f8(quantize(stage, values.astype(np.float16), row), kind_name(values))
+    match stage.name:
         case "quant":
             return quantize_quant(stage.options, values, row)
         case "blocknorm":
@@ -119,7 +127,6 @@ def quantize_heads(stage, values, row, heads, first, stream):
         after = part
         for inner in chain.transforms:
             after = transform(inner, after, BLOCK)
-        require_held(chain.codec, after)
         back[mine] = part if size == part.nbytes else quantize(chain.codec, after, row)
     return back
 
@@ -181,7 +188,11 @@ def cast(options, values):
     return np.where(finite, narrow, values)
 
 
-WHOLE = {"clip": clip, "clip_range": clip_range, "clip_sigma": clip_sigma, "truncate": truncate, "cast": cast, "sparse": sparse}
+def fallback(options, values):
+    return values
+
+
+WHOLE = {"fallback": fallback, "clip": clip, "clip_range": clip_range, "clip_sigma": clip_sigma, "truncate": truncate, "cast": cast, "sparse": sparse}
 
 
 def transform(stage, values, block_elements):
@@ -198,17 +209,60 @@ def heads_axis(shape, axes):
     return max(1, math.prod(shape[axis + 1:])), max(1, shape[axis])
 
 
+def require_block_taken(codec, values, heads, first):
+    """Refused for values, from the tensor's value `first` on, that a tensor codec must refuse."""
+    if codec.name != "heads":
+        require_held(codec, values)
+        return
+    for mine, inner in heads_of(codec, heads, first, len(values)):
+        part = values[mine]
+        for stage in inner.transforms:
+            part = transform(stage, part, BLOCK)
+        if not any(stage.name == "fallback" for stage in inner.transforms):
+            require_held(inner.codec, part)
+
+
 def require_taken(chain, values, shape, axes):
     """Refused for a tensor that the chain, a read spec, must refuse."""
     for stage in chain.transforms:
         values = transform(stage, values, BLOCK)
-    if chain.codec.name != "heads":
-        require_held(chain.codec, values)
-    elif HEADS not in axes:
+    if chain.codec.name == "heads" and HEADS not in axes:
         raise Refused
+    if not any(stage.name == "fallback" for stage in chain.transforms):
+        require_block_taken(chain.codec, values, heads_axis(shape, axes) if chain.codec.name == "heads" else None, 0)
+
+
+def block_after(chain, payload, after, values, row, heads, first):
+    """The values of a block that come back; `after` has the tensor as each transform made it, and `values` as the last."""
+    indices = np.arange(first, first + len(values))
+    streams = undo_byte_codecs(chain, payload)
+    stored = False
+    for stage, side, made in zip(chain.transforms, streams, after):
+        if side and stage.name == "fallback":
+            stored = True
+        elif side:
+            kept = np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little", count=len(indices)).astype(bool)
+            assert not magnitude_bits(made[indices[~kept]]).any(), "sparse drops what the document keeps"
+            indices = indices[kept]
+    inner = values[indices - first]
+    if stored:
+        assert_refused(chain, inner, heads, first)
+    elif chain.codec.name == "heads":
+        inner = quantize_heads(chain.codec, inner, row, heads, first, streams[-1])
     else:
-        for mine, inner in heads_of(chain.codec, heads_axis(shape, axes), 0, len(values)):
-            require_taken(inner, values[mine], shape, axes)
+        inner = quantize(chain.codec, inner, row)
+    whole = np.zeros(len(values), values.dtype)
+    whole[indices - first] = inner
+    return whole
+
+
+def assert_refused(chain, values, heads, first):
+    """That the chain's tensor codec must refuse these values of a block, which a `fallback` has stored."""
+    try:
+        require_block_taken(chain.codec, values, heads, first)
+    except Refused:
+        return
+    raise AssertionError("stored, where the document's codec takes all values")
 
 
 def values_after(frame, values, shape, axes):
@@ -216,26 +270,14 @@ def values_after(frame, values, shape, axes):
     to the encoder in the rest, as which values a `sparse` hands on as a list, is read from the frame."""
     read = read_frame(frame)
     chain = read_spec(read.codec)
-    after = []  # each transform
+    after = []
     for stage in chain.transforms:
         values = transform(stage, values, BLOCK)
         after.append(values)
     row = shape[-1] if shape else 1
+    heads = heads_axis(shape, axes) if chain.codec.name == "heads" else None
     back, at = [], 0
     for payload, count in read.blocks:
-        indices = np.arange(at, at + count)
-        streams = undo_byte_codecs(chain, payload)
-        for side, made in zip(streams, after):
-            if side:
-                kept = np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little", count=len(indices)).astype(bool)
-                assert not magnitude_bits(made[indices[~kept]]).any(), "sparse drops what the document keeps"
-                indices = indices[kept]
-        whole = np.zeros(count, values.dtype)
-        if chain.codec.name == "heads":
-            inner = quantize_heads(chain.codec, values[indices], row, heads_axis(shape, axes), at, streams[-1])
-        else:
-            inner = quantize(chain.codec, values[indices], row)
-        whole[indices - at] = inner
-        back.append(whole)
+        back.append(block_after(chain, payload, after, values[at:at + count], row, heads, at))
         at += count
     return np.concatenate(back) if back else values

@@ -39,14 +39,12 @@ def values_of(codes, scale, dtype):
         return (codes.astype(np.float32) * np.float32(scale)).astype(DTYPES[dtype])
 
 
-def scales_of(data, dtype):
-    """What the bits of scales stand for."""
-    bits = data.view("<u2")
-    scales = bits.view(np.float16).astype(np.float32)
+def read_scales(bits, dtype):
+    """Scales in binary32. In tensors of BF16 and F32 those with the sign bit set are of bfloat16."""
+    narrow = bits.view(np.float16).astype(np.float32)
     if dtype == "F16":
-        return scales
-    wide = (bits & 0x7FFF).view(ml_dtypes.bfloat16).astype(np.float32)
-    return np.where(bits & 0x8000, wide, scales)
+        return narrow
+    return np.where(bits >> 15, (bits & 0x7FFF).astype(np.uint32) << 16, narrow.view(np.uint32)).view(np.float32)
 
 
 def decode(name, options, streams, dtype, count):
@@ -55,7 +53,7 @@ def decode(name, options, streams, dtype, count):
     groups = groups_of(count, group)
     require(len(scales) == 2 * len(groups), "not a scale a group")
     values, at = [], 0
-    for (_, n), scale in zip(groups, scales_of(scales, dtype)):
+    for (_, n), scale in zip(groups, read_scales(scales.view("<u2"), dtype)):
         slots = (n + 7) // 8 * 8
         size = slots * bits // 8
         values.append(values_of(unpack_group(codes[at:at + size], bits, slots)[:n], scale, dtype))
@@ -64,24 +62,22 @@ def decode(name, options, streams, dtype, count):
     return np.concatenate(values) if values else np.zeros(0, DTYPES[dtype])
 
 
-def largest_magnitude(name, dtype):
-    return 2.0 ** 127
+LARGEST_MAGNITUDE = 2.0**127
 
 
 def scale_of(largest, qmax, dtype):
-    """The scale of a group whose largest magnitude is given."""
-    exact = np.float32(largest) / np.float32(qmax)
+    """The scale of a group whose largest magnitude is given, in its own type."""
+    quotient = np.float32(largest) / np.float32(qmax)
     with np.errstate(over="ignore"):
-        scale = np.float16(exact)
-    if dtype != "F16" and largest > 0 and not 2.0 ** -14 <= scale < np.inf:
-        scale = ml_dtypes.bfloat16(exact)
-    up, down = type(scale)(np.inf), type(scale)(0)
+        scale = np.float16(quotient)
+    if dtype != "F16" and largest > 0 and (np.isinf(scale) or scale < 2.0**-14):
+        scale = quotient.astype(ml_dtypes.bfloat16)
     while np.float64(scale) * (qmax + 0.5) < np.float64(largest):
-        scale = np.nextafter(scale, up)
+        scale = (scale.view(np.uint16) + np.uint16(1)).view(scale.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         top = (np.float32(qmax) * np.float32(scale)).astype(DTYPES[dtype])
     if not np.isfinite(top.astype(np.float32)):
-        scale = np.nextafter(scale, down)
+        scale = (scale.view(np.uint16) - np.uint16(1)).view(scale.dtype)
     return scale
 
 

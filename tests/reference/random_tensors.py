@@ -4,10 +4,11 @@ import dataclasses
 import math
 
 import numpy as np
-from uniform_decoder import DTYPES
+from element_types import KINDS, OPAQUE, values_in
 
 ROLES = {"batch": 1, "layer": 2, "heads": 3, "seq": 4, "head_dim": 5}
 BLOCK = 1 << 17
+VALUES = [name for name in KINDS if name not in OPAQUE]
 
 
 @dataclasses.dataclass
@@ -104,6 +105,8 @@ def draw_chain(chance, count, heads=0, nested=False):
     codec = draw_heads(chance, heads) if heads and chance.random() < 0.5 else chance.choice(CODECS)(chance)
     if codec.startswith("heads"):
         transforms = []
+    if not nested and chance.random() < 0.1:
+        transforms.append("fallback")
     byte_codecs = []
     if chance.random() < 0.5:
         fast = count > 4096 or chance.random() < 0.9
@@ -129,11 +132,11 @@ def draw_shape(chance):
 
 def draw_values(chance, dtype, shape, axes):
     """Values of one of many distributions, flat."""
-    count = math.prod(shape)
-    kind = DTYPES[dtype]
+    count = values_in(math.prod(shape), dtype)
+    kind = KINDS[dtype]
     choice = chance.random()
     with np.errstate(over="ignore"):
-        if choice < 0.1:  # any bits
+        if choice < 0.1 or dtype in OPAQUE:  # any bits
             return chance.integers(0, 256, count * kind.itemsize, np.uint8).view(kind)
         values = chance.standard_normal(count)
         if choice < 0.3:
@@ -155,9 +158,12 @@ def draw_values(chance, dtype, shape, axes):
 
 def draw(number):
     chance = np.random.default_rng(number)
-    dtype = chance.choice(list(DTYPES))
+    dtype = str(chance.choice(list(OPAQUE) if chance.random() < 0.1 else VALUES))
     shape, axes = draw_shape(chance)
+    if values_in(math.prod(shape), dtype) is None:
+        shape = (*shape[:-1], 4 * shape[-1]) if shape else (4,)
+        axes = axes or [0]
     heads = shape[axes.index(ROLES["heads"])] if ROLES["heads"] in axes else 0
     name = chance.choice(["layer_0_key", "layer_3_value", "t"])
     spec = draw_chain(chance, math.prod(shape), heads)
-    return Draw(str(name), str(dtype), shape, axes, spec, draw_values(chance, dtype, shape, axes))
+    return Draw(str(name), dtype, shape, axes, spec, draw_values(chance, dtype, shape, axes))

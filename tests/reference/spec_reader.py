@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-TRANSFORMS = {"sparse", "clip", "clip_range", "clip_sigma", "truncate", "cast", "clamp"}
+TRANSFORMS = {"sparse", "clip", "clip_range", "clip_sigma", "truncate", "cast", "clamp", "fallback"}
 BYTE_CODECS = {"huffman", "rans", "arithmetic", "cabac", "smallest", "stored", "lz4", "zstd"}
 
 
