@@ -101,6 +101,8 @@ void MemoryGuard::Run() {
   constexpr absl::Duration kFarPause = absl::Milliseconds(20);
   constexpr uint64_t kFarBytes = uint64_t{40} << 20;
   constexpr absl::Duration kUpdatePause = absl::Seconds(1);
+  constexpr uint64_t kWorthReturning = uint64_t{8} << 20;
+  constexpr absl::Duration kTrimPause = absl::Milliseconds(100);
   constexpr absl::Duration kClosing = absl::Milliseconds(100);
   constexpr absl::Duration kNoneToClose = absl::Milliseconds(20);
   const int statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
@@ -112,14 +114,16 @@ void MemoryGuard::Run() {
     const uint64_t resident = ResidentBytes(statm);
     pause = resident + kFarBytes < options_.limit ? kFarPause : kNearPause;
     if (resident <= options_.limit) continue;
-    if (AllocatedBytes() > options_.limit) {
-      Update();
-      const bool closed = CloseTheLargest(resident > options_.limit + options_.reserve ? kFewBytes : kManyBytes);
-      pause = closed ? kClosing : kNoneToClose;  // until what they held is free
-    } else if (absl::FromChrono(now - trimmed) >= kUpdatePause) {
+    // The allocator keeps the rest of what is resident; no connection holds it.
+    const uint64_t held = std::min(resident, AllocatedBytes());
+    if (resident - held > kWorthReturning && absl::FromChrono(now - trimmed) >= kTrimPause) {
       trimmed = now;
       ReturnFreedMemory();
     }
+    if (held <= options_.limit) continue;
+    Update();
+    const bool closed = CloseTheLargest(held > options_.limit + options_.reserve ? kFewBytes : kManyBytes);
+    pause = closed ? kClosing : kNoneToClose;  // until what they held is free
   }
   if (statm >= 0) close(statm);
 }
