@@ -166,7 +166,7 @@ def clip_sigma(options, values):
 
 
 def sum_in_order(terms):
-    return float(np.cumsum(terms)[-1])
+    return float(np.cumsum([0.0, *terms])[-1])
 
 
 def truncate(options, values):
