@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/cli/decibels.h"
 #include "client/file/block_codecs.h"
 #include "core/base/file.h"
 #include "core/base/status_macros.h"
@@ -19,11 +20,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json FiniteOrNull(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-
-Json Decibels(std::optional<double> snr_db) {
-  const std::optional<double> finite = FiniteSnrDb(snr_db);
-  return finite ? Json(*finite) : Json(nullptr);
-}
 
 // Most significant plane first.
 Json PlanesJson(const std::vector<double>& entropy) { return std::vector<double>(entropy.rbegin(), entropy.rend()); }
@@ -53,8 +49,8 @@ Json Figures(const AnalyzedValues& row) {
   const std::optional<Quality> kept = row.int4 ? std::optional(QualityOf(*row.int4)) : std::nullopt;
   const bool has_constant = kept && kept->token_snr_db;
   json["channel_constant"] = has_constant ? FiniteOrNull(row.int4->max_channel_constant) : Json(nullptr);
-  json["int4_snr_db"] = kept ? Decibels(kept->snr_db) : Json(nullptr);
-  json["int4_token_snr_db"] = kept ? Decibels(kept->token_snr_db) : Json(nullptr);
+  json["int4_snr_db"] = kept ? DecibelsJson(kept->snr_db) : Json(nullptr);
+  json["int4_token_snr_db"] = kept ? DecibelsJson(kept->token_snr_db) : Json(nullptr);
   return json;
 }
 

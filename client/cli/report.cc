@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "client/cli/analysis_table.h"
 #include "client/cli/constants_warning.h"
+#include "client/cli/decibels.h"
 #include "client/cli/inspect_data.h"
 #include "client/cli/printable.h"
 #include "client/cli/table.h"
@@ -21,11 +22,6 @@ namespace kvcompress {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-Json Decibels(std::optional<double> snr_db) {
-  const std::optional<double> finite = FiniteSnrDb(snr_db);
-  return finite ? Json(*finite) : Json(nullptr);
-}
 
 double Ratio(uint64_t original, uint64_t compressed) {
   return compressed == 0 ? 0 : static_cast<double>(original) / static_cast<double>(compressed);
@@ -52,8 +48,8 @@ Json TensorMetrics(const FileReport& report) {
     }
     const Quality quality = QualityOf(tensor.sums, KindOf(tensor.tensor.name));
     fields.emplace_back(name + "_rmse", quality.rmse);
-    fields.emplace_back(name + "_snr_db", Decibels(quality.snr_db));
-    if (tensor.sums.token_count > 0) fields.emplace_back(name + "_token_snr_db", Decibels(quality.token_snr_db));
+    fields.emplace_back(name + "_snr_db", DecibelsJson(quality.snr_db));
+    if (tensor.sums.token_count > 0) fields.emplace_back(name + "_token_snr_db", DecibelsJson(quality.token_snr_db));
     fields.emplace_back(name + "_cosine_similarity", quality.cosine_similarity);
     fields.emplace_back(name + "_max_error", quality.max_error);
     if (!tensor.policy.empty()) fields.emplace_back(name + "_policy", tensor.policy);
@@ -68,7 +64,7 @@ Json TensorMetrics(const FileReport& report) {
 void AddQuality(const QualityMerger& merger, Json& json) {
   const Quality mean = merger.Mean();
   json["rmse"] = mean.rmse;
-  json["snr_db"] = Decibels(mean.snr_db);
+  json["snr_db"] = DecibelsJson(mean.snr_db);
   json["cosine_similarity"] = mean.cosine_similarity;
   json["max_error"] = mean.max_error;
   if (const std::optional<QualityLevel> level = merger.Level()) json["quality_level"] = QualityLevelName(*level);
@@ -84,13 +80,13 @@ void AddVerdict(const QualityMerger& merger, Json& json) {
 void AddHiddenQuality(const QualityMerger& merger, Json& json) {
   const Quality mean = merger.Mean();
   const Quality total = merger.ElementWeighted();
-  json["token_snr_db"] = Decibels(mean.token_snr_db);
+  json["token_snr_db"] = DecibelsJson(mean.token_snr_db);
   json["mean_abs_error"] = mean.mean_abs_error;
   json["worst_tensor"] = merger.worst_tensor();
   json["element_weighted"] = {{"rmse", total.rmse},
                               {"mean_abs_error", total.mean_abs_error},
-                              {"snr_db", Decibels(total.snr_db)},
-                              {"token_snr_db", Decibels(total.token_snr_db)},
+                              {"snr_db", DecibelsJson(total.snr_db)},
+                              {"token_snr_db", DecibelsJson(total.token_snr_db)},
                               {"cosine_similarity", total.cosine_similarity},
                               {"max_error", total.max_error}};
 }

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "absl/strings/str_format.h"
+#include "client/cli/decibels.h"
 #include "client/cli/pareto.h"
 #include "client/cli/sweep_page.h"
 #include "core/codec/named_chains.h"
@@ -33,11 +34,6 @@ Kind GroupOf(const TensorDesc& tensor) {
 }
 
 double Divided(double a, double b) { return b > 0 ? a / b : 0; }
-
-Json Decibels(std::optional<double> snr_db) {
-  const std::optional<double> finite = FiniteSnrDb(snr_db);
-  return finite ? Json(*finite) : Json(nullptr);
-}
 
 // The figures of one spec for the tensors of a kind.
 struct KindFigures {
@@ -73,8 +69,8 @@ KindFigures FiguresOf(const FileSample& sample, const SpecFigures& spec, Kind ki
 }
 
 Json ToJson(const KindFigures& figures) {
-  Json json = {{"bits_per_value", figures.bits_per_value}, {"snr_db", Decibels(figures.quality.snr_db)}};
-  if (figures.quality.token_snr_db) json["token_snr_db"] = Decibels(figures.quality.token_snr_db);
+  Json json = {{"bits_per_value", figures.bits_per_value}, {"snr_db", DecibelsJson(figures.quality.snr_db)}};
+  if (figures.quality.token_snr_db) json["token_snr_db"] = DecibelsJson(figures.quality.token_snr_db);
   json["cosine_similarity"] = figures.quality.cosine_similarity;
   json["mean_abs_error"] = figures.quality.mean_abs_error;
   json["rmse"] = figures.quality.rmse;
@@ -177,7 +173,7 @@ void AddTensors(const FileSample& sample, const SweepResult& result, Json& json)
       const TensorFigures& tensor = result.specs[i].tensors[k];
       const Quality quality = QualityOf(tensor.sums, KindOf(sample.tensors[k].tensor.name));
       const std::optional<double> judged = quality.JudgedSnrDb();
-      snr.push_back(judged ? Decibels(judged) : Json("none"));
+      snr.push_back(judged ? DecibelsJson(judged) : Json("none"));
       relative.push_back(std::sqrt(Divided(tensor.sums.sum_error_squares, tensor.sums.sum_squares)));
     }
     json["specs"][i]["tensor_snr_db"] = std::move(snr);

@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-absl::Status Fault(const std::string& path, absl::string_view what) {
+absl::Status DumpFault(const std::string& path, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(path, ": ", what));
 }
 
@@ -44,14 +44,14 @@ absl::StatusOr<uint64_t> Number(const std::string& path, const Json& meta, const
   const bool is_number = found != meta.end() && found->is_number_unsigned();
   const uint64_t value = is_number ? found->get<uint64_t>() : 0;
   if (is_number && value >= least && value <= kMost) return value;
-  return Fault(path, absl::StrFormat("\"%s\" is no number from %d to %d", key, least, kMost));
+  return DumpFault(path, absl::StrFormat("\"%s\" is no number from %d to %d", key, least, kMost));
 }
 
 absl::StatusOr<std::string> FileOf(const std::string& path, const Json& meta, const char* key) {
   const auto found = meta.find(key);
   const std::string name = found != meta.end() && found->is_string() ? found->get<std::string>() : "";
   if (name.empty() || name == "." || name == ".." || name.find('/') != name.npos || name.find('\0') != name.npos) {
-    return Fault(path, absl::StrFormat("\"%s\" is not the name of a file in the folder of the meta", key));
+    return DumpFault(path, absl::StrFormat("\"%s\" is not the name of a file in the folder of the meta", key));
   }
   return (fs::path(path).parent_path() / name).native();
 }
@@ -66,16 +66,17 @@ absl::StatusOr<DType> DTypeOf(const std::string& path, const Json& meta) {
   for (const auto& [known, dtype] : kNames) {
     if (known == name && DTypeSize(dtype) == bytes) return dtype;
   }
-  return Fault(path,
-               absl::StrFormat("values of %d bytes and dtype \"%s\": expected fp16 or bf16 of 2 bytes, or fp32 of 4",
-                               bytes, name));
+  return DumpFault(
+      path, absl::StrFormat("values of %d bytes and dtype \"%s\": expected fp16 or bf16 of 2 bytes, or fp32 of 4",
+                            bytes, name));
 }
 
 absl::StatusOr<Chunk> ParseMeta(const std::string& path) {
   KVC_ASSIGN_OR_RETURN(const Json meta, ReadJsonObject(path));
   const auto is = [&](const char* key) { return meta.contains(key) && meta[key] == true; };
-  if (meta.contains("layout")) return Fault(path, "a dump with a layout of its own (packed): dump the logical layout");
-  if (is("quant_key") || is("quant_value")) return Fault(path, "a dump of quantized values, which says no scales");
+  if (meta.contains("layout"))
+    return DumpFault(path, "a dump with a layout of its own (packed): dump the logical layout");
+  if (is("quant_key") || is("quant_value")) return DumpFault(path, "a dump of quantized values, which says no scales");
   Chunk chunk{.meta = path};
   KVC_ASSIGN_OR_RETURN(const uint64_t layer, Number(path, meta, "layer_id", 0));
   chunk.layer = static_cast<int64_t>(layer);
@@ -87,12 +88,12 @@ absl::StatusOr<Chunk> ParseMeta(const std::string& path) {
   KVC_ASSIGN_OR_RETURN(chunk.files[0], FileOf(path, meta, "k_file"));
   KVC_ASSIGN_OR_RETURN(chunk.files[1], FileOf(path, meta, "v_file"));
   const absl::StatusOr<uint64_t> elements = NumElements({chunk.tokens, chunk.heads, chunk.head_dim});
-  if (!elements.ok()) return Fault(path, elements.status().message());
+  if (!elements.ok()) return DumpFault(path, elements.status().message());
   // Before anything is allocated for them.
   for (const std::string& file : chunk.files) {
     KVC_ASSIGN_OR_RETURN(const std::unique_ptr<FileSource> values, FileSource::Open(file));
     if (values->size() == chunk.bytes()) continue;
-    return Fault(file, absl::StrFormat("it has %d bytes, and %s says %d", values->size(), path, chunk.bytes()));
+    return DumpFault(file, absl::StrFormat("it has %d bytes, and %s says %d", values->size(), path, chunk.bytes()));
   }
   return chunk;
 }
@@ -104,11 +105,11 @@ absl::Status CheckRun(std::vector<Chunk>& chunks) {
     const Chunk& a = chunks[i - 1];
     const Chunk& b = chunks[i];
     if (a.heads != b.heads || a.head_dim != b.head_dim || a.dtype != b.dtype) {
-      return Fault(b.meta, absl::StrCat("kv_heads, head_dim or dtype differ from those of ", a.meta));
+      return DumpFault(b.meta, absl::StrCat("kv_heads, head_dim or dtype differ from those of ", a.meta));
     }
     if (b.first == a.first + a.tokens) continue;
-    return Fault(b.meta, absl::StrFormat("begins at token %d, and %s ends at token %d: name the folder of one run",
-                                         b.first, a.meta, a.first + a.tokens));
+    return DumpFault(b.meta, absl::StrFormat("begins at token %d, and %s ends at token %d: name the folder of one run",
+                                             b.first, a.meta, a.first + a.tokens));
   }
   return absl::OkStatus();
 }

@@ -16,7 +16,7 @@ namespace {
 using safetensors::Entry;
 using safetensors::Header;
 
-absl::Status Fault(const std::string& path, absl::string_view what) {
+absl::Status IndexFault(const std::string& path, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(path, ": ", what));
 }
 
@@ -71,12 +71,13 @@ absl::StatusOr<std::map<std::string, std::set<std::string>>> ShardsOf(const std:
                                                                       const nlohmann::json& index) {
   std::map<std::string, std::set<std::string>> shards;
   const nlohmann::json& map = index.at("weight_map");
-  if (!map.is_object() || map.empty()) return Fault(path, "its weight_map names no tensor");
+  if (!map.is_object() || map.empty()) return IndexFault(path, "its weight_map names no tensor");
   for (const auto& [tensor, file] : map.items()) {
-    if (!file.is_string()) return Fault(path, absl::StrCat("weight_map: \"", tensor, "\" has no file's name"));
+    if (!file.is_string()) return IndexFault(path, absl::StrCat("weight_map: \"", tensor, "\" has no file's name"));
     const auto& name = file.get_ref<const std::string&>();
     if (name.empty() || name == "." || name == ".." || name.find('/') != name.npos || name.find('\0') != name.npos) {
-      return Fault(path, absl::StrCat("weight_map: \"", name, "\" is not the name of a file in the index's folder"));
+      return IndexFault(path,
+                        absl::StrCat("weight_map: \"", name, "\" is not the name of a file in the index's folder"));
     }
     shards[name].insert(tensor);
   }
@@ -87,7 +88,7 @@ absl::Status AddMetadata(const std::string& path, const Header& shard, Header& w
   whole.has_metadata |= shard.has_metadata;
   for (const auto& [key, value] : shard.metadata) {
     if (whole.metadata.emplace(key, value).first->second == value) continue;
-    return Fault(path, absl::StrCat("its metadata \"", key, "\" differs from another shard's"));
+    return IndexFault(path, absl::StrCat("its metadata \"", key, "\" differs from another shard's"));
   }
   return absl::OkStatus();
 }
@@ -96,12 +97,13 @@ absl::Status AddEntries(const std::string& path, const Header& shard, std::set<s
                         Header& whole) {
   for (const Entry& entry : shard.entries) {
     if (expected.erase(entry.name) == 0) {
-      return Fault(path, absl::StrCat("tensor \"", entry.name, "\" is not of this shard by the index"));
+      return IndexFault(path, absl::StrCat("tensor \"", entry.name, "\" is not of this shard by the index"));
     }
     whole.entries.push_back({entry.name, entry.dtype, entry.shape, begin + entry.begin, begin + entry.end});
   }
   if (expected.empty()) return absl::OkStatus();
-  return Fault(path, absl::StrCat("there is no tensor \"", *expected.begin(), "\", which the index says is there"));
+  return IndexFault(path,
+                    absl::StrCat("there is no tensor \"", *expected.begin(), "\", which the index says is there"));
 }
 
 }  // namespace
