@@ -34,13 +34,13 @@ class RansStream {
     size_ = head_size_ + RansBytes(*counts, frequencies_) + 4 * lanes_;
   }
 
-  bool shrinks() const { return size_ <= raw_.size() - raw_.size() / 128 && head_size_ > 0; }
+  bool shrinks() const { return size_ <= most() && head_size_ > 0; }
   // About the bytes that it takes; as many as there are if it does not shrink.
   size_t size() const { return shrinks() ? size_ : raw_.size(); }
 
   // Returns the bytes written, at most out.size(); 0 where it does not shrink or fit.
   size_t Write(MutableByteSpan out) const {
-    const size_t room = std::min(out.size(), raw_.size() - raw_.size() / 128);
+    const size_t room = std::min(out.size(), most());
     if (!shrinks() || size_ > room) return 0;
     std::memcpy(out.data(), head_.data(), head_size_);
     const size_t size = EncodeRans(frequencies_, lanes_, raw_, out.first(room).subspan(head_size_));
@@ -48,6 +48,9 @@ class RansStream {
   }
 
  private:
+  // The most bytes that are worth it: fewer than there are, for as many stand for the bytes themselves.
+  size_t most() const { return raw_.size() - std::max<size_t>(1, raw_.size() / 128); }
+
   const ByteSpan raw_;
   const size_t lanes_;
   size_t head_size_ = 0;

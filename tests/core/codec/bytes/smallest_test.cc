@@ -57,6 +57,28 @@ class SmallestTest : public ::testing::Test {
   }
 };
 
+// A part whose size is its own is kept as it is: one that its coder leaves as large must not pass for that.
+TEST_F(SmallestTest, PartsOfFewMatchesAreCodedOnlyWhereTheyShrink) {
+  std::mt19937 random(5);
+  size_t with_matches = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    const size_t rows = 30 + random() % 80;
+    const size_t row = 64 + random() % 3;
+    Bytes raw = MakeBits(row * rows);
+    for (size_t i = 1; i < rows; ++i) {
+      const size_t from = random() % i;
+      if (random() % 3 == 0)
+        std::copy_n(raw.begin() + static_cast<ptrdiff_t>(from * row), row,
+                    raw.begin() + static_cast<ptrdiff_t>(i * row));
+    }
+    const Bytes encoded = Encode(raw);
+    with_matches += !encoded.empty() && encoded[0] == std::byte{1};
+    ExpectRoundTrip(raw);
+    if (HasFatalFailure() || HasNonfatalFailure()) return;
+  }
+  EXPECT_GT(with_matches, 1000);
+}
+
 // Of 8 KiB the frequencies of `rans` alone are up to 4 percent.
 TEST_F(SmallestTest, ReachesTheEntropyOfSmallStreams) {
   for (const double base : {0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97}) {
