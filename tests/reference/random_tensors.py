@@ -151,6 +151,10 @@ def draw_values(chance, dtype, shape, axes):
         if chance.random() < 0.15:
             values[chance.random(count) < chance.random()] = 0
         values = values.astype(np.float32).astype(kind)
+    if len(shape) > 1 and count and chance.random() < 0.2:  # rows that repeat, as values of the first layer do
+        rows = values.reshape(-1, shape[-1])
+        again = chance.random(len(rows)) < chance.random()
+        rows[again] = rows[chance.integers(0, len(rows), int(again.sum()))]
     if chance.random() < 0.05 and count:
         values[chance.integers(0, count, 3)] = np.array([np.nan, np.inf, -np.inf]).astype(kind)
     return values

@@ -71,7 +71,7 @@ def test_values_that_a_codec_refuses(client, size):
 
 def test_what_is_no_tensor(client):
     for wrong, text in [
-        (np.zeros(3, np.complex128), "dtype complex128 is none that safetensors has: there are bfloat16, bool, complex64"),
+        (np.zeros(3, np.complex128), "dtype complex128 is none that safetensors has: there are bfloat16, bool"),
         (np.array(["a"]), "dtype <U1 is none that safetensors has"),
         ([1.0, 2.0], "expected a NumPy array or a PyTorch tensor, not list"),
         (np.ma.masked_array(values(3), [0, 1, 0]), "not MaskedArray"),
@@ -111,7 +111,7 @@ def test_frames_whose_tensor_is_known(client, size):
     for other in (("F16", (size + 1,)), ("BF16", (size,)), ("F16", (1, size))):
         with pytest.raises(kvcompress.DataLoss, match=r'frame "x" holds F16 \[\d+\], and not what was compressed'):
             list(client.decompress_many([("x", memoryview(frame.data), other)]))
-    with pytest.raises(kvcompress.InvalidArgument, match="dtype is one of F16, BF16, F32, .*, not 'C128'"):
+    with pytest.raises(kvcompress.InvalidArgument, match=r"dtype is one of F16, BF16, F32, .*, not 'C128'"):
         list(client.decompress_many([("x", frame.data, ("C128", (size,)))]))
     for wrong in (("x",), ("x", frame.data, ("F16", (size,)), 4)):
         with pytest.raises(kvcompress.InvalidArgument, match="expected frames, pairs"):

@@ -233,7 +233,8 @@ def test_tensors_of_every_type_come_back(client, name, rows):
     assert frame.passed_through is (name not in LOSSY)
     assert (frame.quality is None) is frame.passed_through
     back = client.decompress(frame)
-    assert back.dtype == tensor.dtype and back.shape == tensor.shape
+    assert back.dtype == tensor.dtype
+    assert back.shape == tensor.shape
     if frame.passed_through:
         assert torch.equal(back.view(torch.uint8), raw)
     kept = client.compress(tensor, "lossless")

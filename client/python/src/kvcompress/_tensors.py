@@ -97,7 +97,8 @@ def _bytes_of(array: Array) -> memoryview:
 def checked_size(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor that a daemon describes. InvalidArgument for a dtype whose elements have less than a byte."""
     if dtype not in _NAMES:
-        raise InvalidArgument(f"the tensor is {dtype}, which neither NumPy nor PyTorch has: kv-compress restores its file")
+        text = f"the tensor is {dtype}, which neither NumPy nor PyTorch has: kv-compress restores its file"
+        raise InvalidArgument(text)
     size = _NAMES[dtype][1] * math.prod(shape)
     if len(shape) > _MAX_RANK or size >= 1 << 63:
         raise KvCompressError(f"the daemon describes a tensor that cannot be: {dtype} {list(shape)}")

@@ -118,7 +118,9 @@ def test_an_indexer_of_bytes_beside_latents_is_kept_and_the_latents_are_compress
     assert 0 < error < 0.1 * values.abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int64, torch.bool], ids=str
+)
 def test_objects_of_every_type_are_stored(serde, dtype):
     source = Memory([KV], [dtype])
     source.get_tensor(0).copy_(torch.randint(2, tuple(KV), generator=torch.Generator().manual_seed(3)))

@@ -105,7 +105,9 @@ def test_pages_come_back_the_same(make, layout, tmp_path):
     assert storage.batch_exists(["a"]) == 0
 
 
-@pytest.mark.parametrize(("dtype", "kept"), [(torch.float8_e4m3fn, False), (torch.float8_e5m2, False), (torch.uint8, True)])
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.float8_e4m3fn, False), (torch.float8_e5m2, False), (torch.uint8, True)]
+)
 def test_pages_of_one_byte_elements(make, dtype, kept):
     pool = Pool("page_first")
     pool.kv_buffer, pool.dtype = (4 * pool.kv_buffer.float()).abs().to(dtype), dtype
