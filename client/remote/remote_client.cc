@@ -140,7 +140,7 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
       grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
       patience = std::min(limit, absl::Now() + absl::Milliseconds(300));
     } else if (state == GRPC_CHANNEL_TRANSIENT_FAILURE) {
-      const absl::Status fault = ConnectFault(limit);
+      absl::Status fault = ConnectFault(limit);
       if (absl::IsFailedPrecondition(fault)) return fault;
     }
     if (!channel_->WaitForStateChange(state, absl::ToChronoTime(patience)) && patience == limit) break;
