@@ -65,7 +65,7 @@ class Sparse final : public TensorTransform {
     uint64_t negative_zeros_to_drop = state.negative_zeros_to_drop[index];
 
     side.Resize((block.count + 7) / 8);
-    std::memset(side.data(), 0, side.size());
+    std::ranges::fill(side.span(), std::byte{0});
     size_t kept = 0;
     for (size_t i = 0; i < block.count; ++i) {
       const uint32_t key = MagnitudeKey(dtype, block.values.data(), i);
