@@ -46,14 +46,14 @@ uint64_t ResidentBytes(int statm) {
   return (resident - std::min(shared, resident)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
-// What of it is in use: the allocator keeps what was freed.
+// What of it is in use: the allocator keeps what was freed. Another allocator than glibc's, as a preloaded one, does
+// not tell: then all of it counts.
 uint64_t AllocatedBytes() {
 #ifdef __GLIBC__
   const struct mallinfo2 info = mallinfo2();
-  return info.uordblks + info.hblkhd;
-#else
-  return ~uint64_t{0};
+  if (const uint64_t bytes = info.uordblks + info.hblkhd; bytes > 0) return bytes;
 #endif
+  return ~uint64_t{0};
 }
 
 void ReturnFreedMemory() {
