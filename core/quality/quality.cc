@@ -97,7 +97,8 @@ Quality QualityOf(const ErrorSums& sums, TensorKind kind) {
 QualityLevel LevelOf(const Quality& quality) {
   const std::optional<double> snr_db = quality.JudgedSnrDb();
   const auto reaches = [&](double rmse_below, double snr_above) {
-    return snr_db ? quality.rmse<rmse_below&& * snr_db> snr_above : MagnitudeDb(quality) > snr_above;
+    if (!snr_db) return MagnitudeDb(quality) > snr_above;
+    return quality.rmse<rmse_below&& * snr_db> snr_above;
   };
   if (reaches(0.01, 40)) return QualityLevel::kExcellent;
   if (reaches(0.05, 30)) return QualityLevel::kGood;

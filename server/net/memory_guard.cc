@@ -34,8 +34,8 @@ uint64_t ReceivedBytes(int fd) {
   return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? info.tcpi_bytes_received : 0;
 }
 
-// Resident memory of this process that no file and no shared memory is behind.
-// `statm` is /proc/self/statm, open: three numbers of pages, all, resident, shared, and more.
+// Resident memory of this process that no file and no shared memory is behind. `statm` is /proc/self/statm, open: three
+// numbers of pages, all, resident, shared, and more.
 uint64_t ResidentBytes(int statm) {
   char text[128];
   const ssize_t size = pread(statm, text, sizeof(text), 0);

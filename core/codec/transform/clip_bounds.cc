@@ -28,7 +28,7 @@ class ClipToBounds : public TensorTransform {
     const auto& bounds = *static_cast<const Bounds*>(state);
     values.Resize(block.values.size());
     side.Resize(0);
-    VisitWord(block.tensor.dtype, [&](auto zero) {
+    VisitBits(block.tensor.dtype, [&](auto zero) {
       using Bits = decltype(zero);
       for (size_t i = 0; i < block.count; ++i) {
         const auto bits = LoadLE<Bits>(block.values.data() + i * sizeof(Bits));
@@ -53,7 +53,7 @@ absl::StatusOr<Census> CountFinite(const ByteSource& source, DType dtype, size_t
   // In a type without infinities the largest magnitude that is no NaN is finite.
   const bool has_infinity = !std::isfinite(LoadAsF32(dtype, &infinity, 0));
   KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-    VisitWord(dtype, [&](auto zero) {
+    VisitBits(dtype, [&](auto zero) {
       using Bits = decltype(zero);
       for (size_t i = 0; i < n; ++i) {
         const auto bits = LoadLE<Bits>(values + i * sizeof(Bits));
@@ -78,7 +78,7 @@ absl::StatusOr<uint32_t> SelectKey(const ByteSource& source, DType dtype, size_t
     const uint32_t mask = (uint32_t{1} << bits) - 1;
     histogram.assign(size_t{mask} + 1, 0);
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      VisitWord(dtype, [&](auto zero) {
+      VisitBits(dtype, [&](auto zero) {
         using Bits = decltype(zero);
         for (size_t i = 0; i < n; ++i) {
           const uint32_t own = OrderKey(LoadLE<Bits>(values + i * sizeof(Bits)));
@@ -162,7 +162,7 @@ class ClipSigma final : public ClipToBounds {
     const auto most = static_cast<double>(MaxFinite(dtype));
     uint32_t bits = 0;
     StoreFromF32(dtype, static_cast<float>(std::clamp(bound, -most, most)), &bits, 0);
-    return VisitWord(dtype, [&](auto zero) -> uint32_t { return OrderKey(static_cast<decltype(zero)>(bits)); });
+    return VisitBits(dtype, [&](auto zero) -> uint32_t { return OrderKey(static_cast<decltype(zero)>(bits)); });
   }
 
   double sigma_;

@@ -20,7 +20,7 @@ class Truncate final : public TensorTransform {
                        Buffer& side) const override {
     values.Resize(block.values.size());
     side.Resize(0);
-    VisitWord(block.tensor.dtype, [&](auto zero) {
+    VisitBits(block.tensor.dtype, [&](auto zero) {
       using Bits = decltype(zero);
       const auto kept = static_cast<Bits>(~uint32_t{0} << dropped_);
       for (size_t i = 0; i < block.count; ++i) {

@@ -8,16 +8,6 @@
 // Values as the integers that their bits are, for transforms that neither compute nor round.
 namespace kvcompress {
 
-// Calls visit with a 0 of the unsigned integer of an element's size.
-template <typename Visit>
-constexpr decltype(auto) VisitWord(DType dtype, Visit&& visit) {
-  switch (DTypeSize(dtype)) {
-    case 1: return visit(uint8_t{0});
-    case 2: return visit(uint16_t{0});
-    default: return visit(uint32_t{0});
-  }
-}
-
 template <typename Bits>
 inline constexpr auto kSignBit = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
 
