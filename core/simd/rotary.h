@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+// Rotary position embedding (docs/format.md, "Rotary"): of a row's channels that turn, pair i turns by position *
+// theta^(-2 i / dims) radians. Exact to about 2^-23 and, in any order and on any CPU, equal to the bit: basic
+// operations only, never fused.
+namespace kvcompress::simd {
+
+// Which channels of the `dims` that turn are pair i: i and i + dims / 2, or 2 i and 2 i + 1.
+enum class RotaryPairs { kHalf, kInterleaved };
+// kForward is what the model does to its keys; kBack undoes it.
+enum class RotaryTurn { kForward, kBack };
+
+// theta^(-2 pair / dims) / (2 pi), turns a token, in units of 2^-64. theta >= 1; dims even, above 2 pair.
+uint64_t RotaryFrequency(double theta, size_t dims, size_t pair);
+
+// Cosines and sines for a run of positions.
+class RotaryTable {
+ public:
+  // For positions first .. first + tokens - 1 (mod 2^64). Costs nothing where the table is of these already.
+  void Make(double theta, size_t dims, uint64_t first, size_t tokens);
+
+  size_t pairs() const { return frequencies_.size(); }
+  size_t tokens() const { return tokens_; }
+  // pairs() cosines, and as many sines after them, of the token at `first` + `token`.
+  const float* row(size_t token) const { return values_.data() + 2 * pairs() * token; }
+
+ private:
+  double theta_ = 0;
+  uint64_t first_ = 0;
+  size_t tokens_ = 0;
+  std::vector<uint64_t> frequencies_;
+  std::vector<uint32_t> phases_;
+  std::vector<float> values_;
+};
+
+// Cosines and sines of `count` phases, in units of 2^-32 of a turn.
+void CosSin(const uint32_t* phases, size_t count, float* cosines, float* sines);
+
+// Turns `count` rows, `stride` floats apart, in place: row r, whose first 2 table.pairs() floats turn, by the table's
+// token first_token + r.
+void TurnRows(const RotaryTable& table, size_t first_token, RotaryPairs pairs, RotaryTurn turn, float* rows,
+              size_t count, size_t stride);
+
+namespace scalar {
+void CosSin(const uint32_t* phases, size_t count, float* cosines, float* sines);
+void TurnRows(const RotaryTable& table, size_t first_token, RotaryPairs pairs, RotaryTurn turn, float* rows,
+              size_t count, size_t stride);
+}  // namespace scalar
+
+}  // namespace kvcompress::simd
