@@ -46,10 +46,11 @@ std::vector<std::byte> Dress(ByteSpan input) {
   uint8_t dtype = 0;
   uint16_t count = 0;
   if (!reader.Read(codec) || !reader.Read(dtype) || !reader.Read(count)) return {};
+  constexpr size_t kDTypes = kAllDTypes.size();
   FrameHeader header{
-      .tensor = {.name = "", .dtype = static_cast<DType>(1 + dtype % 3), .shape = {count}, .axes = {AxisRole::kHeads}},
+      .tensor = {.name = "", .dtype = kAllDTypes[dtype % kDTypes], .shape = {count}, .axes = {AxisRole::kHeads}},
       .codec = Specs()[codec % Specs().size()],
-      .block_elements = kBlockElementsMultiple * (1 + dtype / 3u)};
+      .block_elements = kBlockElementsMultiple * static_cast<uint32_t>(1 + dtype / kDTypes)};
   std::vector<std::byte> frame = SerializeFrameHeader(header);
   std::vector<uint32_t> sizes;
   for (uint64_t i = 0; i < header.block_count(); ++i) {

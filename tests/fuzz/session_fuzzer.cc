@@ -51,6 +51,8 @@ std::string Name(Program& program) {
   return choice < 8 ? program.Bytes(choice) : choice < 128 ? "t" : "layer_1_key";
 }
 
+DType AnyDType(Program& program) { return kAllDTypes[program.Byte() % kAllDTypes.size()]; }
+
 v1::CompressRequest NextCompressRequest(Program& program) {
   v1::CompressRequest request;
   switch (program.Byte() % 8) {
@@ -59,7 +61,7 @@ v1::CompressRequest NextCompressRequest(Program& program) {
     case 2: {
       v1::Tensor& tensor = *request.mutable_header()->mutable_tensor();
       tensor.set_name(Name(program));
-      tensor.set_dtype(static_cast<v1::DType>(program.Byte() % 5));
+      tensor.set_dtype(static_cast<v1::DType>(program.Byte() % (kAllDTypes.size() + 2)));  // none, and an unknown one
       const int rank = program.Byte() % 10;
       for (int i = 0; i < rank; ++i) tensor.add_shape(uint64_t{program.Byte()} << (program.Byte() % 64));
       const int roles = program.Byte() % 4 == 0 ? rank : 0;
@@ -71,7 +73,7 @@ v1::CompressRequest NextCompressRequest(Program& program) {
     case 3: {  // a tensor that its data will fit
       v1::Tensor& tensor = *request.mutable_header()->mutable_tensor();
       tensor.set_name("t");
-      tensor.set_dtype(static_cast<v1::DType>(1 + program.Byte() % 3));
+      tensor.set_dtype(static_cast<v1::DType>(AnyDType(program)));
       tensor.add_shape(program.Byte());
       request.mutable_header()->set_codec(kSpecs[1 + program.Byte() % 6]);
       break;
@@ -90,13 +92,14 @@ std::string MakeFrame(ThreadPool& pool, Program& program) {
     void OnError(const absl::Status&) override {}
     std::string frame;
   };
+  const DType dtype = AnyDType(program);
   const size_t count = size_t{program.Byte()} << (program.Byte() % 9);
   const char* spec = kSpecs[1 + program.Byte() % 6];
   std::string values = program.Bytes(program.Byte());
-  values.resize(2 * count);
+  values.resize(NumWords(dtype, {count}).value_or(0) * DTypeSize(dtype));
   Sink sink;
   CompressStream stream(pool, {}, sink);
-  const TensorDesc tensor{.name = "t", .dtype = DType::kBF16, .shape = {count}, .axes = {AxisRole::kOther}};
+  const TensorDesc tensor{.name = "t", .dtype = dtype, .shape = {count}, .axes = {AxisRole::kOther}};
   if (!stream.Begin(tensor, spec).ok()) return {};
   if (count > 0 && !stream.Append(AsBytes(values)).ok()) return {};
   stream.WaitBelow(1);
