@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Whether two builds write the same bytes: for a change that must not alter any.
 
-Compresses a corpus (every codec that the builds list, F16, BF16 and F32, odd shapes, empty tensors, NaN where it is
-taken) with both, compares files, messages and exit codes, decodes each file with the other build, and has each
+Compresses a corpus (every codec that the builds list, every dtype, odd shapes, empty tensors, NaN where it is taken)
+with both, compares files, messages and exit codes, decodes each file with the other build, and has each
 command line work through the other build's daemon. Given files are compressed with every spec, too.
 
 usage: compare_builds.py OLD_BIN_DIR NEW_BIN_DIR [FILE...]
 """
 
 import json
+import math
 import pathlib
 import random
 import re
@@ -35,9 +36,23 @@ SPECS = [
 HEADS_SPECS = ["heads(0-1:int8,2-:int4|rans)", "heads(0:raw,1-:planes|zstd(level=1))",
                "heads(0:int2(group=32),1-:bounded(min_snr=30))|zstd(level=1)"]
 NAN_SPECS = ["raw", "fallback|int4", "planes|rans", "clamp|int4", "int4", "quant(bits=4)", "bounded(min_snr=20)"]
-SHAPES = [[1, 3, 70, 24], [1, 2, 256, 64], [2, 5, 33, 40]]
+SHAPES = [[1, 3, 70, 24], [1, 2, 256, 64], [2, 5, 33, 40], [1, 4, 90, 32], [1, 2, 130, 64]]
 ODD_SHAPES = [[], [0, 4], [1], [127], [129], [7, 131], [3, 5, 11, 13], [140_001]]
-DTYPES = {"F16": lambda x: struct.pack("<e", x), "BF16": lambda x: struct.pack("<f", x)[2:], "F32": lambda x: struct.pack("<f", x)}
+
+
+def f8_e4m3(x):
+    """By the bits of a half that is 256 times smaller; there are no infinities."""
+    if not math.isfinite(x):
+        return b"\x7f"
+    (bits,) = struct.unpack("<H", struct.pack("<e", x / 256))
+    return bytes([bits >> 8 & 0x80 | bits >> 7 & 0x7F])
+
+
+DTYPES = {"F16": lambda x: struct.pack("<e", x), "BF16": lambda x: struct.pack("<f", x)[2:], "F32": lambda x: struct.pack("<f", x),
+          "F8_E4M3": f8_e4m3, "F8_E5M2": lambda x: struct.pack("<e", x)[1:]}
+OPAQUE = {"U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "BOOL": 8, "F64": 64, "C64": 64,
+          "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}  # bits
+OPAQUE_SHAPES = [[0, 4], [12], [3, 700, 16]]
 
 
 def values(rng, count):
@@ -53,10 +68,11 @@ def values(rng, count):
 def write_file(path, tensors, seed, odd=lambda x: x):
     rng, header, body, at = random.Random(seed), {"__metadata__": {"made": "by seed"}}, [], 0
     for name, dtype, shape in tensors:
-        count = 1
-        for extent in shape:
-            count *= extent
-        data = b"".join(DTYPES[dtype](odd(x)) for x in values(rng, count))
+        count = math.prod(shape)
+        if dtype in OPAQUE:
+            data = bytes(rng.choices(b"\x00\x00\x01\x7f\xff", k=count * OPAQUE[dtype] // 8))
+        else:
+            data = b"".join(DTYPES[dtype](odd(x)) for x in values(rng, count))
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
         body.append(data)
         at += len(data)
@@ -66,9 +82,10 @@ def write_file(path, tensors, seed, odd=lambda x: x):
 
 
 def make_corpus(folder):
-    caches = [(f"layer_{i}_{kind}", dtype, shape) for i, shape in enumerate(SHAPES) for dtype in [list(DTYPES)[i]]
+    caches = [(f"layer_{i}_{kind}", dtype, shape) for i, (dtype, shape) in enumerate(zip(DTYPES, SHAPES, strict=True))
               for kind in ("key", "value")]
-    odd = [(f"odd_{dtype}_{i}", dtype, shape) for dtype in DTYPES for i, shape in enumerate(ODD_SHAPES)]
+    odd = [(f"odd_{dtype}_{i}", dtype, shape) for dtypes, shapes in ((DTYPES, ODD_SHAPES), (OPAQUE, OPAQUE_SHAPES))
+           for dtype in dtypes for i, shape in enumerate(shapes)]
     rng = random.Random(7)
     return (write_file(folder / "caches.safetensors", caches, 1), write_file(folder / "odd.safetensors", odd, 2),
             write_file(folder / "nan.safetensors", odd, 3, lambda x: x if rng.random() < 0.98 else rng.choice([float("nan"), float("inf")])))
@@ -111,7 +128,7 @@ def main():
         folder = pathlib.Path(name)
         caches, odd, nan = make_corpus(folder)
         known = set(re.findall(r"^  ([a-z0-9]+) +\S", run(new / "kv-compress", "-codec", "help")[1].split("A codec spec")[1], re.M))
-        used = set(re.findall(r"[a-z][a-z0-9]*", " ".join(SPECS + HEADS_SPECS)))
+        used = set(re.findall(r"[a-z][a-z0-9]*", " ".join(SPECS + HEADS_SPECS + NAN_SPECS)))
         faults += [f"no spec of the corpus has {codec}" for codec in sorted(known - used)]
         work = [(file, spec) for file in (caches, odd, *map(pathlib.Path, sys.argv[3:])) for spec in SPECS]
         work += [(caches, spec) for spec in HEADS_SPECS] + [(nan, spec) for spec in NAN_SPECS]

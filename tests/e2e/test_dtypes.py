@@ -1,7 +1,10 @@
 """A cache whose tensors have many types: nothing is refused, values are compressed, everything else is kept bit for bit."""
 
 import json
+import pathlib
 import struct
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from cli_helpers import File, run, run_ok, write_bytes
 from daemon_helpers import Client
 
+CHECK = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "check_roundtrip.py"
 RNG = np.random.default_rng(5)
 KEYS = {f"layer_{layer}_{kind}": RNG.standard_normal((1, 4, 300, 64)).astype(np.float16)
         for layer in range(2) for kind in ("key", "value")}
@@ -88,6 +92,24 @@ def test_local_and_remote_files_are_the_same(bin_dir, mixed, tmp_path, daemon):
     run_ok(bin_dir, "-input", mixed, "-output", tmp_path / "a", "-codec", "int4")
     run_ok(bin_dir, "-input", mixed, "-output", tmp_path / "b", "-codec", "int4", "-server", daemon().address)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_check_of_round_trips_reads_every_type(bin_dir, mixed, tmp_path):
+    def faults(output):
+        check = subprocess.run([sys.executable, CHECK, mixed, tmp_path / "small", output], capture_output=True, text=True, timeout=60)
+        assert check.returncode == (1 if check.stderr else 0)
+        return check.stderr.splitlines()
+
+    run_ok(bin_dir, "-input", mixed, "-output", tmp_path / "small", "-codec", "int4")
+    run_ok(bin_dir, "-decompress", "-input", tmp_path / "small", "-output", tmp_path / "back")
+    assert faults(tmp_path / "back") == []
+    back = File(tmp_path / "back")
+    for name in ("mask", "mx", "u16", "latent", "latent5"):
+        changed = {other: (dtype, shape, back.bytes[other]) for other, dtype, shape in back.layout}
+        dtype, shape, data = changed[name]
+        changed[name] = (dtype, shape, bytes([data[0] ^ 0x78]) + data[1:])
+        (fault,) = faults(write_bytes(tmp_path / "changed", changed))
+        assert fault.startswith(f"FAILED: {name}: ")
 
 
 def test_a_rule_chooses_the_byte_codec_of_what_is_kept(bin_dir, mixed, tmp_path):
