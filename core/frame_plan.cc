@@ -63,6 +63,7 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   plan.chain = *std::move(chain);
   plan.header.tensor = std::move(tensor);
   plan.header.codec = plan.chain.spec();
+  plan.header.block_elements = plan.chain.BlockElements(plan.header.tensor);
   plan.header_bytes = SerializeFrameHeader(plan.header);
   return plan;
 }

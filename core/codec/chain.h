@@ -51,6 +51,9 @@ class CodecChain {
     return transforms_.empty() && is_fast() && codec_->measures() && codec_->tolerates_changing_values();
   }
 
+  // Elements of the tensor's blocks.
+  uint32_t BlockElements(const TensorDesc& tensor) const { return codec_->BlockElements(tensor); }
+
   // Whether Analyze must see the whole tensor before a block can be encoded.
   bool needs_tensor() const;
   absl::StatusOr<ChainState> Analyze(const TensorDesc& tensor, const ByteSource& values, size_t block_elements) const;

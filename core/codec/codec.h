@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/base/block_size.h"
 #include "core/base/buffer.h"
 #include "core/base/byte_source.h"
 #include "core/base/tensor.h"
@@ -103,6 +104,10 @@ class TensorCodec {
   // The largest magnitude it can hold; values above it, infinities and NaN are INVALID_ARGUMENT. Infinity: it takes
   // anything.
   virtual float max_magnitude() const { return std::numeric_limits<float>::infinity(); }
+
+  // Elements of the tensor's blocks, where this codec encodes them: a multiple of kBlockElementsMultiple, at most
+  // kMaxBlockElements. Decode takes blocks of any size.
+  virtual uint32_t BlockElements(const TensorDesc&) const { return kDefaultBlockElements; }
 
   virtual size_t stream_count() const = 0;
   // The most bytes of each stream for `count` values.

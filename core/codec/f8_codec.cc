@@ -21,6 +21,7 @@ class F8Codec final : public TensorCodec {
 
   bool lossless() const override { return false; }
   float max_magnitude() const override { return codec_->max_magnitude(); }
+  uint32_t BlockElements(const TensorDesc&) const override { return codec_->BlockElements(wide_); }
   size_t stream_count() const override { return codec_->stream_count(); }
   void StreamBounds(const TensorDesc&, size_t count, std::span<size_t> bounds) const override {
     codec_->StreamBounds(wide_, count, bounds);

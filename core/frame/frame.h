@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "core/base/block_size.h"
 #include "core/base/buffer.h"
 #include "core/base/digest.h"
 #include "core/base/tensor.h"
@@ -27,11 +28,6 @@ inline constexpr size_t kMaxCodecBytes = 512;
 inline constexpr size_t kMaxHeaderBytes = kFixedHeaderBytes + 9 * kMaxRank + kMaxCodecBytes + kChecksumBytes;
 inline constexpr size_t kBlockHeaderBytes = 12;
 inline constexpr size_t kEndFixedBytes = 16;  // and 4 for each block
-
-// Elements of a block, of every one but a tensor's last: whole groups of every codec.
-inline constexpr uint32_t kBlockElementsMultiple = 128;
-inline constexpr uint32_t kMaxBlockElements = 1u << 22;
-inline constexpr uint32_t kDefaultBlockElements = 1u << 17;
 
 struct FrameHeader {
   TensorDesc tensor;  // without a name: that belongs to the container
