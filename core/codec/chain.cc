@@ -140,15 +140,21 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
 absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainState& state, Scratch& scratch) const {
   scratch.values.resize(std::max(scratch.values.size(), transforms_.size()));
   scratch.sides.resize(std::max(scratch.sides.size(), transforms_.size()));
-  const size_t width = DTypeSize(block.tensor.dtype);
-  const auto cost = [&](size_t count) {
-    codec_->StreamBounds(block.tensor, count, std::span(scratch.bounds).first(codec_->stream_count()));
-    return std::accumulate(scratch.bounds.begin(),
-                           scratch.bounds.begin() + static_cast<ptrdiff_t>(codec_->stream_count()), size_t{0});
-  };
+  const DType dtype = block.tensor.dtype;
+  const size_t width = DTypeSize(dtype);
+  const size_t transforms = transforms_.size() - (has_fallback_ ? 1 : 0);
+  // Values that are left out come back as zeros. So none are before the last transform that makes others of zeros.
+  size_t complete = transforms;
+  while (complete > 0 && transforms_[complete - 1]->KeepsZero(dtype, state[complete - 1].get())) --complete;
   scratch.bounds.resize(stream_count());
   ByteSpan values = block.values;
-  for (size_t i = 0; i < transforms_.size() - (has_fallback_ ? 1 : 0); ++i) {
+  for (size_t i = 0; i < transforms; ++i) {
+    const auto cost = [&](size_t count) {
+      if (i + 1 < complete) return size_t{0};
+      const std::span<size_t> bounds = std::span(scratch.bounds).first(codec_->stream_count());
+      codec_->StreamBounds(block.tensor, count, bounds);
+      return std::accumulate(bounds.begin(), bounds.end(), size_t{0});
+    };
     const Block own{block.tensor, block.first, values.size() / width, values};
     KVC_RETURN_IF_ERROR(transforms_[i]->Forward(own, state[i].get(), cost, scratch.values[i], scratch.sides[i]));
     values = scratch.values[i].span();

@@ -74,9 +74,12 @@ class TensorTransform {
   virtual size_t MaxSideBytes(const TensorDesc&, size_t /*count*/) const { return 0; }
 
   // `values` and `side` are resized to fit. `cost(n)` estimates the bytes that the tensor codec makes of n values, for
-  // a transform that can choose how many to pass on.
+  // a transform that can choose how many to pass on; it is 0 where all have to be.
   virtual absl::Status Forward(const Block& block, const TensorState* state, const std::function<size_t(size_t)>& cost,
                                Buffer& values, Buffer& side) const = 0;
+
+  // Whether Forward makes +0 of +0, which is what values that transforms before it left out count as.
+  virtual bool KeepsZero(DType, const TensorState*) const { return true; }
 
   // How many values the transform made of a block of `count`, by its side stream.
   virtual absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan /*side*/) const { return count; }

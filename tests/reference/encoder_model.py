@@ -243,6 +243,7 @@ def block_after(chain, payload, after, values, row, heads, first):
         elif side:
             kept = np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little", count=len(indices)).astype(bool)
             assert not magnitude_bits(made[indices[~kept]]).any(), "sparse drops what the document keeps"
+            assert not magnitude_bits(after[-1][indices[~kept]]).any(), "zeros are left out that a transform changes"
             indices = indices[kept]
     inner = values[indices - first]
     if stored:

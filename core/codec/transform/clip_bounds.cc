@@ -39,6 +39,12 @@ class ClipToBounds : public TensorTransform {
     });
     return absl::OkStatus();
   }
+
+  bool KeepsZero(DType dtype, const TensorState* state) const final {
+    const auto& bounds = *static_cast<const Bounds*>(state);
+    const auto zero = VisitBits(dtype, [](auto bits) -> uint32_t { return OrderKey(bits); });
+    return bounds.lower <= zero && zero <= bounds.upper;
+  }
 };
 
 // How a tensor's values lie: `finite` of them, with `below` that come before these in the order of the keys.

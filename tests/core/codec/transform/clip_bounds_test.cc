@@ -73,6 +73,40 @@ TEST(ClipRangeTest, SaturatesAtBothPercentilesOfTheWholeTensor) {
   }
 }
 
+// What sparse drops is +0 to the bounds, too, whether or not a mask of what is kept would take fewer bytes.
+TEST(ClipRangeTest, ZerosThatSparseLeavesSaturateLikeAllOthers) {
+  for (const DType dtype : kClipDTypes) {
+    for (const float sign : {1.0f, -1.0f}) {
+      for (const size_t dropped : {4u, 300u}) {
+        std::vector<float> in(1000);
+        for (size_t i = 0; i < in.size(); ++i) in[i] = sign * static_cast<float>(1 + i % 250);
+        std::vector<float> sparse = in;  // each magnitude is there four times, and the smallest go
+        for (float& x : sparse) x = std::fabs(x) <= static_cast<float>(dropped / 4) ? 0 : x;
+        std::vector<float> sorted = sparse;
+        std::sort(sorted.begin(), sorted.end());
+        const float low = sorted[399];
+        const float high = sorted[599];
+        const auto out = Clipped(
+            absl::StrFormat("sparse(ratio=%g)|clip_range(low=40,high=60)|raw", static_cast<double>(dropped) / 1000),
+            dtype, ClipBytes(dtype, in));
+        for (size_t i = 0; i < in.size(); ++i) {
+          ASSERT_EQ(out[i], std::clamp(sparse[i], low, high)) << DTypeName(dtype) << " " << dropped << " value " << i;
+        }
+      }
+    }
+  }
+}
+
+// The bounds are those of the tensor as clip_range leaves it, in which no zero is left.
+TEST(ClipSigmaTest, AfterOtherBoundsItSeesWhatTheseMadeOfZeros) {
+  std::vector<float> in(1000);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = i % 2 == 0 ? 1.0f : 9.0f;
+  const auto out = Clipped("sparse(ratio=0.25)|clip_range(low=50,high=100)|clip_sigma(sigma=0.5)|raw", DType::kF32,
+                           ClipBytes(DType::kF32, in));
+  // Half of the values are 1 and 0, which become 1, and half are 9: a mean of 5 and a deviation of 4.
+  for (size_t i = 0; i < in.size(); ++i) ASSERT_EQ(out[i], i % 2 == 0 ? 3.0f : 7.0f) << i;
+}
+
 TEST(ClipRangeTest, OnlyFiniteValuesCountAndInfinitiesSaturate) {
   const std::vector<float> in = {1, -kClipInfinity, std::nanf(""), 2, -3, kClipInfinity, -std::nanf(""),
                                  4, -kClipInfinity};
