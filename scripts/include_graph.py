@@ -15,7 +15,7 @@ import sys
 FLOORS = [
     ["core/base"],
     ["core/simd", "core/analysis", "core/frame", "core/safetensors"],
-    ["core/quality", "core/codec", "core/file"],
+    ["core/quality", "core/codec", "core/file", "core/artifact"],
     ["core/codec/transform", "core/codec/tensor", "core/codec/bytes", "core/profile"],
     ["core"],
     ["proto/wire", "proto/wire/grpc", "proto/wire/pem"],

@@ -1,0 +1,376 @@
+#include "core/artifact/artifact_file.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "core/base/half.h"
+#include "core/base/status_macros.h"
+#include "core/base/tensor.h"
+#include "core/base/xxh3.h"
+#include "core/safetensors/safetensors.h"
+
+namespace kvcompress {
+namespace {
+
+using safetensors::Entry;
+using safetensors::Header;
+
+constexpr std::string_view kVersionKey = "kvcompress.artifact";
+constexpr std::string_view kVersion = "1";
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+
+absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(absl::StrFormat("artifact: %s", text)); }
+
+// The digest of bytes that come in pieces.
+class Identifier {
+ public:
+  Identifier() : state_(XXH3_createState(), XXH3_freeState) { XXH3_128bits_reset(state_.get()); }
+
+  void Update(ByteSpan bytes) { XXH3_128bits_update(state_.get(), bytes.data(), bytes.size()); }
+  ArtifactId id() const {
+    const XXH128_hash_t hash = XXH3_128bits_digest(state_.get());
+    return absl::StrFormat("%016x%016x", hash.high64, hash.low64);
+  }
+
+ private:
+  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state_;
+};
+
+// Hands the bytes [begin, end) of `file` to `visit` in pieces of a multiple of 4 bytes, the last one perhaps shorter.
+template <typename Visit>
+absl::Status ForEachPiece(const ByteSource& file, uint64_t begin, uint64_t end, std::vector<std::byte>& scratch,
+                          const Visit& visit) {
+  for (uint64_t at = begin; at < end;) {
+    KVC_ASSIGN_OR_RETURN(const ByteSpan piece, file.Get(at, std::min(kPieceBytes, end - at), scratch));
+    visit(piece);
+    at += piece.size();
+  }
+  return absl::OkStatus();
+}
+
+std::string RealText(double value) {
+  std::array<char, 64> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
+}
+
+// What a vector of a tensor is called after "layer_0_key.", and how it lies in the file.
+struct Part {
+  std::string_view name;
+  DType dtype;
+  size_t rank;
+};
+enum PartIndex : size_t { kMean, kSigma, kStep, kForward, kInverse, kParts };
+constexpr std::array<Part, kParts> kPartTable = {{{"mean", DType::kF32, 2},
+                                                  {"sigma", DType::kF32, 2},
+                                                  {"step", DType::kF32, 1},
+                                                  {"forward", DType::kF16, 3},
+                                                  {"inverse", DType::kF16, 3}}};
+
+std::vector<uint64_t> ShapeOf(const Artifact& artifact, PartIndex part) {
+  if (part == kStep) return {1};
+  std::vector<uint64_t> shape(kPartTable[part].rank, artifact.group_dim());
+  shape[0] = artifact.groups();
+  return shape;
+}
+
+// The vector of a tensor; of `step` none.
+template <typename Tensor>
+auto& VectorOf(Tensor& tensor, PartIndex part) {
+  switch (part) {
+    case kMean: return tensor.mean;
+    case kSigma: return tensor.sigma;
+    case kForward: return tensor.forward;
+    default: return tensor.inverse;
+  }
+}
+
+struct PartName {
+  ArtifactKey key;
+  PartIndex part;
+};
+
+std::optional<PartName> ParsePartName(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  if (dot == name.npos) return std::nullopt;
+  const KvName kv = ParseKvName(name.substr(0, dot));
+  if (kv.layer < 0) return std::nullopt;
+  PartName parsed{{static_cast<uint64_t>(kv.layer), !kv.is_key}, kMean};
+  const auto* const found = std::find_if(kPartTable.begin(), kPartTable.end(),
+                                         [&](const Part& part) { return part.name == name.substr(dot + 1); });
+  // A number has one form only.
+  if (found == kPartTable.end() || parsed.key.name() != name.substr(0, dot)) return std::nullopt;
+  parsed.part = static_cast<PartIndex>(found - kPartTable.begin());
+  return parsed;
+}
+
+// The values of a header's metadata. Of several faults the first is kept.
+class Metadata {
+ public:
+  explicit Metadata(const Header& header) : values_(header.metadata) {}
+
+  const absl::Status& status() const { return status_; }
+
+  std::string Text(const std::string& key) {
+    const auto found = values_.find(key);
+    if (found != values_.end()) return found->second;
+    Refuse(absl::StrFormat("its metadata has no %s", key));
+    return "";
+  }
+
+  uint64_t Integer(const std::string& key) {
+    const std::string text = Text(key);
+    uint64_t value = 0;
+    // Digits alone, in their one form.
+    if (!absl::SimpleAtoi(text, &value) || absl::StrCat(value) != text) Refuse(NotOne(key, "an integer", text));
+    return value;
+  }
+
+  double Real(const std::string& key) {
+    const std::string text = Text(key);
+    double value = 0;
+    if (!absl::SimpleAtod(text, &value)) Refuse(NotOne(key, "a number", text));
+    return value;
+  }
+
+  // The index of the value among `choices`.
+  size_t Choice(const std::string& key, std::span<const char* const> choices) {
+    const std::string text = Text(key);
+    const auto found = std::find(choices.begin(), choices.end(), text);
+    if (found != choices.end()) return static_cast<size_t>(found - choices.begin());
+    Refuse(NotOne(key, absl::StrCat("one of ", absl::StrJoin(choices, ", ")), text));
+    return 0;
+  }
+
+  void Refuse(const std::string& text) { status_.Update(Fault(text)); }
+
+ private:
+  static std::string NotOne(std::string_view key, std::string_view what, std::string_view text) {
+    return absl::StrFormat("its metadata's %s is not %s: \"%s\"", key, what, text.substr(0, 40));
+  }
+
+  const std::map<std::string, std::string>& values_;
+  absl::Status status_;
+};
+
+constexpr std::array<const char*, 2> kWeights = {"none", "given"};
+constexpr std::array<const char*, 3> kRotary = {"none", "half", "interleaved"};
+
+std::map<std::string, std::string> ToMetadata(const Artifact& artifact, std::string_view tool) {
+  std::map<std::string, std::string> values = {
+      {std::string(kVersionKey), std::string(kVersion)},
+      {"heads", absl::StrCat(artifact.heads)},
+      {"head_dim", absl::StrCat(artifact.head_dim)},
+      {"group_heads", absl::StrCat(artifact.group_heads)},
+      {"layers", absl::StrCat(artifact.tensors.empty() ? 0 : artifact.tensors.rbegin()->first.layer + 1)},
+      {"tokens", absl::StrCat(artifact.tokens)},
+      {"weights", kWeights[artifact.weighted ? 1 : 0]},
+      {"rotary", "none"},
+      {"tool", std::string(tool)},
+  };
+  if (artifact.rotary) {
+    values["rotary"] = kRotary[artifact.rotary->pairs == simd::RotaryPairs::kHalf ? 1 : 2];
+    values["rotary_theta"] = RealText(artifact.rotary->theta);
+    values["rotary_dims"] = absl::StrCat(artifact.rotary->dims);
+    values["rotary_offset"] = absl::StrCat(artifact.rotary->offset);
+    values["rotary_scaling"] = "none";
+  }
+  return values;
+}
+
+// An artifact without tensors, and how many layers it may have.
+absl::StatusOr<std::pair<Artifact, uint64_t>> FromMetadata(const Header& header) {
+  Metadata metadata(header);
+  const std::string version = metadata.Text(std::string(kVersionKey));
+  KVC_RETURN_IF_ERROR(metadata.status());
+  if (version != kVersion) {
+    return absl::UnimplementedError(absl::StrFormat("artifact: version \"%s\", and this program reads version %s",
+                                                    version.substr(0, 40), kVersion));
+  }
+  Artifact artifact;
+  artifact.heads = metadata.Integer("heads");
+  artifact.head_dim = metadata.Integer("head_dim");
+  artifact.group_heads = metadata.Integer("group_heads");
+  artifact.tokens = metadata.Integer("tokens");
+  artifact.weighted = metadata.Choice("weights", kWeights) == 1;
+  const uint64_t layers = metadata.Integer("layers");
+  if (layers > kMaxArtifactLayers)
+    metadata.Refuse(absl::StrFormat("%d layers are above the limit of %d", layers, kMaxArtifactLayers));
+  if (const size_t pairs = metadata.Choice("rotary", kRotary); pairs > 0) {
+    artifact.rotary = ArtifactRotary{
+        .theta = metadata.Real("rotary_theta"),
+        .pairs = pairs == 1 ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved,
+        .dims = metadata.Integer("rotary_dims"),
+        .offset = metadata.Integer("rotary_offset"),
+    };
+    if (const std::string scaling = metadata.Text("rotary_scaling"); metadata.status().ok() && scaling != "none") {
+      return absl::UnimplementedError(
+          absl::StrFormat("artifact: a rotary embedding with the scaling \"%s\"", scaling.substr(0, 40)));
+    }
+  }
+  KVC_RETURN_IF_ERROR(metadata.status());
+  KVC_RETURN_IF_ERROR(CheckShape(artifact));
+  return std::pair(std::move(artifact), layers);
+}
+
+// Makes the artifact's tensors, still without values, of the entries' names. INVALID_ARGUMENT for a name, a dtype or a
+// shape that it cannot have, and for a part that lacks.
+absl::Status AddTensors(const Header& header, uint64_t layers, Artifact& artifact) {
+  std::map<ArtifactKey, std::array<bool, kParts>> found;
+  for (const Entry& entry : header.entries) {
+    const std::optional<PartName> name = ParsePartName(entry.name);
+    if (!name || name->key.layer >= layers)
+      return OfTensor(entry.name, Fault("no tensor of an artifact has this name"));
+    const std::vector<uint64_t> shape = ShapeOf(artifact, name->part);
+    const std::string_view dtype = DTypeName(kPartTable[name->part].dtype);
+    if (entry.dtype != dtype || entry.shape != shape) {
+      return OfTensor(entry.name,
+                      Fault(absl::StrFormat("%s [%s] in place of %s [%s]", entry.dtype,
+                                            absl::StrJoin(entry.shape, ", "), dtype, absl::StrJoin(shape, ", "))));
+    }
+    found[name->key][name->part] = true;
+  }
+  for (const auto& [key, parts] : found) {
+    for (const PartIndex part : {kMean, kSigma, kStep, kForward}) {
+      if (!parts[part]) return OfTensor(key.name(), Fault(absl::StrFormat("has no %s", kPartTable[part].name)));
+    }
+    artifact.tensors[key];
+  }
+  if (artifact.tensors.empty()) return Fault("has no tensors");
+  return absl::OkStatus();
+}
+
+// Appends values as they lie in a file.
+void TakeValues(DType dtype, ByteSpan piece, std::vector<float>& values) {
+  const size_t count = piece.size() / DTypeSize(dtype);
+  for (size_t i = 0; i < count; ++i) values.push_back(LoadAsF32(dtype, piece.data(), i));
+}
+
+// Of each of some matrices of dim * dim.
+std::vector<float> Transposed(const std::vector<float>& matrices, size_t dim) {
+  std::vector<float> transposed(matrices.size());
+  for (size_t at = 0; at < matrices.size(); at += dim * dim) {
+    for (size_t i = 0; i < dim; ++i) {
+      for (size_t j = 0; j < dim; ++j) transposed[at + i * dim + j] = matrices[at + j * dim + i];
+    }
+  }
+  return transposed;
+}
+
+// Reads the entries' values; `identifier` is given every byte.
+absl::Status ReadValues(const ByteSource& file, const Header& header, Identifier& identifier, Artifact& artifact) {
+  std::vector<std::byte> scratch;
+  KVC_RETURN_IF_ERROR(
+      ForEachPiece(file, 0, header.data_start, scratch, [&](ByteSpan piece) { identifier.Update(piece); }));
+  for (const Entry& entry : header.entries) {
+    const PartName name = *ParsePartName(entry.name);
+    ArtifactTensor& tensor = artifact.tensors[name.key];
+    std::vector<float> step;
+    std::vector<float>& values = name.part == kStep ? step : VectorOf(tensor, name.part);
+    const DType dtype = kPartTable[name.part].dtype;
+    values.reserve(entry.bytes() / DTypeSize(dtype));
+    KVC_RETURN_IF_ERROR(ForEachPiece(file, header.data_start + entry.begin, header.data_start + entry.end, scratch,
+                                     [&](ByteSpan piece) {
+                                       identifier.Update(piece);
+                                       TakeValues(dtype, piece, values);
+                                     }));
+    if (name.part == kStep) tensor.step = step.front();
+  }
+  return absl::OkStatus();
+}
+
+// Lays out the entries of a file.
+struct Layout {
+  std::vector<Entry> entries;
+  std::vector<std::pair<const ArtifactTensor*, PartIndex>> parts;  // of each of them
+  uint64_t bytes = 0;
+
+  void Add(const Artifact& artifact, const ArtifactKey& key, const ArtifactTensor& tensor, PartIndex part) {
+    const Part& row = kPartTable[part];
+    const std::vector<uint64_t> shape = ShapeOf(artifact, part);
+    uint64_t end = DTypeSize(row.dtype);
+    for (const uint64_t extent : shape) end *= extent;
+    end += bytes;
+    entries.push_back(
+        {absl::StrFormat("%s.%s", key.name(), row.name), std::string(DTypeName(row.dtype)), shape, bytes, end});
+    parts.emplace_back(&tensor, part);
+    bytes = end;
+  }
+};
+
+}  // namespace
+
+bool IsArtifactId(std::string_view text) {
+  return text.size() == 32 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+}
+
+absl::StatusOr<ArtifactId> ArtifactIdOf(const ByteSource& file) {
+  Identifier identifier;
+  std::vector<std::byte> scratch;
+  KVC_RETURN_IF_ERROR(ForEachPiece(file, 0, file.size(), scratch, [&](ByteSpan piece) { identifier.Update(piece); }));
+  return identifier.id();
+}
+
+absl::StatusOr<IdentifiedArtifact> ReadArtifact(const ByteSource& file, uint64_t max_memory_bytes) {
+  if (file.size() > kMaxArtifactBytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("artifact: %d bytes are above the limit of %d", file.size(), kMaxArtifactBytes));
+  }
+  KVC_ASSIGN_OR_RETURN(const Header header, safetensors::ReadHeader(file));
+  KVC_ASSIGN_OR_RETURN(auto described, FromMetadata(header));
+  auto& [artifact, layers] = described;
+  KVC_RETURN_IF_ERROR(AddTensors(header, layers, artifact));
+  if (const uint64_t bytes = artifact.tensors.size() * artifact.tensor_bytes(); bytes > max_memory_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("artifact: takes %d bytes of memory, above the limit of %d", bytes, max_memory_bytes));
+  }
+  Identifier identifier;
+  KVC_RETURN_IF_ERROR(ReadValues(file, header, identifier, artifact));
+  for (auto& [key, tensor] : artifact.tensors) {
+    if (tensor.inverse.empty()) tensor.inverse = Transposed(tensor.forward, artifact.group_dim());
+    if (const absl::Status status = CheckTensor(artifact, tensor); !status.ok()) return OfTensor(key.name(), status);
+  }
+  return IdentifiedArtifact{identifier.id(), std::move(artifact)};
+}
+
+absl::StatusOr<SerializedArtifact> SerializeArtifact(const Artifact& artifact, std::string_view tool) {
+  KVC_RETURN_IF_ERROR(CheckShape(artifact));
+  if (artifact.tensors.empty()) return Fault("has no tensors");
+  Layout layout;
+  for (const auto& [key, tensor] : artifact.tensors) {
+    if (key.layer >= kMaxArtifactLayers) return Fault(absl::StrFormat("layer %d is above the limit", key.layer));
+    if (const absl::Status status = CheckTensor(artifact, tensor); !status.ok()) return OfTensor(key.name(), status);
+    for (const PartIndex part : {kMean, kSigma, kStep, kForward}) layout.Add(artifact, key, tensor, part);
+    if (tensor.inverse != Transposed(tensor.forward, artifact.group_dim())) layout.Add(artifact, key, tensor, kInverse);
+  }
+  KVC_ASSIGN_OR_RETURN(const std::string header,
+                       safetensors::SerializeHeader(layout.entries, ToMetadata(artifact, tool), true));
+  if (header.size() + layout.bytes > kMaxArtifactBytes) {
+    return Fault(
+        absl::StrFormat("%d bytes are above the limit of %d", header.size() + layout.bytes, kMaxArtifactBytes));
+  }
+  SerializedArtifact serialized;
+  serialized.bytes.resize(header.size() + layout.bytes);
+  std::copy_n(AsBytes(header).begin(), header.size(), serialized.bytes.begin());
+  for (size_t i = 0; i < layout.entries.size(); ++i) {
+    const auto [tensor, part] = layout.parts[i];
+    const std::span<const float> values =
+        part == kStep ? std::span(&tensor->step, 1) : std::span<const float>(VectorOf(*tensor, part));
+    std::byte* const to = serialized.bytes.data() + header.size() + layout.entries[i].begin;
+    for (size_t k = 0; k < values.size(); ++k) StoreFromF32(kPartTable[part].dtype, values[k], to, k);
+  }
+  KVC_ASSIGN_OR_RETURN(serialized.id, ArtifactIdOf(MemorySource(ByteSpan(serialized.bytes))));
+  return serialized;
+}
+
+}  // namespace kvcompress
