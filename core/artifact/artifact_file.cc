@@ -25,7 +25,6 @@ namespace {
 using safetensors::Entry;
 using safetensors::Header;
 
-constexpr std::string_view kVersionKey = "kvcompress.artifact";
 constexpr std::string_view kVersion = "1";
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
@@ -167,7 +166,7 @@ constexpr std::array<const char*, 3> kRotary = {"none", "half", "interleaved"};
 
 std::map<std::string, std::string> ToMetadata(const Artifact& artifact, std::string_view tool) {
   std::map<std::string, std::string> values = {
-      {std::string(kVersionKey), std::string(kVersion)},
+      {std::string(kArtifactKey), std::string(kVersion)},
       {"heads", absl::StrCat(artifact.heads)},
       {"head_dim", absl::StrCat(artifact.head_dim)},
       {"group_heads", absl::StrCat(artifact.group_heads)},
@@ -190,7 +189,7 @@ std::map<std::string, std::string> ToMetadata(const Artifact& artifact, std::str
 // An artifact without tensors, and how many layers it may have.
 absl::StatusOr<std::pair<Artifact, uint64_t>> FromMetadata(const Header& header) {
   Metadata metadata(header);
-  const std::string version = metadata.Text(std::string(kVersionKey));
+  const std::string version = metadata.Text(std::string(kArtifactKey));
   KVC_RETURN_IF_ERROR(metadata.status());
   if (version != kVersion) {
     return absl::UnimplementedError(absl::StrFormat("artifact: version \"%s\", and this program reads version %s",

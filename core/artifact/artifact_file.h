@@ -13,6 +13,7 @@
 // The file of an artifact: safetensors (docs/format.md, "Artifacts").
 namespace kvcompress {
 
+inline constexpr std::string_view kArtifactKey = "kvcompress.artifact";  // of the metadata: the version
 inline constexpr uint64_t kMaxArtifactBytes = uint64_t{1} << 30;
 
 // 32 hex digits: XXH3 with 128 bits of the whole file, as `xxh128sum` prints it.
