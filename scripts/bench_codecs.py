@@ -20,7 +20,7 @@ SPECS = [
     "planes(split=auto,delta=auto)|lz4(level=1)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
     "int8(group=64)", "int8(group=64)|rans",
     "quant(bits=10,per=block,group=64,symmetric=true,outliers=0,layout=packed)|rans",
-    "blocknorm(block=128,topk=0.02,bits=10)", "bounded(min_snr=40,max_error=0,min_cosine=0)|rans",
+    "rotated(bits=4)", "rotated(bits=3)", "blocknorm(block=128,topk=0.02,bits=10)", "bounded(min_snr=40,max_error=0,min_cosine=0)|rans",
 ]
 LOSSLESS, FAST = SPECS[3:5]
 

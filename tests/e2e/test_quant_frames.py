@@ -1,16 +1,11 @@
-"""Frames of quant and blocknorm, decoded by code that was written from docs/format.md alone: it must give the bits that
+"""Frames of quant, blocknorm and rotated, decoded by code that was written from docs/format.md alone: it must give the bits that
 ours gives."""
 
-import blocknorm_decoder
 import ml_dtypes
 import numpy as np
 import pytest
-import quant_decoder
+from chain_decoder import decode_frame
 from cli_helpers import File, run_ok, write_file
-from uniform_decoder import decode_frame
-
-DECODERS = {"quant": quant_decoder, "blocknorm": blocknorm_decoder}
-
 
 SPECS = pytest.mark.parametrize("spec", [
     "quant(bits=10,per=token)",
@@ -23,6 +18,9 @@ SPECS = pytest.mark.parametrize("spec", [
     "quant(bits=11,per=channel,group=128)",
     "blocknorm(block=128,topk=0.02,bits=10)",
     "blocknorm(block=32,topk=0.4,bits=5)",
+    "rotated(bits=4)",
+    "rotated(bits=3)",
+    "rotated(bits=2)",
 ])
 
 
@@ -34,7 +32,7 @@ def test_a_decoder_from_the_document_gives_the_same_bits(bin_dir, sample, tmp_pa
     frames, ours = File(small), File(back)
     assert [name for name, *_ in frames.layout] == [name for name, *_ in ours.layout]
     for name, *_ in frames.layout:
-        decoded = decode_frame(frames.bytes[name], DECODERS)
+        decoded = decode_frame(frames.bytes[name])
         np.testing.assert_array_equal(decoded.view(np.uint16), ours.values(name).view(np.uint16))
 
 
@@ -47,5 +45,5 @@ def test_of_f8_it_does_so_by_way_of_f16(bin_dir, tmp_path, spec):
     run_ok(bin_dir, "-input", path, "-output", small, "-codec", spec)
     run_ok(bin_dir, "-input", small, "-output", back, "-decompress")
     for name in names:
-        decoded = decode_frame(File(small).bytes[name], DECODERS)
+        decoded = decode_frame(File(small).bytes[name])
         np.testing.assert_array_equal(decoded.view(np.uint8), File(back).values(name).view(np.uint8))

@@ -14,6 +14,7 @@ import numpy as np
 import planes_decoder
 import quant_decoder
 import rans_decoder
+import rotated_decoder
 import smallest_decoder
 import zstandard
 from data_loss import require
@@ -52,7 +53,7 @@ def stream_count(stage):
             return 6
         case "raw" | "exact" | "heads":
             return 1
-    return 2  # intN
+    return 2  # intN, rotated
 
 
 def decode_bounded(streams, dtype, count):
@@ -71,10 +72,10 @@ def decode_heads(options, stream, dtype, count):
     return np.frombuffer(heads_decoder.decode(stream, count, width, parts), KINDS[dtype])
 
 
-def decode_streams(stage, streams, dtype, count):
-    """The `count` values that the streams of a tensor codec stand for."""
+def decode_streams(stage, streams, dtype, count, extent=1):
+    """The `count` values that the streams of a tensor codec stand for. `extent` is that of the tensor's last axis."""
     if dtype in F8 and stage.name not in ("raw", "planes", "exact", "bounded", "heads"):
-        return to_f8(decode_streams(stage, streams, "F16", count), dtype)
+        return to_f8(decode_streams(stage, streams, "F16", count, extent), dtype)
     arrays = [np.frombuffer(stream, np.uint8) for stream in streams]
     match stage.name:
         case "raw":
@@ -94,6 +95,8 @@ def decode_streams(stage, streams, dtype, count):
             return decode_bounded(streams, dtype, count)
         case "heads":
             return decode_heads(stage.options, streams[0], dtype, count)
+        case "rotated":
+            return rotated_decoder.decode(stage.options, arrays, dtype, count, extent)
     return int_decoder.decode(stage.name, stage.options, arrays, dtype, count)
 
 
@@ -111,8 +114,8 @@ def undo_byte_codecs(chain, payload):
     return raw
 
 
-def decode_payload(chain, payload, dtype, count):
-    """The values of a block."""
+def decode_payload(chain, payload, dtype, count, extent=1):
+    """The values of a block of a tensor, whose last axis has this extent."""
     streams = undo_byte_codecs(chain, payload)
     kept, stored = [], None  # of the values before each sparse with a mask, which go on; the values of a fallback
     for stage, side in zip(chain.transforms, streams):
@@ -128,7 +131,7 @@ def decode_payload(chain, payload, dtype, count):
             count = int(mask.sum())
     values = stored
     if stored is None:
-        values = decode_streams(chain.codec, streams[len(chain.transforms):], dtype, count)
+        values = decode_streams(chain.codec, streams[len(chain.transforms):], dtype, count, extent)
     for mask in reversed(kept):
         whole = np.zeros(len(mask), values.dtype)
         whole[mask] = values
@@ -140,7 +143,8 @@ def decode_frame(frame):
     """The values, flat."""
     read = read_frame(frame)
     chain = read_spec(read.codec)
-    blocks = [decode_payload(chain, payload, read.dtype, count) for payload, count in read.blocks]
+    extent = read.shape[-1] if read.shape else 1
+    blocks = [decode_payload(chain, payload, read.dtype, count, extent) for payload, count in read.blocks]
     values = np.concatenate(blocks) if blocks else np.zeros(0, KINDS[read.dtype])
     require(len(values) == values_in(math.prod(read.shape), read.dtype), "not a value for each element")
     return values

@@ -5,6 +5,7 @@ import math
 import int_decoder
 import ml_dtypes
 import numpy as np
+import rotated_decoder
 from chain_decoder import undo_byte_codecs
 from element_types import KINDS
 from frame_reader import read_frame
@@ -87,6 +88,8 @@ def require_held(stage, values):
         require_magnitude(values, largest if stage.options.get("symmetric", "true") == "true" else largest / 4)
     elif stage.name == "blocknorm":
         require_magnitude(values, largest)
+    elif stage.name == "rotated":
+        require_magnitude(values, rotated_decoder.LARGEST_MAGNITUDE)
     elif stage.name.startswith("int"):
         require_magnitude(values, int_decoder.LARGEST_MAGNITUDE)
 
@@ -106,6 +109,8 @@ def quantize(stage, values, row):
             return quantize_quant(stage.options, values, row)
         case "blocknorm":
             return quantize_blocknorm(stage.options, values, row)
+        case "rotated":
+            return rotated_decoder.quantize(stage.options, values, row)
     return int_decoder.quantize(stage.name, stage.options, values)
 
 

@@ -47,6 +47,10 @@ def draw_blocknorm(chance):
     return f"blocknorm(block={chance.choice([32, 64, 128, 256])},topk={real(chance, 0, 1)},bits={chance.integers(2, 13)})"
 
 
+def draw_rotated(chance):
+    return f"rotated(bits={chance.integers(2, 5)})"
+
+
 def draw_planes(chance):
     return f"planes(split={chance.choice(['auto', 'bytes', 'fields', 'lz'])},delta={chance.choice(['auto', 'none', 'token', 'xor'])})"
 
@@ -65,6 +69,8 @@ def draw_bounded(chance):
 
 
 CODECS = [draw_int, draw_int, draw_quant, draw_quant, draw_blocknorm, draw_planes, draw_bounded, lambda chance: "raw", lambda chance: "exact"]
+WHOLE_CODECS = [*CODECS, draw_rotated]  # with those that cannot stand within another
+
 TRANSFORMS = [
     lambda chance: f"sparse(ratio={real(chance, 0, 1)})",
     lambda chance: f"clip(percentile={real(chance, 0, 100) if chance.random() < 0.3 else real(chance, 90, 100)})",
@@ -102,8 +108,8 @@ def draw_chain(chance, count, heads=0, nested=False):
     if chance.random() < 0.35:
         choice = PER_VALUE if nested else TRANSFORMS
         transforms = [draw(chance) for draw in chance.choice(choice, chance.integers(1, 3))]
-    codec = draw_heads(chance, heads) if heads and chance.random() < 0.5 else chance.choice(CODECS)(chance)
-    if codec.startswith("heads"):
+    codec = draw_heads(chance, heads) if heads and chance.random() < 0.5 else chance.choice(CODECS if nested else WHOLE_CODECS)(chance)
+    if codec.startswith(("heads", "rotated")):
         transforms = []
     if not nested and chance.random() < 0.1:
         transforms.append("fallback")

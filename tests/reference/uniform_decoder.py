@@ -1,11 +1,8 @@
 """What the tensor codecs `quant` and `blocknorm` share, decoding, written from docs/format.md alone."""
 
-import re
-
 import ml_dtypes
 import numpy as np
 from data_loss import require
-from frame_reader import read_frame, split_payload
 
 F8 = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
 DTYPES = {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16), "F32": np.dtype(np.float32)}
@@ -77,18 +74,3 @@ def to_f8(values, dtype):
     """Of F16, rounded to nearest even and limited to what is finite."""
     largest = np.float32(ml_dtypes.finfo(F8[dtype]).max)
     return np.clip(values.astype(np.float32), -largest, largest).astype(F8[dtype])
-
-
-def decode_frame(frame, decoders):
-    """The values of a frame of one tensor codec. `decoders` has, by the codec's name, a module with stream_count(options)
-    and decode(options, streams, dtype, count)."""
-    read = read_frame(frame)
-    name, options = re.fullmatch(r"(\w+)\((.*)\)", read.codec).groups()
-    options = dict(option.split("=") for option in options.split(","))
-    decoder = decoders[name]
-    blocks = []
-    for payload, count in read.blocks:
-        streams = [np.frombuffer(stream, np.uint8) for _, stream in split_payload(payload, decoder.stream_count(options))]
-        values = decoder.decode(options, streams, "F16" if read.dtype in F8 else read.dtype, count)
-        blocks.append(to_f8(values, read.dtype) if read.dtype in F8 else values)
-    return np.concatenate(blocks)

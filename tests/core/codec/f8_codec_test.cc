@@ -19,6 +19,7 @@ constexpr std::string_view kSpecs[] = {"int2",
                                        "quant(bits=4,per=channel,symmetric=false)",
                                        "quant(bits=3,per=group,outliers=0.02)",
                                        "blocknorm(block=32,topk=0.1,bits=6)",
+                                       "rotated(bits=3)",
                                        "int4|rans"};
 
 Bytes Decoded(const CodecChain& chain, const TensorDesc& tensor, ByteSpan payload) {

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/base/dtype.h"
+
+// Rows of values, as a rule a head of a token each, rotated so that all their coefficients look like one Gaussian
+// source, and quantized to the levels that suit it (docs/format.md, "rotated"; the names are those of its text).
+// A rotation spreads what a few channels have over all coefficients and keeps the norm: random signs, then a Hadamard
+// transform of the largest power of two of coefficients, and where the row is longer, a second one, which overlaps it,
+// of the row's last coefficients.
+//
+// Nothing here allocates, fails or needs alignment. All targets give the same bytes; the functions in `scalar` are the
+// definition. Operations are of binary32, none of them fused.
+namespace kvcompress::simd {
+
+inline constexpr size_t kMaxRotatedRow = 1024;
+
+// The largest magnitude that can be quantized: scales and all that is computed from them stay finite.
+inline constexpr float kMaxRotatable = 0x1p120f;
+
+struct RotatedFormat {
+  DType dtype;
+  int bits;    // 2, 3 or 4
+  size_t row;  // values, 1 to kMaxRotatedRow; the last row of a call may be shorter
+};
+
+constexpr size_t RotatedRows(size_t row, size_t count) { return (count + row - 1) / row; }
+
+// Of the magnitudes of a code: the levels of Lloyd and Max for a Gaussian source, in units of which a standard
+// deviation has 84, 59 and 46.5, and between them the bounds, in 1/512 of a standard deviation.
+struct RotatedLevels {
+  std::array<int8_t, 8> level;
+  std::array<int16_t, 7> bound;
+  int magnitudes;
+};
+
+constexpr RotatedLevels LevelsOf(int bits) {
+  if (bits == 2) return {{38, 127}, {503}, 2};
+  if (bits == 3) return {{14, 45, 79, 127}, {256, 538, 895}, 4};
+  return {{6, 18, 31, 44, 58, 75, 96, 127}, {132, 268, 409, 563, 736, 944, 1229}, 8};
+}
+inline constexpr float kRotatedUnit = 512;
+
+// +1 or -1 for each channel; the upper half is for the second transform.
+inline constexpr std::array<float, 2 * kMaxRotatedRow> kRotatedSigns = [] {
+  std::array<float, 2 * kMaxRotatedRow> signs{};
+  uint32_t state = 0x2545f491;
+  for (float& sign : signs) {
+    state = state * 1664525u + 1013904223u;
+    sign = state >> 31 != 0 ? -1.0f : 1.0f;
+  }
+  return signs;
+}();
+
+// What the length of a row decides.
+struct RotatedRow {
+  explicit RotatedRow(size_t values);
+
+  size_t length;
+  size_t span;          // P, of a Hadamard transform
+  float overlap;        // P^-1/2: what lies in both transforms is multiplied by it between them
+  float unit;           // w: coefficients times w / norm are in 1/512 of a standard deviation
+  float scale_divisor;  // w P 2^-k
+  float level_unit;     // 2^-k: a level's size before the scale
+
+  size_t second() const { return length - span; }  // where the second transform begins; 0: there is none
+};
+
+// The scale that these bits are: of F16 or, with the sign bit, of bfloat16.
+float RotatedScaleOf(uint16_t bits);
+
+namespace scalar {
+
+// Quantizes `count` values into RotatedRows() scales of 16 bits and a code a byte. Returns false, with the outputs
+// unspecified, when a value is not finite or its magnitude is above kMaxRotatable.
+[[nodiscard]] bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales,
+                                   uint8_t* codes);
+
+// The inverse. Scales are finite; of codes the bits above `bits` are 0.
+void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
+                       void* values);
+
+}  // namespace scalar
+
+}  // namespace kvcompress::simd

@@ -1,0 +1,160 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/base/half.h"
+#include "core/simd/group_quant.h"
+#include "core/simd/rotated_quant.h"
+
+namespace kvcompress::simd {
+namespace {
+
+constexpr uint16_t kBfloat16 = 0x8000;  // in the bits of a scale
+// Energies outside of this are not computed from the row's values as they are.
+constexpr float kMinEnergy = 0x1p-64f;
+constexpr float kMaxEnergy = 0x1p64f;
+
+// As Hadamard's matrix in its natural order; `size` is a power of two.
+void Hadamard(float* v, size_t size) {
+  for (size_t half = 1; half < size; half *= 2) {
+    for (size_t begin = 0; begin < size; begin += 2 * half) {
+      for (size_t i = begin; i < begin + half; ++i) {
+        const float a = v[i];
+        const float b = v[i + half];
+        v[i] = a + b;
+        v[i + half] = a - b;
+      }
+    }
+  }
+}
+
+// Between the two transforms, either way.
+void ScaleOverlap(const RotatedRow& row, float* v) {
+  for (size_t i = row.second(); i < row.span; ++i) v[i] *= row.overlap * kRotatedSigns[kMaxRotatedRow + i];
+}
+
+void Rotate(const RotatedRow& row, float* v) {
+  for (size_t i = 0; i < row.length; ++i) v[i] *= kRotatedSigns[i];
+  Hadamard(v, row.span);
+  if (row.second() == 0) return;
+  ScaleOverlap(row, v);
+  Hadamard(v + row.second(), row.span);
+}
+
+void RotateBack(const RotatedRow& row, float* v) {
+  if (row.second() > 0) {
+    Hadamard(v + row.second(), row.span);
+    ScaleOverlap(row, v);
+  }
+  Hadamard(v, row.span);
+  for (size_t i = 0; i < row.length; ++i) v[i] *= kRotatedSigns[i];
+}
+
+float Energy(const float* x, size_t count) {
+  float sums[16] = {};
+  for (size_t i = 0; i < count; ++i) sums[i % 16] += x[i] * x[i];
+  for (size_t half = 8; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
+}
+
+uint16_t ScaleBits(float scale) {
+  const uint16_t bits = F32ToF16(scale);
+  const bool is_normal = bits >= kSmallestNormalF16 && bits < InfinityBits(DType::kF16);
+  return is_normal ? bits : kBfloat16 | F32ToBF16(scale);
+}
+
+// Quantizes a row, which it changes, of magnitudes up to `max_abs`.
+uint16_t QuantizeRow(const RotatedRow& row, int bits, float max_abs, float* x, uint8_t* codes) {
+  int exponent = 0;
+  float energy = Energy(x, row.length);
+  if (!(energy >= kMinEnergy && energy <= kMaxEnergy)) {
+    if (max_abs == 0) {
+      std::memset(codes, 0, row.length);
+      return 0;
+    }
+    exponent = std::ilogb(max_abs);
+    for (size_t i = 0; i < row.length; ++i) x[i] = std::ldexp(x[i], -exponent);
+    energy = Energy(x, row.length);
+  }
+  const float norm = std::sqrt(energy);
+  Rotate(row, x);
+  const RotatedLevels levels = LevelsOf(bits);
+  const float factor = row.unit / norm;
+  int32_t cross = 0;
+  int32_t squares = 0;
+  for (size_t i = 0; i < row.length; ++i) {
+    const auto q = static_cast<int32_t>(std::nearbyint(x[i] * factor));
+    size_t magnitude = 0;
+    for (int k = 0; k + 1 < levels.magnitudes; ++k) magnitude += std::abs(q) > levels.bound[static_cast<size_t>(k)];
+    const int32_t level = levels.level[magnitude];
+    cross += std::abs(q) * level;
+    squares += level * level;
+    codes[i] = static_cast<uint8_t>(magnitude | (q < 0 ? size_t{1} << (bits - 1) : 0));
+  }
+  const float scale = static_cast<float>(cross) / static_cast<float>(squares) * norm / row.scale_divisor;
+  return ScaleBits(std::ldexp(scale, exponent));
+}
+
+}  // namespace
+
+RotatedRow::RotatedRow(size_t values) : length(values), span(std::bit_floor(values)) {
+  const int log_span = std::countr_zero(span);
+  const int k = 6 + log_span / 2;
+  overlap = static_cast<float>(std::sqrt(1 / static_cast<double>(span)));
+  unit = static_cast<float>(kRotatedUnit * std::sqrt(static_cast<double>(length) / static_cast<double>(span)));
+  scale_divisor = std::ldexp(unit, log_span - k);
+  level_unit = std::ldexp(1.0f, -k);
+}
+
+float RotatedScaleOf(uint16_t bits) {
+  return (bits & kBfloat16) != 0 ? BF16ToF32(static_cast<uint16_t>(bits ^ kBfloat16)) : F16ToF32(bits);
+}
+
+namespace scalar {
+
+bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales, uint8_t* codes) {
+  auto* scale_out = static_cast<uint8_t*>(scales);
+  for (size_t begin = 0; begin < count; begin += format.row, scale_out += 2) {
+    const RotatedRow row(std::min(format.row, count - begin));
+    float x[kMaxRotatedRow];
+    float max_abs = 0;
+    for (size_t i = 0; i < row.length; ++i) {
+      x[i] = LoadAsF32(format.dtype, values, begin + i);
+      if (!(std::abs(x[i]) <= kMaxRotatable)) return false;
+      max_abs = std::max(max_abs, std::abs(x[i]));
+    }
+    const uint16_t scale = QuantizeRow(row, format.bits, max_abs, x, codes + begin);
+    std::memcpy(scale_out, &scale, 2);
+  }
+  return true;
+}
+
+void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
+                       void* values) {
+  const auto* scale_in = static_cast<const uint8_t*>(scales);
+  const RotatedLevels levels = LevelsOf(format.bits);
+  const unsigned sign = 1u << (format.bits - 1);
+  const float limit = MaxFinite(format.dtype);
+  for (size_t begin = 0; begin < count; begin += format.row, scale_in += 2) {
+    const RotatedRow row(std::min(format.row, count - begin));
+    uint16_t scale_bits;
+    std::memcpy(&scale_bits, scale_in, 2);
+    const float scale = RotatedScaleOf(scale_bits);
+    float x[kMaxRotatedRow] = {};
+    if (scale > 0) {
+      for (size_t i = 0; i < row.length; ++i) {
+        const unsigned code = codes[begin + i];
+        const float level = static_cast<float>(levels.level[code & (sign - 1)]) * row.level_unit;
+        x[i] = (code & sign) != 0 ? -level : level;
+      }
+      RotateBack(row, x);
+      for (size_t i = 0; i < row.length; ++i) x[i] = std::clamp(x[i] * scale, -limit, limit);
+    }
+    for (size_t i = 0; i < row.length; ++i) StoreFromF32(format.dtype, x[i], values, begin + i);
+  }
+}
+
+}  // namespace scalar
+}  // namespace kvcompress::simd

@@ -1,0 +1,178 @@
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "absl/strings/str_format.h"
+#include "core/base/half.h"
+#include "core/simd/rotated_quant.h"
+#include "tests/core/codec/chain_harness.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/values.h"
+
+namespace kvcompress {
+namespace {
+
+using namespace ::kvcompress::testing;  // NOLINT
+using ::absl::StatusCode;
+using ::testing::HasSubstr;
+
+// All lengths of rows that models have, one that no power of two is near, and the limits.
+constexpr size_t kRows[] = {16, 17, 64, 80, 96, 100, 112, 128, 192, 256, 576, 1023, 1024};
+constexpr int kAllBits[] = {2, 3, 4};
+
+std::string Spec(int bits) { return absl::StrFormat("rotated(bits=%d)", bits); }
+
+// Normal deviates times `size`; those of channel `loud` times 30 more.
+std::vector<std::byte> Gaussian(DType dtype, size_t rows, size_t row, double size, size_t loud = SIZE_MAX) {
+  std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  std::vector<std::byte> values(rows * row * DTypeSize(dtype));
+  for (size_t i = 0; i < rows * row; ++i) {
+    const double x = size * normal(random) * (i % row == loud ? 30 : 1);
+    StoreFromF32(dtype, static_cast<float>(x), values.data(), i);
+  }
+  return values;
+}
+
+std::vector<std::byte> Decoded(int bits, DType dtype, size_t row, ByteSpan values) {
+  const TensorDesc tensor = MakeTensor("t", dtype, {values.size() / DTypeSize(dtype) / row, row});
+  const CodecChain chain = MakeChain(Spec(bits), tensor);
+  const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
+  EXPECT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(values.size());
+  EXPECT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
+  return decoded;
+}
+
+double SnrOf(DType dtype, ByteSpan values, ByteSpan decoded) {
+  double signal = 0, noise = 0;
+  for (size_t i = 0; i < values.size() / DTypeSize(dtype); ++i) {
+    const double x = LoadAsF32(dtype, values.data(), i);
+    const double e = x - LoadAsF32(dtype, decoded.data(), i);
+    signal += x * x;
+    noise += e * e;
+  }
+  return 10 * std::log10(signal / noise);
+}
+
+double PromisedSnr(int bits) { return bits == 4 ? 20.1 : bits == 3 ? 14.5 : 9.2; }
+
+TEST(RotatedTest, KeepsWhatLloydsLevelsOfAGaussianKeepWhicheverChannelIsLoud) {
+  for (const int bits : kAllBits) {
+    for (const size_t row : kRows) {
+      for (const size_t loud : {SIZE_MAX, size_t{0}, row / 2, row - 1}) {
+        const auto values = Gaussian(DType::kF16, 400, row, 1, loud);
+        // The coefficients of a row with one loud channel look less like a Gaussian source, of a short one the least.
+        const double less = loud > row ? 0 : row < 64 ? 1.2 : 0.4;
+        EXPECT_GE(SnrOf(DType::kF16, values, Decoded(bits, DType::kF16, row, values)), PromisedSnr(bits) - less)
+            << bits << " bits, row " << row << ", loud " << static_cast<int64_t>(loud);
+      }
+    }
+  }
+}
+
+TEST(RotatedTest, KeepsValuesOfEverySize) {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (const int exponent : {-119, -100, -70, -33, -20, 0, 16, 31, 40, 100, 115}) {
+      const auto values = Gaussian(dtype, 50, 96, std::ldexp(1, exponent));
+      EXPECT_GE(SnrOf(dtype, values, Decoded(4, dtype, 96, values)), PromisedSnr(4)) << DTypeName(dtype) << exponent;
+    }
+  }
+  const auto values = Gaussian(DType::kF16, 50, 96, 0x1p-12);
+  EXPECT_GE(SnrOf(DType::kF16, values, Decoded(4, DType::kF16, 96, values)), PromisedSnr(4));
+}
+
+TEST(RotatedTest, TheLargestValuesComeBackFinite) {
+  for (const DType dtype : kKernelDTypes) {
+    const float largest = std::min(MaxFinite(dtype), simd::kMaxRotatable);
+    for (const int bits : kAllBits) {
+      for (const size_t row : kRows) {
+        for (const bool alone : {true, false}) {
+          std::vector<std::byte> values(row * DTypeSize(dtype));
+          for (size_t i = 0; i < row; ++i) StoreFromF32(dtype, alone && i > 0 ? 0 : largest, values.data(), i);
+          const auto decoded = Decoded(bits, dtype, row, values);
+          for (size_t i = 0; i < row; ++i) ASSERT_LE(std::abs(LoadAsF32(dtype, decoded.data(), i)), MaxFinite(dtype));
+          EXPECT_GE(SnrOf(dtype, values, decoded), 4) << DTypeName(dtype) << " " << bits << " " << row;
+        }
+      }
+    }
+  }
+}
+
+TEST(RotatedTest, RowsOfZerosComeBackAsZeros) {
+  for (const DType dtype : kKernelDTypes) {
+    auto values = Gaussian(dtype, 5, 80, 1);
+    const size_t bytes = 80 * DTypeSize(dtype);
+    std::fill_n(values.begin() + static_cast<ptrdiff_t>(2 * bytes), bytes, std::byte{0});
+    const auto decoded = Decoded(4, dtype, 80, values);
+    EXPECT_EQ(std::memcmp(decoded.data() + 2 * bytes, values.data() + 2 * bytes, bytes), 0);
+  }
+}
+
+TEST(RotatedTest, ARowDependsOnNoOther) {
+  constexpr DType kType = DType::kBF16;
+  const auto values = Gaussian(kType, 9, 112, 3);
+  const auto decoded = Decoded(3, kType, 112, values);
+  const size_t bytes = 112 * DTypeSize(kType);
+  for (size_t r = 0; r < 9; ++r) {
+    const auto own = Decoded(3, kType, 112, ByteSpan(values).subspan(r * bytes, bytes));
+    EXPECT_EQ(std::memcmp(own.data(), decoded.data() + r * bytes, bytes), 0) << r;
+  }
+}
+
+TEST(RotatedTest, BlocksHaveWholeRows) {
+  const auto block = [](std::vector<uint64_t> shape) {
+    const TensorDesc tensor = MakeTensor("t", DType::kF16, std::move(shape));
+    return MakeChain("rotated", tensor).BlockElements(tensor);
+  };
+  EXPECT_EQ(block({1000, 64}), kDefaultBlockElements);
+  EXPECT_EQ(block({1000, 96}), 341u * 384);
+  EXPECT_EQ(block({1000, 1023}), 128u * 1023);
+  EXPECT_EQ(block({1000, 1025}), kDefaultBlockElements);  // its rows have 128 values
+  EXPECT_EQ(block({1000, 15}), kDefaultBlockElements);
+  EXPECT_EQ(block({}), kDefaultBlockElements);
+}
+
+TEST(RotatedTest, TakesFourBitsAndAScaleARow) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {100, 128});
+  const auto payload =
+      EncodeOneBlock(MakeChain("rotated", tensor), tensor, Gaussian(DType::kF16, 100, 128, 1), nullptr);
+  ASSERT_THAT(payload, IsOk());
+  EXPECT_EQ(payload->size(), 8u + 100 * (2 + 64));
+}
+
+TEST(RotatedTest, RefusesWhatItCannotHold) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF32, {2, 64});
+  const CodecChain chain = MakeChain("rotated", tensor);
+  for (const float bad : {NAN, INFINITY, -INFINITY, 0x1.000002p120f, -0x1p127f}) {
+    auto values = Gaussian(DType::kF32, 2, 64, 1);
+    StoreFromF32(DType::kF32, bad, values.data(), 77);
+    EXPECT_THAT(EncodeOneBlock(chain, tensor, values, nullptr),
+                StatusIs(StatusCode::kInvalidArgument, HasSubstr("value 77 is ")));
+  }
+}
+
+TEST(RotatedTest, AnyCodesDecodeToFiniteValuesAndBadScalesAreRefused) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {2, 96});
+  const CodecChain chain = MakeChain("rotated", tensor);
+  auto payload = EncodeOneBlock(chain, tensor, Gaussian(DType::kF16, 2, 96, 1), nullptr);
+  ASSERT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(2 * 96 * 2);
+  for (const int code : {0x00, 0x07, 0x70, 0x77, 0x88, 0xf0, 0xff}) {
+    std::fill(payload->begin() + 12, payload->end(), static_cast<std::byte>(code));
+    for (const int scale : {0x0000, 0x0001, 0x7bff, 0x8000, 0x8001, 0xff7f}) {
+      StoreLE(static_cast<uint16_t>(scale), payload->data() + 8);
+      ASSERT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
+      for (size_t i = 0; i < 192; ++i) ASSERT_TRUE(std::isfinite(LoadAsF32(DType::kF16, decoded.data(), i)));
+    }
+    for (const int scale : {0x7c00, 0x7e00, 0x7fff, 0xff80, 0xffff}) {
+      StoreLE(static_cast<uint16_t>(scale), payload->data() + 8);
+      EXPECT_THAT(chain.DecodeBlock(tensor, *payload, decoded), StatusIs(StatusCode::kDataLoss, HasSubstr("scale")));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvcompress

@@ -1,0 +1,150 @@
+"""A decoder of the tensor codec `rotated`, and what an encoder must make of values, written from docs/format.md alone."""
+
+import functools
+
+import ml_dtypes
+import numpy as np
+from data_loss import require
+from int_decoder import read_scales
+from uniform_decoder import DTYPES, unpack
+
+LEVELS = {2: [38, 127], 3: [14, 45, 79, 127], 4: [6, 18, 31, 44, 58, 75, 96, 127]}
+BOUNDS = {2: [503], 3: [256, 538, 895], 4: [132, 268, 409, 563, 736, 944, 1229]}
+LARGEST_MAGNITUDE = 2.0**120
+LONGEST_ROW = 1024
+
+
+@functools.cache
+def signs():
+    state, drawn = 625341585, []
+    for _ in range(2 * LONGEST_ROW):
+        state = (1664525 * state + 1013904223) % 2**32
+        drawn.append(-1 if state >= 2**31 else 1)
+    return np.array(drawn, np.float32)
+
+
+class Row:
+    """What depends on the number D of a row's values."""
+
+    def __init__(self, d):
+        p = d.bit_length() - 1
+        self.d, self.span, k = d, 2**p, 6 + p // 2
+        self.c = np.float32(np.sqrt(1 / self.span))
+        self.w = np.float32(512 * np.sqrt(d / self.span))
+        self.divisor = self.w * np.float32(2.0 ** (p - k))
+        self.level_unit = np.float32(2.0**-k)
+        self.first = slice(0, self.span)
+        self.second = slice(d - self.span, d)
+        self.both = slice(d - self.span, self.span)
+
+    def rotate(self, x):
+        v = x * signs()[:self.d]
+        v[:, self.first] = hadamard(v[:, self.first])
+        if self.span < self.d:
+            v[:, self.both] *= self.c * signs()[LONGEST_ROW:][self.both]
+            v[:, self.second] = hadamard(v[:, self.second])
+        return v
+
+    def rotate_back(self, v):
+        v = v.copy()
+        if self.span < self.d:
+            v[:, self.second] = hadamard(v[:, self.second])
+            v[:, self.both] *= self.c * signs()[LONGEST_ROW:][self.both]
+        v[:, self.first] = hadamard(v[:, self.first])
+        return v * signs()[:self.d]
+
+
+def hadamard(v):
+    """Of each row, whose length is a power of two."""
+    h = 1
+    while h < v.shape[1]:
+        pairs = v.reshape(len(v), -1, 2, h)
+        v = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(v.shape)
+        h *= 2
+    return v
+
+
+def energy(x):
+    """Of each row, by 16 sums and a tree."""
+    padded = np.zeros((len(x), -(-x.shape[1] // 16) * 16), np.float32)
+    padded[:, :x.shape[1]] = x * x
+    sums = np.zeros((len(x), 16), np.float32)
+    for at in range(0, padded.shape[1], 16):
+        sums += padded[:, at:at + 16]
+    for half in (8, 4, 2, 1):
+        sums = sums[:, :half] + sums[:, half:]
+    return sums
+
+
+def rows_of(values, extent):
+    """The values as whole rows, and the last one if it is shorter, as arrays of rows of one length each."""
+    d = extent if 16 <= extent <= LONGEST_ROW else 128
+    whole = len(values) // d * d
+    parts = [values[:whole].reshape(-1, d), values[whole:].reshape(1, -1)]
+    return [part for part in parts if part.size]
+
+
+def signed_levels(magnitudes, negative, bits):
+    levels = np.array(LEVELS[bits])[magnitudes]
+    return np.where(negative, -levels, levels)
+
+
+def values_of(row, levels, scales, dtype):
+    """Of rows, by their levels with signs and their scales in binary32."""
+    largest = np.float32(ml_dtypes.finfo(DTYPES[dtype]).max)
+    with np.errstate(over="ignore"):
+        x = row.rotate_back(levels.astype(np.float32) * row.level_unit) * scales
+    x[np.broadcast_to(scales == 0, x.shape)] = 0
+    return np.clip(x, -largest, largest).astype(DTYPES[dtype])
+
+
+def decode(options, streams, dtype, count, extent):
+    """`extent` is that of the tensor's last axis."""
+    bits = int(options["bits"])
+    codes = unpack(streams[1], bits, count) if count else np.zeros(0, np.int64)
+    scales, values = read_scales(streams[0].view("<u2"), "F32"), []
+    require(np.isfinite(scales).all(), "a scale that is not finite")
+    for part in rows_of(codes, extent):
+        levels = signed_levels(part & (2 ** (bits - 1) - 1), part >> (bits - 1), bits)
+        require(len(scales) >= len(part), "rows without a scale")
+        values.append(values_of(Row(part.shape[1]), levels, scales[:len(part), None], dtype).reshape(-1))
+        scales = scales[len(part):]
+    require(len(scales) == 0, "scales are left")
+    return np.concatenate(values) if values else np.zeros(0, DTYPES[dtype])
+
+
+def stored_scale(scale):
+    """As F16 or bfloat16 hold it, in binary32."""
+    with np.errstate(over="ignore"):
+        narrow = scale.astype(np.float16).astype(np.float32)
+    is_normal = np.isfinite(narrow) & (narrow >= 2.0**-14)
+    return np.where(is_normal, narrow, scale.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def quantize_rows(row, x, bits):
+    """Levels with signs and scales of rows x in binary32."""
+    with np.errstate(over="ignore", under="ignore"):
+        own = energy(x)
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    exponents = np.where((own >= 2.0**-64) & (own <= 2.0**64) | (largest == 0), 0, np.frexp(largest)[1] - 1)
+    x = np.ldexp(x, -exponents)
+    norm = np.sqrt(energy(x))
+    norm[largest == 0] = 1
+    q = np.rint(row.rotate(x) * (row.w / norm)).astype(np.int64)
+    magnitudes = np.searchsorted(BOUNDS[bits], np.abs(q))
+    levels = np.array(LEVELS[bits])[magnitudes]
+    cross, squares = ((terms * levels).sum(axis=1, keepdims=True).astype(np.float32) for terms in (np.abs(q), levels))
+    scales = np.ldexp(cross / squares * norm / row.divisor, exponents)
+    scales[largest == 0] = 0
+    return signed_levels(magnitudes, q < 0, bits), stored_scale(scales)
+
+
+def quantize(options, values, extent):
+    """The values that come back for `values`."""
+    dtype = next(name for name, kind in DTYPES.items() if kind == values.dtype)
+    back = []
+    for part in rows_of(values, extent):
+        row = Row(part.shape[1])
+        levels, scales = quantize_rows(row, part.astype(np.float32), int(options["bits"]))
+        back.append(values_of(row, levels, scales, dtype).reshape(-1))
+    return np.concatenate(back) if back else values
