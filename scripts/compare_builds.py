@@ -31,7 +31,7 @@ SPECS = [
     "quant(bits=3,per=group,group=128,symmetric=false,outliers=0.01)", "quant(bits=9,per=channel,group=32,layout=bytes)",
     "quant(bits=12,per=group,group=512,outliers=0.005)", "rotated", "rotated(bits=3)|rans", "blocknorm", "blocknorm(block=32,topk=0.5,bits=4)|rans",
     "bounded(min_snr=30)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)|zstd(level=1)",
-    "exact", "planes(split=lz)|smallest", "int4|smallest", "lossless", "lossless-fast", "near-lossless", "mixed", "int4|rans", "clamp|sparse(ratio=0.3)|quant(bits=4)|rans",
+    "exact", "planes(split=coded)|smallest", "int4|smallest", "lossless", "lossless-fast", "near-lossless", "mixed", "int4|rans", "clamp|sparse(ratio=0.3)|quant(bits=4)|rans",
 ]
 HEADS_SPECS = ["heads(0-1:int8,2-:int4|rans)", "heads(0:raw,1-:planes|zstd(level=1))",
                "heads(0:int2(group=32),1-:bounded(min_snr=30))|zstd(level=1)"]

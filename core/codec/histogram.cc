@@ -8,8 +8,14 @@
 #include "core/simd/histogram.h"
 
 namespace kvcompress {
-
 namespace {
+
+constexpr uint32_t kQuick = 4096;
+constexpr auto kLog2 = [] {
+  std::array<uint16_t, kQuick + 1> logs{};
+  for (uint32_t n = 1; n <= kQuick; ++n) logs[n] = static_cast<uint16_t>(FixedLog2(n));
+  return logs;
+}();
 
 constexpr size_t kMaxBytes = size_t{1} << 31;
 constexpr size_t kSampledBytes = size_t{1} << 15;
@@ -65,11 +71,13 @@ Histogram CountBytes(ByteSpan raw) {
   return sum;
 }
 
+uint32_t QuickLog2(uint32_t n) { return n <= kQuick ? kLog2[n] : FixedLog2(n); }
+
 uint64_t EntropyBits(const Histogram& counts) {
   const auto size = std::accumulate(counts.begin(), counts.end(), uint32_t{0});
   if (size == 0) return 0;
   uint64_t bits = uint64_t{size} * FixedLog2(size);  // in units of 1/4096
-  for (const uint32_t count : counts) bits -= count > 0 ? uint64_t{count} * FixedLog2(count) : 0;
+  for (const uint32_t count : counts) bits -= count > 0 ? uint64_t{count} * QuickLog2(count) : 0;
   return bits / 4096;
 }
 

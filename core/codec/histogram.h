@@ -29,6 +29,9 @@ constexpr uint32_t FixedLog2(uint32_t n) {
   return log;
 }
 
+// The same, faster for numbers up to 4096.
+uint32_t QuickLog2(uint32_t n);
+
 // The order-0 entropy, in bits, of bytes that are counted.
 uint64_t EntropyBits(const Histogram& counts);
 

@@ -9,7 +9,7 @@ from planes_decoder import decode_frame
 MODES = {"bytes": 0, "fields": 1}, {"none": 0, "token": 1, "xor": 2}
 
 
-@pytest.mark.parametrize("split", ["auto", "bytes", "fields", "lz"])
+@pytest.mark.parametrize("split", ["auto", "bytes", "fields", "coded"])
 @pytest.mark.parametrize("delta", ["auto", "none", "token", "xor"])
 def test_a_decoder_of_the_document_reads_what_the_program_writes(bin_dir, sample, tmp_path, split, delta):
     # A real cache; and in each dtype every kind of bits, over more than one block.
@@ -28,7 +28,7 @@ def test_a_decoder_of_the_document_reads_what_the_program_writes(bin_dir, sample
             if path != sample:  # noise does not shrink, and hardly grows
                 assert len(compressed.bytes[name]) <= 1.001 * len(values) + 64, name
             for number, (asked, known) in zip(zip(*modes), zip((split, delta), MODES)):
-                assert asked in ("auto", "lz") or set(number) == {known[asked]}, name
+                assert asked in ("auto", "coded") or set(number) == {known[asked]}, name
 
 
 def test_the_default_spec_is_chosen_by_the_encoder(bin_dir, sample, tmp_path):

@@ -11,19 +11,25 @@ from frame_reader import read_frame, split_payload
 def decode(stream, count, width):
     """The bytes of `count` values of `width` bytes, (split, delta), and for each plane the coder's number or None."""
     require(len(stream) > 0, "an empty stream")
-    split, delta, at = stream[0] % 2, stream[0] // 2, 1
-    distance = b"\0\0\0\0"
+    head, at, distance = stream[0], 1, b"\0\0\0\0"
+    split, delta, stored = head % 2, head // 2 % 4, [head >> 3 + plane & 1 for plane in range(5)]
+    require(not any(stored[width:]), "more planes than a value has bytes")
     if delta:
         distance, at = stream[at:at + 4], at + 4
-    require(len(stream) >= at + 4 * (width - 1), "the sizes of the planes")
-    sizes = struct.unpack_from(f"<{width - 1}I", stream, at)
-    at += 4 * (width - 1)
+    coded = width - sum(stored)
+    end = len(stream) - 4 * max(0, coded - 1)
+    require(at <= end, "the sizes of the planes")
+    sizes = list(struct.unpack_from(f"<{max(0, coded - 1)}I", stream, end))
+    if coded:
+        sizes.append(end - at - sum(sizes) - count * sum(stored))
     planes, coders = [], []
-    for size in (*sizes, len(stream) - at - sum(sizes)):
-        require(0 <= size <= count and at + size <= len(stream), "a plane has the wrong size")
-        coded, at = stream[at:at + size], at + size
-        coders.append(coded[0] if size < count else None)
-        planes.append(coded if size == count else smallest_decoder.decode(coded, count))
+    for is_stored in stored[:width]:
+        size = count if is_stored else sizes.pop(0)
+        require(0 <= size and at + size <= end and (is_stored or size < count), "a plane has the wrong size")
+        plane, at = stream[at:at + size], at + size
+        coders.append(None if is_stored else plane[0] if plane else 0)
+        planes.append(plane if is_stored else smallest_decoder.decode(plane, count))
+    require(at == end, "bytes are left")
     planes += [b""] * (planes_decoder.PLANES - width)
     values, mode = planes_decoder.decode([bytes([split, delta]) + distance, *planes], count, width)
     return values, mode, coders

@@ -61,6 +61,9 @@ def frequencies_of(levels, step_bits):
 def decode_rans(stream, size):
     require(len(stream) > 0 and stream[0] in (4, 64), "lanes")
     levels, step_bits, rest = read_levels(stream[1:])
+    if len(levels) == 1:
+        require(not rest, "bytes after the only level")
+        return bytes(levels) * size
     return rans_decoder.decode_words(frequencies_of(levels, step_bits), rest, stream[0], size)
 
 

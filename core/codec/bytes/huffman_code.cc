@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <span>
 
-#include "core/codec/bytes/bits.h"
+#include "core/codec/bits.h"
 
 namespace kvcompress {
 namespace {

@@ -4,9 +4,9 @@
 #include <cstring>
 #include <optional>
 
-#include "core/codec/bytes/bits.h"
-#include "core/codec/bytes/rans_tables.h"
+#include "core/codec/bits.h"
 #include "core/codec/histogram.h"
+#include "core/codec/rans_tables.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {

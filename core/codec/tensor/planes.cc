@@ -5,12 +5,9 @@
 #include <bit>
 #include <optional>
 #include <span>
-#include <vector>
 
 #include "core/codec/histogram.h"
-#include "core/codec/matches.h"
 #include "core/codec/registry.h"
-#include "core/codec/repetitions.h"
 
 namespace kvcompress {
 namespace {
@@ -35,8 +32,6 @@ constexpr std::array<Candidate, 6> kCandidates = {{{PlaneSplit::kBytes, PlaneDel
                                                    {PlaneSplit::kBytes, PlaneDelta::kToken},
                                                    {PlaneSplit::kFields, PlaneDelta::kToken}}};
 
-constexpr size_t kPlainBytes = 0;
-
 // Of a block, this many values are looked at, in runs that lie evenly over it: a cache line of 16-bit values each.
 constexpr size_t kSampleRun = 32;
 constexpr size_t kSampleRuns = 64;
@@ -48,6 +43,9 @@ constexpr auto kLogTerms = [] {
   for (uint32_t n = 0; n <= kSample; ++n) terms[n] = n > 0 ? n * FixedLog2(n) : 0;
   return terms;
 }();
+
+// What a table takes for each different byte of a plane.
+constexpr int64_t kTableBits = 4;
 
 // How often each byte is in each plane of the sampled values, for each candidate.
 template <typename Word>
@@ -68,16 +66,37 @@ class SampledPlanes {
   // The order-0 entropy of the candidate's planes of the sampled values, in bits / 4096.
   int64_t Cost(size_t candidate) const {
     int64_t cost = 0;
-    for (size_t p = 0; p < sizeof(Word); ++p) cost += Cost(candidate, p);
+    for (const Counts& counts : counts_[candidate]) cost += EntropyOf(counts);
     return cost;
   }
-  int64_t Cost(size_t candidate, size_t plane) const {
-    int64_t cost = kLogTerms[sampled_];
-    for (const uint16_t n : counts_[candidate][sizeof(Word) - 1 - plane]) cost -= kLogTerms[n];
+
+  // What coding of `count` values takes of as many as are sampled, also in bits / 4096: a sample of s values with d
+  // different ones has (d - 1) / (2 s log 2) bits a value less of entropy than what it is taken from, each takes a
+  // place in a table, and a plane is stored where coding makes it no smaller.
+  int64_t CodedCost(size_t candidate, size_t count) const {
+    int64_t cost = 0;
+    for (const Counts& counts : counts_[candidate]) cost += CodedCost(counts, count);
     return cost;
   }
 
  private:
+  using Counts = std::array<uint16_t, 256>;
+
+  int64_t EntropyOf(const Counts& counts) const {
+    int64_t cost = kLogTerms[sampled_];
+    for (const uint16_t n : counts) cost -= kLogTerms[n];
+    return cost;
+  }
+
+  int64_t CodedCost(const Counts& counts, size_t count) const {
+    constexpr int64_t kBias = 2955;  // 4096 / (2 log 2)
+    const auto sampled = static_cast<int64_t>(sampled_);
+    const auto all = static_cast<int64_t>(count);
+    const int64_t different = std::ranges::count_if(counts, [](uint16_t n) { return n > 0; });
+    const int64_t unseen = different * (kBias * (all - sampled) + 4096 * kTableBits * sampled) / all;
+    return std::min(EntropyOf(counts) + unseen, 8 * 4096 * sampled);
+  }
+
   void AddRun(const std::byte* values, size_t begin, size_t run, size_t distance) {
     std::array<std::array<Word, kSampleRun>, kCandidates.size()> words;
     for (size_t i = 0; i < run; ++i) {
@@ -99,18 +118,18 @@ class SampledPlanes {
   }
 
   size_t sampled_ = 0;
-  std::array<std::array<std::array<uint16_t, 256>, sizeof(Word)>, kCandidates.size()> counts_ = {};
+  std::array<std::array<Counts, sizeof(Word)>, kCandidates.size()> counts_ = {};  // the lowest byte's first
 };
 
 // A candidate must save this part of the cost of a simpler one: less is within the error of sampling.
 constexpr int64_t kMargin = 1024;
 
-template <typename Word>
-size_t Cheapest(const SampledPlanes<Word>& sampled, std::span<const size_t> candidates) {
+template <typename Cost>
+size_t Cheapest(std::span<const size_t> candidates, Cost cost_of) {
   size_t best = candidates[0];
-  int64_t best_cost = sampled.Cost(best);
+  int64_t best_cost = cost_of(best);
   for (const size_t candidate : candidates.subspan(1)) {
-    const int64_t cost = sampled.Cost(candidate);
+    const int64_t cost = cost_of(candidate);
     if (cost >= best_cost - best_cost / kMargin) continue;
     best = candidate;
     best_cost = cost;
@@ -133,27 +152,35 @@ uint64_t TokenDistance(const TensorDesc& tensor) {
   return HalvesOf(tensor.dtype) * (tensor.shape.empty() ? 1 : tensor.shape.back());
 }
 
-// The highest byte of each value in 8 bytes of them.
-template <typename Word>
-constexpr uint64_t HighBytes() {
-  uint64_t mask = 0;
-  for (size_t i = sizeof(Word); i <= 8; i += sizeof(Word)) mask |= uint64_t{0xff} << 8 * (i - 1);
-  return mask;
+// Blocks of so few values are looked at whole where a sample leaves a doubt.
+constexpr size_t kSmallBlock = size_t{1} << 14;
+// A doubt: costs that differ by less than this part.
+constexpr int64_t kCloseBy = 64;
+
+// What coding of the planes takes, in bits: where it makes a plane no smaller, that is stored.
+uint64_t CodedBits(std::span<const StreamBuffer> streams) {
+  uint64_t bits = 0;
+  for (const StreamBuffer& plane : streams.subspan(1)) {
+    const Histogram counts = CountBytes({plane.data, plane.size});
+    const auto different = static_cast<uint64_t>(std::ranges::count_if(counts, [](uint32_t n) { return n > 0; }));
+    bits += std::min<uint64_t>(EntropyBits(counts) + kTableBits * different, 8 * plane.size);
+  }
+  return bits;
 }
 
 // The choice of "split" after those of PlaneSplit.
-constexpr int64_t kSplitForLz = 3;
+constexpr int64_t kSplitByCodedCost = 3;
 
 // docs/format.md, "planes": a mode stream and up to four planes of bytes. The kernels are in simd/planes.h.
 class Planes final : public TensorCodec {
  public:
   explicit Planes(const StageSpec& stage)
-      : for_lz_(stage.Int("split") == kSplitForLz),
-        split_(for_lz_ ? std::nullopt : Fixed<PlaneSplit>(stage, "split")),
+      : by_coded_cost_(stage.Int("split") == kSplitByCodedCost),
+        split_(by_coded_cost_ ? std::nullopt : Fixed<PlaneSplit>(stage, "split")),
         delta_(Fixed<PlaneDelta>(stage, "delta")) {}
 
   bool lossless() const override { return true; }
-  bool is_fast() const override { return !for_lz_; }
+  bool is_fast() const override { return !by_coded_cost_; }
   bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   size_t stream_count() const override { return 1 + kMaxPlanes; }
 
@@ -173,16 +200,19 @@ class Planes final : public TensorCodec {
       planes[p] = reinterpret_cast<uint8_t*>(streams[1 + p].data);
       streams[1 + p].size = p < width ? count : 0;
     }
-    if (choice.match_length > 0) {
-      const PlaneFormat bytes = {.dtype = format.dtype};
-      simd::SplitPlanes(bytes, block.values.data(), count, planes);
-      if (MatchesPay({streams[1].data, count}, choice)) {
-        WriteMode(bytes, streams[0]);
-        return absl::OkStatus();
+    const auto split = [&](const PlaneFormat& by) { simd::SplitPlanes(by, block.values.data(), count, planes); };
+    split(format);
+    if (choice.rival != choice.candidate) {
+      const uint64_t bits = CodedBits(streams);
+      const PlaneFormat rival = FormatOf(choice.rival, block.tensor);
+      split(rival);
+      if (CodedBits(streams) <= bits) {
+        format = rival;
+      } else {
+        split(format);
       }
     }
     WriteMode(format, streams[0]);
-    simd::SplitPlanes(format, block.values.data(), count, planes);
     return absl::OkStatus();
   }
 
@@ -205,23 +235,9 @@ class Planes final : public TensorCodec {
 
  private:
   struct Choice {
-    size_t candidate;  // of least order-0 entropy
-    // Above 0 where plain bytes may be better, because runs of the highest ones repeat: what is the least length of a
-    // match then, the order-0 entropy of the highest bytes, and what must come of it in proportion.
-    size_t match_length = 0;
-    uint64_t entropy = 0;
-    uint64_t goal = 0;
+    size_t candidate;  // of least cost without matches
+    size_t rival;      // another one of about that cost, or the same
   };
-
-  // Tried on the first and the third quarter: the halves of a block may be different heads.
-  static bool MatchesPay(ByteSpan bytes, const Choice& choice) {
-    thread_local std::vector<std::byte> sample;
-    const auto quarter = bytes.size() / 4;
-    sample.assign(bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(quarter));
-    const ByteSpan third = bytes.subspan(2 * quarter, quarter);
-    sample.insert(sample.end(), third.begin(), third.end());
-    return MatchedBits(sample, choice.match_length) * choice.entropy < EntropyBits(CountBytes(sample)) * choice.goal;
-  }
 
   Choice Choose(const TensorDesc& tensor, ByteSpan values) const {
     const size_t count = values.size() / ValueSize(tensor.dtype);
@@ -237,33 +253,28 @@ class Planes final : public TensorCodec {
     for (size_t c = 0; c < kCandidates.size(); ++c) {
       if (allowed(kCandidates[c])) left[size++] = c;
     }
-    if (size <= 1 || count == 0) return {left[0]};
+    if (size <= 1 || count == 0) return {left[0], left[0]};
+    const std::span<const size_t> candidates(left.data(), size);
     const size_t sampled_distance = may_delta ? static_cast<size_t>(distance) : count;
     return VisitBits(tensor.dtype, [&](auto bits) {
       const SampledPlanes<decltype(bits)> sampled(values.data(), count, sampled_distance);
-      Choice choice = {Cheapest(sampled, std::span<const size_t>(left.data(), size))};
-      if (for_lz_ && left[0] == kPlainBytes && choice.candidate != kPlainBytes) {
-        ConsiderMatches(sampled, values, choice);
-      }
-      return choice;
+      const auto cost = [&](size_t c) { return by_coded_cost_ ? sampled.CodedCost(c, count) : sampled.Cost(c); };
+      const size_t best = Cheapest(candidates, cost);
+      return Choice{best, by_coded_cost_ && count <= kSmallBlock ? RivalOf(best, candidates, cost) : best};
     });
   }
 
-  template <typename Word>
-  static void ConsiderMatches(const SampledPlanes<Word>& sampled, ByteSpan values, Choice& choice) {
-    const size_t taken = std::max<size_t>(sampled.sampled(), 1);
-    const auto high = static_cast<uint64_t>(sampled.Cost(kPlainBytes, 0)) / 4096;
-    const size_t run = RunFor(taken, high);
-    const size_t repeating = RepeatingRuns(values, sizeof(Word), run, HighBytes<Word>());
-    if (repeating < RunsWorthLooking(run)) return;
-    if (repeating >= kRunsBeyondDoubt) {
-      choice.candidate = kPlainBytes;
-      return;
-    }
-    const int64_t others = sampled.Cost(kPlainBytes) - sampled.Cost(kPlainBytes, 0);
-    choice.match_length = MatchLengthFor(taken, high);
-    choice.entropy = high;
-    choice.goal = static_cast<uint64_t>(std::max<int64_t>(0, sampled.Cost(choice.candidate) - others)) / 4096;
+  // The cheapest candidate with a delta where `best` has none, or without one where it has, if it costs about as much;
+  // else `best`.
+  template <typename Cost>
+  static size_t RivalOf(size_t best, std::span<const size_t> candidates, Cost cost) {
+    const auto has_delta = [](size_t c) { return kCandidates[c].delta != PlaneDelta::kNone; };
+    const auto first = std::ranges::find_if(candidates, has_delta) - candidates.begin();
+    const auto others =
+        has_delta(best) ? candidates.first(static_cast<size_t>(first)) : candidates.subspan(static_cast<size_t>(first));
+    if (others.empty()) return best;
+    const size_t rival = Cheapest(others, cost);
+    return cost(rival) < cost(best) + cost(best) / kCloseBy ? rival : best;
   }
 
   static PlaneFormat FormatOf(size_t candidate, const TensorDesc& tensor) {
@@ -301,7 +312,7 @@ class Planes final : public TensorCodec {
     return place == 0 ? std::nullopt : std::optional(static_cast<Enum>(place - 1));
   }
 
-  const bool for_lz_;  // a byte codec that finds matches follows
+  const bool by_coded_cost_;  // not by the entropy of a sample alone
   // Where there is none, each block gets the one that seems to code better.
   const std::optional<PlaneSplit> split_;
   const std::optional<PlaneDelta> delta_;
@@ -311,8 +322,8 @@ constexpr std::string_view kExamples[] = {
     "planes(split=auto,delta=auto)", "planes(split=fields,delta=token)", "planes(split=bytes,delta=xor)",
     "planes(split=fields,delta=none)|zstd(level=-1)", "sparse(ratio=0.2)|planes(split=bytes,delta=token)"};
 constexpr Parameter kParameters[] = {
-    Parameter::Word("split", 0, "auto|bytes|fields|lz",
-                    "bits as they are, or with the exponent's together; lz: as auto, for a codec of matches"),
+    Parameter::Word("split", 0, "auto|bytes|fields|coded",
+                    "bits as they are, or with the exponent's together; coded: as auto, with tables counted"),
     Parameter::Word("delta", 0, "auto|none|token|xor",
                     "each value as its difference to the token before, or its exclusive or"),
 };

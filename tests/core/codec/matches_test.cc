@@ -73,19 +73,29 @@ TEST(MatchesTest, WhatDoesNotComeToTheSizeIsRefused) {
 
 TEST(RepetitionsTest, RowsThatRepeatAreSeenAndNoiseIsNot) {
   std::mt19937 random(1);
-  for (const size_t width : {1, 2, 4}) {
-    for (const size_t row : {64, 80, 128}) {
-      const Bytes contents = MakeBits(200 * row * width);
-      Bytes rows;
-      for (size_t i = 0; i < 1000; ++i) {
-        const auto begin = contents.begin() + static_cast<ptrdiff_t>(random() % 200 * row * width);
-        rows.insert(rows.end(), begin, begin + static_cast<ptrdiff_t>(row * width));
-      }
-      EXPECT_GT(RepeatingRuns(rows, width, 8, ~uint64_t{0}), 100u) << width << " " << row;
-      EXPECT_EQ(RepeatingRuns(MakeBits(rows.size()), width, 8, ~uint64_t{0}), 0u) << width << " " << row;
+  for (const size_t row : {64, 80, 128, 256}) {
+    const Bytes contents = MakeBits(200 * row);
+    Bytes rows;
+    for (size_t i = 0; i < 1000; ++i) {
+      const auto begin = contents.begin() + static_cast<ptrdiff_t>(random() % 200 * row);
+      rows.insert(rows.end(), begin, begin + static_cast<ptrdiff_t>(row));
+    }
+    EXPECT_GT(RepeatingRuns(rows, 8), 100u) << row;
+    EXPECT_EQ(RepeatingRuns(MakeBits(rows.size()), 8), 0u) << row;
+  }
+  for (size_t size = 0; size < 300; ++size) RepeatingRuns(Bytes(size), 32);
+}
+
+TEST(RepetitionsTest, AFewChannelsThatRepeatAreSeenWhereverTheyAre) {
+  for (const size_t size : {8192, 1 << 17}) {
+    for (size_t channel = 0; channel < 64; channel += 3) {
+      Bytes rows = MakeBits(size);
+      for (size_t at = 0; at + 64 <= size; at += 64)
+        std::fill_n(rows.begin() + static_cast<ptrdiff_t>(at + channel), std::min<size_t>(6, 64 - channel),
+                    std::byte{7});
+      EXPECT_TRUE(RunsRepeat(rows, 5) || channel > 59) << size << " " << channel;
     }
   }
-  for (size_t size = 0; size < 300; ++size) RepeatingRuns(Bytes(size), 1, 32, ~uint64_t{0});
 }
 
 }  // namespace

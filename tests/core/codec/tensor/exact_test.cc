@@ -1,5 +1,7 @@
 #include <gmock/gmock.h>
 
+#include <random>
+
 #include "tests/core/codec/chain_harness.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
@@ -62,9 +64,29 @@ TEST(ExactTest, ModesAndSizesThatNobodyWritesAreRefused) {
     damaged[at] = static_cast<std::byte>(byte);
     EXPECT_THAT(Decode(tensor, damaged, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_)) << at << byte;
   };
-  for (const int mode : {2, 3, 4, 5, 6, 7, 128, 255}) refused(kSizeOfStream, mode);
-  refused(kSizeOfStream + 3, 1);     // plane 0 has 2^16 bytes and more
-  refused(kSizeOfStream + 4, 0xff);  // and 2^32
+  // The lower plane is stored: nobody stores the higher one in its place, both, or one that values of 2 bytes have not.
+  const int mode = std::to_integer<int>(payload[kSizeOfStream]);
+  ASSERT_EQ(mode >> 3, 2);
+  for (const int stored : {0, 1, 3, 4, 6, 8, 16, 18}) refused(kSizeOfStream, (mode & 7) | stored << 3);
+  for (const int delta : {1, 2, 3}) refused(kSizeOfStream, (mode & ~6) | delta << 1);
+}
+
+TEST(ExactTest, SizesThatDoNotComeToTheStreamAreRefused) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {700});
+  Bytes values(1400);
+  std::mt19937 random(1);
+  for (std::byte& byte : values) byte = static_cast<std::byte>(random() % 5);
+  const Bytes payload = Encode(tensor, values);
+  ASSERT_EQ(std::to_integer<int>(payload[kSizeOfStream]) >> 3, 0);  // both planes are coded
+  Bytes decoded(values.size());
+  const auto size = LoadLE<uint32_t>(payload.data() + payload.size() - 4);
+  for (const uint32_t other : {0u, 1u, size - 1, size + 1, 699u, 700u, 701u, 1u << 31, ~0u}) {
+    Bytes damaged = payload;
+    StoreLE(other, damaged.data() + damaged.size() - 4);
+    EXPECT_THAT(Decode(tensor, damaged, decoded), StatusIs(absl::StatusCode::kDataLoss, ::testing::_)) << other;
+  }
+  EXPECT_THAT(Decode(tensor, payload, decoded), IsOk());
+  EXPECT_EQ(decoded, values);
 }
 
 }  // namespace

@@ -195,8 +195,9 @@ TEST(PlanesTest, ModesThatNobodyWritesAreRefused) {
 TEST(PlanesTest, SpecsAreCanonicalAndChecked) {
   EXPECT_EQ(ChainSpec::Parse("planes")->text(), "planes(split=auto,delta=auto)");
   EXPECT_EQ(ChainSpec::Parse("planes(delta=xor)")->text(), "planes(split=auto,delta=xor)");
-  EXPECT_THAT(ChainSpec::Parse("planes(split=bits)"),
-              StatusIs(absl::StatusCode::kInvalidArgument, "planes: split=bits is not one of auto, bytes, fields, lz"));
+  EXPECT_THAT(
+      ChainSpec::Parse("planes(split=bits)"),
+      StatusIs(absl::StatusCode::kInvalidArgument, "planes: split=bits is not one of auto, bytes, fields, coded"));
   EXPECT_THAT(ChainSpec::Parse("planes(delta=1)"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("delta=1 is not one of auto, none, token, xor")));
 }

@@ -1,12 +1,12 @@
-#include "core/codec/bytes/rans_levels.h"
+#include "core/codec/rans_levels.h"
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <numeric>
 
-#include "core/codec/bytes/bits.h"
-#include "core/codec/bytes/rans_tables.h"
+#include "core/codec/bits.h"
+#include "core/codec/rans_tables.h"
 
 namespace kvcompress {
 namespace {
@@ -33,10 +33,14 @@ Histogram FrequenciesOf(const Levels& levels, uint32_t step_bits) {
   return NormalizeToSlots(weights);
 }
 
-// Rounding a logarithm costs its square: the more symbols there are to code, the finer.
-uint32_t StepBitsFor(uint64_t total) {
-  if (total <= uint64_t{1} << 14) return 1;
-  return total <= uint64_t{1} << 16 ? 2 : 3;
+// Rounding a logarithm to 2^-p octaves costs a symbol some 2^-2p / 35 bits, and each p costs every different one about
+// a bit.
+uint32_t StepBitsFor(const Histogram& counts) {
+  const auto total = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  const auto different = static_cast<uint64_t>(std::ranges::count_if(counts, [](uint32_t n) { return n > 0; }));
+  uint32_t bits = 0;
+  while (bits < kMaxStepBits && total > 45 * different << 2 * bits) ++bits;
+  return bits;
 }
 
 Levels LevelsOf(const Histogram& counts, uint32_t step_bits) {
@@ -45,7 +49,7 @@ Levels LevelsOf(const Histogram& counts, uint32_t step_bits) {
   Levels levels = {};
   for (size_t s = 0; s < 256; ++s) {
     if (counts[s] == 0) continue;
-    const uint32_t log = FixedLog2(std::max(1u, counts[s] >> shift));
+    const uint32_t log = QuickLog2(std::max(1u, counts[s] >> shift));
     levels[s] = static_cast<uint8_t>(1 + (((log << step_bits) + 2048) >> 12));
   }
   return levels;
@@ -147,7 +151,7 @@ class LevelReader {
 }  // namespace
 
 size_t WriteLevels(const Histogram& counts, uint8_t* out, Histogram& frequencies) {
-  const uint32_t step_bits = StepBitsFor(std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
+  const uint32_t step_bits = StepBitsFor(counts);
   const Levels levels = LevelsOf(counts, step_bits);
   frequencies = FrequenciesOf(levels, step_bits);
   size_t first = 0;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "core/base/bytes.h"
 #include "core/codec/histogram.h"
 #include "core/simd/rans.h"
@@ -17,6 +19,9 @@ bool IsRansLanes(size_t lanes);
 // sums over the symbols so far are right.
 Histogram NormalizeToSlots(const std::array<uint64_t, 256>& weights);
 Histogram NormalizeToSlots(const Histogram& counts);
+
+// The symbol that has all slots, if one has. Coding it changes no state and makes no word.
+std::optional<std::byte> OnlySymbol(const Histogram& frequencies);
 
 // About the bytes that `counts` symbols take, each of which has a frequency, besides the states.
 uint64_t RansBytes(const Histogram& counts, const Histogram& frequencies);

@@ -1,4 +1,4 @@
-#include "core/codec/bytes/rans_tables.h"
+#include "core/codec/rans_tables.h"
 
 #include <algorithm>
 #include <array>
@@ -10,13 +10,6 @@ namespace {
 constexpr size_t kNarrowLanes = 4;
 // Below this many bytes the states of the wide lanes cost more than their speed is worth.
 constexpr size_t kWideBytes = size_t{1} << 15;
-
-// The binary logarithms of frequencies, in units of 1/4096.
-constexpr auto kSlotLog2 = [] {
-  std::array<uint16_t, simd::kRansSlots + 1> logs{};
-  for (uint32_t n = 1; n <= simd::kRansSlots; ++n) logs[n] = static_cast<uint16_t>(FixedLog2(n));
-  return logs;
-}();
 
 simd::RansSymbolTable MakeSymbolTable(const Histogram& frequencies) {
   simd::RansSymbolTable table;
@@ -36,12 +29,13 @@ void MakeSlotTable(const Histogram& frequencies, simd::RansSlotTable& table) {
   }
 }
 
-// Whether one symbol has all slots. Coding it changes no state and makes no word.
-bool IsConstant(const Histogram& frequencies) {
-  return std::ranges::find(frequencies, simd::kRansSlots) != frequencies.end();
-}
-
 }  // namespace
+
+std::optional<std::byte> OnlySymbol(const Histogram& frequencies) {
+  const auto found = std::ranges::find(frequencies, simd::kRansSlots);
+  if (found == frequencies.end()) return std::nullopt;
+  return static_cast<std::byte>(found - frequencies.begin());
+}
 
 size_t RansLanes(size_t count) { return count < kWideBytes ? kNarrowLanes : simd::kRansWideLanes; }
 bool IsRansLanes(size_t lanes) { return lanes == kNarrowLanes || lanes == simd::kRansWideLanes; }
@@ -80,13 +74,13 @@ Histogram NormalizeToSlots(const Histogram& counts) {
 uint64_t RansBytes(const Histogram& counts, const Histogram& frequencies) {
   uint64_t bits = 0;  // in units of 1/4096
   for (size_t s = 0; s < 256; ++s) {
-    if (counts[s] > 0) bits += uint64_t{counts[s]} * (kSlotLog2[simd::kRansSlots] - kSlotLog2[frequencies[s]]);
+    if (counts[s] > 0) bits += uint64_t{counts[s]} * (QuickLog2(simd::kRansSlots) - QuickLog2(frequencies[s]));
   }
   return bits / (uint64_t{8} * 4096);
 }
 
 size_t EncodeRans(const Histogram& frequencies, size_t lanes, ByteSpan raw, MutableByteSpan coded) {
-  if (IsConstant(frequencies)) {
+  if (OnlySymbol(frequencies)) {
     if (coded.size() < 6 * lanes) return 0;  // the room that RansEncode asks for
     for (size_t i = 0; i < lanes; ++i) StoreLE(simd::kRansLow, coded.data() + 4 * i);
     return 4 * lanes;
@@ -96,13 +90,12 @@ size_t EncodeRans(const Histogram& frequencies, size_t lanes, ByteSpan raw, Muta
 }
 
 bool DecodeRans(const Histogram& frequencies, size_t lanes, ByteSpan coded, MutableByteSpan raw) {
-  if (IsConstant(frequencies)) {
+  if (const std::optional<std::byte> symbol = OnlySymbol(frequencies)) {
     if (coded.size() != 4 * lanes) return false;
     for (size_t i = 0; i < coded.size(); i += 4) {
       if (LoadLE<uint32_t>(coded.data() + i) != simd::kRansLow) return false;
     }
-    const auto symbol = std::ranges::find(frequencies, simd::kRansSlots) - frequencies.begin();
-    std::ranges::fill(raw, static_cast<std::byte>(symbol));
+    std::ranges::fill(raw, *symbol);
     return true;
   }
   thread_local simd::RansSlotTable slots;
