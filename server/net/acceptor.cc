@@ -2,11 +2,9 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -51,39 +49,28 @@ void Acceptor::Run() {
     tired = false;
     if (waiting[0].revents != 0) return;
     for (size_t i = 1; i < waiting.size(); ++i) {
-      if (!TakeFrom(waiting[i].fd, *receivers[i])) tired = true;
+      constexpr size_t kTurn = 64;  // then the other sockets have theirs
+      const auto take = [&](int fd, const Address& from) { Take(fd, from, *receivers[i]); };
+      if (!AcceptWaiting(waiting[i].fd, kTurn, take)) tired = true;
     }
   }
 }
 
-bool Acceptor::TakeFrom(int socket, const Receiver& receiver) {
-  constexpr int kTurn = 64;  // then the other sockets have theirs
-  for (int i = 0; i < kTurn; ++i) {
-    sockaddr_storage address{};
-    socklen_t size = sizeof(address);
-    const int fd = accept4(socket, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return false;
-      if (errno == EAGAIN || errno == EINVAL || errno == EBADF) return true;
-      continue;  // a connection that broke before it was accepted
-    }
-    const Address from = AddressOfSocket(address, size);
-    const std::string client = ClientOfHost(from.host);
-    if (HasRoomFor(client)) {
-      {
-        absl::MutexLock lock(&mutex_);
-        open_.push_back({fd, InodeOf(fd), client});
-        if (!client.empty()) ++clients_[client];
-      }
-      if (options_.on_accept != nullptr && !from.host.empty()) options_.on_accept(fd, PeerOf(from));
-      receiver(fd);
-    } else {
-      // First, so that it has been counted when the client sees it.
-      if (options_.on_reject != nullptr) options_.on_reject();
-      close(fd);
-    }
+void Acceptor::Take(int fd, const Address& from, const Receiver& receiver) {
+  const std::string client = ClientOfHost(from.host);
+  if (!HasRoomFor(client)) {
+    // First, so that it has been counted when the client sees it.
+    if (options_.on_reject != nullptr) options_.on_reject();
+    close(fd);
+    return;
   }
-  return true;
+  {
+    absl::MutexLock lock(&mutex_);
+    open_.push_back({fd, InodeOf(fd), client});
+    if (!client.empty()) ++clients_[client];
+  }
+  if (options_.on_accept != nullptr && !from.host.empty()) options_.on_accept(fd, PeerOf(from));
+  receiver(fd);
 }
 
 bool Acceptor::HasRoomFor(const std::string& client) {

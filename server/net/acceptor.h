@@ -53,8 +53,8 @@ class Acceptor {
   };
 
   void Run();
-  // Accepts the connections that wait at a socket; false when the process has no descriptors left for them.
-  bool TakeFrom(int socket, const Receiver& receiver);
+  // Gives a new connection to its receiver, or closes it above a limit.
+  void Take(int fd, const Address& from, const Receiver& receiver);
   bool HasRoomFor(const std::string& client);
   void ForgetClosed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

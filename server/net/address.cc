@@ -58,10 +58,6 @@ Address AddressOfSocket(const sockaddr_storage& address, socklen_t size) {
   return {std::string(text), port};
 }
 
-std::string ClientOfSocket(const sockaddr_storage& address, socklen_t size) {
-  return ClientOfHost(AddressOfSocket(address, size).host);
-}
-
 std::string PeerOf(const Address& address) {
   if (address.host.find(':') == std::string::npos) return "ipv4:" + address.host + ":" + address.port;
   return "ipv6:%5B" + absl::StrReplaceAll(address.host, {{"%", "%25"}}) + "%5D:" + address.port;

@@ -29,9 +29,7 @@ std::string JoinAddress(std::string_view host, int port);
 std::string ClientOfHost(std::string_view host);
 // The numeric address of the other side of a socket; empty for a unix socket.
 Address AddressOfSocket(const sockaddr_storage& address, socklen_t size);
-// The client there; empty for a unix socket.
-std::string ClientOfSocket(const sockaddr_storage& address, socklen_t size);
-// The same for a peer as gRPC writes it: "ipv4:10.0.0.1:2", "ipv6:%5B2001:db8::1%5D:2".
+// The client of a peer as gRPC writes it: "ipv4:10.0.0.1:2", "ipv6:%5B2001:db8::1%5D:2".
 std::string ClientOfPeer(std::string_view peer);
 // A numeric address as gRPC writes peers.
 std::string PeerOf(const Address& address);

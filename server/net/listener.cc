@@ -19,7 +19,6 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "server/net/address.h"
 
 namespace kvcompress {
 namespace {
@@ -211,6 +210,22 @@ std::string Listener::OpenTcp() {
   }
   if (!sockets_.empty()) address_ = JoinAddress(parts.host, std::stoi(port));
   return error;
+}
+
+bool AcceptWaiting(int socket, size_t most, const std::function<void(int fd, const Address& from)>& take) {
+  for (size_t i = 0; i < most; ++i) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof(address);
+    const int fd = accept4(socket, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+      take(fd, AddressOfSocket(address, size));
+    } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+      return false;
+    } else if (errno == EAGAIN || errno == EINVAL || errno == EBADF) {
+      return true;
+    }  // else a connection that broke before it was accepted
+  }
+  return true;
 }
 
 }  // namespace kvcompress

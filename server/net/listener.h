@@ -2,10 +2,12 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/net/address.h"
 
 namespace kvcompress {
 
@@ -35,5 +37,9 @@ class Listener {
   std::vector<int> sockets_;
   ino_t inode_ = 0;  // of a unix socket's file, which another daemon may have replaced
 };
+
+// Gives `take` up to `most` of the connections that wait at a listener's socket, non-blocking, each with the numeric
+// address of its other side (empty for a unix socket). False when the process has no descriptors left for them.
+bool AcceptWaiting(int socket, size_t most, const std::function<void(int fd, const Address& from)>& take);
 
 }  // namespace kvcompress

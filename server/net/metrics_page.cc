@@ -85,36 +85,24 @@ void MetricsPage::Run() {
       return true;
     });
     for (size_t i = 0; i < sockets.size(); ++i) {
+      constexpr size_t kTurn = kMaxConnections / 4;  // then those that are there have theirs
       constexpr absl::Duration kPause = absl::Milliseconds(50);
-      if (waiting[1 + i].revents != 0 && !Accept(sockets[i])) tired_until = absl::Now() + kPause;
+      const auto take = [this](int fd, const Address& from) { Take(fd, from); };
+      if (waiting[1 + i].revents != 0 && !AcceptWaiting(sockets[i], kTurn, take)) tired_until = absl::Now() + kPause;
     }
   }
 }
 
-bool MetricsPage::Accept(int socket) {
-  constexpr size_t kTurn = kMaxConnections / 4;  // then those that are there have theirs
-  for (size_t i = 0; i < kTurn; ++i) {
-    sockaddr_storage address{};
-    socklen_t size = sizeof(address);
-    const int fd = accept4(socket, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return false;
-      if (errno == EAGAIN || errno == EINVAL || errno == EBADF) return true;
-      continue;  // a connection that broke before it was accepted
-    }
-    if (connections_.size() == kMaxConnections) CloseOneOfMost();
-    connections_.push_back({.fd = fd,
-                            .client = ClientOfSocket(address, size),
-                            .deadline = absl::Now() + patience_,
-                            .request = {},
-                            .answer = {}});
-    // Most requests are there already.
-    if (!GoOn(connections_.back())) {
-      close(fd);
-      connections_.pop_back();
-    }
+void MetricsPage::Take(int fd, const Address& from) {
+  if (connections_.size() == kMaxConnections) CloseOneOfMost();
+  const absl::Time deadline = absl::Now() + patience_;
+  connections_.push_back(
+      {.fd = fd, .client = ClientOfHost(from.host), .deadline = deadline, .request = {}, .answer = {}});
+  // Most requests are there already.
+  if (!GoOn(connections_.back())) {
+    close(fd);
+    connections_.pop_back();
   }
-  return true;
 }
 
 void MetricsPage::CloseOneOfMost() {

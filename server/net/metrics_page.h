@@ -42,8 +42,7 @@ class MetricsPage {
 
   MetricsPage(Listener listener, std::function<std::string()> text, absl::Duration patience);
   void Run();
-  // False when the process has no descriptors left for those that wait.
-  bool Accept(int socket);
+  void Take(int fd, const Address& from);
   void CloseOneOfMost();
   // What has come, or can be sent. False when the connection is over.
   bool GoOn(Connection& connection);
