@@ -4,6 +4,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
 #include "core/codec/registry.h"
+#include "core/codec/transform/value_bits.h"
 
 namespace kvcompress {
 namespace {
@@ -35,29 +36,15 @@ class Clip final : public TensorTransform {
   absl::Status Forward(const Block& block, const TensorState* tensor_state, const std::function<size_t(size_t)>&,
                        Buffer& values, Buffer& side) const override {
     const uint32_t limit = static_cast<const ClipState*>(tensor_state)->limit;
-    values.Resize(block.values.size());
-    side.Resize(0);
-    const DType dtype = block.tensor.dtype;
-    VisitBits(dtype, [&](auto bits) {
+    ChangeEach(block, values, side, [limit](auto bits) {
       using Bits = decltype(bits);
-      Saturate(block.values.data(), block.count, static_cast<Bits>(limit), static_cast<Bits>(InfinityBits(dtype)),
-               values.data());
+      const auto sign = static_cast<Bits>(bits & kSignBit<Bits>);
+      return static_cast<Bits>(sign | std::min(static_cast<Bits>(bits ^ sign), static_cast<Bits>(limit)));
     });
     return absl::OkStatus();
   }
 
  private:
-  template <typename Bits>
-  static void Saturate(const std::byte* in, size_t count, Bits limit, Bits infinity, std::byte* out) {
-    constexpr auto kMagnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
-    for (size_t i = 0; i < count; ++i) {
-      const Bits bits = LoadLE<Bits>(in + i * sizeof(Bits));
-      const auto key = static_cast<Bits>(bits & kMagnitude);
-      const auto saturated = static_cast<Bits>((bits & ~kMagnitude) | std::min(key, limit));
-      StoreLE<Bits>(key > infinity ? bits : saturated, out + i * sizeof(Bits));
-    }
-  }
-
   double percentile_;
 };
 

@@ -26,16 +26,8 @@ class ClipToBounds : public TensorTransform {
   absl::Status Forward(const Block& block, const TensorState* state, const std::function<size_t(size_t)>&,
                        Buffer& values, Buffer& side) const final {
     const auto& bounds = *static_cast<const Bounds*>(state);
-    values.Resize(block.values.size());
-    side.Resize(0);
-    VisitBits(block.tensor.dtype, [&](auto zero) {
-      using Bits = decltype(zero);
-      for (size_t i = 0; i < block.count; ++i) {
-        const auto bits = LoadLE<Bits>(block.values.data() + i * sizeof(Bits));
-        const auto key = std::clamp<uint32_t>(OrderKey(bits), bounds.lower, bounds.upper);
-        const bool is_nan = IsNanBits(block.tensor.dtype, bits);
-        StoreLE<Bits>(is_nan ? bits : BitsOfKey(static_cast<Bits>(key)), values.data() + i * sizeof(Bits));
-      }
+    ChangeEach(block, values, side, [lower = bounds.lower, upper = bounds.upper](auto bits) {
+      return BitsOfKey(static_cast<decltype(bits)>(std::clamp<uint32_t>(OrderKey(bits), lower, upper)));
     });
     return absl::OkStatus();
   }

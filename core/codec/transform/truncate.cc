@@ -18,18 +18,9 @@ class Truncate final : public TensorTransform {
 
   absl::Status Forward(const Block& block, const TensorState*, const std::function<size_t(size_t)>&, Buffer& values,
                        Buffer& side) const override {
-    values.Resize(block.values.size());
-    side.Resize(0);
-    VisitBits(block.tensor.dtype, [&](auto zero) {
-      using Bits = decltype(zero);
-      const auto kept = static_cast<Bits>(~uint32_t{0} << dropped_);
-      for (size_t i = 0; i < block.count; ++i) {
-        const auto bits = LoadLE<Bits>(block.values.data() + i * sizeof(Bits));
-        // What makes a NaN one may stand in the lower bits alone.
-        const bool is_nan = IsNanBits(block.tensor.dtype, bits);
-        StoreLE<Bits>(is_nan ? bits : static_cast<Bits>(bits & kept), values.data() + i * sizeof(Bits));
-      }
-    });
+    // What makes a NaN one may stand in the lower bits alone.
+    const uint32_t kept = ~uint32_t{0} << dropped_;
+    ChangeEach(block, values, side, [kept](auto bits) { return static_cast<decltype(bits)>(bits & kept); });
     return absl::OkStatus();
   }
 
