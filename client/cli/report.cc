@@ -142,6 +142,25 @@ absl::StatusOr<std::string> DescribeCompressed(const CompressedFile& compressed,
          MetadataText(compressed.metadata);
 }
 
+// About tensors that are neither keys nor values and that the codec of these has changed; empty without any.
+std::string OthersWarning(const FileReport& report) {
+  const TensorReport* first = nullptr;
+  size_t count = 0;
+  for (const TensorReport& tensor : report.tensors) {
+    if (tensor.policy != "default" || tensor.sums.max_abs_error == 0) continue;
+    if (count++ == 0) first = &tensor;
+  }
+  if (first == nullptr) return "";
+  const std::string name = Printable(first->tensor.name);
+  constexpr const char* kInstead = "with -profile such tensors are lossless unless it says otherwise";
+  if (count == 1) {
+    return absl::StrFormat("tensor %s is neither key nor value by its name, and %s changed it; %s", name, first->codec,
+                           kInstead);
+  }
+  return absl::StrFormat("tensor %s and %d more are neither keys nor values by their names, and %s changed them; %s",
+                         name, count - 1, first->codec, kInstead);
+}
+
 }  // namespace
 
 std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds) {
@@ -187,7 +206,9 @@ std::vector<std::string> ReportWarnings(const FileReport& report) {
   for (const TensorReport& tensor : report.tensors) {
     measured.push_back({tensor.tensor.name, tensor.codec, tensor.sums});
   }
-  return ConstantsWarnings(measured);
+  std::vector<std::string> warnings = ConstantsWarnings(measured);
+  if (std::string others = OthersWarning(report); !others.empty()) warnings.push_back(std::move(others));
+  return warnings;
 }
 
 absl::StatusOr<Inspection> Inspect(const Input& file, const InspectOptions& options) {

@@ -92,6 +92,12 @@ absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
   return rule;
 }
 
+// By its name or its axes.
+bool IsKeyOrValue(const TensorDesc& tensor) {
+  const auto has = [&](AxisRole role) { return std::ranges::find(tensor.axes, role) != tensor.axes.end(); };
+  return ParseKvName(tensor.name).layer >= 0 || (has(AxisRole::kSeq) && has(AxisRole::kHeadDim));
+}
+
 // 0 for a tensor that the codec `heads` does not take.
 int64_t HeadsOf(const TensorDesc& tensor) {
   if (std::ranges::count(tensor.axes, AxisRole::kHeads) != 1) return 0;
@@ -166,21 +172,16 @@ bool Profile::Holds(const Rule& rule, const TensorDesc& tensor) {
   return !rule.name || GlobMatches(*rule.name, tensor.name);
 }
 
-bool Profile::IsOther(const TensorDesc& tensor) const {
-  const auto has = [&](AxisRole role) { return std::ranges::find(tensor.axes, role) != tensor.axes.end(); };
-  const bool is_kv = ParseKvName(tensor.name).layer >= 0 || (has(AxisRole::kSeq) && has(AxisRole::kHeadDim));
-  return !is_kv && !others_codec_.empty();
-}
-
 std::string_view Profile::PolicyFor(const TensorDesc& tensor) const {
   const auto decides = [&](const Rule& rule) { return !rule.heads && Holds(rule, tensor); };
-  return IsOther(tensor) && std::ranges::none_of(rules_, decides) ? "others" : "";
+  if (IsKeyOrValue(tensor) || std::ranges::any_of(rules_, decides)) return "";
+  return others_codec_.empty() ? "default" : "others";
 }
 
 absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
   const int64_t heads = HeadsOf(tensor);
   std::vector<const Rule*> of_heads;  // before the first rule that holds for all heads
-  const std::string* rest = IsOther(tensor) ? &others_codec_ : &default_codec_;
+  const std::string* rest = others_codec_.empty() || IsKeyOrValue(tensor) ? &default_codec_ : &others_codec_;
   for (const Rule& rule : rules_) {
     if (!Holds(rule, tensor)) continue;
     if (!rule.heads) {

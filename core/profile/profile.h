@@ -61,12 +61,11 @@ class Profile {
   // cannot stand there (sparse, say), or are too many.
   absl::StatusOr<std::string> CodecFor(const TensorDesc& tensor) const;
 
-  // "others" for a tensor that gets the codec of others; else empty.
+  // For a tensor that is neither key nor value and for which no rule decides: "others" where the profile has a codec of
+  // others, "default" where it gets that of keys and values (Uniform). Else empty.
   std::string_view PolicyFor(const TensorDesc& tensor) const;
 
  private:
-  // Whether it is neither key nor value, where the profile tells these apart.
-  bool IsOther(const TensorDesc& tensor) const;
   // Whether every condition but that of heads holds.
   static bool Holds(const Rule& rule, const TensorDesc& tensor);
 

@@ -1,9 +1,11 @@
 """A profile in the header of a call: the frames are those of the command line with -profile."""
 
+import json
+
 import grpc
 import numpy as np
 import pytest
-from cli_helpers import File, run_ok, write_file
+from cli_helpers import File, run, run_ok, write_file
 from daemon_helpers import failure, random_array
 
 PROFILE = """{"version": 1, "default": "int4(group=32)", "rules": [
@@ -27,6 +29,36 @@ def frames(bin_dir, tmp_path, tensors):
     policies = {name: value for name, value in report["tensor_metrics"].items() if name.endswith("_policy")}
     assert policies == {"ssm_state_policy": "others"}
     return File(output).bytes
+
+
+@pytest.mark.parametrize("where", ["local", "server"])
+def test_without_a_profile_tensors_that_are_no_keys_or_values_are_named(bin_dir, tmp_path, tensors, daemon, where):
+    flags = ["-server", daemon().address] if where == "server" else []
+    recurrent = {**tensors, "conv_state": tensors["ssm_state"]}
+    del recurrent["other_1"]
+    source = write_file(tmp_path / "in.safetensors", recurrent)
+
+    def outcome(*args, file=source):
+        done = run(bin_dir, "-input", file, "-metrics-only", "-verbose", *args, *flags)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert [line for line in done.stderr.splitlines() if line.startswith("Warning: tensor ")] == [
+            f"Warning: {text}" for text in report["warnings"]]
+        policies = {name: value for name, value in report["tensor_metrics"].items() if name.endswith("_policy")}
+        return report["warnings"], policies
+
+    advice = "with -profile such tensors are lossless unless it says otherwise"
+    both = {"ssm_state_policy": "default", "conv_state_policy": "default"}
+    assert outcome("-codec", "int4") == ([
+        'tensor "ssm_state" and 1 more are neither keys nor values by their names, and int4(group=64) changed them; ' + advice], both)
+    assert outcome("-min-snr", "20")[1] == both
+    one = write_file(tmp_path / "one.safetensors", {"ssm_state": tensors["ssm_state"]})
+    (warning,), policies = outcome("-codec", "mixed", file=one)
+    assert warning.startswith('tensor "ssm_state" is neither key nor value by its name, and quant(bits=10')
+    assert warning.endswith(" changed it; " + advice) and policies == {"ssm_state_policy": "default"}
+    assert outcome("-codec", "lossless") == ([], both)  # which changes nothing
+    (tmp_path / "profile.json").write_text(PROFILE)
+    assert outcome("-profile", tmp_path / "profile.json") == ([], {"ssm_state_policy": "others", "conv_state_policy": "others"})
 
 
 def header(client, name, shape, profile=PROFILE):

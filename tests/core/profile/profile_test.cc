@@ -107,7 +107,10 @@ TEST(ProfileTest, WhatIsNeitherKeyNorValueIsLosslessUnlessARuleSaysOtherwise) {
   EXPECT_EQ(CodecOf(*given, "ssm_state"), "int8(group=64)");
   EXPECT_EQ(policy(*given, "ssm_state"), "others");
   EXPECT_EQ(CodecOf(*Profile::Uniform("int4"), "ssm_state"), "int4(group=64)");
-  EXPECT_EQ(policy(*Profile::Uniform("int4"), "ssm_state"), "");
+  for (const char* codec : {"int4", "mixed"}) {
+    EXPECT_EQ(policy(*Profile::Uniform(codec), "ssm_state"), "default");
+    EXPECT_EQ(policy(*Profile::Uniform(codec), "layer_3_key"), "");
+  }
 }
 
 TEST(ProfileTest, NamesStandForChainsAndForRules) {
