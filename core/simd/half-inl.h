@@ -98,18 +98,23 @@ HWY_INLINE hn::Vec<DU> RoundToUpperHalf(DF, hn::Vec<DF> v) {
   return hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
 }
 
+// Elements of kT, as their bits.
 template <DType kT, class DF>
-HWY_INLINE hn::Vec<DF> LoadF32(DF df, const uint8_t* from) {
+HWY_INLINE hn::Vec<DF> F32FromBits(DF df, hn::Vec<hn::Rebind<Bits<kT>, DF>> bits) {
   if constexpr (kT == DType::kF32) {
-    return LoadAt(df, from);
+    return hn::BitCast(df, bits);
   } else if constexpr (kT == DType::kF16) {
-    return F32FromF16(df, LoadAt(hn::Rebind<uint16_t, DF>(), from));
+    return F32FromF16(df, bits);
   } else {
     static_assert(kT == DType::kBF16);
     const hn::RebindToUnsigned<DF> du;
-    const auto bits = hn::PromoteTo(du, LoadAt(hn::Rebind<uint16_t, DF>(), from));
-    return hn::BitCast(df, hn::ShiftLeft<16>(bits));
+    return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
   }
+}
+
+template <DType kT, class DF>
+HWY_INLINE hn::Vec<DF> LoadF32(DF df, const uint8_t* from) {
+  return F32FromBits<kT>(df, LoadAt(hn::Rebind<Bits<kT>, DF>(), from));
 }
 
 // `v` as elements of kT, which has 16 bits.

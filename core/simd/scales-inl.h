@@ -121,6 +121,17 @@ struct Tile {
 // The bump of reciprocals that turns ties upwards; see Round in group_quant_encode.cc.
 constexpr float kTieBump = 1 + 0x1p-21f;
 
+// Loads in blocks of 128 bits, as TileMaxima stores: a load of more than one recent store would wait for the cache.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadBlocks(D d, const hn::TFromD<D>* from) {
+  if constexpr (hn::MaxLanes(D()) * sizeof(hn::TFromD<D>) <= 16) {
+    return hn::Load(d, from);
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(d, LoadBlocks(half, from + hn::Lanes(half)), LoadBlocks(half, from));
+  }
+}
+
 // Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of range.
 template <DType kT>
 HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile) {
@@ -130,7 +141,7 @@ HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, 
   VF refused = hn::Zero(df);
   VF any_unusual = hn::Zero(df);
   for (size_t i = 0; i < kTileGroups; i += kLanes) {
-    const VF max = LoadF32<kT>(df, reinterpret_cast<const uint8_t*>(maxima + i));
+    const VF max = F32FromBits<kT>(df, LoadBlocks(hn::Rebind<Bits<kT>, DF>(), maxima + i));
     refused = hn::Or(refused, hn::VecFromMask(df, hn::Not(hn::Le(max, hn::Set(df, limits.max_value)))));
 
     const auto scale_bits = F16FromF32(df, hn::Div(max, hn::Set(df, limits.qmax)));
