@@ -79,7 +79,7 @@ struct ValueRun {
 
 // The same for values that lie in several runs, of which all but the last have whole groups: codes, scales and sums are
 // those of the values in one run, to the bit. `tokens`, if not null, has begun a run, which is these values, and ends
-// it; then `sums` is not null.
+// it; then `sums` is not null and receives the sums of that TokenMeter, as exact as its header says.
 [[nodiscard]] bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales,
                                 void* codes, ErrorSums* sums, TokenMeter* tokens = nullptr);
 

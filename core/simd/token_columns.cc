@@ -5,9 +5,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/base/half.h"
 #include "core/simd/half-inl.h"
@@ -72,31 +70,32 @@ class Sums {
     abs_error_ = max_error_ = hn::Abs(first_error_);
     cross_ = hn::Mul(first_, first_error_);
   }
-  HWY_INLINE void Load(const float* from, size_t stride) {
+  // The sums that begin with this lane of a block.
+  HWY_INLINE void Load(const ColumnBlock<float>& block, size_t lane) {
     const D d;
-    first_ = hn::LoadU(d, from + kFirst * stride);
-    sum_ = hn::LoadU(d, from + kSum * stride);
-    squares_ = hn::LoadU(d, from + kSquares * stride);
-    first_error_ = hn::LoadU(d, from + kFirstError * stride);
-    error_sum_ = hn::LoadU(d, from + kErrorSum * stride);
-    error_squares_ = hn::LoadU(d, from + kErrorSquares * stride);
-    abs_error_ = hn::LoadU(d, from + kAbsError * stride);
-    cross_ = hn::LoadU(d, from + kCross * stride);
-    max_error_ = hn::LoadU(d, from + kMaxError * stride);
+    first_ = hn::LoadU(d, block.planes[kFirst] + lane);
+    sum_ = hn::LoadU(d, block.planes[kSum] + lane);
+    squares_ = hn::LoadU(d, block.planes[kSquares] + lane);
+    first_error_ = hn::LoadU(d, block.planes[kFirstError] + lane);
+    error_sum_ = hn::LoadU(d, block.planes[kErrorSum] + lane);
+    error_squares_ = hn::LoadU(d, block.planes[kErrorSquares] + lane);
+    abs_error_ = hn::LoadU(d, block.planes[kAbsError] + lane);
+    cross_ = hn::LoadU(d, block.planes[kCross] + lane);
+    max_error_ = hn::LoadU(d, block.planes[kMaxError] + lane);
   }
-  HWY_INLINE void StoreFirst(float* to, size_t stride) const {
-    hn::StoreU(first_, D(), to + kFirst * stride);
-    hn::StoreU(first_error_, D(), to + kFirstError * stride);
+  HWY_INLINE void StoreFirst(ColumnBlock<float>& block, size_t lane) const {
+    hn::StoreU(first_, D(), block.planes[kFirst] + lane);
+    hn::StoreU(first_error_, D(), block.planes[kFirstError] + lane);
   }
-  HWY_INLINE void StoreSums(float* to, size_t stride) const {
+  HWY_INLINE void StoreSums(ColumnBlock<float>& block, size_t lane) const {
     const D d;
-    hn::StoreU(sum_, d, to + kSum * stride);
-    hn::StoreU(squares_, d, to + kSquares * stride);
-    hn::StoreU(error_sum_, d, to + kErrorSum * stride);
-    hn::StoreU(error_squares_, d, to + kErrorSquares * stride);
-    hn::StoreU(abs_error_, d, to + kAbsError * stride);
-    hn::StoreU(cross_, d, to + kCross * stride);
-    hn::StoreU(max_error_, d, to + kMaxError * stride);
+    hn::StoreU(sum_, d, block.planes[kSum] + lane);
+    hn::StoreU(squares_, d, block.planes[kSquares] + lane);
+    hn::StoreU(error_sum_, d, block.planes[kErrorSum] + lane);
+    hn::StoreU(error_squares_, d, block.planes[kErrorSquares] + lane);
+    hn::StoreU(abs_error_, d, block.planes[kAbsError] + lane);
+    hn::StoreU(cross_, d, block.planes[kCross] + lane);
+    hn::StoreU(max_error_, d, block.planes[kMaxError] + lane);
   }
   HWY_INLINE void Add(const uint8_t* x, const float* errors) {
     const D d;
@@ -119,125 +118,58 @@ class Sums {
   V first_, sum_, squares_, first_error_, error_sum_, error_squares_, abs_error_, cross_, max_error_;
 };
 
-// AddRows for kVectors vectors of columns: as many as leave the additions of one row time until the next.
+// AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
 template <DType kT, class D, size_t kVectors>
-HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, float* chunk, size_t stride) {
+HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, ColumnBlock<float>* blocks, size_t column) {
   constexpr size_t kSize = DTypeSize(kT);
+  constexpr size_t kBlock = ColumnBlock<float>::kColumns;
   const size_t lanes = hn::Lanes(D());
+  const size_t step = rows.columns;
   const uint8_t* x = static_cast<const uint8_t*>(rows.x) + offset * kSize;
   const float* errors = rows.errors + offset;
+  const float* const end = errors + rows.rows * step;
   Sums<kT, D> sums[kVectors];
   for (size_t k = 0; k < kVectors; ++k) {
+    const size_t at = column + k * lanes;
     if (begins) {
       sums[k].Begin(x + k * lanes * kSize, errors + k * lanes);
-      sums[k].StoreFirst(chunk + k * lanes, stride);
+      sums[k].StoreFirst(blocks[at / kBlock], at % kBlock);
     } else {
-      sums[k].Load(chunk + k * lanes, stride);
+      sums[k].Load(blocks[at / kBlock], at % kBlock);
     }
   }
-  for (size_t row = begins ? 1 : 0; row < rows.rows; ++row) {
-    const size_t at = row * rows.columns;
-    for (size_t k = 0; k < kVectors; ++k) {
-      sums[k].Add(x + (at + k * lanes) * kSize, errors + at + k * lanes);
-    }
+  if (begins) {
+    x += step * kSize;
+    errors += step;
   }
-  for (size_t k = 0; k < kVectors; ++k) sums[k].StoreSums(chunk + k * lanes, stride);
+  for (; errors != end; x += step * kSize, errors += step) {
+    for (size_t k = 0; k < kVectors; ++k) sums[k].Add(x + k * lanes * kSize, errors + k * lanes);
+  }
+  for (size_t k = 0; k < kVectors; ++k) {
+    const size_t at = column + k * lanes;
+    sums[k].StoreSums(blocks[at / kBlock], at % kBlock);
+  }
 }
 
 template <DType kT>
-HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, float* chunk, size_t stride) {
-  // Registers hold the sums of so many vectors.
+HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock<float>* blocks, size_t column) {
+  // As many vectors as registers hold the sums of: they leave the additions of one row time until the next.
   constexpr size_t kVectors = KVC_TARGET_AVX512 ? 2 : 1;
   size_t i = 0;
-  for (; i + kVectors * kLanes <= rows.columns; i += kVectors * kLanes) {
-    AddStrip<kT, DF, kVectors>(rows, i, begins, chunk + i, stride);
-  }
-  for (; i + kLanes <= rows.columns; i += kLanes) AddStrip<kT, DF, 1>(rows, i, begins, chunk + i, stride);
-  for (; i < rows.columns; ++i) AddStrip<kT, hn::CappedTag<float, 1>, 1>(rows, i, begins, chunk + i, stride);
-}
-
-// ---- Sums to moments
-
-using WideD = hn::ScalableTag<double>;
-template <class D>
-using OneLane = hn::CappedTag<hn::TFromD<D>, 1>;
-
-// Calls each(d, column) for vectors of columns, and of one column where those left are fewer.
-template <class D, class Each>
-HWY_INLINE void ForEachVector(D d, size_t begin, size_t end, Each each) {
-  size_t column = begin;
-  for (; column + hn::Lanes(d) <= end; column += hn::Lanes(d)) each(d, column);
-  for (; column < end; ++column) each(OneLane<D>(), column);
-}
-
-template <class D>
-HWY_INLINE hn::Vec<D> LoadWide(D d, const float* from) {
-  return hn::PromoteTo(d, hn::LoadU(hn::Rebind<float, D>(), from));
-}
-
-// A plane that is not about a first value, in all chunks.
-template <class D>
-HWY_INLINE hn::Vec<D> Term(D d, const ColumnSums& sums, const ColumnRange& range, size_t column, size_t plane) {
-  const auto chunk = LoadWide(d, sums.chunk + plane * sums.stride + column);
-  if (range.wide_rows == 0) return chunk;
-  const auto wide = hn::LoadU(d, sums.wide + plane * sums.stride + column);
-  if (range.chunk_rows == 0) return wide;
-  return plane == kMaxError ? hn::Max(wide, chunk) : hn::Add(wide, chunk);
-}
-
-// The sums about a first value, in binary64.
-template <class D>
-struct WideSums {
-  hn::Vec<D> first, sum, squares;
-
-  // Those of the planes from `plane` on, in all chunks.
-  HWY_INLINE WideSums(const ColumnSums& sums, const ColumnRange& range, size_t column, size_t plane) {
-    const D d;
-    const float* chunk = sums.chunk + plane * sums.stride + column;
-    const auto chunk_first = LoadWide(d, chunk);
-    const auto chunk_sum = LoadWide(d, chunk + sums.stride);
-    const auto chunk_squares = LoadWide(d, chunk + 2 * sums.stride);
-    if (range.wide_rows == 0) {
-      first = chunk_first;
-      sum = chunk_sum;
-      squares = chunk_squares;
-      return;
+  while (i < rows.columns) {
+    const size_t at = column + i;
+    const size_t left = rows.columns - i;
+    if (at % kLanes == 0 && left >= kVectors * kLanes) {
+      AddStrip<kT, DF, kVectors>(rows, i, begins, blocks, at);
+      i += kVectors * kLanes;
+    } else if (at % kLanes == 0 && left >= kLanes) {
+      AddStrip<kT, DF, 1>(rows, i, begins, blocks, at);
+      i += kLanes;
+    } else {
+      AddStrip<kT, hn::CappedTag<float, 1>, 1>(rows, i, begins, blocks, at);
+      ++i;
     }
-    const double* wide = sums.wide + plane * sums.stride + column;
-    first = hn::LoadU(d, wide);
-    sum = hn::LoadU(d, wide + sums.stride);
-    squares = hn::LoadU(d, wide + 2 * sums.stride);
-    if (range.chunk_rows == 0) return;
-    // About the first value of all in place of the chunk's.
-    const auto shift = hn::Sub(chunk_first, first);
-    const auto shifts = hn::Mul(shift, hn::Set(d, range.chunk_rows));
-    sum = hn::Add(sum, hn::Add(chunk_sum, shifts));
-    const auto added = hn::Mul(shift, hn::Add(hn::Add(chunk_sum, chunk_sum), shifts));
-    squares = hn::Add(squares, hn::Add(chunk_squares, added));
   }
-
-  HWY_INLINE void Store(const ColumnSums& sums, size_t column, size_t plane) const {
-    const D d;
-    double* wide = sums.wide + plane * sums.stride + column;
-    hn::StoreU(first, d, wide);
-    hn::StoreU(sum, d, wide + sums.stride);
-    hn::StoreU(squares, d, wide + 2 * sums.stride);
-  }
-
-  // The magnitudes of the values.
-  HWY_INLINE hn::Vec<D> Size() const { return hn::Add(hn::Abs(first), hn::Abs(sum)); }
-
-  HWY_INLINE void StoreMoments(double rows, double* means, double* deviations) const {
-    const D d;
-    const auto mean = hn::Div(sum, hn::Set(d, rows));
-    hn::StoreU(hn::Add(first, mean), d, means);
-    hn::StoreU(hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, mean))), d, deviations);
-  }
-};
-
-template <class D>
-HWY_INLINE void TakeLargest(D d, hn::Vec<D> v, double& largest) {
-  largest = std::max(largest, hn::GetLane(hn::MaxOfLanes(d, v)));
 }
 
 // ---- Values
@@ -268,43 +200,7 @@ bool LoadErrorsAs(const uint8_t* original, const uint8_t* decoded, size_t count,
 }  // namespace
 
 void AddToColumns(const ErrorRows& rows, bool begins, const ColumnSums& sums, size_t column) {
-  VisitDType(rows.dtype,
-             [&](auto t) HWY_ATTR { AddRowsAs<decltype(t)::value>(rows, begins, sums.chunk + column, sums.stride); });
-}
-
-void AddToWide(const ColumnSums& sums, const ColumnRange& range) {
-  ForEachVector(WideD(), range.begin, range.end, [&](auto d, size_t column) HWY_ATTR {
-    for (const ColumnPlane plane : {kFirst, kFirstError}) {
-      WideSums<decltype(d)>(sums, range, column, plane).Store(sums, column, plane);
-    }
-    for (const ColumnPlane plane : {kAbsError, kCross, kMaxError}) {
-      hn::StoreU(Term(d, sums, range, column, plane), d, sums.wide + plane * sums.stride + column);
-    }
-  });
-}
-
-void TakeMoments(const ColumnSums& sums, const ColumnRange& range, ChannelMoments& moments, double* terms,
-                 ColumnExtremes& extremes) {
-  const double rows = range.wide_rows + range.chunk_rows;
-  ForEachVector(WideD(), range.begin, range.end, [&](auto d, size_t column) HWY_ATTR {
-    const WideSums<decltype(d)> value(sums, range, column, kFirst);
-    const WideSums<decltype(d)> error(sums, range, column, kFirstError);
-    hn::StoreU(hn::Set(d, rows), d, moments.plane(kCount) + column);
-    value.StoreMoments(rows, moments.plane(kMean) + column, moments.plane(kDeviations) + column);
-    error.StoreMoments(rows, moments.plane(kErrorMean) + column, moments.plane(kErrorDeviations) + column);
-
-    for (size_t term = 0; term < kColumnPlanes - kAbsError; ++term) {
-      hn::StoreU(Term(d, sums, range, column, kAbsError + term), d, terms + term * sums.stride + column);
-    }
-
-    const auto all = hn::Add(hn::Add(value.Size(), value.squares), hn::Add(error.Size(), error.squares));
-    const auto infinity = hn::Set(d, std::numeric_limits<double>::infinity());
-    TakeLargest(d, hn::IfThenElse(hn::Lt(all, infinity), all, infinity), extremes.largest);
-    TakeLargest(d, value.squares, extremes.squares);
-    TakeLargest(d, error.squares, extremes.error_squares);
-    TakeLargest(d, value.Size(), extremes.values);
-    TakeLargest(d, error.Size(), extremes.errors);
-  });
+  VisitDType(rows.dtype, [&](auto t) HWY_ATTR { AddRowsAs<decltype(t)::value>(rows, begins, sums.chunk, column); });
 }
 
 bool LoadErrorsOf(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t count, float* errors) {
@@ -319,19 +215,10 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(AddToColumns);
-HWY_EXPORT(AddToWide);
-HWY_EXPORT(TakeMoments);
 HWY_EXPORT(LoadErrorsOf);
 
 void AddRows(const ErrorRows& rows, bool begins, const ColumnSums& sums, size_t column) {
   HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, begins, sums, column);
-}
-
-void WidenColumns(const ColumnSums& sums, const ColumnRange& range) { HWY_DYNAMIC_DISPATCH(AddToWide)(sums, range); }
-
-void MeasureColumns(const ColumnSums& sums, const ColumnRange& range, ChannelMoments& moments, double* terms,
-                    ColumnExtremes& extremes) {
-  HWY_DYNAMIC_DISPATCH(TakeMoments)(sums, range, moments, terms, extremes);
 }
 
 bool LoadErrors(DType dtype, const void* original, const void* decoded, size_t count, float* errors) {

@@ -10,7 +10,7 @@
 namespace kvcompress::simd {
 
 // Planes of a column's sums: the first x and the first error, sums about these, and those of |e|, of x e, and the
-// largest |e|. In memory a plane begins `stride` after the one before it.
+// largest |e|.
 enum ColumnPlane {
   kFirst,
   kSum,
@@ -24,10 +24,19 @@ enum ColumnPlane {
   kColumnPlanes
 };
 
+// The planes of 16 columns, side by side and a whole number of cache lines: all of a vector's sums lie at fixed
+// distances.
+template <typename T>
+struct ColumnBlock {
+  static constexpr size_t kColumns = 16;
+  alignas(64) T planes[kColumnPlanes][kColumns];
+
+  static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
+};
+
 struct ColumnSums {
-  float* chunk;  // of the chunk of rows at hand
-  double* wide;  // of the chunks before it
-  size_t stride;
+  ColumnBlock<float>* chunk;  // of the chunk of rows at hand
+  ColumnBlock<double>* wide;  // of the chunks before it
 };
 
 // Rows of `columns` values of `dtype` each, and their errors.
@@ -61,9 +70,10 @@ struct ColumnExtremes {
   double errors = 0;         // likewise, of e
 };
 
-// The moments of the columns, of all chunks, and the planes from kAbsError on, in `terms` from its begin on.
+// The moments of the columns, of all chunks, and the planes from kAbsError on, of which each begins in `terms` `stride`
+// after the one before it.
 void MeasureColumns(const ColumnSums& sums, const ColumnRange& range, ChannelMoments& moments, double* terms,
-                    ColumnExtremes& extremes);
+                    size_t stride, ColumnExtremes& extremes);
 
 // The errors of `count` values, those of MeasureErrors, as binary32. False, with the output unspecified, where a value
 // of either array is not finite.

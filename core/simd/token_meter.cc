@@ -10,7 +10,7 @@
 namespace kvcompress::simd {
 namespace {
 
-// Additions to a sum in binary32.
+// Additions to a sum in binary32: a sum of so many equal terms is exact to 1e-6.
 constexpr size_t kChunkRows = 64;
 // Rows of fewer channels are joined to about this width.
 constexpr uint64_t kMinWidth = 64;
@@ -44,8 +44,9 @@ void TokenMeter::BeginStretch(uint64_t begin) {
     exact_sums_.assign(width_, {});
     return;
   }
-  if (chunk_.size() < kColumnPlanes * width_) chunk_.resize(kColumnPlanes * width_);
-  columns_ = {chunk_.data(), wide_.data(), width_};
+  const size_t blocks = ColumnBlock<float>::CountFor(width_);
+  if (chunk_.size() < blocks) chunk_.resize(blocks);
+  columns_ = {chunk_.data(), wide_.data()};
 }
 
 void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t count) {
@@ -68,7 +69,7 @@ void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t cou
       EndStretch();
       BeginStretch(0);
     } else if (row_ == kChunkRows) {
-      if (wide_.size() < kColumnPlanes * width_) wide_.resize(kColumnPlanes * width_);
+      if (wide_.size() < chunk_.size()) wide_.resize(chunk_.size());
       columns_.wide = wide_.data();
       ForEachRange(width_, [&](const ColumnRange& range) { WidenColumns(columns_, range); });
       wide_rows_ += kChunkRows;
@@ -106,8 +107,9 @@ void TokenMeter::EndStretch() {
 
 void TokenMeter::MeasureStretch(ChannelMoments& moments) {
   if (terms_.size() < kTerms * width_) terms_.resize(kTerms * width_);
-  ForEachRange(moments.size(),
-               [&](const ColumnRange& range) { MeasureColumns(columns_, range, moments, terms_.data(), extremes_); });
+  ForEachRange(moments.size(), [&](const ColumnRange& range) {
+    MeasureColumns(columns_, range, moments, terms_.data(), width_, extremes_);
+  });
   AddErrors(moments);
   has_rows_ = has_rows_ || count_ > width_;
   const auto channels = static_cast<size_t>(layout_.channels);

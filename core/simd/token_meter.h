@@ -15,7 +15,8 @@ namespace kvcompress::simd {
 //
 // Sums are made about one of a channel's own values, so that no constant takes digits from them, and in an order that
 // the layout alone decides: they are equal to the bit on all instruction sets and however a run is cut into calls.
-// Deviations are exact to 1e-4 relative, and to about 1e-6 over many values.
+// Deviations are exact to 1e-4 relative, and to about 1e-6 over many values; the other sums, to about 1e-6 of the sum
+// of their terms' magnitudes.
 class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.
@@ -61,8 +62,8 @@ class TokenMeter {
   size_t row_ = 0;  // in its chunk
   size_t column_ = 0;
   uint64_t wide_rows_ = 0;
-  std::vector<float> chunk_;
-  std::vector<double> wide_;
+  std::vector<ColumnBlock<float>> chunk_;
+  std::vector<ColumnBlock<double>> wide_;
   std::vector<double> terms_;
   ColumnSums columns_ = {};
   ChannelMoments closed_;  // of a whole sequence, for a moment
