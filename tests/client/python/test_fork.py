@@ -169,21 +169,92 @@ def test_a_timeout_holds_in_a_child(run, server):
 
 
 def test_forks_while_threads_are_in_calls(run):
-    """Calls of one message: what a stream in just that moment does to gRPC is not ours to mend."""
     run("""
         over = threading.Event()
-        def calls(array):
+        def calls():
             while not over.is_set():
-                client.compress(array, "int4")
-        threads = [threading.Thread(target=calls, args=(array,)) for array in (SMALL, SMALL, SMALL)]
+                client.compress(SMALL, "int4")
+        def stream(pairs):
+            while not over.is_set():
+                assert [frame.name for frame in client.compress_many(pairs(), "int4")] == ["a", "b"] * 8
+        through_memory = lambda: [("a", LARGE), ("b", SMALL)] * 8
+        through_messages = lambda: iter(through_memory())
+        threads = [threading.Thread(target=calls) for _ in range(3)]
+        threads += [threading.Thread(target=stream, args=(pairs,)) for pairs in (through_memory, through_messages) * 2]
         for thread in threads:
             thread.start()
         try:
-            assert [joined(forked(lambda: [work(), await_work()])) for _ in range(10)] == [0] * 10
+            end = time.monotonic() + 20
+            forks = 0
+            while forks < 3 or time.monotonic() < end:
+                children = [forked(lambda: [work(), await_work()]) for _ in range(2)]
+                assert [joined(child) for child in children] == [0, 0], f"after {forks} forks"
+                forks += 2
         finally:
             over.set()
         for thread in threads:
             thread.join()
+        print("good")
+    """)
+
+
+def test_forks_of_who_reads_a_stream(run):
+    """Its messages fill what daemon and connection hold, and stand still."""
+    run("""
+        def endless():
+            while True:
+                yield "a", LARGE
+        stream = client.compress_many(endless(), "raw", timeout=None)
+        for _, frame in zip(range(4), stream):
+            assert frame.name == "a"
+            assert joined(forked(work)) == 0
+        stream.close()
+        print("good")
+    """)
+
+
+def test_a_stream_that_is_forgotten_while_another_thread_forks_is_cancelled_after_it(run, server):
+    run("""
+        from kvcompress import _fork
+        stream = client.compress_many(iter([("a", LARGE)]), "raw")
+        next(stream)
+        forgotten, closed = threading.Event(), []
+        def forget():
+            stream.close()
+            forgotten.set()
+        gate = _fork.gate()
+        gate.close()
+        threading.Thread(target=forget).start()
+        assert forgotten.wait(5), "it waits for the fork"
+        assert stream._answers.is_active()
+        gate.open()
+        assert not stream._answers.is_active()
+        assert work(1) == SHARED
+        print("good")
+    """)
+
+
+def test_a_child_of_a_fork_that_grpc_had_no_part_in_is_told(run):
+    run("""
+        import grpc
+        assert work(1) == SHARED
+        # A callback keeps gRPC's thread for longer than gRPC waits for it.
+        held, over = threading.Event(), threading.Event()
+        call = grpc.insecure_channel("unix:/").unary_unary("/").future(b"", timeout=0.5, wait_for_ready=True)
+        call.add_done_callback(lambda _: [held.set(), over.wait(20)])
+        assert held.wait(5)
+        def child():
+            for timeout, error in ((0.5, kvcompress.DeadlineExceeded), (None, kvcompress.FailedPrecondition)):
+                started = time.monotonic()
+                try:
+                    kvcompress.Client(TARGET).compress(LARGE, timeout=timeout)
+                    sys.exit("gRPC works")
+                except error as found:
+                    assert timeout or "threads were inside gRPC" in str(found), found
+                assert time.monotonic() - started < 5
+        assert joined(forked(child)) == 0
+        over.set()
+        assert work(2) == SHARED
         print("good")
     """)
 

@@ -2,18 +2,21 @@
 
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import grpc
 
 from . import _fork
-from ._errors import FailedPrecondition, InvalidArgument, checked_text, refusing
+from ._errors import FailedPrecondition, InvalidArgument, checked_text, late, refusing
 from ._target import check_target, is_local
 
 Path = str | os.PathLike[str] | None
 
 _SERVICE = "/kvcompress.v1.KvCompression/"
+# In which gRPC ends a call that cannot be, where it works.
+_PROOF_SECONDS = 3.0
 # Above any message that a daemon sends, and below what would hurt.
 _MAX_RECEIVED_MESSAGE = 16 << 20
 _OPTIONS = [
@@ -32,6 +35,36 @@ _OPTIONS = [
 ]
 
 
+class Answers(Iterator[bytes]):
+    """Of one streaming call, as they come. A call whose answers are forgotten is cancelled."""
+
+    def __init__(self, call: "grpc._CallIterator[bytes]"):
+        self._generation = _fork.generation()
+        self._call = call
+
+    def __next__(self) -> bytes:
+        with _fork.gate().receiving():
+            return next(self._call)
+
+    def cancel(self) -> None:
+        """From any thread."""
+        _fork.gate().soon(self._call.cancel)
+
+    def is_active(self) -> bool:
+        active: bool = self._call.is_active()
+        return active
+
+    def time_remaining(self) -> float | None:
+        return self._call.time_remaining()
+
+    def __del__(self) -> None:
+        # gRPC's own destructor would cancel in the middle of a fork, too.
+        if self._generation == _fork.generation():
+            self.cancel()
+        else:
+            _fork.leave(self._call)
+
+
 class Channel:
     """A channel to the daemon at `target`, which is made by the first call. InvalidArgument for an address that cannot
     be, for a token that is none, and for one that would leave this machine in plaintext."""
@@ -47,7 +80,8 @@ class Channel:
 
     def unary(self, method: str, request: bytes, timeout: float | None) -> "Future[bytes | None]":
         """The answer's bytes; None where the daemon has ended the call without one. Cancelling cancels the call."""
-        with _fork.gate():
+        _check_grpc(timeout)
+        with _fork.gate().held():
             begin = self._grpc().unary_unary(_SERVICE + method, _unchanged, _unchanged)
             call = begin.future(request, timeout=timeout, metadata=self._metadata)
         answer: Future[bytes | None] = Future()
@@ -59,37 +93,67 @@ class Channel:
                 except Exception as error:
                     answer.set_exception(error)
 
-        answer.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
+        answer.add_done_callback(lambda done: _fork.gate().soon(call.cancel) if done.cancelled() else None)
         call.add_done_callback(end)
         return answer
 
     def stream(
         self, method: str, requests: Iterator[bytes], over: Callable[[], None], timeout: float | None = None
-    ) -> "grpc._CallIterator[bytes]":
-        """Begins a call, whose answers are iterated. gRPC reads `requests` in a thread of its own, and calls `over` at
-        the call's end in any thread."""
-        with _fork.gate():
+    ) -> Answers:
+        """Begins a call. gRPC reads `requests` in a thread of its own, and calls `over` at the call's end in any
+        thread."""
+        _check_grpc(timeout)
+        gate = _fork.gate()
+        with gate.held():
             begin = self._grpc().stream_stream(_SERVICE + method, _unchanged, _unchanged)
-            call: grpc._CallIterator[bytes] = begin(requests, timeout=timeout, metadata=self._metadata)
+            call: grpc._CallIterator[bytes] = begin(gate.sending(requests), timeout=timeout, metadata=self._metadata)
         if not call.add_callback(over):
             over()
-        return call
+        return Answers(call)
 
     def close(self) -> None:
         """Cancels calls in flight."""
         if self._made is not None:
-            self._made.close()
+            _fork.gate().soon(self._made.close)
 
     def _grpc(self) -> grpc.Channel:
         """Called by one thread at a time."""
         if self._made is None:
-            if fault := _fork.use_grpc():
-                raise FailedPrecondition(fault)
             if self._credentials is None:
                 self._made = grpc.insecure_channel(self._target, _OPTIONS)
             else:
                 self._made = grpc.secure_channel(self._target, self._credentials, _OPTIONS)
+            _fork.use_grpc()
         return self._made
+
+
+def _check_grpc(seconds: float | None) -> None:
+    """FailedPrecondition in a child of a fork in which gRPC does not work; DeadlineExceeded where that is not known
+    within `seconds`."""
+    if fault := _fork.fault():
+        raise FailedPrecondition(fault)
+    if not _fork.is_in_doubt():
+        return
+    ended = threading.Event()
+    # Not in this thread: what does not work may be locked for good.
+    threading.Thread(target=_begin_vain_call, args=(ended.set,), name="kvcompress-fork", daemon=True).start()
+    if ended.wait(_PROOF_SECONDS if seconds is None else min(seconds, _PROOF_SECONDS)):
+        _fork.trust()
+    elif seconds is not None and seconds < _PROOF_SECONDS:
+        raise late()
+    else:
+        raise FailedPrecondition(
+            "gRPC does not work in this process: threads were inside gRPC for longer than the fork waited. Fork while "
+            "no stream is being read or written, or start processes by spawn or forkserver"
+        )
+
+
+def _begin_vain_call(ended: Callable[[], None]) -> None:
+    """To an address that nobody listens at: gRPC ends it at once, by all that it needs for others."""
+    with _fork.gate().held():
+        channel = grpc.insecure_channel("unix:/", [("grpc.use_local_subchannel_pool", 1)])
+        call = channel.unary_unary("/", _unchanged, _unchanged).future(b"")
+    call.add_done_callback(lambda _: ended())
 
 
 def _unchanged(message: bytes) -> bytes:

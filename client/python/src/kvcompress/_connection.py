@@ -61,7 +61,7 @@ class Connection:
         own = self._own
         if own.generation == _fork.generation():
             return own
-        with _fork.gate():
+        with _fork.gate().held():
             if self._own is own:
                 _fork.leave(own)
                 self._own = self._make()

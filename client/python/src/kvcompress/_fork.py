@@ -2,12 +2,17 @@
 
 Whoever holds what belongs to one process alone (a channel, a stream, shared memory) notes the generation in which it
 was made, and makes it anew in another one. gRPC's threads are gone in a child, and so may be the holders of locks.
+
+A thread inside gRPC keeps gRPC from its part of a fork, and the child from gRPC's locks. So all that our threads do
+there is done inside the gate, which a fork closes.
 """
 
+import contextlib
 import os
 import sys
 import threading
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 _VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
@@ -16,6 +21,110 @@ _VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
 if "grpc" not in sys.modules:
     os.environ.setdefault(_VARIABLE, "1")
 _IS_SUPPORTED = os.environ.get(_VARIABLE, "").lower() in ("1", "true", "yes")
+# Seconds that a fork waits for messages that are being sent, and then for threads inside gRPC.
+_PATIENCE = 1.0
+
+
+class Gate:
+    """A fork waits until nobody is inside, and lets nobody in meanwhile."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._forking: int | None = None  # the thread that forks
+        self._is_closed = False  # to all; while a thread forks, messages are held before, too
+        self._inside = 0
+        self._one_at_a_time = threading.RLock()
+        self._messages = 0  # being sent
+        self._receiving: list[int] = []  # threads
+        self._later: list[Callable[[], object]] = []
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While a channel is made, and a call begun, by one thread at a time; never while something is awaited."""
+        with self._changed:
+            self._changed.wait_for(self._is_open)
+            self._inside += 1
+        try:
+            with self._one_at_a_time:
+                yield
+        finally:
+            self._leave()
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While gRPC is asked for the next message of a stream, and until that is there. A fork waits for the question
+        alone, after which the thread sleeps in a Condition."""
+        thread = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(self._is_open)
+            self._receiving.append(thread)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._receiving.remove(thread)
+
+    def sending(self, messages: Iterator[bytes]) -> Iterator[bytes]:
+        """The same messages for a thread of gRPC's, which asks for the next when the last is sent. Its threads lock
+        each other out when one of these is sent while a fork begins."""
+        for message in messages:
+            with self._changed:
+                self._changed.wait_for(lambda: self._forking is None)
+                self._messages += 1
+            try:
+                yield message
+            finally:
+                if self is gate():  # not of a parent, whose lock may be held for good
+                    with self._changed:
+                        self._messages -= 1
+                        self._changed.notify_all()
+
+    def soon(self, work: Callable[[], object]) -> None:
+        """Does it inside; after the fork, where the gate is closed. For what destructors do, too: in gRPC's threads,
+        which a fork waits for."""
+        with self._changed:
+            if not self._is_open():
+                self._later.append(work)
+                return
+            self._inside += 1
+        try:
+            work()
+        finally:
+            self._leave()
+
+    def close(self) -> None:
+        """By the thread that forks. Whatever is not over in time goes on: gRPC may not work in the child."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._forking is None)
+            self._forking = threading.get_ident()
+            # Results are taken meanwhile, or the daemon would take no messages.
+            self._changed.wait_for(lambda: self._messages == 0, _PATIENCE)
+            self._is_closed = True
+            end = time.monotonic() + _PATIENCE
+            while not self._is_quiet() and time.monotonic() < end:
+                self._changed.wait(0.001)
+
+    def open(self) -> None:
+        with self._changed:
+            self._forking, self._is_closed = None, False
+            later, self._later = self._later, []
+            self._changed.notify_all()
+        for work in later:
+            self.soon(work)
+
+    def _is_open(self) -> bool:
+        return not self._is_closed or self._forking == threading.get_ident()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def _is_quiet(self) -> bool:
+        if self._inside > 0:
+            return False
+        frames = sys._current_frames()
+        return all(frames[thread].f_code is threading.Condition.wait.__code__ for thread in self._receiving)
 
 
 class _Process:
@@ -24,8 +133,8 @@ class _Process:
     generation = 0  # how many forks it is away from the process that imported this module
     has_used_grpc = False  # it, or one that it comes from
     fault = ""
-    # With a thread inside gRPC, gRPC gives up its part of a fork.
-    gate = threading.RLock()
+    is_in_doubt = False  # whether gRPC has taken part in the fork
+    gate = Gate()
     # Destructors of what the parent has would wait for locks that nobody will ever release.
     left: ClassVar[list[Any]] = []
 
@@ -35,16 +144,32 @@ def generation() -> int:
     return _Process.generation
 
 
-def gate() -> AbstractContextManager[Any]:
-    """To be held while a call is begun or its channel is made, and never while something is awaited: no fork happens
-    meanwhile."""
+def gate() -> Gate:
+    """Of this process."""
     return _Process.gate
 
 
-def use_grpc() -> str:
-    """Before a channel is made: why gRPC cannot be used in this process; "" where it can."""
-    _Process.has_used_grpc = True
+def fault() -> str:
+    """Why gRPC cannot be used in this process; "" where it can."""
     return _Process.fault
+
+
+def use_grpc() -> None:
+    """After a channel was made, which is when gRPC registers what it does before a fork. What is registered later is
+    called earlier."""
+    if not _Process.has_used_grpc and hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
+    _Process.has_used_grpc = True
+
+
+def is_in_doubt() -> bool:
+    """Whether it is not known that gRPC works in this process."""
+    return _Process.is_in_doubt
+
+
+def trust() -> None:
+    """gRPC has ended a call in this process."""
+    _Process.is_in_doubt = False
 
 
 def leave(what: Any) -> None:
@@ -53,16 +178,18 @@ def leave(what: Any) -> None:
 
 
 def _before_fork() -> None:
-    _Process.gate.acquire()
+    _Process.gate.close()
 
 
 def _after_in_parent() -> None:
-    _Process.gate.release()
+    _Process.gate.open()
 
 
 def _after_in_child() -> None:
-    _Process.gate = threading.RLock()
+    leave(_Process.gate)
+    _Process.gate = Gate()
     _Process.generation += 1
+    _Process.is_in_doubt = True
     if _Process.has_used_grpc and not _IS_SUPPORTED:
         _Process.fault = (
             "gRPC does not work in this process: it was forked from one that had used gRPC without support for that. "
@@ -71,4 +198,4 @@ def _after_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(after_in_child=_after_in_child)

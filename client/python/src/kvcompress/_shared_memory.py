@@ -101,14 +101,13 @@ class Link:
         questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._questions = questions
         # The thread that waits for questions ends with the call.
-        self._call = channel.stream("SharedMemory", iter(questions.get, None), lambda: questions.put(None))
+        self._answers = channel.stream("SharedMemory", iter(questions.get, None), lambda: questions.put(None))
 
     def is_alive(self) -> bool:
-        alive: bool = self._call.is_active()
-        return alive
+        return self._answers.is_active()
 
     def close(self) -> None:
-        self._call.cancel()
+        self._answers.cancel()
 
     def register(self, prefix: str) -> Region:
         """Fresh memory. Its key is gone once the daemon has it, and the daemon removes it when this process is killed
@@ -140,13 +139,13 @@ class Link:
             return self._sent
 
     def _ask(self, question: pb.SharedMemoryRequest) -> pb.SharedMemoryResponse:
-        timer = threading.Timer(_PATIENCE, self._call.cancel)
+        timer = threading.Timer(_PATIENCE, self._answers.cancel)
         timer.daemon = True
         timer.start()
         try:
             number = self._send(question)
             while True:  # past the answers that nobody waited for
-                answer = next(self._call)
+                answer = next(self._answers)
                 self._answered += 1
                 if self._answered == number:
                     return parsed(pb.SharedMemoryResponse, answer)

@@ -19,16 +19,16 @@ class Stream(Iterator[Result], Generic[Result]):
     def __init__(self, channel: Channel, exchange: Call[Result], items: Iterable[Any], timeout: float | None):
         self._exchange = exchange
         self._generation = _fork.generation()
-        self._call = channel.stream(exchange.method, _requests(exchange, items), exchange.over, timeout)
+        self._answers = channel.stream(exchange.method, _requests(exchange, items), exchange.over, timeout)
 
     def __next__(self) -> Result:
         if self._generation != _fork.generation():
             raise Cancelled("the stream belongs to the process that this one was forked from")
         while True:
             try:
-                message = next(self._call)
+                message = next(self._answers)
             except StopIteration:
-                self._exchange.finish(self._call.time_remaining())
+                self._exchange.finish(self._answers.time_remaining())
                 raise
             except grpc.RpcError as error:
                 raise self._exchange.failed(from_rpc(error)) from None
@@ -43,13 +43,13 @@ class Stream(Iterator[Result], Generic[Result]):
     def close(self) -> None:
         """From any thread."""
         if self._generation != _fork.generation():
-            _fork.leave((self._call, self._exchange))
+            _fork.leave((self._answers, self._exchange))
             return
-        self._call.cancel()
+        self._answers.cancel()
         self._exchange.give_up()
 
     def __del__(self) -> None:
-        if hasattr(self, "_call"):
+        if hasattr(self, "_answers"):
             self.close()
 
 
