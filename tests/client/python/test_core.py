@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_server import capabilities
 from kvcompress._core import Core, Streaming, Unary, Wait
+from kvcompress._errors import from_rpc
 from kvcompress.v1 import kvcompress_pb2 as pb
 
 SMALL, LARGE = np.ones(10, np.float16), np.ones(1 << 20, np.float16)
@@ -28,7 +29,11 @@ class Failure(grpc.RpcError):
         return self._trailers
 
 
-UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE)
+def failure(code, pushback=None):
+    return from_rpc(Failure(code, pushback))
+
+
+UNAVAILABLE = failure(grpc.StatusCode.UNAVAILABLE)
 
 
 @pytest.fixture
@@ -68,14 +73,14 @@ def test_a_small_tensor_goes_by_one_message_and_a_large_one_by_a_stream(core):
 
 def test_what_is_tried_again_and_after_which_wait(core):
     run(core.wait_ready(), pb.MetricsResponse().SerializeToString(), OFFER)
-    busy = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "5000")
+    busy = failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "5000")
     steps, frame = run(core.compress(SMALL), UNAVAILABLE, None, busy, None, ANSWER)
     assert frame.data == b"frame"
     assert [step.seconds for step in steps if isinstance(step, Wait)] == [1, 5]
     steps, error = run(core.compress(SMALL), UNAVAILABLE, None, UNAVAILABLE, None, UNAVAILABLE)
     assert [step.seconds for step in steps if isinstance(step, Wait)] == [1, 2]
     assert (type(error), str(error)) == (kvcompress.Unavailable, "not now")
-    for final in (Failure(grpc.StatusCode.RESOURCE_EXHAUSTED), Failure(grpc.StatusCode.DATA_LOSS, "1")):
+    for final in (failure(grpc.StatusCode.RESOURCE_EXHAUSTED), failure(grpc.StatusCode.DATA_LOSS, "1")):
         assert len(run(core.compress(SMALL), final)[0]) == 1
     steps, error = run(core.compress(SMALL, timeout=4), busy)
     assert (len(steps), error.retry_after) == (1, 5)

@@ -124,6 +124,36 @@ def test_a_certificate_that_no_retry_makes_good_is_named(daemon, tmp_path, kind,
     client._close()
 
 
+@KINDS
+@pytest.mark.parametrize(("days", "said"), [
+    ((-2, -1), "this side's certificate has expired"),
+    ((1, 2), "this side's certificate is not valid yet"),
+])
+def test_a_certificate_of_this_side_that_no_retry_makes_good_is_named(daemon, tmp_path, kind, days, said):
+    authority = Authority(tmp_path, "authority")
+    ours = authority.issue("ours", days)
+    address = daemon(*tls_flags(authority.issue("daemon"), authority)).listen[-1]
+    credentials = kvcompress.tls(authority.certificate, ours.certificate, ours.key)
+    client = kind(address, credentials=credentials, retry=NEVER_GIVES_UP, timeout=60)
+    for method, *arguments in (("compress", ARRAY), ("compress", LARGE), ("metrics",), ("wait_ready",)):
+        error = failure_of(client, method, *arguments)
+        assert (type(error), str(error)) == (kvcompress.FailedPrecondition, f"connect to ipv4:{address}: {said}")
+    client._close()
+
+
+def test_an_expired_certificate_of_this_side_that_nobody_asks_for_hurts_nobody(daemon, connect, tmp_path):
+    authority = Authority(tmp_path, "authority")
+    ours = authority.issue("ours", (-2, -1))
+    server = daemon(*tls_flags(authority.issue("daemon")))
+    client = connect(server, credentials=kvcompress.tls(authority.certificate, ours.certificate, ours.key),
+                     retry=kvcompress.NO_RETRY)
+    for array in (ARRAY, LARGE):
+        assert np.array_equal(client.decompress(client.compress(array, "raw")), array)
+    server.stop()
+    with pytest.raises(kvcompress.Unavailable):
+        client.metrics()
+
+
 def test_a_daemon_that_comes_back_with_an_expired_certificate_is_not_waited_for(daemon, connect, tmp_path):
     authority = Authority(tmp_path, "authority")
     first = daemon("--shared-memory", "kvc-tls-", *tls_flags(authority.issue("first")))

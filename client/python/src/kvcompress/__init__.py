@@ -2,7 +2,6 @@
 
 from . import _fork  # noqa: F401 - before gRPC is imported
 from ._aio import AsyncClient
-from ._channel import tls
 from ._client import Client
 from ._core import version
 from ._errors import (
@@ -21,6 +20,7 @@ from ._errors import (
 from ._frame import Frame, Quality
 from ._items import OnNonfinite, profile_json
 from ._retry import NO_RETRY, RetryPolicy
+from ._tls import tls
 
 __version__ = version()
 __all__ = [

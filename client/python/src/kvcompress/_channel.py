@@ -1,7 +1,5 @@
 """gRPC's channels to a daemon: over what, to whom, and with what in every call. Messages are bytes."""
 
-import os
-import pathlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -9,10 +7,9 @@ from concurrent.futures import Future
 import grpc
 
 from . import _fork
-from ._errors import FailedPrecondition, InvalidArgument, checked_text, late, refusing
+from ._errors import FailedPrecondition, InvalidArgument, KvCompressError, checked_text, from_rpc, late
 from ._target import check_target, is_local
-
-Path = str | os.PathLike[str] | None
+from ._tls import own_fault
 
 _SERVICE = "/kvcompress.v1.KvCompression/"
 # In which gRPC ends a call that cannot be, where it works.
@@ -38,13 +35,18 @@ _OPTIONS = [
 class Answers(Iterator[bytes]):
     """Of one streaming call, as they come. A call whose answers are forgotten is cancelled."""
 
-    def __init__(self, call: "grpc._CallIterator[bytes]"):
+    def __init__(self, call: "grpc._CallIterator[bytes]", failure: Callable[[grpc.RpcError], KvCompressError]):
         self._generation = _fork.generation()
         self._call = call
+        self._failure = failure
 
     def __next__(self) -> bytes:
+        """KvCompressError where the call has failed."""
         with _fork.gate().receiving():
-            return next(self._call)
+            try:
+                return next(self._call)
+            except grpc.RpcError as error:
+                raise self._failure(error) from None
 
     def cancel(self) -> None:
         """From any thread."""
@@ -90,6 +92,8 @@ class Channel:
             if answer.set_running_or_notify_cancel():
                 try:
                     answer.set_result(call.result())
+                except grpc.RpcError as error:
+                    answer.set_exception(self._failure(error))
                 except Exception as error:
                     answer.set_exception(error)
 
@@ -109,12 +113,15 @@ class Channel:
             call: grpc._CallIterator[bytes] = begin(gate.sending(requests), timeout=timeout, metadata=self._metadata)
         if not call.add_callback(over):
             over()
-        return Answers(call)
+        return Answers(call, self._failure)
 
     def close(self) -> None:
         """Cancels calls in flight."""
         if self._made is not None:
             _fork.gate().soon(self._made.close)
+
+    def _failure(self, error: grpc.RpcError) -> KvCompressError:
+        return from_rpc(error, own_fault(self._credentials))
 
     def _grpc(self) -> grpc.Channel:
         """Called by one thread at a time."""
@@ -159,25 +166,6 @@ def _begin_vain_call(ended: Callable[[], None]) -> None:
 def _unchanged(message: bytes) -> bytes:
     """Serializer of messages that are bytes already."""
     return message
-
-
-def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.ChannelCredentials:
-    """Credentials from PEM files: of who vouches for the daemon (the system's, by default), and, for mutual TLS, this
-    side's certificate and key. InvalidArgument for one of the two alone, and for files that cannot be read or are not
-    in PEM."""
-    if (certificate is None) != (key is None):
-        raise InvalidArgument("certificate and key go together")
-    contents = [None if path is None else _pem(path) for path in (ca, key, certificate)]
-    return grpc.ssl_channel_credentials(*contents)
-
-
-def _pem(path: str | os.PathLike[str]) -> bytes:
-    # gRPC would only say that it cannot connect.
-    with refusing(f"{path!r} cannot be read"):
-        content = pathlib.Path(path).read_bytes()
-    if b"-----BEGIN " not in content:
-        raise InvalidArgument(f"{path} is not in PEM")
-    return content
 
 
 def _metadata(token: str | None, target: str, encrypted: bool) -> tuple[tuple[str, str], ...]:

@@ -14,8 +14,6 @@ from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequen
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
-import grpc
-
 from ._errors import (
     InvalidArgument,
     KvCompressError,
@@ -23,7 +21,6 @@ from ._errors import (
     VersionMismatch,
     checked_text,
     closed,
-    from_rpc,
     refusing,
     unanswered,
 )
@@ -252,8 +249,8 @@ class Core:
             raise closed()
         try:
             reply: bytes | None = yield Unary(method, request, left())
-        except grpc.RpcError as error:
-            raise from_rpc(error) from None
+        except KvCompressError:
+            raise
         except Exception:
             # Each of gRPC's two interfaces has an exception of its own for channels that are closed.
             if self.closed:

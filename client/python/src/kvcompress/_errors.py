@@ -128,19 +128,22 @@ _LASTING = (
 _ADDRESS = re.compile(r"(?:ipv4|ipv6):\S+?(?=: )|(?<=errors resolving )\S+(?=: )")
 
 
-def _lasting(said: str) -> KvCompressError | None:
-    for text, meaning in _LASTING:
-        if text in said:
-            found = _ADDRESS.search(said)
-            return FailedPrecondition(f"connect to {found[0]}: {meaning}" if found else meaning)
-    return None
+def _lasting(said: str, own_fault: str) -> KvCompressError | None:
+    meaning = next((meaning for text, meaning in _LASTING if text in said), "")
+    # A daemon closes connections whose certificate it does not take, and gRPC does not say what else it was told.
+    if not meaning and said.startswith("failed to connect") and "Socket closed" in said:
+        meaning = own_fault
+    if not meaning:
+        return None
+    found = _ADDRESS.search(said)
+    return FailedPrecondition(f"connect to {found[0]}: {meaning}" if found else meaning)
 
 
-def from_rpc(error: grpc.RpcError) -> KvCompressError:
-    """The exception for a failed call."""
+def from_rpc(error: grpc.RpcError, own_fault: str = "") -> KvCompressError:
+    """The exception for a failed call. `own_fault` says what is wrong with this side's certificate."""
     call: Any = error  # RpcError itself declares none of these methods
     code: grpc.StatusCode = call.code()
-    if code == grpc.StatusCode.UNAVAILABLE and (lasting := _lasting(call.details() or "")):
+    if code == grpc.StatusCode.UNAVAILABLE and (lasting := _lasting(call.details() or "", own_fault)):
         return lasting
     return _BY_CODE.get(code, KvCompressError)(call.details() or code.name, code, _pushback(call.trailing_metadata()))
 

@@ -16,12 +16,11 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import numpy as np
 
 from . import _fork
 from ._channel import Channel
-from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable, from_rpc
+from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable
 from ._retry import Left
 from ._wire import parsed
 from .v1 import kvcompress_pb2 as pb
@@ -151,8 +150,6 @@ class Link:
                     return parsed(pb.SharedMemoryResponse, answer)
         except StopIteration:
             raise Unavailable("the daemon has ended the stream that registers shared memory") from None
-        except grpc.RpcError as error:
-            raise from_rpc(error) from None
         finally:
             timer.cancel()
 

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic
 
-import grpc
-
 from . import _fork
 from ._channel import Channel
-from ._errors import Cancelled, from_rpc
+from ._errors import Cancelled, KvCompressError
 from ._exchange import Call
 from ._items import Result
 
@@ -30,8 +28,8 @@ class Stream(Iterator[Result], Generic[Result]):
             except StopIteration:
                 self._exchange.finish(self._answers.time_remaining())
                 raise
-            except grpc.RpcError as error:
-                raise self._exchange.failed(from_rpc(error)) from None
+            except KvCompressError as error:
+                raise self._exchange.failed(error) from None
             try:
                 result = self._exchange.receive(message)
             except BaseException:
