@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import struct
+import subprocess
 
 import kvcompress
 import ml_dtypes
@@ -251,16 +253,44 @@ def test_a_conjugated_tensor_is_what_it_shows(client):
     assert torch.equal(client.decompress(client.compress(tensor)), tensor.resolve_conj())
 
 
-def test_a_frame_of_a_type_that_python_does_not_have(client, bin_dir, tmp_path):
-    import json
-    import struct
-    import subprocess
-
-    text = json.dumps({"mx": {"dtype": "F4", "shape": [4, 2], "data_offsets": [0, 4]}}).encode()
-    (tmp_path / "in").write_bytes(struct.pack("<Q", len(text)) + text + b"abcd")
-    subprocess.run([bin_dir / "kv-compress", "-input", tmp_path / "in", "-output", tmp_path / "out"], check=True,
+def frame_of_file(bin_dir, folder, dtype, shape, data):
+    """The frame that the command line makes of a tensor."""
+    text = json.dumps({"mx": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    (folder / "in").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    subprocess.run([bin_dir / "kv-compress", "-input", folder / "in", "-output", folder / "out"], check=True,
                    capture_output=True)  # fmt: skip
-    data = (tmp_path / "out").read_bytes()
-    frame = data[8 + struct.unpack("<Q", data[:8])[0] :]
-    with pytest.raises(kvcompress.InvalidArgument, match="the tensor is F4, which neither NumPy nor PyTorch has"):
-        client.decompress(frame)
+    data = (folder / "out").read_bytes()
+    return data[8 + struct.unpack("<Q", data[:8])[0] :]
+
+
+@pytest.mark.parametrize("rows", [4, 9000])
+def test_values_that_pytorch_packs_are_those_of_the_file(client, bin_dir, tmp_path, rows):
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch, "float4_e2m1fn_x2"):
+        pytest.skip("this PyTorch has no float4")
+    raw = torch.randint(0, 256, (rows, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    tensor = raw.view(torch.float4_e2m1fn_x2)
+    frame = client.compress(tensor, "int4")
+    assert (frame.dtype, frame.shape, frame.passed_through) == ("F4", (rows, 128), True)
+    ours = frame_of_file(bin_dir, tmp_path, "F4", [rows, 128], raw.numpy().tobytes())
+    out = torch.empty_like(tensor)
+    for back in (client.decompress(frame), client.decompress(frame, out=out), client.decompress(ours, as_="torch"),
+                 dict(client.decompress_many([("a", ours, ("F4", (rows, 128)))], as_="torch"))["a"]):
+        assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(back.view(torch.uint8), raw)
+    turned = client.decompress(client.compress(raw.t().view(torch.float4_e2m1fn_x2), "raw"))
+    assert torch.equal(turned.view(torch.uint8), raw.t())
+    with pytest.raises(kvcompress.InvalidArgument, match='the tensor is F4, which NumPy does not have: as_="torch"'):
+        client.decompress(ours)
+    with pytest.raises(kvcompress.InvalidArgument, match="needs an axis, along which its values lie"):
+        client.compress(raw[0, 0].view(torch.float4_e2m1fn_x2))
+    odd = frame_of_file(bin_dir, tmp_path, "F4", [2, 3], b"abc")
+    with pytest.raises(kvcompress.InvalidArgument, match=r"F4 \[2, 3\], whose last axis PyTorch cannot pack"):
+        client.decompress(odd, as_="torch")
+
+
+def test_a_frame_of_a_type_that_python_does_not_have(client, bin_dir, tmp_path):
+    frame = frame_of_file(bin_dir, tmp_path, "F6_E2M3", [4, 2], b"abcdef")
+    for framework in ("numpy", "torch"):
+        with pytest.raises(kvcompress.InvalidArgument, match="is F6_E2M3, which neither NumPy nor PyTorch has"):
+            client.decompress(frame, as_=framework)

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 Framework = Literal["numpy", "torch"]
 Array = npt.NDArray[Any]
 
-# Of both NumPy, some of them with ml_dtypes alone, and PyTorch; and bytes of an element.
+# Of PyTorch and, some of them with ml_dtypes alone, of NumPy; and bytes of an element.
 _NAMES = {
     "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
     "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
     "U8": ("uint8", 1), "I8": ("int8", 1), "U16": ("uint16", 2), "I16": ("int16", 2), "U32": ("uint32", 4),
     "I32": ("int32", 4), "U64": ("uint64", 8), "I64": ("int64", 8), "BOOL": ("bool", 1), "F64": ("float64", 8),
     "C64": ("complex64", 8), "F8_E8M0": ("float8_e8m0fnu", 1), "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
-    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1), "F4": ("float4_e2m1fn_x2", 1),
 }  # fmt: skip
+# Of PyTorch alone: values in one of its elements, which lie side by side along the last axis.
+_PACKED = {"F4": 2}
 _DTYPES = {name: dtype for dtype, (name, _) in _NAMES.items()}
 _OF_ML_DTYPES = {dtype for dtype, (name, _) in _NAMES.items() if name == "bfloat16" or name.startswith("float8")}
 _MAX_RANK = 8
@@ -36,7 +38,7 @@ class TensorView:
     """A tensor's values, row-major and little-endian, where they stand."""
 
     dtype: str  # as safetensors names it: F16, BF16, F32, F8_E4M3, I64, ...
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of values, of which PyTorch packs two of F4 into an element
     data: memoryview
     framework: Framework
 
@@ -77,16 +79,22 @@ def _of_torch(tensor: "torch.Tensor") -> TensorView:
         raise _refuse_dtype(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise InvalidArgument(f"the tensor is {tensor.layout} on {tensor.device}: use tensor.cpu(), and a dense layout")
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    return TensorView(dtype, tuple(tensor.shape), _bytes_of(_numpy_of(plain)), "torch")
+    shape = tuple(tensor.shape)
+    if dtype in _PACKED:
+        if not shape:
+            raise InvalidArgument(f"a tensor of {tensor.dtype} needs an axis, along which its values lie")
+        shape = (*shape[:-1], shape[-1] * _PACKED[dtype])
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    return TensorView(dtype, shape, _bytes_of(_numpy_of(plain)), "torch")
 
 
 def _numpy_of(tensor: "torch.Tensor") -> Array:
-    """The memory of a contiguous tensor. NumPy has not all types, so integers of their size stand in."""
+    """The memory of a tensor, or of a contiguous copy. NumPy has not all types, and PyTorch copies not all of them, so
+    integers of their size stand in."""
     import torch
 
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    array: Array = tensor.view(integers[tensor.dtype.itemsize]).numpy()
+    array: Array = tensor.view(integers[tensor.dtype.itemsize]).contiguous().numpy()
     return array
 
 
@@ -95,21 +103,22 @@ def _bytes_of(array: Array) -> memoryview:
 
 
 def checked_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor that a daemon describes. InvalidArgument for a dtype whose elements have less than a byte."""
+    """Bytes of a tensor that a daemon describes. InvalidArgument for a dtype that Python does not have."""
     if dtype not in _NAMES:
         text = f"the tensor is {dtype}, which neither NumPy nor PyTorch has: kv-compress restores its file"
         raise InvalidArgument(text)
-    size = _NAMES[dtype][1] * math.prod(shape)
-    if len(shape) > _MAX_RANK or size >= 1 << 63:
+    size, rest = divmod(_NAMES[dtype][1] * math.prod(shape), _PACKED.get(dtype, 1))
+    if len(shape) > _MAX_RANK or size >= 1 << 63 or rest:
         raise KvCompressError(f"the daemon describes a tensor that cannot be: {dtype} {list(shape)}")
     return size
 
 
 def torch_dtypes() -> "dict[torch.dtype, str]":
-    """The types of this PyTorch that can be compressed."""
+    """The types of this PyTorch that can be compressed, and whose elements are values."""
     import torch
 
-    return {getattr(torch, name): dtype for name, dtype in _DTYPES.items() if hasattr(torch, name)}
+    found = {getattr(torch, name): dtype for name, dtype in _DTYPES.items() if hasattr(torch, name)}
+    return {kind: dtype for kind, dtype in found.items() if dtype not in _PACKED}
 
 
 class Output:
@@ -138,6 +147,10 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
         kind = getattr(torch, _NAMES[dtype][0], None)
         if kind is None:
             raise InvalidArgument(f"the tensor is {dtype}, which PyTorch {torch.__version__} does not have")
+        if packed := _PACKED.get(dtype):
+            if not shape or shape[-1] % packed:
+                raise InvalidArgument(f"the tensor is {dtype} {list(shape)}, whose last axis PyTorch cannot pack")
+            shape = (*shape[:-1], shape[-1] // packed)
     else:
         make, kind = np.empty, _numpy_dtype(dtype)
     try:
@@ -158,6 +171,8 @@ def check_out(out: Any) -> None:
 
 def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
     name, _ = _NAMES[dtype]
+    if dtype in _PACKED:
+        raise InvalidArgument(f'the tensor is {dtype}, which NumPy does not have: as_="torch"')
     if dtype not in _OF_ML_DTYPES:
         return np.dtype(name).newbyteorder("<")
     try:
