@@ -24,8 +24,9 @@ TINYLLAMA_HEAD_DIM = 64
 TINYLLAMA_HIDDEN_SIZE = 2048
 TINYLLAMA_VOCAB_SIZE = 32000
 
-# What kv-compress takes; anything else is saved as float32.
-SAVED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Whose values kv-compress compresses, as far as this PyTorch has them; anything else is saved as float32.
+SAVED_DTYPES = tuple(getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2")
+                     if hasattr(torch, name))
 METADATA_KEY = "kv_cache"
 TENSOR_NAME = re.compile(r"layer_(\d+)_(key|value)")
 
@@ -41,7 +42,7 @@ class KVCacheMetadata:
     num_kv_heads: int  # 4 for TinyLlama (GQA)
     seq_len: int  # tokens that went through the cache; sliding layers hold fewer
     head_dim: int  # of the keys; 64 for TinyLlama
-    dtype: str  # "float16", "bfloat16" or "float32"
+    dtype: str  # "float16", "bfloat16", "float32", "float8_e4m3fn" or "float8_e5m2"
     model_name: str  # Model identifier
 
     def to_dict(self) -> dict:
@@ -137,7 +138,7 @@ def save_kv_cache(
 
     The file itself holds the metadata too: kv-compress hands it on, so compressed files need no sidecar.
 
-    float16, bfloat16 and float32 are kept as they are; other types become float32.
+    float16, bfloat16, float32, float8_e4m3fn and float8_e5m2 are kept as they are; other types become float32.
 
     Args:
         cache: DynamicCache from Transformers, or any style that cache_view reads
@@ -256,8 +257,8 @@ def compute_kv_cache_stats(cache: Any) -> dict:
         "total_mb": size / 2**20,
         "value_mean": mean,
         "value_std": variance**0.5,
-        "value_min": min(tensor.min().item() for tensor in tensors),
-        "value_max": max(tensor.max().item() for tensor in tensors),
+        "value_min": min(tensor.double().min().item() for tensor in tensors),
+        "value_max": max(tensor.double().max().item() for tensor in tensors),
     }
 
 

@@ -8,7 +8,7 @@ import cache_view
 import numpy as np
 import pytest
 import torch
-from compression_bridge import compress_kv_cache
+from compression_bridge import compress_kv_cache, decompress_kv_cache
 from conftest import make_model, make_pairs
 from kv_cache_utils import (
     KVCacheMetadata,
@@ -73,6 +73,59 @@ def test_save_and_load_keep_every_bit(tmp_path, dtype, batch):
     assert metadata == saved and isinstance(cache, DynamicCache)
     loaded = cache_view.layers(cache)
     assert equal(loaded, pairs) and loaded[0][0].dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_values_of_eight_bits_are_saved_loaded_checked_and_described(tmp_path, name):
+    if not hasattr(torch, name):
+        pytest.skip(f"this PyTorch has no {name}")
+    dtype = getattr(torch, name)
+    pairs = [(key.to(dtype), value.to(dtype)) for key, value in make_pairs()]
+    path, small = str(tmp_path / "cache.safetensors"), str(tmp_path / "small.safetensors")
+    saved = save_kv_cache(pairs, path, model_name="m")
+    assert saved.dtype == name
+    compress_kv_cache(path, small, codec="lossless")
+    for source in (path, small):
+        cache, metadata = load_kv_cache(source)
+        assert metadata == saved
+        loaded = cache_view.layers(cache)
+        assert loaded[0][0].dtype == dtype
+        assert equal([[tensor.view(torch.uint8) for tensor in pair] for pair in loaded],
+                     [[tensor.view(torch.uint8) for tensor in pair] for pair in pairs])
+        assert validate_kv_cache_shape(cache, 2, 2, 64) == (True, [])
+        stats = compute_kv_cache_stats(cache)
+        assert (stats["dtype"], stats["total_bytes"]) == (name, stats["total_elements"])
+        assert stats["value_min"] == min(tensor.float().min().item() for pair in pairs for tensor in pair)
+
+
+def test_a_file_that_holds_more_than_keys_and_values(tmp_path, pairs):
+    path, small, back = (str(tmp_path / f"{name}.safetensors") for name in ("cache", "small", "back"))
+    generator = torch.Generator().manual_seed(1)
+    others = {
+        "positions": torch.arange(16), "mask": torch.ones(16, 16, dtype=torch.bool).tril(), "scale": torch.tensor(0.5),
+        "layer_0_indexer": torch.randint(0, 256, (1, 16, 128), generator=generator, dtype=torch.uint8),
+        "layer_0_latent": torch.randn(1, 16, 512, generator=generator).half(),
+    }
+    if hasattr(torch, "float8_e4m3fn"):
+        others["layer_0_latent"] = others["layer_0_latent"].to(torch.float8_e4m3fn)
+    saved = save_kv_cache(pairs, path)
+    with safe_open(path, framework="pt") as file:
+        own = file.metadata()
+    save_file({**load_file(path), **others}, path, metadata=own)
+    compress_kv_cache(path, small, codec="int8(group=64)")
+    decompress_kv_cache(small, back)
+    restored = load_file(back)
+    for name, tensor in others.items():
+        assert (restored[name].dtype, restored[name].shape) == (tensor.dtype, tensor.shape)
+        if name in ("positions", "mask", "layer_0_indexer"):
+            assert torch.equal(restored[name], tensor)
+        else:
+            assert torch.allclose(restored[name].float(), tensor.float(), atol=0.15)
+    for source in (path, small, back):
+        cache, metadata = load_kv_cache(source)
+        assert metadata == saved
+        assert validate_kv_cache_shape(cache, 2, 2, 64) == (True, [])
+        assert len(cache_view.layers(cache)) == 2
 
 
 def test_other_types_become_float32(tmp_path):
