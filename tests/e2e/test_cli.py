@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-
 from cli_helpers import File, run, run_ok, start, write_file
 
 REFERENCE_KEYS = ["compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",

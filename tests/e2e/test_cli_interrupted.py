@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-
 from cli_helpers import run, start, write_file
 
 SLOW_CODEC = "raw|zstd(level=19)"

@@ -8,7 +8,6 @@ import pytest
 from daemon_helpers import MIB, SERVICE, Feed, failure, failure_of_raw, random_array
 from safetensors.numpy import load_file
 
-
 # --- what it is for ---------------------------------------------------------------------------------------------------
 
 

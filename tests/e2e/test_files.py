@@ -7,9 +7,8 @@ import subprocess
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import safe_open
-
 from cli_helpers import File, environment, run, run_ok, write_file
+from safetensors import safe_open
 
 # Ratios that must be reached for inputs of 16 bits, by group size; twice as much for those of 32.
 LEAST_RATIO = {32: 3.5, 64: 3.7, 128: 3.8}

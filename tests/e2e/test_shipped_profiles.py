@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from cli_helpers import File, run_ok
 from conftest import REPOSITORY
 

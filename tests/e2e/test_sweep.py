@@ -9,7 +9,6 @@ import subprocess
 
 import numpy as np
 import pytest
-
 from cli_helpers import environment, run, run_ok, write_file
 
 
