@@ -176,7 +176,7 @@ def test_forks_while_threads_are_in_calls(run):
                 client.compress(SMALL, "int4")
         def stream(pairs):
             while not over.is_set():
-                assert [frame.name for frame in client.compress_many(pairs(), "int4")] == ["a", "b"] * 8
+                assert [frame.name for frame in client.compress_many(pairs(), "int4", timeout=60)] == ["a", "b"] * 8
         through_memory = lambda: [("a", LARGE), ("b", SMALL)] * 8
         through_messages = lambda: iter(through_memory())
         threads = [threading.Thread(target=calls) for _ in range(3)]
