@@ -35,14 +35,17 @@ _OPTIONS = [
 class Answers(Iterator[bytes]):
     """Of one streaming call, as they come. A call whose answers are forgotten is cancelled."""
 
-    def __init__(self, call: "grpc._CallIterator[bytes]", failure: Callable[[grpc.RpcError], KvCompressError]):
+    def __init__(
+        self, stream: object, call: "grpc._CallIterator[bytes]", failure: Callable[[grpc.RpcError], KvCompressError]
+    ):
         self._generation = _fork.generation()
+        self._stream = stream
         self._call = call
         self._failure = failure
 
     def __next__(self) -> bytes:
         """KvCompressError where the call has failed."""
-        with _fork.gate().receiving():
+        with _fork.gate().receiving(self._stream):
             try:
                 return next(self._call)
             except grpc.RpcError as error:
@@ -107,13 +110,14 @@ class Channel:
         """Begins a call. gRPC reads `requests` in a thread of its own, and calls `over` at the call's end in any
         thread."""
         _check_grpc(timeout)
-        gate = _fork.gate()
+        gate, stream = _fork.gate(), object()
+        held_requests = gate.sending(stream, requests)
         with gate.held():
             begin = self._grpc().stream_stream(_SERVICE + method, _unchanged, _unchanged)
-            call: grpc._CallIterator[bytes] = begin(gate.sending(requests), timeout=timeout, metadata=self._metadata)
+            call: grpc._CallIterator[bytes] = begin(held_requests, timeout=timeout, metadata=self._metadata)
         if not call.add_callback(over):
             over()
-        return Answers(call, self._failure)
+        return Answers(stream, call, self._failure)
 
     def close(self) -> None:
         """Cancels calls in flight."""

@@ -21,8 +21,10 @@ _VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
 if "grpc" not in sys.modules:
     os.environ.setdefault(_VARIABLE, "1")
 _IS_SUPPORTED = os.environ.get(_VARIABLE, "").lower() in ("1", "true", "yes")
-# Seconds that a fork waits for messages that are being sent, and then for threads inside gRPC.
+# Seconds that a fork waits for threads inside gRPC, and for messages that are being sent.
 _PATIENCE = 1.0
+# Those of streams that are read from go on their way, however slow the daemon is.
+_PATIENCE_WITH_READERS = 4.0
 
 
 class Gate:
@@ -34,8 +36,8 @@ class Gate:
         self._is_closed = False  # to all; while a thread forks, messages are held before, too
         self._inside = 0
         self._one_at_a_time = threading.RLock()
-        self._messages = 0  # being sent
-        self._receiving: list[int] = []  # threads
+        self._sending: set[object] = set()  # streams
+        self._receiving: dict[int, object] = {}  # threads, and their streams
         self._later: list[Callable[[], object]] = []
 
     @contextlib.contextmanager
@@ -51,32 +53,32 @@ class Gate:
             self._leave()
 
     @contextlib.contextmanager
-    def receiving(self) -> Iterator[None]:
-        """While gRPC is asked for the next message of a stream, and until that is there. A fork waits for the question
+    def receiving(self, stream: object) -> Iterator[None]:
+        """While gRPC is asked for the next message of `stream`, and until that is there. A fork waits for the question
         alone, after which the thread sleeps in a Condition."""
         thread = threading.get_ident()
         with self._changed:
             self._changed.wait_for(self._is_open)
-            self._receiving.append(thread)
+            self._receiving[thread] = stream
         try:
             yield
         finally:
             with self._changed:
-                self._receiving.remove(thread)
+                self._receiving.pop(thread, None)
 
-    def sending(self, messages: Iterator[bytes]) -> Iterator[bytes]:
-        """The same messages for a thread of gRPC's, which asks for the next when the last is sent. Its threads lock
-        each other out when one of these is sent while a fork begins."""
+    def sending(self, stream: object, messages: Iterator[bytes]) -> Iterator[bytes]:
+        """The same messages, of `stream`, for a thread of gRPC's, which asks for the next when the last is sent. When
+        that happens while a fork begins, gRPC's threads lock each other out."""
         for message in messages:
             with self._changed:
                 self._changed.wait_for(lambda: self._forking is None)
-                self._messages += 1
+                self._sending.add(stream)
             try:
                 yield message
             finally:
                 if self is gate():  # not of a parent, whose lock may be held for good
                     with self._changed:
-                        self._messages -= 1
+                        self._sending.discard(stream)
                         self._changed.notify_all()
 
     def soon(self, work: Callable[[], object]) -> None:
@@ -98,7 +100,9 @@ class Gate:
             self._changed.wait_for(lambda: self._forking is None)
             self._forking = threading.get_ident()
             # Results are taken meanwhile, or the daemon would take no messages.
-            self._changed.wait_for(lambda: self._messages == 0, _PATIENCE)
+            self._changed.wait_for(lambda: not self._sending, _PATIENCE)
+            readers = self._receiving
+            self._changed.wait_for(lambda: self._sending.isdisjoint(readers.values()), _PATIENCE_WITH_READERS)
             self._is_closed = True
             end = time.monotonic() + _PATIENCE
             while not self._is_quiet() and time.monotonic() < end:
