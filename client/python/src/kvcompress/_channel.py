@@ -1,5 +1,6 @@
 """gRPC's channels to a daemon: over what, to whom, and with what in every call. Messages are bytes."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -36,7 +37,10 @@ class Answers(Iterator[bytes]):
     """Of one streaming call, as they come. A call whose answers are forgotten is cancelled."""
 
     def __init__(
-        self, stream: object, call: "grpc._CallIterator[bytes]", failure: Callable[[grpc.RpcError], KvCompressError]
+        self,
+        stream: _fork.Stream,
+        call: "grpc._CallIterator[bytes]",
+        failure: Callable[[grpc.RpcError], KvCompressError],
     ):
         self._generation = _fork.generation()
         self._stream = stream
@@ -110,7 +114,7 @@ class Channel:
         """Begins a call. gRPC reads `requests` in a thread of its own, and calls `over` at the call's end in any
         thread."""
         _check_grpc(timeout)
-        gate, stream = _fork.gate(), object()
+        gate, stream = _fork.gate(), _fork.Stream(self._wake)
         held_requests = gate.sending(stream, requests)
         with gate.held():
             begin = self._grpc().stream_stream(_SERVICE + method, _unchanged, _unchanged)
@@ -123,6 +127,11 @@ class Channel:
         """Cancels calls in flight."""
         if self._made is not None:
             _fork.gate().soon(self._made.close)
+
+    def _wake(self) -> None:
+        """Gives gRPC's thread something to do: the end of a call whose time is over."""
+        with contextlib.suppress(ValueError):  # of channels that are closed
+            self._grpc().unary_unary(_SERVICE + "Capabilities", _unchanged, _unchanged).future(b"", timeout=0)
 
     def _failure(self, error: grpc.RpcError) -> KvCompressError:
         return from_rpc(error, own_fault(self._credentials))

@@ -27,6 +27,13 @@ _PATIENCE = 1.0
 _PATIENCE_WITH_READERS = 4.0
 
 
+class Stream:
+    """What the gate is to know of one: `wake` makes gRPC's thread look up, which sees only then that a fork waits."""
+
+    def __init__(self, wake: Callable[[], object]):
+        self.wake = wake
+
+
 class Gate:
     """A fork waits until nobody is inside, and lets nobody in meanwhile."""
 
@@ -36,8 +43,8 @@ class Gate:
         self._is_closed = False  # to all; while a thread forks, messages are held before, too
         self._inside = 0
         self._one_at_a_time = threading.RLock()
-        self._sending: set[object] = set()  # streams
-        self._receiving: dict[int, object] = {}  # threads, and their streams
+        self._sending: set[Stream] = set()
+        self._receiving: dict[int, Stream] = {}  # by threads
         self._later: list[Callable[[], object]] = []
 
     @contextlib.contextmanager
@@ -53,7 +60,7 @@ class Gate:
             self._leave()
 
     @contextlib.contextmanager
-    def receiving(self, stream: object) -> Iterator[None]:
+    def receiving(self, stream: Stream) -> Iterator[None]:
         """While gRPC is asked for the next message of `stream`, and until that is there. A fork waits for the question
         alone, after which the thread sleeps in a Condition."""
         thread = threading.get_ident()
@@ -66,7 +73,7 @@ class Gate:
             with self._changed:
                 self._receiving.pop(thread, None)
 
-    def sending(self, stream: object, messages: Iterator[bytes]) -> Iterator[bytes]:
+    def sending(self, stream: Stream, messages: Iterator[bytes]) -> Iterator[bytes]:
         """The same messages, of `stream`, for a thread of gRPC's, which asks for the next when the last is sent. When
         that happens while a fork begins, gRPC's threads lock each other out."""
         for message in messages:
@@ -107,6 +114,10 @@ class Gate:
             end = time.monotonic() + _PATIENCE
             while not self._is_quiet() and time.monotonic() < end:
                 self._changed.wait(0.001)
+            still = list(self._sending)
+        # Once it waits for the fork's end, messages that are sent after all do no harm.
+        for stream in still:
+            stream.wake()
 
     def open(self) -> None:
         with self._changed:
