@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/cli/calibration_report.h"
 #include "client/cli/go_flags.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/options.h"
@@ -20,6 +21,7 @@
 #include "client/cli/sweep.h"
 #include "client/cli/sweep_report.h"
 #include "client/cli/text_file.h"
+#include "client/file/calibrate.h"
 #include "client/file/file_codec.h"
 #include "client/file/input.h"
 #include "client/local_client.h"
@@ -169,6 +171,36 @@ absl::Status RunInspect(const CliOptions& options) {
   return PrintResult(inspection.text);
 }
 
+absl::Status RunCalibrate(const GoFlags& flags, const CliOptions& options, Interrupts& interrupts) {
+  const auto start = std::chrono::steady_clock::now();
+  absl::StatusOr<CalibrationReport> report;
+  {
+    ProgressBar bar("calibrate");
+    CalibrateOptions calibrate = {
+        .group_dim = static_cast<uint64_t>(options.group_dim),
+        .weights = options.weights,
+        .threads = static_cast<size_t>(options.threads),
+        .tool = "kv-compress " KVC_VERSION,
+        .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
+        .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
+    };
+    if (options.rope_theta > 0) {
+      calibrate.rotary = {
+          .theta = options.rope_theta,
+          .pairs = options.rope_pairs == "half" ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved,
+          .dims = static_cast<uint64_t>(options.rope_dims),
+          .offset = static_cast<uint64_t>(options.rope_offset)};
+    }
+    if (flags.IsSet("rope-start")) calibrate.start = static_cast<uint64_t>(options.rope_start);
+    report = CalibrateFiles(options.caches, options.output, calibrate);
+  }
+  if (!report.ok()) return report.status();
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  if (options.verbose) Print(stderr, CalibrationLines(report->calibration));
+  PrintWarnings(CalibrationWarnings(*report));
+  return PrintResult(CalibrationJson(*report, options.output, took.count()));
+}
+
 // Writes a line for each spec to standard error, on a terminal one line that is overwritten.
 class SweepProgress {
  public:
@@ -276,7 +308,11 @@ int Main(std::span<const char* const> words) {
     } else {
       static Interrupts& interrupts = *new Interrupts;
       status = interrupts.Start();
-      if (status.ok()) status = options.sweep ? RunSweep(options, interrupts) : Run(options, interrupts);
+      if (status.ok()) {
+        status = options.sweep       ? RunSweep(options, interrupts)
+                 : options.calibrate ? RunCalibrate(flags, options, interrupts)
+                                     : Run(options, interrupts);
+      }
     }
   }
   if (status.ok()) return kExitOk;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "core/base/status_macros.h"
 #include "core/codec/parameter.h"
 
@@ -123,15 +124,33 @@ absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initial
   return absl::OkStatus();
 }
 
-constexpr std::string_view kInspectFlags[] = {"format",     "per-head",  "rope-theta",
-                                              "rope-pairs", "rope-dims", "rope-start"};
+constexpr std::string_view kInspectFlags[] = {"format", "per-head"};
+constexpr std::string_view kRopeFlags[] = {"rope-theta", "rope-pairs", "rope-dims", "rope-start"};
+constexpr std::string_view kCalibrateFlags[] = {"weights", "group-dim", "rope-offset"};
 constexpr std::string_view kSweepFlags[] = {"max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
                                             "report"};
 
 // Refuses a mode's flags without the mode.
 absl::Status NeedsMode(const GoFlags& flags, std::span<const std::string_view> own, std::string_view mode) {
   for (const std::string_view flag : own) {
-    if (flags.IsSet(flag)) return Fault(absl::StrFormat("-%s needs -%s", flag, mode));
+    if (flags.IsSet(flag)) return Fault(absl::StrFormat("-%s needs %s", flag, mode));
+  }
+  return absl::OkStatus();
+}
+
+// `parts` are those flags that mean nothing without -rope-theta.
+absl::Status CheckRope(const GoFlags& flags, const CliOptions& options, std::initializer_list<std::string_view> parts) {
+  if (options.rope_pairs != "half" && options.rope_pairs != "interleaved") {
+    return Fault(absl::StrFormat("-rope-pairs must be half or interleaved, not %s", options.rope_pairs));
+  }
+  if (options.rope_dims < 0 || options.rope_dims % 2 != 0) {
+    return Fault(absl::StrFormat("-rope-dims must be an even number of channels, not %d", options.rope_dims));
+  }
+  if (options.rope_start < 0 || options.rope_start > int64_t{1} << 48) {
+    return Fault(absl::StrFormat("-rope-start must be a position, not %d", options.rope_start));
+  }
+  for (const std::string_view flag : parts) {
+    if (flags.IsSet(flag) && options.rope_theta == 0) return Fault(absl::StrFormat("-%s needs -rope-theta", flag));
   }
   return absl::OkStatus();
 }
@@ -143,22 +162,36 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
   if (options.format != "table" && options.format != "json" && options.format != "csv") {
     return Fault(absl::StrFormat("-format must be table, json or csv, not %s", options.format));
   }
-  if (options.rope_pairs != "half" && options.rope_pairs != "interleaved") {
-    return Fault(absl::StrFormat("-rope-pairs must be half or interleaved, not %s", options.rope_pairs));
-  }
-  if (options.rope_dims < 0 || options.rope_dims % 2 != 0) {
-    return Fault(absl::StrFormat("-rope-dims must be an even number of channels, not %d", options.rope_dims));
-  }
-  if (options.rope_start < 0 || options.rope_start > int64_t{1} << 48) {
-    return Fault(absl::StrFormat("-rope-start must be a position, not %d", options.rope_start));
-  }
-  for (const std::string_view flag : {"rope-pairs", "rope-dims", "rope-start"}) {
-    if (flags.IsSet(flag) && options.rope_theta == 0) return Fault(absl::StrFormat("-%s needs -rope-theta", flag));
-  }
+  KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-start"}));
   if (flags.rest().size() > 1) return Unexpected(flags.rest()[1]);
   if (!flags.rest().empty() && !options.input.empty()) return Fault("-inspect takes one file, and two are given");
   if (!flags.rest().empty()) options.input = flags.rest()[0];
   return options.input.empty() ? Fault("-input is required") : absl::OkStatus();
+}
+
+absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
+  KVC_RETURN_IF_ERROR(TakesOnly(flags, "calibrate",
+                                {"input", "output", "weights", "group-dim", "threads", "verbose", "rope-theta",
+                                 "rope-pairs", "rope-dims", "rope-offset", "rope-start"}));
+  if (options.group_dim != 64 && options.group_dim != 128 && options.group_dim != 256) {
+    return Fault(absl::StrFormat("-group-dim must be 64, 128 or 256, not %d", options.group_dim));
+  }
+  KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-offset"}));
+  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
+    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
+  }
+  if (options.rope_offset < 0) {
+    return Fault(absl::StrFormat("-rope-offset must be a channel, not %d", options.rope_offset));
+  }
+  if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
+  options.caches = absl::StrSplit(options.input, ',', absl::SkipEmpty());
+  if (options.caches.empty()) return Fault("-input is required");
+  if (options.output.empty()) return Fault("-output is required");
+  for (const std::string& path : options.caches) {
+    if (AreOneFile(path, options.output)) return Fault("-output is one of the inputs, which it would replace");
+  }
+  if (AreOneFile(options.weights, options.output)) return Fault("-output is the weights, which it would replace");
+  return absl::OkStatus();
 }
 
 absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
@@ -253,15 +286,22 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
                "NaN, infinity or a value too large for the codec: error, or lossless for the block of 131072 values");
   flags.Int("threads", &options.threads, "Threads of the codec in this process (0=one for each CPU)");
   flags.Duration("timeout", &options.timeout, "Give up after this time, for example 30s (0=never)");
+  flags.Bool("calibrate", &options.calibrate,
+             "Make a model's artifact (-output) from caches of its keys and values: -input FILE,FILE,...");
+  flags.String("weights", &options.weights, "FILE",
+               "With -calibrate: what errors cost, layer_{i}_key|value [groups, dim, dim] in a safetensors file");
+  flags.Int("group-dim", &options.group_dim, "With -calibrate: channels that are taken together (64, 128, or 256)");
   flags.Bool("inspect", &options.inspect, "List what a file holds: -inspect FILE");
   flags.Float("rope-theta", &options.rope_theta,
-              "With -inspect of a plain file: also what its keys would be without a rotary embedding of this base");
+              "Base of the keys' rotary embedding: with -calibrate, in place of what the files say; with -inspect of a "
+              "plain file, also what its keys would be without it");
   flags.String("format", &options.format, "FORMAT", "What -inspect writes: table, json or csv");
   flags.Bool("per-head", &options.per_head, "With -inspect of a plain file: also each head's figures");
   flags.String("rope-pairs", &options.rope_pairs, "PAIRS",
                "With -rope-theta: which channels turn together, half (i and i + d/2) or interleaved (2i and 2i + 1)");
   flags.Int("rope-dims", &options.rope_dims, "With -rope-theta: the first channels, which alone are turned (0=all)");
-  flags.Int("rope-start", &options.rope_start, "With -rope-theta: position of a tensor's first token");
+  flags.Int("rope-offset", &options.rope_offset, "With -rope-theta and -calibrate: the first channel that turns");
+  flags.Int("rope-start", &options.rope_start, "With -rope-theta or -calibrate: position of a tensor's first token");
   flags.Float("max-key-mae", &options.max_key_mae, "With -sweep: limit on the mean absolute error of keys");
   flags.Float("max-value-mae", &options.max_value_mae, "With -sweep: limit on the mean absolute error of values");
   flags.Float("min-key-cosine", &options.min_key_cosine, "With -sweep: limit on the cosine similarity of keys");
@@ -277,9 +317,12 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckOutputFile("-output", options.output));
   KVC_RETURN_IF_ERROR(CheckOutputFile("-report", options.report));
   if (options.sweep) return CompleteSweep(flags, options);
-  KVC_RETURN_IF_ERROR(NeedsMode(flags, kSweepFlags, "sweep"));
-  if (!options.inspect) KVC_RETURN_IF_ERROR(NeedsMode(flags, kInspectFlags, "inspect"));
+  if (options.calibrate) return CompleteCalibrate(flags, options);
+  KVC_RETURN_IF_ERROR(NeedsMode(flags, kSweepFlags, "-sweep"));
+  KVC_RETURN_IF_ERROR(NeedsMode(flags, kCalibrateFlags, "-calibrate"));
   if (options.inspect) return CompleteInspect(flags, options);
+  KVC_RETURN_IF_ERROR(NeedsMode(flags, kInspectFlags, "-inspect"));
+  KVC_RETURN_IF_ERROR(NeedsMode(flags, kRopeFlags, "-inspect or -calibrate"));
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));
   if (options.input.empty()) return Fault("-input is required");

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -37,10 +38,15 @@ struct CliOptions {
   bool inspect = false;
   std::string format = "table";     // of -inspect: table, json or csv
   bool per_head = false;            // of -inspect
-  double rope_theta = 0;            // of -inspect; 0: the rotation is left alone
+  double rope_theta = 0;            // of -inspect and -calibrate; 0: the rotation is left alone, or not said
   std::string rope_pairs = "half";  // half or interleaved
   int64_t rope_dims = 0;            // 0: all channels
+  int64_t rope_offset = 0;          // of -calibrate
   int64_t rope_start = 0;
+  bool calibrate = false;
+  std::vector<std::string> caches;  // of -calibrate: what -input lists
+  std::string weights;
+  int64_t group_dim = 128;
   bool sweep = false;
   std::string report;
   // Of -sweep; 0: no limit.

@@ -146,10 +146,39 @@ TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-report", "r.html"}), "-report needs -sweep");
 }
 
-TEST_F(OptionsTest, RopeThetaBelongsToInspect) {
+TEST_F(OptionsTest, CalibrateTakesSeveralInputs) {
+  ASSERT_EQ(FaultOf({"-calibrate", "-input", "a,b,,c", "-output", "m.kvcal"}), "");
+  EXPECT_THAT(options_.caches, ::testing::ElementsAre("a", "b", "c"));
+  EXPECT_EQ(options_.group_dim, 128);
+  EXPECT_EQ(
+      FaultOf({"-calibrate", "-input",       "a",   "-output",     "b",   "-weights",    "w",           "-group-dim",
+               "256",        "-threads",     "2",   "-rope-theta", "1e6", "-rope-pairs", "interleaved", "-rope-dims",
+               "64",         "-rope-offset", "512", "-rope-start", "7",   "-verbose"}),
+      "");
+  EXPECT_EQ(FaultOf({"-calibrate", "-output", "b"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", ",", "-output", "b"}), "-input is required");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a"}), "-output is required");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "c"}), "unexpected argument \"c\"");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-group-dim", "100"}),
+            "-group-dim must be 64, 128 or 256, not 100");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-rope-theta", "0.5"}),
+            "-rope-theta must be at least 1, not 0.5");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-rope-dims", "2"}), "-rope-dims needs -rope-theta");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-rope-theta", "9", "-rope-offset", "-1"}),
+            "-rope-offset must be a channel, not -1");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-codec", "raw"}),
+            "-calibrate and -codec exclude each other");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-server", "c:1"}),
+            "-calibrate and -server exclude each other");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-weights", "w"}), "-weights needs -calibrate");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "9", "-rope-offset", "2", "a"}), "-rope-offset needs -calibrate");
+}
+
+TEST_F(OptionsTest, RopeThetaBelongsToInspectAndCalibrate) {
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "10000", "a"}), "");
   EXPECT_EQ(options_.rope_theta, 10000);
-  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000"}), "-rope-theta needs -inspect");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000"}),
+            "-rope-theta needs -inspect or -calibrate");
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "-1", "a"}), "-rope-theta must not be negative");
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "inf", "a"}), "-rope-theta must not be negative");
 }

@@ -1,0 +1,176 @@
+#include "client/file/calibrate.h"
+
+#include <deque>
+#include <map>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "client/file/input.h"
+#include "core/base/status_macros.h"
+#include "core/base/thread_pool.h"
+#include "core/file/compressed_file.h"
+#include "core/file/plain_file.h"
+#include "core/frame_values.h"
+
+namespace kvcompress {
+namespace {
+
+using Metadata = std::map<std::string, std::string>;
+
+// Of each compressed tensor: enough for a block of each of its heads.
+constexpr uint64_t kMaxKeptBytes = uint64_t{64} << 20;
+
+absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
+  return status.ok() ? status : absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
+}
+
+absl::Status BadKey(const std::string& key, const std::string& text) {
+  return absl::InvalidArgumentError(absl::StrFormat("its metadata's %s is \"%s\"", key, text.substr(0, 40)));
+}
+
+// The integer that the metadata have under `key`, or `otherwise`.
+absl::StatusOr<uint64_t> IntegerOf(const Metadata& metadata, const std::string& key, uint64_t otherwise) {
+  const auto found = metadata.find(key);
+  uint64_t value = otherwise;
+  if (found != metadata.end() && !absl::SimpleAtoi(found->second, &value)) return BadKey(key, found->second);
+  return value;
+}
+
+absl::StatusOr<std::optional<ArtifactRotary>> RotaryOf(const Metadata& metadata) {
+  const auto theta = metadata.find("rope_theta");
+  if (theta == metadata.end()) return std::nullopt;
+  ArtifactRotary rotary;
+  if (!absl::SimpleAtod(theta->second, &rotary.theta) || !(rotary.theta >= 1))
+    return BadKey("rope_theta", theta->second);
+  if (const auto pairs = metadata.find("rope_pairs"); pairs != metadata.end() && pairs->second != "half") {
+    if (pairs->second != "interleaved") return BadKey("rope_pairs", pairs->second);
+    rotary.pairs = simd::RotaryPairs::kInterleaved;
+  }
+  KVC_ASSIGN_OR_RETURN(rotary.dims, IntegerOf(metadata, "rope_dims", 0));
+  KVC_ASSIGN_OR_RETURN(rotary.offset, IntegerOf(metadata, "rope_offset", 0));
+  return rotary;
+}
+
+// The inputs, with all that their tensors refer to.
+class Caches {
+ public:
+  absl::Status Add(const std::string& path, const CalibrateOptions& options) {
+    KVC_ASSIGN_OR_RETURN(std::unique_ptr<Input> opened, Input::Open(path));
+    const Input& input = *inputs_.emplace_back(std::move(opened));
+    const safetensors::Header& header = input.header();
+    KVC_ASSIGN_OR_RETURN(uint64_t start, IntegerOf(header.metadata, "seq_start", 0));
+    KVC_ASSIGN_OR_RETURN(const std::optional<ArtifactRotary> rotary, RotaryOf(header.metadata));
+    if (inputs_.size() > 1 && rotary != rotary_ && !options.rotary) {
+      return absl::InvalidArgumentError(
+          "its metadata's rope_theta, rope_pairs, rope_dims or rope_offset differ from the first file's");
+    }
+    rotary_ = rotary;
+    start = options.start.value_or(start);
+    return IsCompressedFile(header) ? AddFrames(path, input, start) : AddTensors(path, input, start);
+  }
+
+  absl::Status CheckUnchanged() const {
+    for (const auto& input : inputs_) KVC_RETURN_IF_ERROR(input->CheckUnchanged());
+    return absl::OkStatus();
+  }
+  absl::Status CheckOutput(const std::string& output) const {
+    for (const auto& input : inputs_) KVC_RETURN_IF_ERROR(input->CheckOutput(output));
+    return absl::OkStatus();
+  }
+
+  const std::vector<CacheTensor>& tensors() const { return tensors_; }
+  // What the metadata of the files say, which all say the same.
+  const std::optional<ArtifactRotary>& rotary() const { return rotary_; }
+  uint64_t skipped() const { return skipped_; }
+
+ private:
+  bool Skips(std::string_view name) {
+    if (ParseKvName(name).layer >= 0) return false;
+    ++skipped_;
+    return true;
+  }
+
+  absl::Status AddTensors(const std::string& path, const Input& input, uint64_t start) {
+    KVC_RETURN_IF_ERROR(CheckPlainMetadata(input.header()));
+    for (const safetensors::Entry& entry : input.header().entries) {
+      if (Skips(entry.name)) continue;
+      KVC_ASSIGN_OR_RETURN(const TensorDesc tensor, DescribeEntry(entry));
+      const SubSource& values = sources_.emplace_back(input, input.header().data_start + entry.begin, entry.bytes());
+      tensors_.push_back({path, tensor, &values, start});
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status AddFrames(const std::string& path, const Input& input, uint64_t start) {
+    KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(input, input.header()));
+    for (const CompressedTensor& tensor : compressed.tensors) {
+      if (Skips(tensor.name)) continue;
+      const SubSource& frame = sources_.emplace_back(input, tensor.offset, tensor.bytes);
+      auto values = FrameValues::Open(frame, kMaxKeptBytes, kNoLimits);
+      if (!values.ok()) return OfTensor(tensor.name, values.status());
+      tensors_.push_back({path, tensor.frame.tensor, values->get(), start});
+      frames_.push_back(*std::move(values));
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<std::unique_ptr<Input>> inputs_;
+  std::deque<SubSource> sources_;
+  std::vector<std::unique_ptr<FrameValues>> frames_;
+  std::vector<CacheTensor> tensors_;
+  std::optional<ArtifactRotary> rotary_;
+  uint64_t skipped_ = 0;
+};
+
+// The weights of a file, which must outlive them.
+struct Weights {
+  std::unique_ptr<Input> input;
+  std::deque<SubSource> sources;
+  std::vector<WeightTensor> tensors;
+
+  absl::Status Read(const std::string& path) {
+    KVC_ASSIGN_OR_RETURN(input, Input::Open(path));
+    for (const safetensors::Entry& entry : input->header().entries) {
+      KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
+      const SubSource& values = sources.emplace_back(*input, input->header().data_start + entry.begin, entry.bytes());
+      tensors.push_back({std::move(tensor), &values});
+    }
+    return absl::OkStatus();
+  }
+};
+
+}  // namespace
+
+absl::StatusOr<CalibrationReport> CalibrateFiles(const std::vector<std::string>& inputs, const std::string& output,
+                                                 const CalibrateOptions& options) {
+  Caches caches;
+  for (const std::string& input : inputs) {
+    const absl::Status status = caches.Add(input, options);
+    if (!status.ok()) return inputs.size() > 1 ? Prefixed(input, status) : status;
+  }
+  KVC_RETURN_IF_ERROR(caches.CheckOutput(output));
+  Weights weights;
+  if (!options.weights.empty()) KVC_RETURN_IF_ERROR(Prefixed("weights", weights.Read(options.weights)));
+  // Before the work, so that a wrong path fails at once.
+  auto file = options.create(output);
+  if (!file.ok()) return Prefixed("write output", file.status());
+
+  CalibrationReport report;
+  ThreadPool pool(options.threads);
+  KVC_ASSIGN_OR_RETURN(report.calibration, Calibrate(caches.tensors(), weights.tensors,
+                                                     {.group_dim = options.group_dim,
+                                                      .rotary = options.rotary ? options.rotary : caches.rotary(),
+                                                      .progress = options.progress},
+                                                     pool));
+  KVC_RETURN_IF_ERROR(caches.CheckUnchanged());
+  KVC_ASSIGN_OR_RETURN(const SerializedArtifact artifact, SerializeArtifact(report.calibration.artifact, options.tool));
+  KVC_RETURN_IF_ERROR(Prefixed("write output", (*file)->WriteAt(0, artifact.bytes)));
+  KVC_RETURN_IF_ERROR(Prefixed("write output", (*file)->Commit()));
+  report.id = artifact.id;
+  report.bytes = artifact.bytes.size();
+  report.skipped_tensors = caches.skipped();
+  return report;
+}
+
+}  // namespace kvcompress
