@@ -104,6 +104,8 @@ class Gate:
     def close(self) -> None:
         """By the thread that forks. Whatever is not over in time goes on: gRPC may not work in the child."""
         with self._changed:
+            if self._forking == threading.get_ident():
+                return
             self._changed.wait_for(lambda: self._forking is None)
             self._forking = threading.get_ident()
             # Results are taken meanwhile, or the daemon would take no messages.
@@ -173,7 +175,7 @@ def use_grpc() -> None:
     """After a channel was made, which is when gRPC registers what it does before a fork. What is registered later is
     called earlier."""
     if not _Process.has_used_grpc and hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
+        os.register_at_fork(before=_before_fork)
     _Process.has_used_grpc = True
 
 
@@ -213,4 +215,4 @@ def _after_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
