@@ -52,7 +52,7 @@ def draw_rotated(chance):
 
 
 def draw_planes(chance):
-    return f"planes(split={chance.choice(['auto', 'bytes', 'fields', 'lz'])},delta={chance.choice(['auto', 'none', 'token', 'xor'])})"
+    return f"planes(split={chance.choice(['auto', 'bytes', 'fields', 'coded'])},delta={chance.choice(['auto', 'none', 'token', 'xor'])})"
 
 
 def draw_bounded(chance):
