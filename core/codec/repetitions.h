@@ -10,11 +10,11 @@ namespace kvcompress {
 // units of 1/256, as a sample shows.
 size_t RepeatingRuns(ByteSpan raw, size_t run);
 
-// Whether so many do that it is worthwhile to look for matches: more in few bytes, for the head of matches has its
-// size.
-inline bool RunsRepeat(ByteSpan raw, size_t run) {
+// Whether so many of `bytes` positions do that it is worthwhile to look for matches: more in few bytes, for the head of
+// matches has its size.
+constexpr bool IsWorthMatching(size_t repeating, size_t bytes) {
   constexpr size_t kHead = size_t{1} << 16;
-  return !raw.empty() && RepeatingRuns(raw, run) >= 2 + kHead / raw.size();
+  return bytes > 0 && repeating >= 2 + kHead / bytes;
 }
 
 }  // namespace kvcompress

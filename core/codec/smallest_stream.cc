@@ -143,7 +143,8 @@ size_t EncodeSmallest(ByteSpan raw, bool may_match, MutableByteSpan encoded) {
   const RansStream rans(raw, counts ? &*counts : nullptr);
   const size_t best = std::min(encoded.size(), rans.size());
   const size_t run = MatchLengthFor(raw.size(), 8 * rans.size());
-  if (may_match && raw.size() >= kMinMatchedBytes && raw.size() <= kMaxMatchedBytes && RunsRepeat(raw, run)) {
+  if (may_match && raw.size() >= kMinMatchedBytes && raw.size() <= kMaxMatchedBytes &&
+      IsWorthMatching(RepeatingRuns(raw, run), raw.size())) {
     thread_local Matches matches;
     FindMatches(raw, run, matches);
     const size_t size = WriteMatches(matches, encoded.first(best - best / 256));

@@ -52,9 +52,11 @@ class PlanesOfBlock {
   uint64_t SampledBits(size_t width) const {
     const std::vector<std::byte>& sample = Sample(0);
     uint64_t bits = MatchedBits(sample, MatchLengthFor(sample.size(), EntropyBits(CountBytes(sample))));
-    for (size_t p = 1; p < width; ++p) bits += EntropyBits(CountBytes(Sample(p)));
+    for (size_t p = 1; p < width; ++p) bits += SampledEntropy(p);
     return bits;
   }
+
+  uint64_t SampledEntropy(size_t p) const { return EntropyBits(CountBytes(Sample(p))); }
 
  private:
   // The first and the third quarter: the halves of a block may be different heads.
@@ -199,10 +201,21 @@ class Exact final : public TensorCodec {
     Scratch& scratch = ThreadScratch();
     PlanesOfBlock& cheapest = scratch.cheapest;
     KVC_RETURN_IF_ERROR(cheapest.Split(*planes_, block));
-    may_match = RunsRepeat(cheapest.plane(0), MatchLengthIn(cheapest.plane(0)));
+    may_match = MatchesPay(cheapest, width);
     if (!may_match || cheapest.is_plain()) return &cheapest;
     KVC_RETURN_IF_ERROR(scratch.plain.Split(*plain_, block));
     return scratch.plain.SampledBits(width) < cheapest.SampledBits(width) ? &scratch.plain : &cheapest;
+  }
+
+  // Whether matches in the highest plane may save kLeastGain of what the block takes.
+  static bool MatchesPay(const PlanesOfBlock& planes, size_t width) {
+    constexpr uint64_t kLeastGain = 333;  // one part in so many
+    const size_t repeating = RepeatingRuns(planes.plane(0), MatchLengthIn(planes.plane(0)));
+    if (!IsWorthMatching(repeating, planes.plane(0).size())) return false;
+    const uint64_t highest = planes.SampledEntropy(0);
+    uint64_t all = highest;
+    for (size_t p = 1; p < width; ++p) all += planes.SampledEntropy(p);
+    return repeating * highest * kLeastGain >= 256 * all;
   }
 
   // `plane`: first as it is coded, then its `size` bytes.
