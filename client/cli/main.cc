@@ -24,6 +24,7 @@
 #include "client/file/calibrate.h"
 #include "client/file/file_codec.h"
 #include "client/file/input.h"
+#include "client/file/prefixed.h"
 #include "client/local_client.h"
 #include "client/remote/remote_client.h"
 #include "core/base/allocator.h"
@@ -149,10 +150,6 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
   if (options.verbose) LogTensors(*report, !options.decompress);
   if (!options.decompress) PrintWarnings(ReportWarnings(*report));
   return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
-}
-
-absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
-  return status.ok() ? status : absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
 }
 
 absl::Status RunInspect(const CliOptions& options) {

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "client/file/input.h"
+#include "client/file/prefixed.h"
 #include "core/base/status_macros.h"
 #include "core/base/thread_pool.h"
 #include "core/file/compressed_file.h"
@@ -20,10 +21,6 @@ using Metadata = std::map<std::string, std::string>;
 
 // Of each compressed tensor: enough for a block of each of its heads.
 constexpr uint64_t kMaxKeptBytes = uint64_t{64} << 20;
-
-absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
-  return status.ok() ? status : absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
-}
 
 absl::Status BadKey(const std::string& key, const std::string& text) {
   return absl::InvalidArgumentError(absl::StrFormat("its metadata's %s is \"%s\"", key, text.substr(0, 40)));

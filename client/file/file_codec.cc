@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "client/file/input.h"
+#include "client/file/prefixed.h"
 #include "core/base/status_macros.h"
 #include "core/file/compressed_file.h"
 #include "core/file/plain_file.h"
@@ -15,11 +16,6 @@ namespace {
 
 using safetensors::Entry;
 using safetensors::Header;
-
-absl::Status Prefixed(std::string_view prefix, const absl::Status& status) {
-  if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrFormat("%s: %s", prefix, status.message()));
-}
 
 // The output, or nothing for an empty path. Bytes are appended after a header that is written last.
 class OutputFile {

@@ -28,7 +28,9 @@ using safetensors::Header;
 constexpr std::string_view kVersion = "1";
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
-absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(absl::StrFormat("artifact: %s", text)); }
+absl::Status BadFile(std::string_view text) {
+  return absl::InvalidArgumentError(absl::StrFormat("artifact: %s", text));
+}
 
 // The digest of bytes that come in pieces.
 class Identifier {
@@ -150,7 +152,7 @@ class Metadata {
     return 0;
   }
 
-  void Refuse(const std::string& text) { status_.Update(Fault(text)); }
+  void Refuse(const std::string& text) { status_.Update(BadFile(text)); }
 
  private:
   static std::string NotOne(std::string_view key, std::string_view what, std::string_view text) {
@@ -228,23 +230,23 @@ absl::Status AddTensors(const Header& header, uint64_t layers, Artifact& artifac
   for (const Entry& entry : header.entries) {
     const std::optional<PartName> name = ParsePartName(entry.name);
     if (!name || name->key.layer >= layers)
-      return OfTensor(entry.name, Fault("no tensor of an artifact has this name"));
+      return OfTensor(entry.name, BadFile("no tensor of an artifact has this name"));
     const std::vector<uint64_t> shape = ShapeOf(artifact, name->part);
     const std::string_view dtype = DTypeName(kPartTable[name->part].dtype);
     if (entry.dtype != dtype || entry.shape != shape) {
       return OfTensor(entry.name,
-                      Fault(absl::StrFormat("%s [%s] in place of %s [%s]", entry.dtype,
-                                            absl::StrJoin(entry.shape, ", "), dtype, absl::StrJoin(shape, ", "))));
+                      BadFile(absl::StrFormat("%s [%s] in place of %s [%s]", entry.dtype,
+                                              absl::StrJoin(entry.shape, ", "), dtype, absl::StrJoin(shape, ", "))));
     }
     found[name->key][name->part] = true;
   }
   for (const auto& [key, parts] : found) {
     for (const PartIndex part : {kMean, kSigma, kStep, kForward}) {
-      if (!parts[part]) return OfTensor(key.name(), Fault(absl::StrFormat("has no %s", kPartTable[part].name)));
+      if (!parts[part]) return OfTensor(key.name(), BadFile(absl::StrFormat("has no %s", kPartTable[part].name)));
     }
     artifact.tensors[key];
   }
-  if (artifact.tensors.empty()) return Fault("has no tensors");
+  if (artifact.tensors.empty()) return BadFile("has no tensors");
   return absl::OkStatus();
 }
 
@@ -344,10 +346,10 @@ absl::StatusOr<IdentifiedArtifact> ReadArtifact(const ByteSource& file, uint64_t
 
 absl::StatusOr<SerializedArtifact> SerializeArtifact(const Artifact& artifact, std::string_view tool) {
   KVC_RETURN_IF_ERROR(CheckShape(artifact));
-  if (artifact.tensors.empty()) return Fault("has no tensors");
+  if (artifact.tensors.empty()) return BadFile("has no tensors");
   Layout layout;
   for (const auto& [key, tensor] : artifact.tensors) {
-    if (key.layer >= kMaxArtifactLayers) return Fault(absl::StrFormat("layer %d is above the limit", key.layer));
+    if (key.layer >= kMaxArtifactLayers) return BadFile(absl::StrFormat("layer %d is above the limit", key.layer));
     if (const absl::Status status = CheckTensor(artifact, tensor); !status.ok()) return OfTensor(key.name(), status);
     for (const PartIndex part : {kMean, kSigma, kStep, kForward}) layout.Add(artifact, key, tensor, part);
     if (tensor.inverse != Transposed(tensor.forward, artifact.group_dim())) layout.Add(artifact, key, tensor, kInverse);
@@ -355,7 +357,7 @@ absl::StatusOr<SerializedArtifact> SerializeArtifact(const Artifact& artifact, s
   KVC_ASSIGN_OR_RETURN(const std::string header,
                        safetensors::SerializeHeader(layout.entries, ToMetadata(artifact, tool), true));
   if (header.size() + layout.bytes > kMaxArtifactBytes) {
-    return Fault(
+    return BadFile(
         absl::StrFormat("%d bytes are above the limit of %d", header.size() + layout.bytes, kMaxArtifactBytes));
   }
   SerializedArtifact serialized;
