@@ -1,39 +1,11 @@
-#include <bit>
 #include <cmath>
 #include <iterator>
 
+#include "core/base/elementary.h"
 #include "core/simd/rotary.h"
 #include "core/simd/rotary_angle.h"
 
 namespace kvcompress::simd {
-namespace {
-
-// Of x >= 1, by the series of the inverse hyperbolic tangent.
-double Log2(double x) {
-  const auto bits = std::bit_cast<uint64_t>(x);
-  auto exponent = static_cast<double>(static_cast<int>(bits >> 52) - 1023);
-  auto mantissa = std::bit_cast<double>((bits & ((uint64_t{1} << 52) - 1)) | uint64_t{1023} << 52);
-  if (mantissa > 0x1.6a09e667f3bcdp+0) {
-    mantissa = mantissa * 0.5;
-    exponent = exponent + 1;
-  }
-  const double s = (mantissa - 1) / (mantissa + 1);
-  const double z = s * s;
-  double sum = 1.0 / 27;
-  for (int n = 25; n >= 1; n -= 2) sum = sum * z + 1.0 / n;
-  return exponent + 2 * s * sum * 0x1.71547652b82fep+0;
-}
-
-// Of y from -1000 to 0.
-double Exp2(double y) {
-  const double whole = std::floor(y + 0.5);
-  const double r = (y - whole) * 0x1.62e42fefa39efp-1;
-  double sum = 1;
-  for (int n = 18; n >= 1; --n) sum = r * sum / n + 1;
-  return std::ldexp(sum, static_cast<int>(whole));
-}
-
-}  // namespace
 
 uint64_t RotaryFrequency(double theta, size_t dims, size_t pair) {
   constexpr double kTurnsPerRadian = 0x1.45f306dc9c883p-3;

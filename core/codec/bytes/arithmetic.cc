@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <array>
 
-#include "core/codec/bytes/range_coder.h"
 #include "core/codec/histogram.h"
+#include "core/codec/range_coder.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {

@@ -1,39 +1,15 @@
 #include <array>
 
-#include "core/codec/bytes/range_coder.h"
+#include "core/codec/bit_context.h"
 #include "core/codec/histogram.h"
+#include "core/codec/range_coder.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
 namespace {
 
-// After n bits a context moves by 1/(n + 1.5) of its error, in units of 2^-16; never by less than that of kMaxSeen.
-constexpr uint32_t kMaxSeen = 255;
-constexpr std::array<uint32_t, kMaxSeen + 1> kSteps = [] {
-  std::array<uint32_t, kMaxSeen + 1> steps = {};
-  for (uint32_t n = 0; n <= kMaxSeen; ++n) steps[n] = (2u << 16) / (2 * n + 3);
-  return steps;
-}();
-
-// The probability that the next bit is 1, in units of 2^-22, and below it in 10 bits how many bits there have been.
-class Context {
- public:
-  uint32_t probability() const { return state_ >> (32 - kRangeBits) | 1; }
-
-  void Learn(bool bit) {
-    const uint32_t seen = state_ & 1023;
-    const int64_t p = state_ >> 10;
-    const int64_t target = -int64_t{bit} & ((1 << 22) - 1);
-    const int64_t next = p + ((target - p) * kSteps[seen] >> 16);
-    state_ = static_cast<uint32_t>(next) << 10 | (seen + (seen < kMaxSeen));
-  }
-
- private:
-  uint32_t state_ = 1u << 31;
-};
-
 // A context for each start of a byte's bits, highest first: 1 followed by these bits.
-using ByteContexts = std::array<Context, 256>;
+using ByteContexts = std::array<BitContext, 256>;
 
 // docs/format.md, "cabac": lanes of a range coder, with contexts of their own.
 class Cabac final : public ByteCodec {
@@ -72,7 +48,7 @@ class Cabac final : public ByteCodec {
     for (int bit = 7; bit >= 0; --bit) {
       for (size_t lane = 0; lane < kLanes; ++lane) {
         const bool value = (std::to_integer<uint32_t>(raw[lane]) >> bit & 1) != 0;
-        Context& context = contexts[lane][node[lane]];
+        BitContext& context = contexts[lane][node[lane]];
         encoders[lane].EncodeBit(value, context.probability());
         context.Learn(value);
         node[lane] = 2 * node[lane] + value;
@@ -96,7 +72,7 @@ class Cabac final : public ByteCodec {
     node.fill(1);
     for (int bit = 0; bit < 8; ++bit) {
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        Context& context = contexts[lane][node[lane]];
+        BitContext& context = contexts[lane][node[lane]];
         const bool value = decoders[lane].DecodeBit(context.probability());
         context.Learn(value);
         node[lane] = 2 * node[lane] + value;

@@ -1,4 +1,4 @@
-#include "core/codec/bytes/range_coder.h"
+#include "core/codec/range_coder.h"
 
 #include <algorithm>
 
