@@ -90,7 +90,7 @@ bool CodecChain::refuses_values() const {
 }
 
 bool CodecChain::needs_tensor() const {
-  return std::ranges::any_of(spec_.stages(), [](const StageSpec& stage) { return stage.codec->needs_tensor; });
+  return std::ranges::any_of(spec_.stages(), [](const StageSpec& stage) { return stage.needs_tensor(); });
 }
 
 absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const ByteSource& values,
@@ -101,6 +101,11 @@ absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const B
     KVC_ASSIGN_OR_RETURN(auto own, transforms_[i]->Analyze(tensor, i == 0 ? values : before, block_elements));
     state.push_back(std::move(own));
   }
+  if (!spec_.tensor_codec().needs_tensor()) return state;
+  const TransformedSource before(tensor, values, std::span(transforms_).first(state.size() - (has_fallback_ ? 1 : 0)),
+                                 state);
+  KVC_ASSIGN_OR_RETURN(auto own, codec_->Analyze(tensor, is_plain() ? values : before, block_elements));
+  state.push_back(std::move(own));
   return state;
 }
 
@@ -239,6 +244,7 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   const bool fused = codec_->measures() && is_plain();
   const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
   Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
+  if (state.size() > transforms_.size()) transformed.state = state.back().get();
   if (values.size() == block.values.size()) {
     transformed.tokens = inner_ ? block.tokens : TokenRun{TokenLayoutOf(block.tensor), block.first};
   }

@@ -13,7 +13,7 @@ namespace kvcompress {
 
 struct TokenSums;
 
-// The state of a chain's transforms for one tensor.
+// The state of a chain's transforms, and of its tensor codec, for one tensor.
 using ChainState = std::vector<std::unique_ptr<TensorState>>;
 
 // The codecs of a chain: any number of transforms, one tensor codec, any number of byte codecs. Immutable; one chain

@@ -67,7 +67,7 @@ absl::StatusOr<ChainSpec> ParsePartChain(std::string_view text) {
     if (stage.codec->needs_place) {
       return absl::InvalidArgumentError(absl::StrFormat("%s cannot stand within a codec", stage.codec->name));
     }
-    if (stage.codec->needs_tensor) {
+    if (stage.needs_tensor()) {
       return absl::InvalidArgumentError(
           absl::StrFormat("\"%s\" has to see the whole tensor, so it cannot stand within a codec", chain.text()));
     }
@@ -211,6 +211,8 @@ double StageSpec::Number(std::string_view parameter) const {
   if (found == codec->parameters.end()) std::abort();  // a codec that asks for what its own row does not have
   return values[static_cast<size_t>(found - codec->parameters.begin())];
 }
+
+bool StageSpec::needs_tensor() const { return codec->needs_tensor != nullptr && codec->needs_tensor(*this); }
 
 std::string StageSpec::text() const {
   std::vector<std::string> args;

@@ -69,7 +69,8 @@ struct StageSpec {
   std::vector<double> values = {};  // of the codec's parameters, in the order of its row
   std::vector<Part> parts = {};     // of a codec that takes chains within
 
-  std::string text() const;  // canonical
+  std::string text() const;   // canonical
+  bool needs_tensor() const;  // whether its codec has to see the whole tensor first
 
   // The parameter of this name, which the codec's row must have.
   double Number(std::string_view parameter) const;

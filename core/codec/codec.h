@@ -34,6 +34,12 @@ struct TokenRun {
   uint64_t first = 0;  // index of the first one in a tensor of this layout
 };
 
+// What a stage learned of a whole tensor before its first block.
+class TensorState {
+ public:
+  virtual ~TensorState() = default;
+};
+
 // A run of a tensor's values, in row-major order; the unit of work. A value is a word (NumWords).
 struct Block {
   const TensorDesc& tensor;
@@ -46,14 +52,10 @@ struct Block {
   // For a part of a tensor that has a chain of its own; CodecChain knows it of whole tensors. No tokens: there are
   // none, or it is not known, after a transform that left values out.
   TokenRun tokens = {};
+  // What a tensor codec that has to see the whole tensor learned of it.
+  const TensorState* state = nullptr;
 };
 inline constexpr size_t kMaxBlockPieces = 64;
-
-// What a transform learned of a whole tensor before its first block.
-class TensorState {
- public:
-  virtual ~TensorState() = default;
-};
 
 // Values to values of the same dtype, which is not opaque, perhaps fewer, and a side stream.
 class TensorTransform {
@@ -115,6 +117,13 @@ class TensorCodec {
   virtual size_t stream_count() const = 0;
   // The most bytes of each stream for `count` values.
   virtual void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const = 0;
+
+  // Looks at the whole tensor; called if the codec's row says that it has to. `block_elements` is the size of the
+  // blocks that Encode will be given.
+  virtual absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc&, const ByteSource&,
+                                                               size_t /*block_elements*/) const {
+    return std::make_unique<TensorState>();
+  }
 
   // Whether both directions run at the speed of memory, some GB/s: then a small tensor is done sooner than handed to
   // another thread.

@@ -1,6 +1,7 @@
 #include "core/codec/f8_codec.h"
 
 #include <utility>
+#include <vector>
 
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
@@ -12,6 +13,26 @@ TensorDesc AsF16(TensorDesc tensor) {
   tensor.dtype = DType::kF16;
   return tensor;
 }
+
+// Values of an F8 type as F16.
+class WideSource final : public ByteSource {
+ public:
+  WideSource(DType dtype, const ByteSource& values) : dtype_(dtype), values_(values) {}
+
+  uint64_t size() const override { return 2 * values_.size(); }
+
+  absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override {
+    std::vector<std::byte> narrow;
+    KVC_ASSIGN_OR_RETURN(const ByteSpan values, values_.Get(offset / 2, count / 2, narrow));
+    scratch.resize(count);
+    WidenF8(dtype_, values.data(), values.size(), scratch.data());
+    return scratch;
+  }
+
+ private:
+  const DType dtype_;
+  const ByteSource& values_;
+};
 
 // A codec of F16 for values of an F8 type. It measures nothing: the errors are those of the rounded values.
 class F8Codec final : public TensorCodec {
@@ -26,6 +47,10 @@ class F8Codec final : public TensorCodec {
   void StreamBounds(const TensorDesc&, size_t count, std::span<size_t> bounds) const override {
     codec_->StreamBounds(wide_, count, bounds);
   }
+  absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc&, const ByteSource& values,
+                                                       size_t block_elements) const override {
+    return codec_->Analyze(wide_, WideSource(dtype_, values), block_elements);
+  }
   bool is_fast() const override { return codec_->is_fast(); }
   // Values are read once, when they are widened.
   bool tolerates_changing_values() const override { return codec_->tolerates_changing_values(); }
@@ -33,7 +58,8 @@ class F8Codec final : public TensorCodec {
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     const MutableByteSpan values = Wide(block.count);
     WidenF8(dtype_, block.values.data(), block.count, values.data());
-    return codec_->Encode({wide_, block.first, block.count, values}, streams, /*sums=*/nullptr);
+    return codec_->Encode({wide_, block.first, block.count, values, {}, block.tokens, block.state}, streams,
+                          /*sums=*/nullptr);
   }
 
   absl::Status Decode(const TensorDesc&, std::span<const ByteSpan> streams, MutableByteSpan values) const override {

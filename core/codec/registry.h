@@ -34,8 +34,8 @@ struct CodecRow {
   // Specs of whole chains that between them use every parameter: what tests, fuzzers and benchmarks run.
   std::span<const std::string_view> examples;
 
-  // Whether Analyze, of a transform, has to see the whole tensor first.
-  bool needs_tensor = false;
+  // Whether Analyze has to see the whole tensor first. Null: it never has to.
+  bool (*needs_tensor)(const StageSpec&) = nullptr;
   // Whether a tensor codec's Encode uses Block::first. Then no transform may stand before it, and it may not be part of
   // a chain within another codec.
   bool needs_place = false;
@@ -82,6 +82,9 @@ constexpr CodecRow RowOf(std::string_view name, std::string_view summary, std::s
   if constexpr (std::is_base_of_v<ByteCodec, Codec>) row.make_byte_codec = Make<ByteCodec, Codec>;
   return row;
 }
+
+// For needs_tensor of a row.
+constexpr bool NeedsTensor(const StageSpec&) { return true; }
 
 std::span<const CodecRow* const> AllCodecs();
 

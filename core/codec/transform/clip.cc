@@ -58,7 +58,7 @@ extern constinit const CodecRow kClip = {.name = "clip",
                                          .summary = "values above a percentile of the tensor's magnitudes saturate",
                                          .parameters = kParameters,
                                          .examples = kExamples,
-                                         .needs_tensor = true,
+                                         .needs_tensor = NeedsTensor,
                                          .make_transform = Make<TensorTransform, Clip>};
 
 }  // namespace kvcompress

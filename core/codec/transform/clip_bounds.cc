@@ -182,7 +182,7 @@ extern constinit const CodecRow kClipRange = {.name = "clip_range",
                                               .summary = "values outside of two percentiles of the tensor saturate",
                                               .parameters = kRangeParameters,
                                               .examples = kRangeExamples,
-                                              .needs_tensor = true,
+                                              .needs_tensor = NeedsTensor,
                                               .check = CheckRange,
                                               .make_transform = Make<TensorTransform, ClipRange>};
 
@@ -191,7 +191,7 @@ extern constinit const CodecRow kClipSigma = {
     .summary = "values that are too many deviations from the tensor's mean saturate",
     .parameters = kSigmaParameters,
     .examples = kSigmaExamples,
-    .needs_tensor = true,
+    .needs_tensor = NeedsTensor,
     .make_transform = Make<TensorTransform, ClipSigma>};
 
 }  // namespace kvcompress

@@ -144,7 +144,7 @@ extern constinit const CodecRow kSparse = {
     .summary = "the given fraction of a tensor's values, the smallest in magnitude, becomes zero",
     .parameters = kParameters,
     .examples = kExamples,
-    .needs_tensor = true,
+    .needs_tensor = NeedsTensor,
     .make_transform = Make<TensorTransform, Sparse>};
 
 }  // namespace kvcompress
