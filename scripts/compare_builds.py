@@ -31,11 +31,12 @@ SPECS = [
     "quant(bits=3,per=group,group=128,symmetric=false,outliers=0.01)", "quant(bits=9,per=channel,group=32,layout=bytes)",
     "quant(bits=12,per=group,group=512,outliers=0.005)", "rotated", "rotated(bits=3)|rans", "blocknorm", "blocknorm(block=32,topk=0.5,bits=4)|rans",
     "bounded(min_snr=30)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)|zstd(level=1)",
+    "transform(bits=3)", "transform(snr=20,theta=10000,rotary=interleaved)", "transform(step=0.1,trellis=false)|zstd(level=1)",
     "exact", "planes(split=coded)|smallest", "int4|smallest", "lossless", "lossless-fast", "near-lossless", "mixed", "int4|rans", "clamp|sparse(ratio=0.3)|quant(bits=4)|rans",
 ]
 HEADS_SPECS = ["heads(0-1:int8,2-:int4|rans)", "heads(0:raw,1-:planes|zstd(level=1))",
                "heads(0:int2(group=32),1-:bounded(min_snr=30))|zstd(level=1)"]
-NAN_SPECS = ["raw", "fallback|int4", "planes|rans", "clamp|int4", "int4", "quant(bits=4)", "bounded(min_snr=20)"]
+NAN_SPECS = ["raw", "fallback|int4", "planes|rans", "clamp|int4", "int4", "quant(bits=4)", "bounded(min_snr=20)", "fallback|transform(bits=3)"]
 SHAPES = [[1, 3, 70, 24], [1, 2, 256, 64], [2, 5, 33, 40], [1, 4, 90, 32], [1, 2, 130, 64]]
 ODD_SHAPES = [[], [0, 4], [1], [127], [129], [7, 131], [3, 5, 11, 13], [140_001]]
 

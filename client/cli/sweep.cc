@@ -47,6 +47,8 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     "quant(bits=8,per=channel,layout=bytes)|rans", "quant(bits=10,per=channel,layout=bytes)|rans",
     "rotated(bits=2)", "rotated(bits=3)", "rotated(bits=4)", "rotated(bits=4)|rans",
     "blocknorm(bits=4)", "blocknorm(bits=6)", "blocknorm(bits=8)", "blocknorm(bits=10)",
+    "transform(bits=2)", "transform(bits=2.5)", "transform(bits=4)", "transform(bits=5)", "transform(bits=6)",
+    "transform(bits=3,trellis=false)", "transform(bits=4,trellis=false)",
     "truncate(mantissa=4)|planes|rans", "truncate(mantissa=5)|planes|rans", "truncate(mantissa=7)|planes|rans",
     "clip_range(low=1,high=99)|quant(bits=8)", "clip_sigma(sigma=3)|quant(bits=8)",
     "bounded(min_snr=20)", "bounded(min_snr=40)", "bounded(min_cosine=0.9999)",

@@ -8,15 +8,16 @@ namespace kvcompress {
 // Each in the file of its codec.
 extern const CodecRow kCast, kClamp, kClip, kClipRange, kClipSigma, kFallback, kSparse, kTruncate, kInt2, kInt3, kInt4,
     kInt5, kInt6, kInt8, kRotated, kExact, kPlanes, kQuant, kBlockNorm, kRaw, kBounded, kHeads, kArithmetic, kCabac,
-    kHuffman, kRans, kSmallest, kLz4, kStored, kZstd;
+    kHuffman, kRans, kSmallest, kLz4, kStored, kTransform, kZstd;
 
 namespace {
 
 // In the order of the help text.
-constexpr const CodecRow* kRows[] = {
-    &kCast,       &kClamp, &kClip,    &kClipRange, &kClipSigma, &kFallback, &kSparse, &kTruncate, &kInt2,      &kInt3,
-    &kInt4,       &kInt5,  &kInt6,    &kInt8,      &kRotated,   &kExact,    &kPlanes, &kQuant,    &kBlockNorm, &kRaw,
-    &kArithmetic, &kCabac, &kHuffman, &kRans,      &kSmallest,  &kBounded,  &kLz4,    &kStored,   &kHeads,     &kZstd};
+constexpr const CodecRow* kRows[] = {&kCast,       &kClamp, &kClip,    &kClipRange, &kClipSigma, &kFallback,  &kSparse,
+                                     &kTruncate,   &kInt2,  &kInt3,    &kInt4,      &kInt5,      &kInt6,      &kInt8,
+                                     &kRotated,    &kExact, &kPlanes,  &kQuant,     &kBlockNorm, &kTransform, &kRaw,
+                                     &kArithmetic, &kCabac, &kHuffman, &kRans,      &kSmallest,  &kBounded,   &kLz4,
+                                     &kStored,     &kHeads, &kZstd};
 
 // What stands in place of parameters for a codec that has chains within it.
 constexpr std::string_view kParts = "FIRST-LAST:CHAIN,...,FIRST-:CHAIN";

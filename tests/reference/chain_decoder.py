@@ -16,6 +16,7 @@ import quant_decoder
 import rans_decoder
 import rotated_decoder
 import smallest_decoder
+import transform_decoder
 import zstandard
 from data_loss import require
 from element_types import KINDS, values_in
@@ -51,6 +52,8 @@ def stream_count(stage):
             return 1 + planes_decoder.PLANES
         case "bounded":
             return 6
+        case "transform":
+            return 2
         case "raw" | "exact" | "heads":
             return 1
     return 2  # intN, rotated
@@ -87,6 +90,8 @@ def decode_streams(stage, streams, dtype, count, extent=1):
             return quant_decoder.decode(stage.options, arrays, dtype, count)
         case "blocknorm":
             return blocknorm_decoder.decode(stage.options, arrays, dtype, count)
+        case "transform":
+            return transform_decoder.decode(stage.options, streams, dtype, count)
         case "planes":
             return np.frombuffer(planes_decoder.decode(streams, *planes_decoder.words_of(dtype, count))[0], KINDS[dtype])
         case "exact":

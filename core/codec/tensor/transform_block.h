@@ -1,0 +1,38 @@
+#pragma once
+
+#include <optional>
+
+#include "absl/status/status.h"
+#include "core/codec/tensor/transform_segment.h"
+
+// A block of the codec `transform`, both ways (docs/format.md, "transform").
+namespace kvcompress {
+
+struct TransformInput {
+  DType dtype;
+  TransformLayout layout;
+  size_t count;
+  const std::byte* values;  // finite, of magnitude at most kMaxTransformable
+};
+inline constexpr float kMaxTransformable = 0x1p123f;
+inline constexpr float kMinStep = 0x1p-100f;
+inline constexpr float kMaxStep = 0x1p102f;
+
+// What a block of `count` values of w bytes takes at most.
+constexpr size_t MaxSideBytes(size_t count, size_t width) { return 64 + count * width; }
+constexpr size_t MaxWordBytes(size_t count, size_t width) { return count * width; }
+
+struct TransformSizes {
+  size_t side;
+  size_t words;
+};
+
+// `sinks`: the first tokens of a sequence get finer steps. Where the coded block would be no smaller than its values,
+// these are stored.
+TransformSizes EncodeTransform(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
+                               std::byte* side, std::byte* words);
+
+absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpan side, ByteSpan words,
+                             MutableByteSpan values);
+
+}  // namespace kvcompress

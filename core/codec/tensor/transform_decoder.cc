@@ -1,0 +1,160 @@
+#include <cmath>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/base/half.h"
+#include "core/base/status_macros.h"
+#include "core/codec/tensor/transform_block.h"
+#include "core/codec/tensor/transform_header.h"
+#include "core/codec/tensor/transform_side.h"
+#include "core/codec/tensor/transform_strip.h"
+#include "core/simd/trellis.h"
+
+namespace kvcompress {
+namespace {
+
+using simd::kStripChannels;
+
+// Tokens of a strip that are points before they become values, in the first cache.
+constexpr size_t kPieceTokens = 128;
+
+// Buffers that a thread uses again for every block.
+struct Scratch {
+  std::vector<float> values;
+  std::vector<int32_t> points = std::vector<int32_t>(kPieceTokens * kStripChannels);
+  simd::RotaryTable turns;
+
+  static Scratch& OfThread() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+};
+
+absl::Status Fault(const char* what) { return absl::DataLossError(absl::StrCat("transform: ", what)); }
+
+class Decoder {
+ public:
+  Decoder(const TransformFormat& format, const TransformHeader& header, ByteSpan side)
+      : format_(format), header_(header), tables_(ChannelTables(format.trellis)), side_(side) {}
+
+  absl::Status Decode(ByteSpan words, size_t count, DType dtype, std::byte* values) {
+    std::vector<Segment> segments = CutIntoSegments(header_.layout, count);
+    const Segment* before = nullptr;
+    for (Segment& segment : segments) {
+      if (!models_.CodeSegment(side_, before, segment)) return Fault("side information out of bounds");
+      if (segment.turned && (!segment.is_whole || header_.layout.RotaryDims(format_) == 0)) {
+        return Fault("a segment is turned that cannot be");
+      }
+      before = &segment;
+    }
+    if (!rans_.Begin(LanesFor(count), reinterpret_cast<const uint8_t*>(words.data()), words.size())) {
+      return Fault("words end in their states");
+    }
+    Scratch& scratch = Scratch::OfThread();
+    for (const Segment& segment : segments) {
+      scratch.values.resize(segment.count());
+      for (size_t c = 0; c < segment.channels; c += kStripChannels) {
+        if (!DecodeStrip(segment, c, scratch)) return Fault("words do not decode to their values");
+      }
+      Turn(segment, scratch);
+      for (size_t i = 0; i < segment.count(); ++i) {
+        const float most = MaxFinite(dtype);
+        StoreFromF32(dtype, std::clamp(scratch.values[i], -most, most), values, segment.first + i);
+      }
+    }
+    if (!rans_.Finish() || !side_.Finish()) return Fault("block does not end where its values do");
+    return absl::OkStatus();
+  }
+
+ private:
+  bool DecodeStrip(const Segment& segment, size_t first_channel, Scratch& scratch) {
+    const std::span<const int> classes = StripClasses(segment, first_channel);
+    simd::StripStates states = {};
+    bool ok = true;
+    ForEachSpan(segment, [&](const TokenSpan& span) {
+      const StripCoding coding(tables_, classes, span.class_shift);
+      for (size_t t = span.begin; ok && t < span.end;) {
+        const size_t tokens = std::min(kPieceTokens, span.end - t);
+        ok = DecodePiece(coding, classes.size(), tokens, states, scratch.points.data());
+        if (ok) Place(segment, first_channel, classes.size(), span.step_shift, t, tokens, scratch);
+        t += tokens;
+      }
+    });
+    return ok;
+  }
+
+  bool DecodePiece(const StripCoding& coding, size_t channels, size_t tokens, simd::StripStates& states,
+                   int32_t* points) {
+    bool ok = true;
+    for (size_t t = 0; t < tokens; ++t) {
+      uint32_t stopped = 0;
+      t += rans_.Decode(coding.tables, tokens - t, channels, format_.trellis ? &states : nullptr, coding.held,
+                        points + t * kStripChannels, &stopped, &ok);
+      if (!ok) return false;
+      if (t < tokens && !FinishToken(coding, channels, stopped, states, points + t * kStripChannels)) return false;
+    }
+    return true;
+  }
+
+  // Makes points of the symbols of a token, and reads what they leave out of the channels `stopped`.
+  bool FinishToken(const StripCoding& coding, size_t channels, uint32_t stopped, simd::StripStates& states,
+                   int32_t* row) {
+    for (size_t c = 0; c < channels; ++c) {
+      const size_t quantizer = simd::QuantizerOf(states[c]);
+      const bool is_escape = row[c] == simd::kEscape;
+      int32_t k = simd::ValueOf(static_cast<uint8_t>(row[c]));
+      if ((stopped >> c & 1) != 0) {
+        k = k * (1 << coding.low_bits[c]);
+        models_.CodeRest(side_, is_escape, coding.tables[c]->reach[quantizer], coding.low_bits[c], k);
+        if (std::abs(k) > simd::kMaxPoint / 2) return false;
+      }
+      row[c] = simd::PointOf(k, quantizer);
+      if (format_.trellis) states[c] = simd::NextState(states[c], k % 2 != 0);
+    }
+    return true;
+  }
+
+  void Place(const Segment& segment, size_t first_channel, size_t channels, int step_shift, size_t first_token,
+             size_t tokens, Scratch& scratch) {
+    const float unit = UnitOf(format_.trellis, header_.step);
+    const float own_unit = std::ldexp(unit, -step_shift);
+    for (size_t t = 0; t < tokens; ++t) {
+      float* const row = scratch.values.data() + (first_token + t) * segment.channels + first_channel;
+      for (size_t c = 0; c < channels; ++c) {
+        const float mean = static_cast<float>(segment.means[first_channel + c]) * (unit * 0.5f);
+        row[c] = static_cast<float>(scratch.points[t * kStripChannels + c]) * own_unit + mean;
+      }
+    }
+  }
+
+  void Turn(const Segment& segment, Scratch& scratch) {
+    if (!segment.turned) return;
+    TurnSegment(format_, header_.layout, segment, simd::RotaryTurn::kForward, scratch.turns, scratch.values.data());
+  }
+
+  const TransformFormat& format_;
+  const TransformHeader& header_;
+  const std::span<const simd::ChannelTable> tables_;
+  SideReader side_;
+  SideModels models_;
+  simd::ChannelRansDecoder rans_;
+};
+
+}  // namespace
+
+absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpan side, ByteSpan words,
+                             MutableByteSpan values) {
+  const size_t count = values.size() / DTypeSize(dtype);
+  if (count == 0) return side.empty() && words.empty() ? absl::OkStatus() : Fault("bytes of no values");
+  TransformHeader header;
+  if (!ReadHeader(side, count, header)) return Fault("header is not one");
+  if (header.form == BlockForm::kStored) {
+    if (side.size() != values.size() || !words.empty()) return Fault("stored values have the wrong size");
+    std::copy(side.begin(), side.end(), values.begin());
+    return absl::OkStatus();
+  }
+  if (side.size() % 4 != 0) return Fault("side information has no whole words");
+  return Decoder(format, header, side).Decode(words, count, dtype, values.data());
+}
+
+}  // namespace kvcompress

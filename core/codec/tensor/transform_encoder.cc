@@ -1,0 +1,212 @@
+#include <bit>
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "core/base/half.h"
+#include "core/codec/tensor/transform_block.h"
+#include "core/codec/tensor/transform_header.h"
+#include "core/codec/tensor/transform_side.h"
+#include "core/codec/tensor/transform_statistics.h"
+#include "core/codec/tensor/transform_strip.h"
+#include "core/simd/trellis.h"
+#include "core/simd/uniform_quant.h"
+
+namespace kvcompress {
+namespace {
+
+using simd::kStripChannels;
+
+// What a symbol leaves out of a value.
+struct Rest {
+  int32_t value;
+  int32_t reach;
+  int low_bits;
+  bool is_escape;
+};
+
+// Buffers that a thread uses again for every block.
+struct Scratch {
+  std::vector<float> values;
+  std::vector<float> strip;
+  std::vector<int32_t> quantized;
+  std::vector<uint32_t> decisions;
+  std::vector<uint32_t> escapes;
+  std::vector<uint8_t> symbols;
+  std::vector<Rest> rests;
+  SegmentStatistics statistics;
+  simd::RotaryTable turns;
+
+  static Scratch& OfThread() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+};
+
+class Encoder {
+ public:
+  Encoder(const TransformFormat& format, bool sinks, float step, const TransformInput& input)
+      : format_(format),
+        input_(input),
+        sinks_(sinks),
+        step_(step),
+        tables_(ChannelTables(format.trellis)),
+        scratch_(Scratch::OfThread()) {}
+
+  // False where it takes too much room.
+  bool Encode(std::byte* side, std::byte* words, TransformSizes& sizes) {
+    const size_t room = MaxSideBytes(input_.count, DTypeSize(input_.dtype));
+    Load();
+    std::vector<Segment> segments = CutIntoSegments(input_.layout, input_.count);
+    std::byte* const text = WriteHeader({BlockForm::kCoded, step_, input_.layout}, side);
+    const auto header_bytes = static_cast<size_t>(text - side);
+    SideWriter writer(MutableByteSpan(text, room - header_bytes));
+    SideModels models;
+    scratch_.rests.clear();
+    scratch_.symbols.clear();
+    const Segment* before = nullptr;
+    bool turning = input_.layout.RotaryDims(format_) > 0;
+    for (Segment& segment : segments) {
+      float* const values = scratch_.values.data() + segment.first;
+      segment.turned = turning && segment.is_whole;
+      if (segment.turned) turning = segment.turned = TurnBack(segment, values);
+      DescribeSegment({format_, sinks_, values, before}, segment, scratch_.statistics);
+      models.CodeSegment(writer, before, segment);
+      for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
+      before = &segment;
+    }
+    for (Rest& rest : scratch_.rests) {
+      models.CodeRest(writer, rest.is_escape, rest.reach, rest.low_bits, rest.value);
+    }
+    const size_t text_bytes = writer.Finish();
+    sizes.side = header_bytes + text_bytes;
+    sizes.words = EncodeSymbols(segments, words);
+    const size_t stored = input_.count * DTypeSize(input_.dtype);
+    return text_bytes > 0 && sizes.words > 0 && sizes.side + sizes.words < stored;
+  }
+
+ private:
+  // Raises the step where points would not reach the largest value, and takes values in units.
+  void Load() {
+    scratch_.values.resize(input_.count);
+    simd::WidenValues(input_.dtype, input_.values, input_.count, scratch_.values.data());
+    float largest = 0;
+    for (const float value : scratch_.values) largest = std::max(largest, std::fabs(value));
+    constexpr float kReach = 0x1p-21f;
+    step_ = std::clamp(std::max(step_, largest * kReach), kMinStep, kMaxStep);
+    ToUnits(scratch_.values);
+  }
+
+  void ToUnits(std::span<float> values) const {
+    const float per_unit = 1 / UnitOf(format_.trellis, step_);
+    for (float& value : values) value *= per_unit;
+  }
+
+  // Undoes the rotation of a segment, unless that makes its channels no narrower.
+  bool TurnBack(const Segment& segment, float* values) {
+    const double before = LogVariances(segment, values, scratch_.statistics);
+    TurnSegment(format_, input_.layout, segment, simd::RotaryTurn::kBack, scratch_.turns, values);
+    if (LogVariances(segment, values, scratch_.statistics) < before) return true;
+    simd::WidenValues(input_.dtype, input_.values + segment.first * DTypeSize(input_.dtype), segment.count(), values);
+    ToUnits({values, segment.count()});
+    return false;
+  }
+
+  void QuantizeStrip(const Segment& segment, size_t first_channel, const float* values) {
+    const std::span<const int> classes = StripClasses(segment, first_channel);
+    const size_t channels = classes.size();
+    const size_t tokens = segment.tokens;
+    scratch_.strip.resize(tokens * kStripChannels);
+    scratch_.quantized.resize(tokens * kStripChannels);
+    FillStrip(segment, first_channel, channels, values);
+    if (format_.trellis) {
+      scratch_.decisions.resize(4 * tokens);
+      simd::TrellisQuantize(scratch_.strip.data(), tokens, scratch_.decisions.data(), scratch_.quantized.data());
+    } else {
+      simd::PlainQuantize(scratch_.strip.data(), tokens, scratch_.quantized.data());
+    }
+    const size_t at = scratch_.symbols.size();
+    scratch_.symbols.resize(at + tokens * kStripChannels);
+    scratch_.escapes.resize(tokens);
+    simd::StripStates states = {};
+    ForEachSpan(segment, [&](const TokenSpan& span) {
+      const StripCoding coding(tables_, classes, span.class_shift);
+      const size_t count = span.end - span.begin;
+      const int32_t* const k = scratch_.quantized.data() + span.begin * kStripChannels;
+      uint8_t* const symbols = scratch_.symbols.data() + at + span.begin * kStripChannels;
+      simd::StripSymbols(coding.tables, coding.low_bits, k, count, channels, format_.trellis ? &states : nullptr,
+                         symbols, scratch_.escapes.data());
+      for (size_t t = 0; t < count; ++t) {
+        const uint32_t escapes = scratch_.escapes[t];
+        for (uint32_t left = escapes | coding.held; left != 0; left &= left - 1) {
+          const auto c = static_cast<size_t>(std::countr_zero(left));
+          const size_t quantizer = (symbols[t * kStripChannels + c] & simd::kOddQuantizer) != 0 ? 1 : 0;
+          scratch_.rests.push_back({k[t * kStripChannels + c], coding.tables[c]->reach[quantizer], coding.low_bits[c],
+                                    (escapes >> c & 1) != 0});
+        }
+      }
+    });
+  }
+
+  // What is to be quantized, in units of each token's step.
+  void FillStrip(const Segment& segment, size_t first_channel, size_t channels, const float* values) {
+    float means[kStripChannels] = {};
+    for (size_t c = 0; c < channels; ++c) {
+      means[c] = static_cast<float>(segment.means[first_channel + c]) * 0.5f;
+    }
+    if (channels < kStripChannels) std::fill(scratch_.strip.begin(), scratch_.strip.end(), 0.0f);
+    ForEachSpan(segment, [&](const TokenSpan& span) {
+      const auto finer = static_cast<float>(1 << span.step_shift);
+      for (size_t t = span.begin; t < span.end; ++t) {
+        const float* const from = values + t * segment.channels + first_channel;
+        float* const to = scratch_.strip.data() + t * kStripChannels;
+        for (size_t c = 0; c < channels; ++c) to[c] = (from[c] - means[c]) * finer;
+      }
+    });
+  }
+
+  // The entropy coder goes from the last symbol to the first.
+  size_t EncodeSymbols(const std::vector<Segment>& segments, std::byte* words) {
+    const size_t room = MaxWordBytes(input_.count, DTypeSize(input_.dtype));
+    simd::ChannelRansEncoder rans(LanesFor(input_.count), reinterpret_cast<uint8_t*>(words), room);
+    size_t at = scratch_.symbols.size();
+    std::vector<TokenSpan> spans;
+    for (size_t s = segments.size(); s-- > 0;) {
+      const Segment& segment = segments[s];
+      spans.clear();
+      ForEachSpan(segment, [&](const TokenSpan& span) { spans.push_back(span); });
+      for (size_t c = (segment.channels + kStripChannels - 1) / kStripChannels * kStripChannels; c > 0;) {
+        c -= kStripChannels;
+        at -= segment.tokens * kStripChannels;
+        const std::span<const int> classes = StripClasses(segment, c);
+        for (size_t i = spans.size(); i-- > 0;) {
+          const StripCoding coding(tables_, classes, spans[i].class_shift);
+          const uint8_t* const symbols = scratch_.symbols.data() + at + spans[i].begin * kStripChannels;
+          if (!rans.Encode(coding.tables, symbols, spans[i].end - spans[i].begin, classes.size())) return 0;
+        }
+      }
+    }
+    return rans.Finish();
+  }
+
+  const TransformFormat& format_;
+  const TransformInput& input_;
+  const bool sinks_;
+  float step_;
+  const std::span<const simd::ChannelTable> tables_;
+  Scratch& scratch_;
+};
+
+}  // namespace
+
+TransformSizes EncodeTransform(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
+                               std::byte* side, std::byte* words) {
+  TransformSizes sizes = {};
+  if (input.count == 0 || Encoder(format, sinks, step, input).Encode(side, words, sizes)) return sizes;
+  std::byte* const values = WriteHeader({BlockForm::kStored, 0, {}}, side);
+  const size_t bytes = input.count * DTypeSize(input.dtype);
+  std::copy_n(input.values, bytes, values);
+  return {1 + bytes, 0};
+}
+
+}  // namespace kvcompress

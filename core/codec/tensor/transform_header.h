@@ -1,0 +1,70 @@
+#pragma once
+
+#include <bit>
+
+#include "core/base/bytes.h"
+#include "core/codec/tensor/transform_block.h"
+#include "core/codec/tensor/transform_segment.h"
+#include "core/codec/tensor/transform_strip.h"
+
+// What stands in front of the range coder's text.
+namespace kvcompress {
+
+struct TransformHeader {
+  BlockForm form = BlockForm::kCoded;
+  float step = 1;
+  TransformLayout layout;
+};
+
+inline std::byte* WriteLeb128(uint64_t number, std::byte* to) {
+  for (; number >= 0x80; number >>= 7) *to++ = static_cast<std::byte>(number | 0x80);
+  *to++ = static_cast<std::byte>(number);
+  return to;
+}
+
+// Takes a number of up to 63 bits from the front of `bytes`.
+inline bool ReadLeb128(ByteSpan& bytes, uint64_t& number) {
+  number = 0;
+  for (int shift = 0; shift < 63 && !bytes.empty(); shift += 7) {
+    const auto byte = std::to_integer<uint64_t>(bytes.front());
+    bytes = bytes.subspan(1);
+    number |= (byte & 0x7f) << shift;
+    if (byte < 0x80) return byte != 0 || shift == 0;
+  }
+  return false;
+}
+
+inline std::byte* WriteHeader(const TransformHeader& header, std::byte* to) {
+  *to++ = static_cast<std::byte>(header.form);
+  if (header.form == BlockForm::kStored) return to;
+  StoreLE(std::bit_cast<uint32_t>(header.step), to);
+  to += 4;
+  for (const uint64_t number : {uint64_t{header.layout.channels}, header.layout.tokens, header.layout.first,
+                                uint64_t{header.layout.head_dim}}) {
+    to = WriteLeb128(number, to);
+  }
+  return to;
+}
+
+// Takes the header of a block of `count` values from the front of `bytes`; false for one that no encoder writes.
+inline bool ReadHeader(ByteSpan& bytes, size_t count, TransformHeader& header) {
+  if (bytes.empty() || std::to_integer<uint8_t>(bytes.front()) > 1) return false;
+  header.form = static_cast<BlockForm>(bytes.front());
+  bytes = bytes.subspan(1);
+  if (header.form == BlockForm::kStored) return true;
+  if (bytes.size() < 4) return false;
+  header.step = std::bit_cast<float>(LoadLE<uint32_t>(bytes.data()));
+  bytes = bytes.subspan(4);
+  uint64_t channels = 0;
+  uint64_t head_dim = 0;
+  if (!ReadLeb128(bytes, channels) || !ReadLeb128(bytes, header.layout.tokens) ||
+      !ReadLeb128(bytes, header.layout.first) || !ReadLeb128(bytes, head_dim) ||
+      channels > TransformLayout::kMaxChannels || head_dim > channels) {
+    return false;
+  }
+  header.layout.channels = static_cast<uint32_t>(channels);
+  header.layout.head_dim = static_cast<uint32_t>(head_dim);
+  return header.step >= kMinStep && header.step <= kMaxStep && header.layout.is_valid(count);
+}
+
+}  // namespace kvcompress

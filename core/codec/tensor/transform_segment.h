@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/codec/codec.h"
+#include "core/simd/rotary.h"
+
+// Parts of the codec `transform` (docs/format.md, "transform").
+namespace kvcompress {
+
+// What the spec says.
+struct TransformFormat {
+  bool trellis = true;
+  double theta = 0;  // 0: nothing turns
+  simd::RotaryPairs pairs = simd::RotaryPairs::kHalf;
+  size_t rotary_dims = 0;  // of a head; 0: all from rotary_offset on
+  size_t rotary_offset = 0;
+  uint64_t start = 0;  // position of a sequence's first token
+};
+
+// How a block's values lie among tokens.
+struct TransformLayout {
+  uint32_t channels = 1;  // of a token
+  uint64_t tokens = 1;    // of a sequence
+  uint64_t first = 0;     // the block's first value in its sequence
+  uint32_t head_dim = 1;  // of which each token has channels / head_dim
+
+  static constexpr uint32_t kMinChannels = 16;  // but for blocks of fewer values
+  static constexpr uint32_t kMaxChannels = 1 << 16;
+
+  // For a block of `count` values.
+  bool is_valid(size_t count) const;
+  // Channels of a head that turn, an even number; 0 where nothing can.
+  size_t RotaryDims(const TransformFormat& format) const;
+};
+
+// Of a block of `count` values with these `tokens`, which may be none.
+TransformLayout LayoutOf(const TensorDesc& tensor, const TokenRun& tokens, size_t count);
+
+// Blocks of whole sequences where these are short enough, else of whole tokens, a sequence's of equal size.
+uint32_t TransformBlockElements(const TensorDesc& tensor);
+
+// A token whose step is finer, or whose values are of another size than the others'.
+struct SpecialToken {
+  uint32_t token;   // from the segment's first
+  int step_shift;   // its step is that of the block times 2^-step_shift
+  int class_shift;  // added to the classes, beside 4 step_shift
+};
+
+// Consecutive tokens of a sequence, all of their channels; or a part of one token, where a block begins or ends in it.
+struct Segment {
+  size_t first = 0;  // value in the block
+  size_t tokens = 0;
+  size_t channels = 0;
+  uint64_t position = 0;  // of its first token in the sequence
+  bool is_whole = true;   // has all channels
+  bool turned = false;    // the rotary embedding is undone
+  bool has_means = false;
+  bool repeats = false;               // classes and means are told by their difference from those of the segment before
+  std::vector<SpecialToken> special;  // by rising token
+  std::vector<int> classes;           // of each channel
+  std::vector<int32_t> means;         // of each channel, in units of half a unit
+
+  size_t count() const { return tokens * channels; }
+};
+
+// The segments of a block of `count` values, in their order.
+std::vector<Segment> CutIntoSegments(const TransformLayout& layout, size_t count);
+
+// Turns the heads of all tokens of a whole segment, whose values these are; the layout has channels that turn.
+void TurnSegment(const TransformFormat& format, const TransformLayout& layout, const Segment& segment,
+                 simd::RotaryTurn turn, simd::RotaryTable& table, float* values);
+
+}  // namespace kvcompress

@@ -1,0 +1,210 @@
+#include "core/codec/tensor/transform_statistics.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+
+#include "core/base/elementary.h"
+#include "core/codec/tensor/transform_side.h"
+#include "core/codec/tensor/transform_tables.h"
+
+namespace kvcompress {
+namespace {
+
+// Fewer tokens have no statistics that tell an unusual one.
+constexpr size_t kMinTokens = 8;
+// Pages that are shorter do not tell where a sequence begins, and finer steps would cost too much of them.
+constexpr size_t kMinSinkTokens = 64;
+// Steps of the first tokens of a sequence, which attention looks at most.
+constexpr std::array<int, 4> kSinkShifts = {3, 2, 1, 1};
+// A token whose mean square, in deviations of its channels, is larger is no token like the others.
+constexpr float kUnusualEnergy = 6;
+// Added to variances: what is below a unit makes no difference.
+constexpr float kFloor = 0.0625f;
+
+// A token that reaches farther gets no finer step: points could not follow.
+constexpr float kMaxFineReach = 0x1p20f;
+
+// 4 log2(sqrt(ratio)), rounded, for a ratio >= 0; kMinClass where that is less.
+int ClassOf(float ratio) {
+  if (!(ratio > 0x1p-7f)) return kMinClass;
+  const auto bits = std::bit_cast<uint32_t>(ratio);
+  const auto mantissa = std::bit_cast<float>((bits & 0x7fffffu) | 0x3f800000u);
+  const int octave = static_cast<int>(bits >> 23) - 127;
+  const int of = 2 * octave + (mantissa >= 0x1.306fep+0f) + (mantissa >= 0x1.ae89fap+0f);
+  return std::clamp(of, kMinClass, kMaxClass);
+}
+
+// About the bits of a value of a channel of this class.
+float BitsOf(int of) { return static_cast<float>(std::max(of + 5, 0)) * 0.25f; }
+
+// Means and variances of the channels over the tokens that are not special, and second moments.
+void Moments(const float* values, size_t tokens, size_t channels, SegmentStatistics& s) {
+  s.means.assign(channels, 0);
+  s.variances.assign(channels, 0);
+  s.second_moments.resize(channels);
+  float* const means = s.means.data();
+  float* const variances = s.variances.data();
+  size_t count = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    if (s.is_special[t] != 0) continue;
+    ++count;
+    const float* const row = values + t * channels;
+    for (size_t c = 0; c < channels; ++c) means[c] += row[c];
+  }
+  const float part = 1 / static_cast<float>(std::max<size_t>(count, 1));
+  for (size_t c = 0; c < channels; ++c) means[c] *= part;
+  for (size_t t = 0; t < tokens; ++t) {
+    if (s.is_special[t] != 0) continue;
+    const float* const row = values + t * channels;
+    for (size_t c = 0; c < channels; ++c) {
+      const float d = row[c] - means[c];
+      variances[c] += d * d;
+    }
+  }
+  for (size_t c = 0; c < channels; ++c) {
+    variances[c] *= part;
+    s.second_moments[c] = variances[c] + means[c] * means[c];
+  }
+}
+
+// Each token's mean square in deviations of the channels. Sums in 16 parts, which are then added up in their order.
+void Energies(const SegmentInput& input, const Segment& segment, SegmentStatistics& s) {
+  constexpr size_t kParts = 16;
+  const size_t channels = segment.channels;
+  std::vector<float>& weights = s.second_moments;
+  for (size_t c = 0; c < channels; ++c) weights[c] = 1 / (s.variances[c] + kFloor);
+  s.energies.resize(segment.tokens);
+  for (size_t t = 0; t < segment.tokens; ++t) {
+    const float* const row = input.values + t * channels;
+    float parts[kParts] = {};
+    for (size_t begin = 0; begin < channels; begin += kParts) {
+      const size_t n = std::min(kParts, channels - begin);
+      for (size_t i = 0; i < n; ++i) {
+        const float d = row[begin + i] - s.means[begin + i];
+        parts[i] += d * d * weights[begin + i];
+      }
+    }
+    float sum = 0;
+    for (const float part : parts) sum += part;
+    s.energies[t] = sum / static_cast<float>(channels);
+  }
+}
+
+// The largest distance of a token's values from their means.
+float Reach(const SegmentInput& input, const Segment& segment, size_t token, const SegmentStatistics& s) {
+  const float* const row = input.values + token * segment.channels;
+  float most = 0;
+  for (size_t c = 0; c < segment.channels; ++c) most = std::max(most, std::fabs(row[c] - s.means[c]));
+  return most;
+}
+
+void FindSpecial(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
+  if (segment.tokens < kMinTokens) return;
+  const uint64_t position = input.format.start + segment.position;
+  size_t sinks = 0;
+  if (input.sinks && segment.is_whole && segment.tokens >= kMinSinkTokens)
+    sinks = kSinkShifts.size() - std::min<uint64_t>(position, kSinkShifts.size());
+  for (size_t t = 0; t < sinks; ++t) s.is_special[t] = 1;
+  Moments(input.values, segment.tokens, segment.channels, s);
+  Energies(input, segment, s);
+  for (size_t t = 0; t < segment.tokens; ++t) {
+    const bool is_sink = t < sinks;
+    if (!is_sink && !(s.energies[t] > kUnusualEnergy)) continue;
+    s.is_special[t] = 1;
+    const int step_shift = is_sink && Reach(input, segment, t, s) < kMaxFineReach ? kSinkShifts[position + t] : 0;
+    int shift = std::min(ClassOf(s.energies[t]), SideModels::kMaxClassShift);
+    if (std::abs(shift) < 2) shift = 0;
+    segment.special.push_back({static_cast<uint32_t>(t), step_shift, shift});
+  }
+}
+
+// About the bits of a number that the side information has, of which 0 is the usual one.
+float NumberBits(int32_t number, float of_zero) {
+  if (number == 0) return of_zero;
+  return of_zero + 1 + 1.5f * static_cast<float>(std::bit_width(static_cast<uint32_t>(std::abs(number))));
+}
+
+// Whether means are worth their bits.
+bool MeansPay(size_t tokens, const SegmentStatistics& s) {
+  float saved = 0;
+  for (size_t c = 0; c < s.means.size(); ++c) {
+    const float without = BitsOf(ClassOf(s.second_moments[c]));
+    const float with = BitsOf(ClassOf(s.variances[c]));
+    saved += static_cast<float>(tokens) * (without - with) - NumberBits(static_cast<int32_t>(2 * s.means[c]), 2);
+  }
+  return saved > 0;
+}
+
+// The mean of a channel, `own` in halves of a unit, as it is coded where `expected` is: that one, where the difference
+// costs less than it would.
+int32_t ChooseMean(float own, float variance, size_t tokens, int32_t expected, float& bits) {
+  const auto mean = static_cast<int32_t>(std::nearbyint(own));
+  const float off = own - static_cast<float>(expected);
+  const float of_expected = static_cast<float>(tokens) * 0.18f * off * off / (variance + 0.35f);
+  const float of_own = NumberBits(mean - expected, 1);
+  bits += std::min(of_expected + 1, of_own);
+  return of_expected + 1 <= of_own ? expected : mean;
+}
+
+// Likewise its class: one between its own and the expected one, as each step off costs bits, too.
+int ChooseClass(int own, size_t tokens, int expected, float& bits) {
+  constexpr float kBitsOff = 0.044f;  // of a value, a quarter of an octave off
+  const int way = own > expected ? 1 : -1;
+  int best = own;
+  float least = NumberBits(own - expected, 1);
+  for (int off = 1; off <= std::min(std::abs(own - expected), 8); ++off) {
+    const int candidate = own - way * off;
+    const float cost =
+        NumberBits(candidate - expected, 1) + kBitsOff * static_cast<float>(tokens) * static_cast<float>(off * off);
+    if (cost >= least) continue;
+    least = cost;
+    best = candidate;
+  }
+  bits += least;
+  return best;
+}
+
+// Sets classes and means as they are coded with the segment `before` to expect them from, or without; returns about
+// what they and their differences from the best ones cost in bits.
+float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment& segment) {
+  const size_t channels = segment.channels;
+  segment.classes.resize(channels);
+  segment.means.assign(channels, 0);
+  float bits = 0;
+  for (size_t c = 0; c < channels; ++c) {
+    const float own = 2 * s.means[c];
+    const int32_t expected_mean = before != nullptr ? before->means[c] : 0;
+    if (segment.has_means) segment.means[c] = ChooseMean(own, s.variances[c], segment.tokens, expected_mean, bits);
+    const float off = (own - static_cast<float>(segment.means[c])) * 0.5f;
+    const int expected = before != nullptr ? before->classes[c] : c > 0 ? segment.classes[c - 1] : 0;
+    segment.classes[c] = ChooseClass(ClassOf(s.variances[c] + off * off), segment.tokens, expected, bits);
+  }
+  return bits;
+}
+
+}  // namespace
+
+void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
+  s.is_special.assign(segment.tokens, 0);
+  FindSpecial(input, segment, s);
+  Moments(input.values, segment.tokens, segment.channels, s);
+  segment.has_means = MeansPay(segment.tokens, s);
+  const float alone = ChooseChannels(nullptr, s, segment);
+  if (input.before == nullptr || input.before->channels != segment.channels) return;
+  segment.repeats = ChooseChannels(input.before, s, segment) < alone;
+  if (!segment.repeats) ChooseChannels(nullptr, s, segment);
+}
+
+double LogVariances(const Segment& segment, const float* values, SegmentStatistics& s) {
+  constexpr size_t kSample = 256;
+  const size_t tokens = std::min(kSample, segment.tokens);
+  s.is_special.assign(tokens, 0);
+  Moments(values, tokens, segment.channels, s);
+  double sum = 0;
+  for (const float variance : s.variances) sum += Log2(static_cast<double>(variance) + 0x1p-300);
+  return sum;
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <vector>
+
+#include "core/codec/tensor/transform_segment.h"
+
+// What an encoder of `transform` finds out about a segment. Sums are in binary32 and in the order of the tokens, so
+// that they are the same on every CPU.
+namespace kvcompress {
+
+// Buffers of a thread's: of each channel, of each token.
+struct SegmentStatistics {
+  std::vector<float> means, variances, second_moments;
+  std::vector<float> energies;
+  std::vector<uint8_t> is_special;
+};
+
+struct SegmentInput {
+  const TransformFormat& format;
+  bool sinks;           // the first tokens of a sequence get finer steps
+  const float* values;  // of the segment, in units
+  const Segment* before;
+};
+
+// Sets special tokens, classes and means.
+void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& statistics);
+
+// The sum over the channels of log2 of their variances, of about the segment's first tokens.
+double LogVariances(const Segment& segment, const float* values, SegmentStatistics& statistics);
+
+}  // namespace kvcompress

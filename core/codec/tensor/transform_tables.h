@@ -1,0 +1,34 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include "core/simd/channel_rans.h"
+
+// The built-in probabilities of the codec `transform`, of values whose deviation is 2^(class / 4) units.
+namespace kvcompress {
+
+inline constexpr int kMinClass = -12;
+inline constexpr int kMaxTableClass = 20;
+// Whose points reach as far as a deviation of 2^22.
+inline constexpr int kMaxClass = 88;
+
+// The table of a class, and how many low bits of its values are not part of the symbols: above kMaxTableClass as many
+// as take it back to one that has a table.
+struct CodedClass {
+  int table;  // kMinClass .. kMaxTableClass
+  int low_bits;
+
+  explicit constexpr CodedClass(int of) : table(of), low_bits(of > kMaxTableClass ? (of - kMaxTableClass + 3) / 4 : 0) {
+    table -= 4 * low_bits;
+  }
+};
+
+// By class, from kMinClass on; with the trellis or without.
+std::span<const simd::ChannelTable> ChannelTables(bool trellis);
+
+inline const simd::ChannelTable* TableOf(std::span<const simd::ChannelTable> tables, CodedClass coded) {
+  return &tables[static_cast<size_t>(coded.table - kMinClass)];
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/simd/rans.h"
+
+// The entropy coder of the codec `transform` (docs/format.md, "transform"): the arithmetic of rans.h, with a table for
+// each channel, of which a strip of channels is coded token by token.
+//
+// A value is coded as a symbol. Symbols of k = 0, 1, -1, 2, -2, ... are 0, 1, 2, 3, 4, ...; kEscape stands for any k
+// that its table does not have. Which of two quantizers' tables it is says the trellis (trellis.h).
+namespace kvcompress::simd {
+
+// Channels of a strip.
+inline constexpr size_t kStripChannels = 32;
+inline constexpr uint8_t kEscape = 127;
+inline constexpr uint8_t kOddQuantizer = 0x80;  // in a symbol's byte: it is of the second quantizer
+
+constexpr uint8_t SymbolOf(int32_t k) { return static_cast<uint8_t>(k > 0 ? 2 * k - 1 : -2 * k); }
+constexpr int32_t ValueOf(uint8_t symbol) { return symbol % 2 != 0 ? (symbol + 1) / 2 : -(symbol / 2); }
+
+// The probabilities of a channel.
+struct ChannelTable {
+  // By the symbol's byte: its frequency, and 2^16 times its first slot.
+  RansSymbolTable symbols;
+  // By quantizer and slot: 2^24 times the symbol + 2^12 times (its frequency - 1) + the slot's distance from its first.
+  std::array<RansSlotTable, 2> slots;
+  // The largest |k| that is no escape, by quantizer.
+  std::array<uint8_t, 2> reach;
+};
+// Of the channels of a strip.
+using StripTables = std::array<const ChannelTable*, kStripChannels>;
+// How many low bits of its values are not part of the symbols.
+using StripLowBits = std::array<uint8_t, kStripChannels>;
+// A trellis's states, 0 to 3, of these channels.
+using StripStates = std::array<uint8_t, kStripChannels>;
+
+// Which quantizer a state means, and the state that follows a value of this parity.
+constexpr size_t QuantizerOf(uint8_t state) { return state >> 1; }
+constexpr uint8_t NextState(uint8_t state, bool odd) {
+  constexpr uint8_t kNext[4][2] = {{0, 2}, {2, 0}, {1, 3}, {3, 1}};
+  return kNext[state][odd];
+}
+
+// Channel c of a strip is coded by the state of lane c mod lanes, lanes being a power of two <= kStripChannels.
+class ChannelRansEncoder {
+ public:
+  ChannelRansEncoder(size_t lanes, uint8_t* out, size_t capacity);
+
+  // Encodes the tokens of a strip of `channels` channels, from the last to the first; those before them follow. Symbols
+  // are kStripChannels bytes a token. False when there is no room.
+  [[nodiscard]] bool Encode(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels);
+  // Writes the states; returns the size of all that is written, 0 when there is no room.
+  size_t Finish();
+
+ private:
+  const size_t lanes_;
+  uint8_t* const out_;
+  const size_t capacity_;
+  size_t size_ = 0;
+  std::array<uint32_t, kStripChannels> states_;
+};
+
+class ChannelRansDecoder {
+ public:
+  // False when `in` is not what an encoder writes.
+  [[nodiscard]] bool Begin(size_t lanes, const uint8_t* in, size_t size);
+
+  // Decodes up to `tokens` tokens, kStripChannels points each, and passes the states on. Stops at the first token in
+  // which a channel has an escape, or any token where a channel of the mask `held` has values that are not all in their
+  // symbols: of that token it gives the symbols, in place of points, *stopped says which channels these are, and its
+  // states are still to be passed on. Returns the number of tokens before it. Without `states`, all is of the first
+  // quantizer. *ok becomes false when the words are used up.
+  size_t Decode(const StripTables& tables, size_t tokens, size_t channels, StripStates* states, uint32_t held,
+                int32_t* points, uint32_t* stopped, bool* ok);
+
+  // Whether decoding has ended where encoding began.
+  [[nodiscard]] bool Finish() const;
+
+ private:
+  size_t lanes_ = 0;
+  const uint8_t* words_ = nullptr;
+  size_t size_ = 0;
+  std::array<uint32_t, kStripChannels> states_ = {};
+};
+
+}  // namespace kvcompress::simd

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/simd/channel_rans.h"
+
+// Dependent quantization (docs/format.md, "transform"): two quantizers, of which a machine of four states that follows
+// the parity of the values says whose turn it is. Points are integers, in units of the step: the first quantizer has
+// the even ones, 2 k for the value k, the second 0 and the odd ones, 2 k - sgn k.
+//
+// Strips are kStripChannels numbers a token; channels that are not there are numbers like any other. All targets give
+// the same bits; `scalar` is the definition.
+namespace kvcompress::simd {
+
+// Points reach so far that binary32 has all of them.
+inline constexpr int32_t kMaxPoint = (1 << 24) - 1;
+
+constexpr int32_t PointOf(int32_t k, size_t quantizer) { return quantizer == 0 ? 2 * k : 2 * k - (k > 0) + (k < 0); }
+
+// The values whose points lie nearest to `y` in the sum of squares, from state 0 on; magnitudes of y are at most 2^24 -
+// 8. `decisions` has room for 4 words a token.
+void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k);
+// The values of the first quantizer alone whose points lie nearest.
+void PlainQuantize(const float* y, size_t tokens, int32_t* k);
+
+// The symbols of values without their low_bits[channel] lowest bits, of the quantizers that the states say, which are
+// passed on; without `states` of the first. escapes[t] says which of the first `channels` channels of token t have one;
+// the others' symbols are of no meaning.
+void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
+                  size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes);
+
+namespace scalar {
+void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k);
+void PlainQuantize(const float* y, size_t tokens, int32_t* k);
+void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
+                  size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes);
+}  // namespace scalar
+
+}  // namespace kvcompress::simd

@@ -1,0 +1,307 @@
+#include "core/simd/trellis.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/core/simd/guarded.h"
+#include "tests/core/simd/with_target.h"
+
+namespace kvcompress::simd {
+namespace {
+
+using ::kvcompress::testing::Guarded;
+using ::kvcompress::testing::UsableTargets;
+using ::kvcompress::testing::WithTarget;
+
+std::vector<float> Strip(size_t tokens, float deviation, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(tokens * kStripChannels);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Tokens of ties, halves and whole points, of both signs.
+std::vector<float> Halves(size_t tokens, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<float> values(tokens * kStripChannels);
+  for (float& value : values) value = static_cast<float>(static_cast<int>(random() % 41) - 20) * 0.5f;
+  return values;
+}
+
+double Error(const float* y, size_t tokens, const std::vector<int32_t>& k) {
+  double sum = 0;
+  uint8_t state = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    const double point = PointOf(k[t], QuantizerOf(state));
+    sum += std::pow(static_cast<double>(y[t * kStripChannels]) - point, 2);
+    state = NextState(state, k[t] % 2 != 0);
+  }
+  return sum;
+}
+
+// All paths of a few tokens: none has less error.
+TEST(TrellisDefinition, FindsTheNearestPath) {
+  constexpr size_t kTokens = 5;
+  for (uint32_t seed = 0; seed < 40; ++seed) {
+    const std::vector<float> y = Strip(kTokens, 1.5f, seed);
+    std::vector<uint32_t> decisions(4 * kTokens);
+    std::vector<int32_t> k(y.size());
+    scalar::TrellisQuantize(y.data(), kTokens, decisions.data(), k.data());
+    std::vector<int32_t> chosen(kTokens), path(kTokens);
+    for (size_t t = 0; t < kTokens; ++t) chosen[t] = k[t * kStripChannels];
+    double least = 1e30;
+    for (int code = 0; code < 7 * 7 * 7 * 7 * 7; ++code) {
+      for (size_t t = 0, left = static_cast<size_t>(code); t < kTokens; ++t, left /= 7) {
+        path[t] = static_cast<int32_t>(left % 7) - 3 + static_cast<int32_t>(std::lround(y[t * kStripChannels] / 2));
+      }
+      least = std::min(least, Error(y.data(), kTokens, path));
+    }
+    EXPECT_NEAR(Error(y.data(), kTokens, chosen), least, 1e-5) << seed;
+  }
+}
+
+TEST(TrellisDefinition, ReachesTheLargestPoints) {
+  constexpr size_t kTokens = 6;
+  std::vector<float> y(kTokens * kStripChannels);
+  for (size_t i = 0; i < y.size(); ++i) y[i] = (i % 2 == 0 ? 1.0f : -1.0f) * (0x1p24f - 8 - static_cast<float>(i));
+  std::vector<uint32_t> decisions(4 * kTokens);
+  std::vector<int32_t> k(y.size());
+  scalar::TrellisQuantize(y.data(), kTokens, decisions.data(), k.data());
+  for (size_t c = 0; c < kStripChannels; ++c) {
+    uint8_t state = 0;
+    for (size_t t = 0; t < kTokens; ++t) {
+      const int32_t value = k[t * kStripChannels + c];
+      const int32_t point = PointOf(value, QuantizerOf(state));
+      EXPECT_LE(std::abs(point), kMaxPoint);
+      EXPECT_NEAR(static_cast<double>(point), y[t * kStripChannels + c], 2);
+      state = NextState(state, value % 2 != 0);
+    }
+  }
+}
+
+class TrellisTest : public ::testing::TestWithParam<int64_t> {
+ private:
+  const WithTarget with_{GetParam()};
+};
+
+INSTANTIATE_TEST_SUITE_P(All, TrellisTest, ::testing::ValuesIn(UsableTargets()),
+                         [](const auto& param) { return std::string(hwy::TargetName(param.param)); });
+
+TEST_P(TrellisTest, QuantizesAsTheDefinition) {
+  for (const size_t tokens : {1, 2, 3, 16, 129, 300}) {
+    for (const float deviation : {0.1f, 0.7f, 2.0f, 30.0f, 1e5f}) {
+      for (const bool ties : {false, true}) {
+        const std::vector<float> y = ties ? Halves(tokens, 3) : Strip(tokens, deviation, 7);
+        const Guarded in(y.data(), 4 * y.size(), Guarded::Against::kPageAfter);
+        std::vector<uint32_t> decisions(4 * tokens);
+        std::vector<int32_t> want(y.size());
+        Guarded got(4 * y.size(), Guarded::Against::kPageAfter), room(16 * tokens, Guarded::Against::kPageAfter);
+        scalar::TrellisQuantize(y.data(), tokens, decisions.data(), want.data());
+        TrellisQuantize(reinterpret_cast<const float*>(in.data()), tokens, reinterpret_cast<uint32_t*>(room.data()),
+                        reinterpret_cast<int32_t*>(got.data()));
+        ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size()), 0) << tokens << " " << deviation << " " << ties;
+        scalar::PlainQuantize(y.data(), tokens, want.data());
+        PlainQuantize(reinterpret_cast<const float*>(in.data()), tokens, reinterpret_cast<int32_t*>(got.data()));
+        ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size()), 0) << tokens << " " << deviation << " " << ties;
+      }
+    }
+  }
+}
+
+// A table of these frequencies of k = 0, 1, -1, ..., for either quantizer, of 4095 slots.
+ChannelTable TableOf(const std::vector<uint32_t>& first, const std::vector<uint32_t>& second) {
+  ChannelTable table = {};
+  for (const size_t quantizer : {0, 1}) {
+    std::vector<uint32_t> frequencies = quantizer == 0 ? first : second;
+    table.reach[quantizer] = static_cast<uint8_t>(frequencies.size() / 2);
+    uint32_t slot = 0;
+    const auto add = [&](uint8_t symbol, uint32_t frequency) {
+      table.symbols[symbol | (quantizer == 1 ? kOddQuantizer : 0)] = frequency | slot << 16;
+      for (uint32_t i = 0; i < frequency; ++i) {
+        table.slots[quantizer][slot++] = uint32_t{symbol} << 24 | (frequency - 1) << 12 | i;
+      }
+    };
+    for (size_t i = 0; i < frequencies.size(); ++i) add(static_cast<uint8_t>(i), frequencies[i]);
+    add(kEscape, 1);
+    if (slot != kRansSlots) std::abort();
+  }
+  return table;
+}
+
+std::vector<ChannelTable> SomeTables() {
+  std::vector<uint32_t> wide(63, 40);
+  wide[0] = 4095 - 62 * 40;
+  return {TableOf({4095}, {4093, 1, 1}), TableOf({1095, 1000, 1000, 500, 500}, {2095, 1000, 1000}),
+          TableOf(wide, wide)};
+}
+
+struct Symbols {
+  std::vector<uint8_t> symbols;
+  std::vector<uint32_t> escapes;
+  StripStates states = {};
+};
+
+TEST_P(TrellisTest, SymbolsAreThoseOfTheDefinition) {
+  const std::vector<ChannelTable> tables = SomeTables();
+  StripTables strip;
+  for (size_t c = 0; c < kStripChannels; ++c) strip[c] = &tables[c % tables.size()];
+  StripLowBits low_bits = {};
+  for (const bool has_low_bits : {false, true}) {
+    if (has_low_bits) low_bits[3] = low_bits[20] = 2;
+    for (const size_t channels : {1, 7, 16, 31, 32}) {
+      for (const bool trellis : {false, true}) {
+        constexpr size_t kTokens = 200;
+        std::mt19937 random(5);
+        std::vector<int32_t> k(kTokens * kStripChannels);
+        for (int32_t& value : k) value = static_cast<int32_t>(random() % (random() % 9 == 0 ? 300 : 5)) - 2;
+        const auto run = [&](auto symbols_of) {
+          Symbols out{std::vector<uint8_t>(k.size()), std::vector<uint32_t>(kTokens)};
+          symbols_of(strip, low_bits, k.data(), kTokens, channels, trellis ? &out.states : nullptr, out.symbols.data(),
+                     out.escapes.data());
+          return out;
+        };
+        const Symbols want = run(scalar::StripSymbols);
+        const Symbols got = run(StripSymbols);
+        ASSERT_EQ(got.escapes, want.escapes);
+        for (size_t t = 0; t < kTokens; ++t) {
+          ASSERT_TRUE(std::equal(want.symbols.begin() + static_cast<ptrdiff_t>(t * kStripChannels),
+                                 want.symbols.begin() + static_cast<ptrdiff_t>(t * kStripChannels + channels),
+                                 got.symbols.begin() + static_cast<ptrdiff_t>(t * kStripChannels)))
+              << t;
+        }
+        for (size_t c = 0; c < channels; ++c) ASSERT_EQ(got.states[c], want.states[c]);
+      }
+    }
+  }
+}
+
+// What a strip of random values is coded as.
+struct CodedStrip {
+  std::vector<ChannelTable> tables = SomeTables();
+  StripTables strip;
+  std::vector<int32_t> k;
+  std::vector<uint8_t> symbols;
+  std::vector<uint32_t> escapes;
+  std::vector<uint8_t> words;
+  size_t tokens;
+  size_t channels;
+  size_t lanes;
+
+  CodedStrip(size_t token_count, size_t channel_count, size_t lane_count, bool trellis, bool with_escapes)
+      : tokens(token_count), channels(channel_count), lanes(lane_count) {
+    std::mt19937 random(static_cast<uint32_t>(tokens + channels));
+    for (size_t c = 0; c < kStripChannels; ++c) strip[c] = &tables[c % tables.size()];
+    k.resize(tokens * kStripChannels);
+    for (size_t i = 0; i < k.size(); ++i) {
+      const int32_t reach = strip[i % kStripChannels]->reach[0];
+      k[i] = reach == 0 ? 0 : static_cast<int32_t>(random() % (2 * static_cast<uint32_t>(reach) + 1)) - reach;
+      if (!with_escapes)
+        k[i] = std::clamp<int32_t>(k[i], -strip[i % kStripChannels]->reach[1], strip[i % kStripChannels]->reach[1]);
+      if (with_escapes && random() % 500 == 0) k[i] = 1000;
+    }
+    symbols.resize(k.size());
+    escapes.resize(tokens);
+    StripStates states = {};
+    scalar::StripSymbols(strip, {}, k.data(), tokens, channels, trellis ? &states : nullptr, symbols.data(),
+                         escapes.data());
+    words.resize(2 * k.size() + 1000);
+  }
+
+  std::vector<uint8_t> Encode() {
+    ChannelRansEncoder encoder(lanes, words.data(), words.size());
+    EXPECT_TRUE(encoder.Encode(strip, symbols.data(), tokens, channels));
+    return {words.begin(), words.begin() + static_cast<ptrdiff_t>(encoder.Finish())};
+  }
+};
+
+TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
+  for (const size_t lanes : {1, 4, 16, 32}) {
+    for (const size_t channels : {1, 16, 20, 32}) {
+      for (const bool trellis : {false, true}) {
+        for (const bool with_escapes : {false, true}) {
+          SCOPED_TRACE(::testing::Message() << lanes << " lanes " << channels << " channels " << trellis);
+          CodedStrip coded(300, channels, lanes, trellis, with_escapes);
+          const std::vector<uint8_t> bytes = coded.Encode();
+          const Guarded in(bytes.data(), bytes.size(), Guarded::Against::kPageAfter);
+          ChannelRansDecoder decoder;
+          ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
+          StripStates states = {};
+          std::vector<int32_t> points(coded.k.size());
+          bool ok = true;
+          size_t stops = 0;
+          for (size_t t = 0; t < coded.tokens; ++t) {
+            uint32_t stopped = 0;
+            t += decoder.Decode(coded.strip, coded.tokens - t, channels, trellis ? &states : nullptr, /*held=*/0,
+                                points.data() + t * kStripChannels, &stopped, &ok);
+            ASSERT_TRUE(ok);
+            if (t == coded.tokens) break;
+            ++stops;
+            ASSERT_EQ(stopped, coded.escapes[t]);
+            for (size_t c = 0; c < channels; ++c) {
+              int32_t& point = points[t * kStripChannels + c];
+              ASSERT_EQ(point, coded.symbols[t * kStripChannels + c] & 0x7f);
+              point = PointOf(coded.k[t * kStripChannels + c], QuantizerOf(states[c]));
+              if (trellis) states[c] = NextState(states[c], coded.k[t * kStripChannels + c] % 2 != 0);
+            }
+          }
+          ASSERT_EQ(stops, coded.tokens - static_cast<size_t>(std::ranges::count(coded.escapes, 0u)));
+          EXPECT_TRUE(decoder.Finish());
+          StripStates expected = {};
+          for (size_t t = 0; t < coded.tokens; ++t) {
+            for (size_t c = 0; c < channels; ++c) {
+              const int32_t k = coded.k[t * kStripChannels + c];
+              ASSERT_EQ(points[t * kStripChannels + c], PointOf(k, QuantizerOf(expected[c]))) << t << " " << c;
+              if (trellis) expected[c] = NextState(expected[c], k % 2 != 0);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
+  CodedStrip coded(300, kStripChannels, kStripChannels, true, false);
+  const std::vector<uint8_t> bytes = coded.Encode();
+  for (size_t missing = 2; missing + 4 * kStripChannels <= bytes.size(); missing += 98) {
+    // The first words are the last ones that are read.
+    const Guarded in(bytes.data() + missing, bytes.size() - missing, Guarded::Against::kPageBefore);
+    ChannelRansDecoder decoder;
+    ASSERT_TRUE(decoder.Begin(kStripChannels, in.data(), in.size()));
+    StripStates states = {};
+    std::vector<int32_t> points(coded.k.size());
+    uint32_t stopped = 0;
+    bool ok = true;
+    decoder.Decode(coded.strip, coded.tokens, kStripChannels, &states, 0, points.data(), &stopped, &ok);
+    EXPECT_FALSE(ok && decoder.Finish());
+  }
+}
+
+TEST_P(TrellisTest, WithoutRoomNothingIsWrittenBeyondIt) {
+  CodedStrip coded(100, kStripChannels, kStripChannels, true, false);
+  const size_t needed = coded.Encode().size();
+  for (size_t room = 0; room < needed + 100; room += 7) {
+    Guarded out(room, Guarded::Against::kPageAfter);
+    ChannelRansEncoder encoder(kStripChannels, out.data(), room);
+    const bool fits = encoder.Encode(coded.strip, coded.symbols.data(), coded.tokens, kStripChannels);
+    const size_t size = fits ? encoder.Finish() : 0;
+    if (room < needed) {
+      EXPECT_EQ(size, 0);
+    }
+    if (room >= needed + 64) {
+      EXPECT_EQ(size, needed);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvcompress::simd

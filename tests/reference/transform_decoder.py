@@ -1,0 +1,248 @@
+"""A decoder of the tensor codec `transform`, written from docs/format.md alone: it shares nothing with the project's own."""
+
+import dataclasses
+import functools
+import math
+from collections import defaultdict
+
+import numpy as np
+import rotary
+from data_loss import require
+from elementary import exp2, half_normal
+from range_decoder import Lane
+from uniform_decoder import DTYPES
+
+F32 = np.float32
+STRIP = 32
+NEXT = [(0, 2), (2, 0), (1, 3), (3, 1)]
+ESCAPE = None
+
+
+@dataclasses.dataclass
+class Segment:
+    tokens: int
+    channels: int
+    position: int
+    whole: bool
+    turned: bool = False
+    special: dict = dataclasses.field(default_factory=dict)  # token: (e, g)
+    classes: list = dataclasses.field(default_factory=list)
+    means: list = dataclasses.field(default_factory=list)
+
+
+class Side:
+    """The side information's coder, with the contexts by name."""
+
+    def __init__(self, text):
+        self.lane = Lane(text)
+        self.contexts = defaultdict(lambda: (2**21, 0))
+
+    def bit(self, name):
+        q, n = self.contexts[name]
+        bit = self.lane.bit(2 * (q // 128) + 1)
+        step = 2**17 // (2 * n + 3)
+        q += step * (2**22 - 1 - q) // 2**16 if bit else -step * q // 2**16
+        self.contexts[name] = q, min(n + 1, 255)
+        return bit
+
+    def even_bits(self, count):
+        value = 0
+        for _ in range(count):
+            value = 2 * value + self.lane.bit(2**15)
+        return value
+
+    def number(self, model):
+        length = 0
+        while length < 28 and self.bit((model, "L", length)):
+            length += 1
+        value = 1
+        for _ in range(length):
+            value = 2 * value + (self.bit((model, "S", 2**length + value)) if length <= 3 else self.even_bits(1))
+        return value - 1
+
+    def signed(self, model):
+        v = self.number(model)
+        return (v + 1) // 2 if v % 2 else -v // 2
+
+    def end(self):
+        require(self.lane.value == 0 and next(self.lane.words, None) is None, "the side information does not end")
+
+
+def take_leb128(data):
+    value = 0
+    for i, byte in enumerate(data[:9]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            require(byte != 0 or i == 0, "a number is longer than it needs to be")
+            return value, data[i + 1:]
+    require(False, "a number does not end")
+
+
+def cut(count, tokens, channels, first):
+    segments, place, left = [], first, count
+    while left:
+        position, within = divmod(place, channels)
+        if within or left < channels:
+            segment = Segment(1, min(left, channels - within), position, False)
+        else:
+            segment = Segment(min(tokens - position, left // channels), channels, position, True)
+        segments.append(segment)
+        left -= segment.tokens * segment.channels
+        place = (place + segment.tokens * segment.channels) % (tokens * channels)
+    return segments
+
+
+def read_segment(side, segment, before):
+    segment.turned = side.bit("turned")
+    has_means = side.bit("has_means")
+    token = -1
+    for _ in range(side.number("special_count")):
+        token += 1 + side.number("special_gap")
+        e, g = side.number("step_shift"), side.signed("class_shift")
+        require(token < segment.tokens and e <= 3 and -100 <= g <= 100, "a special token")
+        segment.special[token] = e, g
+    repeats = int(before is not None and before.channels == segment.channels and side.bit("repeats"))
+    for c in range(segment.channels):
+        expected = before.classes[c] if repeats else segment.classes[-1] if c else 0
+        segment.classes.append(expected + side.signed(("class", repeats)))
+        require(-12 <= segment.classes[-1] <= 88, "a class")
+        mean = 0
+        if has_means:
+            mean = (before.means[c] if repeats else 0) + side.signed(("mean", repeats))
+            require(abs(mean) <= 2**24, "a mean")
+        segment.means.append(mean)
+
+
+@functools.cache
+def table(j, quantizer):
+    """Of each slot the symbol and its first slot, and of each symbol the frequency; the reach."""
+    s = exp2(j * 0.25)
+    end = (lambda k: 2 * k + 1) if quantizer == 0 else (lambda k: 2 * k if k else 0.45)
+    frequencies = {}
+    for k in range(1, 64):
+        f = math.floor(4096 * (half_normal(end(k) / s) - half_normal(end(k - 1) / s)) + 0.5)
+        if f == 0:
+            break
+        frequencies[k] = frequencies[-k] = f
+    reach = len(frequencies) // 2
+    frequencies = {0: 4095 - sum(frequencies.values()), **frequencies, ESCAPE: 1}
+    slots = []
+    for symbol, f in frequencies.items():
+        slots += [(symbol, len(slots))] * f
+    return slots, frequencies, reach
+
+
+class Words:
+    def __init__(self, data, lanes):
+        require(len(data) >= 4 * lanes and len(data) % 2 == 0, "words and states")
+        cut_at = len(data) - 4 * lanes
+        self.words = np.frombuffer(data[:cut_at], "<u2").tolist()
+        self.states = np.frombuffer(data[cut_at:], "<u4").tolist()
+        require(all(2**15 <= x < 2**31 for x in self.states), "a state is out of range")
+
+    def symbol(self, lane, slots, frequencies):
+        x = self.states[lane]
+        symbol, start = slots[x % 4096]
+        x = frequencies[symbol] * (x // 4096) + x % 4096 - start
+        if x < 2**15:
+            require(self.words, "the words end early")
+            x = 2**16 * x + self.words.pop()
+        self.states[lane] = x
+        return symbol
+
+    def end(self):
+        require(not self.words and all(x == 2**15 for x in self.states), "the words do not end at the first state")
+
+
+def read_token(words, side, coding, states, lanes, trellis):
+    """The points of a token of a strip; `coding` has a table class and low bits for each channel."""
+    count = len(coding)
+    quantizers = [states[c] // 2 if trellis else 0 for c in range(count)]
+    symbols = [ESCAPE] * count
+    for group in range(0, count, lanes):
+        for c in reversed(range(group, min(group + lanes, count))):
+            slots, frequencies, _ = table(coding[c][0], quantizers[c])
+            symbols[c] = words.symbol(c - group, slots, frequencies)
+    points = []
+    for c, k in enumerate(symbols):
+        if k is ESCAPE:
+            k = side.number("escapes") + table(coding[c][0], quantizers[c])[2] + 1
+            k = -k if side.even_bits(1) else k
+        k = k * 2 ** coding[c][1] + side.even_bits(coding[c][1])
+        require(abs(k) < 2**23, "a value is too large")
+        points.append(2 * k - (np.sign(k) if quantizers[c] else 0))
+        states[c] = NEXT[states[c]][k % 2]
+    return points
+
+
+def coding_of(channel_class, e, g):
+    own = min(max(channel_class + 4 * e + g, -12), 88)
+    low_bits = max(0, -((20 - own) // 4))
+    return own - 4 * low_bits, low_bits
+
+
+def read_values(segment, words, side, lanes, unit, trellis):
+    values = np.zeros((segment.tokens, segment.channels), F32)
+    means = np.array(segment.means, np.int64).astype(F32) * (unit / F32(2))
+    for first in range(0, segment.channels, STRIP):
+        classes = segment.classes[first:first + STRIP]
+        states = [0] * len(classes)
+        for t in range(segment.tokens):
+            e, g = segment.special.get(t, (0, 0))
+            coding = [coding_of(own, e, g) for own in classes]
+            points = np.array(read_token(words, side, coding, states, lanes, trellis), np.int64).astype(F32)
+            values[t, first:first + STRIP] = points * (unit / F32(2**e)) + means[first:first + STRIP]
+    return values
+
+
+def turning_channels(options, head_dim):
+    theta, offset, dims = float(options.get("theta", 0)), int(options.get("rotary_offset", 0)), int(options.get("rotary_dims", 0))
+    if theta == 0 or offset >= head_dim or dims > head_dim - offset:
+        return slice(0, 0)
+    return slice(offset, offset + (dims or head_dim - offset) // 2 * 2)
+
+
+def decode_coded(options, side, words, dtype, count):
+    require(len(side) >= 4, "the step")
+    step = np.frombuffer(side[:4], "<f4")[0]
+    (channels, rest), side = take_leb128(side[4:]), None
+    tokens, rest = take_leb128(rest)
+    first, rest = take_leb128(rest)
+    head_dim, rest = take_leb128(rest)
+    require(2.0**-100 <= step <= 2.0**102 and min(16, count) <= channels <= 65536 and 1 <= tokens <= 2**48 // channels and
+            first < tokens * channels and 1 <= head_dim and channels % head_dim == 0, "the header")
+    side = Side(rest)
+    segments = cut(count, tokens, channels, first)
+    turning = turning_channels(options, head_dim)
+    for before, segment in zip([None, *segments], segments):
+        read_segment(side, segment, before)
+        require(not segment.turned or (segment.whole and turning.stop > turning.start), "nothing turns")
+    lanes = 2 ** int(math.log2(min(max(count // 2048, 1), 32)))
+    trellis = options.get("trellis", "true") == "true"
+    unit = step if trellis else step / F32(2)
+    words = Words(words, lanes)
+    out = []
+    for segment in segments:
+        values = read_values(segment, words, side, lanes, unit, trellis)
+        if segment.turned:
+            heads = values.reshape(segment.tokens, -1, head_dim)
+            heads[:, :, turning] = rotary.turn_forward(
+                heads[:, :, turning], float(options["theta"]), options.get("rotary") == "interleaved",
+                int(options.get("start", 0)) + segment.position)
+        out.append(values.reshape(-1))
+    side.end()
+    words.end()
+    most = F32(np.finfo(np.float16).max if dtype == "F16" else float.fromhex("0x1.fep127") if dtype == "BF16" else np.finfo(F32).max)
+    return np.clip(np.concatenate(out), -most, most).astype(DTYPES[dtype])
+
+
+def decode(options, streams, dtype, count):
+    side, words = (bytes(stream) for stream in streams)
+    if count == 0:
+        require(not side and not words, "bytes of no values")
+        return np.zeros(0, DTYPES[dtype])
+    require(side and side[0] <= 1, "the form")
+    if side[0] == 1:
+        return decode_coded(options, side[1:], words, dtype, count)
+    require(len(side) == 1 + count * DTYPES[dtype].itemsize and not words, "stored values have the wrong size")
+    return np.frombuffer(side[1:], DTYPES[dtype])
