@@ -30,7 +30,7 @@ struct ChannelTable {
   // The largest |k| that is no escape, by quantizer.
   std::array<uint8_t, 2> reach;
 };
-// Of the channels of a strip.
+// Of the channels of a strip; all in one array, as kernels count from one to the other.
 using StripTables = std::array<const ChannelTable*, kStripChannels>;
 // How many low bits of its values are not part of the symbols.
 using StripLowBits = std::array<uint8_t, kStripChannels>;
@@ -45,45 +45,48 @@ constexpr uint8_t NextState(uint8_t state, bool odd) {
 }
 
 // Channel c of a strip is coded by the state of lane c mod lanes, lanes being a power of two <= kStripChannels.
-class ChannelRansEncoder {
- public:
-  ChannelRansEncoder(size_t lanes, uint8_t* out, size_t capacity);
+struct ChannelRansEncoder {
+  size_t lanes;
+  uint8_t* out;
+  size_t capacity;
+  size_t size = 0;  // of what is written
+  std::array<uint32_t, kStripChannels> states;
 
-  // Encodes the tokens of a strip of `channels` channels, from the last to the first; those before them follow. Symbols
-  // are kStripChannels bytes a token. False when there is no room.
-  [[nodiscard]] bool Encode(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels);
+  ChannelRansEncoder(size_t lane_count, uint8_t* to, size_t room);
   // Writes the states; returns the size of all that is written, 0 when there is no room.
   size_t Finish();
-
- private:
-  const size_t lanes_;
-  uint8_t* const out_;
-  const size_t capacity_;
-  size_t size_ = 0;
-  std::array<uint32_t, kStripChannels> states_;
 };
 
-class ChannelRansDecoder {
- public:
+struct ChannelRansDecoder {
+  size_t lanes = 0;
+  const uint8_t* words = nullptr;
+  size_t size = 0;  // of the words that are left
+  std::array<uint32_t, kStripChannels> states = {};
+
   // False when `in` is not what an encoder writes.
-  [[nodiscard]] bool Begin(size_t lanes, const uint8_t* in, size_t size);
-
-  // Decodes up to `tokens` tokens, kStripChannels points each, and passes the states on. Stops at the first token in
-  // which a channel has an escape, or any token where a channel of the mask `held` has values that are not all in their
-  // symbols: of that token it gives the symbols, in place of points, *stopped says which channels these are, and its
-  // states are still to be passed on. Returns the number of tokens before it. Without `states`, all is of the first
-  // quantizer. *ok becomes false when the words are used up.
-  size_t Decode(const StripTables& tables, size_t tokens, size_t channels, StripStates* states, uint32_t held,
-                int32_t* points, uint32_t* stopped, bool* ok);
-
+  [[nodiscard]] bool Begin(size_t lane_count, const uint8_t* in, size_t in_size);
   // Whether decoding has ended where encoding began.
   [[nodiscard]] bool Finish() const;
-
- private:
-  size_t lanes_ = 0;
-  const uint8_t* words_ = nullptr;
-  size_t size_ = 0;
-  std::array<uint32_t, kStripChannels> states_ = {};
 };
+
+// Encodes the tokens of a strip of `channels` channels, from the last to the first; those before them follow. Symbols
+// are kStripChannels bytes a token. False when there is no room.
+[[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
+                               ChannelRansEncoder& encoder);
+
+// Decodes up to `tokens` tokens, kStripChannels points each, and passes the states on. Stops at the first token in
+// which a channel has an escape, or any token where a channel of the mask `held` has values that are not all in their
+// symbols: of that token it gives the symbols, in place of points, *stopped says which channels these are, and its
+// states are still to be passed on. Returns the number of tokens before it. Without `states`, all is of the first
+// quantizer. *ok becomes false when the words are used up.
+size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+                   ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
+
+namespace scalar {
+[[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
+                               ChannelRansEncoder& encoder);
+size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+                   ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
+}  // namespace scalar
 
 }  // namespace kvcompress::simd

@@ -3,7 +3,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "core/simd/half-inl.h"
+#include "core/simd/rans-inl.h"
 #include "core/simd/rans_group.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -13,12 +13,9 @@ using internal::RansDecoder;
 using internal::RansEncoder;
 
 // A body of its own pays for vectors of 8 lanes or more, with permutations of 32-bit lanes; others run the definition.
-#if HWY_TARGET == HWY_AVX2 || KVC_TARGET_AVX512
+#if KVC_TARGET_RANS
 namespace {
 
-using DU16 = hn::Rebind<uint16_t, DU>;
-using DU8 = hn::Rebind<uint8_t, DU>;
-using VI = hn::Vec<DI>;
 constexpr size_t kVectors = kRansWideLanes / kLanes;
 
 // The states of all lanes.
@@ -35,120 +32,19 @@ struct States {
   }
 };
 
-// table[index(lane)] for each lane. Loads of a lane each are twice as fast as a gather on Zen 5, and no slower
-// elsewhere.
-template <class Index>
-HWY_INLINE VI LookUp(const uint32_t* table, Index index) {
-  const auto four = [&](size_t lane) HWY_ATTR {
-    const auto entry = [&](size_t i) HWY_ATTR { return static_cast<int>(table[index(lane + i)]); };
-    __m128i v = _mm_cvtsi32_si128(entry(0));
-    v = _mm_insert_epi32(v, entry(1), 1);
-    v = _mm_insert_epi32(v, entry(2), 2);
-    return _mm_insert_epi32(v, entry(3), 3);
-  };
-  const auto eight = [&](size_t lane) HWY_ATTR { return _mm256_set_m128i(four(lane + 4), four(lane)); };
-#if KVC_TARGET_AVX512
-  return VI{_mm512_inserti64x4(_mm512_castsi256_si512(eight(0)), eight(8), 1)};
-#else
-  return VI{eight(0)};
-#endif
-}
-
-// A mask as bits.
-HWY_INLINE unsigned BitsOf(hn::Mask<DI> mask) {
-#if KVC_TARGET_AVX512
-  return mask.raw;
-#else
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(mask.raw)));
-#endif
-}
-
-#if KVC_TARGET_AVX512
-
-// The lanes of `bits`, one after the other; what follows them is rubbish.
-HWY_INLINE VI PackLanes(VI v, unsigned bits) {
-  return VI{_mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), v.raw)};
-}
-// The inverse; lanes that are not in `bits` are rubbish.
-HWY_INLINE VI SpreadLanes(VI v, unsigned bits) {
-  return VI{_mm512_maskz_expand_epi32(static_cast<__mmask16>(bits), v.raw)};
-}
-
-#else
-
-// For each set of 8 lanes the permutations that pack them and that spread them.
-struct Permutations {
-  HWY_ALIGN uint8_t pack[256][8];
-  HWY_ALIGN uint8_t spread[256][8];
-};
-constexpr Permutations MakePermutations() {
-  Permutations made = {};
-  for (unsigned bits = 0; bits < 256; ++bits) {
-    uint8_t packed = 0;
-    for (uint8_t lane = 0; lane < 8; ++lane) {
-      if ((bits >> lane & 1) == 0) continue;
-      made.spread[bits][lane] = packed;
-      made.pack[bits][packed++] = lane;
-    }
-  }
-  return made;
-}
-constexpr Permutations kPermutations = MakePermutations();
-
-HWY_INLINE VI Permute(VI v, const uint8_t* from) {
-  return VI{_mm256_permutevar8x32_epi32(v.raw, hn::PromoteTo(DI(), LoadAt(DU8(), from)).raw)};
-}
-HWY_INLINE VI PackLanes(VI v, unsigned bits) { return Permute(v, kPermutations.pack[bits]); }
-HWY_INLINE VI SpreadLanes(VI v, unsigned bits) { return Permute(v, kPermutations.spread[bits]); }
-
-#endif
-
-// Encodes a symbol in each lane; the words that leave go to `out`, which has room for a vector of them. Returns their
-// number.
+// Encodes a symbol in each lane; the words that leave go to `out`. Returns their number.
 HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw, VI& state, uint8_t* out) {
-  const DF df;
-  const DI di;
-  const VI entry = LookUp(symbols.data(), [raw](size_t lane) HWY_ATTR { return raw[lane]; });
-  const VI frequency = hn::And(entry, hn::Set(di, 0xffff));
-  VI x = state;
-  const auto full = hn::Not(hn::Lt(hn::ShiftRight<19>(x), frequency));
-  const unsigned full_bits = BitsOf(full);
-  const VI words = PackLanes(hn::And(x, hn::Set(di, 0xffff)), full_bits);
-  StoreAt(hn::DemoteTo(DU16(), words), DU16(), out);
-  x = hn::IfThenElse(full, hn::ShiftRight<16>(x), x);
-
-  // The quotient is below 2^19, and three roundings to 24 bits move it by less than 1/8: with that taken off it is
-  // right or one too small.
-  const auto ratio = hn::Div(hn::ConvertTo(df, x), hn::ConvertTo(df, frequency));
-  const VI quotient = hn::ConvertTo(di, hn::Sub(ratio, hn::Set(df, 0.125f)));
-  const VI rest = hn::Sub(x, hn::Mul(quotient, frequency));
-  const VI next = hn::Add(hn::Add(hn::ShiftLeft<kRansBits>(quotient), rest), hn::ShiftRight<16>(entry));
-  const VI one_more = hn::Sub(hn::Set(di, kRansSlots), frequency);
-  const auto small = hn::Not(hn::Lt(rest, frequency));
-  state = hn::Add(next, hn::IfThenElseZero(small, one_more));
-  return hwy::PopCount(full_bits);
+  return EncodeEntries(LookUp([&](size_t lane) HWY_ATTR { return symbols[raw[lane]]; }), state, out);
 }
 
 // Decodes a symbol in each lane, and returns which states need a word, as bits.
 HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* raw) {
   const DI di;
-  const DU du;
   HWY_ALIGN int32_t index[kLanes];
   hn::Store(hn::And(state, hn::Set(di, kRansSlots - 1)), di, index);
-  const VI entry = LookUp(slots.data(), [&index](size_t lane) HWY_ATTR { return index[lane]; });
-  StoreAt(hn::U8FromU32(hn::ShiftRight<24>(hn::BitCast(du, entry))), DU8(), raw);
-  const VI low12 = hn::Set(di, 0xfff);
-  const VI frequency = hn::Add(hn::And(hn::ShiftRight<12>(entry), low12), hn::Set(di, 1));
-  state = hn::Add(hn::Mul(frequency, hn::ShiftRight<kRansBits>(state)), hn::And(entry, low12));
-  return BitsOf(hn::Lt(state, hn::Set(di, kRansLow)));
-}
-
-// Gives the lanes of `bits`, which are those that need one, the words at `words`, in order. Reads a whole vector.
-HWY_INLINE void Refill(VI& state, unsigned bits, const uint8_t* words) {
-  const DI di;
-  const VI word = SpreadLanes(hn::PromoteTo(di, LoadAt(DU16(), words)), bits);
-  const VI filled = hn::Or(hn::ShiftLeft<16>(state), word);
-  state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
+  const VI entry = LookUp([&](size_t lane) HWY_ATTR { return slots[static_cast<size_t>(index[lane])]; });
+  StoreAt(hn::U8FromU32(hn::ShiftRight<24>(hn::BitCast(DU(), entry))), DU8(), raw);
+  return DecodeEntries(entry, state);
 }
 
 }  // namespace

@@ -19,7 +19,8 @@ inline constexpr int32_t kMaxPoint = (1 << 24) - 1;
 constexpr int32_t PointOf(int32_t k, size_t quantizer) { return quantizer == 0 ? 2 * k : 2 * k - (k > 0) + (k < 0); }
 
 // The values whose points lie nearest to `y` in the sum of squares, from state 0 on; magnitudes of y are at most 2^24 -
-// 8. `decisions` has room for 4 words a token.
+// 8. `decisions` has room for 4 words a token; what a
+// target writes there is its own.
 void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k);
 // The values of the first quantizer alone whose points lie nearest.
 void PlainQuantize(const float* y, size_t tokens, int32_t* k);

@@ -88,8 +88,8 @@ class Decoder {
     bool ok = true;
     for (size_t t = 0; t < tokens; ++t) {
       uint32_t stopped = 0;
-      t += rans_.Decode(coding.tables, tokens - t, channels, format_.trellis ? &states : nullptr, coding.held,
-                        points + t * kStripChannels, &stopped, &ok);
+      t += simd::DecodeStrip(coding.tables, tokens - t, channels, coding.held, format_.trellis ? &states : nullptr,
+                             rans_, points + t * kStripChannels, &stopped, &ok);
       if (!ok) return false;
       if (t < tokens && !FinishToken(coding, channels, stopped, states, points + t * kStripChannels)) return false;
     }

@@ -182,7 +182,8 @@ class Encoder {
         for (size_t i = spans.size(); i-- > 0;) {
           const StripCoding coding(tables_, classes, spans[i].class_shift);
           const uint8_t* const symbols = scratch_.symbols.data() + at + spans[i].begin * kStripChannels;
-          if (!rans.Encode(coding.tables, symbols, spans[i].end - spans[i].begin, classes.size())) return 0;
+          const size_t tokens = spans[i].end - spans[i].begin;
+          if (!simd::EncodeStrip(coding.tables, symbols, tokens, classes.size(), rans)) return 0;
         }
       }
     }

@@ -216,9 +216,15 @@ struct CodedStrip {
     words.resize(2 * k.size() + 1000);
   }
 
+  std::vector<uint8_t> EncodeByDefinition() {
+    ChannelRansEncoder encoder(lanes, words.data(), words.size());
+    EXPECT_TRUE(scalar::EncodeStrip(strip, symbols.data(), tokens, channels, encoder));
+    return {words.begin(), words.begin() + static_cast<ptrdiff_t>(encoder.Finish())};
+  }
+
   std::vector<uint8_t> Encode() {
     ChannelRansEncoder encoder(lanes, words.data(), words.size());
-    EXPECT_TRUE(encoder.Encode(strip, symbols.data(), tokens, channels));
+    EXPECT_TRUE(EncodeStrip(strip, symbols.data(), tokens, channels, encoder));
     return {words.begin(), words.begin() + static_cast<ptrdiff_t>(encoder.Finish())};
   }
 };
@@ -231,6 +237,7 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
           SCOPED_TRACE(::testing::Message() << lanes << " lanes " << channels << " channels " << trellis);
           CodedStrip coded(300, channels, lanes, trellis, with_escapes);
           const std::vector<uint8_t> bytes = coded.Encode();
+          ASSERT_EQ(bytes, coded.EncodeByDefinition());
           const Guarded in(bytes.data(), bytes.size(), Guarded::Against::kPageAfter);
           ChannelRansDecoder decoder;
           ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
@@ -240,8 +247,8 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
           size_t stops = 0;
           for (size_t t = 0; t < coded.tokens; ++t) {
             uint32_t stopped = 0;
-            t += decoder.Decode(coded.strip, coded.tokens - t, channels, trellis ? &states : nullptr, /*held=*/0,
-                                points.data() + t * kStripChannels, &stopped, &ok);
+            t += DecodeStrip(coded.strip, coded.tokens - t, channels, /*held=*/0, trellis ? &states : nullptr, decoder,
+                             points.data() + t * kStripChannels, &stopped, &ok);
             ASSERT_TRUE(ok);
             if (t == coded.tokens) break;
             ++stops;
@@ -281,7 +288,7 @@ TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
     std::vector<int32_t> points(coded.k.size());
     uint32_t stopped = 0;
     bool ok = true;
-    decoder.Decode(coded.strip, coded.tokens, kStripChannels, &states, 0, points.data(), &stopped, &ok);
+    DecodeStrip(coded.strip, coded.tokens, kStripChannels, 0, &states, decoder, points.data(), &stopped, &ok);
     EXPECT_FALSE(ok && decoder.Finish());
   }
 }
@@ -292,7 +299,7 @@ TEST_P(TrellisTest, WithoutRoomNothingIsWrittenBeyondIt) {
   for (size_t room = 0; room < needed + 100; room += 7) {
     Guarded out(room, Guarded::Against::kPageAfter);
     ChannelRansEncoder encoder(kStripChannels, out.data(), room);
-    const bool fits = encoder.Encode(coded.strip, coded.symbols.data(), coded.tokens, kStripChannels);
+    const bool fits = EncodeStrip(coded.strip, coded.symbols.data(), coded.tokens, kStripChannels, encoder);
     const size_t size = fits ? encoder.Finish() : 0;
     if (room < needed) {
       EXPECT_EQ(size, 0);
