@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 
 import kvcompress
@@ -51,6 +52,14 @@ def test_a_wheel_works_where_nothing_else_is(tmp_path, daemon, through_sdist):
     said = run(sys.executable, "-c", script, tmp_path / "site", daemon().address,
                cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""})
     assert said == f"{kvcompress.__version__} [1. 1. 1.]\n"
+
+
+def test_the_example_of_the_manual_prints_what_the_manual_says(daemon):
+    manual = (PACKAGE / "README.md").read_text()
+    example, output = re.search(r"```python\n(.*?)```\n\nprints\n\n((?:    [^\n]*\n)+)", manual, re.DOTALL).groups()
+    assert "127.0.0.1:50051" in example
+    said = run(sys.executable, "-c", example.replace("127.0.0.1:50051", daemon().address), cwd=REPOSITORY)
+    assert said == textwrap.dedent(output)
 
 
 def test_a_source_distribution_brings_the_contract_and_not_what_is_made_of_it(tmp_path):
