@@ -255,16 +255,18 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
   flags.String(
       "input", &options.input, "string",
       "Input safetensors file path; also an index of shards (*.index.json), - or a pipe, a raw dump (docs/cli.md)");
-  flags.String("output", &options.output, "string", "Output safetensors file path (required unless -metrics-only)");
+  flags.String("output", &options.output, "string",
+               "Output file path (required unless -metrics-only, -inspect or -sweep)");
   flags.Int("group-size", &options.group_size, "Quantization group size (32, 64, or 128)");
-  flags.Float("sparsity", &options.sparsity, "Sparsification ratio (0.0-1.0, 0=disabled)");
+  flags.Float("sparsity", &options.sparsity,
+              "Fraction of the values, the smallest, that becomes zero first (0.0-1.0, 0=disabled)");
   flags.Float("min-snr", &options.min_snr, "Bound: every tensor keeps an SNR and a token SNR of at least so many dB");
   flags.Float("min-token-snr", &options.min_token_snr, "Bound: every tensor keeps a token SNR of at least so many dB");
   flags.Float("max-error", &options.max_error, "Bound: no value is off by more");
   flags.Float("min-cosine", &options.min_cosine, "Bound: every tensor keeps at least this cosine similarity (0.0-1.0)");
-  flags.Bool("decompress", &options.decompress, "Enable decompression mode");
-  flags.Bool("metrics-only", &options.metrics_only, "Compute metrics without writing output");
-  flags.Bool("verbose", &options.verbose, "Enable verbose logging");
+  flags.Bool("decompress", &options.decompress, "Decompress -input, a file that this program has written");
+  flags.Bool("metrics-only", &options.metrics_only, "Report sizes and errors, and write no output");
+  flags.Bool("verbose", &options.verbose, "Tell of each tensor on standard error, and in the JSON (tensor_metrics)");
   flags.String(
       "server", &options.server, "ADDRESS",
       "Daemon that does the work, instead of this process: HOST:PORT, unix:PATH, a list with commas of IP:PORT or "

@@ -219,7 +219,7 @@ constexpr Flag kFlags[] = {
      }},
     {"port-file", "FILE", "write the addresses in use to FILE, as JSON, once they are served",
      KVC_SETTER(port_file, absl::StatusOr<std::string>(text))},
-    {"config", "FILE", "read flags from a JSON object, for example {\"threads\": 4}",
+    {"config", "FILE", "read flags from a JSON object, for example {\"memory-budget\": \"1GiB\"}",
      [](Options&, const std::string&) { return absl::OkStatus(); }},
     {"healthcheck", "", "ask the daemon at --listen whether it serves, and exit: 0 for yes",
      KVC_SETTER(healthcheck, ParseBool(text)), FlagKind::kSwitch, false},
@@ -381,7 +381,7 @@ std::string OptionsUsage() {
       "Usage: kv-compressd [flags]\n\nCompresses KV caches over gRPC (service kvcompress.v1.KvCompression).\n\n";
   for (const Flag& flag : kFlags) {
     const std::string left = absl::StrFormat("--%s%s%s", flag.name, flag.value.empty() ? "" : " ", flag.value);
-    absl::StrAppendFormat(&text, "  %-32s %s\n", left, flag.help);
+    absl::StrAppendFormat(&text, "  %-35s %s\n", left, flag.help);
   }
   text +=
       "\nEvery setting is also an environment variable, for example KV_COMPRESSD_MEMORY_BUDGET=2GiB, and a key of the\n"
