@@ -274,8 +274,9 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--windows", type=int, help=f"at most so many windows (default {defaults.windows})")
     add("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache (default: what fits the model)")
     add("--continuation-len", type=int, metavar="TOKENS",
-        help=f"tokens read behind it (default {defaults.continuation_len})")
-    add("--cache-dtype", choices=["auto", "float16", "bfloat16", "float32"])
+        help=f"tokens read after the prefix (default {defaults.continuation_len})")
+    add("--cache-dtype", choices=["auto", "float16", "bfloat16", "float32"],
+        help="type that the cache is saved in (default auto: the model's, float16 for float32)")
     add("--json", action="store_true", help="print the result as JSON: an object, or a list for several specs")
     add("--sweep", metavar="OUT.png|OUT.html", help="measure several specs and plot perplexity against ratio")
     parsed = parser.parse_args(arguments)
