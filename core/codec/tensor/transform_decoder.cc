@@ -2,12 +2,12 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/tensor/transform_block.h"
 #include "core/codec/tensor/transform_header.h"
 #include "core/codec/tensor/transform_side.h"
 #include "core/codec/tensor/transform_strip.h"
+#include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 
 namespace kvcompress {
@@ -57,10 +57,7 @@ class Decoder {
         if (!DecodeStrip(segment, c, scratch)) return Fault("words do not decode to their values");
       }
       Turn(segment, scratch);
-      for (size_t i = 0; i < segment.count(); ++i) {
-        const float most = MaxFinite(dtype);
-        StoreFromF32(dtype, std::clamp(scratch.values[i], -most, most), values, segment.first + i);
-      }
+      simd::NarrowLimited(dtype, scratch.values.data(), segment.count(), values + segment.first * DTypeSize(dtype));
     }
     if (!rans_.Finish() || !side_.Finish()) return Fault("block does not end where its values do");
     return absl::OkStatus();
@@ -117,14 +114,13 @@ class Decoder {
   void Place(const Segment& segment, size_t first_channel, size_t channels, int step_shift, size_t first_token,
              size_t tokens, Scratch& scratch) {
     const float unit = UnitOf(format_.trellis, header_.step);
-    const float own_unit = std::ldexp(unit, -step_shift);
-    for (size_t t = 0; t < tokens; ++t) {
-      float* const row = scratch.values.data() + (first_token + t) * segment.channels + first_channel;
-      for (size_t c = 0; c < channels; ++c) {
-        const float mean = static_cast<float>(segment.means[first_channel + c]) * (unit * 0.5f);
-        row[c] = static_cast<float>(scratch.points[t * kStripChannels + c]) * own_unit + mean;
-      }
+    float means[kStripChannels] = {};
+    for (size_t c = 0; c < channels; ++c) {
+      means[c] = static_cast<float>(segment.means[first_channel + c]) * (unit * 0.5f);
     }
+    float* const values = scratch.values.data() + first_token * segment.channels + first_channel;
+    simd::PlaceStrip(scratch.points.data(), tokens, channels, std::ldexp(unit, -step_shift), means, values,
+                     segment.channels);
   }
 
   void Turn(const Segment& segment, Scratch& scratch) {

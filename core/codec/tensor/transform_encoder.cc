@@ -1,14 +1,15 @@
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <span>
 #include <vector>
 
-#include "core/base/half.h"
 #include "core/codec/tensor/transform_block.h"
 #include "core/codec/tensor/transform_header.h"
 #include "core/codec/tensor/transform_side.h"
 #include "core/codec/tensor/transform_statistics.h"
 #include "core/codec/tensor/transform_strip.h"
+#include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 #include "core/simd/uniform_quant.h"
 
@@ -65,11 +66,11 @@ class Encoder {
     scratch_.rests.clear();
     scratch_.symbols.clear();
     const Segment* before = nullptr;
-    bool turning = input_.layout.RotaryDims(format_) > 0;
+    std::optional<bool> turning;  // as the first segment that can turn decides
+    if (input_.layout.RotaryDims(format_) == 0) turning = false;
     for (Segment& segment : segments) {
       float* const values = scratch_.values.data() + segment.first;
-      segment.turned = turning && segment.is_whole;
-      if (segment.turned) turning = segment.turned = TurnBack(segment, values);
+      if (segment.is_whole && turning.value_or(true)) TurnBack(segment, values, turning);
       DescribeSegment({format_, sinks_, values, before}, segment, scratch_.statistics);
       models.CodeSegment(writer, before, segment);
       for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
@@ -90,26 +91,25 @@ class Encoder {
   void Load() {
     scratch_.values.resize(input_.count);
     simd::WidenValues(input_.dtype, input_.values, input_.count, scratch_.values.data());
-    float largest = 0;
-    for (const float value : scratch_.values) largest = std::max(largest, std::fabs(value));
+    const float largest = simd::LargestMagnitude(scratch_.values.data(), input_.count);
     constexpr float kReach = 0x1p-21f;
     step_ = std::clamp(std::max(step_, largest * kReach), kMinStep, kMaxStep);
     ToUnits(scratch_.values);
   }
 
   void ToUnits(std::span<float> values) const {
-    const float per_unit = 1 / UnitOf(format_.trellis, step_);
-    for (float& value : values) value *= per_unit;
+    simd::ScaleValues(1 / UnitOf(format_.trellis, step_), values.data(), values.size());
   }
 
-  // Undoes the rotation of a segment, unless that makes its channels no narrower.
-  bool TurnBack(const Segment& segment, float* values) {
-    const double before = LogVariances(segment, values, scratch_.statistics);
+  // Undoes the rotation of a segment; where it is not known whether to, unless that makes its channels no narrower.
+  void TurnBack(Segment& segment, float* values, std::optional<bool>& turning) {
+    const double before = turning ? 0 : LogVariances(segment, values, scratch_.statistics);
     TurnSegment(format_, input_.layout, segment, simd::RotaryTurn::kBack, scratch_.turns, values);
-    if (LogVariances(segment, values, scratch_.statistics) < before) return true;
+    if (!turning) turning = LogVariances(segment, values, scratch_.statistics) < before;
+    segment.turned = *turning;
+    if (segment.turned) return;
     simd::WidenValues(input_.dtype, input_.values + segment.first * DTypeSize(input_.dtype), segment.count(), values);
     ToUnits({values, segment.count()});
-    return false;
   }
 
   void QuantizeStrip(const Segment& segment, size_t first_channel, const float* values) {
@@ -154,14 +154,10 @@ class Encoder {
     for (size_t c = 0; c < channels; ++c) {
       means[c] = static_cast<float>(segment.means[first_channel + c]) * 0.5f;
     }
-    if (channels < kStripChannels) std::fill(scratch_.strip.begin(), scratch_.strip.end(), 0.0f);
     ForEachSpan(segment, [&](const TokenSpan& span) {
-      const auto finer = static_cast<float>(1 << span.step_shift);
-      for (size_t t = span.begin; t < span.end; ++t) {
-        const float* const from = values + t * segment.channels + first_channel;
-        float* const to = scratch_.strip.data() + t * kStripChannels;
-        for (size_t c = 0; c < channels; ++c) to[c] = (from[c] - means[c]) * finer;
-      }
+      simd::FillStrip(values + span.begin * segment.channels + first_channel, segment.channels, span.end - span.begin,
+                      channels, means, static_cast<float>(1 << span.step_shift),
+                      scratch_.strip.data() + span.begin * kStripChannels);
     });
   }
 

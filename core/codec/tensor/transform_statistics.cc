@@ -8,6 +8,7 @@
 #include "core/base/elementary.h"
 #include "core/codec/tensor/transform_side.h"
 #include "core/codec/tensor/transform_tables.h"
+#include "core/simd/segment_values.h"
 
 namespace kvcompress {
 namespace {
@@ -41,55 +42,28 @@ float BitsOf(int of) { return static_cast<float>(std::max(of + 5, 0)) * 0.25f; }
 
 // Means and variances of the channels over the tokens that are not special, and second moments.
 void Moments(const float* values, size_t tokens, size_t channels, SegmentStatistics& s) {
-  s.means.assign(channels, 0);
-  s.variances.assign(channels, 0);
+  s.means.resize(channels);
+  s.variances.resize(channels);
   s.second_moments.resize(channels);
-  float* const means = s.means.data();
-  float* const variances = s.variances.data();
-  size_t count = 0;
-  for (size_t t = 0; t < tokens; ++t) {
-    if (s.is_special[t] != 0) continue;
-    ++count;
-    const float* const row = values + t * channels;
-    for (size_t c = 0; c < channels; ++c) means[c] += row[c];
-  }
-  const float part = 1 / static_cast<float>(std::max<size_t>(count, 1));
-  for (size_t c = 0; c < channels; ++c) means[c] *= part;
-  for (size_t t = 0; t < tokens; ++t) {
-    if (s.is_special[t] != 0) continue;
-    const float* const row = values + t * channels;
-    for (size_t c = 0; c < channels; ++c) {
-      const float d = row[c] - means[c];
-      variances[c] += d * d;
-    }
-  }
+  const auto special = static_cast<size_t>(std::count(s.is_special.begin(), s.is_special.end(), 1));
+  const float part = 1 / static_cast<float>(std::max<size_t>(tokens - special, 1));
+  simd::ChannelSums(values, tokens, channels, s.is_special.data(), s.means.data());
+  for (float& mean : s.means) mean *= part;
+  simd::ChannelSquares(values, tokens, channels, s.is_special.data(), s.means.data(), s.variances.data());
   for (size_t c = 0; c < channels; ++c) {
-    variances[c] *= part;
-    s.second_moments[c] = variances[c] + means[c] * means[c];
+    s.variances[c] *= part;
+    s.second_moments[c] = s.variances[c] + s.means[c] * s.means[c];
   }
 }
 
-// Each token's mean square in deviations of the channels. Sums in 16 parts, which are then added up in their order.
+// Each token's mean square in deviations of the channels.
 void Energies(const SegmentInput& input, const Segment& segment, SegmentStatistics& s) {
-  constexpr size_t kParts = 16;
   const size_t channels = segment.channels;
-  std::vector<float>& weights = s.second_moments;
-  for (size_t c = 0; c < channels; ++c) weights[c] = 1 / (s.variances[c] + kFloor);
+  s.weights.resize(channels);
+  const float share = 1 / static_cast<float>(channels);
+  for (size_t c = 0; c < channels; ++c) s.weights[c] = share / (s.variances[c] + kFloor);
   s.energies.resize(segment.tokens);
-  for (size_t t = 0; t < segment.tokens; ++t) {
-    const float* const row = input.values + t * channels;
-    float parts[kParts] = {};
-    for (size_t begin = 0; begin < channels; begin += kParts) {
-      const size_t n = std::min(kParts, channels - begin);
-      for (size_t i = 0; i < n; ++i) {
-        const float d = row[begin + i] - s.means[begin + i];
-        parts[i] += d * d * weights[begin + i];
-      }
-    }
-    float sum = 0;
-    for (const float part : parts) sum += part;
-    s.energies[t] = sum / static_cast<float>(channels);
-  }
+  simd::TokenEnergies(input.values, segment.tokens, channels, s.means.data(), s.weights.data(), s.energies.data());
 }
 
 // The largest distance of a token's values from their means.
@@ -100,24 +74,28 @@ float Reach(const SegmentInput& input, const Segment& segment, size_t token, con
   return most;
 }
 
+// Finds the special tokens, and the moments of the others.
 void FindSpecial(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
-  if (segment.tokens < kMinTokens) return;
+  s.is_special.assign(segment.tokens, 0);
   const uint64_t position = input.format.start + segment.position;
   size_t sinks = 0;
-  if (input.sinks && segment.is_whole && segment.tokens >= kMinSinkTokens)
+  if (input.sinks && segment.is_whole && segment.tokens >= kMinSinkTokens) {
     sinks = kSinkShifts.size() - std::min<uint64_t>(position, kSinkShifts.size());
-  for (size_t t = 0; t < sinks; ++t) s.is_special[t] = 1;
+  }
+  std::fill_n(s.is_special.begin(), sinks, 1);
   Moments(input.values, segment.tokens, segment.channels, s);
+  if (segment.tokens < kMinTokens) return;
   Energies(input, segment, s);
   for (size_t t = 0; t < segment.tokens; ++t) {
     const bool is_sink = t < sinks;
     if (!is_sink && !(s.energies[t] > kUnusualEnergy)) continue;
     s.is_special[t] = 1;
-    const int step_shift = is_sink && Reach(input, segment, t, s) < kMaxFineReach ? kSinkShifts[position + t] : 0;
+    const bool finer = is_sink && Reach(input, segment, t, s) < kMaxFineReach;
     int shift = std::min(ClassOf(s.energies[t]), SideModels::kMaxClassShift);
     if (std::abs(shift) < 2) shift = 0;
-    segment.special.push_back({static_cast<uint32_t>(t), step_shift, shift});
+    segment.special.push_back({static_cast<uint32_t>(t), finer ? kSinkShifts[position + t] : 0, shift});
   }
+  if (segment.special.size() > sinks) Moments(input.values, segment.tokens, segment.channels, s);
 }
 
 // About the bits of a number that the side information has, of which 0 is the usual one.
@@ -187,9 +165,7 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
 }  // namespace
 
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
-  s.is_special.assign(segment.tokens, 0);
   FindSpecial(input, segment, s);
-  Moments(input.values, segment.tokens, segment.channels, s);
   segment.has_means = MeansPay(segment.tokens, s);
   const float alone = ChooseChannels(nullptr, s, segment);
   if (input.before == nullptr || input.before->channels != segment.channels) return;
@@ -198,7 +174,7 @@ void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatist
 }
 
 double LogVariances(const Segment& segment, const float* values, SegmentStatistics& s) {
-  constexpr size_t kSample = 256;
+  constexpr size_t kSample = 128;
   const size_t tokens = std::min(kSample, segment.tokens);
   s.is_special.assign(tokens, 0);
   Moments(values, tokens, segment.channels, s);

@@ -10,7 +10,7 @@ namespace kvcompress {
 
 // Buffers of a thread's: of each channel, of each token.
 struct SegmentStatistics {
-  std::vector<float> means, variances, second_moments;
+  std::vector<float> means, variances, second_moments, weights;
   std::vector<float> energies;
   std::vector<uint8_t> is_special;
 };

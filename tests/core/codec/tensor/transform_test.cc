@@ -19,9 +19,8 @@ using namespace ::kvcompress::testing;  // NOLINT
 
 using Bytes = std::vector<std::byte>;
 
-constexpr AxisRole kB = AxisRole::kBatch, kH = AxisRole::kHeads, kS = AxisRole::kSeq, kD = AxisRole::kHeadDim;
-
-TensorDesc Keys(DType dtype, std::vector<uint64_t> shape, std::vector<AxisRole> axes = {kB, kH, kS, kD}) {
+TensorDesc Keys(DType dtype, std::vector<uint64_t> shape,
+                std::vector<AxisRole> axes = {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim}) {
   return {.name = "layer_1_key", .dtype = dtype, .shape = std::move(shape), .axes = std::move(axes)};
 }
 
@@ -48,17 +47,17 @@ Bytes BytesOf(DType dtype, const std::vector<float>& values) {
   return bytes;
 }
 
-struct Coded {
+struct CodedTensor {
   size_t bytes = 0;  // of payloads
   Bytes decoded;
   double snr = 0;
 };
 
-Coded Code(const std::string& spec, const TensorDesc& tensor, const Bytes& values, size_t block = 0) {
+CodedTensor CodeTensor(const std::string& spec, const TensorDesc& tensor, const Bytes& values, size_t block = 0) {
   const CodecChain chain = MakeChain(spec, tensor);
   const size_t width = DTypeSize(tensor.dtype);
   if (block == 0) block = chain.BlockElements(tensor);
-  Coded coded{.decoded = Bytes(values.size())};
+  CodedTensor coded{.decoded = Bytes(values.size())};
   const absl::StatusOr<ChainState> state = chain.Analyze(tensor, MemorySource(values), block);
   EXPECT_THAT(state, IsOk());
   for (size_t first = 0; first * width < values.size(); first += block) {
@@ -83,7 +82,7 @@ Coded Code(const std::string& spec, const TensorDesc& tensor, const Bytes& value
   return coded;
 }
 
-double BitsOf(const Coded& coded, DType dtype) {
+double BitsOfTensor(const CodedTensor& coded, DType dtype) {
   return 8.0 * static_cast<double>(coded.bytes) / static_cast<double>(coded.decoded.size() / DTypeSize(dtype));
 }
 
@@ -91,9 +90,9 @@ TEST(TransformTest, BitsAreABudgetForAllThatAFrameHas) {
   const TensorDesc tensor = Keys(DType::kF16, {1, 2, 256, 64});
   const Bytes values = BytesOf(DType::kF16, ChannelValues(2, 256, 64));
   for (const double bits : {1.0, 2.125, 3.0, 4.25, 6.0, 9.5}) {
-    const Coded coded = Code(absl::StrFormat("transform(bits=%g)", bits), tensor, values);
-    EXPECT_LE(BitsOf(coded, DType::kF16), bits - 0.03) << bits;  // the frame's header and end
-    EXPECT_GE(BitsOf(coded, DType::kF16), bits - 0.07) << bits;
+    const CodedTensor coded = CodeTensor(absl::StrFormat("transform(bits=%g)", bits), tensor, values);
+    EXPECT_LE(BitsOfTensor(coded, DType::kF16), bits - 0.03) << bits;  // the frame's header and end
+    EXPECT_GE(BitsOfTensor(coded, DType::kF16), bits - 0.07) << bits;
   }
 }
 
@@ -102,7 +101,8 @@ TEST(TransformTest, SnrIsReached) {
   const Bytes values = BytesOf(DType::kBF16, ChannelValues(2, 256, 64));
   for (const double snr : {8.0, 20.0, 35.0}) {
     for (const char* trellis : {"true", "false"}) {
-      const Coded coded = Code(absl::StrFormat("transform(snr=%g,trellis=%s)", snr, trellis), tensor, values);
+      const CodedTensor coded =
+          CodeTensor(absl::StrFormat("transform(snr=%g,trellis=%s)", snr, trellis), tensor, values);
       EXPECT_GE(coded.snr, snr);
       EXPECT_LE(coded.snr, snr + 0.1);
     }
@@ -112,8 +112,8 @@ TEST(TransformTest, SnrIsReached) {
 TEST(TransformTest, TheTrellisTakesFewerBitsForTheSameError) {
   const TensorDesc tensor = Keys(DType::kF32, {1, 1, 2048, 64});
   const Bytes values = BytesOf(DType::kF32, ChannelValues(1, 2048, 64));
-  const double with = BitsOf(Code("transform(snr=30)", tensor, values), DType::kF32);
-  const double without = BitsOf(Code("transform(snr=30,trellis=false)", tensor, values), DType::kF32);
+  const double with = BitsOfTensor(CodeTensor("transform(snr=30)", tensor, values), DType::kF32);
+  const double without = BitsOfTensor(CodeTensor("transform(snr=30,trellis=false)", tensor, values), DType::kF32);
   EXPECT_LT(with, without - 0.1);
 }
 
@@ -123,8 +123,8 @@ TEST(TransformTest, CostsLittleMoreThanTheBoundOfItsSource) {
   std::mt19937 random(4);
   std::vector<float> gaussian(2048 * 64);
   for (float& value : gaussian) value = Bell(random);
-  const Coded coded = Code("transform(step=0.1,sinks=false)", tensor, BytesOf(DType::kF32, gaussian));
-  EXPECT_LT(BitsOf(coded, DType::kF32), coded.snr / 6.0206 + 0.14);
+  const CodedTensor coded = CodeTensor("transform(step=0.1,sinks=false)", tensor, BytesOf(DType::kF32, gaussian));
+  EXPECT_LT(BitsOfTensor(coded, DType::kF32), coded.snr / 6.0206 + 0.14);
 }
 
 TEST(TransformTest, WithoutTrellisNoValueIsOffByMoreThanHalfAStep) {
@@ -133,7 +133,7 @@ TEST(TransformTest, WithoutTrellisNoValueIsOffByMoreThanHalfAStep) {
   values[50 * 80 + 3] = -1e5f;
   const TensorDesc tensor = Keys(DType::kF32, {1, 1, 100, 80});
   const Bytes bytes = BytesOf(DType::kF32, values);
-  const Coded coded = Code("transform(step=2,trellis=false,sinks=false)", tensor, bytes);
+  const CodedTensor coded = CodeTensor("transform(step=2,trellis=false,sinks=false)", tensor, bytes);
   for (size_t i = 0; i < values.size(); ++i) {
     ASSERT_NEAR(LoadAsF32(DType::kF32, coded.decoded.data(), i), values[i], 1.001 + 1e-6 * std::fabs(values[i])) << i;
   }
@@ -142,7 +142,7 @@ TEST(TransformTest, WithoutTrellisNoValueIsOffByMoreThanHalfAStep) {
 TEST(TransformTest, TheTrellisIsOffByNoMoreThanTwoSteps) {
   const std::vector<float> values = ChannelValues(2, 70, 48, 5);
   const TensorDesc tensor = Keys(DType::kF32, {1, 2, 70, 48});
-  const Coded coded = Code("transform(step=0.5)", tensor, BytesOf(DType::kF32, values));
+  const CodedTensor coded = CodeTensor("transform(step=0.5)", tensor, BytesOf(DType::kF32, values));
   for (size_t i = 0; i < values.size(); ++i) {
     ASSERT_NEAR(LoadAsF32(DType::kF32, coded.decoded.data(), i), values[i], 1.001) << i;
   }
@@ -158,7 +158,7 @@ TEST(TransformTest, TheFirstTokensHaveFinerSteps) {
   // The deviation of a token's errors: half a step, and a little more where the trellis begins, as its first state is
   // one.
   const auto error_of = [&](const std::string& spec, size_t token) {
-    const Coded coded = Code(spec, tensor, bytes);
+    const CodedTensor coded = CodeTensor(spec, tensor, bytes);
     double sum = 0;
     for (size_t i = token * kChannels; i < (token + 1) * kChannels; ++i) {
       sum += std::pow(LoadAsF32(DType::kF32, coded.decoded.data(), i) - values[i], 2);
@@ -202,13 +202,17 @@ std::vector<float> TurnedValues(size_t heads, size_t tokens, size_t dims, uint64
 
 TEST(TransformTest, UndoingTheRotationSavesBitsInEveryLayout) {
   for (const bool tokens_first : {false, true}) {
-    const TensorDesc tensor = tokens_first ? Keys(DType::kF16, {1, 256, 3, 64}, {kB, kS, kH, kD})
-                                           : Keys(DType::kF16, {1, 3, 256, 64}, {kB, kH, kS, kD});
+    const TensorDesc tensor = tokens_first
+                                  ? Keys(DType::kF16, {1, 256, 3, 64},
+                                         {AxisRole::kBatch, AxisRole::kSeq, AxisRole::kHeads, AxisRole::kHeadDim})
+                                  : Keys(DType::kF16, {1, 3, 256, 64},
+                                         {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim});
     const Bytes values = BytesOf(DType::kF16, TurnedValues(3, 256, 64, 1000, tokens_first));
-    const double plain = BitsOf(Code("transform(snr=30)", tensor, values), DType::kF16);
-    const double undone = BitsOf(Code("transform(snr=30,theta=10000,start=1000)", tensor, values), DType::kF16);
-    const double wrong =
-        BitsOf(Code("transform(snr=30,theta=10000,rotary=interleaved,start=1000)", tensor, values), DType::kF16);
+    const double plain = BitsOfTensor(CodeTensor("transform(snr=30)", tensor, values), DType::kF16);
+    const double undone =
+        BitsOfTensor(CodeTensor("transform(snr=30,theta=10000,start=1000)", tensor, values), DType::kF16);
+    const double wrong = BitsOfTensor(
+        CodeTensor("transform(snr=30,theta=10000,rotary=interleaved,start=1000)", tensor, values), DType::kF16);
     EXPECT_LT(undone, plain - 0.4);
     EXPECT_LT(wrong, plain + 0.02);  // what does not help is not done
   }
@@ -216,17 +220,17 @@ TEST(TransformTest, UndoingTheRotationSavesBitsInEveryLayout) {
 
 TEST(TransformTest, LatentsTurnWhereTheirRotaryPartIs) {
   constexpr size_t kTokens = 200, kDims = 96, kOffset = 64;
-  const TensorDesc tensor = Keys(DType::kF16, {kTokens, kDims}, {kS, kD});
+  const TensorDesc tensor = Keys(DType::kF16, {kTokens, kDims}, {AxisRole::kSeq, AxisRole::kHeadDim});
   std::vector<float> values = ChannelValues(1, kTokens, kDims, 9);
   simd::RotaryTable table;
   table.Make(10000, kDims - kOffset, 0, kTokens);
   simd::TurnRows(table, 0, simd::RotaryPairs::kInterleaved, simd::RotaryTurn::kForward, values.data() + kOffset,
                  kTokens, kDims);
   const Bytes bytes = BytesOf(DType::kF16, values);
-  const double plain = BitsOf(Code("transform(snr=30,sinks=false)", tensor, bytes), DType::kF16);
-  const double undone =
-      BitsOf(Code("transform(snr=30,sinks=false,theta=10000,rotary=interleaved,rotary_offset=64)", tensor, bytes),
-             DType::kF16);
+  const double plain = BitsOfTensor(CodeTensor("transform(snr=30,sinks=false)", tensor, bytes), DType::kF16);
+  const double undone = BitsOfTensor(
+      CodeTensor("transform(snr=30,sinks=false,theta=10000,rotary=interleaved,rotary_offset=64)", tensor, bytes),
+      DType::kF16);
   EXPECT_LT(undone, plain - 0.2);
 }
 
@@ -236,7 +240,7 @@ TEST(TransformTest, BlocksThatCutTokensDecode) {
   const std::vector<float> values = ChannelValues(6, 40, 48, 10);
   const Bytes bytes = BytesOf(DType::kF32, values);
   for (const size_t block : {100, 128, 640, 1920, 5000}) {
-    const Coded coded = Code("transform(step=0.25,theta=10000)", tensor, bytes, block);
+    const CodedTensor coded = CodeTensor("transform(step=0.25,theta=10000)", tensor, bytes, block);
     for (size_t i = 0; i < values.size(); ++i) {
       ASSERT_NEAR(LoadAsF32(DType::kF32, coded.decoded.data(), i), values[i], 0.8) << block << " " << i;
     }
@@ -248,11 +252,15 @@ TEST(TransformTest, BlocksHaveWholeSequencesOrWholeTokens) {
     const TensorDesc tensor = Keys(DType::kF16, std::move(shape), std::move(axes));
     return MakeChain("transform(bits=3)", tensor).BlockElements(tensor);
   };
-  EXPECT_EQ(block_of({1, 8, 256, 128}, {kB, kH, kS, kD}), 4 * 256 * 128);
-  EXPECT_EQ(block_of({1, 8, 2000, 128}, {kB, kH, kS, kD}), 2000 * 128);
-  EXPECT_EQ(block_of({1, 8, 4096, 128}, {kB, kH, kS, kD}), 1024 * 128);
-  EXPECT_EQ(block_of({1, 4096, 8, 128}, {kB, kS, kH, kD}), 128 * 1024);
-  EXPECT_EQ(block_of({10000, 576}, {kS, kD}) % 576, 0);
+  EXPECT_EQ(block_of({1, 8, 256, 128}, {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim}),
+            4 * 256 * 128);
+  EXPECT_EQ(block_of({1, 8, 2000, 128}, {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim}),
+            2000 * 128);
+  EXPECT_EQ(block_of({1, 8, 4096, 128}, {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim}),
+            1024 * 128);
+  EXPECT_EQ(block_of({1, 4096, 8, 128}, {AxisRole::kBatch, AxisRole::kSeq, AxisRole::kHeads, AxisRole::kHeadDim}),
+            128 * 1024);
+  EXPECT_EQ(block_of({10000, 576}, {AxisRole::kSeq, AxisRole::kHeadDim}) % 576, 0);
   EXPECT_EQ(block_of({1000, 1000}, {AxisRole::kOther, AxisRole::kOther}), 1 << 17);
 }
 
@@ -261,9 +269,13 @@ TEST(TransformTest, PagesOfATensorShareWhatTheySay) {
   const std::vector<float> values = ChannelValues(1, 512, 128, 11);
   const Bytes bytes = BytesOf(DType::kF16, values);
   const double whole =
-      BitsOf(Code("transform(step=0.5,sinks=false)", Keys(DType::kF16, {512, 128}, {kS, kD}), bytes), DType::kF16);
-  const double pages = BitsOf(
-      Code("transform(step=0.5,sinks=false)", Keys(DType::kF16, {32, 16, 128}, {kB, kS, kD}), bytes), DType::kF16);
+      BitsOfTensor(CodeTensor("transform(step=0.5,sinks=false)",
+                              Keys(DType::kF16, {512, 128}, {AxisRole::kSeq, AxisRole::kHeadDim}), bytes),
+                   DType::kF16);
+  const double pages = BitsOfTensor(
+      CodeTensor("transform(step=0.5,sinks=false)",
+                 Keys(DType::kF16, {32, 16, 128}, {AxisRole::kBatch, AxisRole::kSeq, AxisRole::kHeadDim}), bytes),
+      DType::kF16);
   EXPECT_LT(pages, whole + 0.2);
 }
 
@@ -272,10 +284,10 @@ TEST(TransformTest, ATokenOfAnotherSizeCostsLittleMoreThanItsBits) {
   std::vector<float> values = ChannelValues(1, 256, 64, 12);
   const TensorDesc tensor = Keys(DType::kF16, {1, 1, 256, 64});
   const double usual =
-      BitsOf(Code("transform(step=0.5,sinks=false)", tensor, BytesOf(DType::kF16, values)), DType::kF16);
+      BitsOfTensor(CodeTensor("transform(step=0.5,sinks=false)", tensor, BytesOf(DType::kF16, values)), DType::kF16);
   for (size_t i = 100 * 64; i < 101 * 64; ++i) values[i] *= 60;
   const double with =
-      BitsOf(Code("transform(step=0.5,sinks=false)", tensor, BytesOf(DType::kF16, values)), DType::kF16);
+      BitsOfTensor(CodeTensor("transform(step=0.5,sinks=false)", tensor, BytesOf(DType::kF16, values)), DType::kF16);
   EXPECT_LT(with, usual + 0.0625 + 0.02);
 }
 
@@ -296,7 +308,7 @@ TEST(TransformTest, TheLargestValuesOfADTypeDecode) {
     std::vector<float> values = ChannelValues(1, 64, 64);
     for (size_t i = 0; i < values.size(); i += 3) values[i] = i % 2 == 0 ? most : -most;
     const TensorDesc tensor = Keys(dtype, {1, 1, 64, 64});
-    const Coded coded = Code("transform(step=0.001,theta=10000)", tensor, BytesOf(dtype, values));
+    const CodedTensor coded = CodeTensor("transform(step=0.001,theta=10000)", tensor, BytesOf(dtype, values));
     EXPECT_GT(coded.snr, 100);
   }
 }

@@ -1,0 +1,208 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/simd/segment_values.cc"
+#include "core/simd/segment_values.h"
+
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "core/simd/half-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+// Calls visit(i) for each vector of `count` values; the last one overlaps the one before it where it would not fit.
+// Only for what may be done twice, and count >= kLanes.
+template <class Visit>
+HWY_INLINE void ForEachVector(size_t count, Visit visit) {
+  for (size_t i = 0; i < count; i += kLanes) visit(HWY_MIN(i, count - kLanes));
+}
+
+template <DType kT>
+void NarrowAs(const float* values, size_t count, uint8_t* out) {
+  const DF df;
+  const VF most = hn::Set(df, MaxFinite(kT));
+  ForEachVector(count, [&](size_t i) HWY_ATTR {
+    const VF limited = hn::Max(hn::Min(hn::LoadU(df, values + i), most), hn::Neg(most));
+    StoreF32<kT>(df, limited, out + i * sizeof(Bits<kT>));
+  });
+}
+
+constexpr size_t kEnergyParts = 16;
+constexpr size_t kEnergyVectors = kEnergyParts / kLanes;
+
+}  // namespace
+
+float LargestMagnitudeAll(const float* values, size_t count) {
+  if (count < kLanes) return scalar::LargestMagnitude(values, count);
+  const DF df;
+  VF largest = hn::Zero(df);
+  ForEachVector(count, [&](size_t i) HWY_ATTR { largest = hn::Max(largest, hn::Abs(hn::LoadU(df, values + i))); });
+  return hn::GetLane(hn::MaxOfLanes(df, largest));
+}
+
+void ScaleValuesAll(float factor, float* values, size_t count) {
+  const DF df;
+  const VF by = hn::Set(df, factor);
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(df, values + i), by), df, values + i);
+  scalar::ScaleValues(factor, values + i, count - i);
+}
+
+void NarrowLimitedAll(DType dtype, const float* values, size_t count, void* out) {
+  if (count < kLanes) return scalar::NarrowLimited(dtype, values, count, out);
+  VisitDType(dtype, [&](auto type) { NarrowAs<type>(values, count, static_cast<uint8_t*>(out)); });
+}
+
+// Sums over the tokens of term(value, c), of kBeside vectors of channels from c on.
+template <size_t kBeside, class Term>
+HWY_INLINE void SumTokens(const float* values, size_t tokens, size_t channels, const uint8_t* skip, size_t c, Term term,
+                          float* sums) {
+  const DF df;
+  VF sum[kBeside];
+  for (size_t v = 0; v < kBeside; ++v) sum[v] = hn::Zero(df);
+  for (size_t t = 0; t < tokens; ++t) {
+    if (skip[t] != 0) continue;
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kBeside; ++v) {
+      const size_t at = c + v * kLanes;
+      sum[v] = hn::Add(sum[v], term(hn::LoadU(df, values + t * channels + at), at));
+    }
+  }
+  for (size_t v = 0; v < kBeside; ++v) hn::StoreU(sum[v], df, sums + c + v * kLanes);
+}
+
+// Of all channels, kLanes or more.
+template <class Term>
+HWY_INLINE void SumChannels(const float* values, size_t tokens, size_t channels, const uint8_t* skip, Term term,
+                            float* sums) {
+  constexpr size_t kBeside = 4;
+  size_t c = 0;
+  for (; c + kBeside * kLanes <= channels; c += kBeside * kLanes) {
+    SumTokens<kBeside>(values, tokens, channels, skip, c, term, sums);
+  }
+  for (; c < channels; c += kLanes) {
+    SumTokens<1>(values, tokens, channels, skip, HWY_MIN(c, channels - kLanes), term, sums);
+  }
+}
+
+void ChannelSumsAll(const float* values, size_t tokens, size_t channels, const uint8_t* skip, float* sums) {
+  if (channels < kLanes) return scalar::ChannelSums(values, tokens, channels, skip, sums);
+  SumChannels(
+      values, tokens, channels, skip, [](VF value, size_t) HWY_ATTR { return value; }, sums);
+}
+
+void ChannelSquaresAll(const float* values, size_t tokens, size_t channels, const uint8_t* skip, const float* means,
+                       float* sums) {
+  if (channels < kLanes) return scalar::ChannelSquares(values, tokens, channels, skip, means, sums);
+  const auto square = [means](VF value, size_t c) HWY_ATTR {
+    const VF d = hn::Sub(value, hn::LoadU(DF(), means + c));
+    return hn::Mul(d, d);
+  };
+  SumChannels(values, tokens, channels, skip, square, sums);
+}
+
+void TokenEnergiesAll(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
+                      float* energies) {
+  if (channels % kEnergyParts != 0) {
+    return scalar::TokenEnergies(values, tokens, channels, means, weights, energies);
+  }
+  const DF df;
+  for (size_t t = 0; t < tokens; ++t) {
+    const float* const row = values + t * channels;
+    VF sums[kEnergyVectors];
+    for (VF& sum : sums) sum = hn::Zero(df);
+    for (size_t c = 0; c < channels; c += kEnergyParts) {
+      for (size_t v = 0; v < kEnergyVectors; ++v) {
+        const size_t at = c + v * kLanes;
+        const VF d = hn::Sub(hn::LoadU(df, row + at), hn::LoadU(df, means + at));
+        sums[v] = hn::Add(sums[v], hn::Mul(hn::Mul(d, d), hn::LoadU(df, weights + at)));
+      }
+    }
+    HWY_ALIGN float parts[kEnergyParts];
+    for (size_t v = 0; v < kEnergyVectors; ++v) hn::Store(sums[v], df, parts + v * kLanes);
+    for (size_t apart = kEnergyParts / 2; apart > 0; apart /= 2) {
+      for (size_t i = 0; i < apart; ++i) parts[i] += parts[i + apart];
+    }
+    energies[t] = parts[0];
+  }
+}
+
+void FillStripAll(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
+                  float* strip) {
+  if (channels != kStripChannels) {
+    return scalar::FillStrip(values, stride, tokens, channels, means, factor, strip);
+  }
+  const DF df;
+  const VF by = hn::Set(df, factor);
+  for (size_t c = 0; c < kStripChannels; c += kLanes) {
+    const VF mean = hn::LoadU(df, means + c);
+    for (size_t t = 0; t < tokens; ++t) {
+      const VF distance = hn::Sub(hn::LoadU(df, values + t * stride + c), mean);
+      hn::StoreU(hn::Mul(distance, by), df, strip + t * kStripChannels + c);
+    }
+  }
+}
+
+void PlaceStripAll(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
+                   size_t stride) {
+  if (channels != kStripChannels) {
+    return scalar::PlaceStrip(points, tokens, channels, unit, means, values, stride);
+  }
+  const DF df;
+  const VF by = hn::Set(df, unit);
+  for (size_t c = 0; c < kStripChannels; c += kLanes) {
+    const VF mean = hn::LoadU(df, means + c);
+    for (size_t t = 0; t < tokens; ++t) {
+      const VF point = hn::ConvertTo(df, hn::LoadU(DI(), points + t * kStripChannels + c));
+      hn::StoreU(hn::Add(hn::Mul(point, by), mean), df, values + t * stride + c);
+    }
+  }
+}
+
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcompress::simd {
+
+HWY_EXPORT(LargestMagnitudeAll);
+HWY_EXPORT(ScaleValuesAll);
+HWY_EXPORT(NarrowLimitedAll);
+HWY_EXPORT(ChannelSumsAll);
+HWY_EXPORT(ChannelSquaresAll);
+HWY_EXPORT(TokenEnergiesAll);
+HWY_EXPORT(FillStripAll);
+HWY_EXPORT(PlaceStripAll);
+
+float LargestMagnitude(const float* values, size_t count) {
+  return HWY_DYNAMIC_DISPATCH(LargestMagnitudeAll)(values, count);
+}
+void ScaleValues(float factor, float* values, size_t count) {
+  HWY_DYNAMIC_DISPATCH(ScaleValuesAll)(factor, values, count);
+}
+void NarrowLimited(DType dtype, const float* values, size_t count, void* out) {
+  HWY_DYNAMIC_DISPATCH(NarrowLimitedAll)(dtype, values, count, out);
+}
+void ChannelSums(const float* values, size_t tokens, size_t channels, const uint8_t* skip, float* sums) {
+  HWY_DYNAMIC_DISPATCH(ChannelSumsAll)(values, tokens, channels, skip, sums);
+}
+void ChannelSquares(const float* values, size_t tokens, size_t channels, const uint8_t* skip, const float* means,
+                    float* sums) {
+  HWY_DYNAMIC_DISPATCH(ChannelSquaresAll)(values, tokens, channels, skip, means, sums);
+}
+void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
+                   float* energies) {
+  HWY_DYNAMIC_DISPATCH(TokenEnergiesAll)(values, tokens, channels, means, weights, energies);
+}
+void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
+               float* strip) {
+  HWY_DYNAMIC_DISPATCH(FillStripAll)(values, stride, tokens, channels, means, factor, strip);
+}
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
+                size_t stride) {
+  HWY_DYNAMIC_DISPATCH(PlaceStripAll)(points, tokens, channels, unit, means, values, stride);
+}
+
+}  // namespace kvcompress::simd
+#endif  // HWY_ONCE

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/base/dtype.h"
+#include "core/simd/channel_rans.h"
+
+// Passes over the values of a segment, [tokens, channels] in binary32, which the codec `transform` makes. All targets
+// give the bits of `scalar`: sums over tokens go from the first to the last.
+namespace kvcompress::simd {
+
+float LargestMagnitude(const float* values, size_t count);
+void ScaleValues(float factor, float* values, size_t count);
+// Values of `dtype`, which has a kernel, limited to its finite range and rounded.
+void NarrowLimited(DType dtype, const float* values, size_t count, void* out);
+
+// Of each channel the sum over the tokens that `skip` has no mark at, and of squares of the distance from `means`.
+void ChannelSums(const float* values, size_t tokens, size_t channels, const uint8_t* skip, float* sums);
+void ChannelSquares(const float* values, size_t tokens, size_t channels, const uint8_t* skip, const float* means,
+                    float* sums);
+// Of each token the sum over the channels of (value - mean)^2 weight: channel c in part c mod 16, then parts 8, 4, 2
+// and 1 apart are added.
+void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
+                   float* energies);
+
+// (value - mean) factor of `channels` channels, `stride` apart from token to token, into a strip; the strip's other
+// channels are 0.
+void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
+               float* strip);
+// point unit + mean of the points of a strip, the inverse.
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
+                size_t stride);
+
+namespace scalar {
+float LargestMagnitude(const float* values, size_t count);
+void ScaleValues(float factor, float* values, size_t count);
+void NarrowLimited(DType dtype, const float* values, size_t count, void* out);
+void ChannelSums(const float* values, size_t tokens, size_t channels, const uint8_t* skip, float* sums);
+void ChannelSquares(const float* values, size_t tokens, size_t channels, const uint8_t* skip, const float* means,
+                    float* sums);
+void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
+                   float* energies);
+void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
+               float* strip);
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
+                size_t stride);
+}  // namespace scalar
+
+}  // namespace kvcompress::simd

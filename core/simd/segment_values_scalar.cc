@@ -1,0 +1,78 @@
+#include <algorithm>
+#include <cmath>
+
+#include "core/base/half.h"
+#include "core/simd/segment_values.h"
+
+namespace kvcompress::simd::scalar {
+
+float LargestMagnitude(const float* values, size_t count) {
+  float largest = 0;
+  for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+  return largest;
+}
+
+void ScaleValues(float factor, float* values, size_t count) {
+  for (size_t i = 0; i < count; ++i) values[i] *= factor;
+}
+
+void NarrowLimited(DType dtype, const float* values, size_t count, void* out) {
+  const float most = MaxFinite(dtype);
+  for (size_t i = 0; i < count; ++i) StoreFromF32(dtype, std::clamp(values[i], -most, most), out, i);
+}
+
+void ChannelSums(const float* values, size_t tokens, size_t channels, const uint8_t* skip, float* sums) {
+  std::fill_n(sums, channels, 0.0f);
+  for (size_t t = 0; t < tokens; ++t) {
+    if (skip[t] != 0) continue;
+    for (size_t c = 0; c < channels; ++c) sums[c] += values[t * channels + c];
+  }
+}
+
+void ChannelSquares(const float* values, size_t tokens, size_t channels, const uint8_t* skip, const float* means,
+                    float* sums) {
+  std::fill_n(sums, channels, 0.0f);
+  for (size_t t = 0; t < tokens; ++t) {
+    if (skip[t] != 0) continue;
+    for (size_t c = 0; c < channels; ++c) {
+      const float d = values[t * channels + c] - means[c];
+      sums[c] += d * d;
+    }
+  }
+}
+
+void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
+                   float* energies) {
+  constexpr size_t kParts = 16;
+  for (size_t t = 0; t < tokens; ++t) {
+    float parts[kParts] = {};
+    for (size_t c = 0; c < channels; ++c) {
+      const float d = values[t * channels + c] - means[c];
+      parts[c % kParts] += d * d * weights[c];
+    }
+    for (size_t apart = kParts / 2; apart > 0; apart /= 2) {
+      for (size_t i = 0; i < apart; ++i) parts[i] += parts[i + apart];
+    }
+    energies[t] = parts[0];
+  }
+}
+
+void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
+               float* strip) {
+  for (size_t t = 0; t < tokens; ++t) {
+    float* const row = strip + t * kStripChannels;
+    for (size_t c = 0; c < channels; ++c) row[c] = (values[t * stride + c] - means[c]) * factor;
+    std::fill(row + channels, row + kStripChannels, 0.0f);
+  }
+}
+
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
+                size_t stride) {
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t c = 0; c < channels; ++c) {
+      values[t * stride + c] = static_cast<float>(points[t * kStripChannels + c]) * unit + means[c];
+    }
+  }
+}
+
+}  // namespace kvcompress::simd::scalar

@@ -1,0 +1,141 @@
+#include "core/simd/segment_values.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/base/half.h"
+#include "tests/core/simd/guarded.h"
+#include "tests/core/simd/with_target.h"
+
+namespace kvcompress::simd {
+namespace {
+
+using ::kvcompress::testing::Guarded;
+using ::kvcompress::testing::UsableTargets;
+using ::kvcompress::testing::WithTarget;
+
+using Floats = std::vector<float>;
+
+Floats RandomValues(size_t count, float deviation, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  Floats values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Floats that end, or begin, at a page that cannot be touched.
+class GuardedFloats {
+ public:
+  explicit GuardedFloats(const Floats& from)
+      : bytes_(from.data(), 4 * from.size(),
+               from.size() % 2 ? Guarded::Against::kPageBefore : Guarded::Against::kPageAfter) {}
+  explicit GuardedFloats(size_t size) : GuardedFloats(Floats(size)) {}
+
+  float* data() { return reinterpret_cast<float*>(bytes_.data()); }
+  bool operator==(const Floats& other) const { return std::memcmp(bytes_.data(), other.data(), bytes_.size()) == 0; }
+
+ private:
+  Guarded bytes_;
+};
+
+class SegmentValuesTest : public ::testing::TestWithParam<int64_t> {
+ private:
+  const WithTarget with_{GetParam()};
+};
+
+INSTANTIATE_TEST_SUITE_P(All, SegmentValuesTest, ::testing::ValuesIn(UsableTargets()),
+                         [](const auto& param) { return std::string(hwy::TargetName(param.param)); });
+
+constexpr size_t kValueCounts[] = {0, 1, 3, 4, 15, 16, 17, 31, 64, 100, 1000};
+
+TEST_P(SegmentValuesTest, MagnitudesAndScalesAreThoseOfTheDefinition) {
+  for (const size_t count : kValueCounts) {
+    const Floats values = RandomValues(count, 3, static_cast<uint32_t>(count));
+    GuardedFloats in(values);
+    EXPECT_EQ(LargestMagnitude(in.data(), count), scalar::LargestMagnitude(values.data(), count));
+    Floats want = values;
+    scalar::ScaleValues(0.3f, want.data(), count);
+    ScaleValues(0.3f, in.data(), count);
+    EXPECT_TRUE(in == want) << count;
+  }
+}
+
+TEST_P(SegmentValuesTest, NarrowingLimitsAndRounds) {
+  for (const DType dtype : kKernelDTypes) {
+    for (const size_t count : kValueCounts) {
+      Floats values = RandomValues(count, 10, static_cast<uint32_t>(count) + 1);
+      for (size_t i = 0; i < count; i += 5) {
+        constexpr std::array kEdges = {1e30f, -3e38f, 65519.0f, -65521.0f, std::numeric_limits<float>::infinity(),
+                                       1e-41f};
+        values[i] = kEdges[i / 5 % kEdges.size()];
+      }
+      GuardedFloats in(values);
+      std::vector<uint8_t> want(count * DTypeSize(dtype));
+      Guarded got(want.size(), Guarded::Against::kPageAfter);
+      scalar::NarrowLimited(dtype, values.data(), count, want.data());
+      NarrowLimited(dtype, in.data(), count, got.data());
+      EXPECT_TRUE(std::memcmp(got.data(), want.data(), want.size()) == 0) << DTypeName(dtype) << " " << count;
+      for (size_t i = 0; i < count; ++i) EXPECT_TRUE(std::isfinite(LoadAsF32(dtype, want.data(), i)));
+    }
+  }
+}
+
+TEST_P(SegmentValuesTest, SumsAreThoseOfTheDefinitionToTheBit) {
+  for (const size_t tokens : {1, 2, 40}) {
+    for (const size_t channels : {1, 16, 20, 48, 64, 100, 144}) {
+      SCOPED_TRACE(::testing::Message() << tokens << " tokens " << channels << " channels");
+      const Floats values = RandomValues(tokens * channels, 2, 5);
+      const Floats means = RandomValues(channels, 1, 6), weights = RandomValues(channels, 1, 7);
+      std::vector<uint8_t> skip(tokens);
+      if (tokens > 2) skip[0] = skip[17] = 1;
+      GuardedFloats in(values), in_means(means), in_weights(weights), sums(channels), squares(channels),
+          energies(tokens);
+      Floats want(channels), want_energies(tokens);
+      scalar::ChannelSums(values.data(), tokens, channels, skip.data(), want.data());
+      ChannelSums(in.data(), tokens, channels, skip.data(), sums.data());
+      EXPECT_TRUE(sums == want);
+      scalar::ChannelSquares(values.data(), tokens, channels, skip.data(), means.data(), want.data());
+      ChannelSquares(in.data(), tokens, channels, skip.data(), in_means.data(), squares.data());
+      EXPECT_TRUE(squares == want);
+      scalar::TokenEnergies(values.data(), tokens, channels, means.data(), weights.data(), want_energies.data());
+      TokenEnergies(in.data(), tokens, channels, in_means.data(), in_weights.data(), energies.data());
+      EXPECT_TRUE(energies == want_energies);
+    }
+  }
+}
+
+TEST_P(SegmentValuesTest, StripsAreFilledAndPlacedAsTheDefinitionDoes) {
+  constexpr size_t kTokens = 19;
+  for (const size_t channels : {1, 7, 16, 31, 32}) {
+    const size_t stride = channels + 9;
+    const Floats values = RandomValues((kTokens - 1) * stride + channels, 3, 8);
+    Floats means(kStripChannels);
+    for (size_t c = 0; c < channels; ++c) means[c] = static_cast<float>(c) * 0.37f;
+    GuardedFloats in(values), in_means(means), strip(kTokens * kStripChannels), placed(values);
+    Floats want(kTokens * kStripChannels, 1.0f);
+    scalar::FillStrip(values.data(), stride, kTokens, channels, means.data(), 4, want.data());
+    FillStrip(in.data(), stride, kTokens, channels, in_means.data(), 4, strip.data());
+    EXPECT_TRUE(strip == want) << channels;
+
+    std::vector<int32_t> points(kTokens * kStripChannels);
+    std::mt19937 random(9);
+    for (int32_t& point : points) point = static_cast<int32_t>(random() % 100'000) - 50'000;
+    Floats want_placed = values;
+    scalar::PlaceStrip(points.data(), kTokens, channels, 0.013f, means.data(), want_placed.data(), stride);
+    PlaceStrip(points.data(), kTokens, channels, 0.013f, in_means.data(), placed.data(), stride);
+    EXPECT_TRUE(placed == want_placed) << channels;
+  }
+}
+
+}  // namespace
+}  // namespace kvcompress::simd
