@@ -206,15 +206,16 @@ class Learner {
     const size_t head_dim = outline_.head_dim;
     KVC_RETURN_IF_ERROR(ReadRows(*source.cache->values, source.cache->tensor.dtype, source.layout, sequence, first,
                                  count, scratch_, rows_));
-    int4_.Add(rows_.data(), outline_.heads * count, head_dim);
+    const size_t run = count * head_dim;
+    for (size_t head = 0; head < outline_.heads; ++head) int4_.Add(&rows_[head * run], run);
     if (rotary_) {
       table_.Make(rotary_->theta, rotary_->dims, source.cache->start + first, count);
       for (size_t head = 0; head < outline_.heads; ++head) {
-        simd::TurnRows(table_, 0, rotary_->pairs, simd::RotaryTurn::kBack,
-                       &rows_[head * count * head_dim + rotary_->offset], count, head_dim);
+        simd::TurnRows(table_, 0, rotary_->pairs, simd::RotaryTurn::kBack, &rows_[head * run + rotary_->offset], count,
+                       head_dim);
       }
     }
-    const size_t stride = outline_.group_heads * count * head_dim;
+    const size_t stride = outline_.group_heads * run;
     for (size_t group = 0; group < groups_.size(); ++group) groups_[group].Add(&rows_[group * stride], count);
     return absl::OkStatus();
   }

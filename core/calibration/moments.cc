@@ -50,26 +50,24 @@ std::vector<double> GroupMoments::Covariance() const {
   return covariance;
 }
 
-void Int4Error::Add(const float* rows, size_t count, size_t head_dim) {
+void Int4Error::Add(const float* values, size_t count) {
   constexpr size_t kGroup = 64;
   constexpr double kLargest = 7;
-  for (size_t row = 0; row < count; ++row) {
-    for (size_t begin = 0; begin < head_dim; begin += kGroup) {
-      const float* const values = rows + row * head_dim + begin;
-      const size_t size = std::min(kGroup, head_dim - begin);
-      double largest = 0;
-      for (size_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(static_cast<double>(values[i])));
-      const double scale = largest / kLargest;
-      for (size_t i = 0; i < size; ++i) {
-        const double value = values[i];
-        const double error = scale > 0 ? value - scale * std::nearbyint(value / scale) : 0;
-        sum_ += value;
-        squares_ += value * value;
-        squared_error_ += error * error;
-      }
+  for (size_t begin = 0; begin < count; begin += kGroup) {
+    const float* const group = values + begin;
+    const size_t size = std::min(kGroup, count - begin);
+    double largest = 0;
+    for (size_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(static_cast<double>(group[i])));
+    const double scale = largest / kLargest;
+    for (size_t i = 0; i < size; ++i) {
+      const double value = group[i];
+      const double error = scale > 0 ? value - scale * std::nearbyint(value / scale) : 0;
+      sum_ += value;
+      squares_ += value * value;
+      squared_error_ += error * error;
     }
   }
-  count_ += count * head_dim;
+  count_ += count;
 }
 
 double Int4Error::variance() const {

@@ -28,10 +28,11 @@ class GroupMoments {
   std::vector<double> deviations_;  // [dim, dim]: sums of products; the lower triangle
 };
 
-// The error that int4 with groups of 64 values of a row would make of rows, and their variance.
+// The error that int4(group=64) would make of runs of values, and their variance.
 class Int4Error {
  public:
-  void Add(const float* rows, size_t count, size_t head_dim);
+  // Values that follow one another in the tensor, such as those of a head. Groups begin with them.
+  void Add(const float* values, size_t count);
 
   double mean_squared_error() const { return count_ == 0 ? 0 : squared_error_ / static_cast<double>(count_); }
   // About the mean of all values.

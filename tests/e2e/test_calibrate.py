@@ -77,6 +77,15 @@ def test_the_report_promises_the_bits_of_the_sigmas(bin_dir, sample, tmp_path):
         assert report[kind + "s"]["coefficient_bits"] == pytest.approx(np.mean(rows))
 
 
+def test_groups_of_int4_cross_the_rows_of_short_heads(bin_dir, tmp_path):
+    cache = {"layer_0_key": np.random.default_rng(3).normal(size=(1, 2, 700, 32)).astype(np.float32)}
+    write_file(tmp_path / "in", cache)
+    report, _ = calibrate(bin_dir, tmp_path / "out", "-input", tmp_path / "in", "-group-dim", 64)
+    values = cache["layer_0_key"][:, :, model.SINKS:]
+    expected = 10 * np.log10(values.var() / model.int4_error(values))
+    assert report["tensors"][0]["int4_snr_db"] == pytest.approx(expected, abs=0.05)
+
+
 def test_weights_set_basis_and_steps(bin_dir, sample, tmp_path):
     random = np.random.default_rng(1)
     weights = {}

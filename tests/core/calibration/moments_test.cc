@@ -56,7 +56,7 @@ TEST(Int4ErrorTest, ItIsThatOfRoundingToFifteenSteps) {
   row[1] = 2.25f;
   row[64] = -3.5f;
   row[65] = 0.6f;
-  error.Add(row.data(), 1, row.size());
+  error.Add(row.data(), row.size());
   EXPECT_NEAR(error.mean_squared_error(), (0.25 * 0.25 + 0.1 * 0.1) / 80, 1e-8);
   const double mean = (7 + 2.25 - 3.5 + 0.6) / 80;
   EXPECT_NEAR(error.variance(), (49 + 2.25 * 2.25 + 3.5 * 3.5 + 0.36) / 80 - mean * mean, 1e-6);
