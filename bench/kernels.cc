@@ -135,6 +135,7 @@ class ChainBench {
   void Decode(benchmark::State& state) {
     if (!Prepare(state)) return;
     ErrorSums sums;
+    totals_.Begin(TokenLayoutOf(tensor_));
     for (size_t i = 0; i < payloads_.size(); ++i) EncodeBlock(state, i, sums);
     for (auto _ : state) {
       for (size_t i = 0; i < payloads_.size(); ++i) {

@@ -31,6 +31,8 @@ namespace kvcompress::simd {
 inline constexpr float kMaxF16 = 65504.0f;
 inline constexpr uint16_t kSmallestNormalF16 = 0x0400;
 
+constexpr bool IsNormalF16(uint16_t bits) { return bits >= kSmallestNormalF16 && bits < InfinityBits(DType::kF16); }
+
 constexpr int QMax(int bits) { return (1 << (bits - 1)) - 1; }
 
 // The largest magnitude that can be quantized: a half of what BF16 and F32 hold, so that every product of a code and

@@ -13,8 +13,6 @@ namespace {
 
 constexpr uint16_t kSign = 0x8000;
 
-bool IsNormalF16(uint16_t bits) { return bits >= kSmallestNormalF16 && bits < InfinityBits(DType::kF16); }
-
 }  // namespace
 
 uint16_t GroupScale(DType dtype, int bits, float max_abs) {

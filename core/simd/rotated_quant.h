@@ -30,8 +30,14 @@ struct RotatedFormat {
 
 constexpr size_t RotatedRows(size_t row, size_t count) { return (count + row - 1) / row; }
 
+// How many of them are for kernels, which take whole vectors of every target; the scalar code does the rest.
+constexpr size_t KernelRows(const RotatedFormat& format, size_t count) {
+  return format.row % 16 == 0 ? count / format.row : 0;
+}
+
 // Of the magnitudes of a code: the levels of Lloyd and Max for a Gaussian source, in units of which a standard
-// deviation has 84, 59 and 46.5, and between them the bounds, in 1/512 of a standard deviation.
+// deviation has 84, 59 and 46.5, and from which bound on each is meant, in 1/512 of a standard deviation. Bounds are
+// multiples of 8, for the kernels.
 struct RotatedLevels {
   std::array<int8_t, 8> level;
   std::array<int16_t, 7> bound;
@@ -39,9 +45,9 @@ struct RotatedLevels {
 };
 
 constexpr RotatedLevels LevelsOf(int bits) {
-  if (bits == 2) return {{38, 127}, {503}, 2};
-  if (bits == 3) return {{14, 45, 79, 127}, {256, 538, 895}, 4};
-  return {{6, 18, 31, 44, 58, 75, 96, 127}, {132, 268, 409, 563, 736, 944, 1229}, 8};
+  if (bits == 2) return {{38, 127}, {504}, 2};
+  if (bits == 3) return {{14, 45, 79, 127}, {256, 536, 896}, 4};
+  return {{6, 18, 31, 44, 58, 75, 96, 127}, {136, 272, 408, 560, 736, 944, 1232}, 8};
 }
 inline constexpr float kRotatedUnit = 512;
 
@@ -56,34 +62,58 @@ inline constexpr std::array<float, 2 * kMaxRotatedRow> kRotatedSigns = [] {
   return signs;
 }();
 
+// Energies outside of this are not computed from the row's values as they are.
+inline constexpr float kMinRotatedEnergy = 0x1p-64f;
+inline constexpr float kMaxRotatedEnergy = 0x1p64f;
+
 // What the length of a row decides.
 struct RotatedRow {
   explicit RotatedRow(size_t values);
 
   size_t length;
   size_t span;          // P, of a Hadamard transform
+  float root;           // an upper bound of (P length)^1/2
   float overlap;        // P^-1/2: what lies in both transforms is multiplied by it between them
   float unit;           // w: coefficients times w / norm are in 1/512 of a standard deviation
   float scale_divisor;  // w P 2^-k
   float level_unit;     // 2^-k: a level's size before the scale
 
   size_t second() const { return length - span; }  // where the second transform begins; 0: there is none
+
+  // The scale with which levels have the least error, where `cross` is the sum of their products with the coefficients.
+  float ScaleOf(int32_t cross, int32_t squares, float norm) const {
+    return static_cast<float>(cross) / static_cast<float>(squares) * norm / scale_divisor;
+  }
 };
 
-// The scale that these bits are: of F16 or, with the sign bit, of bfloat16.
+// The energy of a row, whose squares 16 lanes have added up.
+inline float EnergyOf(float* lanes) {
+  for (size_t half = 8; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// The bits of a scale: of F16 or, where that has no normal number for it, with the sign bit, of bfloat16.
+uint16_t RotatedScaleBits(float scale);
+// The scale that these bits are.
 float RotatedScaleOf(uint16_t bits);
 
-namespace scalar {
-
 // Quantizes `count` values into RotatedRows() scales of 16 bits and a code a byte. Returns false, with the outputs
-// unspecified, when a value is not finite or its magnitude is above kMaxRotatable.
+// unspecified, when a value is not finite or its magnitude is above kMaxRotatable. `errors`, if not null, receives the
+// error of each value, as it is decoded.
 [[nodiscard]] bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales,
-                                   uint8_t* codes);
+                                   uint8_t* codes, float* errors = nullptr);
 
 // The inverse. Scales are finite; of codes the bits above `bits` are 0.
 void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
                        void* values);
 
+namespace scalar {
+[[nodiscard]] bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales,
+                                   uint8_t* codes, float* errors = nullptr);
+void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
+                       void* values);
 }  // namespace scalar
 
 }  // namespace kvcompress::simd

@@ -10,10 +10,6 @@ namespace kvcompress::simd {
 namespace {
 
 constexpr uint16_t kBfloat16 = 0x8000;  // in the bits of a scale
-// Energies outside of this are not computed from the row's values as they are.
-constexpr float kMinEnergy = 0x1p-64f;
-constexpr float kMaxEnergy = 0x1p64f;
-
 // As Hadamard's matrix in its natural order; `size` is a power of two.
 void Hadamard(float* v, size_t size) {
   for (size_t half = 1; half < size; half *= 2) {
@@ -53,23 +49,14 @@ void RotateBack(const RotatedRow& row, float* v) {
 float Energy(const float* x, size_t count) {
   float sums[16] = {};
   for (size_t i = 0; i < count; ++i) sums[i % 16] += x[i] * x[i];
-  for (size_t half = 8; half > 0; half /= 2) {
-    for (size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-  }
-  return sums[0];
-}
-
-uint16_t ScaleBits(float scale) {
-  const uint16_t bits = F32ToF16(scale);
-  const bool is_normal = bits >= kSmallestNormalF16 && bits < InfinityBits(DType::kF16);
-  return is_normal ? bits : kBfloat16 | F32ToBF16(scale);
+  return EnergyOf(sums);
 }
 
 // Quantizes a row, which it changes, of magnitudes up to `max_abs`.
 uint16_t QuantizeRow(const RotatedRow& row, int bits, float max_abs, float* x, uint8_t* codes) {
   int exponent = 0;
   float energy = Energy(x, row.length);
-  if (!(energy >= kMinEnergy && energy <= kMaxEnergy)) {
+  if (!(energy >= kMinRotatedEnergy && energy <= kMaxRotatedEnergy)) {
     if (max_abs == 0) {
       std::memset(codes, 0, row.length);
       return 0;
@@ -87,14 +74,13 @@ uint16_t QuantizeRow(const RotatedRow& row, int bits, float max_abs, float* x, u
   for (size_t i = 0; i < row.length; ++i) {
     const auto q = static_cast<int32_t>(std::nearbyint(x[i] * factor));
     size_t magnitude = 0;
-    for (int k = 0; k + 1 < levels.magnitudes; ++k) magnitude += std::abs(q) > levels.bound[static_cast<size_t>(k)];
+    for (int k = 0; k + 1 < levels.magnitudes; ++k) magnitude += std::abs(q) >= levels.bound[static_cast<size_t>(k)];
     const int32_t level = levels.level[magnitude];
     cross += std::abs(q) * level;
     squares += level * level;
     codes[i] = static_cast<uint8_t>(magnitude | (q < 0 ? size_t{1} << (bits - 1) : 0));
   }
-  const float scale = static_cast<float>(cross) / static_cast<float>(squares) * norm / row.scale_divisor;
-  return ScaleBits(std::ldexp(scale, exponent));
+  return RotatedScaleBits(std::ldexp(row.ScaleOf(cross, squares, norm), exponent));
 }
 
 }  // namespace
@@ -102,10 +88,16 @@ uint16_t QuantizeRow(const RotatedRow& row, int bits, float max_abs, float* x, u
 RotatedRow::RotatedRow(size_t values) : length(values), span(std::bit_floor(values)) {
   const int log_span = std::countr_zero(span);
   const int k = 6 + log_span / 2;
+  root = std::sqrt(static_cast<float>(span * length)) * 1.0001f;
   overlap = static_cast<float>(std::sqrt(1 / static_cast<double>(span)));
   unit = static_cast<float>(kRotatedUnit * std::sqrt(static_cast<double>(length) / static_cast<double>(span)));
   scale_divisor = std::ldexp(unit, log_span - k);
   level_unit = std::ldexp(1.0f, -k);
+}
+
+uint16_t RotatedScaleBits(float scale) {
+  const uint16_t bits = F32ToF16(scale);
+  return IsNormalF16(bits) ? bits : kBfloat16 | F32ToBF16(scale);
 }
 
 float RotatedScaleOf(uint16_t bits) {
@@ -114,19 +106,25 @@ float RotatedScaleOf(uint16_t bits) {
 
 namespace scalar {
 
-bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales, uint8_t* codes) {
+bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales, uint8_t* codes,
+                     float* errors) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   for (size_t begin = 0; begin < count; begin += format.row, scale_out += 2) {
     const RotatedRow row(std::min(format.row, count - begin));
-    float x[kMaxRotatedRow];
+    float x[kMaxRotatedRow];  // read once: the values may change meanwhile
     float max_abs = 0;
     for (size_t i = 0; i < row.length; ++i) {
       x[i] = LoadAsF32(format.dtype, values, begin + i);
       if (!(std::abs(x[i]) <= kMaxRotatable)) return false;
       max_abs = std::max(max_abs, std::abs(x[i]));
     }
+    if (errors != nullptr) std::copy_n(x, row.length, errors + begin);
     const uint16_t scale = QuantizeRow(row, format.bits, max_abs, x, codes + begin);
     std::memcpy(scale_out, &scale, 2);
+    if (errors == nullptr) continue;
+    uint8_t decoded[4 * kMaxRotatedRow];
+    scalar::DequantizeRotated(format, scale_out, codes + begin, row.length, decoded);
+    for (size_t i = 0; i < row.length; ++i) errors[begin + i] -= LoadAsF32(format.dtype, decoded, i);
   }
   return true;
 }

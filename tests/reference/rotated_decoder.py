@@ -9,7 +9,7 @@ from int_decoder import read_scales
 from uniform_decoder import DTYPES, unpack
 
 LEVELS = {2: [38, 127], 3: [14, 45, 79, 127], 4: [6, 18, 31, 44, 58, 75, 96, 127]}
-BOUNDS = {2: [503], 3: [256, 538, 895], 4: [132, 268, 409, 563, 736, 944, 1229]}
+BOUNDS = {2: [504], 3: [256, 536, 896], 4: [136, 272, 408, 560, 736, 944, 1232]}
 LARGEST_MAGNITUDE = 2.0**120
 LONGEST_ROW = 1024
 
@@ -131,7 +131,7 @@ def quantize_rows(row, x, bits):
     norm = np.sqrt(energy(x))
     norm[largest == 0] = 1
     q = np.rint(row.rotate(x) * (row.w / norm)).astype(np.int64)
-    magnitudes = np.searchsorted(BOUNDS[bits], np.abs(q))
+    magnitudes = np.searchsorted(BOUNDS[bits], np.abs(q), side="right")
     levels = np.array(LEVELS[bits])[magnitudes]
     cross, squares = ((terms * levels).sum(axis=1, keepdims=True).astype(np.float32) for terms in (np.abs(q), levels))
     scales = np.ldexp(cross / squares * norm / row.divisor, exponents)

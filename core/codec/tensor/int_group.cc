@@ -1,63 +1,10 @@
-#include <algorithm>
-#include <array>
-#include <cstring>
-
 #include "absl/strings/str_cat.h"
 #include "core/codec/registry.h"
+#include "core/codec/tensor/value_runs.h"
 #include "core/simd/group_quant.h"
 
 namespace kvcompress {
 namespace {
-
-// Pieces as runs of whole groups: a group that lies in more than one piece is put together in a place of its own.
-class Runs {
- public:
-  Runs(size_t group, size_t width) : width_(width), group_bytes_(group * width) {}
-
-  void Add(ByteSpan piece) {
-    bytes_ += piece.size();
-    if (joined_ > 0) {
-      const size_t take = std::min(group_bytes_ - joined_, piece.size());
-      Join(piece.first(take));
-      piece = piece.subspan(take);
-      if (joined_ == group_bytes_) EndJoint();
-    }
-    const size_t whole = piece.size() / group_bytes_ * group_bytes_;
-    if (whole > 0) runs_[size_++] = {piece.data(), whole / width_};
-    Join(piece.subspan(whole));
-  }
-
-  // All of them; the last may end with a short group.
-  std::span<const simd::ValueRun> Finish() {
-    if (joined_ > 0) EndJoint();
-    return {runs_.data(), size_};
-  }
-
-  size_t count() const { return bytes_ / width_; }  // of values
-
- private:
-  void Join(ByteSpan bytes) {
-    if (bytes.empty()) return;
-    std::memcpy(joints_[joint_].data() + joined_, bytes.data(), bytes.size());
-    joined_ += bytes.size();
-  }
-  void EndJoint() {
-    runs_[size_++] = {joints_[joint_++].data(), joined_ / width_};
-    joined_ = 0;
-  }
-
-  static constexpr size_t kMaxGroupBytes = simd::kMaxGroup * 4;
-
-  const size_t width_;
-  const size_t group_bytes_;
-  size_t bytes_ = 0;
-  size_t size_ = 0;  // of runs_
-  size_t joint_ = 0;
-  size_t joined_ = 0;  // bytes of joints_[joint_]
-  // A piece ends at most one joint, begins one, and has a run between them.
-  std::array<simd::ValueRun, 2 * kMaxBlockPieces + 1> runs_;
-  std::array<std::array<std::byte, kMaxGroupBytes>, kMaxBlockPieces + 1> joints_;
-};
 
 // docs/format.md, "intN": two streams, 16-bit scales and packed codes. The arithmetic is in simd/group_quant.h.
 class IntGroup final : public TensorCodec {
@@ -94,10 +41,8 @@ class IntGroup final : public TensorCodec {
   absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
                             simd::TokenMeter* tokens) const override {
     const DType dtype = block.tensor.dtype;
-    Runs runs(group_, DTypeSize(dtype));
-    for (const ByteSpan piece : block.pieces) runs.Add(piece);
-    const std::span<const simd::ValueRun> all = runs.Finish();
-    if (!simd::QuantizeRuns(Format(dtype), all, streams[0].data, streams[1].data, sums, tokens)) {
+    const ValueRuns runs(group_, DTypeSize(dtype), block.pieces);
+    if (!simd::QuantizeRuns(Format(dtype), runs.runs(), streams[0].data, streams[1].data, sums, tokens)) {
       return absl::InvalidArgumentError("");
     }
     streams[0].size = 2 * simd::GroupCount(group_, runs.count());

@@ -1,9 +1,14 @@
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
+#include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/codec/tensor/code_streams.h"
+#include "core/codec/tensor/value_runs.h"
 #include "core/simd/rotated_quant.h"
+#include "core/simd/token_meter.h"
 
 namespace kvcompress {
 namespace {
@@ -17,6 +22,12 @@ size_t RowLength(const TensorDesc& tensor) {
   return extent < kMinRow || extent > simd::kMaxRotatedRow ? kOtherRow : static_cast<size_t>(extent);
 }
 
+constexpr size_t kMeasuredAtOnce = 4096;  // values, and as errors 16 KiB
+
+float* ErrorsOfThread() {
+  alignas(64) thread_local float errors[kMeasuredAtOnce];
+  return errors;
+}
 Buffer& CodesOfThread() {
   thread_local Buffer codes;
   return codes;
@@ -30,6 +41,7 @@ class Rotated final : public TensorCodec {
 
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
+  bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
   float max_magnitude() const override { return simd::kMaxRotatable; }
   uint32_t BlockElements(const TensorDesc& tensor) const override { return BlockOfUnits(RowLength(tensor)); }
 
@@ -39,14 +51,45 @@ class Rotated final : public TensorCodec {
     codes_.Bounds(count, bounds.subspan(1));
   }
 
-  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
-    const simd::CodeBytes codes = codes_.Begin(block.count, streams.subspan(1), CodesOfThread());
-    if (!simd::scalar::QuantizeRotated(Format(block.tensor), block.values.data(), block.count, streams[0].data,
-                                       codes.high)) {
-      return absl::InvalidArgumentError("");
+  bool measures() const override { return true; }
+  bool takes_pieces() const override { return true; }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+    const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};
+    return EncodePieces(pieces, streams, sums, nullptr);
+  }
+
+  absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
+                            simd::TokenMeter* tokens) const override {
+    const TensorDesc& tensor = block.tensor;
+    const size_t row = RowLength(tensor);
+    const size_t width = DTypeSize(tensor.dtype);
+    const ValueRuns runs(row, width, block.pieces);
+    const simd::CodeBytes codes = codes_.Begin(runs.count(), streams.subspan(1), CodesOfThread());
+    std::byte* scales = streams[0].data;
+    uint8_t* code = codes.high;
+    float* errors = tokens == nullptr ? nullptr : ErrorsOfThread();
+    for (const simd::ValueRun& run : runs.runs()) {
+      // Errors are measured while they are in the cache.
+      const size_t tile = tokens == nullptr ? run.count : kMeasuredAtOnce / row * row;
+      for (size_t at = 0; at < run.count; at += tile) {
+        const size_t count = std::min(tile, run.count - at);
+        const std::byte* values = static_cast<const std::byte*>(run.values) + at * width;
+        if (!simd::QuantizeRotated(Format(tensor), values, count, scales, code, errors)) {
+          return absl::InvalidArgumentError("");
+        }
+        if (tokens != nullptr) tokens->Add(tensor.dtype, values, errors, count);
+        scales += ScaleBytes(tensor, count);
+        code += count;
+      }
     }
-    streams[0].size = ScaleBytes(block.tensor, block.count);
-    codes_.Finish(block.count, codes, streams.subspan(1));
+    streams[0].size = ScaleBytes(tensor, runs.count());
+    if (tokens != nullptr && tokens->End()) {
+      sums->Merge(tokens->sums());
+    } else if (sums != nullptr) {
+      MeasureDecoded(tensor, runs, streams[0].data, codes.high, *sums, tokens);
+    }
+    codes_.Finish(runs.count(), codes, streams.subspan(1));
     return absl::OkStatus();
   }
 
@@ -62,7 +105,7 @@ class Rotated final : public TensorCodec {
     }
     simd::ConstCodeBytes codes;
     KVC_RETURN_IF_ERROR(codes_.Open(count, streams.subspan(1), CodesOfThread(), codes));
-    simd::scalar::DequantizeRotated(Format(tensor), scales.data(), codes.high, count, values.data());
+    simd::DequantizeRotated(Format(tensor), scales.data(), codes.high, count, values.data());
     return absl::OkStatus();
   }
 
@@ -70,6 +113,26 @@ class Rotated final : public TensorCodec {
   simd::RotatedFormat Format(const TensorDesc& tensor) const {
     return {.dtype = tensor.dtype, .bits = bits_, .row = RowLength(tensor)};
   }
+  // The figures of a block that is encoded, from what it decodes to.
+  void MeasureDecoded(const TensorDesc& tensor, const ValueRuns& runs, const std::byte* scales, const uint8_t* codes,
+                      ErrorSums& sums, simd::TokenMeter* tokens) const {
+    const size_t width = DTypeSize(tensor.dtype);
+    std::vector<std::byte> values, decoded(runs.count() * width);
+    for (const simd::ValueRun& run : runs.runs()) {
+      const auto* from = static_cast<const std::byte*>(run.values);
+      values.insert(values.end(), from, from + run.count * width);
+    }
+    simd::DequantizeRotated(Format(tensor), scales, codes, runs.count(), decoded.data());
+    simd::MeasureErrors(tensor.dtype, values.data(), decoded.data(), runs.count(), sums);
+    if (tokens == nullptr) return;
+    tokens->BeginExact();
+    for (size_t i = 0; i < runs.count(); ++i) {
+      const double x = LoadAsF32(tensor.dtype, values.data(), i);
+      tokens->AddExact(x, x - LoadAsF32(tensor.dtype, decoded.data(), i));
+    }
+    tokens->EndExact();
+  }
+
   static size_t ScaleBytes(const TensorDesc& tensor, size_t count) {
     return 2 * simd::RotatedRows(RowLength(tensor), count);
   }

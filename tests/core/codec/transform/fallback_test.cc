@@ -16,8 +16,8 @@ using namespace ::kvcompress::testing;  // NOLINT
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr size_t kValues = 1000;
 
-const char* const kRefusing[] = {"int4", "int8|rans", "quant(bits=4,per=token)|zstd(level=1)", "blocknorm", "rotated",
-                                 "heads(0-9:int4,10-:quant(bits=4))"};
+const char* const kRefusing[] = {"int4",      "int8|rans", "quant(bits=4,per=token)|zstd(level=1)",
+                                 "blocknorm", "rotated",   "heads(0-9:int4,10-:quant(bits=4))"};
 
 std::string WithFallback(std::string_view codec) { return ChainSpec::Parse(codec)->WithFallback()->text(); }
 

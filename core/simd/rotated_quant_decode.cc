@@ -1,0 +1,65 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/simd/rotated_quant_decode.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "core/simd/half-inl.h"
+#include "core/simd/rotated_quant.h"
+#include "core/simd/rotated_row-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+template <DType kT>
+void DequantizeAs(const RotatedFormat& format, const uint8_t* scales, const uint8_t* codes, size_t rows,
+                  uint8_t* values) {
+  const DF df;
+  const RotatedRow row(format.row);
+  const LevelTable table(format.bits);
+  const size_t row_bytes = row.length * DTypeSize(kT);
+  for (size_t r = 0; r < rows; ++r, scales += 2, codes += row.length, values += row_bytes) {
+    uint16_t bits;
+    std::memcpy(&bits, scales, 2);
+    const float scale = RotatedScaleOf(bits);
+    if (HWY_UNLIKELY(!IsUsual<kT>(row, scale))) {
+      scalar::DequantizeRotated(format, scales, codes, row.length, values);
+      continue;
+    }
+    DecodeRow(row, table, scale, codes,
+              [&](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, values + i * DTypeSize(kT)); });
+  }
+}
+
+}  // namespace
+
+// DequantizeRotated for KernelRows().
+void DequantizeRotatedRows(const RotatedFormat& format, const uint8_t* scales, const uint8_t* codes, size_t rows,
+                           uint8_t* values) {
+  VisitDType(format.dtype,
+             [&](auto t) HWY_ATTR { DequantizeAs<decltype(t)::value>(format, scales, codes, rows, values); });
+}
+
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcompress::simd {
+
+HWY_EXPORT(DequantizeRotatedRows);
+
+void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
+                       void* values) {
+  const auto* scale_in = static_cast<const uint8_t*>(scales);
+  auto* out = static_cast<uint8_t*>(values);
+  const size_t rows = KernelRows(format, count);
+  const size_t done = rows * format.row;
+  HWY_DYNAMIC_DISPATCH(DequantizeRotatedRows)(format, scale_in, codes, rows, out);
+  scalar::DequantizeRotated(format, scale_in + 2 * rows, codes + done, count - done,
+                            out + done * DTypeSize(format.dtype));
+}
+
+}  // namespace kvcompress::simd
+#endif  // HWY_ONCE
