@@ -110,7 +110,7 @@ class Search {
       return 8 * (bytes / count + around / elements_) - target_.bits;
     }
     if (!(sums.sum_error_squares > 0)) return -1;
-    const double ratio = std::max(sums.sum_squares / sums.sum_error_squares, 0x1p-1000);
+    const double ratio = std::max(sums.sum_deviations / sums.sum_error_squares, 0x1p-1000);
     return (target_.snr - kDecibelsOfABit / 2 * Log2(ratio)) / kDecibelsOfABit;
   }
 

@@ -71,14 +71,16 @@ CodedTensor CodeTensor(const std::string& spec, const TensorDesc& tensor, const 
                                   MutableByteSpan(coded.decoded).subspan(first * width, count * width)),
                 IsOk());
   }
-  double squares = 0, errors = 0;
+  double sum = 0, squares = 0, errors = 0;
   for (size_t i = 0; i < values.size() / width; ++i) {
     const double x = LoadAsF32(tensor.dtype, values.data(), i);
     const double e = x - static_cast<double>(LoadAsF32(tensor.dtype, coded.decoded.data(), i));
+    sum += x;
     squares += x * x;
     errors += e * e;
   }
-  coded.snr = 10 * std::log10(squares / errors);
+  const double variance = squares - sum * sum / static_cast<double>(values.size() / width);
+  coded.snr = 10 * std::log10(variance / errors);
   return coded;
 }
 
@@ -94,6 +96,15 @@ TEST(TransformTest, BitsAreABudgetForAllThatAFrameHas) {
     EXPECT_LE(BitsOfTensor(coded, DType::kF16), bits - 0.03) << bits;  // the frame's header and end
     EXPECT_GE(BitsOfTensor(coded, DType::kF16), bits - 0.07) << bits;
   }
+}
+
+TEST(TransformTest, SnrIsAboutTheMeanOfTheTensor) {
+  const TensorDesc tensor = Keys(DType::kF32, {1, 2, 256, 64});
+  std::vector<float> values = ChannelValues(2, 256, 64);
+  for (float& value : values) value += 1000;
+  const CodedTensor coded = CodeTensor("transform(snr=20)", tensor, BytesOf(DType::kF32, values));
+  EXPECT_GE(coded.snr, 19.99);
+  EXPECT_LE(coded.snr, 20.1);
 }
 
 TEST(TransformTest, SnrIsReached) {
