@@ -45,7 +45,7 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     "quant(bits=3,per=channel,layout=bytes)|rans", "quant(bits=4,per=channel,layout=bytes)|rans",
     "quant(bits=5,per=channel,layout=bytes)|rans", "quant(bits=6,per=channel,layout=bytes)|rans",
     "quant(bits=8,per=channel,layout=bytes)|rans", "quant(bits=10,per=channel,layout=bytes)|rans",
-    "rotated(bits=2)", "rotated(bits=3)", "rotated(bits=4)", "rotated(bits=4)|rans",
+    "rotated(bits=2)", "rotated(bits=3)", "rotated(bits=4)", "rotated(bits=4,sinks=4)", "rotated(bits=4)|rans",
     "blocknorm(bits=4)", "blocknorm(bits=6)", "blocknorm(bits=8)", "blocknorm(bits=10)",
     "transform(bits=2)", "transform(bits=2.5)", "transform(bits=4)", "transform(bits=5)", "transform(bits=6)",
     "transform(bits=3,trellis=false)", "transform(bits=4,trellis=false)",

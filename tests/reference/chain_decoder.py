@@ -50,13 +50,15 @@ def stream_count(stage):
             return blocknorm_decoder.stream_count(stage.options)
         case "planes":
             return 1 + planes_decoder.PLANES
+        case "rotated":
+            return rotated_decoder.stream_count(stage.options)
         case "bounded":
             return 6
         case "transform":
             return 2
         case "raw" | "exact" | "heads":
             return 1
-    return 2  # intN, rotated
+    return 2  # intN
 
 
 def decode_bounded(streams, dtype, count):

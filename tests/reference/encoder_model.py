@@ -94,8 +94,8 @@ def require_held(stage, values):
         require_magnitude(values, int_decoder.LARGEST_MAGNITUDE)
 
 
-def quantize(stage, values, row):
-    """The values of a block that come back from a tensor codec without chains of its own."""
+def quantize(stage, values, row, sinks=None):
+    """The values of a block that come back from a tensor codec without chains of its own. `sinks` are those of `rotated`."""
     require_held(stage, values)
     match stage.name:
         case "raw" | "planes" | "exact":
@@ -103,14 +103,14 @@ def quantize(stage, values, row):
         case "bounded":
             raise AnyOf
     if values.dtype in F8.values():
-        return to_f8(quantize(stage, values.astype(np.float16), row), kind_name(values))
+        return to_f8(quantize(stage, values.astype(np.float16), row, sinks), kind_name(values))
     match stage.name:
         case "quant":
             return quantize_quant(stage.options, values, row)
         case "blocknorm":
             return quantize_blocknorm(stage.options, values, row)
         case "rotated":
-            return rotated_decoder.quantize(stage.options, values, row)
+            return rotated_decoder.quantize(stage.options, values, row, sinks)
     return int_decoder.quantize(stage.name, stage.options, values)
 
 
@@ -237,7 +237,7 @@ def require_taken(chain, values, shape, axes):
         require_block_taken(chain.codec, values, heads_axis(shape, axes) if chain.codec.name == "heads" else None, 0)
 
 
-def block_after(chain, payload, after, values, row, heads, first):
+def block_after(chain, payload, after, values, row, heads, sinks, first):
     """The values of a block that come back; `after` has the tensor as each transform made it, and `values` as the last."""
     indices = np.arange(first, first + len(values))
     streams = undo_byte_codecs(chain, payload)
@@ -256,7 +256,7 @@ def block_after(chain, payload, after, values, row, heads, first):
     elif chain.codec.name == "heads":
         inner = quantize_heads(chain.codec, inner, row, heads, first, streams[-1])
     else:
-        inner = quantize(chain.codec, inner, row)
+        inner = quantize(chain.codec, inner, row, sinks)
     whole = np.zeros(len(values), values.dtype)
     whole[indices - first] = inner
     return whole
@@ -284,6 +284,9 @@ def values_after(frame, values, shape, axes):
     heads = heads_axis(shape, axes) if chain.codec.name == "heads" else None
     back, at = [], 0
     for payload, count in read.blocks:
-        back.append(block_after(chain, payload, after, values[at:at + count], row, heads, at))
+        sinks = None
+        if chain.codec.name == "rotated":
+            sinks = rotated_decoder.sinks_at(rotated_decoder.place_of(chain.codec.options, shape, list(axes), at), count, row)
+        back.append(block_after(chain, payload, after, values[at:at + count], row, heads, sinks, at))
         at += count
     return np.concatenate(back) if back else values

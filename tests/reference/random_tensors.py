@@ -48,7 +48,12 @@ def draw_blocknorm(chance):
 
 
 def draw_rotated(chance):
-    return f"rotated(bits={chance.integers(2, 5)})"
+    options = f"bits={chance.integers(2, 5)}"
+    if chance.random() < 0.5:
+        options += f",sinks={chance.integers(0, 17)}"
+    if chance.random() < 0.2:
+        options += f",start={chance.integers(0, 17)}"
+    return f"rotated({options})"
 
 
 def draw_planes(chance):

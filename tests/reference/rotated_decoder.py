@@ -1,7 +1,9 @@
 """A decoder of the tensor codec `rotated`, and what an encoder must make of values, written from docs/format.md alone."""
 
 import functools
+import math
 
+import int_decoder
 import ml_dtypes
 import numpy as np
 from data_loss import require
@@ -12,6 +14,7 @@ LEVELS = {2: [38, 127], 3: [14, 45, 79, 127], 4: [6, 18, 31, 44, 58, 75, 96, 127
 BOUNDS = {2: [504], 3: [256, 536, 896], 4: [136, 272, 408, 560, 736, 944, 1232]}
 LARGEST_MAGNITUDE = 2.0**120
 LONGEST_ROW = 1024
+SEQ, HEAD_DIM = 4, 5  # roles of axes
 
 
 @functools.cache
@@ -76,12 +79,41 @@ def energy(x):
     return sums
 
 
+def row_length(extent):
+    return extent if 16 <= extent <= LONGEST_ROW else 128
+
+
 def rows_of(values, extent):
     """The values as whole rows, and the last one if it is shorter, as arrays of rows of one length each."""
-    d = extent if 16 <= extent <= LONGEST_ROW else 128
+    d = row_length(extent)
     whole = len(values) // d * d
     parts = [values[:whole].reshape(-1, d), values[whole:].reshape(1, -1)]
     return [part for part in parts if part.size]
+
+
+def stream_count(options):
+    return 5 if int(options.get("sinks", 0)) > 0 else 2
+
+
+def sinks_at(place, count, extent):
+    """Which of a block's values are in sinks."""
+    period, sinks, first = (int(number) for number in place)
+    rows = np.arange(count) // row_length(extent)
+    return (first + rows) % period < sinks if period else np.zeros(count, bool)
+
+
+def place_of(options, shape, axes, first):
+    """Rows of a sequence, how many of them are sinks, and which one begins with value `first` of the tensor."""
+    row = row_length(shape[-1] if shape else 1)
+    if axes.count(SEQ) != 1 or HEAD_DIM not in axes or math.prod(shape) == 0:
+        return 0, 0, 0
+    axis = axes.index(SEQ)
+    channels = math.prod(shape[axis + 1:])
+    if shape[-1] != row or channels % row != 0 or channels > 65536:
+        return 0, 0, 0
+    period = shape[axis] * channels // row
+    tokens = min(shape[axis], max(0, int(options.get("sinks", 0)) - int(options.get("start", 0))))
+    return period, tokens * channels // row, first // row % period
 
 
 def signed_levels(magnitudes, negative, bits):
@@ -100,6 +132,25 @@ def values_of(row, levels, scales, dtype):
 
 def decode(options, streams, dtype, count, extent):
     """`extent` is that of the tensor's last axis."""
+    if len(streams) == 2:
+        return decode_rows(options, streams, dtype, count, extent)
+    place, row = streams[2].view("<u8"), row_length(extent)
+    require(len(place) == 3 and place[0] <= 2**48 and place[1] <= place[0] and place[2] < max(1, place[0]), "a place that cannot be")
+    sinks = sinks_at(place, count, extent)
+    require(sinks.sum() % row == 0, "a short row that is a sink")
+    values = np.empty(count, DTYPES[dtype])
+    values[~sinks] = decode_rows(options, streams[:2], dtype, int((~sinks).sum()), extent)
+    rows = int(sinks.sum()) // row
+    scale_bytes, code_bytes = 2 * -(-row // 64), 8 * -(-row // 8)
+    require(len(streams[3]) == rows * scale_bytes and len(streams[4]) == rows * code_bytes, "sinks of the wrong size")
+    own = zip(streams[3].reshape(rows, scale_bytes), streams[4].reshape(rows, code_bytes))
+    decoded = [int_decoder.decode("int8", {"group": 64}, [scales.copy(), codes], dtype, row) for scales, codes in own]
+    values[sinks] = np.concatenate(decoded) if decoded else []
+    return values
+
+
+def decode_rows(options, streams, dtype, count, extent):
+    """Those that are no sinks."""
     bits = int(options["bits"])
     codes = unpack(streams[1], bits, count) if count else np.zeros(0, np.int64)
     scales, values = read_scales(streams[0].view("<u2"), "F32"), []
@@ -139,12 +190,19 @@ def quantize_rows(row, x, bits):
     return signed_levels(magnitudes, q < 0, bits), stored_scale(scales)
 
 
-def quantize(options, values, extent):
-    """The values that come back for `values`."""
+def quantize(options, values, extent, sinks):
+    """The values that come back for `values`; `sinks` says which of them are in sinks."""
     dtype = next(name for name, kind in DTYPES.items() if kind == values.dtype)
-    back = []
-    for part in rows_of(values, extent):
+    back, others = np.empty_like(values), []
+    for part in rows_of(values[~sinks], extent):
         row = Row(part.shape[1])
         levels, scales = quantize_rows(row, part.astype(np.float32), int(options["bits"]))
-        back.append(values_of(row, levels, scales, dtype).reshape(-1))
-    return np.concatenate(back) if back else values
+        others.append(values_of(row, levels, scales, dtype).reshape(-1))
+    back[~sinks] = np.concatenate(others) if others else []
+    back[sinks] = quantize_sinks(values[sinks], extent)
+    return back
+
+
+def quantize_sinks(values, extent):
+    rows = values.reshape(-1, row_length(extent))
+    return np.concatenate([int_decoder.quantize("int8", {"group": 64}, row) for row in rows]) if len(rows) else values

@@ -6,7 +6,9 @@
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/codec/tensor/code_streams.h"
+#include "core/codec/tensor/sink_rows.h"
 #include "core/codec/tensor/value_runs.h"
+#include "core/simd/group_quant.h"
 #include "core/simd/rotated_quant.h"
 #include "core/simd/token_meter.h"
 
@@ -33,22 +35,48 @@ Buffer& CodesOfThread() {
   return codes;
 }
 
-// docs/format.md, "rotated". Streams: scales, codes. The arithmetic is in simd/rotated_quant.h.
+// Sinks are coded row by row as int8.
+constexpr simd::GroupQuantFormat SinkFormat(DType dtype) { return {.dtype = dtype, .bits = 8, .group = 64}; }
+size_t SinkScaleBytes(size_t row) { return 2 * simd::GroupCount(64, row); }
+size_t SinkCodeBytes(size_t row) { return simd::PackedBytes(8, 64, row); }
+
+// Where in the streams the next values are.
+template <typename Byte, typename Code>
+struct Cursor {
+  Byte* scales;
+  Code* codes;
+  Byte* sink_scales = nullptr;
+  Byte* sink_codes = nullptr;
+};
+
+// docs/format.md, "rotated". Streams: scales, codes; with sinks their place among tokens, and their scales and codes.
+// The arithmetic is in simd/rotated_quant.h.
 class Rotated final : public TensorCodec {
  public:
   explicit Rotated(const StageSpec& stage)
-      : bits_(static_cast<int>(stage.Int("bits"))), codes_(bits_, /*packed=*/true) {}
+      : bits_(static_cast<int>(stage.Int("bits"))),
+        has_sinks_(stage.Int("sinks") > 0),
+        sinks_(std::max<int64_t>(stage.Int("sinks") - stage.Int("start"), 0)),
+        codes_(bits_, /*packed=*/true) {}
 
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
-  bool tolerates_changing_values() const override { return true; }  // sizes do not depend on them
+  bool tolerates_changing_values() const override {
+    return !has_sinks_;
+  }  // then no size depends on them or their place
   float max_magnitude() const override { return simd::kMaxRotatable; }
   uint32_t BlockElements(const TensorDesc& tensor) const override { return BlockOfUnits(RowLength(tensor)); }
 
-  size_t stream_count() const override { return 2; }
+  size_t stream_count() const override { return has_sinks_ ? 5 : 2; }
   void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
-    bounds[0] = ScaleBytes(tensor, count);
+    const size_t row = RowLength(tensor);
+    bounds[0] = ScaleBytes(row, count);
     codes_.Bounds(count, bounds.subspan(1));
+    if (!has_sinks_) return;
+    const size_t rows = simd::RotatedRows(row, count);
+    bounds[2] = SinkRows::kBytes;
+    bounds[3] = rows * SinkScaleBytes(row);
+    bounds[4] = rows * SinkCodeBytes(row);
   }
 
   bool measures() const override { return true; }
@@ -63,49 +91,64 @@ class Rotated final : public TensorCodec {
                             simd::TokenMeter* tokens) const override {
     const TensorDesc& tensor = block.tensor;
     const size_t row = RowLength(tensor);
-    const size_t width = DTypeSize(tensor.dtype);
-    const ValueRuns runs(row, width, block.pieces);
-    const simd::CodeBytes codes = codes_.Begin(runs.count(), streams.subspan(1), CodesOfThread());
-    std::byte* scales = streams[0].data;
-    uint8_t* code = codes.high;
-    float* errors = tokens == nullptr ? nullptr : ErrorsOfThread();
-    for (const simd::ValueRun& run : runs.runs()) {
-      // Errors are measured while they are in the cache.
-      const size_t tile = tokens == nullptr ? run.count : kMeasuredAtOnce / row * row;
-      for (size_t at = 0; at < run.count; at += tile) {
-        const size_t count = std::min(tile, run.count - at);
-        const std::byte* values = static_cast<const std::byte*>(run.values) + at * width;
-        if (!simd::QuantizeRotated(Format(tensor), values, count, scales, code, errors)) {
-          return absl::InvalidArgumentError("");
-        }
-        if (tokens != nullptr) tokens->Add(tensor.dtype, values, errors, count);
-        scales += ScaleBytes(tensor, count);
-        code += count;
-      }
+    const ValueRuns runs(row, DTypeSize(tensor.dtype), block.pieces);
+    const SinkRows sinks = has_sinks_ ? SinkRows(tensor, row, block.first, static_cast<uint64_t>(sinks_)) : SinkRows();
+    const size_t sink_values = sinks.Count(row, runs.count());
+    const size_t count = runs.count() - sink_values;
+    const simd::CodeBytes codes = codes_.Begin(count, streams.subspan(1), CodesOfThread());
+    Cursor<std::byte, uint8_t> to{streams[0].data, codes.high};
+    streams[0].size = ScaleBytes(row, count);
+    if (has_sinks_) {
+      to.sink_scales = streams[3].data;
+      to.sink_codes = streams[4].data;
+      sinks.Store(streams[2].data);
+      streams[2].size = SinkRows::kBytes;
+      streams[3].size = sink_values / row * SinkScaleBytes(row);
+      streams[4].size = sink_values / row * SinkCodeBytes(row);
     }
-    streams[0].size = ScaleBytes(tensor, runs.count());
+    if (!EncodeRuns(tensor, runs, sinks, to, tokens)) return absl::InvalidArgumentError("");
     if (tokens != nullptr && tokens->End()) {
       sums->Merge(tokens->sums());
     } else if (sums != nullptr) {
-      MeasureDecoded(tensor, runs, streams[0].data, codes.high, *sums, tokens);
+      const Cursor<const std::byte, const uint8_t> from{
+          streams[0].data, codes.high, has_sinks_ ? streams[3].data : nullptr, has_sinks_ ? streams[4].data : nullptr};
+      MeasureDecoded(tensor, runs, sinks, from, *sums, tokens);
     }
-    codes_.Finish(runs.count(), codes, streams.subspan(1));
+    codes_.Finish(count, codes, streams.subspan(1));
     return absl::OkStatus();
   }
 
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                       MutableByteSpan values) const override {
-    const size_t count = values.size() / DTypeSize(tensor.dtype);
+    const size_t row = RowLength(tensor);
+    const size_t all = values.size() / DTypeSize(tensor.dtype);
+    SinkRows sinks;
+    if (has_sinks_) {
+      KVC_ASSIGN_OR_RETURN(sinks, SinkRows::Load(streams[2]));
+    }
+    const size_t sink_values = sinks.Count(row, all);
+    if (sink_values % row != 0) return absl::DataLossError("rotated: a short row is a sink");
     const ByteSpan scales = streams[0];
-    if (scales.size() != ScaleBytes(tensor, count)) return absl::DataLossError("rotated: scales have the wrong size");
+    if (scales.size() != ScaleBytes(row, all - sink_values)) {
+      return absl::DataLossError("rotated: scales have the wrong size");
+    }
     for (size_t i = 0; i < scales.size(); i += 2) {
       if (!std::isfinite(simd::RotatedScaleOf(LoadLE<uint16_t>(scales.data() + i)))) {
         return absl::DataLossError("rotated: scale is not a finite number");
       }
     }
     simd::ConstCodeBytes codes;
-    KVC_RETURN_IF_ERROR(codes_.Open(count, streams.subspan(1), CodesOfThread(), codes));
-    simd::DequantizeRotated(Format(tensor), scales.data(), codes.high, count, values.data());
+    KVC_RETURN_IF_ERROR(codes_.Open(all - sink_values, streams.subspan(1), CodesOfThread(), codes));
+    Cursor<const std::byte, const uint8_t> from{scales.data(), codes.high};
+    if (has_sinks_) {
+      if (streams[3].size() != sink_values / row * SinkScaleBytes(row) ||
+          streams[4].size() != sink_values / row * SinkCodeBytes(row)) {
+        return absl::DataLossError("rotated: sinks have the wrong size");
+      }
+      from.sink_scales = streams[3].data();
+      from.sink_codes = streams[4].data();
+    }
+    DecodeRuns(tensor, sinks, from, all, values.data());
     return absl::OkStatus();
   }
 
@@ -113,16 +156,83 @@ class Rotated final : public TensorCodec {
   simd::RotatedFormat Format(const TensorDesc& tensor) const {
     return {.dtype = tensor.dtype, .bits = bits_, .row = RowLength(tensor)};
   }
+  static size_t ScaleBytes(size_t row, size_t count) { return 2 * simd::RotatedRows(row, count); }
+
+  // False where a value is refused.
+  bool EncodeRuns(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, Cursor<std::byte, uint8_t> to,
+                  simd::TokenMeter* tokens) const {
+    const size_t width = DTypeSize(tensor.dtype);
+    const size_t row = RowLength(tensor);
+    size_t begin = 0;
+    bool held = true;
+    for (const simd::ValueRun& run : runs.runs()) {
+      const auto* values = static_cast<const std::byte*>(run.values);
+      sinks.ForEachRun(row, begin, run.count, [&](size_t count, bool are_sinks) {
+        // Errors are measured while they are in the cache.
+        const size_t tile = are_sinks ? row : tokens == nullptr ? count : kMeasuredAtOnce / row * row;
+        for (size_t at = 0; at < count && held; at += tile) {
+          held = EncodeTile(tensor, values + at * width, std::min(tile, count - at), are_sinks, to, tokens);
+        }
+        values += count * width;
+      });
+      if (!held) return false;
+      begin += run.count;
+    }
+    return true;
+  }
+
+  bool EncodeTile(const TensorDesc& tensor, const std::byte* values, size_t count, bool is_sink,
+                  Cursor<std::byte, uint8_t>& to, simd::TokenMeter* tokens) const {
+    const DType dtype = tensor.dtype;
+    float* errors = tokens == nullptr ? nullptr : ErrorsOfThread();
+    if (!is_sink) {
+      if (!simd::QuantizeRotated(Format(tensor), values, count, to.scales, to.codes, errors)) return false;
+      to.scales += ScaleBytes(RowLength(tensor), count);
+      to.codes += count;
+    } else {
+      const auto format = SinkFormat(dtype);
+      if (simd::FindOutOfRange(dtype, values, count, max_magnitude()) < count ||
+          !simd::scalar::Quantize(format, values, count, to.sink_scales, to.sink_codes, nullptr, errors)) {
+        return false;
+      }
+      to.sink_scales += SinkScaleBytes(count);
+      to.sink_codes += SinkCodeBytes(count);
+    }
+    if (tokens != nullptr) tokens->Add(dtype, values, errors, count);
+    return true;
+  }
+
+  void DecodeRuns(const TensorDesc& tensor, const SinkRows& sinks, Cursor<const std::byte, const uint8_t> from,
+                  size_t count, std::byte* values) const {
+    const size_t row = RowLength(tensor);
+    const size_t row_bytes = row * DTypeSize(tensor.dtype);
+    sinks.ForEachRun(row, 0, count, [&](size_t n, bool are_sinks) {
+      if (!are_sinks) {
+        simd::DequantizeRotated(Format(tensor), from.scales, from.codes, n, values);
+        from.scales += ScaleBytes(row, n);
+        from.codes += n;
+        values += n * DTypeSize(tensor.dtype);
+        return;
+      }
+      for (size_t at = 0; at < n; at += row, values += row_bytes) {
+        simd::Dequantize(SinkFormat(tensor.dtype), from.sink_scales, from.sink_codes, row, values);
+        from.sink_scales += SinkScaleBytes(row);
+        from.sink_codes += SinkCodeBytes(row);
+      }
+    });
+  }
+
   // The figures of a block that is encoded, from what it decodes to.
-  void MeasureDecoded(const TensorDesc& tensor, const ValueRuns& runs, const std::byte* scales, const uint8_t* codes,
-                      ErrorSums& sums, simd::TokenMeter* tokens) const {
+  void MeasureDecoded(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks,
+                      const Cursor<const std::byte, const uint8_t>& from, ErrorSums& sums,
+                      simd::TokenMeter* tokens) const {
     const size_t width = DTypeSize(tensor.dtype);
     std::vector<std::byte> values, decoded(runs.count() * width);
     for (const simd::ValueRun& run : runs.runs()) {
-      const auto* from = static_cast<const std::byte*>(run.values);
-      values.insert(values.end(), from, from + run.count * width);
+      const auto* begin = static_cast<const std::byte*>(run.values);
+      values.insert(values.end(), begin, begin + run.count * width);
     }
-    simd::DequantizeRotated(Format(tensor), scales, codes, runs.count(), decoded.data());
+    DecodeRuns(tensor, sinks, from, runs.count(), decoded.data());
     simd::MeasureErrors(tensor.dtype, values.data(), decoded.data(), runs.count(), sums);
     if (tokens == nullptr) return;
     tokens->BeginExact();
@@ -133,16 +243,18 @@ class Rotated final : public TensorCodec {
     tokens->EndExact();
   }
 
-  static size_t ScaleBytes(const TensorDesc& tensor, size_t count) {
-    return 2 * simd::RotatedRows(RowLength(tensor), count);
-  }
-
   int bits_;
+  bool has_sinks_;
+  int64_t sinks_;  // tokens of a sequence that are some
   CodeStreams codes_;
 };
 
-constexpr std::string_view kExamples[] = {"rotated(bits=4)", "rotated(bits=3)|rans", "rotated(bits=2)"};
-constexpr Parameter kParameters[] = {Parameter::IntegerOf("bits", 4, "2|3|4", "of a code")};
+constexpr std::string_view kExamples[] = {"rotated(bits=4)", "rotated(bits=3)|rans", "rotated(bits=2)",
+                                          "rotated(bits=4,sinks=4)", "rotated(bits=3,sinks=16,start=12)"};
+constexpr Parameter kParameters[] = {
+    Parameter::IntegerOf("bits", 4, "2|3|4", "of a code"),
+    Parameter::Integer("sinks", 0, 0, 16, "tokens at a sequence's begin, which get 8 bits").LeftOut(),
+    Parameter::Integer("start", 0, 0, 1e15, "position of a sequence's first token").LeftOut()};
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -171,6 +172,88 @@ TEST(RotatedTest, AnyCodesDecodeToFiniteValuesAndBadScalesAreRefused) {
       StoreLE(static_cast<uint16_t>(scale), payload->data() + 8);
       EXPECT_THAT(chain.DecodeBlock(tensor, *payload, decoded), StatusIs(StatusCode::kDataLoss, HasSubstr("scale")));
     }
+  }
+}
+
+TEST(RotatedTest, TheFirstTokensOfEachSequenceKeepEightBits) {
+  // Blocks begin within a sequence, and end within one.
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF16, {2, 3, 10, 64});
+  const CodecChain chain = MakeChain("rotated(bits=2,sinks=3,start=1)", tensor);
+  const auto values = Gaussian(DType::kF16, 60, 64, 1);
+  for (const uint64_t first : {0, 7, 11, 35}) {
+    const size_t rows = std::min<size_t>(25, 60 - first);
+    const ByteSpan own = ByteSpan(values).subspan(first * 128, rows * 128);
+    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, rows * 64)), decoded(own.size());
+    ErrorSums sums, wanted;
+    TokenSums tokens;
+    const auto size = chain.EncodeBlock({tensor, first * 64, rows * 64, own}, {}, payload, &sums, &tokens);
+    ASSERT_THAT(size, IsOk());
+    ASSERT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size), decoded), IsOk());
+    simd::MeasureErrors(tensor.dtype, own.data(), decoded.data(), rows * 64, wanted);
+    EXPECT_NEAR(sums.sum_error_squares, wanted.sum_error_squares, 1e-5 * wanted.sum_error_squares);
+    size_t sinks = 0;
+    for (size_t r = 0; r < rows; ++r) {
+      const bool is_sink = (first + r) % 10 < 2;
+      sinks += is_sink ? 1 : 0;
+      const double snr = SnrOf(DType::kF16, own.subspan(r * 128, 128), ByteSpan(decoded).subspan(r * 128, 128));
+      EXPECT_TRUE(is_sink ? snr > 35 : snr < 15) << first << " row " << r << ": " << snr;
+    }
+    EXPECT_EQ(*size, 20 + (rows - sinks) * (2 + 16) + 24 + sinks * (2 + 64));
+  }
+}
+
+TEST(RotatedTest, TokensWithSeveralHeadsAreSinksWithAllOfThem) {
+  TensorDesc tensor = MakeTensor("t", DType::kBF16, {8, 2, 80});
+  tensor.axes = {AxisRole::kSeq, AxisRole::kHeads, AxisRole::kHeadDim};
+  const auto values = Gaussian(DType::kBF16, 16, 80, 1);
+  const CodecChain chain = MakeChain("rotated(bits=2,sinks=2)", tensor);
+  const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
+  ASSERT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(values.size());
+  ASSERT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
+  for (size_t r = 0; r < 16; ++r) {
+    const double snr =
+        SnrOf(DType::kBF16, ByteSpan(values).subspan(r * 160, 160), ByteSpan(decoded).subspan(r * 160, 160));
+    EXPECT_TRUE(r < 4 ? snr > 35 : snr < 15) << r;
+  }
+}
+
+TEST(RotatedTest, WithoutTokensThereAreNoSinks) {
+  const TensorDesc tensor = MakeTensor("t", DType::kF16, {8, 80});
+  const auto values = Gaussian(DType::kF16, 8, 80, 1);
+  const auto payload = EncodeOneBlock(MakeChain("rotated(sinks=2)", tensor), tensor, values, nullptr);
+  ASSERT_THAT(payload, IsOk());
+  EXPECT_EQ(payload->size(), 20u + 8 * (2 + 40) + 24);
+}
+
+TEST(RotatedTest, RefusesSinksThatCannotBe) {
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF16, {1, 1, 8, 64});
+  const CodecChain chain = MakeChain("rotated(sinks=2)", tensor);
+  auto payload = EncodeOneBlock(chain, tensor, Gaussian(DType::kF16, 8, 64, 1), nullptr);
+  ASSERT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(8 * 64 * 2);
+  const size_t place = 20 + 6 * (2 + 32);
+  const auto with = [&](uint64_t period, uint64_t sinks, uint64_t first) {
+    StoreLE(period, payload->data() + place);
+    StoreLE(sinks, payload->data() + place + 8);
+    StoreLE(first, payload->data() + place + 16);
+    return chain.DecodeBlock(tensor, *payload, decoded);
+  };
+  EXPECT_THAT(with(8, 2, 0), IsOk());
+  EXPECT_THAT(with(6, 2, 2), IsOk());
+  for (const auto& [period, sinks, first] : std::vector<std::array<uint64_t, 3>>{{8, 9, 0},
+                                                                                 {8, 2, 8},
+                                                                                 {0, 0, 1},
+                                                                                 {0, 1, 0},
+                                                                                 {(uint64_t{1} << 48) + 1, 2, 0},
+                                                                                 {8, 3, 0},
+                                                                                 {8, 1, 0},
+                                                                                 {0, 0, 0},
+
+                                                                                 {2, 2, 0},
+                                                                                 {UINT64_MAX, 2, 0}}) {
+    EXPECT_THAT(with(period, sinks, first), StatusIs(StatusCode::kDataLoss, ::testing::_))
+        << period << " " << sinks << " " << first;
   }
 }
 
