@@ -83,7 +83,10 @@ class DecompressRelay final : public Relay<DecompressStream>, public DecompressO
 
 class LocalClient final : public CodecClient {
  public:
-  explicit LocalClient(size_t threads) : pool_(threads), window_(4 * pool_.size()) {}
+  LocalClient(size_t threads, const CodecEnvironment& environment)
+      : pool_(threads),
+        limits_{.max_tensor_bytes = kNoLimits.max_tensor_bytes, .environment = environment},
+        window_(4 * pool_.size()) {}
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
     const auto submit = [&](CompressStream& stream, const CompressJob& job) {
@@ -105,7 +108,7 @@ class LocalClient final : public CodecClient {
   absl::Status Run(std::span<const Job> jobs, absl::Time deadline, Sink& sink, Submit submit) {
     KVC_RETURN_IF_ERROR(pool_.status());
     Output relay(deadline, sink);
-    Stream stream(pool_, kNoLimits, relay);
+    Stream stream(pool_, limits_, relay);
     relay.Attach(stream);
     absl::Status submitted;
     for (const Job& job : jobs) {
@@ -117,6 +120,7 @@ class LocalClient final : public CodecClient {
   }
 
   ThreadPool pool_;
+  const Limits limits_;
   const size_t window_;  // blocks in flight: enough that no thread waits while another writes
 };
 
@@ -133,6 +137,8 @@ class PlainBuffer final : public SharedBuffer {
 
 std::unique_ptr<SharedBuffer> CodecClient::Allocate(size_t bytes) { return std::make_unique<PlainBuffer>(bytes); }
 
-std::unique_ptr<CodecClient> MakeLocalClient(size_t threads) { return std::make_unique<LocalClient>(threads); }
+std::unique_ptr<CodecClient> MakeLocalClient(size_t threads, const CodecEnvironment& environment) {
+  return std::make_unique<LocalClient>(threads, environment);
+}
 
 }  // namespace kvcompress

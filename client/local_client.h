@@ -6,7 +6,8 @@
 
 namespace kvcompress {
 
-// The codec in this process, on `threads` threads (0: one for each CPU).
-std::unique_ptr<CodecClient> MakeLocalClient(size_t threads);
+// The codec in this process, on `threads` threads (0: one for each CPU). What the environment refers to must outlive
+// it.
+std::unique_ptr<CodecClient> MakeLocalClient(size_t threads, const CodecEnvironment& environment = {});
 
 }  // namespace kvcompress

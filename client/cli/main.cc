@@ -27,6 +27,7 @@
 #include "client/file/prefixed.h"
 #include "client/local_client.h"
 #include "client/remote/remote_client.h"
+#include "core/artifact/artifact_store.h"
 #include "core/base/allocator.h"
 #include "core/base/file.h"
 #include "core/base/standard_streams.h"
@@ -64,8 +65,12 @@ absl::StatusOr<Profile> ReadProfile(const std::string& path) {
   return Profile::Parse(json);
 }
 
-absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options) {
-  if (options.server.empty()) return MakeLocalClient(static_cast<size_t>(options.threads));
+// `artifacts` must outlive the client.
+absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options, ArtifactStore& artifacts) {
+  if (options.server.empty()) {
+    return MakeLocalClient(static_cast<size_t>(options.threads),
+                           {.artifacts = options.artifacts.empty() ? nullptr : &artifacts});
+  }
   KVC_ASSIGN_OR_RETURN(RemoteOptions remote, ToRemoteOptions(options));
   if (options.verbose) {
     remote.on_retry = [](const RetryEvent& event) {
@@ -108,7 +113,8 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions
       options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
   if (!profile.ok()) return profile.status();
   const std::string codec = options.profile.empty() && profile->is_uniform() ? profile->default_codec() : "profile";
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options));
+  ArtifactStore artifacts({.directory = options.artifacts});
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options, artifacts));
   if (options.verbose) {
     Print(stderr,
           absl::StrFormat("%s %s with %s\n", options.decompress ? "decompress" : "compress", OneLine(options.input),

@@ -106,6 +106,9 @@ absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   if (flags.IsSet("server") && flags.IsSet("threads")) {
     return Fault("-threads and -server exclude each other: the daemon has threads of its own");
   }
+  if (flags.IsSet("server") && flags.IsSet("artifacts")) {
+    return Fault("-artifacts and -server exclude each other: the daemon has artifacts of its own");
+  }
   return absl::OkStatus();
 }
 
@@ -283,6 +286,9 @@ void DeclareFlags(GoFlags& flags, CliOptions& options) {
                "File whose first line is the bearer token for the server (KV_COMPRESS_TOKEN_FILE)");
   flags.String("codec", &options.codec, "SPEC",
                "Codec chain in place of INT4, or its name, for example raw|zstd or lossless; help lists all");
+  flags.String(
+      "artifacts", &options.artifacts, "DIR",
+      "Directory of the artifacts that codecs name, transform(artifact=ID): files *.kvcal, as -calibrate makes");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
   flags.String("on-nonfinite", &options.on_nonfinite, "error|lossless",
                "NaN, infinity or a value too large for the codec: error, or lossless for the block of 131072 values");

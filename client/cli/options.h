@@ -33,6 +33,7 @@ struct CliOptions {
   std::string codec;
   std::string profile;
   std::string on_nonfinite = "error";
+  std::string artifacts;  // a directory
   int64_t threads = 0;
   absl::Duration timeout;
   bool inspect = false;

@@ -54,6 +54,14 @@ std::string ArtifactKey::name() const { return absl::StrFormat("layer_%d_%s", la
 
 uint64_t Artifact::tensor_bytes() const { return groups() * group_dim() * (2 + 2 * group_dim()) * sizeof(float); }
 
+uint64_t GroupHeads(uint64_t heads, uint64_t head_dim, uint64_t group_dim) {
+  uint64_t most = 1;
+  for (uint64_t count = 2; count <= heads && count * head_dim <= group_dim; ++count) {
+    if (heads % count == 0) most = count;
+  }
+  return most;
+}
+
 absl::Status CheckTensor(const Artifact& artifact, const ArtifactTensor& tensor) {
   const size_t dim = artifact.group_dim();
   const size_t rows = artifact.groups() * dim;

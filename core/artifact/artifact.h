@@ -66,6 +66,9 @@ struct Artifact {
   bool operator==(const Artifact&) const = default;
 };
 
+// How many of `heads` heads make a group of at most `group_dim` channels where groups come out even; 1 at least.
+uint64_t GroupHeads(uint64_t heads, uint64_t head_dim, uint64_t group_dim);
+
 // INVALID_ARGUMENT, "artifact: ...", for heads, groups or a rotary embedding that cannot be.
 absl::Status CheckShape(const Artifact& artifact);
 // The same for one of its tensors, whose shape is checked: sizes, values that are not finite or beyond the format's

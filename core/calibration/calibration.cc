@@ -88,10 +88,7 @@ absl::StatusOr<Artifact> Outline(const Subjects& subjects, const CalibrationOpti
   Artifact artifact;
   artifact.heads = layout.heads;
   artifact.head_dim = layout.head_dim;
-  artifact.group_heads = 1;
-  for (uint64_t heads = 2; heads <= layout.heads && heads * layout.head_dim <= options.group_dim; ++heads) {
-    if (layout.heads % heads == 0) artifact.group_heads = heads;
-  }
+  artifact.group_heads = GroupHeads(layout.heads, layout.head_dim, options.group_dim);
   artifact.rotary = options.rotary;
   if (artifact.rotary && artifact.rotary->dims == 0 && artifact.rotary->offset < artifact.head_dim) {
     artifact.rotary->dims = artifact.head_dim - artifact.rotary->offset;

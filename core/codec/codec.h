@@ -24,9 +24,12 @@ namespace simd {
 class TokenMeter;
 }  // namespace simd
 
-// What codecs may need beyond spec and tensor, handed down by Limits: the folder of files that a codec reads, for
-// example. Empty: no codec needs any.
-struct CodecEnvironment {};
+class ArtifactStore;
+
+// What codecs may need beyond spec and tensor, handed down by Limits.
+struct CodecEnvironment {
+  ArtifactStore* artifacts = nullptr;  // core/artifact/artifact_store.h; null: there are none
+};
 
 // How values, one after the other, lie among a tensor's tokens.
 struct TokenRun {

@@ -40,6 +40,10 @@ absl::StatusOr<double> Parameter::Parse(std::string_view codec, std::string_view
     return absl::InvalidArgumentError(absl::StrFormat("%s: %s=%s is not %s", codec, name, text, what));
   };
   const auto range = [&] { return absl::StrFormat("from %s to %s", Print(min), Print(max)); };
+  if (kind == Kind::kDigest) {
+    if (text.size() == 32 && text.find_first_not_of("0123456789abcdef") == text.npos) return 1;
+    return fault("32 hex digits");
+  }
   int64_t integer = 0;
   const bool is_integer = absl::SimpleAtoi(ToAbsl(text), &integer);
   double value = static_cast<double>(integer);
@@ -63,6 +67,7 @@ absl::StatusOr<double> Parameter::Parse(std::string_view codec, std::string_view
 
 std::string Parameter::Print(double value) const {
   if (kind == Kind::kReal) return FormatReal(value);
+  if (kind == Kind::kDigest) return "none";
   if (kind == Kind::kInteger) return std::to_string(static_cast<int64_t>(value));
   std::string text;
   ForEachChoice(choices, [&](size_t place, std::string_view choice) {
@@ -74,6 +79,7 @@ std::string Parameter::Print(double value) const {
 
 std::string Parameter::Bounds() const {
   if (!choices.empty()) return std::string(choices);
+  if (kind == Kind::kDigest) return "32 hex digits";
   return absl::StrFormat("%s..%s", Print(min), max == std::numeric_limits<float>::max() ? "" : Print(max));
 }
 

@@ -8,9 +8,10 @@
 namespace kvcompress {
 
 // A parameter of a codec. What it says here parses it, prints it, checks it and describes it in help and docs. Its
-// value is a number: of a word its place among the choices, of a flag 0 or 1.
+// value is a number: of a word its place among the choices, of a flag 0 or 1, of a digest 1 where it is given, and
+// StageSpec::digest has its text.
 struct Parameter {
-  enum class Kind { kInteger, kIntegerOf, kReal, kWord, kFlag };
+  enum class Kind { kInteger, kIntegerOf, kReal, kWord, kFlag, kDigest };
 
   std::string_view name;
   Kind kind;
@@ -34,6 +35,10 @@ struct Parameter {
   static constexpr Parameter Real(std::string_view name, double fallback, double min, double max,
                                   std::string_view meaning) {
     return {name, Kind::kReal, fallback, min, max, {}, meaning};
+  }
+  // 32 hex digits, or none; a codec has one at most.
+  static constexpr Parameter Digest(std::string_view name, std::string_view meaning) {
+    return {name, Kind::kDigest, 0, 0, 0, {}, meaning, true};
   }
   constexpr Parameter LeftOut() const {
     Parameter parameter = *this;

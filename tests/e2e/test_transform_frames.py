@@ -1,11 +1,13 @@
 """Frames of the codec `transform`, decoded by code that was written from docs/format.md alone: it must give the bits that
 ours gives."""
 
+import artifact_reader
 import ml_dtypes
 import numpy as np
 import pytest
+import transform_decoder
 from chain_decoder import decode_frame
-from cli_helpers import File, run_ok, write_file
+from cli_helpers import File, run, run_ok, write_file
 
 SPECS = pytest.mark.parametrize("spec", [
     "transform(bits=3,theta=10000)",
@@ -26,10 +28,10 @@ def keys(shape, seed):
     return values.astype(np.float32)
 
 
-def check(bin_dir, tmp_path, path, spec):
+def check(bin_dir, tmp_path, path, spec, *args):
     small, back = tmp_path / "small.safetensors", tmp_path / "back.safetensors"
-    run_ok(bin_dir, "-input", path, "-output", small, "-codec", spec)
-    run_ok(bin_dir, "-input", small, "-output", back, "-decompress")
+    run_ok(bin_dir, "-input", path, "-output", small, "-codec", spec, *args)
+    run_ok(bin_dir, "-input", small, "-output", back, "-decompress", *args)
     for name, *_ in File(small).layout:
         decoded = decode_frame(File(small).bytes[name])
         assert decoded.tobytes() == bytes(File(back).bytes[name]), name
@@ -47,6 +49,53 @@ def test_a_decoder_from_the_document_gives_the_same_bits(bin_dir, tmp_path, spec
         "zeros": np.zeros((1, 1, 40, 64), np.float16),
     })
     check(bin_dir, tmp_path, path, spec)
+
+
+def with_artifact(bin_dir, tmp_path, path, *args):
+    """The id of an artifact of this cache, which the second decoder gets, too."""
+    (tmp_path / "artifacts").mkdir(exist_ok=True)
+    file = tmp_path / "artifacts" / "model.kvcal"
+    report = run_ok(bin_dir, "-calibrate", "-input", path, "-output", file, *args)
+    transform_decoder.ARTIFACTS[report["artifact"]] = artifact_reader.read(file)
+    return report["artifact"]
+
+
+@pytest.mark.parametrize("group_dim", [64, 128])
+@pytest.mark.parametrize("spec", ["bits=3", "step=0.05,trellis=false", "snr=20,start=7"])
+@pytest.mark.parametrize("rope", [(), ("-rope-theta", "10000"),
+                                  ("-rope-theta", "500", "-rope-pairs", "interleaved", "-rope-dims", "16", "-rope-offset", "8")])
+def test_frames_with_an_artifact_have_the_same_bits(bin_dir, tmp_path, spec, group_dim, rope):
+    path = write_file(tmp_path / "in", {
+        "layer_0_key": keys((2, 4, 90, 32), 1).astype(np.float16),
+        "layer_2_key": keys((1, 4, 151, 32), 2).astype(ml_dtypes.bfloat16),
+        "layer_2_value": keys((1, 4, 140, 32), 3),
+        "layer_3_value": (keys((1, 4, 140, 32), 4) / 20).clip(-400, 400).astype(ml_dtypes.float8_e4m3fn),
+    })
+    artifact = with_artifact(bin_dir, tmp_path, path, "-group-dim", group_dim, *rope)
+    check(bin_dir, tmp_path, path, f"transform({spec},artifact={artifact})", "-artifacts", tmp_path / "artifacts")
+
+
+def test_weights_make_bases_that_are_not_orthogonal(bin_dir, tmp_path):
+    path = write_file(tmp_path / "in", {"layer_0_key": keys((1, 2, 300, 64), 1).astype(np.float16)})
+    factors = np.random.default_rng(1).standard_normal((2, 64, 3))
+    write_file(tmp_path / "weights", {"layer_0_key": (factors @ factors.transpose(0, 2, 1)).astype(np.float32)})
+    artifact = with_artifact(bin_dir, tmp_path, path, "-group-dim", 64, "-weights", tmp_path / "weights", "-rope-theta", 10000)
+    check(bin_dir, tmp_path, path, f"transform(step=0.02,artifact={artifact})", "-artifacts", tmp_path / "artifacts")
+
+
+def test_an_artifact_that_is_not_there_is_named(bin_dir, tmp_path):
+    path = write_file(tmp_path / "in", {"layer_0_key": keys((1, 2, 300, 64), 1).astype(np.float16)})
+    artifact = with_artifact(bin_dir, tmp_path, path, "-rope-theta", 10000)
+    spec = f"transform(bits=2,artifact={artifact})"
+    run_ok(bin_dir, "-input", path, "-output", tmp_path / "small", "-codec", spec, "-artifacts", tmp_path / "artifacts")
+    assert artifact in run(bin_dir, "-inspect", tmp_path / "small").stdout
+    (tmp_path / "artifacts" / "model.kvcal").rename(tmp_path / "moved.kvcal")
+    for decompress in (["-decompress", "-input", tmp_path / "small"], ["-codec", spec, "-input", path]):
+        for args, error in [((), "no directory of artifacts"), (("-artifacts", tmp_path / "artifacts"), f"into {tmp_path}/artifacts")]:
+            done = run(bin_dir, *decompress, "-output", tmp_path / "back", *args)
+            assert done.returncode == 1 and artifact in done.stderr and error in done.stderr
+    assert not (tmp_path / "back").exists()
+    run_ok(bin_dir, "-decompress", "-input", tmp_path / "small", "-output", tmp_path / "back", "-artifacts", tmp_path)
 
 
 def test_values_that_do_not_shrink_are_stored(bin_dir, tmp_path):

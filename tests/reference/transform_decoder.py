@@ -14,6 +14,8 @@ from uniform_decoder import DTYPES
 
 F32 = np.float32
 STRIP = 32
+# By their ids, as artifact_reader reads them: frames have the id alone.
+ARTIFACTS = {}
 NEXT = [(0, 2), (2, 0), (1, 3), (3, 1)]
 ESCAPE = None
 
@@ -28,6 +30,7 @@ class Segment:
     special: dict = dataclasses.field(default_factory=dict)  # token: (e, g)
     classes: list = dataclasses.field(default_factory=list)
     means: list = dataclasses.field(default_factory=list)
+    group: int | None = None  # the first of those whose basis it has
 
 
 class Side:
@@ -195,6 +198,68 @@ def read_values(segment, words, side, lanes, unit, trellis):
     return values
 
 
+class Basis:
+    """What a block has of an artifact."""
+
+    def __init__(self, artifact, subject, arrangement):
+        self.heads, self.head_dim, self.group_heads = (int(artifact.metadata[key]) for key in ("heads", "head_dim", "group_heads"))
+        self.dim = artifact.group_dim
+        self.groups = self.heads // self.group_heads
+        self.arrangement = arrangement
+        require(arrangement <= 1 + self.groups and (arrangement or not subject), "the arrangement")
+        self.tensor = artifact.tensors.get(f"layer_{subject // 2}_{'value' if subject % 2 else 'key'}") if arrangement else None
+        require(not arrangement or self.tensor, "the artifact has no such tensor")
+        self.gathers = arrangement > 1 and self.group_heads > 1
+
+    def check(self, channels, tokens, first, head_dim, count):
+        require(not self.arrangement or (
+            head_dim == self.head_dim and channels == (self.heads * self.head_dim if self.arrangement == 1 else self.dim) and
+            not (self.gathers and (first or count % (tokens * channels)))), "the layout is not the artifact's")
+
+    def of(self, part, segment):
+        """This part of the groups of a segment."""
+        return getattr(self.tensor, part)[segment.group:segment.group + segment.channels // self.dim].astype(F32)
+
+    def expected(self, segment, unit):
+        """A segment with what is expected of this one."""
+        classes = []
+        for sigma in self.of("sigma", segment).ravel():
+            with np.errstate(over="ignore", under="ignore"):
+                ratio = sigma / unit * (sigma / unit)
+            own = -12
+            if ratio > 2.0**-7:
+                mantissa, exponent = math.frexp(min(float(ratio), 2.0**100))
+                own = 2 * (exponent - 1) + (2 * mantissa >= float.fromhex("0x1.306fep+0")) + (2 * mantissa >= float.fromhex("0x1.ae89fap+0"))
+            classes.append(min(max(own, -12), 88))
+        return Segment(segment.tokens, segment.channels, 0, True, classes=classes, means=[0] * segment.channels)
+
+    def values(self, segment, coefficients):
+        out = np.zeros_like(coefficients)
+        for group, inverse in enumerate(self.of("inverse", segment)):
+            channels = slice(group * self.dim, (group + 1) * self.dim)
+            own = coefficients[:, channels]
+            for k in range(self.dim):
+                out[:, channels] += own[:, k:k + 1] * inverse[:, k]
+        return out + self.of("mean", segment).ravel()
+
+    def scattered(self, values):
+        """Head after head, where these follow one another."""
+        if not self.gathers:
+            return values
+        return values.reshape(len(values), self.group_heads, self.head_dim).transpose(1, 0, 2)
+
+
+def with_artifact(options):
+    """The options with what the artifact says of the rotary embedding."""
+    if "artifact" not in options:
+        return options, None
+    artifact = ARTIFACTS[options["artifact"]]
+    if artifact.metadata["rotary"] == "none":
+        return options, artifact
+    said = {"theta": "rotary_theta", "rotary": "rotary", "rotary_dims": "rotary_dims", "rotary_offset": "rotary_offset"}
+    return {**options, **{own: artifact.metadata[key] for own, key in said.items()}}, artifact
+
+
 def turning_channels(options, head_dim):
     theta, offset, dims = float(options.get("theta", 0)), int(options.get("rotary_offset", 0)), int(options.get("rotary_dims", 0))
     if theta == 0 or offset >= head_dim or dims > head_dim - offset:
@@ -209,27 +274,41 @@ def decode_coded(options, side, words, dtype, count):
     tokens, rest = take_leb128(rest)
     first, rest = take_leb128(rest)
     head_dim, rest = take_leb128(rest)
+    options, artifact = with_artifact(options)
+    basis = None
+    if artifact:
+        subject, rest = take_leb128(rest)
+        arrangement, rest = take_leb128(rest)
+        basis = Basis(artifact, subject, arrangement)
+        basis.check(channels, tokens, first, head_dim, count)
     require(2.0**-100 <= step <= 2.0**102 and min(16, count) <= channels <= 65536 and 1 <= tokens <= 2**48 // channels and
             first < tokens * channels and 1 <= head_dim and channels % head_dim == 0, "the header")
     side = Side(rest)
+    trellis = options.get("trellis", "true") == "true"
+    unit = step if trellis else step / F32(2)
     segments = cut(count, tokens, channels, first)
     turning = turning_channels(options, head_dim)
+    place = first
     for before, segment in zip([None, *segments], segments):
+        if basis and basis.arrangement and segment.whole:
+            segment.group = 0 if basis.arrangement == 1 else (basis.arrangement - 2 + place // (tokens * channels)) % basis.groups
+            before = basis.expected(segment, unit)
+        place += segment.tokens * segment.channels
         read_segment(side, segment, before)
         require(not segment.turned or (segment.whole and turning.stop > turning.start), "nothing turns")
     lanes = 2 ** int(math.log2(min(max(count // 2048, 1), 32)))
-    trellis = options.get("trellis", "true") == "true"
-    unit = step if trellis else step / F32(2)
     words = Words(words, lanes)
     out = []
     for segment in segments:
         values = read_values(segment, words, side, lanes, unit, trellis)
+        if segment.group is not None:
+            values = basis.values(segment, values)
         if segment.turned:
             heads = values.reshape(segment.tokens, -1, head_dim)
             heads[:, :, turning] = rotary.turn_forward(
                 heads[:, :, turning], float(options["theta"]), options.get("rotary") == "interleaved",
                 int(options.get("start", 0)) + segment.position)
-        out.append(values.reshape(-1))
+        out.append((values if segment.group is None else basis.scattered(values)).reshape(-1))
     side.end()
     words.end()
     most = F32(np.finfo(np.float16).max if dtype == "F16" else float.fromhex("0x1.fep127") if dtype == "BF16" else np.finfo(F32).max)

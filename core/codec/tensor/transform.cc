@@ -1,6 +1,8 @@
 #include "absl/strings/str_format.h"
+#include "core/artifact/artifact_store.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
+#include "core/codec/tensor/transform_basis.h"
 #include "core/codec/tensor/transform_block.h"
 #include "core/codec/tensor/transform_search.h"
 #include "core/simd/group_quant.h"
@@ -16,8 +18,9 @@ struct Found final : TensorState {
 // docs/format.md, "transform". Streams: side information, and the words of the entropy coder.
 class Transform final : public TensorCodec {
  public:
-  explicit Transform(const StageSpec& stage)
-      : target_{stage.Number("bits"), stage.Number("snr")},
+  Transform(const StageSpec& stage, std::shared_ptr<const Artifact> artifact)
+      : digest_(stage.digest),
+        target_{stage.Number("bits"), stage.Number("snr")},
         step_(static_cast<float>(stage.Number("step"))),
         sinks_(stage.Flag("sinks")),
         format_{.trellis = stage.Flag("trellis"),
@@ -25,7 +28,15 @@ class Transform final : public TensorCodec {
                 .pairs = stage.Choice<simd::RotaryPairs>("rotary"),
                 .rotary_dims = static_cast<size_t>(stage.Int("rotary_dims")),
                 .rotary_offset = static_cast<size_t>(stage.Int("rotary_offset")),
-                .start = static_cast<uint64_t>(stage.Int("start"))} {}
+                .start = static_cast<uint64_t>(stage.Int("start")),
+                .artifact = std::move(artifact)} {
+    if (format_.artifact == nullptr || !format_.artifact->rotary) return;
+    const ArtifactRotary& rotary = *format_.artifact->rotary;
+    format_.theta = rotary.theta;
+    format_.pairs = rotary.pairs;
+    format_.rotary_dims = rotary.dims;
+    format_.rotary_offset = rotary.offset;
+  }
 
   bool lossless() const override { return false; }
   float max_magnitude() const override { return kMaxTransformable; }
@@ -35,22 +46,27 @@ class Transform final : public TensorCodec {
     bounds[1] = MaxWordBytes(count, DTypeSize(tensor.dtype));
   }
 
-  uint32_t BlockElements(const TensorDesc& tensor) const override { return TransformBlockElements(tensor); }
+  uint32_t BlockElements(const TensorDesc& tensor) const override {
+    return digest_.empty() ? TransformBlockElements(tensor) : BasisBlockElements(tensor);
+  }
 
   absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& values,
                                                        size_t block_elements) const override {
+    KVC_RETURN_IF_ERROR(CheckArtifact());
     KVC_ASSIGN_OR_RETURN(const float step, FindStep(format_, sinks_, target_, tensor, values, block_elements));
     return std::make_unique<Found>(step);
   }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
+    KVC_RETURN_IF_ERROR(CheckArtifact());
     const DType dtype = block.tensor.dtype;
     if (simd::FindOutOfRange(dtype, block.values.data(), block.count, kMaxTransformable) < block.count) {
       return absl::InvalidArgumentError("");
     }
-    const float step = block.state != nullptr ? static_cast<const Found*>(block.state)->step : step_;
-    const TransformInput input{dtype, LayoutOf(block.tensor, block.tokens, block.count), block.count,
+    const TransformInput input{dtype, LayoutOf(format_, block.tensor, block.tokens, block.count), block.count,
                                block.values.data()};
+    const float step = block.state != nullptr ? static_cast<const Found*>(block.state)->step
+                                              : step_ * SegmentBasis(format_.artifact.get(), input.layout).step();
     const TransformSizes sizes = EncodeTransform(format_, sinks_, step, input, streams[0].data, streams[1].data);
     streams[0].size = sizes.side;
     streams[1].size = sizes.words;
@@ -59,15 +75,33 @@ class Transform final : public TensorCodec {
 
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                       MutableByteSpan values) const override {
+    KVC_RETURN_IF_ERROR(CheckArtifact());
     return DecodeTransform(format_, tensor.dtype, streams[0], streams[1], values);
   }
 
  private:
+  absl::Status CheckArtifact() const {
+    if (digest_.empty() || format_.artifact != nullptr) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrFormat("transform: artifact %s: this program was given no directory of artifacts", digest_));
+  }
+
+  const std::string digest_;  // of the artifact that the spec names
   const TransformTarget target_;
   const float step_;
   const bool sinks_;
-  const TransformFormat format_;
+  TransformFormat format_;
 };
+
+// Without a store the codec can be asked about sizes, but neither encodes nor decodes.
+MadeCodec<TensorCodec> MakeTransform(const CodecArgs& args) {
+  std::shared_ptr<const Artifact> artifact;
+  if (!args.stage.digest.empty() && args.environment.artifacts != nullptr) {
+    KVC_ASSIGN_OR_RETURN(artifact, args.environment.artifacts->Find(args.stage.digest));
+    KVC_RETURN_IF_ERROR(CheckFit(*artifact, args.tensor));
+  }
+  return std::make_unique<Transform>(args.stage, std::move(artifact));
+}
 
 constexpr std::string_view kExamples[] = {"transform(bits=3)",
                                           "transform(bits=4,theta=10000)",
@@ -87,11 +121,18 @@ constexpr Parameter kParameters[] = {
         .LeftOut(),
     Parameter::Integer("rotary_offset", 0, 0, 65535, "the first of them").LeftOut(),
     Parameter::Integer("start", 0, 0, 1e15, "position of a sequence's first token").LeftOut(),
+    Parameter::Digest("artifact", "id of what calibration learned of the model, also of its rotary embedding"),
 };
 
 absl::Status Check(const StageSpec& stage) {
   const int targets = (stage.Number("bits") > 0) + (stage.Number("snr") > 0) + (stage.Number("step") > 0);
   if (targets != 1) return absl::InvalidArgumentError("transform: give one of bits, snr and step, above 0");
+  if (!stage.digest.empty()) {
+    for (const std::string_view of_artifact : {"theta", "rotary", "rotary_dims", "rotary_offset"}) {
+      if (stage.Number(of_artifact) == 0) continue;
+      return absl::InvalidArgumentError(absl::StrFormat("transform: the artifact says %s", of_artifact));
+    }
+  }
   const double step = stage.Number("step");
   if (step > 0 && step < kMinStep) return absl::InvalidArgumentError("transform: step is below 2^-100");
   const double theta = stage.Number("theta");
@@ -113,6 +154,6 @@ extern constinit const CodecRow kTransform = {
     .examples = kExamples,
     .needs_tensor = FindsStep,
     .check = Check,
-    .make_tensor_codec = Make<TensorCodec, Transform>};
+    .make_tensor_codec = MakeTransform};
 
 }  // namespace kvcompress

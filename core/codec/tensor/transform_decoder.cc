@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
+#include "core/codec/tensor/transform_basis.h"
 #include "core/codec/tensor/transform_block.h"
 #include "core/codec/tensor/transform_header.h"
 #include "core/codec/tensor/transform_side.h"
@@ -35,12 +36,21 @@ absl::Status Fault(const char* what) { return absl::DataLossError(absl::StrCat("
 class Decoder {
  public:
   Decoder(const TransformFormat& format, const TransformHeader& header, ByteSpan side)
-      : format_(format), header_(header), tables_(ChannelTables(format.trellis)), side_(side) {}
+      : format_(format),
+        header_(header),
+        tables_(ChannelTables(format.trellis)),
+        basis_(format.artifact.get(), header.layout),
+        side_(side) {}
 
   absl::Status Decode(ByteSpan words, size_t count, DType dtype, std::byte* values) {
     std::vector<Segment> segments = CutIntoSegments(header_.layout, count);
     const Segment* before = nullptr;
+    Segment expected;
     for (Segment& segment : segments) {
+      if (basis_.Changes(segment)) {
+        expected = basis_.Expected(segment, UnitOf(format_.trellis, header_.step));
+        before = &expected;
+      }
       if (!models_.CodeSegment(side_, before, segment)) return Fault("side information out of bounds");
       if (segment.turned && (!segment.is_whole || header_.layout.RotaryDims(format_) == 0)) {
         return Fault("a segment is turned that cannot be");
@@ -56,7 +66,9 @@ class Decoder {
       for (size_t c = 0; c < segment.channels; c += kStripChannels) {
         if (!DecodeStrip(segment, c, scratch)) return Fault("words do not decode to their values");
       }
+      if (basis_.Changes(segment)) basis_.ToValues(segment, scratch.values.data());
       Turn(segment, scratch);
+      basis_.ScatterHeads(segment, scratch.values.data());
       simd::NarrowLimited(dtype, scratch.values.data(), segment.count(), values + segment.first * DTypeSize(dtype));
     }
     if (!rans_.Finish() || !side_.Finish()) return Fault("block does not end where its values do");
@@ -131,6 +143,7 @@ class Decoder {
   const TransformFormat& format_;
   const TransformHeader& header_;
   const std::span<const simd::ChannelTable> tables_;
+  SegmentBasis basis_;
   SideReader side_;
   SideModels models_;
   simd::ChannelRansDecoder rans_;
@@ -143,7 +156,10 @@ absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpa
   const size_t count = values.size() / DTypeSize(dtype);
   if (count == 0) return side.empty() && words.empty() ? absl::OkStatus() : Fault("bytes of no values");
   TransformHeader header;
-  if (!ReadHeader(side, count, header)) return Fault("header is not one");
+  if (!ReadHeader(side, count, format.artifact != nullptr, header)) return Fault("header is not one");
+  if (format.artifact != nullptr && !BasisFits(*format.artifact, header.layout, count)) {
+    return Fault("the block is none of its artifact's tensors");
+  }
   if (header.form == BlockForm::kStored) {
     if (side.size() != values.size() || !words.empty()) return Fault("stored values have the wrong size");
     std::copy(side.begin(), side.end(), values.begin());

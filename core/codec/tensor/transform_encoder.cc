@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "core/codec/tensor/transform_basis.h"
 #include "core/codec/tensor/transform_block.h"
 #include "core/codec/tensor/transform_header.h"
 #include "core/codec/tensor/transform_side.h"
@@ -52,6 +53,7 @@ class Encoder {
         sinks_(sinks),
         step_(step),
         tables_(ChannelTables(format.trellis)),
+        basis_(format.artifact.get(), input.layout),
         scratch_(Scratch::OfThread()) {}
 
   // False where it takes too much room.
@@ -59,7 +61,7 @@ class Encoder {
     const size_t room = MaxSideBytes(input_.count, DTypeSize(input_.dtype));
     Load();
     std::vector<Segment> segments = CutIntoSegments(input_.layout, input_.count);
-    std::byte* const text = WriteHeader({BlockForm::kCoded, step_, input_.layout}, side);
+    std::byte* const text = WriteHeader({BlockForm::kCoded, step_, input_.layout}, format_.artifact != nullptr, side);
     const auto header_bytes = static_cast<size_t>(text - side);
     SideWriter writer(MutableByteSpan(text, room - header_bytes));
     SideModels models;
@@ -70,7 +72,13 @@ class Encoder {
     if (input_.layout.RotaryDims(format_) == 0) turning = false;
     for (Segment& segment : segments) {
       float* const values = scratch_.values.data() + segment.first;
-      if (segment.is_whole && turning.value_or(true)) TurnBack(segment, values, turning);
+      Segment expected;
+      if (basis_.Changes(segment)) {
+        expected = Change(segment, values);
+        before = &expected;
+      } else if (segment.is_whole && turning.value_or(true)) {
+        TurnBack(segment, values, turning);
+      }
       DescribeSegment({format_, sinks_, values, before}, segment, scratch_.statistics);
       models.CodeSegment(writer, before, segment);
       for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
@@ -93,12 +101,24 @@ class Encoder {
     simd::WidenValues(input_.dtype, input_.values, input_.count, scratch_.values.data());
     const float largest = simd::LargestMagnitude(scratch_.values.data(), input_.count);
     constexpr float kReach = 0x1p-21f;
-    step_ = std::clamp(std::max(step_, largest * kReach), kMinStep, kMaxStep);
+    step_ = std::clamp(std::max(step_, basis_.LargestCoefficient(largest) * kReach), kMinStep, kMaxStep);
     ToUnits(scratch_.values);
+    basis_.GatherHeads(input_.count, scratch_.values.data());
   }
 
   void ToUnits(std::span<float> values) const {
     simd::ScaleValues(1 / UnitOf(format_.trellis, step_), values.data(), values.size());
+  }
+
+  // Makes coefficients of a segment's values, and returns what is expected of these.
+  Segment Change(Segment& segment, float* values) {
+    segment.turned = basis_.turns();
+    if (segment.turned) {
+      TurnSegment(format_, input_.layout, segment, simd::RotaryTurn::kBack, scratch_.turns, values);
+    }
+    const float unit = UnitOf(format_.trellis, step_);
+    basis_.ToCoefficients(segment, unit, values);
+    return basis_.Expected(segment, unit);
   }
 
   // Undoes the rotation of a segment; where it is not known whether to, unless that makes its channels no narrower.
@@ -191,6 +211,7 @@ class Encoder {
   const bool sinks_;
   float step_;
   const std::span<const simd::ChannelTable> tables_;
+  SegmentBasis basis_;
   Scratch& scratch_;
 };
 
@@ -200,7 +221,7 @@ TransformSizes EncodeTransform(const TransformFormat& format, bool sinks, float 
                                std::byte* side, std::byte* words) {
   TransformSizes sizes = {};
   if (input.count == 0 || Encoder(format, sinks, step, input).Encode(side, words, sizes)) return sizes;
-  std::byte* const values = WriteHeader({BlockForm::kStored, 0, {}}, side);
+  std::byte* const values = WriteHeader({BlockForm::kStored, 0, {}}, false, side);
   const size_t bytes = input.count * DTypeSize(input.dtype);
   std::copy_n(input.values, bytes, values);
   return {1 + bytes, 0};

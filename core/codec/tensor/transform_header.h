@@ -34,7 +34,7 @@ inline bool ReadLeb128(ByteSpan& bytes, uint64_t& number) {
   return false;
 }
 
-inline std::byte* WriteHeader(const TransformHeader& header, std::byte* to) {
+inline std::byte* WriteHeader(const TransformHeader& header, bool has_artifact, std::byte* to) {
   *to++ = static_cast<std::byte>(header.form);
   if (header.form == BlockForm::kStored) return to;
   StoreLE(std::bit_cast<uint32_t>(header.step), to);
@@ -43,11 +43,11 @@ inline std::byte* WriteHeader(const TransformHeader& header, std::byte* to) {
                                 uint64_t{header.layout.head_dim}}) {
     to = WriteLeb128(number, to);
   }
-  return to;
+  return has_artifact ? WriteLeb128(header.layout.arrangement, WriteLeb128(header.layout.subject, to)) : to;
 }
 
 // Takes the header of a block of `count` values from the front of `bytes`; false for one that no encoder writes.
-inline bool ReadHeader(ByteSpan& bytes, size_t count, TransformHeader& header) {
+inline bool ReadHeader(ByteSpan& bytes, size_t count, bool has_artifact, TransformHeader& header) {
   if (bytes.empty() || std::to_integer<uint8_t>(bytes.front()) > 1) return false;
   header.form = static_cast<BlockForm>(bytes.front());
   bytes = bytes.subspan(1);
@@ -60,6 +60,9 @@ inline bool ReadHeader(ByteSpan& bytes, size_t count, TransformHeader& header) {
   if (!ReadLeb128(bytes, channels) || !ReadLeb128(bytes, header.layout.tokens) ||
       !ReadLeb128(bytes, header.layout.first) || !ReadLeb128(bytes, head_dim) ||
       channels > TransformLayout::kMaxChannels || head_dim > channels) {
+    return false;
+  }
+  if (has_artifact && (!ReadLeb128(bytes, header.layout.subject) || !ReadLeb128(bytes, header.layout.arrangement))) {
     return false;
   }
   header.layout.channels = static_cast<uint32_t>(channels);

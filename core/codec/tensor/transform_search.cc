@@ -141,7 +141,7 @@ absl::StatusOr<float> FindStep(const TransformFormat& format, bool sinks, const 
     const auto count = static_cast<size_t>(std::min<uint64_t>(block_elements, elements - first));
     KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, values.Get(first * width, count * width, scratch));
     if (simd::FindOutOfRange(tensor.dtype, bytes.data(), count, kMaxTransformable) < count) continue;
-    const TransformLayout layout = LayoutOf(tensor, {TokenLayoutOf(tensor), first}, count);
+    const TransformLayout layout = LayoutOf(format, tensor, {TokenLayoutOf(tensor), first}, count);
     search.sample().push_back({{tensor.dtype, layout, count, nullptr}, {bytes.begin(), bytes.end()}});
     search.sample().back().input.values = search.sample().back().values.data();
   }

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/base/block_size.h"
+#include "core/codec/tensor/transform_basis.h"
 #include "core/simd/token_sums.h"
 
 namespace kvcompress {
@@ -21,7 +22,9 @@ size_t TransformLayout::RotaryDims(const TransformFormat& format) const {
   return (format.rotary_dims == 0 ? most : format.rotary_dims) / 2 * 2;
 }
 
-TransformLayout LayoutOf(const TensorDesc& tensor, const TokenRun& tokens, size_t count) {
+namespace {
+
+TransformLayout LayoutWithoutBasis(const TensorDesc& tensor, const TokenRun& tokens, size_t count) {
   const uint64_t last = tensor.shape.empty() ? 1 : tensor.shape.back();
   TransformLayout layout;
   if (tokens.layout.has_tokens() && tokens.layout.channels >= TransformLayout::kMinChannels) {
@@ -37,6 +40,15 @@ TransformLayout LayoutOf(const TensorDesc& tensor, const TokenRun& tokens, size_
       last >= TransformLayout::kMinChannels && last <= TransformLayout::kMaxChannels && last * kMinTokens <= count;
   layout.channels = by_rows ? static_cast<uint32_t>(last) : static_cast<uint32_t>(std::clamp<size_t>(count, 1, 64));
   layout.tokens = (count + layout.channels - 1) / layout.channels;
+  return layout;
+}
+
+}  // namespace
+
+TransformLayout LayoutOf(const TransformFormat& format, const TensorDesc& tensor, const TokenRun& tokens,
+                         size_t count) {
+  TransformLayout layout = LayoutWithoutBasis(tensor, tokens, count);
+  if (format.artifact != nullptr) AddBasis(*format.artifact, tensor, tokens, count, layout);
   return layout;
 }
 

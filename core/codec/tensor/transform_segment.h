@@ -2,8 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "core/artifact/artifact.h"
 #include "core/codec/codec.h"
 #include "core/simd/rotary.h"
 
@@ -18,6 +20,7 @@ struct TransformFormat {
   size_t rotary_dims = 0;  // of a head; 0: all from rotary_offset on
   size_t rotary_offset = 0;
   uint64_t start = 0;  // position of a sequence's first token
+  std::shared_ptr<const Artifact> artifact = nullptr;
 };
 
 // How a block's values lie among tokens.
@@ -26,6 +29,10 @@ struct TransformLayout {
   uint64_t tokens = 1;    // of a sequence
   uint64_t first = 0;     // the block's first value in its sequence
   uint32_t head_dim = 1;  // of which each token has channels / head_dim
+  // With an artifact: 2 layer, and 1 more of values; and which basis its segments have: 0: none; 1: those of all groups
+  // of heads, side by side; 2 + g: that of group g, the next sequence's that of the next.
+  uint64_t subject = 0;
+  uint64_t arrangement = 0;
 
   static constexpr uint32_t kMinChannels = 16;  // but for blocks of fewer values
   static constexpr uint32_t kMaxChannels = 1 << 16;
@@ -37,7 +44,7 @@ struct TransformLayout {
 };
 
 // Of a block of `count` values with these `tokens`, which may be none.
-TransformLayout LayoutOf(const TensorDesc& tensor, const TokenRun& tokens, size_t count);
+TransformLayout LayoutOf(const TransformFormat& format, const TensorDesc& tensor, const TokenRun& tokens, size_t count);
 
 // Blocks of whole sequences where these are short enough, else of whole tokens, a sequence's of equal size.
 uint32_t TransformBlockElements(const TensorDesc& tensor);

@@ -27,16 +27,6 @@ constexpr float kFloor = 0.0625f;
 // A token that reaches farther gets no finer step: points could not follow.
 constexpr float kMaxFineReach = 0x1p20f;
 
-// 4 log2(sqrt(ratio)), rounded, for a ratio >= 0; kMinClass where that is less.
-int ClassOf(float ratio) {
-  if (!(ratio > 0x1p-7f)) return kMinClass;
-  const auto bits = std::bit_cast<uint32_t>(ratio);
-  const auto mantissa = std::bit_cast<float>((bits & 0x7fffffu) | 0x3f800000u);
-  const int octave = static_cast<int>(bits >> 23) - 127;
-  const int of = 2 * octave + (mantissa >= 0x1.306fep+0f) + (mantissa >= 0x1.ae89fap+0f);
-  return std::clamp(of, kMinClass, kMaxClass);
-}
-
 // About the bits of a value of a channel of this class.
 float BitsOf(int of) { return static_cast<float>(std::max(of + 5, 0)) * 0.25f; }
 

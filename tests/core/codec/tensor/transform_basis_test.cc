@@ -1,0 +1,291 @@
+#include "core/codec/tensor/transform_basis.h"
+
+#include <gmock/gmock.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "core/artifact/artifact_store.h"
+#include "core/base/half.h"
+#include "core/calibration/calibration.h"
+#include "core/codec/chain.h"
+#include "core/simd/rotary.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvcompress {
+namespace {
+
+namespace fs = std::filesystem;
+using ::kvcompress::testing::IsOk;
+using ::kvcompress::testing::StatusIs;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using Bytes = std::vector<std::byte>;
+
+constexpr uint64_t kHeads = 4, kDim = 32;
+constexpr ArtifactRotary kRotary = {.theta = 10000, .pairs = simd::RotaryPairs::kHalf, .dims = kDim, .offset = 0};
+
+// Keys [batch, heads, tokens, dim] of a model: eight directions that all heads share, channels with means, turned.
+std::vector<float> ModelKeys(uint64_t batch, uint64_t tokens, uint32_t seed) {
+  constexpr uint64_t kShared = 8;
+  std::mt19937 model(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> directions(kShared * kHeads * kDim), means(kHeads * kDim);
+  for (float& value : directions) value = normal(model);
+  for (float& value : means) value = 5 * normal(model);
+  std::mt19937 random(seed);
+  std::vector<float> values(batch * kHeads * tokens * kDim);
+  for (uint64_t b = 0; b < batch; ++b) {
+    for (uint64_t t = 0; t < tokens; ++t) {
+      float common[kShared];
+      for (float& value : common) value = normal(random);
+      for (uint64_t c = 0; c < kHeads * kDim; ++c) {
+        float value = means[c] + 0.05f * normal(random);
+        for (uint64_t s = 0; s < kShared; ++s) value += common[s] * directions[s * kHeads * kDim + c];
+        values[((b * kHeads + c / kDim) * tokens + t) * kDim + c % kDim] = value;
+      }
+    }
+  }
+  simd::RotaryTable table;
+  table.Make(kRotary.theta, kRotary.dims, 0, tokens);
+  for (uint64_t at = 0; at < values.size(); at += tokens * kDim) {
+    simd::TurnRows(table, 0, kRotary.pairs, simd::RotaryTurn::kForward, &values[at], tokens, kDim);
+  }
+  return values;
+}
+
+TensorDesc KeysOf(uint64_t batch, uint64_t tokens, std::string name = "layer_3_key") {
+  const std::vector<uint64_t> shape = {batch, kHeads, tokens, kDim};
+  return {.name = std::move(name), .dtype = DType::kF32, .shape = shape, .axes = DefaultAxes("layer_0_key", 4)};
+}
+
+// The same with the heads within tokens.
+TensorDesc HeadsLast(TensorDesc tensor) {
+  std::swap(tensor.shape[1], tensor.shape[2]);
+  std::swap(tensor.axes[1], tensor.axes[2]);
+  return tensor;
+}
+
+Bytes BytesOf(const std::vector<float>& values) {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(values.data());
+  return {bytes, bytes + values.size() * sizeof(float)};
+}
+
+std::vector<float> HeadsLast(const std::vector<float>& values, uint64_t tokens) {
+  std::vector<float> moved(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const size_t c = i % kDim, t = i / kDim % tokens, h = i / kDim / tokens % kHeads, b = i / kDim / tokens / kHeads;
+    moved[((b * tokens + t) * kHeads + h) * kDim + c] = values[i];
+  }
+  return moved;
+}
+
+struct Coded {
+  double bits = 0;
+  double snr = 0;
+  Bytes decoded;
+  std::vector<Bytes> payloads = {};
+};
+
+class TransformBasisTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = fs::path(::testing::TempDir()) / absl::StrFormat("kvc_%s_%d", test->name(), getpid());
+    fs::create_directories(folder_);
+    store_ = std::make_unique<ArtifactStore>(
+        ArtifactStore::Options{.directory = folder_.string(), .look_again = std::chrono::nanoseconds(0)});
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Puts an artifact of the model's layer 3 into the folder, for groups of so many channels.
+  ArtifactId Calibrate(uint64_t group_dim, float step = 1) {
+    const Bytes values = BytesOf(ModelKeys(1, 3000, 7));
+    const MemorySource source{ByteSpan(values)};
+    ThreadPool pool(1);
+    const CacheTensor cache = {"cache", KeysOf(1, 3000), &source};
+    auto calibration = kvcompress::Calibrate({&cache, 1}, {}, {.group_dim = group_dim, .rotary = kRotary}, pool);
+    EXPECT_THAT(calibration, IsOk());
+    calibration->artifact.tensors.begin()->second.step = step;
+    const auto file = SerializeArtifact(calibration->artifact, "a test");
+    EXPECT_THAT(file, IsOk());
+    std::ofstream(folder_ / absl::StrFormat("%s.kvcal", file->id), std::ios::binary) << AsText(file->bytes);
+    return file->id;
+  }
+
+  absl::StatusOr<CodecChain> Resolve(const std::string& spec, const TensorDesc& tensor) {
+    const auto parsed = ChainSpec::Parse(spec);
+    EXPECT_THAT(parsed, IsOk());
+    return parsed->Resolve({.artifacts = store_.get()}, tensor);
+  }
+
+  Coded Code(const std::string& spec, const TensorDesc& tensor, const Bytes& values) {
+    Coded coded{.decoded = Bytes(values.size())};
+    const auto chain = Resolve(spec, tensor);
+    // A frame does not have the tensor's name.
+    TensorDesc nameless = tensor;
+    nameless.name.clear();
+    const auto decoder = Resolve(spec, nameless);
+    EXPECT_THAT(chain, IsOk());
+    EXPECT_THAT(decoder, IsOk());
+    if (!chain.ok() || !decoder.ok()) return coded;
+    const size_t block = chain->BlockElements(tensor) * sizeof(float);
+    const auto state = chain->Analyze(tensor, MemorySource(ByteSpan(values)), block / sizeof(float));
+    EXPECT_THAT(state, IsOk());
+    double bytes = 0;
+    for (size_t at = 0; at < values.size(); at += block) {
+      const size_t size = std::min(block, values.size() - at);
+      Bytes& payload = coded.payloads.emplace_back(chain->MaxPayloadBytes(tensor, size / sizeof(float)));
+      const auto written =
+          chain->EncodeBlock({tensor, at / sizeof(float), size / sizeof(float), ByteSpan(values).subspan(at, size)},
+                             *state, payload, nullptr);
+      EXPECT_THAT(written, IsOk());
+      payload.resize(*written);
+      bytes += static_cast<double>(*written);
+      EXPECT_THAT(decoder->DecodeBlock(nameless, payload, MutableByteSpan(coded.decoded).subspan(at, size)), IsOk());
+    }
+    double squares = 0, errors = 0;
+    for (size_t i = 0; i < values.size() / sizeof(float); ++i) {
+      const double x = LoadAsF32(DType::kF32, values.data(), i);
+      squares += x * x;
+      errors += std::pow(x - static_cast<double>(LoadAsF32(DType::kF32, coded.decoded.data(), i)), 2);
+    }
+    coded.snr = 10 * std::log10(squares / errors);
+    coded.bits = 8 * bytes / static_cast<double>(values.size() / sizeof(float));
+    return coded;
+  }
+
+  fs::path folder_;
+  std::unique_ptr<ArtifactStore> store_;
+};
+
+TEST_F(TransformBasisTest, WhatHeadsHaveInCommonCostsNoBits) {
+  const Bytes values = BytesOf(ModelKeys(2, 256, 8));
+  const TensorDesc tensor = KeysOf(2, 256);
+  const double alone = Code("transform(snr=25,theta=10000)", tensor, values).bits;
+  const double per_head = Code(absl::StrFormat("transform(snr=25,artifact=%s)", Calibrate(64)), tensor, values).bits;
+  const double all_heads = Code(absl::StrFormat("transform(snr=25,artifact=%s)", Calibrate(128)), tensor, values).bits;
+  EXPECT_LT(per_head, 0.7 * alone);
+  EXPECT_LT(all_heads, 0.7 * per_head);
+}
+
+TEST_F(TransformBasisTest, HeadsMayLieEitherWay) {
+  const std::vector<float> values = ModelKeys(2, 200, 8);
+  for (const uint64_t group_dim : {64, 128}) {
+    const std::string spec = absl::StrFormat("transform(step=0.02,artifact=%s)", Calibrate(group_dim));
+    const Coded heads_first = Code(spec, KeysOf(2, 200), BytesOf(values));
+    const Coded heads_last = Code(spec, HeadsLast(KeysOf(2, 200)), BytesOf(HeadsLast(values, 200)));
+    EXPECT_GT(heads_first.snr, 30);
+    EXPECT_NEAR(heads_first.snr, heads_last.snr, 0.3);
+    EXPECT_NEAR(heads_first.bits, heads_last.bits, 0.1);
+  }
+}
+
+TEST_F(TransformBasisTest, PagesTakeClassesAndMeansFromTheArtifact) {
+  const Bytes values = BytesOf(ModelKeys(1, 16, 8));
+  const std::string spec = absl::StrFormat("transform(snr=25,artifact=%s)", Calibrate(128));
+  EXPECT_LT(Code(spec, KeysOf(1, 16), values).bits,
+            0.5 * Code("transform(snr=25,theta=10000)", KeysOf(1, 16), values).bits);
+}
+
+TEST_F(TransformBasisTest, AStepIsScaledByThatOfTheTensor) {
+  const Bytes values = BytesOf(ModelKeys(1, 256, 8));
+  const TensorDesc tensor = KeysOf(1, 256);
+  const Coded fine = Code(absl::StrFormat("transform(step=0.01,artifact=%s)", Calibrate(64, 0.25f)), tensor, values);
+  const Coded coarse = Code(absl::StrFormat("transform(step=0.01,artifact=%s)", Calibrate(64, 4)), tensor, values);
+  EXPECT_NEAR(fine.snr - coarse.snr, 20 * std::log10(16), 3);
+}
+
+TEST_F(TransformBasisTest, ATensorOfAnotherModelIsRefused) {
+  const std::string spec = absl::StrFormat("transform(bits=3,artifact=%s)", Calibrate(128));
+  const auto refused = [&](TensorDesc tensor, const std::string& why) {
+    EXPECT_THAT(Resolve(spec, tensor), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why)));
+  };
+  TensorDesc tensor = KeysOf(1, 256);
+  tensor.shape[1] = 8;
+  refused(tensor, "the artifact is for 4 heads of 32 channels, and this tensor has 8 of 32");
+  tensor = KeysOf(1, 256);
+  tensor.shape[3] = 64;
+  refused(tensor, "this tensor has 4 of 64");
+  refused(KeysOf(1, 256, "layer_4_key"), "the artifact has no layer_4_key");
+  refused(KeysOf(1, 256, "layer_3_value"), "the artifact has no layer_3_value");
+  refused(KeysOf(1, 256, "states"), "layer_{i}_key");
+  tensor = KeysOf(1, 256);
+  tensor.axes[3] = AxisRole::kOther;
+  refused(tensor, "[..., heads, seq, head_dim]");
+  refused(KeysOf(1, 40'000), "40000 tokens of 4 heads");
+  EXPECT_THAT(Resolve(absl::StrFormat("transform(bits=3,artifact=%s)", Calibrate(64)), KeysOf(1, 40'000)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("40000 tokens of 2 heads")));
+  EXPECT_THAT(Resolve(spec, HeadsLast(KeysOf(1, 40'000))), IsOk());
+}
+
+TEST_F(TransformBasisTest, AnArtifactThatIsNotThereIsNamed) {
+  const std::string id(32, 'b');
+  const std::string spec = absl::StrFormat("transform(bits=3,artifact=%s)", id);
+  EXPECT_THAT(Resolve(spec, KeysOf(1, 256)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, AllOf(HasSubstr(id), HasSubstr(folder_.string()))));
+  // Without a store sizes are known, and nothing else.
+  const TensorDesc tensor = KeysOf(1, 256);
+  const auto chain = ChainSpec::Parse(spec)->Resolve({}, tensor);
+  ASSERT_THAT(chain, IsOk());
+  EXPECT_EQ(chain->BlockElements(tensor), 1u << 17);
+  Bytes values(4 * 4 * 256 * 32);
+  EXPECT_THAT(chain->DecodeBlock(tensor, Bytes(8), values).code(), ::testing::Ne(absl::StatusCode::kOk));
+  EXPECT_THAT(chain->Analyze(tensor, MemorySource(ByteSpan(values)), 1 << 17),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(id)));
+}
+
+TEST_F(TransformBasisTest, SpecsThatSayTwiceHowKeysTurnAreRefused) {
+  const std::string id(32, 'b');
+  for (const char* const twice : {"theta=10000", "rotary=interleaved", "rotary_dims=4", "rotary_offset=4"}) {
+    EXPECT_THAT(ChainSpec::Parse(absl::StrFormat("transform(bits=3,artifact=%s,%s)", id, twice)),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("the artifact says ")))
+        << twice;
+  }
+  EXPECT_THAT(ChainSpec::Parse("transform(bits=3,artifact=123)"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("artifact=123 is not 32 hex digits")));
+  EXPECT_EQ(ChainSpec::Parse(absl::StrFormat("transform( artifact=%s , bits=3 )", id))->text(),
+            absl::StrFormat("transform(bits=3,artifact=%s)", id));
+}
+
+TEST_F(TransformBasisTest, DamageIsNoCrash) {
+  const Bytes values = BytesOf(ModelKeys(1, 64, 8));
+  TensorDesc tensor = KeysOf(1, 64);
+  for (const uint64_t group_dim : {64, 128}) {
+    const std::string spec = absl::StrFormat("transform(bits=2,artifact=%s)", Calibrate(group_dim));
+    const Coded coded = Code(spec, tensor, values);
+    const auto chain = Resolve(spec, tensor);
+    ASSERT_THAT(chain, IsOk());
+    ASSERT_EQ(coded.payloads.size(), 1);
+    size_t refused = 0;
+    Bytes decoded(values.size());
+    // The header, where layout and basis are, and some of the rest.
+    for (size_t bit = 0; bit < 8 * coded.payloads[0].size(); bit += bit < 400 ? 1 : 97) {
+      Bytes damaged = coded.payloads[0];
+      damaged[bit / 8] ^= std::byte{1} << (bit % 8);
+      const absl::Status status = chain->DecodeBlock(tensor, damaged, decoded);
+      if (status.ok()) continue;
+      ++refused;
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    }
+    EXPECT_GT(refused, 200);
+  }
+}
+
+TEST_F(TransformBasisTest, ValuesOfAnySizeAreCoded) {
+  std::vector<float> values = ModelKeys(1, 64, 8);
+  values[100] = 0x1p122f;
+  values[101] = -0x1p122f;
+  const std::string spec = absl::StrFormat("transform(step=0.01,artifact=%s)", Calibrate(128));
+  EXPECT_GT(Code(spec, KeysOf(1, 64), BytesOf(values)).snr, 60);
+}
+
+}  // namespace
+}  // namespace kvcompress
