@@ -71,7 +71,7 @@ class Sums {
     cross_ = hn::Mul(first_, first_error_);
   }
   // The sums that begin with this lane of a block.
-  HWY_INLINE void Load(const ColumnBlock<float>& block, size_t lane) {
+  HWY_INLINE void Load(const ColumnBlock& block, size_t lane) {
     const D d;
     first_ = hn::LoadU(d, block.planes[kFirst] + lane);
     sum_ = hn::LoadU(d, block.planes[kSum] + lane);
@@ -83,11 +83,11 @@ class Sums {
     cross_ = hn::LoadU(d, block.planes[kCross] + lane);
     max_error_ = hn::LoadU(d, block.planes[kMaxError] + lane);
   }
-  HWY_INLINE void StoreFirst(ColumnBlock<float>& block, size_t lane) const {
+  HWY_INLINE void StoreFirst(ColumnBlock& block, size_t lane) const {
     hn::StoreU(first_, D(), block.planes[kFirst] + lane);
     hn::StoreU(first_error_, D(), block.planes[kFirstError] + lane);
   }
-  HWY_INLINE void StoreSums(ColumnBlock<float>& block, size_t lane) const {
+  HWY_INLINE void StoreSums(ColumnBlock& block, size_t lane) const {
     const D d;
     hn::StoreU(sum_, d, block.planes[kSum] + lane);
     hn::StoreU(squares_, d, block.planes[kSquares] + lane);
@@ -120,9 +120,9 @@ class Sums {
 
 // AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
 template <DType kT, class D, size_t kVectors>
-HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, ColumnBlock<float>* blocks, size_t column) {
+HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, ColumnBlock* blocks, size_t column) {
   constexpr size_t kSize = DTypeSize(kT);
-  constexpr size_t kBlock = ColumnBlock<float>::kColumns;
+  constexpr size_t kBlock = ColumnBlock::kColumns;
   const size_t lanes = hn::Lanes(D());
   const size_t step = rows.columns;
   const uint8_t* x = static_cast<const uint8_t*>(rows.x) + offset * kSize;
@@ -152,7 +152,7 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
 }
 
 template <DType kT>
-HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock<float>* blocks, size_t column) {
+HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* blocks, size_t column) {
   // As many vectors as registers hold the sums of: they leave the additions of one row time until the next.
   constexpr size_t kVectors = KVC_TARGET_AVX512 ? 2 : 1;
   size_t i = 0;
@@ -199,8 +199,8 @@ bool LoadErrorsAs(const uint8_t* original, const uint8_t* decoded, size_t count,
 
 }  // namespace
 
-void AddToColumns(const ErrorRows& rows, bool begins, const ColumnSums& sums, size_t column) {
-  VisitDType(rows.dtype, [&](auto t) HWY_ATTR { AddRowsAs<decltype(t)::value>(rows, begins, sums.chunk, column); });
+void AddToColumns(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
+  VisitDType(rows.dtype, [&](auto t) HWY_ATTR { AddRowsAs<decltype(t)::value>(rows, begins, chunk, column); });
 }
 
 bool LoadErrorsOf(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t count, float* errors) {
@@ -217,8 +217,8 @@ namespace kvcompress::simd {
 HWY_EXPORT(AddToColumns);
 HWY_EXPORT(LoadErrorsOf);
 
-void AddRows(const ErrorRows& rows, bool begins, const ColumnSums& sums, size_t column) {
-  HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, begins, sums, column);
+void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
+  HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, begins, chunk, column);
 }
 
 bool LoadErrors(DType dtype, const void* original, const void* decoded, size_t count, float* errors) {

@@ -5,8 +5,8 @@
 #include "core/base/dtype.h"
 #include "core/simd/token_sums.h"
 
-// The kernels of TokenMeter (token_meter.h). Values are a matrix, of which each column has sums of its own: no sum goes
-// over columns, so all targets give the same bits.
+// The kernels of TokenMeter (token_meter.h). Values are a matrix, of which each column has sums of its own; sums over
+// columns are made in 16 lanes. So all targets give the same bits.
 namespace kvcompress::simd {
 
 // Planes of a column's sums: the first x and the first error, sums about these, and those of |e|, of x e, and the
@@ -26,17 +26,11 @@ enum ColumnPlane {
 
 // The planes of 16 columns, side by side and a whole number of cache lines: all of a vector's sums lie at fixed
 // distances.
-template <typename T>
 struct ColumnBlock {
   static constexpr size_t kColumns = 16;
-  alignas(64) T planes[kColumnPlanes][kColumns];
+  alignas(64) float planes[kColumnPlanes][kColumns];
 
   static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
-};
-
-struct ColumnSums {
-  ColumnBlock<float>* chunk;  // of the chunk of rows at hand
-  ColumnBlock<double>* wide;  // of the chunks before it
 };
 
 // Rows of `columns` values of `dtype` each, and their errors.
@@ -49,31 +43,35 @@ struct ErrorRows {
 };
 
 // Adds rows to the chunk, to the columns from `column` on; the first of them begins the chunk if `begins`.
-void AddRows(const ErrorRows& rows, bool begins, const ColumnSums& sums, size_t column);
+void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column);
+
+// Sums over all columns.
+enum ColumnTotal {
+  kErrorDeviations,  // about each column's mean
+  kTotalAbsError,    // of |e|
+  kTotalCross,       // of x e
+  kTotalMaxError,    // the largest |e|
+  kTotalMagnitude,   // of the first x and the sums of x; 0: all x are 0
+  kColumnTotals
+};
+
+// Of the columns i, i + 16, ... in lane i, whatever the length of vectors.
+struct ColumnTotals {
+  alignas(64) double lanes[kColumnTotals][ColumnBlock::kColumns] = {};
+
+  double Sum(ColumnTotal total) const;
+  double Max(ColumnTotal total) const;
+};
 
 // Columns that have equally many rows.
 struct ColumnRange {
   size_t begin, end;
-  double chunk_rows;  // in the chunk
-  double wide_rows;   // in the chunks before it; 0: there are none, and `wide` is only written to
+  double rows;         // in the chunk, at least 1
+  double rows_before;  // in the chunks before it
 };
 
-// Adds the sums of the chunk to those before it.
-void WidenColumns(const ColumnSums& sums, const ColumnRange& range);
-
-// What tells whether binary32 held the sums.
-struct ColumnExtremes {
-  double largest = 0;        // of all sums and first values; infinite where one is no number
-  double squares = 0;        // the largest
-  double error_squares = 0;  // the largest
-  double values = 0;         // the largest sum of x and first x; 0: all are 0
-  double errors = 0;         // likewise, of e
-};
-
-// The moments of the columns, of all chunks, and the planes from kAbsError on, of which each begins in `terms` `stride`
-// after the one before it.
-void MeasureColumns(const ColumnSums& sums, const ColumnRange& range, ChannelMoments& moments, double* terms,
-                    size_t stride, ColumnExtremes& extremes);
+// Adds the sums of a chunk to the moments of the chunks before it, and to the totals.
+void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals);
 
 // The errors of `count` values, those of MeasureErrors, as binary32. False, with the output unspecified, where a value
 // of either array is not finite.

@@ -14,10 +14,9 @@ namespace {
 constexpr size_t kChunkRows = 64;
 // Rows of fewer channels are joined to about this width.
 constexpr uint64_t kMinWidth = 64;
-// Squares between these have lost nothing that matters to the largest or the smallest numbers of binary32.
+// Sums of squares between these have lost nothing that matters to the largest or the smallest numbers of binary32.
 constexpr double kMaxSquares = 0x1p100;
 constexpr double kMinSquares = 0x1p-96;
-constexpr size_t kTerms = kColumnPlanes - kAbsError;
 
 }  // namespace
 
@@ -27,7 +26,7 @@ void TokenMeter::Begin(const TokenLayout& layout, uint64_t first) {
   exact_ = false;
   sums_.Clear();
   errors_ = {};
-  extremes_ = {};
+  magnitude_ = deviations_ = error_deviations_ = 0;
   has_rows_ = false;
   BeginStretch(first_);
 }
@@ -36,7 +35,8 @@ void TokenMeter::BeginStretch(uint64_t begin) {
   begin_ = begin;
   count_ = 0;
   row_ = column_ = 0;
-  wide_rows_ = 0;
+  rows_before_ = 0;
+  totals_ = {};
   has_infinite_error_ = false;
   const uint64_t joined = exact_ || layout_.channels >= kMinWidth ? 1 : kMinWidth / layout_.channels;
   width_ = static_cast<size_t>(layout_.channels * joined);
@@ -44,9 +44,8 @@ void TokenMeter::BeginStretch(uint64_t begin) {
     exact_sums_.assign(width_, {});
     return;
   }
-  const size_t blocks = ColumnBlock<float>::CountFor(width_);
+  const size_t blocks = ColumnBlock::CountFor(width_);
   if (chunk_.size() < blocks) chunk_.resize(blocks);
-  columns_ = {chunk_.data(), wide_.data()};
 }
 
 void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t count) {
@@ -54,7 +53,7 @@ void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t cou
     const auto left = static_cast<size_t>(std::min<uint64_t>(count, layout_.sequence() - begin_ - count_));
     const size_t columns = std::min(left, width_ - column_);
     const size_t rows = columns == width_ ? std::min(left / width_, kChunkRows - row_) : 1;
-    AddRows({dtype, x, errors, rows, columns}, row_ == 0, columns_, column_);
+    AddRows({dtype, x, errors, rows, columns}, row_ == 0, chunk_.data(), column_);
     const size_t taken = rows * columns;
     x = static_cast<const uint8_t*>(x) + taken * DTypeSize(dtype);
     errors += taken;
@@ -69,79 +68,76 @@ void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t cou
       EndStretch();
       BeginStretch(0);
     } else if (row_ == kChunkRows) {
-      if (wide_.size() < chunk_.size()) wide_.resize(chunk_.size());
-      columns_.wide = wide_.data();
-      ForEachRange(width_, [&](const ColumnRange& range) { WidenColumns(columns_, range); });
-      wide_rows_ += kChunkRows;
-      row_ = 0;
+      MergeChunk();
     }
   }
 }
 
-// The columns that end with the last row, and those that end with the row before it.
-template <typename Visit>
-void TokenMeter::ForEachRange(size_t columns, Visit visit) const {
-  const auto rows = static_cast<double>(row_);
-  const auto wide_rows = static_cast<double>(wide_rows_);
-  if (column_ > 0) visit(ColumnRange{0, column_, rows + 1, wide_rows});
-  if (column_ < columns) visit(ColumnRange{column_, columns, rows, wide_rows});
+// Ends the chunk: the columns of its last row have one row more than the others, if that is not whole.
+void TokenMeter::MergeChunk() {
+  if (rows_before_ == 0) moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
+  const auto merge = [this](size_t begin, size_t end, size_t rows) {
+    if (begin == end || rows == 0) return;
+    const ColumnRange range{begin, end, static_cast<double>(rows), static_cast<double>(rows_before_)};
+    MergeColumns(chunk_.data(), range, moments_, totals_);
+  };
+  merge(0, column_, row_ + 1);
+  merge(column_, moments_.size(), row_);
+  rows_before_ += row_;
+  row_ = 0;
 }
 
 void TokenMeter::EndStretch() {
-  const bool is_whole = count_ == layout_.sequence();
-  TokenStretch& stretch = begin_ > 0 ? sums_.head : sums_.tail;
-  ChannelMoments& moments = is_whole ? closed_ : stretch.channels;
-  moments.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   if (exact_) {
-    MeasureExactly(moments);
+    MeasureStretchExactly();
   } else {
-    MeasureStretch(moments);
+    MeasureStretch();
   }
-  if (is_whole) {
-    moments.AddTo(sums_.closed);
-  } else {
-    stretch.first = begin_;
-    stretch.count = count_;
-  }
+  if (count_ == layout_.sequence()) return moments_.AddTo(sums_.closed);
+  TokenStretch& stretch = begin_ > 0 ? sums_.head : sums_.tail;
+  stretch.first = begin_;
+  stretch.count = count_;
+  std::swap(stretch.channels, moments_);
 }
 
-void TokenMeter::MeasureStretch(ChannelMoments& moments) {
-  if (terms_.size() < kTerms * width_) terms_.resize(kTerms * width_);
-  ForEachRange(moments.size(), [&](const ColumnRange& range) {
-    MeasureColumns(columns_, range, moments, terms_.data(), width_, extremes_);
-  });
-  AddErrors(moments);
+void TokenMeter::MeasureStretch() {
+  MergeChunk();
+  AddErrors();
   has_rows_ = has_rows_ || count_ > width_;
   const auto channels = static_cast<size_t>(layout_.channels);
-  for (size_t token = channels; token < moments.size(); token += channels) {
-    moments.Merge(moments, token, std::min(channels, moments.size() - token), 0);
+  for (size_t token = channels; token < moments_.size(); token += channels) {
+    moments_.Merge(moments_, token, std::min(channels, moments_.size() - token), 0);
   }
-  moments.Shrink(std::min(channels, moments.size()));
+  moments_.Shrink(std::min(channels, moments_.size()));
 }
 
-// What the columns' moments and terms come to.
-void TokenMeter::AddErrors(const ChannelMoments& moments) {
-  const double* counts = moments.plane(kCount);
-  const double* means = moments.plane(kMean);
-  const double* error_means = moments.plane(kErrorMean);
-  const double* abs_errors = terms_.data();
-  const double* cross = abs_errors + width_;
-  const double* max_errors = cross + width_;
+// Adds what the columns' moments and the totals come to.
+void TokenMeter::AddErrors() {
+  moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
+  magnitude_ += totals_.Sum(kTotalMagnitude);
+  error_deviations_ += moments_.error_deviations();
+
+  const double* counts = moments_.plane(kCount);
+  const double* means = moments_.plane(kMean);
+  const double* deviations = moments_.plane(kDeviations);
+  const double* error_means = moments_.plane(kErrorMean);
   ErrorSums sums;
   sums.count = count_;
-  for (size_t i = 0; i < moments.size(); ++i) {
+  sums.sum_error_squares = moments_.error_deviations();
+  sums.sum_abs_error = totals_.Sum(kTotalAbsError);
+  sums.sum_cross = totals_.Sum(kTotalCross);
+  sums.max_abs_error = totals_.Max(kTotalMaxError);
+  for (size_t i = 0; i < moments_.size(); ++i) {
     const double sum = counts[i] * means[i];
+    deviations_ += deviations[i];
     sums.sum += sum;
-    sums.sum_squares += moments.plane(kDeviations)[i] + sum * means[i];
-    sums.sum_error_squares += moments.plane(kErrorDeviations)[i] + counts[i] * error_means[i] * error_means[i];
-    sums.sum_abs_error += abs_errors[i];
-    sums.sum_cross += cross[i];
-    sums.max_abs_error = std::max(sums.max_abs_error, max_errors[i]);
+    sums.sum_squares += deviations[i] + sum * means[i];
+    sums.sum_error_squares += counts[i] * error_means[i] * error_means[i];
   }
   const double mean = sums.sum / static_cast<double>(count_);
-  for (size_t i = 0; i < moments.size(); ++i) {
+  for (size_t i = 0; i < moments_.size(); ++i) {
     const double between = means[i] - mean;
-    sums.sum_deviations += moments.plane(kDeviations)[i] + counts[i] * between * between;
+    sums.sum_deviations += deviations[i] + counts[i] * between * between;
   }
   errors_.Merge(sums);
 }
@@ -149,13 +145,14 @@ void TokenMeter::AddErrors(const ChannelMoments& moments) {
 bool TokenMeter::End() {
   if (count_ > 0) EndStretch();
   const auto is_held = [](double squares, double terms) { return squares >= kMinSquares || terms == 0; };
-  const bool is_small = has_rows_ && !(is_held(extremes_.squares, extremes_.values) &&
-                                       is_held(extremes_.error_squares, extremes_.errors));
+  const bool is_small =
+      has_rows_ && !(is_held(deviations_, magnitude_) && is_held(error_deviations_, errors_.max_abs_error));
   // Of the products of values and errors, columns of one value have no other sign.
   const bool has_products = std::isfinite(errors_.sum_cross) &&
                             is_held(errors_.sum_squares, errors_.sum_error_squares) &&
                             is_held(errors_.sum_error_squares, errors_.sum_error_squares);
-  return extremes_.largest < kMaxSquares && !is_small && has_products;
+  return magnitude_ + deviations_ + error_deviations_ + errors_.max_abs_error < kMaxSquares && !is_small &&
+         has_products;
 }
 
 void TokenMeter::BeginExact() {
@@ -192,18 +189,18 @@ void TokenMeter::EndExact() {
   if (count_ > 0) EndStretch();
 }
 
-void TokenMeter::MeasureExactly(ChannelMoments& moments) const {
-  for (size_t i = 0; i < moments.size(); ++i) {
+void TokenMeter::MeasureStretchExactly() {
+  moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
+  for (size_t i = 0; i < moments_.size(); ++i) {
     const ExactSums& sums = exact_sums_[i];
     if (sums.count == 0) continue;
-    moments.plane(kCount)[i] = sums.count;
-    moments.plane(kMean)[i] = sums.first + sums.sum / sums.count;
-    moments.plane(kDeviations)[i] = std::max(0.0, sums.squares - sums.sum * sums.sum / sums.count);
-    moments.plane(kErrorMean)[i] = sums.first_error + sums.error_sum / sums.count;
-    moments.plane(kErrorDeviations)[i] =
-        std::max(0.0, sums.error_squares - sums.error_sum * sums.error_sum / sums.count);
+    moments_.plane(kCount)[i] = sums.count;
+    moments_.plane(kMean)[i] = sums.first + sums.sum / sums.count;
+    moments_.plane(kDeviations)[i] = std::max(0.0, sums.squares - sums.sum * sums.sum / sums.count);
+    moments_.plane(kErrorMean)[i] = sums.first_error + sums.error_sum / sums.count;
+    moments_.AddErrorDeviations(std::max(0.0, sums.error_squares - sums.error_sum * sums.error_sum / sums.count));
   }
-  if (has_infinite_error_) moments.plane(kErrorDeviations)[0] = std::numeric_limits<double>::infinity();
+  if (has_infinite_error_) moments_.AddErrorDeviations(std::numeric_limits<double>::infinity());
 }
 
 namespace {

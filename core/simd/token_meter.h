@@ -40,33 +40,32 @@ class TokenMeter {
  private:
   void BeginStretch(uint64_t begin);
   void EndStretch();
-  void MeasureStretch(ChannelMoments& moments);
-  void MeasureExactly(ChannelMoments& moments) const;
-  void AddErrors(const ChannelMoments& moments);
-  template <typename Visit>
-  void ForEachRange(size_t columns, Visit visit) const;
+  void MergeChunk();
+  void MeasureStretch();
+  void MeasureStretchExactly();
+  void AddErrors();
 
   TokenLayout layout_;
   uint64_t first_ = 0;  // of the run, in its sequence
   TokenSums sums_;
   ErrorSums errors_;
-  ColumnExtremes extremes_;  // of the run
-  bool has_rows_ = false;    // a column of the run has more than one value
+  // What tells whether binary32 held the sums of the run.
+  double magnitude_ = 0;                          // kTotalMagnitude
+  double deviations_ = 0, error_deviations_ = 0;  // of the columns
+  bool has_rows_ = false;                         // a column has more than one value
 
   // The stretch at hand.
   uint64_t begin_ = 0;  // in its sequence
   uint64_t count_ = 0;
   // Its values as a matrix: a row is a token or, where channels are few, several; columns begin with the channel of the
-  // first value. Rows come in chunks, after each of which the columns' sums are moved to binary64.
+  // first value. Rows come in chunks, after each of which the columns' sums become moments, in binary64.
   size_t width_ = 0;
   size_t row_ = 0;  // in its chunk
   size_t column_ = 0;
-  uint64_t wide_rows_ = 0;
-  std::vector<ColumnBlock<float>> chunk_;
-  std::vector<ColumnBlock<double>> wide_;
-  std::vector<double> terms_;
-  ColumnSums columns_ = {};
-  ChannelMoments closed_;  // of a whole sequence, for a moment
+  uint64_t rows_before_ = 0;  // in the chunks before it
+  std::vector<ColumnBlock> chunk_;
+  ChannelMoments moments_;  // of the columns, of the chunks before
+  ColumnTotals totals_;
 
   // In place of these, value by value.
   struct ExactSums {

@@ -4,8 +4,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <limits>
-#include <type_traits>
+#include <numeric>
 
 #include "core/simd/token_columns.h"
 
@@ -14,160 +13,100 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using WideD = hn::ScalableTag<double>;
+// Merges columns, as many at once as there are lanes, all of which lie in the same lanes of their blocks.
 template <class D>
-using OneLane = hn::CappedTag<hn::TFromD<D>, 1>;
-
-// Calls each(d, column) for the columns, as vectors that lie in one block and, where there is none, one by one.
-template <class D, class Each>
-HWY_INLINE void ForEachVector(D d, size_t begin, size_t end, Each each) {
-  for (size_t column = begin; column < end;) {
-    if (column % hn::Lanes(d) == 0 && column + hn::Lanes(d) <= end) {
-      each(d, column);
-      column += hn::Lanes(d);
-    } else {
-      each(OneLane<D>(), column);
-      ++column;
-    }
-  }
-}
-
-template <typename T>
-HWY_INLINE T* At(ColumnBlock<T>* blocks, size_t column, size_t plane) {
-  return blocks[column / ColumnBlock<T>::kColumns].planes[plane] + column % ColumnBlock<T>::kColumns;
-}
-
-// A plane of the chunk, and of those before it.
-template <class D>
-HWY_INLINE hn::Vec<D> LoadChunk(D d, const ColumnSums& sums, size_t column, size_t plane) {
-  return hn::PromoteTo(d, hn::LoadU(hn::Rebind<float, D>(), At(sums.chunk, column, plane)));
-}
-template <class D>
-HWY_INLINE hn::Vec<D> LoadWide(D d, const ColumnSums& sums, size_t column, size_t plane) {
-  return hn::LoadU(d, At(sums.wide, column, plane));
-}
-
-// Which rows columns have sums of: those of the chunk, those before it, or both.
-enum class Parts { kChunk, kWide, kBoth };
-
-// Calls visit(std::integral_constant<Parts, ...>) for the parts of `range`.
-template <typename Visit>
-HWY_INLINE void VisitParts(const ColumnRange& range, Visit visit) {
-  if (range.wide_rows == 0) {
-    visit(std::integral_constant<Parts, Parts::kChunk>());
-  } else if (range.chunk_rows == 0) {
-    visit(std::integral_constant<Parts, Parts::kWide>());
-  } else {
-    visit(std::integral_constant<Parts, Parts::kBoth>());
-  }
-}
-
-// A plane that is not about a first value, in all chunks.
-template <Parts kParts, class D>
-HWY_INLINE hn::Vec<D> Term(D d, const ColumnSums& sums, size_t column, size_t plane) {
-  if constexpr (kParts == Parts::kChunk) {
-    return LoadChunk(d, sums, column, plane);
-  } else if constexpr (kParts == Parts::kWide) {
-    return LoadWide(d, sums, column, plane);
-  } else {
-    const auto before = LoadWide(d, sums, column, plane);
-    const auto added = LoadChunk(d, sums, column, plane);
-    return plane == kMaxError ? hn::Max(before, added) : hn::Add(before, added);
-  }
-}
-
-// The sums about a first value, in binary64.
-template <Parts kParts, class D>
-struct WideSums {
-  hn::Vec<D> first, sum, squares;
-
-  // Those of the planes from `plane` on, in all chunks.
-  HWY_INLINE WideSums(const ColumnSums& sums, size_t column, size_t plane, double chunk_rows) {
+class ColumnMerger {
+ public:
+  HWY_INLINE ColumnMerger(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
+                          const ColumnTotals& totals, size_t lane)
+      : chunk_(chunk),
+        counts_(moments.plane(kCount)),
+        means_(moments.plane(kMean)),
+        deviations_(moments.plane(kDeviations)),
+        error_means_(moments.plane(kErrorMean)),
+        lane_(lane) {
     const D d;
-    if constexpr (kParts == Parts::kChunk) {
-      first = LoadChunk(d, sums, column, plane);
-      sum = LoadChunk(d, sums, column, plane + 1);
-      squares = LoadChunk(d, sums, column, plane + 2);
-    } else {
-      first = LoadWide(d, sums, column, plane);
-      sum = LoadWide(d, sums, column, plane + 1);
-      squares = LoadWide(d, sums, column, plane + 2);
-    }
-    if constexpr (kParts == Parts::kBoth) {
-      // About the first value of all in place of the chunk's.
-      const auto chunk_sum = LoadChunk(d, sums, column, plane + 1);
-      const auto shift = hn::Sub(LoadChunk(d, sums, column, plane), first);
-      const auto shifts = hn::Mul(shift, hn::Set(d, chunk_rows));
-      sum = hn::Add(sum, hn::Add(chunk_sum, shifts));
-      const auto added = hn::Mul(shift, hn::Add(hn::Add(chunk_sum, chunk_sum), shifts));
-      squares = hn::Add(squares, hn::Add(LoadChunk(d, sums, column, plane + 2), added));
+    const double rows = range.rows_before + range.rows;
+    count_ = hn::Set(d, rows);
+    per_row_ = hn::Set(d, 1 / range.rows);
+    share_ = hn::Set(d, range.rows / rows);
+    weight_ = hn::Set(d, range.rows_before * (range.rows / rows));
+    for (size_t total = 0; total < kColumnTotals; ++total) totals_[total] = hn::LoadU(d, totals.lanes[total] + lane);
+  }
+
+  HWY_INLINE void Merge(size_t column) {
+    const D d;
+    const ColumnBlock& block = chunk_[column / ColumnBlock::kColumns];
+    const V first = Load(block, kFirst);
+    const V sum = Load(block, kSum);
+    const V deviations = MergeMean(first, sum, Load(block, kSquares), means_ + column);
+    hn::StoreU(hn::Add(hn::LoadU(d, deviations_ + column), deviations), d, deviations_ + column);
+    hn::StoreU(count_, d, counts_ + column);
+    Add(kErrorDeviations,
+        MergeMean(Load(block, kFirstError), Load(block, kErrorSum), Load(block, kErrorSquares), error_means_ + column));
+    Add(kTotalAbsError, Load(block, kAbsError));
+    Add(kTotalCross, Load(block, kCross));
+    totals_[kTotalMaxError] = hn::Max(totals_[kTotalMaxError], Load(block, kMaxError));
+    Add(kTotalMagnitude, hn::Add(hn::Abs(first), hn::Abs(sum)));
+  }
+
+  HWY_INLINE void Store(ColumnTotals& totals) const {
+    for (size_t total = 0; total < kColumnTotals; ++total) {
+      hn::StoreU(totals_[total], D(), totals.lanes[total] + lane_);
     }
   }
 
-  HWY_INLINE void Store(const ColumnSums& sums, size_t column, size_t plane) const {
+ private:
+  using V = hn::Vec<D>;
+
+  HWY_INLINE V Load(const ColumnBlock& block, ColumnPlane plane) const {
+    return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<float, D>(), block.planes[plane] + lane_));
+  }
+  HWY_INLINE void Add(ColumnTotal total, V sum) { totals_[total] = hn::Add(totals_[total], sum); }
+
+  // Merges the mean, and returns by how much the deviations grow: Chan, Golub, LeVeque 1983.
+  HWY_INLINE V MergeMean(V first, V sum, V squares, double* means) const {
     const D d;
-    hn::StoreU(first, d, At(sums.wide, column, plane));
-    hn::StoreU(sum, d, At(sums.wide, column, plane + 1));
-    hn::StoreU(squares, d, At(sums.wide, column, plane + 2));
+    const V from_first = hn::Mul(sum, per_row_);
+    const V within = hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, from_first)));
+    const V before = hn::LoadU(d, means);
+    const V between = hn::Sub(hn::Add(first, from_first), before);
+    hn::StoreU(hn::Add(before, hn::Mul(between, share_)), d, means);
+    return hn::Add(within, hn::Mul(hn::Mul(between, between), weight_));
   }
 
-  // The magnitudes of the values.
-  HWY_INLINE hn::Vec<D> Size() const { return hn::Add(hn::Abs(first), hn::Abs(sum)); }
-
-  HWY_INLINE void StoreMoments(double rows, double* means, double* deviations) const {
-    const D d;
-    const auto mean = hn::Div(sum, hn::Set(d, rows));
-    hn::StoreU(hn::Add(first, mean), d, means);
-    hn::StoreU(hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, mean))), d, deviations);
-  }
+  const ColumnBlock* const chunk_;
+  double *const counts_, *const means_, *const deviations_, *const error_means_;
+  const size_t lane_;
+  V count_, per_row_, share_, weight_;
+  V totals_[kColumnTotals];
 };
-
-template <class D>
-HWY_INLINE void TakeLargest(D d, hn::Vec<D> v, double& largest) {
-  largest = std::max(largest, hn::GetLane(hn::MaxOfLanes(d, v)));
-}
 
 }  // namespace
 
-void AddToWide(const ColumnSums& sums, const ColumnRange& range) {
-  VisitParts(range, [sums, range](auto parts) HWY_ATTR {
-    constexpr Parts kParts = decltype(parts)::value;
-    ForEachVector(WideD(), range.begin, range.end, [&](auto d, size_t column) HWY_ATTR {
-      for (const ColumnPlane plane : {kFirst, kFirstError}) {
-        WideSums<kParts, decltype(d)>(sums, column, plane, range.chunk_rows).Store(sums, column, plane);
-      }
-      for (const ColumnPlane plane : {kAbsError, kCross, kMaxError}) {
-        hn::StoreU(Term<kParts>(d, sums, column, plane), d, At(sums.wide, column, plane));
-      }
-    });
-  });
-}
-
-void TakeMoments(const ColumnSums& sums, const ColumnRange& range, ChannelMoments& moments, double* terms,
-                 size_t stride, ColumnExtremes& extremes) {
-  const double rows = range.wide_rows + range.chunk_rows;
-  VisitParts(range, [&, sums, range](auto parts) HWY_ATTR {
-    constexpr Parts kParts = decltype(parts)::value;
-    ForEachVector(WideD(), range.begin, range.end, [&](auto d, size_t column) HWY_ATTR {
-      const WideSums<kParts, decltype(d)> value(sums, column, kFirst, range.chunk_rows);
-      const WideSums<kParts, decltype(d)> error(sums, column, kFirstError, range.chunk_rows);
-      hn::StoreU(hn::Set(d, rows), d, moments.plane(kCount) + column);
-      value.StoreMoments(rows, moments.plane(kMean) + column, moments.plane(kDeviations) + column);
-      error.StoreMoments(rows, moments.plane(kErrorMean) + column, moments.plane(kErrorDeviations) + column);
-
-      for (size_t term = 0; term < kColumnPlanes - kAbsError; ++term) {
-        hn::StoreU(Term<kParts>(d, sums, column, kAbsError + term), d, terms + term * stride + column);
-      }
-
-      const auto all = hn::Add(hn::Add(value.Size(), value.squares), hn::Add(error.Size(), error.squares));
-      const auto infinity = hn::Set(d, std::numeric_limits<double>::infinity());
-      TakeLargest(d, hn::IfThenElse(hn::Lt(all, infinity), all, infinity), extremes.largest);
-      TakeLargest(d, value.squares, extremes.squares);
-      TakeLargest(d, error.squares, extremes.error_squares);
-      TakeLargest(d, value.Size(), extremes.values);
-      TakeLargest(d, error.Size(), extremes.errors);
-    });
-  });
+void MergeChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
+                       ColumnTotals& totals) {
+  constexpr size_t kColumns = ColumnBlock::kColumns;
+  using WideD = hn::ScalableTag<double>;
+  using OneLane = hn::CappedTag<double, 1>;
+  const auto one_by_one = [&](size_t begin, size_t end) HWY_ATTR {
+    for (size_t column = begin; column < end; ++column) {
+      ColumnMerger<OneLane> merger(chunk, range, moments, totals, column % kColumns);
+      merger.Merge(column);
+      merger.Store(totals);
+    }
+  };
+  const size_t begin = std::min(range.end, ColumnBlock::CountFor(range.begin) * kColumns);
+  const size_t end = std::max(begin, range.end / kColumns * kColumns);
+  one_by_one(range.begin, begin);
+  if (begin < end) {
+    for (size_t lane = 0; lane < kColumns; lane += hn::Lanes(WideD())) {
+      ColumnMerger<WideD> merger(chunk, range, moments, totals, lane);
+      for (size_t column = begin + lane; column < end; column += kColumns) merger.Merge(column);
+      merger.Store(totals);
+    }
+  }
+  one_by_one(end, range.end);
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -176,14 +115,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(AddToWide);
-HWY_EXPORT(TakeMoments);
+HWY_EXPORT(MergeChunkColumns);
 
-void WidenColumns(const ColumnSums& sums, const ColumnRange& range) { HWY_DYNAMIC_DISPATCH(AddToWide)(sums, range); }
+void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals) {
+  HWY_DYNAMIC_DISPATCH(MergeChunkColumns)(chunk, range, moments, totals);
+}
 
-void MeasureColumns(const ColumnSums& sums, const ColumnRange& range, ChannelMoments& moments, double* terms,
-                    size_t stride, ColumnExtremes& extremes) {
-  HWY_DYNAMIC_DISPATCH(TakeMoments)(sums, range, moments, terms, stride, extremes);
+double ColumnTotals::Sum(ColumnTotal total) const {
+  return std::accumulate(std::begin(lanes[total]), std::end(lanes[total]), 0.0);
+}
+
+double ColumnTotals::Max(ColumnTotal total) const {
+  return *std::max_element(std::begin(lanes[total]), std::end(lanes[total]));
 }
 
 }  // namespace kvcompress::simd

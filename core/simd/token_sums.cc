@@ -22,23 +22,25 @@ TokenLayout TokenLayoutOf(const TensorDesc& tensor) {
 
 void ChannelMoments::Assign(size_t size) {
   moments_.assign(kMomentPlanes * size, 0);
+  error_deviations_ = 0;
   stride_ = size_ = size;
 }
 
 void ChannelMoments::Merge(const ChannelMoments& other, size_t first, size_t count, size_t to) {
-  const auto merge = [&](size_t i, MomentPlane mean, MomentPlane deviations, double share, double weight) {
-    const double between = other.plane(mean)[first + i] - plane(mean)[to + i];
-    plane(deviations)[to + i] += other.plane(deviations)[first + i] + between * between * weight;
-    plane(mean)[to + i] += between * share;
-  };
+  double error_deviations = 0;
   for (size_t i = 0; i < count; ++i) {
     const double own = plane(kCount)[to + i];
     const double added = other.plane(kCount)[first + i];
     const double share = added > 0 ? added / (own + added) : 0;
+    const double between = other.plane(kMean)[first + i] - plane(kMean)[to + i];
+    const double error_between = other.plane(kErrorMean)[first + i] - plane(kErrorMean)[to + i];
     plane(kCount)[to + i] = own + added;
-    merge(i, kMean, kDeviations, share, own * share);
-    merge(i, kErrorMean, kErrorDeviations, share, own * share);
+    plane(kMean)[to + i] += between * share;
+    plane(kDeviations)[to + i] += other.plane(kDeviations)[first + i] + between * between * (own * share);
+    plane(kErrorMean)[to + i] += error_between * share;
+    error_deviations += error_between * error_between * (own * share);
   }
+  error_deviations_ += error_deviations;
 }
 
 void ChannelMoments::AddTo(ErrorSums& sums) const {
@@ -49,11 +51,11 @@ void ChannelMoments::AddTo(ErrorSums& sums) const {
     const double deviations = plane(kDeviations)[i];
     count += plane(kCount)[i];
     own.token_deviations += deviations;
-    own.token_error_deviations += plane(kErrorDeviations)[i];
     const double squares = plane(kMean)[i] * plane(kMean)[i] * plane(kCount)[i];
     constant = std::max(constant, deviations > 0 ? squares / deviations : 0);
   }
   own.token_count = static_cast<uint64_t>(count);
+  own.token_error_deviations = error_deviations_;
   own.max_channel_constant = std::sqrt(constant);
   sums.Merge(own);
 }
@@ -88,6 +90,7 @@ void TokenTotals::Join(const TokenStretch& next) {
   const size_t before_end = std::min(next.channels.size(), channels - first);
   open_.channels.Merge(next.channels, 0, before_end, first);
   open_.channels.Merge(next.channels, before_end, next.channels.size() - before_end, 0);
+  open_.channels.AddErrorDeviations(next.channels.error_deviations());
   open_.count += next.count;
   if (open_.count < layout_.sequence()) return;
   open_.channels.AddTo(closed_);

@@ -34,8 +34,8 @@ struct TokenLayout {
 // of opaque dtypes.
 TokenLayout TokenLayoutOf(const TensorDesc& tensor);
 
-// Of each of some channels: the number of its values, the mean of x, the sum of (x - mean)^2, and both of e.
-enum MomentPlane { kCount, kMean, kDeviations, kErrorMean, kErrorDeviations, kMomentPlanes };
+// Of each of some channels: the number of its values, the mean of x, the sum of (x - mean)^2, and the mean of e.
+enum MomentPlane { kCount, kMean, kDeviations, kErrorMean, kMomentPlanes };
 
 class ChannelMoments {
  public:
@@ -48,13 +48,19 @@ class ChannelMoments {
   double* plane(MomentPlane plane) { return moments_.data() + plane * stride_; }
   const double* plane(MomentPlane plane) const { return moments_.data() + plane * stride_; }
 
+  // Of e, the sum of (e - mean)^2 is needed over all channels alone.
+  double error_deviations() const { return error_deviations_; }
+  void AddErrorDeviations(double sum) { error_deviations_ += sum; }
+
   // Adds those of `count` channels of `other`, from `first` on, to the own from `to` on: Chan, Golub, LeVeque 1983.
+  // The error deviations within the channels of `other` are left to be added.
   void Merge(const ChannelMoments& other, size_t first, size_t count, size_t to);
   // Adds what the channels, which are those of a whole sequence, come to.
   void AddTo(ErrorSums& sums) const;
 
  private:
   std::vector<double> moments_;
+  double error_deviations_ = 0;
   size_t stride_ = 0;
   size_t size_ = 0;
 };
