@@ -10,6 +10,8 @@
 #include "core/base/status_macros.h"
 #include "core/simd/error_sums.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/token_meter.h"
+#include "core/simd/token_sums.h"
 
 namespace kvcompress {
 namespace {
@@ -23,6 +25,7 @@ constexpr double kFrameBytes = 160;
 
 struct SampleBlock {
   TransformInput input;
+  bool has_tokens;
   std::vector<std::byte> values;
 };
 
@@ -103,15 +106,37 @@ class Search {
       decoded_.resize(block.values.size());
       const absl::Status decoded = DecodeTransform(format_, input.dtype, ByteSpan(side_).first(sizes.side),
                                                    ByteSpan(words_).first(sizes.words), decoded_);
-      if (decoded.ok()) simd::MeasureErrors(input.dtype, block.values.data(), decoded_.data(), input.count, sums);
+      if (decoded.ok()) Measure(block, sums);
     }
     if (target_.bits > 0) {
       const double around = kFrameBytes + kBlockBytes * std::ceil(elements_ / block_elements_);
       return 8 * (bytes / count + around / elements_) - target_.bits;
     }
-    if (!(sums.sum_error_squares > 0)) return -1;
-    const double ratio = std::max(sums.sum_deviations / sums.sum_error_squares, 0x1p-1000);
-    return (target_.snr - kDecibelsOfABit / 2 * Log2(ratio)) / kDecibelsOfABit;
+    return std::max(Missing(sums.sum_deviations, sums.sum_error_squares),
+                    Missing(sums.token_deviations, sums.token_error_deviations));
+  }
+
+  // Adds the errors of what a block was decoded to; those about tokens as if it had all of its sequences.
+  void Measure(const SampleBlock& block, ErrorSums& sums) {
+    const TransformInput& input = block.input;
+    simd::MeasureErrors(input.dtype, block.values.data(), decoded_.data(), input.count, sums);
+    const uint64_t channels = input.layout.channels;
+    if (!block.has_tokens || input.count < channels) return;
+    const TokenLayout layout{std::min<uint64_t>(input.layout.tokens, input.count / channels), channels};
+    TokenSums run;
+    TokenTotals totals;
+    meter_.Begin(layout, 0);
+    simd::MeasureTokens(input.dtype, block.values.data(), decoded_.data(), input.count, meter_);
+    meter_.Take(run);
+    totals.Begin(layout);
+    totals.Merge(run);
+    totals.AddTo(sums);
+  }
+
+  // How many bits of a value an SNR lacks; an SNR of nothing lacks none.
+  double Missing(double signal, double noise) const {
+    if (!(signal > 0) || !(noise > 0)) return -1;
+    return target_.snr / kDecibelsOfABit - 0.5 * Log2(std::clamp(signal / noise, 0x1p-1000, 0x1p1000));
   }
 
   static constexpr double kDecibelsOfABit = 6.0205999132796239;
@@ -123,6 +148,7 @@ class Search {
   const double block_elements_;
   std::vector<SampleBlock> sample_;
   std::vector<std::byte> side_, words_, decoded_;
+  simd::TokenMeter meter_;
 };
 
 }  // namespace
@@ -141,8 +167,9 @@ absl::StatusOr<float> FindStep(const TransformFormat& format, bool sinks, const 
     const auto count = static_cast<size_t>(std::min<uint64_t>(block_elements, elements - first));
     KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, values.Get(first * width, count * width, scratch));
     if (simd::FindOutOfRange(tensor.dtype, bytes.data(), count, kMaxTransformable) < count) continue;
-    const TransformLayout layout = LayoutOf(format, tensor, {TokenLayoutOf(tensor), first}, count);
-    search.sample().push_back({{tensor.dtype, layout, count, nullptr}, {bytes.begin(), bytes.end()}});
+    const TokenRun tokens{TokenLayoutOf(tensor), first};
+    const TransformInput input{tensor.dtype, LayoutOf(format, tensor, tokens, count), count, nullptr};
+    search.sample().push_back({input, tokens.layout.has_tokens(), {bytes.begin(), bytes.end()}});
     search.sample().back().input.values = search.sample().back().values.data();
   }
   return search.Find();

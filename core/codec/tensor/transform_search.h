@@ -9,7 +9,7 @@ namespace kvcompress {
 
 struct TransformTarget {
   double bits = 0;  // of a value, at most, with all that a frame has
-  double snr = 0;   // dB, at least; one of the two is above 0
+  double snr = 0;   // dB, at least, of the values and of what changes from token to token; one of the two is above 0
 };
 
 // Blocks from all over the tensor are tried, a few of them at most, so that of larger tensors the target is met about.
