@@ -15,17 +15,18 @@ namespace {
 
 constexpr size_t kVectors = kStripChannels / kLanes;
 
-// Where the tables of a strip's channels are, in words from the first one's.
-struct TablePlaces {
-  HWY_ALIGN int32_t words[kStripChannels];
+// Where the tables of kLanes channels are, in words from the first of all.
+HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
+  constexpr auto kWords = static_cast<int32_t>(sizeof(ChannelTable) / sizeof(uint32_t));
+  return hn::Mul(hn::LoadU(DI(), tables.index.data() + channel), hn::Set(DI(), kWords));
+}
 
-  explicit TablePlaces(const StripTables& tables) {
-    for (size_t c = 0; c < kStripChannels; ++c) {
-      const auto distance = reinterpret_cast<intptr_t>(tables[c]) - reinterpret_cast<intptr_t>(tables[0]);
-      words[c] = static_cast<int32_t>(distance / static_cast<intptr_t>(sizeof(uint32_t)));
-    }
-  }
-};
+// Lanes of `bits`, from the lowest, as a mask.
+HWY_INLINE hn::Mask<DI> MaskOf(uint32_t bits) {
+  const DI di;
+  const VI lane = hn::Iota(di, 0);
+  return hn::Ne(hn::And(hn::Set(di, static_cast<int32_t>(bits)), hn::Shl(hn::Set(di, 1), lane)), hn::Zero(di));
+}
 
 // The entries of a table at `index` of each lane's own table, from `base` on.
 HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
@@ -48,8 +49,9 @@ struct LaneStates {
 
 template <size_t kStateVectors>
 bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, size_t tokens, ChannelRansEncoder& encoder) {
-  const TablePlaces places(tables);
-  const uint32_t* const base = tables[0]->symbols.data();
+  const uint32_t* const base = tables.all->symbols.data();
+  VI places[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) places[v] = PlacesOf(tables, v * kLanes);
   LaneStates<kStateVectors> states(encoder.states.data());
   uint8_t* out = encoder.out + encoder.size;
   const uint8_t* const end = encoder.out + encoder.capacity;
@@ -58,9 +60,9 @@ bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, size_t toke
     for (size_t group = kVectors / kStateVectors; group-- > 0;) {
 #pragma GCC unroll 4
       for (size_t s = 0; s < kStateVectors; ++s) {
-        const size_t c = (group * kStateVectors + s) * kLanes;
-        const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + tokens * kStripChannels + c));
-        const VI entry = EntriesAt(base, hn::Add(symbol, hn::Load(DI(), places.words + c)));
+        const size_t v = group * kStateVectors + s;
+        const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + tokens * kStripChannels + v * kLanes));
+        const VI entry = EntriesAt(base, hn::Add(symbol, places[v]));
         out += 2 * EncodeEntries(entry, states.lanes[s], out);
       }
     }
@@ -89,14 +91,14 @@ HWY_INLINE VI PassToken(VI symbol, VI& state) {
 }
 
 template <size_t kStateVectors, bool kTrellis>
-size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
-                    int32_t* points, uint32_t* stopped) {
+size_t DecodeTokens(const StripTables& tables, size_t tokens, uint32_t held, StripStates* trellis,
+                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped) {
   const DI di;
-  const TablePlaces places(tables);
-  const uint32_t* const base = tables[0]->slots[0].data();
+  const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
-  VI machine[kVectors];
+  VI places[kVectors], machine[kVectors];
   for (size_t v = 0; v < kVectors; ++v) {
+    places[v] = PlacesOf(tables, v * kLanes);
     machine[v] = kTrellis ? hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)) : hn::Zero(di);
   }
   size_t size = decoder.size;
@@ -109,8 +111,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
 #pragma GCC unroll 4
       for (size_t s = kStateVectors; s-- > 0;) {
         const size_t v = group * kStateVectors + s;
-        VI index =
-            hn::Add(hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1)), hn::Load(di, places.words + v * kLanes));
+        VI index = hn::Add(hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1)), places[v]);
         if constexpr (kTrellis) index = hn::Add(index, hn::ShiftLeft<kRansBits>(hn::ShiftRight<1>(machine[v])));
         const VI entry = EntriesAt(base, index);
         symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
@@ -121,10 +122,15 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
       }
     }
     int32_t* const row = points + t * kStripChannels;
-    if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
+    if (HWY_UNLIKELY(held != 0 || !hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
+      *stopped = held;
       for (size_t v = 0; v < kVectors; ++v) {
-        hn::StoreU(symbol[v], di, row + v * kLanes);
         *stopped |= BitsOf(hn::Eq(symbol[v], hn::Set(di, kEscape))) << (v * kLanes);
+        VI next = machine[v];
+        const VI point = PassToken<kTrellis>(symbol[v], next);
+        const auto stops = MaskOf(*stopped >> (v * kLanes));
+        machine[v] = hn::IfThenElse(stops, machine[v], next);
+        hn::StoreU(hn::IfThenElse(stops, symbol[v], point), di, row + v * kLanes);
       }
       break;
     }
@@ -170,10 +176,10 @@ size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels,
                       ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
   size_t done = 0;
   *stopped = 0;
-  if (channels == kStripChannels && held == 0) {
+  if (channels == kStripChannels) {
     WithStateVectors(decoder.lanes, [&](auto vectors) HWY_ATTR {
-      done = states != nullptr ? DecodeTokens<vectors, true>(tables, tokens, states, decoder, points, stopped)
-                               : DecodeTokens<vectors, false>(tables, tokens, states, decoder, points, stopped);
+      done = states != nullptr ? DecodeTokens<vectors, true>(tables, tokens, held, states, decoder, points, stopped)
+                               : DecodeTokens<vectors, false>(tables, tokens, held, states, decoder, points, stopped);
     });
   }
   if (done == tokens || *stopped != 0) return done;

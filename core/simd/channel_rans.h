@@ -30,8 +30,13 @@ struct ChannelTable {
   // The largest |k| that is no escape, by quantizer.
   std::array<uint8_t, 2> reach;
 };
-// Of the channels of a strip; all in one array, as kernels count from one to the other.
-using StripTables = std::array<const ChannelTable*, kStripChannels>;
+// Those of the channels of a strip, by their index among all.
+struct StripTables {
+  const ChannelTable* all = nullptr;
+  std::array<int32_t, kStripChannels> index = {};
+
+  const ChannelTable& operator[](size_t channel) const { return all[index[channel]]; }
+};
 // How many low bits of its values are not part of the symbols.
 using StripLowBits = std::array<uint8_t, kStripChannels>;
 // A trellis's states, 0 to 3, of these channels.

@@ -44,7 +44,7 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t token
     // Groups of a channel a lane, from the last to the first, within a group from lane 0 up.
     for (size_t group = (channels + encoder.lanes - 1) / encoder.lanes; group-- > 0;) {
       for (size_t c = group * encoder.lanes; c < std::min(channels, (group + 1) * encoder.lanes); ++c) {
-        const uint32_t entry = tables[c]->symbols[symbols[t * kStripChannels + c]];
+        const uint32_t entry = tables[c].symbols[symbols[t * kStripChannels + c]];
         const uint32_t frequency = entry & 0xffff;
         uint32_t x = encoder.states[c - group * encoder.lanes];
         if (x >> 19 >= frequency) {
@@ -70,7 +70,7 @@ size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, ui
       for (size_t c = std::min(channels, begin + decoder.lanes); c-- > begin;) {
         const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
         uint32_t x = decoder.states[c - begin];
-        const uint32_t entry = tables[c]->slots[quantizer][x % kRansSlots];
+        const uint32_t entry = tables[c].slots[quantizer][x % kRansSlots];
         row[c] = static_cast<int32_t>(entry >> 24);
         stops |= uint32_t{entry >> 24 == kEscape} << c;
         x = ((entry >> 12 & 0xfff) + 1) * (x >> kRansBits) + (entry & 0xfff);
@@ -87,14 +87,15 @@ size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, ui
         decoder.states[c - begin] = x;
       }
     }
-    if (stops != 0) {
-      *stopped = stops;
-      return t;
-    }
     for (size_t c = 0; c < channels; ++c) {
+      if ((stops >> c & 1) != 0) continue;
       const int32_t k = ValueOf(static_cast<uint8_t>(row[c]));
       row[c] = PointOf(k, states != nullptr ? QuantizerOf((*states)[c]) : 0);
       if (states != nullptr) (*states)[c] = NextState((*states)[c], k % 2 != 0);
+    }
+    if (stops != 0) {
+      *stopped = stops;
+      return t;
     }
   }
   return tokens;

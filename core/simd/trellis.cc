@@ -155,8 +155,8 @@ void SymbolsOfLanes(const StripTables& tables, const StripLowBits& low_bits, con
     // Channels that are not there have no escapes.
     const size_t c = first + i;
     lanes[0][i] = low_bits[c];
-    lanes[1][i] = c < channels ? tables[c]->reach[0] : std::numeric_limits<int32_t>::max();
-    lanes[2][i] = c < channels ? tables[c]->reach[1] : std::numeric_limits<int32_t>::max();
+    lanes[1][i] = c < channels ? tables[c].reach[0] : std::numeric_limits<int32_t>::max();
+    lanes[2][i] = c < channels ? tables[c].reach[1] : std::numeric_limits<int32_t>::max();
     lanes[3][i] = kTrellis ? (*states)[c] : 0;
   }
   const VI low = hn::Load(di, lanes[0]), reach0 = hn::Load(di, lanes[1]), reach1 = hn::Load(di, lanes[2]);

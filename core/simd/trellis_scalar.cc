@@ -68,7 +68,7 @@ void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const
       const int32_t value = k[t * kStripChannels + c];
       const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
       const int32_t high = value >> low_bits[c];
-      const bool escape = std::abs(high) > tables[c]->reach[quantizer];
+      const bool escape = std::abs(high) > tables[c].reach[quantizer];
       escapes[t] |= uint32_t{escape} << c;
       const uint8_t symbol = escape ? kEscape : SymbolOf(high);
       symbols[t * kStripChannels + c] = static_cast<uint8_t>(symbol | (quantizer != 0 ? kOddQuantizer : 0));

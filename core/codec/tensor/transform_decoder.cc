@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -100,23 +101,20 @@ class Decoder {
       t += simd::DecodeStrip(coding.tables, tokens - t, channels, coding.held, format_.trellis ? &states : nullptr,
                              rans_, points + t * kStripChannels, &stopped, &ok);
       if (!ok) return false;
-      if (t < tokens && !FinishToken(coding, channels, stopped, states, points + t * kStripChannels)) return false;
+      if (t < tokens && !FinishToken(coding, stopped, states, points + t * kStripChannels)) return false;
     }
     return true;
   }
 
-  // Makes points of the symbols of a token, and reads what they leave out of the channels `stopped`.
-  bool FinishToken(const StripCoding& coding, size_t channels, uint32_t stopped, simd::StripStates& states,
-                   int32_t* row) {
-    for (size_t c = 0; c < channels; ++c) {
+  // Makes points of the symbols of the channels `stopped` of a token, and reads what these leave out.
+  bool FinishToken(const StripCoding& coding, uint32_t stopped, simd::StripStates& states, int32_t* row) {
+    for (; stopped != 0; stopped &= stopped - 1) {
+      const auto c = static_cast<size_t>(std::countr_zero(stopped));
       const size_t quantizer = simd::QuantizerOf(states[c]);
       const bool is_escape = row[c] == simd::kEscape;
-      int32_t k = simd::ValueOf(static_cast<uint8_t>(row[c]));
-      if ((stopped >> c & 1) != 0) {
-        k = k * (1 << coding.low_bits[c]);
-        models_.CodeRest(side_, is_escape, coding.tables[c]->reach[quantizer], coding.low_bits[c], k);
-        if (std::abs(k) > simd::kMaxPoint / 2) return false;
-      }
+      int32_t k = simd::ValueOf(static_cast<uint8_t>(row[c])) * (1 << coding.low_bits[c]);
+      models_.CodeRest(side_, is_escape, coding.tables[c].reach[quantizer], coding.low_bits[c], k);
+      if (std::abs(k) > simd::kMaxPoint / 2) return false;
       row[c] = simd::PointOf(k, quantizer);
       if (format_.trellis) states[c] = simd::NextState(states[c], k % 2 != 0);
     }

@@ -161,7 +161,7 @@ class Encoder {
         for (uint32_t left = escapes | coding.held; left != 0; left &= left - 1) {
           const auto c = static_cast<size_t>(std::countr_zero(left));
           const size_t quantizer = (symbols[t * kStripChannels + c] & simd::kOddQuantizer) != 0 ? 1 : 0;
-          scratch_.rests.push_back({k[t * kStripChannels + c], coding.tables[c]->reach[quantizer], coding.low_bits[c],
+          scratch_.rests.push_back({k[t * kStripChannels + c], coding.tables[c].reach[quantizer], coding.low_bits[c],
                                     (escapes >> c & 1) != 0});
         }
       }

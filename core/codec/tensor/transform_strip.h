@@ -50,10 +50,10 @@ struct StripCoding {
   uint32_t held = 0;  // channels that have low bits
 
   StripCoding(std::span<const simd::ChannelTable> all, std::span<const int> classes, int class_shift) {
-    tables.fill(&all[0]);
+    tables.all = all.data();
     for (size_t c = 0; c < classes.size(); ++c) {
       const CodedClass coded(std::clamp(classes[c] + class_shift, kMinClass, kMaxClass));
-      tables[c] = TableOf(all, coded);
+      tables.index[c] = coded.table - kMinClass;
       low_bits[c] = static_cast<uint8_t>(coded.low_bits);
       held |= uint32_t{coded.low_bits > 0} << c;
     }

@@ -39,8 +39,4 @@ struct CodedClass {
 // By class, from kMinClass on; with the trellis or without.
 std::span<const simd::ChannelTable> ChannelTables(bool trellis);
 
-inline const simd::ChannelTable* TableOf(std::span<const simd::ChannelTable> tables, CodedClass coded) {
-  return &tables[static_cast<size_t>(coded.table - kMinClass)];
-}
-
 }  // namespace kvcompress

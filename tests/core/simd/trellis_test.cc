@@ -144,6 +144,13 @@ std::vector<ChannelTable> SomeTables() {
           TableOf(wide, wide)};
 }
 
+// Each of them in turn.
+StripTables StripOf(const std::vector<ChannelTable>& tables) {
+  StripTables strip{.all = tables.data()};
+  for (size_t c = 0; c < kStripChannels; ++c) strip.index[c] = static_cast<int32_t>(c % tables.size());
+  return strip;
+}
+
 struct Symbols {
   std::vector<uint8_t> symbols;
   std::vector<uint32_t> escapes;
@@ -152,8 +159,7 @@ struct Symbols {
 
 TEST_P(TrellisTest, SymbolsAreThoseOfTheDefinition) {
   const std::vector<ChannelTable> tables = SomeTables();
-  StripTables strip;
-  for (size_t c = 0; c < kStripChannels; ++c) strip[c] = &tables[c % tables.size()];
+  const StripTables strip = StripOf(tables);
   StripLowBits low_bits = {};
   for (const bool has_low_bits : {false, true}) {
     if (has_low_bits) low_bits[3] = low_bits[20] = 2;
@@ -199,13 +205,13 @@ struct CodedStrip {
   CodedStrip(size_t token_count, size_t channel_count, size_t lane_count, bool trellis, bool with_escapes)
       : tokens(token_count), channels(channel_count), lanes(lane_count) {
     std::mt19937 random(static_cast<uint32_t>(tokens + channels));
-    for (size_t c = 0; c < kStripChannels; ++c) strip[c] = &tables[c % tables.size()];
+    strip = StripOf(tables);
     k.resize(tokens * kStripChannels);
     for (size_t i = 0; i < k.size(); ++i) {
-      const int32_t reach = strip[i % kStripChannels]->reach[0];
+      const int32_t reach = strip[i % kStripChannels].reach[0];
       k[i] = reach == 0 ? 0 : static_cast<int32_t>(random() % (2 * static_cast<uint32_t>(reach) + 1)) - reach;
       if (!with_escapes)
-        k[i] = std::clamp<int32_t>(k[i], -strip[i % kStripChannels]->reach[1], strip[i % kStripChannels]->reach[1]);
+        k[i] = std::clamp<int32_t>(k[i], -strip[i % kStripChannels].reach[1], strip[i % kStripChannels].reach[1]);
       if (with_escapes && random() % 500 == 0) k[i] = 1000;
     }
     symbols.resize(k.size());
@@ -233,8 +239,11 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
   for (const size_t lanes : {1, 4, 16, 32}) {
     for (const size_t channels : {1, 16, 20, 32}) {
       for (const bool trellis : {false, true}) {
-        for (const bool with_escapes : {false, true}) {
-          SCOPED_TRACE(::testing::Message() << lanes << " lanes " << channels << " channels " << trellis);
+        for (const int kind : {0, 1, 2}) {
+          SCOPED_TRACE(::testing::Message() << lanes << " lanes " << channels << " channels " << trellis << kind);
+          const bool with_escapes = kind > 0;
+          // Channels of which each token stops the decoder.
+          const uint32_t held = kind == 2 ? 0x90010001u & static_cast<uint32_t>((uint64_t{1} << channels) - 1) : 0;
           CodedStrip coded(300, channels, lanes, trellis, with_escapes);
           const std::vector<uint8_t> bytes = coded.Encode();
           ASSERT_EQ(bytes, coded.EncodeByDefinition());
@@ -247,20 +256,23 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
           size_t stops = 0;
           for (size_t t = 0; t < coded.tokens; ++t) {
             uint32_t stopped = 0;
-            t += DecodeStrip(coded.strip, coded.tokens - t, channels, /*held=*/0, trellis ? &states : nullptr, decoder,
+            t += DecodeStrip(coded.strip, coded.tokens - t, channels, held, trellis ? &states : nullptr, decoder,
                              points.data() + t * kStripChannels, &stopped, &ok);
             ASSERT_TRUE(ok);
             if (t == coded.tokens) break;
             ++stops;
-            ASSERT_EQ(stopped, coded.escapes[t]);
+            ASSERT_EQ(stopped, coded.escapes[t] | held);
             for (size_t c = 0; c < channels; ++c) {
+              if ((stopped >> c & 1) == 0) continue;
               int32_t& point = points[t * kStripChannels + c];
               ASSERT_EQ(point, coded.symbols[t * kStripChannels + c] & 0x7f);
               point = PointOf(coded.k[t * kStripChannels + c], QuantizerOf(states[c]));
               if (trellis) states[c] = NextState(states[c], coded.k[t * kStripChannels + c] % 2 != 0);
             }
           }
-          ASSERT_EQ(stops, coded.tokens - static_cast<size_t>(std::ranges::count(coded.escapes, 0u)));
+          if (held == 0) {
+            ASSERT_EQ(stops, coded.tokens - static_cast<size_t>(std::ranges::count(coded.escapes, 0u)));
+          }
           EXPECT_TRUE(decoder.Finish());
           StripStates expected = {};
           for (size_t t = 0; t < coded.tokens; ++t) {
