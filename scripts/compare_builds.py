@@ -29,7 +29,7 @@ SPECS = [
     "sparse(ratio=0.9)|int8(group=32)|zstd(level=1)", "sparse(ratio=0.2)|planes(split=bytes,delta=token)",
     "quant(bits=10,per=token)", "quant(bits=8,per=block)|rans", "quant(bits=2,per=channel,symmetric=false)",
     "quant(bits=3,per=group,group=128,symmetric=false,outliers=0.01)", "quant(bits=9,per=channel,group=32,layout=bytes)",
-    "quant(bits=12,per=group,group=512,outliers=0.005)", "rotated", "rotated(bits=3)|rans", "rotated(bits=4,sinks=4)", "blocknorm", "blocknorm(block=32,topk=0.5,bits=4)|rans",
+    "quant(bits=12,per=group,group=512,outliers=0.005)", "rotated", "rotated(bits=3)|rans", "rotated(bits=4,sinks=4)", "rotated(bits=4,mean=channel,theta=10000)", "blocknorm", "blocknorm(block=32,topk=0.5,bits=4)|rans",
     "bounded(min_snr=30)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)|zstd(level=1)",
     "transform(bits=3)", "transform(snr=20,theta=10000,rotary=interleaved)", "transform(step=0.1,trellis=false)|zstd(level=1)",
     "exact", "planes(split=coded)|smallest", "int4|smallest", "lossless", "lossless-fast", "near-lossless", "mixed", "int4|rans", "clamp|sparse(ratio=0.3)|quant(bits=4)|rans",

@@ -89,7 +89,7 @@ def require_held(stage, values):
     elif stage.name == "blocknorm":
         require_magnitude(values, largest)
     elif stage.name == "rotated":
-        require_magnitude(values, rotated_decoder.LARGEST_MAGNITUDE)
+        require_magnitude(values, rotated_decoder.largest_magnitude(stage.options))
     elif stage.name.startswith("int"):
         require_magnitude(values, int_decoder.LARGEST_MAGNITUDE)
 
@@ -101,6 +101,8 @@ def quantize(stage, values, row, sinks=None):
         case "raw" | "planes" | "exact":
             return values
         case "bounded":
+            raise AnyOf
+        case "rotated" if stage.options.get("mean") == "channel":
             raise AnyOf
     if values.dtype in F8.values():
         return to_f8(quantize(stage, values.astype(np.float16), row, sinks), kind_name(values))

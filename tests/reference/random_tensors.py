@@ -53,6 +53,14 @@ def draw_rotated(chance):
         options += f",sinks={chance.integers(0, 17)}"
     if chance.random() < 0.2:
         options += f",start={chance.integers(0, 17)}"
+    if chance.random() < 0.4:
+        options += ",mean=channel"
+        if chance.random() < 0.6:
+            options += f",theta={chance.choice([1, 10000, 500000])}"
+        if chance.random() < 0.3:
+            options += ",rotary=interleaved"
+        if chance.random() < 0.3:
+            options += f",rotary_dims={chance.integers(0, 70)}"
     return f"rotated({options})"
 
 

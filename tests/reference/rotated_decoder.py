@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 from data_loss import require
 from int_decoder import read_scales
+from rotary import turn_forward
 from uniform_decoder import DTYPES, unpack
 
 LEVELS = {2: [38, 127], 3: [14, 45, 79, 127], 4: [6, 18, 31, 44, 58, 75, 96, 127]}
 BOUNDS = {2: [504], 3: [256, 536, 896], 4: [136, 272, 408, 560, 736, 944, 1232]}
-LARGEST_MAGNITUDE = 2.0**120
 LONGEST_ROW = 1024
 SEQ, HEAD_DIM = 4, 5  # roles of axes
 
@@ -91,8 +91,12 @@ def rows_of(values, extent):
     return [part for part in parts if part.size]
 
 
+def largest_magnitude(options):
+    return 2.0**118 if options.get("mean") == "channel" else 2.0**120
+
+
 def stream_count(options):
-    return 5 if int(options.get("sinks", 0)) > 0 else 2
+    return (5 if int(options.get("sinks", 0)) > 0 else 2) + (options.get("mean") == "channel")
 
 
 def sinks_at(place, count, extent):
@@ -132,6 +136,57 @@ def values_of(row, levels, scales, dtype):
 
 def decode(options, streams, dtype, count, extent):
     """`extent` is that of the tensor's last axis."""
+    if options.get("mean") != "channel":
+        return decode_plain(options, streams, dtype, count, extent)
+    values = decode_plain(options, streams[:-1], "F32", count, extent)
+    largest = np.float32(ml_dtypes.finfo(DTYPES[dtype]).max)
+    return np.clip(add_means(options, streams[-1].tobytes(), values, dtype, extent), -largest, largest).astype(DTYPES[dtype])
+
+
+def add_means(options, stream, values, dtype, extent):
+    row = row_length(extent)
+    require(len(stream) >= 32, "means that are cut off")
+    *place, heads = (int(number) for number in np.frombuffer(stream, "<u8", 4))
+    period, sinks, first = place
+    require(period <= 2**48 and sinks <= period and first < max(1, period) and heads <= 65536, "a place that cannot be")
+    require(heads == 0 or len(values) % row == 0, "means of a short row")
+    at, kind = 32, np.dtype(np.float16 if dtype == "F16" else ml_dtypes.bfloat16)
+    if heads == 0:
+        require(len(stream) == at, "means are left")
+        return values
+    rows, r = values.reshape(-1, row).copy(), 0
+    while r < len(rows):
+        own = (first + r) % period if period else r
+        end = sinks if own < sinks else period
+        n = min(len(rows) - r, end - own) if period else len(rows)
+        if own >= sinks:
+            columns = min(heads, n)
+            size = columns * row
+            turned = stream[at]
+            means = np.frombuffer(stream, kind, size, at + 1).astype(np.float32).reshape(columns, row)
+            require(np.isfinite(means).all() and turned <= 1, "means that cannot be")
+            at += 1 + 2 * size
+            rows[r:r + n] += means[np.arange(n) % columns]
+            if turned:
+                turn_rows(options, rows[r:r + n], own, heads)
+        r += n
+    require(at == len(stream), "means are left")
+    return rows.reshape(-1)
+
+
+def turn_rows(options, rows, first, heads):
+    dims = int(options.get("rotary_dims", 0)) or rows.shape[1]
+    theta = float(options.get("theta", 0))
+    require(theta > 0 and dims % 2 == 0 and dims <= rows.shape[1], "rows that cannot turn")
+    interleaved, start = options.get("rotary") == "interleaved", int(options.get("start", 0))
+    tokens = (first + np.arange(len(rows))) // heads
+    for token in np.unique(tokens):
+        own = rows[tokens == token][None, :, :dims]
+        rows[tokens == token, :dims] = turn_forward(own, theta, interleaved, start + int(token))[0]
+
+
+def decode_plain(options, streams, dtype, count, extent):
+    """Without means."""
     if len(streams) == 2:
         return decode_rows(options, streams, dtype, count, extent)
     place, row = streams[2].view("<u8"), row_length(extent)

@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
+#include "core/codec/tensor/centered.h"
 #include "core/codec/tensor/code_streams.h"
 #include "core/codec/tensor/sink_rows.h"
 #include "core/codec/tensor/value_runs.h"
@@ -14,15 +16,6 @@
 
 namespace kvcompress {
 namespace {
-
-// Rows are what the last axis has; where that is shorter or longer than this, runs of kOtherRow values.
-constexpr uint64_t kMinRow = 16;
-constexpr size_t kOtherRow = 128;
-
-size_t RowLength(const TensorDesc& tensor) {
-  const uint64_t extent = tensor.shape.empty() ? 1 : tensor.shape.back();
-  return extent < kMinRow || extent > simd::kMaxRotatedRow ? kOtherRow : static_cast<size_t>(extent);
-}
 
 constexpr size_t kMeasuredAtOnce = 4096;  // values, and as errors 16 KiB
 
@@ -249,12 +242,35 @@ class Rotated final : public TensorCodec {
   CodeStreams codes_;
 };
 
-constexpr std::string_view kExamples[] = {"rotated(bits=4)", "rotated(bits=3)|rans", "rotated(bits=2)",
-                                          "rotated(bits=4,sinks=4)", "rotated(bits=3,sinks=16,start=12)"};
+MadeCodec<TensorCodec> MakeRotated(const CodecArgs& args) {
+  auto rotated = std::make_unique<Rotated>(args.stage);
+  if (args.stage.Int("mean") == 0) return rotated;
+  return Centered(args.stage, std::move(rotated));
+}
+
+absl::Status Check(const StageSpec& stage) {
+  const double theta = stage.Number("theta");
+  if (theta == 0 || (theta >= 1 && stage.Int("mean") == 1)) return absl::OkStatus();
+  return absl::InvalidArgumentError("rotated: theta is at least 1, and goes with mean=channel");
+}
+
+constexpr std::string_view kExamples[] = {
+    "rotated(bits=4)",
+    "rotated(bits=3)|rans",
+    "rotated(bits=2)",
+    "rotated(bits=4,sinks=4)",
+    "rotated(bits=3,sinks=16,start=12)",
+    "rotated(bits=4,sinks=4,mean=channel,theta=10000)",
+    "rotated(bits=4,mean=channel,theta=500000,rotary=interleaved,rotary_dims=32)|rans"};
 constexpr Parameter kParameters[] = {
     Parameter::IntegerOf("bits", 4, "2|3|4", "of a code"),
     Parameter::Integer("sinks", 0, 0, 16, "tokens at a sequence's begin, which get 8 bits").LeftOut(),
-    Parameter::Integer("start", 0, 0, 1e15, "position of a sequence's first token").LeftOut()};
+    Parameter::Integer("start", 0, 0, 1e15, "position of a sequence's first token").LeftOut(),
+    Parameter::Word("mean", 0, "none|channel", "whether a channel's mean over a block's tokens is kept apart")
+        .LeftOut(),
+    Parameter::Real("theta", 0, 0, 1e15, "base of the rotary embedding that is undone; 0: none").LeftOut(),
+    Parameter::Word("rotary", 0, "half|interleaved", "which channels of a head turn together").LeftOut(),
+    Parameter::Integer("rotary_dims", 0, 0, 1024, "channels of a head that turn, the first; 0: all").LeftOut()};
 
 }  // namespace
 
@@ -265,6 +281,7 @@ extern constinit const CodecRow kRotated = {
     .parameters = kParameters,
     .examples = kExamples,
     .needs_place = true,
-    .make_tensor_codec = Make<TensorCodec, Rotated>};
+    .check = Check,
+    .make_tensor_codec = MakeRotated};
 
 }  // namespace kvcompress

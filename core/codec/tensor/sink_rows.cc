@@ -1,8 +1,16 @@
 #include "core/codec/tensor/sink_rows.h"
 
+#include "core/simd/rotated_quant.h"
 #include "core/simd/token_sums.h"
 
 namespace kvcompress {
+
+size_t RowLength(const TensorDesc& tensor) {
+  constexpr uint64_t kMinRow = 16;
+  constexpr size_t kOtherRow = 128;
+  const uint64_t extent = tensor.shape.empty() ? 1 : tensor.shape.back();
+  return extent < kMinRow || extent > simd::kMaxRotatedRow ? kOtherRow : static_cast<size_t>(extent);
+}
 
 SinkRows::SinkRows(const TensorDesc& tensor, size_t row, uint64_t first, uint64_t tokens) {
   const TokenLayout layout = TokenLayoutOf(tensor);

@@ -9,6 +9,9 @@
 
 namespace kvcompress {
 
+// Values of a row of `rotated`: what the last axis has or, where that is shorter or longer than rows can be, 128.
+size_t RowLength(const TensorDesc& tensor);
+
 // Which rows of a block are of the first tokens of a sequence, the sinks of attention (docs/format.md, "rotated").
 class SinkRows {
  public:
@@ -28,8 +31,8 @@ class SinkRows {
   template <class Visit>
   void ForEachRun(size_t row, size_t begin, size_t count, Visit visit) const {
     while (count > 0) {
-      const uint64_t at = period_ > 0 ? (first_ + begin / row) % period_ : 0;
-      const bool are_sinks = at < sinks_;
+      const uint64_t at = RowInSequence(begin / row);
+      const bool are_sinks = at < sinks_;  // there are none without sequences
       const uint64_t rows = period_ > 0 ? (are_sinks ? sinks_ : period_) - at : count;
       const size_t n = rows > count / row ? count : static_cast<size_t>(rows) * row;
       visit(n, are_sinks);
@@ -37,6 +40,10 @@ class SinkRows {
       count -= n;
     }
   }
+
+  bool has_sequences() const { return period_ > 0; }
+  // Which row of its sequence row `index` of the block is.
+  uint64_t RowInSequence(uint64_t index) const { return period_ > 0 ? (first_ + index) % period_ : index; }
 
   // How many of a block's `count` values are in such rows.
   size_t Count(size_t row, size_t count) const {

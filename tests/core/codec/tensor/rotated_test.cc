@@ -257,5 +257,99 @@ TEST(RotatedTest, RefusesSinksThatCannotBe) {
   }
 }
 
+// Keys [2, 3, tokens, 64] as attention sees them: turned, with constants in two of their channels.
+std::vector<std::byte> Keys(DType dtype, size_t tokens, double theta, uint64_t start) {
+  std::mt19937 random(9);
+  std::normal_distribution<double> normal;
+  std::vector<std::byte> values(6 * tokens * 64 * DTypeSize(dtype));
+  for (size_t r = 0; r < 6 * tokens; ++r) {
+    double key[64];
+    for (size_t i = 0; i < 64; ++i) key[i] = normal(random) + (i == 3 ? 40 : i == 50 ? -25 : 0);
+    for (size_t i = 0; i < 32; ++i) {
+      const double angle = static_cast<double>(start + r % tokens) * std::pow(theta, -static_cast<double>(i) / 32);
+      const double a = key[i], b = key[i + 32];
+      key[i] = a * std::cos(angle) - b * std::sin(angle);
+      key[i + 32] = b * std::cos(angle) + a * std::sin(angle);
+    }
+    for (size_t i = 0; i < 64; ++i) StoreFromF32(dtype, static_cast<float>(key[i]), values.data(), r * 64 + i);
+  }
+  return values;
+}
+
+// In dB of what changes from token to token, whose variance is 1.
+double NoiseOf(std::string_view spec, DType dtype, uint64_t start) {
+  constexpr size_t kTokens = 200;
+  const TensorDesc tensor = MakeTensor("layer_0_key", dtype, {2, 3, kTokens, 64});
+  const auto values = Keys(dtype, kTokens, 10000, start);
+  const CodecChain chain = MakeChain(spec, tensor);
+  const auto payload = EncodeOneBlock(chain, tensor, values, nullptr);
+  EXPECT_THAT(payload, IsOk());
+  std::vector<std::byte> decoded(values.size());
+  EXPECT_THAT(chain.DecodeBlock(tensor, *payload, decoded), IsOk());
+  double noise = 0;
+  for (size_t i = 0; i < 6 * kTokens * 64; ++i) {
+    const double e = LoadAsF32(dtype, values.data(), i) - LoadAsF32(dtype, decoded.data(), i);
+    noise += e * e;
+  }
+  return 10 * std::log10(noise / (6 * kTokens * 64));
+}
+
+TEST(RotatedTest, ConstantsOfChannelsCostNothingWhereTheirRotationIsKnown) {
+  for (const DType dtype : kKernelDTypes) {
+    EXPECT_LT(NoiseOf("rotated(mean=channel,theta=10000)", dtype, 0), -19.5) << DTypeName(dtype);
+    EXPECT_LT(NoiseOf("rotated(mean=channel,theta=10000,start=5000)", dtype, 5000), -19.5) << DTypeName(dtype);
+    // Another base is no fault, but brings nothing.
+    EXPECT_GT(NoiseOf("rotated(mean=channel,theta=70)", dtype, 0), -15) << DTypeName(dtype);
+    EXPECT_GT(NoiseOf("rotated(mean=channel)", dtype, 0), -15) << DTypeName(dtype);
+    EXPECT_GT(NoiseOf("rotated", dtype, 0), -8) << DTypeName(dtype);
+  }
+}
+
+TEST(RotatedTest, BlocksWithMeansBeginAndEndAnywhereInASequence) {
+  TensorDesc tensor = MakeTensor("t", DType::kF16, {2, 10, 3, 32});
+  tensor.axes = {AxisRole::kBatch, AxisRole::kSeq, AxisRole::kHeads, AxisRole::kHeadDim};
+  const auto values = Gaussian(DType::kF16, 60, 32, 1);
+  for (const char* spec : {"rotated(mean=channel)", "rotated(sinks=2,mean=channel,theta=10000,rotary_dims=16)"}) {
+    const CodecChain chain = MakeChain(spec, tensor);
+    for (const uint64_t first : {0, 1, 7, 28, 31}) {
+      for (const size_t rows : {1, 2, 4, 29}) {
+        const ByteSpan own = ByteSpan(values).subspan(first * 64, rows * 64);
+        std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, rows * 32)), decoded(own.size());
+        const auto size = chain.EncodeBlock({tensor, first * 32, rows * 32, own}, {}, payload, nullptr);
+        ASSERT_THAT(size, IsOk());
+        ASSERT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size), decoded), IsOk());
+        EXPECT_GT(SnrOf(DType::kF16, own, decoded), 18) << spec << " " << first << " " << rows;
+      }
+    }
+  }
+}
+
+TEST(RotatedTest, RefusesMeansThatCannotBe) {
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF16, {1, 1, 8, 64});
+  const CodecChain chain = MakeChain("rotated(mean=channel,theta=10000)", tensor);
+  const auto good = EncodeOneBlock(chain, tensor, Gaussian(DType::kF16, 8, 64, 1), nullptr);
+  ASSERT_THAT(good, IsOk());
+  const size_t means = 12 + 8 * (2 + 32);  // after them S, K, f, h, the flag and the means
+  const auto with = [&](size_t at, auto value) {
+    auto payload = *good;
+    StoreLE(value, payload.data() + means + at);
+    std::vector<std::byte> decoded(8 * 64 * 2);
+    return chain.DecodeBlock(tensor, payload, decoded);
+  };
+  EXPECT_THAT(with(0, uint64_t{8}), IsOk());
+  EXPECT_THAT(with(16, uint64_t{1}), StatusIs(StatusCode::kDataLoss, HasSubstr("means")));  // two runs
+  EXPECT_THAT(with(16, uint64_t{8}), StatusIs(StatusCode::kDataLoss, HasSubstr("place")));
+  EXPECT_THAT(with(24, uint64_t{0}), StatusIs(StatusCode::kDataLoss, HasSubstr("means")));
+  EXPECT_THAT(with(24, uint64_t{2}), StatusIs(StatusCode::kDataLoss, HasSubstr("means")));
+  EXPECT_THAT(with(24, uint64_t{65537}), StatusIs(StatusCode::kDataLoss, HasSubstr("means")));
+  EXPECT_THAT(with(24, UINT64_MAX), StatusIs(StatusCode::kDataLoss, HasSubstr("means")));
+  EXPECT_THAT(with(32, uint8_t{2}), StatusIs(StatusCode::kDataLoss, HasSubstr("means")));
+  EXPECT_THAT(with(33, uint16_t{0x7c00}), StatusIs(StatusCode::kDataLoss, HasSubstr("mean")));
+  EXPECT_THAT(ChainSpec::Parse("rotated(theta=10000)").status(),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("mean=channel")));
+  EXPECT_THAT(ChainSpec::Parse("rotated(mean=channel,theta=0.5)").status(),
+              StatusIs(StatusCode::kInvalidArgument, ::testing::_));
+}
+
 }  // namespace
 }  // namespace kvcompress

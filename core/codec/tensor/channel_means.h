@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "core/base/bytes.h"
+#include "core/base/dtype.h"
+#include "core/simd/rotary.h"
+
+namespace kvcompress {
+
+// Each channel's mean over some consecutive tokens of a sequence, without a rotary embedding (docs/format.md,
+// "rotated"). Immutable; tables are of the thread.
+class ChannelMeans {
+ public:
+  // `theta` 0: nothing turns. `dims` 0: all channels of a row do.
+  ChannelMeans(double theta, simd::RotaryPairs pairs, size_t dims, uint64_t start)
+      : theta_(theta), pairs_(pairs), dims_(dims), start_(start) {}
+
+  // Rows of a run, and which one of its sequence, of `heads` rows a token, is the first.
+  struct Run {
+    size_t rows;
+    size_t row;  // values
+    size_t heads;
+    uint64_t first;
+
+    // Rows that have means of their own: a token's, or all.
+    size_t columns() const { return rows < heads ? rows : heads; }
+    size_t means_bytes() const { return 1 + 2 * columns() * row; }
+  };
+
+  // Makes `centered` of the values, and writes means_bytes() to `means`. False for a value above `limit` or none.
+  bool Remove(const Run& run, DType dtype, const std::byte* values, float limit, float* centered,
+              std::byte* means) const;
+  // The inverse; changes `centered`. DATA_LOSS for means that Remove cannot have written.
+  absl::Status Add(const Run& run, DType dtype, const std::byte* means, float* centered, std::byte* values) const;
+
+ private:
+  size_t Dims(const Run& run) const;
+  void Turn(const Run& run, simd::RotaryTurn turn, float* values) const;
+
+  double theta_;
+  simd::RotaryPairs pairs_;
+  size_t dims_;
+  uint64_t start_;
+};
+
+}  // namespace kvcompress
