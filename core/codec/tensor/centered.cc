@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/tensor/channel_means.h"
 #include "core/codec/tensor/sink_rows.h"
-#include "core/simd/group_quant.h"
 #include "core/simd/rotated_quant.h"
+#include "core/simd/segment_values.h"
+#include "core/simd/uniform_quant.h"
 
 namespace kvcompress {
 namespace {
@@ -55,19 +55,16 @@ class CenteredCodec final : public TensorCodec {
     Buffer& centered = CenteredOfThread();
     centered.Resize(4 * block.count);
     auto* const to = reinterpret_cast<float*>(centered.data());
-    bool held = simd::FindOutOfRange(dtype, block.values.data(), block.count, max_magnitude()) == block.count;
-    ForEachRun(place, heads, row, block.count,
-               [&](const ChannelMeans::Run& run, size_t at, size_t count, bool has_means) {
-                 const std::byte* values = block.values.data() + at * DTypeSize(dtype);
-                 if (!held) return;
-                 if (has_means) {
-                   held = means_.Remove(run, dtype, values, max_magnitude(), to + at, out);
-                   out += run.means_bytes();
-                 } else {
-                   for (size_t i = 0; i < count; ++i) to[at + i] = LoadAsF32(dtype, values, i);
-                 }
-               });
-    if (!held) return absl::InvalidArgumentError("");
+    simd::WidenValues(dtype, block.values.data(), block.count, to);
+    // The F16 of what is not finite is a number on some CPUs, above all that are.
+    if (!(simd::LargestMagnitude(to, block.count) <= std::min(max_magnitude(), MaxFinite(dtype)))) {
+      return absl::InvalidArgumentError("");
+    }
+    ForEachRun(place, heads, row, block.count, [&](const ChannelMeans::Run& run, size_t at, bool has_means) {
+      if (!has_means) return;
+      means_.Remove(run, dtype, to + at, out);
+      out += run.means_bytes();
+    });
     means.size = static_cast<size_t>(out - means.data);
     const TensorDesc tensor = AsF32(block.tensor);
     return rotated_->Encode({tensor, block.first, block.count, centered.span()}, streams, nullptr);
@@ -91,21 +88,19 @@ class CenteredCodec final : public TensorCodec {
     KVC_RETURN_IF_ERROR(rotated_->Decode(AsF32(tensor), streams, centered.span()));
     auto* const from = reinterpret_cast<float*>(centered.data());
     absl::Status status;
-    ForEachRun(place, heads, row, all, [&](const ChannelMeans::Run& run, size_t at, size_t count, bool has_means) {
-      std::byte* to = values.data() + at * DTypeSize(dtype);
-      if (!status.ok()) return;
-      if (!has_means) {
-        const float limit = MaxFinite(dtype);
-        for (size_t i = 0; i < count; ++i) StoreFromF32(dtype, std::clamp(from[at + i], -limit, limit), to, i);
-      } else if (means.size() < run.means_bytes()) {
+    ForEachRun(place, heads, row, all, [&](const ChannelMeans::Run& run, size_t at, bool has_means) {
+      if (!has_means || !status.ok()) return;
+      if (means.size() < run.means_bytes()) {
         status = absl::DataLossError("rotated: means are cut off");
-      } else {
-        status = means_.Add(run, dtype, means.data(), from + at, to);
-        means = means.subspan(run.means_bytes());
+        return;
       }
+      status = means_.Add(run, dtype, means.data(), from + at);
+      means = means.subspan(run.means_bytes());
     });
     KVC_RETURN_IF_ERROR(status);
-    return means.empty() ? absl::OkStatus() : absl::DataLossError("rotated: means are left");
+    if (!means.empty()) return absl::DataLossError("rotated: means are left");
+    simd::NarrowLimited(dtype, from, all, values.data());
+    return absl::OkStatus();
   }
 
  private:
@@ -116,13 +111,13 @@ class CenteredCodec final : public TensorCodec {
     return tensor;
   }
 
-  // Calls visit(run, first value, values, whether it has means) for the runs of a block.
+  // Calls visit(run, first value, whether it has means) for the runs of a block.
   template <class Visit>
   static void ForEachRun(const SinkRows& place, uint64_t heads, size_t row, size_t count, Visit visit) {
     size_t at = 0;
     place.ForEachRun(row, 0, count, [&](size_t n, bool are_sinks) {
       const ChannelMeans::Run run{n / row, row, static_cast<size_t>(heads), place.RowInSequence(at / row)};
-      visit(run, at, n, heads > 0 && !are_sinks);
+      visit(run, at, heads > 0 && !are_sinks);
       at += n;
     });
   }

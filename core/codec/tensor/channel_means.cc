@@ -5,32 +5,36 @@
 #include <vector>
 
 #include "core/base/half.h"
+#include "core/simd/segment_values.h"
 
 namespace kvcompress {
 namespace {
 
 DType MeanDType(DType dtype) { return dtype == DType::kF16 ? DType::kF16 : DType::kBF16; }
 
-// The mean of each channel; returns the sum of the logarithms of their deviations, which says what they cost.
-double MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<double>& means) {
+// The mean of each channel, over whole tokens; returns the sum of the logarithms of the variances, by which they cost.
+double MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<float>& means) {
   const size_t width = run.columns() * run.row;
-  std::vector<double> squares(width);
+  const size_t tokens = run.rows / run.columns();
+  const std::vector<uint8_t> none(tokens);
+  std::vector<float> squares(width);
   means.assign(width, 0);
-  const size_t count = run.rows * run.row;
-  for (size_t begin = 0; begin < count; begin += width) {
-    for (size_t i = 0; i < std::min(width, count - begin); ++i) {
-      const double x = values[begin + i];
-      means[i] += x;
-      squares[i] += x * x;
-    }
-  }
+  simd::ChannelSums(values, tokens, width, none.data(), means.data());
+  for (float& mean : means) mean /= static_cast<float>(tokens);
+  simd::ChannelSquares(values, tokens, width, none.data(), means.data(), squares.data());
   double cost = 0;
-  for (size_t i = 0; i < width; ++i) {
-    const auto tokens = static_cast<double>((count - i + width - 1) / width);
-    means[i] /= tokens;
-    cost += std::log2(std::max(squares[i] / tokens - means[i] * means[i], 1e-30));
-  }
+  for (const float square : squares) cost += std::log2(std::max(double{square} / static_cast<double>(tokens), 1e-30));
   return cost;
+}
+
+// Calls visit(value, mean) for all values of a run.
+template <class Visit>
+void ForEachValue(const ChannelMeans::Run& run, const std::vector<float>& means, float* values, Visit visit) {
+  float* const end = values + run.rows * run.row;
+  for (; values != end; values += std::min<size_t>(means.size(), static_cast<size_t>(end - values))) {
+    const size_t n = std::min<size_t>(means.size(), static_cast<size_t>(end - values));
+    for (size_t i = 0; i < n; ++i) visit(values[i], means[i]);
+  }
 }
 
 }  // namespace
@@ -50,50 +54,42 @@ void ChannelMeans::Turn(const Run& run, simd::RotaryTurn turn, float* values) co
   }
 }
 
-bool ChannelMeans::Remove(const Run& run, DType dtype, const std::byte* values, float limit, float* centered,
-                          std::byte* means) const {
+void ChannelMeans::Remove(const Run& run, DType dtype, float* values, std::byte* means) const {
   const size_t count = run.rows * run.row;
-  for (size_t i = 0; i < count; ++i) {
-    centered[i] = LoadAsF32(dtype, values, i);
-    if (!(std::abs(centered[i]) <= limit)) return false;
-  }
-  thread_local std::vector<double> mean, other_mean;
-  thread_local std::vector<float> turned;
-  double cost = MeansOf(run, centered, mean);
+  thread_local std::vector<float> mean, other_mean, turned;
+  const double cost = MeansOf(run, values, mean);
   bool is_turned = false;
   if (Dims(run) > 0) {
-    turned.assign(centered, centered + count);
+    turned.assign(values, values + count);
     Turn(run, simd::RotaryTurn::kBack, turned.data());
     is_turned = MeansOf(run, turned.data(), other_mean) < cost;
     if (is_turned) {
-      std::copy(turned.begin(), turned.end(), centered);
+      std::copy(turned.begin(), turned.end(), values);
       mean.swap(other_mean);
     }
   }
   *means++ = std::byte{is_turned};
   const DType mean_dtype = MeanDType(dtype);
-  const auto largest = double{MaxFinite(mean_dtype)};
+  const float largest = MaxFinite(mean_dtype);
   for (size_t i = 0; i < mean.size(); ++i) {
-    StoreFromF32(mean_dtype, static_cast<float>(std::clamp(mean[i], -largest, largest)), means, i);
+    StoreFromF32(mean_dtype, std::clamp(mean[i], -largest, largest), means, i);
+    mean[i] = LoadAsF32(mean_dtype, means, i);
   }
-  for (size_t i = 0; i < count; ++i) centered[i] -= LoadAsF32(mean_dtype, means, i % mean.size());
-  return true;
+  ForEachValue(run, mean, values, [](float& value, float own) { value -= own; });
 }
 
-absl::Status ChannelMeans::Add(const Run& run, DType dtype, const std::byte* means, float* centered,
-                               std::byte* values) const {
-  const size_t count = run.rows * run.row;
-  const size_t width = run.columns() * run.row;
+absl::Status ChannelMeans::Add(const Run& run, DType dtype, const std::byte* means, float* values) const {
   const auto is_turned = std::to_integer<unsigned>(*means++);
   if (is_turned > 1 || (is_turned == 1 && Dims(run) == 0)) return absl::DataLossError("means of channels that turn");
   const DType mean_dtype = MeanDType(dtype);
-  for (size_t i = 0; i < width; ++i) {
-    if (!std::isfinite(LoadAsF32(mean_dtype, means, i))) return absl::DataLossError("mean is not a finite number");
+  thread_local std::vector<float> mean;
+  mean.resize(run.columns() * run.row);
+  for (size_t i = 0; i < mean.size(); ++i) {
+    mean[i] = LoadAsF32(mean_dtype, means, i);
+    if (!std::isfinite(mean[i])) return absl::DataLossError("mean is not a finite number");
   }
-  for (size_t i = 0; i < count; ++i) centered[i] += LoadAsF32(mean_dtype, means, i % width);
-  if (is_turned == 1) Turn(run, simd::RotaryTurn::kForward, centered);
-  const float limit = MaxFinite(dtype);
-  for (size_t i = 0; i < count; ++i) StoreFromF32(dtype, std::clamp(centered[i], -limit, limit), values, i);
+  ForEachValue(run, mean, values, [](float& value, float own) { value += own; });
+  if (is_turned == 1) Turn(run, simd::RotaryTurn::kForward, values);
   return absl::OkStatus();
 }
 

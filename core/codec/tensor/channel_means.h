@@ -30,11 +30,10 @@ class ChannelMeans {
     size_t means_bytes() const { return 1 + 2 * columns() * row; }
   };
 
-  // Makes `centered` of the values, and writes means_bytes() to `means`. False for a value above `limit` or none.
-  bool Remove(const Run& run, DType dtype, const std::byte* values, float limit, float* centered,
-              std::byte* means) const;
-  // The inverse; changes `centered`. DATA_LOSS for means that Remove cannot have written.
-  absl::Status Add(const Run& run, DType dtype, const std::byte* means, float* centered, std::byte* values) const;
+  // Takes the means from the values of a run, finite ones of a tensor of `dtype`, and writes means_bytes() to `means`.
+  void Remove(const Run& run, DType dtype, float* values, std::byte* means) const;
+  // The inverse. DATA_LOSS for means that Remove cannot have written.
+  absl::Status Add(const Run& run, DType dtype, const std::byte* means, float* values) const;
 
  private:
   size_t Dims(const Run& run) const;
