@@ -20,14 +20,19 @@ namespace {
 // that operators are told.
 constexpr uint64_t kMemoryBesidesBudget = uint64_t{64} << 20;
 
+// What artifacts may take: those that are loaded, and the one that is being read.
+uint64_t ArtifactBytes(const Options& options) { return options.artifacts.empty() ? 0 : 2 * options.artifact_memory; }
+
 // How long calls may take to end once they are cancelled.
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 
 // The limit of one client: `asked`, or, where that is 0, three quarters of the limit of all.
 size_t OrMost(size_t asked, size_t all) { return asked != 0 ? asked : (all * 3 + 3) / 4; }
 
-SessionOptions ToSessionOptions(const Options& options, size_t threads, const RegionTable& regions) {
-  return {.limits = {.max_tensor_bytes = options.max_tensor_bytes},
+SessionOptions ToSessionOptions(const Options& options, size_t threads, ArtifactStore& artifacts,
+                                const RegionTable& regions) {
+  return {.limits = {.max_tensor_bytes = options.max_tensor_bytes,
+                     .environment = {.artifacts = options.artifacts.empty() ? nullptr : &artifacts}},
           .default_codec = options.default_codec,
           .window_bytes = DefaultWindowBytes(threads),
           .regions = options.shared_memory_prefix.empty() ? nullptr : &regions};
@@ -74,7 +79,7 @@ Daemon::Daemon(const Options& options)
                   .max_streams_per_client = OrMost(options.max_streams_per_client, options.max_streams),
                   .max_call_rate_per_client = options.max_call_rate_per_client,
                   .on_reject = [this](RejectReason reason) { metrics_->OnReject(reason); }}),
-      guard_({.limit = options.memory_budget + kMemoryBesidesBudget,
+      guard_({.limit = options.memory_budget + ArtifactBytes(options) + kMemoryBesidesBudget,
               .reserve = kMemoryBesidesBudget / 2,
               .on_close =
                   [this](const std::string& peer, uint64_t bytes) {
@@ -83,8 +88,9 @@ Daemon::Daemon(const Options& options)
                         {{"peer", peer}, {"bytes", bytes}});
                   }}),
       shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
-      service_(options_, pool_, ToSessionOptions(options, pool_.size(), regions_), admission_, shared_memory_, guard_,
-               *metrics_),
+      artifacts_({.directory = options.artifacts, .max_memory_bytes = options.artifact_memory}),
+      service_(options_, pool_, ToSessionOptions(options, pool_.size(), artifacts_, regions_), admission_,
+               shared_memory_, guard_, *metrics_),
       acceptor_({.max_connections = options.max_connections,
                  .max_connections_per_client = OrMost(options.max_connections_per_client, options.max_connections),
                  .on_reject = [this] { metrics_->OnReject(RejectReason::kMaxConnections); },
@@ -96,6 +102,7 @@ Daemon::~Daemon() {
 }
 
 LiveFigures Daemon::Live() {
+  const ArtifactStore::Figures artifacts = artifacts_.figures();
   return {.streams = admission_.streams(),
           .bytes = admission_.bytes(),
           .memory_budget = admission_.memory_budget(),
@@ -106,7 +113,11 @@ LiveFigures Daemon::Live() {
           .shared_memory_bytes = regions_.bytes(),
           .connections = acceptor_.connections(),
           .certificate_expiry = tls_identity_ == nullptr ? std::nullopt : std::optional(tls_identity_->Get()->expires),
-          .log_lines_dropped = LogLinesDropped()};
+          .log_lines_dropped = LogLinesDropped(),
+          .artifacts_loaded = artifacts.loaded,
+          .artifact_bytes = artifacts.memory_bytes,
+          .artifact_loads = artifacts.loads,
+          .artifact_failures = artifacts.failures};
 }
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/artifact/artifact_store.h"
 #include "core/base/thread_pool.h"
 #include "server/config/options.h"
 #include "server/net/acceptor.h"
@@ -56,6 +57,7 @@ class Daemon {
   MemoryGuard guard_;
   RegionTable regions_;
   SharedMemoryStreams shared_memory_;
+  ArtifactStore artifacts_;
   Service service_;
   std::unique_ptr<TlsIdentityFiles> tls_identity_;  // null: plaintext
   std::unique_ptr<TokenFile> tokens_;               // null: calls need none

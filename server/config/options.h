@@ -23,6 +23,8 @@ struct Options {
   size_t threads = 0;                             // 0: one for each CPU
   uint64_t memory_budget = uint64_t{1} << 30;
   uint64_t max_tensor_bytes = uint64_t{64} << 30;
+  std::string artifacts;  // directory; empty: none
+  uint64_t artifact_memory = uint64_t{256} << 20;
   size_t max_streams = 256;
   size_t max_streams_per_client = 0;    // 0: three quarters of max_streams
   size_t max_call_rate_per_client = 0;  // calls a second; 0: any

@@ -58,7 +58,7 @@ absl::StatusOr<uint64_t> FrameBound(const Options& options, const v1::CompressHe
 
 }  // namespace
 
-absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& options,
+absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& options, ArtifactStore* artifacts,
                                                               const v1::CapabilitiesRequest& request) {
   if (request.headers_size() > kMaxHeaders) {
     return absl::InvalidArgumentError(
@@ -86,6 +86,9 @@ absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& opt
   limits.set_memory_budget_bytes(options.memory_budget);
   response.set_recommended_message_bytes(kMaxPayloadBytes);
   AddTransports(options, response);
+  if (artifacts != nullptr) {
+    for (const ArtifactId& id : artifacts->ids()) response.add_artifacts(id);
+  }
   return response;
 }
 

@@ -91,7 +91,9 @@ Service::Unary* Service::Metrics(Context* context, const Message* request, Messa
 }
 
 Service::Unary* Service::Capabilities(Context* context, const Message* request, Message* response) {
-  const auto answer = [this](const auto& parsed) { return DescribeCapabilities(daemon_options_, parsed); };
+  const auto answer = [this](const auto& parsed) {
+    return DescribeCapabilities(daemon_options_, options_.limits.environment.artifacts, parsed);
+  };
   return AnswerAtOnce<v1::CapabilitiesRequest>(context, *request, kMaxCapabilitiesBytes, answer, *response);
 }
 

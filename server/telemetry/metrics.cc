@@ -215,12 +215,19 @@ std::vector<MetricFamily> Metrics::Collect() const {
         "When the certificate in use expires, in seconds since 1970.",
         absl::ToDoubleSeconds(*live.certificate_expiry - absl::UnixEpoch()));
   }
-  MetricFamily dropped{.name = "kvcompress_log_lines_dropped_total",
-                       .help = "Lines of the log that were dropped, because nobody read them in time.",
-                       .type = MetricType::Counter,
-                       .metric = {}};
-  dropped.metric.emplace_back().counter.value = static_cast<double>(live.log_lines_dropped);
-  families.push_back(std::move(dropped));
+  add("kvcompress_artifacts_loaded", "Artifacts in memory.", live.artifacts_loaded);
+  add("kvcompress_artifact_memory_bytes", "Memory that they take.", live.artifact_bytes);
+  const auto count = [&families](const char* name, const char* help, uint64_t value) {
+    MetricFamily family{.name = name, .help = help, .type = MetricType::Counter, .metric = {}};
+    family.metric.emplace_back().counter.value = static_cast<double>(value);
+    families.push_back(std::move(family));
+  };
+  count("kvcompress_artifact_loads_total", "Artifacts that were read, one that was read again once more.",
+        live.artifact_loads);
+  count("kvcompress_artifact_failures_total", "Artifacts that were asked for and could not be had.",
+        live.artifact_failures);
+  count("kvcompress_log_lines_dropped_total", "Lines of the log that were dropped, because nobody read them in time.",
+        live.log_lines_dropped);
   families.push_back(Gauge("kvcompress_build_info", "What was built; always 1.", 1,
                            {{"version", build_.version}, {"compiler", build_.compiler}, {"simd", build_.simd_target}}));
   AppendProcessMetrics(families);

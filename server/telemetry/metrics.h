@@ -43,6 +43,10 @@ struct LiveFigures {
   size_t connections = 0;
   std::optional<absl::Time> certificate_expiry;
   uint64_t log_lines_dropped = 0;
+  uint64_t artifacts_loaded = 0;
+  uint64_t artifact_bytes = 0;
+  uint64_t artifact_loads = 0;     // of all time
+  uint64_t artifact_failures = 0;  // of all time
 };
 
 // What the daemon counts: Prometheus metrics, from which both /metrics and the Metrics call are answered. Every label

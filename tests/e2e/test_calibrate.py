@@ -9,6 +9,7 @@ import calibration_model as model
 import numpy as np
 import pytest
 from cli_helpers import File, run, run_ok, start, write_file
+from daemon_helpers import Client
 from load_helpers import memory
 
 THETA = 10000.0
@@ -227,3 +228,33 @@ def test_what_was_learned_holds_for_other_texts(bin_dir, kv_dir, tmp_path):
         coefficients = (rows - tensor.mean[:, None]) @ tensor.forward.transpose(0, 2, 1)
         bits.append(model.bits((coefficients ** 2).mean(axis=1).ravel(), error))
     assert np.mean(bits) < 1.6
+
+
+def test_a_daemon_finds_artifacts_in_its_directory(bin_dir, daemon, stubs, sample, tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    serving = daemon("--artifacts", tmp_path / "artifacts")
+    client = Client(serving, stubs)
+    said = client.stub.Capabilities(client.pb.CapabilitiesRequest(), timeout=30)
+    assert list(said.artifacts) == []
+    report, _ = calibrate(bin_dir, tmp_path / "model.kvcal", "-input", sample, "-rope-theta", THETA)
+    codec = f"transform(bits=2,artifact={report['artifact']})"
+    server = ("-server", serving.address)
+    refused = run(bin_dir, "-input", sample, "-output", tmp_path / "small", "-codec", codec, *server)
+    assert refused.returncode == 1 and report["artifact"] in refused.stderr and f"{tmp_path}/artifacts" in refused.stderr
+    (tmp_path / "model.kvcal").rename(tmp_path / "artifacts" / "model.kvcal")
+    time.sleep(1.1)
+    assert list(client.stub.Capabilities(client.pb.CapabilitiesRequest(), timeout=30).artifacts) == [report["artifact"]]
+    by_daemon = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "small", "-codec", codec, *server)
+    run_ok(bin_dir, "-input", sample, "-output", tmp_path / "own", "-codec", codec, "-artifacts", tmp_path / "artifacts")
+    assert (tmp_path / "small").read_bytes() == (tmp_path / "own").read_bytes()
+    assert by_daemon["bits_per_value"] < 2.05  # the file's header included
+    run_ok(bin_dir, "-decompress", "-input", tmp_path / "small", "-output", tmp_path / "back", *server)
+    other = write_file(tmp_path / "other", {"layer_0_key": np.ones((1, 4, 64, 64), np.float16)})
+    refused = run(bin_dir, "-input", other, "-output", tmp_path / "small", "-codec", codec, *server)
+    assert refused.returncode == 1 and "the artifact is for 2 heads of 64 channels, and this tensor has 4 of 64" in refused.stderr
+
+
+def test_a_daemon_without_a_directory_says_so(bin_dir, daemon, sample, tmp_path):
+    done = run(bin_dir, "-input", sample, "-output", tmp_path / "small", "-codec", f"transform(bits=2,artifact={'a' * 32})",
+               "-server", daemon().address)
+    assert done.returncode == 1 and "was given no directory of artifacts" in done.stderr

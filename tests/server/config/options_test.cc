@@ -42,11 +42,13 @@ TEST(OptionsTest, DefaultsServeThisMachineOnly) {
 }
 
 TEST(OptionsTest, BothFormsOfAFlag) {
-  const absl::StatusOr<Options> options =
-      Parse({"--threads=3", "--memory-budget", "512MiB", "--listen", "127.0.0.1:0,[::1]:0", "--listen=localhost:1",
-             "--metrics-listen=off", "--drain-timeout=1m30s", "--log-format", "json", "--max-tensor-bytes=12345",
-             "--healthcheck", "--default-codec", "raw|zstd"});
+  const absl::StatusOr<Options> options = Parse(
+      {"--threads=3", "--memory-budget", "512MiB", "--listen", "127.0.0.1:0,[::1]:0", "--listen=localhost:1",
+       "--metrics-listen=off", "--drain-timeout=1m30s", "--log-format", "json", "--max-tensor-bytes=12345",
+       "--healthcheck", "--default-codec", "raw|zstd", "--artifacts", "/var/lib/kvcal", "--artifact-memory=2GiB"});
   ASSERT_THAT(options, IsOk());
+  EXPECT_EQ(options->artifacts, "/var/lib/kvcal");
+  EXPECT_EQ(options->artifact_memory, uint64_t{2} << 30);
   EXPECT_EQ(options->threads, 3u);
   EXPECT_EQ(options->memory_budget, uint64_t{512} << 20);
   EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:0", "[::1]:0", "localhost:1"));

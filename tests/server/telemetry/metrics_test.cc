@@ -80,7 +80,11 @@ class MetricsTest : public ::testing::Test {
                        .shared_memory_bytes = 8192,
                        .connections = 5,
                        .certificate_expiry = absl::FromUnixSeconds(1'800'000'000),
-                       .log_lines_dropped = 6};
+                       .log_lines_dropped = 6,
+                       .artifacts_loaded = 7,
+                       .artifact_bytes = 4096,
+                       .artifact_loads = 8,
+                       .artifact_failures = 9};
   }};
 };
 
@@ -154,6 +158,10 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
            "kvcompress_requests_in_flight{method=\"Compress\"} 1",
            "kvcompress_connections 5",
            "kvcompress_log_lines_dropped_total 6",
+           "kvcompress_artifacts_loaded 7",
+           "kvcompress_artifact_memory_bytes 4096",
+           "kvcompress_artifact_loads_total 8",
+           "kvcompress_artifact_failures_total 9",
            "kvcompress_tls_certificate_expiry_timestamp_seconds 1800000000",
            "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.0025\"} 0",
            "kvcompress_request_duration_seconds_bucket{method=\"Compress\",le=\"0.005\"} 1",
