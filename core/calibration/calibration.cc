@@ -247,7 +247,8 @@ double MeanWeight(std::span<const double> weights, size_t dim) {
   for (size_t at = 0; at < weights.size(); at += dim * dim) {
     for (size_t i = 0; i < dim; ++i) sum += weights[at + i * (dim + 1)];
   }
-  return sum / static_cast<double>(weights.size() / dim);
+  const size_t diagonals = weights.size() / dim;
+  return sum / static_cast<double>(diagonals);
 }
 
 // A subject, and what becomes of it.
