@@ -116,7 +116,7 @@ def windows_from_text(text: str, tokenizer: Any, model: Any, count: int, prefix_
         ValueError: no tokenizer, or the model's context or the text is too short
     """
     if tokenizer is None:
-        raise ValueError("the model has no tokenizer: give windows of token ids instead of a text")
+        raise ValueError("the model has no tokenizer: give windows of token ids instead of a text (--token-windows FILE)")
     context = getattr(model.config, "max_position_embeddings", None) or LONGEST_WINDOW
     if prefix_len is None:
         prefix_len = min(context, LONGEST_WINDOW) - continuation_len

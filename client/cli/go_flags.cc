@@ -70,8 +70,13 @@ std::string_view SetDuration(const std::string& text, absl::Duration& value) {
 
 }  // namespace
 
+void GoFlags::Group(std::string_view title, std::string_view example) {
+  groups_.push_back({.heading = absl::StrFormat("\n%s: %s\n", title, example), .flags = {}});
+}
+
 void GoFlags::Declare(std::string_view name, std::string_view kind, std::string_view usage, std::string shown_default,
                       std::function<std::string_view(const std::string&)> set) {
+  groups_.back().flags.emplace_back(name);
   flags_.emplace(name, Flag{std::string(kind), std::string(usage), std::move(shown_default), std::move(set)});
 }
 
@@ -163,10 +168,14 @@ std::vector<std::string> GoFlags::given() const {
 
 std::string GoFlags::Usage() const {
   std::string text = absl::StrFormat("Usage of %s:\n", program_);
-  for (const auto& [name, flag] : flags_) {
-    absl::StrAppendFormat(&text, "  -%s%s%s\n    \t%s", name, flag.kind.empty() ? "" : " ", flag.kind, flag.usage);
-    if (!flag.shown_default.empty()) absl::StrAppendFormat(&text, " (default %s)", flag.shown_default);
-    text += '\n';
+  for (const FlagGroup& group : groups_) {
+    text += group.heading;
+    for (const std::string& name : group.flags) {
+      const Flag& flag = flags_.at(name);
+      absl::StrAppendFormat(&text, "  -%s%s%s\n    \t%s", name, flag.kind.empty() ? "" : " ", flag.kind, flag.usage);
+      if (!flag.shown_default.empty()) absl::StrAppendFormat(&text, " (default %s)", flag.shown_default);
+      text += '\n';
+    }
   }
   return text;
 }

@@ -23,6 +23,9 @@ class GoFlags {
  public:
   explicit GoFlags(std::string_view program) : program_(program) {}
 
+  // The flags declared from here on belong together in the usage, below this title and an example.
+  void Group(std::string_view title, std::string_view example);
+
   // Each declares a flag whose value goes to `*value`, which holds the default until then. `kind` is the value's name
   // in the usage.
   void String(std::string_view name, std::string* value, std::string_view kind, std::string_view usage);
@@ -39,7 +42,7 @@ class GoFlags {
   std::vector<std::string> given() const;                         // names of the flags that are set, sorted
   const std::vector<std::string>& rest() const { return rest_; }  // the words after the flags
 
-  // As Go prints it: sorted by name, with defaults that are not zero.
+  // Each flag as Go prints it, with a default that is not zero; in groups, in the order in which they were declared.
   std::string Usage() const;
 
  private:
@@ -51,12 +54,18 @@ class GoFlags {
     bool is_set = false;
   };
 
+  struct FlagGroup {
+    std::string heading;  // empty for the flags before the first group
+    std::vector<std::string> flags;
+  };
+
   void Declare(std::string_view name, std::string_view kind, std::string_view usage, std::string shown_default,
                std::function<std::string_view(const std::string&)> set);
   absl::Status SetFlag(const std::string& name, Flag& flag, const std::string& value);
 
   std::string program_;
   std::map<std::string, Flag, std::less<>> flags_;
+  std::vector<FlagGroup> groups_ = {{}};
   std::vector<std::string> rest_;
   bool help_ = false;
 };

@@ -9,7 +9,9 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/cli/advice.h"
 #include "client/cli/calibration_report.h"
+#include "client/cli/flags.h"
 #include "client/cli/go_flags.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/options.h"
@@ -291,7 +293,9 @@ int Main(std::span<const char* const> words) {
   GoFlags flags("kv-compress");
   DeclareFlags(flags, options);
   if (const absl::Status status = flags.Parse(words); !status.ok()) {
-    Print(stderr, absl::StrFormat("%s\n%s", OneLine(std::string(status.message())), flags.Usage()));
+    // Once more after the usage, which scrolls the first one away.
+    const std::string fault = OneLine(std::string(status.message()));
+    Print(stderr, absl::StrFormat("%s\n%s\n%s\n", fault, flags.Usage(), fault));
     return kExitUsage;
   }
   if (flags.help()) {
@@ -319,7 +323,7 @@ int Main(std::span<const char* const> words) {
     }
   }
   if (status.ok()) return kExitOk;
-  PrintError(std::string(status.message()));
+  PrintError(WithAdvice(std::string(status.message())));
   return kExitFailure;
 }
 

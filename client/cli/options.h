@@ -58,9 +58,6 @@ struct CliOptions {
   bool version = false;
 };
 
-// Declares every flag of kv-compress; `options` must outlive `flags`.
-void DeclareFlags(GoFlags& flags, CliOptions& options);
-
 // Checks the parsed flags together and completes `options`: the file to inspect; the daemon's address, TLS and token
 // from the environment; the codec spec from -group-size and -sparsity or from the bounds. INVALID_ARGUMENT with a
 // sentence.

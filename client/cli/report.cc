@@ -81,6 +81,7 @@ void AddHiddenQuality(const QualityMerger& merger, Json& json) {
   const Quality mean = merger.Mean();
   const Quality total = merger.ElementWeighted();
   json["token_snr_db"] = DecibelsJson(mean.token_snr_db);
+  json["judged_snr_db"] = DecibelsJson(merger.JudgedSnrDb());
   json["mean_abs_error"] = mean.mean_abs_error;
   json["worst_tensor"] = merger.worst_tensor();
   json["element_weighted"] = {{"rmse", total.rmse},

@@ -52,8 +52,8 @@ absl::StatusOr<std::optional<ArtifactRotary>> RotaryOf(const Metadata& metadata)
 // The inputs, with all that their tensors refer to.
 class Caches {
  public:
-  absl::Status Add(const std::string& path, const CalibrateOptions& options) {
-    KVC_ASSIGN_OR_RETURN(std::unique_ptr<Input> opened, Input::Open(path));
+  // Adds what an opened input holds.
+  absl::Status Add(const std::string& path, std::unique_ptr<Input> opened, const CalibrateOptions& options) {
     const Input& input = *inputs_.emplace_back(std::move(opened));
     const safetensors::Header& header = input.header();
     KVC_ASSIGN_OR_RETURN(uint64_t start, IntegerOf(header.metadata, "seq_start", 0));
@@ -143,7 +143,8 @@ absl::StatusOr<CalibrationReport> CalibrateFiles(const std::vector<std::string>&
                                                  const CalibrateOptions& options) {
   Caches caches;
   for (const std::string& input : inputs) {
-    const absl::Status status = caches.Add(input, options);
+    KVC_ASSIGN_OR_RETURN(std::unique_ptr<Input> opened, Input::Open(input));
+    const absl::Status status = caches.Add(input, std::move(opened), options);
     if (!status.ok()) return inputs.size() > 1 ? Prefixed(input, status) : status;
   }
   KVC_RETURN_IF_ERROR(caches.CheckOutput(output));

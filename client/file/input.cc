@@ -13,6 +13,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "client/file/json_text.h"
 #include "client/file/raw_dump.h"
@@ -24,11 +26,20 @@ namespace kvcompress {
 namespace {
 
 constexpr const char* kStandardInput = "/dev/stdin";
+constexpr absl::string_view kParseHeader = "parse header: ";
 
 absl::Status OfInput(const absl::Status& status) {
-  if (status.ok() || absl::StartsWith(status.message(), "parse header: ") || absl::IsDeadlineExceeded(status))
+  if (status.ok() || absl::StartsWith(status.message(), kParseHeader) || absl::IsDeadlineExceeded(status))
     return status;
   return absl::Status(status.code(), absl::StrCat("read input: ", status.message()));
+}
+
+// Its errors about what the file holds name the file.
+absl::StatusOr<safetensors::Header> ReadHeaderOf(const std::string& path, const ByteSource& file) {
+  auto header = safetensors::ReadHeader(file);
+  if (header.ok() || !absl::StartsWith(header.status().message(), kParseHeader)) return header;
+  const absl::string_view what = absl::StripPrefix(header.status().message(), kParseHeader);
+  return absl::Status(header.status().code(), absl::StrCat(kParseHeader, path, ": ", what));
 }
 
 // All bytes of a pipe until its writers close it.
@@ -94,7 +105,7 @@ absl::StatusOr<Input::Parts> OpenParts(const std::string& path, absl::Time deadl
   if (exists && S_ISFIFO(info.st_mode)) {
     KVC_ASSIGN_OR_RETURN(std::vector<std::byte> bytes, ReadPipe(path, deadline));
     parts.bytes = std::make_unique<MemorySource>(std::move(bytes));
-    KVC_ASSIGN_OR_RETURN(parts.header, safetensors::ReadHeader(*parts.bytes));
+    KVC_ASSIGN_OR_RETURN(parts.header, ReadHeaderOf(path, *parts.bytes));
     return parts;
   }
   KVC_ASSIGN_OR_RETURN(std::unique_ptr<FileSource> file, FileSource::Open(path));
@@ -102,7 +113,7 @@ absl::StatusOr<Input::Parts> OpenParts(const std::string& path, absl::Time deadl
     KVC_ASSIGN_OR_RETURN(const bool is_json, IsJson(*file));
     if (is_json) return OpenJson(path);
   }
-  KVC_ASSIGN_OR_RETURN(parts.header, safetensors::ReadHeader(*file));
+  KVC_ASSIGN_OR_RETURN(parts.header, ReadHeaderOf(path, *file));
   parts.files.push_back(std::move(file));
   return parts;
 }

@@ -14,7 +14,7 @@
 namespace kvcompress {
 
 // Where tensors come from, as the bytes and the header of one safetensors file. Its errors say that they are the
-// input's, wherever they come up: they begin with "read input: " or "parse header: ".
+// input's, wherever they come up: they begin with "read input: " or "parse header: " and name the file.
 class Input final : public ByteSource {
  public:
   // What `path` may name:

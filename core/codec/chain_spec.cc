@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -29,12 +31,48 @@ namespace {
 constexpr size_t kMaxStages = 8;
 constexpr uint64_t kMaxHead = 65535;
 
+// How many letters must be put in, left out or replaced to make the one of the other.
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);  // of what is before a letter of `a`, to each beginning of `b`
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
+// " (similar: A, B)": the codecs and names that are nearest to this one; empty where none is near.
+std::string SimilarNames(std::string_view name) {
+  constexpr size_t kMostEdits = 2;
+  std::vector<std::string_view> known;
+  for (const CodecRow* row : AllCodecs()) known.push_back(row->name);
+  for (const NamedChain& named : AllNamedChains()) {
+    if (FindCodec(named.name) == nullptr) known.push_back(named.name);
+  }
+  std::vector<std::string> nearest;
+  size_t least = std::min(kMostEdits + 1, name.size());
+  for (const std::string_view other : known) {
+    if (name.size() > other.size() + kMostEdits) continue;
+    const size_t edits = EditDistance(name, other);
+    if (edits > least || edits > kMostEdits || edits >= name.size()) continue;
+    if (edits < least) nearest.clear();
+    least = edits;
+    nearest.emplace_back(other);
+  }
+  return nearest.empty() ? "" : absl::StrFormat(" (similar: %s)", absl::StrJoin(nearest, ", "));
+}
+
 absl::Status UnknownCodec(const std::string& name) {
   if (const NamedChain* named = FindNamedChain(name)) {
     return absl::InvalidArgumentError(
         absl::StrFormat("\"%s\" stands for a whole codec spec, %s, not for a part of one", name, named->chain));
   }
-  return absl::InvalidArgumentError(absl::StrFormat("unknown codec \"%s\"", name));
+  return absl::InvalidArgumentError(absl::StrFormat("unknown codec \"%s\"%s", name, SimilarNames(name)));
 }
 
 absl::Status BadRange(std::string_view codec, std::string_view range) {
@@ -94,6 +132,13 @@ absl::Status ParseParts(const std::vector<StageText::Part>& texts, StageSpec& st
   return absl::OkStatus();
 }
 
+absl::Status UnknownParameter(const CodecRow& codec, std::string_view name) {
+  std::vector<std::string> names;
+  for (const Parameter& parameter : codec.parameters) names.emplace_back(parameter.name);
+  return absl::InvalidArgumentError(absl::StrFormat("%s has no parameter \"%s\" (it has %s)", codec.name, name,
+                                                    names.empty() ? "none" : absl::StrJoin(names, ", ")));
+}
+
 absl::StatusOr<StageSpec> ParseStage(const CodecRow& codec, const StageText& text) {
   StageSpec stage{.codec = &codec};
   for (const Parameter& parameter : codec.parameters) {
@@ -108,7 +153,7 @@ absl::StatusOr<StageSpec> ParseStage(const CodecRow& codec, const StageText& tex
   }
   for (const auto& [key, unused] : text.args) {
     if (std::ranges::find(codec.parameters, key, &Parameter::name) == codec.parameters.end()) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s has no parameter \"%s\"", codec.name, key));
+      return UnknownParameter(codec, key);
     }
   }
   if (codec.takes_parts) KVC_RETURN_IF_ERROR(ParseParts(text.parts, stage));

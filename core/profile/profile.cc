@@ -85,7 +85,7 @@ absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
     } else if (key == "codec") {
       KVC_ASSIGN_OR_RETURN(rule.codec, CanonicalCodec(value, where));
     } else {
-      return fault(absl::StrCat("unknown key \"", key, "\""));
+      return fault(absl::StrCat("unknown key \"", key, "\" (a rule has codec, heads, kind, layers, name)"));
     }
   }
   if (rule.codec.empty()) return fault("\"codec\" is missing");
@@ -154,7 +154,8 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
         profile.rules_.push_back(std::move(rule));
       }
     } else if (key != "description") {
-      return Fault(absl::StrCat("unknown key \"", key, "\""));
+      return Fault(
+          absl::StrCat("unknown key \"", key, "\" (a profile has version, description, default, others, rules)"));
     }
   }
   if (!json.contains("version")) return Fault("\"version\" is missing");

@@ -102,6 +102,9 @@ class QualityMerger {
   std::optional<QualityLevel> Level() const;
   std::vector<Violation> Violations() const;
 
+  // The mean SNR that they go by, as Mean has it; empty when no tensor has one.
+  std::optional<double> JudgedSnrDb() const { return judged_.snr_db.Value(); }
+
   // The tensor of the lowest SNR, of those that tensors are judged by; empty when no tensor lost anything.
   const std::string& worst_tensor() const { return worst_; }
 

@@ -11,6 +11,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
+#include "core/base/block_size.h"
 #include "core/base/status_macros.h"
 #include "core/base/strict_json.h"
 #include "core/codec/chain_spec.h"
@@ -43,6 +44,12 @@ absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
   const absl::StatusOr<uint64_t> count = ParseCount(digits, 1, (uint64_t{1} << 50) >> shift);
   if (!count.ok()) return Invalid("expected a number of bytes, at most 1024TiB, with or without KiB, MiB, GiB or TiB");
   return *count << shift;
+}
+
+absl::StatusOr<uint64_t> ParseBudget(const std::string& text) {
+  const absl::StatusOr<uint64_t> bytes = ParseBytes(text);
+  if (!bytes.ok() || *bytes >= 2 * kDefaultBlockElements * sizeof(float)) return bytes;
+  return Invalid("expected at least 1MiB, which one block of 131072 F32 values takes, as input and as output");
 }
 
 absl::StatusOr<std::chrono::milliseconds> ParseDuration(const std::string& text) {
@@ -172,7 +179,7 @@ constexpr Flag kFlags[] = {
     {"threads", "N", "codec threads; 0: one for each CPU that this process may use (0)",
      KVC_SETTER(threads, ParseCount(text, 0, 1024))},
     {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",
-     KVC_SETTER(memory_budget, ParseBytes(text))},
+     KVC_SETTER(memory_budget, ParseBudget(text))},
     {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
     {"artifacts", "DIR",
      "directory of the artifacts that codecs name, transform(artifact=ID): files *.kvcal, renamed into it at any time",
@@ -325,9 +332,10 @@ absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
   }
   for (const Setting& setting : settings) {
     const absl::Status status = setting.flag->set(options, setting.text);
-    if (!status.ok()) {
-      return Invalid(absl::StrFormat("%s: \"%s\": %s", setting.origin, setting.text, status.message()));
-    }
+    if (status.ok()) continue;
+    const std::string quoted = absl::StrFormat("\"%s\"", setting.text);
+    const std::string text = absl::StrContains(status.message(), quoted) ? "" : quoted + ": ";
+    return Invalid(absl::StrFormat("%s: %s%s", setting.origin, text, status.message()));
   }
   return absl::OkStatus();
 }

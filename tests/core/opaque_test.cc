@@ -111,7 +111,8 @@ TEST(OpaqueTest, TensorsOfNoAndOfOneElement) {
 TEST(OpaqueTest, WhatIsNoCodecIsRefusedForThemToo) {
   const TensorDesc tensor = MakeTensor("t", DType::kI64, {8});
   EXPECT_THAT(TensorCompressor::Create(tensor, "int9"),
-              StatusIs(StatusCode::kInvalidArgument, "tensor \"t\": unknown codec \"int9\""));
+              StatusIs(StatusCode::kInvalidArgument,
+                       "tensor \"t\": unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"));
   const TensorDesc odd = MakeTensor("t", DType::kF6E2M3, {5});
   EXPECT_THAT(TensorCompressor::Create(odd, "raw"),
               StatusIs(StatusCode::kInvalidArgument, "tensor \"t\": F6_E2M3 [5] is not a whole number of bytes"));

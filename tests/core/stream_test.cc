@@ -240,7 +240,8 @@ TEST_F(CompressorTest, MistakesOfTheCallerAreNamed) {
       }),
       StatusIs(StatusCode::kInvalidArgument, "tensor \"two\" begins, but tensor \"ten\" has 0 of its 20 bytes"));
   EXPECT_THAT(stream_with([&](CompressStream& s) { return s.Begin(ten, "int7"); }),
-              StatusIs(StatusCode::kInvalidArgument, "tensor \"ten\": unknown codec \"int7\""));
+              StatusIs(StatusCode::kInvalidArgument,
+                       "tensor \"ten\": unknown codec \"int7\" (similar: int2, int3, int4, int5, int6, int8)"));
   EXPECT_THAT(stream_with([&](CompressStream& s) { return s.Begin(MakeTensor("big", DType::kF16, {501}), "int4"); }),
               StatusIs(StatusCode::kResourceExhausted, "tensor \"big\": 1002 bytes are above the limit of 1000"));
   EXPECT_THAT(stream_with([&](CompressStream& s) {
@@ -402,7 +403,8 @@ TEST_F(CompressorTest, HostileHeadersAreRefused) {
   const auto nothing = [](auto&) {};
   using absl::StatusCode;
   EXPECT_THAT(refusal([](FrameHeader& h) { h.codec = "int9"; }, nothing),
-              StatusIs(StatusCode::kUnimplemented, "tensor \"t\": frame: unknown codec \"int9\""));
+              StatusIs(StatusCode::kUnimplemented,
+                       "tensor \"t\": frame: unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[4] = std::byte{2}; }),
               StatusIs(StatusCode::kUnimplemented,
                        "tensor \"t\": frame: version 2 is not supported, this build reads version 1"));

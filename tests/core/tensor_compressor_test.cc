@@ -144,7 +144,8 @@ TEST(SpanCodecTest, OneCompressorServesManyThreads) {
 TEST(SpanCodecTest, MistakesOfTheCallerAreNamed) {
   const TensorDesc ten = MakeTensor("ten", DType::kF16, {10});
   EXPECT_THAT(TensorCompressor::Create(ten, "int7"),
-              StatusIs(StatusCode::kInvalidArgument, "tensor \"ten\": unknown codec \"int7\""));
+              StatusIs(StatusCode::kInvalidArgument,
+                       "tensor \"ten\": unknown codec \"int7\" (similar: int2, int3, int4, int5, int6, int8)"));
   EXPECT_THAT(TensorCompressor::Create(ten, "int4", {.max_tensor_bytes = 19}),
               StatusIs(StatusCode::kResourceExhausted, "tensor \"ten\": 20 bytes are above the limit of 19"));
   EXPECT_THAT(TensorCompressor::Create(MakeTensor("", DType::kF16, {10}), "int4"),
@@ -209,7 +210,8 @@ TEST(SpanCodecTest, HostileHeadersAreRefusedAndSpoilNothing) {
   const Bytes good = SpanFrame(MakeTensor("t", DType::kF16, {4}), "int4(group=64)", values);
   for (int i = 0; i < 2; ++i) {
     EXPECT_THAT(decompressor.ReadHeader(HeaderBytes([](FrameHeader& h) { h.codec = "int9"; })),
-                StatusIs(StatusCode::kUnimplemented, "frame: unknown codec \"int9\""));
+                StatusIs(StatusCode::kUnimplemented,
+                         "frame: unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"));
     EXPECT_THAT(decompressor.ReadHeader(HeaderBytes([](FrameHeader& h) { h.codec = "heads(0-:raw)"; })),
                 StatusIs(StatusCode::kDataLoss,
                          "frame: heads takes tensors with one heads axis only (the axis roles tell which it is)"));

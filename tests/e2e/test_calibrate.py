@@ -186,7 +186,9 @@ def test_caches_that_do_not_fit_are_refused(bin_dir, sample, tmp_path, number):
 
 def test_inputs_that_are_none_are_refused(bin_dir, sample, tmp_path):
     calibrate(bin_dir, tmp_path / "a.kvcal", "-input", sample)
-    for paths, error in [("gone", "read input: open gone: no such file"), (f"{sample},gone", "gone: read input: open gone"),
+    (tmp_path / "bad").write_bytes(b"short")
+    for paths, error in [("gone", "read input: open gone: no such file"), (f"{sample},gone", "Error: read input: open gone: no such file"),
+                         (f"{sample},{tmp_path / 'bad'}", f"Error: parse header: {tmp_path / 'bad'}: "),
                          (tmp_path / "a.kvcal", "kvcompress.artifact")]:
         done = run(bin_dir, "-calibrate", "-input", paths, "-output", tmp_path / "out")
         assert done.returncode == 1 and error in done.stderr

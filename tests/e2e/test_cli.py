@@ -24,8 +24,8 @@ def free_address():
 # Words and exit codes.
 
 @pytest.mark.parametrize("args, text", [
-    ([], "-input is required"),
-    (["-output", "o"], "-input is required"),
+    ([], "-input is required; -help shows all flags"),
+    (["-output", "o"], "-input is required; -help shows all flags"),
     (["-input", "{sample}"], "-output is required"),
     (["-input", "none", "-output", "o"], "read input: open none: no such file or directory"),
     (["-input", "none", "-metrics-only"], "read input: open none: no such file or directory"),
@@ -36,7 +36,9 @@ def free_address():
     (["-input", "{sample}", "-output", "o", "-sparsity", "1.5"], "-sparsity must be between 0 and 1, not 1.5"),
     (["-input", "{sample}", "-output", "o", "-sparsity", "nan"], "-sparsity must be between 0 and 1, not nan"),
     (["-input", "{sample}", "-output", "o", "word"], 'unexpected argument "word"'),
-    (["-input", "{sample}", "-output", "o", "-codec", "int9"], 'unknown codec "int9"'),
+    (["-input", "{sample}", "-output", "o", "-codec", "int9"], 'unknown codec "int9" (similar: int2, int3, int4, int5, int6, int8); -codec help lists them'),
+    (["-input", "{sample}", "-output", "o", "-codec", "int4(groups=3)"],
+     'int4 has no parameter "groups" (it has group); -codec help describes them'),
     (["-input", "{sample}", "-output", "o", "-codec", "raw", "-profile", "p"], "-codec and -profile exclude each other"),
     (["-input", "{sample}", "-output", "o", "-profile", "none"],
      "read profile: open none: no such file or directory"),
@@ -60,26 +62,26 @@ def test_errors_are_one_line_and_exit_1(bin_dir, sample, tmp_path, args, text):
     (["-verbose=2"], 'invalid boolean value "2" for -verbose: parse error'),
     (["-timeout", "30"], 'invalid value "30" for flag -timeout: parse error'),
 ])
-def test_flags_that_do_not_parse_show_the_usage_and_exit_2(bin_dir, args, text):
+def test_flags_that_do_not_parse_show_the_usage_between_two_errors_and_exit_2(bin_dir, args, text):
     done = run(bin_dir, *args)
     usage = run(bin_dir, "-h")
     assert (usage.returncode, usage.stdout) == (0, "")
     assert usage.stderr.startswith("Usage of kv-compress:\n")
     assert "  -group-size int\n    \tQuantization group size (32, 64, or 128) (default 64)\n" in usage.stderr
-    assert (done.stderr, done.stdout, done.returncode) == (f"{text}\n{usage.stderr}", "", 2)
+    assert (done.stderr, done.stdout, done.returncode) == (f"{text}\n{usage.stderr}\n{text}\n", "", 2)
 
 
 @pytest.mark.parametrize("content, text", [
-    (b"", "parse header: "),
-    (b"\x05\0\0\0\0\0\0\0hello", "parse header: invalid JSON"),
-    (b"\x02\0\0\0\0\0\0\0{}tail", "parse header: "),
-    (b"\xff" * 100, "parse header: "),
+    (b"", ""),
+    (b"\x05\0\0\0\0\0\0\0hello", "invalid JSON"),
+    (b"\x02\0\0\0\0\0\0\0{}tail", ""),
+    (b"\xff" * 100, ""),
 ])
 def test_corrupt_safetensors(bin_dir, tmp_path, content, text):
     path = tmp_path / "corrupt"
     path.write_bytes(content)
     done = run(bin_dir, "-input", path, "-output", tmp_path / "out")
-    assert done.stderr.startswith(f"Error: {text}") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"Error: parse header: {path}: {text}") and done.stderr.count("\n") == 1
     assert (done.stdout, done.returncode) == ("", 1)
 
 
@@ -88,6 +90,16 @@ def test_names_with_control_characters_stay_on_one_line(bin_dir, tmp_path):
     done = run(bin_dir, "-input", path, "-output", tmp_path / "out")
     assert done.stderr.startswith('Error: tensor "a\\x0ab": value 0 is NaN')
     assert done.stderr.count("\n") == 1
+
+
+def test_the_help_has_a_group_and_an_example_for_each_task(bin_dir):
+    groups = run(bin_dir, "-help").stderr.split("\n\n")
+    assert len(groups) > 1
+    starts = {"Compress": "-input", "Decompress": "-decompress", "Bounds that choose the codec": "-min-snr",
+              "Use a daemon": "-server", "Inspect": "-inspect", "Compare all codecs": "-sweep", "Calibrate": "-calibrate"}
+    for title, flag in starts.items():
+        (group,) = [group for group in groups if group.startswith(f"{title}: kv-compress -")]
+        assert group.splitlines()[1].startswith(f"  {flag}"), title
 
 
 def test_flag_forms_of_go(bin_dir, sample, tmp_path):

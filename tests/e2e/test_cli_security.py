@@ -69,7 +69,7 @@ def test_mutual_tls_and_a_token(bin_dir, daemon, sample, tmp_path, authority, to
         assert f"connect to {server.address}: " in text and text.count("\n") == 1
     assert text_ends(refusal(bin_dir, sample, *flags[:2]), "(does the daemon speak TLS?)")
     assert text_ends(refusal(bin_dir, sample, *flags[:2], *ca), "(does the daemon want a certificate?)")
-    assert "a token is needed" in refusal(bin_dir, sample, *flags[:-2])
+    assert text_ends(refusal(bin_dir, sample, *flags[:-2]), "Bearer TOKEN\"; the flag -token-file FILE does")
     token_file.write_text("wrong-horse-battery-staple-0009\n")
     text = refusal(bin_dir, sample, *flags, env={"KV_COMPRESS_TOKEN_FILE": "/nowhere"})
     assert "the token is not one that this daemon knows" in text and "wrong-horse" not in text
@@ -78,8 +78,8 @@ def test_mutual_tls_and_a_token(bin_dir, daemon, sample, tmp_path, authority, to
 @pytest.mark.parametrize(("days", "ca", "flags", "said"), [
     ((-2, -1), "ours", [], "the daemon's certificate has expired"),
     ((1, 2), "ours", [], "the daemon's certificate is not valid yet"),
-    ((-1, 1), "stranger", [], "the daemon's certificate is of an unknown authority"),
-    ((-1, 1), "", ["-tls"], "the daemon's certificate is of an unknown authority"),
+    ((-1, 1), "stranger", [], "the daemon's certificate is of an unknown authority; -tls-ca FILE names the authorities to trust"),
+    ((-1, 1), "", ["-tls"], "the daemon's certificate is of an unknown authority; -tls-ca FILE names the authorities to trust"),
     ((-1, 1), "ours", ["-tls-server-name", "example.org"],
      'the daemon\'s certificate is for another host than "example.org"'),
 ])

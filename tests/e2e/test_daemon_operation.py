@@ -276,7 +276,7 @@ def test_bad_flags(bin_dir):
         (["--no-such"], "unknown argument --no-such; --help lists all"),
         (["--threads", "x"], '--threads: "x": expected a number from 0 to 1024'),
         (["--listen"], "--listen needs a value"),
-        (["--default-codec=int9"], '--default-codec: "int9": unknown codec "int9"'),
+        (["--default-codec=int9"], '--default-codec: unknown codec "int9" (similar: int2, int3, int4, int5, int6, int8)'),
     ]:
         result = run(bin_dir, *args)
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"kv-compressd: {text}\n")

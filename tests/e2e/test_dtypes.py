@@ -170,4 +170,4 @@ def test_sizes_that_are_no_whole_bytes_are_refused(bin_dir, tmp_path):
     (tmp_path / "in").write_bytes(struct.pack("<Q", len(text)) + text + b"\0\0")
     done = run(bin_dir, "-input", tmp_path / "in", "-output", tmp_path / "out")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == 'Error: parse header: tensor "odd": F4 [3] is not a whole number of bytes\n'
+    assert done.stderr == f'Error: parse header: {tmp_path / "in"}: tensor "odd": F4 [3] is not a whole number of bytes\n'

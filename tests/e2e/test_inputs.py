@@ -98,7 +98,7 @@ def test_shards_that_are_compressed_damaged_or_differ_in_metadata(bin_dir, tmp_p
     index = write_index(tmp_path, TWO, ({"format": "pt"}, {"format": "tf"}))
     assert 'its metadata "format" differs from another shard\'s' in refusal(bin_dir, "-input", index, "-metrics-only")
     (tmp_path / "b-00002-of-00002").write_bytes(b"PK\3\4")
-    assert "b-00002-of-00002: parse header: this is a zip archive" in refusal(bin_dir, "-inspect", index)
+    assert f"read input: {tmp_path / 'b-00002-of-00002'}: parse header: this is a zip archive" in refusal(bin_dir, "-inspect", index)
 
 
 def test_no_shard_is_replaced_by_the_output(bin_dir, tmp_path):
@@ -133,7 +133,7 @@ def test_a_file_of_another_kind_is_named(bin_dir, tmp_path, content, said):
     (tmp_path / "in").write_bytes(content)
     for args in (["-input", tmp_path / "in", "-metrics-only"], ["-inspect", tmp_path / "in"],
                  ["-decompress", "-input", tmp_path / "in", "-output", tmp_path / "out"], ["-sweep", "-input", tmp_path / "in"]):
-        assert refusal(bin_dir, *args) == f"parse header: this is {said}"
+        assert refusal(bin_dir, *args) == f"parse header: {tmp_path / 'in'}: this is {said}"
 
 
 def test_standard_input_and_pipes_are_read(bin_dir, sample, tmp_path):

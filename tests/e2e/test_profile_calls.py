@@ -104,7 +104,7 @@ def test_capabilities_bounds_them(client, tensors, frames):
 @pytest.mark.parametrize("profile, codec, text", [
     (PROFILE, "raw", "header with a codec and a profile"),
     ("[]", "", "profile: must be a JSON object"),
-    (PROFILE.replace("raw", "rwa"), "", 'profile: rule 4: unknown codec "rwa"'),
+    (PROFILE.replace("raw", "rwa"), "", 'profile: rule 4: unknown codec "rwa" (similar: raw)'),
     (PROFILE + " " * 65536, "", f"profile of {len(PROFILE) + 65536} bytes is above the limit of 65536"),
 ])
 def test_refusals_are_the_same_for_all_calls(client, profile, codec, text):

@@ -59,6 +59,8 @@ def test_token_snr_is_that_of_its_definition(bin_dir, keys_file, tmp_path, codec
     judged = {name: snr if name.endswith("_key") else result["tensor_metrics"][f"{name}_snr_db"]
               for name, snr in own.items()}
     assert result["worst_tensor"] == min(judged, key=judged.get)
+    assert result["judged_snr_db"] == pytest.approx(np.mean(list(judged.values())), abs=0.01)
+    assert result["judged_snr_db"] not in (result["snr_db"], result["token_snr_db"])
 
 
 def test_destroyed_keys_are_warned_of_and_fail(bin_dir, keys_file, tmp_path):

@@ -176,14 +176,31 @@ TEST(GoFlags, HelpEndsParsing) {
   EXPECT_FALSE(parsed.flags.help());
 }
 
-TEST(GoFlags, UsageIsSortedAndShowsDefaultsThatAreNotZero) {
+TEST(GoFlags, UsageIsInTheOrderOfDeclarationAndShowsDefaultsThatAreNotZero) {
   EXPECT_EQ(Parsed().flags.Usage(),
             "Usage of prog:\n"
-            "  -group-size int\n    \tGroup size (default 64)\n"
             "  -input string\n    \tInput path\n"
+            "  -group-size int\n    \tGroup size (default 64)\n"
             "  -sparsity float\n    \tSparsity\n"
-            "  -timeout duration\n    \tTimeout\n"
-            "  -verbose\n    \tVerbose\n");
+            "  -verbose\n    \tVerbose\n"
+            "  -timeout duration\n    \tTimeout\n");
+}
+
+TEST(GoFlags, UsageHasFlagsBelowTheTitleAndExampleOfTheirGroup) {
+  GoFlags flags("prog");
+  bool first = false, second = false, third = false;
+  flags.Bool("z", &first, "Alone");
+  flags.Group("Copy", "prog -y FILE");
+  flags.Bool("y", &second, "Copies");
+  flags.Group("Other", "prog -a");
+  flags.Bool("a", &third, "Else");
+  EXPECT_EQ(flags.Usage(),
+            "Usage of prog:\n"
+            "  -z\n    \tAlone\n"
+            "\nCopy: prog -y FILE\n"
+            "  -y\n    \tCopies\n"
+            "\nOther: prog -a\n"
+            "  -a\n    \tElse\n");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "client/cli/flags.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvcompress {

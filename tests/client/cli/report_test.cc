@@ -57,9 +57,9 @@ TEST(ReportJson, KeysInTheOrderOfTheReferenceThenOurs) {
   EXPECT_THAT(Keys(Json::parse(text)),
               ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
                           "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
-                          "violations", "tensor_metrics", "token_snr_db", "mean_abs_error", "worst_tensor",
-                          "element_weighted", "warnings", "codec", "theoretical_ratio", "bits_per_value", "tensors",
-                          "elements", "passed_through_tensors", "passed_through_bytes"));
+                          "violations", "tensor_metrics", "token_snr_db", "judged_snr_db", "mean_abs_error",
+                          "worst_tensor", "element_weighted", "warnings", "codec", "theoretical_ratio",
+                          "bits_per_value", "tensors", "elements", "passed_through_tensors", "passed_through_bytes"));
   EXPECT_THAT(text, ::testing::StartsWith("{\n  \"compression_ratio\": 1.6,\n  \"original_size_bytes\": 16,\n"));
   EXPECT_THAT(text, EndsWith("\n}\n"));
 }
@@ -68,6 +68,7 @@ TEST(ReportJson, FiguresOfTheFileAndOfItsTensors) {
   const Json json = Json::parse(ReportJson(MakeFileReport(0.01, 0.1), true, true, 1.5));
   EXPECT_DOUBLE_EQ(json["rmse"], 0.055);
   EXPECT_DOUBLE_EQ(json["snr_db"], 30.0);  // the mean of 40 and 20
+  EXPECT_DOUBLE_EQ(json["judged_snr_db"], 30.0);
   EXPECT_DOUBLE_EQ(json["max_error"], 0.1);
   EXPECT_DOUBLE_EQ(json["mean_abs_error"], 0.055);
   EXPECT_EQ(json["quality_level"], "ACCEPTABLE");

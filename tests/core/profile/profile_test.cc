@@ -136,7 +136,9 @@ TEST(ProfileTest, UniformIsOneCodecForAll) {
   ASSERT_THAT(profile, IsOk());
   EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int8(group=64)");
   EXPECT_EQ(CodecOf(*profile, "x"), "int8(group=64)");
-  EXPECT_THAT(Profile::Uniform("int1"), StatusIs(absl::StatusCode::kInvalidArgument, "unknown codec \"int1\""));
+  EXPECT_THAT(Profile::Uniform("int1"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "unknown codec \"int1\" (similar: int2, int3, int4, int5, int6, int8)"));
 }
 
 Profile ShippedProfile(const std::string& name) {
@@ -204,15 +206,17 @@ INSTANTIATE_TEST_SUITE_P(
         BadProfile{R"({"default": "int4"})", "profile: \"version\" is missing"},
         BadProfile{R"({"version": 2, "default": "int4"})", "profile: \"version\" must be 1"},
         BadProfile{R"({"version": 1})", "profile: \"default\" is missing"},
-        BadProfile{R"({"version": 1, "default": "int9"})", "profile: default: unknown codec \"int9\""},
+        BadProfile{R"({"version": 1, "default": "int9"})",
+                   "profile: default: unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"},
         BadProfile{R"({"version": 1, "default": 4})", "profile: default: \"codec\" must be a string"},
-        BadProfile{R"({"version": 1, "default": "int4", "rule": []})", "profile: unknown key \"rule\""},
+        BadProfile{R"({"version": 1, "default": "int4", "rule": []})",
+                   "profile: unknown key \"rule\" (a profile has version, description, default, others, rules)"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": {}})", "profile: \"rules\" must be an array"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [1]})", "profile: rule 1: must be a JSON object"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"codec": "raw"}, {"kind": "key"}]})",
                    "profile: rule 2: \"codec\" is missing"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layer": 1, "codec": "raw"}]})",
-                   "profile: rule 1: unknown key \"layer\""},
+                   "profile: rule 1: unknown key \"layer\" (a rule has codec, heads, kind, layers, name)"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [2, 1], "codec": "raw"}]})",
                    "profile: rule 1: \"layers\" must be [first, last]"},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"layers": [-1, 1], "codec": "raw"}]})",

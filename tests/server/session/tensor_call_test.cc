@@ -156,7 +156,8 @@ TEST_F(TensorCallTest, WhatCannotBeIsRefused) {
   };
   EXPECT_THAT(refusal({}), StatusIs(absl::StatusCode::kInvalidArgument, "header without a tensor"));
   EXPECT_THAT(refusal(ToCompress(5000, "int9")),
-              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"t\": unknown codec \"int9\""));
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "tensor \"t\": unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"));
   EXPECT_THAT(
       refusal(ToCompress(1'000'000, "raw")),
       StatusIs(absl::StatusCode::kResourceExhausted, "tensor \"t\": 2000000 bytes are above the limit of 1048576"));

@@ -67,6 +67,13 @@ def test_an_interface_is_that_of_the_release(release, path, name, methods):
         assert ast.unparse(parsed).removeprefix("self").removeprefix(", ") == arguments, method
 
 
+def test_without_torch_the_adapter_of_transformers_says_how_it_is_installed():
+    program = "import sys; sys.modules['torch'] = None; import kvcompress.adapters.transformers"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.endswith(": pip install './client/python[transformers]' from a checkout\n")
+
+
 @pytest.mark.parametrize("name", ["lmcache", "sglang", "vllm"])
 def test_without_its_library_an_adapter_says_so(name):
     if name in importlib.metadata.packages_distributions():

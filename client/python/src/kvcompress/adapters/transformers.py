@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"kvcompress.adapters.transformers needs PyTorch and transformers ({error}): "
-        "pip install 'kvcompress[transformers]'"
+        "pip install './client/python[transformers]' from a checkout"
     ) from error
 
 from .. import Client, Frame, InvalidArgument
