@@ -243,10 +243,8 @@ constexpr Flag kFlags[] = {
 #undef KVC_SETTER
 
 const Flag* FindFlag(std::string_view name) {
-  for (const Flag& flag : kFlags) {
-    if (flag.name == name) return &flag;
-  }
-  return nullptr;
+  const Flag* const flag = std::ranges::find(kFlags, name, &Flag::name);
+  return flag == std::end(kFlags) ? nullptr : flag;
 }
 
 struct Setting {
@@ -324,12 +322,8 @@ absl::StatusOr<std::vector<Setting>> FromFile(const std::string& path) {
 
 // The settings of one origin replace those of a lower one; --listen adds up within one.
 absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
-  for (const Setting& setting : settings) {
-    if (setting.flag->name == "listen") {
-      options.listen.clear();
-      break;
-    }
-  }
+  const auto is_listen = [](const Setting& setting) { return setting.flag->name == "listen"; };
+  if (std::ranges::any_of(settings, is_listen)) options.listen.clear();
   for (const Setting& setting : settings) {
     const absl::Status status = setting.flag->set(options, setting.text);
     if (status.ok()) continue;
