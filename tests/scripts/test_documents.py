@@ -103,7 +103,7 @@ def test_the_targets_of_make_exist():
 
 
 FLAGS = {"kv-compress": r'flags\.\w+\(\s*"([a-z-]+)"', "kv-compressd": r'\{"([a-z-]+)", "'}
-OPTIONS = {"kv-compress": "client/cli/options.cc", "kv-compressd": "server/config/options.cc"}
+OPTIONS = {"kv-compress": "client/cli/flags.cc", "kv-compressd": "server/config/options.cc"}
 
 
 def flags_in(text):
