@@ -47,6 +47,18 @@ absl::StatusOr<std::string> WithFallback(const TensorDesc& tensor, std::string_v
   return text.ok() ? text : OfTensor(tensor.name, text.status());
 }
 
+absl::StatusOr<std::string> WithRotary(const TensorDesc& tensor, std::string_view codec,
+                                       const simd::RotaryEmbedding& rotary) {
+  if (IsOpaque(tensor.dtype)) return std::string(codec);
+  const auto add = [&]() -> absl::StatusOr<std::string> {
+    KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(codec));
+    KVC_ASSIGN_OR_RETURN(const ChainSpec with, spec.WithRotary(tensor.name, rotary));
+    return with.text();
+  };
+  absl::StatusOr<std::string> text = add();
+  return text.ok() ? text : OfTensor(tensor.name, text.status());
+}
+
 absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, const Limits& limits) {
   FramePlan plan;
   KVC_ASSIGN_OR_RETURN(const uint64_t words, ValidateTensor(tensor));

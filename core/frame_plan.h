@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "core/codec/chain.h"
 #include "core/frame/frame.h"
+#include "core/simd/rotary.h"
 #include "core/tensor_report.h"
 
 // A tensor's way into a frame and back, step by step: what streams and spans share.
@@ -20,6 +21,11 @@ absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits);
 // front of the tensor codec; `codec` itself where it refuses none. INVALID_ARGUMENT as of PlanFrame, and for a spec
 // that becomes too long.
 absl::StatusOr<std::string> WithFallback(const TensorDesc& tensor, std::string_view codec);
+
+// The spec of frames of a tensor that is known to have this rotary embedding: ChainSpec::WithRotary; `codec` itself for
+// an opaque tensor. INVALID_ARGUMENT as of that.
+absl::StatusOr<std::string> WithRotary(const TensorDesc& tensor, std::string_view codec,
+                                       const simd::RotaryEmbedding& rotary);
 
 // What is known of a frame before its first block.
 struct FramePlan {

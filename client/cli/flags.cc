@@ -81,13 +81,14 @@ void DeclareCalibration(GoFlags& flags, CliOptions& options) {
   flags.Group("Rotary embedding, of -inspect and -calibrate",
               "kv-compress -inspect -rope-theta 10000 cache.safetensors");
   flags.Float("rope-theta", &options.rope_theta,
-              "Base of the keys' rotary embedding: with -calibrate, in place of what the files say; with -inspect of a "
-              "plain file, also what its keys would be without it");
+              "Base of the keys' rotary embedding, in place of what the file's metadata say (rope_theta): for codecs "
+              "that undo it, and -calibrate; with -inspect of a plain file, also what its keys would be without it");
   flags.String("rope-pairs", &options.rope_pairs, "PAIRS",
                "With -rope-theta: which channels turn together, half (i and i + d/2) or interleaved (2i and 2i + 1)");
   flags.Int("rope-dims", &options.rope_dims, "With -rope-theta: the first channels, which alone are turned (0=all)");
-  flags.Int("rope-offset", &options.rope_offset, "With -rope-theta and -calibrate: the first channel that turns");
-  flags.Int("rope-start", &options.rope_start, "With -rope-theta or -calibrate: position of a tensor's first token");
+  flags.Int("rope-offset", &options.rope_offset, "With -rope-theta, but for -inspect: the first channel that turns");
+  flags.Int("rope-start", &options.rope_start,
+            "Position of a tensor's first token, in place of what the metadata say (seq_start)");
 
   flags.Group("About the program", "kv-compress -version");
   flags.Bool("version", &options.version, "Print the version");

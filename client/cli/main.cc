@@ -135,7 +135,22 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions
   return report;
 }
 
-absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
+// What the flags say of the rotary embedding.
+std::optional<simd::RotaryEmbedding> GivenRotary(const CliOptions& options) {
+  if (options.rope_theta == 0) return std::nullopt;
+  return simd::RotaryEmbedding{
+      .theta = options.rope_theta,
+      .pairs = options.rope_pairs == "half" ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved,
+      .dims = static_cast<uint64_t>(options.rope_dims),
+      .offset = static_cast<uint64_t>(options.rope_offset)};
+}
+
+std::optional<uint64_t> GivenStart(const GoFlags& flags, const CliOptions& options) {
+  if (!flags.IsSet("rope-start")) return std::nullopt;
+  return static_cast<uint64_t>(options.rope_start);
+}
+
+absl::Status Run(const GoFlags& flags, const CliOptions& options, Interrupts& interrupts) {
   const auto start = std::chrono::steady_clock::now();
   absl::StatusOr<FileReport> report;
   {
@@ -143,6 +158,8 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
     FileOptions file_options = {
         .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
         .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
+        .rotary = GivenRotary(options),
+        .start = GivenStart(flags, options),
         .keep_nonfinite = options.on_nonfinite == "lossless",
         .count_block_codecs = options.verbose,
     };
@@ -156,6 +173,7 @@ absl::Status Run(const CliOptions& options, Interrupts& interrupts) {
   if (!report.ok()) return report.status();
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
   if (options.verbose) LogTensors(*report, !options.decompress);
+  if (options.verbose && report->rotary) Print(stderr, RotaryLine(*report->rotary));
   if (!options.decompress) PrintWarnings(ReportWarnings(*report));
   return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
 }
@@ -189,14 +207,8 @@ absl::Status RunCalibrate(const GoFlags& flags, const CliOptions& options, Inter
         .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
         .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
     };
-    if (options.rope_theta > 0) {
-      calibrate.rotary = {
-          .theta = options.rope_theta,
-          .pairs = options.rope_pairs == "half" ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved,
-          .dims = static_cast<uint64_t>(options.rope_dims),
-          .offset = static_cast<uint64_t>(options.rope_offset)};
-    }
-    if (flags.IsSet("rope-start")) calibrate.start = static_cast<uint64_t>(options.rope_start);
+    calibrate.rotary = GivenRotary(options);
+    calibrate.start = GivenStart(flags, options);
     report = CalibrateFiles(options.caches, options.output, calibrate);
   }
   if (!report.ok()) return report.status();
@@ -318,7 +330,7 @@ int Main(std::span<const char* const> words) {
       if (status.ok()) {
         status = options.sweep       ? RunSweep(options, interrupts)
                  : options.calibrate ? RunCalibrate(flags, options, interrupts)
-                                     : Run(options, interrupts);
+                                     : Run(flags, options, interrupts);
       }
     }
   }

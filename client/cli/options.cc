@@ -79,6 +79,8 @@ absl::Status CheckValues(const CliOptions& options) {
   return absl::OkStatus();
 }
 
+constexpr std::string_view kRopeFlags[] = {"rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-start"};
+
 absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   if (!options.codec.empty() && !options.profile.empty()) return Fault("-codec and -profile exclude each other");
   const std::string_view chooser = !options.codec.empty() ? "-codec" : !options.profile.empty() ? "-profile" : "";
@@ -102,6 +104,10 @@ absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
   }
   if (options.decompress && flags.IsSet("on-nonfinite")) {
     return Fault("-on-nonfinite and -decompress exclude each other: the file says how it was compressed");
+  }
+  for (const std::string_view flag : kRopeFlags) {
+    if (!options.decompress || !flags.IsSet(flag)) continue;
+    return Fault(absl::StrFormat("-%s and -decompress exclude each other: the file says how it was compressed", flag));
   }
   if (flags.IsSet("server") && flags.IsSet("threads")) {
     return Fault("-threads and -server exclude each other: the daemon has threads of its own");
@@ -128,8 +134,7 @@ absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initial
 }
 
 constexpr std::string_view kInspectFlags[] = {"format", "per-head"};
-constexpr std::string_view kRopeFlags[] = {"rope-theta", "rope-pairs", "rope-dims", "rope-start"};
-constexpr std::string_view kCalibrateFlags[] = {"weights", "group-dim", "rope-offset"};
+constexpr std::string_view kCalibrateFlags[] = {"weights", "group-dim"};
 constexpr std::string_view kSweepFlags[] = {"max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
                                             "report"};
 
@@ -158,6 +163,18 @@ absl::Status CheckRope(const GoFlags& flags, const CliOptions& options, std::ini
   return absl::OkStatus();
 }
 
+// For what takes the embedding of a model: -rope-theta, and the flags that mean nothing without it.
+absl::Status CheckModelRope(const GoFlags& flags, const CliOptions& options) {
+  KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-offset"}));
+  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
+    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
+  }
+  if (options.rope_offset < 0) {
+    return Fault(absl::StrFormat("-rope-offset must be a channel, not %d", options.rope_offset));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(
       TakesOnly(flags, "inspect",
@@ -179,13 +196,7 @@ absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
   if (options.group_dim != 64 && options.group_dim != 128 && options.group_dim != 256) {
     return Fault(absl::StrFormat("-group-dim must be 64, 128 or 256, not %d", options.group_dim));
   }
-  KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-offset"}));
-  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
-    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
-  }
-  if (options.rope_offset < 0) {
-    return Fault(absl::StrFormat("-rope-offset must be a channel, not %d", options.rope_offset));
-  }
+  KVC_RETURN_IF_ERROR(CheckModelRope(flags, options));
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   options.caches = absl::StrSplit(options.input, ',', absl::SkipEmpty());
   if (options.caches.empty()) return Fault("-input is required");
@@ -265,9 +276,9 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(NeedsMode(flags, kCalibrateFlags, "-calibrate"));
   if (options.inspect) return CompleteInspect(flags, options);
   KVC_RETURN_IF_ERROR(NeedsMode(flags, kInspectFlags, "-inspect"));
-  KVC_RETURN_IF_ERROR(NeedsMode(flags, kRopeFlags, "-inspect or -calibrate"));
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));
+  KVC_RETURN_IF_ERROR(CheckModelRope(flags, options));
   if (options.input.empty()) return Fault("-input is required");
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");
   // Like the reference: with -metrics-only nothing is written, whatever else is said.

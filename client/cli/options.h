@@ -39,10 +39,10 @@ struct CliOptions {
   bool inspect = false;
   std::string format = "table";     // of -inspect: table, json or csv
   bool per_head = false;            // of -inspect
-  double rope_theta = 0;            // of -inspect and -calibrate; 0: the rotation is left alone, or not said
+  double rope_theta = 0;            // 0: not said
   std::string rope_pairs = "half";  // half or interleaved
   int64_t rope_dims = 0;            // 0: all channels
-  int64_t rope_offset = 0;          // of -calibrate
+  int64_t rope_offset = 0;
   int64_t rope_start = 0;
   bool calibrate = false;
   std::vector<std::string> caches;  // of -calibrate: what -input lists

@@ -92,6 +92,16 @@ void AddHiddenQuality(const QualityMerger& merger, Json& json) {
                               {"max_error", total.max_error}};
 }
 
+std::string_view PairsName(simd::RotaryPairs pairs) {
+  return pairs == simd::RotaryPairs::kHalf ? "half" : "interleaved";
+}
+
+Json RotaryJson(const RotaryUse& use) {
+  return {{"theta", use.rotary.theta}, {"pairs", PairsName(use.rotary.pairs)},
+          {"dims", use.rotary.dims},   {"offset", use.rotary.offset},
+          {"start", use.rotary.start}, {"from", use.source}};
+}
+
 // Decompression has no original to compare with.
 void AddUnknownQuality(Json& json) {
   for (const char* key : {"rmse", "snr_db", "cosine_similarity", "max_error"}) json[key] = nullptr;
@@ -164,6 +174,11 @@ std::string OthersWarning(const FileReport& report) {
 
 }  // namespace
 
+std::string RotaryLine(const RotaryUse& use) {
+  return absl::StrFormat("rotary: theta %g, pairs %s, dims %d, offset %d, start %d, from %s\n", use.rotary.theta,
+                         PairsName(use.rotary.pairs), use.rotary.dims, use.rotary.offset, use.rotary.start, use.source);
+}
+
 std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds) {
   QualityMerger merger;
   uint64_t elements = 0;
@@ -191,6 +206,7 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
     json["warnings"] = ReportWarnings(report);
   }
   json["codec"] = report.codec;
+  if (with_quality) json["rotary"] = report.rotary ? RotaryJson(*report.rotary) : Json(nullptr);
   json["theoretical_ratio"] = TheoreticalRatio(report.codec);
   const double bits = 8 * static_cast<double>(report.compressed_bytes);
   json["bits_per_value"] = elements == 0 ? Json(nullptr) : Json(bits / static_cast<double>(elements));

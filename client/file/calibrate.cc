@@ -1,11 +1,11 @@
 #include "client/file/calibrate.h"
 
 #include <deque>
-#include <map>
+#include <optional>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "client/file/file_rotary.h"
 #include "client/file/input.h"
 #include "client/file/prefixed.h"
 #include "core/base/status_macros.h"
@@ -17,37 +17,8 @@
 namespace kvcompress {
 namespace {
 
-using Metadata = std::map<std::string, std::string>;
-
 // Of each compressed tensor: enough for a block of each of its heads.
 constexpr uint64_t kMaxKeptBytes = uint64_t{64} << 20;
-
-absl::Status BadKey(const std::string& key, const std::string& text) {
-  return absl::InvalidArgumentError(absl::StrFormat("its metadata's %s is \"%s\"", key, text.substr(0, 40)));
-}
-
-// The integer that the metadata have under `key`, or `otherwise`.
-absl::StatusOr<uint64_t> IntegerOf(const Metadata& metadata, const std::string& key, uint64_t otherwise) {
-  const auto found = metadata.find(key);
-  uint64_t value = otherwise;
-  if (found != metadata.end() && !absl::SimpleAtoi(found->second, &value)) return BadKey(key, found->second);
-  return value;
-}
-
-absl::StatusOr<std::optional<ArtifactRotary>> RotaryOf(const Metadata& metadata) {
-  const auto theta = metadata.find("rope_theta");
-  if (theta == metadata.end()) return std::nullopt;
-  ArtifactRotary rotary;
-  if (!absl::SimpleAtod(theta->second, &rotary.theta) || !(rotary.theta >= 1))
-    return BadKey("rope_theta", theta->second);
-  if (const auto pairs = metadata.find("rope_pairs"); pairs != metadata.end() && pairs->second != "half") {
-    if (pairs->second != "interleaved") return BadKey("rope_pairs", pairs->second);
-    rotary.pairs = simd::RotaryPairs::kInterleaved;
-  }
-  KVC_ASSIGN_OR_RETURN(rotary.dims, IntegerOf(metadata, "rope_dims", 0));
-  KVC_ASSIGN_OR_RETURN(rotary.offset, IntegerOf(metadata, "rope_offset", 0));
-  return rotary;
-}
 
 // The inputs, with all that their tensors refer to.
 class Caches {
@@ -56,14 +27,14 @@ class Caches {
   absl::Status Add(const std::string& path, std::unique_ptr<Input> opened, const CalibrateOptions& options) {
     const Input& input = *inputs_.emplace_back(std::move(opened));
     const safetensors::Header& header = input.header();
-    KVC_ASSIGN_OR_RETURN(uint64_t start, IntegerOf(header.metadata, "seq_start", 0));
-    KVC_ASSIGN_OR_RETURN(const std::optional<ArtifactRotary> rotary, RotaryOf(header.metadata));
+    KVC_ASSIGN_OR_RETURN(simd::RotaryEmbedding of_file, RotaryOfMetadata(header.metadata));
+    const uint64_t start = options.start.value_or(std::exchange(of_file.start, 0));
+    const auto rotary = of_file.theta > 0 ? std::optional(of_file) : std::nullopt;
     if (inputs_.size() > 1 && rotary != rotary_ && !options.rotary) {
       return absl::InvalidArgumentError(
           "its metadata's rope_theta, rope_pairs, rope_dims or rope_offset differ from the first file's");
     }
     rotary_ = rotary;
-    start = options.start.value_or(start);
     return IsCompressedFile(header) ? AddFrames(path, input, start) : AddTensors(path, input, start);
   }
 

@@ -185,9 +185,10 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   JobList<CompressJob> list;
   std::vector<uint64_t> max_frame_bytes;
   Layout bound;
+  FileRotary rotary(header.metadata, options.rotary, options.start);
   for (const Entry& entry : header.entries) {
     KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
-    KVC_ASSIGN_OR_RETURN(std::string spec, profile.CodecFor(tensor));
+    KVC_ASSIGN_OR_RETURN(std::string spec, rotary.CodecFor(profile, tensor));
     if (options.keep_nonfinite) {
       KVC_ASSIGN_OR_RETURN(spec, WithFallback(tensor, spec));
     }
@@ -216,6 +217,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   return FileReport{.codec = std::string(codec),
                     .tensors = std::move(reports),
                     .block_codecs = writer.TakeBlockCodecs(),
+                    .rotary = rotary.use(),
                     .tensor_bytes = list.tensor_bytes,
                     .compressed_bytes = out.size()};
 }

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/time/time.h"
 #include "client/codec_client.h"
 #include "client/file/block_codecs.h"
+#include "client/file/file_rotary.h"
 #include "core/base/file.h"
 #include "core/profile/profile.h"
 
@@ -26,6 +28,10 @@ struct FileOptions {
   // Told how many bytes of all tensors are done. Called from any thread, one call at a time.
   std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
   absl::Time deadline = absl::InfiniteFuture();
+  // Of the file's model, and the position of its tensors' first token, in place of what its metadata say
+  // (file_rotary.h). Where codecs have a theta or a start of their own, that holds.
+  std::optional<simd::RotaryEmbedding> rotary = {};
+  std::optional<uint64_t> start = {};
   bool keep_nonfinite = false;      // blocks with values that their codec refuses are stored as they are
   bool count_block_codecs = false;  // compression fills in FileReport::block_codecs
 };
@@ -34,6 +40,7 @@ struct FileReport {
   std::string codec;                           // canonical spec, or "profile"
   std::vector<TensorReport> tensors;           // in the file's order
   std::vector<BlockCodecs> block_codecs = {};  // of each of them, where asked for
+  std::optional<RotaryUse> rotary = {};        // compression: how keys were turned back, where codecs could do it
   uint64_t tensor_bytes = 0;                   // of all tensors in their own dtype
   uint64_t compressed_bytes = 0;               // of the whole compressed file, header included
 };

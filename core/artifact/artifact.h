@@ -16,16 +16,8 @@ namespace kvcompress {
 inline constexpr uint64_t kMaxArtifactLayers = 1024;
 inline constexpr uint64_t kMaxGroupDim = 1024;  // channels of a group of heads
 
-// The rotary embedding that keys are turned back by before anything else: of each head the `dims` channels from
-// `offset` on (simd/rotary.h).
-struct ArtifactRotary {
-  double theta = 0;
-  simd::RotaryPairs pairs = simd::RotaryPairs::kHalf;
-  uint64_t dims = 0;
-  uint64_t offset = 0;
-
-  bool operator==(const ArtifactRotary&) const = default;
-};
+// The rotary embedding that keys are turned back by before anything else. Its start is that of each cache.
+using ArtifactRotary = simd::RotaryEmbedding;
 
 // What the groups of heads of a layer's keys or values have, one group after the other. With dim channels a group, and
 // z a token's values of one: the coefficients are forward (z - mean), and z = inverse coefficients + mean. A matrix has

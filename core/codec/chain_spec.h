@@ -2,13 +2,16 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "core/base/tensor.h"
+#include "core/simd/rotary.h"
 
 namespace kvcompress {
 
@@ -42,6 +45,15 @@ class ChainSpec {
   // That chain, which stores a block that its tensor codec refuses as it is. INVALID_ARGUMENT for too long a spec.
   absl::StatusOr<ChainSpec> WithFallback() const;
 
+  // The chain for a tensor of this name, whose stages turn keys back by `rotary` where they have no theta of their own
+  // and can (not with an artifact, which has its own), and take its start where they have none. The values of a layer,
+  // by their name, turn in no model: they get the start alone. INVALID_ARGUMENT as of CheckRotary, and for too long a
+  // spec.
+  absl::StatusOr<ChainSpec> WithRotary(std::string_view tensor_name, const simd::RotaryEmbedding& rotary) const;
+  // What the first stage that can turn keys back does, in that chain or within one of its stages: theta 0 where it has
+  // none. Empty: there is no such stage.
+  std::optional<simd::RotaryEmbedding> rotary() const;
+
   // The codecs for a tensor. INVALID_ARGUMENT, without the tensor's name, for one that they do not take, whatever its
   // values; one of an opaque dtype is taken by a lossless tensor codec without transforms alone.
   absl::StatusOr<CodecChain> Resolve(const CodecEnvironment& environment, const TensorDesc& tensor) const;
@@ -54,6 +66,10 @@ class ChainSpec {
 
   std::shared_ptr<const Parsed> parsed_;
 };
+
+// INVALID_ARGUMENT, "rotary: ...", for an embedding that no model has: a theta that is neither 0 nor from 1 to 1e15, an
+// odd number of channels, channels or a position beyond what specs take, and anything but a start without a theta.
+absl::Status CheckRotary(const simd::RotaryEmbedding& rotary);
 
 // One stage of a chain: a codec and its parameters.
 struct StageSpec {

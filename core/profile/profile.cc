@@ -92,6 +92,31 @@ absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
   return rule;
 }
 
+absl::StatusOr<simd::RotaryEmbedding> ParseRotary(const Json& json) {
+  const auto fault = [](absl::string_view what) { return Fault(absl::StrCat("rotary: ", what)); };
+  if (!json.is_object()) return fault("must be a JSON object");
+  simd::RotaryEmbedding rotary;
+  const std::map<std::string, uint64_t*> integers = {
+      {"dims", &rotary.dims}, {"offset", &rotary.offset}, {"start", &rotary.start}};
+  for (const auto& [key, value] : json.items()) {
+    if (key == "theta") {
+      if (!value.is_number()) return fault("\"theta\" must be a number");
+      rotary.theta = value.get<double>();
+    } else if (key == "pairs") {
+      if (value != "half" && value != "interleaved") return fault("\"pairs\" must be \"half\" or \"interleaved\"");
+      rotary.pairs = value == "half" ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved;
+    } else if (const auto integer = integers.find(key); integer != integers.end()) {
+      if (!value.is_number_unsigned()) return fault(absl::StrCat("\"", key, "\" must be an integer from 0 on"));
+      *integer->second = value.get<uint64_t>();
+    } else {
+      return fault(absl::StrCat("unknown key \"", key, "\""));
+    }
+  }
+  if (rotary.theta == 0) return fault("\"theta\" is missing");
+  if (const absl::Status status = CheckRotary(rotary); !status.ok()) return Fault(status.message());
+  return rotary;
+}
+
 // By its name or its axes.
 bool IsKeyOrValue(const TensorDesc& tensor) {
   const auto has = [&](AxisRole role) { return std::ranges::find(tensor.axes, role) != tensor.axes.end(); };
@@ -153,6 +178,8 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
         KVC_ASSIGN_OR_RETURN(Rule rule, ParseRule(value[i], i));
         profile.rules_.push_back(std::move(rule));
       }
+    } else if (key == "rotary") {
+      KVC_ASSIGN_OR_RETURN(profile.rotary_, ParseRotary(value));
     } else if (key != "description") {
       return Fault(
           absl::StrCat("unknown key \"", key, "\" (a profile has version, description, default, others, rules)"));
@@ -180,6 +207,14 @@ std::string_view Profile::PolicyFor(const TensorDesc& tensor) const {
 }
 
 absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
+  absl::StatusOr<std::string> own = OwnCodecFor(tensor);
+  if (!own.ok() || rotary_.theta == 0) return own;
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(*own)->WithRotary(tensor.name, rotary_);
+  if (!spec.ok()) return Fault(absl::StrCat("tensor \"", tensor.name, "\": ", spec.status().message()));
+  return spec->text();
+}
+
+absl::StatusOr<std::string> Profile::OwnCodecFor(const TensorDesc& tensor) const {
   const int64_t heads = HeadsOf(tensor);
   std::vector<const Rule*> of_heads;  // before the first rule that holds for all heads
   const std::string* rest = others_codec_.empty() || IsKeyOrValue(tensor) ? &default_codec_ : &others_codec_;

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/base/tensor.h"
+#include "core/simd/rotary.h"
 
 namespace kvcompress {
 
@@ -17,6 +18,7 @@ namespace kvcompress {
 //     "version": 1,
 //     "default": "int4(group=64)",
 //     "others": "lossless",
+//     "rotary": {"theta": 500000, "pairs": "half", "dims": 64, "offset": 0, "start": 0},
 //     "rules": [
 //       {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
 //       {"layers": [2, 5], "kind": "key", "codec": "int8(group=64)"},
@@ -30,7 +32,8 @@ namespace kvcompress {
 // which is "lossless" unless given. "layers" is a closed range and "kind"
 // is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?. "heads" is a
 // closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules after it for the
-// others.
+// others. "rotary", of which all but "theta" may be left out, is the model's rotary embedding, for codecs that turn
+// keys back (ChainSpec::WithRotary).
 class Profile {
  public:
   // A condition that is absent holds.
@@ -61,6 +64,9 @@ class Profile {
   // cannot stand there (sparse, say), or are too many.
   absl::StatusOr<std::string> CodecFor(const TensorDesc& tensor) const;
 
+  // What "rotary" says; theta 0 without it.
+  const simd::RotaryEmbedding& rotary() const { return rotary_; }
+
   // For a tensor that is neither key nor value and for which no rule decides: "others" where the profile has a codec of
   // others, "default" where it gets that of keys and values (Uniform). Else empty.
   std::string_view PolicyFor(const TensorDesc& tensor) const;
@@ -69,9 +75,13 @@ class Profile {
   // Whether every condition but that of heads holds.
   static bool Holds(const Rule& rule, const TensorDesc& tensor);
 
+  // Of the tensor's stages, without the rotary embedding.
+  absl::StatusOr<std::string> OwnCodecFor(const TensorDesc& tensor) const;
+
   std::string default_codec_;
   std::string others_codec_;  // empty: the default
   std::vector<Rule> rules_;
+  simd::RotaryEmbedding rotary_;
 };
 
 }  // namespace kvcompress

@@ -11,6 +11,19 @@ namespace kvcompress::simd {
 
 // Which channels of the `dims` that turn are pair i: i and i + dims / 2, or 2 i and 2 i + 1.
 enum class RotaryPairs { kHalf, kInterleaved };
+
+// What a model does to its keys before attention: of each head the `dims` channels from `offset` on turn. Which sources
+// tell it, and in which order: docs/cli.md, "Rotary embeddings".
+struct RotaryEmbedding {
+  double theta = 0;  // 0: nothing turns, or it is not known
+  RotaryPairs pairs = RotaryPairs::kHalf;
+  uint64_t dims = 0;  // 0: all from `offset` on
+  uint64_t offset = 0;
+  uint64_t start = 0;  // position of a tensor's first token
+
+  bool operator==(const RotaryEmbedding&) const = default;
+};
+
 // kForward is what the model does to its keys; kBack undoes it.
 enum class RotaryTurn { kForward, kBack };
 

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "core/base/status_macros.h"
+#include "core/codec/chain_spec.h"
 
 namespace kvcompress {
 
@@ -34,6 +36,21 @@ void ToMessage(const TensorDesc& tensor, v1::Tensor& message) {
   message.set_dtype(static_cast<v1::DType>(tensor.dtype));
   message.mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
   for (AxisRole role : tensor.axes) message.add_axes(static_cast<v1::AxisRole>(role));
+}
+
+absl::StatusOr<simd::RotaryEmbedding> FromMessage(const v1::RotaryEmbedding& message) {
+  if (!v1::RotaryPairs_IsValid(message.pairs())) {
+    return absl::InvalidArgumentError(absl::StrFormat("rotary: unknown pairs %d", message.pairs()));
+  }
+  const bool interleaved = message.pairs() == v1::ROTARY_PAIRS_INTERLEAVED;
+  const simd::RotaryEmbedding rotary = {
+      .theta = message.theta(),
+      .pairs = interleaved ? simd::RotaryPairs::kInterleaved : simd::RotaryPairs::kHalf,
+      .dims = message.dims(),
+      .offset = message.offset(),
+      .start = message.start()};
+  KVC_RETURN_IF_ERROR(CheckRotary(rotary));
+  return rotary;
 }
 
 TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements) {

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/quality/quality.h"
+#include "core/simd/rotary.h"
 #include "core/tensor_report.h"
 #include "kvcompress/v1/kvcompress.pb.h"
 
@@ -16,6 +17,9 @@ namespace kvcompress {
 // this build does not know; the rest is for ValidateTensor to check.
 absl::StatusOr<TensorDesc> FromMessage(const v1::Tensor& message);
 void ToMessage(const TensorDesc& tensor, v1::Tensor& message);
+
+// INVALID_ARGUMENT for an enum number that this build does not know, and as of CheckRotary.
+absl::StatusOr<simd::RotaryEmbedding> FromMessage(const v1::RotaryEmbedding& message);
 
 // The message has only the tensor's name; `tensor`, with its `elements`, is what it reports on.
 TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements);

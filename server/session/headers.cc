@@ -24,6 +24,11 @@ absl::StatusOr<CompressHeaders::Job> CompressHeaders::Read(const v1::CompressHea
     KVC_ASSIGN_OR_RETURN(job.codec, profile_->CodecFor(job.tensor));
     job.policy = profile_->PolicyFor(job.tensor);
   }
+  if (header.has_rotary()) {
+    KVC_ASSIGN_OR_RETURN(const simd::RotaryEmbedding rotary, FromMessage(header.rotary()));
+    KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
+    KVC_ASSIGN_OR_RETURN(job.codec, WithRotary(job.tensor, job.codec, rotary));
+  }
   if (header.on_nonfinite() == v1::ON_NONFINITE_LOSSLESS) {
     KVC_ASSIGN_OR_RETURN(job.codec, WithFallback(job.tensor, job.codec));
   }

@@ -172,14 +172,21 @@ TEST_F(OptionsTest, CalibrateTakesSeveralInputs) {
   EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-server", "c:1"}),
             "-calibrate and -server exclude each other");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-weights", "w"}), "-weights needs -calibrate");
-  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "9", "-rope-offset", "2", "a"}), "-rope-offset needs -calibrate");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "9", "-rope-offset", "2", "a"}),
+            "-inspect and -rope-offset exclude each other");
 }
 
-TEST_F(OptionsTest, RopeThetaBelongsToInspectAndCalibrate) {
+TEST_F(OptionsTest, RopeFlagsAreChecked) {
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "10000", "a"}), "");
   EXPECT_EQ(options_.rope_theta, 10000);
-  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000"}),
-            "-rope-theta needs -inspect or -calibrate");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000", "-rope-offset", "512"}), "");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-start", "256"}), "");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-offset", "512"}), "-rope-offset needs -rope-theta");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "0.5"}), "-rope-theta must be at least 1, not 0.5");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "9", "-rope-dims", "3"}),
+            "-rope-dims must be an even number of channels, not 3");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-rope-theta", "10000"}),
+            "-rope-theta and -decompress exclude each other: the file says how it was compressed");
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "-1", "a"}), "-rope-theta must not be negative");
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "inf", "a"}), "-rope-theta must not be negative");
 }

@@ -58,7 +58,7 @@ TEST(ReportJson, KeysInTheOrderOfTheReferenceThenOurs) {
               ElementsAre("compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
                           "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
                           "violations", "tensor_metrics", "token_snr_db", "judged_snr_db", "mean_abs_error",
-                          "worst_tensor", "element_weighted", "warnings", "codec", "theoretical_ratio",
+                          "worst_tensor", "element_weighted", "warnings", "codec", "rotary", "theoretical_ratio",
                           "bits_per_value", "tensors", "elements", "passed_through_tensors", "passed_through_bytes"));
   EXPECT_THAT(text, ::testing::StartsWith("{\n  \"compression_ratio\": 1.6,\n  \"original_size_bytes\": 16,\n"));
   EXPECT_THAT(text, EndsWith("\n}\n"));

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <fstream>
+#include <limits>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
@@ -46,6 +47,58 @@ TEST(SpecTest, CanonicalTextIsAFixedPoint) {
       EXPECT_THAT(ChainSpec::Parse(example), IsOk());
     }
   }
+}
+
+std::string WithRotary(std::string_view text, std::string_view name, const simd::RotaryEmbedding& rotary) {
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(text)->WithRotary(name, rotary);
+  return spec.ok() ? spec->text() : std::string(spec.status().message());
+}
+
+TEST(SpecTest, RotaryEmbeddingsGoWhereThereIsNone) {
+  const simd::RotaryEmbedding rotary = {
+      .theta = 500000, .pairs = simd::RotaryPairs::kInterleaved, .dims = 64, .offset = 8, .start = 256};
+  EXPECT_EQ(WithRotary("transform(bits=3)|rans", "layer_0_key", rotary),
+            "transform(bits=3,theta=5e+05,rotary=interleaved,rotary_dims=64,rotary_offset=8,start=256)|rans");
+  EXPECT_EQ(WithRotary("transform(bits=3,theta=10000)", "x", rotary), "transform(bits=3,theta=10000,start=256)");
+  EXPECT_EQ(WithRotary("transform(bits=3,start=7)", "x", {.theta = 9, .start = 256}),
+            "transform(bits=3,theta=9,start=7)");
+  EXPECT_EQ(WithRotary("transform(bits=3)", "layer_0_value", rotary), "transform(bits=3,start=256)");
+  EXPECT_EQ(WithRotary("heads(0:int4,1-:transform(step=0.5))", "x", {.theta = 9}),
+            "heads(0:int4(group=64),1-:transform(step=0.5,theta=9))");
+  EXPECT_EQ(WithRotary("int4|rans", "layer_0_key", rotary), "int4(group=64)|rans");
+  EXPECT_EQ(WithRotary("mixed", "layer_0_key", rotary), Canonical("lossless"));
+}
+
+TEST(SpecTest, RotaryEmbeddingsStayAwayFromCodecsThatCannotUndoThem) {
+  EXPECT_EQ(WithRotary("rotated(bits=4,mean=channel)", "x", {.theta = 9, .dims = 32}),
+            Canonical("rotated(bits=4,mean=channel,theta=9,rotary_dims=32)"));
+  EXPECT_EQ(WithRotary("rotated(bits=4,sinks=4)", "x", {.theta = 9, .start = 2}),
+            Canonical("rotated(bits=4,sinks=4,start=2)"));
+  for (const simd::RotaryEmbedding& rotary :
+       {simd::RotaryEmbedding{.theta = 9, .offset = 8}, simd::RotaryEmbedding{.theta = 9, .dims = 2048}}) {
+    EXPECT_EQ(WithRotary("rotated(bits=4,mean=channel)", "x", rotary), Canonical("rotated(bits=4,mean=channel)"));
+  }
+}
+
+TEST(SpecTest, AnArtifactHasTheRotaryEmbeddingOfItsModel) {
+  constexpr std::string_view kArtifact = "transform(bits=3,artifact=00112233445566778899aabbccddeeff)";
+  EXPECT_EQ(WithRotary(kArtifact, "layer_0_key", {.theta = 9}), Canonical(kArtifact));
+}
+
+TEST(SpecTest, RotaryEmbeddingsThatNoModelHasAreRefused) {
+  const auto fault = [](const simd::RotaryEmbedding& rotary) { return WithRotary("int4", "x", rotary); };
+  EXPECT_EQ(fault({.theta = 0.5}), "rotary: theta is 0.5, not from 1 to 1e+15");
+  EXPECT_EQ(fault({.theta = -1}), "rotary: theta is -1, not from 1 to 1e+15");
+  EXPECT_THAT(fault({.theta = std::numeric_limits<double>::quiet_NaN()}), ::testing::StartsWith("rotary: theta is"));
+  EXPECT_THAT(fault({.theta = std::numeric_limits<double>::infinity()}), ::testing::StartsWith("rotary: theta is"));
+  EXPECT_EQ(fault({.theta = 9, .dims = 3}), "rotary: 3 channels turn, an odd number");
+  EXPECT_EQ(fault({.theta = 9, .dims = 65538}),
+            "rotary: 65538 channels from 0 on are more than the 65536 that a head can have");
+  EXPECT_EQ(fault({.theta = 9, .offset = 65536}),
+            "rotary: 0 channels from 65536 on are more than the 65536 that a head can have");
+  EXPECT_EQ(fault({.theta = 9, .start = uint64_t{1} << 60}),
+            "rotary: start is 1152921504606846976, above 1000000000000000");
+  EXPECT_EQ(fault({.dims = 64}), "rotary: pairs, dims or offset without a theta");
 }
 
 TEST(SpecTest, SpecsAreEqualThatSayTheSame) {

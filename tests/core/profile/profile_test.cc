@@ -230,5 +230,36 @@ INSTANTIATE_TEST_SUITE_P(
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"name": 1, "codec": "raw"}]})",
                    "profile: rule 1: \"name\" must be a string"}));
 
+std::string RotaryFault(const std::string& rotary) {
+  const auto profile = Profile::Parse(R"({"version": 1, "default": "int4", "rotary": )" + rotary + "}");
+  return profile.ok() ? "" : std::string(profile.status().message());
+}
+
+TEST(ProfileTest, TheRotaryEmbeddingGoesIntoCodecsThatTurnKeysBack) {
+  const auto profile = Profile::Parse(R"json({
+    "version": 1, "default": "transform(bits=3)",
+    "rotary": {"theta": 500000, "pairs": "interleaved", "dims": 32, "offset": 4, "start": 7},
+    "rules": [{"layers": [0, 0], "codec": "int4"}, {"layers": [1, 1], "codec": "transform(bits=2,theta=100)"}]
+})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_EQ(CodecOf(*profile, "layer_0_key"), "int4(group=64)");
+  EXPECT_EQ(CodecOf(*profile, "layer_1_key"), "transform(bits=2,theta=100,start=7)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_key"),
+            "transform(bits=3,theta=5e+05,rotary=interleaved,rotary_dims=32,rotary_offset=4,start=7)");
+  EXPECT_EQ(CodecOf(*profile, "layer_2_value"), "transform(bits=3,start=7)");
+}
+
+TEST(ProfileTest, ARotaryEmbeddingThatNoModelHasIsRefused) {
+  EXPECT_EQ(RotaryFault("1"), "profile: rotary: must be a JSON object");
+  EXPECT_EQ(RotaryFault("{}"), "profile: rotary: \"theta\" is missing");
+  EXPECT_EQ(RotaryFault(R"({"theta": "9"})"), "profile: rotary: \"theta\" must be a number");
+  EXPECT_EQ(RotaryFault(R"({"theta": 0.5})"), "profile: rotary: theta is 0.5, not from 1 to 1e+15");
+  EXPECT_EQ(RotaryFault(R"({"theta": 9, "dims": 3})"), "profile: rotary: 3 channels turn, an odd number");
+  EXPECT_EQ(RotaryFault(R"({"theta": 9, "dims": -2})"), "profile: rotary: \"dims\" must be an integer from 0 on");
+  EXPECT_EQ(RotaryFault(R"({"theta": 9, "pairs": 1})"),
+            "profile: rotary: \"pairs\" must be \"half\" or \"interleaved\"");
+  EXPECT_EQ(RotaryFault(R"({"theta": 9, "base": 1})"), "profile: rotary: unknown key \"base\"");
+}
+
 }  // namespace
 }  // namespace kvcompress
