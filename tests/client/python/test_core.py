@@ -66,7 +66,7 @@ def test_a_small_tensor_goes_by_one_message_and_a_large_one_by_a_stream(core):
     assert isinstance(step, Streaming)
     assert step.exchange.method == "Compress"
     assert found is frame
-    steps, many = run(core.compress_many([("t", SMALL)], "raw", None, "error", None))
+    steps, many = run(core.compress_many([("t", SMALL)], "raw", None, "error", None, None))
     assert steps == []
     assert (many.exchange.method, many.items) == ("Compress", [("t", SMALL)])
 

@@ -55,6 +55,9 @@ FRAMES = [None, 5, "text", NOTHING, Rude(), b"", bytes(100), np.ones(3), (), ("a
           ("a", b"x", ("F16", 5)), ("a", b"x", ("F16", ("b",))), ("a", b"x", ("F16", (-1,))),
           ("a", b"x", (["F16"], (1,))), ("a", b"x", ("F16", (1 << 62, 1 << 62))), ("a", b"x", ("F16", (1,) * 9)),
           ("a", b"x", Rude()), memoryview(b"abcd")[::2], memoryview(np.ones((2, 2)))]
+ROTARIES = [kvcompress.RotaryEmbedding(**fields) for fields in (
+    {"theta": "9"}, {"theta": NOTHING}, {"theta": Rude()}, {"theta": 9, "pairs": []}, {"theta": 9, "pairs": SURROGATE},
+    {"theta": 9, "dims": -2}, {"theta": 9, "dims": 1 << 40}, {"theta": 9, "offset": 1.5}, {"theta": 9, "start": "0"})]
 HOSTILE = {
     "tensor": tensors,
     "spec": lambda: [*TEXTS, "int9", "int4|", "\0", "x" * 100_000],
@@ -63,6 +66,7 @@ HOSTILE = {
     "profile": lambda: [5, b"{", NOTHING, Rude(), "{", "/no/such/file", "/", SURROGATE, "{" + SURROGATE, {"a": NOTHING},
                         {1: 2}, {"a": float("nan")}, pathlib.Path("/no"), "\0", [1]],
     "on_nonfinite": lambda: [None, 5, NOTHING, Rude(), "clamp", ["error"], SURROGATE],
+    "rotary": lambda: [5, 1e4, NOTHING, Rude(), "10000", {"theta": 9}, *ROTARIES],
     "timeout": lambda: ["5s", -1, float("nan"), NOTHING, Rude(), [], 1j, b"1", np.ones(2)],
     "frame": lambda: FRAMES,
     "out": lambda: [5, "text", NOTHING, Rude(), [1], np.ones(3), np.ones(100, np.float16)[::-1], *torch_tensors()],

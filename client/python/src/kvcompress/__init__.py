@@ -20,6 +20,7 @@ from ._errors import (
 from ._frame import Frame, Quality
 from ._items import OnNonfinite, profile_json
 from ._retry import NO_RETRY, RetryPolicy
+from ._rotary import RotaryEmbedding
 from ._tls import tls
 
 __version__ = version()
@@ -38,6 +39,7 @@ __all__ = [
     "Quality",
     "ResourceExhausted",
     "RetryPolicy",
+    "RotaryEmbedding",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

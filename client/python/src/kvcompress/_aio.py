@@ -12,6 +12,7 @@ from ._errors import DeadlineExceeded, closed, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
 from ._retry import GRACE, Left
+from ._rotary import RotaryEmbedding
 from ._stream import Stream
 from ._tensors import Framework
 
@@ -56,10 +57,11 @@ class AsyncClient(Connection):
         *,
         profile: Any = None,
         on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Frame]:
         """The input may be asynchronous, and is read in the event loop; or not, and is read in a thread."""
-        return self._results(self._core.compress_many(tensors, spec, profile, on_nonfinite, timeout))
+        return self._results(self._core.compress_many(tensors, spec, profile, on_nonfinite, rotary, timeout))
 
     def decompress_many(
         self, frames: Items[FrameSource], *, as_: Framework | None = None, timeout: float | None = None

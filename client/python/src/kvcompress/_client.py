@@ -11,6 +11,7 @@ from ._errors import late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
 from ._retry import GRACE
+from ._rotary import RotaryEmbedding
 from ._stream import Stream
 from ._tensors import Framework
 
@@ -59,6 +60,7 @@ class Client(Connection):
         *,
         profile: Any = None,
         on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
     ) -> Stream[Frame]:
         """Frames of (name, tensor) or (name, tensor, spec), in order, on one stream.
@@ -67,7 +69,7 @@ class Client(Connection):
         flight is bounded by the daemon's windows, not by the input. Nothing is retried. What the input raises is raised
         here, after the frames of what it gave before.
         """
-        return self._open(self._run(self._core.compress_many(tensors, spec, profile, on_nonfinite, timeout)))
+        return self._open(self._run(self._core.compress_many(tensors, spec, profile, on_nonfinite, rotary, timeout)))
 
     def decompress_many(
         self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None

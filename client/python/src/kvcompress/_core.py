@@ -39,6 +39,7 @@ from ._items import (
     profile_json,
 )
 from ._retry import WAIT_READY, Attempts, Left, RetryPolicy
+from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework
 from ._wire import Parsed, parsed
 from .v1 import kvcompress_pb2 as pb
@@ -123,6 +124,7 @@ class Core:
         axes: Sequence[str] | None = None,
         profile: Any = None,
         on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
     ) -> Plan[Frame]:
         """Compresses a NumPy array or PyTorch tensor of the CPU, of up to 8 axes. Types other than float16, bfloat16,
@@ -131,10 +133,11 @@ class Core:
         `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
         JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
         A value that a lossy codec refuses (NaN, infinity, too large) is InvalidArgument, which names its index; with
-        `on_nonfinite="lossless"` the block of 131072 values that it is in is stored as it is.
+        `on_nonfinite="lossless"` the block of 131072 values that it is in is stored as it is. `rotary` is for codecs
+        that turn keys back, where neither spec nor profile says it.
         InvalidArgument for what is none of these, ResourceExhausted for a tensor over the daemon's limit.
         """
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite)
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary)
         return self._one(item, CompressExchange, timeout)
 
     def decompress(
@@ -147,12 +150,19 @@ class Core:
         return tensor
 
     def compress_many(
-        self, tensors: Items[TensorSource], spec: str, profile: Any, on_nonfinite: OnNonfinite, timeout: float | None
+        self,
+        tensors: Items[TensorSource],
+        spec: str,
+        profile: Any,
+        on_nonfinite: OnNonfinite,
+        rotary: RotaryEmbedding | None,
+        timeout: float | None,
     ) -> Plan[Streaming[Frame]]:
         text = profile_json(profile, spec)
         checked_text("a spec", spec)
         on_nonfinite_of(on_nonfinite)
-        return self._many(tensors, lambda most: CompressExchange(most, spec, text, on_nonfinite), timeout)
+        rotary_message(rotary)
+        return self._many(tensors, lambda most: CompressExchange(most, spec, text, on_nonfinite, rotary), timeout)
 
     def decompress_many(
         self, frames: Items[FrameSource], as_: Framework | None, timeout: float | None

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from ._errors import InvalidArgument, KvCompressError, unanswered
 from ._frame import Frame
 from ._items import CompressItem, DecompressItem, Item, OnNonfinite, Result
+from ._rotary import RotaryEmbedding
 from ._tensors import Framework, Output
 from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
@@ -122,9 +123,16 @@ class CompressExchange(Exchange[CompressItem, Frame]):
     report = pb.CompressResponse.TENSOR_FIELD_NUMBER
     shared_output = pb.CompressResponse.SHARED_FRAME_FIELD_NUMBER
 
-    def __init__(self, message_bytes: int, spec: str = "", profile: str = "", on_nonfinite: OnNonfinite = "error"):
+    def __init__(
+        self,
+        message_bytes: int,
+        spec: str = "",
+        profile: str = "",
+        on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
+    ):
         super().__init__(message_bytes)
-        self._spec, self._profile, self._on_nonfinite = spec, profile, on_nonfinite
+        self._spec, self._profile, self._on_nonfinite, self._rotary = spec, profile, on_nonfinite, rotary
         self.parts = Parts()
 
     def prepare(self, raw: Any) -> CompressItem:
@@ -134,7 +142,9 @@ class CompressExchange(Exchange[CompressItem, Frame]):
             raise InvalidArgument("expected pairs of a name and a tensor, or triples with a spec")
         spec = raw[2] if len(raw) == 3 else self._spec
         profile = "" if len(raw) == 3 else self._profile
-        return CompressItem.of(raw[0], raw[1], spec, profile=profile, on_nonfinite=self._on_nonfinite)
+        return CompressItem.of(
+            raw[0], raw[1], spec, profile=profile, on_nonfinite=self._on_nonfinite, rotary=self._rotary
+        )
 
     def take(self, number: int, value: memoryview) -> Frame | None:
         if number == self.report:

@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from ._errors import DataLoss, InvalidArgument, checked_text, refusing
 from ._frame import Frame, frame_of
+from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output, TensorView, check_out, checked_size
 from ._wire import bytes_field, fields, malformed, parsed
 from .v1 import kvcompress_pb2 as pb
@@ -83,6 +84,7 @@ class CompressItem(Item[Frame]):
         axes: Sequence[str] | None = None,
         profile: str = "",
         on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
     ) -> "CompressItem":
         unknown = [axis for axis in axes or () if axis not in _ROLES]
         if unknown:
@@ -93,7 +95,9 @@ class CompressItem(Item[Frame]):
         roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
         described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles)
         choice = on_nonfinite_of(on_nonfinite)
-        header = pb.CompressHeader(tensor=described, codec=spec, profile=profile, on_nonfinite=choice)
+        header = pb.CompressHeader(
+            tensor=described, codec=spec, profile=profile, on_nonfinite=choice, rotary=rotary_message(rotary)
+        )
         return CompressItem(header.SerializeToString(), view.data, view)
 
     def size(self) -> int:

@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
-from .. import Client, DataLoss, Frame, InvalidArgument, KvCompressError, OnNonfinite, profile_json, tls
+from .. import (
+    Client,
+    DataLoss,
+    Frame,
+    InvalidArgument,
+    KvCompressError,
+    OnNonfinite,
+    RotaryEmbedding,
+    profile_json,
+    tls,
+)
 from .._tensors import torch_dtypes
 from ..v1 import kvcompress_pb2 as pb
 
@@ -43,6 +53,7 @@ class Codec:
     profile: str = ""
     timeout: float | None = None
     on_nonfinite: OnNonfinite = "lossless"
+    rotary: RotaryEmbedding | None = None  # of the keys' model
 
     @staticmethod
     def of(client: Client, spec: str, profile: Any, timeout: float | None) -> "Codec":
@@ -81,7 +92,12 @@ class Codec:
             profile = self.profile or None
             return list(
                 self.client.compress_many(
-                    host, self.spec, profile=profile, on_nonfinite=self.on_nonfinite, timeout=seconds
+                    host,
+                    self.spec,
+                    profile=profile,
+                    on_nonfinite=self.on_nonfinite,
+                    rotary=self.rotary,
+                    timeout=seconds,
                 )
             )
 
@@ -102,7 +118,12 @@ class Codec:
         for name, kind in named:
             tensor = pb.Tensor(name=name, dtype=f"DTYPE_{DTYPES[kind.dtype]}", shape=kind.shape)
             choice = f"ON_NONFINITE_{self.on_nonfinite.upper()}"
-            headers.append(pb.CompressHeader(tensor=tensor, codec=self.spec, profile=self.profile, on_nonfinite=choice))
+            rotary = None if self.rotary is None else self.rotary.message()
+            headers.append(
+                pb.CompressHeader(
+                    tensor=tensor, codec=self.spec, profile=self.profile, on_nonfinite=choice, rotary=rotary
+                )
+            )
         said = self.client.capabilities(headers, timeout=self.timeout)
         if len(said.max_frame_bytes) != len(headers):
             raise KvCompressError("the daemon does not say how large frames can become")

@@ -5,7 +5,7 @@ Tested against the library itself: `compress_cache` and `restore_cache` with tra
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 try:
@@ -17,7 +17,7 @@ except ImportError as error:
         "pip install './client/python[transformers]' from a checkout"
     ) from error
 
-from .. import Client, Frame, InvalidArgument
+from .. import Client, Frame, InvalidArgument, RotaryEmbedding
 from ._codec import Codec
 from ._frame_cache import FrameCache
 
@@ -65,15 +65,22 @@ class CompressedCache:
 
 
 def compress_cache(
-    client: Client, cache: Any, *, codec: str = "", profile: Any = None, timeout: float | None = None
+    client: Client,
+    cache: Any,
+    *,
+    codec: str = "",
+    profile: Any = None,
+    rotary: RotaryEmbedding | None = None,
+    timeout: float | None = None,
 ) -> CompressedCache:
     """Compresses a DynamicCache between two turns, all layers on one stream. `codec` is a codec chain or its name, and
     `profile` chooses one by the names layer_{i}_key and layer_{i}_value; without either the daemon's default is used.
-    `timeout` is in seconds, for all of it. The cache is not changed.
+    `rotary`, RotaryEmbedding.of_config(model.config), is for codecs that turn keys back. `timeout` is in seconds, for
+    all of it. The cache is not changed.
 
     InvalidArgument for other caches (static, quantized, encoder-decoder) and for layers that are more than keys and
     values (linear attention, indexers)."""
-    coder = Codec.of(client, codec, profile, timeout)
+    coder = replace(Codec.of(client, codec, profile, timeout), rotary=rotary)
     states = _states(cache)
     named = [
         (f"layer_{index}_{side}", tensor)

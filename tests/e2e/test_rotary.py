@@ -1,0 +1,150 @@
+"""Where the rotary embedding that codecs undo comes from: spec, profile, header, flags, the file's metadata."""
+
+import json
+from types import SimpleNamespace
+
+import grpc
+import kvcompress
+import numpy as np
+import pytest
+from cli_helpers import File, run, run_ok, write_file
+from frame_reader import read_frame
+
+KEY, VALUE = "layer_1_key", "layer_1_value"
+CODEC = "transform(step=0.25)"
+
+
+@pytest.fixture
+def cache(sample, tmp_path):
+    """Writes a key and a value of the sample, whose theta is 10000, with these metadata."""
+    file = File(sample)
+    tensors = {name: file.values(name).reshape(dict(file.entries)[name]["shape"]) for name in (KEY, VALUE)}
+
+    def write(name, **metadata):
+        return write_file(tmp_path / name, tensors, {key: str(value) for key, value in metadata.items()})
+
+    return write
+
+
+def codecs(path):
+    """The spec in each frame."""
+    file = File(path)
+    return {name: read_frame(data).codec for name, data in file.bytes.items()}
+
+
+def compress(bin_dir, source, *flags):
+    report = run_ok(bin_dir, "-input", source, "-output", f"{source}.kvc", *flags)
+    return report, source.with_name(f"{source.name}.kvc")
+
+
+def test_metadata_make_keys_smaller_and_values_no_larger(bin_dir, cache, tmp_path):
+    plain, _ = compress(bin_dir, cache("silent"), "-codec", CODEC)
+    report, small = compress(bin_dir, cache("says", rope_theta=10000), "-codec", CODEC)
+    assert report["compressed_size_bytes"] < 0.95 * plain["compressed_size_bytes"]
+    assert report["snr_db"] == pytest.approx(plain["snr_db"], abs=0.5)
+    assert plain["rotary"] is None
+    assert report["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "from": "metadata"}
+    assert codecs(small) == {KEY: "transform(step=0.25,theta=10000)", VALUE: CODEC}
+    run_ok(bin_dir, "-input", small, "-output", tmp_path / "back", "-decompress")
+    assert np.isfinite(File(tmp_path / "back").values(KEY).astype(np.float32)).all()
+
+
+def test_the_nearest_source_decides(bin_dir, cache, tmp_path):
+    source = cache("in", rope_theta=500, rope_pairs="interleaved", rope_dims=32, rope_offset=8, seq_start=64)
+    for flags, key in (
+            (["-codec", CODEC], "theta=500,rotary=interleaved,rotary_dims=32,rotary_offset=8,start=64"),
+            (["-codec", CODEC, "-rope-theta", 10000], "theta=10000,start=64"),
+            (["-codec", CODEC, "-rope-theta", 10000, "-rope-start", 0], "theta=10000"),
+            (["-codec", "transform(step=0.25,theta=77)", "-rope-theta", 10000], "theta=77,start=64")):
+        report, small = compress(bin_dir, source, *flags)
+        assert codecs(small)[KEY] == f"transform(step=0.25,{key})"
+        source_of_it = "codec" if "theta=77" in key else "flags" if "-rope-theta" in flags else "metadata"
+        assert report["rotary"]["from"] == source_of_it
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"version": 1, "default": CODEC, "rotary": {"theta": 1234}}))
+    report, small = compress(bin_dir, source, "-profile", profile, "-rope-theta", 10000, "-rope-start", 0)
+    assert codecs(small)[KEY] == "transform(step=0.25,theta=1234)" and report["rotary"]["from"] == "profile"
+
+
+def test_metadata_that_cannot_be_are_refused_where_the_codec_needs_them(bin_dir, cache, tmp_path):
+    for metadata in ({"rope_theta": "dynamic"}, {"rope_theta": "nan"}, {"rope_theta": 0.5}, {"seq_start": -1},
+                     {"rope_theta": 9, "rope_dims": 3}, {"rope_theta": 9, "rope_pairs": "both"}):
+        source = cache("bad", **metadata)
+        done = run(bin_dir, "-input", source, "-output", tmp_path / "out", "-codec", CODEC)
+        assert done.returncode == 1 and "its metadata" in done.stderr, metadata
+        assert not (tmp_path / "out").exists()
+        compress(bin_dir, source)  # int4 has no use for them
+
+
+def test_a_daemon_gives_the_bytes_of_this_process(bin_dir, cache, daemon):
+    source = cache("in", rope_theta=10000)
+    _, local = compress(bin_dir, source, "-codec", CODEC)
+    expected = local.read_bytes()
+    _, remote = compress(bin_dir, source, "-codec", CODEC, "-server", daemon().address)
+    assert remote.read_bytes() == expected
+
+
+def test_a_header_has_the_embedding(bin_dir, cache, client):
+    source = File(cache("in"))
+    pb = client.pb
+    expected = {name: source.bytes[name] for name in source.bytes}
+
+    def frame_of(name, **rotary):
+        shape = dict(source.entries)[name]["shape"]
+        header = pb.CompressHeader(tensor=pb.Tensor(name=name, dtype=1, shape=shape), codec=CODEC,
+                                   rotary=pb.RotaryEmbedding(**rotary))
+        return client.stub.CompressTensor(pb.CompressTensorRequest(header=header, data=expected[name])).frame
+
+    for name, theta in ((KEY, ",theta=10000"), (VALUE, "")):
+        assert read_frame(frame_of(name, theta=10000, start=5)).codec == f"transform(step=0.25{theta},start=5)"
+    assert len(frame_of(KEY, theta=10000)) < 0.9 * len(frame_of(KEY))
+    both = frame_of(KEY, theta=10000, pairs=pb.ROTARY_PAIRS_INTERLEAVED, dims=32, offset=2)
+    assert "rotary=interleaved,rotary_dims=32,rotary_offset=2" in read_frame(both).codec
+
+
+@pytest.mark.parametrize("rotary", [{"theta": float("nan")}, {"theta": float("inf")}, {"theta": -1}, {"theta": 0.5},
+                                    {"theta": 1e16}, {"theta": 9, "dims": 3}, {"theta": 9, "dims": 1 << 31},
+                                    {"theta": 9, "offset": 1 << 31}, {"theta": 9, "start": 1 << 63},
+                                    {"theta": 9, "pairs": 7}, {"dims": 64}])
+@pytest.mark.parametrize("codec", ["int4", CODEC])
+def test_hostile_headers_are_refused(client, rotary, codec):
+    pb = client.pb
+    header = pb.CompressHeader(tensor=pb.Tensor(name=KEY, dtype=1, shape=[1, 1, 4, 64]), codec=codec,
+                               rotary=pb.RotaryEmbedding(**rotary))
+    with pytest.raises(grpc.RpcError) as error:
+        client.stub.CompressTensor(pb.CompressTensorRequest(header=header, data=bytes(512)))
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "rotary: " in error.value.details()
+
+
+def test_python_passes_it_on(cache, daemon):
+    source = File(cache("in"))
+    tensors = {name: source.values(name).reshape(dict(source.entries)[name]["shape"]) for name in (KEY, VALUE)}
+    rotary = kvcompress.RotaryEmbedding(10000, dims=32, pairs="interleaved", start=5)
+    expected = "theta=10000,rotary=interleaved,rotary_dims=32,start=5"
+    with kvcompress.Client(daemon().address) as client:
+        frame = client.compress(tensors[KEY], CODEC, name=KEY, rotary=rotary)
+        assert frame.codec == f"transform(step=0.25,{expected})"
+        many = list(client.compress_many(tensors.items(), CODEC, rotary=rotary))
+        assert [one.codec for one in many] == [frame.codec, "transform(step=0.25,start=5)"]
+        with pytest.raises(kvcompress.InvalidArgument, match="theta is 0.5"):
+            client.compress(tensors[KEY], CODEC, rotary=kvcompress.RotaryEmbedding(0.5))
+        for wrong in (10000.0, {"theta": 1}, kvcompress.RotaryEmbedding(9, pairs="both"),
+                      kvcompress.RotaryEmbedding(9, dims=-2), kvcompress.RotaryEmbedding("9")):
+            for call in (lambda rotary: client.compress(tensors[KEY], CODEC, rotary=rotary),
+                         lambda rotary: list(client.compress_many(tensors.items(), CODEC, rotary=rotary))):
+                with pytest.raises(kvcompress.InvalidArgument):
+                    call(wrong)
+
+
+def test_a_models_configuration_tells_it():
+    def of(**fields):
+        return kvcompress.RotaryEmbedding.of_config(SimpleNamespace(**fields))
+
+    plain = kvcompress.RotaryEmbedding(500000.0)
+    assert of(rope_theta=500000.0) == plain
+    assert of(rope_parameters={"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0}) == plain
+    assert of(rope_theta=10000, partial_rotary_factor=0.25, hidden_size=512, num_attention_heads=8).dims == 16
+    assert of(rope_theta=10000, partial_rotary_factor=0.5, head_dim=96, hidden_size=1).dims == 48
+    assert of(n_embd=768) is None
+    assert of(rope_parameters={"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}) is None
