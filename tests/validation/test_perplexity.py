@@ -114,7 +114,7 @@ def test_windows_of_a_text(model, tokenizer):
                             ({}, "the text has 3 tokens, one window needs 128")):
         with pytest.raises(ValueError, match=text):
             windows_from_text("abc", tokenizer, model, 4, **arguments)
-    with pytest.raises(ValueError, match="no tokenizer: give windows of token ids .*--token-windows FILE"):
+    with pytest.raises(ValueError, match=r"no tokenizer: give windows of token ids .*--token-windows FILE"):
         windows_from_text("abc", None, model, 4)
 
 

@@ -52,7 +52,8 @@ SIZES = pytest.mark.parametrize("size", [100, 2 * MIB], ids=["one_message", "str
 def test_specs_that_are_none(client, size):
     with pytest.raises(kvcompress.InvalidArgument) as error:
         client.compress(values(size), "int9", name="t")
-    assert str(error.value) == error.value.detail == 'tensor "t": unknown codec "int9" (similar: int2, int3, int4, int5, int6, int8)'
+    text = 'tensor "t": unknown codec "int9" (similar: int2, int3, int4, int5, int6, int8)'
+    assert str(error.value) == error.value.detail == text
     assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
     assert isinstance(error.value, ValueError)
     with pytest.raises(kvcompress.InvalidArgument):

@@ -179,8 +179,7 @@ def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
         import ml_dtypes
     except ImportError:
         raise InvalidArgument(
-            f"the tensor is {dtype}, which NumPy has only with ml_dtypes: pip install ml_dtypes, "
-            'or as_="torch"'
+            f'the tensor is {dtype}, which NumPy has only with ml_dtypes: pip install ml_dtypes, or as_="torch"'
         ) from None
     found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return found
