@@ -39,7 +39,7 @@ constexpr size_t KernelRows(const RotatedFormat& format, size_t count) {
 // deviation has 84, 59 and 46.5, and from which bound on each is meant, in 1/512 of a standard deviation. Bounds are
 // multiples of 8, for the kernels.
 struct RotatedLevels {
-  std::array<int8_t, 8> level;
+  std::array<uint8_t, 8> level;
   std::array<int16_t, 7> bound;
   int magnitudes;
 };

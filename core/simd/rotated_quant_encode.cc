@@ -39,7 +39,7 @@ struct BoundTable {
         ++count;
       }
     }
-    for (size_t m = 0; m < 16; ++m) level[m] = static_cast<uint8_t>(levels.level[m % 8]);
+    for (size_t m = 0; m < 16; ++m) level[m] = levels.level[m % 8];
   }
 
   HWY_ALIGN uint8_t below[16];

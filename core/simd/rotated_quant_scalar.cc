@@ -75,7 +75,7 @@ uint16_t QuantizeRow(const RotatedRow& row, int bits, float max_abs, float* x, u
     const auto q = static_cast<int32_t>(std::nearbyint(x[i] * factor));
     size_t magnitude = 0;
     for (int k = 0; k + 1 < levels.magnitudes; ++k) magnitude += std::abs(q) >= levels.bound[static_cast<size_t>(k)];
-    const auto level = static_cast<int32_t>(levels.level[magnitude]);
+    const int32_t level = levels.level[magnitude];
     cross += std::abs(q) * level;
     squares += level * level;
     codes[i] = static_cast<uint8_t>(magnitude | (q < 0 ? size_t{1} << (bits - 1) : 0));

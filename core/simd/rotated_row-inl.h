@@ -53,8 +53,8 @@ class LevelTable {
   explicit LevelTable(int bits) {
     const RotatedLevels levels = LevelsOf(bits);
     for (int code = 0; code < 16; ++code) {
-      const int8_t level = levels.level[static_cast<size_t>(code & (levels.magnitudes - 1))];
-      bytes_[code] = (code & levels.magnitudes) != 0 ? static_cast<int8_t>(-level) : level;
+      const int level = levels.level[static_cast<size_t>(code & (levels.magnitudes - 1))];
+      bytes_[code] = static_cast<int8_t>((code & levels.magnitudes) != 0 ? -level : level);
       floats_[code] = bytes_[code];
     }
   }

@@ -47,8 +47,8 @@ absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
 }
 
 absl::StatusOr<uint64_t> ParseBudget(const std::string& text) {
-  const absl::StatusOr<uint64_t> bytes = ParseBytes(text);
-  if (!bytes.ok() || *bytes >= 2 * kDefaultBlockElements * sizeof(float)) return bytes;
+  absl::StatusOr<uint64_t> bytes = ParseBytes(text);
+  if (!bytes.ok() || *bytes >= uint64_t{2} * kDefaultBlockElements * sizeof(float)) return bytes;
   return Invalid("expected at least 1MiB, which one block of 131072 F32 values takes, as input and as output");
 }
 

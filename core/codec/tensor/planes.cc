@@ -93,8 +93,8 @@ class SampledPlanes {
     const auto sampled = static_cast<int64_t>(sampled_);
     const auto all = static_cast<int64_t>(count);
     const int64_t different = std::ranges::count_if(counts, [](uint16_t n) { return n > 0; });
-    const int64_t unseen = different * (kBias * (all - sampled) + int64_t{4096} * kTableBits * sampled) / all;
-    return std::min(EntropyOf(counts) + unseen, 8 * 4096 * sampled);
+    const int64_t unseen = different * (kBias * (all - sampled) + 4096 * kTableBits * sampled) / all;
+    return std::min(EntropyOf(counts) + unseen, int64_t{8} * 4096 * sampled);
   }
 
   void AddRun(const std::byte* values, size_t begin, size_t run, size_t distance) {
