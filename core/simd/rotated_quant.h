@@ -52,7 +52,7 @@ constexpr RotatedLevels LevelsOf(int bits) {
 inline constexpr float kRotatedUnit = 512;
 
 // +1 or -1 for each channel; the upper half is for the second transform.
-inline constexpr std::array<float, 2 * kMaxRotatedRow> kRotatedSigns = [] {
+alignas(64) inline constexpr std::array<float, 2 * kMaxRotatedRow> kRotatedSigns = [] {
   std::array<float, 2 * kMaxRotatedRow> signs{};
   uint32_t state = 0x2545f491;
   for (float& sign : signs) {

@@ -103,6 +103,7 @@ TEST_P(RotaryTest, CosinesAreThoseOfTheDefinition) {
            reinterpret_cast<float*>(sines.data()));
     std::vector<float> want_cosines(count), want_sines(count);
     scalar::CosSin(phases.data(), count, want_cosines.data(), want_sines.data());
+    if (count == 0) continue;
     ASSERT_EQ(std::memcmp(cosines.data(), want_cosines.data(), 4 * count), 0);
     ASSERT_EQ(std::memcmp(sines.data(), want_sines.data(), 4 * count), 0);
     for (size_t i = 0; i < count; ++i) {

@@ -42,7 +42,9 @@ class GuardedFloats {
   explicit GuardedFloats(size_t size) : GuardedFloats(Floats(size)) {}
 
   float* data() { return reinterpret_cast<float*>(bytes_.data()); }
-  bool operator==(const Floats& other) const { return std::memcmp(bytes_.data(), other.data(), bytes_.size()) == 0; }
+  bool operator==(const Floats& other) const {
+    return bytes_.size() == 0 || std::memcmp(bytes_.data(), other.data(), bytes_.size()) == 0;
+  }
 
  private:
   Guarded bytes_;
@@ -84,7 +86,8 @@ TEST_P(SegmentValuesTest, NarrowingLimitsAndRounds) {
       Guarded got(want.size(), Guarded::Against::kPageAfter);
       scalar::NarrowLimited(dtype, values.data(), count, want.data());
       NarrowLimited(dtype, in.data(), count, got.data());
-      EXPECT_TRUE(std::memcmp(got.data(), want.data(), want.size()) == 0) << DTypeName(dtype) << " " << count;
+      EXPECT_TRUE(want.empty() || std::memcmp(got.data(), want.data(), want.size()) == 0)
+          << DTypeName(dtype) << " " << count;
       for (size_t i = 0; i < count; ++i) EXPECT_TRUE(std::isfinite(LoadAsF32(dtype, want.data(), i)));
     }
   }
