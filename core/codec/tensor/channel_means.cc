@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/base/elementary.h"
 #include "core/base/half.h"
 #include "core/simd/segment_values.h"
 
@@ -23,7 +24,7 @@ double MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<fl
   for (float& mean : means) mean /= static_cast<float>(tokens);
   simd::ChannelSquares(values, tokens, width, none.data(), means.data(), squares.data());
   double cost = 0;
-  for (const float square : squares) cost += std::log2(std::max(double{square} / static_cast<double>(tokens), 1e-30));
+  for (const float square : squares) cost += Log2(std::max(double{square} / static_cast<double>(tokens), 1e-30));
   return cost;
 }
 
