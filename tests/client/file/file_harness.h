@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -18,6 +17,7 @@
 #include "client/file/file_codec.h"
 #include "client/local_client.h"
 #include "core/safetensors/safetensors.h"
+#include "tests/testing/folder_test.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
 
@@ -53,15 +53,8 @@ inline PlainTensor MakePlainTensor(std::string name, DType dtype, std::vector<ui
 }
 
 // Tests with a folder of their own, and a codec in this process.
-class FileTest : public ::testing::Test {
+class FileTest : public testing::FolderTest {
  protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::path(::testing::TempDir()) / absl::StrFormat("kvc_%s_%d", test->name(), getpid());
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   std::string Path(std::string_view name) const { return (folder_ / name).native(); }
 
   void Write(const std::string& path, const std::string& bytes) {
@@ -99,7 +92,6 @@ class FileTest : public ::testing::Test {
     return Read(Path("out"));
   }
 
-  fs::path folder_;
   std::unique_ptr<CodecClient> client_ = MakeLocalClient(2);
 };
 

@@ -1,7 +1,6 @@
 #include "core/artifact/artifact_store.h"
 
 #include <gmock/gmock.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/str_format.h"
 #include "tests/core/artifact/small_artifact.h"
+#include "tests/testing/folder_test.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvcompress {
@@ -29,15 +29,8 @@ using ::testing::UnorderedElementsAre;
 
 uint64_t SmallBytes() { return SmallArtifact().tensors.size() * SmallArtifact().tensor_bytes(); }
 
-class ArtifactStoreTest : public ::testing::Test {
+class ArtifactStoreTest : public testing::FolderTest {
  protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::path(::testing::TempDir()) / absl::StrFormat("kvc_%s_%d", test->name(), getpid());
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   // Puts the small artifact of this seed there, and returns its id.
   ArtifactId Put(std::string_view name, uint64_t seed) {
     const auto file = SerializeArtifact(SmallArtifact(seed), "a test");
@@ -52,8 +45,6 @@ class ArtifactStoreTest : public ::testing::Test {
   ArtifactStore::Options Options(uint64_t max_memory_bytes = uint64_t{1} << 30) {
     return {.directory = folder_.string(), .max_memory_bytes = max_memory_bytes, .look_again = {}};
   }
-
-  fs::path folder_;
 };
 
 TEST_F(ArtifactStoreTest, AnArtifactIsLoadedOnceAndShared) {

@@ -3,24 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <random>
 #include <vector>
 
+#include "tests/core/simd/gaussian.h"
 #include "tests/core/simd/with_target.h"
 
 namespace kvcompress::simd {
 namespace {
 
+using ::kvcompress::testing::GaussianValues;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
-
-std::vector<float> RandomValues(size_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 TEST(MatrixRows, AreSumsOfProducts) {
   const float rows[] = {1, 2, -7, 3, 4, -7};
@@ -37,8 +30,8 @@ TEST(MatrixRows, EveryTargetGivesTheBitsOfTheDefinition) {
   for (const size_t dim : {1, 7, 16, 64, 80, 128, 192}) {
     for (const size_t count : {0, 1, 3, 4, 5, 13}) {
       const size_t stride = dim + count % 3;
-      const std::vector<float> rows = RandomValues(count * stride, 1);
-      const std::vector<float> matrix = RandomValues(dim * dim, 2);
+      const std::vector<float> rows = GaussianValues(count * stride, 1, 1);
+      const std::vector<float> matrix = GaussianValues(dim * dim, 1, 2);
       // One more, which stays.
       std::vector<float> expected(count * dim + 1, 5);
       scalar::MultiplyRows(rows.data(), count, stride, matrix.data(), dim, expected.data());

@@ -10,25 +10,19 @@
 #include <string>
 #include <vector>
 
+#include "tests/core/simd/gaussian.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
 namespace kvcompress::simd {
 namespace {
 
+using ::kvcompress::testing::GaussianValues;
 using ::kvcompress::testing::Guarded;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
 constexpr double kThetas[] = {1, 100, 10000, 500000, 1e6, 1e9};
-
-std::vector<float> RandomRows(size_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> rows(count);
-  for (float& value : rows) value = normal(random);
-  return rows;
-}
 
 TEST(RotaryFrequency, IsThatOfTheFormula) {
   for (const double theta : kThetas) {
@@ -122,7 +116,7 @@ TEST_P(RotaryTest, TurnsAsTheDefinition) {
         constexpr size_t kRows = 9;
         RotaryTable table;
         table.Make(500000, dims, 1234, kRows + 4);
-        const std::vector<float> rows = RandomRows(stride * (kRows - 1) + dims, 9);
+        const std::vector<float> rows = GaussianValues(stride * (kRows - 1) + dims, 1, 9);
         std::vector<float> want = rows;
         scalar::TurnRows(table, 4, pairs, turn, want.data(), kRows, stride);
         Guarded got(rows.data(), 4 * rows.size(), Guarded::Against::kPageAfter);
@@ -139,7 +133,7 @@ TEST_P(RotaryTest, TurnsBackWhatAModelTurned) {
   constexpr double kTheta = 10000;
   constexpr uint64_t kFirst = 300;
   for (const RotaryPairs pairs : {RotaryPairs::kHalf, RotaryPairs::kInterleaved}) {
-    const std::vector<float> rows = RandomRows(kDims * kRows, 2);
+    const std::vector<float> rows = GaussianValues(kDims * kRows, 1, 2);
     std::vector<float> turned(rows.size());
     for (size_t r = 0; r < kRows; ++r) {
       for (size_t i = 0; i < kDims / 2; ++i) {

@@ -13,25 +13,19 @@
 #include <vector>
 
 #include "core/base/half.h"
+#include "tests/core/simd/gaussian.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
 namespace kvcompress::simd {
 namespace {
 
+using ::kvcompress::testing::GaussianValues;
 using ::kvcompress::testing::Guarded;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
 using Floats = std::vector<float>;
-
-Floats RandomValues(size_t count, float deviation, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, deviation);
-  Floats values(count);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 // Floats that end, or begin, at a page that cannot be touched.
 class GuardedFloats {
@@ -62,7 +56,7 @@ constexpr size_t kValueCounts[] = {0, 1, 3, 4, 15, 16, 17, 31, 64, 100, 1000};
 
 TEST_P(SegmentValuesTest, MagnitudesAndScalesAreThoseOfTheDefinition) {
   for (const size_t count : kValueCounts) {
-    const Floats values = RandomValues(count, 3, static_cast<uint32_t>(count));
+    const Floats values = GaussianValues(count, 3, static_cast<uint32_t>(count));
     GuardedFloats in(values);
     EXPECT_EQ(LargestMagnitude(in.data(), count), scalar::LargestMagnitude(values.data(), count));
     Floats want = values;
@@ -75,7 +69,7 @@ TEST_P(SegmentValuesTest, MagnitudesAndScalesAreThoseOfTheDefinition) {
 TEST_P(SegmentValuesTest, NarrowingLimitsAndRounds) {
   for (const DType dtype : kKernelDTypes) {
     for (const size_t count : kValueCounts) {
-      Floats values = RandomValues(count, 10, static_cast<uint32_t>(count) + 1);
+      Floats values = GaussianValues(count, 10, static_cast<uint32_t>(count) + 1);
       for (size_t i = 0; i < count; i += 5) {
         constexpr std::array kEdges = {1e30f, -3e38f, 65519.0f, -65521.0f, std::numeric_limits<float>::infinity(),
                                        1e-41f};
@@ -97,8 +91,8 @@ TEST_P(SegmentValuesTest, SumsAreThoseOfTheDefinitionToTheBit) {
   for (const size_t tokens : {1, 2, 40}) {
     for (const size_t channels : {1, 16, 20, 48, 64, 100, 144}) {
       SCOPED_TRACE(::testing::Message() << tokens << " tokens " << channels << " channels");
-      const Floats values = RandomValues(tokens * channels, 2, 5);
-      const Floats means = RandomValues(channels, 1, 6), weights = RandomValues(channels, 1, 7);
+      const Floats values = GaussianValues(tokens * channels, 2, 5);
+      const Floats means = GaussianValues(channels, 1, 6), weights = GaussianValues(channels, 1, 7);
       std::vector<uint8_t> skip(tokens);
       if (tokens > 2) skip[0] = skip[17] = 1;
       GuardedFloats in(values), in_means(means), in_weights(weights), sums(channels), squares(channels),
@@ -121,7 +115,7 @@ TEST_P(SegmentValuesTest, StripsAreFilledAndPlacedAsTheDefinitionDoes) {
   constexpr size_t kTokens = 19;
   for (const size_t channels : {1, 7, 16, 31, 32}) {
     const size_t stride = channels + 9;
-    const Floats values = RandomValues((kTokens - 1) * stride + channels, 3, 8);
+    const Floats values = GaussianValues((kTokens - 1) * stride + channels, 3, 8);
     Floats means(kStripChannels);
     for (size_t c = 0; c < channels; ++c) means[c] = static_cast<float>(c) * 0.37f;
     GuardedFloats in(values), in_means(means), strip(kTokens * kStripChannels), placed(values);

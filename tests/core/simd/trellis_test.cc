@@ -11,23 +11,17 @@
 #include <string>
 #include <vector>
 
+#include "tests/core/simd/gaussian.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
 namespace kvcompress::simd {
 namespace {
 
+using ::kvcompress::testing::GaussianValues;
 using ::kvcompress::testing::Guarded;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
-
-std::vector<float> Strip(size_t tokens, float deviation, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, deviation);
-  std::vector<float> values(tokens * kStripChannels);
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 // Tokens of ties, halves and whole points, of both signs.
 std::vector<float> Halves(size_t tokens, uint32_t seed) {
@@ -52,7 +46,7 @@ double Error(const float* y, size_t tokens, const std::vector<int32_t>& k) {
 TEST(TrellisDefinition, FindsTheNearestPath) {
   constexpr size_t kTokens = 5;
   for (uint32_t seed = 0; seed < 40; ++seed) {
-    const std::vector<float> y = Strip(kTokens, 1.5f, seed);
+    const std::vector<float> y = GaussianValues(kTokens * kStripChannels, 1.5f, seed);
     std::vector<uint32_t> decisions(4 * kTokens);
     std::vector<int32_t> k(y.size());
     scalar::TrellisQuantize(y.data(), kTokens, decisions.data(), k.data());
@@ -100,7 +94,7 @@ TEST_P(TrellisTest, QuantizesAsTheDefinition) {
   for (const size_t tokens : {1, 2, 3, 16, 129, 300}) {
     for (const float deviation : {0.1f, 0.7f, 2.0f, 30.0f, 1e5f}) {
       for (const bool ties : {false, true}) {
-        const std::vector<float> y = ties ? Halves(tokens, 3) : Strip(tokens, deviation, 7);
+        const std::vector<float> y = ties ? Halves(tokens, 3) : GaussianValues(tokens * kStripChannels, deviation, 7);
         const Guarded in(y.data(), 4 * y.size(), Guarded::Against::kPageAfter);
         std::vector<uint32_t> decisions(4 * tokens);
         std::vector<int32_t> want(y.size());

@@ -1,7 +1,6 @@
 #include "core/codec/tensor/transform_basis.h"
 
 #include <gmock/gmock.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -17,6 +16,7 @@
 #include "core/calibration/calibration.h"
 #include "core/codec/chain.h"
 #include "core/simd/rotary.h"
+#include "tests/testing/folder_test.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvcompress {
@@ -94,16 +94,12 @@ struct Coded {
   std::vector<Bytes> payloads = {};
 };
 
-class TransformBasisTest : public ::testing::Test {
+class TransformBasisTest : public testing::FolderTest {
  protected:
-  void SetUp() override {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::path(::testing::TempDir()) / absl::StrFormat("kvc_%s_%d", test->name(), getpid());
-    fs::create_directories(folder_);
+  TransformBasisTest() {
     store_ = std::make_unique<ArtifactStore>(
         ArtifactStore::Options{.directory = folder_.string(), .look_again = std::chrono::nanoseconds(0)});
   }
-  void TearDown() override { fs::remove_all(folder_); }
 
   // Puts an artifact of the model's layer 3 into the folder, for groups of so many channels.
   ArtifactId Calibrate(uint64_t group_dim, float step = 1) {
@@ -162,7 +158,6 @@ class TransformBasisTest : public ::testing::Test {
     return coded;
   }
 
-  fs::path folder_;
   std::unique_ptr<ArtifactStore> store_;
 };
 
