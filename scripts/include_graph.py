@@ -17,6 +17,7 @@ FLOORS = [
     ["core/simd", "core/analysis", "core/frame", "core/safetensors"],
     ["core/quality", "core/codec", "core/file", "core/artifact"],
     ["core/codec/transform", "core/codec/tensor", "core/codec/bytes", "core/profile", "core/calibration"],
+    ["core/codec/tensor/transform"],
     ["core"],
     ["proto/wire", "proto/wire/grpc", "proto/wire/pem"],
     ["server/shm", "client"],

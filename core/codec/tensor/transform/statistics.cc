@@ -1,4 +1,4 @@
-#include "core/codec/tensor/transform_statistics.h"
+#include "core/codec/tensor/transform/statistics.h"
 
 #include <algorithm>
 #include <array>
@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "core/base/elementary.h"
-#include "core/codec/tensor/transform_side.h"
-#include "core/codec/tensor/transform_tables.h"
+#include "core/codec/tensor/transform/side.h"
+#include "core/codec/tensor/transform/tables.h"
 #include "core/simd/segment_values.h"
 
 namespace kvcompress {

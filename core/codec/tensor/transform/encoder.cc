@@ -4,12 +4,12 @@
 #include <span>
 #include <vector>
 
-#include "core/codec/tensor/transform_basis.h"
-#include "core/codec/tensor/transform_block.h"
-#include "core/codec/tensor/transform_header.h"
-#include "core/codec/tensor/transform_side.h"
-#include "core/codec/tensor/transform_statistics.h"
-#include "core/codec/tensor/transform_strip.h"
+#include "core/codec/tensor/transform/basis.h"
+#include "core/codec/tensor/transform/block.h"
+#include "core/codec/tensor/transform/header.h"
+#include "core/codec/tensor/transform/side.h"
+#include "core/codec/tensor/transform/statistics.h"
+#include "core/codec/tensor/transform/strip.h"
 #include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 #include "core/simd/uniform_quant.h"

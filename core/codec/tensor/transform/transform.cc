@@ -2,9 +2,9 @@
 #include "core/artifact/artifact_store.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
-#include "core/codec/tensor/transform_basis.h"
-#include "core/codec/tensor/transform_block.h"
-#include "core/codec/tensor/transform_search.h"
+#include "core/codec/tensor/transform/basis.h"
+#include "core/codec/tensor/transform/block.h"
+#include "core/codec/tensor/transform/search.h"
 #include "core/simd/group_quant.h"
 
 namespace kvcompress {

@@ -3,7 +3,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
-#include "core/codec/tensor/transform_segment.h"
+#include "core/codec/tensor/transform/segment.h"
 
 // A block of the codec `transform`, both ways (docs/format.md, "transform").
 namespace kvcompress {

@@ -1,4 +1,4 @@
-#include "core/codec/tensor/transform_search.h"
+#include "core/codec/tensor/transform/search.h"
 
 #include <algorithm>
 #include <cmath>

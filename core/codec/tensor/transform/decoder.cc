@@ -4,11 +4,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
-#include "core/codec/tensor/transform_basis.h"
-#include "core/codec/tensor/transform_block.h"
-#include "core/codec/tensor/transform_header.h"
-#include "core/codec/tensor/transform_side.h"
-#include "core/codec/tensor/transform_strip.h"
+#include "core/codec/tensor/transform/basis.h"
+#include "core/codec/tensor/transform/block.h"
+#include "core/codec/tensor/transform/header.h"
+#include "core/codec/tensor/transform/side.h"
+#include "core/codec/tensor/transform/strip.h"
 #include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 

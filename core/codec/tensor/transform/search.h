@@ -2,7 +2,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/base/byte_source.h"
-#include "core/codec/tensor/transform_block.h"
+#include "core/codec/tensor/transform/block.h"
 
 // The step of a whole tensor, found by coding blocks of it.
 namespace kvcompress {

@@ -1,4 +1,4 @@
-#include "core/codec/tensor/transform_basis.h"
+#include "core/codec/tensor/transform/basis.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_format.h"
 #include "core/base/block_size.h"
-#include "core/codec/tensor/transform_tables.h"
+#include "core/codec/tensor/transform/tables.h"
 #include "core/simd/matrix_rows.h"
 
 namespace kvcompress {

@@ -1,4 +1,4 @@
-#include "core/codec/tensor/transform_basis.h"
+#include "core/codec/tensor/transform/basis.h"
 
 #include <gmock/gmock.h>
 

@@ -5,7 +5,7 @@
 #include <random>
 
 #include "absl/strings/str_format.h"
-#include "core/codec/tensor/transform_tables.h"
+#include "core/codec/tensor/transform/tables.h"
 #include "core/simd/rotary.h"
 #include "core/simd/token_sums.h"
 #include "core/simd/trellis.h"

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "core/codec/tensor/transform_segment.h"
+#include "core/codec/tensor/transform/segment.h"
 
 // What an encoder of `transform` finds out about a segment. Sums are in binary32 and in the order of the tokens, so
 // that they are the same on every CPU.

@@ -3,9 +3,9 @@
 #include <bit>
 
 #include "core/base/bytes.h"
-#include "core/codec/tensor/transform_block.h"
-#include "core/codec/tensor/transform_segment.h"
-#include "core/codec/tensor/transform_strip.h"
+#include "core/codec/tensor/transform/block.h"
+#include "core/codec/tensor/transform/segment.h"
+#include "core/codec/tensor/transform/strip.h"
 
 // What stands in front of the range coder's text.
 namespace kvcompress {

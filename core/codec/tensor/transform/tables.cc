@@ -1,4 +1,4 @@
-#include "core/codec/tensor/transform_tables.h"
+#include "core/codec/tensor/transform/tables.h"
 
 #include <cmath>
 #include <memory>

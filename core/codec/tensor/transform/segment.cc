@@ -1,10 +1,10 @@
-#include "core/codec/tensor/transform_segment.h"
+#include "core/codec/tensor/transform/segment.h"
 
 #include <algorithm>
 #include <numeric>
 
 #include "core/base/block_size.h"
-#include "core/codec/tensor/transform_basis.h"
+#include "core/codec/tensor/transform/basis.h"
 #include "core/simd/token_sums.h"
 
 namespace kvcompress {

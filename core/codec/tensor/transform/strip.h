@@ -4,8 +4,8 @@
 #include <bit>
 #include <span>
 
-#include "core/codec/tensor/transform_segment.h"
-#include "core/codec/tensor/transform_tables.h"
+#include "core/codec/tensor/transform/segment.h"
+#include "core/codec/tensor/transform/tables.h"
 #include "core/simd/channel_rans.h"
 
 // What encoding and decoding share about the strips of a segment.

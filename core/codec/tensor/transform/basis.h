@@ -4,7 +4,7 @@
 
 #include "absl/status/status.h"
 #include "core/artifact/artifact.h"
-#include "core/codec/tensor/transform_segment.h"
+#include "core/codec/tensor/transform/segment.h"
 
 // What the codec `transform` does with an artifact (docs/format.md, "transform").
 namespace kvcompress {

@@ -8,8 +8,8 @@
 
 #include "core/codec/bit_context.h"
 #include "core/codec/range_coder.h"
-#include "core/codec/tensor/transform_segment.h"
-#include "core/codec/tensor/transform_tables.h"
+#include "core/codec/tensor/transform/segment.h"
+#include "core/codec/tensor/transform/tables.h"
 
 // The side information of the codec `transform`: a syntax that both directions share. A coder's Bit writes the bit that
 // it is given, or sets it to the one that it reads.
