@@ -213,6 +213,33 @@ def test_forks_of_who_reads_a_stream(run):
     """)
 
 
+def test_a_fork_while_another_thread_looks_whether_an_answer_is_there(run):
+    """gRPC's lock of the call is held then, which the child would wait for."""
+    run("""
+        stream = client.compress_many([("a", LARGE), ("b", LARGE)], "raw")
+        next(stream)
+        calls.append(stream._answers._call)
+        child = forked(work)
+        assert looking.is_set()
+        assert joined(child) == 0
+        assert [frame.name for frame in stream] == ["b"]
+        print("good")
+    """, before="""
+import os, threading
+calls, looking, over = [], threading.Event(), threading.Event()
+def look():
+    with calls[0]._state.condition:
+        looking.set()
+        over.wait()
+def begin():
+    if calls:
+        threading.Thread(target=look).start()
+        looking.wait()
+# What is registered first is done last before a fork.
+os.register_at_fork(before=begin, after_in_parent=over.set)
+""")
+
+
 def test_a_stream_that_is_forgotten_while_another_thread_forks_is_cancelled_after_it(run, server):
     run("""
         from kvcompress import _fork

@@ -93,6 +93,7 @@ class Channel:
         with _fork.gate().held():
             begin = self._grpc().unary_unary(_SERVICE + method, _unchanged, _unchanged)
             call = begin.future(request, timeout=timeout, metadata=self._metadata)
+            _fork.begun(call)
         answer: Future[bytes | None] = Future()
 
         def end(_: object) -> None:
@@ -119,6 +120,7 @@ class Channel:
         with gate.held():
             begin = self._grpc().stream_stream(_SERVICE + method, _unchanged, _unchanged)
             call: grpc._CallIterator[bytes] = begin(held_requests, timeout=timeout, metadata=self._metadata)
+            _fork.begun(call)
         if not call.add_callback(over):
             over()
         return Answers(stream, call, self._failure)
@@ -131,7 +133,8 @@ class Channel:
     def _wake(self) -> None:
         """Gives gRPC's thread something to do: the end of a call whose time is over."""
         with contextlib.suppress(ValueError):  # of channels that are closed
-            self._grpc().unary_unary(_SERVICE + "Capabilities", _unchanged, _unchanged).future(b"", timeout=0)
+            begin = self._grpc().unary_unary(_SERVICE + "Capabilities", _unchanged, _unchanged)
+            _fork.begun(begin.future(b"", timeout=0))
 
     def _failure(self, error: grpc.RpcError) -> KvCompressError:
         return from_rpc(error, own_fault(self._credentials))
@@ -173,6 +176,7 @@ def _begin_vain_call(ended: Callable[[], None]) -> None:
     with _fork.gate().held():
         channel = grpc.insecure_channel("unix:/", [("grpc.use_local_subchannel_pool", 1)])
         call = channel.unary_unary("/", _unchanged, _unchanged).future(b"")
+        _fork.begun(call)
     call.add_done_callback(lambda _: ended())
 
 

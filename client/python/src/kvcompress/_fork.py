@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -154,6 +155,7 @@ class _Process:
     gate = Gate()
     # Destructors of what the parent has would wait for locks that nobody will ever release.
     left: ClassVar[list[Any]] = []
+    calls: ClassVar["weakref.WeakSet[Any]"] = weakref.WeakSet()  # gRPC's states of them, each with a condition
 
 
 def generation() -> int:
@@ -177,6 +179,14 @@ def use_grpc() -> None:
     if not _Process.has_used_grpc and hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before_fork)
     _Process.has_used_grpc = True
+
+
+def begun(call: object) -> None:
+    """Of gRPC's, inside the gate. gRPC ends it in a child, for which it takes the call's condition; a thread that waits
+    for answers holds that for a moment every 100 ms, and for good in a child whose fork came just then."""
+    state = getattr(call, "_state", None)
+    if hasattr(state, "reset_postfork_child"):
+        _Process.calls.add(state)
 
 
 def is_in_doubt() -> bool:
@@ -203,6 +213,9 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
+    """Before gRPC's part, which is registered later."""
+    for state in _Process.calls:
+        state.reset_postfork_child()
     leave(_Process.gate)
     _Process.gate = Gate()
     _Process.generation += 1
