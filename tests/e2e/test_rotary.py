@@ -147,4 +147,11 @@ def test_a_models_configuration_tells_it():
     assert of(rope_theta=10000, partial_rotary_factor=0.25, hidden_size=512, num_attention_heads=8).dims == 16
     assert of(rope_theta=10000, partial_rotary_factor=0.5, head_dim=96, hidden_size=1).dims == 48
     assert of(n_embd=768) is None
+    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64}
+    turned = kvcompress.RotaryEmbedding(10000.0, "interleaved", dims=64, offset=512)
+    assert of(rope_theta=10000, **latent) == of(rope_theta=10000, rope_interleave=True, **latent) == turned
+    assert of(rope_theta=10000, rope_interleave=False, **latent).pairs == "half"
+    assert of(rope_theta=10000, model_type="llama").pairs == "half"
+    assert of(rope_theta=10000, model_type="glm4", head_dim=128, partial_rotary_factor=0.5) == (
+        kvcompress.RotaryEmbedding(10000.0, "interleaved", dims=64))
     assert of(rope_parameters={"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}) is None

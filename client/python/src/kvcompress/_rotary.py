@@ -7,6 +7,8 @@ from ._errors import InvalidArgument, refusing
 from .v1 import kvcompress_pb2 as pb
 
 _PAIRS = {"half": pb.ROTARY_PAIRS_HALF, "interleaved": pb.ROTARY_PAIRS_INTERLEAVED}
+# Models, by `model_type`, whose neighbouring channels turn together, in transformers and in vLLM.
+_INTERLEAVED = {"cohere", "cohere2", "ernie4_5", "glm", "glm4"}
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,26 @@ class RotaryEmbedding:
     def of_config(config: Any) -> "RotaryEmbedding | None":
         """That of a model's configuration, as transformers and vLLM have it (`rope_theta` or `rope_parameters`,
         `partial_rotary_factor`, `head_dim`). Of scaled embeddings (llama3, yarn, linear) it is the base alone, which is
-        nearly all there is to gain. None for a model without one, and where its layers differ."""
+        nearly all there is to gain. Of MLA (`kv_lora_rank`, `qk_rope_head_dim`) it is that of the latents as engines
+        keep them: the channels that turn follow the others, in neighbouring pairs unless `rope_interleave` is false.
+        None for a model without one, and where its layers differ."""
         parameters = getattr(config, "rope_parameters", None) or {}
         if any(isinstance(value, dict) for value in parameters.values()):
             return None
         theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
         if not theta:
             return None
+        latent, turned = getattr(config, "kv_lora_rank", None), getattr(config, "qk_rope_head_dim", None)
+        if latent and turned:
+            plain = getattr(config, "rope_interleave", None) is False
+            return RotaryEmbedding(float(theta), "half" if plain else "interleaved", dims=turned, offset=latent)
         factor = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
         dims = 0
         if factor not in (None, 1, 1.0):
             head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             dims = int(head_dim * factor)
-        return RotaryEmbedding(float(theta), dims=dims)
+        is_interleaved = getattr(config, "model_type", None) in _INTERLEAVED
+        return RotaryEmbedding(float(theta), "interleaved" if is_interleaved else "half", dims=dims)
 
     def message(self) -> pb.RotaryEmbedding:
         """As calls carry it. InvalidArgument for what no message can hold."""

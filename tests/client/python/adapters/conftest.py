@@ -17,3 +17,25 @@ def kv_values():
         return (steps.cumsum(-2) * 0.1 + torch.randn(shape[-1], generator=generator)).to(dtype)
 
     return make
+
+
+@pytest.fixture
+def turned_keys():
+    """Makes keys [heads, tokens, channels] as a model's: turned_keys(heads, tokens, channels). Each channel has a
+    constant, eight times as large as what changes from token to token, and is turned at the token's position, from
+    `start` on; of the channels `dims` from `offset` on."""
+
+    def make(heads, tokens, channels, *, theta=10000.0, pairs="half", dims=None, offset=0, start=0, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        keys = torch.randn(heads, tokens, channels, generator=generator, dtype=torch.float64)
+        keys += 8 * torch.randn(heads, 1, channels, generator=generator, dtype=torch.float64)
+        dims = channels - offset if dims is None else dims
+        pair = torch.arange(dims // 2)
+        first, second = (pair, pair + dims // 2) if pairs == "half" else (2 * pair, 2 * pair + 1)
+        angles = torch.arange(start, start + tokens)[:, None] * theta ** (-2.0 * pair / dims)
+        x, y = keys[..., offset + first], keys[..., offset + second]
+        keys[..., offset + first] = x * angles.cos() - y * angles.sin()
+        keys[..., offset + second] = x * angles.sin() + y * angles.cos()
+        return keys.float()
+
+    return make

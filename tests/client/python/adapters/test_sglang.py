@@ -50,13 +50,20 @@ class Pool:
 
 
 class LatentPool(Pool):
-    """One of MLA: of another number of elements than keys and values have."""
+    """MLATokenToKVPoolHost, whose latents have the size of two heads here."""
+
+    head_num = head_dim = None
+    kv_lora_rank, qk_rope_head_dim = 16, HEADS * SIZE - 16
 
     def get_data_page(self, index, flat=True):
         return self._memory(index)[0].flatten()
 
     def get_dummy_flat_data_page(self):
         return super().get_dummy_flat_data_page()[: LAYERS * PAGE * HEADS * SIZE]
+
+    def set_from_flat_data_page(self, index, page):
+        memory = self._memory(index)[0]
+        memory.copy_(page.view(memory.shape))
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def make(daemon, tmp_path):
         made[-1].register_mem_pool_host(pool)
         return made[-1]
 
-    start.server = server
+    start.server, start.folder = server, str(tmp_path)
     yield start
     for storage in made:
         storage.close()
@@ -163,11 +170,77 @@ def test_the_interface_with_host_indices(make, layout):
         storage.batch_get_v1(["a"], indices)
 
 
-def test_a_pool_of_another_kind_is_stored_in_one_piece(make):
-    pool = LatentPool("layer_first", torch.float16)
+@pytest.mark.parametrize("layout", ["layer_first", "page_first", "page_first_direct"])
+def test_latents_are_keys_of_one_head(make, layout):
+    pool = LatentPool(layout, torch.float16)
     storage = make(pool)
+    named = dict(storage._tensors(pool.get_data_page(PAGE)))
+    assert [(name, tuple(tensor.shape)) for name, tensor in named.items()] == [
+        (f"layer_{layer}_key", (1, 1, PAGE, HEADS * SIZE)) for layer in range(LAYERS)]
+    buffer = pool.kv_buffer[0]
+    wanted = {"layer_first": lambda: buffer[2, PAGE + 3], "page_first": lambda: buffer[PAGE + 3, 2],
+              "page_first_direct": lambda: buffer[1, 2, 3]}[layout]()
+    assert torch.equal(named["layer_2_key"][0, 0, 3], wanted.flatten())
     assert storage.batch_set(["a"], pages(pool, [0]))
     assert torch.equal(make(pool, rank_tp=1).get("a"), pages(pool, [0])[0])
+
+
+def test_a_pool_of_another_kind_is_stored_in_one_piece(make):
+    pool = LatentPool("layer_first", torch.float16)
+    pool.qk_rope_head_dim = 8
+    storage = make(pool)
+    assert [name for name, _ in storage._tensors(pool.get_data_page(0))] == ["page"]
+    assert storage.batch_set(["a"], pages(pool, [0]))
+    assert torch.equal(make(pool, rank_tp=1).get("a"), pages(pool, [0])[0])
+
+
+def stored_bytes(storage, keys):
+    return [storage._store.get(key, 1 << 20) for key in keys]
+
+
+# Of latents each small frame's spec is longer by 46 of its 590 bytes, which the values must save before.
+@pytest.mark.parametrize(("kind", "layout", "most", "rotary"), [
+    *((Pool, layout, 0.93, {"theta": 10000.0}) for layout in SHAPES),
+    (LatentPool, "page_first", 0.99, {"theta": 10000.0, "pairs": "interleaved", "dims": HEADS * SIZE - 16, "offset": 16})])
+def test_keys_are_turned_back(make, turned_keys, kind, layout, most, rotary):
+    """Of all tokens of the pool as one prompt, in every layout, with and without what turns them."""
+    pool = kind(layout, torch.float16)
+    heads, size = (HEADS, SIZE) if kind is Pool else (1, HEADS * SIZE)
+    plain = make(pool, codec="transform(step=0.5)", path=make.folder + "/plain")
+    turned = make(pool, codec="transform(step=0.5)", path=make.folder + "/turned", rotary=rotary)
+    for layer in range(LAYERS):
+        keys = turned_keys(heads, PAGE * PAGES, size, seed=layer, **rotary)
+        for start in range(0, PAGE * PAGES, PAGE):
+            page = pool.get_data_page(start).clone()
+            dict(plain._tensors(page))[f"layer_{layer}_key"][0] = keys[:, start : start + PAGE]
+            pool.set_from_flat_data_page(start, page)
+    names = ["a", "b", "c", "d"]
+    for storage in (plain, turned):
+        assert storage.batch_set(names, pages(pool, range(PAGES)))
+        for found, page in zip(storage.batch_get(names), pages(pool, range(PAGES)), strict=True):
+            assert 0 < (found.float() - page.float()).abs().max() < 1
+    sizes = [[len(data) for data in stored_bytes(storage, names)] for storage in (plain, turned)]
+    assert sum(sizes[1]) < most * sum(sizes[0]), sizes
+
+
+@pytest.mark.parametrize(("before", "starts"), [([], [0, 16, 32]), (["x", "y"], [32, 48, 64]), (None, [0, 0, 0])])
+def test_pages_begin_where_sglang_says(make, before, starts):
+    pool = Pool("layer_first", torch.float16)
+    storage = make(pool, codec="transform(step=0.5)", rotary={"theta": 10000.0})
+    info = types.SimpleNamespace(prefix_keys=before, extra_info=None)
+    assert storage.batch_set_v1(["a", "b", "c"], torch.arange(3 * PAGE), info) == [True] * 3
+    for data, start in zip(stored_bytes(storage, "abc"), starts, strict=True):
+        assert data.count(b"start=%d)" % start) == (2 * LAYERS if start else 0)
+        assert data.count(b"start=") == (2 * LAYERS if start else 0)
+        assert data.count(b"theta=10000") == LAYERS
+
+
+def test_an_artifact_needs_positions(make):
+    pool, codec = Pool("layer_first"), f"transform(bits=3,artifact={'0' * 32})"
+    for options in ({}, {"interface_v1": 1}, {"hicache_storage_pass_prefix_keys": True}):
+        with pytest.raises(kvcompress.InvalidArgument, match="positions"):
+            make(pool, codec=codec, **options)
+    make(pool, codec=codec, interface_v1=1, hicache_storage_pass_prefix_keys=True)
 
 
 def test_what_is_another_page_is_a_miss(make):

@@ -130,6 +130,31 @@ def test_sliding_layers_stay_what_they_are(client):
     assert torch.equal(generate(model, tokens, restored), expected)
 
 
+def test_keys_are_turned_back(client, turned_keys):
+    """Batches of two, whose keys have constants and turn."""
+    cache = DynamicCache()
+    for layer in range(2):
+        keys = torch.stack([turned_keys(2, 96, 32, seed=seed) for seed in (layer, layer + 10)])
+        cache.update(keys.half(), torch.randn(keys.shape, generator=torch.Generator().manual_seed(layer)).half(), layer)
+    rotary = kvcompress.RotaryEmbedding.of_config(LlamaConfig(**SIZES))
+    plain, turned = (compress_cache(client, cache, codec="transform(step=0.5)", rotary=found)
+                     for found in (None, rotary))
+    assert [layer.key.codec for layer in turned.layers] == ["fallback|transform(step=0.5,theta=10000)"] * 2
+    assert [layer.value.codec for layer in turned.layers] == ["fallback|transform(step=0.5)"] * 2
+    assert all(two.key.frame_bytes < 0.85 * one.key.frame_bytes for one, two in zip(
+        plain.layers, turned.layers, strict=True))
+    for before, after in zip(tensors(cache), tensors(restore_cache(client, turned)), strict=True):
+        assert 0 < (before[0].float() - after[0].float()).abs().max() < 1
+
+
+@layered
+def test_sliding_layers_tell_where_they_begin(client):
+    model = mistral()
+    cache = prefilled(model, prompt()[:, :-1], DynamicCache(config=model.config))
+    found = compress_cache(client, cache, codec="transform(step=0.5)")
+    assert found.frames[0].codec == found.frames[1].codec == f"fallback|transform(step=0.5,start={89 - WINDOW + 1})"
+
+
 @layered
 def test_other_caches_are_refused(client):
     with pytest.raises(kvcompress.InvalidArgument, match="StaticCache"):
@@ -200,6 +225,23 @@ class TestFrameCache:
             with torch.no_grad():
                 after.append(model(tokens[:1, :5].repeat(6, 1), past_key_values=cache).logits)
         assert torch.equal(*after)
+
+    def test_keys_are_turned_back_from_where_they_stand(self, client, turned_keys):
+        keys, values = turned_keys(2, 300, 16)[None], torch.zeros(1, 2, 300, 16)
+        rotary = kvcompress.RotaryEmbedding(5.0)
+        sizes = []
+        for options in ({}, {"config": LlamaConfig(**SIZES)}, {"config": LlamaConfig(**SIZES), "rotary": rotary}):
+            cache = FrameCache(client, codec="transform(step=0.5)", residual_length=20, **options)
+            for begin in (0, 100, 200):
+                part = slice(begin, begin + 100)
+                kept, _ = cache.update(keys[..., part, :], values[..., part, :], 0)
+            assert 0 < (kept - keys).abs().max() < 1
+            frames = [segment.frames[0] for segment in cache.layers[0]._segments]
+            sizes.append(sum(map(len, frames)))
+            theta = {"rotary": ",theta=5", "config": ",theta=10000", "": ""}[list(options)[-1] if options else ""]
+            assert [frame.codec for frame in frames] == [
+                f"fallback|transform(step=0.5{theta}{start})" for start in ("", ",start=80", ",start=180")]
+        assert sizes[1] < 0.9 * min(sizes[0], sizes[2])
 
     def test_a_reset_cache_is_empty(self, client):
         cache = prefilled(llama(), prompt(), FrameCache(client, codec="raw", residual_length=8))

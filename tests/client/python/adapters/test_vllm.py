@@ -320,6 +320,50 @@ def test_keys_and_values_have_names(engine):
         ("layer_2_key", (1, HEADS, 2 * BLOCK, SIZE)), ("layer_2_value", (1, HEADS, 2 * BLOCK, SIZE))]
 
 
+@pytest.mark.parametrize(("content", "config", "turned"), [
+    (2 * SIZE, {"rope_parameters": {"rope_theta": 10000.0}}, {}),
+    (2 * SIZE, {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "head_dim": SIZE}, {"dims": SIZE // 2}),
+    (96, {"rope_theta": 10000.0, "kv_lora_rank": 64, "qk_rope_head_dim": 32},
+     {"pairs": "interleaved", "offset": 64})], ids=["half", "partly", "latent"])
+def test_keys_are_turned_back_from_where_they_stand(engine, turned_keys, content, config, turned):
+    """Chunks of one prompt, with and without the model's configuration."""
+    tokens, chunk, sizes = list(range(128)), 64, {}
+    keys = [turned_keys(HEADS, 128, SIZE if content == 2 * SIZE else content, seed=layer, **turned)
+            for layer in range(LAYERS)]
+    values = torch.randn(HEADS, 128, content - keys[0].shape[-1], generator=torch.Generator().manual_seed(9))
+
+    def compute(caches):
+        for layer, cache in enumerate(caches.values()):
+            cells = torch.cat([keys[layer], values], dim=-1).to(cache.dtype)
+            cache[: 128 // BLOCK] = cells.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+
+    for name, model in (("plain", {}), ("turned", {"hf_text_config": Bag(**config), "hf_config": None})):
+        one = engine(model={"quantization": name, **model}, content=content, chunk_tokens=chunk,
+                     codec="transform(step=0.5)")
+        before = set(files(engine))
+        one.compute = lambda *_, one=one: compute(one.caches)
+        one.prefill(make_request("a", tokens), list(range(128 // BLOCK)))
+        stored = sorted((path.read_bytes() for path in set(files(engine)) - before), key=lambda data: b"start=64" in data)
+        assert [data.count(b"start=64") for data in stored] == [0, len(one.worker._worker._kinds)]
+        assert [data.count(b"theta=10000") for data in stored] == [LAYERS * (name == "turned")] * 2
+        sizes[name] = [len(data) for data in stored]
+        loaded = one.caches["model.layers.1.self_attn.attn"].clone()
+        one.compute = lambda *_: None
+        assert one.prefill(make_request("b", [*tokens, 1]), list(range(33))) == (128, set())
+        error = (one.caches["model.layers.1.self_attn.attn"].float() - loaded.float()).abs().max()
+        assert 0 < error < 1
+    assert all(turned < 0.95 * plain for turned, plain in zip(sizes["turned"], sizes["plain"], strict=True)), sizes
+
+
+def test_the_option_comes_before_the_model(engine):
+    model = {"hf_config": Bag(rope_theta=5e5)}
+    assert engine(model=model).worker._codec.rotary == kvcompress.RotaryEmbedding(5e5)
+    assert engine(model=model, rotary={"theta": 9, "dims": 8}).worker._codec.rotary == kvcompress.RotaryEmbedding(
+        9, dims=8)
+    assert engine(model={"hf_config": Bag(n_embd=768)}).worker._codec.rotary is None
+    assert engine().worker._codec.rotary is None
+
+
 def test_what_cannot_work_is_said_at_the_start(engine):
     with pytest.raises(kvcompress.InvalidArgument, match="complex128"):
         engine(dtype=torch.complex128)
@@ -329,6 +373,9 @@ def test_what_cannot_work_is_said_at_the_start(engine):
         engine(codek="raw")
     with pytest.raises(kvcompress.InvalidArgument, match="capacity_bytes is '5', and not a positive whole number"):
         engine(capacity_bytes="5")
+    for rotary in ({"base": 1}, {"theta": 0}, {"theta": 9, "start": 4}, {"theta": 9, "pairs": "both"}, 10000.0):
+        with pytest.raises(kvcompress.InvalidArgument, match="rotary|pairs"):
+            engine(rotary=rotary)
     with pytest.raises(kvcompress.FailedPrecondition, match="hf_overrides is a function"):
         engine(model={"hf_overrides": lambda config: config})
     with pytest.raises(kvcompress.FailedPrecondition, match="groups"):

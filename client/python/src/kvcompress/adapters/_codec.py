@@ -1,7 +1,9 @@
 """What the adapters share: the tensors of a cache as frames and back, several frames as one payload."""
 
+import itertools
 import pathlib
 import struct
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,8 +65,9 @@ class Codec:
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Codec":
         """Of the keys that all adapters' configurations have: `target`, `codec` or `profile` (a path or an object),
-        `on_nonfinite`, `timeout`, `ca`, `certificate`, `key`, the paths of PEM files, for TLS, and `token_file`, whose
-        first line is the daemon's token."""
+        `rotary` (an object with the fields of RotaryEmbedding but `start`), `on_nonfinite`, `timeout`, `ca`,
+        `certificate`, `key`, the paths of PEM files, for TLS, and `token_file`, whose first line is the daemon's
+        token."""
         pem = [config.get(name) for name in ("ca", "certificate", "key")]
         path = config.get("token_file")
         token = pathlib.Path(path).read_text(encoding="utf-8").partition("\n")[0].strip() if path else None
@@ -76,32 +79,56 @@ class Codec:
         codec = Codec.of(
             client, str(config.get("codec", "")), config.get("profile"), float(config.get("timeout", DEFAULT_TIMEOUT))
         )
-        return replace(codec, on_nonfinite=config.get("on_nonfinite", "lossless"))
+        return replace(
+            codec, on_nonfinite=config.get("on_nonfinite", "lossless"), rotary=_rotary_of(config.get("rotary"))
+        )
+
+    def of_model(self, config: Any) -> "Codec":
+        """With the rotary embedding of a model's configuration, unless there is one; what that does not tell is not
+        guessed."""
+        return self if self.rotary is not None else replace(self, rotary=RotaryEmbedding.of_config(config))
+
+    def check_without_positions(self) -> None:
+        """InvalidArgument for what an engine cannot use that does not tell where in a sequence its tokens stand: keys
+        turned back from positions that are not theirs are turned by one angle more, which is as good for their own
+        statistics, and no good for those of an artifact."""
+        if "artifact=" in self.spec:
+            raise InvalidArgument(
+                "an artifact needs the positions of keys, which are not told here: use a profile that has it for values"
+            )
 
     @property
     def text(self) -> str:
         """The same for codecs that make the same frames of the same tensors."""
         return self.spec or self.profile
 
-    def compress(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> list[Frame]:
-        """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
-        busy or gone for a while."""
+    def compress(self, tensors: Sequence[tuple[str, torch.Tensor]], starts: Sequence[int] | None = None) -> list[Frame]:
+        """Frames of named tensors of any device, in order, by one stream for all that follow one another with one
+        start; made again as a whole where the daemon is busy or gone for a while. `starts`: of each tensor the position
+        of its first token, which is taken to be 0 where it is not known."""
         host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
+        runs = itertools.groupby(zip(host, starts or [0] * len(host), strict=True), key=lambda item: item[1])
+        named = [([item for item, _ in run], self._rotary_at(start)) for start, run in runs]
 
         def work(seconds: float) -> list[Frame]:
-            profile = self.profile or None
-            return list(
-                self.client.compress_many(
-                    host,
+            end = time.monotonic() + seconds
+            frames: list[Frame] = []
+            for run, rotary in named:
+                frames += self.client.compress_many(
+                    run,
                     self.spec,
-                    profile=profile,
+                    profile=self.profile or None,
                     on_nonfinite=self.on_nonfinite,
-                    rotary=self.rotary,
-                    timeout=seconds,
+                    rotary=rotary,
+                    timeout=end - time.monotonic(),
                 )
-            )
+            return frames
 
         return self.client.with_retries(work, timeout=self.timeout)
+
+    def _rotary_at(self, start: int) -> RotaryEmbedding | None:
+        """Tokens in the middle of a sequence have no sinks among them, whatever the model."""
+        return replace(self.rotary or RotaryEmbedding(), start=start) if start else self.rotary
 
     def decompress(self, frames: Sequence[Frame | Stored]) -> list[torch.Tensor]:
         """Tensors of the CPU, in order, by one stream that is made again like that of `compress`. DataLoss for a frame
@@ -133,8 +160,21 @@ class Codec:
 # An engine's request waits meanwhile, and is served without the cache afterwards.
 DEFAULT_TIMEOUT = 30.0
 CONFIG_KEYS = frozenset(
-    {"target", "codec", "profile", "on_nonfinite", "timeout", "ca", "certificate", "key", "token_file"}
+    {"target", "codec", "profile", "rotary", "on_nonfinite", "timeout", "ca", "certificate", "key", "token_file"}
 )
+
+
+def _rotary_of(option: Any) -> RotaryEmbedding | None:
+    """InvalidArgument for what is none, or does not say its base."""
+    if option is None:
+        return None
+    try:
+        rotary = RotaryEmbedding(**option)
+    except TypeError as error:
+        raise InvalidArgument(f"rotary is an object with theta, and perhaps pairs, dims, offset: {error}") from error
+    if not rotary.message().theta or rotary.start:
+        raise InvalidArgument("rotary has a theta, and no start, which is each tensor's own")
+    return rotary
 
 
 def check_keys(config: Mapping[str, Any], known: Iterable[str], required: Iterable[str] = ()) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import cache_utils
 
-from .. import Client, FailedPrecondition, Frame, InvalidArgument
+from .. import Client, FailedPrecondition, Frame, InvalidArgument, RotaryEmbedding
 from ._codec import Codec
 
 # Before transformers 4.56 a cache takes no layers of others, or has no layers at all; FrameCache says so.
@@ -90,7 +90,8 @@ class FrameLayer(_LayerBase):
         begin = keys.shape[_TOKENS] - self._residual - tokens
         key, value = (side.narrow(_TOKENS, begin, tokens) for side in (keys, values))
         named = [(f"layer_{self._index}_key", key), (f"layer_{self._index}_value", value)]
-        frames = self._codec.compress(named)
+        start = sum(segment.tokens for segment in self._segments)
+        frames = self._codec.compress(named, [start, start])
         self._segments.append(_Segment((frames[0], frames[1]), tokens))
 
     @property
@@ -163,9 +164,9 @@ class FrameCache(cache_utils.Cache):
 
     `codec` and `profile` are those of `compress_cache`. The last `residual_length` to twice as many tokens of each
     layer stay as they are, and so does what was compressed less than a step ago: each forward sees its own keys and
-    values undamaged. With the model's `config`, sliding-window layers are transformers' own, which hold a window each.
-    One layer at a time is decoded in full. `timeout`, in seconds, is for each update of a layer; what fails there is
-    raised through the model.
+    values undamaged. With the model's `config`, sliding-window layers are transformers' own, which hold a window each,
+    and codecs that turn keys back are told its rotary embedding, unless `rotary` has one. One layer at a time is
+    decoded in full. `timeout`, in seconds, is for each update of a layer; what fails there is raised through the model.
 
     FailedPrecondition with transformers before 4.56, InvalidArgument for layers that are more than keys and values.
     """
@@ -178,13 +179,15 @@ class FrameCache(cache_utils.Cache):
         profile: Any = None,
         residual_length: int = 128,
         config: Any = None,
+        rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
     ):
         if not _TAKES_LAYERS:
             raise FailedPrecondition("FrameCache needs transformers 4.56 or newer")
         if residual_length < 1:
             raise InvalidArgument("residual_length is at least 1")
-        coder = Codec.of(client, codec, profile, timeout)
+        text_config = None if config is None else config.get_text_config(decoder=True)
+        coder = replace(Codec.of(client, codec, profile, timeout), rotary=rotary).of_model(text_config)
 
         def layer(index: int) -> FrameLayer:
             return FrameLayer(coder, index, residual_length)

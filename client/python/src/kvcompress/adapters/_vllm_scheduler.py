@@ -12,9 +12,11 @@ from ._store import Store
 
 @dataclass
 class Chunk:
-    """`chunk_tokens` tokens of a prompt, or the blocks of them that are needed, from the `first` on."""
+    """`chunk_tokens` tokens of a prompt, at the positions from `start` on, or the blocks of them that are needed, from
+    the `first` on."""
 
     key: str
+    start: int
     block_ids: list[int]  # of the engine's KV cache
     first: int = 0
 
@@ -104,7 +106,7 @@ class Scheduler:
         while (known.chunks_done + 1) * self._chunk <= covered:
             key, at = known.keys[known.chunks_done], known.chunks_done * per_chunk
             if not self._stored(key):
-                meta.stores.append(Chunk(key, known.blocks[at : at + per_chunk]))
+                meta.stores.append(Chunk(key, at * self._block, known.blocks[at : at + per_chunk]))
             known.chunks_done += 1
 
     def _plan_loads(self, meta: ConnectorMetadata, known: _Request, begin: int, end: int) -> None:
@@ -113,7 +115,8 @@ class Scheduler:
         first, last = begin // self._block, end // self._block
         for index in range(first // per_chunk, -(-last // per_chunk)):
             low, high = max(first, index * per_chunk), min(last, (index + 1) * per_chunk)
-            meta.loads.append(Chunk(known.keys[index], known.blocks[low:high], low - index * per_chunk))
+            blocks = known.blocks[low:high]
+            meta.loads.append(Chunk(known.keys[index], index * self._chunk, blocks, low - index * per_chunk))
 
     def _stored(self, key: str) -> bool:
         """By every rank."""

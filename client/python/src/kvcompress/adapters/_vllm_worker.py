@@ -136,7 +136,8 @@ class Worker:
         named = []
         for layer in self._layers:
             named += layer.gather(torch.tensor(chunk.block_ids, device=layer.view.device))
-        self._store.put(rank_key(self._rank, chunk.key), pack(self._codec.compress(named)))
+        frames = self._codec.compress(named, [chunk.start] * len(named))
+        self._store.put(rank_key(self._rank, chunk.key), pack(frames))
 
     def take_failed_blocks(self) -> set[int]:
         """Of the loads since this was last asked."""

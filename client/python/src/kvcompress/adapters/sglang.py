@@ -24,8 +24,10 @@ from ._store import Store
 
 logger = logging.getLogger(__name__)
 
-# The axes of a page of keys and values [2, ...] in each layout of SGLang's host pool, and the order of them that makes
-# it [2, layers, heads, tokens, head_dim].
+# Shape of a flat page, and the order of its axes that makes it [sides, layers, heads, tokens, head_dim].
+_Split = tuple[tuple[int, ...], tuple[int, ...]]
+# The axes of a page of keys and values [2, ...] or latents [1, ...] in each layout of SGLang's host pool, and
+# that order.
 _LAYOUTS = {
     "layer_first": ("LPHD", (0, 1, 3, 2, 4)),
     "page_first": ("PLHD", (0, 2, 3, 1, 4)),
@@ -42,19 +44,23 @@ _SGLANG_KEYS = {
 class KvCompressStorage(HiCacheStorage):
     """Pages, flat tensors of the host pool's dtype, by SGLang's hashes of their tokens and of all before them.
 
-    A page of an MHA pool becomes a frame for each layer's keys and values [1, heads, tokens, head_dim]; of any other
-    pool, one frame. What cannot be stored or read is logged, and is a miss. A damaged page is removed."""
+    A page of an MHA pool becomes a frame for each layer's keys and values [1, heads, tokens, head_dim], of an MLA pool
+    one for each layer's latents [1, 1, tokens, size]; of any other pool, one frame. Where pages stand in their prompt
+    SGLang tells with `interface_v1` and `hicache_storage_pass_prefix_keys`; without these codecs take each for the
+    first. What cannot be stored or read is logged, and is a miss. A damaged page is removed."""
 
     def __init__(self, storage_config: Any, kwargs: Any = None):
         extra = dict(storage_config.extra_config or {})
         check_keys(extra, {"capacity_bytes", *_SGLANG_KEYS}, required={"path"})
         self._codec = Codec.from_config(extra)
+        if not (extra.get("interface_v1") and extra.get("hicache_storage_pass_prefix_keys")):
+            self._codec.check_without_positions()
         self._config = storage_config
         self._options = extra
         self._store: Store | None = None
         self._page = Kind(torch.float16, (0,))
         self._kinds: list[Kind] = []
-        self._split: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._split: _Split | None = None
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """Before any page: the pool says what its pages look like. InvalidArgument for FP8 and the like."""
@@ -84,7 +90,7 @@ class KvCompressStorage(HiCacheStorage):
         return [
             (f"layer_{index}_{side}", layers[number, index])
             for index in range(layers.shape[1])
-            for number, side in enumerate(("key", "value"))
+            for number, side in enumerate(("key", "value")[: layers.shape[0]])
         ]
 
     def _open(self) -> Store:
@@ -121,7 +127,8 @@ class KvCompressStorage(HiCacheStorage):
 
     def batch_set_v1(self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None) -> list[bool]:
         pages = [self.mem_pool_host.get_data_page(index) for index in self._pages(keys, host_indices)]
-        return self._write(keys, pages)
+        before = getattr(extra_info, "prefix_keys", None)
+        return self._write(keys, pages, None if before is None else len(before))
 
     def batch_get_v1(self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None) -> list[bool]:
         indices = self._pages(keys, host_indices)
@@ -146,12 +153,19 @@ class KvCompressStorage(HiCacheStorage):
             raise InvalidArgument(f"{host_indices.numel()} indices for {len(keys)} pages of {size} tokens")
         return [int(index) for index in host_indices[::size]]
 
-    def _write(self, keys: Sequence[str], pages: Sequence[torch.Tensor]) -> list[bool]:
+    def _write(self, keys: Sequence[str], pages: Sequence[torch.Tensor], before: int | None = None) -> list[bool]:
+        """`before`: the number of pages of the prompt that come before these, where it is known."""
         store = self._open()
         try:
-            new = [(key, page) for key, page in zip(keys, pages, strict=True) if not store.exists(key)]
-            frames = self._codec.compress([named for _, page in new for named in self._tensors(self._checked(page))])
+            new, starts = [], []
+            for number, (key, page) in enumerate(zip(keys, pages, strict=True)):
+                if not store.exists(key):
+                    new.append((key, self._tensors(self._checked(page))))
+                    starts.append(0 if before is None else (before + number) * self.mem_pool_host.page_size)
             count = len(self._kinds)
+            frames = self._codec.compress(
+                [tensor for _, tensors in new for tensor in tensors], [start for start in starts for _ in range(count)]
+            )
             for number, (key, _) in enumerate(new):
                 store.put(key, pack(frames[number * count : (number + 1) * count]))
             return [True] * len(keys)
@@ -216,12 +230,16 @@ class KvCompressStorage(HiCacheStorage):
         self._open().discard(key)
 
 
-def _split(pool: Any, elements: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Shape of a flat page of keys and values, and the order of its axes; None for another kind of pool."""
+def _split(pool: Any, elements: int) -> _Split | None:
+    """Of a page of keys and values, or of MLA's latents; None for another kind of pool."""
     layout = _LAYOUTS.get(getattr(pool, "layout", ""))
     names = {"L": "layer_num", "P": "page_size", "H": "head_num", "D": "head_dim"}
     sizes = {axis: getattr(pool, name, None) for axis, name in names.items()}
+    latent, turned = getattr(pool, "kv_lora_rank", None), getattr(pool, "qk_rope_head_dim", None)
+    sides = 2
+    if isinstance(latent, int) and isinstance(turned, int):
+        sides, sizes["H"], sizes["D"] = 1, 1, latent + turned
     if layout is None or not all(isinstance(size, int) for size in sizes.values()):
         return None
-    shape = (2, *(int(sizes[axis] or 0) for axis in layout[0]))
+    shape = (sides, *(int(sizes[axis] or 0) for axis in layout[0]))
     return (shape, layout[1]) if torch.Size(shape).numel() == elements else None

@@ -75,20 +75,20 @@ def compress_cache(
 ) -> CompressedCache:
     """Compresses a DynamicCache between two turns, all layers on one stream. `codec` is a codec chain or its name, and
     `profile` chooses one by the names layer_{i}_key and layer_{i}_value; without either the daemon's default is used.
-    `rotary`, RotaryEmbedding.of_config(model.config), is for codecs that turn keys back. `timeout` is in seconds, for
-    all of it. The cache is not changed.
+    `rotary`, RotaryEmbedding.of_config(model.config), is for codecs that turn keys back; where its sliding layers begin
+    the cache itself tells. `timeout` is in seconds, for all of it. The cache is not changed.
 
     InvalidArgument for other caches (static, quantized, encoder-decoder) and for layers that are more than keys and
     values (linear attention, indexers)."""
     coder = replace(Codec.of(client, codec, profile, timeout), rotary=rotary)
     states = _states(cache)
-    named = [
-        (f"layer_{index}_{side}", tensor)
+    found = [
+        ((f"layer_{index}_{side}", tensor), state.start)
         for index, state in enumerate(states)
         for side, tensor in (("key", state.key), ("value", state.value))
         if tensor is not None
     ]
-    frames = iter(coder.compress(named))
+    frames = iter(coder.compress([named for named, _ in found], [start for _, start in found]))
     return CompressedCache(tuple(state.compressed(frames) for state in states))
 
 
@@ -114,6 +114,11 @@ class _State:
     sliding_window: int | None = None
     seen_tokens: int = 0
     records_past: bool = False
+
+    @property
+    def start(self) -> int:
+        """The position of the first token that it holds."""
+        return 0 if self.key is None else max(0, self.seen_tokens - self.key.shape[-2])
 
     def compressed(self, frames: Iterator[Frame]) -> CompressedLayer:
         """The next two frames are this layer's, where it holds anything."""

@@ -41,7 +41,7 @@ class KvCompressConnector(KVConnectorBase_V1):
         chunk = int(extra.get("chunk_tokens", 256))
         if chunk <= 0 or chunk % block:
             raise InvalidArgument(f"chunk_tokens is {chunk}, and not a multiple of the block size, {block}")
-        self._codec = Codec.from_config(extra)
+        self._codec = Codec.from_config(extra).of_model(_text_config(vllm_config.model_config))
         store = Store(extra["path"], _namespace(vllm_config, chunk, self._codec.text), extra.get("capacity_bytes"))
         self._scheduler = self._worker = None
         if role is KVConnectorRole.SCHEDULER:
@@ -100,6 +100,12 @@ class KvCompressConnector(KVConnectorBase_V1):
         if side is None:
             raise FailedPrecondition(f"this connector's role is {self.role}, and that is a method of the other one")
         return side
+
+
+def _text_config(model: Any) -> Any:
+    """The configuration that transformers has of a model, or, of one that reads more than text, of its language model;
+    None where vLLM does not tell."""
+    return getattr(model, "hf_text_config", None) or getattr(model, "hf_config", None)
 
 
 def _namespace(config: Any, chunk: int, codec: str) -> str:
