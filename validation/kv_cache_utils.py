@@ -29,9 +29,11 @@ SAVED_DTYPES = tuple(getattr(torch, name) for name in ("float16", "bfloat16", "f
                      if hasattr(torch, name))
 METADATA_KEY = "kv_cache"
 TENSOR_NAME = re.compile(r"layer_(\d+)_(key|value)")
+# Models, by `model_type`, in whose rotary embedding neighbouring channels turn together.
+INTERLEAVED = ("cohere", "cohere2", "ernie4_5", "glm", "glm4")
 
-# Of the caches that extract_kv_cache gave, for as long as they live.
-_model_names: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+# Name and configuration of the model, of the caches that extract_kv_cache gave, for as long as they live.
+_models: "weakref.WeakKeyDictionary[Any, Tuple[str, Any]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -99,7 +101,7 @@ def extract_kv_cache(
         cache = cache_view.build(cache_view.layers(cache))
     metadata = _describe(cache, _name_of(model))
     if not isinstance(cache, tuple):  # of which there are no weak references
-        _model_names[cache] = metadata.model_name
+        _models[cache] = metadata.model_name, getattr(model, "config", None)
     return cache, metadata
 
 
@@ -133,10 +135,12 @@ def save_kv_cache(
     path: str,
     metadata_path: Optional[str] = None,
     model_name: Optional[str] = None,
+    config: Any = None,
 ) -> KVCacheMetadata:
     """Save KV cache to a safetensors file, with a JSON sidecar. Any batch size.
 
-    The file itself holds the metadata too: kv-compress hands it on, so compressed files need no sidecar.
+    The file itself holds the metadata too: kv-compress hands it on, so compressed files need no sidecar. It also holds
+    what kv-compress needs to turn keys back, as far as the model's configuration and the cache tell.
 
     float16, bfloat16, float32, float8_e4m3fn and float8_e5m2 are kept as they are; other types become float32.
 
@@ -145,6 +149,7 @@ def save_kv_cache(
         path: Output path; its tensors are layer_{i}_key and layer_{i}_value, [batch, kv_heads, tokens, head_dim]
         metadata_path: Sidecar (NAME.metadata.json for NAME.safetensors if None)
         model_name: For the metadata (if None, that of extract_kv_cache for a cache that it gave; else "unknown")
+        config: The model's configuration (if None, likewise; else the file says nothing of what turns keys)
 
     Returns:
         KVCacheMetadata describing the saved cache
@@ -153,14 +158,18 @@ def save_kv_cache(
         ValueError: If the cache is empty
         TypeError: If it is no cache
     """
-    metadata = _describe(cache, _noted_name(cache) if model_name is None else model_name)
+    noted_name, noted_config = _noted(cache)
+    metadata = _describe(cache, noted_name if model_name is None else model_name)
+    pairs = cache_view.layers(cache)
     tensors = {}
-    for index, pair in enumerate(cache_view.layers(cache)):
+    for index, pair in enumerate(pairs):
         for kind, tensor in zip(("key", "value"), pair):
             # A copy of its own for each: safetensors refuses tensors that share memory.
             tensors[f"layer_{index}_{kind}"] = tensor.detach().to(
                 "cpu", _saved_dtype(tensor), copy=True, memory_format=torch.contiguous_format)
-    save_file(tensors, path, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata.to_dict())})
+    save_file(tensors, path, metadata={
+        "format": "pt", METADATA_KEY: json.dumps(metadata.to_dict()), **_start(pairs, metadata.seq_len),
+        **rotary_metadata(noted_config if config is None else config)})
     with open(metadata_path or _sidecar(path), "w", encoding="utf-8") as file:
         json.dump(metadata.to_dict(), file, indent=2)
     return metadata
@@ -199,6 +208,32 @@ def load_kv_cache(
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the metadata of {path} is damaged: {error!r}") from error
     return cache_view.build(pairs, config, metadata.seq_len), metadata
+
+
+def rotary_metadata(config: Any) -> Dict[str, str]:
+    """What kv-compress reads from a file's metadata of the rotary embedding that its keys have: rope_theta, and where
+    they are not the usual ones rope_pairs and rope_dims. Of scaled embeddings it is the base.
+
+    Args:
+        config: The model's configuration
+
+    Returns:
+        Nothing for a model without one, whose layers differ, or whose configuration does not say (None), and for MLA,
+        where transformers' caches keep apart what turns
+    """
+    config = getattr(config, "get_text_config", lambda: config)()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
+    if not theta or any(isinstance(value, dict) for value in parameters.values()) or getattr(config, "kv_lora_rank", None):
+        return {}
+    found = {"rope_theta": f"{theta:.17g}"}
+    if getattr(config, "model_type", None) in INTERLEAVED:
+        found["rope_pairs"] = "interleaved"
+    factor = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
+    if factor not in (None, 1):
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        found["rope_dims"] = str(int(head_dim * factor))
+    return found
 
 
 def validate_kv_cache_shape(
@@ -310,11 +345,17 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _noted_name(cache: Any) -> str:
+def _noted(cache: Any) -> Tuple[str, Any]:
     try:
-        return _model_names.get(cache, "unknown")
+        return _models.get(cache, ("unknown", None))
     except TypeError:  # a cache of lists, say, has no weak references
-        return "unknown"
+        return "unknown", None
+
+
+def _start(pairs: List[cache_view.Pair], seen: int) -> Dict[str, str]:
+    """The position of the first token that is held, unless it is 0 or layers differ in it."""
+    starts = {seen - key.shape[2] for key, _ in pairs}
+    return {"seq_start": str(starts.pop())} if len(starts) == 1 and starts != {0} else {}
 
 
 def _name_of(model: Any) -> str:

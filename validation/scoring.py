@@ -122,7 +122,7 @@ def score(
                 raise ValueError(f"the cache is not finite in {str(cache_dtype).removeprefix('torch.')}: try another "
                                  "--cache-dtype")
             untouched = cache_view.with_tensors(prefill, saved)
-            save_kv_cache(saved, plain)
+            save_kv_cache(saved, plain, config=model.config)
             rest, targets = ids[:, window.prefix_len:-1], ids[0, window.prefix_len + 1:]
             baseline = continuation_log_probs(model, untouched, rest)
             if not baseline[range(len(targets)), targets].isfinite().all():

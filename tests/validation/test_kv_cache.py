@@ -3,12 +3,13 @@
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import cache_view
 import numpy as np
 import pytest
 import torch
-from compression_bridge import compress_kv_cache, decompress_kv_cache
+from compression_bridge import compress_kv_cache, decompress_kv_cache, find_cli_binary
 from conftest import make_model, make_pairs
 from kv_cache_utils import (
     KVCacheMetadata,
@@ -16,13 +17,14 @@ from kv_cache_utils import (
     create_kv_cache_from_tensors,
     extract_kv_cache,
     load_kv_cache,
+    rotary_metadata,
     save_kv_cache,
     validate_kv_cache_shape,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cache_view import equal
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig
 
 
 def test_extract(model, tokenizer):
@@ -42,6 +44,49 @@ def test_what_was_extracted_is_saved_under_its_model_s_name(tmp_path, model, tok
     assert load_kv_cache(path)[1].model_name == metadata.model_name == "LlamaForCausalLM"
     assert save_kv_cache(cache, path, model_name="another").model_name == "another"
     assert save_kv_cache(cache_view.layers(cache), path).model_name == "unknown"
+
+
+def test_a_file_says_what_turned_its_keys(tmp_path, model, tokenizer):
+    """In the metadata that kv-compress goes by, of a cache that was extracted and of one whose model is given."""
+    cache, _ = extract_kv_cache(model, tokenizer, "Hello, world!")
+    path, small = tmp_path / "cache.safetensors", tmp_path / "small.safetensors"
+    for saved, options, expected in ((cache, {}, 10000), (cache_view.layers(cache), {}, None),
+                                     (cache_view.layers(cache), {"config": LlamaConfig(rope_theta=77.5)}, 77.5),
+                                     (cache, {"config": LlamaConfig(rope_theta=77.5)}, 77.5)):
+        save_kv_cache(saved, str(path), **options)
+        done = subprocess.run([find_cli_binary(), "-input", path, "-output", small, "-codec", "transform(bits=3)"],
+                              stdout=subprocess.PIPE, check=True)
+        rotary = json.loads(done.stdout)["rotary"]
+        assert rotary is None if expected is None else (rotary["theta"], rotary["from"]) == (expected, "metadata")
+        assert load_kv_cache(str(small))[1].seq_len == 13
+
+
+def test_configurations_say_what_turns_keys():
+    def of(**fields):
+        return rotary_metadata(SimpleNamespace(**fields))
+
+    assert of(rope_theta=500000.0) == of(rope_parameters={"rope_theta": 500000}) == {"rope_theta": "500000"}
+    assert of(rope_theta=10000, partial_rotary_factor=0.5, hidden_size=512, num_attention_heads=8) == {
+        "rope_theta": "10000", "rope_dims": "32"}
+    assert of(rope_theta=10000, partial_rotary_factor=1.0, hidden_size=512) == {"rope_theta": "10000"}
+    assert of(rope_theta=10000, partial_rotary_factor=0.5, model_type="glm4", head_dim=128) == {
+        "rope_theta": "10000", "rope_dims": "64", "rope_pairs": "interleaved"}
+    for none in ({}, {"rope_theta": None}, {"rope_theta": 1e4, "kv_lora_rank": 512},
+                 {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}):
+        assert of(**none) == {}
+    assert rotary_metadata(None) == {}
+
+
+def test_a_cache_whose_first_tokens_are_gone_says_where_it_begins(tmp_path, sliding):
+    with torch.no_grad():
+        _, cache = cache_view.forward(sliding, torch.arange(30)[None])
+    held = cache_view.layers(cache)[0][0].shape[2]
+    assert held < 30
+    path = str(tmp_path / "cache.safetensors")
+    save_kv_cache(cache, path, config=sliding.config)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["seq_start"] == str(30 - held)
+        assert file.metadata()["rope_theta"] == "10000"
 
 
 def test_a_cache_is_created_from_tensors(pairs):
