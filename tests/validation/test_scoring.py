@@ -85,7 +85,7 @@ def test_restored_tensors_are_what_the_program_decoded(tmp_path):
     with torch.no_grad():
         _, cache = cache_view.forward(model, ids[:, :32])
         saved = [(key.half(), value.half()) for key, value in cache_view.layers(cache)]
-        save_kv_cache(saved, plain)
+        save_kv_cache(saved, plain, config=model.config)
         metrics = compress_kv_cache(plain, packed)
         decompress_kv_cache(packed, back)
         tensors, decoded = load_file(plain), load_file(back)
