@@ -1,4 +1,4 @@
-// Hadamard transforms in binary32, for the target that is being compiled.
+// Hadamard transforms in binary32 and in integers of 16 bits, for the target that is being compiled.
 
 #if defined(KVCOMPRESS_SIMD_HADAMARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVCOMPRESS_SIMD_HADAMARD_INL_H_
@@ -91,6 +91,75 @@ HWY_INLINE void Hadamard(float* values, size_t size) {
       }
     }
   }
+}
+
+// ---- Integers
+
+using D16 = hn::Repartition<int16_t, DF>;
+using V16 = hn::Vec<D16>;
+constexpr size_t kShorts = 2 * kLanes;
+
+// Sums and differences of vectors that are `half` apart.
+template <size_t kCount>
+HWY_INLINE void ShortStage(V16 (&v)[kCount], size_t half) {
+  HWY_UNROLL(16)
+  for (size_t i = 0; i < kCount; ++i) {
+    if ((i & half) != 0) continue;
+    const V16 a = v[i];
+    v[i] = hn::Add(a, v[i + half]);
+    v[i + half] = hn::Sub(a, v[i + half]);
+  }
+}
+
+// Calls mix(a, b) for the pairs of adjacent vectors.
+template <size_t kCount, class Mix>
+HWY_INLINE void MixPairs(V16 (&v)[kCount], Mix mix) {
+  HWY_UNROLL(8)
+  for (size_t i = 0; i < kCount; i += 2) mix(v[i], v[i + 1]);
+}
+
+// Of the bits of an index the lowest that tells vectors apart takes the place of one within 128 bits, and they move up:
+// after four of them each is in its place.
+HWY_INLINE void MixLanes(V16& a, V16& b) {
+  const V16 lower = hn::InterleaveLower(D16(), a, b);
+  b = hn::InterleaveUpper(D16(), a, b);
+  a = lower;
+}
+
+#if KVC_TARGET_AVX512
+// The same of the two bits that tell apart blocks of 128 bits; three of them are none.
+HWY_INLINE void MixBlocks(V16& a, V16& b) {
+  const V16 even{_mm512_shuffle_i64x2(a.raw, b.raw, _MM_SHUFFLE(2, 0, 2, 0))};
+  b = V16{_mm512_shuffle_i64x2(a.raw, b.raw, _MM_SHUFFLE(3, 1, 3, 1))};
+  a = even;
+}
+constexpr size_t kBlockBits = 2;
+#elif HWY_TARGET == HWY_AVX2
+HWY_INLINE void MixBlocks(V16& a, V16& b) {
+  const V16 lower = hn::ConcatLowerLower(D16(), b, a);
+  b = hn::ConcatUpperUpper(D16(), b, a);
+  a = lower;
+}
+constexpr size_t kBlockBits = 1;
+#else
+HWY_INLINE void MixBlocks(V16&, V16&) {}
+constexpr size_t kBlockBits = 0;
+#endif
+
+// The transform of kCount vectors, of which no sum leaves 16 bits.
+template <size_t kCount>
+HWY_INLINE void HadamardOfShorts(V16 (&v)[kCount]) {
+  static_assert(kCount >= 2);
+  for (size_t bit = 0; bit < 4; ++bit) {
+    ShortStage(v, 1);
+    MixPairs(v, MixLanes);
+  }
+  for (size_t bit = 0; bit < kBlockBits; ++bit) {
+    MixPairs(v, MixBlocks);
+    ShortStage(v, 1);
+  }
+  MixPairs(v, MixBlocks);
+  for (size_t half = 2; half < kCount; half *= 2) ShortStage(v, half);
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE

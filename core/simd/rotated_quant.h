@@ -98,6 +98,9 @@ inline float EnergyOf(float* lanes) {
 uint16_t RotatedScaleBits(float scale);
 // The scale that these bits are.
 float RotatedScaleOf(uint16_t bits);
+constexpr bool IsFiniteRotatedScale(uint16_t bits) {
+  return (bits & 0x8000) != 0 ? (bits & 0x7f80) != 0x7f80 : bits < InfinityBits(DType::kF16);
+}
 
 // Quantizes `count` values into RotatedRows() scales of 16 bits and a code a byte. Returns false, with the outputs
 // unspecified, when a value is not finite or its magnitude is above kMaxRotatable. `errors`, if not null, receives the

@@ -3,6 +3,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/simd/half-inl.h"
@@ -13,6 +14,28 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
+constexpr size_t kScales = 64;  // that are widened together
+
+// The scales that these bits are, finite ones.
+HWY_INLINE void LoadScales(const uint8_t* bits, size_t count, float* scales) {
+  const DF df;
+  const DU du;
+  const hn::Rebind<uint16_t, DF> d16;
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const auto half = LoadAt(d16, bits + 2 * i);
+    const auto wide = hn::PromoteTo(du, half);
+    const auto is_bfloat = hn::RebindMask(df, hn::Gt(wide, hn::Set(du, 0x7fff)));
+    const VF bfloat = hn::BitCast(df, hn::ShiftRight<1>(hn::ShiftLeft<17>(wide)));
+    hn::Store(hn::IfThenElse(is_bfloat, bfloat, F32FromF16(df, half)), df, scales + i);
+  }
+  for (; i < count; ++i) {
+    uint16_t one;
+    std::memcpy(&one, bits + 2 * i, 2);
+    scales[i] = RotatedScaleOf(one);
+  }
+}
+
 template <DType kT>
 void DequantizeAs(const RotatedFormat& format, const uint8_t* scales, const uint8_t* codes, size_t rows,
                   uint8_t* values) {
@@ -20,10 +43,10 @@ void DequantizeAs(const RotatedFormat& format, const uint8_t* scales, const uint
   const RotatedRow row(format.row);
   const LevelTable table(format.bits);
   const size_t row_bytes = row.length * DTypeSize(kT);
+  HWY_ALIGN float wide[kScales];
   for (size_t r = 0; r < rows; ++r, scales += 2, codes += row.length, values += row_bytes) {
-    uint16_t bits;
-    std::memcpy(&bits, scales, 2);
-    const float scale = RotatedScaleOf(bits);
+    if (r % kScales == 0) LoadScales(scales, std::min(kScales, rows - r), wide);
+    const float scale = wide[r % kScales];
     if (HWY_UNLIKELY(!IsUsual<kT>(row, scale))) {
       scalar::DequantizeRotated(format, scales, codes, row.length, values);
       continue;

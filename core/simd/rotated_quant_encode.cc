@@ -16,8 +16,6 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-using D16 = hn::ScalableTag<int16_t>;
-
 // So many coefficients are quantized at once; rows are computed with zeros after them up to a multiple.
 constexpr size_t kAtOnce = hn::MaxLanes(D16());
 static_assert(kMaxRotatedRow % kAtOnce == 0);

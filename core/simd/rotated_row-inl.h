@@ -59,7 +59,10 @@ class LevelTable {
     }
   }
   HWY_INLINE const float* floats() const { return floats_; }
-  HWY_INLINE hn::Vec<hn::Full128<int8_t>> bytes() const { return hn::Load(hn::Full128<int8_t>(), bytes_); }
+  template <class D>
+  HWY_INLINE hn::Vec<D> bytes(D d8) const {
+    return hn::LoadDup128(d8, bytes_);
+  }
 
  private:
   HWY_ALIGN int8_t bytes_[16];
@@ -75,7 +78,7 @@ HWY_INLINE VF LoadLevels(const LevelTable& table, const uint8_t* codes) {
 #else
   const hn::Rebind<int8_t, DF> d8;
   const auto code = hn::BitCast(d8, LoadAt(hn::Rebind<uint8_t, DF>(), codes));
-  return hn::ConvertTo(df, hn::PromoteTo(DI(), hn::TableLookupBytes(table.bytes(), code)));
+  return hn::ConvertTo(df, hn::PromoteTo(DI(), hn::TableLookupBytes(table.bytes(hn::Full128<int8_t>()), code)));
 #endif
 }
 
@@ -92,14 +95,30 @@ HWY_INLINE size_t VectorsOf(const RotatedRow& row) {
   return row.second() == 0 && (vectors == 4 || vectors == 8) ? vectors : 0;
 }
 
-template <size_t kCount, class Use>
-HWY_INLINE void DecodeVectors(const LevelTable& table, VF factor, const uint8_t* codes, Use use) {
+// The levels of kShorts codes.
+HWY_INLINE V16 LoadShortLevels(const LevelTable& table, const uint8_t* codes) {
+  const hn::Rebind<int8_t, D16> d8;
+  const auto code = hn::BitCast(d8, LoadAt(hn::Rebind<uint8_t, D16>(), codes));
+  const hn::FixedTag<int8_t, HWY_MAX(kShorts, 16)> all;
+  return hn::PromoteTo(D16(), hn::TableLookupBytes(table.bytes(all), code));
+}
+
+// A row of kSpan values that is one transform: its sums of levels are integers of 16 bits.
+template <size_t kSpan, class Use>
+HWY_INLINE void DecodeShorts(const LevelTable& table, VF factor, const uint8_t* codes, Use use) {
   const DF df;
-  VF v[kCount];
-  for (size_t i = 0; i < kCount; ++i) v[i] = LoadLevels(table, codes + i * kLanes);
-  HadamardOfVectors(v);
-  for (size_t i = 0; i < kCount; ++i) {
-    use(i * kLanes, hn::Mul(v[i], hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i * kLanes))));
+  const DI di;
+  const hn::Half<D16> half;
+  V16 v[kSpan / kShorts];
+  for (size_t i = 0; i < kSpan; i += kShorts) v[i / kShorts] = LoadShortLevels(table, codes + i);
+  HadamardOfShorts(v);
+  const auto scaled = [&](size_t i, hn::Vec<hn::Half<D16>> sums) HWY_ATTR {
+    const VF number = hn::ConvertTo(df, hn::PromoteTo(di, sums));
+    use(i, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i))));
+  };
+  for (size_t i = 0; i < kSpan; i += kShorts) {
+    scaled(i, hn::LowerHalf(half, v[i / kShorts]));
+    scaled(i + kLanes, hn::UpperHalf(half, v[i / kShorts]));
   }
 }
 
@@ -108,9 +127,11 @@ template <class Use>
 HWY_INLINE void DecodeRow(const RotatedRow& row, const LevelTable& table, float scale, const uint8_t* codes, Use use) {
   const DF df;
   const VF factor = hn::Set(df, scale * row.level_unit);
-  const size_t vectors = VectorsOf(row);
-  if (vectors == 8) return DecodeVectors<8>(table, factor, codes, use);
-  if (vectors == 4) return DecodeVectors<4>(table, factor, codes, use);
+  if (row.second() == 0) {
+    if (row.span == 64) return DecodeShorts<64>(table, factor, codes, use);
+    if (row.span == 128) return DecodeShorts<128>(table, factor, codes, use);
+    if (row.span == 256) return DecodeShorts<256>(table, factor, codes, use);
+  }
   HWY_ALIGN float v[kMaxRotatedRow];
   for (size_t i = 0; i < row.length; i += kLanes) hn::Store(LoadLevels(table, codes + i), df, v + i);
   RotateBack(row, v);

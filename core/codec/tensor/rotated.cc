@@ -7,7 +7,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/codec/tensor/centered.h"
-#include "core/codec/tensor/code_streams.h"
+#include "core/codec/tensor/packed_codes.h"
 #include "core/codec/tensor/sink_rows.h"
 #include "core/codec/tensor/value_runs.h"
 #include "core/simd/group_quant.h"
@@ -17,15 +17,9 @@
 namespace kvcompress {
 namespace {
 
-constexpr size_t kMeasuredAtOnce = 4096;  // values, and as errors 16 KiB
-
 float* ErrorsOfThread() {
-  alignas(64) thread_local float errors[kMeasuredAtOnce];
+  alignas(64) thread_local float errors[PackedCodes::kTile];
   return errors;
-}
-Buffer& CodesOfThread() {
-  thread_local Buffer codes;
-  return codes;
 }
 
 // Sinks are coded row by row as int8.
@@ -34,13 +28,15 @@ size_t SinkScaleBytes(size_t row) { return 2 * simd::GroupCount(64, row); }
 size_t SinkCodeBytes(size_t row) { return simd::PackedBytes(8, 64, row); }
 
 // Where in the streams the next values are.
-template <typename Byte, typename Code>
+template <typename Byte, typename Codes>
 struct Cursor {
   Byte* scales;
-  Code* codes;
+  Codes codes;
   Byte* sink_scales = nullptr;
   Byte* sink_codes = nullptr;
 };
+using WriteCursor = Cursor<std::byte, PackedCodeWriter>;
+using ReadCursor = Cursor<const std::byte, PackedCodeReader>;
 
 // docs/format.md, "rotated". Streams: scales, codes; with sinks their place among tokens, and their scales and codes.
 // The arithmetic is in simd/rotated_quant.h.
@@ -49,8 +45,7 @@ class Rotated final : public TensorCodec {
   explicit Rotated(const StageSpec& stage)
       : bits_(static_cast<int>(stage.Int("bits"))),
         has_sinks_(stage.Int("sinks") > 0),
-        sinks_(std::max<int64_t>(stage.Int("sinks") - stage.Int("start"), 0)),
-        codes_(bits_, /*packed=*/true) {}
+        sinks_(std::max<int64_t>(stage.Int("sinks") - stage.Int("start"), 0)) {}
 
   bool lossless() const override { return false; }
   bool is_fast() const override { return true; }
@@ -64,7 +59,7 @@ class Rotated final : public TensorCodec {
   void StreamBounds(const TensorDesc& tensor, size_t count, std::span<size_t> bounds) const override {
     const size_t row = RowLength(tensor);
     bounds[0] = ScaleBytes(row, count);
-    codes_.Bounds(count, bounds.subspan(1));
+    bounds[1] = simd::PackedCodeBytes(bits_, count);
     if (!has_sinks_) return;
     const size_t rows = simd::RotatedRows(row, count);
     bounds[2] = SinkRows::kBytes;
@@ -88,9 +83,9 @@ class Rotated final : public TensorCodec {
     const SinkRows sinks = has_sinks_ ? SinkRows(tensor, row, block.first, static_cast<uint64_t>(sinks_)) : SinkRows();
     const size_t sink_values = sinks.Count(row, runs.count());
     const size_t count = runs.count() - sink_values;
-    const simd::CodeBytes codes = codes_.Begin(count, streams.subspan(1), CodesOfThread());
-    Cursor<std::byte, uint8_t> to{streams[0].data, codes.high};
+    WriteCursor to{streams[0].data, {bits_, streams[1].data}};
     streams[0].size = ScaleBytes(row, count);
+    streams[1].size = simd::PackedCodeBytes(bits_, count);
     if (has_sinks_) {
       to.sink_scales = streams[3].data;
       to.sink_codes = streams[4].data;
@@ -100,14 +95,17 @@ class Rotated final : public TensorCodec {
       streams[4].size = sink_values / row * SinkCodeBytes(row);
     }
     if (!EncodeRuns(tensor, runs, sinks, to, tokens)) return absl::InvalidArgumentError("");
+    to.codes.Finish();
     if (tokens != nullptr && tokens->End()) {
       sums->Merge(tokens->sums());
     } else if (sums != nullptr) {
-      const Cursor<const std::byte, const uint8_t> from{
-          streams[0].data, codes.high, has_sinks_ ? streams[3].data : nullptr, has_sinks_ ? streams[4].data : nullptr};
+      ReadCursor from{streams[0].data, {bits_, streams[1].data, count}};
+      if (has_sinks_) {
+        from.sink_scales = streams[3].data;
+        from.sink_codes = streams[4].data;
+      }
       MeasureDecoded(tensor, runs, sinks, from, *sums, tokens);
     }
-    codes_.Finish(count, codes, streams.subspan(1));
     return absl::OkStatus();
   }
 
@@ -125,14 +123,11 @@ class Rotated final : public TensorCodec {
     if (scales.size() != ScaleBytes(row, all - sink_values)) {
       return absl::DataLossError("rotated: scales have the wrong size");
     }
-    for (size_t i = 0; i < scales.size(); i += 2) {
-      if (!std::isfinite(simd::RotatedScaleOf(LoadLE<uint16_t>(scales.data() + i)))) {
-        return absl::DataLossError("rotated: scale is not a finite number");
-      }
+    if (!AreFinite(scales)) return absl::DataLossError("rotated: scale is not a finite number");
+    if (streams[1].size() != simd::PackedCodeBytes(bits_, all - sink_values)) {
+      return absl::DataLossError("codes have the wrong size");
     }
-    simd::ConstCodeBytes codes;
-    KVC_RETURN_IF_ERROR(codes_.Open(all - sink_values, streams.subspan(1), CodesOfThread(), codes));
-    Cursor<const std::byte, const uint8_t> from{scales.data(), codes.high};
+    ReadCursor from{scales.data(), {bits_, streams[1].data(), all - sink_values}};
     if (has_sinks_) {
       if (streams[3].size() != sink_values / row * SinkScaleBytes(row) ||
           streams[4].size() != sink_values / row * SinkCodeBytes(row)) {
@@ -151,8 +146,18 @@ class Rotated final : public TensorCodec {
   }
   static size_t ScaleBytes(size_t row, size_t count) { return 2 * simd::RotatedRows(row, count); }
 
+  static bool AreFinite(ByteSpan scales) {
+    bool are_finite = true;
+    for (size_t i = 0; i < scales.size(); i += 2) {
+      are_finite &= simd::IsFiniteRotatedScale(LoadLE<uint16_t>(scales.data() + i));
+    }
+    return are_finite;
+  }
+  // Values that are coded together.
+  static size_t TileOf(size_t row) { return PackedCodes::kTile / row * row; }
+
   // False where a value is refused.
-  bool EncodeRuns(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, Cursor<std::byte, uint8_t> to,
+  bool EncodeRuns(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, WriteCursor& to,
                   simd::TokenMeter* tokens) const {
     const size_t width = DTypeSize(tensor.dtype);
     const size_t row = RowLength(tensor);
@@ -161,8 +166,7 @@ class Rotated final : public TensorCodec {
     for (const simd::ValueRun& run : runs.runs()) {
       const auto* values = static_cast<const std::byte*>(run.values);
       sinks.ForEachRun(row, begin, run.count, [&](size_t count, bool are_sinks) {
-        // Errors are measured while they are in the cache.
-        const size_t tile = are_sinks ? row : tokens == nullptr ? count : kMeasuredAtOnce / row * row;
+        const size_t tile = are_sinks ? row : TileOf(row);
         for (size_t at = 0; at < count && held; at += tile) {
           held = EncodeTile(tensor, values + at * width, std::min(tile, count - at), are_sinks, to, tokens);
         }
@@ -174,14 +178,16 @@ class Rotated final : public TensorCodec {
     return true;
   }
 
-  bool EncodeTile(const TensorDesc& tensor, const std::byte* values, size_t count, bool is_sink,
-                  Cursor<std::byte, uint8_t>& to, simd::TokenMeter* tokens) const {
+  bool EncodeTile(const TensorDesc& tensor, const std::byte* values, size_t count, bool is_sink, WriteCursor& to,
+                  simd::TokenMeter* tokens) const {
     const DType dtype = tensor.dtype;
     float* errors = tokens == nullptr ? nullptr : ErrorsOfThread();
     if (!is_sink) {
-      if (!simd::QuantizeRotated(Format(tensor), values, count, to.scales, to.codes, errors)) return false;
+      if (!simd::QuantizeRotated(Format(tensor), values, count, to.scales, to.codes.next(), errors)) {
+        return false;
+      }
       to.scales += ScaleBytes(RowLength(tensor), count);
-      to.codes += count;
+      to.codes.Take(count);
     } else {
       const auto format = SinkFormat(dtype);
       if (simd::FindOutOfRange(dtype, values, count, max_magnitude()) < count ||
@@ -195,17 +201,17 @@ class Rotated final : public TensorCodec {
     return true;
   }
 
-  void DecodeRuns(const TensorDesc& tensor, const SinkRows& sinks, Cursor<const std::byte, const uint8_t> from,
-                  size_t count, std::byte* values) const {
+  void DecodeRuns(const TensorDesc& tensor, const SinkRows& sinks, ReadCursor& from, size_t count,
+                  std::byte* values) const {
     const size_t row = RowLength(tensor);
     const size_t row_bytes = row * DTypeSize(tensor.dtype);
     sinks.ForEachRun(row, 0, count, [&](size_t n, bool are_sinks) {
-      if (!are_sinks) {
-        simd::DequantizeRotated(Format(tensor), from.scales, from.codes, n, values);
-        from.scales += ScaleBytes(row, n);
-        from.codes += n;
-        values += n * DTypeSize(tensor.dtype);
-        return;
+      while (!are_sinks && n > 0) {
+        const size_t tile = std::min(n, TileOf(row));
+        simd::DequantizeRotated(Format(tensor), from.scales, from.codes.Next(tile), tile, values);
+        from.scales += ScaleBytes(row, tile);
+        values += tile * DTypeSize(tensor.dtype);
+        n -= tile;
       }
       for (size_t at = 0; at < n; at += row, values += row_bytes) {
         simd::Dequantize(SinkFormat(tensor.dtype), from.sink_scales, from.sink_codes, row, values);
@@ -216,9 +222,8 @@ class Rotated final : public TensorCodec {
   }
 
   // The figures of a block that is encoded, from what it decodes to.
-  void MeasureDecoded(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks,
-                      const Cursor<const std::byte, const uint8_t>& from, ErrorSums& sums,
-                      simd::TokenMeter* tokens) const {
+  void MeasureDecoded(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, ReadCursor& from,
+                      ErrorSums& sums, simd::TokenMeter* tokens) const {
     const size_t width = DTypeSize(tensor.dtype);
     std::vector<std::byte> values, decoded(runs.count() * width);
     for (const simd::ValueRun& run : runs.runs()) {
@@ -239,7 +244,6 @@ class Rotated final : public TensorCodec {
   int bits_;
   bool has_sinks_;
   int64_t sinks_;  // tokens of a sequence that are some
-  CodeStreams codes_;
 };
 
 MadeCodec<TensorCodec> MakeRotated(const CodecArgs& args) {
