@@ -127,11 +127,7 @@ std::vector<std::string> SweepSpecs() {
     for (const std::string_view example : row->examples) add(example);
   }
   for (const NamedChain& named : AllNamedChains()) {
-    if (named.first_layers == 0) {
-      add(named.chain);
-    } else {
-      specs.emplace_back(named.name);
-    }
+    add(named.name);
   }
   for (const std::string_view extra : kExtraSpecs) add(extra);
   for (const int block : {64, 128, 256}) {
@@ -177,9 +173,9 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   KVC_RETURN_IF_ERROR(TimeBest(encode, figures.encode_seconds));
   KVC_RETURN_IF_ERROR(TimeBest(decode, figures.decode_seconds));
 
-  const NamedChain* named = FindNamedChain(spec);
-  const bool differs = named != nullptr && named->first_layers > 0;  // as a file's header tells it
-  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, differs ? "profile" : figures.spec));
+  KVC_ASSIGN_OR_RETURN(const ChainSpec parsed, ChainSpec::Parse(spec));
+  const std::string_view told = parsed.differs() ? "profile" : figures.spec;  // by a file's header
+  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, std::string(told)));
   for (size_t i = 0; i < count; ++i) {
     const SampledTensor& original = sample_.tensors[i];
     if (!IsOpaque(original.tensor.dtype)) MeasureWhole(original, decoded_[i].data(), figures.tensors[i].sums);

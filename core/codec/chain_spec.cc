@@ -21,9 +21,9 @@ struct ChainSpec::Parsed {
   std::string text;
   std::vector<StageSpec> stages;
   size_t tensor_codec = 0;  // among the stages
-  // A name that means different chains: then there are no stages.
-  const NamedChain* named = nullptr;
-  ChainSpec of_first_layers, of_others;
+  // Of a name that means different chains, which has no stages.
+  int64_t first_layers = 0;
+  ChainSpec of_first_layers, of_values, of_others;
 };
 
 namespace {
@@ -71,6 +71,10 @@ absl::Status UnknownCodec(const std::string& name) {
   if (const NamedChain* named = FindNamedChain(name)) {
     return absl::InvalidArgumentError(
         absl::StrFormat("\"%s\" stands for a whole codec spec, %s, not for a part of one", name, named->chain));
+  }
+  if (name == kKv.name) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("\"%s\" stands for a whole codec spec, not for a part of one", name));
   }
   return absl::InvalidArgumentError(absl::StrFormat("unknown codec \"%s\"%s", name, SimilarNames(name)));
 }
@@ -180,8 +184,7 @@ absl::Status CheckOrder(const CodecRow& codec, const CodecRow* tensor_codec) {
 
 }  // namespace
 
-absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
-  KVC_ASSIGN_OR_RETURN(const std::vector<StageText> stages, ParseSyntax(text));
+absl::StatusOr<ChainSpec> ChainSpec::OfStages(std::string_view text, std::span<const StageText> stages) {
   if (stages.size() > kMaxStages) {
     return absl::InvalidArgumentError(absl::StrFormat("codec spec has more than %d stages", kMaxStages));
   }
@@ -220,24 +223,47 @@ absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
   return ChainSpec(std::move(parsed));
 }
 
-absl::StatusOr<ChainSpec> ChainSpec::Parse(std::string_view text) {
-  const NamedChain* named = FindNamedChain(text);
-  if (named == nullptr) return ParseStages(text);
-  if (named->first_layers == 0) return ParseStages(named->chain);
+absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
+  KVC_ASSIGN_OR_RETURN(const std::vector<StageText> stages, ParseSyntax(text));
+  return OfStages(text, stages);
+}
+
+absl::StatusOr<ChainSpec> ChainSpec::OfName(const NamedChain& named) {
   auto parsed = std::make_shared<Parsed>();
-  parsed->text = named->name;
-  parsed->named = named;
-  KVC_ASSIGN_OR_RETURN(parsed->of_first_layers, ParseStages(named->first_chain));
-  KVC_ASSIGN_OR_RETURN(parsed->of_others, ParseStages(named->chain));
+  parsed->text = named.name;
+  KVC_ASSIGN_OR_RETURN(parsed->of_others, ParseStages(named.chain));
+  parsed->of_values = parsed->of_others;
+  if (!named.value_chain.empty()) {
+    KVC_ASSIGN_OR_RETURN(parsed->of_values, ParseStages(named.value_chain));
+  }
+  parsed->first_layers = named.first_layers;
+  if (named.first_layers > 0) {
+    KVC_ASSIGN_OR_RETURN(parsed->of_first_layers, ParseStages(named.first_chain));
+  }
   return ChainSpec(std::move(parsed));
+}
+
+absl::StatusOr<ChainSpec> ChainSpec::Parse(std::string_view text) {
+  if (const NamedChain* named = FindNamedChain(text)) {
+    return named->differs() ? OfName(*named) : ParseStages(named->chain);
+  }
+  KVC_ASSIGN_OR_RETURN(const std::vector<StageText> stages, ParseSyntax(text));
+  if (stages.size() > 1 || stages[0].name != kKv.name) return OfStages(text, stages);
+  KVC_ASSIGN_OR_RETURN(const StageSpec kv, ParseStage(kKv, stages[0]));
+  const std::string canonical = kv.text();
+  const KvChains chains = ChainsOfKv(kv);
+  return OfName({.name = canonical, .chain = chains.of_others, .purpose = {}, .value_chain = chains.of_values});
 }
 
 const std::string& ChainSpec::text() const { return parsed_->text; }
 
+bool ChainSpec::differs() const { return parsed_->stages.empty(); }
+
 const ChainSpec& ChainSpec::For(std::string_view tensor_name) const {
-  if (parsed_->named == nullptr) return *this;
-  const int64_t layer = ParseKvName(tensor_name).layer;
-  return layer >= 0 && layer < parsed_->named->first_layers ? parsed_->of_first_layers : parsed_->of_others;
+  if (!differs()) return *this;
+  const KvName kv = ParseKvName(tensor_name);
+  if (kv.layer >= 0 && kv.layer < parsed_->first_layers) return parsed_->of_first_layers;
+  return kv.layer >= 0 && !kv.is_key ? parsed_->of_values : parsed_->of_others;
 }
 
 absl::StatusOr<ChainSpec> ChainSpec::WithFallback() const {

@@ -18,7 +18,9 @@ namespace kvcompress {
 class CodecChain;
 struct CodecEnvironment;
 struct CodecRow;
+struct NamedChain;
 struct StageSpec;
+struct StageText;
 
 // Which codecs, with which parameters: what people write, checked. It holds no codec; Resolve makes them. A copy costs
 // a reference count.
@@ -26,7 +28,8 @@ class ChainSpec {
  public:
   ChainSpec() = default;  // empty: only to be assigned to
 
-  // A chain of stages, or one of the names of named_chains.h. INVALID_ARGUMENT with a sentence that names the fault.
+  // A chain of stages, or one of the names of named_chains.h, perhaps with parameters. INVALID_ARGUMENT with a sentence
+  // that names the fault.
   static absl::StatusOr<ChainSpec> Parse(std::string_view text);
   // A chain of stages only, as frames hold it.
   static absl::StatusOr<ChainSpec> ParseStages(std::string_view text);
@@ -35,6 +38,9 @@ class ChainSpec {
   // name. The text parses to an equal spec.
   const std::string& text() const;
   bool operator==(const ChainSpec& other) const { return text() == other.text(); }
+
+  // Whether it means different chains for different tensors.
+  bool differs() const;
 
   // The chain of stages that it stands for with a tensor of this name.
   const ChainSpec& For(std::string_view tensor_name) const;
@@ -63,6 +69,10 @@ class ChainSpec {
  private:
   struct Parsed;
   explicit ChainSpec(std::shared_ptr<const Parsed> parsed) : parsed_(std::move(parsed)) {}
+
+  // As ParseStages, of what stands in the text.
+  static absl::StatusOr<ChainSpec> OfStages(std::string_view text, std::span<const StageText> stages);
+  static absl::StatusOr<ChainSpec> OfName(const NamedChain& named);
 
   std::shared_ptr<const Parsed> parsed_;
 };

@@ -1,8 +1,10 @@
 #include "core/codec/named_chains.h"
 
 #include <array>
+#include <cmath>
 
 #include "absl/strings/str_format.h"
+#include "core/codec/registry.h"
 
 namespace kvcompress {
 namespace {
@@ -10,6 +12,18 @@ namespace {
 constexpr std::string_view kLossless = "exact";
 
 constexpr std::array kNamedChains = {
+    NamedChain{.name = "kv4",
+               .chain = "transform(bits=3.9)",
+               .purpose = "keys and values in 4 bits a value, about 25 dB",
+               .value_chain = "transform(bits=4.1)"},
+    NamedChain{.name = "kv3",
+               .chain = "transform(bits=2.9)",
+               .purpose = "keys and values in 3 bits a value, as near as int4 is in 4.25",
+               .value_chain = "transform(bits=3.1)"},
+    NamedChain{.name = "kv2",
+               .chain = "transform(bits=1.9)",
+               .purpose = "keys and values in 2 bits a value, where memory matters more",
+               .value_chain = "transform(bits=2.1)"},
     NamedChain{.name = "lossless", .chain = kLossless, .purpose = "every bit is kept, as small as that gets"},
     NamedChain{.name = "lossless-fast",
                .chain = "planes(split=bytes,delta=none)|rans",
@@ -26,7 +40,35 @@ constexpr std::array kNamedChains = {
                .first_chain = kLossless},
 };
 
+// By so many bits values get more than the mean of both, and keys less.
+constexpr double kValuesMoreBits = 0.1;
+
+constexpr double kMinKvBits = 1.5;
+constexpr double kMaxKvBits = 8;
+
+constexpr Parameter kKvParameters[] = {
+    Parameter::Real("bits", 4, kMinKvBits, kMaxKvBits, "of a value, all that frames have included, of keys and values"),
+    Parameter::Digest("artifact", "id of what calibration learned of the model"),
+};
+
+std::string TransformOf(double bits, std::string_view digest) {
+  constexpr double kDigits = 1e4;  // that are written
+  return absl::StrFormat("transform(bits=%s%s%s)", FormatReal(std::round(bits * kDigits) / kDigits),
+                         digest.empty() ? "" : ",artifact=", digest);
+}
+
 }  // namespace
+
+constinit const CodecRow kKv = {.name = "kv",
+                                .summary = "keys and values in B bits a value, values in a few more than keys",
+                                .parameters = kKvParameters,
+                                .examples = {}};
+
+KvChains ChainsOfKv(const StageSpec& kv) {
+  const double bits = kv.Number("bits");
+  return {.of_values = TransformOf(bits + kValuesMoreBits, kv.digest),
+          .of_others = TransformOf(bits - kValuesMoreBits, kv.digest)};
+}
 
 std::span<const NamedChain> AllNamedChains() { return kNamedChains; }
 
@@ -39,7 +81,7 @@ const NamedChain* FindNamedChain(std::string_view name) {
 
 std::string_view NameOfChain(std::string_view spec) {
   for (const NamedChain& named : kNamedChains) {
-    if (spec == named.name || (named.first_layers == 0 && spec == named.chain)) return named.name;
+    if (spec == named.name || (!named.differs() && spec == named.chain)) return named.name;
   }
   return {};
 }
@@ -51,6 +93,12 @@ std::string DescribeNamedChains() {
     if (named.first_layers > 0) {
       absl::StrAppendFormat(&text, "  %-14s layers 0 to %d: %s\n", "", named.first_layers - 1, named.first_chain);
     }
+    if (!named.value_chain.empty()) absl::StrAppendFormat(&text, "  %-14s values: %s\n", "", named.value_chain);
+  }
+  absl::StrAppendFormat(&text, "  %-14s %s; parameters:\n", kKv.name, kKv.summary);
+  for (const Parameter& parameter : kKv.parameters) {
+    absl::StrAppendFormat(&text, "  %-14s   %s=%s (%s): %s\n", "", parameter.name, parameter.Bounds(),
+                          parameter.Print(parameter.fallback), parameter.meaning);
   }
   return text;
 }

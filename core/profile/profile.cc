@@ -19,15 +19,15 @@ using Json = nlohmann::json;
 
 absl::Status Fault(absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("profile: ", what)); }
 
-absl::StatusOr<std::string> CanonicalCodec(const Json& value, absl::string_view where) {
+absl::StatusOr<ChainSpec> ParseCodec(const Json& value, absl::string_view where) {
   if (!value.is_string()) return Fault(absl::StrCat(where, ": \"codec\" must be a string"));
   const NamedChain* named = FindNamedChain(value.get_ref<const std::string&>());
   if (named != nullptr && named->first_layers > 0) {
     return Fault(absl::StrCat(where, ": ", std::string(named->name), " is a profile of its own"));
   }
-  const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(value.get_ref<const std::string&>());
+  absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(value.get_ref<const std::string&>());
   if (!spec.ok()) return Fault(absl::StrCat(where, ": ", spec.status().message()));
-  return spec->text();
+  return spec;
 }
 
 bool GlobMatches(std::string_view pattern, std::string_view text) {
@@ -83,12 +83,12 @@ absl::StatusOr<Profile::Rule> ParseRule(const Json& json, size_t index) {
       if (!value.is_string()) return fault("\"name\" must be a string");
       rule.name = value.get<std::string>();
     } else if (key == "codec") {
-      KVC_ASSIGN_OR_RETURN(rule.codec, CanonicalCodec(value, where));
+      KVC_ASSIGN_OR_RETURN(rule.codec, ParseCodec(value, where));
     } else {
       return fault(absl::StrCat("unknown key \"", key, "\" (a rule has codec, heads, kind, layers, name)"));
     }
   }
-  if (rule.codec.empty()) return fault("\"codec\" is missing");
+  if (!json.contains("codec")) return fault("\"codec\" is missing");
   return rule;
 }
 
@@ -131,32 +131,29 @@ int64_t HeadsOf(const TensorDesc& tensor) {
 }
 
 // The first head of each part and its codec.
-using HeadParts = std::vector<std::pair<int64_t, const std::string*>>;
+using HeadParts = std::vector<std::pair<int64_t, const ChainSpec*>>;
 
 std::string SpecOfHeads(const HeadParts& parts) {
   std::string spec = "heads(";
   for (size_t i = 0; i + 1 < parts.size(); ++i) {
-    absl::StrAppend(&spec, parts[i].first, "-", parts[i + 1].first - 1, ":", *parts[i].second, ",");
+    absl::StrAppend(&spec, parts[i].first, "-", parts[i + 1].first - 1, ":", parts[i].second->text(), ",");
   }
-  absl::StrAppend(&spec, parts.back().first, "-:", *parts.back().second, ")");
+  absl::StrAppend(&spec, parts.back().first, "-:", parts.back().second->text(), ")");
   return spec;
 }
 
 }  // namespace
 
 absl::StatusOr<Profile> Profile::Uniform(std::string_view codec) {
-  KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(codec));
   Profile profile;
-  profile.default_codec_ = spec.For("").text();
-  if (const NamedChain* named = FindNamedChain(codec); named != nullptr && named->first_layers > 0) {
-    profile.rules_.push_back(
-        {.layers = {{0, named->first_layers - 1}}, .is_key = {}, .name = {}, .codec = spec.For("layer_0_key").text()});
-  }
+  KVC_ASSIGN_OR_RETURN(profile.default_codec_, ChainSpec::Parse(codec));
   return profile;
 }
 
 bool Profile::asks_for_layers() const {
-  return std::any_of(rules_.begin(), rules_.end(), [](const Rule& rule) { return rule.layers || rule.is_key; });
+  return default_codec_.differs() || std::ranges::any_of(rules_, [](const Rule& rule) {
+           return rule.layers || rule.is_key || rule.codec.differs();
+         });
 }
 
 absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
@@ -169,9 +166,9 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
     if (key == "version") {
       if (value != 1) return Fault("\"version\" must be 1");
     } else if (key == "default") {
-      KVC_ASSIGN_OR_RETURN(profile.default_codec_, CanonicalCodec(value, "default"));
+      KVC_ASSIGN_OR_RETURN(profile.default_codec_, ParseCodec(value, "default"));
     } else if (key == "others") {
-      KVC_ASSIGN_OR_RETURN(profile.others_codec_, CanonicalCodec(value, "others"));
+      KVC_ASSIGN_OR_RETURN(profile.others_codec_, ParseCodec(value, "others"));
     } else if (key == "rules") {
       if (!value.is_array()) return Fault("\"rules\" must be an array");
       for (size_t i = 0; i < value.size(); ++i) {
@@ -186,9 +183,9 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
     }
   }
   if (!json.contains("version")) return Fault("\"version\" is missing");
-  if (profile.default_codec_.empty()) return Fault("\"default\" is missing");
-  if (profile.others_codec_.empty()) {
-    KVC_ASSIGN_OR_RETURN(profile.others_codec_, CanonicalCodec("lossless", "others"));
+  if (!json.contains("default")) return Fault("\"default\" is missing");
+  if (!profile.others_codec_) {
+    KVC_ASSIGN_OR_RETURN(profile.others_codec_, ParseCodec("lossless", "others"));
   }
   return profile;
 }
@@ -203,7 +200,7 @@ bool Profile::Holds(const Rule& rule, const TensorDesc& tensor) {
 std::string_view Profile::PolicyFor(const TensorDesc& tensor) const {
   const auto decides = [&](const Rule& rule) { return !rule.heads && Holds(rule, tensor); };
   if (IsKeyOrValue(tensor) || std::ranges::any_of(rules_, decides)) return "";
-  return others_codec_.empty() ? "default" : "others";
+  return others_codec_ ? "others" : "default";
 }
 
 absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
@@ -217,7 +214,7 @@ absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
 absl::StatusOr<std::string> Profile::OwnCodecFor(const TensorDesc& tensor) const {
   const int64_t heads = HeadsOf(tensor);
   std::vector<const Rule*> of_heads;  // before the first rule that holds for all heads
-  const std::string* rest = others_codec_.empty() || IsKeyOrValue(tensor) ? &default_codec_ : &others_codec_;
+  const ChainSpec* rest = !others_codec_ || IsKeyOrValue(tensor) ? &default_codec_ : &*others_codec_;
   for (const Rule& rule : rules_) {
     if (!Holds(rule, tensor)) continue;
     if (!rule.heads) {
@@ -239,10 +236,10 @@ absl::StatusOr<std::string> Profile::OwnCodecFor(const TensorDesc& tensor) const
   for (const auto& [head, change] : changes) {
     for (const size_t i : change.end) holding.erase(i);
     holding.insert(change.begin.begin(), change.begin.end());
-    const std::string& codec = holding.empty() ? *rest : of_heads[*holding.begin()]->codec;
+    const ChainSpec& codec = (holding.empty() ? *rest : of_heads[*holding.begin()]->codec).For(tensor.name);
     if (parts.empty() || *parts.back().second != codec) parts.emplace_back(head, &codec);
   }
-  if (parts.size() == 1) return *parts[0].second;
+  if (parts.size() == 1) return parts[0].second->text();
   const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(SpecOfHeads(parts));
   if (!spec.ok()) return Fault(absl::StrCat("heads of tensor \"", tensor.name, "\": ", spec.status().message()));
   return spec->text();

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/base/tensor.h"
+#include "core/codec/chain_spec.h"
 #include "core/simd/rotary.h"
 
 namespace kvcompress {
@@ -42,23 +43,23 @@ class Profile {
     std::optional<std::pair<int64_t, int64_t>> heads = {};
     std::optional<bool> is_key;
     std::optional<std::string> name;
-    std::string codec;
+    ChainSpec codec;
   };
 
-  // What a spec says for every tensor; also one of the names of codec/named_chains.h, which may have a rule for some.
+  // What a spec says for every tensor; also one of the names of codec/named_chains.h.
   static absl::StatusOr<Profile> Uniform(std::string_view codec);
 
   // INVALID_ARGUMENT that begins with "profile: " and names the fault: JSON, unknown or missing keys, codec specs.
   static absl::StatusOr<Profile> Parse(std::string_view json);
 
   // Whether every tensor gets the same.
-  bool is_uniform() const { return rules_.empty() && others_codec_.empty(); }
+  bool is_uniform() const { return rules_.empty() && !others_codec_ && !default_codec_.differs(); }
 
-  // Whether a rule holds for tensors named layer_{i}_key|value only.
+  // Whether a rule, or a part of what a name means, holds for tensors named layer_{i}_key|value only.
   bool asks_for_layers() const;
 
   // What a key or value gets for which no rule decides.
-  const std::string& default_codec() const { return default_codec_; }
+  const std::string& default_codec() const { return default_codec_.text(); }
 
   // Canonical spec for a valid tensor; `heads(...)` where its heads get different ones. INVALID_ARGUMENT when these
   // cannot stand there (sparse, say), or are too many.
@@ -78,8 +79,8 @@ class Profile {
   // Of the tensor's stages, without the rotary embedding.
   absl::StatusOr<std::string> OwnCodecFor(const TensorDesc& tensor) const;
 
-  std::string default_codec_;
-  std::string others_codec_;  // empty: the default
+  ChainSpec default_codec_;
+  std::optional<ChainSpec> others_codec_;  // none: the default
   std::vector<Rule> rules_;
   simd::RotaryEmbedding rotary_;
 };

@@ -36,6 +36,7 @@ void AddNamedChains(v1::CapabilitiesResponse& response) {
     message.set_purpose(std::string(named.purpose));
     message.set_first_layers(static_cast<uint32_t>(named.first_layers));
     message.set_first_codec(std::string(named.first_chain));
+    message.set_value_codec(std::string(named.value_chain));
   }
 }
 

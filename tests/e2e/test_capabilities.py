@@ -83,15 +83,17 @@ def test_headers_are_limited(client):
 def test_names_stand_for_the_codecs_that_are_told(daemon, stubs):
     client = Client(daemon("--default-codec", "mixed"), stubs)
     named = {chain.name: chain for chain in ask(client).named_chains}
-    assert {"lossless", "lossless-fast", "int4", "int8", "near-lossless", "mixed"} <= set(named)
-    tensors = {f"layer_{layer}_key": random_array(1000) for layer in (0, 1, 2, 9)}
+    assert {"kv4", "kv3", "kv2", "lossless", "lossless-fast", "int4", "int8", "near-lossless", "mixed"} <= set(named)
+    tensors = {f"layer_{layer}_{kind}": random_array((1, 4, 5, 50)) for layer in (0, 1, 2, 9) for kind in ("key", "value")}
 
     def codecs(name):
         return [report.codec for report in client.compress(tensors, codec=name)[1].values()]
 
     for chain in named.values():
         assert chain.purpose
-        assert codecs(chain.name) == [chain.first_codec if layer < chain.first_layers else chain.codec
-                                      for layer in (0, 1, 2, 9)]
+        assert codecs(chain.name) == [
+            chain.first_codec if int(tensor[6]) < chain.first_layers
+            else chain.value_codec if chain.value_codec and tensor.endswith("value") else chain.codec
+            for tensor in tensors]
     assert codecs("") == codecs("mixed")
-    assert len(set(codecs(""))) == 2
+    assert len(set(codecs(""))) == 2 and len(set(codecs("kv3"))) == 2

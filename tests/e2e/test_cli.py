@@ -116,7 +116,8 @@ def test_version_and_codec_help(bin_dir):
     assert re.fullmatch(r"kv-compress \d+\.\d+\.\d+\n", version.stdout) and version.returncode == 0
     codecs = run(bin_dir, "-codec", "help")
     assert codecs.returncode == 0 and codecs.stderr == ""
-    for name in ("int4", "sparse", "zstd", "raw", "clamp", "lossless", "lossless-fast", "near-lossless", "mixed"):
+    for name in ("int4", "sparse", "zstd", "raw", "clamp", "lossless", "lossless-fast", "near-lossless", "mixed",
+                 "kv4", "kv3", "kv2", "kv"):
         assert re.search(rf"^  {name} ", codecs.stdout, re.M)
 
 

@@ -76,7 +76,7 @@ def test_keys_and_values_have_limits_of_their_own(bin_dir, sample, swept):
 
 def test_names_are_points_or_stand_beside_theirs(bin_dir, sample, swept, tmp_path):
     named = {spec["name"]: spec for spec in swept[0]["specs"] if spec["name"] is not None}
-    assert set(named) == {"lossless", "lossless-fast", "near-lossless", "int8", "int4", "mixed"}
+    assert set(named) == {"kv4", "kv3", "kv2", "lossless", "lossless-fast", "near-lossless", "int8", "int4", "mixed"}
     assert named["int8"]["spec"] == "int8(group=64)" and named["mixed"]["spec"] == "mixed"
     for name, spec in named.items():
         report = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "small.safetensors", "-codec", name)
@@ -103,7 +103,7 @@ def test_every_command_of_the_front_gives_what_the_table_says(bin_dir, swept, tm
                               env=environment(PATH=f"{bin_dir}:{os.environ['PATH']}"))
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
-        assert result["codec"] == ("profile" if spec["spec"] == "mixed" else spec["spec"])
+        assert result["codec"] == ("profile" if spec["spec"] in ("mixed", "kv4", "kv3", "kv2") else spec["spec"])
         assert result["compression_ratio"] == spec["compression_ratio"]
         assert result["compressed_size_bytes"] == (tmp_path / "small.safetensors").stat().st_size
         figures = [figure for figure in ("snr_db", "cosine_similarity", "rmse") if result[figure] is not None]

@@ -112,9 +112,9 @@ TEST(SweepSpecs, EveryExampleAndNoneTwice) {
     }
   }
   for (const NamedChain& named : AllNamedChains()) {
-    const bool differs = named.first_layers > 0;
-    EXPECT_EQ(std::count(specs.begin(), specs.end(), differs ? named.name : named.chain), 1) << named.name;
-    EXPECT_EQ(NameOfChain(differs ? named.name : named.chain), named.name);
+    const std::string_view spec = named.differs() ? named.name : named.chain;
+    EXPECT_EQ(std::count(specs.begin(), specs.end(), spec), 1) << named.name;
+    EXPECT_EQ(NameOfChain(spec), named.name);
   }
   EXPECT_EQ(NameOfChain("int4(group=32)"), "");
   EXPECT_THAT(specs, ::testing::IsSupersetOf({"int3(group=128)", "int8(group=32)", "raw|zstd(level=19)"}));

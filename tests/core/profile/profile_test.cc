@@ -131,6 +131,29 @@ TEST(ProfileTest, NamesStandForChainsAndForRules) {
               StatusIs(absl::StatusCode::kInvalidArgument, "profile: default: mixed is a profile of its own"));
 }
 
+TEST(ProfileTest, NamesThatTellKeysFromValuesStandInProfiles) {
+  const auto uniform = Profile::Uniform("kv3");
+  ASSERT_THAT(uniform, IsOk());
+  EXPECT_FALSE(uniform->is_uniform());
+  EXPECT_TRUE(uniform->asks_for_layers());
+  const auto profile = Profile::Parse(R"json({
+    "version": 1, "default": "kv3", "rotary": {"theta": 10000},
+    "rules": [{"layers": [0, 1], "codec": "kv(bits=4.5)"}, {"layers": [2, 2], "heads": [0, 0], "codec": "int8"}]})json");
+  ASSERT_THAT(profile, IsOk());
+  EXPECT_TRUE(profile->asks_for_layers());
+  const auto chain = [](std::string_view name, std::string_view tensor) {
+    return ChainSpec::Parse(name)->For(tensor).text();
+  };
+  EXPECT_EQ(CodecOf(*uniform, "layer_9_key"), chain("kv3", "layer_9_key"));
+  EXPECT_EQ(CodecOf(*uniform, "layer_9_value"), chain("kv3", "layer_9_value"));
+  EXPECT_NE(CodecOf(*uniform, "layer_9_key"), CodecOf(*uniform, "layer_9_value"));
+  EXPECT_EQ(CodecOf(*profile, "layer_1_value"), chain("kv(bits=4.5)", "layer_1_value"));
+  EXPECT_EQ(CodecOf(*profile, "layer_9_value"), chain("kv3", "layer_9_value"));
+  EXPECT_EQ(CodecOf(*profile, "layer_9_key"),
+            ChainSpec::Parse("kv3")->WithRotary("layer_9_key", {.theta = 10000})->text());
+  EXPECT_EQ(CodecOf(*profile, "ssm_state"), ChainSpec::Parse("lossless")->text());
+}
+
 TEST(ProfileTest, UniformIsOneCodecForAll) {
   const auto profile = Profile::Uniform("int8");
   ASSERT_THAT(profile, IsOk());
