@@ -225,7 +225,7 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
       meter->Begin(layout, block.first);
     }
   }
-  absl::StatusOr<size_t> size = !block.pieces.empty() ? EncodePieces(block, payload, sums, meter)
+  absl::StatusOr<size_t> size = !block.pieces.empty() ? EncodePieces(block, state, payload, sums, meter)
                                                       : EncodeWhole(block, state, payload, sums, meter);
   if (size.ok() && meter != nullptr) meter->Take(*tokens);
   return size;
@@ -234,8 +234,8 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
 absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainState& state, MutableByteSpan payload,
                                                ErrorSums* sums, simd::TokenMeter* tokens) const {
   if (tokens != nullptr && takes_pieces()) {
-    const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};
-    return EncodePieces(pieces, payload, sums, tokens);
+    const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}, block.tokens};
+    return EncodePieces(pieces, state, payload, sums, tokens);
   }
   Scratch& scratch = ThreadScratch();
   const DType dtype = block.tensor.dtype;
@@ -243,11 +243,9 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   PlaceStreams(block.tensor, values.size() / DTypeSize(dtype), payload, scratch);
   const bool fused = codec_->measures() && is_plain();
   const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
-  Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values};
-  if (state.size() > transforms_.size()) transformed.state = state.back().get();
-  if (values.size() == block.values.size()) {
-    transformed.tokens = inner_ ? block.tokens : TokenRun{TokenLayoutOf(block.tensor), block.first};
-  }
+  Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values, {}, block.tokens};
+  AddContext(state, transformed);
+  if (values.size() != block.values.size()) transformed.tokens = {};
   const absl::Status encoded =
       codec_->Encode(transformed, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
   if (absl::IsInvalidArgument(encoded) && has_fallback_) {
@@ -259,6 +257,11 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
   KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), fused ? nullptr : sums, tokens));
   return size;
+}
+
+void CodecChain::AddContext(const ChainState& state, Block& block) const {
+  if (state.size() > transforms_.size()) block.state = state.back().get();
+  if (!inner_) block.tokens = {TokenLayoutOf(block.tensor), block.first};
 }
 
 // The payload of a block that the codec has refused, of which the transforms before the fallback have left these
@@ -306,12 +309,13 @@ absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums
   return absl::OkStatus();
 }
 
-absl::StatusOr<size_t> CodecChain::EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums,
-                                                simd::TokenMeter* tokens) const {
+absl::StatusOr<size_t> CodecChain::EncodePieces(Block block, const ChainState& state, MutableByteSpan payload,
+                                                ErrorSums* sums, simd::TokenMeter* tokens) const {
   Scratch& scratch = ThreadScratch();
   KVC_RETURN_IF_ERROR(Transform(block, {}, scratch).status());  // nothing but a fallback, which leaves all values
   PlaceStreams(block.tensor, block.count, payload, scratch);
   const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
+  AddContext(state, block);
   const absl::Status encoded =
       codec_->EncodePieces(block, std::span(scratch.out).subspan(transforms_.size()), sums, tokens);
   if (absl::IsInvalidArgument(encoded)) {

@@ -87,8 +87,10 @@ class CodecChain {
   void StreamBounds(const TensorDesc& tensor, size_t count, std::vector<size_t>& bounds) const;
   absl::StatusOr<size_t> EncodeWhole(const Block& block, const ChainState& state, MutableByteSpan payload,
                                      ErrorSums* sums, simd::TokenMeter* tokens) const;
-  absl::StatusOr<size_t> EncodePieces(const Block& block, MutableByteSpan payload, ErrorSums* sums,
+  absl::StatusOr<size_t> EncodePieces(Block block, const ChainState& state, MutableByteSpan payload, ErrorSums* sums,
                                       simd::TokenMeter* tokens) const;
+  // Tells the codec's block what Analyze learned, and where a tensor's tokens are.
+  void AddContext(const ChainState& state, Block& block) const;
   absl::StatusOr<size_t> EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload, ErrorSums* sums,
                                        simd::TokenMeter* tokens) const;
   absl::Status Measure(const Block& block, ByteSpan payload, ErrorSums* sums, simd::TokenMeter* tokens) const;

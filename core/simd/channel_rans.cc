@@ -5,6 +5,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <type_traits>
+
 #include "core/simd/rans-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,13 +21,6 @@ constexpr size_t kVectors = kStripChannels / kLanes;
 HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
   constexpr auto kWords = static_cast<int32_t>(sizeof(ChannelTable) / sizeof(uint32_t));
   return hn::Mul(hn::LoadU(DI(), tables.index.data() + channel), hn::Set(DI(), kWords));
-}
-
-// Lanes of `bits`, from the lowest, as a mask.
-HWY_INLINE hn::Mask<DI> MaskOf(uint32_t bits) {
-  const DI di;
-  const VI lane = hn::Iota(di, 0);
-  return hn::Ne(hn::And(hn::Set(di, static_cast<int32_t>(bits)), hn::Shl(hn::Set(di, 1), lane)), hn::Zero(di));
 }
 
 // The entries of a table at `index` of each lane's own table, from `base` on.
@@ -47,17 +42,70 @@ struct LaneStates {
   }
 };
 
-template <size_t kStateVectors>
-bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, size_t tokens, ChannelRansEncoder& encoder) {
+// The low bits of kLanes channels: of each how many upper and how many lower ones.
+struct LowBits {
+  VI upper, lower;
+
+  HWY_INLINE LowBits() : upper(hn::Zero(DI())), lower(hn::Zero(DI())) {}
+  HWY_INLINE LowBits(const StripTables& tables, size_t channel) {
+    const DI di;
+    const VI bits = hn::LoadU(di, tables.low_bits.data() + channel);
+    lower = hn::Min(bits, hn::Set(di, kLowBitsAtOnce));
+    upper = hn::Sub(bits, lower);
+  }
+};
+
+// The lowest `bits` bits of each lane.
+HWY_INLINE VI LowestBits(VI value, VI bits) {
+  const DI di;
+  return hn::And(value, hn::Sub(hn::Shl(hn::Set(di, 1), bits), hn::Set(di, 1)));
+}
+
+// Encodes the lowest `bits` bits of `value` in each lane; returns how many words left.
+HWY_INLINE size_t EncodeBits(VI value, VI bits, VI& state, uint8_t* out) {
+  const DI di;
+  const VI above = hn::Shr(state, hn::Sub(hn::Set(di, 31), bits));
+  const size_t words = GiveWords(state, hn::Gt(above, hn::Zero(di)), out);
+  state = hn::Or(hn::Shl(state, bits), LowestBits(value, bits));
+  return words;
+}
+
+// Appends bits of each state to `value`; the words that are left are before `words` + *size.
+HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t* words, size_t* size, VI& value) {
+  value = hn::Or(hn::Shl(value, bits), LowestBits(state, bits));
+  state = hn::Shr(state, bits);
+  const unsigned empty = BitsOf(hn::Lt(state, hn::Set(DI(), kRansLow)));
+  *size -= 2 * hwy::PopCount(empty);
+  Refill(state, empty, words + *size);
+}
+
+template <size_t kStateVectors, bool kHasLowBits>
+bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
+                  ChannelRansEncoder& encoder) {
   const uint32_t* const base = tables.all->symbols.data();
   VI places[kVectors];
-  for (size_t v = 0; v < kVectors; ++v) places[v] = PlacesOf(tables, v * kLanes);
+  LowBits low[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) {
+    places[v] = PlacesOf(tables, v * kLanes);
+    if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes);
+  }
   LaneStates<kStateVectors> states(encoder.states.data());
   uint8_t* out = encoder.out + encoder.size;
   const uint8_t* const end = encoder.out + encoder.capacity;
   while (tokens-- > 0) {
-    if (static_cast<size_t>(end - out) < 2 * kStripChannels) return false;
+    if (static_cast<size_t>(end - out) < MaxTokenBytes(tables)) return false;
     for (size_t group = kVectors / kStateVectors; group-- > 0;) {
+      if constexpr (kHasLowBits) {
+        const int32_t* const row = k + tokens * kStripChannels + group * kStateVectors * kLanes;
+        for (size_t s = 0; s < kStateVectors; ++s) {
+          const VI bits = low[group * kStateVectors + s].lower;
+          out += 2 * EncodeBits(hn::LoadU(DI(), row + s * kLanes), bits, states.lanes[s], out);
+        }
+        for (size_t s = 0; s < kStateVectors; ++s) {
+          const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + s * kLanes));
+          out += 2 * EncodeBits(value, low[group * kStateVectors + s].upper, states.lanes[s], out);
+        }
+      }
 #pragma GCC unroll 4
       for (size_t s = 0; s < kStateVectors; ++s) {
         const size_t v = group * kStateVectors + s;
@@ -72,9 +120,9 @@ bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, size_t toke
   return true;
 }
 
-// The symbols of a token as points, and its states passed on.
+// Symbols as points, and the states passed on.
 template <bool kTrellis>
-HWY_INLINE VI PassToken(VI symbol, VI& state) {
+HWY_INLINE VI PassSymbols(VI symbol, VI& state) {
   const DI di;
   const VI one = hn::Set(di, 1);
   const VI magnitude = hn::ShiftRight<1>(hn::Add(symbol, one));
@@ -90,22 +138,49 @@ HWY_INLINE VI PassToken(VI symbol, VI& state) {
   return hn::Sub(hn::Xor(point, sign), sign);
 }
 
-template <size_t kStateVectors, bool kTrellis>
-size_t DecodeTokens(const StripTables& tables, size_t tokens, uint32_t held, StripStates* trellis,
-                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped) {
+// Likewise symbols that lack low bits.
+template <bool kTrellis>
+HWY_INLINE VI PassValues(VI symbol, VI low, VI bits, VI& state) {
+  const DI di;
+  const VI one = hn::Set(di, 1);
+  const VI magnitude = hn::ShiftRight<1>(hn::Add(symbol, one));
+  const VI sign = hn::Sub(hn::And(symbol, one), one);
+  const VI k = hn::Add(hn::Shl(hn::Sub(hn::Xor(magnitude, sign), sign), bits), low);
+  VI point = hn::Add(k, k);
+  if constexpr (kTrellis) {
+    const VI high = hn::ShiftRight<1>(state);
+    point = hn::Sub(point, hn::Max(hn::Min(k, high), hn::Neg(high)));
+    const VI odd = hn::And(hn::Xor(k, state), one);
+    state = hn::Or(hn::Add(odd, odd), high);
+  }
+  return point;
+}
+
+template <bool kTrellis, bool kHasLowBits>
+HWY_INLINE VI PassToken(VI symbol, VI value, const LowBits& low, VI& state) {
+  if constexpr (kHasLowBits) return PassValues<kTrellis>(symbol, value, hn::Add(low.upper, low.lower), state);
+  return PassSymbols<kTrellis>(symbol, state);
+}
+
+template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
+size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
+                    int32_t* points, uint32_t* stopped) {
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
   VI places[kVectors], machine[kVectors];
+  LowBits low[kVectors];
   for (size_t v = 0; v < kVectors; ++v) {
     places[v] = PlacesOf(tables, v * kLanes);
     machine[v] = kTrellis ? hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)) : hn::Zero(di);
+    if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes);
   }
+  const uint8_t* const words = decoder.words;
   size_t size = decoder.size;
   size_t t = 0;
   *stopped = 0;
-  for (; t < tokens && size >= 2 * kStripChannels; ++t) {
-    VI symbol[kVectors];
+  for (; t < tokens && size >= MaxTokenBytes(tables); ++t) {
+    VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
     for (size_t group = 0; group < kVectors / kStateVectors; ++group) {
 #pragma GCC unroll 4
@@ -115,27 +190,38 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, uint32_t held, Str
         if constexpr (kTrellis) index = hn::Add(index, hn::ShiftLeft<kRansBits>(hn::ShiftRight<1>(machine[v])));
         const VI entry = EntriesAt(base, index);
         symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
+        value[v] = hn::Zero(di);
         largest = hn::Max(largest, symbol[v]);
         const unsigned bits = DecodeEntries(entry, states.lanes[s]);
         size -= 2 * hwy::PopCount(bits);
-        Refill(states.lanes[s], bits, decoder.words + size);  // what it reads past the last word are the states
+        Refill(states.lanes[s], bits, words + size);  // what it reads past the last word are the states
+      }
+      if constexpr (kHasLowBits) {
+        const size_t first = group * kStateVectors;
+        for (size_t s = kStateVectors; s-- > 0;) {
+          DecodeBits(low[first + s].upper, states.lanes[s], words, &size, value[first + s]);
+        }
+        for (size_t s = kStateVectors; s-- > 0;) {
+          DecodeBits(low[first + s].lower, states.lanes[s], words, &size, value[first + s]);
+        }
       }
     }
     int32_t* const row = points + t * kStripChannels;
-    if (HWY_UNLIKELY(held != 0 || !hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
-      *stopped = held;
+    if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
       for (size_t v = 0; v < kVectors; ++v) {
-        *stopped |= BitsOf(hn::Eq(symbol[v], hn::Set(di, kEscape))) << (v * kLanes);
+        const auto stops = hn::Eq(symbol[v], hn::Set(di, kEscape));
+        *stopped |= BitsOf(stops) << (v * kLanes);
         VI next = machine[v];
-        const VI point = PassToken<kTrellis>(symbol[v], next);
-        const auto stops = MaskOf(*stopped >> (v * kLanes));
+        const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], next);
         machine[v] = hn::IfThenElse(stops, machine[v], next);
-        hn::StoreU(hn::IfThenElse(stops, symbol[v], point), di, row + v * kLanes);
+        hn::StoreU(hn::IfThenElse(stops, value[v], point), di, row + v * kLanes);
       }
       break;
     }
 #pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) hn::StoreU(PassToken<kTrellis>(symbol[v], machine[v]), di, row + v * kLanes);
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::StoreU(PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]), di, row + v * kLanes);
+    }
   }
   states.StoreTo(decoder.states.data());
   if constexpr (kTrellis) {
@@ -164,40 +250,48 @@ HWY_INLINE bool WithStateVectors(size_t lanes, Body body) {
 
 }  // namespace
 
-bool EncodeStripAll(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
+bool EncodeStripAll(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
                     ChannelRansEncoder& encoder) {
   bool fits = false;
-  const auto body = [&](auto vectors) HWY_ATTR { fits = EncodeTokens<vectors>(tables, symbols, tokens, encoder); };
+  const auto body = [&](auto vectors) HWY_ATTR {
+    fits = tables.has_low_bits ? EncodeTokens<vectors, true>(tables, symbols, k, tokens, encoder)
+                               : EncodeTokens<vectors, false>(tables, symbols, k, tokens, encoder);
+  };
   if (channels == kStripChannels && WithStateVectors(encoder.lanes, body)) return fits;
-  return scalar::EncodeStrip(tables, symbols, tokens, channels, encoder);
+  return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
 }
 
-size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                       ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
   size_t done = 0;
   *stopped = 0;
   if (channels == kStripChannels) {
     WithStateVectors(decoder.lanes, [&](auto vectors) HWY_ATTR {
-      done = states != nullptr ? DecodeTokens<vectors, true>(tables, tokens, held, states, decoder, points, stopped)
-                               : DecodeTokens<vectors, false>(tables, tokens, held, states, decoder, points, stopped);
+      const auto decode = [&](auto trellis, auto low_bits) HWY_ATTR {
+        done = DecodeTokens<vectors, trellis, low_bits>(tables, tokens, states, decoder, points, stopped);
+      };
+      const auto decode_with = [&](auto trellis) HWY_ATTR {
+        tables.has_low_bits ? decode(trellis, std::true_type()) : decode(trellis, std::false_type());
+      };
+      states != nullptr ? decode_with(std::true_type()) : decode_with(std::false_type());
     });
   }
   if (done == tokens || *stopped != 0) return done;
   // The words that are left might not suffice for a token.
-  return done + scalar::DecodeStrip(tables, tokens - done, channels, held, states, decoder,
-                                    points + done * kStripChannels, stopped, ok);
+  return done + scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, points + done * kStripChannels,
+                                    stopped, ok);
 }
 
 #else
 
-bool EncodeStripAll(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
+bool EncodeStripAll(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
                     ChannelRansEncoder& encoder) {
-  return scalar::EncodeStrip(tables, symbols, tokens, channels, encoder);
+  return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
 }
 
-size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                       ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
-  return scalar::DecodeStrip(tables, tokens, channels, held, states, decoder, points, stopped, ok);
+  return scalar::DecodeStrip(tables, tokens, channels, states, decoder, points, stopped, ok);
 }
 
 #endif
@@ -211,14 +305,14 @@ namespace kvcompress::simd {
 HWY_EXPORT(EncodeStripAll);
 HWY_EXPORT(DecodeStripAll);
 
-bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
+bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
                  ChannelRansEncoder& encoder) {
-  return HWY_DYNAMIC_DISPATCH(EncodeStripAll)(tables, symbols, tokens, channels, encoder);
+  return HWY_DYNAMIC_DISPATCH(EncodeStripAll)(tables, symbols, k, tokens, channels, encoder);
 }
 
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
-  return HWY_DYNAMIC_DISPATCH(DecodeStripAll)(tables, tokens, channels, held, states, decoder, points, stopped, ok);
+  return HWY_DYNAMIC_DISPATCH(DecodeStripAll)(tables, tokens, channels, states, decoder, points, stopped, ok);
 }
 
 }  // namespace kvcompress::simd

@@ -9,8 +9,9 @@
 // The entropy coder of the codec `transform` (docs/format.md, "transform"): the arithmetic of rans.h, with a table for
 // each channel, of which a strip of channels is coded token by token.
 //
-// A value is coded as a symbol. Symbols of k = 0, 1, -1, 2, -2, ... are 0, 1, 2, 3, 4, ...; kEscape stands for any k
-// that its table does not have. Which of two quantizers' tables it is says the trellis (trellis.h).
+// A value k is coded as the symbol of its upper part h, and low bits as they are: k = 2^b h + these. Symbols of h = 0,
+// 1, -1, 2, -2, ... are 0, 1, 2, 3, 4, ...; kEscape stands for any h that its table does not have. Which of two
+// quantizers' tables it is says the trellis (trellis.h).
 namespace kvcompress::simd {
 
 // Channels of a strip.
@@ -30,15 +31,17 @@ struct ChannelTable {
   // The largest |k| that is no escape, by quantizer.
   std::array<uint8_t, 2> reach;
 };
-// Those of the channels of a strip, by their index among all.
+// How the channels of a strip are coded: each by one of `all` tables, with so many low bits.
 struct StripTables {
   const ChannelTable* all = nullptr;
   std::array<int32_t, kStripChannels> index = {};
+  std::array<int32_t, kStripChannels> low_bits = {};  // at most 2 kLowBitsAtOnce
+  bool has_low_bits = false;
 
   const ChannelTable& operator[](size_t channel) const { return all[index[channel]]; }
 };
-// How many low bits of its values are not part of the symbols.
-using StripLowBits = std::array<uint8_t, kStripChannels>;
+// A state takes or gives so many bits and one word at most. Further ones, the upper ones, come before them.
+inline constexpr int32_t kLowBitsAtOnce = 12;
 // A trellis's states, 0 to 3, of these channels.
 using StripStates = std::array<uint8_t, kStripChannels>;
 
@@ -74,23 +77,26 @@ struct ChannelRansDecoder {
   [[nodiscard]] bool Finish() const;
 };
 
+// Bytes that a token of a strip takes at most.
+constexpr size_t MaxTokenBytes(const StripTables& tables) { return (tables.has_low_bits ? 6 : 2) * kStripChannels; }
+
 // Encodes the tokens of a strip of `channels` channels, from the last to the first; those before them follow. Symbols
-// are kStripChannels bytes a token. False when there is no room.
-[[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
-                               ChannelRansEncoder& encoder);
+// are kStripChannels bytes a token, values k as many numbers, of which only low bits are read, and nothing where there
+// are none. False when there is no room.
+[[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
+                               size_t channels, ChannelRansEncoder& encoder);
 
 // Decodes up to `tokens` tokens, kStripChannels points each, and passes the states on. Stops at the first token in
-// which a channel has an escape, or any token where a channel of the mask `held` has values that are not all in their
-// symbols: of that token it gives the symbols, in place of points, *stopped says which channels these are, and its
-// states are still to be passed on. Returns the number of tokens before it. Without `states`, all is of the first
-// quantizer. *ok becomes false when the words are used up.
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+// which a channel has an escape: *stopped says which, their points are the low bits of k, and their states are still to
+// be passed on. Returns the number of tokens before it. Without `states`, all is of the first quantizer. *ok becomes
+// false when the words are used up.
+size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
 
 namespace scalar {
-[[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
-                               ChannelRansEncoder& encoder);
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+[[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
+                               size_t channels, ChannelRansEncoder& encoder);
+size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
 }  // namespace scalar
 

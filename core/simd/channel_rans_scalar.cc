@@ -36,60 +36,114 @@ bool ChannelRansDecoder::Finish() const {
 }
 
 namespace scalar {
+namespace {
 
-bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, size_t tokens, size_t channels,
+void PushWord(ChannelRansEncoder& encoder, uint32_t& x) {
+  const auto word = static_cast<uint16_t>(x);
+  std::memcpy(encoder.out + encoder.size, &word, 2);
+  encoder.size += 2;
+  x >>= 16;
+}
+
+void EncodeBits(int32_t value, int32_t bits, uint32_t& x, ChannelRansEncoder& encoder) {
+  if (x >> (31 - bits) != 0) PushWord(encoder, x);
+  x = x << bits | (static_cast<uint32_t>(value) & ((1u << bits) - 1));
+}
+
+void EncodeSymbol(uint32_t entry, uint32_t& x, ChannelRansEncoder& encoder) {
+  const uint32_t frequency = entry & 0xffff;
+  if (x >> 19 >= frequency) PushWord(encoder, x);
+  x = (x / frequency << kRansBits) + x % frequency + (entry >> 16);
+}
+
+// False where the words are used up.
+bool Refill(uint32_t& x, ChannelRansDecoder& decoder) {
+  if (x >= kRansLow) return true;
+  if (decoder.size == 0) return false;
+  decoder.size -= 2;
+  uint16_t word;
+  std::memcpy(&word, decoder.words + decoder.size, 2);
+  x = x << 16 | word;
+  return true;
+}
+
+bool DecodeBits(int32_t bits, uint32_t& x, ChannelRansDecoder& decoder, int32_t& value) {
+  value = static_cast<int32_t>((static_cast<uint32_t>(value) << bits) | (x & ((1u << bits) - 1)));
+  x >>= bits;
+  return Refill(x, decoder);
+}
+
+// The upper of a channel's low bits, and the lower ones.
+int32_t UpperBits(const StripTables& tables, size_t c) { return std::max(tables.low_bits[c] - kLowBitsAtOnce, 0); }
+int32_t LowerBits(const StripTables& tables, size_t c) { return std::min(tables.low_bits[c], kLowBitsAtOnce); }
+
+// Symbols and low bits of the channels from `begin` to `end`, of a lane each. False where the words are used up.
+bool DecodeGroup(const StripTables& tables, size_t begin, size_t end, const StripStates* states,
+                 ChannelRansDecoder& decoder, uint8_t* symbols, int32_t* low) {
+  // As the encoder undone: the words are popped by the highest lane first.
+  for (size_t c = end; c-- > begin;) {
+    const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
+    uint32_t& x = decoder.states[c - begin];
+    const uint32_t entry = tables[c].slots[quantizer][x % kRansSlots];
+    symbols[c] = static_cast<uint8_t>(entry >> 24);
+    low[c] = 0;
+    x = ((entry >> 12 & 0xfff) + 1) * (x >> kRansBits) + (entry & 0xfff);
+    if (!Refill(x, decoder)) return false;
+  }
+  if (!tables.has_low_bits) return true;
+  for (const auto bits_of : {UpperBits, LowerBits}) {
+    for (size_t c = end; c-- > begin;) {
+      if (!DecodeBits(bits_of(tables, c), decoder.states[c - begin], decoder, low[c])) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
                  ChannelRansEncoder& encoder) {
   for (size_t t = tokens; t-- > 0;) {
-    if (encoder.capacity - encoder.size < 2 * kStripChannels) return false;
+    if (encoder.capacity - encoder.size < MaxTokenBytes(tables)) return false;
     // Groups of a channel a lane, from the last to the first, within a group from lane 0 up.
     for (size_t group = (channels + encoder.lanes - 1) / encoder.lanes; group-- > 0;) {
-      for (size_t c = group * encoder.lanes; c < std::min(channels, (group + 1) * encoder.lanes); ++c) {
-        const uint32_t entry = tables[c].symbols[symbols[t * kStripChannels + c]];
-        const uint32_t frequency = entry & 0xffff;
-        uint32_t x = encoder.states[c - group * encoder.lanes];
-        if (x >> 19 >= frequency) {
-          const auto word = static_cast<uint16_t>(x);
-          std::memcpy(encoder.out + encoder.size, &word, 2);
-          encoder.size += 2;
-          x >>= 16;
+      const size_t begin = group * encoder.lanes;
+      const size_t end = std::min(channels, begin + encoder.lanes);
+      if (tables.has_low_bits) {
+        const int32_t* const row = k + t * kStripChannels;
+        for (size_t c = begin; c < end; ++c) {
+          EncodeBits(row[c], LowerBits(tables, c), encoder.states[c - begin], encoder);
         }
-        encoder.states[c - group * encoder.lanes] = (x / frequency << kRansBits) + x % frequency + (entry >> 16);
+        for (size_t c = begin; c < end; ++c) {
+          EncodeBits(row[c] >> kLowBitsAtOnce, UpperBits(tables, c), encoder.states[c - begin], encoder);
+        }
+      }
+      for (size_t c = begin; c < end; ++c) {
+        EncodeSymbol(tables[c].symbols[symbols[t * kStripChannels + c]], encoder.states[c - begin], encoder);
       }
     }
   }
   return true;
 }
 
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, uint32_t held, StripStates* states,
+size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
   for (size_t t = 0; t < tokens; ++t) {
     int32_t* const row = points + t * kStripChannels;
-    uint32_t stops = held;
-    // As the encoder undone: within a group the words are popped by the highest lane first.
+    uint8_t symbols[kStripChannels];
     for (size_t begin = 0; begin < channels; begin += decoder.lanes) {
-      for (size_t c = std::min(channels, begin + decoder.lanes); c-- > begin;) {
-        const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
-        uint32_t x = decoder.states[c - begin];
-        const uint32_t entry = tables[c].slots[quantizer][x % kRansSlots];
-        row[c] = static_cast<int32_t>(entry >> 24);
-        stops |= uint32_t{entry >> 24 == kEscape} << c;
-        x = ((entry >> 12 & 0xfff) + 1) * (x >> kRansBits) + (entry & 0xfff);
-        if (x < kRansLow) {
-          if (decoder.size == 0) {
-            *ok = false;
-            return 0;
-          }
-          decoder.size -= 2;
-          uint16_t word;
-          std::memcpy(&word, decoder.words + decoder.size, 2);
-          x = x << 16 | word;
-        }
-        decoder.states[c - begin] = x;
-      }
+      const size_t end = std::min(channels, begin + decoder.lanes);
+      if (DecodeGroup(tables, begin, end, states, decoder, symbols, row)) continue;
+      *ok = false;
+      return 0;
     }
+    uint32_t stops = 0;
     for (size_t c = 0; c < channels; ++c) {
-      if ((stops >> c & 1) != 0) continue;
-      const int32_t k = ValueOf(static_cast<uint8_t>(row[c]));
+      if (symbols[c] == kEscape) {
+        stops |= 1u << c;
+        continue;
+      }
+      const int32_t k = ValueOf(symbols[c]) * (1 << tables.low_bits[c]) + row[c];
       row[c] = PointOf(k, states != nullptr ? QuantizerOf((*states)[c]) : 0);
       if (states != nullptr) (*states)[c] = NextState((*states)[c], k % 2 != 0);
     }

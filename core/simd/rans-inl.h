@@ -95,6 +95,17 @@ HWY_INLINE VI SpreadLanes(VI v, unsigned bits) { return Permute(v, kPermutations
 
 #endif
 
+// Those of the states `x` that are `full` give their lower half away, to `out`, which has room for a vector of words.
+// Returns their number.
+HWY_INLINE size_t GiveWords(VI& x, hn::Mask<DI> full, uint8_t* out) {
+  const DI di;
+  const unsigned bits = BitsOf(full);
+  const VI words = PackLanes(hn::And(x, hn::Set(di, 0xffff)), bits);
+  StoreAt(hn::DemoteTo(DU16(), words), DU16(), out);
+  x = hn::IfThenElse(full, hn::ShiftRight<16>(x), x);
+  return hwy::PopCount(bits);
+}
+
 // Encodes a symbol in each lane, of which `entry` is the entry of a RansSymbolTable; the words that leave go to `out`,
 // which has room for a vector of them. Returns their number.
 HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
@@ -102,11 +113,7 @@ HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
   const DI di;
   const VI frequency = hn::And(entry, hn::Set(di, 0xffff));
   VI x = state;
-  const auto full = hn::Not(hn::Lt(hn::ShiftRight<19>(x), frequency));
-  const unsigned full_bits = BitsOf(full);
-  const VI words = PackLanes(hn::And(x, hn::Set(di, 0xffff)), full_bits);
-  StoreAt(hn::DemoteTo(DU16(), words), DU16(), out);
-  x = hn::IfThenElse(full, hn::ShiftRight<16>(x), x);
+  const size_t words = GiveWords(x, hn::Not(hn::Lt(hn::ShiftRight<19>(x), frequency)), out);
 
   // The quotient is below 2^19, and three roundings to 24 bits move it by less than 1/8: with that taken off it is
   // right or one too small.
@@ -117,7 +124,7 @@ HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
   const VI one_more = hn::Sub(hn::Set(di, kRansSlots), frequency);
   const auto small = hn::Not(hn::Lt(rest, frequency));
   state = hn::Add(next, hn::IfThenElseZero(small, one_more));
-  return hwy::PopCount(full_bits);
+  return words;
 }
 
 // Takes a symbol from each state, of which `entry` is the entry of a RansSlotTable. Returns which states need a word,

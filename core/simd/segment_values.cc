@@ -11,6 +11,8 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
+using VI = hn::Vec<DI>;
+
 // Calls visit(i) for each vector of `count` values; the last one overlaps the one before it where it would not fit.
 // Only for what may be done twice, and count >= kLanes.
 template <class Visit>
@@ -36,9 +38,12 @@ constexpr size_t kEnergyVectors = kEnergyParts / kLanes;
 float LargestMagnitudeAll(const float* values, size_t count) {
   if (count < kLanes) return scalar::LargestMagnitude(values, count);
   const DF df;
-  VF largest = hn::Zero(df);
-  ForEachVector(count, [&](size_t i) HWY_ATTR { largest = hn::Max(largest, hn::Abs(hn::LoadU(df, values + i))); });
-  return hn::GetLane(hn::MaxOfLanes(df, largest));
+  const DI di;
+  VI largest = hn::Zero(di);
+  ForEachVector(count, [&](size_t i) HWY_ATTR {
+    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(hn::LoadU(df, values + i))));
+  });
+  return hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(di, largest)));
 }
 
 void ScaleValuesAll(float factor, float* values, size_t count) {

@@ -10,6 +10,7 @@
 // give the bits of `scalar`: sums over tokens go from the first to the last.
 namespace kvcompress::simd {
 
+// NaN where a value is NaN.
 float LargestMagnitude(const float* values, size_t count);
 void ScaleValues(float factor, float* values, size_t count);
 // Values of `dtype`, which has a kernel, limited to its finite range and rounded.

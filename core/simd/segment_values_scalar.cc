@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "core/base/half.h"
 #include "core/simd/segment_values.h"
@@ -7,9 +9,10 @@
 namespace kvcompress::simd::scalar {
 
 float LargestMagnitude(const float* values, size_t count) {
-  float largest = 0;
-  for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-  return largest;
+  // As integers, magnitudes have the order that they have as numbers, and NaN are above them.
+  int32_t largest = 0;
+  for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<int32_t>(std::fabs(values[i])));
+  return std::bit_cast<float>(largest);
 }
 
 void ScaleValues(float factor, float* values, size_t count) {

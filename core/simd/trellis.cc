@@ -123,54 +123,72 @@ void QuantizeBeside(const float* y, size_t tokens, uint32_t* decisions, int32_t*
   }
 }
 
+// How kLanes channels of a strip are coded, and their states.
+struct SymbolLanes {
+  VI low_bits, reach[2], state;
+
+  SymbolLanes(const StripTables& tables, size_t channels, size_t first, const StripStates* states) {
+    const DI di;
+    HWY_ALIGN int32_t lanes[3][kLanes];
+    for (size_t i = 0; i < kLanes; ++i) {
+      // Channels that are not there have no escapes.
+      const size_t c = first + i;
+      for (size_t q = 0; q < 2; ++q) {
+        lanes[q][i] = c < channels ? tables[c].reach[q] : std::numeric_limits<int32_t>::max();
+      }
+      lanes[2][i] = states != nullptr ? (*states)[c] : 0;
+    }
+    low_bits = hn::LoadU(di, tables.low_bits.data() + first);
+    reach[0] = hn::Load(di, lanes[0]);
+    reach[1] = hn::Load(di, lanes[1]);
+    state = hn::Load(di, lanes[2]);
+  }
+};
+
 // The symbols of a token's channels, kLanes of them, and their states passed on; which are escapes.
 template <bool kTrellis>
-HWY_INLINE hn::Mask<DI> SymbolsOf(VI k, VI low_bits, VI reach0, VI reach1, VI& state, uint8_t* symbols) {
+HWY_INLINE hn::Mask<DI> SymbolsOf(VI k, SymbolLanes& lanes, uint8_t* symbols, int32_t* points) {
   const DI di;
   const VI one = hn::Set(di, 1);
-  const VI high = hn::Shr(k, low_bits);
+  const VI high = hn::Shr(k, lanes.low_bits);
   const VI magnitude = hn::Abs(high);
-  VI reach = reach0;
+  VI reach = lanes.reach[0];
   VI quantizer = hn::Zero(di);
   if constexpr (kTrellis) {
-    quantizer = hn::ShiftRight<1>(state);
-    reach = hn::IfThenElse(hn::Eq(quantizer, one), reach1, reach0);
-    const VI odd = hn::And(hn::Xor(k, state), one);
-    state = hn::Or(hn::Add(odd, odd), quantizer);
+    quantizer = hn::ShiftRight<1>(lanes.state);
+    reach = hn::IfThenElse(hn::Eq(quantizer, one), lanes.reach[1], lanes.reach[0]);
+    const VI odd = hn::And(hn::Xor(k, lanes.state), one);
+    lanes.state = hn::Or(hn::Add(odd, odd), quantizer);
   }
   const auto escape = hn::Gt(magnitude, reach);
   VI symbol = hn::Sub(hn::Add(magnitude, magnitude), hn::IfThenElseZero(hn::Gt(high, hn::Zero(di)), one));
   symbol = hn::IfThenElse(escape, hn::Set(di, kEscape), symbol);
   symbol = hn::Or(symbol, hn::ShiftLeft<7>(quantizer));
   StoreAt(hn::U8FromU32(hn::BitCast(DU(), symbol)), DU8(), symbols);
+  if (points != nullptr) {
+    const VI nearer = hn::Max(hn::Min(k, quantizer), hn::Neg(quantizer));
+    hn::StoreU(hn::Sub(hn::Add(k, k), nearer), di, points);
+  }
   return escape;
 }
 
 template <bool kTrellis>
-void SymbolsOfLanes(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
-                    size_t channels, size_t first, StripStates* states, uint8_t* symbols, uint32_t* escapes) {
+void SymbolsOfLanes(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, size_t first,
+                    StripStates* states, uint8_t* symbols, uint32_t* escapes, int32_t* points) {
   const DI di;
-  HWY_ALIGN int32_t lanes[4][kLanes];
-  for (size_t i = 0; i < kLanes; ++i) {
-    // Channels that are not there have no escapes.
-    const size_t c = first + i;
-    lanes[0][i] = low_bits[c];
-    lanes[1][i] = c < channels ? tables[c].reach[0] : std::numeric_limits<int32_t>::max();
-    lanes[2][i] = c < channels ? tables[c].reach[1] : std::numeric_limits<int32_t>::max();
-    lanes[3][i] = kTrellis ? (*states)[c] : 0;
-  }
-  const VI low = hn::Load(di, lanes[0]), reach0 = hn::Load(di, lanes[1]), reach1 = hn::Load(di, lanes[2]);
-  VI state = hn::Load(di, lanes[3]);
+  HWY_ALIGN int32_t bits[kLanes];
+  SymbolLanes lanes(tables, channels, first, kTrellis ? states : nullptr);
   for (size_t t = 0; t < tokens; ++t) {
     const size_t at = t * kStripChannels + first;
-    const auto escape = SymbolsOf<kTrellis>(hn::LoadU(di, k + at), low, reach0, reach1, state, symbols + at);
+    int32_t* const to = points != nullptr ? points + at : nullptr;
+    const auto escape = SymbolsOf<kTrellis>(hn::LoadU(di, k + at), lanes, symbols + at, to);
     if (HWY_LIKELY(hn::AllFalse(di, escape))) continue;
-    hn::Store(hn::IfThenElseZero(escape, hn::Set(di, 1)), di, lanes[0]);
-    for (size_t i = 0; i < kLanes; ++i) escapes[t] |= static_cast<uint32_t>(lanes[0][i]) << (first + i);
+    hn::Store(hn::IfThenElseZero(escape, hn::Set(di, 1)), di, bits);
+    for (size_t i = 0; i < kLanes; ++i) escapes[t] |= static_cast<uint32_t>(bits[i]) << (first + i);
   }
   if constexpr (kTrellis) {
-    hn::Store(state, di, lanes[3]);
-    for (size_t i = 0; i < kLanes; ++i) (*states)[first + i] = static_cast<uint8_t>(lanes[3][i]);
+    hn::Store(lanes.state, di, bits);
+    for (size_t i = 0; i < kLanes; ++i) (*states)[first + i] = static_cast<uint8_t>(bits[i]);
   }
 }
 
@@ -187,14 +205,14 @@ void QuantizePlainAll(const float* y, size_t tokens, int32_t* k) {
   }
 }
 
-void SymbolsAll(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
-                size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes) {
+void SymbolsAll(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
+                uint8_t* symbols, uint32_t* escapes, int32_t* points) {
   std::fill_n(escapes, tokens, 0u);
   for (size_t first = 0; first < channels; first += kLanes) {
     if (states != nullptr) {
-      SymbolsOfLanes<true>(tables, low_bits, k, tokens, channels, first, states, symbols, escapes);
+      SymbolsOfLanes<true>(tables, k, tokens, channels, first, states, symbols, escapes, points);
     } else {
-      SymbolsOfLanes<false>(tables, low_bits, k, tokens, channels, first, states, symbols, escapes);
+      SymbolsOfLanes<false>(tables, k, tokens, channels, first, states, symbols, escapes, points);
     }
   }
 }
@@ -215,9 +233,9 @@ void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t
 
 void PlainQuantize(const float* y, size_t tokens, int32_t* k) { HWY_DYNAMIC_DISPATCH(QuantizePlainAll)(y, tokens, k); }
 
-void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
-                  size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes) {
-  HWY_DYNAMIC_DISPATCH(SymbolsAll)(tables, low_bits, k, tokens, channels, states, symbols, escapes);
+void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
+                  uint8_t* symbols, uint32_t* escapes, int32_t* points) {
+  HWY_DYNAMIC_DISPATCH(SymbolsAll)(tables, k, tokens, channels, states, symbols, escapes, points);
 }
 
 }  // namespace kvcompress::simd

@@ -19,23 +19,22 @@ inline constexpr int32_t kMaxPoint = (1 << 24) - 1;
 constexpr int32_t PointOf(int32_t k, size_t quantizer) { return quantizer == 0 ? 2 * k : 2 * k - (k > 0) + (k < 0); }
 
 // The values whose points lie nearest to `y` in the sum of squares, from state 0 on; magnitudes of y are at most 2^24 -
-// 8. `decisions` has room for 4 words a token; what a
-// target writes there is its own.
+// 8. `decisions` has room for 4 words a token; what a target writes there is its own.
 void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k);
 // The values of the first quantizer alone whose points lie nearest.
 void PlainQuantize(const float* y, size_t tokens, int32_t* k);
 
-// The symbols of values without their low_bits[channel] lowest bits, of the quantizers that the states say, which are
-// passed on; without `states` of the first. escapes[t] says which of the first `channels` channels of token t have one;
-// the others' symbols are of no meaning.
-void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
-                  size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes);
+// The symbols of values, of the quantizers that the states say, which are passed on; without `states` of the first.
+// escapes[t] says which of the first `channels` channels of token t have one; symbols and points of the others are of
+// no meaning. `points`, of the values, may be null.
+void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
+                  uint8_t* symbols, uint32_t* escapes, int32_t* points);
 
 namespace scalar {
 void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k);
 void PlainQuantize(const float* y, size_t tokens, int32_t* k);
-void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
-                  size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes);
+void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
+                  uint8_t* symbols, uint32_t* escapes, int32_t* points);
 }  // namespace scalar
 
 }  // namespace kvcompress::simd

@@ -60,19 +60,20 @@ void PlainQuantize(const float* y, size_t tokens, int32_t* k) {
   for (size_t i = 0; i < tokens * kStripChannels; ++i) k[i] = static_cast<int32_t>(std::nearbyint(y[i] * 0.5f));
 }
 
-void StripSymbols(const StripTables& tables, const StripLowBits& low_bits, const int32_t* k, size_t tokens,
-                  size_t channels, StripStates* states, uint8_t* symbols, uint32_t* escapes) {
+void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
+                  uint8_t* symbols, uint32_t* escapes, int32_t* points) {
   for (size_t t = 0; t < tokens; ++t) {
     escapes[t] = 0;
     for (size_t c = 0; c < channels; ++c) {
-      const int32_t value = k[t * kStripChannels + c];
+      const size_t at = t * kStripChannels + c;
       const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
-      const int32_t high = value >> low_bits[c];
+      const int32_t high = k[at] >> tables.low_bits[c];
       const bool escape = std::abs(high) > tables[c].reach[quantizer];
       escapes[t] |= uint32_t{escape} << c;
       const uint8_t symbol = escape ? kEscape : SymbolOf(high);
-      symbols[t * kStripChannels + c] = static_cast<uint8_t>(symbol | (quantizer != 0 ? kOddQuantizer : 0));
-      if (states != nullptr) (*states)[c] = NextState((*states)[c], value % 2 != 0);
+      symbols[at] = static_cast<uint8_t>(symbol | (quantizer != 0 ? kOddQuantizer : 0));
+      if (points != nullptr) points[at] = PointOf(k[at], quantizer);
+      if (states != nullptr) (*states)[c] = NextState((*states)[c], k[at] % 2 != 0);
     }
   }
 }

@@ -15,6 +15,7 @@ SPECS = pytest.mark.parametrize("spec", [
     "transform(step=0.3,trellis=false)",
     "transform(snr=15,theta=500000,rotary=interleaved,rotary_dims=32,start=100000)",
     "transform(step=4,sinks=false)",
+    "transform(step=0.0002,trellis=false)",
 ])
 
 

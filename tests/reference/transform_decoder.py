@@ -153,6 +153,15 @@ class Words:
         self.states[lane] = x
         return symbol
 
+    def low_bits(self, lane, count):
+        x = self.states[lane]
+        value, x = x % 2**count, x // 2**count
+        if x < 2**15:
+            require(self.words, "the words end early")
+            x = 2**16 * x + self.words.pop()
+        self.states[lane] = x
+        return value
+
     def end(self):
         require(not self.words and all(x == 2**15 for x in self.states), "the words do not end at the first state")
 
@@ -161,17 +170,23 @@ def read_token(words, side, coding, states, lanes, trellis):
     """The points of a token of a strip; `coding` has a table class and low bits for each channel."""
     count = len(coding)
     quantizers = [states[c] // 2 if trellis else 0 for c in range(count)]
-    symbols = [ESCAPE] * count
+    symbols, low = [ESCAPE] * count, [0] * count
     for group in range(0, count, lanes):
-        for c in reversed(range(group, min(group + lanes, count))):
+        channels = range(group, min(group + lanes, count))[::-1]
+        for c in channels:
             slots, frequencies, _ = table(coding[c][0], quantizers[c])
             symbols[c] = words.symbol(c - group, slots, frequencies)
+        for c in channels:
+            low[c] = words.low_bits(c - group, max(coding[c][1] - 12, 0))
+        for c in channels:
+            lower = min(coding[c][1], 12)
+            low[c] = 2**lower * low[c] + words.low_bits(c - group, lower)
     points = []
     for c, k in enumerate(symbols):
         if k is ESCAPE:
             k = side.number("escapes") + table(coding[c][0], quantizers[c])[2] + 1
             k = -k if side.even_bits(1) else k
-        k = k * 2 ** coding[c][1] + side.even_bits(coding[c][1])
+        k = k * 2 ** coding[c][1] + low[c]
         require(abs(k) < 2**23, "a value is too large")
         points.append(2 * k - (np.sign(k) if quantizers[c] else 0))
         states[c] = NEXT[states[c]][k % 2]

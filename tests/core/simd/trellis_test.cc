@@ -138,25 +138,27 @@ std::vector<ChannelTable> SomeTables() {
           TableOf(wide, wide)};
 }
 
-// Each of them in turn.
-StripTables StripOf(const std::vector<ChannelTable>& tables) {
-  StripTables strip{.all = tables.data()};
-  for (size_t c = 0; c < kStripChannels; ++c) strip.index[c] = static_cast<int32_t>(c % tables.size());
+// Each of them in turn, some channels with as many low bits as there may be.
+StripTables StripOf(const std::vector<ChannelTable>& tables, bool has_low_bits) {
+  StripTables strip{.all = tables.data(), .has_low_bits = has_low_bits};
+  for (size_t c = 0; c < kStripChannels; ++c) {
+    strip.index[c] = static_cast<int32_t>(c % tables.size());
+    if (has_low_bits && c % 5 < 3) strip.low_bits[c] = static_cast<int32_t>(c * 7 % 18);
+  }
   return strip;
 }
 
 struct Symbols {
   std::vector<uint8_t> symbols;
   std::vector<uint32_t> escapes;
+  std::vector<int32_t> points;
   StripStates states = {};
 };
 
 TEST_P(TrellisTest, SymbolsAreThoseOfTheDefinition) {
   const std::vector<ChannelTable> tables = SomeTables();
-  const StripTables strip = StripOf(tables);
-  StripLowBits low_bits = {};
   for (const bool has_low_bits : {false, true}) {
-    if (has_low_bits) low_bits[3] = low_bits[20] = 2;
+    const StripTables strip = StripOf(tables, has_low_bits);
     for (const size_t channels : {1, 7, 16, 31, 32}) {
       for (const bool trellis : {false, true}) {
         constexpr size_t kTokens = 200;
@@ -164,18 +166,20 @@ TEST_P(TrellisTest, SymbolsAreThoseOfTheDefinition) {
         std::vector<int32_t> k(kTokens * kStripChannels);
         for (int32_t& value : k) value = static_cast<int32_t>(random() % (random() % 9 == 0 ? 300 : 5)) - 2;
         const auto run = [&](auto symbols_of) {
-          Symbols out{std::vector<uint8_t>(k.size()), std::vector<uint32_t>(kTokens)};
-          symbols_of(strip, low_bits, k.data(), kTokens, channels, trellis ? &out.states : nullptr, out.symbols.data(),
-                     out.escapes.data());
+          Symbols out{std::vector<uint8_t>(k.size()), std::vector<uint32_t>(kTokens), std::vector<int32_t>(k.size())};
+          symbols_of(strip, k.data(), kTokens, channels, trellis ? &out.states : nullptr, out.symbols.data(),
+                     out.escapes.data(), out.points.data());
           return out;
         };
         const Symbols want = run(scalar::StripSymbols);
         const Symbols got = run(StripSymbols);
         ASSERT_EQ(got.escapes, want.escapes);
         for (size_t t = 0; t < kTokens; ++t) {
-          ASSERT_TRUE(std::equal(want.symbols.begin() + static_cast<ptrdiff_t>(t * kStripChannels),
-                                 want.symbols.begin() + static_cast<ptrdiff_t>(t * kStripChannels + channels),
-                                 got.symbols.begin() + static_cast<ptrdiff_t>(t * kStripChannels)))
+          const auto begin = static_cast<ptrdiff_t>(t * kStripChannels);
+          const auto end = begin + static_cast<ptrdiff_t>(channels);
+          ASSERT_TRUE(std::equal(want.symbols.begin() + begin, want.symbols.begin() + end, got.symbols.begin() + begin))
+              << t;
+          ASSERT_TRUE(std::equal(want.points.begin() + begin, want.points.begin() + end, got.points.begin() + begin))
               << t;
         }
         for (size_t c = 0; c < channels; ++c) ASSERT_EQ(got.states[c], want.states[c]);
@@ -196,35 +200,36 @@ struct CodedStrip {
   size_t channels;
   size_t lanes;
 
-  CodedStrip(size_t token_count, size_t channel_count, size_t lane_count, bool trellis, bool with_escapes)
-      : tokens(token_count), channels(channel_count), lanes(lane_count) {
+  CodedStrip(size_t token_count, size_t channel_count, size_t lane_count, bool trellis, bool with_escapes,
+             bool with_low_bits = false)
+      : strip(StripOf(tables, with_low_bits)), tokens(token_count), channels(channel_count), lanes(lane_count) {
     std::mt19937 random(static_cast<uint32_t>(tokens + channels));
-    strip = StripOf(tables);
     k.resize(tokens * kStripChannels);
     for (size_t i = 0; i < k.size(); ++i) {
-      const int32_t reach = strip[i % kStripChannels].reach[0];
+      const size_t c = i % kStripChannels;
+      const int32_t reach = strip[c].reach[0];
       k[i] = reach == 0 ? 0 : static_cast<int32_t>(random() % (2 * static_cast<uint32_t>(reach) + 1)) - reach;
-      if (!with_escapes)
-        k[i] = std::clamp<int32_t>(k[i], -strip[i % kStripChannels].reach[1], strip[i % kStripChannels].reach[1]);
-      if (with_escapes && random() % 500 == 0) k[i] = 1000;
+      if (!with_escapes) k[i] = std::clamp<int32_t>(k[i], -strip[c].reach[1], strip[c].reach[1]);
+      if (with_escapes && random() % 500 == 0) k[i] = k[i] < 0 ? -64 : 63;
+      k[i] = k[i] * (1 << strip.low_bits[c]) + static_cast<int32_t>(random() % (1u << strip.low_bits[c]));
     }
     symbols.resize(k.size());
     escapes.resize(tokens);
     StripStates states = {};
-    scalar::StripSymbols(strip, {}, k.data(), tokens, channels, trellis ? &states : nullptr, symbols.data(),
-                         escapes.data());
-    words.resize(2 * k.size() + 1000);
+    scalar::StripSymbols(strip, k.data(), tokens, channels, trellis ? &states : nullptr, symbols.data(), escapes.data(),
+                         nullptr);
+    words.resize(8 * k.size() + 1000);
   }
 
   std::vector<uint8_t> EncodeByDefinition() {
     ChannelRansEncoder encoder(lanes, words.data(), words.size());
-    EXPECT_TRUE(scalar::EncodeStrip(strip, symbols.data(), tokens, channels, encoder));
+    EXPECT_TRUE(scalar::EncodeStrip(strip, symbols.data(), k.data(), tokens, channels, encoder));
     return {words.begin(), words.begin() + static_cast<ptrdiff_t>(encoder.Finish())};
   }
 
   std::vector<uint8_t> Encode() {
     ChannelRansEncoder encoder(lanes, words.data(), words.size());
-    EXPECT_TRUE(EncodeStrip(strip, symbols.data(), tokens, channels, encoder));
+    EXPECT_TRUE(EncodeStrip(strip, symbols.data(), k.data(), tokens, channels, encoder));
     return {words.begin(), words.begin() + static_cast<ptrdiff_t>(encoder.Finish())};
   }
 };
@@ -233,12 +238,9 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
   for (const size_t lanes : {1, 4, 16, 32}) {
     for (const size_t channels : {1, 16, 20, 32}) {
       for (const bool trellis : {false, true}) {
-        for (const int kind : {0, 1, 2}) {
+        for (const int kind : {0, 1, 2, 3}) {
           SCOPED_TRACE(::testing::Message() << lanes << " lanes " << channels << " channels " << trellis << kind);
-          const bool with_escapes = kind > 0;
-          // Channels of which each token stops the decoder.
-          const uint32_t held = kind == 2 ? 0x90010001u & static_cast<uint32_t>((uint64_t{1} << channels) - 1) : 0;
-          CodedStrip coded(300, channels, lanes, trellis, with_escapes);
+          CodedStrip coded(300, channels, lanes, trellis, kind % 2 != 0, kind >= 2);
           const std::vector<uint8_t> bytes = coded.Encode();
           ASSERT_EQ(bytes, coded.EncodeByDefinition());
           const Guarded in(bytes.data(), bytes.size(), Guarded::Against::kPageAfter);
@@ -250,23 +252,22 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
           size_t stops = 0;
           for (size_t t = 0; t < coded.tokens; ++t) {
             uint32_t stopped = 0;
-            t += DecodeStrip(coded.strip, coded.tokens - t, channels, held, trellis ? &states : nullptr, decoder,
+            t += DecodeStrip(coded.strip, coded.tokens - t, channels, trellis ? &states : nullptr, decoder,
                              points.data() + t * kStripChannels, &stopped, &ok);
             ASSERT_TRUE(ok);
             if (t == coded.tokens) break;
             ++stops;
-            ASSERT_EQ(stopped, coded.escapes[t] | held);
+            ASSERT_EQ(stopped, coded.escapes[t]);
             for (size_t c = 0; c < channels; ++c) {
               if ((stopped >> c & 1) == 0) continue;
               int32_t& point = points[t * kStripChannels + c];
-              ASSERT_EQ(point, coded.symbols[t * kStripChannels + c] & 0x7f);
-              point = PointOf(coded.k[t * kStripChannels + c], QuantizerOf(states[c]));
-              if (trellis) states[c] = NextState(states[c], coded.k[t * kStripChannels + c] % 2 != 0);
+              const int32_t k = coded.k[t * kStripChannels + c];
+              ASSERT_EQ(point, k & ((1 << coded.strip.low_bits[c]) - 1));
+              point = PointOf(k, QuantizerOf(states[c]));
+              if (trellis) states[c] = NextState(states[c], k % 2 != 0);
             }
           }
-          if (held == 0) {
-            ASSERT_EQ(stops, coded.tokens - static_cast<size_t>(std::ranges::count(coded.escapes, 0u)));
-          }
+          ASSERT_EQ(stops, coded.tokens - static_cast<size_t>(std::ranges::count(coded.escapes, 0u)));
           EXPECT_TRUE(decoder.Finish());
           StripStates expected = {};
           for (size_t t = 0; t < coded.tokens; ++t) {
@@ -283,35 +284,40 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
 }
 
 TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
-  CodedStrip coded(300, kStripChannels, kStripChannels, true, false);
-  const std::vector<uint8_t> bytes = coded.Encode();
-  for (size_t missing = 2; missing + 4 * kStripChannels <= bytes.size(); missing += 98) {
-    // The first words are the last ones that are read.
-    const Guarded in(bytes.data() + missing, bytes.size() - missing, Guarded::Against::kPageBefore);
-    ChannelRansDecoder decoder;
-    ASSERT_TRUE(decoder.Begin(kStripChannels, in.data(), in.size()));
-    StripStates states = {};
-    std::vector<int32_t> points(coded.k.size());
-    uint32_t stopped = 0;
-    bool ok = true;
-    DecodeStrip(coded.strip, coded.tokens, kStripChannels, 0, &states, decoder, points.data(), &stopped, &ok);
-    EXPECT_FALSE(ok && decoder.Finish());
+  for (const bool with_low_bits : {false, true}) {
+    CodedStrip coded(300, kStripChannels, kStripChannels, true, false, with_low_bits);
+    const std::vector<uint8_t> bytes = coded.Encode();
+    for (size_t missing = 2; missing + 4 * kStripChannels <= bytes.size(); missing += 98) {
+      // The first words are the last ones that are read.
+      const Guarded in(bytes.data() + missing, bytes.size() - missing, Guarded::Against::kPageBefore);
+      ChannelRansDecoder decoder;
+      ASSERT_TRUE(decoder.Begin(kStripChannels, in.data(), in.size()));
+      StripStates states = {};
+      std::vector<int32_t> points(coded.k.size());
+      uint32_t stopped = 0;
+      bool ok = true;
+      DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, points.data(), &stopped, &ok);
+      EXPECT_FALSE(ok && decoder.Finish());
+    }
   }
 }
 
 TEST_P(TrellisTest, WithoutRoomNothingIsWrittenBeyondIt) {
-  CodedStrip coded(100, kStripChannels, kStripChannels, true, false);
-  const size_t needed = coded.Encode().size();
-  for (size_t room = 0; room < needed + 100; room += 7) {
-    Guarded out(room, Guarded::Against::kPageAfter);
-    ChannelRansEncoder encoder(kStripChannels, out.data(), room);
-    const bool fits = EncodeStrip(coded.strip, coded.symbols.data(), coded.tokens, kStripChannels, encoder);
-    const size_t size = fits ? encoder.Finish() : 0;
-    if (room < needed) {
-      EXPECT_EQ(size, 0);
-    }
-    if (room >= needed + 64) {
-      EXPECT_EQ(size, needed);
+  for (const bool with_low_bits : {false, true}) {
+    CodedStrip coded(100, kStripChannels, kStripChannels, true, false, with_low_bits);
+    const size_t needed = coded.Encode().size();
+    for (size_t room = 0; room < needed + 200; room += 7) {
+      Guarded out(room, Guarded::Against::kPageAfter);
+      ChannelRansEncoder encoder(kStripChannels, out.data(), room);
+      const bool fits =
+          EncodeStrip(coded.strip, coded.symbols.data(), coded.k.data(), coded.tokens, kStripChannels, encoder);
+      const size_t size = fits ? encoder.Finish() : 0;
+      if (room < needed) {
+        EXPECT_EQ(size, 0);
+      }
+      if (room >= needed + MaxTokenBytes(coded.strip)) {
+        EXPECT_EQ(size, needed);
+      }
     }
   }
 }

@@ -12,7 +12,7 @@ struct TransformInput {
   DType dtype;
   TransformLayout layout;
   size_t count;
-  const std::byte* values;  // finite, of magnitude at most kMaxTransformable
+  const std::byte* values;
 };
 inline constexpr float kMaxTransformable = 0x1p123f;
 inline constexpr float kMinStep = 0x1p-100f;
@@ -28,9 +28,11 @@ struct TransformSizes {
 };
 
 // `sinks`: the first tokens of a sequence get finer steps. Where the coded block would be no smaller than its values,
-// these are stored.
-TransformSizes EncodeTransform(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
-                               std::byte* side, std::byte* words);
+// these are stored. `decoded`, if not null, is set to what the block will be decoded to. None where a value is not
+// finite or beyond kMaxTransformable.
+std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
+                                              const TransformInput& input, std::byte* side, std::byte* words,
+                                              std::byte* decoded = nullptr);
 
 absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpan side, ByteSpan words,
                              MutableByteSpan values);

@@ -1,15 +1,14 @@
 #include <bit>
-#include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "core/base/status_macros.h"
 #include "core/codec/tensor/transform/basis.h"
 #include "core/codec/tensor/transform/block.h"
 #include "core/codec/tensor/transform/header.h"
+#include "core/codec/tensor/transform/reconstruction.h"
 #include "core/codec/tensor/transform/side.h"
 #include "core/codec/tensor/transform/strip.h"
-#include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 
 namespace kvcompress {
@@ -41,6 +40,7 @@ class Decoder {
         header_(header),
         tables_(ChannelTables(format.trellis)),
         basis_(format.artifact.get(), header.layout),
+        reconstruction_(format, header.layout, header.step, basis_),
         side_(side) {}
 
   absl::Status Decode(ByteSpan words, size_t count, DType dtype, std::byte* values) {
@@ -67,10 +67,7 @@ class Decoder {
       for (size_t c = 0; c < segment.channels; c += kStripChannels) {
         if (!DecodeStrip(segment, c, scratch)) return Fault("words do not decode to their values");
       }
-      if (basis_.Changes(segment)) basis_.ToValues(segment, scratch.values.data());
-      Turn(segment, scratch);
-      basis_.ScatterHeads(segment, scratch.values.data());
-      simd::NarrowLimited(dtype, scratch.values.data(), segment.count(), values + segment.first * DTypeSize(dtype));
+      reconstruction_.Finish(segment, dtype, scratch.turns, scratch.values.data(), values);
     }
     if (!rans_.Finish() || !side_.Finish()) return Fault("block does not end where its values do");
     return absl::OkStatus();
@@ -82,66 +79,53 @@ class Decoder {
     simd::StripStates states = {};
     bool ok = true;
     ForEachSpan(segment, [&](const TokenSpan& span) {
-      const StripCoding coding(tables_, classes, span.class_shift);
+      const simd::StripTables coding = StripCoding(tables_, classes, span.class_shift);
       for (size_t t = span.begin; ok && t < span.end;) {
         const size_t tokens = std::min(kPieceTokens, span.end - t);
         ok = DecodePiece(coding, classes.size(), tokens, states, scratch.points.data());
-        if (ok) Place(segment, first_channel, classes.size(), span.step_shift, t, tokens, scratch);
+        if (ok) {
+          reconstruction_.Place(segment, {first_channel, classes.size(), t, tokens, span.step_shift},
+                                scratch.points.data(), scratch.values.data());
+        }
         t += tokens;
       }
     });
     return ok;
   }
 
-  bool DecodePiece(const StripCoding& coding, size_t channels, size_t tokens, simd::StripStates& states,
+  bool DecodePiece(const simd::StripTables& coding, size_t channels, size_t tokens, simd::StripStates& states,
                    int32_t* points) {
     bool ok = true;
     for (size_t t = 0; t < tokens; ++t) {
       uint32_t stopped = 0;
-      t += simd::DecodeStrip(coding.tables, tokens - t, channels, coding.held, format_.trellis ? &states : nullptr,
-                             rans_, points + t * kStripChannels, &stopped, &ok);
+      t += simd::DecodeStrip(coding, tokens - t, channels, format_.trellis ? &states : nullptr, rans_,
+                             points + t * kStripChannels, &stopped, &ok);
       if (!ok) return false;
       if (t < tokens && !FinishToken(coding, stopped, states, points + t * kStripChannels)) return false;
     }
     return true;
   }
 
-  // Makes points of the symbols of the channels `stopped` of a token, and reads what these leave out.
-  bool FinishToken(const StripCoding& coding, uint32_t stopped, simd::StripStates& states, int32_t* row) {
+  // Makes points of the low bits of the channels `stopped` of a token, which are escapes.
+  bool FinishToken(const simd::StripTables& coding, uint32_t stopped, simd::StripStates& states, int32_t* row) {
     for (; stopped != 0; stopped &= stopped - 1) {
       const auto c = static_cast<size_t>(std::countr_zero(stopped));
       const size_t quantizer = simd::QuantizerOf(states[c]);
-      const bool is_escape = row[c] == simd::kEscape;
-      int32_t k = simd::ValueOf(static_cast<uint8_t>(row[c])) * (1 << coding.low_bits[c]);
-      models_.CodeRest(side_, is_escape, coding.tables[c].reach[quantizer], coding.low_bits[c], k);
+      int32_t high = 0;
+      models_.CodeEscape(side_, coding[c].reach[quantizer], high);
+      const int64_t k = int64_t{high} * (1 << coding.low_bits[c]) + row[c];
       if (std::abs(k) > simd::kMaxPoint / 2) return false;
-      row[c] = simd::PointOf(k, quantizer);
+      row[c] = simd::PointOf(static_cast<int32_t>(k), quantizer);
       if (format_.trellis) states[c] = simd::NextState(states[c], k % 2 != 0);
     }
     return true;
-  }
-
-  void Place(const Segment& segment, size_t first_channel, size_t channels, int step_shift, size_t first_token,
-             size_t tokens, Scratch& scratch) {
-    const float unit = UnitOf(format_.trellis, header_.step);
-    float means[kStripChannels] = {};
-    for (size_t c = 0; c < channels; ++c) {
-      means[c] = static_cast<float>(segment.means[first_channel + c]) * (unit * 0.5f);
-    }
-    float* const values = scratch.values.data() + first_token * segment.channels + first_channel;
-    simd::PlaceStrip(scratch.points.data(), tokens, channels, std::ldexp(unit, -step_shift), means, values,
-                     segment.channels);
-  }
-
-  void Turn(const Segment& segment, Scratch& scratch) {
-    if (!segment.turned) return;
-    TurnSegment(format_, header_.layout, segment, simd::RotaryTurn::kForward, scratch.turns, scratch.values.data());
   }
 
   const TransformFormat& format_;
   const TransformHeader& header_;
   const std::span<const simd::ChannelTable> tables_;
   SegmentBasis basis_;
+  Reconstruction reconstruction_;
   SideReader side_;
   SideModels models_;
   simd::ChannelRansDecoder rans_;

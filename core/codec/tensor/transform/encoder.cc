@@ -4,9 +4,11 @@
 #include <span>
 #include <vector>
 
+#include "core/base/half.h"
 #include "core/codec/tensor/transform/basis.h"
 #include "core/codec/tensor/transform/block.h"
 #include "core/codec/tensor/transform/header.h"
+#include "core/codec/tensor/transform/reconstruction.h"
 #include "core/codec/tensor/transform/side.h"
 #include "core/codec/tensor/transform/statistics.h"
 #include "core/codec/tensor/transform/strip.h"
@@ -19,23 +21,22 @@ namespace {
 
 using simd::kStripChannels;
 
-// What a symbol leaves out of a value.
-struct Rest {
-  int32_t value;
+// The upper part of a value that its table, of this reach, does not have.
+struct Escape {
+  int32_t high;
   int32_t reach;
-  int low_bits;
-  bool is_escape;
 };
 
 // Buffers that a thread uses again for every block.
 struct Scratch {
   std::vector<float> values;
   std::vector<float> strip;
-  std::vector<int32_t> quantized;
+  std::vector<int32_t> quantized, points;
   std::vector<uint32_t> decisions;
-  std::vector<uint32_t> escapes;
+  std::vector<uint32_t> escaped;  // which channels of each token
   std::vector<uint8_t> symbols;
-  std::vector<Rest> rests;
+  std::vector<int32_t> low;  // the values of spans of strips that have low bits
+  std::vector<Escape> escapes;
   SegmentStatistics statistics;
   simd::RotaryTable turns;
 
@@ -56,17 +57,34 @@ class Encoder {
         basis_(format.artifact.get(), input.layout),
         scratch_(Scratch::OfThread()) {}
 
-  // False where it takes too much room.
-  bool Encode(std::byte* side, std::byte* words, TransformSizes& sizes) {
+  // Takes values in units, and raises the step where points would not reach the largest one. False where one is
+  // refused.
+  bool Load() {
+    scratch_.values.resize(input_.count);
+    simd::WidenValues(input_.dtype, input_.values, input_.count, scratch_.values.data());
+    const float largest = simd::LargestMagnitude(scratch_.values.data(), input_.count);
+    if (!(largest <= std::min(kMaxTransformable, MaxFinite(input_.dtype)))) return false;
+    constexpr float kReach = 0x1p-21f;
+    step_ = std::clamp(std::max(step_, basis_.LargestCoefficient(largest) * kReach), kMinStep, kMaxStep);
+    ToUnits(scratch_.values);
+    basis_.GatherHeads(input_.count, scratch_.values.data());
+    return true;
+  }
+
+  // After Load. False where it takes too much room. `decoded`, if not null, is set to what the block will be decoded
+  // to.
+  bool Encode(std::byte* side, std::byte* words, std::byte* decoded, TransformSizes& sizes) {
     const size_t room = MaxSideBytes(input_.count, DTypeSize(input_.dtype));
-    Load();
+    Reconstruction reconstruction(format_, input_.layout, step_, basis_);
+    reconstruction_ = decoded != nullptr ? &reconstruction : nullptr;
     std::vector<Segment> segments = CutIntoSegments(input_.layout, input_.count);
     std::byte* const text = WriteHeader({BlockForm::kCoded, step_, input_.layout}, format_.artifact != nullptr, side);
     const auto header_bytes = static_cast<size_t>(text - side);
     SideWriter writer(MutableByteSpan(text, room - header_bytes));
     SideModels models;
-    scratch_.rests.clear();
+    scratch_.escapes.clear();
     scratch_.symbols.clear();
+    scratch_.low.clear();
     const Segment* before = nullptr;
     std::optional<bool> turning;  // as the first segment that can turn decides
     if (input_.layout.RotaryDims(format_) == 0) turning = false;
@@ -83,10 +101,9 @@ class Encoder {
       models.CodeSegment(writer, before, segment);
       for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
       before = &segment;
+      if (decoded != nullptr) reconstruction.Finish(segment, input_.dtype, scratch_.turns, values, decoded);
     }
-    for (Rest& rest : scratch_.rests) {
-      models.CodeRest(writer, rest.is_escape, rest.reach, rest.low_bits, rest.value);
-    }
+    for (Escape& escape : scratch_.escapes) models.CodeEscape(writer, escape.reach, escape.high);
     const size_t text_bytes = writer.Finish();
     sizes.side = header_bytes + text_bytes;
     sizes.words = EncodeSymbols(segments, words);
@@ -95,17 +112,6 @@ class Encoder {
   }
 
  private:
-  // Raises the step where points would not reach the largest value, and takes values in units.
-  void Load() {
-    scratch_.values.resize(input_.count);
-    simd::WidenValues(input_.dtype, input_.values, input_.count, scratch_.values.data());
-    const float largest = simd::LargestMagnitude(scratch_.values.data(), input_.count);
-    constexpr float kReach = 0x1p-21f;
-    step_ = std::clamp(std::max(step_, basis_.LargestCoefficient(largest) * kReach), kMinStep, kMaxStep);
-    ToUnits(scratch_.values);
-    basis_.GatherHeads(input_.count, scratch_.values.data());
-  }
-
   void ToUnits(std::span<float> values) const {
     simd::ScaleValues(1 / UnitOf(format_.trellis, step_), values.data(), values.size());
   }
@@ -132,12 +138,13 @@ class Encoder {
     ToUnits({values, segment.count()});
   }
 
-  void QuantizeStrip(const Segment& segment, size_t first_channel, const float* values) {
+  void QuantizeStrip(const Segment& segment, size_t first_channel, float* values) {
     const std::span<const int> classes = StripClasses(segment, first_channel);
     const size_t channels = classes.size();
     const size_t tokens = segment.tokens;
     scratch_.strip.resize(tokens * kStripChannels);
     scratch_.quantized.resize(tokens * kStripChannels);
+    if (reconstruction_ != nullptr) scratch_.points.resize(tokens * kStripChannels);
     FillStrip(segment, first_channel, channels, values);
     if (format_.trellis) {
       scratch_.decisions.resize(4 * tokens);
@@ -147,25 +154,33 @@ class Encoder {
     }
     const size_t at = scratch_.symbols.size();
     scratch_.symbols.resize(at + tokens * kStripChannels);
-    scratch_.escapes.resize(tokens);
     simd::StripStates states = {};
     ForEachSpan(segment, [&](const TokenSpan& span) {
-      const StripCoding coding(tables_, classes, span.class_shift);
-      const size_t count = span.end - span.begin;
-      const int32_t* const k = scratch_.quantized.data() + span.begin * kStripChannels;
-      uint8_t* const symbols = scratch_.symbols.data() + at + span.begin * kStripChannels;
-      simd::StripSymbols(coding.tables, coding.low_bits, k, count, channels, format_.trellis ? &states : nullptr,
-                         symbols, scratch_.escapes.data());
-      for (size_t t = 0; t < count; ++t) {
-        const uint32_t escapes = scratch_.escapes[t];
-        for (uint32_t left = escapes | coding.held; left != 0; left &= left - 1) {
-          const auto c = static_cast<size_t>(std::countr_zero(left));
-          const size_t quantizer = (symbols[t * kStripChannels + c] & simd::kOddQuantizer) != 0 ? 1 : 0;
-          scratch_.rests.push_back({k[t * kStripChannels + c], coding.tables[c].reach[quantizer], coding.low_bits[c],
-                                    (escapes >> c & 1) != 0});
-        }
-      }
+      const simd::StripTables coding = StripCoding(tables_, classes, span.class_shift);
+      MakeSymbols(coding, span, channels, states, scratch_.symbols.data() + at + span.begin * kStripChannels);
+      if (reconstruction_ == nullptr) return;
+      reconstruction_->Place(segment, {first_channel, channels, span.begin, span.end - span.begin, span.step_shift},
+                             scratch_.points.data(), values);
     });
+  }
+
+  // Of the quantized values of a span of a strip: symbols, points where they are asked for, and what symbols leave out.
+  void MakeSymbols(const simd::StripTables& coding, const TokenSpan& span, size_t channels, simd::StripStates& states,
+                   uint8_t* symbols) {
+    const size_t tokens = span.end - span.begin;
+    const int32_t* const k = scratch_.quantized.data() + span.begin * kStripChannels;
+    scratch_.escaped.resize(tokens);
+    simd::StripSymbols(coding, k, tokens, channels, format_.trellis ? &states : nullptr, symbols,
+                       scratch_.escaped.data(), reconstruction_ != nullptr ? scratch_.points.data() : nullptr);
+    if (coding.has_low_bits) scratch_.low.insert(scratch_.low.end(), k, k + tokens * kStripChannels);
+    for (size_t t = 0; t < tokens; ++t) {
+      for (uint32_t left = scratch_.escaped[t]; left != 0; left &= left - 1) {
+        const auto c = static_cast<size_t>(std::countr_zero(left));
+        const size_t at = t * kStripChannels + c;
+        const size_t quantizer = (symbols[at] & simd::kOddQuantizer) != 0 ? 1 : 0;
+        scratch_.escapes.push_back({k[at] >> coding.low_bits[c], coding[c].reach[quantizer]});
+      }
+    }
   }
 
   // What is to be quantized, in units of each token's step.
@@ -186,6 +201,7 @@ class Encoder {
     const size_t room = MaxWordBytes(input_.count, DTypeSize(input_.dtype));
     simd::ChannelRansEncoder rans(LanesFor(input_.count), reinterpret_cast<uint8_t*>(words), room);
     size_t at = scratch_.symbols.size();
+    const int32_t* low = scratch_.low.data() + scratch_.low.size();
     std::vector<TokenSpan> spans;
     for (size_t s = segments.size(); s-- > 0;) {
       const Segment& segment = segments[s];
@@ -196,10 +212,11 @@ class Encoder {
         at -= segment.tokens * kStripChannels;
         const std::span<const int> classes = StripClasses(segment, c);
         for (size_t i = spans.size(); i-- > 0;) {
-          const StripCoding coding(tables_, classes, spans[i].class_shift);
+          const simd::StripTables coding = StripCoding(tables_, classes, spans[i].class_shift);
           const uint8_t* const symbols = scratch_.symbols.data() + at + spans[i].begin * kStripChannels;
           const size_t tokens = spans[i].end - spans[i].begin;
-          if (!simd::EncodeStrip(coding.tables, symbols, tokens, classes.size(), rans)) return 0;
+          if (coding.has_low_bits) low -= tokens * kStripChannels;
+          if (!simd::EncodeStrip(coding, symbols, low, tokens, classes.size(), rans)) return 0;
         }
       }
     }
@@ -212,19 +229,25 @@ class Encoder {
   float step_;
   const std::span<const simd::ChannelTable> tables_;
   SegmentBasis basis_;
+  const Reconstruction* reconstruction_ = nullptr;  // while what is decoded is asked for
   Scratch& scratch_;
 };
 
 }  // namespace
 
-TransformSizes EncodeTransform(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
-                               std::byte* side, std::byte* words) {
+std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
+                                              const TransformInput& input, std::byte* side, std::byte* words,
+                                              std::byte* decoded) {
   TransformSizes sizes = {};
-  if (input.count == 0 || Encoder(format, sinks, step, input).Encode(side, words, sizes)) return sizes;
+  if (input.count == 0) return sizes;
+  Encoder encoder(format, sinks, step, input);
+  if (!encoder.Load()) return std::nullopt;
+  if (encoder.Encode(side, words, decoded, sizes)) return sizes;
   std::byte* const values = WriteHeader({BlockForm::kStored, 0, {}}, false, side);
   const size_t bytes = input.count * DTypeSize(input.dtype);
   std::copy_n(input.values, bytes, values);
-  return {1 + bytes, 0};
+  if (decoded != nullptr) std::copy_n(input.values, bytes, decoded);
+  return TransformSizes{1 + bytes, 0};
 }
 
 }  // namespace kvcompress

@@ -99,14 +99,13 @@ class Search {
       const size_t width = DTypeSize(input.dtype);
       side_.resize(MaxSideBytes(input.count, width));
       words_.resize(MaxWordBytes(input.count, width));
-      const TransformSizes sizes = EncodeTransform(format_, sinks_, StepOf(log), input, side_.data(), words_.data());
-      bytes += static_cast<double>(sizes.side + sizes.words);
-      count += static_cast<double>(input.count);
-      if (target_.bits > 0) continue;
       decoded_.resize(block.values.size());
-      const absl::Status decoded = DecodeTransform(format_, input.dtype, ByteSpan(side_).first(sizes.side),
-                                                   ByteSpan(words_).first(sizes.words), decoded_);
-      if (decoded.ok()) Measure(block, sums);
+      std::byte* const decoded = target_.bits > 0 ? nullptr : decoded_.data();
+      const auto sizes = EncodeTransform(format_, sinks_, StepOf(log), input, side_.data(), words_.data(), decoded);
+      if (!sizes) continue;
+      bytes += static_cast<double>(sizes->side + sizes->words);
+      count += static_cast<double>(input.count);
+      if (decoded != nullptr) Measure(block, sums);
     }
     if (target_.bits > 0) {
       const double around = kFrameBytes + kBlockBytes * std::ceil(elements_ / block_elements_);

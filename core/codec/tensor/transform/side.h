@@ -114,27 +114,15 @@ class SideModels {
     return true;
   }
 
-  // What a symbol leaves out of a value: of an escape, the magnitude beyond `reach` and the sign, then the low bits.
+  // The upper part of a value that its table does not have: its magnitude beyond the table's reach, and its sign.
   template <typename Coder>
-  void CodeRest(Coder& coder, bool is_escape, int32_t reach, int low_bits, int32_t& value) {
-    int32_t high = value >> low_bits;
-    if (is_escape) {
-      auto beyond = static_cast<uint32_t>(std::abs(high) - reach - 1);
-      escapes_.Code(coder, beyond);
-      bool negative = high < 0;
-      coder.EvenBit(negative);
-      high = static_cast<int32_t>(beyond) + reach + 1;
-      if (negative) high = -high;
-    }
-    int32_t low = 0;
-    for (int i = low_bits - 1; i >= 0; --i) {
-      bool bit = (value >> i & 1) != 0;
-      coder.EvenBit(bit);
-      low = 2 * low + bit;
-    }
-    // Nothing that is too large for a point may become one.
-    constexpr int64_t kBeyond = 1 << 30;
-    value = static_cast<int32_t>(std::clamp(int64_t{high} * (1 << low_bits) + low, -kBeyond, kBeyond));
+  void CodeEscape(Coder& coder, int32_t reach, int32_t& high) {
+    auto beyond = static_cast<uint32_t>(std::abs(high) - reach - 1);
+    escapes_.Code(coder, beyond);
+    bool negative = high < 0;
+    coder.EvenBit(negative);
+    high = static_cast<int32_t>(beyond) + reach + 1;
+    if (negative) high = -high;
   }
 
  private:

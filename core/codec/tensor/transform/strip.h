@@ -43,22 +43,18 @@ void ForEachSpan(const Segment& segment, Visit visit) {
   if (begin < segment.tokens) visit(TokenSpan{begin, segment.tokens, 0, 0});
 }
 
-// The coding of a strip's channels in a span of tokens.
-struct StripCoding {
-  simd::StripTables tables = {};
-  simd::StripLowBits low_bits = {};
-  uint32_t held = 0;  // channels that have low bits
-
-  StripCoding(std::span<const simd::ChannelTable> all, std::span<const int> classes, int class_shift) {
-    tables.all = all.data();
-    for (size_t c = 0; c < classes.size(); ++c) {
-      const CodedClass coded(std::clamp(classes[c] + class_shift, kMinClass, kMaxClass));
-      tables.index[c] = coded.table - kMinClass;
-      low_bits[c] = static_cast<uint8_t>(coded.low_bits);
-      held |= uint32_t{coded.low_bits > 0} << c;
-    }
+// How a strip's channels are coded in a span of tokens.
+inline simd::StripTables StripCoding(std::span<const simd::ChannelTable> all, std::span<const int> classes,
+                                     int class_shift) {
+  simd::StripTables tables{.all = all.data()};
+  for (size_t c = 0; c < classes.size(); ++c) {
+    const CodedClass coded(std::clamp(classes[c] + class_shift, kMinClass, kMaxClass));
+    tables.index[c] = coded.table - kMinClass;
+    tables.low_bits[c] = coded.low_bits;
+    tables.has_low_bits |= coded.low_bits > 0;
   }
-};
+  return tables;
+}
 
 // The channels of strip `strip` of a segment.
 inline std::span<const int> StripClasses(const Segment& segment, size_t first_channel) {

@@ -1,11 +1,15 @@
+#include <vector>
+
 #include "absl/strings/str_format.h"
 #include "core/artifact/artifact_store.h"
+#include "core/base/buffer.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/codec/tensor/transform/basis.h"
 #include "core/codec/tensor/transform/block.h"
 #include "core/codec/tensor/transform/search.h"
-#include "core/simd/group_quant.h"
+#include "core/simd/error_sums.h"
+#include "core/simd/token_meter.h"
 
 namespace kvcompress {
 namespace {
@@ -57,20 +61,20 @@ class Transform final : public TensorCodec {
     return std::make_unique<Found>(step);
   }
 
-  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
-    KVC_RETURN_IF_ERROR(CheckArtifact());
-    const DType dtype = block.tensor.dtype;
-    if (simd::FindOutOfRange(dtype, block.values.data(), block.count, kMaxTransformable) < block.count) {
-      return absl::InvalidArgumentError("");
-    }
-    const TransformInput input{dtype, LayoutOf(format_, block.tensor, block.tokens, block.count), block.count,
-                               block.values.data()};
-    const float step = block.state != nullptr ? static_cast<const Found*>(block.state)->step
-                                              : step_ * SegmentBasis(format_.artifact.get(), input.layout).step();
-    const TransformSizes sizes = EncodeTransform(format_, sinks_, step, input, streams[0].data, streams[1].data);
-    streams[0].size = sizes.side;
-    streams[1].size = sizes.words;
-    return absl::OkStatus();
+  bool measures() const override { return true; }
+  bool takes_pieces() const override { return true; }
+
+  absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
+    return EncodeValues(block, block.values, streams, sums, nullptr);
+  }
+
+  absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
+                            simd::TokenMeter* tokens) const override {
+    if (block.pieces.size() == 1) return EncodeValues(block, block.pieces[0], streams, sums, tokens);
+    thread_local std::vector<std::byte> values;
+    values.clear();
+    for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());
+    return EncodeValues(block, values, streams, sums, tokens);
   }
 
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
@@ -80,6 +84,30 @@ class Transform final : public TensorCodec {
   }
 
  private:
+  absl::Status EncodeValues(const Block& block, ByteSpan values, std::span<StreamBuffer> streams, ErrorSums* sums,
+                            simd::TokenMeter* tokens) const {
+    KVC_RETURN_IF_ERROR(CheckArtifact());
+    const DType dtype = block.tensor.dtype;
+    const TransformInput input{dtype, LayoutOf(format_, block.tensor, block.tokens, block.count), block.count,
+                               values.data()};
+    const float step = block.state != nullptr ? static_cast<const Found*>(block.state)->step
+                                              : step_ * SegmentBasis(format_.artifact.get(), input.layout).step();
+    thread_local Buffer decoded;
+    if (sums != nullptr) decoded.Resize(values.size());
+    const auto sizes = EncodeTransform(format_, sinks_, step, input, streams[0].data, streams[1].data,
+                                       sums != nullptr ? decoded.data() : nullptr);
+    if (!sizes) return absl::InvalidArgumentError("");
+    streams[0].size = sizes->side;
+    streams[1].size = sizes->words;
+    if (tokens != nullptr) simd::MeasureTokens(dtype, values.data(), decoded.data(), block.count, *tokens);
+    if (tokens != nullptr && tokens->has_sums()) {
+      sums->Merge(tokens->sums());
+    } else if (sums != nullptr) {
+      simd::MeasureErrors(dtype, values.data(), decoded.data(), block.count, *sums);
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status CheckArtifact() const {
     if (digest_.empty() || format_.artifact != nullptr) return absl::OkStatus();
     return absl::FailedPreconditionError(
