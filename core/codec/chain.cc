@@ -233,7 +233,7 @@ absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainSt
 
 absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainState& state, MutableByteSpan payload,
                                                ErrorSums* sums, simd::TokenMeter* tokens) const {
-  if (tokens != nullptr && takes_pieces()) {
+  if (tokens != nullptr && encodes_pieces()) {
     const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}, block.tokens};
     return EncodePieces(pieces, state, payload, sums, tokens);
   }
