@@ -48,15 +48,22 @@ class PlanesOfBlock {
   ByteSpan plane(size_t p) const { return spans_[1 + p]; }
   bool is_plain() const { return mode()[0] == std::byte{0} && mode()[1] == std::byte{0}; }
 
-  // What planes of a value's bytes, from the highest down, take in a sample, about, with matches in the highest.
-  uint64_t SampledBits(size_t width) const {
-    const std::vector<std::byte>& sample = Sample(0);
-    uint64_t bits = MatchedBits(sample, MatchLengthFor(sample.size(), EntropyBits(CountBytes(sample))));
-    for (size_t p = 1; p < width; ++p) bits += SampledEntropy(p);
-    return bits;
+  // The bits that a sample of `width` planes takes, about: without matches, and with matches in the highest.
+  struct Cost {
+    uint64_t unmatched;
+    uint64_t matched;
+  };
+  Cost SampledCost(size_t width) const {
+    const std::vector<std::byte>& highest = Sample(0);
+    Cost cost = {.unmatched = EntropyBits(CountBytes(highest)), .matched = 0};
+    cost.matched = MatchedBits(highest, MatchLengthFor(highest.size(), cost.unmatched));
+    for (size_t p = 1; p < width; ++p) {
+      const uint64_t lower = EntropyBits(CountBytes(Sample(p)));
+      cost.unmatched += lower;
+      cost.matched += lower;
+    }
+    return cost;
   }
-
-  uint64_t SampledEntropy(size_t p) const { return EntropyBits(CountBytes(Sample(p))); }
 
  private:
   // The first and the third quarter: the halves of a block may be different heads.
@@ -198,25 +205,31 @@ class Exact final : public TensorCodec {
 
   // The planes to code, and whether matches may be in them. Where runs repeat, they may be longer in plain bytes.
   absl::StatusOr<const PlanesOfBlock*> PlanesFor(const Block& block, size_t width, bool& may_match) const {
+    constexpr uint64_t kLeastGain = 333;  // matches save at least one part in so many
+    constexpr size_t kMany = 8;           // of 256 runs: they save more than that for sure
     Scratch& scratch = ThreadScratch();
     PlanesOfBlock& cheapest = scratch.cheapest;
     KVC_RETURN_IF_ERROR(cheapest.Split(*planes_, block));
-    may_match = MatchesPay(cheapest, width);
-    if (!may_match || cheapest.is_plain()) return &cheapest;
-    KVC_RETURN_IF_ERROR(scratch.plain.Split(*plain_, block));
-    return scratch.plain.SampledBits(width) < cheapest.SampledBits(width) ? &scratch.plain : &cheapest;
+    const size_t repeating = LongRunsThatRepeat(cheapest.plane(0));
+    may_match = cheapest.is_plain() && repeating >= kMany;
+    if (may_match || repeating == 0) return &cheapest;
+
+    const PlanesOfBlock* best = &cheapest;
+    const PlanesOfBlock::Cost cost = cheapest.SampledCost(width);
+    uint64_t matched = cost.matched;
+    if (!cheapest.is_plain()) {
+      KVC_RETURN_IF_ERROR(scratch.plain.Split(*plain_, block));
+      const uint64_t plain = scratch.plain.SampledCost(width).matched;
+      if (plain < matched) best = &scratch.plain;
+      matched = std::min(matched, plain);
+    }
+    may_match = matched + cost.unmatched / kLeastGain <= cost.unmatched;
+    return may_match ? best : &cheapest;
   }
 
-  // Whether matches in the highest plane may save kLeastGain of what the block takes.
-  static bool MatchesPay(const PlanesOfBlock& planes, size_t width) {
-    constexpr uint64_t kLeastGain = 333;  // one part in so many
-    const size_t repeating = RepeatingRuns(planes.plane(0), MatchLengthIn(planes.plane(0)));
-    if (!IsWorthMatching(repeating, planes.plane(0).size())) return false;
-    const uint64_t highest = planes.SampledEntropy(0);
-    uint64_t all = highest;
-    for (size_t p = 1; p < width; ++p) all += planes.SampledEntropy(p);
-    return repeating * highest * kLeastGain >= 256 * all;
-  }
+  // Of 256 runs of `highest`, how many repeat and are longer than matches have to be: there are always some that just
+  // are, and matches gain next to nothing by these.
+  static size_t LongRunsThatRepeat(ByteSpan highest) { return RepeatingRuns(highest, MatchLengthIn(highest) + 2); }
 
   // `plane`: first as it is coded, then its `size` bytes.
   static absl::Status DecodePlane(size_t size, size_t p, ByteSpan& plane) {
