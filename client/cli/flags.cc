@@ -15,6 +15,8 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
   flags.String(
       "artifacts", &options.artifacts, "DIR",
       "Directory of the artifacts that codecs name, transform(artifact=ID): files *.kvcal, as -calibrate makes");
+  flags.Float("bits", &options.bits,
+              "Budget: keys and values take so many bits a value (1.5-8), short for -codec kv(bits=B)");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
   flags.Int("group-size", &options.group_size, "Quantization group size (32, 64, or 128)");
   flags.Float("sparsity", &options.sparsity,

@@ -13,7 +13,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "core/base/status_macros.h"
-#include "core/codec/parameter.h"
+#include "core/codec/named_chains.h"
+#include "core/codec/registry.h"
 
 namespace kvcompress {
 namespace {
@@ -60,6 +61,13 @@ absl::Status CheckBounds(const GoFlags& flags, const CliOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status CheckBits(const GoFlags& flags, const CliOptions& options) {
+  if (!flags.IsSet("bits")) return absl::OkStatus();
+  const Parameter& bits = *std::ranges::find(kKv.parameters, "bits", &Parameter::name);
+  if (options.bits >= bits.min && options.bits <= bits.max) return absl::OkStatus();
+  return Fault(absl::StrFormat("-bits must be between %g and %g, not %g", bits.min, bits.max, options.bits));
+}
+
 absl::Status CheckValues(const CliOptions& options) {
   const int64_t group = options.group_size;
   if (group != 32 && group != 64 && group != 128) {
@@ -81,27 +89,39 @@ absl::Status CheckValues(const CliOptions& options) {
 
 constexpr std::string_view kRopeFlags[] = {"rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-start"};
 
-absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
+// Refuses two flags that each say what codec to take.
+absl::Status CheckChoosers(const GoFlags& flags, const CliOptions& options) {
   if (!options.codec.empty() && !options.profile.empty()) return Fault("-codec and -profile exclude each other");
   const std::string_view chooser = !options.codec.empty() ? "-codec" : !options.profile.empty() ? "-profile" : "";
   const std::string bound = BoundFlag(flags);
-  if (!bound.empty() && !chooser.empty()) {
-    return Fault(absl::StrFormat(
-        "%s and %s exclude each other: write it into the codec, for example bounded(min_snr=40)", bound, chooser));
+  const std::string budget = flags.IsSet("bits") ? "-bits" : bound;  // or the bound, which excludes it
+  if (!bound.empty() && budget != bound) {
+    return Fault(
+        absl::StrFormat("-bits and %s exclude each other: a budget says what is written, a bound what is kept", bound));
+  }
+  if (!budget.empty() && !chooser.empty()) {
+    return Fault(absl::StrFormat("%s and %s exclude each other: write it into the codec, for example %s", budget,
+                                 chooser, bound.empty() ? "kv(bits=3)" : "bounded(min_snr=40)"));
   }
   for (const std::string_view shorthand : {"group-size", "sparsity"}) {
     if (!flags.IsSet(shorthand)) continue;
-    if (!bound.empty()) {
-      return Fault(absl::StrFormat("-%s and %s exclude each other: a bound chooses the codec", shorthand, bound));
+    if (!budget.empty()) {
+      return Fault(absl::StrFormat("-%s and %s exclude each other: a %s chooses the codec", shorthand, budget,
+                                   bound.empty() ? "budget" : "bound"));
     }
     if (chooser.empty()) continue;
     return Fault(absl::StrFormat("-%s and %s exclude each other: write it into the codec, for example %s", shorthand,
                                  chooser, shorthand == "sparsity" ? "sparse(ratio=0.5)|int4" : "int4(group=32)"));
   }
-  if (options.decompress && !(chooser.empty() && bound.empty())) {
+  if (options.decompress && !(chooser.empty() && budget.empty())) {
     return Fault(absl::StrFormat("%s and -decompress exclude each other: the file says how it was compressed",
-                                 chooser.empty() ? bound : chooser));
+                                 chooser.empty() ? budget : chooser));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckConflicts(const GoFlags& flags, const CliOptions& options) {
+  KVC_RETURN_IF_ERROR(CheckChoosers(flags, options));
   if (options.decompress && flags.IsSet("on-nonfinite")) {
     return Fault("-on-nonfinite and -decompress exclude each other: the file says how it was compressed");
   }
@@ -263,11 +283,26 @@ absl::Status CompleteServer(const GoFlags& flags, CliOptions& options) {
   return absl::OkStatus();
 }
 
+// The codec that the budget, the bounds or the shorthands stand for.
+std::string ChosenCodec(const GoFlags& flags, const CliOptions& options) {
+  if (flags.IsSet("bits")) return absl::StrFormat("%s(bits=%s)", kKv.name, FormatReal(options.bits));
+  if (!BoundFlag(flags).empty()) {
+    const std::string token_snr =
+        options.min_token_snr > 0 ? absl::StrFormat("min_token_snr=%s,", FormatReal(options.min_token_snr)) : "";
+    return absl::StrFormat("bounded(min_snr=%s,%smax_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr),
+                           token_snr, FormatReal(options.max_error), FormatReal(options.min_cosine));
+  }
+  const std::string int4 = absl::StrFormat("int4(group=%d)", options.group_size);
+  if (options.sparsity == 0) return int4;
+  return absl::StrFormat("sparse(ratio=%s)|%s", FormatReal(options.sparsity), int4);
+}
+
 }  // namespace
 
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckValues(options));
   KVC_RETURN_IF_ERROR(CheckBounds(flags, options));
+  KVC_RETURN_IF_ERROR(CheckBits(flags, options));
   KVC_RETURN_IF_ERROR(CheckOutputFile("-output", options.output));
   KVC_RETURN_IF_ERROR(CheckOutputFile("-report", options.report));
   if (options.sweep) return CompleteSweep(flags, options);
@@ -285,18 +320,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (options.metrics_only) options.output.clear();
   if (AreOneFile(options.output, options.profile)) return Fault("-output is the profile, which it would replace");
   KVC_RETURN_IF_ERROR(CompleteServer(flags, options));
-  if (options.codec.empty() && !BoundFlag(flags).empty()) {
-    const std::string token_snr =
-        options.min_token_snr > 0 ? absl::StrFormat("min_token_snr=%s,", FormatReal(options.min_token_snr)) : "";
-    options.codec =
-        absl::StrFormat("bounded(min_snr=%s,%smax_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr), token_snr,
-                        FormatReal(options.max_error), FormatReal(options.min_cosine));
-  } else if (options.codec.empty()) {
-    options.codec = absl::StrFormat("int4(group=%d)", options.group_size);
-    if (options.sparsity > 0) {
-      options.codec = absl::StrFormat("sparse(ratio=%s)|%s", FormatReal(options.sparsity), options.codec);
-    }
-  }
+  if (options.codec.empty()) options.codec = ChosenCodec(flags, options);
   return absl::OkStatus();
 }
 

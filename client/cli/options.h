@@ -16,6 +16,7 @@ struct CliOptions {
   std::string output;
   int64_t group_size = 64;
   double sparsity = 0;
+  double bits = 0;     // a value; 0: not said
   double min_snr = 0;  // 0 in this and the next three: no bound
   double min_token_snr = 0;
   double max_error = 0;

@@ -40,7 +40,7 @@ constexpr std::array kNamedChains = {
                .first_chain = kLossless},
 };
 
-// By so many bits values get more than the mean of both, and keys less.
+// Values get so many bits more than the mean of both, and keys fewer: there the damage to a model is least.
 constexpr double kValuesMoreBits = 0.1;
 
 constexpr double kMinKvBits = 1.5;

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 
 #include <cstdlib>
+#include <utility>
 
+#include "absl/strings/str_format.h"
 #include "client/cli/flags.h"
 #include "tests/testing/status_matchers.h"
 
@@ -63,6 +65,35 @@ TEST_F(OptionsTest, BoundsExcludeWhatElseChoosesACodec) {
             "-group-size and -min-cosine exclude each other: a bound chooses the codec");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-min-snr", "30"}),
             "-min-snr and -decompress exclude each other: the file says how it was compressed");
+}
+
+TEST_F(OptionsTest, BitsAreABudget) {
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "-bits", "3"}), "");
+  EXPECT_EQ(options_.codec, "kv(bits=3)");
+  ASSERT_EQ(FaultOf({"-input", "a", "-output", "b", "--bits=2.25"}), "");
+  EXPECT_EQ(options_.codec, "kv(bits=2.25)");
+  for (const auto& [value, shown] : {std::pair("1.4", "1.4"), {"8.1", "8.1"}, {"-3", "-3"}, {"nan", "nan"}}) {
+    EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-bits", value}),
+              absl::StrFormat("-bits must be between 1.5 and 8, not %s", shown));
+  }
+}
+
+TEST_F(OptionsTest, BitsExcludeWhatElseChoosesACodec) {
+  const auto fault = [&](const char* flag, const char* value) {
+    return FaultOf({"-input", "a", "-output", "b", "-bits", "3", flag, value});
+  };
+  EXPECT_EQ(fault("-codec", "raw"),
+            "-bits and -codec exclude each other: write it into the codec, for example kv(bits=3)");
+  EXPECT_EQ(fault("-profile", "p"),
+            "-bits and -profile exclude each other: write it into the codec, for example kv(bits=3)");
+  EXPECT_EQ(fault("-min-snr", "30"),
+            "-bits and -min-snr exclude each other: a budget says what is written, a bound what is kept");
+  EXPECT_EQ(fault("-max-error", "1"),
+            "-bits and -max-error exclude each other: a budget says what is written, a bound what is kept");
+  EXPECT_EQ(fault("-group-size", "64"), "-group-size and -bits exclude each other: a budget chooses the codec");
+  EXPECT_EQ(fault("-sparsity", "0.5"), "-sparsity and -bits exclude each other: a budget chooses the codec");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-bits", "3"}),
+            "-bits and -decompress exclude each other: the file says how it was compressed");
 }
 
 TEST_F(OptionsTest, BoundsOutsideTheirRange) {
@@ -139,6 +170,7 @@ TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
 TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-report", "r.html"}), "");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a"}), "");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-bits", "3"}), "-sweep and -bits exclude each other");
   EXPECT_EQ(FaultOf({"-sweep"}), "-input is required");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "word"}), "unexpected argument \"word\"");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-output", "b"}), "-sweep and -output exclude each other");

@@ -185,6 +185,10 @@ TEST(ProfileTest, ShippedProfilesSayWhatTheirNamesDo) {
   EXPECT_EQ(CodecOf(mixed, "anything"), ChainSpec::Parse("lossless")->text());
   EXPECT_EQ(CodecOf(ShippedProfile("blocknorm-strict.json"), "layer_0_key"),
             "blocknorm(block=128,topk=0.02,bits=10)|rans");
+  const Profile kv3 = ShippedProfile("kv3-llama3.json");
+  const ChainSpec named = *ChainSpec::Parse("kv3");
+  EXPECT_EQ(CodecOf(kv3, "layer_4_key"), named.WithRotary("layer_4_key", {.theta = 500000})->text());
+  EXPECT_EQ(CodecOf(kv3, "layer_4_value"), named.For("layer_4_value").text());
 }
 
 TEST(ProfileTest, EveryShippedProfileParses) {
