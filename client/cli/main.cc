@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "client/cli/advice.h"
@@ -19,6 +20,7 @@
 #include "client/cli/progress.h"
 #include "client/cli/remote.h"
 #include "client/cli/report.h"
+#include "client/cli/rotary_report.h"
 #include "client/cli/sample.h"
 #include "client/cli/sweep.h"
 #include "client/cli/sweep_report.h"
@@ -35,6 +37,7 @@
 #include "core/base/standard_streams.h"
 #include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
+#include "core/codec/parameter.h"
 #include "core/codec/registry.h"
 #include "core/file/plain_file.h"
 #include "core/profile/profile.h"
@@ -150,6 +153,17 @@ std::optional<uint64_t> GivenStart(const GoFlags& flags, const CliOptions& optio
   return static_cast<uint64_t>(options.rope_start);
 }
 
+// Those of them that were given, each after a blank.
+std::string RopeFlags(const GoFlags& flags, const CliOptions& options) {
+  std::string text;
+  if (flags.IsSet("rope-theta")) absl::StrAppend(&text, " -rope-theta ", FormatReal(options.rope_theta));
+  if (flags.IsSet("rope-pairs")) absl::StrAppend(&text, " -rope-pairs ", options.rope_pairs);
+  if (flags.IsSet("rope-dims")) absl::StrAppend(&text, " -rope-dims ", options.rope_dims);
+  if (flags.IsSet("rope-offset")) absl::StrAppend(&text, " -rope-offset ", options.rope_offset);
+  if (flags.IsSet("rope-start")) absl::StrAppend(&text, " -rope-start ", options.rope_start);
+  return text;
+}
+
 absl::Status Run(const GoFlags& flags, const CliOptions& options, Interrupts& interrupts) {
   const auto start = std::chrono::steady_clock::now();
   absl::StatusOr<FileReport> report;
@@ -239,8 +253,9 @@ class SweepProgress {
   size_t done_ = 0;
 };
 
-absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& header, SweepResult& result) {
-  Sweep sweep(sample, header);
+absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& header, FileRotary& rotary,
+                          SweepResult& result) {
+  Sweep sweep(sample, header, rotary);
   result.copy_seconds = sweep.MeasureCopy();
   const std::vector<std::string> specs = SweepSpecs();
   SweepProgress progress(specs.size());
@@ -263,7 +278,7 @@ absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& h
   return absl::OkStatus();
 }
 
-absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
+absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupts& interrupts) {
   // More bytes would hardly tell more, and the slowest codecs do a few MiB a second.
   constexpr uint64_t kMaxSweepBytes = uint64_t{32} << 20;
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(options.input));
@@ -283,7 +298,15 @@ absl::Status RunSweep(const CliOptions& options, Interrupts& interrupts) {
                    .max_value_mae = options.max_value_mae,
                    .min_key_cosine = options.min_key_cosine,
                    .min_value_cosine = options.min_value_cosine};
-  KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, result));
+  result.rope_flags = RopeFlags(flags, options);
+  FileRotary rotary(header.metadata, GivenRotary(options), GivenStart(flags, options));
+  KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, rotary, result));
+  result.rotary = rotary.use();
+  if (!result.rotary) {
+    PrintWarnings(
+        {"the keys' rotary embedding is not known, so none was undone: -rope-theta or the file's metadata "
+         "(rope_theta) say it"});
+  }
   const SweepReport report = MakeSweepReport(sample, result);
   if (page != nullptr) {
     KVC_RETURN_IF_ERROR(Prefixed("write report", page->WriteAt(0, AsBytes(report.html))));
@@ -328,7 +351,7 @@ int Main(std::span<const char* const> words) {
       static Interrupts& interrupts = *new Interrupts;
       status = interrupts.Start();
       if (status.ok()) {
-        status = options.sweep       ? RunSweep(options, interrupts)
+        status = options.sweep       ? RunSweep(flags, options, interrupts)
                  : options.calibrate ? RunCalibrate(flags, options, interrupts)
                                      : Run(flags, options, interrupts);
       }

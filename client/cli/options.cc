@@ -231,7 +231,9 @@ absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
 absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
   KVC_RETURN_IF_ERROR(
       TakesOnly(flags, "sweep",
-                {"input", "report", "verbose", "max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine"}));
+                {"input", "report", "verbose", "max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
+                 "rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-start"}));
+  KVC_RETURN_IF_ERROR(CheckModelRope(flags, options));
   for (const auto& [flag, value] :
        {std::pair("max-key-mae", options.max_key_mae), std::pair("max-value-mae", options.max_value_mae)}) {
     if (flags.IsSet(flag) && !(value > 0 && std::isfinite(value))) {

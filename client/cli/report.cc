@@ -10,6 +10,7 @@
 #include "client/cli/decibels.h"
 #include "client/cli/inspect_data.h"
 #include "client/cli/printable.h"
+#include "client/cli/rotary_report.h"
 #include "client/cli/table.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain_spec.h"
@@ -92,16 +93,6 @@ void AddHiddenQuality(const QualityMerger& merger, Json& json) {
                               {"max_error", total.max_error}};
 }
 
-std::string_view PairsName(simd::RotaryPairs pairs) {
-  return pairs == simd::RotaryPairs::kHalf ? "half" : "interleaved";
-}
-
-Json RotaryJson(const RotaryUse& use) {
-  return {{"theta", use.rotary.theta}, {"pairs", PairsName(use.rotary.pairs)},
-          {"dims", use.rotary.dims},   {"offset", use.rotary.offset},
-          {"start", use.rotary.start}, {"from", use.source}};
-}
-
 // Decompression has no original to compare with.
 void AddUnknownQuality(Json& json) {
   for (const char* key : {"rmse", "snr_db", "cosine_similarity", "max_error"}) json[key] = nullptr;
@@ -173,11 +164,6 @@ std::string OthersWarning(const FileReport& report) {
 }
 
 }  // namespace
-
-std::string RotaryLine(const RotaryUse& use) {
-  return absl::StrFormat("rotary: theta %g, pairs %s, dims %d, offset %d, start %d, from %s\n", use.rotary.theta,
-                         PairsName(use.rotary.pairs), use.rotary.dims, use.rotary.offset, use.rotary.start, use.source);
-}
 
 std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds) {
   QualityMerger merger;

@@ -16,9 +16,6 @@ namespace kvcompress {
 // adds tensor_metrics.
 std::string ReportJson(const FileReport& report, bool with_quality, bool per_tensor, double milliseconds);
 
-// How keys were turned back, for -verbose.
-std::string RotaryLine(const RotaryUse& use);
-
 // What a user should know of a run that compressed: a line each, which the JSON has as "warnings", too.
 std::vector<std::string> ReportWarnings(const FileReport& report);
 

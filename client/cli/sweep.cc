@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
@@ -12,6 +13,7 @@
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
 #include "core/file/compressed_file.h"
+#include "core/profile/profile.h"
 #include "core/simd/token_meter.h"
 #include "core/tensor_compressor.h"
 #include "core/tensor_decompressor.h"
@@ -48,6 +50,7 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     "rotated(bits=2)", "rotated(bits=3)", "rotated(bits=4)", "rotated(bits=4,sinks=4)", "rotated(bits=4)|rans",
     "blocknorm(bits=4)", "blocknorm(bits=6)", "blocknorm(bits=8)", "blocknorm(bits=10)",
     "transform(bits=2)", "transform(bits=2.5)", "transform(bits=4)", "transform(bits=5)", "transform(bits=6)",
+    "transform(snr=20)",
     "transform(bits=3,trellis=false)", "transform(bits=4,trellis=false)",
     "truncate(mantissa=4)|planes|rans", "truncate(mantissa=5)|planes|rans", "truncate(mantissa=7)|planes|rans",
     "clip_range(low=1,high=99)|quant(bits=8)", "clip_sigma(sigma=3)|quant(bits=8)",
@@ -120,14 +123,14 @@ void MeasureWhole(const SampledTensor& original, const std::byte* decoded, Error
 std::vector<std::string> SweepSpecs() {
   std::vector<std::string> specs;
   const auto add = [&](std::string_view text) {
-    std::string spec = ChainSpec::Parse(text)->text();
-    if (std::find(specs.begin(), specs.end(), spec) == specs.end()) specs.push_back(std::move(spec));
+    const ChainSpec spec = *ChainSpec::Parse(text);
+    const std::optional<simd::RotaryEmbedding> rotary = spec.For("").rotary();
+    if (rotary && *rotary != simd::RotaryEmbedding{}) return;
+    if (std::ranges::find(specs, spec.text()) == specs.end()) specs.push_back(spec.text());
   };
+  for (const NamedChain& named : AllNamedChains()) add(named.name);
   for (const CodecRow* row : AllCodecs()) {
     for (const std::string_view example : row->examples) add(example);
-  }
-  for (const NamedChain& named : AllNamedChains()) {
-    add(named.name);
   }
   for (const std::string_view extra : kExtraSpecs) add(extra);
   for (const int block : {64, 128, 256}) {
@@ -146,10 +149,13 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   frames_.resize(count);
   decoded_.resize(count);
   SpecFigures figures{.spec = std::string(spec), .tensors = std::vector<TensorFigures>(count)};
+  KVC_ASSIGN_OR_RETURN(const Profile profile, Profile::Uniform(spec));
   std::vector<TensorCompressor> compressors;
   compressors.reserve(count);
   for (size_t i = 0; i < count; ++i) {
-    KVC_ASSIGN_OR_RETURN(TensorCompressor compressor, TensorCompressor::Create(sample_.tensors[i].tensor, spec));
+    const TensorDesc& tensor = sample_.tensors[i].tensor;
+    KVC_ASSIGN_OR_RETURN(const std::string codec, rotary_.CodecFor(profile, tensor));
+    KVC_ASSIGN_OR_RETURN(TensorCompressor compressor, TensorCompressor::Create(tensor, codec));
     GrowTo(compressor.max_frame_bytes(), frames_[i]);
     GrowTo(compressor.tensor_bytes(), decoded_[i]);
     compressors.push_back(std::move(compressor));
@@ -173,9 +179,8 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   KVC_RETURN_IF_ERROR(TimeBest(encode, figures.encode_seconds));
   KVC_RETURN_IF_ERROR(TimeBest(decode, figures.decode_seconds));
 
-  KVC_ASSIGN_OR_RETURN(const ChainSpec parsed, ChainSpec::Parse(spec));
-  const std::string_view told = parsed.differs() ? "profile" : figures.spec;  // by a file's header
-  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, std::string(told)));
+  const std::string told = profile.is_uniform() ? figures.spec : "profile";  // by a file's header
+  KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, told));
   for (size_t i = 0; i < count; ++i) {
     const SampledTensor& original = sample_.tensors[i];
     if (!IsOpaque(original.tensor.dtype)) MeasureWhole(original, decoded_[i].data(), figures.tensors[i].sums);

@@ -7,14 +7,16 @@
 
 #include "absl/status/statusor.h"
 #include "client/cli/sample.h"
+#include "client/file/file_rotary.h"
 #include "core/safetensors/safetensors.h"
 #include "core/simd/error_sums.h"
 
 // Measures codec specs on the tensors of a file, in memory and on the calling thread.
 namespace kvcompress {
 
-// The specs to measure, each once and in canonical form: the registry's examples, what the names of chains stand for,
+// The specs to measure, each once and in canonical form: what the names of chains stand for, the registry's examples,
 // and parameters that people would try. A name that means different chains for different tensors is listed as the name.
+// None says how a model turns its keys, which only the file's owner knows.
 std::vector<std::string> SweepSpecs();
 
 struct TensorFigures {
@@ -33,8 +35,10 @@ struct SpecFigures {
 
 class Sweep {
  public:
-  // `header` is that of the file that `sample` is from; both must outlive this object.
-  Sweep(const FileSample& sample, const safetensors::Header& header) : sample_(sample), header_(header) {}
+  // `header` is that of the file that `sample` is from, and `rotary` completes the codecs of its tensors; all must
+  // outlive this object.
+  Sweep(const FileSample& sample, const safetensors::Header& header, FileRotary& rotary)
+      : sample_(sample), header_(header), rotary_(rotary) {}
 
   // Measures a spec, or a named chain. INVALID_ARGUMENT when the codec does not take the values (a NaN, say). DATA_LOSS
   // when a codec that says that it is lossless is not.
@@ -46,6 +50,7 @@ class Sweep {
  private:
   const FileSample& sample_;
   const safetensors::Header& header_;
+  FileRotary& rotary_;
   // A buffer for each tensor; they grow to what the largest codec needs and stay.
   std::vector<std::vector<std::byte>> frames_;
   std::vector<std::vector<std::byte>> decoded_;

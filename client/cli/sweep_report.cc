@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "client/cli/decibels.h"
 #include "client/cli/pareto.h"
+#include "client/cli/rotary_report.h"
 #include "client/cli/sweep_page.h"
 #include "core/codec/named_chains.h"
 #include "core/quality/quality.h"
@@ -78,7 +79,7 @@ Json ToJson(const KindFigures& figures) {
   return json;
 }
 
-Json SpecJson(const FileSample& sample, const std::string& input, const SpecFigures& spec) {
+Json SpecJson(const FileSample& sample, const SweepResult& result, const SpecFigures& spec) {
   const auto bytes = static_cast<double>(sample.bytes);
   Json json;
   json["spec"] = spec.spec;
@@ -93,7 +94,7 @@ Json SpecJson(const FileSample& sample, const std::string& input, const SpecFigu
   json["encode_gb_per_s"] = Divided(bytes / 1e9, spec.encode_seconds);
   json["decode_gb_per_s"] = Divided(bytes / 1e9, spec.decode_seconds);
   json["pareto"] = Json::array();
-  json["command"] = SweepCommand(input, spec.spec);
+  json["command"] = SweepCommand(result.input, spec.spec, result.rope_flags);
   return json;
 }
 
@@ -149,8 +150,9 @@ Json SummaryJson(const FileSample& sample, const SweepResult& result) {
   json["measured_size_bytes"] = sample.bytes;
   json["sampled"] = !sample.whole();
   json["memcpy_gb_per_s"] = Divided(static_cast<double>(sample.bytes) / 1e9, result.copy_seconds);
+  json["rotary"] = result.rotary ? RotaryJson(*result.rotary) : Json(nullptr);
   json["specs"] = Json::array();
-  for (const SpecFigures& spec : result.specs) json["specs"].push_back(SpecJson(sample, result.input, spec));
+  for (const SpecFigures& spec : result.specs) json["specs"].push_back(SpecJson(sample, result, spec));
   AddPareto(sample, result, json["specs"]);
   AddLimits(sample, result, json);
   json["refused"] = Json::array();
@@ -193,8 +195,8 @@ std::string ShellWord(std::string_view text) {
   return word + "'";
 }
 
-std::string SweepCommand(std::string_view input, std::string_view spec) {
-  return absl::StrFormat("kv-compress -codec %s -input %s -output small.safetensors", ShellWord(spec),
+std::string SweepCommand(std::string_view input, std::string_view spec, std::string_view rope_flags) {
+  return absl::StrFormat("kv-compress -codec %s%s -input %s -output small.safetensors", ShellWord(spec), rope_flags,
                          ShellWord(input));
 }
 

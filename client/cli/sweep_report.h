@@ -1,11 +1,13 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "client/cli/sweep.h"
+#include "client/file/file_rotary.h"
 
 // What -sweep gives to its user.
 namespace kvcompress {
@@ -23,7 +25,9 @@ struct SweepLimits {
 struct SweepResult {
   std::string input;  // path, as it was given
   SweepLimits limits;
-  double copy_seconds = 0;  // of memcpy over all tensors
+  std::string rope_flags;           // as they were given, for a command line; empty or begins with a blank
+  std::optional<RotaryUse> rotary;  // how keys were turned back
+  double copy_seconds = 0;          // of memcpy over all tensors
   std::vector<SpecFigures> specs;
   std::vector<std::pair<std::string, std::string>> refused;  // specs that do not take the values, and why
 };
@@ -32,7 +36,7 @@ struct SweepResult {
 std::string ShellWord(std::string_view text);
 
 // The command line that compresses `input` with `spec`.
-std::string SweepCommand(std::string_view input, std::string_view spec);
+std::string SweepCommand(std::string_view input, std::string_view spec, std::string_view rope_flags);
 
 // `json` such that it may stand within an HTML <script> element: nothing in it can end the element or begin another.
 std::string EscapeForScript(std::string_view json);

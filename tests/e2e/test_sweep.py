@@ -20,6 +20,8 @@ def swept(bin_dir, sample, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     lines = done.stderr.splitlines()
+    assert lines.pop() == ("Warning: the keys' rotary embedding is not known, so none was undone: -rope-theta or the file's "
+                           "metadata (rope_theta) say it")
     assert len(lines) == len(result["specs"]) + len(result["refused"]), "one line of progress a spec"
     return result, page
 
@@ -83,6 +85,34 @@ def test_names_are_points_or_stand_beside_theirs(bin_dir, sample, swept, tmp_pat
         assert report["compression_ratio"] == spec["compression_ratio"], name
 
 
+def test_the_names_for_keys_and_values_lead(swept):
+    assert [spec["spec"] for spec in swept[0]["specs"][:3]] == ["kv4", "kv3", "kv2"]
+    assert not [spec["spec"] for spec in swept[0]["specs"] if "theta" in spec["spec"] or "start" in spec["spec"]]
+
+
+def test_keys_are_turned_back_as_flags_or_metadata_say(bin_dir, tmp_path):
+    random = np.random.default_rng(1)
+    token = np.arange(128)[:, None] * 10000.0 ** (-np.arange(32) / 32)
+    turned = np.concatenate([np.cos(token), np.sin(token)], axis=1)  # of one vector, at each position
+    keys = (turned + 0.1 * random.standard_normal((1, 1, 128, 64))).astype(np.float16)
+    write_file(tmp_path / "plain", {"layer_0_key": keys})
+    write_file(tmp_path / "told", {"layer_0_key": keys}, metadata={"rope_theta": "10000"})
+    swept = {}
+    for name, flags in (("none", ["-input", "plain"]), ("flags", ["-input", "plain", "-rope-theta", "10000"]),
+                        ("metadata", ["-input", "told"])):
+        done = run(bin_dir, "-sweep", *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        swept[name] = json.loads(done.stdout)
+        assert ("Warning: the keys' rotary embedding is not known" in done.stderr) == (name == "none")
+    assert swept["none"]["rotary"] is None
+    for name in ("flags", "metadata"):
+        assert swept[name]["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "from": name}
+        assert swept[name]["specs"][1]["snr_db"] > swept["none"]["specs"][1]["snr_db"] + 3
+        command = swept[name]["specs"][1]["command"]
+        assert ("-codec kv3 -rope-theta 10000 " in command) == (name == "flags")
+        run_ok(bin_dir, *command.split()[1:], cwd=tmp_path)
+
+
 def test_what_is_on_the_front_is_beaten_by_none(swept):
     specs = swept[0]["specs"]
     for kind in ("all", "keys", "values"):
@@ -134,6 +164,7 @@ def test_a_browser_draws_every_point(swept, tmp_path):
     assert bars.count('class="bar"') == 3 * len(result["specs"]) and "NaN" not in bars
     heat = re.search(r'<svg [^>]*id="plot-heat".*?</svg>', dom, re.S).group()
     assert heat.count('class="cell"') == 12
+    assert "No rotary embedding was undone, for none is known" in html.unescape(dom)
     shown = [html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', dom)]
     assert sorted(shown) == sorted(spec["command"] for spec in result["specs"] if spec["pareto"])
 
@@ -158,7 +189,8 @@ def test_pointing_tells_and_a_click_chooses(swept, tmp_path):
     head = re.search(r"<html[^>]*>", dom).group()
     assert "data-error" not in head and 'data-hot="2"' in head and 'data-chosen="3"' in head
     spec = result["specs"][3]
-    assert html.unescape(head).split('data-tip="')[1].startswith(f'{spec["spec"]}\nratio {spec["compression_ratio"]:.3f}')
+    label = spec["spec"] if spec["name"] in (None, spec["spec"]) else f'{spec["name"]} = {spec["spec"]}'
+    assert html.unescape(head).split('data-tip="')[1].startswith(f'{label}\nratio {spec["compression_ratio"]:.3f}')
     assert re.search(r'id="plot-heat".* %; the stronger the colour', dom, re.S)
 
 

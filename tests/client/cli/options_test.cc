@@ -170,6 +170,8 @@ TEST_F(OptionsTest, InspectTakesItsFileEitherWay) {
 TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-report", "r.html"}), "");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a"}), "");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-rope-theta", "1e6", "-rope-pairs", "interleaved"}), "");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-rope-dims", "64"}), "-rope-dims needs -rope-theta");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-bits", "3"}), "-sweep and -bits exclude each other");
   EXPECT_EQ(FaultOf({"-sweep"}), "-input is required");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "word"}), "unexpected argument \"word\"");

@@ -65,7 +65,8 @@ TEST(SampleFile, OfALargeFileEvenlySpacedRunsOfEveryTensor) {
   const uint64_t limit = file.bytes.size() / 4;
   const FileSample sample = file.Sample(limit);
   EXPECT_FALSE(sample.whole());
-  EXPECT_THAT(Sweep(sample, file.header).Measure("heads(0-:int4)"),
+  FileRotary rotary({}, std::nullopt, std::nullopt);
+  EXPECT_THAT(Sweep(sample, file.header, rotary).Measure("heads(0-:int4)"),
               StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("do not keep the heads apart")));
   EXPECT_LE(sample.bytes, limit);
   EXPECT_GT(sample.bytes, limit / 2);
@@ -108,9 +109,13 @@ TEST(SweepSpecs, EveryExampleAndNoneTwice) {
   EXPECT_EQ(std::set<std::string>(specs.begin(), specs.end()).size(), specs.size());
   for (const CodecRow* row : AllCodecs()) {
     for (const std::string_view example : row->examples) {
-      EXPECT_THAT(specs, ::testing::Contains(ChainSpec::Parse(example)->text()));
+      const ChainSpec spec = *ChainSpec::Parse(example);
+      const bool turns = spec.rotary().value_or(simd::RotaryEmbedding{}) != simd::RotaryEmbedding{};
+      EXPECT_EQ(std::count(specs.begin(), specs.end(), spec.text()), turns ? 0 : 1) << example;
     }
   }
+  EXPECT_EQ(std::vector<std::string>(specs.begin(), specs.begin() + 3),
+            std::vector<std::string>({"kv4", "kv3", "kv2"}));
   for (const NamedChain& named : AllNamedChains()) {
     const std::string_view spec = named.differs() ? named.name : named.chain;
     EXPECT_EQ(std::count(specs.begin(), specs.end(), spec), 1) << named.name;
@@ -124,7 +129,8 @@ TEST(Sweep, FiguresOfDecodedValues) {
   TestFile file;
   file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
   const FileSample sample = file.Sample();
-  Sweep sweep(sample, file.header);
+  FileRotary rotary({}, std::nullopt, std::nullopt);
+  Sweep sweep(sample, file.header, rotary);
   const absl::StatusOr<SpecFigures> int8 = sweep.Measure("int8(group=64)");
   ASSERT_THAT(int8.status(), IsOk());
   EXPECT_EQ(int8->tensors[0].sums.count, 8192u);
@@ -139,12 +145,29 @@ TEST(Sweep, FiguresOfDecodedValues) {
   EXPECT_GT(sweep.MeasureCopy(), 0);
 }
 
+TEST(Sweep, KeysAreTurnedBackAsTheFileOrTheFlagsSay) {
+  TestFile file;
+  file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
+  const FileSample sample = file.Sample();
+  FileRotary none({}, std::nullopt, std::nullopt);
+  ASSERT_THAT(Sweep(sample, file.header, none).Measure("kv3").status(), IsOk());
+  EXPECT_EQ(none.use(), std::nullopt);
+  FileRotary of_file({{"rope_theta", "500000"}}, std::nullopt, std::nullopt);
+  ASSERT_THAT(Sweep(sample, file.header, of_file).Measure("int4").status(), IsOk());
+  EXPECT_EQ(of_file.use(), std::nullopt);
+  ASSERT_THAT(Sweep(sample, file.header, of_file).Measure("kv3").status(), IsOk());
+  ASSERT_TRUE(of_file.use());
+  EXPECT_EQ(of_file.use()->rotary.theta, 500000);
+  EXPECT_EQ(of_file.use()->source, "metadata");
+}
+
 TEST(Sweep, ValuesThatACodecDoesNotTake) {
   TestFile file;
   file.Add("a", DType::kF32, {64});
   StoreFromF32(DType::kF32, std::numeric_limits<float>::quiet_NaN(), file.bytes.data(), 5);
   const FileSample sample = file.Sample();
-  Sweep sweep(sample, file.header);
+  FileRotary rotary({}, std::nullopt, std::nullopt);
+  Sweep sweep(sample, file.header, rotary);
   EXPECT_EQ(sweep.Measure("int4(group=64)").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(sweep.Measure("raw").status(), IsOk());
 }
@@ -154,7 +177,8 @@ TEST(SweepReport, NullForTheInfiniteSnrAndTheFrontsByKind) {
   file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
   file.Add("layer_0_value", DType::kF16, {1, 2, 64, 64});
   const FileSample sample = file.Sample();
-  Sweep sweep(sample, file.header);
+  FileRotary rotary({}, std::nullopt, std::nullopt);
+  Sweep sweep(sample, file.header, rotary);
   SweepResult result;
   result.input = "cache.safetensors";
   for (const char* spec : {"int8(group=64)", "raw", "int4(group=64)"}) result.specs.push_back(*sweep.Measure(spec));
@@ -173,7 +197,8 @@ TEST(SweepReport, HostileNamesStayText) {
   const std::string hostile = "</script><script>alert(1)</script><!--&amp;\xe2\x80\xa8";
   file.Add(hostile, DType::kF16, {64});
   const FileSample sample = file.Sample();
-  Sweep sweep(sample, file.header);
+  FileRotary rotary({}, std::nullopt, std::nullopt);
+  Sweep sweep(sample, file.header, rotary);
   SweepResult result;
   result.input = hostile;
   result.specs.push_back(*sweep.Measure("raw"));
