@@ -20,7 +20,7 @@ SPECS = [
     "planes(split=auto,delta=auto)|lz4(level=1)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
     "int8(group=64)", "int8(group=64)|rans",
     "quant(bits=10,per=block,group=64,symmetric=true,outliers=0,layout=packed)|rans",
-    "rotated(bits=4)", "rotated(bits=3)", "blocknorm(block=128,topk=0.02,bits=10)", "bounded(min_snr=40,max_error=0,min_cosine=0)|rans",
+    "kv4", "kv3", "kv2", "rotated(bits=4)", "rotated(bits=3)", "blocknorm(block=128,topk=0.02,bits=10)", "bounded(min_snr=40,max_error=0,min_cosine=0)|rans",
     "transform(bits=2)", "transform(bits=3)", "transform(bits=4)", "transform(bits=3,trellis=false)",
 ]
 LOSSLESS, FAST = SPECS[3:5]

@@ -11,7 +11,7 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
   flags.String("output", &options.output, "string",
                "Output file path (required unless -metrics-only, -inspect or -sweep)");
   flags.String("codec", &options.codec, "SPEC",
-               "Codec chain in place of INT4, or its name, for example raw|zstd or lossless; help lists all");
+               "Codec chain in place of INT4, or its name, for example raw|zstd, kv3 or lossless; help lists all");
   flags.String(
       "artifacts", &options.artifacts, "DIR",
       "Directory of the artifacts that codecs name, transform(artifact=ID): files *.kvcal, as -calibrate makes");
@@ -80,7 +80,7 @@ void DeclareCalibration(GoFlags& flags, CliOptions& options) {
                "With -calibrate: what errors cost, layer_{i}_key|value [groups, dim, dim] in a safetensors file");
   flags.Int("group-dim", &options.group_dim, "With -calibrate: channels that are taken together (64, 128, or 256)");
 
-  flags.Group("Rotary embedding, of -inspect and -calibrate",
+  flags.Group("Rotary embedding of keys",
               "kv-compress -inspect -rope-theta 10000 cache.safetensors");
   flags.Float("rope-theta", &options.rope_theta,
               "Base of the keys' rotary embedding, in place of what the file's metadata say (rope_theta): for codecs "
