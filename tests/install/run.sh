@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs everything, moves it away from where it was installed to, and builds and runs programs against it: one with
-# the codec in its process, one that talks to the installed daemon.
+# the codec in its process, one that calibrates, one that talks to the installed daemon.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/daemon.sh
@@ -30,6 +30,7 @@ echo "building programs against it"
 cmake -S tests/install -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$prefix"
 cmake --build "$work/build"
 "$work/build/example"
+"$work/build/calibration"
 
 # The manual shows this very program.
 sed -n '/^```cpp$/,/^```$/p' docs/embedding.md | sed '/^```/d' | diff tests/install/example.cc - ||
