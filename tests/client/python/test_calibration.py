@@ -1,0 +1,242 @@
+"""Artifacts made from Python, by the program itself; and what is collected of models, tiny ones of random weights,
+against the models' own weights and definitions."""
+
+import inspect
+import json
+import stat
+import subprocess
+
+import kvcompress
+import numpy as np
+import pytest
+from kvcompress import RotaryEmbedding, calibration
+from safetensors.numpy import load_file, save_file
+
+HEADS, DIM, TOKENS, LAYERS = 2, 64, 300, 2
+
+
+@pytest.fixture
+def program(bin_dir, monkeypatch):
+    path = bin_dir / "kv-compress"
+    monkeypatch.setenv("KV_COMPRESS_PATH", str(path))
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A file of a cache, of channels that have to do with one another."""
+    random = np.random.default_rng(1)
+    mix = random.standard_normal((DIM, DIM))
+    tensors = {
+        f"layer_{layer}_{side}": (random.standard_normal((1, HEADS, TOKENS, DIM)) @ mix).astype(np.float16)
+        for layer in range(LAYERS)
+        for side in ("key", "value")
+    }
+    path = tmp_path / "cache.safetensors"
+    save_file(tensors, path, metadata={"rope_theta": "500", "rope_pairs": "interleaved"})
+    return path
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_an_artifact_is_made_and_can_be_used(program, cache, tmp_path):
+    output = tmp_path / "model.kvcal"
+    done = []
+    made = calibration.calibrate([cache], output, progress=done.append)
+    assert (made.output, made.artifact_bytes) == (str(output), output.stat().st_size)
+    assert (made.tokens, made.layers, made.heads) == (TOKENS - 4, LAYERS, HEADS)
+    assert (made.head_dim, made.group_dim) == (DIM, 128)
+    assert made.rotary == RotaryEmbedding(500, "interleaved", dims=DIM)
+    assert not made.is_weighted
+    assert "296 tokens" in made.warnings[0]
+    assert {tensor["tensor"] for tensor in made.report["tensors"]} == set(load_file(cache))
+    assert done == sorted(done)
+    assert all(0 <= part <= 1 for part in done)
+    codec = f"transform(bits=3,artifact={made.id})"
+    subprocess.run([program, "-input", cache, "-metrics-only", "-codec", codec, "-artifacts", tmp_path], check=True,
+                   capture_output=True)
+
+
+def test_weights_and_flags_reach_the_program(program, cache, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    eye = np.eye(DIM, dtype=np.float32) * np.arange(1, DIM + 1, dtype=np.float32)
+    save_file({name: np.stack([eye] * HEADS) for name in load_file(cache)}, weights)
+    rotary = RotaryEmbedding(10000.0, "half", dims=32, offset=8, start=7)
+    made = calibration.calibrate([str(cache), cache], tmp_path / "a.kvcal", weights=weights, group_dim=64, threads=1,
+                                 rotary=rotary)
+    assert made.rotary == RotaryEmbedding(10000.0, "half", dims=32, offset=8)
+    assert made.is_weighted
+    assert (made.group_dim, made.tokens) == (64, 2 * TOKENS), "sequences that begin at position 7 have no sinks"
+
+
+def test_what_cannot_be_is_refused_in_the_programs_words(program, cache, tmp_path):
+    output = tmp_path / "a.kvcal"
+    for change, text in (({"group_dim": 13}, "-group-dim must be"), ({"weights": tmp_path / "none"}, "no such file"),
+                         ({"weights": cache}, "in place of F32"), ({"inputs": [tmp_path / "none"]}, "no such file"),
+                         ({"inputs": []}, "-input is required"), ({"inputs": ["a,b"]}, "no commas"),
+                         ({"inputs": [""]}, "not a path"), ({"output": tmp_path / "none" / "a"}, "no such file"),
+                         ({"rotary": RotaryEmbedding(-1.0)}, "theta")):
+        with pytest.raises(kvcompress.InvalidArgument, match=text):
+            calibration.calibrate(**{"inputs": [cache], "output": output, **change})
+    assert not output.exists()
+
+
+def test_a_program_that_is_missing_late_or_ended(cache, tmp_path, monkeypatch):
+    monkeypatch.delenv("KV_COMPRESS_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    output = tmp_path / "a.kvcal"
+    with pytest.raises(kvcompress.FailedPrecondition, match="KV_COMPRESS_PATH"):
+        calibration.calibrate([cache], output)
+    with pytest.raises(kvcompress.FailedPrecondition, match="does not run"):
+        calibration.calibrate([cache], output, program=cache)
+    slow = script(tmp_path / "kv-compress", "exec /bin/sleep 30")
+    with pytest.raises(kvcompress.DeadlineExceeded):
+        calibration.calibrate([cache], output, timeout=0.2)
+    ended = script(tmp_path / "ended", "kill -9 $$")
+    with pytest.raises(kvcompress.Cancelled):
+        calibration.calibrate([cache], output, program=ended)
+    silent = script(tmp_path / "silent", "exit 1")
+    with pytest.raises(kvcompress.InvalidArgument, match="no reason"):
+        calibration.calibrate([cache], output, program=silent)
+    script(slow, "echo 'bar  50% 1 MiB' >&2; exec /bin/sleep 30")
+
+    def stop(part):
+        raise ZeroDivisionError(part)
+
+    with pytest.raises(ZeroDivisionError, match=r"0\.5"):
+        calibration.calibrate([cache], output, progress=stop)
+
+
+class TestModels:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    @pytest.fixture
+    def model(self):
+        self.torch.set_num_threads(1)
+        self.torch.manual_seed(3)
+        config = self.transformers.LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.5)
+        return self.transformers.LlamaForCausalLM(config).eval()
+
+    @pytest.fixture
+    def windows(self):
+        return self.torch.randint(0, 50, (3, 40), generator=self.torch.Generator().manual_seed(4))
+
+    def projected(self, model, window, name):
+        """Keys or queries of the first layer before they are turned, [heads, tokens, head_dim]."""
+        layer = model.model.layers[0]
+        with self.torch.no_grad():
+            normed = layer.input_layernorm(model.model.embed_tokens(window))
+            return getattr(layer.self_attn, name)(normed).unflatten(1, (-1, 8)).transpose(0, 1)
+
+    def test_a_cache_calibrates_with_the_rotation_of_its_model(self, model, windows, program, tmp_path):
+        path = tmp_path / "cache.safetensors"
+        calibration.collect_cache(model, windows, path)
+        tensors = load_file(path)
+        assert {tensor.shape for tensor in tensors.values()} == {(3, 2, 40, 8)}
+        assert set(tensors) == {f"layer_{layer}_{side}" for layer in range(2) for side in ("key", "value")}
+        made = calibration.calibrate([path], tmp_path / "a.kvcal")
+        assert made.rotary == RotaryEmbedding(10000.0, dims=8)
+        means = load_file(made.output)["layer_0_key.mean"].reshape(2, 8)
+        keys = self.torch.stack([self.projected(model, window, "k_proj")[:, 4:] for window in windows])
+        np.testing.assert_allclose(means, keys.mean((0, 2)), atol=1e-4)
+
+    def test_fisher_weights_foretell_what_an_error_costs(self, model, windows, tmp_path):
+        path = tmp_path / "weights.safetensors"
+        done = []
+        calibration.collect_weights(model, windows[:1], path, read_tokens=16, samples=400, progress=done.append)
+        assert done == [1.0]
+        weights = load_file(path)
+        torch = self.torch
+        window, scale = windows[:1], 2e-3
+        generator = torch.Generator().manual_seed(5)
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        for layer, side in ((0, "keys"), (1, "values")):
+            costs = []
+            for _ in range(40):
+                scores = []
+                for part in (0.0, scale):
+                    with torch.no_grad():
+                        held = getattr(model(window[:, :24], use_cache=True), name)
+                        tensor = getattr(held.layers[layer], side)
+                        noise = torch.randn(tensor[:, :, 4:].shape, generator=generator)
+                        tensor[:, :, 4:] += part * noise
+                        scores.append(model(window[:, 24:], **{name: held}).logits[0].double().log_softmax(-1))
+                costs.append(float((scores[0].exp() * (scores[0] - scores[1])).sum()))
+            (weight,) = weights[f"layer_{layer}_{side[:-1]}"]
+            assert weight.shape == (16, 16)
+            assert np.array_equal(weight, weight.T)
+            foretold = 0.5 * scale**2 * 20 * np.trace(weight)
+            assert np.mean(costs) == pytest.approx(foretold, rel=0.25)
+
+    def test_fisher_weights_are_of_keys_before_they_turn(self, model, windows, tmp_path):
+        """A model whose embedding turns hardly at all has the same weights either way; another one has not."""
+        kept = {}
+        for name, rotary in (("own", None), ("none", RotaryEmbedding(1e30)), ("wrong", RotaryEmbedding(7.0))):
+            path = tmp_path / name
+            calibration.collect_weights(model, windows, path, read_tokens=16, rotary=rotary)
+            kept[name] = load_file(path)
+        for name, weight in kept["own"].items():
+            for other in ("none", "wrong"):
+                same = np.allclose(weight, kept[other][name], rtol=1e-3, atol=1e-6 * weight.max())
+                assert same == name.endswith("value"), name
+                assert np.trace(weight[0]) == pytest.approx(np.trace(kept[other][name][0]), rel=1e-4)
+
+    def test_attention_weights_are_the_queries_as_keys_meet_them(self, model, windows, tmp_path):
+        path = tmp_path / "weights.safetensors"
+        window = windows[0, :7]
+        calibration.collect_weights(model, [window], path, kind="attention", group_dim=64)
+        weights = load_file(path)
+        queries = self.projected(model, window, "q_proj").double().numpy()
+        moments = np.zeros((2, 8, 8))
+        pair = np.arange(4)
+        for key in (4, 5):
+            for query in range(key + 1, 7):
+                angles = (query - key) * 10000.0 ** (-2.0 * pair / 8)
+                first, second = queries[:, query, :4], queries[:, query, 4:]
+                turned = np.concatenate([first * np.cos(angles) - second * np.sin(angles),
+                                         first * np.sin(angles) + second * np.cos(angles)], axis=1)
+                for head in range(4):
+                    moments[head // 2] += np.outer(turned[head], turned[head]) / (2 * 1.5)
+        (weight,) = weights["layer_0_key"]
+        assert not weight[:8, 8:].any()
+        expected = np.zeros((16, 16))
+        expected[:8, :8], expected[8:, 8:] = moments
+        np.testing.assert_allclose(weight, expected * 16 / np.trace(expected), rtol=1e-3, atol=1e-4)
+        output = model.model.layers[1].self_attn.o_proj.weight.detach().double().numpy()
+        first = output[:, :8].T @ output[:, :8] + output[:, 8:16].T @ output[:, 8:16]
+        (weight,) = weights["layer_1_value"]
+        np.testing.assert_allclose(weight[:8, :8] / np.trace(weight[:8, :8]), first / np.trace(first), atol=1e-5)
+
+    @pytest.mark.parametrize("kind", ["fisher", "attention"])
+    def test_weights_fit_a_calibration(self, model, windows, program, tmp_path, kind):
+        cache, weights = tmp_path / "cache.safetensors", tmp_path / "weights.safetensors"
+        calibration.collect_cache(model, windows, cache)
+        calibration.collect_weights(model, windows, weights, kind=kind, read_tokens=16, group_dim=64)
+        made = calibration.calibrate([cache], tmp_path / "a.kvcal", weights=weights, group_dim=64)
+        assert made.is_weighted
+        steps = [tensor["step"] for tensor in made.report["tensors"]]
+        assert (steps == [1.0] * 4) == (kind == "attention"), json.dumps(steps)
+
+    def test_what_cannot_be_collected_is_refused(self, model, windows, tmp_path):
+        path = tmp_path / "weights.safetensors"
+        for change, text in (({"windows": []}, "no windows"), ({"windows": windows[:, :20]}, "at least 69"),
+                             ({"windows": [[[1]]]}, "of shape"), ({"kind": "none"}, "kind is"),
+                             ({"samples": 0}, "at least 1"), ({"read_tokens": 0}, "at least 1")):
+            with pytest.raises(kvcompress.InvalidArgument, match=text):
+                calibration.collect_weights(**{"model": model, "windows": windows, "path": path, **change})
+        with pytest.raises(kvcompress.InvalidArgument, match="one length"):
+            calibration.collect_cache(model, [[1, 2], [1]], path)
+        with pytest.raises(kvcompress.InvalidArgument, match="training mode"):
+            calibration.collect_cache(model.train(), windows, path)
+        eager = self.transformers.LlamaForCausalLM(model.config).eval()
+        eager.set_attn_implementation("eager")
+        with pytest.raises(kvcompress.InvalidArgument, match="eager"):
+            calibration.collect_weights(eager, windows, path, kind="attention")
+        assert not path.exists()
