@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <array>
 #include <cstddef>
 
 #include "core/simd/half-inl.h"
@@ -19,12 +20,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // +1 in lanes whose index has no bit kDistance, else -1.
 template <size_t kDistance>
-HWY_INLINE VF LaneSigns() {
-  const DF df;
-  const DU du;
-  const auto has_bit = hn::And(hn::Iota(du, 0), hn::Set(du, kDistance));
-  return hn::IfThenElse(hn::RebindMask(df, hn::Eq(has_bit, hn::Zero(du))), hn::Set(df, 1.0f), hn::Set(df, -1.0f));
-}
+alignas(64) inline constexpr std::array<float, 16> kLaneSigns = [] {
+  std::array<float, 16> signs{};
+  for (size_t i = 0; i < 16; ++i) signs[i] = (i & kDistance) == 0 ? 1.0f : -1.0f;
+  return signs;
+}();
 
 // Sums and differences of lanes that are kDistance apart. The product by +-1 is exact, so that it may be fused.
 template <size_t kDistance>
@@ -41,19 +41,23 @@ HWY_INLINE VF LaneStage(VF v) {
     static_assert(2 * kDistance == kLanes);
     partner = hn::ConcatLowerUpper(df, v, v);
   }
-  return hn::MulAdd(v, LaneSigns<kDistance>(), partner);
+  return hn::MulAdd(v, hn::Load(df, kLaneSigns<kDistance>.data()), partner);
 }
 
-// The first stages of a transform, within kCount vectors that follow one another.
-template <size_t kCount>
+// The first stages of transforms, within kVectors vectors that follow one another, of several of them together: within
+// one, each stage waits for the one before.
+template <size_t kVectors, size_t kCount>
 HWY_INLINE void HadamardOfVectors(VF (&v)[kCount]) {
-  for (VF& one : v) {
-    one = LaneStage<2>(LaneStage<1>(one));
-    if constexpr (kLanes > 4) one = LaneStage<4>(one);
-    if constexpr (kLanes > 8) one = LaneStage<8>(one);
+  for (VF& one : v) one = LaneStage<1>(one);
+  for (VF& one : v) one = LaneStage<2>(one);
+  if constexpr (kLanes > 4) {
+    for (VF& one : v) one = LaneStage<4>(one);
+  }
+  if constexpr (kLanes > 8) {
+    for (VF& one : v) one = LaneStage<8>(one);
   }
   HWY_UNROLL(3)
-  for (size_t half = 1; half < kCount; half *= 2) {
+  for (size_t half = 1; half < kVectors; half *= 2) {
     for (size_t begin = 0; begin < kCount; begin += 2 * half) {
       for (size_t i = begin; i < begin + half; ++i) {
         const VF a = v[i];
@@ -69,7 +73,7 @@ HWY_INLINE void HadamardOfBlock(float* values) {
   const DF df;
   VF v[kCount];
   for (size_t i = 0; i < kCount; ++i) v[i] = hn::LoadU(df, values + i * kLanes);
-  HadamardOfVectors(v);
+  HadamardOfVectors<kCount>(v);
   for (size_t i = 0; i < kCount; ++i) hn::StoreU(v[i], df, values + i * kLanes);
 }
 
@@ -93,7 +97,7 @@ HWY_INLINE void Hadamard(float* values, size_t size) {
   }
 }
 
-// ---- Integers
+// ---- Integers, of which no sum leaves 16 bits
 
 using D16 = hn::Repartition<int16_t, DF>;
 using V16 = hn::Vec<D16>;
@@ -111,55 +115,49 @@ HWY_INLINE void ShortStage(V16 (&v)[kCount], size_t half) {
   }
 }
 
-// Calls mix(a, b) for the pairs of adjacent vectors.
-template <size_t kCount, class Mix>
-HWY_INLINE void MixPairs(V16 (&v)[kCount], Mix mix) {
-  HWY_UNROLL(8)
-  for (size_t i = 0; i < kCount; i += 2) mix(v[i], v[i + 1]);
-}
-
-// Of the bits of an index the lowest that tells vectors apart takes the place of one within 128 bits, and they move up:
-// after four of them each is in its place.
+// Of the bits of an index the one that tells the two vectors apart takes the place of one within 128 bits, and those
+// move up: after four times each is in its place.
 HWY_INLINE void MixLanes(V16& a, V16& b) {
   const V16 lower = hn::InterleaveLower(D16(), a, b);
   b = hn::InterleaveUpper(D16(), a, b);
   a = lower;
 }
 
+// The same with the bits that tell apart blocks of 128 bits.
 #if KVC_TARGET_AVX512
-// The same of the two bits that tell apart blocks of 128 bits; three of them are none.
-HWY_INLINE void MixBlocks(V16& a, V16& b) {
-  const V16 even{_mm512_shuffle_i64x2(a.raw, b.raw, _MM_SHUFFLE(2, 0, 2, 0))};
-  b = V16{_mm512_shuffle_i64x2(a.raw, b.raw, _MM_SHUFFLE(3, 1, 3, 1))};
-  a = even;
-}
 constexpr size_t kBlockBits = 2;
+HWY_INLINE void MixBlocks(V16& a, V16& b) {
+  const __m512i even = _mm512_shuffle_i64x2(a.raw, b.raw, _MM_SHUFFLE(2, 0, 2, 0));
+  b.raw = _mm512_shuffle_i64x2(a.raw, b.raw, _MM_SHUFFLE(3, 1, 3, 1));
+  a.raw = even;
+}
 #elif HWY_TARGET == HWY_AVX2
+constexpr size_t kBlockBits = 1;
 HWY_INLINE void MixBlocks(V16& a, V16& b) {
   const V16 lower = hn::ConcatLowerLower(D16(), b, a);
   b = hn::ConcatUpperUpper(D16(), b, a);
   a = lower;
 }
-constexpr size_t kBlockBits = 1;
 #else
-HWY_INLINE void MixBlocks(V16&, V16&) {}
 constexpr size_t kBlockBits = 0;
+HWY_INLINE void MixBlocks(V16&, V16&) {}
 #endif
 
-// The transform of kCount vectors, of which no sum leaves 16 bits.
-template <size_t kCount>
+// The transforms of kVectors vectors each, of several rows together: within one, each stage waits for the one before.
+// Where the bits of all indices are in another order, they are the same.
+template <size_t kVectors, size_t kCount>
 HWY_INLINE void HadamardOfShorts(V16 (&v)[kCount]) {
-  static_assert(kCount >= 2);
+  static_assert(kVectors >= 2 && kCount % kVectors == 0);
   for (size_t bit = 0; bit < 4; ++bit) {
     ShortStage(v, 1);
-    MixPairs(v, MixLanes);
+    for (size_t i = 0; i < kCount; i += 2) MixLanes(v[i], v[i + 1]);
   }
   for (size_t bit = 0; bit < kBlockBits; ++bit) {
-    MixPairs(v, MixBlocks);
+    for (size_t i = 0; i < kCount; i += 2) MixBlocks(v[i], v[i + 1]);
     ShortStage(v, 1);
   }
-  MixPairs(v, MixBlocks);
-  for (size_t half = 2; half < kCount; half *= 2) ShortStage(v, half);
+  for (size_t i = 0; i < kCount; i += 2) MixBlocks(v[i], v[i + 1]);
+  for (size_t half = 2; half < kVectors; half *= 2) ShortStage(v, half);
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE

@@ -37,22 +37,74 @@ HWY_INLINE void LoadScales(const uint8_t* bits, size_t count, float* scales) {
 }
 
 template <DType kT>
+class Decoder {
+ public:
+  HWY_INLINE explicit Decoder(const RotatedFormat& format)
+      : format_(format), row_(format.row), row_bytes_(format.row * DTypeSize(kT)), levels_(format.bits) {}
+
+  // The rows of up to kScales scales.
+  HWY_INLINE void Decode(const uint8_t* scales, const uint8_t* codes, size_t rows, uint8_t* values) {
+    scale_bits_ = scales;
+    codes_ = codes;
+    values_ = values;
+    LoadScales(scales, rows, scales_);
+    if (!IsShortRow(row_)) return DecodeLong(0, rows);
+    if (row_.span == 64) return DecodeShort<64>(rows);
+    if (row_.span == 128) return DecodeShort<128>(rows);
+    DecodeShort<256>(rows);
+  }
+
+ private:
+  template <size_t kSpan>
+  HWY_INLINE void DecodeShort(size_t rows) {
+    const DF df;
+    constexpr size_t kAtOnce = kShortRows<kSpan>;
+    size_t r = 0;
+    for (; r + kAtOnce <= rows; r += kAtOnce) {
+      bool are_usual = true;
+      for (size_t i = 0; i < kAtOnce; ++i) are_usual &= IsUsual<kT>(row_, scales_[r + i]);
+      if (HWY_UNLIKELY(!are_usual)) {
+        DecodeLong(r, r + kAtOnce);
+        continue;
+      }
+      uint8_t* const out = values_ + r * row_bytes_;
+      DecodeShortRows<kSpan>(row_, levels_, scales_ + r, codes_ + r * kSpan,
+                             [out, df](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); });
+    }
+    DecodeLong(r, rows);
+  }
+
+  HWY_NOINLINE void DecodeLong(size_t begin, size_t end) {
+    const DF df;
+    for (size_t r = begin; r < end; ++r) {
+      const uint8_t* const codes = codes_ + r * row_.length;
+      uint8_t* const out = values_ + r * row_bytes_;
+      if (HWY_LIKELY(IsUsual<kT>(row_, scales_[r]))) {
+        DecodeRow(row_, levels_, scales_[r], codes,
+                  [out, df](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); });
+      } else {
+        scalar::DequantizeRotated(format_, scale_bits_ + 2 * r, codes, row_.length, out);
+      }
+    }
+  }
+
+  const RotatedFormat& format_;
+  const RotatedRow row_;
+  const size_t row_bytes_;
+  const LevelTable levels_;
+  HWY_ALIGN float scales_[kScales];
+  const uint8_t* scale_bits_ = nullptr;
+  const uint8_t* codes_ = nullptr;
+  uint8_t* values_ = nullptr;
+};
+
+template <DType kT>
 void DequantizeAs(const RotatedFormat& format, const uint8_t* scales, const uint8_t* codes, size_t rows,
                   uint8_t* values) {
-  const DF df;
-  const RotatedRow row(format.row);
-  const LevelTable table(format.bits);
-  const size_t row_bytes = row.length * DTypeSize(kT);
-  HWY_ALIGN float wide[kScales];
-  for (size_t r = 0; r < rows; ++r, scales += 2, codes += row.length, values += row_bytes) {
-    if (r % kScales == 0) LoadScales(scales, std::min(kScales, rows - r), wide);
-    const float scale = wide[r % kScales];
-    if (HWY_UNLIKELY(!IsUsual<kT>(row, scale))) {
-      scalar::DequantizeRotated(format, scales, codes, row.length, values);
-      continue;
-    }
-    DecodeRow(row, table, scale, codes,
-              [&](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, values + i * DTypeSize(kT)); });
+  Decoder<kT> decoder(format);
+  for (size_t r = 0; r < rows; r += kScales) {
+    const size_t first = r * format.row;
+    decoder.Decode(scales + 2 * r, codes + first, std::min(kScales, rows - r), values + first * DTypeSize(kT));
   }
 }
 

@@ -9,138 +9,29 @@
 
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
+#include "core/simd/rotated_codes-inl.h"
 #include "core/simd/rotated_quant.h"
 #include "core/simd/rotated_row-inl.h"
+#include "core/simd/row_sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-// So many coefficients are quantized at once; rows are computed with zeros after them up to a multiple.
-constexpr size_t kAtOnce = hn::MaxLanes(D16());
-static_assert(kMaxRotatedRow % kAtOnce == 0);
-constexpr size_t Padded(size_t length) { return (length + kAtOnce - 1) / kAtOnce * kAtOnce; }
-
-// Bounds in eighths of a coefficient's unit: of each 16 of them at most one is a bound, so the upper half of their byte
-// tells how many bounds are below, and which one it is to be compared with.
-struct BoundTable {
-  explicit BoundTable(int bits) {
-    const RotatedLevels levels = LevelsOf(bits);
-    sign = static_cast<int16_t>(levels.magnitudes);
-    size_t count = 0;
-    for (size_t high = 0; high < 16; ++high) {
-      below[high] = static_cast<uint8_t>(count);
-      last_below[high] = 255;
-      const auto bound = static_cast<size_t>(levels.bound[std::min<size_t>(count, 6)]) / 8;
-      if (count + 1 < static_cast<size_t>(levels.magnitudes) && bound < 16 * (high + 1)) {
-        last_below[high] = static_cast<uint8_t>(bound - 1);
-        ++count;
-      }
-    }
-    for (size_t m = 0; m < 16; ++m) level[m] = levels.level[m % 8];
-  }
-
-  HWY_ALIGN uint8_t below[16];
-  HWY_ALIGN uint8_t last_below[16];
-  HWY_ALIGN uint8_t level[16];
-  int16_t sign;
-};
-
-// Looks bytes up in a table of 16, one for each lane; the upper byte of a lane has an index that gives 0.
-class LookUp {
- public:
-  HWY_INLINE explicit LookUp(const uint8_t* table) : table_(hn::LoadDup128(D8(), table)) {}
-  HWY_INLINE hn::Vec<D16> operator()(hn::Vec<D16> index) const {
-    const auto lanes = hn::Or(index, hn::Set(D16(), INT16_MIN));
-    return hn::BitCast(D16(), hn::TableLookupBytesOr0(table_, hn::BitCast(D8(), lanes)));
-  }
-
- private:
-  using D8 = hn::Repartition<uint8_t, D16>;
-  hn::Vec<D8> table_;
-};
-
-// The number of bounds up to coefficients of these magnitudes.
-HWY_INLINE hn::Vec<D16> CountBounds(const LookUp& below, const LookUp& last_below, hn::Vec<D16> magnitudes) {
-  const D16 d16;
-  const auto eighths = hn::Min(hn::ShiftRight<3>(magnitudes), hn::Set(d16, 255));
-  const auto high = hn::ShiftRight<4>(eighths);
-  const auto count = below(high);
-  const auto reached = hn::Gt(eighths, last_below(high));
-#if KVC_TARGET_AVX512
-  return hn::Vec<D16>{_mm512_mask_add_epi16(count.raw, reached.raw, count.raw, _mm512_set1_epi16(1))};
-#else
-  return hn::Sub(count, hn::VecFromMask(d16, reached));
-#endif
-}
-
-// What least squares have to know of a row.
-struct Fit {
-  int32_t cross;
-  int32_t squares;
-};
-
-// Stores codes as bytes, those of two vectors that ReorderDemote2To has put together.
-HWY_INLINE void StoreCodes(hn::Vec<D16> codes, uint8_t* out) {
-  const hn::Rebind<uint8_t, D16> d8;
-  auto bytes = hn::DemoteTo(d8, codes);
-#if KVC_TARGET_AVX512
-  bytes = decltype(bytes){_mm256_permutevar8x32_epi32(bytes.raw, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7))};
-#elif HWY_TARGET == HWY_AVX2
-  bytes = decltype(bytes){_mm_shuffle_epi32(bytes.raw, _MM_SHUFFLE(3, 1, 2, 0))};
-#endif
-  hn::StoreU(bytes, d8, out);
-}
-
-// The codes of a row, up to a multiple of kAtOnce, from its rotated values.
-HWY_INLINE Fit QuantizeRow(const BoundTable& table, size_t length, float factor, const float* v, uint8_t* codes) {
-  const DF df;
-  const DI di;
-  const D16 d16;
-  const VF factors = hn::Set(df, factor);
-  const LookUp below(table.below), last_below(table.last_below), levels(table.level);
-  const auto sign = hn::Set(d16, table.sign);
-  auto cross = hn::Zero(di), more_cross = hn::Zero(di);
-  auto squares = hn::Zero(di), more_squares = hn::Zero(di);
-  const auto whole = [&](size_t at) HWY_ATTR { return hn::NearestInt(hn::Mul(hn::Load(df, v + at), factors)); };
-  const size_t padded = Padded(length);
-  for (size_t i = 0; i < padded; i += kAtOnce) {
-    const auto q = hn::ReorderDemote2To(d16, whole(i), whole(i + kLanes));
-    const auto magnitude = hn::Abs(q);
-    const auto count = CountBounds(below, last_below, magnitude);
-    const auto level = levels(count);
-    StoreCodes(hn::Or(count, hn::And(hn::ShiftRight<15>(q), sign)), codes + i);
-    cross = hn::ReorderWidenMulAccumulate(di, magnitude, level, cross, more_cross);
-    squares = hn::ReorderWidenMulAccumulate(di, level, level, squares, more_squares);
-  }
-  const auto sum = [&](auto a, auto b) HWY_ATTR { return hn::GetLane(hn::SumOfLanes(di, hn::Add(a, b))); };
-  const auto zeros = static_cast<int32_t>(padded - length);
-  return {sum(cross, more_cross), sum(squares, more_squares) - zeros * table.level[0] * table.level[0]};
-}
-
 // How far ahead of their use values are fetched.
 constexpr size_t kPrefetchBytes = 8192;
 
-// The sum of 16 lanes, in the order of EnergyOf.
-HWY_INLINE float SumLanes(const VF (&sums)[16 / kLanes]) {
-  const hn::Full128<float> d4;
-#if KVC_TARGET_AVX512
-  const hn::Full256<float> d8;
-  const auto eight = hn::Add(hn::LowerHalf(d8, sums[0]), hn::UpperHalf(d8, sums[0]));
-  const auto four = hn::Add(hn::LowerHalf(d4, eight), hn::UpperHalf(d4, eight));
-#elif HWY_TARGET == HWY_AVX2
-  const auto eight = hn::Add(sums[0], sums[1]);
-  const auto four = hn::Add(hn::LowerHalf(d4, eight), hn::UpperHalf(d4, eight));
-#else
-  const auto four = hn::Add(hn::Add(sums[0], sums[2]), hn::Add(sums[1], sums[3]));
-#endif
-  const auto two = hn::Add(four, hn::Shuffle1032(four));
-  return hn::GetLane(hn::Add(two, hn::Reverse2(d4, two)));
+// The first sums of EnergyOf, of 16 lanes, as many as are more than one vector.
+HWY_INLINE VF AddVectors(const VF (&sums)[16 / kLanes]) {
+  if constexpr (kLanes == 16) return sums[0];
+  if constexpr (kLanes == 8) return hn::Add(sums[0], sums[16 / kLanes - 1]);
+  if constexpr (kLanes == 4) return hn::Add(hn::Add(sums[0], sums[2]), hn::Add(sums[1], sums[3]));
 }
 
-// Calls use(i, values) for the vectors of a row with its signs; returns its energy.
+// Calls use(i, values) for the vectors of a row with its signs; returns a vector whose lanes have its energy as their
+// sum.
 template <DType kT, class Use>
-HWY_INLINE float LoadRow(const uint8_t* values, size_t length, Use use) {
+HWY_INLINE VF LoadRow(const uint8_t* values, size_t length, Use use) {
   const DF df;
   VF sums[16 / kLanes];
   for (VF& sum : sums) sum = hn::Zero(df);
@@ -150,29 +41,32 @@ HWY_INLINE float LoadRow(const uint8_t* values, size_t length, Use use) {
       PrefetchAhead<kPrefetchBytes>(values + at * DTypeSize(kT), kLanes * DTypeSize(kT));
       const VF x = LoadF32<kT>(df, values + at * DTypeSize(kT));
       use(at, hn::Mul(x, hn::Load(df, kRotatedSigns.data() + at)));
-      sums[k] = hn::Add(sums[k], hn::Mul(x, x));
+      // Squares of 16-bit floats are exact, so that they may be added without being rounded.
+      sums[k] = kT == DType::kF32 ? hn::Add(sums[k], hn::Mul(x, x)) : hn::MulAdd(x, x, sums[k]);
     }
   }
-  return SumLanes(sums);
+  return AddVectors(sums);
 }
 
-template <DType kT, size_t kCount>
-HWY_INLINE float RotateVectors(const uint8_t* values, float* out) {
+// Rotates kTogether rows that are one transform of kCount vectors; what LoadRow returns is stored to `energies`.
+template <DType kT, size_t kCount, size_t kTogether>
+HWY_INLINE void RotateVectors(const uint8_t* values, float* out, VF (&energies)[kTogether]) {
   const DF df;
-  VF v[kCount];
-  const float energy = LoadRow<kT>(values, kCount * kLanes, [&](size_t at, VF x) HWY_ATTR { v[at / kLanes] = x; });
-  HadamardOfVectors(v);
-  for (size_t i = 0; i < kCount; ++i) hn::Store(v[i], df, out + i * kLanes);
-  return energy;
+  constexpr size_t kValues = kCount * kLanes;
+  VF v[kCount * kTogether];
+  HWY_UNROLL(4)
+  for (size_t r = 0; r < kTogether; ++r) {
+    energies[r] = LoadRow<kT>(values + r * kValues * DTypeSize(kT), kValues,
+                              [&](size_t at, VF x) HWY_ATTR { v[r * kCount + at / kLanes] = x; });
+  }
+  HadamardOfVectors<kCount>(v);
+  for (size_t i = 0; i < kCount * kTogether; ++i) hn::Store(v[i], df, out + i * kLanes);
 }
 
-// Rotates a row, and returns its energy.
+// Rotates a row of any length, and returns what LoadRow does.
 template <DType kT>
-HWY_INLINE float RotateRow(const RotatedRow& row, const uint8_t* values, float* out) {
-  const size_t vectors = VectorsOf(row);
-  if (vectors == 8) return RotateVectors<kT, 8>(values, out);
-  if (vectors == 4) return RotateVectors<kT, 4>(values, out);
-  const float energy = LoadRow<kT>(values, row.length, [&](size_t at, VF x) HWY_ATTR { hn::Store(x, DF(), out + at); });
+HWY_INLINE VF RotateRow(const RotatedRow& row, const uint8_t* values, float* out) {
+  const VF energy = LoadRow<kT>(values, row.length, [&](size_t at, VF x) HWY_ATTR { hn::Store(x, DF(), out + at); });
   Rotate(row, out);
   return energy;
 }
@@ -201,20 +95,16 @@ class Tile {
   // `errors` is there where kMeasure says so.
   HWY_INLINE bool Encode(const uint8_t* values, size_t rows, uint8_t* scales, uint8_t* codes, float* errors) {
     const size_t row_bytes = row_.length * DTypeSize(kT);
-    for (size_t r = 0; r < rows; ++r) energies_[r] = RotateRow<kT>(row_, values + r * row_bytes, v_ + r * stride_);
-    for (size_t r = 0; r < rows; ++r) norms_[r] = std::sqrt(energies_[r]);
-    for (size_t r = 0; r < rows; ++r) factors_[r] = row_.unit / norms_[r];
-    for (size_t r = 0; r < rows; ++r) {
-      fits_[r] = QuantizeRow(bounds_, row_.length, factors_[r], v_ + r * stride_, codes_ + r * row_.length);
-    }
+    RotateRows(values, rows);
+    MakeFactors();
+    QuantizeRows(rows);
     std::memcpy(codes, codes_, rows * row_.length);
-    for (size_t r = 0; r < rows; ++r) scales_[r] = row_.ScaleOf(fits_[r].cross, fits_[r].squares, norms_[r]);
-    RoundScales(rows, scales);
+    MakeScales(rows, scales);
     for (size_t r = 0; r < rows; ++r) {
       const bool is_usual = energies_[r] >= kMinRotatedEnergy && energies_[r] < kEnergyLimit<kT>;
       float* row_errors = kMeasure ? errors + r * row_.length : nullptr;
-      if (HWY_LIKELY(is_usual && (!kMeasure || IsUsual<kT>(row_, wide_[r])))) {
-        if constexpr (kMeasure) MeasureRow(values + r * row_bytes, r, row_errors);
+      if (HWY_LIKELY(is_usual && (!kMeasure || IsUsual<kT>(row_, scales_[r])))) {
+        if constexpr (kMeasure) Measure(values + r * row_bytes, r, row_errors);
       } else if (!scalar::QuantizeRotated(format_, values + r * row_bytes, row_.length, scales + 2 * r,
                                           codes + r * row_.length, row_errors)) {
         return false;
@@ -224,32 +114,114 @@ class Tile {
   }
 
  private:
-  static constexpr size_t kRows = 16;
   static constexpr size_t kValues = 4096;
 
-  // Rounds the scales to their bits.
-  HWY_INLINE void RoundScales(size_t rows, uint8_t* out) {
+  // Of all rows that there may be.
+  HWY_INLINE void MakeFactors() {
     const DF df;
+    SumRows(df, energy_lanes_, energies_);
+    for (size_t r = 0; r < kRows; r += kLanes) {
+      const VF norm = hn::Sqrt(hn::Load(df, energies_ + r));
+      hn::Store(norm, df, norms_ + r);
+      hn::Store(hn::Div(hn::Set(df, row_.unit), norm), df, factors_ + r);
+    }
+  }
+
+  HWY_INLINE void RotateRows(const uint8_t* values, size_t rows) {
+    size_t r = 0;
+    if (row_.second() == 0 && row_.span == 8 * kLanes) r = RotateShort<8>(values, rows);
+    if (row_.second() == 0 && row_.span == 4 * kLanes) r = RotateShort<4>(values, rows);
+    for (; r < rows; ++r) {
+      StoreEnergy(r, RotateRow<kT>(row_, values + r * row_.length * DTypeSize(kT), v_ + r * stride_));
+    }
+  }
+  // Returns how many of the rows it has rotated.
+  template <size_t kCount>
+  HWY_INLINE size_t RotateShort(const uint8_t* values, size_t rows) {
+    constexpr size_t kTogether = KVC_TARGET_AVX512 ? 16 / kCount : 1;
+    size_t r = 0;
+    for (; r + kTogether <= rows; r += kTogether) {
+      VF energies[kTogether];
+      RotateVectors<kT, kCount>(values + r * row_.length * DTypeSize(kT), v_ + r * stride_, energies);
+      for (size_t i = 0; i < kTogether; ++i) StoreEnergy(r + i, energies[i]);
+    }
+    return r;
+  }
+  HWY_INLINE void StoreEnergy(size_t r, VF energy) { hn::Store(energy, DF(), energy_lanes_ + SlotOf(r) * kLanes); }
+
+  HWY_INLINE void QuantizeRows(size_t rows) {
+    size_t r = 0;
+    if (kMeasure && IsShortRow(row_)) {
+      if (row_.span == 64) r = QuantizeShort<64>(rows);
+      if (row_.span == 128) r = QuantizeShort<128>(rows);
+      if (row_.span == 256) r = QuantizeShort<256>(rows);
+    }
+    for (; r < rows; ++r) Quantize(r);
+  }
+  HWY_INLINE void Quantize(size_t r, V16* levels = nullptr) {
+    QuantizeRow(bounds_, row_.length, factors_[r], v_ + r * stride_, codes_ + r * row_.length,
+                cross_lanes_ + SlotOf(r) * kLanes, square_lanes_ + SlotOf(r) * kLanes, levels);
+  }
+  // Makes the sums of levels, too. Rows that there are none of are quantized with the others.
+  template <size_t kSpan>
+  HWY_INLINE size_t QuantizeShort(size_t rows) {
+    constexpr size_t kTogether = kShortRows<kSpan>;
+    static_assert(kRows % kTogether == 0);
+    for (size_t r = 0; r < rows; r += kTogether) {
+      ShortRows<kSpan> levels;
+      HWY_UNROLL(4)
+      for (size_t i = 0; i < kTogether; ++i) Quantize(r + i, levels + i * (kSpan / kShorts));
+      HadamardOfShorts<kSpan / kShorts>(levels);
+      HWY_UNROLL(16)
+      for (size_t i = 0; i < kTogether * kSpan; i += kShorts) {
+        hn::Store(levels[i / kShorts], D16(), sums_ + r * kSpan + i);
+      }
+    }
+    return rows;
+  }
+
+  // The scales, as their bits have them.
+  HWY_INLINE void MakeScales(size_t rows, uint8_t* out) {
+    const DF df;
+    const DI di;
     HWY_ALIGN uint16_t bits[kRows];
+    HWY_ALIGN float exact[kRows];
+    HWY_ALIGN int32_t cross[kRows];
+    HWY_ALIGN int32_t squares[kRows];
+    SumRows(di, cross_lanes_, cross);
+    SumRows(di, square_lanes_, squares);
+    const auto of_zeros =
+        hn::Set(di, static_cast<int32_t>(stride_ - row_.length) * bounds_.level[0] * bounds_.level[0]);
     for (size_t r = 0; r < rows; r += kLanes) {
-      const auto half = F16FromF32(df, hn::Load(df, scales_ + r));
+      const VF numerator = hn::ConvertTo(df, hn::Load(di, cross + r));
+      const VF ratio = hn::Div(numerator, hn::ConvertTo(df, hn::Sub(hn::Load(di, squares + r), of_zeros)));
+      const VF scale = hn::Div(hn::Mul(ratio, hn::Load(df, norms_ + r)), hn::Set(df, row_.scale_divisor));
+      const auto half = F16FromF32(df, scale);
+      hn::Store(scale, df, exact + r);
       hn::Store(half, hn::Rebind<uint16_t, DF>(), bits + r);
-      hn::Store(F32FromF16(df, half), df, wide_ + r);
+      hn::Store(F32FromF16(df, half), df, scales_ + r);
     }
     for (size_t r = 0; r < rows; ++r) {
       if (HWY_LIKELY(IsNormalF16(bits[r]))) continue;
-      bits[r] = RotatedScaleBits(scales_[r]);
-      wide_[r] = RotatedScaleOf(bits[r]);
+      bits[r] = RotatedScaleBits(exact[r]);
+      scales_[r] = RotatedScaleOf(bits[r]);
     }
     std::memcpy(out, bits, 2 * rows);
   }
 
-  HWY_INLINE void MeasureRow(const uint8_t* values, size_t r, float* errors) {
+  HWY_INLINE void Measure(const uint8_t* values, size_t r, float* errors) {
     const DF df;
-    DecodeRow(row_, levels_, wide_[r], codes_ + r * row_.length, [&](size_t i, VF decoded) HWY_ATTR {
+    const auto measure = [&](size_t i, VF decoded) HWY_ATTR {
       const VF x = LoadF32<kT>(df, values + i * DTypeSize(kT));
       hn::StoreU(hn::Sub(x, RoundTo<kT>(df, decoded)), df, errors + i);
-    });
+    };
+    if (!IsShortRow(row_)) return DecodeRow(row_, levels_, scales_[r], codes_ + r * row_.length, measure);
+    const VF factor = hn::Set(df, scales_[r] * row_.level_unit * 0x1p-16f);
+    for (size_t i = 0; i < row_.length; i += kShorts) {
+      VisitSums(hn::Load(D16(), sums_ + r * stride_ + i), [&](size_t at, VF number) HWY_ATTR {
+        measure(i + at, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i + at))));
+      });
+    }
   }
 
   const RotatedFormat& format_;
@@ -259,11 +231,16 @@ class Tile {
   const BoundTable bounds_;
   const size_t max_rows_;
   HWY_ALIGN float v_[kValues];
+  HWY_ALIGN int16_t sums_[kMeasure ? kValues : 1];
   HWY_ALIGN uint8_t codes_[kValues + kAtOnce];  // what is after a row's is overwritten by the next one's
-  float energies_[kRows], norms_[kRows], factors_[kRows];
-  HWY_ALIGN float scales_[kRows] = {};
-  HWY_ALIGN float wide_[kRows];  // as their bits have them
-  Fit fits_[kRows];
+  // What there is none of stays 0, of rows that there are none of.
+  HWY_ALIGN float energy_lanes_[kRows * kLanes] = {};
+  HWY_ALIGN int32_t cross_lanes_[kRows * kLanes] = {};
+  HWY_ALIGN int32_t square_lanes_[kRows * kLanes] = {};
+  HWY_ALIGN float energies_[kRows];
+  HWY_ALIGN float norms_[kRows];
+  HWY_ALIGN float factors_[kRows];
+  HWY_ALIGN float scales_[kRows];
 };
 
 template <DType kT, bool kMeasure>

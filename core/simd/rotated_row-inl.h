@@ -59,10 +59,7 @@ class LevelTable {
     }
   }
   HWY_INLINE const float* floats() const { return floats_; }
-  template <class D>
-  HWY_INLINE hn::Vec<D> bytes(D d8) const {
-    return hn::LoadDup128(d8, bytes_);
-  }
+  HWY_INLINE const int8_t* bytes() const { return bytes_; }
 
  private:
   HWY_ALIGN int8_t bytes_[16];
@@ -78,7 +75,8 @@ HWY_INLINE VF LoadLevels(const LevelTable& table, const uint8_t* codes) {
 #else
   const hn::Rebind<int8_t, DF> d8;
   const auto code = hn::BitCast(d8, LoadAt(hn::Rebind<uint8_t, DF>(), codes));
-  return hn::ConvertTo(df, hn::PromoteTo(DI(), hn::TableLookupBytes(table.bytes(hn::Full128<int8_t>()), code)));
+  return hn::ConvertTo(df,
+                       hn::PromoteTo(DI(), hn::TableLookupBytes(hn::Load(hn::Full128<int8_t>(), table.bytes()), code)));
 #endif
 }
 
@@ -89,36 +87,81 @@ HWY_INLINE bool IsUsual(const RotatedRow& row, float scale) {
   return scale >= kMinScale && scale <= kMaxScale && largest <= MaxFinite(kT);
 }
 
-// Of a row that is one transform of so few vectors that registers hold them, their number; else 0.
-HWY_INLINE size_t VectorsOf(const RotatedRow& row) {
-  const size_t vectors = row.length / kLanes;
-  return row.second() == 0 && (vectors == 4 || vectors == 8) ? vectors : 0;
+// ---- Rows of one transform whose sums fit 16 bits. Their vectors have channels in the order in which ReorderDemote2To
+// leaves two vectors of numbers, one block of 128 bits of each after the other, so that no move puts them in order.
+
+using D8 = hn::Repartition<uint8_t, DF>;
+using V8 = hn::Vec<D8>;
+constexpr size_t kBytes = 4 * kLanes;
+
+// Codes as they lie in memory to and from the order of two vectors that are narrowed to one.
+#if KVC_TARGET_AVX512
+HWY_INLINE V8 ToPacked(V8 v) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return V8{_mm512_permutexvar_epi32(order, v.raw)};
+}
+HWY_INLINE V8 FromPacked(V8 v) { return ToPacked(v); }
+#elif HWY_TARGET == HWY_AVX2
+HWY_INLINE V8 ToPacked(V8 v) {
+  return V8{_mm256_permutevar8x32_epi32(v.raw, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7))};
+}
+HWY_INLINE V8 FromPacked(V8 v) {
+  return V8{_mm256_permutevar8x32_epi32(v.raw, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))};
+}
+#else
+HWY_INLINE V8 ToPacked(V8 v) { return v; }
+HWY_INLINE V8 FromPacked(V8 v) { return v; }
+#endif
+
+// As many rows as registers hold go together.
+template <size_t kSpan>
+constexpr size_t kShortRows = KVC_TARGET_AVX512 ? 512 / HWY_MAX(kSpan, 128) : 1;
+template <size_t kSpan>
+using ShortRows = V16[kSpan / kShorts * kShortRows<kSpan>];
+inline bool IsShortRow(const RotatedRow& row) { return row.second() == 0 && row.span >= 64 && row.span <= 256; }
+
+// Levels with signs as shorts.
+HWY_INLINE void WidenLevels(V8 levels, V16& lower, V16& upper) {
+  const hn::RebindToSigned<D8> i8;
+  const auto own = hn::BitCast(i8, levels);
+  const auto sign = hn::BroadcastSignBit(own);
+  lower = hn::BitCast(D16(), hn::InterleaveLower(i8, own, sign));
+  upper = hn::BitCast(D16(), hn::InterleaveUpper(i8, own, sign));
 }
 
-// The levels of kShorts codes.
-HWY_INLINE V16 LoadShortLevels(const LevelTable& table, const uint8_t* codes) {
-  const hn::Rebind<int8_t, D16> d8;
-  const auto code = hn::BitCast(d8, LoadAt(hn::Rebind<uint8_t, D16>(), codes));
-  const hn::FixedTag<int8_t, HWY_MAX(kShorts, 16)> all;
-  return hn::PromoteTo(D16(), hn::TableLookupBytes(table.bytes(all), code));
-}
-
-// A row of kSpan values that is one transform: its sums of levels are integers of 16 bits.
-template <size_t kSpan, class Use>
-HWY_INLINE void DecodeShorts(const LevelTable& table, VF factor, const uint8_t* codes, Use use) {
+// Calls use(i, number) for the numbers of kShorts sums; 2^16 times the sums.
+template <class Use>
+HWY_INLINE void VisitSums(V16 sums, Use use) {
+  const V16 zero = hn::Zero(D16());
   const DF df;
   const DI di;
-  const hn::Half<D16> half;
-  V16 v[kSpan / kShorts];
-  for (size_t i = 0; i < kSpan; i += kShorts) v[i / kShorts] = LoadShortLevels(table, codes + i);
-  HadamardOfShorts(v);
-  const auto scaled = [&](size_t i, hn::Vec<hn::Half<D16>> sums) HWY_ATTR {
-    const VF number = hn::ConvertTo(df, hn::PromoteTo(di, sums));
-    use(i, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i))));
-  };
-  for (size_t i = 0; i < kSpan; i += kShorts) {
-    scaled(i, hn::LowerHalf(half, v[i / kShorts]));
-    scaled(i + kLanes, hn::UpperHalf(half, v[i / kShorts]));
+  use(0, hn::ConvertTo(df, hn::BitCast(di, hn::InterleaveLower(D16(), zero, sums))));
+  use(kLanes, hn::ConvertTo(df, hn::BitCast(di, hn::InterleaveUpper(D16(), zero, sums))));
+}
+
+// Calls use(i, values) for the vectors that kShortRows usual rows of codes decode to, not yet rounded to the dtype.
+template <size_t kSpan, class Use>
+HWY_INLINE void DecodeShortRows(const RotatedRow& row, const LevelTable& table, const float* scales,
+                                const uint8_t* codes, Use use) {
+  const DF df;
+  const auto levels = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(table.bytes()));
+  constexpr size_t kValues = kSpan * kShortRows<kSpan>;
+  ShortRows<kSpan> v;
+  HWY_UNROLL(16)
+  for (size_t i = 0; i < kValues; i += kBytes) {
+    const V8 code = ToPacked(hn::LoadU(D8(), codes + i));
+    WidenLevels(hn::TableLookupBytes(levels, code), v[i / kShorts], v[i / kShorts + 1]);
+  }
+  HadamardOfShorts<kSpan / kShorts>(v);
+  HWY_UNROLL(4)
+  for (size_t r = 0; r < kShortRows<kSpan>; ++r) {
+    const VF factor = hn::Set(df, scales[r] * row.level_unit * 0x1p-16f);
+    HWY_UNROLL(16)
+    for (size_t i = 0; i < kSpan; i += kShorts) {
+      VisitSums(v[(r * kSpan + i) / kShorts], [&](size_t at, VF number) HWY_ATTR {
+        use(r * kSpan + i + at, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i + at))));
+      });
+    }
   }
 }
 
@@ -127,11 +170,6 @@ template <class Use>
 HWY_INLINE void DecodeRow(const RotatedRow& row, const LevelTable& table, float scale, const uint8_t* codes, Use use) {
   const DF df;
   const VF factor = hn::Set(df, scale * row.level_unit);
-  if (row.second() == 0) {
-    if (row.span == 64) return DecodeShorts<64>(table, factor, codes, use);
-    if (row.span == 128) return DecodeShorts<128>(table, factor, codes, use);
-    if (row.span == 256) return DecodeShorts<256>(table, factor, codes, use);
-  }
   HWY_ALIGN float v[kMaxRotatedRow];
   for (size_t i = 0; i < row.length; i += kLanes) hn::Store(LoadLevels(table, codes + i), df, v + i);
   RotateBack(row, v);

@@ -186,19 +186,21 @@ size_t PackedCodeBytes(int bits, size_t count) { return PackedBytes(bits, kPackG
 void PackCodes(int bits, const uint8_t* codes, size_t count, uint8_t* out) {
   const size_t groups = count / kPackGroup;
   HWY_DYNAMIC_DISPATCH(PackWhole)(bits, codes, groups, out);
-  uint8_t slots[kPackGroup] = {};
   const size_t tail = count % kPackGroup;
-  if (tail > 0) std::memcpy(slots, codes + groups * kPackGroup, tail);
+  if (tail == 0) return;
+  uint8_t slots[kPackGroup] = {};
+  std::memcpy(slots, codes + groups * kPackGroup, tail);
   scalar::PackGroup(bits, slots, (tail + 7) / 8 * 8, out + PackedBytes(bits, kPackGroup, groups * kPackGroup));
 }
 
 void UnpackCodes(int bits, const uint8_t* in, size_t count, uint8_t* codes) {
   const size_t groups = count / kPackGroup;
   HWY_DYNAMIC_DISPATCH(UnpackWhole)(bits, in, groups, codes);
-  uint8_t slots[kPackGroup];
   const size_t tail = count % kPackGroup;
+  if (tail == 0) return;
+  uint8_t slots[kPackGroup];
   scalar::UnpackGroup(bits, in + PackedBytes(bits, kPackGroup, groups * kPackGroup), (tail + 7) / 8 * 8, slots);
-  if (tail > 0) std::memcpy(codes + groups * kPackGroup, slots, tail);
+  std::memcpy(codes + groups * kPackGroup, slots, tail);
 }
 
 }  // namespace kvcompress::simd
