@@ -2,9 +2,11 @@
 real daemon."""
 
 import importlib.metadata
+import json
 import logging
 import os
 import pickle
+import subprocess
 from types import SimpleNamespace as Bag
 
 import engines
@@ -353,6 +355,40 @@ def test_keys_are_turned_back_from_where_they_stand(engine, turned_keys, content
         error = (one.caches["model.layers.1.self_attn.attn"].float() - loaded.float()).abs().max()
         assert 0 < error < 1
     assert all(turned < 0.95 * plain for turned, plain in zip(sizes["turned"], sizes["plain"], strict=True)), sizes
+
+
+def test_an_artifact_is_of_keys_at_their_own_positions(daemon, bin_dir, turned_keys, tmp_path):
+    """What it says of the means holds of a later chunk as well, but not of one that is taken for the first."""
+    def caches(seed):
+        """Of layers that keep their constants, whatever the tokens."""
+        noise = torch.randn(LAYERS, 1, HEADS, 256, 2 * SIZE, generator=torch.Generator().manual_seed(seed))
+        return {f"layer_{layer}_{side}": (0.1 * noise[layer, ..., part] + (
+                    turned_keys(HEADS, 256, SIZE, seed=layer) if side == "key" else 0)).half().contiguous()
+                for layer in range(LAYERS) for side, part in (("key", slice(SIZE)), ("value", slice(SIZE, None)))}
+
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    torch_files = pytest.importorskip("safetensors.torch")
+    torch_files.save_file(caches(1), tmp_path / "a.safetensors", metadata={"rope_theta": "10000"})
+    done = subprocess.run([bin_dir / "kv-compress", "-calibrate", "-input", tmp_path / "a.safetensors", "-output",
+                           artifacts / "model.kvcal"], capture_output=True, text=True, check=True)
+    server, cache = daemon("--artifacts", artifacts), caches(2)
+    codec = f"transform(step=0.5,artifact={json.loads(done.stdout)['artifact']})"
+    sizes = {}
+    for name in ("told", "untold"):
+        one = Engine(server, tmp_path / "kv", chunk_tokens=64, codec=codec, model={"quantization": name})
+        if name == "untold":
+            save = one.worker._worker._codec.compress
+            one.worker._worker._codec = Bag(compress=lambda named, starts, save=save: save(named))
+        for layer, pages in enumerate(one.caches.values()):
+            pairs = torch.cat([cache[f"layer_{layer}_key"], cache[f"layer_{layer}_value"]], dim=-1)[0, :, :128]
+            pages[: 128 // BLOCK] = pairs.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+        one.compute = lambda *_: None
+        before = set((tmp_path / "kv").glob("*/*.kvc"))
+        one.prefill(make_request("a", range(128)), list(range(128 // BLOCK)))
+        sizes[name] = sum(path.stat().st_size for path in set((tmp_path / "kv").glob("*/*.kvc")) - before)
+        one.close()
+    assert sizes["told"] < 0.95 * sizes["untold"], sizes
 
 
 def test_the_option_comes_before_the_model(engine):
