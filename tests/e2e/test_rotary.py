@@ -137,6 +137,38 @@ def test_python_passes_it_on(cache, daemon):
                     call(wrong)
 
 
+HEADS, TOKENS, SIZE, BLOCK = 2, 256, 64, 64
+PAGED = ("batch", "seq", "heads", "head_dim")
+
+
+# From [heads, tokens, channels], which parts of a tensor are keys and which their axes are. Blocks of a paged cache are
+# sequences of their own, whose positions differ from those in the prompt by as much for all of their tokens.
+@pytest.mark.parametrize(("arrange", "axes", "most"), [
+    (lambda x: x.transpose(1, 0, 2), PAGED[1:], 0.9),
+    (lambda x: x.reshape(HEADS, -1, BLOCK, SIZE).transpose(1, 0, 2, 3), ("batch", "heads", "seq", "head_dim"), 0.9),
+    (lambda x: x.reshape(HEADS, -1, BLOCK, SIZE).transpose(1, 2, 0, 3), PAGED, 0.9),
+    (lambda x: np.stack([x.reshape(HEADS, -1, BLOCK, SIZE).transpose(1, 2, 0, 3),
+                         np.random.default_rng(2).standard_normal((TOKENS // BLOCK, BLOCK, HEADS, SIZE))]),
+     ("other", *PAGED), 0.95),
+    (lambda x: x.reshape(HEADS * TOKENS, SIZE), ("seq", "head_dim"), 0.9)],
+    ids=["tokens, heads", "blocks, heads, tokens", "blocks, tokens, heads", "2, blocks, tokens, heads", "latents"])
+def test_axes_say_where_tokens_are(daemon, arrange, axes, most):
+    """Keys with constants, in the layouts of engines."""
+    generator = np.random.default_rng(1)
+    rotary = kvcompress.RotaryEmbedding(10000, dims=SIZE // 2, offset=SIZE // 2, pairs="interleaved")
+    tokens = HEADS * TOKENS if axes == ("seq", "head_dim") else TOKENS
+    keys = generator.standard_normal((HEADS * TOKENS // tokens, tokens, SIZE))
+    keys += 8 * generator.standard_normal((len(keys), 1, SIZE))
+    turns = np.arange(tokens)[:, None] * 10000.0 ** (-np.arange(SIZE // 4) / (SIZE // 4))
+    pairs = (keys[..., SIZE // 2::2] + 1j * keys[..., SIZE // 2 + 1::2]) * np.exp(1j * turns)
+    keys[..., SIZE // 2::2], keys[..., SIZE // 2 + 1::2] = pairs.real, pairs.imag
+    tensor = np.ascontiguousarray(arrange(keys), dtype=np.float16)
+    with kvcompress.Client(daemon().address) as client:
+        plain, turned = (client.compress(tensor, CODEC, name="kv", axes=axes, rotary=found) for found in (None, rotary))
+        assert len(turned) < most * len(plain), (len(turned), len(plain))
+        assert 0 < np.abs(client.decompress(turned).astype(float) - tensor).max() < 0.5
+
+
 def test_a_models_configuration_tells_it():
     def of(**fields):
         return kvcompress.RotaryEmbedding.of_config(SimpleNamespace(**fields))
