@@ -20,7 +20,7 @@ using Json = nlohmann::json;
 absl::Status Fault(absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("profile: ", what)); }
 
 absl::StatusOr<ChainSpec> ParseCodec(const Json& value, absl::string_view where) {
-  if (!value.is_string()) return Fault(absl::StrCat(where, ": \"codec\" must be a string"));
+  if (!value.is_string()) return Fault(absl::StrCat(where, ": a codec must be a string"));
   const NamedChain* named = FindNamedChain(value.get_ref<const std::string&>());
   if (named != nullptr && named->first_layers > 0) {
     return Fault(absl::StrCat(where, ": ", std::string(named->name), " is a profile of its own"));
@@ -178,8 +178,8 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
     } else if (key == "rotary") {
       KVC_ASSIGN_OR_RETURN(profile.rotary_, ParseRotary(value));
     } else if (key != "description") {
-      return Fault(
-          absl::StrCat("unknown key \"", key, "\" (a profile has version, description, default, others, rules)"));
+      return Fault(absl::StrCat("unknown key \"", key,
+                                "\" (a profile has version, description, default, others, rotary, rules)"));
     }
   }
   if (!json.contains("version")) return Fault("\"version\" is missing");
