@@ -225,6 +225,10 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
 absl::StatusOr<FileReport> DecompressFile(CodecClient& client, const std::string& input, const std::string& output,
                                           const FileOptions& options) {
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(input, options.deadline));
+  if (file->is_several_files()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("read input: ", input, ": a compressed file is one file, no index of shards and no raw dump"));
+  }
   const Header& header = file->header();
   KVC_ASSIGN_OR_RETURN(const CompressedFile compressed, ReadCompressedFile(*file, header));
 

@@ -27,6 +27,8 @@ class Input final : public ByteSource {
   static constexpr uint64_t kMaxPipeBytes = uint64_t{512} << 20;
 
   const safetensors::Header& header() const { return parts_.header; }
+  // Whether it is an index of shards or a raw dump.
+  bool is_several_files() const { return !parts_.paths.empty(); }
 
   uint64_t size() const override { return bytes().size(); }
   absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override;

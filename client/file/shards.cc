@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
+#include "core/file/compressed_file.h"
 
 namespace kvcompress {
 namespace {
@@ -73,7 +74,9 @@ absl::StatusOr<std::map<std::string, std::set<std::string>>> ShardsOf(const std:
   const nlohmann::json& map = index.at("weight_map");
   if (!map.is_object() || map.empty()) return IndexFault(path, "its weight_map names no tensor");
   for (const auto& [tensor, file] : map.items()) {
-    if (!file.is_string()) return IndexFault(path, absl::StrCat("weight_map: \"", tensor, "\" has no file's name"));
+    if (!file.is_string()) {
+      return IndexFault(path, absl::StrCat("weight_map: \"", tensor, "\" must be a file's name, a string"));
+    }
     const auto& name = file.get_ref<const std::string&>();
     if (name.empty() || name == "." || name == ".." || name.find('/') != name.npos || name.find('\0') != name.npos) {
       return IndexFault(path,
@@ -118,6 +121,7 @@ absl::StatusOr<Input::Parts> OpenShards(const std::string& path, const nlohmann:
     KVC_ASSIGN_OR_RETURN(std::unique_ptr<FileSource> file, FileSource::Open(shard));
     const absl::StatusOr<Header> header = safetensors::ReadHeader(*file);
     if (!header.ok()) return absl::Status(header.status().code(), absl::StrCat(shard, ": ", header.status().message()));
+    if (IsCompressedFile(*header)) return IndexFault(shard, "a compressed file, and an index is of plain ones");
     KVC_RETURN_IF_ERROR(AddMetadata(shard, *header, parts.header));
     KVC_RETURN_IF_ERROR(AddEntries(shard, *header, tensors, bytes->size(), parts.header));
     bytes->Add(*file, header->data_start);

@@ -72,7 +72,7 @@ def test_an_index_through_a_daemon(bin_dir, tmp_path, daemon):
     (lambda index: index["weight_map"].update(layer_1_key="none"), "open {folder}/none: no such file or directory"),
     (lambda index: index["weight_map"].update(layer_1_key="../b"),
      '{index}: weight_map: "../b" is not the name of a file in the index\'s folder'),
-    (lambda index: index["weight_map"].update(layer_1_key=1), '{index}: weight_map: "layer_1_key" has no file\'s name'),
+    (lambda index: index["weight_map"].update(layer_1_key=1), '{index}: weight_map: "layer_1_key" must be a file\'s name, a string'),
     (lambda index: index["weight_map"].clear(), "{index}: its weight_map names no tensor"),
     (lambda index: index.pop("weight_map"),
      "{index}: JSON that is neither an index of shards (weight_map) nor the meta of a raw dump (k_file, v_file)"),
@@ -84,6 +84,17 @@ def test_an_index_that_does_not_fit_its_shards(bin_dir, tmp_path, change, said):
     path.write_text(json.dumps(index))
     text = refusal(bin_dir, "-input", path, "-metrics-only")
     assert text == "read input: " + said.format(folder=tmp_path, index=path)
+
+
+def test_an_index_is_never_of_what_is_compressed(bin_dir, tmp_path):
+    index = write_index(tmp_path, TWO)
+    text = refusal(bin_dir, "-decompress", "-input", index, "-output", tmp_path / "back")
+    assert text == f"read input: {index}: a compressed file is one file, no index of shards and no raw dump"
+    for shard in TWO:
+        run_ok(bin_dir, "-input", tmp_path / shard, "-output", tmp_path / "packed")
+        (tmp_path / "packed").rename(tmp_path / shard)
+    text = refusal(bin_dir, "-input", index, "-metrics-only")
+    assert text == f"read input: {tmp_path}/b-00001-of-00002: a compressed file, and an index is of plain ones"
 
 
 def test_an_index_that_is_no_json_or_says_things_twice(bin_dir, tmp_path):
