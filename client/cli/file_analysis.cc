@@ -25,6 +25,17 @@ bool CanAnalyze(const Entry& entry) {
   return tensor.ok() && !IsOpaque(tensor->dtype) && ValidateTensor(*tensor).ok() && entry.bytes() > 0;
 }
 
+// Refuses a rotation of more channels than a key has.
+absl::Status CheckRotation(const Header& header, const Rotation& rotation) {
+  for (const Entry& entry : header.entries) {
+    const uint64_t channels = entry.shape.empty() ? 0 : entry.shape.back();
+    if (rotation.theta == 0 || rotation.dims <= channels || !ParseKvName(entry.name).is_key) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "-rope-dims must be at most the head_dim, %d in tensor \"%s\", not %d", channels, entry.name, rotation.dims));
+  }
+  return absl::OkStatus();
+}
+
 // The error of int4, of which a warning would speak; empty where it refuses the values.
 absl::StatusOr<std::optional<ErrorSums>> MeasureInt4(const SampledTensor& sampled, std::vector<std::byte>& frame) {
   KVC_ASSIGN_OR_RETURN(const TensorCompressor compressor,
@@ -84,6 +95,7 @@ void AddRows(const SampledTensor& sampled, const AnalysisOptions& options, std::
 absl::StatusOr<FileAnalysis> AnalyzeFile(const ByteSource& file, const Header& header, const AnalysisOptions& options) {
   Header known = header;
   std::erase_if(known.entries, [](const Entry& entry) { return !CanAnalyze(entry); });
+  KVC_RETURN_IF_ERROR(CheckRotation(known, options.rotation));
   FileAnalysis analysis;
   if (known.entries.empty()) return analysis;
   KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(file, known, kMaxAnalyzedBytes));

@@ -40,7 +40,7 @@ struct FileAnalysis {
 };
 
 // Looks at the file's F16, BF16 and F32 tensors; of a large file only at evenly spaced parts. INVALID_ARGUMENT for
-// heads of a file that is too large to be looked at whole.
+// heads of a file that is too large to be looked at whole, and for a rotation of more channels than a key has.
 absl::StatusOr<FileAnalysis> AnalyzeFile(const ByteSource& file, const safetensors::Header& header,
                                          const AnalysisOptions& options);
 

@@ -80,8 +80,7 @@ void DeclareCalibration(GoFlags& flags, CliOptions& options) {
                "With -calibrate: what errors cost, layer_{i}_key|value [groups, dim, dim] in a safetensors file");
   flags.Int("group-dim", &options.group_dim, "With -calibrate: channels that are taken together (64, 128, or 256)");
 
-  flags.Group("Rotary embedding of keys",
-              "kv-compress -inspect -rope-theta 10000 cache.safetensors");
+  flags.Group("Rotary embedding of keys", "kv-compress -inspect -rope-theta 10000 cache.safetensors");
   flags.Float("rope-theta", &options.rope_theta,
               "Base of the keys' rotary embedding, in place of what the file's metadata say (rope_theta): for codecs "
               "that undo it, and -calibrate; with -inspect of a plain file, also what its keys would be without it");

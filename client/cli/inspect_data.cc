@@ -67,23 +67,42 @@ std::string CsvCell(const Json& value) {
   return quoted + "\"";
 }
 
-// Rows of objects with the same keys.
-std::string Csv(const std::vector<Json>& rows) {
-  std::string text;
+// Rows of objects with the keys of `any`, which name the columns.
+std::string Csv(const Json& any, const std::vector<Json>& rows) {
+  std::vector<std::string> cells;
+  for (const auto& [name, value] : any.items()) cells.push_back(name);
+  std::string text = absl::StrJoin(cells, ",") + "\r\n";
   for (const Json& row : rows) {
-    std::vector<std::string> names;
-    std::vector<std::string> cells;
-    for (const auto& [name, value] : row.items()) {
-      names.push_back(name);
-      cells.push_back(CsvCell(value));
-    }
-    if (text.empty()) text = absl::StrJoin(names, ",") + "\r\n";
+    cells.clear();
+    for (const Json& value : row) cells.push_back(CsvCell(value));
     absl::StrAppend(&text, absl::StrJoin(cells, ","), "\r\n");
   }
   return text;
 }
 
 std::string Dump(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
+
+// With the figures of its values.
+Json PlainRow(const AnalyzedValues& row) {
+  Json line = {{"tensor", row.tensor},
+               {"head", row.head ? Json(*row.head) : Json(nullptr)},
+               {"form", row.unrotated ? "unrotated" : "values"},
+               {"dtype", DTypeName(row.dtype)}};
+  line.update(Figures(row));
+  return line;
+}
+
+Json CompressedRow(const CompressedTensor& tensor, const BlockCodecs& chosen) {
+  const FrameHeader& frame = tensor.frame;
+  return {{"tensor", tensor.name},
+          {"dtype", DTypeName(frame.tensor.dtype)},
+          {"shape", frame.tensor.shape},
+          {"blocks", frame.block_count()},
+          {"bytes", frame.elements * DTypeSize(frame.tensor.dtype)},
+          {"compressed_bytes", tensor.bytes},
+          {"codec", frame.codec},
+          {"block_codecs", chosen.empty() ? Json(nullptr) : Json(chosen)}};
+}
 
 struct CompressedRows {
   std::vector<Json> tensors;
@@ -93,19 +112,10 @@ struct CompressedRows {
 absl::StatusOr<CompressedRows> RowsOf(const CompressedFile& compressed, const ByteSource& file) {
   CompressedRows rows;
   for (const CompressedTensor& tensor : compressed.tensors) {
-    const FrameHeader& frame = tensor.frame;
-    const uint64_t bytes = frame.elements * DTypeSize(frame.tensor.dtype);
     const absl::StatusOr<BlockCodecs> chosen = CountBlockCodecs(SubSource(file, tensor.offset, tensor.bytes));
     if (!chosen.ok()) return OfTensor(tensor.name, chosen.status());
-    rows.tensors.push_back({{"tensor", tensor.name},
-                            {"dtype", DTypeName(frame.tensor.dtype)},
-                            {"shape", frame.tensor.shape},
-                            {"blocks", frame.block_count()},
-                            {"bytes", bytes},
-                            {"compressed_bytes", tensor.bytes},
-                            {"codec", frame.codec},
-                            {"block_codecs", chosen->empty() ? Json(nullptr) : Json(*chosen)}});
-    rows.bytes += bytes;
+    rows.tensors.push_back(CompressedRow(tensor, *chosen));
+    rows.bytes += tensor.frame.elements * DTypeSize(tensor.frame.tensor.dtype);
   }
   return rows;
 }
@@ -137,15 +147,8 @@ std::string PlainJson(const safetensors::Header& header, uint64_t file_bytes, co
 
 std::string PlainCsv(const FileAnalysis& analysis) {
   std::vector<Json> rows;
-  for (const AnalyzedValues& row : analysis.rows) {
-    Json line = {{"tensor", row.tensor},
-                 {"head", row.head ? Json(*row.head) : Json(nullptr)},
-                 {"form", row.unrotated ? "unrotated" : "values"},
-                 {"dtype", DTypeName(row.dtype)}};
-    line.update(Figures(row));
-    rows.push_back(std::move(line));
-  }
-  return Csv(rows);
+  for (const AnalyzedValues& row : analysis.rows) rows.push_back(PlainRow(row));
+  return Csv(PlainRow({}), rows);
 }
 
 absl::StatusOr<std::string> CompressedJson(const CompressedFile& compressed, const ByteSource& file) {
@@ -160,7 +163,7 @@ absl::StatusOr<std::string> CompressedJson(const CompressedFile& compressed, con
 
 absl::StatusOr<std::string> CompressedCsv(const CompressedFile& compressed, const ByteSource& file) {
   KVC_ASSIGN_OR_RETURN(const CompressedRows rows, RowsOf(compressed, file));
-  return Csv(rows.tensors);
+  return Csv(CompressedRow({}, {}), rows.tensors);
 }
 
 }  // namespace kvcompress

@@ -177,6 +177,9 @@ absl::Status CheckRope(const GoFlags& flags, const CliOptions& options, std::ini
   if (options.rope_start < 0 || options.rope_start > int64_t{1} << 48) {
     return Fault(absl::StrFormat("-rope-start must be a position, not %d", options.rope_start));
   }
+  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
+    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
+  }
   for (const std::string_view flag : parts) {
     if (flags.IsSet(flag) && options.rope_theta == 0) return Fault(absl::StrFormat("-%s needs -rope-theta", flag));
   }
@@ -186,9 +189,6 @@ absl::Status CheckRope(const GoFlags& flags, const CliOptions& options, std::ini
 // For what takes the embedding of a model: -rope-theta, and the flags that mean nothing without it.
 absl::Status CheckModelRope(const GoFlags& flags, const CliOptions& options) {
   KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-offset"}));
-  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
-    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
-  }
   if (options.rope_offset < 0) {
     return Fault(absl::StrFormat("-rope-offset must be a channel, not %d", options.rope_offset));
   }

@@ -115,6 +115,24 @@ def test_names_that_csv_must_quote(bin_dir, tmp_path):
     assert [entry["tensor"] for entry in inspect(bin_dir, path)["tensors"]] == [name, "ids"]
 
 
+def test_csv_names_its_columns_where_there_are_no_rows(bin_dir, tmp_path):
+    def header(path):
+        return run(bin_dir, "-inspect", "-format", "csv", path).stdout.splitlines()[0]
+
+    none = write_file(tmp_path / "none", {"ids": np.arange(3)})
+    assert run(bin_dir, "-inspect", "-format", "csv", none).stdout == header(none) + "\n"
+    assert header(none) == header(write_file(tmp_path / "one", {"a": np.ones(4, np.float16)})) != ""
+    for name, arrays in [("packed", {"a": np.ones(4, np.float16)}), ("empty", {})]:
+        run_ok(bin_dir, "-input", write_file(tmp_path / "in", arrays), "-output", tmp_path / name)
+    assert header(tmp_path / "empty") == header(tmp_path / "packed") != ""
+
+
+def test_a_rotation_of_more_channels_than_a_key_has(bin_dir, sample):
+    done = run(bin_dir, "-inspect", "-rope-theta", "10000", "-rope-dims", "200", sample)
+    said = '-rope-dims must be at most the head_dim, 64 in tensor "layer_0_key", not 200'
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {said}\n")
+
+
 def test_compressed_files_as_data(bin_dir, sample, tmp_path):
     run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed", "-min-snr", "30")
     result = inspect(bin_dir, tmp_path / "packed")

@@ -213,6 +213,7 @@ TEST_F(OptionsTest, CalibrateTakesSeveralInputs) {
 TEST_F(OptionsTest, RopeFlagsAreChecked) {
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "10000", "a"}), "");
   EXPECT_EQ(options_.rope_theta, 10000);
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "0.5", "a"}), "-rope-theta must be at least 1, not 0.5");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000", "-rope-offset", "512"}), "");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-start", "256"}), "");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-offset", "512"}), "-rope-offset needs -rope-theta");
