@@ -138,8 +138,12 @@ constexpr std::string_view kExamples[] = {"transform(bits=3)",
                                           "transform(step=0.25,sinks=false)|zstd(level=1)",
                                           "transform(bits=2.5,theta=1000000,rotary_dims=64,rotary_offset=512)"};
 constexpr Parameter kParameters[] = {
-    Parameter::Real("bits", 0, 0, 32, "of a value, at most, all that a frame has included: the step follows").LeftOut(),
-    Parameter::Real("snr", 0, 0, 150, "in dB, at least, the token SNR as well: the step follows").LeftOut(),
+    Parameter::Real("bits", 0, 0, 32,
+                    "of a value, at most, all that a frame has included: the step follows; or snr, or step")
+        .LeftOut(),
+    Parameter::Real("snr", 0, 0, 150,
+                    "in dB, at least, the token SNR as well: the step follows; of F32 some 118 are reached")
+        .LeftOut(),
     Parameter::Real("step", 0, 0, 1e30, "the distance of neighbouring values that can be decoded").LeftOut(),
     Parameter::Flag("trellis", true, "quantize with the trellis: 0.13 bits less, slower").LeftOut(),
     Parameter::Flag("sinks", true, "finer steps for the first four tokens of a sequence").LeftOut(),
