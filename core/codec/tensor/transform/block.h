@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "core/codec/tensor/transform/rate.h"
 #include "core/codec/tensor/transform/segment.h"
 
 // A block of the codec `transform`, both ways (docs/format.md, "transform").
@@ -33,6 +34,10 @@ struct TransformSizes {
 std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
                                               const TransformInput& input, std::byte* side, std::byte* words,
                                               std::byte* decoded = nullptr);
+
+// The classes that an encoder finds for a block's values with this step. False where one is refused.
+bool CountClasses(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
+                  ClassCounts& counts);
 
 absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpan side, ByteSpan words,
                              MutableByteSpan values);

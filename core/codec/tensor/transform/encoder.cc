@@ -85,6 +85,38 @@ class Encoder {
     scratch_.escapes.clear();
     scratch_.symbols.clear();
     scratch_.low.clear();
+    Describe(segments, [&](const Segment* before, Segment& segment, float* values) {
+      models.CodeSegment(writer, before, segment);
+      for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
+      if (decoded != nullptr) reconstruction.Finish(segment, input_.dtype, scratch_.turns, values, decoded);
+    });
+    for (Escape& escape : scratch_.escapes) models.CodeEscape(writer, escape.reach, escape.high);
+    const size_t text_bytes = writer.Finish();
+    sizes.side = header_bytes + text_bytes;
+    sizes.words = EncodeSymbols(segments, words);
+    const size_t stored = input_.count * DTypeSize(input_.dtype);
+    return text_bytes > 0 && sizes.words > 0 && sizes.side + sizes.words < stored;
+  }
+
+  // After Load.
+  void Count(ClassCounts& counts) {
+    std::vector<Segment> segments = CutIntoSegments(input_.layout, input_.count);
+    Describe(segments, [&counts](const Segment*, const Segment& segment, const float*) {
+      counts.channels += static_cast<double>(segment.channels);
+      ForEachSpan(segment, [&](const TokenSpan& span) {
+        for (const int of : segment.classes) {
+          counts.Add(std::clamp(of + span.class_shift, kMinClass, kMaxClass),
+                     static_cast<double>(span.end - span.begin));
+        }
+      });
+    });
+  }
+
+ private:
+  // Visits all segments, one after the other: the one to expect the segment from, or null, the segment, of which all is
+  // known, and what is to be quantized.
+  template <typename Visit>
+  void Describe(std::vector<Segment>& segments, Visit visit) {
     const Segment* before = nullptr;
     std::optional<bool> turning;  // as the first segment that can turn decides
     if (input_.layout.RotaryDims(format_) == 0) turning = false;
@@ -98,20 +130,11 @@ class Encoder {
         TurnBack(segment, values, turning);
       }
       DescribeSegment({format_, sinks_, values, before}, segment, scratch_.statistics);
-      models.CodeSegment(writer, before, segment);
-      for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
+      visit(before, segment, values);
       before = &segment;
-      if (decoded != nullptr) reconstruction.Finish(segment, input_.dtype, scratch_.turns, values, decoded);
     }
-    for (Escape& escape : scratch_.escapes) models.CodeEscape(writer, escape.reach, escape.high);
-    const size_t text_bytes = writer.Finish();
-    sizes.side = header_bytes + text_bytes;
-    sizes.words = EncodeSymbols(segments, words);
-    const size_t stored = input_.count * DTypeSize(input_.dtype);
-    return text_bytes > 0 && sizes.words > 0 && sizes.side + sizes.words < stored;
   }
 
- private:
   void ToUnits(std::span<float> values) const {
     simd::ScaleValues(1 / UnitOf(format_.trellis, step_), values.data(), values.size());
   }
@@ -234,6 +257,14 @@ class Encoder {
 };
 
 }  // namespace
+
+bool CountClasses(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
+                  ClassCounts& counts) {
+  Encoder encoder(format, sinks, step, input);
+  if (!encoder.Load()) return false;
+  encoder.Count(counts);
+  return true;
+}
 
 std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
                                               const TransformInput& input, std::byte* side, std::byte* words,

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
 #include "absl/status/statusor.h"
 #include "core/base/byte_source.h"
 #include "core/codec/tensor/transform/block.h"
 
-// The step of a whole tensor, found by coding blocks of it.
+// The step of a whole tensor.
 namespace kvcompress {
 
 struct TransformTarget {
@@ -12,8 +16,23 @@ struct TransformTarget {
   double snr = 0;   // dB, at least, of the values and of what changes from token to token; one of the two is above 0
 };
 
-// Blocks from all over the tensor are tried, a few of them at most, so that of larger tensors the target is met about.
-absl::StatusOr<float> FindStep(const TransformFormat& format, bool sinks, const TransformTarget& target,
-                               const TensorDesc& tensor, const ByteSource& values, size_t block_elements);
+struct FoundStep {
+  float step = 1;
+  size_t block_elements = 1;
+  // What the streams of each block take at most, together; the encoder raises the step of one that takes more. Empty:
+  // whatever they take.
+  std::vector<size_t> most_bytes;
+
+  size_t MostBytes(uint64_t first) const {
+    return most_bytes.empty() ? SIZE_MAX : most_bytes[static_cast<size_t>(first / block_elements)];
+  }
+};
+
+// Of larger tensors not all blocks are looked at, so that these meet the target about.
+absl::StatusOr<FoundStep> FindStep(const TransformFormat& format, bool sinks, const TransformTarget& target,
+                                   const TensorDesc& tensor, const ByteSource& values, size_t block_elements);
+
+// The step 2^log, as far as steps may be as small or large.
+float StepOf(double log);
 
 }  // namespace kvcompress

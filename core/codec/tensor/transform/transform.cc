@@ -1,8 +1,11 @@
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_format.h"
 #include "core/artifact/artifact_store.h"
 #include "core/base/buffer.h"
+#include "core/base/elementary.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
 #include "core/codec/tensor/transform/basis.h"
@@ -15,8 +18,8 @@ namespace kvcompress {
 namespace {
 
 struct Found final : TensorState {
-  explicit Found(float of_tensor) : step(of_tensor) {}
-  const float step;
+  explicit Found(FoundStep found) : of_tensor(std::move(found)) {}
+  const FoundStep of_tensor;
 };
 
 // docs/format.md, "transform". Streams: side information, and the words of the entropy coder.
@@ -57,8 +60,8 @@ class Transform final : public TensorCodec {
   absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& values,
                                                        size_t block_elements) const override {
     KVC_RETURN_IF_ERROR(CheckArtifact());
-    KVC_ASSIGN_OR_RETURN(const float step, FindStep(format_, sinks_, target_, tensor, values, block_elements));
-    return std::make_unique<Found>(step);
+    KVC_ASSIGN_OR_RETURN(FoundStep found, FindStep(format_, sinks_, target_, tensor, values, block_elements));
+    return std::make_unique<Found>(std::move(found));
   }
 
   bool measures() const override { return true; }
@@ -90,15 +93,11 @@ class Transform final : public TensorCodec {
     const DType dtype = block.tensor.dtype;
     const TransformInput input{dtype, LayoutOf(format_, block.tensor, block.tokens, block.count), block.count,
                                values.data()};
-    const float step = block.state != nullptr ? static_cast<const Found*>(block.state)->step
-                                              : step_ * SegmentBasis(format_.artifact.get(), input.layout).step();
     thread_local Buffer decoded;
     if (sums != nullptr) decoded.Resize(values.size());
-    const auto sizes = EncodeTransform(format_, sinks_, step, input, streams[0].data, streams[1].data,
-                                       sums != nullptr ? decoded.data() : nullptr);
-    if (!sizes) return absl::InvalidArgumentError("");
-    streams[0].size = sizes->side;
-    streams[1].size = sizes->words;
+    if (!EncodeWithin(block, input, streams, sums != nullptr ? decoded.data() : nullptr)) {
+      return absl::InvalidArgumentError("");
+    }
     if (tokens != nullptr) simd::MeasureTokens(dtype, values.data(), decoded.data(), block.count, *tokens);
     if (tokens != nullptr && tokens->has_sums()) {
       sums->Merge(tokens->sums());
@@ -106,6 +105,28 @@ class Transform final : public TensorCodec {
       simd::MeasureErrors(dtype, values.data(), decoded.data(), block.count, *sums);
     }
     return absl::OkStatus();
+  }
+
+  // With the tensor's step, or a larger one where that takes more than the block may. False where a value is refused.
+  bool EncodeWithin(const Block& block, const TransformInput& input, std::span<StreamBuffer> streams,
+                    std::byte* decoded) const {
+    const FoundStep given{step_ * SegmentBasis(format_.artifact.get(), input.layout).step(), 1, {}};
+    const FoundStep& found = block.state != nullptr ? static_cast<const Found*>(block.state)->of_tensor : given;
+    const size_t most = found.MostBytes(block.first);
+    double octaves = 0;
+    constexpr int kTrials = 8;
+    for (int i = 1;; ++i) {
+      const auto step = static_cast<float>(double{found.step} * Exp2(octaves));
+      const auto sizes = EncodeTransform(format_, sinks_, step, input, streams[0].data, streams[1].data, decoded);
+      if (!sizes) return false;
+      streams[0].size = sizes->side;
+      streams[1].size = sizes->words;
+      const size_t bytes = sizes->side + sizes->words;
+      if (bytes <= most || i == kTrials) return true;
+      // A bit less of each value for each octave; at few bits, less than one.
+      const double excess = 8 * static_cast<double>(bytes - most) / static_cast<double>(input.count);
+      octaves += std::min(excess * (1 << (i / 2)) + 0.002 * i, 4.0);
+    }
   }
 
   absl::Status CheckArtifact() const {
