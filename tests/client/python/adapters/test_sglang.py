@@ -201,7 +201,8 @@ def stored_bytes(storage, keys):
 # Of latents each small frame's spec is longer by 46 of its 590 bytes, which the values must save before.
 @pytest.mark.parametrize(("kind", "layout", "most", "rotary"), [
     *((Pool, layout, 0.93, {"theta": 10000.0}) for layout in SHAPES),
-    (LatentPool, "page_first", 0.99, {"theta": 10000.0, "pairs": "interleaved", "dims": HEADS * SIZE - 16, "offset": 16})])
+    (LatentPool, "page_first", 0.99,
+     {"theta": 10000.0, "pairs": "interleaved", "dims": HEADS * SIZE - 16, "offset": 16})])
 def test_keys_are_turned_back(make, turned_keys, kind, layout, most, rotary):
     """Of all tokens of the pool as one prompt, in every layout, with and without what turns them."""
     pool = kind(layout, torch.float16)

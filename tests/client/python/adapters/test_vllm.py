@@ -345,7 +345,8 @@ def test_keys_are_turned_back_from_where_they_stand(engine, turned_keys, content
         before = set(files(engine))
         one.compute = lambda *_, one=one: compute(one.caches)
         one.prefill(make_request("a", tokens), list(range(128 // BLOCK)))
-        stored = sorted((path.read_bytes() for path in set(files(engine)) - before), key=lambda data: b"start=64" in data)
+        stored = [path.read_bytes() for path in set(files(engine)) - before]
+        stored.sort(key=lambda data: b"start=64" in data)
         assert [data.count(b"start=64") for data in stored] == [0, len(one.worker._worker._kinds)]
         assert [data.count(b"theta=10000") for data in stored] == [LAYERS * (name == "turned")] * 2
         sizes[name] = [len(data) for data in stored]
@@ -410,7 +411,7 @@ def test_what_cannot_work_is_said_at_the_start(engine):
     with pytest.raises(kvcompress.InvalidArgument, match="capacity_bytes is '5', and not a positive whole number"):
         engine(capacity_bytes="5")
     for rotary in ({"base": 1}, {"theta": 0}, {"theta": 9, "start": 4}, {"theta": 9, "pairs": "both"}, 10000.0):
-        with pytest.raises(kvcompress.InvalidArgument, match="rotary|pairs"):
+        with pytest.raises(kvcompress.InvalidArgument, match=r"rotary|pairs"):
             engine(rotary=rotary)
     with pytest.raises(kvcompress.FailedPrecondition, match="hf_overrides is a function"):
         engine(model={"hf_overrides": lambda config: config})
