@@ -127,6 +127,9 @@ def test_python_passes_it_on(cache, daemon):
         assert frame.codec == f"transform(step=0.25,{expected})"
         many = list(client.compress_many(tensors.items(), CODEC, rotary=rotary))
         assert [one.codec for one in many] == [frame.codec, "transform(step=0.25,start=5)"]
+        own = [(KEY, tensors[KEY], None, rotary), (KEY, tensors[KEY], "transform(step=1)", None), (KEY, tensors[KEY])]
+        many = list(client.compress_many(own, CODEC, rotary=kvcompress.RotaryEmbedding(7)))
+        assert [one.codec for one in many] == [frame.codec, "transform(step=1)", "transform(step=0.25,theta=7)"]
         with pytest.raises(kvcompress.InvalidArgument, match="theta is 0.5"):
             client.compress(tensors[KEY], CODEC, rotary=kvcompress.RotaryEmbedding(0.5))
         for wrong in (10000.0, {"theta": 1}, kvcompress.RotaryEmbedding(9, pairs="both"),

@@ -63,7 +63,8 @@ class Client(Connection):
         rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
     ) -> Stream[Frame]:
-        """Frames of (name, tensor) or (name, tensor, spec), in order, on one stream.
+        """Frames of (name, tensor), (name, tensor, spec) or (name, tensor, spec, rotary), in order, on one stream.
+        What an item has is in place of the call's, but for a spec of None.
 
         The input is read in another thread while frames come out, and only as fast as they are taken: what is in
         flight is bounded by the daemon's windows, not by the input. Nothing is retried. What the input raises is raised

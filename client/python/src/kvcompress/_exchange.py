@@ -138,13 +138,12 @@ class CompressExchange(Exchange[CompressItem, Frame]):
     def prepare(self, raw: Any) -> CompressItem:
         if isinstance(raw, CompressItem):
             return raw
-        if not isinstance(raw, tuple) or len(raw) not in (2, 3):
-            raise InvalidArgument("expected pairs of a name and a tensor, or triples with a spec")
-        spec = raw[2] if len(raw) == 3 else self._spec
-        profile = "" if len(raw) == 3 else self._profile
-        return CompressItem.of(
-            raw[0], raw[1], spec, profile=profile, on_nonfinite=self._on_nonfinite, rotary=self._rotary
-        )
+        if not isinstance(raw, tuple) or len(raw) not in (2, 3, 4):
+            raise InvalidArgument("expected pairs of a name and a tensor, perhaps with a spec, and a rotary embedding")
+        own = raw[2] if len(raw) > 2 else None
+        spec, profile = (self._spec, self._profile) if own is None else (own, "")
+        rotary = raw[3] if len(raw) == 4 else self._rotary
+        return CompressItem.of(raw[0], raw[1], spec, profile=profile, on_nonfinite=self._on_nonfinite, rotary=rotary)
 
     def take(self, number: int, value: memoryview) -> Frame | None:
         if number == self.report:

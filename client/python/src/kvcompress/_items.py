@@ -16,8 +16,8 @@ from .v1 import kvcompress_pb2 as pb
 
 Result = TypeVar("Result")
 FrameBytes = bytes | bytearray | memoryview
-# What iterables of the caller may give. In the last one, dtype and shape are those that the frame must have.
-TensorSource = tuple[str, Any] | tuple[str, Any, str]
+# What iterables of the caller may give. A spec of None is the call's. Dtype and shape are those that a frame must have.
+TensorSource = tuple[str, Any] | tuple[str, Any, str | None] | tuple[str, Any, str | None, RotaryEmbedding | None]
 FrameSource = Frame | FrameBytes | tuple[str, Frame | FrameBytes] | tuple[str, FrameBytes, tuple[str, tuple[int, ...]]]
 
 _ROLES = ("other", "batch", "layer", "heads", "seq", "head_dim")

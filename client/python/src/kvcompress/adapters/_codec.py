@@ -1,9 +1,7 @@
 """What the adapters share: the tensors of a cache as frames and back, several frames as one payload."""
 
-import itertools
 import pathlib
 import struct
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,26 +101,21 @@ class Codec:
         return self.spec or self.profile
 
     def compress(self, tensors: Sequence[tuple[str, torch.Tensor]], starts: Sequence[int] | None = None) -> list[Frame]:
-        """Frames of named tensors of any device, in order, by one stream for all that follow one another with one
-        start; made again as a whole where the daemon is busy or gone for a while. `starts`: of each tensor the position
-        of its first token, which is taken to be 0 where it is not known."""
-        host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
-        runs = itertools.groupby(zip(host, starts or [0] * len(host), strict=True), key=lambda item: item[1])
-        named = [([item for item, _ in run], self._rotary_at(start)) for start, run in runs]
+        """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
+        busy or gone for a while. `starts`: of each tensor the position of its first token, which is taken to be 0 where
+        it is not known."""
+        items = [
+            (name, tensor.detach().cpu(), None, self._rotary_at(start))
+            for (name, tensor), start in zip(tensors, starts or [0] * len(tensors), strict=True)
+        ]
 
         def work(seconds: float) -> list[Frame]:
-            end = time.monotonic() + seconds
-            frames: list[Frame] = []
-            for run, rotary in named:
-                frames += self.client.compress_many(
-                    run,
-                    self.spec,
-                    profile=self.profile or None,
-                    on_nonfinite=self.on_nonfinite,
-                    rotary=rotary,
-                    timeout=end - time.monotonic(),
+            profile = self.profile or None
+            return list(
+                self.client.compress_many(
+                    items, self.spec, profile=profile, on_nonfinite=self.on_nonfinite, timeout=seconds
                 )
-            return frames
+            )
 
         return self.client.with_retries(work, timeout=self.timeout)
 
