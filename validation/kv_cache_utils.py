@@ -212,21 +212,26 @@ def load_kv_cache(
 
 def rotary_metadata(config: Any) -> Dict[str, str]:
     """What kv-compress reads from a file's metadata of the rotary embedding that its keys have: rope_theta, and where
-    they are not the usual ones rope_pairs and rope_dims. Of scaled embeddings it is the base.
+    they are not the usual ones rope_pairs, rope_dims and rope_scaling.
 
     Args:
         config: The model's configuration
 
     Returns:
-        Nothing for a model without one, whose layers differ, or whose configuration does not say (None), and for MLA,
-        where transformers' caches keep apart what turns
+        Nothing for a model without one, whose layers differ, or whose configuration does not say (None), for a scaling
+        that changes with the context, and for MLA, where transformers' caches keep apart what turns
     """
     config = getattr(config, "get_text_config", lambda: config)()
     parameters = getattr(config, "rope_parameters", None) or {}
     theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
     if not theta or any(isinstance(value, dict) for value in parameters.values()) or getattr(config, "kv_lora_rank", None):
         return {}
+    scaling = _scaling(config, parameters)
+    if scaling["rope_type"] not in ("default", "linear", "llama3", "yarn") or scaling.get("truncate") is False:
+        return {}
     found = {"rope_theta": f"{theta:.17g}"}
+    if scaling["rope_type"] != "default":
+        found["rope_scaling"] = json.dumps(scaling)
     if getattr(config, "model_type", None) in INTERLEAVED:
         found["rope_pairs"] = "interleaved"
     factor = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
@@ -234,6 +239,16 @@ def rotary_metadata(config: Any) -> Dict[str, str]:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         found["rope_dims"] = str(int(head_dim * factor))
     return found
+
+
+def _scaling(config: Any, parameters: Dict[str, Any]) -> Dict[str, Any]:
+    """rope_scaling of a configuration, with the context that the model was first trained on."""
+    given = {**(getattr(config, "rope_scaling", None) or {}), **parameters}
+    scaling = {key: value for key, value in given.items() if value is not None}
+    scaling.setdefault("rope_type", scaling.pop("type", "default"))
+    original = getattr(config, "original_max_position_embeddings", None) or scaling.get(
+        "original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+    return {**scaling, "original_max_position_embeddings": original} if original else scaling
 
 
 def validate_kv_cache_shape(

@@ -71,7 +71,17 @@ def test_configurations_say_what_turns_keys():
     assert of(rope_theta=10000, partial_rotary_factor=1.0, hidden_size=512) == {"rope_theta": "10000"}
     assert of(rope_theta=10000, partial_rotary_factor=0.5, model_type="glm4", head_dim=128) == {
         "rope_theta": "10000", "rope_dims": "64", "rope_pairs": "interleaved"}
-    for none in ({}, {"rope_theta": None}, {"rope_theta": 1e4, "kv_lora_rank": 512},
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+    for scaled in (of(rope_theta=5e5, rope_scaling=llama3), of(rope_parameters={"rope_theta": 5e5, **llama3})):
+        assert scaled["rope_theta"] == "500000"
+        assert json.loads(scaled["rope_scaling"]).items() >= llama3.items()
+    linear = of(rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.0}, max_position_embeddings=4096)
+    assert json.loads(linear["rope_scaling"]) == {
+        "rope_type": "linear", "factor": 2.0, "original_max_position_embeddings": 4096}
+    assert of(rope_theta=1e4, rope_scaling=None, max_position_embeddings=4096) == {"rope_theta": "10000"}
+    for none in ({}, {"rope_theta": None}, {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+                 {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}},
+                 {"rope_theta": 1e4, "kv_lora_rank": 512},
                  {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}):
         assert of(**none) == {}
     assert rotary_metadata(None) == {}
