@@ -294,7 +294,7 @@ std::string ChosenCodec(const GoFlags& flags, const CliOptions& options) {
     return absl::StrFormat("bounded(min_snr=%s,%smax_error=%s,min_cosine=%s)|rans", FormatReal(options.min_snr),
                            token_snr, FormatReal(options.max_error), FormatReal(options.min_cosine));
   }
-  const std::string int4 = absl::StrFormat("int4(group=%d)", options.group_size);
+  std::string int4 = absl::StrFormat("int4(group=%d)", options.group_size);
   if (options.sparsity == 0) return int4;
   return absl::StrFormat("sparse(ratio=%s)|%s", FormatReal(options.sparsity), int4);
 }
