@@ -53,6 +53,12 @@ struct LowBits {
     lower = hn::Min(bits, hn::Set(di, kLowBitsAtOnce));
     upper = hn::Sub(bits, lower);
   }
+  HWY_INLINE LowBits Reversed() const {
+    LowBits other;
+    other.upper = hn::Reverse(DI(), upper);
+    other.lower = hn::Reverse(DI(), lower);
+    return other;
+  }
 };
 
 // The lowest `bits` bits of each lane.
@@ -70,13 +76,13 @@ HWY_INLINE size_t EncodeBits(VI value, VI bits, VI& state, uint8_t* out) {
   return words;
 }
 
-// Appends bits of each state to `value`; the words that are left are before `words` + *size.
-HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t* words, size_t* size, VI& value) {
+// Appends bits of each state, in falling order of lanes, to `value`; the words that are left end at *end.
+HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t** end, VI& value) {
   value = hn::Or(hn::Shl(value, bits), LowestBits(state, bits));
   state = hn::Shr(state, bits);
   const unsigned empty = BitsOf(hn::Lt(state, hn::Set(DI(), kRansLow)));
-  *size -= 2 * hwy::PopCount(empty);
-  Refill(state, empty, words + *size);
+  RefillFalling(state, empty, *end);
+  *end -= 2 * hwy::PopCount(empty);
 }
 
 template <size_t kStateVectors, bool kHasLowBits>
@@ -162,24 +168,29 @@ HWY_INLINE VI PassToken(VI symbol, VI value, const LowBits& low, VI& state) {
   return PassSymbols<kTrellis>(symbol, state);
 }
 
+// Vectors of lanes are in falling order, as words are popped.
 template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
                     int32_t* points, uint32_t* stopped) {
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
+  for (VI& lanes : states.lanes) lanes = hn::Reverse(di, lanes);
   VI places[kVectors], machine[kVectors];
   LowBits low[kVectors];
   for (size_t v = 0; v < kVectors; ++v) {
-    places[v] = PlacesOf(tables, v * kLanes);
-    machine[v] = kTrellis ? hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)) : hn::Zero(di);
-    if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes);
+    places[v] = hn::Reverse(di, PlacesOf(tables, v * kLanes));
+    machine[v] = hn::Zero(di);
+    if constexpr (kTrellis) {
+      machine[v] = hn::Reverse(di, hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)));
+    }
+    if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes).Reversed();
   }
-  const uint8_t* const words = decoder.words;
-  size_t size = decoder.size;
+  const uint8_t* end = decoder.words + decoder.size;
+  const uint8_t* const last = decoder.words + MaxTokenBytes(tables);
   size_t t = 0;
   *stopped = 0;
-  for (; t < tokens && size >= MaxTokenBytes(tables); ++t) {
+  for (; t < tokens && end >= last; ++t) {
     VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
     for (size_t group = 0; group < kVectors / kStateVectors; ++group) {
@@ -193,16 +204,16 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
         value[v] = hn::Zero(di);
         largest = hn::Max(largest, symbol[v]);
         const unsigned bits = DecodeEntries(entry, states.lanes[s]);
-        size -= 2 * hwy::PopCount(bits);
-        Refill(states.lanes[s], bits, words + size);  // what it reads past the last word are the states
+        RefillFalling(states.lanes[s], bits, end);
+        end -= 2 * hwy::PopCount(bits);
       }
       if constexpr (kHasLowBits) {
         const size_t first = group * kStateVectors;
         for (size_t s = kStateVectors; s-- > 0;) {
-          DecodeBits(low[first + s].upper, states.lanes[s], words, &size, value[first + s]);
+          DecodeBits(low[first + s].upper, states.lanes[s], &end, value[first + s]);
         }
         for (size_t s = kStateVectors; s-- > 0;) {
-          DecodeBits(low[first + s].lower, states.lanes[s], words, &size, value[first + s]);
+          DecodeBits(low[first + s].lower, states.lanes[s], &end, value[first + s]);
         }
       }
     }
@@ -210,26 +221,29 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
       for (size_t v = 0; v < kVectors; ++v) {
         const auto stops = hn::Eq(symbol[v], hn::Set(di, kEscape));
-        *stopped |= BitsOf(stops) << (v * kLanes);
+        *stopped |= BitsOf(hn::Eq(hn::Reverse(di, symbol[v]), hn::Set(di, kEscape))) << (v * kLanes);
         VI next = machine[v];
         const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], next);
         machine[v] = hn::IfThenElse(stops, machine[v], next);
-        hn::StoreU(hn::IfThenElse(stops, value[v], point), di, row + v * kLanes);
+        hn::StoreU(hn::Reverse(di, hn::IfThenElse(stops, value[v], point)), di, row + v * kLanes);
       }
       break;
     }
 #pragma GCC unroll 4
     for (size_t v = 0; v < kVectors; ++v) {
-      hn::StoreU(PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]), di, row + v * kLanes);
+      const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]);
+      hn::StoreU(hn::Reverse(di, point), di, row + v * kLanes);
     }
   }
+  for (VI& lanes : states.lanes) lanes = hn::Reverse(di, lanes);
   states.StoreTo(decoder.states.data());
   if constexpr (kTrellis) {
     for (size_t v = 0; v < kVectors; ++v) {
-      StoreAt(hn::U8FromU32(hn::BitCast(DU(), machine[v])), DU8(), trellis->data() + v * kLanes);
+      const auto risen = hn::BitCast(DU(), hn::Reverse(di, machine[v]));
+      StoreAt(hn::U8FromU32(risen), DU8(), trellis->data() + v * kLanes);
     }
   }
-  decoder.size = size;
+  decoder.size = static_cast<size_t>(end - decoder.words);
   return t;
 }
 

@@ -115,9 +115,10 @@ HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
   VI x = state;
   const size_t words = GiveWords(x, hn::Not(hn::Lt(hn::ShiftRight<19>(x), frequency)), out);
 
-  // The quotient is below 2^19, and three roundings to 24 bits move it by less than 1/8: with that taken off it is
-  // right or one too small.
-  const auto ratio = hn::Div(hn::ConvertTo(df, x), hn::ConvertTo(df, frequency));
+  // The quotient is below 2^19, and four roundings to 24 bits move it by less than 1/8: with that taken off it is right
+  // or one too small. The reciprocal does not wait for the state.
+  const auto reciprocal = hn::Div(hn::Set(df, 1), hn::ConvertTo(df, frequency));
+  const auto ratio = hn::Mul(hn::ConvertTo(df, x), reciprocal);
   const VI quotient = hn::ConvertTo(di, hn::Sub(ratio, hn::Set(df, 0.125f)));
   const VI rest = hn::Sub(x, hn::Mul(quotient, frequency));
   const VI next = hn::Add(hn::Add(hn::ShiftLeft<kRansBits>(quotient), rest), hn::ShiftRight<16>(entry));
@@ -142,6 +143,15 @@ HWY_INLINE void Refill(VI& state, unsigned bits, const uint8_t* words) {
   const DI di;
   const VI word = SpreadLanes(hn::PromoteTo(di, LoadAt(DU16(), words)), bits);
   const VI filled = hn::Or(hn::ShiftLeft<16>(state), word);
+  state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
+}
+
+// Refill for lanes in falling order, with the words that end at `end`: which these are does not depend on how many are
+// taken, so that few vectors do not wait for it. Reads a whole vector.
+HWY_INLINE void RefillFalling(VI& state, unsigned bits, const uint8_t* end) {
+  const DI di;
+  const VI words = hn::Reverse(di, hn::PromoteTo(di, LoadAt(DU16(), end - 2 * kLanes)));
+  const VI filled = hn::Or(hn::ShiftLeft<16>(state), SpreadLanes(words, bits));
   state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
 }
 
