@@ -112,15 +112,15 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
     values.whole = Contiguous(input, task.chain, out.copied_bytes);
   }
   const size_t prefix = index == 0 ? task.header_bytes.size() : 0;
-  const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
-  const size_t bound = kBlockHeaderBytes + task.chain.MaxPayloadBytes(header.tensor, count);
+  const size_t end = index + 1 == header.block_count() ? header.end_bytes() : 0;
+  const size_t bound = header.block_header_bytes() + task.chain.MaxPayloadBytes(header.tensor, count);
   const MutableByteSpan bytes = out.output.Allocate(prefix + bound + end);
   if (prefix > 0) std::memcpy(bytes.data(), task.header_bytes.data(), prefix);
   const MutableByteSpan room = bytes.subspan(prefix, bound);
   KVC_ASSIGN_OR_RETURN(const size_t size,
                        EncodeFrameBlock(header, task.chain, task.state, index, values, room, &out.sums, &out.tokens));
-  out.payload_bytes = size - kBlockHeaderBytes;
-  out.fell_back = task.chain.FellBack(room.subspan(kBlockHeaderBytes, out.payload_bytes));
+  out.payload_bytes = size - header.block_header_bytes();
+  out.fell_back = task.chain.FellBack(room.subspan(header.block_header_bytes(), out.payload_bytes));
   out.size = prefix + size;
   if (task.buffers != nullptr && size != bound) return absl::InternalError("a block's size is not what was foreseen");
   // What waits for the client to take it is charged with its size: it should not take much more.
@@ -130,9 +130,9 @@ absl::Status EncodeBlock(EncodeTask& task, uint64_t index, const BlockInput& inp
 }
 
 void AppendFrameEnd(const EncodeTask& task, EncodedBlock& block) {
-  const size_t end = FrameEndBytes(task.payload_sizes.size());
+  const size_t end = task.header.end_bytes();
   const MutableByteSpan bytes = block.output.Allocate(block.size + end);
-  WriteFrameEnd(task.header.checksum, task.payload_sizes, bytes.data() + block.size);
+  WriteFrameEnd(task.header, task.payload_sizes, bytes.data() + block.size);
   block.size += end;
 }
 

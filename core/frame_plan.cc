@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
+#include "core/codec/registry.h"
 #include "core/codec/syntax.h"
 
 namespace kvcompress {
@@ -20,15 +21,15 @@ absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
 
 uint64_t FramePlan::BlockBytes(uint64_t index) const {
   const size_t prefix = index == 0 ? header_bytes.size() : 0;
-  const size_t end = index + 1 == header.block_count() ? FrameEndBytes(header.block_count()) : 0;
-  return prefix + kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor, header.BlockElements(index)) + end;
+  const size_t end = index + 1 == header.block_count() ? header.end_bytes() : 0;
+  return prefix + header.block_header_bytes() + chain.MaxPayloadBytes(header.tensor, header.BlockElements(index)) + end;
 }
 
 uint64_t FramePlan::MaxFrameBytes() const {
   const uint64_t blocks = header.block_count();
-  if (blocks == 0) return header_bytes.size() + FrameEndBytes(0);
+  if (blocks == 0) return header_bytes.size() + header.end_bytes();
   if (blocks == 1) return BlockBytes(0);
-  const uint64_t inner = kBlockHeaderBytes + chain.MaxPayloadBytes(header.tensor, header.block_elements);
+  const uint64_t inner = header.block_header_bytes() + chain.MaxPayloadBytes(header.tensor, header.block_elements);
   return BlockBytes(0) + (blocks - 2) * inner + BlockBytes(blocks - 1);
 }
 
@@ -76,6 +77,9 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   plan.header.tensor = std::move(tensor);
   plan.header.codec = plan.chain.spec();
   plan.header.block_elements = plan.chain.BlockElements(plan.header.tensor);
+  plan.header.is_compact =
+      FindCodec(plan.chain.codec_name())->has_compact_frames && MayBeCompact(plan.header.tensor, words);
+  plan.chain.set_compact(plan.header.is_compact);
   plan.header_bytes = SerializeFrameHeader(plan.header);
   return plan;
 }
@@ -99,10 +103,10 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
                                         ErrorSums* sums, TokenSums* tokens) {
   const Block run{header.tensor, index * header.block_elements, header.BlockElements(index), values.whole,
                   values.pieces};
-  const MutableByteSpan payload = block.subspan(kBlockHeaderBytes);
+  const MutableByteSpan payload = block.subspan(header.block_header_bytes());
   KVC_ASSIGN_OR_RETURN(const size_t payload_bytes, chain.EncodeBlock(run, state, payload, sums, tokens));
-  WriteBlockHeader(header.checksum, index, payload.first(payload_bytes), block.data());
-  return kBlockHeaderBytes + payload_bytes;
+  WriteBlockHeader(header, index, payload.first(payload_bytes), block.data());
+  return header.block_header_bytes() + payload_bytes;
 }
 
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment) {
@@ -112,6 +116,7 @@ absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEn
   if (absl::IsInvalidArgument(chain.status())) {
     return absl::DataLossError(absl::StrCat("frame: ", chain.status().message()));
   }
+  if (chain.ok()) chain->set_compact(header.is_compact);
   return chain;
 }
 

@@ -58,7 +58,7 @@ struct BlockValues {
   std::span<const ByteSpan> pieces = {};
 };
 
-// Writes block `index`, its header and its payload, to `block`, which has room for kBlockHeaderBytes and the chain's
+// Writes block `index`, its header and its payload, to `block`, which has room for block_header_bytes() and the chain's
 // MaxPayloadBytes, and returns its size. `sums`, `tokens` and errors are those of CodecChain::EncodeBlock.
 absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const ChainState& state,
                                         uint64_t index, const BlockValues& values, MutableByteSpan block,

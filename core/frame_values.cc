@@ -28,11 +28,13 @@ absl::Status FrameValues::FindBlocks(uint64_t header_bytes) {
   std::vector<std::byte> scratch;
   uint64_t at = header_bytes;
   for (uint64_t index = 0; index < count; ++index) {
-    if (frame_.size() - at < kBlockHeaderBytes) {
+    const size_t head_bytes = header_.block_header_bytes();
+    if (frame_.size() - at < head_bytes) {
       return absl::DataLossError(absl::StrFormat("frame: cut off before block %d", index));
     }
-    KVC_ASSIGN_OR_RETURN(const ByteSpan head, frame_.Get(at, kBlockHeaderBytes, scratch));
-    const Place place{at + kBlockHeaderBytes, LoadLE<uint32_t>(head.data()), LoadLE<uint64_t>(head.data() + 4)};
+    KVC_ASSIGN_OR_RETURN(const ByteSpan head, frame_.Get(at, head_bytes, scratch));
+    const auto [bytes, checksum] = ReadBlockHeader(header_, head.data());
+    const Place place{at + head_bytes, bytes, checksum};
     if (place.bytes > frame_.size() - place.offset ||
         place.bytes > chain_.MaxPayloadBytes(header_.tensor, header_.BlockElements(index))) {
       return absl::DataLossError(absl::StrFormat("frame: block %d: %d bytes are too many", index, place.bytes));
@@ -40,7 +42,7 @@ absl::Status FrameValues::FindBlocks(uint64_t header_bytes) {
     blocks_.push_back(place);
     at = place.offset + place.bytes;
   }
-  if (frame_.size() - at == FrameEndBytes(count)) return absl::OkStatus();
+  if (frame_.size() - at == header_.end_bytes()) return absl::OkStatus();
   return absl::DataLossError("frame: it does not end where its blocks do");
 }
 

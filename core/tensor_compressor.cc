@@ -71,14 +71,14 @@ absl::StatusOr<size_t> TensorCompressor::Compress(ByteSpan values, MutableByteSp
     if (sums != nullptr) tokens.totals.Merge(tokens.block);
     values = values.subspan(value_bytes);
     written += block_bytes;
-    payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));
+    payload_sizes.push_back(static_cast<uint32_t>(block_bytes - plan_.header.block_header_bytes()));
   }
-  WriteFrameEnd(header.checksum, payload_sizes, frame.data() + written);
+  WriteFrameEnd(header, payload_sizes, frame.data() + written);
   if (sums != nullptr) {
     tokens.totals.AddTo(total);
     *sums = total;
   }
-  return written + FrameEndBytes(header.block_count());
+  return written + header.end_bytes();
 }
 
 uint64_t TensorCompressor::FallbackBlocks(ByteSpan frame) const {
@@ -86,9 +86,10 @@ uint64_t TensorCompressor::FallbackBlocks(ByteSpan frame) const {
   uint64_t count = 0;
   frame = frame.subspan(plan_.header_bytes.size());
   for (uint64_t i = 0; i < header().block_count(); ++i) {
-    const size_t payload_bytes = LoadLE<uint32_t>(frame.data());
-    if (plan_.chain.FellBack(frame.subspan(kBlockHeaderBytes, payload_bytes))) ++count;
-    frame = frame.subspan(kBlockHeaderBytes + payload_bytes);
+    const size_t payload_bytes = ReadBlockHeader(header(), frame.data()).payload_bytes;
+    frame = frame.subspan(header().block_header_bytes());
+    if (plan_.chain.FellBack(frame.first(payload_bytes))) ++count;
+    frame = frame.subspan(payload_bytes);
   }
   return count;
 }
@@ -106,14 +107,14 @@ absl::StatusOr<size_t> TensorCompressor::CompressPieces(std::span<const ByteSpan
                        EncodeFrameBlock(plan_.header, plan_.chain, {}, 0, {.pieces = pieces}, frame.subspan(prefix),
                                         sums != nullptr ? &own : nullptr, sums != nullptr ? &tokens.block : nullptr));
   std::vector<uint32_t>& payload_sizes = NoPayloadSizes();
-  payload_sizes.push_back(static_cast<uint32_t>(block_bytes - kBlockHeaderBytes));
-  WriteFrameEnd(plan_.header.checksum, payload_sizes, frame.data() + prefix + block_bytes);
+  payload_sizes.push_back(static_cast<uint32_t>(block_bytes - plan_.header.block_header_bytes()));
+  WriteFrameEnd(plan_.header, payload_sizes, frame.data() + prefix + block_bytes);
   if (sums != nullptr) {
     tokens.totals.Merge(tokens.block);
     tokens.totals.AddTo(own);
     *sums = own;
   }
-  return prefix + block_bytes + FrameEndBytes(1);
+  return prefix + block_bytes + plan_.header.end_bytes();
 }
 
 }  // namespace kvcompress

@@ -11,6 +11,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/f8_codec.h"
 #include "core/codec/registry.h"
+#include "core/codec/stream_table.h"
 #include "core/codec/transformed_source.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/token_meter.h"
@@ -34,6 +35,7 @@ struct CodecChain::Scratch {
   Buffer decoded;
   simd::TokenMeter tokens;
   std::vector<size_t> bounds;
+  std::vector<uint32_t> sizes;  // the table
   std::vector<StreamBuffer> out;
   std::vector<ByteSpan> in;
 };
@@ -76,8 +78,8 @@ absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environmen
 }
 
 absl::StatusOr<CodecChain> ChainSpec::ResolvePart(const CodecEnvironment& environment, const TensorDesc& tensor) const {
-  KVC_ASSIGN_OR_RETURN(CodecChain chain, Resolve(environment, tensor));
-  chain.inner_ = true;
+  absl::StatusOr<CodecChain> chain = Resolve(environment, tensor);
+  if (chain.ok()) chain->inner_ = true;
   return chain;
 }
 
@@ -118,7 +120,7 @@ void CodecChain::StreamBounds(const TensorDesc& tensor, size_t count, std::vecto
 size_t CodecChain::MaxPayloadBytes(const TensorDesc& tensor, size_t count) const {
   std::vector<size_t>& bounds = ThreadScratch().bounds;
   StreamBounds(tensor, count, bounds);
-  return std::accumulate(bounds.begin(), bounds.end(), TableBytes());
+  return std::accumulate(bounds.begin(), bounds.end(), MaxTableBytes(table_sizes()));
 }
 
 absl::Status CodecChain::ValueFault(const Block& block) const {
@@ -176,7 +178,7 @@ void CodecChain::PlaceStreams(const TensorDesc& tensor, size_t count, MutableByt
   scratch.out.resize(stream_count());
   scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
   const bool in_payload = byte_codecs_.empty() && is_plain() && (transforms == 0 || scratch.sides[0].size() == 0);
-  std::byte* at = payload.data() + TableBytes();
+  std::byte* at = payload.data() + MaxTableBytes(table_sizes());
   for (size_t i = 0; i < transforms; ++i) scratch.out[i] = {scratch.sides[i].data(), scratch.sides[i].size()};
   for (size_t i = transforms; i < stream_count(); ++i) {
     if (in_payload) {
@@ -192,12 +194,11 @@ void CodecChain::PlaceStreams(const TensorDesc& tensor, size_t count, MutableByt
 // Runs the byte codecs, and moves every stream to its place after the table. Returns the payload's size.
 absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch& scratch) const {
   scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
-  std::byte* entry = payload.data();
-  std::byte* at = payload.data() + TableBytes();
+  scratch.sizes.clear();
+  std::byte* at = payload.data() + MaxTableBytes(table_sizes());
   for (const StreamBuffer& out : scratch.out) {
     ByteSpan stream{out.data, out.size};
-    StoreLE(static_cast<uint32_t>(stream.size()), entry);
-    entry += 4;
+    scratch.sizes.push_back(static_cast<uint32_t>(stream.size()));
     for (size_t k = 0; k < byte_codecs_.size(); ++k) {
       if (!stream.empty()) {  // an empty one cannot get smaller, and not every library bears it
         Buffer& coded = scratch.coded[k];
@@ -205,13 +206,12 @@ absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch&
         KVC_ASSIGN_OR_RETURN(const size_t size, byte_codecs_[k]->Encode(stream, coded.span()));
         if (size > 0 && size < stream.size()) stream = coded.span().first(size);
       }
-      StoreLE(static_cast<uint32_t>(stream.size()), entry);
-      entry += 4;
+      scratch.sizes.push_back(static_cast<uint32_t>(stream.size()));
     }
     if (stream.data() != at && !stream.empty()) std::memmove(at, stream.data(), stream.size());
     at += stream.size();
   }
-  return static_cast<size_t>(at - payload.data());
+  return WriteStreamTable(scratch.sizes, compact_, payload.first(static_cast<size_t>(at - payload.data())));
 }
 
 absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
@@ -282,8 +282,9 @@ absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan le
 }
 
 bool CodecChain::FellBack(ByteSpan payload) const {
-  const size_t entry = 4 * (transforms_.size() - 1) * (1 + byte_codecs_.size());
-  return has_fallback_ && LoadLE<uint32_t>(payload.data() + entry) > 0;
+  std::vector<uint32_t>& sizes = ThreadScratch().sizes;
+  return has_fallback_ && ReadStreamTable(compact_, stream_count(), byte_codecs_.size(), payload, sizes) &&
+         sizes[(transforms_.size() - 1) * (1 + byte_codecs_.size())] > 0;
 }
 
 // Measures the block against what its payload decodes to.
@@ -333,27 +334,28 @@ absl::StatusOr<size_t> CodecChain::EncodePieces(Block block, const ChainState& s
 // Checks the payload's table and undoes the byte codecs: scratch.in[i] becomes stream i.
 absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const {
   const size_t stages = byte_codecs_.size();
-  if (payload.size() < TableBytes()) return absl::DataLossError("payload is shorter than its stream table");
+  if (!ReadStreamTable(compact_, stream_count(), stages, payload, scratch.sizes)) {
+    return absl::DataLossError("payload is shorter than its stream table");
+  }
   scratch.in.resize(stream_count());
   scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
   scratch.coded.resize(std::max(scratch.coded.size(), stages));
-  const std::byte* entry = payload.data();
-  ByteSpan rest = payload.subspan(TableBytes());
-  for (size_t i = 0; i < stream_count(); ++i, entry += 4 * (1 + stages)) {
+  ByteSpan rest = payload;
+  for (size_t i = 0; i < stream_count(); ++i) {
     // The stream's size after the first k byte codecs; an equal size says that codec k was left out.
-    const auto size_after = [&](size_t k) { return size_t{LoadLE<uint32_t>(entry + 4 * k)}; };
-    if (size_after(0) > scratch.bounds[i]) return absl::DataLossError("stream is larger than its block allows");
+    const uint32_t* const size_after = scratch.sizes.data() + i * (1 + stages);
+    if (size_after[0] > scratch.bounds[i]) return absl::DataLossError("stream is larger than its block allows");
     for (size_t k = 0; k < stages; ++k) {
-      if (size_after(k + 1) > size_after(k)) return absl::DataLossError("stream grows in a byte codec");
+      if (size_after[k + 1] > size_after[k]) return absl::DataLossError("stream grows in a byte codec");
     }
-    if (size_after(stages) > rest.size()) return absl::DataLossError("stream ends behind its payload");
-    ByteSpan stream = rest.first(size_after(stages));
+    if (size_after[stages] > rest.size()) return absl::DataLossError("stream ends behind its payload");
+    ByteSpan stream = rest.first(size_after[stages]);
     rest = rest.subspan(stream.size());
     Buffer* holder = nullptr;
     for (size_t k = stages; k-- > 0;) {
-      if (size_after(k) == stream.size()) continue;
+      if (size_after[k] == stream.size()) continue;
       holder = k == 0 ? &scratch.streams[i] : &scratch.coded[k];
-      holder->Resize(size_after(k));
+      holder->Resize(size_after[k]);
       KVC_RETURN_IF_ERROR(byte_codecs_[k]->Decode(stream, holder->span()));
       stream = holder->span();
     }

@@ -48,8 +48,11 @@ class CodecChain {
   // Whether a payload always has the size of its bound and is never read back while it is written. It may then be
   // written to memory that others may write to at the same time.
   bool encodes_in_place() const {
-    return transforms_.empty() && is_fast() && codec_->measures() && codec_->tolerates_changing_values();
+    return !compact_ && transforms_.empty() && is_fast() && codec_->measures() && codec_->tolerates_changing_values();
   }
+
+  // Whether payloads are those of compact frames.
+  void set_compact(bool compact) { compact_ = compact; }
 
   // Elements of the tensor's blocks.
   uint32_t BlockElements(const TensorDesc& tensor) const { return codec_->BlockElements(tensor); }
@@ -84,7 +87,7 @@ class CodecChain {
   bool encodes_pieces() const { return is_plain() && codec_->takes_pieces(); }
   bool is_plain() const { return transforms_.size() == (has_fallback_ ? 1 : 0); }
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
-  size_t TableBytes() const { return 4 * stream_count() * (1 + byte_codecs_.size()); }
+  size_t table_sizes() const { return stream_count() * (1 + byte_codecs_.size()); }
   void StreamBounds(const TensorDesc& tensor, size_t count, std::vector<size_t>& bounds) const;
   absl::StatusOr<size_t> EncodeWhole(const Block& block, const ChainState& state, MutableByteSpan payload,
                                      ErrorSums* sums, simd::TokenMeter* tokens) const;
@@ -106,7 +109,8 @@ class CodecChain {
 
   ChainSpec spec_;
   bool has_fallback_ = false;  // the last of the transforms
-  bool inner_ = false;         // works while another chain of the thread does
+  bool compact_ = false;
+  bool inner_ = false;  // works while another chain of the thread does
   std::vector<std::unique_ptr<TensorTransform>> transforms_;
   std::unique_ptr<TensorCodec> codec_;
   std::vector<std::unique_ptr<ByteCodec>> byte_codecs_;

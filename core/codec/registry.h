@@ -45,6 +45,9 @@ struct CodecRow {
   bool is_fallback = false;
   // Whether it has chains within it, for ranges of heads.
   bool takes_parts = false;
+  // Whether frames of small tensors with this tensor codec are compact: readers that know plain frames alone, those of
+  // 0.1.0, do not know it either.
+  bool has_compact_frames = false;
   // Whether a tensor codec only hands values on to others.
   bool has_codecs = false;
   // What one parameter's bounds cannot say: INVALID_ARGUMENT for values that do not go together. Null: all do.

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "core/base/xxh3.h"
@@ -20,41 +19,43 @@ void UpdateWith(Digest& digest, uint32_t number) {
 
 uint64_t Checksum(ByteSpan bytes, uint64_t seed) { return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed); }
 
+// What a compact frame has in place of an end mark.
+constexpr auto kCompactEnd = std::byte{'E'};
+
 }  // namespace
 
-std::vector<std::byte> SerializeFrameHeader(FrameHeader& header) {
-  const TensorDesc& tensor = header.tensor;
-  const size_t size = kFixedHeaderBytes + 9 * tensor.shape.size() + header.codec.size() + kChecksumBytes;
-  std::vector<std::byte> bytes;
-  bytes.reserve(size);
-  ByteWriter writer(bytes);
-  writer.Write(kFrameMagic);
-  writer.Write(kFrameVersion);
-  writer.Write(uint8_t{0});
-  writer.Write(static_cast<uint16_t>(size));
-  writer.Write(static_cast<uint8_t>(tensor.dtype));
-  writer.Write(static_cast<uint8_t>(tensor.shape.size()));
-  writer.Write(static_cast<uint16_t>(header.codec.size()));
-  writer.Write(header.block_elements);
-  for (uint64_t extent : tensor.shape) writer.Write(extent);
-  for (AxisRole role : tensor.axes) writer.Write(static_cast<uint8_t>(role));
-  writer.WriteBytes(AsBytes(header.codec));
-  header.elements = NumWords(tensor.dtype, tensor.shape).value_or(0);
-  header.checksum = Checksum(bytes, 0);
-  writer.Write(header.checksum);
-  return bytes;
+bool MayBeCompact(const TensorDesc& tensor, uint64_t words) {
+  return words <= kMaxCompactElements &&
+         std::ranges::all_of(tensor.shape, [](uint64_t extent) { return extent <= kMaxCompactElements; });
 }
 
-uint64_t BlockChecksum(uint64_t header_checksum, uint64_t index, ByteSpan payload) {
-  return Checksum(payload, header_checksum + index);
+uint64_t BlockChecksum(const FrameHeader& header, uint64_t index, ByteSpan payload) {
+  const uint64_t checksum = Checksum(payload, header.checksum + index);
+  return header.is_compact ? static_cast<uint32_t>(checksum) : checksum;
 }
 
-void WriteBlockHeader(uint64_t header_checksum, uint64_t index, ByteSpan payload, std::byte* to) {
-  StoreLE(static_cast<uint32_t>(payload.size()), to);
-  StoreLE(BlockChecksum(header_checksum, index, payload), to + 4);
+void WriteBlockHeader(const FrameHeader& header, uint64_t index, ByteSpan payload, std::byte* to) {
+  const uint64_t checksum = BlockChecksum(header, index, payload);
+  if (!header.is_compact) {
+    StoreLE(static_cast<uint32_t>(payload.size()), to);
+    StoreLE(checksum, to + 4);
+    return;
+  }
+  StoreLE(static_cast<uint16_t>(payload.size()), to);
+  StoreLE(static_cast<uint8_t>(payload.size() >> 16), to + 2);
+  StoreLE(static_cast<uint32_t>(checksum), to + 3);
 }
 
-void WriteFrameEnd(uint64_t header_checksum, const std::vector<uint32_t>& payload_sizes, std::byte* to) {
+BlockHeader ReadBlockHeader(const FrameHeader& header, const std::byte* from) {
+  if (!header.is_compact) return {LoadLE<uint32_t>(from), LoadLE<uint64_t>(from + 4)};
+  return {LoadLE<uint16_t>(from) | uint32_t{LoadLE<uint8_t>(from + 2)} << 16, LoadLE<uint32_t>(from + 3)};
+}
+
+void WriteFrameEnd(const FrameHeader& header, const std::vector<uint32_t>& payload_sizes, std::byte* to) {
+  if (header.is_compact) {
+    *to = kCompactEnd;
+    return;
+  }
   StoreLE(kFrameEndMagic, to);
   StoreLE(static_cast<uint32_t>(payload_sizes.size()), to + 4);
   std::byte* at = to + 8;
@@ -62,11 +63,11 @@ void WriteFrameEnd(uint64_t header_checksum, const std::vector<uint32_t>& payloa
     StoreLE(size, at);
     at += 4;
   }
-  StoreLE(Checksum({to, at}, header_checksum), at);
+  StoreLE(Checksum({to, at}, header.checksum), at);
 }
 
 absl::Status VerifyBlock(const FrameHeader& header, const FrameBlock& block) {
-  if (BlockChecksum(header.checksum, block.index, block.payload) == block.checksum) return absl::OkStatus();
+  if (BlockChecksum(header, block.index, block.payload) == block.checksum) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("frame: block ", block.index, ": checksum mismatch"));
 }
 
@@ -80,7 +81,7 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
         break;
       case State::kHeader:
         if (!Fill(input, header_bytes_)) return Part::kNeedMore;
-        KVC_RETURN_IF_ERROR(ParseHeader());
+        KVC_RETURN_IF_ERROR(ParseFrameHeader({pending_.data(), header_bytes_}, header_));
         blocks_begun_ = 0;
         end_digest_.Reset(header_.checksum);
         UpdateWith(end_digest_, kFrameEndMagic);
@@ -88,7 +89,7 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
         ExpectBlockOrEnd();
         return Part::kHeader;
       case State::kBlockHeader:
-        if (!Fill(input, kBlockHeaderBytes)) return Part::kNeedMore;
+        if (!Fill(input, header_.block_header_bytes())) return Part::kNeedMore;
         KVC_RETURN_IF_ERROR(ParseBlockHeader());
         state_ = State::kPayload;
         break;
@@ -101,7 +102,7 @@ absl::StatusOr<FrameReader::Part> FrameReader::Next(ByteSpan& input) {
         state_ = State::kEndChecksum;
         break;
       case State::kEndChecksum:
-        if (!Fill(input, kChecksumBytes)) return Part::kNeedMore;
+        if (!Fill(input, header_.is_compact ? 1 : kChecksumBytes)) return Part::kNeedMore;
         KVC_RETURN_IF_ERROR(ParseEndChecksum());
         state_ = State::kDone;
         return Part::kEnd;
@@ -159,7 +160,7 @@ void FrameReader::ExpectBlockOrEnd() {
   }
   state_ = State::kEnd;
   end_checksum_ = end_digest_.value();
-  end_left_ = FrameEndBytes(blocks_begun_) - kChecksumBytes;
+  end_left_ = header_.is_compact ? 0 : header_.end_bytes() - kChecksumBytes;
   end_digest_.Reset(header_.checksum);
 }
 
@@ -177,74 +178,20 @@ absl::Status FrameReader::ParseEnvelope() {
   if (LoadLE<uint32_t>(at) != kFrameMagic)
     return absl::DataLossError("frame: bad magic, this is not a kvcompress frame");
   header_bytes_ = LoadLE<uint16_t>(at + 6);
-  if (header_bytes_ < kFixedHeaderBytes + kChecksumBytes || header_bytes_ > kMaxHeaderBytes) {
+  if (header_bytes_ < kEnvelopeBytes + kChecksumBytes || header_bytes_ > kMaxHeaderBytes) {
     return absl::DataLossError(absl::StrCat("frame: header of ", header_bytes_, " bytes"));
   }
   return absl::OkStatus();
 }
 
-absl::Status FrameReader::ParseHeader() {
-  const ByteSpan checked = ByteSpan(pending_.data(), header_bytes_ - kChecksumBytes);
-  header_.checksum = LoadLE<uint64_t>(checked.data() + checked.size());
-  if (Checksum(checked, 0) != header_.checksum) return absl::DataLossError("frame: header checksum mismatch");
-  const auto version = std::to_integer<uint8_t>(checked[4]);
-  if (version != kFrameVersion) {
-    return absl::UnimplementedError(
-        absl::StrCat("frame: version ", version, " is not supported, this build reads version ", kFrameVersion));
-  }
-
-  // From here on the header is what somebody wrote on purpose, but not necessarily a valid one.
-  const auto malformed = [](absl::string_view what) {
-    return absl::DataLossError(absl::StrCat("frame: header: ", what));
-  };
-  if (checked[5] != std::byte{0}) return malformed("reserved byte is not zero");
-  const auto dtype = DTypeFromNumber(std::to_integer<uint8_t>(checked[8]));
-  if (!dtype) return malformed("unknown dtype");
-  header_.tensor.dtype = *dtype;
-  const size_t rank = std::to_integer<size_t>(checked[9]);
-  if (rank > kMaxRank) return malformed("rank above the limit");
-  const size_t codec_bytes = LoadLE<uint16_t>(checked.data() + 10);
-  header_.block_elements = LoadLE<uint32_t>(checked.data() + 12);
-  if (header_.block_elements == 0 || header_.block_elements % kBlockElementsMultiple != 0 ||
-      header_.block_elements > kMaxBlockElements) {
-    return malformed(absl::StrCat("blocks of ", header_.block_elements, " elements"));
-  }
-  if (codec_bytes == 0 || codec_bytes > kMaxCodecBytes)
-    return malformed(absl::StrCat("codec spec of ", codec_bytes, " bytes"));
-  if (checked.size() != kFixedHeaderBytes + 9 * rank + codec_bytes)
-    return malformed("length does not match its fields");
-
-  ByteReader reader(checked.subspan(kFixedHeaderBytes));
-  header_.tensor.shape.resize(rank);
-  header_.tensor.axes.resize(rank);
-  ByteSpan codec;
-  bool complete = true;
-  for (uint64_t& extent : header_.tensor.shape) complete = complete && reader.Read(extent);
-  for (AxisRole& axis : header_.tensor.axes) {
-    uint8_t role = 0;
-    complete = complete && reader.Read(role);
-    if (role > static_cast<uint8_t>(AxisRole::kHeadDim)) return malformed("unknown axis role");
-    axis = static_cast<AxisRole>(role);
-  }
-  if (!complete || !reader.ReadBytes(codec_bytes, codec)) return malformed("length does not match its fields");
-  header_.codec = AsText(codec);
-  if (!std::all_of(header_.codec.begin(), header_.codec.end(), absl::ascii_isprint)) {
-    return malformed("codec spec is not printable ASCII");
-  }
-  const absl::StatusOr<uint64_t> elements = NumWords(header_.tensor.dtype, header_.tensor.shape);
-  if (!elements.ok()) return malformed(elements.status().message());
-  header_.elements = *elements;
-  return absl::OkStatus();
-}
-
 absl::Status FrameReader::ParseBlockHeader() {
-  const auto size = LoadLE<uint32_t>(pending_.data());
+  const auto [size, checksum] = ReadBlockHeader(header_, pending_.data());
   if (size > max_payload_bytes_) {
     return absl::DataLossError(absl::StrCat("frame: block ", blocks_begun_, ": payload of ", size,
                                             " bytes is above the codec's bound of ", max_payload_bytes_));
   }
   block_.index = blocks_begun_++;
-  block_.checksum = LoadLE<uint64_t>(pending_.data() + 4);
+  block_.checksum = checksum;
   payload_bytes_ = size;
   UpdateWith(end_digest_, size);
   filled_ = 0;
@@ -252,9 +199,10 @@ absl::Status FrameReader::ParseBlockHeader() {
 }
 
 absl::Status FrameReader::ParseEndChecksum() {
-  if (end_digest_.value() == end_checksum_ && LoadLE<uint64_t>(pending_.data()) == end_checksum_) {
-    return absl::OkStatus();
-  }
+  const bool matches = header_.is_compact
+                           ? *pending_.data() == kCompactEnd
+                           : end_digest_.value() == end_checksum_ && LoadLE<uint64_t>(pending_.data()) == end_checksum_;
+  if (matches) return absl::OkStatus();
   return absl::DataLossError("frame: end mark does not match the blocks");
 }
 

@@ -16,23 +16,25 @@
 // (UNIMPLEMENTED) and sizes above limits (RESOURCE_EXHAUSTED).
 namespace kvcompress {
 
-inline constexpr uint8_t kFrameVersion = 1;
-inline constexpr uint32_t kFrameMagic = 0x4643564b;     // "KVCF"
-inline constexpr uint32_t kFrameEndMagic = 0x4543564b;  // "KVCE"
+// Compact frames are those of small tensors, in one block.
+inline constexpr uint8_t kPlainFrameVersion = 1;
+inline constexpr uint8_t kCompactFrameVersion = 2;
+inline constexpr uint8_t kFrameVersion = kCompactFrameVersion;  // the newest
+inline constexpr uint32_t kFrameMagic = 0x4643564b;             // "KVCF"
+inline constexpr uint32_t kFrameEndMagic = 0x4543564b;          // "KVCE"
 
 // Header: an envelope of 8 bytes (magic, version, reserved, header length) that every version shares.
 inline constexpr size_t kEnvelopeBytes = 8;
-inline constexpr size_t kFixedHeaderBytes = 16;
 inline constexpr size_t kChecksumBytes = 8;
 inline constexpr size_t kMaxCodecBytes = 512;
-inline constexpr size_t kMaxHeaderBytes = kFixedHeaderBytes + 9 * kMaxRank + kMaxCodecBytes + kChecksumBytes;
-inline constexpr size_t kBlockHeaderBytes = 12;
-inline constexpr size_t kEndFixedBytes = 16;  // and 4 for each block
+inline constexpr size_t kMaxHeaderBytes = 16 + 9 * kMaxRank + kMaxCodecBytes + kChecksumBytes;
+inline constexpr size_t kMaxBlockHeaderBytes = 12;
 
 struct FrameHeader {
   TensorDesc tensor;  // without a name: that belongs to the container
   std::string codec;
   uint32_t block_elements = kDefaultBlockElements;
+  bool is_compact = false;  // only where MayBeCompact
   // Filled by parsing.
   uint64_t elements = 0;  // words (NumWords)
   uint64_t checksum = 0;
@@ -44,21 +46,34 @@ struct FrameHeader {
     const uint64_t left = elements - index * block_elements;
     return static_cast<size_t>(left < block_elements ? left : block_elements);
   }
+  size_t block_header_bytes() const { return is_compact ? 7 : kMaxBlockHeaderBytes; }
+  size_t end_bytes() const { return is_compact ? 1 : 16 + 4 * static_cast<size_t>(block_count()); }
 };
+
+// Whether a compact frame can have a tensor of so many words (NumWords).
+bool MayBeCompact(const TensorDesc& tensor, uint64_t words);
 
 // The header's bytes; sets `elements` and `checksum`. The header must be valid (ValidateTensor, a printable spec).
 std::vector<std::byte> SerializeFrameHeader(FrameHeader& header);
 
-// Checksum of block `index` of the frame whose header has `header_checksum`: a block that was moved does not match.
-uint64_t BlockChecksum(uint64_t header_checksum, uint64_t index, ByteSpan payload);
+// Parses a whole header, of at least kEnvelopeBytes and kChecksumBytes; its envelope's magic and length are right.
+absl::Status ParseFrameHeader(ByteSpan bytes, FrameHeader& header);
 
-// Writes the block header for `payload` to the kBlockHeaderBytes at `to`.
-void WriteBlockHeader(uint64_t header_checksum, uint64_t index, ByteSpan payload, std::byte* to);
+// Checksum of block `index` of the frame with this header: a block that was moved does not match.
+uint64_t BlockChecksum(const FrameHeader& header, uint64_t index, ByteSpan payload);
 
-constexpr size_t FrameEndBytes(uint64_t blocks) { return kEndFixedBytes + 4 * static_cast<size_t>(blocks); }
+// Writes the header of block `index`, block_header_bytes(), to `to`.
+void WriteBlockHeader(const FrameHeader& header, uint64_t index, ByteSpan payload, std::byte* to);
 
-// Writes the end mark, FrameEndBytes(sizes.size()) bytes, to `to`.
-void WriteFrameEnd(uint64_t header_checksum, const std::vector<uint32_t>& payload_sizes, std::byte* to);
+struct BlockHeader {
+  uint32_t payload_bytes;
+  uint64_t checksum;
+};
+// Of the block_header_bytes() at `from`.
+BlockHeader ReadBlockHeader(const FrameHeader& header, const std::byte* from);
+
+// Writes the end mark, end_bytes(), of a frame whose blocks have these sizes to `to`.
+void WriteFrameEnd(const FrameHeader& header, const std::vector<uint32_t>& payload_sizes, std::byte* to);
 
 // A block as it lies in a frame.
 struct FrameBlock {
@@ -107,7 +122,6 @@ class FrameReader {
   bool Fill(ByteSpan& input, size_t size);
   bool FillPayload(ByteSpan& input);
   absl::Status ParseEnvelope();
-  absl::Status ParseHeader();
   absl::Status ParseBlockHeader();
   void ExpectBlockOrEnd();
   // Takes bytes of the end up to its checksum; true when it has them all.

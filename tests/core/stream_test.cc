@@ -202,7 +202,7 @@ TEST_F(CompressorTest, BlocksCannotBeSwapped) {
   Bytes frame = CompressWhole(pool_, MakeTensor("t", DType::kF16, {count}), "int4", values);
   FrameHeader header{.tensor = MakeTensor("t", DType::kF16, {count}), .codec = "int4(group=64)"};
   const size_t start = SerializeFrameHeader(header).size();
-  const size_t block = (frame.size() - start - FrameEndBytes(2)) / 2;
+  const size_t block = (frame.size() - start - header.end_bytes()) / 2;
   std::swap_ranges(frame.begin() + static_cast<ptrdiff_t>(start), frame.begin() + static_cast<ptrdiff_t>(start + block),
                    frame.begin() + static_cast<ptrdiff_t>(start + block));
   Tensors out;
@@ -395,7 +395,7 @@ TEST_F(CompressorTest, HostileHeadersAreRefused) {
     // The checksum again: of a header without blocks and spec it is what an honest writer of the patched bytes
     // computes.
     bytes.resize(bytes.size() - kChecksumBytes);
-    const uint64_t checksum = BlockChecksum(0, 0, bytes);
+    const uint64_t checksum = BlockChecksum({}, 0, bytes);
     ByteWriter(bytes).Write(checksum);
     Tensors out;
     return Decompress(pool_, bytes, out);
@@ -405,9 +405,9 @@ TEST_F(CompressorTest, HostileHeadersAreRefused) {
   EXPECT_THAT(refusal([](FrameHeader& h) { h.codec = "int9"; }, nothing),
               StatusIs(StatusCode::kUnimplemented,
                        "tensor \"t\": frame: unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"));
-  EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[4] = std::byte{2}; }),
+  EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[4] = std::byte{3}; }),
               StatusIs(StatusCode::kUnimplemented,
-                       "tensor \"t\": frame: version 2 is not supported, this build reads version 1"));
+                       "tensor \"t\": frame: version 3 is not supported, this build reads versions 1 and 2"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[5] = std::byte{1}; }),
               StatusIs(StatusCode::kDataLoss, "tensor \"t\": frame: header: reserved byte is not zero"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[8] = std::byte{23}; }),

@@ -25,7 +25,7 @@ def decoded_streams(frame, stream_count, decoder=rans_decoder):
     """The streams of all blocks, one after the other for each place, and how many of them were coded."""
     joined, coded = [b""] * stream_count, 0
     for payload in payloads(frame):
-        for place, (raw_size, data) in enumerate(split_payload(payload, stream_count, byte_codecs=1)):
+        for place, ((raw_size, *_), data) in enumerate(split_payload(payload, stream_count, byte_codecs=1)):
             if len(data) < raw_size:
                 data, coded = decoder.decode(data, raw_size), coded + 1
             joined[place] += data
@@ -72,7 +72,7 @@ def test_a_second_decoder_reads_few_and_many_symbols(bin_dir, tmp_path, bits, co
 def test_the_second_decoder_refuses_damage(bin_dir, sample, tmp_path):
     """Else its word would be worth little: most flipped bits leave a state or a word over."""
     packed = compress(bin_dir, tmp_path, sample, "int4(group=64)|rans")
-    _, (raw_size, data) = split_payload(payloads(packed.bytes["layer_1_key"])[0], 2, byte_codecs=1)
+    _, ((raw_size, _), data) = split_payload(payloads(packed.bytes["layer_1_key"])[0], 2, byte_codecs=1)
     assert len(data) < raw_size
     refused, chance = 0, random.Random(7)
     for _ in range(100):
@@ -118,7 +118,7 @@ def test_second_decoders_refuse_truncation(bin_dir, tmp_path, codec):
     drawn = np.random.default_rng(4).choice(np.array([0x3c00, 0x4000, 0x4200], np.uint16), 1000)
     source = write_file(tmp_path / "input", {"layer_0_key": drawn.view(np.float16)})
     packed = compress(bin_dir, tmp_path, source, f"raw|{codec}").bytes["layer_0_key"]
-    (raw_size, data), = split_payload(payloads(packed)[0], 1, byte_codecs=1)
+    ((raw_size, _), data), = split_payload(payloads(packed)[0], 1, byte_codecs=1)
     assert DECODERS[codec].decode(data, raw_size) == drawn.tobytes()
     for keep in range(2, len(data), 7):
         with pytest.raises(rans_decoder.DataLoss):

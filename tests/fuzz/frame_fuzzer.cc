@@ -51,6 +51,10 @@ std::vector<std::byte> Dress(ByteSpan input) {
       .tensor = {.name = "", .dtype = kAllDTypes[dtype % kDTypes], .shape = {count}, .axes = {AxisRole::kHeads}},
       .codec = Specs()[codec % Specs().size()],
       .block_elements = kBlockElementsMultiple * static_cast<uint32_t>(1 + dtype / kDTypes)};
+  if (dtype / kDTypes % 2 != 0) {
+    header.is_compact = true;
+    header.block_elements = kMaxCompactElements;
+  }
   std::vector<std::byte> frame = SerializeFrameHeader(header);
   std::vector<uint32_t> sizes;
   for (uint64_t i = 0; i < header.block_count(); ++i) {
@@ -58,14 +62,14 @@ std::vector<std::byte> Dress(ByteSpan input) {
     ByteSpan payload;
     if (!reader.Read(size) || !reader.ReadBytes(std::min<size_t>(size, reader.remaining()), payload)) break;
     const size_t at = frame.size();
-    frame.resize(at + kBlockHeaderBytes);
-    WriteBlockHeader(header.checksum, i, payload, frame.data() + at);
+    frame.resize(at + header.block_header_bytes());
+    WriteBlockHeader(header, i, payload, frame.data() + at);
     frame.insert(frame.end(), payload.begin(), payload.end());
     sizes.push_back(static_cast<uint32_t>(payload.size()));
   }
   const size_t at = frame.size();
-  frame.resize(at + FrameEndBytes(sizes.size()));
-  WriteFrameEnd(header.checksum, sizes, frame.data() + at);
+  frame.resize(at + header.end_bytes());
+  WriteFrameEnd(header, sizes, frame.data() + at);
   return frame;
 }
 

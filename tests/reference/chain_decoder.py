@@ -110,9 +110,8 @@ def decode_streams(stage, streams, dtype, count, extent=1):
 def undo_byte_codecs(chain, payload):
     """The streams as transforms and tensor codec made them."""
     streams = len(chain.transforms) + stream_count(chain.codec)
-    sizes = np.frombuffer(payload, "<u4", streams * (1 + len(chain.byte_codecs))).reshape(streams, -1).tolist()
     raw = []
-    for row, (_, data) in zip(sizes, split_payload(payload, streams, len(chain.byte_codecs))):
+    for row, data in split_payload(payload, streams, len(chain.byte_codecs)):
         for codec, before, after in reversed(list(zip(chain.byte_codecs, row, row[1:]))):
             if after < before:
                 data = BYTE_CODECS[codec.name](data, before)

@@ -14,6 +14,15 @@ DTYPES = {1 + place: name for place, (name, _) in enumerate(_TYPES)}
 BITS = dict(_TYPES)
 
 
+WORDS = ["fallback|", "transform(bits=", "transform(snr=", "transform(step=", ",trellis=false", ",sinks=", "false", ",theta=", ",rotary=",
+         "interleaved", ",rotary_dims=", ",rotary_offset=", ",start=", ",artifact=", "rotated(bits=", ",mean=channel", "000", "00",
+         "|zstd(level=", "|rans"]
+
+
+class CompactPayload(bytes):
+    """A payload of a compact frame, whose table is another."""
+
+
 @dataclasses.dataclass
 class Frame:
     dtype: str
@@ -22,18 +31,37 @@ class Frame:
     blocks: list  # (payload, number of values) of each
 
 
+def take_leb128(data):
+    value = 0
+    for i, byte in enumerate(data[:9]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            require(byte != 0 or i == 0, "a number is longer than it needs to be")
+            return value, data[i + 1:]
+    require(False, "a number does not end")
+
+
+def words_of(dtype, shape):
+    bits = math.prod(shape) * BITS[DTYPES[dtype]]
+    if BITS[DTYPES[dtype]] >= 8:
+        return math.prod(shape)
+    require(bits % 8 == 0, "elements that do not fill their bytes")
+    return bits // 8
+
+
 def read_frame(frame):
-    magic, version, reserved, header_bytes, dtype, rank, codec_bytes, block_elements = struct.unpack_from("<4sBBHBBHI", frame)
-    require((magic, version, reserved) == (b"KVCF", 1, 0), "not a frame of version 1")
+    magic, version, reserved, header_bytes = struct.unpack_from("<4sBBH", frame)
+    require((magic, reserved) == (b"KVCF", 0) and version in (1, 2), "not a frame of version 1 or 2")
+    return (read_plain if version == 1 else read_compact)(frame, header_bytes)
+
+
+def read_plain(frame, header_bytes):
+    dtype, rank, codec_bytes, block_elements = struct.unpack_from("<BBHI", frame, 8)
     require(header_bytes == 16 + 9 * rank + codec_bytes + 8, "the header has the wrong length")
     shape = struct.unpack_from(f"<{rank}Q", frame, 16)
     codec = frame[16 + 9 * rank:][:codec_bytes].decode("ascii")
 
-    left, at, blocks = math.prod(shape), header_bytes, []
-    if BITS[DTYPES[dtype]] < 8:
-        bits = left * BITS[DTYPES[dtype]]
-        require(bits % 8 == 0, "elements that do not fill their bytes")
-        left = bits // 8
+    left, at, blocks = words_of(dtype, shape), header_bytes, []
     while left > 0:
         count = min(left, block_elements)
         payload_bytes, = struct.unpack_from("<I", frame, at)
@@ -48,14 +76,45 @@ def read_frame(frame):
     return Frame(DTYPES[dtype], shape, codec, blocks)
 
 
+def read_compact(frame, header_bytes):
+    dtype, rank, rest = frame[8], frame[9], frame[10:header_bytes - 8]
+    shape = ()
+    for _ in range(rank):
+        extent, rest = take_leb128(rest)
+        require(extent <= 1 << 16, "an extent is above the limit")
+        shape += (extent,)
+    packed = rest[(rank + 1) // 2:]
+    require(all(byte < 128 + len(WORDS) for byte in packed), "an unknown word")
+    codec = "".join(chr(byte) if byte < 128 else WORDS[byte - 128] for byte in packed)
+
+    count, at, blocks = words_of(dtype, shape), header_bytes, []
+    require(count <= 1 << 16, "too many values")
+    if count:
+        end = at + 7 + int.from_bytes(frame[at:at + 3], "little")
+        blocks.append((CompactPayload(frame[at + 7:end]), count))
+        at = end
+    require(frame[at:] == b"E", "the frame does not end where its block does")
+    return Frame(DTYPES[dtype], shape, codec, blocks)
+
+
+def read_table(payload, sizes, byte_codecs):
+    """So many sizes, and where the table ends."""
+    if not isinstance(payload, CompactPayload):
+        return struct.unpack_from(f"<{sizes}I", payload), 4 * sizes
+    table, rest = [], bytes(payload)
+    for _ in range(sizes - 1):
+        size, rest = take_leb128(rest)
+        table.append(size)
+    return [*table, len(rest) - sum(table[byte_codecs::1 + byte_codecs])], len(payload) - len(rest)
+
+
 def split_payload(payload, stream_count, byte_codecs=0):
-    """Of each stream: its size as the tensor codec made it, and its bytes after the byte codecs."""
+    """Of each stream: its sizes, as the tensor codec made it and after each byte codec, and its bytes after them."""
     width = 1 + byte_codecs
-    table = struct.unpack_from(f"<{stream_count * width}I", payload)
-    at, streams = 4 * len(table), []
+    (table, at), streams = read_table(payload, stream_count * width, byte_codecs), []
     for sizes in zip(*[iter(table)] * width):
         require(list(sizes) == sorted(sizes, reverse=True), "a byte codec made a stream larger")
-        streams.append((sizes[0], payload[at:at + sizes[-1]]))
+        streams.append((sizes, payload[at:at + sizes[-1]]))
         at += sizes[-1]
     require(at == len(payload), "the streams do not fill the payload")
     return streams

@@ -9,6 +9,7 @@ import numpy as np
 import rotary
 from data_loss import require
 from elementary import exp2, half_normal
+from frame_reader import take_leb128
 from range_decoder import Lane
 from uniform_decoder import DTYPES
 
@@ -69,16 +70,6 @@ class Side:
 
     def end(self):
         require(self.lane.value == 0 and next(self.lane.words, None) is None, "the side information does not end")
-
-
-def take_leb128(data):
-    value = 0
-    for i, byte in enumerate(data[:9]):
-        value |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            require(byte != 0 or i == 0, "a number is longer than it needs to be")
-            return value, data[i + 1:]
-    require(False, "a number does not end")
 
 
 def cut(count, tokens, channels, first):

@@ -285,6 +285,7 @@ extern constinit const CodecRow kRotated = {
     .parameters = kParameters,
     .examples = kExamples,
     .needs_place = true,
+    .has_compact_frames = true,
     .check = Check,
     .make_tensor_codec = MakeRotated};
 

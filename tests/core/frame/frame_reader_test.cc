@@ -50,8 +50,9 @@ Parts FrameOfBlocks(uint64_t blocks) {
   for (uint64_t i = 0; i < blocks; ++i) {
     const Bytes payload(i % 3, std::byte{7});
     parts.sizes.push_back(static_cast<uint32_t>(payload.size()));
-    parts.bytes.resize(parts.bytes.size() + kBlockHeaderBytes);
-    WriteBlockHeader(parts.header.checksum, i, payload, parts.bytes.data() + parts.bytes.size() - kBlockHeaderBytes);
+    parts.bytes.resize(parts.bytes.size() + parts.header.block_header_bytes());
+    WriteBlockHeader(parts.header, i, payload,
+                     parts.bytes.data() + parts.bytes.size() - parts.header.block_header_bytes());
     parts.bytes.insert(parts.bytes.end(), payload.begin(), payload.end());
   }
   return parts;
@@ -59,8 +60,8 @@ Parts FrameOfBlocks(uint64_t blocks) {
 
 Bytes WithEnd(const Parts& parts, const std::vector<uint32_t>& sizes) {
   Bytes frame = parts.bytes;
-  frame.resize(frame.size() + FrameEndBytes(sizes.size()));
-  WriteFrameEnd(parts.header.checksum, sizes, frame.data() + parts.bytes.size());
+  frame.resize(frame.size() + parts.header.end_bytes());
+  WriteFrameEnd(parts.header, sizes, frame.data() + parts.bytes.size());
   return frame;
 }
 
@@ -122,6 +123,109 @@ TEST(FrameReaderTest, HoldsNoMoreForMoreBlocks) {
   ASSERT_GT(bytes_of(10, 100), 0u);
   EXPECT_EQ(bytes_of(100'000, 100), bytes_of(10, 100));
   EXPECT_EQ(bytes_of(100'000, 100'000'000), bytes_of(10, 100'000'000));
+}
+
+// A compact frame, whose block has five bytes.
+Bytes CompactFrame(FrameHeader header) {
+  header.is_compact = true;
+  Bytes frame = SerializeFrameHeader(header);
+  if (header.elements > 0) {
+    const Bytes payload(5, std::byte{7});
+    frame.resize(frame.size() + header.block_header_bytes());
+    WriteBlockHeader(header, 0, payload, frame.data() + frame.size() - header.block_header_bytes());
+    frame.insert(frame.end(), payload.begin(), payload.end());
+  }
+  frame.resize(frame.size() + header.end_bytes());
+  WriteFrameEnd(header, {}, frame.data() + frame.size() - header.end_bytes());
+  return frame;
+}
+
+FrameHeader HeaderOf(std::vector<uint64_t> shape, std::vector<AxisRole> axes, std::string codec) {
+  return {.tensor = {.name = "", .dtype = DType::kBF16, .shape = std::move(shape), .axes = std::move(axes)},
+          .codec = std::move(codec)};
+}
+
+// Reads to the frame's end, with the checksums of its blocks.
+absl::Status ReadAndVerify(FrameReader& reader, ByteSpan frame, size_t step) {
+  for (size_t at = 0; at < frame.size(); at += step) {
+    ByteSpan input = frame.subspan(at, std::min(step, frame.size() - at));
+    while (!input.empty()) {
+      const absl::StatusOr<Part> part = reader.Next(input);
+      if (!part.ok()) return part.status();
+      if (*part == Part::kHeader) reader.set_max_payload_bytes(5);
+      if (*part != Part::kBlock) continue;
+      const absl::Status verified = VerifyBlock(reader.header(), reader.block());
+      if (!verified.ok()) return verified;
+    }
+  }
+  return reader.done() ? absl::OkStatus() : reader.Truncated();
+}
+
+TEST(CompactFrameTest, ComesBackWhateverItsHeaderSays) {
+  using enum AxisRole;
+  const std::vector<FrameHeader> headers = {
+      HeaderOf({}, {}, "raw"), HeaderOf({0}, {kOther}, "transform(bits=3)"),
+      HeaderOf({1 << 16}, {kSeq},
+               "fallback|transform(step=0.25,trellis=false,sinks=false,theta=500000,start=1000)|rans"),
+      HeaderOf({1, 8, 16, 128}, {kBatch, kHeads, kSeq, kHeadDim}, "rotated(bits=4,sinks=4,mean=channel,theta=10000)"),
+      HeaderOf({1, 2, 1, 2, 1, 2, 1, 2}, {kLayer, kOther, kOther, kHeads, kOther, kSeq, kOther, kHeadDim}, "x000")};
+  for (const FrameHeader& header : headers) {
+    const Bytes frame = CompactFrame(header);
+    for (const size_t step : {size_t{1}, size_t{3}, frame.size()}) {
+      FrameReader reader;
+      ASSERT_THAT(ReadAndVerify(reader, frame, step), IsOk()) << header.codec << ", " << step;
+      EXPECT_EQ(reader.bytes_read(), frame.size());
+      EXPECT_EQ(reader.header().tensor, header.tensor);
+      EXPECT_EQ(reader.header().codec, header.codec);
+      EXPECT_TRUE(reader.header().is_compact);
+    }
+  }
+}
+
+TEST(CompactFrameTest, NoByteCanChange) {
+  const Bytes frame = CompactFrame(HeaderOf({16, 128}, {AxisRole::kSeq, AxisRole::kHeadDim}, "transform(bits=3)"));
+  for (size_t at = 0; at < frame.size(); ++at) {
+    for (const auto bit : {std::byte{1}, std::byte{0x80}}) {
+      Bytes damaged = frame;
+      damaged[at] ^= bit;
+      FrameReader reader;
+      EXPECT_THAT(ReadAndVerify(reader, damaged, 7), StatusIs(absl::StatusCode::kDataLoss, ::testing::_)) << at;
+    }
+    FrameReader reader;
+    EXPECT_THAT(ReadAndVerify(reader, ByteSpan(frame).first(at), 7),
+                StatusIs(absl::StatusCode::kDataLoss, ::testing::_))
+        << at;
+  }
+}
+
+// A header with a right checksum that no encoder writes.
+TEST(CompactFrameTest, RefusesWhatNoEncoderWrites) {
+  const auto refusal = [](const std::vector<int>& fields) {
+    Bytes header = {std::byte{'K'}, std::byte{'V'}, std::byte{'C'}, std::byte{'F'},
+                    std::byte{2},   std::byte{0},   std::byte{0},   std::byte{0}};
+    for (const int field : fields) header.push_back(static_cast<std::byte>(field));
+    header[6] = static_cast<std::byte>(header.size() + kChecksumBytes);
+    const uint64_t checksum = BlockChecksum({}, 0, header);
+    ByteWriter(header).Write(checksum);
+    FrameReader reader;
+    return ReadAndVerify(reader, header, header.size());
+  };
+  const auto lost = [](const char* what) { return StatusIs(absl::StatusCode::kDataLoss, what); };
+  EXPECT_THAT(refusal({1, 1, 1, 0, 'x'}), lost("frame: truncated before block 0 (after 21 bytes)"));
+  EXPECT_THAT(refusal({}), lost("frame: header: length does not match its fields"));
+  EXPECT_THAT(refusal({1}), lost("frame: header: length does not match its fields"));
+  EXPECT_THAT(refusal({1, 1}), lost("frame: header: length does not match its fields"));
+  EXPECT_THAT(refusal({1, 1, 0x80, 0, 0, 'x'}), lost("frame: header: length does not match its fields"));
+  EXPECT_THAT(refusal({1, 1, 1}), lost("frame: header: length does not match its fields"));
+  EXPECT_THAT(refusal({1, 1, 1, 0}), lost("frame: header: codec spec of 0 bytes"));
+  EXPECT_THAT(refusal({99, 1, 1, 0, 'x'}), lost("frame: header: unknown dtype"));
+  EXPECT_THAT(refusal({1, 9, 1, 0, 'x'}), lost("frame: header: rank above the limit"));
+  EXPECT_THAT(refusal({1, 1, 1, 6, 'x'}), lost("frame: header: unknown axis role"));
+  EXPECT_THAT(refusal({1, 1, 1, 0x10, 'x'}), lost("frame: header: unknown axis role"));
+  EXPECT_THAT(refusal({1, 1, 1, 0, 0xff}), lost("frame: header: codec spec has an unknown word"));
+  EXPECT_THAT(refusal({1, 1, 1, 0, 7}), lost("frame: header: codec spec is not printable ASCII"));
+  EXPECT_THAT(refusal({1, 1, 0x81, 0x80, 4, 0, 'x'}), lost("frame: header: extents above the limit"));
+  EXPECT_THAT(refusal({1, 2, 0x80, 2, 0x81, 2, 0, 'x'}), lost("frame: header: extents above the limit"));
 }
 
 }  // namespace

@@ -243,7 +243,7 @@ TEST_F(MetricsTest, MessageHasTheSameFigures) {
   EXPECT_EQ(message.bytes_in_flight(), 70u);
   EXPECT_EQ(message.jobs_queued(), 5u);
   EXPECT_TRUE(message.draining());
-  EXPECT_EQ(message.build().frame_version(), 1u);
+  EXPECT_EQ(message.build().frame_version(), 2u);
 }
 
 TEST(StatusTest, LongMessagesAreCutAtACharacter) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "core/base/block_size.h"
 #include "core/base/elementary.h"
 #include "core/codec/tensor/transform/rate.h"
 #include "core/codec/tensor/transform/strip.h"
@@ -15,6 +16,7 @@ namespace {
 // of the frame its header and end, as they are for a usual spec.
 constexpr double kBlockBytes = 24;
 constexpr double kFrameBytes = 160;
+constexpr double kCompactFrameBytes = 64;
 // Of a coded block beside symbols and segments: its header; and of each lane what its state takes beyond its bits.
 constexpr double kHeaderBytes = 14;
 constexpr double kLaneBytes = 2;
@@ -85,8 +87,10 @@ class BudgetSearch {
   }
   // What the payloads of all blocks of the sample may take.
   double Room() const {
-    const double around =
-        kFrameBytes / static_cast<double>(budget_.elements) + kBlockBytes / static_cast<double>(budget_.block_elements);
+    const auto elements = static_cast<double>(budget_.elements);
+    const double around = budget_.elements <= kMaxCompactElements
+                              ? kCompactFrameBytes / elements
+                              : kFrameBytes / elements + kBlockBytes / static_cast<double>(budget_.block_elements);
     return elements_ * (budget_.bits / 8 - around);
   }
 

@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "core/base/bytes.h"
+#include "core/base/leb128.h"
 #include "core/codec/tensor/transform/block.h"
 #include "core/codec/tensor/transform/segment.h"
 #include "core/codec/tensor/transform/strip.h"
@@ -15,24 +16,6 @@ struct TransformHeader {
   float step = 1;
   TransformLayout layout;
 };
-
-inline std::byte* WriteLeb128(uint64_t number, std::byte* to) {
-  for (; number >= 0x80; number >>= 7) *to++ = static_cast<std::byte>(number | 0x80);
-  *to++ = static_cast<std::byte>(number);
-  return to;
-}
-
-// Takes a number of up to 63 bits from the front of `bytes`.
-inline bool ReadLeb128(ByteSpan& bytes, uint64_t& number) {
-  number = 0;
-  for (int shift = 0; shift < 63 && !bytes.empty(); shift += 7) {
-    const auto byte = std::to_integer<uint64_t>(bytes.front());
-    bytes = bytes.subspan(1);
-    number |= (byte & 0x7f) << shift;
-    if (byte < 0x80) return byte != 0 || shift == 0;
-  }
-  return false;
-}
 
 inline std::byte* WriteHeader(const TransformHeader& header, bool has_artifact, std::byte* to) {
   *to++ = static_cast<std::byte>(header.form);

@@ -206,6 +206,7 @@ extern constinit const CodecRow kTransform = {
     .parameters = kParameters,
     .examples = kExamples,
     .needs_tensor = FindsStep,
+    .has_compact_frames = true,
     .check = Check,
     .make_tensor_codec = MakeTransform};
 
