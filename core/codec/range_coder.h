@@ -46,6 +46,18 @@ class RangeEncoder {
   }
   ByteSpan text() const { return {begin_, out_}; }
 
+  // Adds to the number what makes as many of its last bytes zero as can be: it stays below what comes next, so it
+  // decodes to the same, but not to a text whose decoder may Finish.
+  void RoundUp() {
+    for (int bits = 56; bits >= 32; bits -= 8) {
+      const uint64_t up = -low_ & ((uint64_t{1} << bits) - 1);
+      if (up >= range_) continue;
+      low_ += up;
+      if (low_ < up) Carry(begin_, out_);
+      return;
+    }
+  }
+
  private:
   void Narrow(uint64_t range) {
     range_ = range;
@@ -107,6 +119,8 @@ class RangeDecoder {
   }
 
   bool Finish() const { return value_ == 0 && in_ == end_ && !short_; }
+  // Whether it has taken all words. What is missing at the end it takes for zeros.
+  bool has_taken_all() const { return in_ == end_; }
 
  private:
   void Refill() {

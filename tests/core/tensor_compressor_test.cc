@@ -177,7 +177,8 @@ TEST(SpanCodecTest, MistakesOfTheCallerAreNamed) {
 TEST(SpanCodecTest, EveryTruncationAndEveryFlippedBitIsDataLoss) {
   const TensorDesc tensor = MakeTensor("t", DType::kBF16, {300});
   const Bytes values = MakeValues(DType::kBF16, 300, Distribution::kGaussian);
-  for (const char* codec : {"int8(group=32)", "sparse(ratio=0.5)|raw|zstd"}) {
+  for (const char* codec :
+       {"int8(group=32)", "sparse(ratio=0.5)|raw|zstd", "fallback|transform(step=0.5)", "rotated(bits=4)|rans"}) {
     const Bytes frame = SpanFrame(tensor, codec, values);
     for (size_t size = 0; size < frame.size(); ++size) {
       ASSERT_THAT(Decode(ByteSpan(frame).first(size)), StatusIs(StatusCode::kDataLoss, HasSubstr("frame: truncated")));
@@ -221,6 +222,33 @@ TEST(SpanCodecTest, HostileHeadersAreRefusedAndSpoilNothing) {
                 StatusIs(StatusCode::kDataLoss, "frame: header: blocks of 100 elements"));
     EXPECT_THAT(decompressor.Decompress(good, back), IsOk());
   }
+}
+
+// What is left where values take next to nothing.
+TEST(SpanCodecTest, APageOfSixteenTokensHasFewBytesBesideItsValues) {
+  const auto bytes_of = [](const std::vector<uint64_t>& shape, std::string_view codec) {
+    const TensorDesc page = MakeTensor("layer_0_key", DType::kF16, shape);
+    const Bytes zeros(2 * shape[1] * shape[2] * shape[3]);
+    const Bytes frame = SpanFrame(page, codec, zeros);
+    EXPECT_EQ(frame, StreamFrame(page, codec, zeros).frame);
+    return frame.size();
+  };
+  constexpr double kByteBits = 8;
+  EXPECT_LT(kByteBits * static_cast<double>(bytes_of({1, 8, 16, 128}, "transform(bits=3)")) / 16384, 0.03);
+  EXPECT_LT(bytes_of({1, 8, 16, 128}, "transform(bits=3,theta=10000,start=1024)"), 75u);
+  EXPECT_LT(bytes_of({1, 1, 16, 128}, "transform(bits=3,theta=10000,start=1024)"), 70u);
+}
+
+TEST(SpanCodecTest, FramesAreCompactUpToTheirLimit) {
+  const auto is_compact = [](uint64_t values, std::string_view codec) {
+    const auto compressor = TensorCompressor::Create(MakeTensor("t", DType::kF16, {values}), codec);
+    EXPECT_THAT(compressor, IsOk());
+    return compressor->header().is_compact;
+  };
+  EXPECT_TRUE(is_compact(1 << 16, "transform(bits=3)"));
+  EXPECT_TRUE(is_compact(1 << 16, "rotated(bits=4)|zstd"));
+  EXPECT_FALSE(is_compact((1 << 16) + 1, "transform(bits=3)"));
+  EXPECT_FALSE(is_compact(128, "int4"));
 }
 
 }  // namespace

@@ -34,11 +34,23 @@ class Segment:
     group: int | None = None  # the first of those whose basis it has
 
 
+class ShortLane(Lane):
+    """A lane whose words have their highest byte first, without the zeros at the end."""
+
+    def __init__(self, text):
+        require(not text or text[-1], "zeros at the end of the side information")
+        text += bytes(-len(text) % 4)
+        super().__init__(b"".join(text[i:i + 4][::-1] for i in range(0, len(text), 4)))
+
+    def word(self):
+        return next(self.words, 0)
+
+
 class Side:
     """The side information's coder, with the contexts by name."""
 
     def __init__(self, text):
-        self.lane = Lane(text)
+        self.lane = ShortLane(text)
         self.contexts = defaultdict(lambda: (2**21, 0))
 
     def bit(self, name):
@@ -69,7 +81,7 @@ class Side:
         return (v + 1) // 2 if v % 2 else -v // 2
 
     def end(self):
-        require(self.lane.value == 0 and next(self.lane.words, None) is None, "the side information does not end")
+        require(next(self.lane.words, None) is None, "the side information does not end")
 
 
 def cut(count, tokens, channels, first):
@@ -102,7 +114,8 @@ def read_segment(side, segment, before):
         require(-12 <= segment.classes[-1] <= 88, "a class")
         mean = 0
         if has_means:
-            mean = (before.means[c] if repeats else 0) + side.signed(("mean", repeats))
+            shift = min(max((segment.classes[-1] + 13 - 2 * (segment.tokens.bit_length() - 1)) // 4, 0), 20)
+            mean = (before.means[c] if repeats else 0) + side.signed(("mean", repeats)) * 2**shift
             require(abs(mean) <= 2**24, "a mean")
         segment.means.append(mean)
 
@@ -273,13 +286,13 @@ def turning_channels(options, head_dim):
     return slice(offset, offset + (dims or head_dim - offset) // 2 * 2)
 
 
-def decode_coded(options, side, words, dtype, count):
+def decode_coded(options, form, side, words, dtype, count):
     require(len(side) >= 4, "the step")
     step = np.frombuffer(side[:4], "<f4")[0]
     (channels, rest), side = take_leb128(side[4:]), None
     tokens, rest = take_leb128(rest)
-    first, rest = take_leb128(rest)
-    head_dim, rest = take_leb128(rest)
+    first, rest = take_leb128(rest) if form & 2 else (0, rest)
+    head_dim, rest = take_leb128(rest) if form & 4 else (channels, rest)
     options, artifact = with_artifact(options)
     basis = None
     if artifact:
@@ -302,7 +315,7 @@ def decode_coded(options, side, words, dtype, count):
         place += segment.tokens * segment.channels
         read_segment(side, segment, before)
         require(not segment.turned or (segment.whole and turning.stop > turning.start), "nothing turns")
-    lanes = 2 ** int(math.log2(min(max(count // 2048, 1), 32)))
+    lanes = 32 if count >= 65536 else 2 ** int(math.log2(max(count // 8192, 1)))
     words = Words(words, lanes)
     out = []
     for segment in segments:
@@ -326,8 +339,8 @@ def decode(options, streams, dtype, count):
     if count == 0:
         require(not side and not words, "bytes of no values")
         return np.zeros(0, DTYPES[dtype])
-    require(side and side[0] <= 1, "the form")
-    if side[0] == 1:
-        return decode_coded(options, side[1:], words, dtype, count)
+    require(side and side[0] in (0, 1, 3, 5, 7), "the form")
+    if side[0]:
+        return decode_coded(options, side[0], side[1:], words, dtype, count)
     require(len(side) == 1 + count * DTYPES[dtype].itemsize and not words, "stored values have the wrong size")
     return np.frombuffer(side[1:], DTYPES[dtype])

@@ -16,9 +16,9 @@ namespace {
 // of the frame its header and end, as they are for a usual spec.
 constexpr double kBlockBytes = 24;
 constexpr double kFrameBytes = 160;
-constexpr double kCompactFrameBytes = 64;
+constexpr double kCompactFrameBytes = 48;
 // Of a coded block beside symbols and segments: its header; and of each lane what its state takes beyond its bits.
-constexpr double kHeaderBytes = 14;
+constexpr double kHeaderBytes = 10;
 constexpr double kLaneBytes = 2;
 // Bits of a channel in the side information, until a coding tells them.
 constexpr double kChannelBits = 6;

@@ -147,7 +147,6 @@ absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpa
     std::copy(side.begin(), side.end(), values.begin());
     return absl::OkStatus();
   }
-  if (side.size() % 4 != 0) return Fault("side information has no whole words");
   return Decoder(format, header, side).Decode(words, count, dtype, values.data());
 }
 

@@ -91,11 +91,11 @@ class Encoder {
       if (decoded != nullptr) reconstruction.Finish(segment, input_.dtype, scratch_.turns, values, decoded);
     });
     for (Escape& escape : scratch_.escapes) models.CodeEscape(writer, escape.reach, escape.high);
-    const size_t text_bytes = writer.Finish();
-    sizes.side = header_bytes + text_bytes;
+    const std::optional<size_t> text_bytes = writer.Finish();
+    sizes.side = header_bytes + text_bytes.value_or(0);
     sizes.words = EncodeSymbols(segments, words);
     const size_t stored = input_.count * DTypeSize(input_.dtype);
-    return text_bytes > 0 && sizes.words > 0 && sizes.side + sizes.words < stored;
+    return text_bytes && sizes.words > 0 && sizes.side + sizes.words < stored;
   }
 
   // After Load.

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 #include <cstdlib>
+#include <optional>
+#include <vector>
 
 #include "core/codec/bit_context.h"
 #include "core/codec/range_coder.h"
@@ -15,9 +17,13 @@
 // it is given, or sets it to the one that it reads.
 namespace kvcompress {
 
+inline void SwapWords(MutableByteSpan words) {
+  for (size_t i = 0; i < words.size(); i += 4) std::reverse(words.data() + i, words.data() + i + 4);
+}
+
 class SideWriter {
  public:
-  explicit SideWriter(MutableByteSpan room) : encoder_(room) {}
+  explicit SideWriter(MutableByteSpan room) : room_(room), encoder_(room) {}
 
   static constexpr bool kReads = false;
   void Bit(BitContext& context, bool& bit) {
@@ -26,16 +32,26 @@ class SideWriter {
   }
   void EvenBit(bool& bit) { encoder_.EncodeBit(bit, 1u << (kRangeBits - 1)); }
 
-  // Zero where the room did not suffice.
-  size_t Finish() { return encoder_.Finish() ? encoder_.text().size() : 0; }
+  // Nothing where the room did not suffice; else the size of the text: words with their highest byte first, without
+  // the zeros at the end.
+  std::optional<size_t> Finish() {
+    encoder_.RoundUp();
+    if (!encoder_.Finish()) return std::nullopt;
+    size_t size = encoder_.text().size();
+    SwapWords(room_.first(size));
+    while (size > 0 && room_[size - 1] == std::byte{0}) --size;
+    return size;
+  }
 
  private:
+  MutableByteSpan room_;
   RangeEncoder encoder_;
 };
 
 class SideReader {
  public:
-  explicit SideReader(ByteSpan text) : decoder_(text) {}
+  explicit SideReader(ByteSpan text)
+      : ends_in_zero_(!text.empty() && text.back() == std::byte{0}), words_(WordsOf(text)), decoder_(words_) {}
 
   static constexpr bool kReads = true;
   void Bit(BitContext& context, bool& bit) {
@@ -43,10 +59,19 @@ class SideReader {
     context.Learn(bit);
   }
   void EvenBit(bool& bit) { bit = decoder_.DecodeBit(1u << (kRangeBits - 1)); }
-  // Whether it has read what a writer wrote, to its end.
-  bool Finish() const { return decoder_.Finish(); }
+  // Whether it has read all of what a writer can have written.
+  bool Finish() const { return decoder_.has_taken_all() && !ends_in_zero_; }
 
  private:
+  static std::vector<std::byte> WordsOf(ByteSpan text) {
+    std::vector<std::byte> words((text.size() + 3) / 4 * 4);
+    std::ranges::copy(text, words.begin());
+    SwapWords(words);
+    return words;
+  }
+
+  bool ends_in_zero_;
+  std::vector<std::byte> words_;
   RangeDecoder decoder_;
 };
 
@@ -161,9 +186,11 @@ class SideModels {
       return true;
     }
     const int32_t expected_mean = before != nullptr ? before->means[c] : 0;
-    int32_t mean = segment.means[c] - expected_mean;
-    mean_[before != nullptr].CodeSigned(coder, mean);
-    segment.means[c] = expected_mean + mean;
+    const int shift = MeanShift(segment.classes[c], segment.tokens);
+    int32_t steps = (segment.means[c] - expected_mean) / (1 << shift);
+    mean_[before != nullptr].CodeSigned(coder, steps);
+    const int64_t mean = expected_mean + int64_t{steps} * (1 << shift);
+    segment.means[c] = static_cast<int32_t>(std::clamp<int64_t>(mean, -kMaxMean - 1, kMaxMean + 1));
     return std::abs(segment.means[c]) <= kMaxMean;
   }
 
@@ -171,6 +198,12 @@ class SideModels {
   static constexpr uint32_t kMaxStepShift = 3;
   static constexpr int kMaxClassShift = 100;
   static constexpr int32_t kMaxMean = 1 << 24;
+
+  // The mean of a channel of this class differs from what is expected by a multiple of 2^shift: the fewer the tokens,
+  // the less can it be known, and gain.
+  static int MeanShift(int of, size_t tokens) {
+    return std::clamp((of + 13 - 2 * static_cast<int>(std::bit_width(tokens) - 1)) / 4, 0, 20);
+  }
 
  private:
   BitContext turned_, has_means_, repeats_;

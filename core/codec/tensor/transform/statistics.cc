@@ -100,20 +100,27 @@ bool MeansPay(size_t tokens, const SegmentStatistics& s) {
   for (size_t c = 0; c < s.means.size(); ++c) {
     const float without = BitsOf(ClassOf(s.second_moments[c]));
     const float with = BitsOf(ClassOf(s.variances[c]));
-    saved += static_cast<float>(tokens) * (without - with) - NumberBits(static_cast<int32_t>(2 * s.means[c]), 2);
+    const int shift = SideModels::MeanShift(ClassOf(s.variances[c]), tokens);
+    const float mean = 2 * s.means[c] / static_cast<float>(1 << shift);
+    saved += static_cast<float>(tokens) * (without - with) - NumberBits(static_cast<int32_t>(mean), 2);
   }
   return saved > 0;
 }
 
-// The mean of a channel, `own` in halves of a unit, as it is coded where `expected` is: that one, where the difference
-// costs less than it would.
-int32_t ChooseMean(float own, float variance, size_t tokens, int32_t expected, float& bits) {
-  const auto mean = static_cast<int32_t>(std::nearbyint(own));
-  const float off = own - static_cast<float>(expected);
-  const float of_expected = static_cast<float>(tokens) * 0.18f * off * off / (variance + 0.35f);
-  const float of_own = NumberBits(mean - expected, 1);
-  bits += std::min(of_expected + 1, of_own);
-  return of_expected + 1 <= of_own ? expected : mean;
+// The mean of a channel, `own` in halves of a unit, as it is coded where `expected` is, in multiples of 2^shift off it:
+// that one, where the difference costs less than it would.
+int32_t ChooseMean(float own, float variance, size_t tokens, int32_t expected, int shift, float& bits) {
+  const auto grid = static_cast<float>(1 << shift);
+  const auto steps = static_cast<int32_t>(std::nearbyint((own - static_cast<float>(expected)) / grid));
+  const int32_t mean = expected + steps * (1 << shift);
+  const auto cost = [&](int32_t of) {
+    const float off = own - static_cast<float>(of);
+    return static_cast<float>(tokens) * 0.18f * off * off / (variance + 0.35f);
+  };
+  const float of_expected = cost(expected) + 1;
+  const float of_own = cost(mean) + NumberBits(steps, 1);
+  bits += std::min(of_expected, of_own);
+  return of_expected <= of_own ? expected : mean;
 }
 
 // Likewise its class: one between its own and the expected one, as each step off costs bits, too.
@@ -144,10 +151,17 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
   for (size_t c = 0; c < channels; ++c) {
     const float own = 2 * s.means[c];
     const int32_t expected_mean = before != nullptr ? before->means[c] : 0;
-    if (segment.has_means) segment.means[c] = ChooseMean(own, s.variances[c], segment.tokens, expected_mean, bits);
+    const auto choose_mean = [&](int of, float& cost) {
+      const int shift = SideModels::MeanShift(of, segment.tokens);
+      segment.means[c] = ChooseMean(own, s.variances[c], segment.tokens, expected_mean, shift, cost);
+    };
+    // How far off the mean is widens the class, which in turn says how far off it may be.
+    float ignored = 0;
+    if (segment.has_means) choose_mean(ClassOf(s.variances[c]), ignored);
     const float off = (own - static_cast<float>(segment.means[c])) * 0.5f;
     const int expected = before != nullptr ? before->classes[c] : c > 0 ? segment.classes[c - 1] : 0;
     segment.classes[c] = ChooseClass(ClassOf(s.variances[c] + off * off), segment.tokens, expected, bits);
+    if (segment.has_means) choose_mean(segment.classes[c], bits);
   }
   return bits;
 }

@@ -14,10 +14,12 @@ namespace kvcompress {
 // A block's header: how it is stored, and, of a coded one, its step and layout before the range coder's text.
 enum class BlockForm : uint8_t { kStored = 0, kCoded = 1 };
 
-// Lanes of the entropy coder for a block of `count` values: a lane costs 3 bytes, which should not matter.
+// Lanes of the entropy coder for a block of `count` values: a lane costs 3 bytes, which should not matter. Fewer lanes
+// than a CPU has in a vector gain little over each other.
 constexpr size_t LanesFor(size_t count) {
-  constexpr size_t kValuesALane = 2048;
-  return std::bit_floor(std::clamp<size_t>(count / kValuesALane, 1, simd::kStripChannels));
+  constexpr size_t kWideFrom = 1 << 16;
+  constexpr size_t kValuesALane = 8192;
+  return count >= kWideFrom ? simd::kStripChannels : std::bit_floor(std::max<size_t>(count / kValuesALane, 1));
 }
 
 // The unit of points and means: the distance of the first quantizer's points, which is the step where it is alone, is
