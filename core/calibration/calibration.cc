@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
+#include "core/base/elementary.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/calibration/basis.h"
@@ -293,13 +294,14 @@ absl::Status DoAll(std::vector<Task>& tasks, const Artifact& outline, Progress& 
   return absl::OkStatus();
 }
 
-// Tensors whose errors cost more get smaller steps: g = weight^-1/2, about a geometric mean of 1.
+// Tensors whose errors cost more get smaller steps: g = weight^-1/2, about a geometric mean of 1. The same on every
+// machine, for an artifact's id is that of its bytes.
 void SetSteps(std::vector<Task>& tasks) {
   double sum = 0;
-  for (const Task& task : tasks) sum += std::log2(task.mean_weight);
+  for (const Task& task : tasks) sum += Log2(task.mean_weight);
   const double mean = sum / static_cast<double>(tasks.size());
   for (Task& task : tasks) {
-    task.tensor->step = static_cast<float>(std::exp2(0.5 * (mean - std::log2(task.mean_weight))));
+    task.tensor->step = static_cast<float>(Exp2(0.5 * (mean - Log2(task.mean_weight))));
   }
 }
 
