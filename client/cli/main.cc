@@ -70,11 +70,10 @@ absl::StatusOr<Profile> ReadProfile(const std::string& path) {
   return Profile::Parse(json);
 }
 
-// `artifacts` must outlive the client.
-absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options, ArtifactStore& artifacts) {
+// `artifacts` may be null, and must outlive the client.
+absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& options, ArtifactStore* artifacts) {
   if (options.server.empty()) {
-    return MakeLocalClient(static_cast<size_t>(options.threads),
-                           {.artifacts = options.artifacts.empty() ? nullptr : &artifacts});
+    return MakeLocalClient(static_cast<size_t>(options.threads), {.artifacts = artifacts});
   }
   KVC_ASSIGN_OR_RETURN(RemoteOptions remote, ToRemoteOptions(options));
   if (options.verbose) {
@@ -113,13 +112,14 @@ bool HasLayers(const FileReport& report) {
                      [](const TensorReport& tensor) { return ParseKvName(tensor.tensor.name).layer >= 0; });
 }
 
-absl::StatusOr<FileReport> RunCodec(const CliOptions& options, const FileOptions& file_options) {
+absl::StatusOr<FileReport> RunCodec(const CliOptions& options, FileOptions file_options) {
   absl::StatusOr<Profile> profile =
       options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
   if (!profile.ok()) return profile.status();
   const std::string codec = options.profile.empty() && profile->is_uniform() ? profile->default_codec() : "profile";
   ArtifactStore artifacts({.directory = options.artifacts});
-  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options, artifacts));
+  file_options.artifacts = options.artifacts.empty() ? nullptr : &artifacts;
+  KVC_ASSIGN_OR_RETURN(const std::unique_ptr<CodecClient> client, MakeClient(options, file_options.artifacts));
   if (options.verbose) {
     Print(stderr,
           absl::StrFormat("%s %s with %s\n", options.decompress ? "decompress" : "compress", OneLine(options.input),

@@ -185,7 +185,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   JobList<CompressJob> list;
   std::vector<uint64_t> max_frame_bytes;
   Layout bound;
-  FileRotary rotary(header.metadata, options.rotary, options.start);
+  FileRotary rotary(header.metadata, options.rotary, options.start, options.artifacts);
   for (const Entry& entry : header.entries) {
     KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
     KVC_ASSIGN_OR_RETURN(std::string spec, rotary.CodecFor(profile, tensor));

@@ -32,6 +32,8 @@ struct FileOptions {
   // (file_rotary.h). Where codecs have a theta or a start of their own, that holds.
   std::optional<simd::RotaryEmbedding> rotary = {};
   std::optional<uint64_t> start = {};
+  // Of codecs that work in this process, for the report; null: none.
+  ArtifactStore* artifacts = nullptr;
   bool keep_nonfinite = false;      // blocks with values that their codec refuses are stored as they are
   bool count_block_codecs = false;  // compression fills in FileReport::block_codecs
 };

@@ -1,5 +1,7 @@
 #include "client/file/file_rotary.h"
 
+#include <span>
+
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
@@ -41,6 +43,22 @@ absl::StatusOr<simd::RotaryEmbedding> Merged(const FileMetadata& metadata,
   return rotary;
 }
 
+// What the first artifact turns back that the stages name; nothing without one that is there.
+std::optional<simd::RotaryEmbedding> OfArtifact(std::span<const StageSpec> stages, ArtifactStore* artifacts) {
+  for (const StageSpec& stage : stages) {
+    for (const StageSpec::Part& part : stage.parts) {
+      if (auto within = OfArtifact(part.chain.stages(), artifacts)) return within;
+    }
+    if (stage.digest.empty() || artifacts == nullptr) continue;
+    const auto artifact = artifacts->Find(stage.digest);
+    if (!artifact.ok() || !(*artifact)->rotary) continue;
+    simd::RotaryEmbedding rotary = *(*artifact)->rotary;
+    rotary.start = static_cast<uint64_t>(stage.Int("start"));
+    return rotary;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metadata) {
@@ -63,8 +81,8 @@ absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metad
 }
 
 FileRotary::FileRotary(const FileMetadata& metadata, const std::optional<simd::RotaryEmbedding>& given,
-                       std::optional<uint64_t> start)
-    : source_(given ? "flags" : "metadata"), rotary_(Merged(metadata, given, start)) {}
+                       std::optional<uint64_t> start, ArtifactStore* artifacts)
+    : source_(given ? "flags" : "metadata"), artifacts_(artifacts), rotary_(Merged(metadata, given, start)) {}
 
 absl::StatusOr<std::string> FileRotary::CodecFor(const Profile& profile, const TensorDesc& tensor) {
   KVC_ASSIGN_OR_RETURN(const std::string own_text, profile.CodecFor(tensor));
@@ -73,7 +91,13 @@ absl::StatusOr<std::string> FileRotary::CodecFor(const Profile& profile, const T
   if (IsOpaque(tensor.dtype) || !before) return own_text;
   if (!rotary_.ok()) return OfTensor(tensor.name, rotary_.status());
   KVC_ASSIGN_OR_RETURN(const std::string text, WithRotary(tensor, own_text, *rotary_));
-  const simd::RotaryEmbedding after = *ChainSpec::ParseStages(text)->rotary();
+  KVC_ASSIGN_OR_RETURN(const ChainSpec completed, ChainSpec::ParseStages(text));
+  const simd::RotaryEmbedding after = *completed.rotary();
+  if (!use_ && ParseKvName(tensor.name).is_key) {
+    if (const std::optional<simd::RotaryEmbedding> learned = OfArtifact(completed.stages(), artifacts_)) {
+      use_ = {*learned, "artifact"};
+    }
+  }
   if (!use_ && after.theta > 0) {
     const bool is_profiles = IsOfOneModel(*before, profile.rotary());
     use_ = {after, before->theta == 0 ? source_ : is_profiles ? "profile" : "codec"};

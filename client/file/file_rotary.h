@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "core/artifact/artifact_store.h"
 #include "core/base/tensor.h"
 #include "core/profile/profile.h"
 #include "core/simd/rotary.h"
@@ -19,7 +20,7 @@ using FileMetadata = std::map<std::string, std::string>;
 // (docs/cli.md, "Rotary embeddings"). Theta 0: nothing. INVALID_ARGUMENT that names the key.
 absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metadata);
 
-// How the keys of a file are turned back, and who said so: "codec", "profile", "flags" or "metadata".
+// How the keys of a file are turned back, and who said so: "codec", "artifact", "profile", "flags" or "metadata".
 struct RotaryUse {
   simd::RotaryEmbedding rotary;
   std::string_view source;
@@ -28,9 +29,10 @@ struct RotaryUse {
 // Completes the codecs of a file's tensors with the rotary embedding of its model.
 class FileRotary {
  public:
-  // Without `given` and `start` the metadata say it.
+  // Without `given` and `start` the metadata say it. Without `artifacts`, which must outlive this, it is not known what
+  // those turn back that codecs name.
   FileRotary(const FileMetadata& metadata, const std::optional<simd::RotaryEmbedding>& given,
-             std::optional<uint64_t> start);
+             std::optional<uint64_t> start, ArtifactStore* artifacts = nullptr);
 
   // The spec that `profile` has for a tensor, with the embedding. INVALID_ARGUMENT as of Profile, ChainSpec::WithRotary
   // and RotaryOfMetadata; of the latter only where the codec has a use for it.
@@ -41,6 +43,7 @@ class FileRotary {
 
  private:
   const std::string_view source_;
+  ArtifactStore* const artifacts_;
   absl::StatusOr<simd::RotaryEmbedding> rotary_;
   std::optional<RotaryUse> use_;
 };

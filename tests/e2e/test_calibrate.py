@@ -247,6 +247,10 @@ def test_a_daemon_finds_artifacts_in_its_directory(bin_dir, daemon, stubs, sampl
     time.sleep(1.1)
     assert list(client.stub.Capabilities(client.pb.CapabilitiesRequest(), timeout=30).artifacts) == [report["artifact"]]
     by_daemon = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "small", "-codec", codec, *server)
+    own = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "own", "-codec", codec, "-artifacts", tmp_path / "artifacts",
+                 "-rope-start", 7)
+    assert own["rotary"] == {"theta": THETA, "pairs": "half", "dims": 64, "offset": 0, "start": 7, "from": "artifact"}
+    assert by_daemon["rotary"] is None
     run_ok(bin_dir, "-input", sample, "-output", tmp_path / "own", "-codec", codec, "-artifacts", tmp_path / "artifacts")
     assert (tmp_path / "small").read_bytes() == (tmp_path / "own").read_bytes()
     assert by_daemon["bits_per_value"] < 2.05  # the file's header included
