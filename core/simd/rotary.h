@@ -46,6 +46,7 @@ class RotaryTable {
   uint64_t first_ = 0;
   size_t tokens_ = 0;
   std::vector<uint64_t> frequencies_;
+  std::vector<uint64_t> turns_;  // of the token at hand, in units of 2^-64
   std::vector<uint32_t> phases_;
   std::vector<float> values_;
 };

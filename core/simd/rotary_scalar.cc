@@ -25,8 +25,13 @@ void RotaryTable::Make(double theta, size_t dims, uint64_t first, size_t tokens)
   tokens_ = tokens;
   phases_.resize(pairs());
   values_.resize(dims * tokens);
+  turns_.resize(pairs());
+  for (size_t i = 0; i < pairs(); ++i) turns_[i] = frequencies_[i] * first;
   for (size_t t = 0; t < tokens; ++t) {
-    for (size_t i = 0; i < pairs(); ++i) phases_[i] = static_cast<uint32_t>(frequencies_[i] * (first + t) >> 32);
+    for (size_t i = 0; i < pairs(); ++i) {
+      phases_[i] = static_cast<uint32_t>(turns_[i] >> 32);
+      turns_[i] += frequencies_[i];
+    }
     float* const cosines = values_.data() + dims * t;
     CosSin(phases_.data(), pairs(), cosines, cosines + pairs());
   }

@@ -203,9 +203,7 @@ void TokenMeter::MeasureStretchExactly() {
   if (has_infinite_error_) moments_.AddErrorDeviations(std::numeric_limits<double>::infinity());
 }
 
-namespace {
-
-void MeasureExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
+void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
   const size_t size = DTypeSize(dtype);
   tokens.BeginExact();
   for (size_t i = 0; i < count; ++i) {
@@ -217,8 +215,6 @@ void MeasureExactly(DType dtype, const void* original, const void* decoded, size
   }
   tokens.EndExact();
 }
-
-}  // namespace
 
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
   constexpr size_t kRun = 1024;
@@ -241,7 +237,7 @@ void MeasureTokens(DType dtype, const void* original, const void* decoded, size_
     if (is_finite) tokens.Add(kernel_dtype, x, errors, n);
   }
   if (is_finite && tokens.End()) return;
-  MeasureExactly(dtype, original, decoded, count, tokens);
+  MeasureTokensExactly(dtype, original, decoded, count, tokens);
 }
 
 }  // namespace kvcompress::simd

@@ -80,5 +80,7 @@ class TokenMeter {
 
 // Measures the run that `tokens` has begun, `count` values of `dtype`, and ends it. Errors are those of MeasureErrors.
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
+// The same one by one in binary64, also of a run that was measured already.
+void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
 
 }  // namespace kvcompress::simd

@@ -7,6 +7,7 @@
 #include "core/base/elementary.h"
 #include "core/base/half.h"
 #include "core/simd/segment_values.h"
+#include "core/simd/uniform_quant.h"
 
 namespace kvcompress {
 namespace {
@@ -28,14 +29,26 @@ double MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<fl
   return cost;
 }
 
-// Calls visit(value, mean) for all values of a run.
+// Calls visit(value, mean) for the values of rows, the first of which has the means from `at` on.
 template <class Visit>
-void ForEachValue(const ChannelMeans::Run& run, const std::vector<float>& means, float* values, Visit visit) {
-  float* const end = values + run.rows * run.row;
-  for (; values != end; values += std::min<size_t>(means.size(), static_cast<size_t>(end - values))) {
-    const size_t n = std::min<size_t>(means.size(), static_cast<size_t>(end - values));
-    for (size_t i = 0; i < n; ++i) visit(values[i], means[i]);
+void ForEachValue(const std::vector<float>& means, size_t at, float* values, size_t count, Visit visit) {
+  while (count > 0) {
+    const size_t n = std::min(means.size() - at, count);
+    for (size_t i = 0; i < n; ++i) visit(values[i], means[at + i]);
+    values += n;
+    count -= n;
+    at = 0;
   }
+}
+
+// The means that Begin has read.
+struct RunMeans {
+  bool is_turned;
+  std::vector<float> means;
+};
+RunMeans& MeansOfThread() {
+  thread_local RunMeans means;
+  return means;
 }
 
 }  // namespace
@@ -45,28 +58,28 @@ size_t ChannelMeans::Dims(const Run& run) const {
   return theta_ > 0 && dims % 2 == 0 && dims <= run.row ? dims : 0;
 }
 
-void ChannelMeans::Turn(const Run& run, simd::RotaryTurn turn, float* values) const {
+void ChannelMeans::Turn(const Run& run, size_t first, size_t rows, simd::RotaryTurn turn, float* values) const {
   thread_local simd::RotaryTable table;
   const uint64_t token = run.first / run.heads;
   table.Make(theta_, Dims(run), start_ + token, (run.first + run.rows - 1) / run.heads - token + 1);
-  for (size_t head = 0; head < run.columns(); ++head) {
-    simd::TurnRows(table, (run.first + head) / run.heads - token, pairs_, turn, values + head * run.row,
-                   (run.rows - head + run.heads - 1) / run.heads, run.heads * run.row);
+  for (size_t head = 0; head < std::min(rows, run.heads); ++head) {
+    simd::TurnRows(table, (run.first + first + head) / run.heads - token, pairs_, turn, values + head * run.row,
+                   (rows - head + run.heads - 1) / run.heads, run.heads * run.row);
   }
 }
 
-void ChannelMeans::Remove(const Run& run, DType dtype, float* values, std::byte* means) const {
+void ChannelMeans::Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means) const {
   const size_t count = run.rows * run.row;
-  thread_local std::vector<float> mean, other_mean, turned;
+  thread_local std::vector<float> mean, other_mean;
   const double cost = MeansOf(run, values, mean);
   bool is_turned = false;
   if (Dims(run) > 0) {
-    turned.assign(values, values + count);
-    Turn(run, simd::RotaryTurn::kBack, turned.data());
-    is_turned = MeansOf(run, turned.data(), other_mean) < cost;
+    Turn(run, 0, run.rows, simd::RotaryTurn::kBack, values);
+    is_turned = MeansOf(run, values, other_mean) < cost;
     if (is_turned) {
-      std::copy(turned.begin(), turned.end(), values);
       mean.swap(other_mean);
+    } else {
+      simd::WidenValues(dtype, source, count, values);
     }
   }
   *means++ = std::byte{is_turned};
@@ -76,22 +89,28 @@ void ChannelMeans::Remove(const Run& run, DType dtype, float* values, std::byte*
     StoreFromF32(mean_dtype, std::clamp(mean[i], -largest, largest), means, i);
     mean[i] = LoadAsF32(mean_dtype, means, i);
   }
-  ForEachValue(run, mean, values, [](float& value, float own) { value -= own; });
+  ForEachValue(mean, 0, values, count, [](float& value, float own) { value -= own; });
 }
 
-absl::Status ChannelMeans::Add(const Run& run, DType dtype, const std::byte* means, float* values) const {
+absl::Status ChannelMeans::Begin(const Run& run, DType dtype, const std::byte* means) const {
   const auto is_turned = std::to_integer<unsigned>(*means++);
   if (is_turned > 1 || (is_turned == 1 && Dims(run) == 0)) return absl::DataLossError("means of channels that turn");
   const DType mean_dtype = MeanDType(dtype);
-  thread_local std::vector<float> mean;
-  mean.resize(run.columns() * run.row);
-  for (size_t i = 0; i < mean.size(); ++i) {
-    mean[i] = LoadAsF32(mean_dtype, means, i);
-    if (!std::isfinite(mean[i])) return absl::DataLossError("mean is not a finite number");
+  RunMeans& own = MeansOfThread();
+  own.is_turned = is_turned == 1;
+  own.means.resize(run.columns() * run.row);
+  for (size_t i = 0; i < own.means.size(); ++i) {
+    own.means[i] = LoadAsF32(mean_dtype, means, i);
+    if (!std::isfinite(own.means[i])) return absl::DataLossError("mean is not a finite number");
   }
-  ForEachValue(run, mean, values, [](float& value, float own) { value += own; });
-  if (is_turned == 1) Turn(run, simd::RotaryTurn::kForward, values);
   return absl::OkStatus();
+}
+
+void ChannelMeans::Add(const Run& run, size_t first, size_t rows, float* values) const {
+  const RunMeans& own = MeansOfThread();
+  ForEachValue(own.means, first % run.columns() * run.row, values, rows * run.row,
+               [](float& value, float mean) { value += mean; });
+  if (own.is_turned) Turn(run, first, rows, simd::RotaryTurn::kForward, values);
 }
 
 }  // namespace kvcompress

@@ -11,7 +11,7 @@
 namespace kvcompress {
 
 // Each channel's mean over some consecutive tokens of a sequence, without a rotary embedding (docs/format.md,
-// "rotated"). Immutable; tables are of the thread.
+// "rotated"). Immutable; tables, and the means of the run that has begun, are of the thread.
 class ChannelMeans {
  public:
   // `theta` 0: nothing turns. `dims` 0: all channels of a row do.
@@ -30,14 +30,18 @@ class ChannelMeans {
     size_t means_bytes() const { return 1 + 2 * columns() * row; }
   };
 
-  // Takes the means from the values of a run, finite ones of a tensor of `dtype`, and writes means_bytes() to `means`.
-  void Remove(const Run& run, DType dtype, float* values, std::byte* means) const;
-  // The inverse. DATA_LOSS for means that Remove cannot have written.
-  absl::Status Add(const Run& run, DType dtype, const std::byte* means, float* values) const;
+  // Takes the means from the values of a run, finite ones, which are `source`, of `dtype`, as F32; writes means_bytes()
+  // to `means`.
+  void Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means) const;
+
+  // The inverse, some rows at a time: Begin, then Add for the rows of the run from `first` on.
+  // DATA_LOSS for means that Remove cannot have written.
+  absl::Status Begin(const Run& run, DType dtype, const std::byte* means) const;
+  void Add(const Run& run, size_t first, size_t rows, float* values) const;
 
  private:
   size_t Dims(const Run& run) const;
-  void Turn(const Run& run, simd::RotaryTurn turn, float* values) const;
+  void Turn(const Run& run, size_t first, size_t rows, simd::RotaryTurn turn, float* values) const;
 
   double theta_;
   simd::RotaryPairs pairs_;

@@ -38,9 +38,46 @@ struct Cursor {
 using WriteCursor = Cursor<std::byte, PackedCodeWriter>;
 using ReadCursor = Cursor<const std::byte, PackedCodeReader>;
 
+size_t ScaleBytes(size_t row, size_t count) { return 2 * simd::RotatedRows(row, count); }
+// Values that are coded together.
+size_t TileOf(size_t row) { return PackedCodes::kTile / row * row; }
+
+class Reader final : public RowReader {
+ public:
+  Reader(const simd::RotatedFormat& format, const SinkRows& sinks, const ReadCursor& from)
+      : format_(format), sinks_(sinks), from_(from) {}
+
+  void Read(size_t count, std::byte* values) override {
+    const size_t width = DTypeSize(format_.dtype);
+    sinks_.ForEachRun(format_.row, begin_, count, [&](size_t n, bool are_sinks) {
+      const size_t tile = are_sinks ? format_.row : TileOf(format_.row);
+      for (size_t at = 0; at < n; at += tile) ReadTile(std::min(tile, n - at), are_sinks, values + at * width);
+      values += n * width;
+    });
+    begin_ += count;
+  }
+
+ private:
+  void ReadTile(size_t count, bool is_sink, std::byte* values) {
+    if (!is_sink) {
+      simd::DequantizeRotated(format_, from_.scales, from_.codes.Next(count), count, values);
+      from_.scales += ScaleBytes(format_.row, count);
+      return;
+    }
+    simd::Dequantize(SinkFormat(format_.dtype), from_.sink_scales, from_.sink_codes, count, values);
+    from_.sink_scales += SinkScaleBytes(count);
+    from_.sink_codes += SinkCodeBytes(count);
+  }
+
+  const simd::RotatedFormat format_;
+  const SinkRows sinks_;
+  ReadCursor from_;
+  size_t begin_ = 0;  // of the values that come next
+};
+
 // docs/format.md, "rotated". Streams: scales, codes; with sinks their place among tokens, and their scales and codes.
 // The arithmetic is in simd/rotated_quant.h.
-class Rotated final : public TensorCodec {
+class Rotated final : public RowCodec {
  public:
   explicit Rotated(const StageSpec& stage)
       : bits_(static_cast<int>(stage.Int("bits"))),
@@ -111,8 +148,15 @@ class Rotated final : public TensorCodec {
 
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
                       MutableByteSpan values) const override {
+    const size_t count = values.size() / DTypeSize(tensor.dtype);
+    KVC_ASSIGN_OR_RETURN(const auto reader, Open(tensor, streams, count));
+    reader->Read(count, values.data());
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::unique_ptr<RowReader>> Open(const TensorDesc& tensor, std::span<const ByteSpan> streams,
+                                                  size_t all) const override {
     const size_t row = RowLength(tensor);
-    const size_t all = values.size() / DTypeSize(tensor.dtype);
     SinkRows sinks;
     if (has_sinks_) {
       KVC_ASSIGN_OR_RETURN(sinks, SinkRows::Load(streams[2]));
@@ -136,15 +180,13 @@ class Rotated final : public TensorCodec {
       from.sink_scales = streams[3].data();
       from.sink_codes = streams[4].data();
     }
-    DecodeRuns(tensor, sinks, from, all, values.data());
-    return absl::OkStatus();
+    return std::make_unique<Reader>(Format(tensor), sinks, from);
   }
 
  private:
   simd::RotatedFormat Format(const TensorDesc& tensor) const {
     return {.dtype = tensor.dtype, .bits = bits_, .row = RowLength(tensor)};
   }
-  static size_t ScaleBytes(size_t row, size_t count) { return 2 * simd::RotatedRows(row, count); }
 
   static bool AreFinite(ByteSpan scales) {
     bool are_finite = true;
@@ -153,9 +195,6 @@ class Rotated final : public TensorCodec {
     }
     return are_finite;
   }
-  // Values that are coded together.
-  static size_t TileOf(size_t row) { return PackedCodes::kTile / row * row; }
-
   // False where a value is refused.
   bool EncodeRuns(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, WriteCursor& to,
                   simd::TokenMeter* tokens) const {
@@ -201,26 +240,6 @@ class Rotated final : public TensorCodec {
     return true;
   }
 
-  void DecodeRuns(const TensorDesc& tensor, const SinkRows& sinks, ReadCursor& from, size_t count,
-                  std::byte* values) const {
-    const size_t row = RowLength(tensor);
-    const size_t row_bytes = row * DTypeSize(tensor.dtype);
-    sinks.ForEachRun(row, 0, count, [&](size_t n, bool are_sinks) {
-      while (!are_sinks && n > 0) {
-        const size_t tile = std::min(n, TileOf(row));
-        simd::DequantizeRotated(Format(tensor), from.scales, from.codes.Next(tile), tile, values);
-        from.scales += ScaleBytes(row, tile);
-        values += tile * DTypeSize(tensor.dtype);
-        n -= tile;
-      }
-      for (size_t at = 0; at < n; at += row, values += row_bytes) {
-        simd::Dequantize(SinkFormat(tensor.dtype), from.sink_scales, from.sink_codes, row, values);
-        from.sink_scales += SinkScaleBytes(row);
-        from.sink_codes += SinkCodeBytes(row);
-      }
-    });
-  }
-
   // The figures of a block that is encoded, from what it decodes to.
   void MeasureDecoded(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, ReadCursor& from,
                       ErrorSums& sums, simd::TokenMeter* tokens) const {
@@ -230,15 +249,10 @@ class Rotated final : public TensorCodec {
       const auto* begin = static_cast<const std::byte*>(run.values);
       values.insert(values.end(), begin, begin + run.count * width);
     }
-    DecodeRuns(tensor, sinks, from, runs.count(), decoded.data());
+    Reader(Format(tensor), sinks, from).Read(runs.count(), decoded.data());
     simd::MeasureErrors(tensor.dtype, values.data(), decoded.data(), runs.count(), sums);
     if (tokens == nullptr) return;
-    tokens->BeginExact();
-    for (size_t i = 0; i < runs.count(); ++i) {
-      const double x = LoadAsF32(tensor.dtype, values.data(), i);
-      tokens->AddExact(x, x - LoadAsF32(tensor.dtype, decoded.data(), i));
-    }
-    tokens->EndExact();
+    simd::MeasureTokensExactly(tensor.dtype, values.data(), decoded.data(), runs.count(), *tokens);
   }
 
   int bits_;
