@@ -5,7 +5,7 @@
 
 #include "core/codec/tensor/transform/tables.h"
 
-// What values take in words, by the classes of their channels.
+// What values take in words, and what they lose, by the classes of their channels.
 namespace kvcompress {
 
 // Of the values of a block, or several.
@@ -19,6 +19,9 @@ struct ClassCounts {
   void Merge(const ClassCounts& other);
   // About the bits of all values with a step 2^octaves times as large as that of the counts.
   double Bits(bool trellis, double octaves) const;
+  // About the sum of squares of all errors with that step, in squares of its unit; and of the values' deviations.
+  double Noise(bool trellis, double octaves) const;
+  double Signal(double octaves) const;
 };
 
 }  // namespace kvcompress

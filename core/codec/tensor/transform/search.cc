@@ -8,6 +8,7 @@
 #include "core/base/elementary.h"
 #include "core/base/status_macros.h"
 #include "core/codec/tensor/transform/budget.h"
+#include "core/codec/tensor/transform/rate.h"
 #include "core/codec/tensor/transform/sample.h"
 #include "core/simd/error_sums.h"
 #include "core/simd/token_meter.h"
@@ -26,21 +27,26 @@ class Search {
       : format_(format), sinks_(sinks), snr_(snr), sample_(sample) {}
 
   float Find() {
-    double log = LogSize(sample_) + 1 - snr_ / kDecibelsOfABit;
-    std::optional<Trial> missed, met;
+    double log = FirstGuess();
+    double slope = 1;
+    std::optional<Trial> last, missed, met;
     for (int i = 0; i < kTrials; ++i) {
       const Trial trial{log, Excess(log)};
-      std::optional<Trial>& side = trial.excess > 0 ? missed : met;
-      side = trial;
+      (trial.excess > 0 ? missed : met) = trial;
       if (met && met->excess > -kClose) break;
+      if (missed && met && missed->log - met->log < kClose / 4) break;
+      if (last && trial.log != last->log) {
+        slope = std::clamp((trial.excess - last->excess) / (trial.log - last->log), 0.3, 1.5);
+      }
+      last = trial;
+      log -= (trial.excess + kClose / 2) / slope;
       if (missed && met) {
-        if (std::fabs(missed->log - met->log) < kClose / 4) break;
-        const double part = missed->excess / (missed->excess - met->excess);
-        log = missed->log + (met->log - missed->log) * std::clamp(part + 0.02, 0.1, 0.98);
-      } else {
+        const double width = missed->log - met->log;
+        log = std::clamp(log, met->log + 0.1 * width, missed->log - 0.1 * width);
+      } else if (i > 2) {
         // The other side is farther away the more often it was not found.
         const double least = 0.005 * (1 << i);
-        log -= trial.excess > 0 ? std::max(trial.excess * 1.02, least) : std::min(trial.excess * 0.98, -least);
+        log = trial.excess > 0 ? std::min(log, trial.log - least) : std::max(log, trial.log + least);
       }
     }
     return StepOf(met ? met->log : log - 1);
@@ -48,12 +54,31 @@ class Search {
 
  private:
   // How near to its target a result is near enough, in bits.
-  static constexpr double kClose = 0.004;
+  static constexpr double kClose = 0.008;
 
   struct Trial {
     double log;     // log2 of the step
     double excess;  // bits of a value beyond the target: above 0 it is missed
   };
+
+  // By the classes of the channels.
+  double FirstGuess() const {
+    constexpr double kFiner = 5;  // octaves: what is below a step is not told apart
+    const double counted_log = LogSize(sample_) + 1 - snr_ / kDecibelsOfABit - kFiner;
+    ClassCounts all;
+    for (const SampleBlock& block : sample_) {
+      ClassCounts own;
+      if (CountClasses(format_, sinks_, StepOf(counted_log), block.input, own)) all.Merge(own);
+    }
+    double low = -10, high = 40;
+    constexpr int kSteps = 30;
+    for (int i = 0; i < kSteps; ++i) {
+      const double middle = 0.5 * (low + high);
+      const bool misses = Missing(all.Signal(middle), all.Noise(format_.trellis, middle)) > 0;
+      (misses ? high : low) = middle;
+    }
+    return counted_log + low;
+  }
 
   double Excess(double log) {
     ErrorSums sums;
