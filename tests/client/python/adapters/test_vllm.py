@@ -15,6 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 engines.provide_vllm()
+from frame_reader import read_frame  # noqa: E402
+from kvcompress.adapters._codec import unpack  # noqa: E402
 from kvcompress.adapters.vllm import KvCompressConnector  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole  # noqa: E402
 
@@ -346,9 +348,11 @@ def test_keys_are_turned_back_from_where_they_stand(engine, turned_keys, content
         one.compute = lambda *_, one=one: compute(one.caches)
         one.prefill(make_request("a", tokens), list(range(128 // BLOCK)))
         stored = [path.read_bytes() for path in set(files(engine)) - before]
-        stored.sort(key=lambda data: b"start=64" in data)
-        assert [data.count(b"start=64") for data in stored] == [0, len(one.worker._worker._kinds)]
-        assert [data.count(b"theta=10000") for data in stored] == [LAYERS * (name == "turned")] * 2
+        specs = [[read_frame(bytes(frame)).codec for _, frame, _ in unpack(data, one.worker._worker._kinds)]
+                 for data in stored]
+        assert sorted(sum("start=64" in spec for spec in found) for found in specs) == [0, len(specs[0])]
+        assert [sum("theta=10000" in spec for spec in found) for found in specs] == [LAYERS * (name == "turned")] * 2
+        stored = [data for _, data in sorted(zip(specs, stored, strict=True), key=lambda pair: "start" in pair[0][0])]
         sizes[name] = [len(data) for data in stored]
         loaded = one.caches["model.layers.1.self_attn.attn"].clone()
         one.compute = lambda *_: None
