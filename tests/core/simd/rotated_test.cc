@@ -69,6 +69,19 @@ TEST_P(RotatedTargetsTest, GivesTheBytesOfTheDefinition) {
   }
 }
 
+// Kernels take several rows at once, of which one may be none of theirs.
+TEST_P(RotatedTargetsTest, ManyRowsAmongWhichAreZerosAndTinyValues) {
+  for (const size_t row : {size_t{64}, size_t{96}, size_t{128}, size_t{256}}) {
+    const size_t count = 39 * row;
+    auto values = MakeValues(dtype(), count, Distribution::kGaussian, static_cast<uint32_t>(row));
+    for (size_t i = 0; i < row; ++i) {
+      StoreFromF32(dtype(), 0, values.data(), 5 * row + i);
+      StoreFromF32(dtype(), 0x1p-24f * static_cast<float>(i % 7), values.data(), 18 * row + i);
+    }
+    ExpectSame({dtype(), 4, row}, values.data(), count);
+  }
+}
+
 TEST_P(RotatedTargetsTest, RowsOfEverySizeFromZeroToTheLargest) {
   const float largest = std::min(MaxFinite(dtype()), kMaxRotatable);
   std::mt19937 random(3);
