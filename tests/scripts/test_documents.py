@@ -149,6 +149,14 @@ def test_the_names_of_the_architecture_are_in_the_sources():
     assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources)] == []
 
 
+def test_decisions_are_numbered_one_by_one():
+    files = sorted(path.name for path in (REPOSITORY / "docs/adr").glob("[0-9]*.md"))
+    assert [int(name[:4]) for name in files] == list(range(1, len(files) + 1))
+    for name in files:
+        heading, _, date = (REPOSITORY / "docs/adr" / name).read_text().splitlines()[:3]
+        assert heading.startswith(f"# {int(name[:4])}. ") and re.match(r"\d{4}-\d\d-\d\d", date), name
+
+
 def test_sections_of_the_format_that_the_sources_name_exist():
     headings = re.findall(r"^#+ ([^:(\n]*)", (REPOSITORY / "docs/format.md").read_text(), re.MULTILINE)
     known = {heading.strip() for heading in headings}
