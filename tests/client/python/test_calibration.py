@@ -150,7 +150,8 @@ class TestModels:
     def test_fisher_weights_foretell_what_an_error_costs(self, model, windows, tmp_path):
         path = tmp_path / "weights.safetensors"
         done = []
-        calibration.collect_weights(model, windows[:1], path, read_tokens=16, samples=400, progress=done.append)
+        calibration.collect_weights(model, windows[:1], path, kind="fisher", read_tokens=16, samples=400,
+                                    progress=done.append)
         assert done == [1.0]
         weights = load_file(path)
         torch = self.torch
@@ -180,7 +181,7 @@ class TestModels:
         kept = {}
         for name, rotary in (("own", None), ("none", RotaryEmbedding(1e30)), ("wrong", RotaryEmbedding(7.0))):
             path = tmp_path / name
-            calibration.collect_weights(model, windows, path, read_tokens=16, rotary=rotary)
+            calibration.collect_weights(model, windows, path, kind="fisher", read_tokens=16, rotary=rotary)
             kept[name] = load_file(path)
         for name, weight in kept["own"].items():
             for other in ("none", "wrong"):
@@ -190,8 +191,8 @@ class TestModels:
 
     def test_attention_weights_are_the_queries_as_keys_meet_them(self, model, windows, tmp_path):
         path = tmp_path / "weights.safetensors"
-        window = windows[0, :7]
-        calibration.collect_weights(model, [window], path, kind="attention", group_dim=64)
+        window = windows[0, :8]
+        calibration.collect_weights(model, [window], path, kind="attention", group_dim=64, read_tokens=1)
         weights = load_file(path)
         queries = self.projected(model, window, "q_proj").double().numpy()
         moments = np.zeros((2, 8, 8))
@@ -214,7 +215,18 @@ class TestModels:
         (weight,) = weights["layer_1_value"]
         np.testing.assert_allclose(weight[:8, :8] / np.trace(weight[:8, :8]), first / np.trace(first), atol=1e-5)
 
-    @pytest.mark.parametrize("kind", ["fisher", "attention"])
+    def test_mixed_weights_are_half_of_each(self, model, windows, tmp_path):
+        kept = {}
+        for kind in ("mixed", "fisher", "attention"):
+            calibration.collect_weights(model, windows, tmp_path / kind, kind=kind, read_tokens=16, seed=5)
+            kept[kind] = load_file(tmp_path / kind)
+        for name, fisher in kept["fisher"].items():
+            scale = np.trace(fisher[0]) / 16
+            assert scale != pytest.approx(1, rel=0.1)
+            expected = (fisher + scale * kept["attention"][name]) / 2
+            np.testing.assert_allclose(kept["mixed"][name], expected, rtol=1e-4, atol=1e-6 * scale)
+
+    @pytest.mark.parametrize("kind", ["mixed", "fisher", "attention"])
     def test_weights_fit_a_calibration(self, model, windows, program, tmp_path, kind):
         cache, weights = tmp_path / "cache.safetensors", tmp_path / "weights.safetensors"
         calibration.collect_cache(model, windows, cache)
@@ -226,7 +238,7 @@ class TestModels:
 
     def test_what_cannot_be_collected_is_refused(self, model, windows, tmp_path):
         path = tmp_path / "weights.safetensors"
-        for change, text in (({"windows": []}, "no windows"), ({"windows": windows[:, :20]}, "at least 69"),
+        for change, text in (({"windows": []}, "no windows"), ({"windows": windows[:, :20]}, "at least 70"),
                              ({"windows": [[[1]]]}, "of shape"), ({"kind": "none"}, "kind is"),
                              ({"samples": 0}, "at least 1"), ({"read_tokens": 0}, "at least 1")):
             with pytest.raises(kvcompress.InvalidArgument, match=text):
@@ -238,5 +250,5 @@ class TestModels:
         eager = self.transformers.LlamaForCausalLM(model.config).eval()
         eager.set_attn_implementation("eager")
         with pytest.raises(kvcompress.InvalidArgument, match="eager"):
-            calibration.collect_weights(eager, windows, path, kind="attention")
+            calibration.collect_weights(eager, windows, path, read_tokens=1)
         assert not path.exists()

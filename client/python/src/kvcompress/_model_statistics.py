@@ -49,11 +49,11 @@ def collect_weights(
     windows: Windows,
     path: Path,
     *,
-    kind: Literal["fisher", "attention"] = "fisher",
+    kind: Literal["mixed", "fisher", "attention"] = "mixed",
     group_dim: int = 128,
     rotary: RotaryEmbedding | None = None,
     read_tokens: int = 64,
-    samples: int = 1,
+    samples: int = 4,
     seed: int = 0,
     progress: Callable[[float], object] = lambda part: None,
 ) -> None:
@@ -71,27 +71,47 @@ def collect_weights(
     of W^T W over the output projections W of the heads that read them. There are no gradients. The two have no common
     unit, so all tensors get the same mean. It needs an attention other than "eager".
 
+    "mixed": half of each, with Fisher's mean for each tensor. Fisher information alone tells what tensors cost beside
+    each other, but few windows leave noise in its directions.
+
     `progress` is told which part is done, from 0 to 1. The first four tokens of each window count for nothing.
 
     InvalidArgument for windows that are too short, a model in training mode, and one that has no such keys, values,
     queries or projections. Caches of layers are needed, which transformers have from 4.54 on."""
-    if kind not in ("fisher", "attention"):
-        raise InvalidArgument(f'kind is "fisher" or "attention", not {kind!r}')
+    if kind not in ("mixed", "fisher", "attention"):
+        raise InvalidArgument(f'kind is "mixed", "fisher" or "attention", not {kind!r}')
     if read_tokens < 1 or samples < 1:
         raise InvalidArgument(f"read_tokens and samples are at least 1, not {read_tokens} and {samples}")
-    rows = _rows(windows, _SINK_TOKENS + 1 + (read_tokens if kind == "fisher" else 1))
-    sums = _Sums(_rotary(model, rotary), group_dim)
+    rows = _rows(windows, _SINK_TOKENS + 2 + read_tokens)
+    turns = _rotary(model, rotary)
+    fisher, attention = _Sums(turns, group_dim), _Sums(turns, group_dim)
     generator = torch.Generator().manual_seed(seed)
     modules: set[Any] = set()
     for done, row in enumerate(rows):
-        if kind == "fisher":
-            _add_fisher(model, row, read_tokens, samples, generator, sums)
-        else:
-            modules |= _add_queries(model, row, sums)
+        seen = contextlib.nullcontext() if kind == "fisher" else _queries_added(model, modules, attention)
+        with seen:
+            cache = _read(model, row[:-read_tokens])
+        if kind != "attention":
+            _add_fisher(model, cache, row[-read_tokens:], samples, generator, fisher)
         progress((done + 1) / len(rows))
     for module in modules:
-        _add_projection(module, sums)
-    _save(sums.means(is_alike=kind == "attention"), path, {})
+        _add_projection(module, attention)
+    _save(_mixed(fisher.means(), attention.means()), path, {})
+
+
+def _mixed(fisher: Tensors, attention: Tensors) -> Tensors:
+    """The mean of both in shape, with the scale of `fisher`; where there is none, of a mean diagonal of 1. One may be
+    empty."""
+    scales = {name: _scale(moments) for name, moments in fisher.items()}
+    mixed = dict(fisher)
+    for name, moments in attention.items():
+        alike = moments * (scales.get(name, 1.0) / _scale(moments))
+        mixed[name] = (fisher[name] + alike) / 2 if name in fisher else alike
+    return {name: moments.float().contiguous() for name, moments in mixed.items()}
+
+
+def _scale(moments: torch.Tensor) -> float:
+    return float(moments.diagonal(dim1=1, dim2=2).mean())
 
 
 class _Sums:
@@ -131,12 +151,8 @@ class _Sums:
         self._sums[name] = self._sums.get(name, torch.zeros(())) + moments.double()
         self._counts[name] = self._counts.get(name, 0) + count
 
-    def means(self, is_alike: bool) -> Tensors:
-        """`is_alike`: of a mean diagonal of 1."""
-        means = {name: moments / self._counts[name] for name, moments in self._sums.items()}
-        if is_alike:
-            means = {name: mean / mean.diagonal(dim1=1, dim2=2).mean() for name, mean in means.items()}
-        return {name: mean.float().contiguous() for name, mean in means.items()}
+    def means(self) -> Tensors:
+        return {name: moments / self._counts[name] for name, moments in self._sums.items()}
 
 
 def turned_back(rows: torch.Tensor, rotary: RotaryEmbedding, positions: torch.Tensor) -> torch.Tensor:
@@ -157,18 +173,18 @@ def turned_back(rows: torch.Tensor, rotary: RotaryEmbedding, positions: torch.Te
 
 
 def _add_fisher(
-    model: Any, row: torch.Tensor, read_tokens: int, samples: int, generator: torch.Generator, sums: _Sums
+    model: Any, cache: Any, read: torch.Tensor, samples: int, generator: torch.Generator, sums: _Sums
 ) -> None:
-    cache = _read(model, row[:-read_tokens])
+    """Of a cache, and the tokens that read it."""
     named = _named(_pairs(cache))
+    positions = torch.arange(_SINK_TOKENS, cache.get_seq_length())
     leaves = [tensor.detach().requires_grad_() for _, tensor in named]
     for layer, (key, value) in zip(cache.layers, zip(leaves[::2], leaves[1::2], strict=True), strict=True):
         layer.keys, layer.values = key, value
     with torch.enable_grad():
-        reading = {"input_ids": row[None, -read_tokens:].to(model.device), _cache_name(model): cache}
+        reading = {"input_ids": read[None].to(model.device), _cache_name(model): cache}
         scores = model(**reading, use_cache=True).logits[0].float().log_softmax(dim=-1)
     chances = scores.detach().exp().cpu()
-    positions = torch.arange(_SINK_TOKENS, len(row) - read_tokens)
     for sample in range(samples):
         labels = torch.multinomial(chances, 1, generator=generator).to(scores.device)
         is_last = sample == samples - 1
@@ -177,22 +193,21 @@ def _add_fisher(
             sums.add(name, gradient[0, :, _SINK_TOKENS:], positions)
 
 
-def _add_queries(model: Any, row: torch.Tensor, sums: _Sums) -> set[Any]:
-    """The modules of the model's attention."""
-    modules = set()
-    positions = torch.linspace(_SINK_TOKENS, len(row) - 2, min(_POSITIONS, len(row) - 1 - _SINK_TOKENS)).long()
+@contextlib.contextmanager
+def _queries_added(model: Any, modules: set[Any], sums: _Sums) -> Iterator[None]:
+    """Of what the model reads meanwhile; its modules of attention come into `modules`."""
 
     def add(module: Any, query: torch.Tensor, key: torch.Tensor) -> None:
         modules.add(module)
         heads, tokens, head_dim = key.shape[1:]
         queries = query.detach().to("cpu", torch.float32).reshape(heads, -1, tokens, head_dim)
-        for position in positions.tolist():
+        count = min(_POSITIONS, tokens - 1 - _SINK_TOKENS)
+        for position in torch.linspace(_SINK_TOKENS, tokens - 2, count).long().tolist():
             turned = sums.turned_to(queries[:, :, position + 1 :].flatten(1, 2), position)
             sums.add_heads(f"layer_{module.layer_idx}_key", turned.transpose(1, 2) @ turned, turned.shape[1])
 
     with _attention(model, add):
-        _read(model, row)
-    return modules
+        yield
 
 
 def _add_projection(module: Any, sums: _Sums) -> None:
