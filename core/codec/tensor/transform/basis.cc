@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_format.h"
 #include "core/base/block_size.h"
+#include "core/base/elementary.h"
 #include "core/codec/tensor/transform/tables.h"
 #include "core/simd/matrix_rows.h"
 
@@ -50,6 +51,28 @@ std::optional<ArtifactKey> KeyOf(std::string_view name) {
 }
 
 ArtifactKey KeyOf(uint64_t subject) { return {subject / 2, subject % 2 != 0}; }
+
+bool StepsDiffer(const Artifact& artifact) {
+  const float first = artifact.tensors.begin()->second.step;
+  return std::ranges::any_of(artifact.tensors, [&](const auto& tensor) { return tensor.second.step != first; });
+}
+
+// A tensor's coefficients: log2 of their deviations in units of the tensor's own step.
+std::vector<double> Spread(const ArtifactTensor& tensor) {
+  std::vector<double> logs;
+  logs.reserve(tensor.sigma.size());
+  const double step = Log2(tensor.step);
+  for (const float sigma : tensor.sigma) logs.push_back(Log2(sigma) - step);
+  return logs;
+}
+
+// About the bits that they take in all where the common step is 2^`step`.
+double BitsOf(const std::vector<double>& spread, double step) {
+  constexpr double kOfUnit = 1.25;  // bits of a coefficient whose deviation is the step
+  double bits = 0;
+  for (const double log : spread) bits += std::max(0.0, log - step + kOfUnit);
+  return bits;
+}
 
 absl::Status Fault(const std::string& text) { return absl::InvalidArgumentError("transform: " + text); }
 
@@ -112,6 +135,26 @@ void AddBasis(const Artifact& artifact, const TensorDesc& tensor, const TokenRun
   if (layout.channels != (arrangement == 1 ? artifact.heads * artifact.head_dim : artifact.group_dim())) return;
   layout.subject = 2 * key->layer + (key->is_value ? 1 : 0);
   layout.arrangement = arrangement;
+}
+
+double ShareOfBits(const Artifact& artifact, const TensorDesc& tensor, double bits) {
+  constexpr double kLeast = 0.05;  // what surrounds a frame's values takes as much
+  const std::optional<ArtifactKey> key = KeyOf(std::string_view(tensor.name));
+  if (!key || !artifact.tensors.contains(*key) || !StepsDiffer(artifact)) return bits;
+  std::vector<double> all;
+  for (const auto& [_, of_model] : artifact.tensors) {
+    const std::vector<double> spread = Spread(of_model);
+    all.insert(all.end(), spread.begin(), spread.end());
+  }
+  // Bits fall as the step grows; at the lower end everybody has more than a spec can ask for.
+  double low = *std::ranges::min_element(all) - 40;
+  double high = *std::ranges::max_element(all) + 2;
+  for (int i = 0; i < 40; ++i) {
+    const double step = 0.5 * (low + high);
+    (BitsOf(all, step) > bits * static_cast<double>(all.size()) ? low : high) = step;
+  }
+  const std::vector<double> own = Spread(artifact.tensors.at(*key));
+  return std::max(kLeast, BitsOf(own, high) / static_cast<double>(own.size()));
 }
 
 bool BasisFits(const Artifact& artifact, const TransformLayout& layout, size_t count) {

@@ -21,6 +21,11 @@ absl::Status CheckFit(const Artifact& artifact, const TensorDesc& tensor);
 void AddBasis(const Artifact& artifact, const TensorDesc& tensor, const TokenRun& tokens, size_t count,
               TransformLayout& layout);
 
+// What `bits` a value become for this tensor so that they are the mean over the artifact's tensors where each has its
+// own `step` times a common one: what errors cost the model then decides who gets more. Of an artifact whose steps are
+// all the same, which does not tell, and of a tensor that it has not, they stay what they are.
+double ShareOfBits(const Artifact& artifact, const TensorDesc& tensor, double bits);
+
 // Whether a layout that was read, of a block of `count` values, can be of this artifact.
 bool BasisFits(const Artifact& artifact, const TransformLayout& layout, size_t count);
 

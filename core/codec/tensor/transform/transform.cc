@@ -60,7 +60,11 @@ class Transform final : public TensorCodec {
   absl::StatusOr<std::unique_ptr<TensorState>> Analyze(const TensorDesc& tensor, const ByteSource& values,
                                                        size_t block_elements) const override {
     KVC_RETURN_IF_ERROR(CheckArtifact());
-    KVC_ASSIGN_OR_RETURN(FoundStep found, FindStep(format_, sinks_, target_, tensor, values, block_elements));
+    TransformTarget target = target_;
+    if (target.bits > 0 && format_.artifact != nullptr) {
+      target.bits = ShareOfBits(*format_.artifact, tensor, target.bits);
+    }
+    KVC_ASSIGN_OR_RETURN(FoundStep found, FindStep(format_, sinks_, target, tensor, values, block_elements));
     return std::make_unique<Found>(std::move(found));
   }
 
@@ -159,8 +163,10 @@ constexpr std::string_view kExamples[] = {"transform(bits=3)",
                                           "transform(step=0.25,sinks=false)|zstd(level=1)",
                                           "transform(bits=2.5,theta=1000000,rotary_dims=64,rotary_offset=512)"};
 constexpr Parameter kParameters[] = {
-    Parameter::Real("bits", 0, 0, 32,
-                    "of a value, at most, all that a frame has included: the step follows; or snr, or step")
+    Parameter::Real(
+        "bits", 0, 0, 32,
+        "of a value, at most, all that a frame has included: the step follows; or snr, or step; with an artifact "
+        "that knows what errors cost, the mean of its tensors")
         .LeftOut(),
     Parameter::Real("snr", 0, 0, 150,
                     "in dB, at least, the token SNR as well: the step follows; of F32 some 118 are reached")

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -101,8 +102,8 @@ class TransformBasisTest : public testing::FolderTest {
         ArtifactStore::Options{.directory = folder_.string(), .look_again = std::chrono::nanoseconds(0)});
   }
 
-  // Puts an artifact of the model's layer 3 into the folder, for groups of so many channels.
-  ArtifactId Calibrate(uint64_t group_dim, float step = 1) {
+  // Puts an artifact of the model's layer 3 into the folder, for groups of so many channels, and changed.
+  ArtifactId Calibrate(uint64_t group_dim, float step = 1, const std::function<void(Artifact&)>& change = {}) {
     const Bytes values = BytesOf(ModelKeys(1, 3000, 7));
     const MemorySource source{ByteSpan(values)};
     ThreadPool pool(1);
@@ -110,6 +111,7 @@ class TransformBasisTest : public testing::FolderTest {
     auto calibration = kvcompress::Calibrate({&cache, 1}, {}, {.group_dim = group_dim, .rotary = kRotary}, pool);
     EXPECT_THAT(calibration, IsOk());
     calibration->artifact.tensors.begin()->second.step = step;
+    if (change) change(calibration->artifact);
     const auto file = SerializeArtifact(calibration->artifact, "a test");
     EXPECT_THAT(file, IsOk());
     std::ofstream(folder_ / absl::StrFormat("%s.kvcal", file->id), std::ios::binary) << AsText(file->bytes);
@@ -196,6 +198,47 @@ TEST_F(TransformBasisTest, AStepIsScaledByThatOfTheTensor) {
   const Coded fine = Code(absl::StrFormat("transform(step=0.01,artifact=%s)", Calibrate(64, 0.25f)), tensor, values);
   const Coded coarse = Code(absl::StrFormat("transform(step=0.01,artifact=%s)", Calibrate(64, 4)), tensor, values);
   EXPECT_NEAR(fine.snr - coarse.snr, 20 * std::log10(16), 3);
+}
+
+TEST(ShareOfBitsTest, TensorsWhoseErrorsCostMoreGetMore) {
+  const auto tensor = [](const std::string& name) { return KeysOf(1, 16, name); };
+  Artifact artifact;
+  const auto add = [&](ArtifactKey key, std::vector<float> sigma, float step) {
+    artifact.tensors[key].sigma = std::move(sigma);
+    artifact.tensors[key].step = step;
+  };
+  add({0, false}, {8, 8, 4, 4}, 1);
+  add({0, true}, {8, 8, 4, 4}, 0.25f);
+  add({1, false}, {8, 8, 4, 0x1p-60f}, 1);
+  const std::vector<std::string> names = {"layer_0_key", "layer_0_value", "layer_1_key"};
+  for (const double bits : {0.2, 2.0, 3.0, 12.0}) {
+    double sum = 0;
+    for (const std::string& name : names) sum += ShareOfBits(artifact, tensor(name), bits);
+    EXPECT_NEAR(sum / 3, bits, bits < 1 ? 0.05 : 1e-6);
+  }
+  const double keys = ShareOfBits(artifact, tensor("layer_0_key"), 5);
+  EXPECT_NEAR(ShareOfBits(artifact, tensor("layer_0_value"), 5), keys + 2, 1e-6) << "a quarter of the step";
+  EXPECT_LT(ShareOfBits(artifact, tensor("layer_1_key"), 5), keys - 1) << "a coefficient that is nothing";
+  EXPECT_GT(ShareOfBits(artifact, tensor("layer_1_key"), 0.01), 0);
+  EXPECT_EQ(ShareOfBits(artifact, tensor("layer_7_key"), 5), 5);
+  EXPECT_EQ(ShareOfBits(artifact, tensor("tensor"), 5), 5);
+
+  artifact.tensors.at({0, true}).step = 1;
+  for (const std::string& name : names) EXPECT_EQ(ShareOfBits(artifact, tensor(name), 3), 3);
+}
+
+TEST_F(TransformBasisTest, ABudgetIsSharedWhereItIsKnownWhatErrorsCost) {
+  const Bytes values = BytesOf(ModelKeys(1, 512, 8));
+  std::vector<double> bits;
+  for (const float step : {1.0f, 0.25f}) {
+    const ArtifactId id = Calibrate(64, 1, [&](Artifact& artifact) {
+      artifact.tensors[{4, false}] = artifact.tensors.begin()->second;
+      artifact.tensors[{4, false}].step = step;
+    });
+    bits.push_back(Code(absl::StrFormat("transform(bits=4,artifact=%s)", id), KeysOf(1, 512), values).bits);
+  }
+  EXPECT_NEAR(bits[0], 4, 0.1);
+  EXPECT_NEAR(bits[1], 3, 0.15) << "the other tensor has two more";
 }
 
 TEST_F(TransformBasisTest, ATensorOfAnotherModelIsRefused) {
