@@ -340,7 +340,6 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
   scratch.in.resize(stream_count());
   scratch.streams.resize(std::max(scratch.streams.size(), stream_count()));
   scratch.coded.resize(std::max(scratch.coded.size(), stages));
-  ByteSpan rest = payload;
   for (size_t i = 0; i < stream_count(); ++i) {
     // The stream's size after the first k byte codecs; an equal size says that codec k was left out.
     const uint32_t* const size_after = scratch.sizes.data() + i * (1 + stages);
@@ -348,9 +347,9 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
     for (size_t k = 0; k < stages; ++k) {
       if (size_after[k + 1] > size_after[k]) return absl::DataLossError("stream grows in a byte codec");
     }
-    if (size_after[stages] > rest.size()) return absl::DataLossError("stream ends behind its payload");
-    ByteSpan stream = rest.first(size_after[stages]);
-    rest = rest.subspan(stream.size());
+    if (size_after[stages] > payload.size()) return absl::DataLossError("stream ends behind its payload");
+    ByteSpan stream = payload.first(size_after[stages]);
+    payload = payload.subspan(stream.size());
     Buffer* holder = nullptr;
     for (size_t k = stages; k-- > 0;) {
       if (size_after[k] == stream.size()) continue;
@@ -359,12 +358,11 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
       KVC_RETURN_IF_ERROR(byte_codecs_[k]->Decode(stream, holder->span()));
       stream = holder->span();
     }
-    if (holder != nullptr && holder != &scratch.streams[i]) {
-      std::swap(*holder, scratch.streams[i]);  // the next stream uses the holder again
-    }
+    // The next stream uses the holder again.
+    if (holder != nullptr && holder != &scratch.streams[i]) std::swap(*holder, scratch.streams[i]);
     scratch.in[i] = stream;
   }
-  if (!rest.empty()) return absl::DataLossError("payload has bytes behind its last stream");
+  if (!payload.empty()) return absl::DataLossError("payload has bytes behind its last stream");
   return absl::OkStatus();
 }
 
@@ -380,15 +378,13 @@ absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload,
   Scratch& scratch = ThreadScratch();
   const size_t transforms = transforms_.size();
   const size_t width = DTypeSize(tensor.dtype);
-  const size_t count = values.size() / width;
-  StreamBounds(tensor, count, scratch.bounds);
+  size_t inner = values.size() / width;
+  StreamBounds(tensor, inner, scratch.bounds);
   KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
   const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
   if (transforms == 0 || (is_plain() && scratch.in[0].empty())) return codec_->Decode(tensor, codec_streams, values);
-
   // How many values each transform made, from the front; then the inverses from the back.
   scratch.values.resize(std::max(scratch.values.size(), transforms));
-  size_t inner = count;
   for (size_t i = 0; i < transforms; ++i) {
     KVC_ASSIGN_OR_RETURN(inner, transforms_[i]->InnerCount(inner, scratch.in[i]));
     scratch.values[i].Resize(inner * width);
