@@ -76,9 +76,10 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   plan.chain = *std::move(chain);
   plan.header.tensor = std::move(tensor);
   plan.header.codec = plan.chain.spec();
-  plan.header.block_elements = plan.chain.BlockElements(plan.header.tensor);
   plan.header.is_compact =
       FindCodec(plan.chain.codec_name())->has_compact_frames && MayBeCompact(plan.header.tensor, words);
+  plan.header.block_elements =
+      plan.header.is_compact ? kMaxCompactElements : plan.chain.BlockElements(plan.header.tensor);
   plan.chain.set_compact(plan.header.is_compact);
   plan.header_bytes = SerializeFrameHeader(plan.header);
   return plan;

@@ -251,5 +251,19 @@ TEST(SpanCodecTest, FramesAreCompactUpToTheirLimit) {
   EXPECT_FALSE(is_compact(128, "int4"));
 }
 
+// Blocks of plain frames are multiples of 128 values, which sequences of 401 tokens of 17 values reach above 2^16
+// alone.
+TEST(SpanCodecTest, ACompactFrameHasOneBlockWhateverItsSequences) {
+  for (const DType dtype : {DType::kF16, DType::kF32}) {
+    const TensorDesc tensor = MakeTensor("layer_0_key", dtype, {2, 4, 401, 17});
+    const Bytes values = MakeValues(dtype, 2 * 4 * 401 * 17, Distribution::kGaussian);
+    for (const std::string_view codec : {"transform(bits=3)", "transform(snr=20,theta=10000)", "rotated(bits=4)"}) {
+      const Bytes frame = SpanFrame(tensor, codec, values);
+      EXPECT_THAT(Decode(frame), IsOk()) << codec;
+      EXPECT_EQ(frame, StreamFrame(tensor, codec, values).frame) << codec;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvcompress
