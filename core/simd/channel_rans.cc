@@ -168,6 +168,38 @@ HWY_INLINE VI PassToken(VI symbol, VI value, const LowBits& low, VI& state) {
   return PassSymbols<kTrellis>(symbol, state);
 }
 
+void StoreMachine(const VI* machine, StripStates& trellis) {
+  for (size_t v = 0; v < kVectors; ++v) {
+    const auto risen = hn::BitCast(DU(), hn::Reverse(DI(), machine[v]));
+    StoreAt(hn::U8FromU32(risen), DU8(), trellis.data() + v * kLanes);
+  }
+}
+
+// Of a token in which a channel has an escape: what there is of its points, and the states passed on that can be.
+// Returns the channels that have one.
+template <bool kTrellis, bool kHasLowBits>
+uint32_t StopToken(const VI* symbol, const VI* value, const LowBits* low, VI* machine, int32_t* row) {
+  const DI di;
+  const VI escape = hn::Set(di, kEscape);
+  uint32_t stopped = 0;
+  for (size_t v = 0; v < kVectors; ++v) {
+    const auto stops = hn::Eq(symbol[v], escape);
+    stopped |= BitsOf(hn::Eq(hn::Reverse(di, symbol[v]), escape)) << (v * kLanes);
+    VI next = machine[v];
+    const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], next);
+    machine[v] = hn::IfThenElse(stops, machine[v], next);
+    hn::StoreU(hn::Reverse(di, hn::IfThenElse(stops, value[v], point)), di, row + v * kLanes);
+  }
+  return stopped;
+}
+
+// The low bits of the lanes of a group of channels.
+template <size_t kStateVectors>
+HWY_INLINE void DecodeLowBits(const LowBits* low, VI* lanes, const uint8_t** end, VI* value) {
+  for (size_t s = kStateVectors; s-- > 0;) DecodeBits(low[s].upper, lanes[s], end, value[s]);
+  for (size_t s = kStateVectors; s-- > 0;) DecodeBits(low[s].lower, lanes[s], end, value[s]);
+}
+
 // Vectors of lanes are in falling order, as words are popped.
 template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
@@ -209,24 +241,12 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
       }
       if constexpr (kHasLowBits) {
         const size_t first = group * kStateVectors;
-        for (size_t s = kStateVectors; s-- > 0;) {
-          DecodeBits(low[first + s].upper, states.lanes[s], &end, value[first + s]);
-        }
-        for (size_t s = kStateVectors; s-- > 0;) {
-          DecodeBits(low[first + s].lower, states.lanes[s], &end, value[first + s]);
-        }
+        DecodeLowBits<kStateVectors>(low + first, states.lanes, &end, value + first);
       }
     }
     int32_t* const row = points + t * kStripChannels;
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
-      for (size_t v = 0; v < kVectors; ++v) {
-        const auto stops = hn::Eq(symbol[v], hn::Set(di, kEscape));
-        *stopped |= BitsOf(hn::Eq(hn::Reverse(di, symbol[v]), hn::Set(di, kEscape))) << (v * kLanes);
-        VI next = machine[v];
-        const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], next);
-        machine[v] = hn::IfThenElse(stops, machine[v], next);
-        hn::StoreU(hn::Reverse(di, hn::IfThenElse(stops, value[v], point)), di, row + v * kLanes);
-      }
+      *stopped = StopToken<kTrellis, kHasLowBits>(symbol, value, low, machine, row);
       break;
     }
 #pragma GCC unroll 4
@@ -237,12 +257,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   }
   for (VI& lanes : states.lanes) lanes = hn::Reverse(di, lanes);
   states.StoreTo(decoder.states.data());
-  if constexpr (kTrellis) {
-    for (size_t v = 0; v < kVectors; ++v) {
-      const auto risen = hn::BitCast(DU(), hn::Reverse(di, machine[v]));
-      StoreAt(hn::U8FromU32(risen), DU8(), trellis->data() + v * kLanes);
-    }
-  }
+  if constexpr (kTrellis) StoreMachine(machine, *trellis);
   decoder.size = static_cast<size_t>(end - decoder.words);
   return t;
 }
