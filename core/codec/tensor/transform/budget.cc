@@ -159,12 +159,14 @@ class BudgetSearch {
 
   std::vector<size_t> Shares(double log) const {
     std::vector<double> bytes;
+    bytes.reserve(sample_.size());
     double sum = 0;
     for (size_t i = 0; i < sample_.size(); ++i) {
       bytes.push_back(BytesOf(counts_[i], log) + FixedBytes(sample_[i].input.count));
       if (counts_[i].channels > 0) sum += bytes.back();
     }
     std::vector<size_t> shares;
+    shares.reserve(bytes.size());
     for (const double own : bytes) shares.push_back(static_cast<size_t>(std::max(Room() * own / sum, 0.0)));
     return shares;
   }
