@@ -105,7 +105,9 @@ def read_table(payload, sizes, byte_codecs):
     for _ in range(sizes - 1):
         size, rest = take_leb128(rest)
         table.append(size)
-    return [*table, len(rest) - sum(table[byte_codecs::1 + byte_codecs])], len(payload) - len(rest)
+    last = len(rest) - sum(table[byte_codecs::1 + byte_codecs])
+    require(last >= 0, "the streams are longer than the payload")
+    return [*table, last], len(payload) - len(rest)
 
 
 def split_payload(payload, stream_count, byte_codecs=0):
