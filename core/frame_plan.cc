@@ -113,7 +113,10 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment) {
   const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(header.codec);
   if (!spec.ok()) return absl::UnimplementedError(absl::StrCat("frame: ", spec.status().message()));
-  absl::StatusOr<CodecChain> chain = spec->Resolve(environment, header.tensor);
+  // A frame says all of itself: who has it may call its tensor otherwise than an artifact does.
+  TensorDesc nameless = header.tensor;
+  nameless.name.clear();
+  absl::StatusOr<CodecChain> chain = spec->Resolve(environment, nameless);
   if (absl::IsInvalidArgument(chain.status())) {
     return absl::DataLossError(absl::StrCat("frame: ", chain.status().message()));
   }

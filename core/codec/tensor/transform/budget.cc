@@ -17,6 +17,7 @@ namespace {
 constexpr double kBlockBytes = 24;
 constexpr double kFrameBytes = 160;
 constexpr double kCompactFrameBytes = 48;
+constexpr double kArtifactIdBytes = 33;  // more than a usual spec, with the id of an artifact
 // Of a coded block beside symbols and segments: its header; and of each lane what its state takes beyond its bits.
 constexpr double kHeaderBytes = 10;
 constexpr double kLaneBytes = 2;
@@ -88,8 +89,9 @@ class BudgetSearch {
   // What the payloads of all blocks of the sample may take.
   double Room() const {
     const auto elements = static_cast<double>(budget_.elements);
+    const double id = format_.artifact != nullptr ? kArtifactIdBytes : 0;
     const double around = budget_.elements <= kMaxCompactElements
-                              ? kCompactFrameBytes / elements
+                              ? (kCompactFrameBytes + id) / elements
                               : kFrameBytes / elements + kBlockBytes / static_cast<double>(budget_.block_elements);
     return elements_ * (budget_.bits / 8 - around);
   }

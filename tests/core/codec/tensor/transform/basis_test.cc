@@ -16,7 +16,9 @@
 #include "core/base/half.h"
 #include "core/calibration/calibration.h"
 #include "core/codec/chain.h"
+#include "core/decompress_stream.h"
 #include "core/simd/rotary.h"
+#include "core/tensor_compressor.h"
 #include "tests/testing/folder_test.h"
 #include "tests/testing/status_matchers.h"
 
@@ -160,7 +162,27 @@ class TransformBasisTest : public testing::FolderTest {
     return coded;
   }
 
+  Bytes FrameOf(const std::string& spec, const TensorDesc& tensor, const Bytes& values) {
+    const auto compressor = TensorCompressor::Create(tensor, spec, {.environment = {.artifacts = store_.get()}});
+    EXPECT_THAT(compressor, IsOk());
+    Bytes frame(compressor->max_frame_bytes());
+    const auto size = compressor->Compress(values, frame);
+    EXPECT_THAT(size, IsOk());
+    frame.resize(size.value_or(0));
+    return frame;
+  }
+
   std::unique_ptr<ArtifactStore> store_;
+};
+
+// Takes the values as they come; an error is a failure.
+struct Values final : DecompressOutput {
+  void OnHeader(const TensorDesc&, uint64_t) override {}
+  void OnData(Slice part) override { bytes.insert(bytes.end(), part.bytes.begin(), part.bytes.end()); }
+  void OnTensor(const TensorReport&) override {}
+  void OnError(const absl::Status& status) override { ADD_FAILURE() << status; }
+
+  Bytes bytes;
 };
 
 TEST_F(TransformBasisTest, WhatHeadsHaveInCommonCostsNoBits) {
@@ -262,6 +284,35 @@ TEST_F(TransformBasisTest, ATensorOfAnotherModelIsRefused) {
   EXPECT_THAT(Resolve(absl::StrFormat("transform(bits=3,artifact=%s)", Calibrate(64)), KeysOf(1, 40'000)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("40000 tokens of 2 heads")));
   EXPECT_THAT(Resolve(spec, HeadsLast(KeysOf(1, 40'000))), IsOk());
+}
+
+TEST_F(TransformBasisTest, WhoDecodesMayCallTheTensorAnything) {
+  const std::string spec = absl::StrFormat("transform(bits=3,artifact=%s)", Calibrate(128));
+  const Bytes values = BytesOf(ModelKeys(1, 64, 8));
+  const Bytes frame = FrameOf(spec, KeysOf(1, 64), values);
+  for (const char* const name : {"layer_3_key", "layer_4_value", "a page"}) {
+    ThreadPool pool(1);
+    Values decoded;
+    DecompressStream stream(pool, {.environment = {.artifacts = store_.get()}}, decoded);
+    EXPECT_THAT(stream.Begin(name), IsOk());
+    EXPECT_THAT(stream.Append(frame), IsOk()) << name;
+    EXPECT_THAT(stream.Finish(), IsOk()) << name;
+    stream.WaitBelow(1);
+    EXPECT_EQ(decoded.bytes.size(), values.size());
+  }
+}
+
+TEST_F(TransformBasisTest, TheIdInASmallFrameCountsForItsBudget) {
+  const ArtifactId id = Calibrate(128);
+  for (const uint64_t tokens : {16, 64, 128, 500}) {
+    const Bytes values = BytesOf(ModelKeys(1, tokens, 8));
+    const auto count = static_cast<double>(tokens * kHeads * kDim);
+    for (const double bits : {2.0, 3.0, 6.0}) {
+      const Bytes frame =
+          FrameOf(absl::StrFormat("transform(bits=%g,artifact=%s)", bits, id), KeysOf(1, tokens), values);
+      EXPECT_LE(8 * static_cast<double>(frame.size()) / count, bits) << tokens;
+    }
+  }
 }
 
 TEST_F(TransformBasisTest, AnArtifactThatIsNotThereIsNamed) {
