@@ -14,8 +14,8 @@ import sys
 # From the ground up. Generated headers (kvcompress/v1/..., *.pb.h) and other people's are not in the tree.
 FLOORS = [
     ["core/base"],
-    ["core/simd", "core/analysis", "core/frame", "core/safetensors"],
-    ["core/quality", "core/codec", "core/file", "core/artifact"],
+    ["core/simd", "core/frame", "core/safetensors"],
+    ["core/quality", "core/analysis", "core/codec", "core/file", "core/artifact"],
     ["core/codec/transform", "core/codec/tensor", "core/codec/bytes", "core/profile", "core/calibration"],
     ["core/codec/tensor/transform"],
     ["core"],

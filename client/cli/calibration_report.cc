@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "absl/strings/str_format.h"
+#include "core/profile/rope_scaling.h"
 
 namespace kvcompress {
 namespace {
@@ -50,7 +51,8 @@ Json RotaryJson(const std::optional<ArtifactRotary>& rotary) {
   return {{"theta", rotary->theta},
           {"pairs", rotary->pairs == simd::RotaryPairs::kHalf ? "half" : "interleaved"},
           {"dims", rotary->dims},
-          {"offset", rotary->offset}};
+          {"offset", rotary->offset},
+          {"scaling", RopeScalingJson(rotary->scaling)}};
 }
 
 }  // namespace

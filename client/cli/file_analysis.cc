@@ -26,7 +26,7 @@ bool CanAnalyze(const Entry& entry) {
 }
 
 // Refuses a rotation of more channels than a key has.
-absl::Status CheckRotation(const Header& header, const Rotation& rotation) {
+absl::Status CheckRotation(const Header& header, const simd::RotaryEmbedding& rotation) {
   for (const Entry& entry : header.entries) {
     const uint64_t channels = entry.shape.empty() ? 0 : entry.shape.back();
     if (rotation.theta == 0 || rotation.dims <= channels || !ParseKvName(entry.name).is_key) continue;
@@ -66,8 +66,8 @@ std::vector<std::byte> ValuesOfHead(const TensorDesc& tensor, ByteSpan values, u
 void AddRows(const SampledTensor& sampled, const AnalysisOptions& options, std::vector<AnalyzedValues>& rows) {
   const TensorDesc& tensor = sampled.tensor;
   std::optional<std::vector<std::byte>> unrotated;
-  if (options.rotation.theta > 0 && ParseKvName(tensor.name).is_key && CanUnrotate(tensor, options.rotation)) {
-    unrotated = Unrotate(tensor, sampled.values, options.rotation, sampled.first_rows);
+  if (options.rotary.theta > 0 && ParseKvName(tensor.name).is_key && CanUnrotate(tensor, options.rotary)) {
+    unrotated = Unrotate(tensor, sampled.values, options.rotary, sampled.first_rows);
   }
   const auto add = [&](const TensorDesc& part, ByteSpan as_it_is, ByteSpan turned_back, std::optional<uint64_t> head) {
     AnalyzedValues row{.tensor = tensor.name, .dtype = tensor.dtype, .head = head};
@@ -95,7 +95,7 @@ void AddRows(const SampledTensor& sampled, const AnalysisOptions& options, std::
 absl::StatusOr<FileAnalysis> AnalyzeFile(const ByteSource& file, const Header& header, const AnalysisOptions& options) {
   Header known = header;
   std::erase_if(known.entries, [](const Entry& entry) { return !CanAnalyze(entry); });
-  KVC_RETURN_IF_ERROR(CheckRotation(known, options.rotation));
+  KVC_RETURN_IF_ERROR(CheckRotation(known, options.rotary));
   FileAnalysis analysis;
   if (known.entries.empty()) return analysis;
   KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(file, known, kMaxAnalyzedBytes));

@@ -9,11 +9,12 @@
 #include "core/base/byte_source.h"
 #include "core/safetensors/safetensors.h"
 #include "core/simd/error_sums.h"
+#include "core/simd/rotary.h"
 
 namespace kvcompress {
 
 struct AnalysisOptions {
-  Rotation rotation;  // undone for keys; with a theta of 0 they are left alone
+  simd::RotaryEmbedding rotary;  // undone for keys; with a theta of 0 they are left alone
   bool per_head =
       false;  // each head of a tensor of rank 3 or more, the third axis from the last, has figures of its own
 };

@@ -87,7 +87,11 @@ void DeclareCalibration(GoFlags& flags, CliOptions& options) {
   flags.String("rope-pairs", &options.rope_pairs, "PAIRS",
                "With -rope-theta: which channels turn together, half (i and i + d/2) or interleaved (2i and 2i + 1)");
   flags.Int("rope-dims", &options.rope_dims, "With -rope-theta: the first channels, which alone are turned (0=all)");
-  flags.Int("rope-offset", &options.rope_offset, "With -rope-theta, but for -inspect: the first channel that turns");
+  flags.Int("rope-offset", &options.rope_offset, "With -rope-theta: the first channel that turns");
+  flags.String(
+      "rope-scaling", &options.rope_scaling, "JSON",
+      "With -rope-theta: rope_scaling of the model's configuration, of type linear, llama3 or yarn, for example "
+      "'{\"rope_type\": \"llama3\", \"factor\": 8}'");
   flags.Int("rope-start", &options.rope_start,
             "Position of a tensor's first token, in place of what the metadata say (seq_start)");
 

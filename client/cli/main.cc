@@ -145,7 +145,8 @@ std::optional<simd::RotaryEmbedding> GivenRotary(const CliOptions& options) {
       .theta = options.rope_theta,
       .pairs = options.rope_pairs == "half" ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved,
       .dims = static_cast<uint64_t>(options.rope_dims),
-      .offset = static_cast<uint64_t>(options.rope_offset)};
+      .offset = static_cast<uint64_t>(options.rope_offset),
+      .scaling = options.scaling};
 }
 
 std::optional<uint64_t> GivenStart(const GoFlags& flags, const CliOptions& options) {
@@ -160,6 +161,7 @@ std::string RopeFlags(const GoFlags& flags, const CliOptions& options) {
   if (flags.IsSet("rope-pairs")) absl::StrAppend(&text, " -rope-pairs ", options.rope_pairs);
   if (flags.IsSet("rope-dims")) absl::StrAppend(&text, " -rope-dims ", options.rope_dims);
   if (flags.IsSet("rope-offset")) absl::StrAppend(&text, " -rope-offset ", options.rope_offset);
+  if (flags.IsSet("rope-scaling")) absl::StrAppend(&text, " -rope-scaling ", ShellWord(options.rope_scaling));
   if (flags.IsSet("rope-start")) absl::StrAppend(&text, " -rope-start ", options.rope_start);
   return text;
 }
@@ -187,7 +189,7 @@ absl::Status Run(const GoFlags& flags, const CliOptions& options, Interrupts& in
   if (!report.ok()) return report.status();
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
   if (options.verbose) LogTensors(*report, !options.decompress);
-  if (options.verbose && report->rotary) Print(stderr, RotaryLine(*report->rotary));
+  if (options.verbose && !options.decompress) Print(stderr, RotaryLine(*report));
   if (!options.decompress) PrintWarnings(ReportWarnings(*report));
   return PrintResult(ReportJson(*report, !options.decompress, options.verbose, took.count()));
 }
@@ -198,11 +200,8 @@ absl::Status RunInspect(const CliOptions& options) {
   inspect.format = options.format == "json"  ? InspectFormat::kJson
                    : options.format == "csv" ? InspectFormat::kCsv
                                              : InspectFormat::kTable;
-  inspect.analysis = {.rotation = {.theta = options.rope_theta,
-                                   .interleaved = options.rope_pairs == "interleaved",
-                                   .dims = static_cast<uint64_t>(options.rope_dims),
-                                   .start = static_cast<uint64_t>(options.rope_start)},
-                      .per_head = options.per_head};
+  inspect.analysis = {.rotary = GivenRotary(options).value_or(simd::RotaryEmbedding{}), .per_head = options.per_head};
+  inspect.analysis.rotary.start = static_cast<uint64_t>(options.rope_start);
   KVC_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(*file, inspect));
   PrintWarnings(inspection.warnings);
   return PrintResult(inspection.text);

@@ -15,6 +15,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
+#include "core/profile/rope_scaling.h"
 
 namespace kvcompress {
 namespace {
@@ -87,7 +88,8 @@ absl::Status CheckValues(const CliOptions& options) {
   return absl::OkStatus();
 }
 
-constexpr std::string_view kRopeFlags[] = {"rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-start"};
+constexpr std::string_view kRopeFlags[] = {"rope-theta",  "rope-pairs",   "rope-dims",
+                                           "rope-offset", "rope-scaling", "rope-start"};
 
 // Refuses two flags that each say what codec to take.
 absl::Status CheckChoosers(const GoFlags& flags, const CliOptions& options) {
@@ -166,8 +168,8 @@ absl::Status NeedsMode(const GoFlags& flags, std::span<const std::string_view> o
   return absl::OkStatus();
 }
 
-// `parts` are those flags that mean nothing without -rope-theta.
-absl::Status CheckRope(const GoFlags& flags, const CliOptions& options, std::initializer_list<std::string_view> parts) {
+// Checks the embedding's flags, and reads its scaling.
+absl::Status CompleteRope(const GoFlags& flags, CliOptions& options) {
   if (options.rope_pairs != "half" && options.rope_pairs != "interleaved") {
     return Fault(absl::StrFormat("-rope-pairs must be half or interleaved, not %s", options.rope_pairs));
   }
@@ -177,32 +179,31 @@ absl::Status CheckRope(const GoFlags& flags, const CliOptions& options, std::ini
   if (options.rope_start < 0 || options.rope_start > int64_t{1} << 48) {
     return Fault(absl::StrFormat("-rope-start must be a position, not %d", options.rope_start));
   }
-  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
-    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
-  }
-  for (const std::string_view flag : parts) {
-    if (flags.IsSet(flag) && options.rope_theta == 0) return Fault(absl::StrFormat("-%s needs -rope-theta", flag));
-  }
-  return absl::OkStatus();
-}
-
-// For what takes the embedding of a model: -rope-theta, and the flags that mean nothing without it.
-absl::Status CheckModelRope(const GoFlags& flags, const CliOptions& options) {
-  KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-offset"}));
   if (options.rope_offset < 0) {
     return Fault(absl::StrFormat("-rope-offset must be a channel, not %d", options.rope_offset));
   }
+  for (const std::string_view flag : {"rope-pairs", "rope-dims", "rope-offset", "rope-scaling"}) {
+    if (flags.IsSet(flag) && options.rope_theta == 0) return Fault(absl::StrFormat("-%s needs -rope-theta", flag));
+  }
+  if (flags.IsSet("rope-theta") && options.rope_theta < 1) {
+    return Fault(absl::StrFormat("-rope-theta must be at least 1, not %g", options.rope_theta));
+  }
+  if (!flags.IsSet("rope-scaling")) return absl::OkStatus();
+  const absl::StatusOr<simd::RotaryScaling> scaling = ParseRopeScaling(options.rope_scaling, options.rope_theta);
+  if (!scaling.ok()) return Fault(absl::StrFormat("-rope-scaling: %s", scaling.status().message()));
+  options.scaling = *scaling;
   return absl::OkStatus();
 }
 
 absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
-  KVC_RETURN_IF_ERROR(
-      TakesOnly(flags, "inspect",
-                {"input", "verbose", "format", "per-head", "rope-theta", "rope-pairs", "rope-dims", "rope-start"}));
+  KVC_RETURN_IF_ERROR(TakesOnly(flags, "inspect",
+                                {"input", "verbose", "format", "per-head", "rope-theta", "rope-pairs", "rope-dims",
+                                 "rope-offset", "rope-scaling", "rope-start"}));
   if (options.format != "table" && options.format != "json" && options.format != "csv") {
     return Fault(absl::StrFormat("-format must be table, json or csv, not %s", options.format));
   }
-  KVC_RETURN_IF_ERROR(CheckRope(flags, options, {"rope-pairs", "rope-dims", "rope-start"}));
+  KVC_RETURN_IF_ERROR(CompleteRope(flags, options));
+  if (flags.IsSet("rope-start") && options.rope_theta == 0) return Fault("-rope-start needs -rope-theta");
   if (flags.rest().size() > 1) return Unexpected(flags.rest()[1]);
   if (!flags.rest().empty() && !options.input.empty()) return Fault("-inspect takes one file, and two are given");
   if (!flags.rest().empty()) options.input = flags.rest()[0];
@@ -212,11 +213,11 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
 absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(TakesOnly(flags, "calibrate",
                                 {"input", "output", "weights", "group-dim", "threads", "verbose", "rope-theta",
-                                 "rope-pairs", "rope-dims", "rope-offset", "rope-start"}));
+                                 "rope-pairs", "rope-dims", "rope-offset", "rope-scaling", "rope-start"}));
   if (options.group_dim != 64 && options.group_dim != 128 && options.group_dim != 256) {
     return Fault(absl::StrFormat("-group-dim must be 64, 128 or 256, not %d", options.group_dim));
   }
-  KVC_RETURN_IF_ERROR(CheckModelRope(flags, options));
+  KVC_RETURN_IF_ERROR(CompleteRope(flags, options));
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   options.caches = absl::StrSplit(options.input, ',', absl::SkipEmpty());
   if (options.caches.empty()) return Fault("-input is required");
@@ -228,12 +229,12 @@ absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status CompleteSweep(const GoFlags& flags, const CliOptions& options) {
+absl::Status CompleteSweep(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(
       TakesOnly(flags, "sweep",
                 {"input", "report", "verbose", "max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
-                 "rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-start"}));
-  KVC_RETURN_IF_ERROR(CheckModelRope(flags, options));
+                 "rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-scaling", "rope-start"}));
+  KVC_RETURN_IF_ERROR(CompleteRope(flags, options));
   for (const auto& [flag, value] :
        {std::pair("max-key-mae", options.max_key_mae), std::pair("max-value-mae", options.max_value_mae)}) {
     if (flags.IsSet(flag) && !(value > 0 && std::isfinite(value))) {
@@ -315,7 +316,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(NeedsMode(flags, kInspectFlags, "-inspect"));
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));
-  KVC_RETURN_IF_ERROR(CheckModelRope(flags, options));
+  KVC_RETURN_IF_ERROR(CompleteRope(flags, options));
   if (options.input.empty()) return Fault("-input is required");
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");
   // Like the reference: with -metrics-only nothing is written, whatever else is said.

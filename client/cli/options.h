@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "client/cli/go_flags.h"
+#include "core/simd/rotary.h"
 
 namespace kvcompress {
 
@@ -44,6 +45,8 @@ struct CliOptions {
   std::string rope_pairs = "half";  // half or interleaved
   int64_t rope_dims = 0;            // 0: all channels
   int64_t rope_offset = 0;
+  std::string rope_scaling;  // JSON (rope_scaling.h), of which CompleteOptions makes:
+  simd::RotaryScaling scaling = {};
   int64_t rope_start = 0;
   bool calibrate = false;
   std::vector<std::string> caches;  // of -calibrate: what -input lists
@@ -60,8 +63,8 @@ struct CliOptions {
 };
 
 // Checks the parsed flags together and completes `options`: the file to inspect; the daemon's address, TLS and token
-// from the environment; the codec spec from -group-size and -sparsity or from the bounds. INVALID_ARGUMENT with a
-// sentence.
+// from the environment; the rotary embedding's scaling; the codec spec from -group-size and -sparsity or from the
+// bounds. INVALID_ARGUMENT with a sentence.
 absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options);
 
 }  // namespace kvcompress

@@ -55,6 +55,7 @@ Json TensorMetrics(const FileReport& report) {
     fields.emplace_back(name + "_max_error", quality.max_error);
     if (!tensor.policy.empty()) fields.emplace_back(name + "_policy", tensor.policy);
     if (tensor.nonfinite_blocks > 0) fields.emplace_back(name + "_nonfinite_blocks", tensor.nonfinite_blocks);
+    if (tensor.sums.rotary.values > 0) fields.emplace_back(name + "_rotary", RotaryGainJson(tensor.sums.rotary));
     if (i < report.block_codecs.size() && !report.block_codecs[i].empty()) {
       fields.emplace_back(name + "_codecs", report.block_codecs[i]);
     }
@@ -192,7 +193,7 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
     json["warnings"] = ReportWarnings(report);
   }
   json["codec"] = report.codec;
-  if (with_quality) json["rotary"] = report.rotary ? RotaryJson(*report.rotary) : Json(nullptr);
+  if (with_quality) json["rotary"] = RotaryJson(report);
   json["theoretical_ratio"] = TheoreticalRatio(report.codec);
   const double bits = 8 * static_cast<double>(report.compressed_bytes);
   json["bits_per_value"] = elements == 0 ? Json(nullptr) : Json(bits / static_cast<double>(elements));
@@ -211,6 +212,7 @@ std::vector<std::string> ReportWarnings(const FileReport& report) {
   }
   std::vector<std::string> warnings = ConstantsWarnings(measured);
   if (std::string others = OthersWarning(report); !others.empty()) warnings.push_back(std::move(others));
+  if (std::string rotary = RotaryWarning(report); !rotary.empty()) warnings.push_back(std::move(rotary));
   return warnings;
 }
 
@@ -225,9 +227,9 @@ absl::StatusOr<Inspection> Inspect(const Input& file, const InspectOptions& opti
     }
     return Inspection{DescribePlain(header, file.size()) + AnalysisTables(analysis), analysis.warnings};
   }
-  const std::string_view unfit = options.analysis.rotation.theta != 0 ? "-rope-theta"
-                                 : options.analysis.per_head          ? "-per-head"
-                                                                      : "";
+  const std::string_view unfit = options.analysis.rotary.theta != 0 ? "-rope-theta"
+                                 : options.analysis.per_head        ? "-per-head"
+                                                                    : "";
   if (!unfit.empty()) {
     return absl::InvalidArgumentError(absl::StrFormat("%s is for plain files, and this one is compressed", unfit));
   }

@@ -1,17 +1,24 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "client/file/file_codec.h"
 #include "client/file/file_rotary.h"
+#include "core/simd/rotary.h"
 
-// How what is printed tells of a rotary embedding that was undone.
+// What a run of compression says of rotary embeddings: which one was undone, who said so, and what that brought.
 namespace kvcompress {
 
-// For -verbose: a line with its end.
-std::string RotaryLine(const RotaryUse& use);
-
-// theta, pairs, dims, offset, start, from (docs/cli.md).
+// theta, pairs, dims, offset, start, scaling, from (docs/cli.md).
 nlohmann::ordered_json RotaryJson(const RotaryUse& use);
+// The same with what undoing it brought; null where no codec undoes one.
+nlohmann::ordered_json RotaryJson(const FileReport& report);
+// Of a tensor that can be turned back.
+nlohmann::ordered_json RotaryGainJson(const simd::RotaryGain& gain);
+// A line for people, empty where no codec undoes one.
+std::string RotaryLine(const FileReport& report);
+// About keys that are no better off without their embedding, where these are most of them; else empty.
+std::string RotaryWarning(const FileReport& report);
 
 }  // namespace kvcompress

@@ -32,7 +32,7 @@ class Caches {
     const auto rotary = of_file.theta > 0 ? std::optional(of_file) : std::nullopt;
     if (inputs_.size() > 1 && rotary != rotary_ && !options.rotary) {
       return absl::InvalidArgumentError(
-          "its metadata's rope_theta, rope_pairs, rope_dims or rope_offset differ from the first file's");
+          "its metadata's rope_theta, rope_pairs, rope_dims, rope_offset or rope_scaling differ from the first file's");
     }
     rotary_ = rotary;
     return IsCompressedFile(header) ? AddFrames(path, input, start) : AddTensors(path, input, start);

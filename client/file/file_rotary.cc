@@ -4,9 +4,11 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "client/file/prefixed.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain_spec.h"
 #include "core/frame_plan.h"
+#include "core/profile/rope_scaling.h"
 
 namespace kvcompress {
 namespace {
@@ -75,6 +77,11 @@ absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metad
   }
   KVC_ASSIGN_OR_RETURN(rotary.dims, IntegerOf(metadata, "rope_dims"));
   KVC_ASSIGN_OR_RETURN(rotary.offset, IntegerOf(metadata, "rope_offset"));
+  if (const auto scaling = metadata.find("rope_scaling"); scaling != metadata.end()) {
+    absl::StatusOr<simd::RotaryScaling> parsed = ParseRopeScaling(scaling->second, rotary.theta);
+    if (!parsed.ok()) return Prefixed("its metadata's rope_scaling", parsed.status());
+    rotary.scaling = *parsed;
+  }
   const absl::Status status = CheckRotary(rotary);
   if (!status.ok()) return absl::InvalidArgumentError(absl::StrFormat("its metadata: %s", status.message()));
   return rotary;

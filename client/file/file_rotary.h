@@ -16,8 +16,8 @@ namespace kvcompress {
 
 using FileMetadata = std::map<std::string, std::string>;
 
-// What a file's metadata say of its keys: rope_theta, and with it rope_pairs, rope_dims and rope_offset; seq_start
-// (docs/cli.md, "Rotary embeddings"). Theta 0: nothing. INVALID_ARGUMENT that names the key.
+// What a file's metadata say of its keys: rope_theta, and with it rope_pairs, rope_dims, rope_offset and rope_scaling;
+// seq_start (docs/cli.md, "Rotary embeddings"). Theta 0: nothing. INVALID_ARGUMENT that names the key.
 absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metadata);
 
 // How the keys of a file are turned back, and who said so: "codec", "artifact", "profile", "flags" or "metadata".

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "core/base/half.h"
 
@@ -200,32 +201,36 @@ TensorAnalysis AnalyzeTensor(const TensorDesc& tensor, ByteSpan values) {
   return analysis;
 }
 
-bool CanUnrotate(const TensorDesc& tensor, const Rotation& rotation) {
-  if (tensor.shape.size() < 2) return false;
-  const uint64_t dims = rotation.dims == 0 ? tensor.shape.back() : rotation.dims;
-  return dims % 2 == 0 && dims <= tensor.shape.back();
+bool CanUnrotate(const TensorDesc& tensor, const simd::RotaryEmbedding& rotary) {
+  if (tensor.shape.size() < 2 || rotary.offset >= tensor.shape.back()) return false;
+  const uint64_t most = tensor.shape.back() - rotary.offset;
+  const uint64_t dims = rotary.dims == 0 ? most : rotary.dims;
+  return dims % 2 == 0 && dims <= most;
 }
 
-std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, const Rotation& rotation,
+std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, const simd::RotaryEmbedding& rotary,
                                 std::span<const uint64_t> first_tokens) {
   std::vector<std::byte> result(values.begin(), values.end());
   const Geometry geometry = GeometryOf(tensor, values.size() / DTypeSize(tensor.dtype));
-  const size_t pairs = (rotation.dims == 0 ? geometry.channels : rotation.dims) / 2;
+  const size_t dims = rotary.dims == 0 ? geometry.channels - rotary.offset : rotary.dims;
+  const size_t pairs = dims / 2;
+  const bool interleaved = rotary.pairs == simd::RotaryPairs::kInterleaved;
   std::vector<double> frequencies(pairs);
   for (size_t i = 0; i < pairs; ++i) {
-    frequencies[i] = std::pow(rotation.theta, -static_cast<double>(i) / static_cast<double>(pairs));
+    const auto turns = static_cast<double>(simd::RotaryFrequency(rotary.theta, rotary.scaling, dims, i));
+    frequencies[i] = std::ldexp(turns, -64) * 2 * std::numbers::pi;
   }
   for (size_t head = 0; head < geometry.heads; ++head) {
-    const uint64_t first = rotation.start + (head < first_tokens.size() ? first_tokens[head] : 0);
+    const uint64_t first = rotary.start + (head < first_tokens.size() ? first_tokens[head] : 0);
     for (size_t token = 0; token < geometry.tokens; ++token) {
-      const size_t row = (head * geometry.tokens + token) * geometry.channels;
+      const size_t row = (head * geometry.tokens + token) * geometry.channels + rotary.offset;
       const auto position = static_cast<double>(first + token);
       for (size_t i = 0; i < pairs; ++i) {
         const double angle = position * frequencies[i];
         const double c = std::cos(angle);
         const double s = std::sin(angle);
-        const size_t one = row + (rotation.interleaved ? 2 * i : i);
-        const size_t other = rotation.interleaved ? one + 1 : one + pairs;
+        const size_t one = row + (interleaved ? 2 * i : i);
+        const size_t other = interleaved ? one + 1 : one + pairs;
         const double x = LoadAsF32(tensor.dtype, values.data(), one);
         const double y = LoadAsF32(tensor.dtype, values.data(), other);
         StoreFromF32(tensor.dtype, static_cast<float>(c * x + s * y), result.data(), one);

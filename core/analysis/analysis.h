@@ -7,6 +7,7 @@
 
 #include "core/base/bytes.h"
 #include "core/base/tensor.h"
+#include "core/simd/rotary.h"
 
 // What a tensor's values are like, for people who choose codecs. Figures are of the finite values unless they speak of
 // bytes. Deterministic, one thread, some hundred MB/s.
@@ -57,24 +58,13 @@ struct TensorAnalysis {
 // 1 has one channel.
 TensorAnalysis AnalyzeTensor(const TensorDesc& tensor, ByteSpan values);
 
-// A rotary position embedding: of the first `dims` channels of a head (all, where it is 0) pair i of dims / 2 is turned
-// by position * theta^(-2i/dims).
-struct Rotation {
-  double theta = 0;
-  // Which channels are pair i: 2i and 2i + 1 (GPT-J, GPT-NeoX's older checkpoints), else i and i + dims / 2 (Llama in
-  // transformers and vLLM).
-  bool interleaved = false;
-  uint64_t dims = 0;
-  uint64_t start = 0;  // position of a tensor's first token
-};
+// Whether the tensor can have this rotary embedding: rank 2 or more, and as many channels, in pairs.
+bool CanUnrotate(const TensorDesc& tensor, const simd::RotaryEmbedding& rotary);
 
-// Whether the tensor can have it: rank 2 or more, and as many channels, in pairs.
-bool CanUnrotate(const TensorDesc& tensor, const Rotation& rotation);
-
-// Undoes a rotation. Positions count along the tokens from rotation.start, or, where `first_tokens` has an entry for
+// Undoes the embedding. Positions count along the tokens from rotary.start, or, where `first_tokens` has an entry for
 // each head, from that many tokens later. The result is rounded to the tensor's dtype, so that turning it back does not
 // give the same bits. Only for a tensor that CanUnrotate.
-std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, const Rotation& rotation,
+std::vector<std::byte> Unrotate(const TensorDesc& tensor, ByteSpan values, const simd::RotaryEmbedding& rotary,
                                 std::span<const uint64_t> first_tokens = {});
 
 // The mean of |a - b| over the values that are finite in both; 0 without any.

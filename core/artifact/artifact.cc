@@ -26,6 +26,7 @@ absl::Status CheckRotary(const ArtifactRotary& rotary, uint64_t head_dim) {
     return Fault(absl::StrFormat("%d rotary channels from %d on are not pairs within the %d of a head", rotary.dims,
                                  rotary.offset, head_dim));
   }
+  if (const std::string_view fault = simd::FaultOf(rotary.scaling, rotary.theta); !fault.empty()) return Fault(fault);
   return absl::OkStatus();
 }
 

@@ -165,6 +165,32 @@ class Metadata {
 
 constexpr std::array<const char*, 2> kWeights = {"none", "given"};
 constexpr std::array<const char*, 3> kRotary = {"none", "half", "interleaved"};
+constexpr std::array<const char*, 4> kScaling = {"none", "linear", "llama3", "yarn"};  // of RotaryScaling::Kind
+
+void AddScaling(const simd::RotaryScaling& scaling, std::map<std::string, std::string>& values) {
+  values["rotary_scaling"] = kScaling[static_cast<size_t>(scaling.kind)];
+  if (scaling.factor > 0) values["rotary_factor"] = RealText(scaling.factor);
+  if (scaling.original == 0) return;
+  values["rotary_low"] = RealText(scaling.low);
+  values["rotary_high"] = RealText(scaling.high);
+  values["rotary_original"] = absl::StrCat(scaling.original);
+}
+
+// UNIMPLEMENTED for a kind that a later version may have; `metadata` keeps other faults.
+absl::StatusOr<simd::RotaryScaling> ReadScaling(Metadata& metadata) {
+  const std::string kind = metadata.Text("rotary_scaling");
+  KVC_RETURN_IF_ERROR(metadata.status());
+  const auto found = std::find(kScaling.begin(), kScaling.end(), kind);
+  if (found == kScaling.end()) return absl::UnimplementedError("artifact: rotary_scaling: " + kind.substr(0, 40));
+  simd::RotaryScaling scaling = {.kind = static_cast<simd::RotaryScaling::Kind>(found - kScaling.begin())};
+  if (scaling.kind == simd::RotaryScaling::Kind::kNone) return scaling;
+  scaling.factor = metadata.Real("rotary_factor");
+  if (scaling.kind == simd::RotaryScaling::Kind::kLinear) return scaling;
+  scaling.low = metadata.Real("rotary_low");
+  scaling.high = metadata.Real("rotary_high");
+  scaling.original = metadata.Integer("rotary_original");
+  return scaling;
+}
 
 std::map<std::string, std::string> ToMetadata(const Artifact& artifact, std::string_view tool) {
   std::map<std::string, std::string> values = {
@@ -183,7 +209,7 @@ std::map<std::string, std::string> ToMetadata(const Artifact& artifact, std::str
     values["rotary_theta"] = RealText(artifact.rotary->theta);
     values["rotary_dims"] = absl::StrCat(artifact.rotary->dims);
     values["rotary_offset"] = absl::StrCat(artifact.rotary->offset);
-    values["rotary_scaling"] = "none";
+    AddScaling(artifact.rotary->scaling, values);
   }
   return values;
 }
@@ -213,10 +239,7 @@ absl::StatusOr<std::pair<Artifact, uint64_t>> FromMetadata(const Header& header)
         .dims = metadata.Integer("rotary_dims"),
         .offset = metadata.Integer("rotary_offset"),
     };
-    if (const std::string scaling = metadata.Text("rotary_scaling"); metadata.status().ok() && scaling != "none") {
-      return absl::UnimplementedError(
-          absl::StrFormat("artifact: a rotary embedding with the scaling \"%s\"", scaling.substr(0, 40)));
-    }
+    KVC_ASSIGN_OR_RETURN(artifact.rotary->scaling, ReadScaling(metadata));
   }
   KVC_RETURN_IF_ERROR(metadata.status());
   KVC_RETURN_IF_ERROR(CheckShape(artifact));

@@ -207,7 +207,7 @@ class Learner {
     const size_t run = count * head_dim;
     for (size_t head = 0; head < outline_.heads; ++head) int4_.Add(&rows_[head * run], run);
     if (rotary_) {
-      table_.Make(rotary_->theta, rotary_->dims, source.cache->start + first, count);
+      table_.Make(*rotary_, rotary_->dims, source.cache->start + first, count);
       for (size_t head = 0; head < outline_.heads; ++head) {
         simd::TurnRows(table_, 0, rotary_->pairs, simd::RotaryTurn::kBack, &rows_[head * run + rotary_->offset], count,
                        head_dim);

@@ -41,8 +41,7 @@ struct CodecChain::Scratch {
 };
 
 CodecChain::Scratch& CodecChain::ThreadScratch() const {
-  thread_local Scratch scratch;
-  thread_local Scratch inner;
+  thread_local Scratch scratch, inner;
   return inner_ ? inner : scratch;
 }
 
@@ -244,7 +243,8 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   const bool fused = codec_->measures() && is_plain();
   const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
   Block transformed{block.tensor, block.first, values.size() / DTypeSize(dtype), values, {}, block.tokens};
-  AddContext(state, transformed);
+  transformed.rotary = block.rotary;
+  AddContext(state, sums, transformed);
   if (values.size() != block.values.size()) transformed.tokens = {};
   const absl::Status encoded =
       codec_->Encode(transformed, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
@@ -259,9 +259,10 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   return size;
 }
 
-void CodecChain::AddContext(const ChainState& state, Block& block) const {
+void CodecChain::AddContext(const ChainState& state, ErrorSums* sums, Block& block) const {
   if (state.size() > transforms_.size()) block.state = state.back().get();
   if (!inner_) block.tokens = {TokenLayoutOf(block.tensor), block.first};
+  if (sums != nullptr) block.rotary = &sums->rotary;
 }
 
 // The payload of a block that the codec has refused, of which the transforms before the fallback have left these
@@ -273,8 +274,8 @@ absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan le
   side.Resize(left.size());
   std::ranges::copy(left, side.data());
   PlaceStreams(block.tensor, 0, payload, scratch);
-  const Block nothing{block.tensor, block.first, 0, {}};
-  KVC_RETURN_IF_ERROR(codec_->Encode(nothing, std::span(scratch.out).subspan(transforms_.size()), nullptr));
+  const auto streams = std::span(scratch.out).subspan(transforms_.size());
+  KVC_RETURN_IF_ERROR(codec_->Encode({block.tensor, block.first, 0, {}}, streams, nullptr));
   KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
   if (tokens != nullptr) tokens->Begin(TokenLayoutOf(block.tensor), block.first);
   KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), sums, tokens));
@@ -292,20 +293,19 @@ absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums
                                  simd::TokenMeter* tokens) const {
   const DType dtype = block.tensor.dtype;
   if ((sums == nullptr && tokens == nullptr) || IsOpaque(dtype)) return absl::OkStatus();
-  const std::byte* values = block.values.data();
-  const std::byte* decoded = values;
+  const std::byte* decoded = block.values.data();
   if (!lossless()) {  // what decodes to the same bits measures as itself
     Buffer& buffer = ThreadScratch().decoded;
     buffer.Resize(block.values.size());
     KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload, buffer.span()));
     decoded = buffer.data();
   }
-  if (tokens != nullptr) simd::MeasureTokens(dtype, values, decoded, block.count, *tokens);
+  if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded, block.count, *tokens);
   if (sums == nullptr) return absl::OkStatus();
   if (tokens != nullptr && tokens->has_sums() && lossless()) {
     sums->Merge(tokens->sums());
   } else {
-    simd::MeasureErrors(dtype, values, decoded, block.count, *sums);
+    simd::MeasureErrors(dtype, block.values.data(), decoded, block.count, *sums);
   }
   return absl::OkStatus();
 }
@@ -316,7 +316,7 @@ absl::StatusOr<size_t> CodecChain::EncodePieces(Block block, const ChainState& s
   KVC_RETURN_IF_ERROR(Transform(block, {}, scratch).status());  // nothing but a fallback, which leaves all values
   PlaceStreams(block.tensor, block.count, payload, scratch);
   const ErrorSums before = sums != nullptr ? *sums : ErrorSums();
-  AddContext(state, block);
+  AddContext(state, sums, block);
   const absl::Status encoded =
       codec_->EncodePieces(block, std::span(scratch.out).subspan(transforms_.size()), sums, tokens);
   if (absl::IsInvalidArgument(encoded)) {

@@ -93,8 +93,8 @@ class CodecChain {
                                      ErrorSums* sums, simd::TokenMeter* tokens) const;
   absl::StatusOr<size_t> EncodePieces(Block block, const ChainState& state, MutableByteSpan payload, ErrorSums* sums,
                                       simd::TokenMeter* tokens) const;
-  // Tells the codec's block what Analyze learned, and where a tensor's tokens are.
-  void AddContext(const ChainState& state, Block& block) const;
+  // Tells the codec's block what Analyze learned, where a tensor's tokens are, and where gains are added up.
+  void AddContext(const ChainState& state, ErrorSums* sums, Block& block) const;
   absl::StatusOr<size_t> EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload, ErrorSums* sums,
                                        simd::TokenMeter* tokens) const;
   absl::Status Measure(const Block& block, ByteSpan payload, ErrorSums* sums, simd::TokenMeter* tokens) const;

@@ -78,7 +78,8 @@ class ChainSpec {
 };
 
 // INVALID_ARGUMENT, "rotary: ...", for an embedding that no model has: a theta that is neither 0 nor from 1 to 1e15, an
-// odd number of channels, channels or a position beyond what specs take, and anything but a start without a theta.
+// odd number of channels, channels or a position beyond what specs take, a scaling that simd::FaultOf names, and
+// anything but a start without a theta.
 absl::Status CheckRotary(const simd::RotaryEmbedding& rotary);
 
 // One stage of a chain: a codec and its parameters.

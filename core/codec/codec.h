@@ -14,6 +14,7 @@
 #include "core/base/byte_source.h"
 #include "core/base/tensor.h"
 #include "core/simd/error_sums.h"
+#include "core/simd/rotary.h"
 #include "core/simd/token_sums.h"
 
 // The three kinds of stages of a codec chain (chain.h). All are immutable and safe for use by many threads at once;
@@ -57,6 +58,8 @@ struct Block {
   TokenRun tokens = {};
   // What a tensor codec that has to see the whole tensor learned of it.
   const TensorState* state = nullptr;
+  // Where a tensor codec that turns keys back adds what that brought, if not null.
+  simd::RotaryGain* rotary = nullptr;
 };
 inline constexpr size_t kMaxBlockPieces = 64;
 

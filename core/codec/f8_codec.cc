@@ -58,7 +58,8 @@ class F8Codec final : public TensorCodec {
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums*) const override {
     const MutableByteSpan values = Wide(block.count);
     WidenF8(dtype_, block.values.data(), block.count, values.data());
-    return codec_->Encode({wide_, block.first, block.count, values, {}, block.tokens, block.state}, streams,
+    return codec_->Encode({wide_, block.first, block.count, values, {}, block.tokens, block.state, block.rotary},
+                          streams,
                           /*sums=*/nullptr);
   }
 

@@ -9,7 +9,7 @@ namespace {
 constexpr size_t kFirstByte = 0x80;
 
 // Frozen: byte 80 + i is word i. Others may be added at the end.
-constexpr std::array<std::string_view, 20> kWords = {
+constexpr std::array<std::string_view, 26> kWords = {
     "fallback|",
     "transform(bits=",
     "transform(snr=",
@@ -30,6 +30,12 @@ constexpr std::array<std::string_view, 20> kWords = {
     "00",
     "|zstd(level=",
     "|rans",
+    ",scaling=linear,factor=",
+    ",scaling=llama3,factor=",
+    ",scaling=yarn,factor=",
+    ",low=",
+    ",high=",
+    ",original=",
 };
 
 }  // namespace

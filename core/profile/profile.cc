@@ -11,6 +11,7 @@
 #include "core/base/strict_json.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
+#include "core/profile/rope_scaling.h"
 
 namespace kvcompress {
 namespace {
@@ -108,11 +109,16 @@ absl::StatusOr<simd::RotaryEmbedding> ParseRotary(const Json& json) {
     } else if (const auto integer = integers.find(key); integer != integers.end()) {
       if (!value.is_number_unsigned()) return fault(absl::StrCat("\"", key, "\" must be an integer from 0 on"));
       *integer->second = value.get<uint64_t>();
-    } else {
+    } else if (key != "scaling") {
       return fault(absl::StrCat("unknown key \"", key, "\""));
     }
   }
   if (rotary.theta == 0) return fault("\"theta\" is missing");
+  if (const auto scaling = json.find("scaling"); scaling != json.end()) {
+    absl::StatusOr<simd::RotaryScaling> parsed = ParseRopeScaling(*scaling, rotary.theta);
+    if (!parsed.ok()) return fault(parsed.status().message());
+    rotary.scaling = *parsed;
+  }
   if (const absl::Status status = CheckRotary(rotary); !status.ok()) return Fault(status.message());
   return rotary;
 }

@@ -19,7 +19,8 @@ namespace kvcompress {
 //     "version": 1,
 //     "default": "int4(group=64)",
 //     "others": "lossless",
-//     "rotary": {"theta": 500000, "pairs": "half", "dims": 64, "offset": 0, "start": 0},
+//     "rotary": {"theta": 500000, "pairs": "half", "dims": 64, "offset": 0, "start": 0,
+//                "scaling": {"rope_type": "llama3", "factor": 8}},
 //     "rules": [
 //       {"layers": [0, 1], "codec": "raw|zstd(level=1)"},
 //       {"layers": [2, 5], "kind": "key", "codec": "int8(group=64)"},
@@ -34,7 +35,7 @@ namespace kvcompress {
 // is "key" or "value", both of tensors named layer_{i}_key|value only; "name" is a glob with * and ?. "heads" is a
 // closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules after it for the
 // others. "rotary", of which all but "theta" may be left out, is the model's rotary embedding, for codecs that turn
-// keys back (ChainSpec::WithRotary).
+// keys back (ChainSpec::WithRotary); its "scaling" is as in rope_scaling.h.
 class Profile {
  public:
   // A condition that is absent holds.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/base/dtype.h"
+#include "core/simd/rotary.h"
 
 namespace kvcompress {
 
@@ -25,6 +26,9 @@ struct ErrorSums {
   double token_deviations = 0;        // of (x - mean of x)^2
   double token_error_deviations = 0;  // of (e - mean of e)^2
   double max_channel_constant = 0;    // the largest |mean of x| / standard deviation of x of a channel that varies
+  // Not of errors, but of what the codec did with the values: of codecs that find out whether a rotary embedding is
+  // better undone.
+  simd::RotaryGain rotary;
 
   void Merge(const ErrorSums& other) {
     if (count > 0 && other.count > 0) {  // Chan, Golub, LeVeque 1983
@@ -45,6 +49,7 @@ struct ErrorSums {
     token_deviations += other.token_deviations;
     token_error_deviations += other.token_error_deviations;
     max_channel_constant = std::max(max_channel_constant, other.max_channel_constant);
+    rotary.Merge(other.rotary);
   }
 };
 

@@ -42,19 +42,29 @@ absl::StatusOr<simd::RotaryEmbedding> FromMessage(const v1::RotaryEmbedding& mes
   if (!v1::RotaryPairs_IsValid(message.pairs())) {
     return absl::InvalidArgumentError(absl::StrFormat("rotary: unknown pairs %d", message.pairs()));
   }
+  if (!v1::RotaryScalingKind_IsValid(message.scaling().kind())) {
+    return absl::InvalidArgumentError(absl::StrFormat("rotary: unknown scaling %d", message.scaling().kind()));
+  }
   const bool interleaved = message.pairs() == v1::ROTARY_PAIRS_INTERLEAVED;
   const simd::RotaryEmbedding rotary = {
       .theta = message.theta(),
       .pairs = interleaved ? simd::RotaryPairs::kInterleaved : simd::RotaryPairs::kHalf,
       .dims = message.dims(),
       .offset = message.offset(),
-      .start = message.start()};
+      .start = message.start(),
+      .scaling = simd::WithUsual({.kind = static_cast<simd::RotaryScaling::Kind>(message.scaling().kind()),
+                                  .factor = message.scaling().factor(),
+                                  .low = message.scaling().low(),
+                                  .high = message.scaling().high(),
+                                  .original = message.scaling().original()})};
   KVC_RETURN_IF_ERROR(CheckRotary(rotary));
   return rotary;
 }
 
 TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uint64_t elements) {
   const bool passed_through = IsOpaque(tensor.dtype);
+  ErrorSums sums = FromMessage(message.sums());
+  sums.rotary = {message.rotary().values(), message.rotary().turned(), message.rotary().bits()};
   return {.tensor = std::move(tensor),
           .codec = message.codec(),
           .codec_name = {},
@@ -63,7 +73,7 @@ TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uin
           .passed_through = passed_through,
           .tensor_bytes = message.tensor_bytes(),
           .frame_bytes = message.frame_bytes(),
-          .sums = FromMessage(message.sums()),
+          .sums = sums,
           .nonfinite_blocks = message.nonfinite_blocks(),
           .codec_seconds = message.codec_seconds(),
           .copied_bytes = message.copied_bytes()};
@@ -80,6 +90,11 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_codec_seconds(report.codec_seconds);
   message.set_copied_bytes(report.copied_bytes);
   message.set_passed_through(report.passed_through);
+  const simd::RotaryGain& rotary = report.sums.rotary;
+  if (rotary.values == 0) return;
+  message.mutable_rotary()->set_values(rotary.values);
+  message.mutable_rotary()->set_turned(rotary.turned);
+  message.mutable_rotary()->set_bits(rotary.bits);
 }
 
 void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
@@ -113,7 +128,8 @@ ErrorSums FromMessage(const v1::ErrorSums& message) {
           .token_count = message.token_count(),
           .token_deviations = message.token_deviations(),
           .token_error_deviations = message.token_error_deviations(),
-          .max_channel_constant = message.max_channel_constant()};
+          .max_channel_constant = message.max_channel_constant(),
+          .rotary = {}};
 }
 
 void ToMessage(const ErrorSums& sums, v1::ErrorSums& message) {

@@ -123,16 +123,20 @@ def test_compressed_and_several_files_and_threads_give_the_same(bin_dir, sample,
 def test_the_rotation_comes_from_the_flag_or_the_metadata_or_not_at_all(bin_dir, sample, tmp_path):
     cache = {name: array.astype(np.float32) for name, array in tensors_of(sample).items()}
     write_file(tmp_path / "silent", cache)
-    write_file(tmp_path / "says", cache, {"rope_theta": "500.5", "rope_pairs": "interleaved", "rope_dims": "32", "rope_offset": "8"})
+    write_file(tmp_path / "says", cache, {"rope_theta": "500.5", "rope_pairs": "interleaved", "rope_dims": "32", "rope_offset": "8",
+                                          "rope_scaling": '{"type": "linear", "factor": 2.5}'})
     silent = run(bin_dir, "-calibrate", "-input", tmp_path / "silent", "-output", tmp_path / "out")
     assert "keys are taken as they are" in silent.stderr
     as_it_is = artifact_reader.read(tmp_path / "out")
     assert as_it_is.metadata["rotary"] == "none" and "rotary_theta" not in as_it_is.metadata
     check(as_it_is, [cache], None)
     report, _ = calibrate(bin_dir, tmp_path / "out", "-input", tmp_path / "says")
-    assert report["rotary"] == {"theta": 500.5, "pairs": "interleaved", "dims": 32, "offset": 8}
+    assert report["rotary"] == {"theta": 500.5, "pairs": "interleaved", "dims": 32, "offset": 8,
+                                "scaling": {"rope_type": "linear", "factor": 2.5}}
+    scaled = artifact_reader.read(tmp_path / "out").metadata
+    assert (scaled["rotary_scaling"], scaled["rotary_factor"]) == ("linear", "2.5") and "rotary_low" not in scaled
     report, _ = calibrate(bin_dir, tmp_path / "out", "-input", tmp_path / "says", "-rope-theta", "9")
-    assert report["rotary"] == {"theta": 9.0, "pairs": "half", "dims": 64, "offset": 0}
+    assert report["rotary"] == {"theta": 9.0, "pairs": "half", "dims": 64, "offset": 0, "scaling": None}
     both = f"{tmp_path / 'says'},{tmp_path / 'silent'}"
     refused = run(bin_dir, "-calibrate", "-input", both, "-output", tmp_path / "out")
     assert refused.returncode == 1 and "silent: its metadata's rope_theta" in refused.stderr
@@ -249,7 +253,8 @@ def test_a_daemon_finds_artifacts_in_its_directory(bin_dir, daemon, stubs, sampl
     by_daemon = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "small", "-codec", codec, *server)
     own = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "own", "-codec", codec, "-artifacts", tmp_path / "artifacts",
                  "-rope-start", 7)
-    assert own["rotary"] == {"theta": THETA, "pairs": "half", "dims": 64, "offset": 0, "start": 7, "from": "artifact"}
+    assert own["rotary"] == {"theta": THETA, "pairs": "half", "dims": 64, "offset": 0, "start": 7, "scaling": None,
+                             "from": "artifact", "tensors": 0, "undone_tensors": 0, "saved_bits_per_value": 0}
     assert by_daemon["rotary"] is None
     run_ok(bin_dir, "-input", sample, "-output", tmp_path / "own", "-codec", codec, "-artifacts", tmp_path / "artifacts")
     assert (tmp_path / "small").read_bytes() == (tmp_path / "own").read_bytes()

@@ -1,12 +1,14 @@
 """Where the rotary embedding that codecs undo comes from: spec, profile, header, flags, the file's metadata."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grpc
 import kvcompress
 import numpy as np
 import pytest
+import rotary as reference
 from cli_helpers import File, run, run_ok, write_file
 from frame_reader import read_frame
 
@@ -43,7 +45,10 @@ def test_metadata_make_keys_smaller_and_values_no_larger(bin_dir, cache, tmp_pat
     assert report["compressed_size_bytes"] < 0.95 * plain["compressed_size_bytes"]
     assert report["snr_db"] == pytest.approx(plain["snr_db"], abs=0.5)
     assert plain["rotary"] is None
-    assert report["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "from": "metadata"}
+    saved = report["rotary"].pop("saved_bits_per_value")
+    assert report["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "scaling": None,
+                                "from": "metadata", "tensors": 1, "undone_tensors": 1}
+    assert 0.1 < saved < 3
     assert codecs(small) == {KEY: "transform(step=0.25,theta=10000)", VALUE: CODEC}
     run_ok(bin_dir, "-input", small, "-output", tmp_path / "back", "-decompress")
     assert np.isfinite(File(tmp_path / "back").values(KEY).astype(np.float32)).all()
@@ -68,7 +73,10 @@ def test_the_nearest_source_decides(bin_dir, cache, tmp_path):
 
 def test_metadata_that_cannot_be_are_refused_where_the_codec_needs_them(bin_dir, cache, tmp_path):
     for metadata in ({"rope_theta": "dynamic"}, {"rope_theta": "nan"}, {"rope_theta": 0.5}, {"seq_start": -1},
-                     {"rope_theta": 9, "rope_dims": 3}, {"rope_theta": 9, "rope_pairs": "both"}):
+                     {"rope_theta": 9, "rope_dims": 3}, {"rope_theta": 9, "rope_pairs": "both"},
+                     {"rope_theta": 9, "rope_scaling": "llama3"}, {"rope_theta": 9, "rope_scaling": '{"type": "dynamic"}'},
+                     {"rope_theta": 9, "rope_scaling": '{"type": "linear", "factor": NaN}'},
+                     {"rope_theta": 9, "rope_scaling": '{"type": "linear", "factor": 0}'}):
         source = cache("bad", **metadata)
         done = run(bin_dir, "-input", source, "-output", tmp_path / "out", "-codec", CODEC)
         assert done.returncode == 1 and "its metadata" in done.stderr, metadata
@@ -105,7 +113,15 @@ def test_a_header_has_the_embedding(bin_dir, cache, client):
 @pytest.mark.parametrize("rotary", [{"theta": float("nan")}, {"theta": float("inf")}, {"theta": -1}, {"theta": 0.5},
                                     {"theta": 1e16}, {"theta": 9, "dims": 3}, {"theta": 9, "dims": 1 << 31},
                                     {"theta": 9, "offset": 1 << 31}, {"theta": 9, "start": 1 << 63},
-                                    {"theta": 9, "pairs": 7}, {"dims": 64}])
+                                    {"theta": 9, "pairs": 7}, {"dims": 64}, {"theta": 9, "scaling": {"kind": 9}},
+                                    {"theta": 9, "scaling": {"factor": 2}}, {"scaling": {"kind": 1, "factor": 2}},
+                                    *({"theta": 9, "scaling": {"kind": 1 + n % 3, "factor": factor, "original": n}}
+                                      for n, factor in enumerate((0, -1, 0.5, 1e300, float("nan"), float("inf")))),
+                                    {"theta": 9, "scaling": {"kind": 2, "factor": 2, "low": float("nan")}},
+                                    {"theta": 9, "scaling": {"kind": 2, "factor": 2, "high": 0.5}},
+                                    {"theta": 9, "scaling": {"kind": 3, "factor": 2}},
+                                    {"theta": 1, "scaling": {"kind": 3, "factor": 2, "original": 9}},
+                                    {"theta": 9, "scaling": {"kind": 3, "factor": 2, "original": 1 << 63}}])
 @pytest.mark.parametrize("codec", ["int4", CODEC])
 def test_hostile_headers_are_refused(client, rotary, codec):
     pb = client.pb
@@ -120,11 +136,14 @@ def test_hostile_headers_are_refused(client, rotary, codec):
 def test_python_passes_it_on(cache, daemon):
     source = File(cache("in"))
     tensors = {name: source.values(name).reshape(dict(source.entries)[name]["shape"]) for name in (KEY, VALUE)}
-    rotary = kvcompress.RotaryEmbedding(10000, dims=32, pairs="interleaved", start=5)
-    expected = "theta=10000,rotary=interleaved,rotary_dims=32,start=5"
+    scaling = kvcompress.RotaryScaling.of({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0})
+    rotary = kvcompress.RotaryEmbedding(10000, dims=32, pairs="interleaved", start=5, scaling=scaling)
+    expected = "theta=10000,rotary=interleaved,rotary_dims=32,start=5,scaling=llama3,factor=8"
     with kvcompress.Client(daemon().address) as client:
         frame = client.compress(tensors[KEY], CODEC, name=KEY, rotary=rotary)
         assert frame.codec == f"transform(step=0.25,{expected})"
+        assert frame.rotary.undone_share in (0, 1) and (frame.rotary.saved_bits_per_value > 0) == frame.rotary.undone_share
+        assert client.compress(tensors[VALUE], CODEC, name=VALUE, rotary=rotary).rotary is None
         many = list(client.compress_many(tensors.items(), CODEC, rotary=rotary))
         assert [one.codec for one in many] == [frame.codec, "transform(step=0.25,start=5)"]
         own = [(KEY, tensors[KEY], None, rotary), (KEY, tensors[KEY], "transform(step=1)", None), (KEY, tensors[KEY])]
@@ -133,7 +152,10 @@ def test_python_passes_it_on(cache, daemon):
         with pytest.raises(kvcompress.InvalidArgument, match="theta is 0.5"):
             client.compress(tensors[KEY], CODEC, rotary=kvcompress.RotaryEmbedding(0.5))
         for wrong in (10000.0, {"theta": 1}, kvcompress.RotaryEmbedding(9, pairs="both"),
-                      kvcompress.RotaryEmbedding(9, dims=-2), kvcompress.RotaryEmbedding("9")):
+                      kvcompress.RotaryEmbedding(9, dims=-2), kvcompress.RotaryEmbedding("9"),
+                      kvcompress.RotaryEmbedding(9, scaling=kvcompress.RotaryScaling("dynamic", 2)),
+                      kvcompress.RotaryEmbedding(9, scaling=kvcompress.RotaryScaling("linear", 0)),
+                      kvcompress.RotaryEmbedding(9, scaling=kvcompress.RotaryScaling("linear", "2"))):
             for call in (lambda rotary: client.compress(tensors[KEY], CODEC, rotary=rotary),
                          lambda rotary: list(client.compress_many(tensors.items(), CODEC, rotary=rotary))):
                 with pytest.raises(kvcompress.InvalidArgument):
@@ -178,7 +200,20 @@ def test_a_models_configuration_tells_it():
 
     plain = kvcompress.RotaryEmbedding(500000.0)
     assert of(rope_theta=500000.0) == plain
-    assert of(rope_parameters={"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0}) == plain
+    llama = kvcompress.RotaryScaling("llama3", 8.0, low=1.0, high=4.0, original=8192)
+    parameters = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    for scaled in ({"rope_parameters": {**parameters, "rope_theta": 500000.0, "rope_type": "llama3"}},
+                   {"rope_theta": 500000.0, "rope_scaling": {**parameters, "type": "llama3"}},
+                   {"rope_theta": 500000.0, "rope_scaling": {**parameters, "rope_type": "llama3"}}):
+        assert of(**scaled, max_position_embeddings=131072) == replace(plain, scaling=llama)
+    assert of(rope_theta=500000.0, rope_scaling={"type": "linear", "factor": 2.0}).scaling == kvcompress.RotaryScaling("linear", 2.0)
+    assert of(rope_theta=500000.0, rope_scaling={"type": "yarn", "factor": 4.0, "beta_fast": None}, max_position_embeddings=32768
+              ).scaling == kvcompress.RotaryScaling("yarn", 4.0, original=32768)
+    assert of(rope_theta=500000.0, rope_scaling=None) == of(rope_theta=500000.0, rope_scaling={"rope_type": "default"}) == plain
+    for unknown in ({"type": "dynamic", "factor": 2.0}, {"rope_type": "longrope", "short_factor": [1.0]}, {"type": 3},
+                    {"rope_type": "yarn", "factor": 2.0, "truncate": False}):
+        with pytest.warns(UserWarning, match="is not known"):
+            assert of(rope_theta=500000.0, rope_scaling=unknown) is None
     assert of(rope_theta=10000, partial_rotary_factor=0.25, hidden_size=512, num_attention_heads=8).dims == 16
     assert of(rope_theta=10000, partial_rotary_factor=0.5, head_dim=96, hidden_size=1).dims == 48
     assert of(n_embd=768) is None
@@ -190,3 +225,89 @@ def test_a_models_configuration_tells_it():
     assert of(rope_theta=10000, model_type="glm4", head_dim=128, partial_rotary_factor=0.5) == (
         kvcompress.RotaryEmbedding(10000.0, "interleaved", dims=64))
     assert of(rope_parameters={"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}) is None
+
+
+# How transformers writes them, as specs do, and their bases.
+SCALINGS = [
+    ({"rope_type": "linear", "factor": 2.5}, {"scaling": "linear", "factor": "2.5"}, 10000.0),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192}, {"scaling": "llama3", "factor": "8"}, 500000.0),
+    ({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 6.0,
+      "original_max_position_embeddings": 64},
+     {"scaling": "llama3", "factor": "4", "low": "0.5", "high": "6", "original": "64"}, 10000.0),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+     {"scaling": "yarn", "factor": "4", "original": "32768"}, 1000000.0),
+    ({"rope_type": "yarn", "factor": 40.0, "beta_fast": 32, "beta_slow": 2, "original_max_position_embeddings": 4096},
+     {"scaling": "yarn", "factor": "40", "low": "2", "original": "4096"}, 10000.0),
+]
+
+
+def spec_of(options, theta):
+    return f"transform(step=0.25,theta={theta:g}," + ",".join(f"{key}={value}" for key, value in options.items()) + ")"
+
+
+@pytest.mark.parametrize(("parameters", "options", "theta"), SCALINGS)
+def test_frequencies_are_those_of_transformers(parameters, options, theta):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=131072,
+                         rope_parameters={**parameters, "rope_theta": theta})
+    theirs = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu")[0].double().numpy() / (2 * np.pi)
+    ours = np.array([reference.frequency(theta, reference.scaling_of(options), 128, i) for i in range(64)]) * 2.0**-64
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6)  # theirs are in binary32
+    assert kvcompress.RotaryEmbedding.of_config(config).scaling.factor == float(options["factor"])
+
+
+def scaled_keys(options, theta, start):
+    """Keys whose channels have means and deviations of their own, turned by the second implementation."""
+    random = np.random.default_rng(3)
+    keys = random.standard_normal((3000, 1, 64)) * random.uniform(0.1, 0.4, 64) + 4 * random.standard_normal(64)
+    turned = reference.turn_forward(keys.astype(np.float32), {**options, "theta": theta}, start)
+    return turned.transpose(1, 0, 2)[None].astype(np.float16)
+
+
+@pytest.mark.parametrize(("parameters", "options", "theta"), SCALINGS)
+def test_the_right_scaling_saves_bits_and_a_wrong_one_no_accuracy(bin_dir, tmp_path, parameters, options, theta):
+    keys = scaled_keys(options, theta, 5000)
+
+    def run_with(metadata, *flags):
+        source = write_file(tmp_path / "in", {KEY: keys}, {"seq_start": "5000", **metadata})
+        report, small = compress(bin_dir, source, "-codec", CODEC, *flags)
+        run_ok(bin_dir, "-input", small, "-output", tmp_path / "back", "-decompress")
+        error = File(tmp_path / "back").values(KEY).astype(np.float32).reshape(keys.shape) - keys
+        assert np.abs(error).max() < 0.5, metadata  # of values up to 16, in steps of 0.25
+        return report, codecs(small)[KEY]
+
+    scaling = {"rope_theta": str(theta), "rope_scaling": json.dumps(parameters)}
+    right, spec = run_with(scaling)
+    assert spec.split("start=5000,")[1] == spec_of(options, theta).split(f"theta={theta:g},")[1]
+    assert right["rotary"]["scaling"]["rope_type"] == parameters["rope_type"]
+    assert right["rotary"]["undone_tensors"] == 1 and right["rotary"]["saved_bits_per_value"] > 1
+    flags, _ = run_with({}, "-rope-theta", theta, "-rope-scaling", json.dumps(parameters))
+    assert flags["compressed_size_bytes"] == pytest.approx(right["compressed_size_bytes"], abs=200)
+    for wrong in ({}, {"rope_theta": str(theta)}, {"rope_theta": "77"},
+                  {"rope_theta": str(theta), "rope_scaling": '{"rope_type": "linear", "factor": 999.5}'}):
+        assert run_with(wrong)[0]["compressed_size_bytes"] > 1.2 * right["compressed_size_bytes"], wrong
+
+
+def test_a_rotation_that_gains_nothing_is_told(bin_dir, tmp_path):
+    source = write_file(tmp_path / "in", {KEY: scaled_keys({}, 10000, 0)}, {"rope_theta": "10000"})
+    done = run(bin_dir, "-input", source, "-output", tmp_path / "out", "-codec", CODEC, "-verbose")
+    assert "undone in 1 of 1 key tensors, which saves about " in done.stderr and "Warning" not in done.stderr
+    report = json.loads(done.stdout)
+    gain = report["tensor_metrics"][f"{KEY}_rotary"]
+    assert gain["undone_share"] == 1 and gain["saved_bits_per_value"] == report["rotary"]["saved_bits_per_value"]
+    for codec in (CODEC, "rotated(bits=4,mean=channel)", f"heads(0-:{CODEC})"):
+        done = run(bin_dir, "-input", source, "-output", tmp_path / "out", "-codec", codec, "-rope-theta", "3", "-verbose")
+        report = json.loads(done.stdout)
+        assert report["tensor_metrics"][f"{KEY}_rotary"] == {"undone_share": 0, "saved_bits_per_value": 0}
+        assert "undoing the rotation gained nothing on 1 of 1 key tensors: check -rope-theta" in done.stderr
+        assert len(report["warnings"]) >= 1 and "undone in 0 of 1 key tensors" in done.stderr
+
+
+def test_a_daemon_tells_what_undoing_brought(bin_dir, tmp_path, daemon):
+    source = write_file(tmp_path / "in", {KEY: scaled_keys({}, 10000, 0)}, {"rope_theta": "10000"})
+    local, _ = compress(bin_dir, source, "-codec", CODEC)
+    remote, _ = compress(bin_dir, source, "-codec", CODEC, "-server", daemon().address)
+    assert remote["rotary"] == local["rotary"] and local["rotary"]["saved_bits_per_value"] > 1

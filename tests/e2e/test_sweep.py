@@ -106,7 +106,7 @@ def test_keys_are_turned_back_as_flags_or_metadata_say(bin_dir, tmp_path):
         assert ("Warning: the keys' rotary embedding is not known" in done.stderr) == (name == "none")
     assert swept["none"]["rotary"] is None
     for name in ("flags", "metadata"):
-        assert swept[name]["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "from": name}
+        assert swept[name]["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "scaling": None, "from": name}
         assert swept[name]["specs"][1]["snr_db"] > swept["none"]["specs"][1]["snr_db"] + 3
         command = swept[name]["specs"][1]["command"]
         assert ("-codec kv3 -rope-theta 10000 " in command) == (name == "flags")

@@ -16,6 +16,9 @@ SPECS = pytest.mark.parametrize("spec", [
     "transform(snr=15,theta=500000,rotary=interleaved,rotary_dims=32,start=100000)",
     "transform(step=4,sinks=false)",
     "transform(step=0.0002,trellis=false)",
+    "transform(step=0.1,theta=500000,scaling=llama3,factor=8,original=128,start=40)",
+    "transform(step=0.1,theta=10000,rotary=interleaved,scaling=yarn,factor=4,low=2,high=20,original=512)",
+    "transform(step=0.1,theta=10000,scaling=linear,factor=2.5,start=1000)",
 ])
 
 
@@ -64,7 +67,9 @@ def with_artifact(bin_dir, tmp_path, path, *args):
 @pytest.mark.parametrize("group_dim", [64, 128])
 @pytest.mark.parametrize("spec", ["bits=3", "step=0.05,trellis=false", "snr=20,start=7"])
 @pytest.mark.parametrize("rope", [(), ("-rope-theta", "10000"),
-                                  ("-rope-theta", "500", "-rope-pairs", "interleaved", "-rope-dims", "16", "-rope-offset", "8")])
+                                  ("-rope-theta", "500", "-rope-pairs", "interleaved", "-rope-dims", "16", "-rope-offset", "8"),
+                                  ("-rope-theta", "10000", "-rope-scaling",
+                                   '{"type": "yarn", "factor": 4, "original_max_position_embeddings": 100}')])
 def test_frames_with_an_artifact_have_the_same_bits(bin_dir, tmp_path, spec, group_dim, rope):
     path = write_file(tmp_path / "in", {
         "layer_0_key": keys((2, 4, 90, 32), 1).astype(np.float16),

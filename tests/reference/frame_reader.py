@@ -16,7 +16,8 @@ BITS = dict(_TYPES)
 
 WORDS = ["fallback|", "transform(bits=", "transform(snr=", "transform(step=", ",trellis=false", ",sinks=", "false", ",theta=", ",rotary=",
          "interleaved", ",rotary_dims=", ",rotary_offset=", ",start=", ",artifact=", "rotated(bits=", ",mean=channel", "000", "00",
-         "|zstd(level=", "|rans"]
+         "|zstd(level=", "|rans", ",scaling=linear,factor=", ",scaling=llama3,factor=", ",scaling=yarn,factor=", ",low=", ",high=",
+         ",original="]
 
 
 class CompactPayload(bytes):

@@ -47,6 +47,14 @@ def draw_blocknorm(chance):
     return f"blocknorm(block={chance.choice([32, 64, 128, 256])},topk={real(chance, 0, 1)},bits={chance.integers(2, 13)})"
 
 
+def draw_scaling(chance):
+    kind = chance.choice(["linear", "llama3", "yarn"])
+    options = f",scaling={kind},factor={real(chance, 1, 40)}"
+    if kind == "yarn" or (kind == "llama3" and chance.random() < 0.5):
+        options += f",low={real(chance, 0.1, 3)},high={real(chance, 4, 50)},original={chance.integers(1, 10000)}"
+    return options
+
+
 def draw_rotated(chance):
     options = f"bits={chance.integers(2, 5)}"
     if chance.random() < 0.5:
@@ -56,7 +64,9 @@ def draw_rotated(chance):
     if chance.random() < 0.4:
         options += ",mean=channel"
         if chance.random() < 0.6:
-            options += f",theta={chance.choice([1, 10000, 500000])}"
+            options += f",theta={chance.choice([2, 10000, 500000])}"
+            if chance.random() < 0.5:
+                options += draw_scaling(chance)
         if chance.random() < 0.3:
             options += ",rotary=interleaved"
         if chance.random() < 0.3:

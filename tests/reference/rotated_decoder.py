@@ -178,11 +178,11 @@ def turn_rows(options, rows, first, heads):
     dims = int(options.get("rotary_dims", 0)) or rows.shape[1]
     theta = float(options.get("theta", 0))
     require(theta > 0 and dims % 2 == 0 and dims <= rows.shape[1], "rows that cannot turn")
-    interleaved, start = options.get("rotary") == "interleaved", int(options.get("start", 0))
+    start = int(options.get("start", 0))
     tokens = (first + np.arange(len(rows))) // heads
     for token in np.unique(tokens):
         own = rows[tokens == token][None, :, :dims]
-        rows[tokens == token, :dims] = turn_forward(own, theta, interleaved, start + int(token))[0]
+        rows[tokens == token, :dims] = turn_forward(own, options, start + int(token))[0]
 
 
 def decode_plain(options, streams, dtype, count, extent):

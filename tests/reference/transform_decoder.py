@@ -275,8 +275,11 @@ def with_artifact(options):
     artifact = ARTIFACTS[options["artifact"]]
     if artifact.metadata["rotary"] == "none":
         return options, artifact
-    said = {"theta": "rotary_theta", "rotary": "rotary", "rotary_dims": "rotary_dims", "rotary_offset": "rotary_offset"}
-    return {**options, **{own: artifact.metadata[key] for own, key in said.items()}}, artifact
+    said = {"theta": "rotary_theta", "rotary": "rotary", "rotary_dims": "rotary_dims", "rotary_offset": "rotary_offset",
+            "scaling": "rotary_scaling", "factor": "rotary_factor", "low": "rotary_low", "high": "rotary_high",
+            "original": "rotary_original"}
+    of_artifact = {own: artifact.metadata[key] for own, key in said.items() if key in artifact.metadata}
+    return {**options, **of_artifact}, artifact
 
 
 def turning_channels(options, head_dim):
@@ -325,8 +328,7 @@ def decode_coded(options, form, side, words, dtype, count):
         if segment.turned:
             heads = values.reshape(segment.tokens, -1, head_dim)
             heads[:, :, turning] = rotary.turn_forward(
-                heads[:, :, turning], float(options["theta"]), options.get("rotary") == "interleaved",
-                int(options.get("start", 0)) + segment.position)
+                heads[:, :, turning], options, int(options.get("start", 0)) + segment.position)
         out.append((values if segment.group is None else basis.scattered(values)).reshape(-1))
     side.end()
     words.end()

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/base/status_macros.h"
+#include "core/codec/rotary_parameters.h"
 #include "core/codec/tensor/channel_means.h"
 #include "core/codec/tensor/sink_rows.h"
 #include "core/simd/error_sums.h"
@@ -47,8 +48,7 @@ class CenteredCodec final : public TensorCodec {
   CenteredCodec(const StageSpec& stage, std::unique_ptr<RowCodec> rotated)
       : rotated_(std::move(rotated)),
         sinks_(static_cast<uint64_t>(std::max<int64_t>(stage.Int("sinks") - stage.Int("start"), 0))),
-        means_(stage.Number("theta"), stage.Choice<simd::RotaryPairs>("rotary"),
-               static_cast<size_t>(stage.Int("rotary_dims")), static_cast<uint64_t>(stage.Int("start"))) {}
+        means_(RotaryOf(stage)) {}
 
   bool lossless() const override { return false; }
   float max_magnitude() const override {
@@ -94,7 +94,7 @@ class CenteredCodec final : public TensorCodec {
     }
     ForEachRun(place, heads, row, block.count, [&](const ChannelMeans::Run& run, size_t at, size_t, bool has_means) {
       if (!has_means) return;
-      means_.Remove(run, dtype, values.data() + at * DTypeSize(dtype), to + at, out);
+      means_.Remove(run, dtype, values.data() + at * DTypeSize(dtype), to + at, out, block.rotary);
       out += run.means_bytes();
     });
     means.size = static_cast<size_t>(out - means.data);

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <vector>
 
-#include "core/base/elementary.h"
 #include "core/base/half.h"
+#include "core/codec/tensor/turn_gain.h"
 #include "core/simd/segment_values.h"
 #include "core/simd/uniform_quant.h"
 
@@ -14,19 +14,13 @@ namespace {
 
 DType MeanDType(DType dtype) { return dtype == DType::kF16 ? DType::kF16 : DType::kBF16; }
 
-// The mean of each channel, over whole tokens; returns the sum of the logarithms of the variances, by which they cost.
-double MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<float>& means) {
-  const size_t width = run.columns() * run.row;
+// The mean of each channel, over whole tokens.
+void MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<float>& means) {
   const size_t tokens = run.rows / run.columns();
   const std::vector<uint8_t> none(tokens);
-  std::vector<float> squares(width);
-  means.assign(width, 0);
-  simd::ChannelSums(values, tokens, width, none.data(), means.data());
+  means.assign(run.columns() * run.row, 0);
+  simd::ChannelSums(values, tokens, means.size(), none.data(), means.data());
   for (float& mean : means) mean /= static_cast<float>(tokens);
-  simd::ChannelSquares(values, tokens, width, none.data(), means.data(), squares.data());
-  double cost = 0;
-  for (const float square : squares) cost += Log2(std::max(double{square} / static_cast<double>(tokens), 1e-30));
-  return cost;
 }
 
 // Calls visit(value, mean) for the values of rows, the first of which has the means from `at` on.
@@ -54,34 +48,36 @@ RunMeans& MeansOfThread() {
 }  // namespace
 
 size_t ChannelMeans::Dims(const Run& run) const {
-  const size_t dims = dims_ > 0 ? dims_ : run.row;
-  return theta_ > 0 && dims % 2 == 0 && dims <= run.row ? dims : 0;
+  const size_t dims = rotary_.dims > 0 ? rotary_.dims : run.row;
+  return rotary_.theta > 0 && dims % 2 == 0 && dims <= run.row ? dims : 0;
 }
 
 void ChannelMeans::Turn(const Run& run, size_t first, size_t rows, simd::RotaryTurn turn, float* values) const {
   thread_local simd::RotaryTable table;
   const uint64_t token = run.first / run.heads;
-  table.Make(theta_, Dims(run), start_ + token, (run.first + run.rows - 1) / run.heads - token + 1);
+  table.Make(rotary_, Dims(run), rotary_.start + token, (run.first + run.rows - 1) / run.heads - token + 1);
   for (size_t head = 0; head < std::min(rows, run.heads); ++head) {
-    simd::TurnRows(table, (run.first + first + head) / run.heads - token, pairs_, turn, values + head * run.row,
+    simd::TurnRows(table, (run.first + first + head) / run.heads - token, rotary_.pairs, turn, values + head * run.row,
                    (rows - head + run.heads - 1) / run.heads, run.heads * run.row);
   }
 }
 
-void ChannelMeans::Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means) const {
+void ChannelMeans::Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means,
+                          simd::RotaryGain* gain) const {
   const size_t count = run.rows * run.row;
-  thread_local std::vector<float> mean, other_mean;
-  const double cost = MeansOf(run, values, mean);
   bool is_turned = false;
   if (Dims(run) > 0) {
+    const size_t width = run.columns() * run.row;
+    const size_t tokens = run.rows / run.columns();
+    const double as_it_is = LogVariances(values, tokens, width);
     Turn(run, 0, run.rows, simd::RotaryTurn::kBack, values);
-    is_turned = MeansOf(run, values, other_mean) < cost;
-    if (is_turned) {
-      mean.swap(other_mean);
-    } else {
-      simd::WidenValues(dtype, source, count, values);
-    }
+    const simd::RotaryGain own = TurnGain(as_it_is, LogVariances(values, tokens, width), width, count);
+    is_turned = own.turned > 0;
+    if (!is_turned) simd::WidenValues(dtype, source, count, values);
+    if (gain != nullptr) gain->Merge(own);
   }
+  thread_local std::vector<float> mean;
+  MeansOf(run, values, mean);
   *means++ = std::byte{is_turned};
   const DType mean_dtype = MeanDType(dtype);
   const float largest = MaxFinite(mean_dtype);

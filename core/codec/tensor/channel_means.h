@@ -14,9 +14,8 @@ namespace kvcompress {
 // "rotated"). Immutable; tables, and the means of the run that has begun, are of the thread.
 class ChannelMeans {
  public:
-  // `theta` 0: nothing turns. `dims` 0: all channels of a row do.
-  ChannelMeans(double theta, simd::RotaryPairs pairs, size_t dims, uint64_t start)
-      : theta_(theta), pairs_(pairs), dims_(dims), start_(start) {}
+  // `rotary` with `dims` 0: all channels of a row turn. Its `offset` is 0.
+  explicit ChannelMeans(const simd::RotaryEmbedding& rotary) : rotary_(rotary) {}
 
   // Rows of a run, and which one of its sequence, of `heads` rows a token, is the first.
   struct Run {
@@ -31,8 +30,9 @@ class ChannelMeans {
   };
 
   // Takes the means from the values of a run, finite ones, which are `source`, of `dtype`, as F32; writes means_bytes()
-  // to `means`.
-  void Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means) const;
+  // to `means`. Adds to `gain`, if not null, what turning back brought.
+  void Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means,
+              simd::RotaryGain* gain) const;
 
   // The inverse, some rows at a time: Begin, then Add for the rows of the run from `first` on.
   // DATA_LOSS for means that Remove cannot have written.
@@ -43,10 +43,7 @@ class ChannelMeans {
   size_t Dims(const Run& run) const;
   void Turn(const Run& run, size_t first, size_t rows, simd::RotaryTurn turn, float* values) const;
 
-  double theta_;
-  simd::RotaryPairs pairs_;
-  size_t dims_;
-  uint64_t start_;
+  simd::RotaryEmbedding rotary_;
 };
 
 }  // namespace kvcompress

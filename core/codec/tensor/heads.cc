@@ -115,7 +115,8 @@ class Heads final : public TensorCodec {
     std::byte* at = streams[0].data + TableBytes();
     for (size_t p = 0; p < parts_.size(); ++p) {
       const ByteSpan own = values.subspan(shares[p].place * width, shares[p].count * width);
-      const Block part{block.tensor, block.first, shares[p].count, own, {}, PartTokens(p, layout, block)};
+      const Block part{block.tensor, block.first, shares[p].count, own, {}, PartTokens(p, layout, block),
+                       nullptr,      block.rotary};
       const absl::StatusOr<size_t> size = EncodePart(parts_[p].chain, part, at);
       if (absl::IsInvalidArgument(size.status())) return FaultOf(p, layout, block);
       KVC_RETURN_IF_ERROR(size.status());

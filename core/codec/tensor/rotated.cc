@@ -6,6 +6,7 @@
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
+#include "core/codec/rotary_parameters.h"
 #include "core/codec/tensor/centered.h"
 #include "core/codec/tensor/packed_codes.h"
 #include "core/codec/tensor/sink_rows.h"
@@ -267,9 +268,8 @@ MadeCodec<TensorCodec> MakeRotated(const CodecArgs& args) {
 }
 
 absl::Status Check(const StageSpec& stage) {
-  const double theta = stage.Number("theta");
-  if (theta == 0 || (theta >= 1 && stage.Int("mean") == 1)) return absl::OkStatus();
-  return absl::InvalidArgumentError("rotated: theta is at least 1, and goes with mean=channel");
+  if (stage.Number("theta") == 0 || stage.Int("mean") == 1) return CheckRotaryOf(stage);
+  return absl::InvalidArgumentError("rotated: theta goes with mean=channel");
 }
 
 constexpr std::string_view kExamples[] = {
@@ -279,16 +279,23 @@ constexpr std::string_view kExamples[] = {
     "rotated(bits=4,sinks=4)",
     "rotated(bits=3,sinks=16,start=12)",
     "rotated(bits=4,sinks=4,mean=channel,theta=10000)",
-    "rotated(bits=4,mean=channel,theta=500000,rotary=interleaved,rotary_dims=32)|rans"};
+    "rotated(bits=4,mean=channel,theta=500000,rotary=interleaved,rotary_dims=32)|rans",
+    "rotated(bits=3,mean=channel,theta=500000,scaling=llama3,factor=32,low=0.5,high=6,original=4096)",
+    "rotated(bits=4,mean=channel,theta=10000,scaling=linear,factor=2)"};
 constexpr Parameter kParameters[] = {
     Parameter::IntegerOf("bits", 4, "2|3|4", "of a code"),
     Parameter::Integer("sinks", 0, 0, 16, "tokens at a sequence's begin, which get 8 bits").LeftOut(),
-    Parameter::Integer("start", 0, 0, 1e15, "position of a sequence's first token").LeftOut(),
+    rotary_parameters::kStart,
     Parameter::Word("mean", 0, "none|channel", "whether a channel's mean over a block's tokens is kept apart")
         .LeftOut(),
-    Parameter::Real("theta", 0, 0, 1e15, "base of the rotary embedding that is undone; 0: none").LeftOut(),
-    Parameter::Word("rotary", 0, "half|interleaved", "which channels of a head turn together").LeftOut(),
-    Parameter::Integer("rotary_dims", 0, 0, 1024, "channels of a head that turn, the first; 0: all").LeftOut()};
+    rotary_parameters::kTheta,
+    rotary_parameters::kPairs,
+    Parameter::Integer("rotary_dims", 0, 0, 1024, "channels of a head that turn, the first; 0: all").LeftOut(),
+    rotary_parameters::kScaling,
+    rotary_parameters::kFactor,
+    rotary_parameters::kLow,
+    rotary_parameters::kHigh,
+    rotary_parameters::kOriginal};
 
 }  // namespace
 

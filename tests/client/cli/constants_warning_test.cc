@@ -23,7 +23,8 @@ ErrorSums SumsOf(double snr_db, double token_snr_db) {
           .token_count = 100,
           .token_deviations = std::pow(10, token_snr_db / 10),
           .token_error_deviations = 1,
-          .max_channel_constant = 354};
+          .max_channel_constant = 354,
+          .rotary = {}};
 }
 
 TEST(ConstantsWarningTest, KeysWhoseConstantsDrownThemAreNamed) {

@@ -206,8 +206,7 @@ TEST_F(OptionsTest, CalibrateTakesSeveralInputs) {
   EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-server", "c:1"}),
             "-calibrate and -server exclude each other");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-weights", "w"}), "-weights needs -calibrate");
-  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "9", "-rope-offset", "2", "a"}),
-            "-inspect and -rope-offset exclude each other");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "9", "-rope-offset", "2", "a"}), "");
 }
 
 TEST_F(OptionsTest, RopeFlagsAreChecked) {
@@ -222,8 +221,26 @@ TEST_F(OptionsTest, RopeFlagsAreChecked) {
             "-rope-dims must be an even number of channels, not 3");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-decompress", "-rope-theta", "10000"}),
             "-rope-theta and -decompress exclude each other: the file says how it was compressed");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "0.5", "a"}), "-rope-theta must be at least 1, not 0.5");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-start", "5", "a"}), "-rope-start needs -rope-theta");
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "-1", "a"}), "-rope-theta must not be negative");
   EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "inf", "a"}), "-rope-theta must not be negative");
+}
+
+TEST_F(OptionsTest, TheScalingIsThatOfAModelsConfiguration) {
+  using Kind = simd::RotaryScaling::Kind;
+  const auto fault = [&](const char* scaling) {
+    return FaultOf({"-input", "a", "-output", "b", "-rope-theta", "10000", "-rope-scaling", scaling});
+  };
+  EXPECT_EQ(fault(R"({"rope_type": "llama3", "factor": 8})"), "");
+  EXPECT_EQ(options_.scaling, (simd::RotaryScaling{Kind::kLlama3, 8, 1, 4, 8192}));
+  EXPECT_EQ(fault("null"), "");
+  EXPECT_EQ(options_.scaling, simd::RotaryScaling{});
+  EXPECT_EQ(fault("llama3"), "-rope-scaling: not valid JSON: a syntax error at byte 1");
+  EXPECT_EQ(fault(R"({"type": "linear", "factor": 0})"), "-rope-scaling: the scaling's factor is not from 1 to 1e6");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-rope-scaling", "{}"}), "-rope-scaling needs -rope-theta");
+  EXPECT_EQ(FaultOf({"-inspect", "-rope-theta", "10000", "-rope-scaling", "{}", "a"}), "");
+  EXPECT_EQ(FaultOf({"-calibrate", "-input", "a", "-output", "b", "-rope-theta", "10000", "-rope-scaling", "{}"}), "");
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ ErrorSums SumsWithError(double error) {
           .sum_error_squares = 4 * error * error,
           .sum_abs_error = 4 * error,
           .sum_cross = 0,
-          .max_abs_error = error};
+          .max_abs_error = error,
+          .rotary = {}};
 }
 
 FileReport MakeFileReport(double first_error, double second_error) {
@@ -146,7 +147,8 @@ TEST(ReportJson, AConstantWithAnErrorHasNoSnrAndDoesNotMakeTheFilePoor) {
                      .sum_error_squares = 4,
                      .sum_abs_error = 2,
                      .sum_cross = -2000,
-                     .max_abs_error = 2};
+                     .max_abs_error = 2,
+                     .rotary = {}};
   report.tensors.push_back(MakeReport("k_scale", scale));
   const Json json = Json::parse(ReportJson(report, true, true, 0));
   EXPECT_TRUE(json["tensor_metrics"]["k_scale_snr_db"].is_null());

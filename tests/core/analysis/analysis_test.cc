@@ -111,13 +111,16 @@ TEST(AnalyzeTensor, NothingFinite) {
 }
 
 // What a model does to a key at a position.
-void Rotate(std::span<float> key, uint64_t position, const Rotation& rotation) {
-  const size_t dims = rotation.dims == 0 ? key.size() : rotation.dims;
+void Rotate(std::span<float> key, uint64_t position, const simd::RotaryEmbedding& rotary) {
+  key = key.subspan(rotary.offset);
+  const size_t dims = rotary.dims == 0 ? key.size() : rotary.dims;
+  const bool interleaved = rotary.pairs == simd::RotaryPairs::kInterleaved;
+  const double factor = rotary.scaling.kind == simd::RotaryScaling::Kind::kLinear ? rotary.scaling.factor : 1;
   for (size_t i = 0; i < dims / 2; ++i) {
-    const double angle = static_cast<double>(position) *
-                         std::pow(rotation.theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
-    float& one = key[rotation.interleaved ? 2 * i : i];
-    float& other = key[rotation.interleaved ? 2 * i + 1 : i + dims / 2];
+    const double angle = static_cast<double>(position) / factor *
+                         std::pow(rotary.theta, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
+    float& one = key[interleaved ? 2 * i : i];
+    float& other = key[interleaved ? 2 * i + 1 : i + dims / 2];
     const double x = one;
     const double y = other;
     one = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
@@ -126,12 +129,16 @@ void Rotate(std::span<float> key, uint64_t position, const Rotation& rotation) {
 }
 
 TEST(Unrotate, GivesBackWhatWasRotatedInEveryConvention) {
+  using Embedding = simd::RotaryEmbedding;
+  constexpr auto kInterleaved = simd::RotaryPairs::kInterleaved;
   std::mt19937 random(1);
   std::vector<float> values(2 * 300 * 8);
   for (float& value : values) value = Bell(random);
-  for (const Rotation& rotation :
-       {Rotation{.theta = 10000}, Rotation{.theta = 10000, .interleaved = true}, Rotation{.theta = 500, .dims = 6},
-        Rotation{.theta = 500, .interleaved = true, .dims = 4, .start = 777}, Rotation{.theta = 1e6, .start = 3}}) {
+  for (const Embedding& rotation :
+       {Embedding{.theta = 10000}, Embedding{.theta = 10000, .pairs = kInterleaved}, Embedding{.theta = 500, .dims = 6},
+        Embedding{.theta = 500, .pairs = kInterleaved, .dims = 4, .start = 777}, Embedding{.theta = 1e6, .start = 3},
+        Embedding{.theta = 1e4, .offset = 4},
+        Embedding{.theta = 1e4, .dims = 2, .offset = 3, .scaling = {simd::RotaryScaling::Kind::kLinear, 2.5}}}) {
     for (const bool shifted : {false, true}) {
       std::vector<uint64_t> first;
       if (shifted) first = {1000, 77};
@@ -160,6 +167,9 @@ TEST(Unrotate, NeedsPairsOfChannels) {
   EXPECT_TRUE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 4}));
   EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 6}));
   EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 3}));
+  EXPECT_TRUE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 4, .offset = 1}));
+  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.dims = 4, .offset = 2}));
+  EXPECT_FALSE(CanUnrotate(MakeTensor("a", DType::kF16, {3, 5}), {.offset = 5}));
 }
 
 TEST(MeanDifference, LeavesOutWhatIsNotFinite) {

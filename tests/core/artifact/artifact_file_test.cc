@@ -60,6 +60,13 @@ struct File {
   void SetValue(std::string_view name, size_t index, DType dtype, float value) {
     StoreFromF32(dtype, value, data.data() + entry(name).begin, index);
   }
+  void Scale(std::string kind, std::string factor, std::string low, std::string high, std::string original) {
+    header.metadata["rotary_scaling"] = std::move(kind);
+    header.metadata["rotary_factor"] = std::move(factor);
+    header.metadata["rotary_low"] = std::move(low);
+    header.metadata["rotary_high"] = std::move(high);
+    header.metadata["rotary_original"] = std::move(original);
+  }
 };
 
 TEST(ArtifactFileTest, WhatIsWrittenIsRead) {
@@ -74,6 +81,19 @@ TEST(ArtifactFileTest, WhatIsWrittenIsRead) {
   EXPECT_EQ(*ArtifactIdOf(MemorySource(ByteSpan(file->bytes))), file->id);
   EXPECT_EQ(FileOf(artifact), file->bytes);
   EXPECT_NE(SerializeArtifact(SmallArtifact(1), "a test")->id, file->id);
+}
+
+TEST(ArtifactFileTest, AScaledRotaryEmbeddingIsWrittenAndRead) {
+  using Kind = simd::RotaryScaling::Kind;
+  const simd::RotaryScaling scalings[] = {
+      {Kind::kLinear, 2.5}, {Kind::kLlama3, 8, 1, 4, 8192}, {Kind::kYarn, 4, 0.5, 32, 32768}};
+  for (const simd::RotaryScaling& scaling : scalings) {
+    Artifact artifact = SmallArtifact();
+    artifact.rotary->scaling = scaling;
+    const auto read = Read(FileOf(artifact));
+    ASSERT_THAT(read, IsOk());
+    EXPECT_EQ(read->artifact, artifact);
+  }
 }
 
 TEST(ArtifactFileTest, AnInverseThatIsTheTransposeIsLeftOut) {
@@ -114,6 +134,16 @@ TEST(ArtifactFileTest, AFileThatIsNoneIsRefusedWithItsFault) {
       {"rotary_theta is not a number", [](File& f) { f.header.metadata["rotary_theta"] = "x"; }},
       {"theta is 0.5", [](File& f) { f.header.metadata["rotary_theta"] = "0.5"; }},
       {"theta is nan", [](File& f) { f.header.metadata["rotary_theta"] = "nan"; }},
+      {"has no rotary_scaling", [](File& f) { f.header.metadata.erase("rotary_scaling"); }},
+      {"has no rotary_factor", [](File& f) { f.header.metadata["rotary_scaling"] = "linear"; }},
+      {"factor is not from 1", [](File& f) { f.Scale("linear", "0.5", "", "", ""); }},
+      {"factor is not from 1", [](File& f) { f.Scale("linear", "nan", "", "", ""); }},
+      {"factor is not from 1", [](File& f) { f.Scale("linear", "inf", "", "", ""); }},
+      {"rotary_low is not a number", [](File& f) { f.Scale("llama3", "8", "", "4", "8192"); }},
+      {"low and high", [](File& f) { f.Scale("llama3", "8", "4", "1", "8192"); }},
+      {"low and high", [](File& f) { f.Scale("yarn", "8", "0", "1", "8192"); }},
+      {"rotary_original is not an integer", [](File& f) { f.Scale("yarn", "8", "1", "32", "-1"); }},
+      {"original is not from 1", [](File& f) { f.Scale("yarn", "8", "1", "32", "0"); }},
       {"rotary channels", [](File& f) { f.header.metadata["rotary_dims"] = "1"; }},
       {"rotary channels", [](File& f) { f.header.metadata["rotary_dims"] = "4"; }},
       {"rotary channels", [](File& f) { f.header.metadata["rotary_offset"] = "1"; }},
@@ -160,8 +190,8 @@ TEST(ArtifactFileTest, WithoutTensorsItIsNone) {
 
 TEST(ArtifactFileTest, WhatALaterVersionMayHaveIsUnimplemented) {
   File file(FileOf(SmallArtifact()));
-  file.header.metadata["rotary_scaling"] = "llama3";
-  EXPECT_THAT(Read(file.bytes()), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("llama3")));
+  file.header.metadata["rotary_scaling"] = "longrope";
+  EXPECT_THAT(Read(file.bytes()), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("longrope")));
   file.header.metadata["kvcompress.artifact"] = "2";
   EXPECT_THAT(Read(file.bytes()), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("version \"2\"")));
 }

@@ -82,7 +82,7 @@ std::vector<float> MakeValues(uint64_t heads, uint64_t tokens, uint64_t dim, uin
 std::vector<float> Turned(std::vector<float> values, const ArtifactRotary& rotary, uint64_t tokens, uint64_t dim,
                           uint64_t start) {
   simd::RotaryTable table;
-  table.Make(rotary.theta, rotary.dims, start, tokens);
+  table.Make(rotary, rotary.dims, start, tokens);
   for (size_t at = 0; at < values.size(); at += tokens * dim) {
     simd::TurnRows(table, 0, rotary.pairs, simd::RotaryTurn::kForward, &values[at + rotary.offset], tokens, dim);
   }

@@ -80,6 +80,25 @@ TEST(SpecTest, RotaryEmbeddingsStayAwayFromCodecsThatCannotUndoThem) {
   }
 }
 
+TEST(SpecTest, ScaledRotaryEmbeddingsSayWhatIsNotUsual) {
+  using Kind = simd::RotaryScaling::Kind;
+  const auto with = [](const simd::RotaryScaling& scaling) {
+    return WithRotary("transform(bits=3)", "x", {.theta = 500000, .scaling = scaling});
+  };
+  EXPECT_EQ(with({Kind::kLinear, 4}), "transform(bits=3,theta=5e+05,scaling=linear,factor=4)");
+  EXPECT_EQ(with({Kind::kLlama3, 8, 1, 4, 8192}), "transform(bits=3,theta=5e+05,scaling=llama3,factor=8)");
+  EXPECT_EQ(with({Kind::kLlama3, 8, 1, 4.5, 4096}),
+            "transform(bits=3,theta=5e+05,scaling=llama3,factor=8,high=4.5,original=4096)");
+  EXPECT_EQ(with({Kind::kYarn, 4, 2, 32, 8192}),
+            "transform(bits=3,theta=5e+05,scaling=yarn,factor=4,low=2,original=8192)");
+  EXPECT_EQ(WithRotary("rotated(mean=channel)", "x", {.theta = 9, .scaling = {Kind::kLinear, 4}}),
+            Canonical("rotated(bits=4,mean=channel,theta=9,scaling=linear,factor=4)"));
+  for (const std::string_view text :
+       {"transform(bits=3,theta=9,scaling=llama3,factor=8)", "rotated(mean=channel,theta=9,scaling=llama3,factor=8)"}) {
+    EXPECT_EQ(ChainSpec::Parse(text)->rotary()->scaling, (simd::RotaryScaling{Kind::kLlama3, 8, 1, 4, 8192}));
+  }
+}
+
 TEST(SpecTest, AnArtifactHasTheRotaryEmbeddingOfItsModel) {
   constexpr std::string_view kArtifact = "transform(bits=3,artifact=00112233445566778899aabbccddeeff)";
   EXPECT_EQ(WithRotary(kArtifact, "layer_0_key", {.theta = 9}), Canonical(kArtifact));
@@ -98,7 +117,10 @@ TEST(SpecTest, RotaryEmbeddingsThatNoModelHasAreRefused) {
             "rotary: 0 channels from 65536 on are more than the 65536 that a head can have");
   EXPECT_EQ(fault({.theta = 9, .start = uint64_t{1} << 60}),
             "rotary: start is 1152921504606846976, above 1000000000000000");
-  EXPECT_EQ(fault({.dims = 64}), "rotary: pairs, dims or offset without a theta");
+  EXPECT_EQ(fault({.dims = 64}), "rotary: pairs, dims, offset or scaling without a theta");
+  const simd::RotaryScaling linear = {.kind = simd::RotaryScaling::Kind::kLinear, .factor = 0};
+  EXPECT_EQ(fault({.theta = 9, .scaling = linear}), "rotary: the scaling's factor is not from 1 to 1e6");
+  EXPECT_EQ(fault({.scaling = linear}), "rotary: pairs, dims, offset or scaling without a theta");
 }
 
 TEST(SpecTest, SpecsAreEqualThatSayTheSame) {

@@ -240,7 +240,8 @@ TEST(ErrorSums, MergeAdds) {
                  .sum_error_squares = 4,
                  .sum_abs_error = 5,
                  .sum_cross = 6,
-                 .max_abs_error = 7};
+                 .max_abs_error = 7,
+                 .rotary = {.values = 3, .turned = 2, .bits = 1.5}};
   const ErrorSums b = {.count = 10,
                        .sum = 42,
                        .sum_squares = 30,
@@ -248,8 +249,10 @@ TEST(ErrorSums, MergeAdds) {
                        .sum_error_squares = 40,
                        .sum_abs_error = 50,
                        .sum_cross = 60,
-                       .max_abs_error = 5};
+                       .max_abs_error = 5,
+                       .rotary = {.values = 4, .turned = 4, .bits = 2}};
   a.Merge(b);
+  EXPECT_EQ(a.rotary, (RotaryGain{.values = 7, .turned = 6, .bits = 3.5}));
   EXPECT_EQ(a.count, 11u);
   EXPECT_EQ(a.sum, 44);
   EXPECT_EQ(a.sum_squares, 33);

@@ -17,10 +17,10 @@ from ._errors import (
     Unimplemented,
     VersionMismatch,
 )
-from ._frame import Frame, Quality
+from ._frame import Frame, Quality, RotaryGain
 from ._items import OnNonfinite, profile_json
 from ._retry import NO_RETRY, RetryPolicy
-from ._rotary import RotaryEmbedding
+from ._rotary import RotaryEmbedding, RotaryScaling
 from ._tls import tls
 
 __version__ = version()
@@ -40,6 +40,8 @@ __all__ = [
     "ResourceExhausted",
     "RetryPolicy",
     "RotaryEmbedding",
+    "RotaryGain",
+    "RotaryScaling",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

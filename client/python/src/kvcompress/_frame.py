@@ -27,6 +27,17 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class RotaryGain:
+    """What undoing the rotary embedding of keys brought, by the variances of their channels: an estimate.
+
+    `undone_share` is the share of values that were turned back: 0 where that makes no channel narrower, and the
+    embedding is perhaps a wrong one. `saved_bits_per_value` is over all values of the tensor that can be turned."""
+
+    undone_share: float
+    saved_bits_per_value: float
+
+
+@dataclass(frozen=True)
 class Frame:
     """One compressed tensor: its bytes, which stand alone, and the daemon's report."""
 
@@ -43,6 +54,7 @@ class Frame:
     framework: Framework = "numpy"  # of the tensor that it was made from
     policy: str = ""  # "others": neither key nor value, so it has the profile's codec of others
     nonfinite_blocks: int = 0  # that are stored as they are, for a value that the codec refuses
+    rotary: RotaryGain | None = None  # of codecs that find out whether a rotary embedding is better undone
     passed_through: bool = False  # of a dtype that is kept bit for bit whatever the codec; `quality` is None then
 
     @property
@@ -68,6 +80,13 @@ def _no_token_error(sums: pb.ErrorSums) -> bool:
     return sums.token_deviations > 0 and sums.token_error_deviations == 0
 
 
+def _rotary(report: pb.TensorReport) -> RotaryGain | None:
+    gain = report.rotary
+    if not gain.values:
+        return None
+    return RotaryGain(undone_share=gain.turned / gain.values, saved_bits_per_value=gain.bits / gain.values)
+
+
 def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int, ...], framework: Framework) -> Frame:
     if report.frame_bytes != len(data):
         raise KvCompressError(f"a frame of {report.frame_bytes} bytes came as {len(data)}")
@@ -86,5 +105,6 @@ def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int,
         codec_seconds=report.codec_seconds, framework=framework,
         policy=report.policy,
         nonfinite_blocks=report.nonfinite_blocks,
+        rotary=_rotary(report),
         passed_through=report.passed_through,
     )  # fmt: skip

@@ -110,7 +110,7 @@ def calibrate(
         heads=report["heads"],
         head_dim=report["head_dim"],
         group_dim=report["group_dim"],
-        rotary=None if turned is None else RotaryEmbedding(**turned),
+        rotary=None if turned is None else RotaryEmbedding.of_fields(turned),
         is_weighted=report["weights"] == "given",
         warnings=tuple(report["warnings"]),
         report=report,
@@ -141,6 +141,8 @@ def _rotary_flags(rotary: RotaryEmbedding | None) -> list[str]:
     if rotary.theta:
         flags += ["-rope-theta", repr(float(rotary.theta)), "-rope-pairs", rotary.pairs]
         flags += ["-rope-dims", str(rotary.dims), "-rope-offset", str(rotary.offset)]
+    if rotary.scaling is not None:
+        flags += ["-rope-scaling", json.dumps(rotary.scaling.parameters())]
     return flags
 
 

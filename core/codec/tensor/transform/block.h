@@ -26,6 +26,7 @@ constexpr size_t MaxWordBytes(size_t count, size_t width) { return count * width
 struct TransformSizes {
   size_t side;
   size_t words;
+  simd::RotaryGain rotary = {};  // of the encoder's choice to turn back, none with an artifact
 };
 
 // `sinks`: the first tokens of a sequence get finer steps. Where the coded block would be no smaller than its values,

@@ -12,6 +12,7 @@
 #include "core/codec/tensor/transform/side.h"
 #include "core/codec/tensor/transform/statistics.h"
 #include "core/codec/tensor/transform/strip.h"
+#include "core/codec/tensor/turn_gain.h"
 #include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 #include "core/simd/uniform_quant.h"
@@ -94,6 +95,7 @@ class Encoder {
     const std::optional<size_t> text_bytes = writer.Finish();
     sizes.side = header_bytes + text_bytes.value_or(0);
     sizes.words = EncodeSymbols(segments, words);
+    sizes.rotary = gain_;
     const size_t stored = input_.count * DTypeSize(input_.dtype);
     return text_bytes && sizes.words > 0 && sizes.side + sizes.words < stored;
   }
@@ -118,16 +120,15 @@ class Encoder {
   template <typename Visit>
   void Describe(std::vector<Segment>& segments, Visit visit) {
     const Segment* before = nullptr;
-    std::optional<bool> turning;  // as the first segment that can turn decides
-    if (input_.layout.RotaryDims(format_) == 0) turning = false;
+    const bool can_turn = input_.layout.RotaryDims(format_) > 0;
     for (Segment& segment : segments) {
       float* const values = scratch_.values.data() + segment.first;
       Segment expected;
       if (basis_.Changes(segment)) {
         expected = Change(segment, values);
         before = &expected;
-      } else if (segment.is_whole && turning.value_or(true)) {
-        TurnBack(segment, values, turning);
+      } else if (segment.is_whole && can_turn) {
+        TurnBack(segment, values);
       }
       DescribeSegment({format_, sinks_, values, before}, segment, scratch_.statistics);
       visit(before, segment, values);
@@ -150,13 +151,28 @@ class Encoder {
     return basis_.Expected(segment, unit);
   }
 
-  // Undoes the rotation of a segment; where it is not known whether to, unless that makes its channels no narrower.
-  void TurnBack(Segment& segment, float* values, std::optional<bool>& turning) {
-    const double before = turning ? 0 : LogVariances(segment, values, scratch_.statistics);
-    TurnSegment(format_, input_.layout, segment, simd::RotaryTurn::kBack, scratch_.turns, values);
-    if (!turning) turning = LogVariances(segment, values, scratch_.statistics) < before;
-    segment.turned = *turning;
-    if (segment.turned) return;
+  // Undoes the rotation of a segment unless that makes channels no narrower, as the block's first one decides.
+  void TurnBack(Segment& segment, float* values) {
+    const size_t channels = segment.channels;
+    const auto turn_back = [&] {
+      TurnSegment(format_, input_.layout, segment, simd::RotaryTurn::kBack, scratch_.turns, values);
+    };
+    if (!first_gain_) {
+      const double as_it_is = LogVariances(values, segment.tokens, channels);
+      turn_back();
+      const double turned_back = LogVariances(values, segment.tokens, channels);
+      first_gain_ = TurnGain(as_it_is, turned_back, channels, segment.count());
+      if (first_gain_->turned == 0) Reload(segment, values);
+    } else if (first_gain_->turned > 0) {
+      turn_back();
+    }
+    segment.turned = first_gain_->turned > 0;
+    const double share = static_cast<double>(segment.count()) / static_cast<double>(first_gain_->values);
+    gain_.Merge({segment.count(), segment.turned ? segment.count() : 0, first_gain_->bits * share});
+  }
+
+  // Takes a segment's values again as they were.
+  void Reload(const Segment& segment, float* values) const {
     simd::WidenValues(input_.dtype, input_.values + segment.first * DTypeSize(input_.dtype), segment.count(), values);
     ToUnits({values, segment.count()});
   }
@@ -253,6 +269,8 @@ class Encoder {
   const std::span<const simd::ChannelTable> tables_;
   SegmentBasis basis_;
   const Reconstruction* reconstruction_ = nullptr;  // while what is decoded is asked for
+  std::optional<simd::RotaryGain> first_gain_;      // of the first segment that can be turned back
+  simd::RotaryGain gain_;                           // of all of them
   Scratch& scratch_;
 };
 

@@ -16,10 +16,11 @@ bool TransformLayout::is_valid(size_t count) const {
 }
 
 size_t TransformLayout::RotaryDims(const TransformFormat& format) const {
-  if (format.theta == 0 || format.rotary_offset >= head_dim) return 0;
-  const size_t most = head_dim - format.rotary_offset;
-  if (format.rotary_dims > most) return 0;
-  return (format.rotary_dims == 0 ? most : format.rotary_dims) / 2 * 2;
+  const simd::RotaryEmbedding& rotary = format.rotary;
+  if (rotary.theta == 0 || rotary.offset >= head_dim) return 0;
+  const size_t most = head_dim - rotary.offset;
+  if (rotary.dims > most) return 0;
+  return (rotary.dims == 0 ? most : rotary.dims) / 2 * 2;
 }
 
 namespace {
@@ -96,9 +97,10 @@ std::vector<Segment> CutIntoSegments(const TransformLayout& layout, size_t count
 
 void TurnSegment(const TransformFormat& format, const TransformLayout& layout, const Segment& segment,
                  simd::RotaryTurn turn, simd::RotaryTable& table, float* values) {
-  table.Make(format.theta, layout.RotaryDims(format), format.start + segment.position, segment.tokens);
-  for (size_t head = format.rotary_offset; head < segment.channels; head += layout.head_dim) {
-    simd::TurnRows(table, 0, format.pairs, turn, values + head, segment.tokens, segment.channels);
+  const simd::RotaryEmbedding& rotary = format.rotary;
+  table.Make(rotary, layout.RotaryDims(format), rotary.start + segment.position, segment.tokens);
+  for (size_t head = rotary.offset; head < segment.channels; head += layout.head_dim) {
+    simd::TurnRows(table, 0, rotary.pairs, turn, values + head, segment.tokens, segment.channels);
   }
 }
 

@@ -15,11 +15,7 @@ namespace kvcompress {
 // What the spec says.
 struct TransformFormat {
   bool trellis = true;
-  double theta = 0;  // 0: nothing turns
-  simd::RotaryPairs pairs = simd::RotaryPairs::kHalf;
-  size_t rotary_dims = 0;  // of a head; 0: all from rotary_offset on
-  size_t rotary_offset = 0;
-  uint64_t start = 0;  // position of a sequence's first token
+  simd::RotaryEmbedding rotary = {};
   std::shared_ptr<const Artifact> artifact = nullptr;
 };
 

@@ -5,7 +5,6 @@
 #include <bit>
 #include <cmath>
 
-#include "core/base/elementary.h"
 #include "core/codec/tensor/transform/side.h"
 #include "core/codec/tensor/transform/tables.h"
 #include "core/simd/segment_values.h"
@@ -67,7 +66,7 @@ float Reach(const SegmentInput& input, const Segment& segment, size_t token, con
 // Finds the special tokens, and the moments of the others.
 void FindSpecial(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
   s.is_special.assign(segment.tokens, 0);
-  const uint64_t position = input.format.start + segment.position;
+  const uint64_t position = input.format.rotary.start + segment.position;
   size_t sinks = 0;
   if (input.sinks && segment.is_whole && segment.tokens >= kMinSinkTokens) {
     sinks = kSinkShifts.size() - std::min<uint64_t>(position, kSinkShifts.size());
@@ -175,16 +174,6 @@ void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatist
   if (input.before == nullptr || input.before->channels != segment.channels) return;
   segment.repeats = ChooseChannels(input.before, s, segment) < alone;
   if (!segment.repeats) ChooseChannels(nullptr, s, segment);
-}
-
-double LogVariances(const Segment& segment, const float* values, SegmentStatistics& s) {
-  constexpr size_t kSample = 128;
-  const size_t tokens = std::min(kSample, segment.tokens);
-  s.is_special.assign(tokens, 0);
-  Moments(values, tokens, segment.channels, s);
-  double sum = 0;
-  for (const float variance : s.variances) sum += Log2(static_cast<double>(variance) + 0x1p-300);
-  return sum;
 }
 
 }  // namespace kvcompress

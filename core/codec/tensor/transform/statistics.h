@@ -25,7 +25,4 @@ struct SegmentInput {
 // Sets special tokens, classes and means.
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& statistics);
 
-// The sum over the channels of log2 of their variances, of about the segment's first tokens.
-double LogVariances(const Segment& segment, const float* values, SegmentStatistics& statistics);
-
 }  // namespace kvcompress

@@ -8,6 +8,7 @@
 #include "core/base/elementary.h"
 #include "core/base/status_macros.h"
 #include "core/codec/registry.h"
+#include "core/codec/rotary_parameters.h"
 #include "core/codec/tensor/transform/basis.h"
 #include "core/codec/tensor/transform/block.h"
 #include "core/codec/tensor/transform/search.h"
@@ -30,19 +31,11 @@ class Transform final : public TensorCodec {
         target_{stage.Number("bits"), stage.Number("snr")},
         step_(static_cast<float>(stage.Number("step"))),
         sinks_(stage.Flag("sinks")),
-        format_{.trellis = stage.Flag("trellis"),
-                .theta = stage.Number("theta"),
-                .pairs = stage.Choice<simd::RotaryPairs>("rotary"),
-                .rotary_dims = static_cast<size_t>(stage.Int("rotary_dims")),
-                .rotary_offset = static_cast<size_t>(stage.Int("rotary_offset")),
-                .start = static_cast<uint64_t>(stage.Int("start")),
-                .artifact = std::move(artifact)} {
+        format_{.trellis = stage.Flag("trellis"), .rotary = RotaryOf(stage), .artifact = std::move(artifact)} {
     if (format_.artifact == nullptr || !format_.artifact->rotary) return;
-    const ArtifactRotary& rotary = *format_.artifact->rotary;
-    format_.theta = rotary.theta;
-    format_.pairs = rotary.pairs;
-    format_.rotary_dims = rotary.dims;
-    format_.rotary_offset = rotary.offset;
+    const uint64_t start = format_.rotary.start;
+    format_.rotary = *format_.artifact->rotary;
+    format_.rotary.start = start;
   }
 
   bool lossless() const override { return false; }
@@ -126,7 +119,10 @@ class Transform final : public TensorCodec {
       streams[0].size = sizes->side;
       streams[1].size = sizes->words;
       const size_t bytes = sizes->side + sizes->words;
-      if (bytes <= most || i == kTrials) return true;
+      if (bytes <= most || i == kTrials) {
+        if (block.rotary != nullptr) block.rotary->Merge(sizes->rotary);
+        return true;
+      }
       // A bit less of each value for each octave; at few bits, less than one.
       const double excess = 8 * static_cast<double>(bytes - most) / static_cast<double>(input.count);
       octaves += std::min(excess * (1 << (i / 2)) + 0.002 * i, 4.0);
@@ -156,12 +152,15 @@ MadeCodec<TensorCodec> MakeTransform(const CodecArgs& args) {
   return std::make_unique<Transform>(args.stage, std::move(artifact));
 }
 
-constexpr std::string_view kExamples[] = {"transform(bits=3)",
-                                          "transform(bits=4,theta=10000)",
-                                          "transform(snr=20,theta=500000,rotary=interleaved,start=256)",
-                                          "transform(step=0.05,trellis=false)",
-                                          "transform(step=0.25,sinks=false)|zstd(level=1)",
-                                          "transform(bits=2.5,theta=1000000,rotary_dims=64,rotary_offset=512)"};
+constexpr std::string_view kExamples[] = {
+    "transform(bits=3)",
+    "transform(bits=4,theta=10000)",
+    "transform(snr=20,theta=500000,rotary=interleaved,start=256)",
+    "transform(step=0.05,trellis=false)",
+    "transform(step=0.25,sinks=false)|zstd(level=1)",
+    "transform(bits=2.5,theta=1000000,rotary_dims=64,rotary_offset=512)",
+    "transform(bits=3,theta=500000,scaling=llama3,factor=8)",
+    "transform(step=0.1,theta=1000000,scaling=yarn,factor=4,low=2,high=24,original=32768)"};
 constexpr Parameter kParameters[] = {
     Parameter::Real(
         "bits", 0, 0, 32,
@@ -174,12 +173,17 @@ constexpr Parameter kParameters[] = {
     Parameter::Real("step", 0, 0, 1e30, "the distance of neighbouring values that can be decoded").LeftOut(),
     Parameter::Flag("trellis", true, "quantize with the trellis: 0.13 bits less, slower").LeftOut(),
     Parameter::Flag("sinks", true, "finer steps for the first four tokens of a sequence").LeftOut(),
-    Parameter::Real("theta", 0, 0, 1e15, "base of the rotary embedding that is undone; 0: none").LeftOut(),
-    Parameter::Word("rotary", 0, "half|interleaved", "which channels of a head turn together").LeftOut(),
+    rotary_parameters::kTheta,
+    rotary_parameters::kPairs,
     Parameter::Integer("rotary_dims", 0, 0, 65536, "channels of a head that turn; 0: all from rotary_offset on")
         .LeftOut(),
     Parameter::Integer("rotary_offset", 0, 0, 65535, "the first of them").LeftOut(),
-    Parameter::Integer("start", 0, 0, 1e15, "position of a sequence's first token").LeftOut(),
+    rotary_parameters::kStart,
+    rotary_parameters::kScaling,
+    rotary_parameters::kFactor,
+    rotary_parameters::kLow,
+    rotary_parameters::kHigh,
+    rotary_parameters::kOriginal,
     Parameter::Digest("artifact", "id of what calibration learned of the model, also of its rotary embedding"),
 };
 
@@ -187,17 +191,15 @@ absl::Status Check(const StageSpec& stage) {
   const int targets = (stage.Number("bits") > 0) + (stage.Number("snr") > 0) + (stage.Number("step") > 0);
   if (targets != 1) return absl::InvalidArgumentError("transform: give one of bits, snr and step, above 0");
   if (!stage.digest.empty()) {
-    for (const std::string_view of_artifact : {"theta", "rotary", "rotary_dims", "rotary_offset"}) {
+    for (const std::string_view of_artifact : {"theta", "rotary", "rotary_dims", "rotary_offset", "scaling"}) {
       if (stage.Number(of_artifact) == 0) continue;
       return absl::InvalidArgumentError(absl::StrFormat("transform: the artifact says %s", of_artifact));
     }
   }
   const double step = stage.Number("step");
   if (step > 0 && step < kMinStep) return absl::InvalidArgumentError("transform: step is below 2^-100");
-  const double theta = stage.Number("theta");
-  if (theta > 0 && theta < 1) return absl::InvalidArgumentError("transform: theta is below 1");
   if (stage.Int("rotary_dims") % 2 != 0) return absl::InvalidArgumentError("transform: rotary_dims is odd");
-  return absl::OkStatus();
+  return CheckRotaryOf(stage);
 }
 
 bool FindsStep(const StageSpec& stage) { return stage.Number("step") == 0; }

@@ -305,6 +305,29 @@ TEST(RotatedTest, ConstantsOfChannelsCostNothingWhereTheirRotationIsKnown) {
   }
 }
 
+TEST(RotatedTest, TellsWhatUndoingTheRotationBrought) {
+  constexpr size_t kTokens = 100;
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF32, {1, 1, kTokens, 64});
+  std::vector<float> rows(kTokens * 64);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 7919 % 101) * 0.01f + (i % 2 == 0 ? 5 : 2);
+  simd::RotaryTable table;
+  table.Make({.theta = 10000}, 64, 0, kTokens);
+  simd::TurnRows(table, 0, simd::RotaryPairs::kHalf, simd::RotaryTurn::kForward, rows.data(), kTokens, 64);
+  const auto gain = [&](const char* spec) {
+    ErrorSums sums;
+    const CodecChain chain = MakeChain(spec, tensor);
+    std::vector<std::byte> payload(chain.MaxPayloadBytes(tensor, rows.size()));
+    EXPECT_THAT(chain.EncodeBlock({tensor, 0, rows.size(), std::as_bytes(std::span(rows))}, {}, payload, &sums),
+                IsOk());
+    return sums.rotary;
+  };
+  const simd::RotaryGain right = gain("rotated(mean=channel,theta=10000)");
+  EXPECT_EQ(right.turned, rows.size());
+  EXPECT_GT(right.bits, 1.0 * static_cast<double>(rows.size()));
+  EXPECT_EQ(gain("rotated(mean=channel,theta=3)"), simd::RotaryGain{.values = rows.size()});
+  EXPECT_EQ(gain("rotated(mean=channel)"), simd::RotaryGain{});
+}
+
 TEST(RotatedTest, BlocksWithMeansBeginAndEndAnywhereInASequence) {
   TensorDesc tensor = MakeTensor("t", DType::kF16, {2, 10, 3, 32});
   tensor.axes = {AxisRole::kBatch, AxisRole::kSeq, AxisRole::kHeads, AxisRole::kHeadDim};

@@ -162,9 +162,11 @@ def _rotary_of(option: Any) -> RotaryEmbedding | None:
     if option is None:
         return None
     try:
-        rotary = RotaryEmbedding(**option)
+        rotary = RotaryEmbedding.of_fields(option)
     except TypeError as error:
-        raise InvalidArgument(f"rotary is an object with theta, and perhaps pairs, dims, offset: {error}") from error
+        raise InvalidArgument(
+            f"rotary is an object with theta, and perhaps pairs, dims, offset, scaling: {error}"
+        ) from error
     if not rotary.message().theta or rotary.start:
         raise InvalidArgument("rotary has a theta, and no start, which is each tensor's own")
     return rotary

@@ -57,7 +57,7 @@ std::vector<float> ModelKeys(uint64_t batch, uint64_t tokens, uint32_t seed) {
     }
   }
   simd::RotaryTable table;
-  table.Make(kRotary.theta, kRotary.dims, 0, tokens);
+  table.Make(kRotary, kRotary.dims, 0, tokens);
   for (uint64_t at = 0; at < values.size(); at += tokens * kDim) {
     simd::TurnRows(table, 0, kRotary.pairs, simd::RotaryTurn::kForward, &values[at], tokens, kDim);
   }
@@ -333,7 +333,8 @@ TEST_F(TransformBasisTest, AnArtifactThatIsNotThereIsNamed) {
 
 TEST_F(TransformBasisTest, SpecsThatSayTwiceHowKeysTurnAreRefused) {
   const std::string id(32, 'b');
-  for (const char* const twice : {"theta=10000", "rotary=interleaved", "rotary_dims=4", "rotary_offset=4"}) {
+  for (const char* const twice :
+       {"theta=10000", "rotary=interleaved", "rotary_dims=4", "rotary_offset=4", "scaling=linear,factor=2"}) {
     EXPECT_THAT(ChainSpec::Parse(absl::StrFormat("transform(bits=3,artifact=%s,%s)", id, twice)),
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("the artifact says ")))
         << twice;

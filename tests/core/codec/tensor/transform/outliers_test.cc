@@ -43,7 +43,7 @@ std::vector<float> Keys(Outliers outliers) {
 // As a model turns them.
 std::vector<float> Turned(std::vector<float> keys) {
   simd::RotaryTable table;
-  table.Make(kTheta, kChannels, 0, kTokens);
+  table.Make({.theta = kTheta}, kChannels, 0, kTokens);
   for (size_t head = 0; head < kHeads; ++head) {
     simd::TurnRows(table, 0, simd::RotaryPairs::kHalf, simd::RotaryTurn::kForward,
                    keys.data() + head * kTokens * kChannels, kTokens, kChannels);

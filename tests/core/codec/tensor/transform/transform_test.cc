@@ -50,6 +50,7 @@ Bytes BytesOf(DType dtype, const std::vector<float>& values) {
 }
 
 struct CodedTensor {
+  ErrorSums sums = {};
   size_t bytes = 0;  // of payloads
   Bytes decoded;
   double snr = 0;
@@ -66,7 +67,7 @@ CodedTensor CodeTensor(const std::string& spec, const TensorDesc& tensor, const 
     const size_t count = std::min(block, values.size() / width - first);
     Bytes payload(chain.MaxPayloadBytes(tensor, count));
     const auto size = chain.EncodeBlock({tensor, first, count, ByteSpan(values).subspan(first * width, count * width)},
-                                        *state, payload, nullptr);
+                                        *state, payload, &coded.sums);
     EXPECT_THAT(size, IsOk());
     coded.bytes += *size;
     EXPECT_THAT(chain.DecodeBlock(tensor, ByteSpan(payload).first(*size),
@@ -204,7 +205,7 @@ TEST(TransformTest, TheFirstTokensHaveFinerSteps) {
 std::vector<float> TurnedValues(size_t heads, size_t tokens, size_t dims, uint64_t start, bool tokens_first) {
   std::vector<float> values = ChannelValues(heads, tokens, dims, 8);
   simd::RotaryTable table;
-  table.Make(10000, dims, start, tokens);
+  table.Make({.theta = 10000}, dims, start, tokens);
   simd::TurnRows(table, 0, simd::RotaryPairs::kHalf, simd::RotaryTurn::kForward, values.data(), tokens, dims);
   for (size_t h = 1; h < heads; ++h) {
     simd::TurnRows(table, 0, simd::RotaryPairs::kHalf, simd::RotaryTurn::kForward, values.data() + h * tokens * dims,
@@ -236,6 +237,13 @@ TEST(TransformTest, UndoingTheRotationSavesBitsInEveryLayout) {
         CodeTensor("transform(snr=30,theta=10000,rotary=interleaved,start=1000)", tensor, values), DType::kF16);
     EXPECT_LT(undone, plain - 0.4);
     EXPECT_LT(wrong, plain + 0.02);  // what does not help is not done
+    const auto gain = [&](const char* spec) { return CodeTensor(spec, tensor, values).sums.rotary; };
+    const simd::RotaryGain gained = gain("transform(step=0.1,theta=10000,start=1000)");
+    EXPECT_EQ(gained.values, 3 * 256 * 64);
+    EXPECT_EQ(gained.turned, gained.values);
+    EXPECT_NEAR(gained.bits / static_cast<double>(gained.values), plain - undone, 0.3);
+    EXPECT_EQ(gain("transform(step=0.1,theta=3,start=1000)"), simd::RotaryGain{.values = 3 * 256 * 64});
+    EXPECT_EQ(gain("transform(step=0.1)"), simd::RotaryGain{});
   }
 }
 
@@ -244,7 +252,7 @@ TEST(TransformTest, LatentsTurnWhereTheirRotaryPartIs) {
   const TensorDesc tensor = Keys(DType::kF16, {kTokens, kDims}, {AxisRole::kSeq, AxisRole::kHeadDim});
   std::vector<float> values = ChannelValues(1, kTokens, kDims, 9);
   simd::RotaryTable table;
-  table.Make(10000, kDims - kOffset, 0, kTokens);
+  table.Make({.theta = 10000}, kDims - kOffset, 0, kTokens);
   simd::TurnRows(table, 0, simd::RotaryPairs::kInterleaved, simd::RotaryTurn::kForward, values.data() + kOffset,
                  kTokens, kDims);
   const Bytes bytes = BytesOf(DType::kF16, values);

@@ -1,3 +1,5 @@
+#include "core/codec/rotary_parameters.h"
+
 #include <algorithm>
 #include <optional>
 #include <span>
@@ -7,12 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
-#include "core/codec/chain_spec.h"
 #include "core/codec/parameter.h"
 #include "core/codec/registry.h"
 
-// What specs say of rotary embeddings: the parameters theta, rotary, rotary_dims and start, which every codec that
-// turns keys back has, and rotary_offset.
 namespace kvcompress {
 namespace {
 
@@ -36,6 +35,15 @@ bool Set(std::string_view parameter, double value, StageSpec& stage) {
   return true;
 }
 
+// Whether the codec takes the scaling; its numbers are left out where they are the usual ones.
+bool SetScaling(const simd::RotaryScaling& scaling, StageSpec& stage) {
+  const simd::RotaryScaling usual = simd::WithUsual({.kind = scaling.kind});
+  return Set("scaling", static_cast<double>(scaling.kind), stage) && Set("factor", scaling.factor, stage) &&
+         Set("low", scaling.low == usual.low ? 0 : scaling.low, stage) &&
+         Set("high", scaling.high == usual.high ? 0 : scaling.high, stage) &&
+         Set("original", scaling.original == usual.original ? 0 : static_cast<double>(scaling.original), stage);
+}
+
 // With the embedding where the codec has none and takes it: not with an artifact, which has one, or where only means
 // are taken of keys that are turned back.
 StageSpec WithRotaryOf(const simd::RotaryEmbedding& rotary, const StageSpec& stage) {
@@ -44,10 +52,10 @@ StageSpec WithRotaryOf(const simd::RotaryEmbedding& rotary, const StageSpec& sta
   if (stage.Number("start") == 0) Set("start", static_cast<double>(rotary.start), placed);
   if (stage.Number("theta") != 0 || rotary.theta == 0) return placed;
   StageSpec turned = placed;
-  const bool takes_it = Set("theta", rotary.theta, turned) &&
-                        Set("rotary", static_cast<double>(rotary.pairs), turned) &&
-                        Set("rotary_dims", static_cast<double>(rotary.dims), turned) &&
-                        Set("rotary_offset", static_cast<double>(rotary.offset), turned);
+  const bool takes_it =
+      Set("theta", rotary.theta, turned) && Set("rotary", static_cast<double>(rotary.pairs), turned) &&
+      Set("rotary_dims", static_cast<double>(rotary.dims), turned) &&
+      Set("rotary_offset", static_cast<double>(rotary.offset), turned) && SetScaling(rotary.scaling, turned);
   return takes_it && (turned.codec->check == nullptr || turned.codec->check(turned).ok()) ? turned : placed;
 }
 
@@ -64,18 +72,11 @@ absl::StatusOr<ChainSpec> WithRotaryOf(const simd::RotaryEmbedding& rotary, std:
   return ChainSpec::ParseStages(text);
 }
 
-std::optional<simd::RotaryEmbedding> RotaryOf(std::span<const StageSpec> stages) {
+std::optional<simd::RotaryEmbedding> FirstRotaryOf(std::span<const StageSpec> stages) {
   for (const StageSpec& stage : stages) {
-    if (Has(stage, "theta")) {
-      const bool has_offset = Has(stage, "rotary_offset");
-      return simd::RotaryEmbedding{.theta = stage.Number("theta"),
-                                   .pairs = stage.Choice<simd::RotaryPairs>("rotary"),
-                                   .dims = static_cast<uint64_t>(stage.Int("rotary_dims")),
-                                   .offset = has_offset ? static_cast<uint64_t>(stage.Int("rotary_offset")) : 0,
-                                   .start = static_cast<uint64_t>(stage.Int("start"))};
-    }
+    if (Has(stage, "theta")) return RotaryOf(stage);
     for (const StageSpec::Part& part : stage.parts) {
-      if (const auto within = RotaryOf(part.chain.stages())) return within;
+      if (const auto within = FirstRotaryOf(part.chain.stages())) return within;
     }
   }
   return std::nullopt;
@@ -92,7 +93,7 @@ absl::Status CheckRotary(const simd::RotaryEmbedding& rotary) {
   if (rotary.start > kMaxStart) return Fault(absl::StrFormat("start is %d, above %d", rotary.start, kMaxStart));
   if (rotary.theta == 0) {
     if (rotary == simd::RotaryEmbedding{.start = rotary.start}) return absl::OkStatus();
-    return Fault("pairs, dims or offset without a theta");
+    return Fault("pairs, dims, offset or scaling without a theta");
   }
   if (!(rotary.theta >= 1 && rotary.theta <= kMaxTheta)) {
     return Fault(absl::StrFormat("theta is %g, not from 1 to %g", rotary.theta, kMaxTheta));
@@ -102,7 +103,34 @@ absl::Status CheckRotary(const simd::RotaryEmbedding& rotary) {
     return Fault(absl::StrFormat("%d channels from %d on are more than the %d that a head can have", rotary.dims,
                                  rotary.offset, kMaxChannels));
   }
+  if (const std::string_view fault = simd::FaultOf(rotary.scaling, rotary.theta); !fault.empty()) return Fault(fault);
   return absl::OkStatus();
+}
+
+absl::Status CheckRotaryOf(const StageSpec& stage) {
+  const auto fault = [&](std::string_view what) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s: %s", stage.codec->name, what));
+  };
+  const simd::RotaryEmbedding rotary = RotaryOf(stage);
+  if (rotary.theta > 0 && rotary.theta < 1) return fault("theta is below 1");
+  if (rotary.theta == 0 && rotary.scaling != simd::RotaryScaling{}) return fault("a scaling goes with a theta");
+  const std::string_view of_scaling = simd::FaultOf(rotary.scaling, rotary.theta);
+  return of_scaling.empty() ? absl::OkStatus() : fault(of_scaling);
+}
+
+simd::RotaryEmbedding RotaryOf(const StageSpec& stage) {
+  const simd::RotaryScaling scaling = {.kind = stage.Choice<simd::RotaryScaling::Kind>("scaling"),
+                                       .factor = stage.Number("factor"),
+                                       .low = stage.Number("low"),
+                                       .high = stage.Number("high"),
+                                       .original = static_cast<uint64_t>(stage.Int("original"))};
+  const uint64_t offset = Has(stage, "rotary_offset") ? static_cast<uint64_t>(stage.Int("rotary_offset")) : 0;
+  return {.theta = stage.Number("theta"),
+          .pairs = stage.Choice<simd::RotaryPairs>("rotary"),
+          .dims = static_cast<uint64_t>(stage.Int("rotary_dims")),
+          .offset = offset,
+          .start = static_cast<uint64_t>(stage.Int("start")),
+          .scaling = simd::WithUsual(scaling)};
 }
 
 absl::StatusOr<ChainSpec> ChainSpec::WithRotary(std::string_view tensor_name,
@@ -113,6 +141,6 @@ absl::StatusOr<ChainSpec> ChainSpec::WithRotary(std::string_view tensor_name,
   return WithRotaryOf(turns ? rotary : simd::RotaryEmbedding{.start = rotary.start}, For(tensor_name).stages());
 }
 
-std::optional<simd::RotaryEmbedding> ChainSpec::rotary() const { return RotaryOf(stages()); }
+std::optional<simd::RotaryEmbedding> ChainSpec::rotary() const { return FirstRotaryOf(stages()); }
 
 }  // namespace kvcompress
