@@ -3,7 +3,9 @@
 import pathlib
 import re
 
+import artifact_reader
 import pytest
+import transform_decoder
 from chain_decoder import decode_frame
 from frame_reader import read_frame
 
@@ -25,8 +27,12 @@ def test_no_vector_is_overlooked():
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["title"])
-def test_another_decoder_gives_the_values(vector):
+def test_another_decoder_gives_the_values(vector, tmp_path):
     frame = bytes.fromhex(vector["frame"])
+    if "artifact" in vector:
+        (tmp_path / "model.kvcal").write_bytes(bytes.fromhex(vector["artifact"]))
+        artifact = re.search(r"artifact=(\w+)", vector["codec"])[1]
+        transform_decoder.ARTIFACTS[artifact] = artifact_reader.read(tmp_path / "model.kvcal")
     read = read_frame(frame)
     assert (read.dtype, read.shape) == (vector["dtype"], tuple(map(int, vector.get("shape", "").split())))
     assert decode_frame(frame).tobytes().hex() == vector.get("decoded", vector.get("values", ""))

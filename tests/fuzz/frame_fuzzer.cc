@@ -1,11 +1,18 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "core/artifact/artifact_store.h"
 #include "core/codec/registry.h"
 #include "core/decompress_stream.h"
 #include "core/tensor_decompressor.h"
+#include "tests/core/artifact/small_artifact.h"
 
 // Two attacks on the frame reader and every decoder. With an odd first byte the input is taken for a frame as it is;
 // with an even one it is dressed as a frame whose checksums are right, so that headers and payloads reach the code
@@ -28,10 +35,36 @@ struct Sink final : DecompressOutput {
   bool failed = false;
 };
 
-// Every example of the registry, and byte codecs one after another.
+// An artifact of four heads of eight channels, in groups of two, in a directory of its own.
+struct Artifacts {
+  static constexpr uint64_t kHeads = 4, kHeadDim = 8;
+
+  Artifacts() {
+    std::filesystem::create_directories(folder);
+    const auto file = SerializeArtifact(testing::SmallArtifact(0, kHeadDim), "fuzzer");
+    if (!file.ok()) std::abort();
+    id = file->id;
+    std::ofstream(folder / "model.kvcal", std::ios::binary)
+        .write(reinterpret_cast<const char*>(file->bytes.data()), static_cast<std::streamsize>(file->bytes.size()));
+    if (!store.Find(id).ok()) std::abort();
+    std::filesystem::remove_all(folder);  // it is in memory
+  }
+  static Artifacts& Get() {
+    static Artifacts& artifacts = *new Artifacts;
+    return artifacts;
+  }
+
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / absl::StrCat("kvc_frame_fuzzer_", getpid());
+  ArtifactId id;
+  ArtifactStore store{{.directory = folder.string()}};
+};
+
+// Every example of the registry, byte codecs one after another, and a codec with an artifact.
 const std::vector<std::string>& Specs() {
   static const std::vector<std::string> specs = [] {
-    std::vector<std::string> all = {ChainSpec::Parse("int4|zstd(level=1)|rans")->text()};
+    std::vector<std::string> all = {ChainSpec::Parse("int4|zstd(level=1)|rans")->text(),
+                                    absl::StrCat("transform(step=0.5,artifact=", Artifacts::Get().id, ")")};
     for (const CodecRow* row : AllCodecs()) {
       for (const std::string_view example : row->examples) all.push_back(ChainSpec::Parse(example)->text());
     }
@@ -54,6 +87,14 @@ std::vector<std::byte> Dress(ByteSpan input) {
   if (dtype / kDTypes % 2 != 0) {
     header.is_compact = true;
     header.block_elements = kMaxCompactElements;
+  }
+  if (header.codec.find("artifact=") != std::string::npos) {
+    header.tensor.shape = {Artifacts::kHeads, count % 64u, Artifacts::kHeadDim};
+    header.tensor.axes = {AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim};
+    if (count % 128 >= 64) {  // a token has all heads
+      std::swap(header.tensor.shape[0], header.tensor.shape[1]);
+      std::swap(header.tensor.axes[0], header.tensor.axes[1]);
+    }
   }
   std::vector<std::byte> frame = SerializeFrameHeader(header);
   std::vector<uint32_t> sizes;
@@ -83,10 +124,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const ByteSpan input{reinterpret_cast<const std::byte*>(data) + 2, size - 2};
   const std::vector<std::byte> frame =
       data[0] % 2 == 0 ? Dress(input) : std::vector<std::byte>(input.begin(), input.end());
+  const Limits limits = {.max_tensor_bytes = kMaxTensorBytes, .environment = {.artifacts = &Artifacts::Get().store}};
   Sink sink;
-  DecompressStream stream(pool, {.max_tensor_bytes = kMaxTensorBytes}, sink);
+  DecompressStream stream(pool, limits, sink);
   const size_t piece = 1 + size_t{data[1]} * 16;
-  absl::Status status = stream.Begin("t");
+  absl::Status status = stream.Begin("layer_0_key");
   for (size_t at = 0; at < frame.size() && status.ok(); at += piece) {
     status = stream.Append(ByteSpan(frame).subspan(at, std::min(piece, frame.size() - at)));
   }
@@ -94,7 +136,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   stream.WaitBelow(1);
   const bool good = status.ok() && !sink.failed;
 
-  static TensorDecompressor decompressor({.max_tensor_bytes = kMaxTensorBytes});
+  static TensorDecompressor decompressor(limits);
   static std::vector<std::byte> values(kMaxTensorBytes);
   const absl::StatusOr<size_t> decoded = decompressor.Decompress(frame, values);
   if (decoded.ok() != good) std::abort();

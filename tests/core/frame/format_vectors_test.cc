@@ -7,8 +7,10 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "core/artifact/artifact_store.h"
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"
+#include "tests/testing/folder_test.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
 
@@ -22,6 +24,7 @@ struct Vector {
   std::string title;
   TensorDesc tensor;
   std::string codec;
+  std::string artifact;  // the file; empty: none
   std::string values;
   std::string frame;
   std::string decoded;
@@ -53,6 +56,7 @@ std::vector<Vector> ReadVectors() {
       Vector vector{.title = fields["title"],
                     .tensor = {},
                     .codec = fields["codec"],
+                    .artifact = FromHex(fields["artifact"]),
                     .values = FromHex(fields["values"]),
                     .frame = FromHex(fields["frame"]),
                     .decoded = FromHex(fields.contains("decoded") ? fields["decoded"] : fields["values"])};
@@ -88,16 +92,21 @@ struct Sink final : CompressOutput, DecompressOutput {
   int tensors = 0;
 };
 
-TEST(FormatVectorsTest, EncodersAndDecodersDoWhatTheDocumentSays) {
+class FormatVectorsTest : public FolderTest {};
+
+TEST_F(FormatVectorsTest, EncodersAndDecodersDoWhatTheDocumentSays) {
   ThreadPool pool(2);
+  ArtifactStore artifacts({.directory = folder_.string(), .look_again = {}});
+  const Limits limits = {.environment = {.artifacts = &artifacts}};
   const std::vector<Vector> vectors = ReadVectors();
-  EXPECT_GE(vectors.size(), 63u);
+  EXPECT_GE(vectors.size(), 65u);
   for (const Vector& vector : vectors) {
     SCOPED_TRACE(vector.title);
+    if (!vector.artifact.empty()) std::ofstream(folder_ / "model.kvcal") << vector.artifact;
     const MemorySource values(AsBytes(vector.values));
     Sink encoded;
     {
-      CompressStream stream(pool, {}, encoded);
+      CompressStream stream(pool, limits, encoded);
       ASSERT_THAT(stream.Compress(vector.tensor, vector.codec, values, 2), IsOk());
       stream.WaitBelow(1);
     }
@@ -105,7 +114,7 @@ TEST(FormatVectorsTest, EncodersAndDecodersDoWhatTheDocumentSays) {
 
     Sink decoded;
     {
-      DecompressStream stream(pool, {}, decoded);
+      DecompressStream stream(pool, limits, decoded);
       ASSERT_THAT(stream.Begin(vector.tensor.name), IsOk());
       ASSERT_THAT(stream.Append(AsBytes(vector.frame)), IsOk());
       ASSERT_THAT(stream.Finish(), IsOk());
