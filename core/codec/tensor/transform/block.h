@@ -26,6 +26,7 @@ constexpr size_t MaxWordBytes(size_t count, size_t width) { return count * width
 struct TransformSizes {
   size_t side;
   size_t words;
+  float step = 0;                // the given one, or a larger one that reaches the largest value
   simd::RotaryGain rotary = {};  // of the encoder's choice to turn back, none with an artifact
 };
 

@@ -96,6 +96,7 @@ class Encoder {
     sizes.side = header_bytes + text_bytes.value_or(0);
     sizes.words = EncodeSymbols(segments, words);
     sizes.rotary = gain_;
+    sizes.step = step_;
     const size_t stored = input_.count * DTypeSize(input_.dtype);
     return text_bytes && sizes.words > 0 && sizes.side + sizes.words < stored;
   }
@@ -296,7 +297,7 @@ std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, boo
   const size_t bytes = input.count * DTypeSize(input.dtype);
   std::copy_n(input.values, bytes, values);
   if (decoded != nullptr) std::copy_n(input.values, bytes, decoded);
-  return TransformSizes{1 + bytes, 0};
+  return TransformSizes{1 + bytes, 0, sizes.step};
 }
 
 }  // namespace kvcompress

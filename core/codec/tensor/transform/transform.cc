@@ -110,10 +110,11 @@ class Transform final : public TensorCodec {
     const FoundStep given{step_ * SegmentBasis(format_.artifact.get(), input.layout).step(), 1, {}};
     const FoundStep& found = block.state != nullptr ? static_cast<const Found*>(block.state)->of_tensor : given;
     const size_t most = found.MostBytes(block.first);
+    float least = found.step;  // of the steps that make a difference
     double octaves = 0;
     constexpr int kTrials = 8;
     for (int i = 1;; ++i) {
-      const auto step = static_cast<float>(double{found.step} * Exp2(octaves));
+      const auto step = static_cast<float>(double{least} * Exp2(octaves));
       const auto sizes = EncodeTransform(format_, sinks_, step, input, streams[0].data, streams[1].data, decoded);
       if (!sizes) return false;
       streams[0].size = sizes->side;
@@ -123,6 +124,7 @@ class Transform final : public TensorCodec {
         if (block.rotary != nullptr) block.rotary->Merge(sizes->rotary);
         return true;
       }
+      if (i == 1) least = std::max(least, sizes->step);
       // A bit less of each value for each octave; at few bits, less than one.
       const double excess = 8 * static_cast<double>(bytes - most) / static_cast<double>(input.count);
       octaves += std::min(excess * (1 << (i / 2)) + 0.002 * i, 4.0);

@@ -67,6 +67,20 @@ TEST(TransformBudgetTest, LargerOnesTakeAboutThat) {
   EXPECT_GE(own, 2.9);
 }
 
+// A step with which points would not reach the largest value is raised: the budget holds for what it becomes.
+TEST(TransformBudgetTest, ItHoldsWhereALargeValueBoundsTheStep) {
+  std::mt19937 random(3);
+  Bytes values(8 * 256 * 64 * 2);
+  for (size_t i = 0; i < values.size() / 2; ++i) {
+    StoreFromF32(DType::kF16, i % 5000 == 0 ? 65000 : 100 * Bell(random), values.data(), i);
+  }
+  for (const double bits : {4.0, 8.0, 10.0, 11.0, 12.0, 13.0}) {
+    const double own = FrameBits(absl::StrFormat("transform(bits=%g)", bits), {1, 8, 256, 64}, values);
+    EXPECT_LE(own, bits);
+    EXPECT_GE(own, bits - 1);
+  }
+}
+
 // Of what a fallback takes the rest knows nothing.
 TEST(TransformBudgetTest, BlocksThatAreRefusedLeaveTheOthersTheirStep) {
   Bytes values = GrowingHeads(24, 0);
