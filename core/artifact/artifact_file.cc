@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "core/artifact/artifact_parts.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/base/tensor.h"
@@ -22,15 +22,23 @@
 namespace kvcompress {
 namespace {
 
+using artifact_file::BadFile;
+using artifact_file::kParts;
+using artifact_file::kPartTable;
+using artifact_file::kRotary;
+using artifact_file::kScaling;
+using artifact_file::kVersion;
+using artifact_file::kWeights;
+using artifact_file::Part;
+using artifact_file::PartIndex;
+using artifact_file::ShapeOf;
+using artifact_file::Transposed;
+using artifact_file::VectorOf;
+using enum artifact_file::PartIndex;
 using safetensors::Entry;
 using safetensors::Header;
 
-constexpr std::string_view kVersion = "1";
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
-
-absl::Status BadFile(std::string_view text) {
-  return absl::InvalidArgumentError(absl::StrFormat("artifact: %s", text));
-}
 
 // The digest of bytes that come in pieces.
 class Identifier {
@@ -57,42 +65,6 @@ absl::Status ForEachPiece(const ByteSource& file, uint64_t begin, uint64_t end, 
     at += piece.size();
   }
   return absl::OkStatus();
-}
-
-std::string RealText(double value) {
-  std::array<char, 64> text;
-  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
-}
-
-// What a vector of a tensor is called after "layer_0_key.", and how it lies in the file.
-struct Part {
-  std::string_view name;
-  DType dtype;
-  size_t rank;
-};
-enum PartIndex : size_t { kMean, kSigma, kStep, kForward, kInverse, kParts };
-constexpr std::array<Part, kParts> kPartTable = {{{"mean", DType::kF32, 2},
-                                                  {"sigma", DType::kF32, 2},
-                                                  {"step", DType::kF32, 1},
-                                                  {"forward", DType::kF16, 3},
-                                                  {"inverse", DType::kF16, 3}}};
-
-std::vector<uint64_t> ShapeOf(const Artifact& artifact, PartIndex part) {
-  if (part == kStep) return {1};
-  std::vector<uint64_t> shape(kPartTable[part].rank, artifact.group_dim());
-  shape[0] = artifact.groups();
-  return shape;
-}
-
-// The vector of a tensor; of `step` none.
-template <typename Tensor>
-auto& VectorOf(Tensor& tensor, PartIndex part) {
-  switch (part) {
-    case kMean: return tensor.mean;
-    case kSigma: return tensor.sigma;
-    case kForward: return tensor.forward;
-    default: return tensor.inverse;
-  }
 }
 
 struct PartName {
@@ -163,19 +135,6 @@ class Metadata {
   absl::Status status_;
 };
 
-constexpr std::array<const char*, 2> kWeights = {"none", "given"};
-constexpr std::array<const char*, 3> kRotary = {"none", "half", "interleaved"};
-constexpr std::array<const char*, 4> kScaling = {"none", "linear", "llama3", "yarn"};  // of RotaryScaling::Kind
-
-void AddScaling(const simd::RotaryScaling& scaling, std::map<std::string, std::string>& values) {
-  values["rotary_scaling"] = kScaling[static_cast<size_t>(scaling.kind)];
-  if (scaling.factor > 0) values["rotary_factor"] = RealText(scaling.factor);
-  if (scaling.original == 0) return;
-  values["rotary_low"] = RealText(scaling.low);
-  values["rotary_high"] = RealText(scaling.high);
-  values["rotary_original"] = absl::StrCat(scaling.original);
-}
-
 // UNIMPLEMENTED for a kind that a later version may have; `metadata` keeps other faults.
 absl::StatusOr<simd::RotaryScaling> ReadScaling(Metadata& metadata) {
   const std::string kind = metadata.Text("rotary_scaling");
@@ -190,28 +149,6 @@ absl::StatusOr<simd::RotaryScaling> ReadScaling(Metadata& metadata) {
   scaling.high = metadata.Real("rotary_high");
   scaling.original = metadata.Integer("rotary_original");
   return scaling;
-}
-
-std::map<std::string, std::string> ToMetadata(const Artifact& artifact, std::string_view tool) {
-  std::map<std::string, std::string> values = {
-      {std::string(kArtifactKey), std::string(kVersion)},
-      {"heads", absl::StrCat(artifact.heads)},
-      {"head_dim", absl::StrCat(artifact.head_dim)},
-      {"group_heads", absl::StrCat(artifact.group_heads)},
-      {"layers", absl::StrCat(artifact.tensors.empty() ? 0 : artifact.tensors.rbegin()->first.layer + 1)},
-      {"tokens", absl::StrCat(artifact.tokens)},
-      {"weights", kWeights[artifact.weighted ? 1 : 0]},
-      {"rotary", "none"},
-      {"tool", std::string(tool)},
-  };
-  if (artifact.rotary) {
-    values["rotary"] = kRotary[artifact.rotary->pairs == simd::RotaryPairs::kHalf ? 1 : 2];
-    values["rotary_theta"] = RealText(artifact.rotary->theta);
-    values["rotary_dims"] = absl::StrCat(artifact.rotary->dims);
-    values["rotary_offset"] = absl::StrCat(artifact.rotary->offset);
-    AddScaling(artifact.rotary->scaling, values);
-  }
-  return values;
 }
 
 // An artifact without tensors, and how many layers it may have.
@@ -233,7 +170,7 @@ absl::StatusOr<std::pair<Artifact, uint64_t>> FromMetadata(const Header& header)
   if (layers > kMaxArtifactLayers)
     metadata.Refuse(absl::StrFormat("%d layers are above the limit of %d", layers, kMaxArtifactLayers));
   if (const size_t pairs = metadata.Choice("rotary", kRotary); pairs > 0) {
-    artifact.rotary = ArtifactRotary{
+    artifact.rotary = simd::RotaryEmbedding{
         .theta = metadata.Real("rotary_theta"),
         .pairs = pairs == 1 ? simd::RotaryPairs::kHalf : simd::RotaryPairs::kInterleaved,
         .dims = metadata.Integer("rotary_dims"),
@@ -279,17 +216,6 @@ void TakeValues(DType dtype, ByteSpan piece, std::vector<float>& values) {
   for (size_t i = 0; i < count; ++i) values.push_back(LoadAsF32(dtype, piece.data(), i));
 }
 
-// Of each of some matrices of dim * dim.
-std::vector<float> Transposed(const std::vector<float>& matrices, size_t dim) {
-  std::vector<float> transposed(matrices.size());
-  for (size_t at = 0; at < matrices.size(); at += dim * dim) {
-    for (size_t i = 0; i < dim; ++i) {
-      for (size_t j = 0; j < dim; ++j) transposed[at + i * dim + j] = matrices[at + j * dim + i];
-    }
-  }
-  return transposed;
-}
-
 // Reads the entries' values; `identifier` is given every byte.
 absl::Status ReadValues(const ByteSource& file, const Header& header, Identifier& identifier, Artifact& artifact) {
   std::vector<std::byte> scratch;
@@ -311,25 +237,6 @@ absl::Status ReadValues(const ByteSource& file, const Header& header, Identifier
   }
   return absl::OkStatus();
 }
-
-// Lays out the entries of a file.
-struct Layout {
-  std::vector<Entry> entries;
-  std::vector<std::pair<const ArtifactTensor*, PartIndex>> parts;  // of each of them
-  uint64_t bytes = 0;
-
-  void Add(const Artifact& artifact, const ArtifactKey& key, const ArtifactTensor& tensor, PartIndex part) {
-    const Part& row = kPartTable[part];
-    const std::vector<uint64_t> shape = ShapeOf(artifact, part);
-    uint64_t end = DTypeSize(row.dtype);
-    for (const uint64_t extent : shape) end *= extent;
-    end += bytes;
-    entries.push_back(
-        {absl::StrFormat("%s.%s", key.name(), row.name), std::string(DTypeName(row.dtype)), shape, bytes, end});
-    parts.emplace_back(&tensor, part);
-    bytes = end;
-  }
-};
 
 }  // namespace
 
@@ -365,36 +272,6 @@ absl::StatusOr<IdentifiedArtifact> ReadArtifact(const ByteSource& file, uint64_t
     if (const absl::Status status = CheckTensor(artifact, tensor); !status.ok()) return OfTensor(key.name(), status);
   }
   return IdentifiedArtifact{identifier.id(), std::move(artifact)};
-}
-
-absl::StatusOr<SerializedArtifact> SerializeArtifact(const Artifact& artifact, std::string_view tool) {
-  KVC_RETURN_IF_ERROR(CheckShape(artifact));
-  if (artifact.tensors.empty()) return BadFile("has no tensors");
-  Layout layout;
-  for (const auto& [key, tensor] : artifact.tensors) {
-    if (key.layer >= kMaxArtifactLayers) return BadFile(absl::StrFormat("layer %d is above the limit", key.layer));
-    if (const absl::Status status = CheckTensor(artifact, tensor); !status.ok()) return OfTensor(key.name(), status);
-    for (const PartIndex part : {kMean, kSigma, kStep, kForward}) layout.Add(artifact, key, tensor, part);
-    if (tensor.inverse != Transposed(tensor.forward, artifact.group_dim())) layout.Add(artifact, key, tensor, kInverse);
-  }
-  KVC_ASSIGN_OR_RETURN(const std::string header,
-                       safetensors::SerializeHeader(layout.entries, ToMetadata(artifact, tool), true));
-  if (header.size() + layout.bytes > kMaxArtifactBytes) {
-    return BadFile(
-        absl::StrFormat("%d bytes are above the limit of %d", header.size() + layout.bytes, kMaxArtifactBytes));
-  }
-  SerializedArtifact serialized;
-  serialized.bytes.resize(header.size() + layout.bytes);
-  std::copy_n(AsBytes(header).begin(), header.size(), serialized.bytes.begin());
-  for (size_t i = 0; i < layout.entries.size(); ++i) {
-    const auto [tensor, part] = layout.parts[i];
-    const std::span<const float> values =
-        part == kStep ? std::span(&tensor->step, 1) : std::span<const float>(VectorOf(*tensor, part));
-    std::byte* const to = serialized.bytes.data() + header.size() + layout.entries[i].begin;
-    for (size_t k = 0; k < values.size(); ++k) StoreFromF32(kPartTable[part].dtype, values[k], to, k);
-  }
-  KVC_ASSIGN_OR_RETURN(serialized.id, ArtifactIdOf(MemorySource(ByteSpan(serialized.bytes))));
-  return serialized;
 }
 
 }  // namespace kvcompress
