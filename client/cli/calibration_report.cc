@@ -46,7 +46,7 @@ Json KindJson(const Calibration& calibration, bool values) {
   return {{"int4_snr_db", snr.json()}, {"channel_bits", channels.json()}, {"coefficient_bits", coefficients.json()}};
 }
 
-Json RotaryJson(const std::optional<ArtifactRotary>& rotary) {
+Json RotaryJson(const std::optional<simd::RotaryEmbedding>& rotary) {
   if (!rotary) return nullptr;
   return {{"theta", rotary->theta},
           {"pairs", rotary->pairs == simd::RotaryPairs::kHalf ? "half" : "interleaved"},

@@ -49,7 +49,7 @@ class Caches {
 
   const std::vector<CacheTensor>& tensors() const { return tensors_; }
   // What the metadata of the files say, which all say the same.
-  const std::optional<ArtifactRotary>& rotary() const { return rotary_; }
+  const std::optional<simd::RotaryEmbedding>& rotary() const { return rotary_; }
   uint64_t skipped() const { return skipped_; }
 
  private:
@@ -87,7 +87,7 @@ class Caches {
   std::deque<SubSource> sources_;
   std::vector<std::unique_ptr<FrameValues>> frames_;
   std::vector<CacheTensor> tensors_;
-  std::optional<ArtifactRotary> rotary_;
+  std::optional<simd::RotaryEmbedding> rotary_;
   uint64_t skipped_ = 0;
 };
 

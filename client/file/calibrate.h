@@ -18,7 +18,7 @@ struct CalibrateOptions {
   uint64_t group_dim = 128;
   // In place of what the files' metadata say: rope_theta, rope_pairs, rope_dims, rope_offset, rope_scaling
   // (docs/cli.md).
-  std::optional<ArtifactRotary> rotary = {};
+  std::optional<simd::RotaryEmbedding> rotary = {};
   // Position of the first token of every file, in place of seq_start in its metadata, or 0.
   std::optional<uint64_t> start = {};
   std::string weights;  // a safetensors file; empty: none

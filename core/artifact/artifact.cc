@@ -18,7 +18,7 @@ constexpr float kMaxDeviation = 1.0f / 32;
 
 absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(absl::StrFormat("artifact: %s", text)); }
 
-absl::Status CheckRotary(const ArtifactRotary& rotary, uint64_t head_dim) {
+absl::Status CheckRotary(const simd::RotaryEmbedding& rotary, uint64_t head_dim) {
   if (!(rotary.theta >= 1 && rotary.theta <= kMaxTheta)) {
     return Fault(absl::StrFormat("the rotary theta is %g, not from 1 to %g", rotary.theta, kMaxTheta));
   }

@@ -16,9 +16,6 @@ namespace kvcompress {
 inline constexpr uint64_t kMaxArtifactLayers = 1024;
 inline constexpr uint64_t kMaxGroupDim = 1024;  // channels of a group of heads
 
-// The rotary embedding that keys are turned back by before anything else. Its start is that of each cache.
-using ArtifactRotary = simd::RotaryEmbedding;
-
 // What the groups of heads of a layer's keys or values have, one group after the other. With dim channels a group, and
 // z a token's values of one: the coefficients are forward (z - mean), and z = inverse coefficients + mean. A matrix has
 // dim rows, one after the other.
@@ -46,7 +43,8 @@ struct Artifact {
   uint64_t heads = 0;        // of each tensor
   uint64_t head_dim = 0;     // channels of a head
   uint64_t group_heads = 0;  // neighbouring heads that make a group; a divisor of `heads`
-  std::optional<ArtifactRotary> rotary;
+  // That keys are turned back by before anything else. Its start is that of each cache.
+  std::optional<simd::RotaryEmbedding> rotary;
   uint64_t tokens = 0;  // of the smallest tensor that it was calibrated on
   bool weighted = false;
   std::map<ArtifactKey, ArtifactTensor> tensors;  // a layer, or one of its two, may lack

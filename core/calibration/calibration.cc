@@ -219,7 +219,7 @@ class Learner {
   }
 
   const Artifact& outline_;
-  const std::optional<ArtifactRotary> rotary_;
+  const std::optional<simd::RotaryEmbedding> rotary_;
   Progress& progress_;
   std::vector<GroupMoments> groups_;
   Int4Error int4_;

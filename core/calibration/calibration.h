@@ -42,7 +42,7 @@ struct CalibrationOptions {
   // A group has as many heads as fit into so many channels and divide the heads; one, where a head has more.
   uint64_t group_dim = 128;
   // Of keys; without one they are taken as they are. `dims` = 0: all channels of a head from `offset` on.
-  std::optional<ArtifactRotary> rotary = {};
+  std::optional<simd::RotaryEmbedding> rotary = {};
   // Told how many bytes of all tensors are done. Called from any thread, one call at a time.
   std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
 };

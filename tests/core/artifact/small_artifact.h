@@ -13,7 +13,8 @@ inline Artifact SmallArtifact(uint64_t seed = 0, uint64_t head_dim = 2) {
   artifact.heads = 4;
   artifact.head_dim = head_dim;
   artifact.group_heads = 2;
-  artifact.rotary = ArtifactRotary{.theta = 10000.5, .pairs = simd::RotaryPairs::kInterleaved, .dims = 2, .offset = 0};
+  artifact.rotary =
+      simd::RotaryEmbedding{.theta = 10000.5, .pairs = simd::RotaryPairs::kInterleaved, .dims = 2, .offset = 0};
   artifact.tokens = 12345 + seed;
   for (const ArtifactKey key : {ArtifactKey{0, false}, ArtifactKey{0, true}, ArtifactKey{2, false}}) {
     ArtifactTensor tensor;

@@ -79,7 +79,7 @@ std::vector<float> MakeValues(uint64_t heads, uint64_t tokens, uint64_t dim, uin
   return values;
 }
 
-std::vector<float> Turned(std::vector<float> values, const ArtifactRotary& rotary, uint64_t tokens, uint64_t dim,
+std::vector<float> Turned(std::vector<float> values, const simd::RotaryEmbedding& rotary, uint64_t tokens, uint64_t dim,
                           uint64_t start) {
   simd::RotaryTable table;
   table.Make(rotary, rotary.dims, start, tokens);
@@ -117,7 +117,8 @@ TEST(CalibrationTest, AGroupHasAsManyHeadsAsFitAndDivideThem) {
 
 TEST(CalibrationTest, KeysAreTurnedBackAndValuesAreNot) {
   constexpr uint64_t kDim = 16, kTokens = 1500, kStart = 70;
-  const ArtifactRotary rotary = {.theta = 10000, .pairs = simd::RotaryPairs::kInterleaved, .dims = 8, .offset = 4};
+  const simd::RotaryEmbedding rotary = {
+      .theta = 10000, .pairs = simd::RotaryPairs::kInterleaved, .dims = 8, .offset = 4};
   const std::vector<float> values = MakeValues(2, kTokens, kDim, 7);
   Caches plain;
   Caches turned;
@@ -143,10 +144,10 @@ TEST(CalibrationTest, KeysAreTurnedBackAndValuesAreNot) {
 TEST(CalibrationTest, WithoutDimsAllChannelsTurn) {
   Caches caches;
   caches.Add("a", "layer_0_key", {1, 1, 200, 16}, MakeValues(1, 200, 16, 7));
-  const auto calibration = caches.Calibrate({.rotary = ArtifactRotary{.theta = 100, .offset = 4}});
+  const auto calibration = caches.Calibrate({.rotary = simd::RotaryEmbedding{.theta = 100, .offset = 4}});
   ASSERT_THAT(calibration, IsOk());
   EXPECT_EQ(calibration->artifact.rotary->dims, 12);
-  EXPECT_THAT(caches.Calibrate({.rotary = ArtifactRotary{.theta = 100, .offset = 16}}),
+  EXPECT_THAT(caches.Calibrate({.rotary = simd::RotaryEmbedding{.theta = 100, .offset = 16}}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rotary channels")));
 }
 
@@ -174,7 +175,7 @@ TEST(CalibrationTest, FilesAndBatchesAndLayoutsAddUp) {
   const std::vector<float> second = MakeValues(3, 700, 16, 2);
   std::vector<float> both = first;
   both.insert(both.end(), second.begin(), second.end());
-  const CalibrationOptions options = {.group_dim = 64, .rotary = ArtifactRotary{.theta = 10000}};
+  const CalibrationOptions options = {.group_dim = 64, .rotary = simd::RotaryEmbedding{.theta = 10000}};
   std::vector<Calibration> results;
   for (const int way : {0, 1, 2}) {
     Caches caches;
@@ -203,7 +204,7 @@ TEST(CalibrationTest, TheNumberOfThreadsChangesNoBit) {
       }
     }
   }
-  const CalibrationOptions options = {.group_dim = 64, .rotary = ArtifactRotary{.theta = 10000}};
+  const CalibrationOptions options = {.group_dim = 64, .rotary = simd::RotaryEmbedding{.theta = 10000}};
   const auto one = caches.Calibrate(options, 1);
   ASSERT_THAT(one, IsOk());
   const auto expected = SerializeArtifact(one->artifact, "");

@@ -33,7 +33,8 @@ using ::testing::HasSubstr;
 using Bytes = std::vector<std::byte>;
 
 constexpr uint64_t kHeads = 4, kDim = 32;
-constexpr ArtifactRotary kRotary = {.theta = 10000, .pairs = simd::RotaryPairs::kHalf, .dims = kDim, .offset = 0};
+constexpr simd::RotaryEmbedding kRotary = {
+    .theta = 10000, .pairs = simd::RotaryPairs::kHalf, .dims = kDim, .offset = 0};
 
 // Keys [batch, heads, tokens, dim] of a model: eight directions that all heads share, channels with means, turned.
 std::vector<float> ModelKeys(uint64_t batch, uint64_t tokens, uint32_t seed) {
