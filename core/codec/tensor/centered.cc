@@ -67,7 +67,8 @@ class CenteredCodec final : public TensorCodec {
   bool takes_pieces() const override { return true; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
-    const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};
+    Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};
+    pieces.rotary = block.rotary;
     return EncodePieces(pieces, streams, sums, nullptr);
   }
 
