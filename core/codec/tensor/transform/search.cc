@@ -31,6 +31,7 @@ class Search {
     double slope = 1;
     std::optional<Trial> last, missed, met;
     for (int i = 0; i < kTrials; ++i) {
+      log = std::round(log * kGrid) / kGrid;
       const Trial trial{log, Excess(log)};
       (trial.excess > 0 ? missed : met) = trial;
       if (met && met->excess > -kClose) break;
@@ -49,12 +50,15 @@ class Search {
         log = trial.excess > 0 ? std::min(log, trial.log - least) : std::max(log, trial.log + least);
       }
     }
-    return StepOf(met ? met->log : log - 1);
+    return StepOf(met ? met->log : std::round(log * kGrid) / kGrid - 1);
   }
 
  private:
   // How near to its target a result is near enough, in bits.
   static constexpr double kClose = 0.008;
+  // Steps are tried on a grid, so many an octave: sums of errors differ among instruction sets in their last bits, and
+  // frames should not.
+  static constexpr double kGrid = 4096;
 
   struct Trial {
     double log;     // log2 of the step
@@ -99,9 +103,9 @@ class Search {
   void Measure(const SampleBlock& block, ErrorSums& sums) {
     const TransformInput& input = block.input;
     simd::MeasureErrors(input.dtype, input.values, decoded_.data(), input.count, sums);
-    const uint64_t channels = input.layout.channels;
-    if (!block.tokens.layout.has_tokens() || input.count < channels) return;
-    const TokenLayout layout{std::min<uint64_t>(input.layout.tokens, input.count / channels), channels};
+    const TokenLayout& all = block.tokens.layout;
+    if (!all.has_tokens() || input.count < all.channels) return;
+    const TokenLayout layout{std::min<uint64_t>(all.tokens, input.count / all.channels), all.channels};
     TokenSums run;
     TokenTotals totals;
     meter_.Begin(layout, 0);
