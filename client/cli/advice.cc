@@ -14,8 +14,11 @@ struct Advice {
 constexpr Advice kAdvice[] = {
     {"-input is required", "-help shows all flags"},
     {"unknown codec \"", "-codec help lists them"},
+    {"codec spec \"", "-codec help lists codecs and names"},
     {" has no parameter \"", "-codec help describes them"},
     {" cannot hold (", "or give -on-nonfinite lossless, which stores blocks with such values as they are"},
+    {": this program was given no directory of artifacts",
+     "-artifacts DIR names it, and for a daemon its own --artifacts DIR"},
     {"a token is needed: ", "the flag -token-file FILE does"},
     {"the token is not one that this daemon knows", "-token-file FILE names the file whose first line is the token"},
     {"certificate is of an unknown authority", "-tls-ca FILE names the authorities to trust"},

@@ -39,6 +39,11 @@ def free_address():
     (["-input", "{sample}", "-output", "o", "-codec", "int9"], 'unknown codec "int9" (similar: int2, int3, int4, int5, int6, int8); -codec help lists them'),
     (["-input", "{sample}", "-output", "o", "-codec", "int4(groups=3)"],
      'int4 has no parameter "groups" (it has group); -codec help describes them'),
+    (["-input", "{sample}", "-output", "o", "-codec", "kv2.5"],
+     """codec spec "kv2.5": expected '|' or the end at character 4; -codec help lists codecs and names"""),
+    (["-input", "{sample}", "-output", "o", "-codec", f"kv(artifact={'a' * 32})"],
+     f"transform: artifact {'a' * 32}: this program was given no directory of artifacts; "
+     "-artifacts DIR names it, and for a daemon its own --artifacts DIR"),
     (["-input", "{sample}", "-output", "o", "-codec", "raw", "-profile", "p"], "-codec and -profile exclude each other"),
     (["-input", "{sample}", "-output", "o", "-profile", "none"],
      "read profile: open none: no such file or directory"),

@@ -36,7 +36,7 @@ TEST(ConstantsWarningTest, KeysWhoseConstantsDrownThemAreNamed) {
   EXPECT_THAT(ConstantsWarnings(tensors),
               ElementsAre("keys of layers 0-1, 3, 10-11 have channels whose constant is up to 354 times their "
                           "deviation: int4 loses them (token SNR -5.0 dB, SNR 30.0 dB); "
-                          "quant(bits=4,per=channel,symmetric=false) or -min-snr keep them"));
+                          "kv4, quant(bits=4,per=channel,symmetric=false) or -min-snr keep them"));
 }
 
 TEST(ConstantsWarningTest, NothingIsSaidWhereNothingIsLostByConstants) {

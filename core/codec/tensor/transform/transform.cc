@@ -195,7 +195,7 @@ absl::Status Check(const StageSpec& stage) {
   if (!stage.digest.empty()) {
     for (const std::string_view of_artifact : {"theta", "rotary", "rotary_dims", "rotary_offset", "scaling"}) {
       if (stage.Number(of_artifact) == 0) continue;
-      return absl::InvalidArgumentError(absl::StrFormat("transform: the artifact says %s", of_artifact));
+      return absl::InvalidArgumentError(absl::StrFormat("transform: the artifact says %s: leave it out", of_artifact));
     }
   }
   const double step = stage.Number("step");

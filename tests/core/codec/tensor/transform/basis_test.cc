@@ -337,7 +337,7 @@ TEST_F(TransformBasisTest, SpecsThatSayTwiceHowKeysTurnAreRefused) {
   for (const char* const twice :
        {"theta=10000", "rotary=interleaved", "rotary_dims=4", "rotary_offset=4", "scaling=linear,factor=2"}) {
     EXPECT_THAT(ChainSpec::Parse(absl::StrFormat("transform(bits=3,artifact=%s,%s)", id, twice)),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("the artifact says ")))
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(": leave it out")))
         << twice;
   }
   EXPECT_THAT(ChainSpec::Parse("transform(bits=3,artifact=123)"),
