@@ -14,7 +14,7 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
                "Codec chain in place of INT4, or its name, for example raw|zstd, kv3 or lossless; help lists all");
   flags.String(
       "artifacts", &options.artifacts, "DIR",
-      "Directory of the artifacts that codecs name, transform(artifact=ID): files *.kvcal, as -calibrate makes");
+      "Directory of the artifacts that codecs name, as in kv(bits=3,artifact=ID): files *.kvcal, made by -calibrate");
   flags.Float("bits", &options.bits,
               "Budget: keys and values take so many bits a value (1.5-8), short for -codec kv(bits=B)");
   flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");

@@ -182,7 +182,7 @@ constexpr Flag kFlags[] = {
      KVC_SETTER(memory_budget, ParseBudget(text))},
     {"max-tensor-bytes", "BYTES", "largest tensor (64GiB)", KVC_SETTER(max_tensor_bytes, ParseBytes(text))},
     {"artifacts", "DIR",
-     "directory of the artifacts that codecs name, transform(artifact=ID): files *.kvcal, renamed into it at any time",
+     "directory of the artifacts that codecs name, as in kv(bits=3,artifact=ID): files *.kvcal, renamed into it",
      KVC_SETTER(artifacts, ParseFileName(text))},
     {"artifact-memory", "BYTES", "memory for those that were used last, beside --memory-budget (256MiB)",
      KVC_SETTER(artifact_memory, ParseBytes(text))},

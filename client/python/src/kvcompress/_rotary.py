@@ -72,7 +72,7 @@ class RotaryEmbedding:
     """What a model does to its keys before attention: of each head, `dims` channels from `offset` on turn, with the
     base `theta`; `dims` 0 means all of them. `pairs` says which turn together: i and i + dims / 2 ("half"), or 2 i and
     2 i + 1. `start` is the position of a tensor's first token. The daemon refuses what no model has. A wrong one costs
-    bits, and no accuracy."""
+    bits, or SNR at a budget of bits; frames decode right with any."""
 
     theta: float = 0.0  # 0: only `start` is told
     pairs: Pairs = "half"

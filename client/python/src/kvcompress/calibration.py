@@ -3,7 +3,7 @@
     collect_cache(model, windows, "cache.safetensors")
     collect_weights(model, windows, "weights.safetensors", group_dim=256)
     made = calibrate(["cache.safetensors"], "model.kvcal", weights="weights.safetensors", group_dim=256)
-    client.compress(keys, f"transform(bits=3,artifact={made.id})", name="layer_0_key")
+    client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
 
 The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
 transformers, `calibrate` neither.
@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
 class Calibration:
     """An artifact that was made."""
 
-    id: str  # 32 hexadecimal digits, for transform(artifact=ID)
+    id: str  # 32 hexadecimal digits, for kv(bits=3,artifact=ID)
     output: str  # its file
     artifact_bytes: int  # of that
     tokens: int  # that were looked at, in the tensor that had fewest
