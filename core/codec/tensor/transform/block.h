@@ -30,9 +30,9 @@ struct TransformSizes {
   simd::RotaryGain rotary = {};  // of the encoder's choice to turn back, none with an artifact
 };
 
-// `sinks`: the first tokens of a sequence get finer steps. Where the coded block would be no smaller than its values,
-// these are stored. `decoded`, if not null, is set to what the block will be decoded to. None where a value is not
-// finite or beyond kMaxTransformable.
+// `sinks`: the first tokens of a sequence get finer steps. With the step 0, and where the coded block would be no
+// smaller than its values, these are stored. `decoded`, if not null, is set to what the block will be decoded to. None
+// where a value is not finite or beyond kMaxTransformable.
 std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
                                               const TransformInput& input, std::byte* side, std::byte* words,
                                               std::byte* decoded = nullptr);

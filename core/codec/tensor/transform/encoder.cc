@@ -292,7 +292,7 @@ std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, boo
   if (input.count == 0) return sizes;
   Encoder encoder(format, sinks, step, input);
   if (!encoder.Load()) return std::nullopt;
-  if (encoder.Encode(side, words, decoded, sizes)) return sizes;
+  if (step > 0 && encoder.Encode(side, words, decoded, sizes)) return sizes;
   std::byte* const values = WriteHeader({BlockForm::kStored, 0, {}}, false, side);
   const size_t bytes = input.count * DTypeSize(input.dtype);
   std::copy_n(input.values, bytes, values);

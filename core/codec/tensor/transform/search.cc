@@ -20,7 +20,7 @@ namespace {
 constexpr uint64_t kSampleBlocks = 4;
 constexpr int kTrials = 16;
 
-// The largest step that meets a target of SNR, by coding blocks.
+// The largest step that meets a target of SNR, by coding blocks; 0 where none does.
 class Search {
  public:
   Search(const TransformFormat& format, bool sinks, double snr, const std::vector<SampleBlock>& sample)
@@ -50,7 +50,7 @@ class Search {
         log = trial.excess > 0 ? std::min(log, trial.log - least) : std::max(log, trial.log + least);
       }
     }
-    return StepOf(met ? met->log : std::round(log * kGrid) / kGrid - 1);
+    return met ? StepOf(met->log) : 0;
   }
 
  private:

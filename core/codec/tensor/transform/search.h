@@ -17,7 +17,7 @@ struct TransformTarget {
 };
 
 struct FoundStep {
-  float step = 1;
+  float step = 1;  // 0: none meets the target, and values are stored as they are
   size_t block_elements = 1;
   // What the streams of each block take at most, together; the encoder raises the step of one that takes more. Empty:
   // whatever they take.

@@ -169,8 +169,9 @@ constexpr Parameter kParameters[] = {
         "of a value, at most, all that a frame has included: the step follows; or snr, or step; with an artifact "
         "that knows what errors cost, the mean of its tensors")
         .LeftOut(),
-    Parameter::Real("snr", 0, 0, 150,
-                    "in dB, at least, the token SNR as well: the step follows; of F32 some 118 are reached")
+    Parameter::Real(
+        "snr", 0, 0, 150,
+        "in dB, at least, the token SNR as well: the step follows; where none reaches it, values are stored")
         .LeftOut(),
     Parameter::Real("step", 0, 0, 1e30, "the distance of neighbouring values that can be decoded").LeftOut(),
     Parameter::Flag("trellis", true, "quantize with the trellis: 0.13 bits less, slower").LeftOut(),

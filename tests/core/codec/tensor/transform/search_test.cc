@@ -53,6 +53,21 @@ TEST(TransformSearchTest, TheTokenSnrIsReachedWithFewChannelsToo) {
   }
 }
 
+// Steps have a range, and are no smaller than what reaches a block's largest value.
+TEST(TransformSearchTest, ValuesOfWhichNoStepReachesItAreStored) {
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF32, {1, 2, 64, 64});
+  Bytes values = MakeValues(DType::kF32, 2 * 64 * 64, Distribution::kGaussian);
+  ErrorSums sums;
+  FrameOf(tensor, "transform(snr=150)", values, sums);
+  EXPECT_EQ(sums.sum_error_squares, 0);
+  for (size_t i = 0; i < values.size() / 4; ++i) {
+    StoreFromF32(DType::kF32, LoadAsF32(DType::kF32, values.data(), i) * 0x1p-110f, values.data(), i);
+  }
+  sums = {};
+  FrameOf(tensor, "transform(snr=20)", values, sums);
+  EXPECT_EQ(sums.sum_error_squares, 0);
+}
+
 // Sums of errors differ among instruction sets in their last bits.
 TEST(TransformSearchTest, FramesAreTheSameOnEveryCpu) {
   const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF32, {1, 2, 17, 64});
