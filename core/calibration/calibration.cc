@@ -79,7 +79,10 @@ absl::StatusOr<Subjects> SubjectsOf(std::span<const CacheTensor> caches) {
                        "it has %d heads of %d channels, and %s of %s has %d of %d", layout->heads, layout->head_dim,
                        first->cache->tensor.name, first->cache->file, first->layout.heads, first->layout.head_dim)));
   }
-  if (subjects.empty()) return absl::InvalidArgumentError("there is no tensor to calibrate on");
+  if (subjects.empty()) {
+    return absl::InvalidArgumentError(
+        "there is no tensor to calibrate on: none is named layer_{i}_key or layer_{i}_value");
+  }
   return subjects;
 }
 

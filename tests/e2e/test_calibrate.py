@@ -171,7 +171,7 @@ def refusals(cache):
         ({**cache, "layer_9_key": cache["layer_0_key"][:, :1]}, 'tensor "layer_9_key": it has 1 heads of 64 channels'),
         ({**cache, "layer_9_key": cache["layer_0_key"][0]}, 'tensor "layer_9_key": its last axis is not head_dim'),
         ({name: array[:, :, :100] for name, array in cache.items()}, "96 tokens are not enough for groups of 128 channels"),
-        ({"other": cache["layer_0_key"]}, "there is no tensor to calibrate on")]
+        ({"other": cache["layer_0_key"]}, "there is no tensor to calibrate on: none is named layer_{i}_key or layer_{i}_value")]
 
 
 @pytest.mark.parametrize("number", range(5))
