@@ -13,7 +13,7 @@ namespace {
 using Json = nlohmann::json;
 using Kind = simd::RotaryScaling::Kind;
 
-absl::Status Fault(std::string_view what) { return absl::InvalidArgumentError(std::string(what)); }
+absl::Status NoScaling(std::string_view what) { return absl::InvalidArgumentError(std::string(what)); }
 
 // The value of a key; null where it lacks.
 Json ValueOf(const Json& json, const char* key) {
@@ -25,35 +25,35 @@ Json ValueOf(const Json& json, const char* key) {
 absl::StatusOr<double> NumberOf(const Json& json, const char* key) {
   const Json value = ValueOf(json, key);
   if (value.is_null()) return 0;
-  if (!value.is_number()) return Fault(absl::StrFormat("the scaling's %s is not a number", key));
+  if (!value.is_number()) return NoScaling(absl::StrFormat("the scaling's %s is not a number", key));
   return value.get<double>();
 }
 
 absl::StatusOr<uint64_t> IntegerOf(const Json& json, const char* key) {
   const Json value = ValueOf(json, key);
   if (value.is_null()) return 0;
-  if (!value.is_number_unsigned()) return Fault(absl::StrFormat("the scaling's %s is not an integer", key));
+  if (!value.is_number_unsigned()) return NoScaling(absl::StrFormat("the scaling's %s is not an integer", key));
   return value.get<uint64_t>();
 }
 
 absl::StatusOr<Kind> KindOf(const Json& json) {
   const Json type = ValueOf(json, "rope_type");
   const Json other = ValueOf(json, "type");
-  if (!type.is_null() && !other.is_null() && type != other) return Fault("the scaling's type and rope_type differ");
+  if (!type.is_null() && !other.is_null() && type != other) return NoScaling("the scaling's type and rope_type differ");
   const Json& kind = type.is_null() ? other : type;
   if (kind == "default" || (kind.is_null() && ValueOf(json, "factor").is_null())) return Kind::kNone;
   if (kind == "linear") return Kind::kLinear;
   if (kind == "llama3") return Kind::kLlama3;
   if (kind == "yarn") return Kind::kYarn;
-  return Fault(absl::StrFormat("the scaling's type %s is none of \"default\", \"linear\", \"llama3\", \"yarn\"",
-                               kind.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 40)));
+  return NoScaling(absl::StrFormat("the scaling's type %s is none of \"default\", \"linear\", \"llama3\", \"yarn\"",
+                                   kind.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 40)));
 }
 
 }  // namespace
 
 absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(const Json& json, double theta) {
   if (json.is_null()) return simd::RotaryScaling{};
-  if (!json.is_object()) return Fault("the scaling is not a JSON object");
+  if (!json.is_object()) return NoScaling("the scaling is not a JSON object");
   simd::RotaryScaling scaling;
   KVC_ASSIGN_OR_RETURN(scaling.kind, KindOf(json));
   if (scaling.kind == Kind::kNone) return scaling;
@@ -63,10 +63,10 @@ absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(const Json& json, double th
     KVC_ASSIGN_OR_RETURN(scaling.low, NumberOf(json, is_yarn ? "beta_slow" : "low_freq_factor"));
     KVC_ASSIGN_OR_RETURN(scaling.high, NumberOf(json, is_yarn ? "beta_fast" : "high_freq_factor"));
     KVC_ASSIGN_OR_RETURN(scaling.original, IntegerOf(json, "original_max_position_embeddings"));
-    if (is_yarn && ValueOf(json, "truncate") == false) return Fault("yarn scaling with \"truncate\": false");
+    if (is_yarn && ValueOf(json, "truncate") == false) return NoScaling("yarn scaling with \"truncate\": false");
   }
   scaling = simd::WithUsual(scaling);
-  if (const std::string_view fault = simd::FaultOf(scaling, theta); !fault.empty()) return Fault(fault);
+  if (const std::string_view fault = simd::FaultOf(scaling, theta); !fault.empty()) return NoScaling(fault);
   return scaling;
 }
 
