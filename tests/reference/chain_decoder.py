@@ -135,9 +135,10 @@ def decode_payload(chain, payload, dtype, count, extent=1):
             require(not mask[count:].any(), "bits after the mask")
             kept.append(mask[:count])
             count = int(mask.sum())
-    values = stored
-    if stored is None:
-        values = decode_streams(chain.codec, streams[len(chain.transforms):], dtype, count, extent)
+    held = count if stored is None else 0
+    values = decode_streams(chain.codec, streams[len(chain.transforms):], dtype, held, extent)
+    if stored is not None:
+        values = stored
     for mask in reversed(kept):
         whole = np.zeros(len(mask), values.dtype)
         whole[mask] = values
