@@ -20,6 +20,8 @@ absl::StatusOr<std::vector<SampleBlock>> SampleBlocks(const TransformFormat& for
   for (uint64_t i = 0; i < taken; ++i) {
     SampleBlock& block = sample[i];
     block.index = (2 * i + 1) * blocks / (2 * taken);
+    // Every second one mirrored in its part of the tensor: else all may be of the same part of a head.
+    if (i % 2 != 0) block.index = i * blocks / taken + (i + 1) * blocks / taken - 1 - block.index;
     const uint64_t first = block.index * block_elements;
     const auto count = static_cast<size_t>(std::min<uint64_t>(block_elements, elements - first));
     KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, values.Get(first * width, count * width, block.read));

@@ -53,6 +53,25 @@ TEST(TransformSearchTest, TheTokenSnrIsReachedWithFewChannelsToo) {
   }
 }
 
+// Four blocks a head, of which few are looked at.
+TEST(TransformSearchTest, BlocksThatAreLookedAtAreOfAllParts) {
+  constexpr uint64_t kHeadValues = 4096 * 128;
+  const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF16, {1, 8, 4096, 128});
+  std::mt19937 random(1);
+  for (const double octaves : {-4.0, 4.0}) {
+    Bytes values(16 * kHeadValues);
+    for (size_t i = 0; i < 8 * kHeadValues; ++i) {
+      const double loudness = std::exp2(octaves * static_cast<double>(i % kHeadValues / 128) / 4096);
+      StoreFromF32(DType::kF16, static_cast<float>(loudness) * Bell(random), values.data(), i);
+    }
+    ErrorSums sums;
+    FrameOf(tensor, "transform(snr=20)", values, sums);
+    EXPECT_NEAR(10 * std::log10(sums.sum_deviations / sums.sum_error_squares), 20, 2.5);
+    const double bytes = static_cast<double>(FrameOf(tensor, "transform(bits=3)", values, sums).size());
+    EXPECT_NEAR(bytes / kHeadValues, 2.95, 0.07);
+  }
+}
+
 // Steps have a range, and are no smaller than what reaches a block's largest value.
 TEST(TransformSearchTest, ValuesOfWhichNoStepReachesItAreStored) {
   const TensorDesc tensor = MakeTensor("layer_0_key", DType::kF32, {1, 2, 64, 64});
