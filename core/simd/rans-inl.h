@@ -33,10 +33,9 @@ template <class EntryOf>
 HWY_INLINE VI LookUp(EntryOf entry_of) {
   const auto four = [&](size_t lane) HWY_ATTR {
     const auto entry = [&](size_t i) HWY_ATTR { return static_cast<int>(entry_of(lane + i)); };
-    __m128i v = _mm_cvtsi32_si128(entry(0));
-    v = _mm_insert_epi32(v, entry(1), 1);
-    v = _mm_insert_epi32(v, entry(2), 2);
-    return _mm_insert_epi32(v, entry(3), 3);
+    const __m128i lower = _mm_insert_epi32(_mm_cvtsi32_si128(entry(0)), entry(1), 1);
+    const __m128i upper = _mm_insert_epi32(_mm_cvtsi32_si128(entry(2)), entry(3), 1);
+    return _mm_unpacklo_epi64(lower, upper);
   };
   const auto eight = [&](size_t lane) HWY_ATTR { return _mm256_set_m128i(four(lane + 4), four(lane)); };
 #if KVC_TARGET_AVX512
@@ -133,8 +132,10 @@ HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
 HWY_INLINE unsigned DecodeEntries(VI entry, VI& state) {
   const DI di;
   const VI low12 = hn::Set(di, 0xfff);
-  const VI frequency = hn::Add(hn::And(hn::ShiftRight<12>(entry), low12), hn::Set(di, 1));
-  state = hn::Add(hn::Mul(frequency, hn::ShiftRight<kRansBits>(state)), hn::And(entry, low12));
+  // The product is what takes longest: with the frequency less one it need not wait for an addition.
+  const VI less_one = hn::And(hn::ShiftRight<12>(entry), low12);
+  const VI high = hn::ShiftRight<kRansBits>(state);
+  state = hn::Add(hn::Mul(less_one, high), hn::Add(hn::And(entry, low12), high));
   return BitsOf(hn::Lt(state, hn::Set(di, kRansLow)));
 }
 
