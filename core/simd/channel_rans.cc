@@ -5,7 +5,9 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "core/simd/rans-inl.h"
 
@@ -25,8 +27,12 @@ HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
 
 // The entries of a table at `index` of each lane's own table, from `base` on.
 HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
-  HWY_ALIGN int32_t at[kLanes];
-  hn::Store(index, DI(), at);
+  HWY_ALIGN uint32_t at[kLanes];
+  hn::Store(hn::BitCast(DU(), index), DU(), at);
+#if !KVC_TARGET_AVX512
+  // GCC would take the lanes out of the register instead, one by one, for which vectors of 8 are too many.
+  asm("" : "+m"(at));
+#endif
   return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
 }
 
@@ -40,7 +46,15 @@ struct LaneStates {
   HWY_INLINE void StoreTo(uint32_t* to) const {
     for (size_t v = 0; v < kStateVectors; ++v) hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to + v * kLanes);
   }
+  // Lets the states of the other token of two be the first ones.
+  HWY_INLINE void PassTurn() {
+    if constexpr (kStateVectors > kVectors) {
+      for (size_t v = 0; v < kVectors; ++v) std::swap(lanes[v], lanes[v + kVectors]);
+    }
+  }
 };
+// Of these, those that a token's channels take at once.
+constexpr size_t GroupVectors(size_t state_vectors) { return std::min(state_vectors, kVectors); }
 
 // The low bits of kLanes channels: of each how many upper and how many lower ones.
 struct LowBits {
@@ -88,6 +102,7 @@ HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t** end, VI& value) {
 template <size_t kStateVectors, bool kHasLowBits>
 bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                   ChannelRansEncoder& encoder) {
+  constexpr size_t kGroup = GroupVectors(kStateVectors);
   const uint32_t* const base = tables.all->symbols.data();
   VI places[kVectors];
   LowBits low[kVectors];
@@ -100,21 +115,22 @@ bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32
   const uint8_t* const end = encoder.out + encoder.capacity;
   while (tokens-- > 0) {
     if (static_cast<size_t>(end - out) < MaxTokenBytes(tables)) return false;
-    for (size_t group = kVectors / kStateVectors; group-- > 0;) {
+    states.PassTurn();
+    for (size_t group = kVectors / kGroup; group-- > 0;) {
       if constexpr (kHasLowBits) {
-        const int32_t* const row = k + tokens * kStripChannels + group * kStateVectors * kLanes;
-        for (size_t s = 0; s < kStateVectors; ++s) {
-          const VI bits = low[group * kStateVectors + s].lower;
+        const int32_t* const row = k + tokens * kStripChannels + group * kGroup * kLanes;
+        for (size_t s = 0; s < kGroup; ++s) {
+          const VI bits = low[group * kGroup + s].lower;
           out += 2 * EncodeBits(hn::LoadU(DI(), row + s * kLanes), bits, states.lanes[s], out);
         }
-        for (size_t s = 0; s < kStateVectors; ++s) {
+        for (size_t s = 0; s < kGroup; ++s) {
           const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + s * kLanes));
-          out += 2 * EncodeBits(value, low[group * kStateVectors + s].upper, states.lanes[s], out);
+          out += 2 * EncodeBits(value, low[group * kGroup + s].upper, states.lanes[s], out);
         }
       }
 #pragma GCC unroll 4
-      for (size_t s = 0; s < kStateVectors; ++s) {
-        const size_t v = group * kStateVectors + s;
+      for (size_t s = 0; s < kGroup; ++s) {
+        const size_t v = group * kGroup + s;
         const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + tokens * kStripChannels + v * kLanes));
         const VI entry = EntriesAt(base, hn::Add(symbol, places[v]));
         out += 2 * EncodeEntries(entry, states.lanes[s], out);
@@ -162,6 +178,13 @@ HWY_INLINE VI PassValues(VI symbol, VI low, VI bits, VI& state) {
   return point;
 }
 
+// Where the slots of the states' quantizers are, of tables at `place`.
+template <bool kTrellis>
+HWY_INLINE VI QuantizerPlace(VI place, VI state) {
+  if constexpr (!kTrellis) return place;
+  return hn::Add(place, hn::ShiftLeft<kRansBits>(hn::ShiftRight<1>(state)));
+}
+
 template <bool kTrellis, bool kHasLowBits>
 HWY_INLINE VI PassToken(VI symbol, VI value, const LowBits& low, VI& state) {
   if constexpr (kHasLowBits) return PassValues<kTrellis>(symbol, value, hn::Add(low.upper, low.lower), state);
@@ -194,16 +217,17 @@ uint32_t StopToken(const VI* symbol, const VI* value, const LowBits* low, VI* ma
 }
 
 // The low bits of the lanes of a group of channels.
-template <size_t kStateVectors>
+template <size_t kGroup>
 HWY_INLINE void DecodeLowBits(const LowBits* low, VI* lanes, const uint8_t** end, VI* value) {
-  for (size_t s = kStateVectors; s-- > 0;) DecodeBits(low[s].upper, lanes[s], end, value[s]);
-  for (size_t s = kStateVectors; s-- > 0;) DecodeBits(low[s].lower, lanes[s], end, value[s]);
+  for (size_t s = kGroup; s-- > 0;) DecodeBits(low[s].upper, lanes[s], end, value[s]);
+  for (size_t s = kGroup; s-- > 0;) DecodeBits(low[s].lower, lanes[s], end, value[s]);
 }
 
 // Vectors of lanes are in falling order, as words are popped.
 template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
                     int32_t* points, uint32_t* stopped) {
+  constexpr size_t kGroup = GroupVectors(kStateVectors);
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
@@ -225,13 +249,12 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   for (; t < tokens && end >= last; ++t) {
     VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
-    for (size_t group = 0; group < kVectors / kStateVectors; ++group) {
+    for (size_t group = 0; group < kVectors / kGroup; ++group) {
 #pragma GCC unroll 4
-      for (size_t s = kStateVectors; s-- > 0;) {
-        const size_t v = group * kStateVectors + s;
-        VI index = hn::Add(hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1)), places[v]);
-        if constexpr (kTrellis) index = hn::Add(index, hn::ShiftLeft<kRansBits>(hn::ShiftRight<1>(machine[v])));
-        const VI entry = EntriesAt(base, index);
+      for (size_t s = kGroup; s-- > 0;) {
+        const size_t v = group * kGroup + s;
+        const VI slot = hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1));
+        const VI entry = EntriesAt(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
         symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
         value[v] = hn::Zero(di);
         largest = hn::Max(largest, symbol[v]);
@@ -240,10 +263,11 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
         end -= 2 * hwy::PopCount(bits);
       }
       if constexpr (kHasLowBits) {
-        const size_t first = group * kStateVectors;
-        DecodeLowBits<kStateVectors>(low + first, states.lanes, &end, value + first);
+        const size_t first = group * kGroup;
+        DecodeLowBits<kGroup>(low + first, states.lanes, &end, value + first);
       }
     }
+    states.PassTurn();
     int32_t* const row = points + t * kStripChannels;
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
       *stopped = StopToken<kTrellis, kHasLowBits>(symbol, value, low, machine, row);
@@ -271,6 +295,8 @@ HWY_INLINE bool WithStateVectors(size_t lanes, Body body) {
     body(std::integral_constant<size_t, 2>());
   } else if (kLanes == 8 && lanes == 4 * kLanes) {
     body(std::integral_constant<size_t, kVectors>());
+  } else if (lanes == kMaxChannelLanes) {
+    body(std::integral_constant<size_t, 2 * kVectors>());
   } else {
     return false;
   }

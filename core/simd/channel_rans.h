@@ -16,6 +16,7 @@ namespace kvcompress::simd {
 
 // Channels of a strip.
 inline constexpr size_t kStripChannels = 32;
+inline constexpr size_t kMaxChannelLanes = 2 * kStripChannels;
 inline constexpr uint8_t kEscape = 127;
 inline constexpr uint8_t kOddQuantizer = 0x80;  // in a symbol's byte: it is of the second quantizer
 
@@ -52,13 +53,15 @@ constexpr uint8_t NextState(uint8_t state, bool odd) {
   return kNext[state][odd];
 }
 
-// Channel c of a strip is coded by the state of lane c mod lanes, lanes being a power of two <= kStripChannels.
+// Channel c of a strip is coded by the state of lane c mod lanes, lanes being a power of two <= kMaxChannelLanes. Where
+// there are more than kStripChannels, the first half of the states is that of the next token to be decoded: the halves
+// trade places after each token, so that a token's lookups do not wait for those of the token before it.
 struct ChannelRansEncoder {
   size_t lanes;
   uint8_t* out;
   size_t capacity;
   size_t size = 0;  // of what is written
-  std::array<uint32_t, kStripChannels> states;
+  std::array<uint32_t, kMaxChannelLanes> states;
 
   ChannelRansEncoder(size_t lane_count, uint8_t* to, size_t room);
   // Writes the states; returns the size of all that is written, 0 when there is no room.
@@ -69,7 +72,7 @@ struct ChannelRansDecoder {
   size_t lanes = 0;
   const uint8_t* words = nullptr;
   size_t size = 0;  // of the words that are left
-  std::array<uint32_t, kStripChannels> states = {};
+  std::array<uint32_t, kMaxChannelLanes> states = {};
 
   // False when `in` is not what an encoder writes.
   [[nodiscard]] bool Begin(size_t lane_count, const uint8_t* in, size_t in_size);

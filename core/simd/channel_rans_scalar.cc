@@ -73,6 +73,11 @@ bool DecodeBits(int32_t bits, uint32_t& x, ChannelRansDecoder& decoder, int32_t&
   return Refill(x, decoder);
 }
 
+// Lets the states of the other token of two be the first ones.
+void PassTurn(size_t lanes, std::array<uint32_t, kMaxChannelLanes>& states) {
+  if (lanes > kStripChannels) std::rotate(states.begin(), states.begin() + kStripChannels, states.end());
+}
+
 // The upper of a channel's low bits, and the lower ones.
 int32_t UpperBits(const StripTables& tables, size_t c) { return std::max(tables.low_bits[c] - kLowBitsAtOnce, 0); }
 int32_t LowerBits(const StripTables& tables, size_t c) { return std::min(tables.low_bits[c], kLowBitsAtOnce); }
@@ -105,6 +110,7 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_
                  ChannelRansEncoder& encoder) {
   for (size_t t = tokens; t-- > 0;) {
     if (encoder.capacity - encoder.size < MaxTokenBytes(tables)) return false;
+    PassTurn(encoder.lanes, encoder.states);
     // Groups of a channel a lane, from the last to the first, within a group from lane 0 up.
     for (size_t group = (channels + encoder.lanes - 1) / encoder.lanes; group-- > 0;) {
       const size_t begin = group * encoder.lanes;
@@ -137,6 +143,7 @@ size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, St
       *ok = false;
       return 0;
     }
+    PassTurn(decoder.lanes, decoder.states);
     uint32_t stops = 0;
     for (size_t c = 0; c < channels; ++c) {
       if (symbols[c] == kEscape) {

@@ -166,6 +166,11 @@ class Words:
         self.states[lane] = x
         return value
 
+    def pass_turn(self):
+        """After a token: with more lanes than a strip has channels, the next one has the others."""
+        if len(self.states) > STRIP:
+            self.states = self.states[STRIP:] + self.states[:STRIP]
+
     def end(self):
         require(not self.words and all(x == 2**15 for x in self.states), "the words do not end at the first state")
 
@@ -185,6 +190,7 @@ def read_token(words, side, coding, states, lanes, trellis):
         for c in channels:
             lower = min(coding[c][1], 12)
             low[c] = 2**lower * low[c] + words.low_bits(c - group, lower)
+    words.pass_turn()
     points = []
     for c, k in enumerate(symbols):
         if k is ESCAPE:
@@ -318,7 +324,7 @@ def decode_coded(options, form, side, words, dtype, count):
         place += segment.tokens * segment.channels
         read_segment(side, segment, before)
         require(not segment.turned or (segment.whole and turning.stop > turning.start), "nothing turns")
-    lanes = 32 if count >= 65536 else 2 ** int(math.log2(max(count // 8192, 1)))
+    lanes = 64 if count >= 131072 else 32 if count >= 65536 else 2 ** int(math.log2(max(count // 8192, 1)))
     words = Words(words, lanes)
     out = []
     for segment in segments:

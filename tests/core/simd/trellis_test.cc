@@ -235,7 +235,7 @@ struct CodedStrip {
 };
 
 TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
-  for (const size_t lanes : {1, 4, 16, 32}) {
+  for (const size_t lanes : {1, 4, 16, 32, 64}) {
     for (const size_t channels : {1, 16, 20, 32}) {
       for (const bool trellis : {false, true}) {
         for (const int kind : {0, 1, 2, 3}) {
@@ -283,15 +283,23 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
   }
 }
 
+// With low bits or without, and numbers of lanes that vectors have bodies for.
+struct Run {
+  bool with_low_bits;
+  size_t lanes;
+};
+constexpr Run kRuns[] = {
+    {false, kStripChannels}, {true, kStripChannels}, {false, kMaxChannelLanes}, {true, kMaxChannelLanes}};
+
 TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
-  for (const bool with_low_bits : {false, true}) {
-    CodedStrip coded(300, kStripChannels, kStripChannels, true, false, with_low_bits);
+  for (const auto& [with_low_bits, lanes] : kRuns) {
+    CodedStrip coded(300, kStripChannels, lanes, true, false, with_low_bits);
     const std::vector<uint8_t> bytes = coded.Encode();
-    for (size_t missing = 2; missing + 4 * kStripChannels <= bytes.size(); missing += 98) {
+    for (size_t missing = 2; missing + 4 * lanes <= bytes.size(); missing += 98) {
       // The first words are the last ones that are read.
       const Guarded in(bytes.data() + missing, bytes.size() - missing, Guarded::Against::kPageBefore);
       ChannelRansDecoder decoder;
-      ASSERT_TRUE(decoder.Begin(kStripChannels, in.data(), in.size()));
+      ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
       StripStates states = {};
       std::vector<int32_t> points(coded.k.size());
       uint32_t stopped = 0;
@@ -303,12 +311,12 @@ TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
 }
 
 TEST_P(TrellisTest, WithoutRoomNothingIsWrittenBeyondIt) {
-  for (const bool with_low_bits : {false, true}) {
-    CodedStrip coded(100, kStripChannels, kStripChannels, true, false, with_low_bits);
+  for (const auto& [with_low_bits, lanes] : kRuns) {
+    CodedStrip coded(100, kStripChannels, lanes, true, false, with_low_bits);
     const size_t needed = coded.Encode().size();
     for (size_t room = 0; room < needed + 200; room += 7) {
       Guarded out(room, Guarded::Against::kPageAfter);
-      ChannelRansEncoder encoder(kStripChannels, out.data(), room);
+      ChannelRansEncoder encoder(lanes, out.data(), room);
       const bool fits =
           EncodeStrip(coded.strip, coded.symbols.data(), coded.k.data(), coded.tokens, kStripChannels, encoder);
       const size_t size = fits ? encoder.Finish() : 0;

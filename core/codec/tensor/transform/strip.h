@@ -18,7 +18,9 @@ enum class BlockForm : uint8_t { kStored = 0, kCoded = 1 };
 // than a CPU has in a vector gain little over each other.
 constexpr size_t LanesFor(size_t count) {
   constexpr size_t kWideFrom = 1 << 16;
+  constexpr size_t kWidestFrom = 1 << 17;
   constexpr size_t kValuesALane = 8192;
+  if (count >= kWidestFrom) return simd::kMaxChannelLanes;
   return count >= kWideFrom ? simd::kStripChannels : std::bit_floor(std::max<size_t>(count / kValuesALane, 1));
 }
 
