@@ -81,7 +81,7 @@ TEST(SpanCodecTest, FramesAndErrorsAreThoseOfTheStreams) {
         EXPECT_EQ(compressor->codec(), expected.report.codec);
         // Bytes around the spans show whether anything strays.
         Bytes frame(compressor->max_frame_bytes() + 64, std::byte{0x5a});
-        ErrorSums sums{.count = 99, .sum = 99};
+        ErrorSums sums{.count = 99, .sum = 99, .rotary = {}};
         const auto room = MutableByteSpan(frame).first(compressor->max_frame_bytes());
         const absl::StatusOr<size_t> size = compressor->Compress(values, room, &sums);
         ASSERT_THAT(size, IsOk());
