@@ -28,7 +28,7 @@ struct ErrorSums {
   double max_channel_constant = 0;    // the largest |mean of x| / standard deviation of x of a channel that varies
   // Not of errors, but of what the codec did with the values: of codecs that find out whether a rotary embedding is
   // better undone.
-  simd::RotaryGain rotary;
+  simd::RotaryGain rotary = {};
 
   void Merge(const ErrorSums& other) {
     if (count > 0 && other.count > 0) {  // Chan, Golub, LeVeque 1983
