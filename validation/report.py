@@ -54,7 +54,7 @@ def paragraph(result: ValidationResult) -> str:
     else:
         rows.append(("Perplexity", "not measured: no model ran"))
     rows += [
-        ("Ratio", f"{result.compression_ratio:.3f}x, bytes on disk"),
+        ("Ratio", f"{result.compression_ratio:.3f}x, bytes on disk: {result.bits_per_value:.3f} bits a value"),
         ("RMSE", f"{result.rmse:.6f}"),
         ("SNR", decibels(result.snr_db)),
         ("Cosine similarity", f"{result.cosine_similarity:.6f}"),
@@ -89,7 +89,7 @@ def check_plot_path(path: str) -> None:
 
 
 def plot(results: Sequence[ValidationResult], path: str) -> None:
-    """Perplexity change and KL divergence against ratio, as a picture, or as a page with the figures below it."""
+    """Perplexity change and KL divergence against size, as a picture, or as a page with the figures below it."""
     figure = _figure(results)
     if path.endswith(".png"):
         figure.savefig(path, dpi=150, bbox_inches="tight")
@@ -107,29 +107,29 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     change, divergence = figure.subplots(1, 2, sharex=True)
-    ordered = sorted(results, key=lambda result: result.compression_ratio)
-    ratios = [result.compression_ratio for result in ordered]
+    ordered = sorted(results, key=lambda result: result.bits_per_value)
+    bits = [result.bits_per_value for result in ordered]
     percent = [result.delta_percent for result in ordered]
     errors = [_percent_stderr(result.change) for result in ordered]
     change.axhline(0, color="0.6", linewidth=1)
-    change.errorbar(ratios, percent, yerr=errors, fmt="o", color="C0", ecolor="C0", capsize=3, markersize=5)
-    change.set(xlabel="compression ratio, bytes on disk", ylabel="perplexity change, %",
+    change.errorbar(bits, percent, yerr=errors, fmt="o", color="C0", ecolor="C0", capsize=3, markersize=5)
+    change.set(xlabel="bits a value, bytes on disk", ylabel="perplexity change, %",
                title="Change with its standard error")
     for marker, color, title, name in (("o", "C0", "keys and values", "change"), ("^", "C1", "keys only", "keys_only"),
                                        ("v", "C2", "values only", "values_only")):
-        shown = [(result.compression_ratio, kl) for result in ordered if (kl := _kl(getattr(result, name))) > 0]
+        shown = [(result.bits_per_value, kl) for result in ordered if (kl := _kl(getattr(result, name))) > 0]
         if shown:
             divergence.plot(*zip(*shown), marker, color=color, label=title, markersize=5)
     if divergence.lines:
         divergence.set_yscale("log")
-        divergence.legend(loc="upper left", frameon=False)
-    divergence.set(xlabel="compression ratio, bytes on disk", ylabel="KL divergence, nats per token",
+        divergence.legend(loc="upper right", frameon=False)
+    divergence.set(xlabel="bits a value, bytes on disk", ylabel="KL divergence, nats per token",
                    title="How far predictions move (without loss: 0, not shown)")
     # Names would cover each other where specs are close: numbers do not, and a list beside the axes explains them.
-    for number, (ratio, height, result) in enumerate(zip(ratios, percent, ordered), 1):
+    for number, (size, height, result) in enumerate(zip(bits, percent, ordered), 1):
         for axes, y in ((change, height), (divergence, _kl(result.change))):
             if axes is change or y > 0:
-                axes.annotate(str(number), (ratio, y), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8)
+                axes.annotate(str(number), (size, y), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8)
     names = [f"{number:\u2007>2} {result.spec}" for number, result in enumerate(ordered, 1)]
     figure.text(1.01, 0.5, "\n".join(names), fontsize=9, va="center", linespacing=1.5)
     for axes in (change, divergence):
@@ -156,7 +156,7 @@ def _page(results: Sequence[ValidationResult], svg: str) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(result)) + "</tr>" for result in results)
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Perplexity against ratio</title>
+<html lang="en"><head><meta charset="utf-8"><title>Perplexity against size</title>
 <style>body {{ font: 15px system-ui, sans-serif; margin: 2em; max-width: 75em }} svg {{ max-width: 100%; height: auto }}
 table {{ border-collapse: collapse; font-size: 13px; white-space: nowrap }}
 th, td {{ padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }}
@@ -169,8 +169,8 @@ th:first-child, td:first-child {{ text-align: left }}</style></head>
 """
 
 
-COLUMNS = ("codec", "ratio", "SNR keys", "SNR values", "perplexity change", "nats per token", "KL", "top-1",
-           "nats, keys only", "nats, values only")
+COLUMNS = ("codec", "bits", "SNR keys", "token SNR keys", "SNR values", "perplexity change", "nats per token", "KL",
+           "KL, keys only", "KL, values only", "top-1")
 
 
 def cells(result: ValidationResult) -> Sequence[str]:
@@ -178,19 +178,19 @@ def cells(result: ValidationResult) -> Sequence[str]:
     change = result.change
     assert change is not None, "only measured results make rows"
     if change.delta_nll == 0 and change.kl == 0:
-        delta, kl = "0", "0"
+        delta, nats = "0", "0"
     else:
         delta = f"{_with_error(change.delta_perplexity, change.delta_perplexity_stderr)} ({result.delta_percent:+.3f} %)"
-        kl = f"{change.kl:.1e}"
-    return (result.spec, f"{result.compression_ratio:.3f}", decibels(result.snr_keys_db),
-            decibels(result.snr_values_db), delta, _nats(change), kl, f"{100 * change.top1_agreement:.2f} %",
-            _nats(result.keys_only), _nats(result.values_only))
+        nats = _with_error(change.delta_nll, change.delta_nll_stderr, 5)
+    return (result.spec, f"{result.bits_per_value:.3f}", decibels(result.snr_keys_db), decibels(result.token_snr_keys_db),
+            decibels(result.snr_values_db), delta, nats, _divergence(change), _divergence(result.keys_only),
+            _divergence(result.values_only), f"{100 * change.top1_agreement:.2f} %")
 
 
-def _nats(change: Optional[Change]) -> str:
-    if change is None or change.delta_nll == change.kl == 0:
-        return "0" if change else ""
-    return _with_error(change.delta_nll, change.delta_nll_stderr, 5)
+def _divergence(change: Optional[Change]) -> str:
+    if change is None:
+        return ""
+    return f"{change.kl:.1e}" if change.kl != 0 else "0"
 
 
 def stack(result: ValidationResult) -> str:

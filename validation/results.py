@@ -50,6 +50,11 @@ class ValidationResult:
     synthetic: bool = False  # True: random weights or values; the figures say that the pipeline works, nothing about a model
     versions: Dict[str, str] = field(default_factory=dict)  # of torch and transformers; dtype and device of the model
 
+    @property
+    def bits_per_value(self) -> float:
+        """Of a value of the cache, everything in the files counted."""
+        return {"float32": 32, "float64": 64}.get(self.cache_dtype, 16) / self.compression_ratio
+
     def __str__(self) -> str:
         """A paragraph with the figures and PASSED or FAILED."""
         import report  # which needs this module

@@ -31,7 +31,9 @@ __all__ = ["Change", "Setup", "ValidationResult", "compute_perplexity", "load_mo
 
 # For --sweep, from mild to severe.
 SWEEP = ("lossless", "int8(group=64)", "near-lossless", "mixed", "int6(group=64)", "int5(group=64)", "int4(group=32)",
-         "int4(group=64)", "int4(group=128)", "int4(group=64)|rans", "int3(group=64)")
+         "int4(group=64)", "int4(group=128)", "kv4", "rotated(bits=4)", "int3(group=64)", "kv3", "kv2")
+
+CACHE_DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 
 @dataclass
@@ -275,10 +277,10 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache (default: what fits the model)")
     add("--continuation-len", type=int, metavar="TOKENS",
         help=f"tokens read after the prefix (default {defaults.continuation_len})")
-    add("--cache-dtype", choices=["auto", "float16", "bfloat16", "float32"],
+    add("--cache-dtype", choices=CACHE_DTYPES,
         help="type that the cache is saved in (default auto: the model's, float16 for float32)")
     add("--json", action="store_true", help="print the result as JSON: an object, or a list for several specs")
-    add("--sweep", metavar="OUT.png|OUT.html", help="measure several specs and plot perplexity against ratio")
+    add("--sweep", metavar="OUT.png|OUT.html", help="measure several specs and plot perplexity against size")
     parsed = parser.parse_args(arguments)
     if parsed.windows is not None and parsed.windows < 1:
         parser.error("--windows must be at least 1")
