@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 BINARY = "kv-compress"
 
@@ -81,8 +81,12 @@ class Spec(NamedTuple):
     codec: Optional[str] = None
     profile: Optional[str] = None
     group_size: int = 64
+    artifacts: Optional[str] = None  # the directory of the artifacts that the codec or profile names
+    label: Optional[str] = None  # what people read in its place
 
     def __str__(self) -> str:
+        if self.label is not None:
+            return self.label
         if self.profile is not None:
             return os.path.basename(self.profile).removesuffix(".json")
         return self.codec or f"int4(group={self.group_size})"
@@ -96,6 +100,7 @@ def compress_kv_cache(
     verbose: bool = False,
     codec: Optional[str] = None,
     profile: Optional[str] = None,
+    artifacts: Optional[str] = None,
 ) -> CompressionMetrics:
     """Compress a KV cache file.
 
@@ -107,6 +112,7 @@ def compress_kv_cache(
         verbose: Show what kv-compress tells of each tensor, on stderr
         codec: Codec spec or name in place of INT4, for example "int8" or "planes|rans"
         profile: JSON file that chooses a codec for each tensor
+        artifacts: Directory of the artifacts that the codec or profile names
 
     Returns:
         CompressionMetrics with quality and performance data, measured on the decoded values
@@ -116,16 +122,19 @@ def compress_kv_cache(
         FileNotFoundError: If CLI binary not found
         ValueError: If CLI returns invalid JSON
     """
-    return _run(["-input", input_path, "-output", output_path, *_how(group_size, sparsity, codec, profile)], verbose)
+    return _run(["-input", input_path, "-output", output_path, *_how(group_size, sparsity, codec, profile),
+                 *_where(artifacts)], verbose)
 
 
-def decompress_kv_cache(input_path: str, output_path: str, verbose: bool = False) -> CompressionMetrics:
+def decompress_kv_cache(input_path: str, output_path: str, verbose: bool = False,
+                        artifacts: Optional[str] = None) -> CompressionMetrics:
     """Decompress a KV cache file: dtypes, shapes, names, order and metadata are the original's.
 
     Args:
         input_path: Path to compressed safetensors file
         output_path: Path for output decompressed file
         verbose: Show what kv-compress tells of each tensor, on stderr
+        artifacts: Directory of the artifacts that the file's frames name
 
     Returns:
         CompressionMetrics (sizes and time; the original is not there to compare with)
@@ -133,7 +142,35 @@ def decompress_kv_cache(input_path: str, output_path: str, verbose: bool = False
     Raises:
         as compress_kv_cache; CalledProcessError for a damaged file
     """
-    return _run(["-decompress", "-input", input_path, "-output", output_path], verbose)
+    return _run(["-decompress", "-input", input_path, "-output", output_path, *_where(artifacts)], verbose)
+
+
+def calibrate(input_paths: Sequence[str], output_path: str, group_dim: Optional[int] = None) -> str:
+    """Make the artifact of a model from caches of it.
+
+    Args:
+        input_paths: Safetensors files of one model's caches
+        output_path: Path for the artifact, NAME.kvcal
+        group_dim: Channels of neighbouring heads that share a basis; None: kv-compress's own default
+
+    Returns:
+        The artifact's id, for transform(artifact=ID)
+
+    Raises:
+        as compress_kv_cache
+    """
+    size = [] if group_dim is None else ["-group-dim", str(group_dim)]
+    return _run_json(["-calibrate", "-input", ",".join(map(os.fspath, input_paths)), "-output", output_path, *size])["artifact"]
+
+
+def sweep(input_path: str) -> Dict[str, Dict[str, Any]]:
+    """What kv-compress -sweep finds of a file: for each codec, or name of a chain, its figures (docs/cli.md lists them).
+
+    Raises:
+        as compress_kv_cache
+    """
+    found = _run_json(["-sweep", "-input", input_path])["specs"]
+    return {name: figures for figures in found for name in (figures["spec"], figures["name"]) if name is not None}
 
 
 def get_compression_metrics(
@@ -229,9 +266,17 @@ def _how(group_size: int, sparsity: float, codec: Optional[str], profile: Option
     return flags
 
 
+def _where(artifacts: Optional[str]) -> List[str]:
+    return [] if artifacts is None else ["-artifacts", artifacts]
+
+
 def _run(args: List[str], verbose: bool) -> CompressionMetrics:
     # With -verbose always, for the figures of each tensor; what it prints is shown only to those who ask.
-    command = [find_cli_binary(), *map(os.fspath, args), "-verbose"]
+    return CompressionMetrics.from_dict(_run_json([*args, "-verbose"], verbose))
+
+
+def _run_json(args: List[str], verbose: bool = False) -> Dict[str, Any]:
+    command = [find_cli_binary(), *map(os.fspath, args)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if verbose:
         sys.stderr.write(done.stderr)
@@ -243,7 +288,7 @@ def _run(args: List[str], verbose: bool) -> CompressionMetrics:
         raise ValueError(f"{command[0]} printed no valid JSON: {error}") from error
     if not isinstance(result, dict):
         raise ValueError(f"{command[0]} printed JSON that is no object: {done.stdout[:80]!r}")
-    return CompressionMetrics.from_dict(result)
+    return result
 
 
 def _number(value: Any) -> float:

@@ -1,76 +1,148 @@
-"""Measures the table of docs/benchmarks.md, "What codecs do to models", and writes it between its marks.
+"""Measures the tables of docs/benchmarks.md, "What codecs do to models", and writes them between their marks.
 
-    python measure_table.py [--plot FILE] MODEL_DIRECTORY...
+    python measure_table.py [--plot FILE] [--cache FILE]... MODEL_DIRECTORY...
 
-A directory holds a model and either windows.json (windows of token ids) or eval.txt (a text).
+A directory holds a model and either windows.json (windows of token ids) or eval.txt (a text). Artifacts are learned from the
+first half of its windows, and every codec is measured on the second. A cache is a safetensors file of keys and values.
 """
 
 import argparse
+import json
 import os
 import sys
-from typing import Any, List, Optional, Sequence
+import tempfile
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import report
-from compression_bridge import Spec
+from compression_bridge import Spec, calibrate, sweep
+from kv_cache_utils import save_kv_cache
+from model_inputs import Window
 from results import ValidationResult
-from validate_perplexity import CACHE_DTYPES, Setup, validate
+from validate_perplexity import CACHE_DTYPES, Setup, load_model_and_tokenizer, measure, saved_dtype, windows_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENT = os.path.join(HERE, "..", "docs", "benchmarks.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-SPECS = tuple(Spec(codec) for codec in (
-    "lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
-    "quant(bits=4,per=channel,symmetric=false)", "rotated(bits=4)", "kv4", "int3(group=64)",
-    "quant(bits=3,per=channel,symmetric=false)", "rotated(bits=3)", "kv3", "int2(group=64)",
-    "quant(bits=2,per=channel,symmetric=false)", "rotated(bits=2)", "kv2"))
+CODECS = ("lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
+          "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3", "int2(group=64)", "rotated(bits=2)", "kv2")
+# Calibrated, where a model is at hand.
+NAMES = ("kv4", "kv3", "kv2")
+KIVI_BITS = (4, 3, 2)
+# Channels that share a basis: those of neighbouring heads, all of a layer where it has no more.
+GROUP_DIM = 256
+SPEEDS = ("encode GB/s", "decode GB/s")
 
 
-def measure(folder: str, windows: int, verbose: bool, **settings: Any) -> List[ValidationResult]:
-    """All SPECS on the model of a directory, on the CPU.
+def specs(folder: str, artifact: str) -> List[Spec]:
+    """All that is measured on a model, given a folder for what it needs and the id of the artifact that lies there."""
+    return ([Spec(codec) for codec in CODECS] + [Spec(profile=_kivi(folder, bits), label=f"KIVI, {bits} bits") for bits in KIVI_BITS]
+            + [Spec(f"{name}(artifact={artifact})", artifacts=folder, label=f"{name}, calibrated") for name in NAMES])
+
+
+def of_model(folder: str, windows: int, verbose: bool, **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
+    """All codecs on the model of a directory, on the CPU, and what -sweep says of a cache of it.
 
     Args:
         settings: further fields of Setup
 
     Raises:
-        ValueError: the directory has neither windows nor a text
+        ValueError: the directory has neither windows nor a text, or less than two windows
     """
-    ids, text = os.path.join(folder, "windows.json"), os.path.join(folder, "eval.txt")
-    if os.path.exists(ids):
-        setup = Setup(folder, token_windows=ids, windows=windows, **settings)
-    elif os.path.exists(text):
-        setup = Setup(folder, text=text, windows=windows, **settings)
-    else:
-        raise ValueError(f"{folder} has neither windows.json nor eval.txt to measure on")
-    return validate(SPECS, setup, "cpu", verbose=verbose)
+    setup = _setup(folder, windows, settings)
+    model, tokenizer = load_model_and_tokenizer(folder, "cpu")
+    found = windows_of(setup, model, tokenizer)
+    if len(found) < 2:
+        raise ValueError(f"{folder} has {len(found)} windows: one half is learned from, the other measured")
+    with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
+        caches = _save_caches(model, found[:len(found) // 2], setup, place)
+        artifact = calibrate(caches, os.path.join(place, "model.kvcal"), GROUP_DIM)
+        return measure(model, found[len(found) // 2:], specs(place, artifact), setup, verbose=verbose), sweep(caches[0])
 
 
-def section(results: Sequence[ValidationResult]) -> str:
+def model_section(results: Sequence[ValidationResult], speeds: Dict[str, Any]) -> str:
     """One model's results in Markdown."""
     first = results[0]
     head = (f"`{first.model_name}`: {first.windows} windows, {first.tokens} tokens scored, baseline "
             f"{first.baseline_nll:.4f} nats/token (perplexity {first.baseline_perplexity:.4f}); {report.stack(first)}.")
-    rows = [report.COLUMNS, ["---"] * len(report.COLUMNS), *(report.cells(result) for result in results)]
-    return head + "\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    rows = [[*report.cells(result), *_speeds(speeds.get(result.spec))]
+            for result in sorted(results, key=lambda result: -result.bits_per_value)]
+    return head + "\n\n" + _table((*report.COLUMNS, *SPEEDS), rows)
 
 
-def replace(readme: str, text: str) -> str:
-    """The README with the text between its marks.
+def cache_section(path: str) -> str:
+    """What -sweep says of a cache, in Markdown."""
+    found = sweep(path)
+    rows = [(figures["bits_per_value"], codec, figures) for codec, figures in found.items() if codec in CODECS]
+    return f"`{os.path.basename(path)}`:\n\n" + _table(
+        ("codec", "bits", "SNR keys", "token SNR keys", "SNR values", *SPEEDS),
+        [[codec, f"{bits:.3f}", _decibels(figures["keys"]["snr_db"]), _decibels(figures["keys"]["token_snr_db"]),
+          _decibels(figures["values"]["snr_db"]), *_speeds(figures)]
+         for bits, codec, figures in sorted(rows, key=lambda row: -row[0])])
+
+
+def replace(document: str, text: str) -> str:
+    """The document with the text between its marks.
 
     Raises:
         ValueError: the marks are not there
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"no {BEGIN} ... {END} to write between")
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
+def _setup(folder: str, windows: int, settings: Dict[str, Any]) -> Setup:
+    ids, text = os.path.join(folder, "windows.json"), os.path.join(folder, "eval.txt")
+    if os.path.exists(ids):
+        return Setup(folder, token_windows=ids, windows=windows, **{**settings, "prefix_len": None})
+    if os.path.exists(text):
+        return Setup(folder, text=text, windows=windows, **settings)
+    raise ValueError(f"{folder} has neither windows.json nor eval.txt to measure on")
+
+
+def _save_caches(model: Any, windows: Sequence[Window], setup: Setup, folder: str) -> List[str]:
+    import scoring
+    import torch
+
+    paths = []
+    with torch.no_grad():
+        for number, window in enumerate(windows):
+            _, pairs = scoring.prefix_cache(model, window, getattr(torch, saved_dtype(setup, model)))
+            paths.append(os.path.join(folder, f"cache{number}.safetensors"))
+            save_kv_cache(pairs, paths[-1])
+    return paths
+
+
+def _kivi(folder: str, bits: int) -> str:
+    """A profile of KIVI (Liu et al., 2024): keys by channel, values by token, both with a zero point."""
+    path = os.path.join(folder, f"kivi{bits}.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"version": 1, "default": f"quant(bits={bits},per=token,symmetric=false)",
+                   "rules": [{"kind": "key", "codec": f"quant(bits={bits},per=channel,symmetric=false)"}]}, file)
+    return path
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _decibels(value: Optional[float]) -> str:
+    return report.decibels(float("inf") if value is None else value)
+
+
+def _speeds(figures: Optional[Dict[str, Any]]) -> List[str]:
+    return ["", ""] if figures is None else [f"{figures[name]:.2f}" for name in ("encode_gb_per_s", "decode_gb_per_s")]
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure the table of docs/benchmarks.md.")
+    parser = argparse.ArgumentParser(description="Measure the tables of docs/benchmarks.md.")
     parser.add_argument("models", nargs="+", metavar="MODEL_DIRECTORY")
+    parser.add_argument("--cache", action="append", default=[], metavar="FILE", help="a cache to measure without a model; may be repeated")
     parser.add_argument("--windows", type=int, default=96, help="at most so many for each model (default %(default)s)")
-    parser.add_argument("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache (default: what fits the model)")
+    parser.add_argument("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache of a text (default: what fits the model)")
     parser.add_argument("--cache-dtype", choices=CACHE_DTYPES, default="auto", help="what caches are saved in")
     parser.add_argument("--document", default=DOCUMENT, metavar="FILE", help="with the marks (default docs/benchmarks.md)")
     parser.add_argument("--plot", metavar="OUT.png|OUT.html", help="of the first model")
@@ -81,14 +153,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         replace(file.read(), "")
     if args.plot:
         report.check_plot_path(args.plot)
-    results = [measure(folder, args.windows, not args.quiet, prefix_len=args.prefix_len, cache_dtype=args.cache_dtype)
-               for folder in args.models]
+    models = [of_model(folder, args.windows, not args.quiet, prefix_len=args.prefix_len, cache_dtype=args.cache_dtype)
+              for folder in args.models]
+    sections = [*(model_section(*model) for model in models), *map(cache_section, args.cache)]
     with open(args.document, encoding="utf-8") as file:
-        changed = replace(file.read(), "\n\n".join(map(section, results)))
+        changed = replace(file.read(), "\n\n".join(sections))
     with open(args.document, "w", encoding="utf-8") as file:
         file.write(changed)
     if args.plot:
-        report.plot(results[0], args.plot)
+        report.plot(models[0][0], args.plot)
     return 0
 
 

@@ -18,6 +18,7 @@ from compression_bridge import Spec, compress_kv_cache, decompress_kv_cache
 from model_inputs import (
     DEFAULT_MODEL,
     LONGEST_WINDOW,
+    Window,
     check_not_training,
     load_model_and_tokenizer,
     read_text,
@@ -26,8 +27,8 @@ from model_inputs import (
 )
 from results import Change, ValidationResult
 
-__all__ = ["Change", "Setup", "ValidationResult", "compute_perplexity", "load_model_and_tokenizer", "run_full_validation",
-           "run_quick_test", "validate"]
+__all__ = ["Change", "Setup", "ValidationResult", "compute_perplexity", "load_model_and_tokenizer", "measure",
+           "run_full_validation", "run_quick_test", "saved_dtype", "validate", "windows_of"]
 
 # For --sweep, from mild to severe.
 SWEEP = ("lossless", "int8(group=64)", "near-lossless", "mixed", "int6(group=64)", "int5(group=64)", "int4(group=32)",
@@ -147,14 +148,22 @@ def validate(specs: Sequence[Spec], setup: Setup, device: Optional[str] = None, 
     if not verbose:
         _silence_transformers()
     model, tokenizer = load_model_and_tokenizer(setup.model_name, device)
+    return measure(model, windows_of(setup, model, tokenizer), specs, setup, threshold, verbose)
+
+
+def windows_of(setup: Setup, model: Any, tokenizer: Any) -> List[Window]:
+    """The windows that a setup asks for.
+
+    Raises:
+        ValueError: the windows, the text and the model do not fit together
+        FileNotFoundError: no such text
+    """
     if setup.token_windows is not None:
-        windows = windows_from_json(setup.token_windows, setup.windows, setup.prefix_len)
-    else:
-        if setup.text is not None and not os.path.isfile(setup.text):
-            raise FileNotFoundError(f"no such text: {setup.text}")
-        text = read_text(setup.text or setup.dataset_name, setup.dataset_config, setup.split)
-        windows = windows_from_text(text, tokenizer, model, setup.windows, setup.prefix_len, setup.continuation_len)
-    return _measure(model, windows, specs, setup, threshold, verbose)
+        return windows_from_json(setup.token_windows, setup.windows, setup.prefix_len)
+    if setup.text is not None and not os.path.isfile(setup.text):
+        raise FileNotFoundError(f"no such text: {setup.text}")
+    text = read_text(setup.text or setup.dataset_name, setup.dataset_config, setup.split)
+    return windows_from_text(text, tokenizer, model, setup.windows, setup.prefix_len, setup.continuation_len)
 
 
 def run_quick_test(verbose: bool = True, threshold: float = 0.5, codec: Optional[str] = None,
@@ -173,8 +182,6 @@ def run_quick_test(verbose: bool = True, threshold: float = 0.5, codec: Optional
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
         return _quick_test_without_model(spec, threshold, verbose)
-    from model_inputs import Window
-
     if not verbose:
         _silence_transformers()
     with torch.random.fork_rng(devices=[]):
@@ -183,20 +190,27 @@ def run_quick_test(verbose: bool = True, threshold: float = 0.5, codec: Optional
             vocab_size=256, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=256)).eval()
         windows = [Window(ids.tolist(), 96) for ids in torch.randint(0, 256, (8, 160))]
-    result = _measure(model, windows, [spec], Setup(model_name="random weights"), threshold, verbose)[0]
+    result = measure(model, windows, [spec], Setup(model_name="random weights"), threshold, verbose)[0]
     result.synthetic = True
     return result
 
 
-def _measure(model: Any, windows: Sequence[Any], specs: Sequence[Spec], setup: Setup, threshold: float,
-             verbose: bool) -> List[ValidationResult]:
+def saved_dtype(setup: Setup, model: Any) -> str:
+    """The name of the dtype that a setup saves the model's caches in."""
+    if setup.cache_dtype != "auto":
+        return setup.cache_dtype
+    name = str(model.dtype).removeprefix("torch.")
+    return "float16" if name == "float32" else name
+
+
+def measure(model: Any, windows: Sequence[Window], specs: Sequence[Spec], setup: Setup, threshold: float = 0.5,
+            verbose: bool = True) -> List[ValidationResult]:
+    """validate with a model and windows that are at hand already; of the setup, model_name and cache_dtype count."""
     import scoring
     import torch
     import transformers
 
-    name = setup.cache_dtype
-    if name == "auto":
-        name = "float16" if model.dtype == torch.float32 else str(model.dtype).removeprefix("torch.")
+    name = saved_dtype(setup, model)
     scores = scoring.score(model, windows, specs, getattr(torch, name),
                            lambda windows: _progress(windows, verbose, "windows"))
     versions = {"torch": torch.__version__, "transformers": transformers.__version__,

@@ -11,7 +11,9 @@ import sys
 import measure_table
 import pytest
 import report
+import torch
 from conftest import VALIDATION, make_model
+from kv_cache_utils import save_kv_cache
 from results import Change, ValidationResult
 from validate_perplexity import ValidationResult as Published
 from validate_perplexity import main, run_full_validation, run_quick_test
@@ -213,19 +215,28 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
     done = run(folder, "--document", readme, script="measure_table.py")
     assert done.returncode == 1 and done.stderr.startswith("Error: no <!-- table: begin -->")
     readme.write_text(f"before\n{measure_table.BEGIN}\nold\n{measure_table.END}\nafter\n")
-    done = run(folder, "--document", readme, "--quiet", "--windows", "2", script="measure_table.py")
+    cache = tmp_path / "cache.safetensors"
+    save_kv_cache([(torch.randn(1, 2, 64, 16), torch.randn(1, 2, 64, 16))], str(cache))
+    done = run(folder, "--document", readme, "--quiet", "--windows", "4", "--cache", cache, script="measure_table.py")
     assert done.returncode == 0, done.stderr
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + len(measure_table.SPECS)
-    assert {len(row.split(" | ")) for row in rows} == {len(report.COLUMNS)}
+    of_model, of_cache = text.split("`cache.safetensors`:")
+    rows = [line for line in of_model.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(measure_table.specs(str(tmp_path), "0" * 32))
+    assert {len(row.split(" | ")) for row in rows} == {len(report.COLUMNS) + len(measure_table.SPEEDS)}
+    calibrated = next(row for row in rows if row.startswith("| kv3, calibrated"))
+    assert float(calibrated.split(" | ")[7]) > 0
+    swept = [line.split(" | ")[0].strip("| ") for line in of_cache.splitlines() if line.startswith("| ")]
+    assert set(swept[2:]) == {codec.replace("|", "\\|") for codec in measure_table.CODECS}
     assert "2 windows, 30 tokens scored" in text and "torch 2." in text
     lossless = next(row for row in rows if row.startswith("| lossless "))
     assert lossless.count("| 0 ") == 5 and lossless.count("| no loss ") == 3 and "100.00 %" in lossless
     assert next(row for row in rows if row.startswith("| int4(group=64)")).count(" ± ") == 2
     with pytest.raises(ValueError, match="has neither windows"):
-        measure_table.measure(str(tmp_path), 1, False)
+        measure_table.of_model(str(tmp_path), 1, False)
+    with pytest.raises(ValueError, match="has 1 windows: one half is learned from"):
+        measure_table.of_model(str(folder), 1, False)
 
 
 def test_the_published_table_is_a_measurement():
@@ -235,9 +246,10 @@ def test_the_published_table_is_a_measurement():
     assert len(sections) >= 6
     for nll, perplexity, text in zip(map(float, sections[::3]), map(float, sections[1::3]), sections[2::3]):
         assert math.exp(nll) == pytest.approx(perplexity, abs=5e-5 * (1 + perplexity))
-        lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        of_model = text.split("\n\n`")[0]
+        lines = [line.strip("| ").split(" | ") for line in of_model.splitlines() if line.startswith("| ")]
         rows = {row[0]: row[1:] for row in lines[2:]}
-        assert rows.pop("lossless")[1:] == ["no loss"] * 3 + ["0"] * 5 + ["100.00 %"]
+        assert rows.pop("lossless")[1:10] == ["no loss"] * 3 + ["0"] * 5 + ["100.00 %"]
         for bits, _, _, _, change, nats, kl, *_ in rows.values():
             assert 0 < float(bits) < 32 and float(kl) > 0
             nats = float(nats.split(" ")[0])
