@@ -25,24 +25,21 @@ DOCUMENT = os.path.join(HERE, "..", "docs", "benchmarks.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 CODECS = ("lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
           "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3", "int2(group=64)", "rotated(bits=2)", "kv2")
-# Calibrated, where a model is at hand.
-NAMES = ("kv4", "kv3", "kv2")
-KIVI_BITS = (4, 3, 2)
-# Channels that share a basis: those of neighbouring heads, all of a layer where it has no more.
-GROUP_DIM = 256
+BITS = (4, 3, 2)  # of KIVI, and of kv with an artifact
 SPEEDS = ("encode GB/s", "decode GB/s")
 
 
 def specs(folder: str, artifact: str) -> List[Spec]:
     """All that is measured on a model, given a folder for what it needs and the id of the artifact that lies there."""
-    return ([Spec(codec) for codec in CODECS] + [Spec(profile=_kivi(folder, bits), label=f"KIVI, {bits} bits") for bits in KIVI_BITS]
-            + [Spec(f"{name}(artifact={artifact})", artifacts=folder, label=f"{name}, calibrated") for name in NAMES])
+    return [*map(Spec, CODECS), *(Spec(profile=_kivi(folder, bits), label=f"KIVI, {bits} bits") for bits in BITS),
+            *(Spec(f"kv(bits={bits},artifact={artifact})", artifacts=folder, label=f"kv{bits}, calibrated") for bits in BITS)]
 
 
-def of_model(folder: str, windows: int, verbose: bool, **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
+def of_model(folder: str, windows: int, group_dim: int, verbose: bool, **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
     """All codecs on the model of a directory, on the CPU, and what -sweep says of a cache of it.
 
     Args:
+        group_dim: channels of neighbouring heads that share a basis of the artifact
         settings: further fields of Setup
 
     Raises:
@@ -55,7 +52,7 @@ def of_model(folder: str, windows: int, verbose: bool, **settings: Any) -> Tuple
         raise ValueError(f"{folder} has {len(found)} windows: one half is learned from, the other measured")
     with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
         caches = _save_caches(model, found[:len(found) // 2], setup, place)
-        artifact = calibrate(caches, os.path.join(place, "model.kvcal"), GROUP_DIM)
+        artifact = calibrate(caches, os.path.join(place, "model.kvcal"), group_dim)
         return measure(model, found[len(found) // 2:], specs(place, artifact), setup, verbose=verbose), sweep(caches[0])
 
 
@@ -111,7 +108,7 @@ def _save_caches(model: Any, windows: Sequence[Window], setup: Setup, folder: st
         for number, window in enumerate(windows):
             _, pairs = scoring.prefix_cache(model, window, getattr(torch, saved_dtype(setup, model)))
             paths.append(os.path.join(folder, f"cache{number}.safetensors"))
-            save_kv_cache(pairs, paths[-1])
+            save_kv_cache(pairs, paths[-1], config=model.config)
     return paths
 
 
@@ -144,6 +141,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--windows", type=int, default=96, help="at most so many for each model (default %(default)s)")
     parser.add_argument("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache of a text (default: what fits the model)")
     parser.add_argument("--cache-dtype", choices=CACHE_DTYPES, default="auto", help="what caches are saved in")
+    parser.add_argument("--group-dim", type=int, default=256, choices=(64, 128, 256),
+                        help="channels that share a basis of an artifact (default %(default)s)")
     parser.add_argument("--document", default=DOCUMENT, metavar="FILE", help="with the marks (default docs/benchmarks.md)")
     parser.add_argument("--plot", metavar="OUT.png|OUT.html", help="of the first model")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -153,7 +152,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         replace(file.read(), "")
     if args.plot:
         report.check_plot_path(args.plot)
-    models = [of_model(folder, args.windows, not args.quiet, prefix_len=args.prefix_len, cache_dtype=args.cache_dtype)
+    models = [of_model(folder, args.windows, args.group_dim, not args.quiet, prefix_len=args.prefix_len, cache_dtype=args.cache_dtype)
               for folder in args.models]
     sections = [*(model_section(*model) for model in models), *map(cache_section, args.cache)]
     with open(args.document, encoding="utf-8") as file:

@@ -323,7 +323,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if not specs:
         specs = [Spec(codec) for codec in SWEEP] if args.sweep else [Spec(group_size=args.group_size)]
     if args.quick_test:
-        results = [run_quick_test(verbose, args.threshold, *specs[0])]
+        results = [run_quick_test(verbose, args.threshold, specs[0].codec, specs[0].profile, specs[0].group_size)]
     else:
         results = validate(specs, Setup(**_given(args)), "cpu" if args.cpu else None, args.threshold, verbose)
     if args.json:

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -34,9 +35,12 @@ def folder(tmp_path_factory):
     """A model's directory with windows of token ids beside it."""
     path = tmp_path_factory.mktemp("tiny")
     make_model().save_pretrained(path)
-    rows = [[(7 * i * i + 3 * i + row) % 64 for i in range(40)] for row in range(5)]
-    (path / "windows.json").write_text(json.dumps({"prefix_len": 24, "windows": rows}))
+    (path / "windows.json").write_text(json.dumps({"prefix_len": 24, "windows": windows_of(5, 40)}))
     return path
+
+
+def windows_of(count, tokens):
+    return [[(7 * i * i + 3 * i + row) % 64 for i in range(tokens)] for row in range(count)]
 
 
 def flags(folder):
@@ -217,7 +221,11 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
     readme.write_text(f"before\n{measure_table.BEGIN}\nold\n{measure_table.END}\nafter\n")
     cache = tmp_path / "cache.safetensors"
     save_kv_cache([(torch.randn(1, 2, 64, 16), torch.randn(1, 2, 64, 16))], str(cache))
-    done = run(folder, "--document", readme, "--quiet", "--windows", "4", "--cache", cache, script="measure_table.py")
+    model = tmp_path / "many"
+    shutil.copytree(folder, model)
+    # Enough to learn from: more tokens than a basis has channels.
+    (model / "windows.json").write_text(json.dumps({"prefix_len": 60, "windows": windows_of(4, 76)}))
+    done = run(model, "--document", readme, "--quiet", "--group-dim", "64", "--cache", cache, script="measure_table.py")
     assert done.returncode == 0, done.stderr
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
@@ -234,9 +242,9 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
     assert lossless.count("| 0 ") == 5 and lossless.count("| no loss ") == 3 and "100.00 %" in lossless
     assert next(row for row in rows if row.startswith("| int4(group=64)")).count(" ± ") == 2
     with pytest.raises(ValueError, match="has neither windows"):
-        measure_table.of_model(str(tmp_path), 1, False)
+        measure_table.of_model(str(tmp_path), 1, 64, False)
     with pytest.raises(ValueError, match="has 1 windows: one half is learned from"):
-        measure_table.of_model(str(folder), 1, False)
+        measure_table.of_model(str(folder), 1, 64, False)
 
 
 def test_the_published_table_is_a_measurement():
