@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional
 
 BINARY = "kv-compress"
 
@@ -143,24 +143,6 @@ def decompress_kv_cache(input_path: str, output_path: str, verbose: bool = False
         as compress_kv_cache; CalledProcessError for a damaged file
     """
     return _run(["-decompress", "-input", input_path, "-output", output_path, *_where(artifacts)], verbose)
-
-
-def calibrate(input_paths: Sequence[str], output_path: str, group_dim: Optional[int] = None) -> str:
-    """Make the artifact of a model from caches of it.
-
-    Args:
-        input_paths: Safetensors files of one model's caches
-        output_path: Path for the artifact, NAME.kvcal
-        group_dim: Channels of neighbouring heads that share a basis; None: kv-compress's own default
-
-    Returns:
-        The artifact's id, for transform(artifact=ID)
-
-    Raises:
-        as compress_kv_cache
-    """
-    size = [] if group_dim is None else ["-group-dim", str(group_dim)]
-    return _run_json(["-calibrate", "-input", ",".join(map(os.fspath, input_paths)), "-output", output_path, *size])["artifact"]
 
 
 def sweep(input_path: str) -> Dict[str, Dict[str, Any]]:

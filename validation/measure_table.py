@@ -3,7 +3,8 @@
     python measure_table.py [--plot FILE] [--cache FILE]... MODEL_DIRECTORY...
 
 A directory holds a model and either windows.json (windows of token ids) or eval.txt (a text). Artifacts are learned from the
-first half of its windows, and every codec is measured on the second. A cache is a safetensors file of keys and values.
+first half of its windows, by plain and by Fisher-weighted calibration, and every codec is measured on the second. A cache is
+a safetensors file of keys and values. Needs the package kvcompress (client/python) besides requirements.txt.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import tempfile
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import report
-from compression_bridge import Spec, calibrate, sweep
+from compression_bridge import Spec, find_cli_binary, sweep
 from kv_cache_utils import save_kv_cache
+from kvcompress.calibration import calibrate, collect_weights
 from model_inputs import Window
 from results import ValidationResult
 from validate_perplexity import CACHE_DTYPES, Setup, load_model_and_tokenizer, measure, saved_dtype, windows_of
@@ -23,19 +25,23 @@ from validate_perplexity import CACHE_DTYPES, Setup, load_model_and_tokenizer, m
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENT = os.path.join(HERE, "..", "docs", "benchmarks.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-CODECS = ("lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int4(group=64)|rans", "int4(group=64)|zstd(level=1)",
-          "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3", "int2(group=64)", "rotated(bits=2)", "kv2")
+CODECS = ("lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int4(group=64)|rans",
+          "int4(group=64)|zstd(level=1)", "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3", "int2(group=64)",
+          "rotated(bits=2)", "kv2")
 BITS = (4, 3, 2)  # of KIVI, and of kv with an artifact
 SPEEDS = ("encode GB/s", "decode GB/s")
 
 
-def specs(folder: str, artifact: str) -> List[Spec]:
-    """All that is measured on a model, given a folder for what it needs and the id of the artifact that lies there."""
+def specs(folder: str, artifacts: Dict[str, str]) -> List[Spec]:
+    """All that is measured on a model, given a folder for what it needs and the ids of artifacts that lie there, by how they
+    were made."""
     return [*map(Spec, CODECS), *(Spec(profile=_kivi(folder, bits), label=f"KIVI, {bits} bits") for bits in BITS),
-            *(Spec(f"kv(bits={bits},artifact={artifact})", artifacts=folder, label=f"kv{bits}, calibrated") for bits in BITS)]
+            *(Spec(f"kv(bits={bits},artifact={artifact})", artifacts=folder, label=f"kv{bits}, {how}")
+              for how, artifact in artifacts.items() for bits in BITS)]
 
 
-def of_model(folder: str, windows: int, group_dim: int, verbose: bool, **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
+def of_model(folder: str, windows: int, group_dim: int, verbose: bool,
+             **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
     """All codecs on the model of a directory, on the CPU, and what -sweep says of a cache of it.
 
     Args:
@@ -51,9 +57,11 @@ def of_model(folder: str, windows: int, group_dim: int, verbose: bool, **setting
     if len(found) < 2:
         raise ValueError(f"{folder} has {len(found)} windows: one half is learned from, the other measured")
     with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
-        caches = _save_caches(model, found[:len(found) // 2], setup, place)
-        artifact = calibrate(caches, os.path.join(place, "model.kvcal"), group_dim)
-        return measure(model, found[len(found) // 2:], specs(place, artifact), setup, verbose=verbose), sweep(caches[0])
+        learned, measured = found[:len(found) // 2], found[len(found) // 2:]
+        caches = _save_caches(model, learned, setup, place)
+        artifacts = {"calibrated": _learn(model, caches, None, group_dim, place),
+                     "calibrated by Fisher": _learn(model, caches, learned, group_dim, place)}
+        return measure(model, measured, specs(place, artifacts), setup, verbose=verbose), sweep(caches[0])
 
 
 def model_section(results: Sequence[ValidationResult], speeds: Dict[str, Any]) -> str:
@@ -112,6 +120,17 @@ def _save_caches(model: Any, windows: Sequence[Window], setup: Setup, folder: st
     return paths
 
 
+def _learn(model: Any, caches: Sequence[str], windows: Optional[Sequence[Window]], group_dim: int, folder: str) -> str:
+    """The id of an artifact of caches, weighted by the Fisher information of windows where they are given."""
+    if windows is None:
+        return calibrate(caches, os.path.join(folder, "plain.kvcal"), group_dim=group_dim, program=find_cli_binary()).id
+    weights = os.path.join(folder, "weights.safetensors")
+    read = min(len(window.ids) - window.prefix_len for window in windows)
+    collect_weights(model, [window.ids for window in windows], weights, group_dim=group_dim, read_tokens=read)
+    return calibrate(caches, os.path.join(folder, "weighted.kvcal"), group_dim=group_dim, weights=weights,
+                     program=find_cli_binary()).id
+
+
 def _kivi(folder: str, bits: int) -> str:
     """A profile of KIVI (Liu et al., 2024): keys by channel, values by token, both with a zero point."""
     path = os.path.join(folder, f"kivi{bits}.json")
@@ -137,9 +156,11 @@ def _speeds(figures: Optional[Dict[str, Any]]) -> List[str]:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Measure the tables of docs/benchmarks.md.")
     parser.add_argument("models", nargs="+", metavar="MODEL_DIRECTORY")
-    parser.add_argument("--cache", action="append", default=[], metavar="FILE", help="a cache to measure without a model; may be repeated")
+    parser.add_argument("--cache", action="append", default=[], metavar="FILE",
+                        help="a cache to measure without a model; may be repeated")
     parser.add_argument("--windows", type=int, default=96, help="at most so many for each model (default %(default)s)")
-    parser.add_argument("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache of a text (default: what fits the model)")
+    parser.add_argument("--prefix-len", type=int, metavar="TOKENS",
+                        help="tokens of each cache of a text (default: what fits the model)")
     parser.add_argument("--cache-dtype", choices=CACHE_DTYPES, default="auto", help="what caches are saved in")
     parser.add_argument("--group-dim", type=int, default=256, choices=(64, 128, 256),
                         help="channels that share a basis of an artifact (default %(default)s)")
@@ -152,8 +173,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         replace(file.read(), "")
     if args.plot:
         report.check_plot_path(args.plot)
-    models = [of_model(folder, args.windows, args.group_dim, not args.quiet, prefix_len=args.prefix_len, cache_dtype=args.cache_dtype)
-              for folder in args.models]
+    models = [of_model(folder, args.windows, args.group_dim, not args.quiet, prefix_len=args.prefix_len,
+                       cache_dtype=args.cache_dtype) for folder in args.models]
     sections = [*(model_section(*model) for model in models), *map(cache_section, args.cache)]
     with open(args.document, encoding="utf-8") as file:
         changed = replace(file.read(), "\n\n".join(sections))
