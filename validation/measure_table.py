@@ -26,8 +26,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENT = os.path.join(HERE, "..", "docs", "benchmarks.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 CODECS = ("lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int4(group=64)|rans",
-          "int4(group=64)|zstd(level=1)", "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3", "int2(group=64)",
-          "rotated(bits=2)", "kv2")
+          "int4(group=64)|zstd(level=1)", "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3",
+          "int2(group=64)", "rotated(bits=2)", "kv2")
 BITS = (4, 3, 2)  # of KIVI, and of kv with an artifact
 SPEEDS = ("encode GB/s", "decode GB/s")
 
