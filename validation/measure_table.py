@@ -3,7 +3,7 @@
     python measure_table.py [--plot FILE] [--cache FILE]... MODEL_DIRECTORY...
 
 A directory holds a model and either windows.json (windows of token ids) or eval.txt (a text). Artifacts are learned from the
-first half of its windows, by plain and by Fisher-weighted calibration, and every codec is measured on the second. A cache is
+first half of its windows, plain and weighted by what errors cost, and every codec is measured on the second. A cache is
 a safetensors file of keys and values. Needs the package kvcompress (client/python) besides requirements.txt.
 """
 
@@ -60,7 +60,7 @@ def of_model(folder: str, windows: int, group_dim: int, verbose: bool,
         learned, measured = found[:len(found) // 2], found[len(found) // 2:]
         caches = _save_caches(model, learned, setup, place)
         artifacts = {"calibrated": _learn(model, caches, None, group_dim, place),
-                     "calibrated by Fisher": _learn(model, caches, learned, group_dim, place)}
+                     "calibrated, weighted": _learn(model, caches, learned, group_dim, place)}
         return measure(model, measured, specs(place, artifacts), setup, verbose=verbose), sweep(caches[0])
 
 
@@ -121,7 +121,7 @@ def _save_caches(model: Any, windows: Sequence[Window], setup: Setup, folder: st
 
 
 def _learn(model: Any, caches: Sequence[str], windows: Optional[Sequence[Window]], group_dim: int, folder: str) -> str:
-    """The id of an artifact of caches, weighted by the Fisher information of windows where they are given."""
+    """The id of an artifact of caches, weighted by what errors in windows cost, where they are given."""
     if windows is None:
         return calibrate(caches, os.path.join(folder, "plain.kvcal"), group_dim=group_dim, program=find_cli_binary()).id
     weights = os.path.join(folder, "weights.safetensors")

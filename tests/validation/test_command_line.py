@@ -231,7 +231,7 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     of_model, of_cache = text.split("`cache.safetensors`:")
     rows = [line for line in of_model.splitlines() if line.startswith("| ")]
-    artifacts = {"calibrated": "0" * 32, "calibrated by Fisher": "1" * 32}
+    artifacts = {"calibrated": "0" * 32, "calibrated, weighted": "1" * 32}
     assert len(rows) == 2 + len(measure_table.specs(str(tmp_path), artifacts))
     assert {len(row.split(" | ")) for row in rows} == {len(report.COLUMNS) + len(measure_table.SPEEDS)}
     calibrated = [row.split(" | ") for row in rows if row.startswith("| kv3, calibrated")]
