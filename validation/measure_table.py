@@ -29,6 +29,7 @@ CODECS = ("lossless", "int8(group=64)", "int4(group=32)", "int4(group=64)", "int
           "int4(group=64)|zstd(level=1)", "rotated(bits=4)", "kv4", "int3(group=64)", "rotated(bits=3)", "kv3",
           "int2(group=64)", "rotated(bits=2)", "kv2")
 BITS = (4, 3, 2)  # of KIVI, and of kv with an artifact
+WINDOWS, TEXT_WINDOWS = 96, 48
 SPEEDS = ("encode GB/s", "decode GB/s")
 
 
@@ -40,7 +41,7 @@ def specs(folder: str, artifacts: Dict[str, str]) -> List[Spec]:
               for how, artifact in artifacts.items() for bits in BITS)]
 
 
-def of_model(folder: str, windows: int, group_dim: int, verbose: bool,
+def of_model(folder: str, windows: Optional[int], group_dim: int, verbose: bool,
              **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
     """All codecs on the model of a directory, on the CPU, and what -sweep says of a cache of it.
 
@@ -98,12 +99,12 @@ def replace(document: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
-def _setup(folder: str, windows: int, settings: Dict[str, Any]) -> Setup:
+def _setup(folder: str, windows: Optional[int], settings: Dict[str, Any]) -> Setup:
     ids, text = os.path.join(folder, "windows.json"), os.path.join(folder, "eval.txt")
     if os.path.exists(ids):
-        return Setup(folder, token_windows=ids, windows=windows, **{**settings, "prefix_len": None})
+        return Setup(folder, token_windows=ids, windows=windows or WINDOWS, **{**settings, "prefix_len": None})
     if os.path.exists(text):
-        return Setup(folder, text=text, windows=windows, **settings)
+        return Setup(folder, text=text, windows=windows or TEXT_WINDOWS, **settings)
     raise ValueError(f"{folder} has neither windows.json nor eval.txt to measure on")
 
 
@@ -158,7 +159,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("models", nargs="+", metavar="MODEL_DIRECTORY")
     parser.add_argument("--cache", action="append", default=[], metavar="FILE",
                         help="a cache to measure without a model; may be repeated")
-    parser.add_argument("--windows", type=int, default=96, help="at most so many for each model (default %(default)s)")
+    parser.add_argument("--windows", type=int,
+                        help=f"at most so many for each model (default {WINDOWS} of token ids, {TEXT_WINDOWS} of a text)")
     parser.add_argument("--prefix-len", type=int, metavar="TOKENS",
                         help="tokens of each cache of a text (default: what fits the model)")
     parser.add_argument("--cache-dtype", choices=CACHE_DTYPES, default="auto", help="what caches are saved in")
