@@ -115,6 +115,7 @@ def _figure(results: Sequence[ValidationResult]) -> Any:
     change.errorbar(bits, percent, yerr=errors, fmt="o", color="C0", ecolor="C0", capsize=3, markersize=5)
     change.set(xlabel="bits a value, bytes on disk", ylabel="perplexity change, %",
                title="Change with its standard error")
+    change.set_yscale("symlog", linthresh=1)  # the worst of a sweep is a thousand times the best
     for marker, color, title, name in (("o", "C0", "keys and values", "change"), ("^", "C1", "keys only", "keys_only"),
                                        ("v", "C2", "values only", "values_only")):
         shown = [(result.bits_per_value, kl) for result in ordered if (kl := _kl(getattr(result, name))) > 0]
