@@ -15,7 +15,7 @@ HEADS = 3  # of the axis roles
 
 def through(decoder):
     def decode(payload, size):
-        (raw_size, data), = split_payload(payload, 1, byte_codecs=1)
+        ((raw_size, _), data), = split_payload(payload, 1, byte_codecs=1)
         assert raw_size == size
         return decoder.decode(data, raw_size) if len(data) < raw_size else data
     return decode
