@@ -15,9 +15,9 @@ import tempfile
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import report
+import torch
 from compression_bridge import Spec, find_cli_binary, sweep
-from kv_cache_utils import save_kv_cache
-from kvcompress.calibration import calibrate, collect_weights
+from kvcompress.calibration import calibrate, collect_cache, collect_weights
 from model_inputs import Window
 from results import ValidationResult
 from validate_perplexity import CACHE_DTYPES, Setup, load_model_and_tokenizer, measure, saved_dtype, windows_of
@@ -59,7 +59,9 @@ def of_model(folder: str, windows: Optional[int], group_dim: int, verbose: bool,
         raise ValueError(f"{folder} has {len(found)} windows: one half is learned from, the other measured")
     with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
         learned, measured = found[:len(found) // 2], found[len(found) // 2:]
-        caches = _save_caches(model, learned, setup, place)
+        caches = [os.path.join(place, f"cache{number}.safetensors") for number in range(len(learned))]
+        for window, path in zip(learned, caches):
+            collect_cache(model, [window.ids[:window.prefix_len]], path, dtype=getattr(torch, saved_dtype(setup, model)))
         artifacts = {"calibrated": _learn(model, caches, None, group_dim, place),
                      "calibrated, weighted": _learn(model, caches, learned, group_dim, place)}
         return measure(model, measured, specs(place, artifacts), setup, verbose=verbose), sweep(caches[0])
@@ -106,19 +108,6 @@ def _setup(folder: str, windows: Optional[int], settings: Dict[str, Any]) -> Set
     if os.path.exists(text):
         return Setup(folder, text=text, windows=windows or TEXT_WINDOWS, **settings)
     raise ValueError(f"{folder} has neither windows.json nor eval.txt to measure on")
-
-
-def _save_caches(model: Any, windows: Sequence[Window], setup: Setup, folder: str) -> List[str]:
-    import scoring
-    import torch
-
-    paths = []
-    with torch.no_grad():
-        for number, window in enumerate(windows):
-            _, pairs = scoring.prefix_cache(model, window, getattr(torch, saved_dtype(setup, model)))
-            paths.append(os.path.join(folder, f"cache{number}.safetensors"))
-            save_kv_cache(pairs, paths[-1], config=model.config)
-    return paths
 
 
 def _learn(model: Any, caches: Sequence[str], windows: Optional[Sequence[Window]], group_dim: int, folder: str) -> str:

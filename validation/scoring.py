@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import cache_view
 import torch
@@ -116,7 +116,11 @@ def score(
         plain = os.path.join(folder, "cache.safetensors")
         for window in progress(windows):
             ids = torch.tensor([list(window.ids)], device=_device(model))
-            prefill, saved = prefix_cache(model, window, cache_dtype)
+            _, prefill = cache_view.forward(model, ids[:, :window.prefix_len])
+            saved = [(key.to(cache_dtype), value.to(cache_dtype)) for key, value in cache_view.layers(prefill)]
+            if not all(tensor.isfinite().all() for pair in saved for tensor in pair):
+                raise ValueError(f"the cache is not finite in {str(cache_dtype).removeprefix('torch.')}: try another "
+                                 "--cache-dtype")
             untouched = cache_view.with_tensors(prefill, saved)
             save_kv_cache(saved, plain, config=model.config)
             rest, targets = ids[:, window.prefix_len:-1], ids[0, window.prefix_len + 1:]
@@ -129,20 +133,6 @@ def score(
                     cache = cache_view.with_tensors(prefill, mix(saved, restored, part))
                     run.add(part, baseline, continuation_log_probs(model, cache, rest), targets)
     return [run.result(len(windows)) for run in runs]
-
-
-def prefix_cache(model: Any, window: Window, cache_dtype: torch.dtype) -> Tuple[Any, List[cache_view.Pair]]:
-    """The cache that the model makes of a window's prefix, and its keys and values in the dtype that they are saved in.
-
-    Raises:
-        ValueError: they are not finite in that dtype
-    """
-    ids = torch.tensor([list(window.ids[:window.prefix_len])], device=_device(model))
-    _, prefill = cache_view.forward(model, ids)
-    saved = [(key.to(cache_dtype), value.to(cache_dtype)) for key, value in cache_view.layers(prefill)]
-    if not all(tensor.isfinite().all() for pair in saved for tensor in pair):
-        raise ValueError(f"the cache is not finite in {str(cache_dtype).removeprefix('torch.')}: try another --cache-dtype")
-    return prefill, saved
 
 
 def mix(untouched: Sequence[cache_view.Pair], restored: Sequence[cache_view.Pair], part: str) -> List[cache_view.Pair]:
