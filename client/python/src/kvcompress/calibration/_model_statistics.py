@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from ._errors import InvalidArgument
-from ._rotary import RotaryEmbedding
+from .._errors import InvalidArgument
+from .._rotary import RotaryEmbedding
 
 # The first tokens of a sequence are like no others, and calibration leaves them out.
 _SINK_TOKENS = 4

@@ -1,13 +1,4 @@
-"""The artifact of a model: what calibration learns of its keys and values, for codecs that are told of it by its id.
-
-    collect_cache(model, windows, "cache.safetensors")
-    collect_weights(model, windows, "weights.safetensors", group_dim=256)
-    made = calibrate(["cache.safetensors"], "model.kvcal", weights="weights.safetensors", group_dim=256)
-    client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
-
-The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
-transformers, `calibrate` neither.
-"""
+"""Artifacts are made by the program kv-compress, without a daemon."""
 
 import contextlib
 import json
@@ -22,33 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ._errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, KvCompressError
-from ._rotary import RotaryEmbedding
-
-if TYPE_CHECKING:
-    from ._model_statistics import collect_cache, collect_weights
-
-__all__ = ["Calibration", "calibrate", "collect_cache", "collect_weights"]
+from .._errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument, KvCompressError
+from .._rotary import RotaryEmbedding
 
 _PROGRAM = "kv-compress"
 _VARIABLE = "KV_COMPRESS_PATH"
 
 Path = str | PathLike[str]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("collect_cache", "collect_weights"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from . import _model_statistics
-    except ImportError as error:
-        raise ImportError(
-            f"kvcompress.calibration.{name} needs PyTorch and transformers ({error}): "
-            "pip install './client/python[transformers]' from a checkout"
-        ) from error
-    return getattr(_model_statistics, name)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""The artifact of a model: what calibration learns of its keys and values, for codecs that are told of it by its id.
+
+    collect_cache(model, windows, "cache.safetensors")
+    collect_weights(model, windows, "weights.safetensors", group_dim=256)
+    made = calibrate(["cache.safetensors"], "model.kvcal", weights="weights.safetensors", group_dim=256)
+    client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
+
+The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
+transformers, `calibrate` neither.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._artifact import Calibration, calibrate
+
+if TYPE_CHECKING:
+    from ._model_statistics import collect_cache, collect_weights
+
+__all__ = ["Calibration", "calibrate", "collect_cache", "collect_weights"]
+
+# What needs PyTorch, by the module that has it, which is imported when it is asked for.
+_MODULES = {"collect_cache": "_model_statistics", "collect_weights": "_model_statistics"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f".{_MODULES[name]}", __name__)
+    except ImportError as error:
+        raise ImportError(
+            f"kvcompress.calibration.{name} needs PyTorch and transformers ({error}): "
+            "pip install './client/python[transformers]' from a checkout"
+        ) from error
+    return getattr(module, name)
