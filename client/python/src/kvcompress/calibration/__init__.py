@@ -6,18 +6,19 @@
     client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
 
 The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
-transformers, `calibrate` neither.
+transformers, the others neither. `CompressionConfig` says which heads are compressed to which rank.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._artifact import Calibration, calibrate
+from .compression_config import CompressionConfig, HeadConfig
 
 if TYPE_CHECKING:
     from ._model_statistics import collect_cache, collect_weights
 
-__all__ = ["Calibration", "calibrate", "collect_cache", "collect_weights"]
+__all__ = ["Calibration", "CompressionConfig", "HeadConfig", "calibrate", "collect_cache", "collect_weights"]
 
 # What needs PyTorch, by the module that has it, which is imported when it is asked for.
 _MODULES = {"collect_cache": "_model_statistics", "collect_weights": "_model_statistics"}
