@@ -6,7 +6,8 @@
     client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
 
 The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
-transformers, the others neither. `CompressionConfig` says which heads are compressed to which rank.
+transformers, the others neither. `CompressionConfig` says which heads are compressed to which rank;
+`PCACompressor` and `KVSpliceCompressor` do that.
 """
 
 import importlib
@@ -17,11 +18,26 @@ from .compression_config import CompressionConfig, HeadConfig
 
 if TYPE_CHECKING:
     from ._model_statistics import collect_cache, collect_weights
+    from .low_rank import KVCompressorBase, KVSpliceCompressor, PCACompressor, load_compressor
 
-__all__ = ["Calibration", "CompressionConfig", "HeadConfig", "calibrate", "collect_cache", "collect_weights"]
+__all__ = [
+    "Calibration",
+    "CompressionConfig",
+    "HeadConfig",
+    "KVCompressorBase",
+    "KVSpliceCompressor",
+    "PCACompressor",
+    "calibrate",
+    "collect_cache",
+    "collect_weights",
+    "load_compressor",
+]
 
 # What needs PyTorch, by the module that has it, which is imported when it is asked for.
-_MODULES = {"collect_cache": "_model_statistics", "collect_weights": "_model_statistics"}
+_MODULES = {
+    **dict.fromkeys(("collect_cache", "collect_weights"), "_model_statistics"),
+    **dict.fromkeys(("KVCompressorBase", "KVSpliceCompressor", "PCACompressor", "load_compressor"), "low_rank"),
+}
 
 
 def __getattr__(name: str) -> Any:
