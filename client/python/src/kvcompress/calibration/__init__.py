@@ -6,8 +6,8 @@
     client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
 
 The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
-transformers, the others neither. `CompressionConfig` says which heads are compressed to which rank;
-`PCACompressor` and `KVSpliceCompressor` do that.
+transformers, `calibrate` neither. `fisher_metrics` measures what heads are like, `CompressionConfig` says which are
+compressed to which rank; `PCACompressor` and `KVSpliceCompressor` do that.
 """
 
 import importlib
@@ -18,6 +18,7 @@ from .compression_config import CompressionConfig, HeadConfig
 
 if TYPE_CHECKING:
     from ._model_statistics import collect_cache, collect_weights
+    from .fisher import fisher_metrics
     from .low_rank import KVCompressorBase, KVSpliceCompressor, PCACompressor, load_compressor
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "calibrate",
     "collect_cache",
     "collect_weights",
+    "fisher_metrics",
     "load_compressor",
 ]
 
 # What needs PyTorch, by the module that has it, which is imported when it is asked for.
 _MODULES = {
     **dict.fromkeys(("collect_cache", "collect_weights"), "_model_statistics"),
+    "fisher_metrics": "fisher",
     **dict.fromkeys(("KVCompressorBase", "KVSpliceCompressor", "PCACompressor", "load_compressor"), "low_rank"),
 }
 
