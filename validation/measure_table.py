@@ -1,10 +1,10 @@
 """Measures the tables of docs/benchmarks.md, "What codecs do to models", and writes them between their marks.
 
-    python measure_table.py [--plot FILE] [--cache FILE]... MODEL_DIRECTORY...
+    python measure_table.py [--plot FILE] [--cache FILE]... [--text FILE] MODEL...
 
-A directory holds a model and either windows.json (windows of token ids) or eval.txt (a text). Artifacts are learned from the
-first half of its windows, plain and weighted by what errors cost, and every codec is measured on the second. A cache is
-a safetensors file of keys and values. Needs the package kvcompress (client/python) besides requirements.txt.
+A model is measured on --text, or on what lies in its directory: windows.json (windows of token ids) or eval.txt (a text).
+Artifacts are learned from the first half of the windows, plain and weighted by what errors cost, and every codec is measured
+on the second. A cache is a safetensors file of keys and values.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from compression_bridge import Spec, find_cli_binary, sweep
 from kvcompress.calibration import calibrate, collect_cache, collect_weights
 from model_inputs import Window
 from results import ValidationResult
-from validate_perplexity import CACHE_DTYPES, Setup, load_model_and_tokenizer, measure, saved_dtype, windows_of
+from validate_perplexity import DTYPES, Setup, load_model_and_tokenizer, measure, saved_dtype, windows_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENT = os.path.join(HERE, "..", "docs", "benchmarks.md")
@@ -41,22 +41,23 @@ def specs(folder: str, artifacts: Dict[str, str]) -> List[Spec]:
               for how, artifact in artifacts.items() for bits in BITS)]
 
 
-def of_model(folder: str, windows: Optional[int], group_dim: int, verbose: bool,
+def of_model(model_name: str, windows: Optional[int], group_dim: int, verbose: bool,
              **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
-    """All codecs on the model of a directory, on the CPU, and what -sweep says of a cache of it.
+    """All codecs on a model, on the CPU, and what -sweep says of a cache of it.
 
     Args:
+        model_name, windows: as of Setup; None: WINDOWS or TEXT_WINDOWS
         group_dim: channels of neighbouring heads that share a basis of the artifact
         settings: further fields of Setup
 
     Raises:
-        ValueError: the directory has neither windows nor a text, or less than two windows
+        ValueError: there is neither a text nor windows, or less than two windows
     """
-    setup = _setup(folder, windows, settings)
-    model, tokenizer = load_model_and_tokenizer(folder, "cpu")
+    setup = _setup(model_name, windows, settings)
+    model, tokenizer = load_model_and_tokenizer(model_name, "cpu", setup.dtype)
     found = windows_of(setup, model, tokenizer)
     if len(found) < 2:
-        raise ValueError(f"{folder} has {len(found)} windows: one half is learned from, the other measured")
+        raise ValueError(f"{model_name} has {len(found)} windows: one half is learned from, the other measured")
     with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
         learned, measured = found[:len(found) // 2], found[len(found) // 2:]
         caches = [os.path.join(place, f"cache{number}.safetensors") for number in range(len(learned))]
@@ -101,13 +102,15 @@ def replace(document: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
-def _setup(folder: str, windows: Optional[int], settings: Dict[str, Any]) -> Setup:
-    ids, text = os.path.join(folder, "windows.json"), os.path.join(folder, "eval.txt")
+def _setup(model_name: str, windows: Optional[int], settings: Dict[str, Any]) -> Setup:
+    if settings.get("text") is not None:
+        return Setup(model_name, windows=windows or TEXT_WINDOWS, **settings)
+    ids, text = os.path.join(model_name, "windows.json"), os.path.join(model_name, "eval.txt")
     if os.path.exists(ids):
-        return Setup(folder, token_windows=ids, windows=windows or WINDOWS, **{**settings, "prefix_len": None})
+        return Setup(model_name, token_windows=ids, windows=windows or WINDOWS, **{**settings, "prefix_len": None})
     if os.path.exists(text):
-        return Setup(folder, text=text, windows=windows or TEXT_WINDOWS, **settings)
-    raise ValueError(f"{folder} has neither windows.json nor eval.txt to measure on")
+        return Setup(model_name, windows=windows or TEXT_WINDOWS, **{**settings, "text": text})
+    raise ValueError(f"{model_name} has neither windows.json nor eval.txt to measure on: give --text FILE")
 
 
 def _learn(model: Any, caches: Sequence[str], windows: Optional[Sequence[Window]], group_dim: int, folder: str) -> str:
@@ -145,14 +148,16 @@ def _speeds(figures: Optional[Dict[str, Any]]) -> List[str]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Measure the tables of docs/benchmarks.md.")
-    parser.add_argument("models", nargs="+", metavar="MODEL_DIRECTORY")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="directory, GGUF file or hub name")
+    parser.add_argument("--text", metavar="FILE", help="text to measure all of them on")
     parser.add_argument("--cache", action="append", default=[], metavar="FILE",
                         help="a cache to measure without a model; may be repeated")
     parser.add_argument("--windows", type=int,
                         help=f"at most so many for each model (default {WINDOWS} of token ids, {TEXT_WINDOWS} of a text)")
     parser.add_argument("--prefix-len", type=int, metavar="TOKENS",
                         help="tokens of each cache of a text (default: what fits the model)")
-    parser.add_argument("--cache-dtype", choices=CACHE_DTYPES, default="auto", help="what caches are saved in")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what models compute in (default float32)")
+    parser.add_argument("--cache-dtype", choices=DTYPES, default="auto", help="what caches are saved in")
     parser.add_argument("--group-dim", type=int, default=256, choices=(64, 128, 256),
                         help="channels that share a basis of an artifact (default %(default)s)")
     parser.add_argument("--document", default=DOCUMENT, metavar="FILE", help="with the marks (default docs/benchmarks.md)")
@@ -164,8 +169,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         replace(file.read(), "")
     if args.plot:
         report.check_plot_path(args.plot)
-    models = [of_model(folder, args.windows, args.group_dim, not args.quiet, prefix_len=args.prefix_len,
-                       cache_dtype=args.cache_dtype) for folder in args.models]
+    models = [of_model(name, args.windows, args.group_dim, not args.quiet, text=args.text, prefix_len=args.prefix_len,
+                       dtype=args.dtype, cache_dtype=args.cache_dtype) for name in args.models]
     sections = [*(model_section(*model) for model in models), *map(cache_section, args.cache)]
     with open(args.document, encoding="utf-8") as file:
         changed = replace(file.read(), "\n\n".join(sections))

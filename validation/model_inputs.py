@@ -1,11 +1,9 @@
 """What a measurement reads: models and tokenizers, texts, windows of token ids. Imports torch and its kin only when used."""
 
 import json
-import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 DEFAULT_MODEL = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 # Windows of a text are no longer than this, however long the model's context is.
 LONGEST_WINDOW = 1024
 
@@ -17,91 +15,32 @@ class Window(NamedTuple):
     prefix_len: int
 
 
-def load_model_and_tokenizer(model_name: str = DEFAULT_MODEL, device: Optional[str] = None) -> Tuple[Any, Any]:
-    """Load a causal language model and its tokenizer.
-
-    The model keeps the dtype of its weights, except float16 on a CPU, which becomes float32. A directory that has only
-    sentencepiece's tokenizer.model is read with sentencepiece itself: the conversion that transformers would make of it can
-    split texts in other ways than the model was trained with.
+def load_model_and_tokenizer(model_name: str = DEFAULT_MODEL, device: Optional[str] = None,
+                             dtype: str = "auto") -> Tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, as kvcompress.calibration.load_model does.
 
     Args:
-        model_name: HuggingFace model name or a local directory
+        model_name: HuggingFace model name, a local directory, or a file "*.gguf"
         device: Target device (CUDA where there is one, else CPU, if None)
+        dtype: what it computes in: "float32", "bfloat16" or "float16"; "auto": float32 on a CPU, else the weights' own
 
     Returns:
         Tuple of (model, tokenizer); the tokenizer of a directory without one is None
 
     Raises:
         OSError: there is no such model here, and none to be downloaded, or its weights are damaged
+        ImportError: the package kvcompress is not installed, or others that a GGUF file needs
     """
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-
-    # A name on the hub has one slash; transformers would complain of how these are spelt.
-    path = os.path.isabs(model_name) or model_name.startswith((".", "~")) or model_name.count("/") > 1
-    if path and not os.path.isdir(model_name):
-        raise FileNotFoundError(f"no such folder: {model_name}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype_argument = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    arguments: Dict[str, Any] = {dtype_argument: "auto"}
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(model_name, **arguments).eval()
-    except SafetensorError as error:
-        raise OSError(f"the weights of {model_name} are damaged: {error}") from error
-    if torch.device(device).type == "cpu" and model.dtype == torch.float16:
-        model = model.float()
-    return model.to(device), _tokenizer(model_name)
-
-
-class SentencePieceTokenizer:
-    """The part of a transformers tokenizer that this folder uses, by sentencepiece itself."""
-
-    def __init__(self, folder: str):
-        import sentencepiece
-
-        self._pieces = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, "tokenizer.model"))
-        config = os.path.join(folder, "tokenizer_config.json")
-        settings = {}
-        if os.path.exists(config):
-            with open(config, encoding="utf-8") as file:
-                settings = json.load(file)
-        # LlamaTokenizer's own default is to add it.
-        self._bos = [self._pieces.bos_id()] if settings.get("add_bos_token", True) else []
-
-    def __call__(self, text: Any, return_tensors: Optional[str] = None, truncation: bool = False,
-                 max_length: Optional[int] = None) -> Dict[str, Any]:
-        """{"input_ids": ids} of a text, [[ids], ...] of a list; with return_tensors="pt" a tensor [batch, tokens].
-
-        Raises:
-            ValueError: texts of different lengths for a tensor
-        """
-        texts = [text] if isinstance(text, str) else list(text)
-        rows = [self._bos + self._pieces.encode(one) for one in texts]
-        if truncation:
-            rows = [row[:max_length] for row in rows]
-        if return_tensors == "pt":
-            import torch
-
-            return {"input_ids": torch.tensor(rows, dtype=torch.long)}
-        return {"input_ids": rows[0] if isinstance(text, str) else rows}
+    return _package().load_model(model_name, device=device, dtype=dtype)
 
 
 def read_text(source: str, config: Optional[str] = None, split: str = "test") -> str:
-    """A text file, or else a data set of that name, its rows joined by empty lines.
+    """A text file, or else a data set of that name, as kvcompress.calibration.read_text does.
 
     Raises:
-        ImportError: a data set is asked for, and the package `datasets` is not installed
+        ImportError: the package kvcompress is not installed, or `datasets` for a data set
     """
-    if os.path.isfile(source):
-        with open(source, encoding="utf-8") as file:
-            return file.read()
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(f"{source} is no file, and data sets need the package `datasets`: pip install datasets, "
-                          "or give a text file") from error
-    return "\n\n".join(row["text"] for row in load_dataset(source, config, split=split))
+    return _package().read_text(source, config, split)
 
 
 def windows_from_text(text: str, tokenizer: Any, model: Any, count: int, prefix_len: Optional[int] = None,
@@ -169,13 +108,10 @@ def check_not_training(model: Any) -> None:
         raise ValueError("the model is in training mode, with dropout: call its eval() before it is measured")
 
 
-def _tokenizer(model_name: str) -> Any:
-    if os.path.isdir(model_name):
-        present = [name for name in TOKENIZER_FILES if os.path.exists(os.path.join(model_name, name))]
-        if not present:
-            return None
-        if "tokenizer.model" in present and "tokenizer.json" not in present:
-            return SentencePieceTokenizer(model_name)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model_name)
+def _package() -> Any:
+    try:
+        from kvcompress import calibration
+    except ImportError as error:
+        raise ImportError(f"models and texts are read by the package kvcompress: pip install ../client/python ({error})"
+                          ) from error
+    return calibration

@@ -34,14 +34,15 @@ __all__ = ["Change", "Setup", "ValidationResult", "compute_perplexity", "load_mo
 SWEEP = ("lossless", "int8(group=64)", "near-lossless", "mixed", "int6(group=64)", "int5(group=64)", "int4(group=32)",
          "int4(group=64)", "int4(group=128)", "kv4", "rotated(bits=4)", "int3(group=64)", "kv3", "kv2")
 
-CACHE_DTYPES = ("auto", "float16", "bfloat16", "float32")
+DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 
 @dataclass
 class Setup:
     """What is measured, besides the specs."""
 
-    model_name: str = DEFAULT_MODEL  # a hub name or a local directory
+    model_name: str = DEFAULT_MODEL  # a hub name, a local directory or a GGUF file
+    dtype: str = "auto"  # what the model computes in; "auto": float32 on a CPU, else the type of its weights
     text: Optional[str] = None  # a text file; None: the data set
     token_windows: Optional[str] = None  # a JSON file of token ids in place of a text
     dataset_name: str = "wikitext"
@@ -50,7 +51,7 @@ class Setup:
     windows: int = 32  # at most; the data may hold fewer
     prefix_len: Optional[int] = None  # tokens of each cache
     continuation_len: int = 64  # tokens after it, for windows of a text
-    cache_dtype: str = "auto"  # "float16", "bfloat16", "float32"; "auto": the model's, float16 for a float32 model
+    cache_dtype: str = "auto"  # "float16", "bfloat16", "float32"; "auto": the type of the weights, float16 for float32
 
 
 def compute_perplexity(
@@ -147,7 +148,7 @@ def validate(specs: Sequence[Spec], setup: Setup, device: Optional[str] = None, 
     """run_full_validation of several specs over the same windows; the model reads each prefix once."""
     if not verbose:
         _silence_transformers()
-    model, tokenizer = load_model_and_tokenizer(setup.model_name, device)
+    model, tokenizer = load_model_and_tokenizer(setup.model_name, device, setup.dtype)
     return measure(model, windows_of(setup, model, tokenizer), specs, setup, threshold, verbose)
 
 
@@ -199,7 +200,9 @@ def saved_dtype(setup: Setup, model: Any) -> str:
     """The name of the dtype that a setup saves the model's caches in."""
     if setup.cache_dtype != "auto":
         return setup.cache_dtype
-    name = str(model.dtype).removeprefix("torch.")
+    # The configuration has the type of the weights also where the model computes in another.
+    stored = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or model.dtype
+    name = str(stored).removeprefix("torch.")
     return "float16" if name == "float32" else name
 
 
@@ -281,7 +284,12 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--threshold", type=float, default=0.5, help="maximum acceptable perplexity delta (default %(default)s)")
     add("--quiet", action="store_true", help="minimal output: one line for each spec")
     # The fields of Setup have no default here: _given tells them apart by that.
-    add("--model", dest="model_name", metavar="NAME", help=f"hub name or local directory (default {defaults.model_name})")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", dest="model_name", metavar="NAME",
+                       help=f"hub name or local directory (default {defaults.model_name})")
+    model.add_argument("--gguf", dest="model_name", metavar="FILE", help="model in a GGUF file")
+    add("--dtype", choices=DTYPES,
+        help="type that the model computes in (default auto: float32 on a CPU, else that of its weights)")
     add("--codec", action="append", default=[], metavar="SPEC", help='for example "int8(group=64)"; may be repeated')
     add("--profile", action="append", default=[], metavar="FILE", help="profile of kv-compress; may be repeated")
     add("--group-size", type=int, default=64, help="of INT4, where neither is given (default %(default)s)")
@@ -291,8 +299,8 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--prefix-len", type=int, metavar="TOKENS", help="tokens of each cache (default: what fits the model)")
     add("--continuation-len", type=int, metavar="TOKENS",
         help=f"tokens read after the prefix (default {defaults.continuation_len})")
-    add("--cache-dtype", choices=CACHE_DTYPES,
-        help="type that the cache is saved in (default auto: the model's, float16 for float32)")
+    add("--cache-dtype", choices=DTYPES,
+        help="type that the cache is saved in (default auto: that of the weights, float16 for float32)")
     add("--json", action="store_true", help="print the result as JSON: an object, or a list for several specs")
     add("--sweep", metavar="OUT.png|OUT.html", help="measure several specs and plot perplexity against size")
     parsed = parser.parse_args(arguments)

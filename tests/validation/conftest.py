@@ -9,6 +9,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 VALIDATION = REPOSITORY / "validation"
 sys.path.insert(0, str(VALIDATION))
+sys.path.append(str(REPOSITORY / "tests" / "client" / "python" / "calibration"))  # gguf_model
 
 # Here and in the programs that tests start: one thread, since the models are tiny; and no daemon of the user's.
 os.environ["OMP_NUM_THREADS"] = "1"

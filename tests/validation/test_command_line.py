@@ -14,6 +14,7 @@ import pytest
 import report
 import torch
 from conftest import VALIDATION, make_model
+from gguf_model import write_gguf
 from kv_cache_utils import save_kv_cache
 from results import Change, ValidationResult
 from validate_perplexity import ValidationResult as Published
@@ -93,6 +94,38 @@ def test_several_specs_and_lossless_as_json(folder, capsys):
     lossless, int8 = json.loads(capsys.readouterr().out)
     assert lossless["delta"] == lossless["change"]["kl"] == 0 and lossless["snr_db"] is None
     assert (int8["spec"], int8["windows"]) == ("int8", 2)
+
+
+def test_a_gguf_file_is_measured_as_the_model_in_it(folder, tmp_path, capsys):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(make_model(), [*(chr(code) for code in range(33, 96)), "AB"], path)
+    both = [[*model, *map(str, flags(folder)[2:]), "--json", "--windows", "2", "--threshold", "1e9"]
+            for model in (("--gguf", str(path)), ("--model", str(folder)))]
+    found, expected = [json.loads(capsys.readouterr().out) for arguments in both if main(arguments) == 0]
+    assert (found["model_name"], found["versions"], found["cache_dtype"]) == (
+        "tiny.gguf", expected["versions"], expected["cache_dtype"])
+    assert found["baseline_nll"] == pytest.approx(expected["baseline_nll"], rel=1e-5)
+    assert found["change"]["kl"] == pytest.approx(expected["change"]["kl"], rel=1e-2)
+    done = run("--gguf", path, "--model", folder)
+    assert done.returncode == 2 and "argument --model: not allowed with argument --gguf" in done.stderr
+
+
+def test_a_model_computes_in_float32_and_its_cache_is_saved_in_the_type_of_its_weights(folder, tmp_path, capsys):
+    make_model().bfloat16().save_pretrained(tmp_path)
+    arguments = ["--model", str(tmp_path), *map(str, flags(folder)[2:]), "--json", "--windows", "1", "--threshold", "1e9"]
+    for more, computed, saved in (([], "float32", "bfloat16"), (["--dtype", "bfloat16"], "bfloat16", "bfloat16"),
+                                  (["--cache-dtype", "float16"], "float32", "float16")):
+        assert main([*arguments, *more]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["versions"]["model_dtype"], result["cache_dtype"]) == (computed, saved)
+
+
+def test_without_the_package_that_reads_models(folder, tmp_path):
+    (tmp_path / "kvcompress.py").write_text("raise ImportError('not here')\n")
+    done = run(*flags(folder), env=with_path(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("Error: models and texts are read by the package kvcompress: pip install ../client/python "
+                           "(not here)\n")
 
 
 def test_quiet_is_one_line_and_the_exit_code_is_the_verdict(folder):
@@ -242,7 +275,7 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
     lossless = next(row for row in rows if row.startswith("| lossless "))
     assert lossless.count("| 0 ") == 5 and lossless.count("| no loss ") == 3 and "100.00 %" in lossless
     assert next(row for row in rows if row.startswith("| int4(group=64)")).count(" ± ") == 2
-    with pytest.raises(ValueError, match="has neither windows"):
+    with pytest.raises(ValueError, match=r"has neither windows\.json nor eval.txt to measure on: give --text FILE"):
         measure_table.of_model(str(tmp_path), 1, 64, False)
     with pytest.raises(ValueError, match="has 1 windows: one half is learned from"):
         measure_table.of_model(str(folder), 1, 64, False)

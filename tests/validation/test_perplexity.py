@@ -1,20 +1,13 @@
-"""compute_perplexity against values computed token by token, and the inputs: texts, tokenizers, windows."""
+"""compute_perplexity against values computed token by token, and the windows that are measured."""
 
 import json
 import math
-import sys
-import types
 
 import pytest
 import torch
 from conftest import make_model
-from model_inputs import (
-    SentencePieceTokenizer,
-    load_model_and_tokenizer,
-    read_text,
-    windows_from_json,
-    windows_from_text,
-)
+from kvcompress.calibration import read_text
+from model_inputs import load_model_and_tokenizer, windows_from_json, windows_from_text
 from validate_perplexity import compute_perplexity
 
 
@@ -85,24 +78,6 @@ def test_progress_only_when_asked(model, tokenizer, tmp_path, capfd):
     assert "perplexity" in captured.err and captured.out == ""
 
 
-def test_data_sets_are_loaded_by_name(monkeypatch):
-    asked = []
-
-    def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
-        return [{"text": "one"}, {"text": "two"}]
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert read_text("wikitext", "wikitext-2-raw-v1", "test") == "one\n\ntwo"
-    assert asked == [(("wikitext", "wikitext-2-raw-v1"), {"split": "test"})]
-
-
-def test_without_the_package_for_data_sets(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"wikitext is no file.*pip install datasets, or give a text file"):
-        read_text("wikitext")
-
-
 def test_windows_of_a_text(model, tokenizer):
     windows = windows_from_text("x" * 1000, tokenizer, model, 100)
     assert len(windows) == 1000 // 128 and {(len(ids), prefix) for ids, prefix in windows} == {(128, 64)}
@@ -128,55 +103,6 @@ def test_windows_of_a_file(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"is not \{"):
             windows_from_json(str(path), 1)
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    """A directory with a sentencepiece tokenizer of its own."""
-    import sentencepiece
-
-    folder = tmp_path_factory.mktemp("pieces")
-    (folder / "text").write_text("the cat sat on the mat\nthe dog sat on the cat\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=40, model_type="bpe",
-        minloglevel=2)
-    return folder
-
-
-def test_sentencepiece_is_trusted(pieces, tmp_path):
-    import sentencepiece
-
-    make_model().save_pretrained(pieces)
-    (pieces / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
-    model, tokenizer = load_model_and_tokenizer(str(pieces))
-    assert isinstance(tokenizer, SentencePieceTokenizer) and not model.training
-    expected = sentencepiece.SentencePieceProcessor(model_file=str(pieces / "tokenizer.model")).encode("the cat  sat")
-    assert tokenizer("the cat  sat") == {"input_ids": expected}
-    assert tokenizer(["the cat  sat"])["input_ids"] == [expected]
-    assert tokenizer("the cat  sat", return_tensors="pt", truncation=True, max_length=2)["input_ids"].tolist() == [
-        expected[:2]]
-    (pieces / "tokenizer_config.json").unlink()
-    assert SentencePieceTokenizer(str(pieces))("the cat  sat")["input_ids"] == [1, *expected]
-
-
-def test_a_directory_without_a_tokenizer(tmp_path):
-    make_model().half().save_pretrained(tmp_path)
-    model, tokenizer = load_model_and_tokenizer(str(tmp_path), "cpu")
-    assert tokenizer is None and model.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", ["/nope", "./nope", "../nope", "~/nope", "some/models/nope"])
-def test_a_folder_that_is_not_there(name):
-    with pytest.raises(FileNotFoundError, match=f"^no such folder: {name}$"):
-        load_model_and_tokenizer(name)
-
-
-def test_weights_that_are_cut_off(tmp_path):
-    make_model().save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(OSError, match=f"the weights of {tmp_path} are damaged: "):
-        load_model_and_tokenizer(str(tmp_path))
 
 
 def test_the_documents_model_reads_its_own_text(documents):

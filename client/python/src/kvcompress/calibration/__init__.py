@@ -5,15 +5,17 @@
     made = calibrate(["cache.safetensors"], "model.kvcal", weights="weights.safetensors", group_dim=256)
     client.compress(keys, f"kv(bits=3,artifact={made.id})", name="layer_0_key")
 
-The program kv-compress does the work, without a daemon. `collect_cache` and `collect_weights` need PyTorch and
-transformers, `calibrate` neither. `fisher_metrics` measures what heads are like, `CompressionConfig` says which are
-compressed to which rank; `PCACompressor` and `KVSpliceCompressor` do that.
+The program kv-compress does the work, without a daemon. `load_model` gives a model, `read_text` what it reads.
+`load_model`, `collect_cache` and `collect_weights` need PyTorch and transformers, `calibrate` neither. `fisher_metrics`
+measures what heads are like, `CompressionConfig` says which are compressed to which rank; `PCACompressor` and
+`KVSpliceCompressor` do that.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._artifact import Calibration, calibrate
+from ._inputs import load_model, read_text
 from .compression_config import CompressionConfig, HeadConfig
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ __all__ = [
     "collect_weights",
     "fisher_metrics",
     "load_compressor",
+    "load_model",
+    "read_text",
 ]
 
 # What needs PyTorch, by the module that has it, which is imported when it is asked for.

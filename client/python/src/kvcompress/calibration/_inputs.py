@@ -1,0 +1,133 @@
+"""What is measured on: models with their tokenizers, and texts. Imports torch and its kin only when they are used."""
+
+import importlib.util
+import json
+import os
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+from .._errors import InvalidArgument
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def load_model(source: str | PathLike[str], *, device: str | None = None, dtype: Dtype = "auto") -> tuple[Any, Any]:
+    """A causal language model of transformers, ready to be measured, and its tokenizer, None for a folder without one.
+
+    `source` is a folder, a file "*.gguf", or a name on the hub. `device` None is CUDA where there is one, else the CPU.
+    The arithmetic is done in `dtype`; "auto" is float32 on a CPU, because what 16 bits round away can be more than what
+    a codec does, and elsewhere the type of the weights; model.config tells that in both cases. A folder that has only
+    sentencepiece's tokenizer.model is read with sentencepiece itself: the conversion that transformers would make of it
+    can split texts in other ways than the model was trained with.
+
+    OSError, of which FileNotFoundError is one, where there is no such model here, and none to be downloaded, or its
+    weights are damaged; ImportError where a GGUF file needs packages; InvalidArgument for a dtype of another name."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise InvalidArgument(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    name = fspath(source)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "auto" and torch.device(device).type == "cpu":
+        dtype = "float32"
+    model, tokenizer = _of_gguf(Path(name), dtype) if name.endswith(".gguf") else _of_name(name, dtype)
+    return model.eval().to(device), tokenizer
+
+
+def read_text(source: str, config: str | None = None, split: str = "test") -> str:
+    """A text file, or else a data set of that name on the hub, its rows joined by empty lines.
+
+    ImportError where a data set is asked for, and the package `datasets` is not installed."""
+    if os.path.isfile(source):
+        return Path(source).read_text(encoding="utf-8")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"{source} is no file, and data sets need the package `datasets`: pip install datasets, or give a text file"
+        ) from error
+    return "\n\n".join(row["text"] for row in load_dataset(source, config, split=split))
+
+
+class SentencePieceTokenizer:
+    """The part of a transformers tokenizer that measuring needs, by sentencepiece itself."""
+
+    def __init__(self, folder: str):
+        import sentencepiece
+
+        self._pieces = sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, "tokenizer.model"))
+        config = Path(folder, "tokenizer_config.json")
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        # LlamaTokenizer's own default is to add it.
+        self._bos = [self._pieces.bos_id()] if settings.get("add_bos_token", True) else []
+
+    def __call__(
+        self, text: Any, return_tensors: str | None = None, truncation: bool = False, max_length: int | None = None
+    ) -> dict[str, Any]:
+        """{"input_ids": ids} of a text, [[ids], ...] of a list; with return_tensors="pt" a tensor [batch, tokens].
+
+        ValueError for texts of different lengths and a tensor."""
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self._bos + self._pieces.encode(one) for one in texts]
+        if truncation:
+            rows = [row[:max_length] for row in rows]
+        if return_tensors == "pt":
+            import torch
+
+            return {"input_ids": torch.tensor(rows, dtype=torch.long)}
+        return {"input_ids": rows[0] if isinstance(text, str) else rows}
+
+
+def _of_name(name: str, dtype: str) -> tuple[Any, Any]:
+    # A name on the hub has one slash; transformers would complain of how these are spelt.
+    path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1
+    if path and not os.path.isdir(name):
+        raise FileNotFoundError(f"no such folder: {name}")
+    from safetensors import SafetensorError
+
+    try:
+        # What is widened after it was read still has the stored type in its configuration.
+        model = _pretrained(name, "auto" if dtype == "float32" else dtype)
+    except SafetensorError as error:
+        raise OSError(f"the weights of {name} are damaged: {error}") from error
+    return model.float() if dtype == "float32" else model, _tokenizer(name)
+
+
+def _of_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if missing := [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]:
+        raise ImportError(f"GGUF files need the packages gguf and accelerate: pip install {' '.join(missing)}")
+    from transformers import AutoTokenizer
+
+    place = {"gguf_file": path.name}
+    try:
+        # Of quantized weights there is no type to keep.
+        model = _pretrained(str(path.parent), "float32" if dtype == "auto" else dtype, **place)
+        return model, AutoTokenizer.from_pretrained(path.parent, **place)
+    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise OSError(f"{path} is no GGUF file of a model that transformers know, or it is damaged: {error}") from error
+
+
+def _pretrained(name: str, dtype: str, **options: Any) -> Any:
+    import torch
+    import transformers
+
+    argument = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    options[argument] = "auto" if dtype == "auto" else getattr(torch, dtype)
+    return transformers.AutoModelForCausalLM.from_pretrained(name, **options)
+
+
+def _tokenizer(name: str) -> Any:
+    if os.path.isdir(name):
+        present = [file for file in TOKENIZER_FILES if os.path.exists(os.path.join(name, file))]
+        if not present:
+            return None
+        if "tokenizer.model" in present and "tokenizer.json" not in present:
+            return SentencePieceTokenizer(name)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
