@@ -151,6 +151,7 @@ absl::StatusOr<StageSpec> ParseStage(const CodecRow& codec, const StageText& tex
     if (given == text.args.end()) continue;
     KVC_ASSIGN_OR_RETURN(stage.values.back(), parameter.Parse(codec.name, given->second));
     if (parameter.kind == Parameter::Kind::kDigest) stage.digest = given->second;
+    if (parameter.kind == Parameter::Kind::kList) stage.list = Parameter::ListOf(given->second);
   }
   if (!text.parts.empty() && !codec.takes_parts) {
     return absl::InvalidArgumentError(absl::StrFormat("%s has no chains within it", codec.name));
@@ -291,8 +292,10 @@ std::string StageSpec::text() const {
   for (size_t i = 0; i < values.size(); ++i) {
     const Parameter& parameter = codec->parameters[i];
     if (parameter.is_left_out && values[i] == parameter.fallback) continue;
-    const bool is_digest = parameter.kind == Parameter::Kind::kDigest;
-    args.push_back(absl::StrFormat("%s=%s", parameter.name, is_digest ? digest : parameter.Print(values[i])));
+    const std::string value = parameter.kind == Parameter::Kind::kDigest ? digest
+                              : parameter.kind == Parameter::Kind::kList ? absl::StrJoin(list, "/")
+                                                                         : parameter.Print(values[i]);
+    args.push_back(absl::StrFormat("%s=%s", parameter.name, value));
   }
   for (size_t i = 0; i < parts.size(); ++i) {
     const uint64_t first = parts[i].first_head;

@@ -96,6 +96,7 @@ struct StageSpec {
   std::vector<double> values = {};  // of the codec's parameters, in the order of its row
   std::vector<Part> parts = {};     // of a codec that takes chains within
   std::string digest = {};          // of the parameter that is one
+  std::vector<uint32_t> list = {};  // likewise
 
   std::string text() const;   // canonical
   bool needs_tensor() const;  // whether its codec has to see the whole tensor first

@@ -3,7 +3,9 @@
 #include <array>
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "core/codec/registry.h"
 
 namespace kvcompress {
@@ -49,12 +51,15 @@ constexpr double kMaxKvBits = 8;
 constexpr Parameter kKvParameters[] = {
     Parameter::Real("bits", 4, kMinKvBits, kMaxKvBits, "of a value, all that frames have included, of keys and values"),
     Parameter::Digest("artifact", "id of what calibration learned of the model"),
+    Parameter::List("ranks", 1, 1024, "how many of a head's coefficients in the artifact are kept, as of transform"),
 };
 
-std::string TransformOf(double bits, std::string_view digest) {
+std::string TransformOf(double bits, const StageSpec& kv) {
   constexpr double kDigits = 1e4;  // that are written
-  return absl::StrFormat("transform(bits=%s%s%s)", FormatReal(std::round(bits * kDigits) / kDigits),
-                         digest.empty() ? "" : ",artifact=", digest);
+  std::string text = absl::StrCat("transform(bits=", FormatReal(std::round(bits * kDigits) / kDigits));
+  if (!kv.digest.empty()) absl::StrAppend(&text, ",artifact=", kv.digest);
+  if (!kv.list.empty()) absl::StrAppend(&text, ",ranks=", absl::StrJoin(kv.list, "/"));
+  return text + ")";
 }
 
 }  // namespace
@@ -66,8 +71,7 @@ constinit const CodecRow kKv = {.name = "kv",
 
 KvChains ChainsOfKv(const StageSpec& kv) {
   const double bits = kv.Number("bits");
-  return {.of_values = TransformOf(bits + kValuesMoreBits, kv.digest),
-          .of_others = TransformOf(bits - kValuesMoreBits, kv.digest)};
+  return {.of_values = TransformOf(bits + kValuesMoreBits, kv), .of_others = TransformOf(bits - kValuesMoreBits, kv)};
 }
 
 std::span<const NamedChain> AllNamedChains() { return kNamedChains; }

@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 
 namespace kvcompress {
 namespace {
@@ -44,6 +45,16 @@ absl::StatusOr<double> Parameter::Parse(std::string_view codec, std::string_view
     if (text.size() == 32 && text.find_first_not_of("0123456789abcdef") == text.npos) return 1;
     return fault("32 hex digits");
   }
+  if (kind == Kind::kList) {
+    for (const absl::string_view number : absl::StrSplit(ToAbsl(text), '/')) {
+      int64_t integer = 0;
+      const bool is_integer = absl::SimpleAtoi(number, &integer);
+      const auto value = static_cast<double>(integer);
+      if (is_integer && value >= min && value <= max) continue;
+      return fault(absl::StrFormat("integers from %s to %s with / between", FormatReal(min), FormatReal(max)));
+    }
+    return 1;
+  }
   int64_t integer = 0;
   const bool is_integer = absl::SimpleAtoi(ToAbsl(text), &integer);
   double value = static_cast<double>(integer);
@@ -67,7 +78,7 @@ absl::StatusOr<double> Parameter::Parse(std::string_view codec, std::string_view
 
 std::string Parameter::Print(double value) const {
   if (kind == Kind::kReal) return FormatReal(value);
-  if (kind == Kind::kDigest) return "none";
+  if (kind == Kind::kDigest || kind == Kind::kList) return "none";
   if (kind == Kind::kInteger) return std::to_string(static_cast<int64_t>(value));
   std::string text;
   ForEachChoice(choices, [&](size_t place, std::string_view choice) {
@@ -80,7 +91,18 @@ std::string Parameter::Print(double value) const {
 std::string Parameter::Bounds() const {
   if (!choices.empty()) return std::string(choices);
   if (kind == Kind::kDigest) return "32 hex digits";
+  if (kind == Kind::kList) return absl::StrFormat("%s..%s, with / between", FormatReal(min), FormatReal(max));
   return absl::StrFormat("%s..%s", Print(min), max == std::numeric_limits<float>::max() ? "" : Print(max));
+}
+
+std::vector<uint32_t> Parameter::ListOf(std::string_view text) {
+  std::vector<uint32_t> list;
+  for (const absl::string_view number : absl::StrSplit(ToAbsl(text), '/')) {
+    uint32_t value = 0;
+    (void)absl::SimpleAtoi(number, &value);
+    list.push_back(value);
+  }
+  return list;
 }
 
 std::string FormatReal(double value) {

@@ -61,7 +61,9 @@ class Parser {
   }
 
   static bool IsNameChar(char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '_'; }
-  static bool IsValueChar(char c) { return absl::ascii_isalnum(c) || c == '_' || c == '.' || c == '+' || c == '-'; }
+  static bool IsValueChar(char c) {
+    return absl::ascii_isalnum(c) || std::string_view("_./+-").find(c) != std::string_view::npos;
+  }
   static bool IsLabelChar(char c) { return absl::ascii_isdigit(c) || c == '-'; }
   static bool IsName(std::string_view word) { return !word.empty() && absl::ascii_islower(word[0]); }
 

@@ -26,7 +26,7 @@ struct StageText {
   std::vector<Part> parts = {};
 };
 
-// Parses "stage|stage|...": names and keys are [a-z][a-z0-9_]*, values [A-Za-z0-9_.+-]+, labels [0-9][0-9-]*, blanks
+// Parses "stage|stage|...": names and keys are [a-z][a-z0-9_]*, values [A-Za-z0-9_./+-]+, labels [0-9][0-9-]*, blanks
 // are free. The chains of parts are cut out, not parsed; their stages may have parentheses, but none within these.
 // INVALID_ARGUMENT with the place of the fault.
 absl::StatusOr<std::vector<StageText>> ParseSyntax(std::string_view text);

@@ -33,6 +33,15 @@ TEST(SpecTest, CanonicalTextHasEveryParameterAndNoBlanks) {
   EXPECT_EQ(Canonical("heads(0-:bounded(min_snr=30))"), "heads(0-:bounded(min_snr=30,max_error=0,min_cosine=0))");
 }
 
+TEST(SpecTest, ListsHaveNumbersWithSlashesBetween) {
+  const std::string artifact = "artifact=00112233445566778899aabbccddeeff";
+  EXPECT_EQ(Canonical("transform(bits=3, ranks=8/016 , " + artifact + ")"),
+            "transform(bits=3," + artifact + ",ranks=8/16)");
+  EXPECT_EQ(ChainSpec::Parse("transform(bits=3," + artifact + ",ranks=8/16)")->tensor_codec().list,
+            (std::vector<uint32_t>{8, 16}));
+  EXPECT_TRUE(ChainSpec::Parse("transform(bits=3)")->tensor_codec().list.empty());
+}
+
 // Frames whose readers do not know the parameter stay readable.
 TEST(SpecTest, CanonicalTextLeavesOutWhatIsMarkedSo) {
   EXPECT_EQ(Canonical("bounded(min_snr=30,min_token_snr=0)"), "bounded(min_snr=30,max_error=0,min_cosine=0)");

@@ -76,6 +76,10 @@ TEST(NamedChainsTest, KvTakesTheModelsArtifactAndRotaryEmbedding) {
   for (const char* tensor : {"layer_0_key", "layer_0_value"}) {
     EXPECT_EQ(ChainSpec::ParseStages(ChainOf(spec, tensor))->tensor_codec().digest, kId) << tensor;
   }
+  const std::string ranked = absl::StrFormat("kv(bits=3,artifact=%s,ranks=8/16)", kId);
+  EXPECT_EQ(ChainSpec::Parse(ranked)->text(), ranked);
+  EXPECT_EQ(ChainOf(ranked, "layer_0_key"), absl::StrFormat("transform(bits=2.9,artifact=%s,ranks=8/16)", kId));
+  EXPECT_EQ(ChainOf(ranked, "layer_0_value"), absl::StrFormat("transform(bits=3.1,artifact=%s,ranks=8/16)", kId));
   const auto kv3 = ChainSpec::Parse("kv3");
   EXPECT_EQ(kv3->WithRotary("layer_0_key", {.theta = 500000})->rotary()->theta, 500000);
   EXPECT_EQ(kv3->WithRotary("layer_0_value", {.theta = 500000})->text(), ChainOf("kv3", "layer_0_value"));
@@ -86,7 +90,8 @@ TEST(NamedChainsTest, KvSaysWhatIsWrong) {
   EXPECT_EQ(fault("kv(bits=1)"), "kv: bits=1 is not a number from 1.5 to 8");
   EXPECT_EQ(fault("kv(bits=9)"), "kv: bits=9 is not a number from 1.5 to 8");
   EXPECT_EQ(fault("kv(artifact=me)"), "kv: artifact=me is not 32 hex digits");
-  EXPECT_EQ(fault("kv(theta=10000)"), "kv has no parameter \"theta\" (it has bits, artifact)");
+  EXPECT_THAT(fault("kv(ranks=8)"), ::testing::HasSubstr("ranks are of coefficients in an artifact"));
+  EXPECT_EQ(fault("kv(theta=10000)"), "kv has no parameter \"theta\" (it has bits, artifact, ranks)");
   EXPECT_EQ(fault("kv3|zstd"),
             absl::StrFormat("\"kv3\" stands for a whole codec spec, %s, not for a part of one", ChainOf("kv3", "")));
   for (const char* spec : {"kv|zstd", "sparse|kv(bits=3)", "heads(0-:kv(bits=3))"}) {

@@ -114,6 +114,27 @@ absl::Status CheckFit(const Artifact& artifact, const TensorDesc& tensor) {
   return Fault(absl::StrFormat("the artifact has no %s", key->name()));
 }
 
+absl::Status CheckRanks(const Artifact& artifact, std::span<const uint32_t> ranks) {
+  if (artifact.group_heads != 1) {
+    return Fault(
+        absl::StrFormat("ranks are of single heads, and the artifact takes %d together: make one with -calibrate "
+                        "-config, or with a -group-dim of one head's %d channels",
+                        artifact.group_heads, artifact.head_dim));
+  }
+  if (artifact.head_dim < TransformLayout::kMinChannels) {
+    return Fault(absl::StrFormat("ranks are of heads of %d channels and more, and the artifact's have %d",
+                                 TransformLayout::kMinChannels, artifact.head_dim));
+  }
+  if (ranks.size() != 1 && ranks.size() != artifact.heads) {
+    return Fault(absl::StrFormat("ranks of %d heads, and the artifact is for %d", ranks.size(), artifact.heads));
+  }
+  for (size_t head = 0; head < ranks.size(); ++head) {
+    if (ranks[head] <= artifact.head_dim) continue;
+    return Fault(absl::StrFormat("head %d: rank %d is above its %d channels", head, ranks[head], artifact.head_dim));
+  }
+  return absl::OkStatus();
+}
+
 void AddBasis(const Artifact& artifact, const TensorDesc& tensor, const TokenRun& tokens, size_t count,
               TransformLayout& layout) {
   const std::optional<HeadAxes> axes = HeadAxesOf(tensor);
@@ -233,6 +254,18 @@ void SegmentBasis::ToCoefficients(const Segment& segment, float unit, float* val
     for (size_t c = 0; c < segment.channels; ++c) row[c] -= mean[c] * per_unit;
   }
   Multiply(segment, tensor_->forward, values);
+}
+
+void SegmentBasis::Truncate(const Segment& segment, std::span<const uint32_t> ranks, float* coefficients) const {
+  if (ranks.empty()) return;
+  const size_t dim = artifact_->group_dim();
+  for (size_t first = 0; first < segment.channels; first += dim) {
+    const size_t head = FirstGroup(segment) + first / dim;
+    const size_t rank = ranks[ranks.size() == 1 ? 0 : head];
+    for (size_t t = 0; t < segment.tokens; ++t) {
+      std::fill_n(coefficients + t * segment.channels + first + rank, dim - rank, 0.0f);
+    }
+  }
 }
 
 void SegmentBasis::ToValues(const Segment& segment, float* coefficients) {

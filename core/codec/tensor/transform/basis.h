@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,6 +17,9 @@ uint32_t BasisBlockElements(const TensorDesc& tensor);
 // INVALID_ARGUMENT for a tensor that the artifact is not for: by its axes and, where it has one, its name; and for one
 // whose blocks do not have whole groups of heads.
 absl::Status CheckFit(const Artifact& artifact, const TensorDesc& tensor);
+
+// INVALID_ARGUMENT for ranks that are not of the artifact's heads, and for any where a group has several heads.
+absl::Status CheckRanks(const Artifact& artifact, std::span<const uint32_t> ranks);
 
 // Sets what `layout`, LayoutOf the same, says of the artifact: nothing where it is not known which heads are there.
 void AddBasis(const Artifact& artifact, const TensorDesc& tensor, const TokenRun& tokens, size_t count,
@@ -46,6 +50,8 @@ class SegmentBasis {
   // Classes and means to be expected of the segment's coefficients in units of `unit`.
   Segment Expected(const Segment& segment, float unit) const;
   void ToCoefficients(const Segment& segment, float unit, float* values);  // values are in units
+  // Makes zeros of what the ranks, which are checked, do not keep; nothing where there are none.
+  void Truncate(const Segment& segment, std::span<const uint32_t> ranks, float* coefficients) const;
   void ToValues(const Segment& segment, float* coefficients);
 
   // A block's values as the tensor has them to segments, a group's heads side by side in each token, and back, those of

@@ -149,6 +149,7 @@ class Encoder {
     }
     const float unit = UnitOf(format_.trellis, step_);
     basis_.ToCoefficients(segment, unit, values);
+    basis_.Truncate(segment, format_.ranks, values);
     return basis_.Expected(segment, unit);
   }
 

@@ -17,6 +17,9 @@ struct TransformFormat {
   bool trellis = true;
   simd::RotaryEmbedding rotary = {};
   std::shared_ptr<const Artifact> artifact = nullptr;
+  // Of encoders with an artifact: how many of the first coefficients of each head are kept, one number for all or one
+  // for each. Empty: all.
+  std::vector<uint32_t> ranks = {};
 };
 
 // How a block's values lie among tokens.

@@ -31,7 +31,10 @@ class Transform final : public TensorCodec {
         target_{stage.Number("bits"), stage.Number("snr")},
         step_(static_cast<float>(stage.Number("step"))),
         sinks_(stage.Flag("sinks")),
-        format_{.trellis = stage.Flag("trellis"), .rotary = RotaryOf(stage), .artifact = std::move(artifact)} {
+        format_{.trellis = stage.Flag("trellis"),
+                .rotary = RotaryOf(stage),
+                .artifact = std::move(artifact),
+                .ranks = stage.list} {
     if (format_.artifact == nullptr || !format_.artifact->rotary) return;
     const uint64_t start = format_.rotary.start;
     format_.rotary = *format_.artifact->rotary;
@@ -92,6 +95,10 @@ class Transform final : public TensorCodec {
                                values.data()};
     thread_local Buffer decoded;
     if (sums != nullptr) decoded.Resize(values.size());
+    if (!format_.ranks.empty() && input.layout.arrangement == 0 && input.count > 0) {
+      return absl::InvalidArgumentError(
+          "transform: ranks need to know which heads these are: a tensor named layer_{i}_key or layer_{i}_value");
+    }
     if (!EncodeWithin(block, input, streams, sums != nullptr ? decoded.data() : nullptr)) {
       return absl::InvalidArgumentError("");
     }
@@ -150,6 +157,7 @@ MadeCodec<TensorCodec> MakeTransform(const CodecArgs& args) {
   if (!args.stage.digest.empty() && args.environment.artifacts != nullptr) {
     KVC_ASSIGN_OR_RETURN(artifact, args.environment.artifacts->Find(args.stage.digest));
     KVC_RETURN_IF_ERROR(CheckFit(*artifact, args.tensor));
+    if (!args.stage.list.empty()) KVC_RETURN_IF_ERROR(CheckRanks(*artifact, args.stage.list));
   }
   return std::make_unique<Transform>(args.stage, std::move(artifact));
 }
@@ -188,6 +196,9 @@ constexpr Parameter kParameters[] = {
     rotary_parameters::kHigh,
     rotary_parameters::kOriginal,
     Parameter::Digest("artifact", "id of what calibration learned of the model, also of its rotary embedding"),
+    Parameter::List("ranks", 1, kMaxGroupDim,
+                    "how many of a head's coefficients in the artifact are kept, the first ones, one number for all "
+                    "heads or one for each; the others become zeros"),
 };
 
 absl::Status Check(const StageSpec& stage) {
@@ -198,6 +209,9 @@ absl::Status Check(const StageSpec& stage) {
       if (stage.Number(of_artifact) == 0) continue;
       return absl::InvalidArgumentError(absl::StrFormat("transform: the artifact says %s: leave it out", of_artifact));
     }
+  }
+  if (stage.digest.empty() && !stage.list.empty()) {
+    return absl::InvalidArgumentError("transform: ranks are of coefficients in an artifact: give its id, artifact=ID");
   }
   const double step = stage.Number("step");
   if (step > 0 && step < kMinStep) return absl::InvalidArgumentError("transform: step is below 2^-100");

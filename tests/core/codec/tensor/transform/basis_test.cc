@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -185,6 +187,115 @@ struct Values final : DecompressOutput {
 
   Bytes bytes;
 };
+
+// Of each coefficient of a head, with the mean of squares over tokens of all batches.
+std::vector<double> CoefficientPowers(const ArtifactTensor& tensor, const Bytes& decoded, uint64_t tokens,
+                                      size_t head) {
+  std::vector<float> values(decoded.size() / sizeof(float));
+  std::memcpy(values.data(), decoded.data(), decoded.size());
+  simd::RotaryTable table;
+  table.Make(kRotary, kRotary.dims, 0, tokens);
+  float* const own = &values[head * tokens * kDim];
+  simd::TurnRows(table, 0, kRotary.pairs, simd::RotaryTurn::kBack, own, tokens, kDim);
+  std::vector<double> powers(kDim);
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t i = 0; i < kDim; ++i) {
+      double y = 0;
+      for (size_t c = 0; c < kDim; ++c) {
+        const size_t row = head * kDim + i;
+        y += static_cast<double>(tensor.forward[row * kDim + c]) *
+             static_cast<double>(own[t * kDim + c] - tensor.mean[head * kDim + c]);
+      }
+      powers[i] += y * y / static_cast<double>(tokens);
+    }
+  }
+  return powers;
+}
+
+TEST_F(TransformBasisTest, RanksKeepTheFirstCoefficientsOfEachHead) {
+  constexpr uint64_t kTokens = 256;
+  constexpr size_t kRanks[kHeads] = {1, 4, 7, kDim};
+  std::optional<Artifact> artifact;
+  const ArtifactId id = Calibrate(kDim, 1, [&](const Artifact& made) { artifact = made; });
+  const ArtifactTensor& learned = artifact->tensors.begin()->second;
+  const std::vector<float> keys = ModelKeys(1, kTokens, 8);
+  const std::string spec = absl::StrFormat("transform(step=0.002,artifact=%s", id);
+  const TensorDesc tensor = KeysOf(1, kTokens);
+  const Coded whole = Code(spec + ")", tensor, BytesOf(keys));
+  const Coded coded = Code(spec + ",ranks=1/4/7/32)", tensor, BytesOf(keys));
+  for (size_t head = 0; head < kHeads; ++head) {
+    const std::vector<double> kept = CoefficientPowers(learned, coded.decoded, kTokens, head);
+    const std::vector<double> all = CoefficientPowers(learned, BytesOf(keys), kTokens, head);
+    for (size_t i = 0; i < kDim; ++i) {
+      if (i < kRanks[head]) {
+        EXPECT_NEAR(kept[i] / all[i], 1, 0.01) << head << ", " << i;
+      } else {
+        EXPECT_LT(kept[i], 1e-4 * all[0]) << head << ", " << i;
+      }
+    }
+  }
+  EXPECT_LT(coded.snr, whole.snr - 20);
+  EXPECT_EQ(Code(spec + ",ranks=32)", tensor, BytesOf(keys)).payloads, whole.payloads);
+  EXPECT_EQ(Code(spec + ",ranks=5)", tensor, BytesOf(keys)).payloads,
+            Code(spec + ",ranks=5/5/5/5)", tensor, BytesOf(keys)).payloads);
+  // Decoders need no ranks.
+  EXPECT_EQ(Resolve(spec + ")", tensor)->spec().find("ranks"), std::string::npos);
+  const auto decoder = Resolve(spec + ")", tensor);
+  Bytes decoded(coded.decoded.size());
+  ASSERT_THAT(decoder->DecodeBlock(tensor, coded.payloads[0], MutableByteSpan(decoded)), IsOk());
+  EXPECT_EQ(decoded, coded.decoded);
+
+  const Coded within = Code(spec + ",ranks=1/4/7/32)", HeadsLast(tensor), BytesOf(HeadsLast(keys, kTokens)));
+  EXPECT_NEAR(within.snr, coded.snr, 0.05);
+}
+
+TEST_F(TransformBasisTest, WhatRanksDropCostsNextToNothing) {
+  constexpr double kStep = 0.05;
+  std::optional<Artifact> artifact;
+  const ArtifactId id = Calibrate(kDim, 1, [&](const Artifact& made) { artifact = made; });
+  const std::vector<float>& sigma = artifact->tensors.begin()->second.sigma;
+  for (const size_t rank : {1, 4}) {
+    double entropy = 0;  // of all kept coefficients of a token, as points two steps apart have it
+    for (size_t at = 0; at < sigma.size(); ++at) {
+      if (at % kDim < rank) entropy += std::log2(static_cast<double>(sigma[at]) / (2 * kStep)) + 2.05;
+    }
+    for (const auto& [tokens, around] : {std::pair(16, 0.15), std::pair(256, 0.035)}) {
+      const Bytes values = BytesOf(ModelKeys(1, static_cast<uint64_t>(tokens), 8));
+      const std::string spec = absl::StrFormat("transform(step=%g,artifact=%s,ranks=%d)", kStep, id, rank);
+      const double bits = Code(spec, KeysOf(1, static_cast<uint64_t>(tokens)), values).bits;
+      EXPECT_LT(bits, entropy / static_cast<double>(sigma.size()) + around) << rank << " of " << tokens << " tokens";
+    }
+  }
+}
+
+TEST_F(TransformBasisTest, RanksOfOtherHeadsAreRefused) {
+  const TensorDesc tensor = KeysOf(1, 256);
+  const auto refused = [&](const std::string& id, const std::string& ranks, const std::string& why) {
+    EXPECT_THAT(Resolve(absl::StrFormat("transform(bits=3,artifact=%s,ranks=%s)", id, ranks), tensor),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why)));
+  };
+  const ArtifactId id = Calibrate(kDim);
+  refused(id, "8/16", "ranks of 2 heads, and the artifact is for 4");
+  refused(id, "33", "head 0: rank 33 is above its 32 channels");
+  refused(id, "8/8/8/64", "head 3: rank 64 is above its 32 channels");
+  refused(Calibrate(64), "8", "ranks are of single heads, and the artifact takes 2 together: make one with -calibrate");
+  const auto fault = [](const std::string& text) { return std::string(ChainSpec::Parse(text).status().message()); };
+  EXPECT_THAT(fault("transform(bits=3,ranks=8)"), HasSubstr("give its id, artifact=ID"));
+  for (const char* ranks : {"0", "8/0", "1025", "8/", "/8", "8//8", "-1", "8.5", "a"}) {
+    EXPECT_THAT(fault(absl::StrFormat("transform(bits=3,artifact=%s,ranks=%s)", id, ranks)),
+                HasSubstr("is not integers from 1 to 1024 with / between"))
+        << ranks;
+  }
+  // A tensor without a name may be decoded.
+  TensorDesc nameless = tensor;
+  nameless.name.clear();
+  const auto chain = Resolve(absl::StrFormat("transform(step=1,artifact=%s,ranks=8)", id), nameless);
+  ASSERT_THAT(chain, IsOk());
+  const Bytes values = BytesOf(ModelKeys(1, 256, 8));
+  Bytes payload(chain->MaxPayloadBytes(nameless, kHeads * 256 * kDim));
+  EXPECT_THAT(chain->EncodeBlock({nameless, 0, kHeads * 256 * kDim, values}, {}, payload, nullptr),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ranks need to know which heads these are")));
+}
 
 TEST_F(TransformBasisTest, WhatHeadsHaveInCommonCostsNoBits) {
   const Bytes values = BytesOf(ModelKeys(2, 256, 8));
