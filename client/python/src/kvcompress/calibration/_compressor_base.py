@@ -84,6 +84,10 @@ class KVCompressorBase:
             self._samples[layer, head] = Reservoir(SAMPLED_ROWS, self._seed + 1_000_003 * layer + head)
         self._samples[layer, head].add(torch.cat((rows, counts), dim=-1)[chosen])
 
+    def observe_like(self, other: "KVCompressorBase") -> None:
+        """Takes over what another compressor of the same config has sampled so far, before its calibration ends."""
+        self._samples, self._seen = dict(other._samples or {}), set(other._seen)
+
     def end_calibration(self) -> None:
         """Fits the projections. InvalidArgument, which names the head, for one that was not seen in more rows than its
         rank, and for values that are not finite."""

@@ -249,13 +249,13 @@ def _output_projection(module: Any) -> torch.Tensor:
     raise InvalidArgument(f"{type(module).__name__} has no output projection of a name that is known")
 
 
-def _read(model: Any, row: torch.Tensor) -> Any:
-    """The cache of a window."""
+def _read(model: Any, rows: torch.Tensor) -> Any:
+    """The cache of a window, [tokens], or of several, [windows, tokens]."""
     if model.training:
         raise InvalidArgument("the model is in training mode, with dropout: call its eval()")
     inner = model.base_model  # which computes no logits
     with torch.no_grad():
-        read = inner(input_ids=row[None].to(model.device), use_cache=True)
+        read = inner(input_ids=(rows if rows.dim() == 2 else rows[None]).to(model.device), use_cache=True)
     return getattr(read, _cache_name(inner))
 
 
@@ -265,7 +265,7 @@ def _cache_name(model: Any) -> str:
 
 
 def _pairs(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of each layer, [1, heads, tokens, head_dim]."""
+    """Keys and values of each layer, [windows, heads, tokens, head_dim]."""
     layers = getattr(cache, "layers", None)
     if layers is None:
         raise InvalidArgument("caches without layers are of a transformers before 4.54")

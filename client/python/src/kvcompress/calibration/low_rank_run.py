@@ -1,0 +1,319 @@
+"""A compressor of low rank, calibrated on a model and measured: the program kvcompress-calibrate-low-rank.
+
+    kvcompress-calibrate-low-rank --model MODEL --compressor kvsplice --config compression_config.json
+
+It shows the compressor the model's keys and values on a text, and then measures what the model says behind a cache of
+another text that was compressed and restored. It writes compressor_NAME.pt, of which `load_compressor` makes the
+compressor again, and calibration_results_NAME.json.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .._errors import InvalidArgument, KvCompressError
+from .._rotary import RotaryEmbedding
+from ._compressor_base import KVCompressorBase
+from ._inputs import DTYPES, load_model, read_text
+from ._low_rank_statistics import observe_model
+from ._scoring import Pairs, Score, score_restored
+from .compression_config import CompressionConfig
+from .low_rank import KVSpliceCompressor, PCACompressor
+
+COMPRESSORS: dict[str, type[KVCompressorBase]] = {"kvsplice": KVSpliceCompressor, "pca": PCACompressor}
+# Tokens of a measured text that follow its cache, at most a quarter of it.
+_CONTINUATION = 64
+_LEAST_TOKENS = 8  # of a text
+
+
+@dataclass
+class Restored:
+    """What a compressor makes of the caches of a model, and their sizes. Called with the keys and values of all
+    layers, it compresses them and gives them back restored."""
+
+    compressor: KVCompressorBase
+    original_bytes: int = 0
+    latent_bytes: int = 0
+
+    def __call__(self, pairs: Pairs) -> Pairs:
+        return [self._layer(layer, keys, values) for layer, (keys, values) in enumerate(pairs)]
+
+    def _layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.original_bytes += keys.nbytes + values.nbytes
+        restored = []
+        for head in range(keys.shape[1]):
+            latents = self.compressor.compress(layer, head, keys[:, head], values[:, head])
+            self.latent_bytes += sum(side.nbytes for side in latents)
+            restored.append(self.compressor.decompress(layer, head, *latents))
+        return torch.stack([pair[0] for pair in restored], 1), torch.stack([pair[1] for pair in restored], 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A compressor on held-out texts, beside PCA of the same samples where it is another one."""
+
+    score: Score
+    pca: Score | None
+    noise_kl: float  # of the cache's rounding to its dtype alone
+    original_bytes: int  # of all measured caches
+    latent_bytes: int
+
+
+def texts(
+    source: str,
+    tokenizer: Any,
+    count: int,
+    max_length: int,
+    *,
+    split: str = "train",
+    part: tuple[float, float] = (0.0, 1.0),
+) -> list[torch.Tensor]:
+    """At most `count` texts of `max_length` token ids, spread evenly over a `part` of a text file or of a data set's
+    `split`, each with the tokenizer's own beginning; or windows of a file "*.json", {"windows": [[ids], ...]}.
+
+    InvalidArgument for what has not one text of 8 tokens, ImportError as of read_text."""
+    if source.endswith(".json"):
+        windows = _windows(source, max_length)
+        return windows[int(part[0] * len(windows)) : int(part[1] * len(windows))][:count]
+    if tokenizer is None:
+        raise InvalidArgument(
+            'the model has no tokenizer: give token ids in place of a text, {"windows": [[ids], ...]}'
+        )
+    begin = list(tokenizer("")["input_ids"])
+    config = "wikitext-2-raw-v1" if source == "wikitext" else None
+    ids = list(tokenizer(read_text(source, config, split))["input_ids"])[len(begin) :]
+    ids = ids[int(part[0] * len(ids)) : int(part[1] * len(ids))]
+    length = min(max_length - len(begin), len(ids))
+    if length < _LEAST_TOKENS:
+        raise InvalidArgument(f"{source}: a text of at least {_LEAST_TOKENS} tokens is needed")
+    fitting = len(ids) // length
+    taken = min(count, fitting)
+    starts = [index * fitting // taken * length for index in range(taken)]
+    return [torch.tensor(begin + ids[start : start + length]) for start in starts]
+
+
+def fit(
+    model: Any,
+    compressor: KVCompressorBase,
+    rows: Sequence[torch.Tensor],
+    *,
+    batch_size: int = 4,
+    show_progress: bool = False,
+) -> PCACompressor:
+    """Calibrates a compressor on what `model` makes of rows of token ids, and gives PCA of the same samples.
+    InvalidArgument, which names the head, for a config that the model does not fit."""
+    batches = list(_batches(rows, batch_size))
+    compressor.start_calibration()
+    observe_model(model, batches, compressor, _bar("calibration", show_progress))
+    pca = PCACompressor(compressor.config, rotary=compressor.rotary)
+    pca.observe_like(compressor)
+    for one in (compressor, pca):
+        one.end_calibration()
+    return pca
+
+
+def measure(
+    model: Any,
+    compressor: KVCompressorBase,
+    rows: Sequence[torch.Tensor],
+    *,
+    pca: PCACompressor | None = None,
+    cache_dtype: torch.dtype = torch.float16,
+    show_progress: bool = False,
+) -> Measured:
+    """What the model says behind caches of rows of token ids that were compressed and restored."""
+    length = min(len(row) for row in rows) if rows else 0
+    restorers = [Restored(compressor), *([Restored(pca)] if pca is not None else [])]
+    prefix = length - min(_CONTINUATION, max(2, length // 4))
+    bar = _bar("measurement", show_progress)
+    scores, noise = score_restored(model, rows, prefix, restorers, cache_dtype, bar)
+    return Measured(
+        scores[0], scores[1] if len(scores) > 1 else None, noise, restorers[0].original_bytes, restorers[0].latent_bytes
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """The program, of its flags."""
+    config = CompressionConfig.read(args.config)
+    model, tokenizer = load_model(args.model, device=None if args.device == "auto" else args.device, dtype=args.dtype)
+    config = by_key_value_head(config, model.config)
+    learned, held_out = _both_texts(args, tokenizer)
+    rotary = None if args.keep_rotation else RotaryEmbedding.of_config(model.config)
+    compressor = COMPRESSORS[args.compressor](config, rotary=rotary)
+    begin = time.monotonic()
+    pca = fit(model, compressor, learned, batch_size=args.batch_size, show_progress=not args.quiet)
+    seconds = time.monotonic() - begin
+    dtype = _cache_dtype(model)
+    other = None if args.compressor == "pca" else pca
+    measured = measure(model, compressor, held_out, pca=other, cache_dtype=dtype, show_progress=not args.quiet)
+    results = results_document(args.model, args.compressor, compressor, measured, dtype)
+    results |= {"calibration_time_sec": seconds, "calibration_samples": len(learned)}
+    os.makedirs(args.output_dir, exist_ok=True)
+    torch.save(compressor.state_dict(), os.path.join(args.output_dir, f"compressor_{args.compressor}.pt"))
+    with open(
+        os.path.join(args.output_dir, f"calibration_results_{args.compressor}.json"), "w", encoding="utf-8"
+    ) as file:
+        json.dump(_plain(results), file, indent=2)
+    print(report(results))
+
+
+def by_key_value_head(config: CompressionConfig, model_config: Any) -> CompressionConfig:
+    """A config for the heads that a cache has: one that lists more of them is by query heads, and grouped."""
+    text = model_config.get_text_config(decoder=True)
+    readers = text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or readers
+    if readers > heads and any(heads <= head < readers for _, head in config.heads):
+        config = config.grouped(readers // heads)
+    config.savings(text.num_hidden_layers, heads)
+    return config
+
+
+def results_document(
+    model: str, name: str, compressor: KVCompressorBase, measured: Measured, dtype: torch.dtype
+) -> dict[str, Any]:
+    score = measured.score
+    return {
+        "model": model,
+        "compressor": name,
+        "config": compressor.config.to_json(),
+        "baseline_perplexity": score.baseline_perplexity,
+        "compressed_perplexity": score.perplexity,
+        "perplexity_degradation_pct": 100 * score.delta_perplexity / score.baseline_perplexity,
+        "memory_stats": {
+            **compressor.memory_stats(dtype=dtype),
+            "measured_bytes_original": measured.original_bytes,
+            "measured_bytes_compressed": measured.latent_bytes,
+        },
+        "score": asdict(score),
+        "pca_score": None if measured.pca is None else asdict(measured.pca),
+        "noise_floor_kl": measured.noise_kl,
+        "cache_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def report(results: dict[str, Any]) -> str:
+    """For a terminal; the last five lines are always these."""
+    score, pca = results["score"], results["pca_score"]
+    lines = [
+        f"Measured on {score['windows']} texts, {score['tokens']} tokens, cache in {results['cache_dtype']}",
+        f"Change: {score['delta_perplexity']:+.3f} ± {score['delta_perplexity_stderr']:.3f} of perplexity",
+        f"KL: {score['kl']:.2e} ± {score['kl_stderr']:.1e} (noise floor {results['noise_floor_kl']:.1e})",
+        f"Top-1 agreement: {100 * score['top1_agreement']:.2f}%",
+    ]
+    if pca is not None:
+        verdict = "beats" if score["kl"] < pca["kl"] else "does not beat"
+        lines.append(f"{results['compressor']} {verdict} PCA of the same samples, whose KL is {pca['kl']:.2e}")
+    return "\n".join(
+        [
+            *lines,
+            f"Baseline perplexity:    {results['baseline_perplexity']:.2f}",
+            f"Compressed perplexity:  {results['compressed_perplexity']:.2f}",
+            f"Perplexity degradation: {results['perplexity_degradation_pct']:+.2f}%",
+            f"Memory savings:         {results['memory_stats']['memory_savings_pct']:.1f}%",
+            f"Calibration time:       {results['calibration_time_sec']:.1f}s",
+        ]
+    )
+
+
+def _cache_dtype(model: Any) -> torch.dtype:
+    """That of the weights, also where the model computes in another; 16 bits of 32."""
+    stored = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or model.dtype
+    return torch.bfloat16 if stored == torch.bfloat16 else torch.float16
+
+
+def _both_texts(args: argparse.Namespace, tokenizer: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """To learn from, and held out: halves of one file, or the splits of one data set."""
+    source, held_out = args.calibration_dataset, args.eval_dataset
+    is_one_file = source == held_out and os.path.isfile(source)
+    first, second = ((0.0, 0.5), (0.5, 1.0)) if is_one_file else ((0.0, 1.0), (0.0, 1.0))
+    return (
+        texts(source, tokenizer, args.calibration_samples, args.max_length, split="train", part=first),
+        texts(held_out, tokenizer, args.eval_samples, args.max_length, split="test", part=second),
+    )
+
+
+def _windows(path: str, max_length: int) -> list[torch.Tensor]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [torch.tensor(row[:max_length]) for row in json.load(file)["windows"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidArgument(f'{path} is not {{"windows": [[ids], ...]}}: {error!r}') from error
+    if any(row.dim() != 1 or row.dtype != torch.long or len(row) < _LEAST_TOKENS for row in rows):
+        raise InvalidArgument(f"{path}: windows are rows of at least {_LEAST_TOKENS} token ids")
+    return rows
+
+
+def _batches(rows: Sequence[torch.Tensor], size: int) -> Iterable[torch.Tensor]:
+    """Of neighbours of one length: nothing is padded."""
+    for _, alike in itertools.groupby(rows, key=len):
+        row_list = list(alike)
+        for first in range(0, len(row_list), size):
+            yield torch.stack(row_list[first : first + size])
+
+
+def _bar(title: str, is_shown: bool) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, desc=title, disable=not is_shown)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no NaN: None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Calibrate a compressor of low rank on a model, and measure it.")
+    add = parser.add_argument
+    text = 'a text file, a file "*.json" of token ids, or a data set on the hub (default %(default)s)'
+    add("--model", default="gpt2", help="a directory, a GGUF file, or a name on the hub (default %(default)s)")
+    add("--compressor", choices=COMPRESSORS, default="kvsplice", help="(default %(default)s)")
+    add("--config", required=True, metavar="FILE", help="compression_config.json: which heads get which rank")
+    add("--calibration-dataset", default="wikitext", metavar="TEXT", help=text)
+    add("--eval-dataset", default="wikitext", metavar="TEXT", help=text + "; halves of one file are held apart")
+    add(
+        "--calibration-samples",
+        type=_count,
+        default=1000,
+        metavar="N",
+        help="texts to learn from (default %(default)s)",
+    )
+    add("--eval-samples", type=_count, default=100, metavar="N", help="texts to measure on (default %(default)s)")
+    add("--max-length", type=_count, default=512, metavar="TOKENS", help="of each text (default %(default)s)")
+    add("--batch-size", type=_count, default=4, metavar="N", help="texts that are read at once (default %(default)s)")
+    add("--output-dir", default="compression_results", help="(default %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, ... (default %(default)s)")
+    add("--dtype", choices=DTYPES, default="auto", help="that the model computes in (default auto: float32 on a CPU)")
+    add("--keep-rotation", action="store_true", help="keys are projected as caches hold them, not turned back first")
+    add("--quiet", action="store_true", help="no progress")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, 1 after an error that its user can do something about, which is one line on standard error."""
+    args = _arguments(arguments)
+    try:
+        run(args)
+    except (OSError, ValueError, ImportError, KvCompressError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0

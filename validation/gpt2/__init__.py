@@ -1,0 +1,1 @@
+"""See gpt2.compression."""
