@@ -10,8 +10,10 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
       "Input safetensors file path; also an index of shards (*.index.json), - or a pipe, a raw dump (docs/cli.md)");
   flags.String("output", &options.output, "string",
                "Output file path (required unless -metrics-only, -inspect or -sweep)");
-  flags.String("codec", &options.codec, "SPEC",
-               "Codec chain in place of INT4, or its name, for example raw|zstd, kv3 or lossless; help lists all");
+  flags.String(
+      "codec", &options.codec, "SPEC",
+      "Codec chain in place of INT4, or its name, for example raw|zstd, kv3 or lossless; help lists all; of -sweep "
+      "several, with blanks between");
   flags.String(
       "artifacts", &options.artifacts, "DIR",
       "Directory of the artifacts that codecs name, as in kv(bits=3,artifact=ID): files *.kvcal, made by -calibrate");
@@ -25,7 +27,9 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
                "NaN, infinity or a value too large for the codec: error, or lossless for the block of 131072 values");
   flags.Bool("metrics-only", &options.metrics_only, "Report sizes and errors, and write no output");
   flags.Bool("verbose", &options.verbose, "Tell of each tensor on standard error, and in the JSON (tensor_metrics)");
-  flags.Int("threads", &options.threads, "Threads of the codec in this process (0=one for each CPU)");
+  flags.Int("threads", &options.threads,
+            "Threads of the codec in this process (0=one for each CPU); -sweep takes 1 "
+            "unless this is given");
   flags.Duration("timeout", &options.timeout, "Give up after this time, for example 30s (0=never)");
 
   flags.Group("Decompress", "kv-compress -decompress -input small.safetensors -output back.safetensors");
@@ -60,12 +64,17 @@ void DeclareDaemon(GoFlags& flags, CliOptions& options) {
 void DeclareInspection(GoFlags& flags, CliOptions& options) {
   flags.Group("Inspect", "kv-compress -inspect cache.safetensors");
   flags.Bool("inspect", &options.inspect, "List what a file holds: -inspect FILE");
-  flags.String("format", &options.format, "FORMAT", "What -inspect writes: table, json or csv");
+  flags.String("format", &options.format, "FORMAT",
+               "What -inspect writes: table, json or csv; and -sweep: json or table");
   flags.Bool("per-head", &options.per_head, "With -inspect of a plain file: also each head's figures");
 
   flags.Group("Compare all codecs", "kv-compress -sweep -input cache.safetensors -report codecs.html");
   flags.Bool("sweep", &options.sweep, "Try all codecs on the input, in memory, and report ratio, loss and speed");
   flags.String("report", &options.report, "FILE", "HTML page for -sweep to write");
+  flags.String("bandwidth", &options.bandwidth, "RATE,...",
+               "With -sweep: links that caches go over, for example 25Gbit/s,3GB/s: when each codec pays on them");
+  flags.Int("context-tokens", &options.context_tokens,
+            "With -bandwidth: tokens that are loaded before the first token of an answer");
   flags.Float("max-key-mae", &options.max_key_mae, "With -sweep: limit on the mean absolute error of keys");
   flags.Float("max-value-mae", &options.max_value_mae, "With -sweep: limit on the mean absolute error of values");
   flags.Float("min-key-cosine", &options.min_key_cosine, "With -sweep: limit on the cosine similarity of keys");

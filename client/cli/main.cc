@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -231,32 +229,9 @@ absl::Status RunCalibrate(const GoFlags& flags, const CliOptions& options, Inter
   return PrintResult(CalibrationJson(*report, options.output, took.count()));
 }
 
-// Writes a line for each spec to standard error, on a terminal one line that is overwritten.
-class SweepProgress {
- public:
-  explicit SweepProgress(size_t specs) : specs_(specs), terminal_(isatty(STDERR_FILENO) == 1) {}
-  ~SweepProgress() {
-    if (terminal_) Print(stderr, "\r\033[K");
-  }
-  void Begin(std::string_view spec) {
-    ++done_;
-    if (terminal_) Print(stderr, absl::StrFormat("\rsweep [%d/%d] %s\033[K", done_, specs_, spec));
-  }
-  void End(std::string_view spec, std::string_view outcome) {
-    if (!terminal_) Print(stderr, absl::StrFormat("[%d/%d] %s: %s\n", done_, specs_, spec, OneLine(outcome)));
-  }
-
- private:
-  const size_t specs_;
-  const bool terminal_;
-  size_t done_ = 0;
-};
-
-absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& header, FileRotary& rotary,
-                          SweepResult& result) {
-  Sweep sweep(sample, header, rotary);
+absl::Status MeasureSpecs(const std::vector<std::string>& specs, uint64_t bytes, Sweep& sweep, SweepResult& result) {
+  result.threads = sweep.threads();
   result.copy_seconds = sweep.MeasureCopy();
-  const std::vector<std::string> specs = SweepSpecs();
   SweepProgress progress(specs.size());
   for (const std::string& spec : specs) {
     const std::string_view name = NameOfChain(spec);
@@ -264,8 +239,8 @@ absl::Status MeasureSpecs(const FileSample& sample, const safetensors::Header& h
     progress.Begin(label);
     absl::StatusOr<SpecFigures> figures = sweep.Measure(spec);
     if (figures.ok()) {
-      progress.End(label, absl::StrFormat("%.3f times smaller", static_cast<double>(sample.bytes) /
-                                                                    static_cast<double>(figures->compressed_bytes)));
+      progress.End(label, absl::StrFormat("%.3f times smaller",
+                                          static_cast<double>(bytes) / static_cast<double>(figures->compressed_bytes)));
       result.specs.push_back(*std::move(figures));
     } else if (absl::IsInvalidArgument(figures.status())) {
       progress.End(label, std::string(figures.status().message()));
@@ -283,6 +258,11 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(options.input));
   const safetensors::Header& header = file->header();
   KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
+  SweepResult result;
+  result.links = options.links;
+  if (!options.links.empty()) {
+    KVC_ASSIGN_OR_RETURN(result.bytes_per_token, BytesPerToken(header));
+  }
   // Before the work, so that a wrong path fails at once.
   std::unique_ptr<AtomicFile> page;
   if (!options.report.empty()) {
@@ -291,15 +271,23 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
     page = *std::move(created);
   }
   KVC_ASSIGN_OR_RETURN(const FileSample sample, SampleFile(*file, header, kMaxSweepBytes));
-  SweepResult result;
   result.input = options.input;
+  result.context_tokens = static_cast<uint64_t>(options.context_tokens);
   result.limits = {.max_key_mae = options.max_key_mae,
                    .max_value_mae = options.max_value_mae,
                    .min_key_cosine = options.min_key_cosine,
                    .min_value_cosine = options.min_value_cosine};
-  result.rope_flags = RopeFlags(flags, options);
-  FileRotary rotary(header.metadata, GivenRotary(options), GivenStart(flags, options));
-  KVC_RETURN_IF_ERROR(MeasureSpecs(sample, header, rotary, result));
+  result.flags = RopeFlags(flags, options);
+  if (!options.artifacts.empty()) absl::StrAppend(&result.flags, " -artifacts ", ShellWord(options.artifacts));
+  ArtifactStore store({.directory = options.artifacts});
+  ArtifactStore* const artifacts = options.artifacts.empty() ? nullptr : &store;
+  FileRotary rotary(header.metadata, GivenRotary(options), GivenStart(flags, options), artifacts);
+  // Where times decide, and where there are few, they are worth waiting for.
+  const bool all = options.sweep_specs.empty();
+  Sweep::Options how = {.threads = static_cast<size_t>(options.threads), .artifacts = artifacts};
+  if (!all || !options.links.empty()) how.max_seconds *= 10;
+  Sweep sweep(sample, header, rotary, how);
+  KVC_RETURN_IF_ERROR(MeasureSpecs(all ? SweepSpecs() : options.sweep_specs, sample.bytes, sweep, result));
   result.rotary = rotary.use();
   if (!result.rotary) {
     PrintWarnings(
@@ -311,7 +299,7 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
     KVC_RETURN_IF_ERROR(Prefixed("write report", page->WriteAt(0, AsBytes(report.html))));
     KVC_RETURN_IF_ERROR(Prefixed("write report", page->Commit()));
   }
-  return PrintResult(report.json);
+  return PrintResult(options.format == "table" ? report.table : report.json);
 }
 
 std::string CodecHelp() {

@@ -10,9 +10,12 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "core/base/bandwidth.h"
 #include "core/base/status_macros.h"
+#include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
 #include "core/profile/rope_scaling.h"
@@ -158,7 +161,7 @@ absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initial
 constexpr std::string_view kInspectFlags[] = {"format", "per-head"};
 constexpr std::string_view kCalibrateFlags[] = {"weights", "group-dim"};
 constexpr std::string_view kSweepFlags[] = {"max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
-                                            "report"};
+                                            "report",      "bandwidth",     "context-tokens"};
 
 // Refuses a mode's flags without the mode.
 absl::Status NeedsMode(const GoFlags& flags, std::span<const std::string_view> own, std::string_view mode) {
@@ -229,12 +232,41 @@ absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
   return absl::OkStatus();
 }
 
+// Reads the bandwidths.
+absl::Status CompleteLinks(const GoFlags& flags, CliOptions& options) {
+  if (flags.IsSet("context-tokens") && !flags.IsSet("bandwidth")) return Fault("-context-tokens needs -bandwidth");
+  if (options.context_tokens < 1 || options.context_tokens > int64_t{1} << 48) {
+    return Fault(absl::StrFormat("-context-tokens must be a number of tokens, not %d", options.context_tokens));
+  }
+  if (!flags.IsSet("bandwidth")) return absl::OkStatus();
+  for (const std::string& text : std::vector<std::string>(absl::StrSplit(options.bandwidth, ','))) {
+    const absl::StatusOr<double> bandwidth = ParseBandwidth(text);
+    if (!bandwidth.ok()) return Fault(absl::StrFormat("-bandwidth: %s", bandwidth.status().message()));
+    options.links.push_back({.text = std::string(absl::StripAsciiWhitespace(text)), .bandwidth = *bandwidth});
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CompleteSweep(const GoFlags& flags, CliOptions& options) {
   KVC_RETURN_IF_ERROR(
       TakesOnly(flags, "sweep",
-                {"input", "report", "verbose", "max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
-                 "rope-theta", "rope-pairs", "rope-dims", "rope-offset", "rope-scaling", "rope-start"}));
+                {"input", "report", "format", "codec", "artifacts", "threads", "verbose", "bandwidth", "context-tokens",
+                 "max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine", "rope-theta", "rope-pairs",
+                 "rope-dims", "rope-offset", "rope-scaling", "rope-start"}));
   KVC_RETURN_IF_ERROR(CompleteRope(flags, options));
+  if (!flags.IsSet("format")) options.format = "json";
+  if (options.format != "table" && options.format != "json") {
+    return Fault(absl::StrFormat("-format of -sweep must be table or json, not %s", options.format));
+  }
+  if (!flags.IsSet("threads")) options.threads = 1;
+  if (flags.IsSet("artifacts") && options.codec.empty()) return Fault("-artifacts needs -codec, which names them");
+  KVC_RETURN_IF_ERROR(CompleteLinks(flags, options));
+  for (const std::string& text : std::vector<std::string>(absl::StrSplit(options.codec, ' ', absl::SkipEmpty()))) {
+    KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(text));
+    if (std::ranges::find(options.sweep_specs, spec.text()) == options.sweep_specs.end()) {
+      options.sweep_specs.push_back(spec.text());
+    }
+  }
   for (const auto& [flag, value] :
        {std::pair("max-key-mae", options.max_key_mae), std::pair("max-value-mae", options.max_value_mae)}) {
     if (flags.IsSet(flag) && !(value > 0 && std::isfinite(value))) {

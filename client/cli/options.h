@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "client/cli/break_even.h"
 #include "client/cli/go_flags.h"
 #include "core/simd/rotary.h"
 
@@ -39,7 +40,7 @@ struct CliOptions {
   int64_t threads = 0;
   absl::Duration timeout;
   bool inspect = false;
-  std::string format = "table";     // of -inspect: table, json or csv
+  std::string format = "table";     // of -inspect: table, json or csv; of -sweep: json unless given, or table
   bool per_head = false;            // of -inspect
   double rope_theta = 0;            // 0: not said
   std::string rope_pairs = "half";  // half or interleaved
@@ -54,6 +55,10 @@ struct CliOptions {
   int64_t group_dim = 128;
   bool sweep = false;
   std::string report;
+  std::vector<std::string> sweep_specs;  // what -codec lists, in canonical form; empty: all
+  std::string bandwidth;                 // of -sweep: bandwidths with commas, of which CompleteOptions makes:
+  std::vector<Link> links = {};
+  int64_t context_tokens = 32768;  // of links
   // Of -sweep; 0: no limit.
   double max_key_mae = 0;
   double max_value_mae = 0;

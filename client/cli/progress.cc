@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/cli/printable.h"
 
 namespace kvcompress {
 namespace {
@@ -40,6 +41,21 @@ void ProgressBar::Update(uint64_t done, uint64_t total) {
   Print(absl::StrFormat("\r%s [%s%s] %3.0f%% %.1f MiB, %.0f MiB/s\033[K", verb_, std::string(filled, '#'),
                         std::string(kWidth - filled, '.'), 100 * part, mebibytes,
                         seconds > 0 ? mebibytes / seconds : 0.0));
+}
+
+SweepProgress::SweepProgress(size_t specs) : specs_(specs), terminal_(isatty(STDERR_FILENO) == 1) {}
+
+SweepProgress::~SweepProgress() {
+  if (terminal_) Print("\r\033[K");
+}
+
+void SweepProgress::Begin(std::string_view spec) {
+  ++done_;
+  if (terminal_) Print(absl::StrFormat("\rsweep [%d/%d] %s\033[K", done_, specs_, spec));
+}
+
+void SweepProgress::End(std::string_view spec, std::string_view outcome) {
+  if (!terminal_) Print(absl::StrFormat("[%d/%d] %s: %s\n", done_, specs_, spec, OneLine(outcome)));
 }
 
 }  // namespace kvcompress

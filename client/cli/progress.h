@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "absl/time/time.h"
 
@@ -24,6 +26,23 @@ class ProgressBar {
   const absl::Time start_;
   absl::Time next_;
   bool drawn_ = false;
+};
+
+// Writes a line for each spec of a sweep to standard error, on a terminal one line that is overwritten.
+class SweepProgress {
+ public:
+  explicit SweepProgress(size_t specs);
+  ~SweepProgress();
+  SweepProgress(const SweepProgress&) = delete;
+  SweepProgress& operator=(const SweepProgress&) = delete;
+
+  void Begin(std::string_view spec);
+  void End(std::string_view spec, std::string_view outcome);
+
+ private:
+  const size_t specs_;
+  const bool terminal_;
+  size_t done_ = 0;
 };
 
 }  // namespace kvcompress

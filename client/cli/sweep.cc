@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <limits>
+#include <numeric>
 #include <optional>
 
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/blocking_counter.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
@@ -58,27 +62,14 @@ constexpr auto kExtraSpecs = std::to_array<std::string_view>({
     // clang-format on
 });
 
-constexpr int kMaxRepetitions = 8;
-constexpr double kEnoughSeconds = 0.1;  // of one direction; then it is not repeated
+// A direction is repeated until so many runs have not beaten the best one by more than a hundredth, for as long at
+// least.
+constexpr int kSteadyRuns = 5;
+constexpr double kMinSeconds = 0.02;
 
 using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Repeats `once`, kEnoughSeconds or kMaxRepetitions at most, and sets `best` to the fewest seconds of one run.
-template <typename F>
-absl::Status TimeBest(F once, double& best) {
-  best = std::numeric_limits<double>::infinity();
-  double total = 0;
-  for (int i = 0; i < kMaxRepetitions && total < kEnoughSeconds; ++i) {
-    const Clock::time_point start = Clock::now();
-    KVC_RETURN_IF_ERROR(once());
-    const double seconds = SecondsSince(start);
-    best = std::min(best, seconds);
-    total += seconds;
-  }
-  return absl::OkStatus();
-}
 
 void GrowTo(size_t size, std::vector<std::byte>& buffer) {
   if (buffer.size() < size) buffer.resize(size);
@@ -141,6 +132,63 @@ std::vector<std::string> SweepSpecs() {
   return specs;
 }
 
+Sweep::Sweep(const FileSample& sample, const safetensors::Header& header, FileRotary& rotary, const Options& options)
+    : sample_(sample),
+      header_(header),
+      rotary_(rotary),
+      limits_{.environment = {.artifacts = options.artifacts}},
+      pool_(options.threads == 1 ? nullptr : std::make_unique<ThreadPool>(options.threads)),
+      threads_(pool_ == nullptr ? 1 : pool_->size()),
+      max_seconds_(options.max_seconds) {}
+
+absl::Status Sweep::ForEachTensor(const Work& work) {
+  std::atomic<size_t> next = 0;
+  std::vector<absl::Status> statuses(threads_);
+  const auto run = [&](size_t thread) {
+    for (size_t i = next++; i < sample_.tensors.size() && statuses[thread].ok(); i = next++) {
+      statuses[thread] = work(i, thread);
+    }
+  };
+  if (pool_ == nullptr) {
+    run(0);
+    return statuses[0];
+  }
+  KVC_RETURN_IF_ERROR(pool_->status());
+  absl::BlockingCounter done(static_cast<int>(threads_));
+  ThreadPool::Queue queue(*pool_);
+  for (size_t thread = 0; thread < threads_; ++thread) {
+    queue.Push([&, thread] {
+      run(thread);
+      done.DecrementCount();
+    });
+  }
+  done.Wait();
+  for (const absl::Status& status : statuses) KVC_RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> Sweep::TimeBest(const Work& work) {
+  std::vector<double> best(sample_.tensors.size(), std::numeric_limits<double>::infinity());
+  const Work timed = [&](size_t i, size_t thread) {
+    const Clock::time_point begin = Clock::now();
+    absl::Status status = work(i, thread);
+    best[i] = std::min(best[i], SecondsSince(begin));
+    return status;
+  };
+  double figure = std::numeric_limits<double>::infinity();
+  double total = 0;
+  for (int steady = 0; (steady < kSteadyRuns || total < kMinSeconds) && total < max_seconds_; ++steady) {
+    const Clock::time_point start = Clock::now();
+    KVC_RETURN_IF_ERROR(ForEachTensor(timed));
+    const double run = SecondsSince(start);
+    const double seconds = threads_ == 1 ? std::accumulate(best.begin(), best.end(), 0.0) : run;
+    if (seconds < 0.99 * figure) steady = -1;
+    figure = std::min(figure, seconds);
+    total += run;
+  }
+  return figure;
+}
+
 absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   if (!sample_.whole() && spec.starts_with("heads(")) {
     return absl::InvalidArgumentError("only parts of this file are measured, which do not keep the heads apart");
@@ -155,29 +203,25 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
   for (size_t i = 0; i < count; ++i) {
     const TensorDesc& tensor = sample_.tensors[i].tensor;
     KVC_ASSIGN_OR_RETURN(const std::string codec, rotary_.CodecFor(profile, tensor));
-    KVC_ASSIGN_OR_RETURN(TensorCompressor compressor, TensorCompressor::Create(tensor, codec));
+    KVC_ASSIGN_OR_RETURN(TensorCompressor compressor, TensorCompressor::Create(tensor, codec, limits_));
     GrowTo(compressor.max_frame_bytes(), frames_[i]);
     GrowTo(compressor.tensor_bytes(), decoded_[i]);
     compressors.push_back(std::move(compressor));
   }
 
-  const auto encode = [&]() -> absl::Status {
-    for (size_t i = 0; i < count; ++i) {
-      KVC_ASSIGN_OR_RETURN(figures.tensors[i].frame_bytes,
-                           compressors[i].Compress(sample_.tensors[i].values, frames_[i]));
-    }
+  const Work encode = [&](size_t i, size_t) -> absl::Status {
+    KVC_ASSIGN_OR_RETURN(figures.tensors[i].frame_bytes,
+                         compressors[i].Compress(sample_.tensors[i].values, frames_[i]));
     return absl::OkStatus();
   };
-  TensorDecompressor decompressor;
-  const auto decode = [&]() -> absl::Status {
-    for (size_t i = 0; i < count; ++i) {
-      const ByteSpan frame = ByteSpan(frames_[i]).first(figures.tensors[i].frame_bytes);
-      KVC_RETURN_IF_ERROR(decompressor.Decompress(frame, decoded_[i]).status());
-    }
-    return absl::OkStatus();
+  std::deque<TensorDecompressor> decompressors;  // of the threads
+  while (decompressors.size() < threads_) decompressors.emplace_back(limits_);
+  const Work decode = [&](size_t i, size_t thread) {
+    const ByteSpan frame = ByteSpan(frames_[i]).first(figures.tensors[i].frame_bytes);
+    return decompressors[thread].Decompress(frame, decoded_[i]).status();
   };
-  KVC_RETURN_IF_ERROR(TimeBest(encode, figures.encode_seconds));
-  KVC_RETURN_IF_ERROR(TimeBest(decode, figures.decode_seconds));
+  KVC_ASSIGN_OR_RETURN(figures.encode_seconds, TimeBest(encode));
+  KVC_ASSIGN_OR_RETURN(figures.decode_seconds, TimeBest(decode));
 
   const std::string told = profile.is_uniform() ? figures.spec : "profile";  // by a file's header
   KVC_ASSIGN_OR_RETURN(figures.compressed_bytes, HeaderBytes(header_, compressors, told));
@@ -196,15 +240,12 @@ absl::StatusOr<SpecFigures> Sweep::Measure(std::string_view spec) {
 double Sweep::MeasureCopy() {
   decoded_.resize(sample_.tensors.size());
   for (size_t i = 0; i < decoded_.size(); ++i) GrowTo(sample_.tensors[i].values.size(), decoded_[i]);
-  double best = 0;
-  const auto copy = [&] {
-    for (size_t i = 0; i < decoded_.size(); ++i) {
-      const std::vector<std::byte>& values = sample_.tensors[i].values;
-      if (!values.empty()) std::memcpy(decoded_[i].data(), values.data(), values.size());
-    }
+  const Work copy = [&](size_t i, size_t) {
+    const std::vector<std::byte>& values = sample_.tensors[i].values;
+    if (!values.empty()) std::memcpy(decoded_[i].data(), values.data(), values.size());
     return absl::OkStatus();
   };
-  return TimeBest(copy, best).ok() ? best : 0;
+  return TimeBest(copy).value_or(0);
 }
 
 }  // namespace kvcompress

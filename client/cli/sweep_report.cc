@@ -10,7 +10,10 @@
 #include "client/cli/pareto.h"
 #include "client/cli/rotary_report.h"
 #include "client/cli/sweep_page.h"
+#include "client/cli/sweep_table.h"
+#include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
+#include "core/file/plain_file.h"
 #include "core/quality/quality.h"
 
 namespace kvcompress {
@@ -79,22 +82,68 @@ Json ToJson(const KindFigures& figures) {
   return json;
 }
 
+// A chunk of tokens, as caches are stored and looked up by.
+constexpr uint64_t kChunkTokens = 256;
+
+Json ToJson(const BothWays& figures) { return {{"serial", figures.serial}, {"pipelined", figures.pipelined}}; }
+
+// What a context takes, and what it takes to send it uncompressed.
+void AddContext(const SweepResult& result, Json& json) {
+  if (result.links.empty()) return;
+  const double chunk_bytes = result.bytes_per_token * kChunkTokens;
+  const double context_bytes = result.bytes_per_token * static_cast<double>(result.context_tokens);
+  json["bytes_per_token"] = result.bytes_per_token;
+  json["chunk_tokens"] = kChunkTokens;
+  json["context_tokens"] = result.context_tokens;
+  json["links"] = Json::array();
+  for (const Link& link : result.links) {
+    json["links"].push_back({{"bandwidth", link.text},
+                             {"bytes_per_second", link.bandwidth},
+                             {"uncompressed_chunk_seconds", chunk_bytes / link.bandwidth},
+                             {"uncompressed_context_seconds", context_bytes / link.bandwidth}});
+  }
+}
+
+// Below which bandwidths a codec pays, and what it does on the links that were given.
+void AddBreakEven(const SweepResult& result, const CodecFigures& codec, Json& json) {
+  const BreakEven at = BreakEvenOf(codec);
+  json["pays_below_bytes_per_second"] = {
+      {"store", ToJson(at.store)}, {"load", ToJson(at.load)}, {"both", ToJson(at.both)}};
+  if (result.links.empty()) return;
+  const double chunk_bytes = result.bytes_per_token * kChunkTokens;
+  const double context_bytes = result.bytes_per_token * static_cast<double>(result.context_tokens);
+  json["links"] = Json::array();
+  for (const Link& link : result.links) {
+    const double uncompressed = context_bytes / link.bandwidth;
+    const BothWays load = LoadSeconds(codec, context_bytes, link.bandwidth);
+    const BothWays saved = {.serial = uncompressed - load.serial, .pipelined = uncompressed - load.pipelined};
+    json["links"].push_back({{"bandwidth", link.text},
+                             {"store_chunk_seconds", ToJson(StoreSeconds(codec, chunk_bytes, link.bandwidth))},
+                             {"load_chunk_seconds", ToJson(LoadSeconds(codec, chunk_bytes, link.bandwidth))},
+                             {"saved_first_token_seconds", ToJson(saved)}});
+  }
+}
+
 Json SpecJson(const FileSample& sample, const SweepResult& result, const SpecFigures& spec) {
   const auto bytes = static_cast<double>(sample.bytes);
+  const CodecFigures codec = {.ratio = Divided(bytes, static_cast<double>(spec.compressed_bytes)),
+                              .encode = Divided(bytes, spec.encode_seconds),
+                              .decode = Divided(bytes, spec.decode_seconds)};
   Json json;
   json["spec"] = spec.spec;
   const std::string_view name = NameOfChain(spec.spec);
   json["name"] = name.empty() ? Json(nullptr) : Json(name);
-  json["compression_ratio"] = Divided(bytes, static_cast<double>(spec.compressed_bytes));
+  json["compression_ratio"] = codec.ratio;
   json.update(ToJson(FiguresOf(sample, spec, Kind::kAll)));
   for (const Kind kind : {Kind::kKeys, Kind::kValues, Kind::kOther}) {
     const KindFigures figures = FiguresOf(sample, spec, kind);
     if (figures.tensors > 0) json[std::string(KindName(kind))] = ToJson(figures);
   }
-  json["encode_gb_per_s"] = Divided(bytes / 1e9, spec.encode_seconds);
-  json["decode_gb_per_s"] = Divided(bytes / 1e9, spec.decode_seconds);
+  json["encode_gb_per_s"] = codec.encode / 1e9;
+  json["decode_gb_per_s"] = codec.decode / 1e9;
+  AddBreakEven(result, codec, json);
   json["pareto"] = Json::array();
-  json["command"] = SweepCommand(result.input, spec.spec, result.rope_flags);
+  json["command"] = SweepCommand(result.input, spec.spec, result.flags);
   return json;
 }
 
@@ -149,8 +198,10 @@ Json SummaryJson(const FileSample& sample, const SweepResult& result) {
   json["original_size_bytes"] = sample.file_bytes;
   json["measured_size_bytes"] = sample.bytes;
   json["sampled"] = !sample.whole();
+  json["threads"] = result.threads;
   json["memcpy_gb_per_s"] = Divided(static_cast<double>(sample.bytes) / 1e9, result.copy_seconds);
   json["rotary"] = result.rotary ? RotaryJson(*result.rotary) : Json(nullptr);
+  AddContext(result, json);
   json["specs"] = Json::array();
   for (const SpecFigures& spec : result.specs) json["specs"].push_back(SpecJson(sample, result, spec));
   AddPareto(sample, result, json["specs"]);
@@ -187,6 +238,22 @@ std::string Dump(const Json& json, int indent) { return json.dump(indent, ' ', f
 
 }  // namespace
 
+absl::StatusOr<double> BytesPerToken(const safetensors::Header& header) {
+  double sum = 0;
+  for (const safetensors::Entry& entry : header.entries) {
+    KVC_ASSIGN_OR_RETURN(const TensorDesc tensor, DescribeEntry(entry));
+    KVC_RETURN_IF_ERROR(ValidateTensor(tensor).status());
+    double tokens = 0;
+    for (size_t axis = 0; axis < tensor.shape.size(); ++axis) {
+      if (tensor.axes[axis] == AxisRole::kSeq) tokens = static_cast<double>(tensor.shape[axis] * tensor.shape[0]);
+    }
+    sum += Divided(static_cast<double>(entry.bytes()), tokens);
+  }
+  if (sum > 0) return sum;
+  return absl::InvalidArgumentError(
+      "-bandwidth counts the bytes of a token, and no tensor is named layer_{i}_key or layer_{i}_value and of rank 4");
+}
+
 std::string ShellWord(std::string_view text) {
   constexpr std::string_view kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+%@";
   if (!text.empty() && text.find_first_not_of(kPlain) == text.npos) return std::string(text);
@@ -195,8 +262,8 @@ std::string ShellWord(std::string_view text) {
   return word + "'";
 }
 
-std::string SweepCommand(std::string_view input, std::string_view spec, std::string_view rope_flags) {
-  return absl::StrFormat("kv-compress -codec %s%s -input %s -output small.safetensors", ShellWord(spec), rope_flags,
+std::string SweepCommand(std::string_view input, std::string_view spec, std::string_view flags) {
+  return absl::StrFormat("kv-compress -codec %s%s -input %s -output small.safetensors", ShellWord(spec), flags,
                          ShellWord(input));
 }
 
@@ -212,7 +279,7 @@ std::string EscapeForScript(std::string_view json) {
 
 SweepReport MakeSweepReport(const FileSample& sample, const SweepResult& result) {
   Json json = SummaryJson(sample, result);
-  SweepReport report{.json = Dump(json, 2) + "\n", .html = {}};
+  SweepReport report{.json = Dump(json, 2) + "\n", .table = SweepTable(json), .html = {}};
   AddTensors(sample, result, json);
   report.html = SweepPageBeforeData();
   report.html += EscapeForScript(Dump(json, -1));

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/cli/break_even.h"
 #include "client/cli/sweep.h"
 #include "client/file/file_rotary.h"
 
@@ -22,12 +23,19 @@ struct SweepLimits {
   bool any() const { return max_key_mae > 0 || max_value_mae > 0 || min_key_cosine > 0 || min_value_cosine > 0; }
 };
 
+// Bytes that a token of the cache takes in all keys and values; INVALID_ARGUMENT where no tensor has tokens.
+absl::StatusOr<double> BytesPerToken(const safetensors::Header& header);
+
 struct SweepResult {
   std::string input;  // path, as it was given
   SweepLimits limits;
-  std::string rope_flags;           // as they were given, for a command line; empty or begins with a blank
+  std::string flags;                // for a command line, what specs do not say; empty or begins with a blank
   std::optional<RotaryUse> rotary;  // how keys were turned back
-  double copy_seconds = 0;          // of memcpy over all tensors
+  size_t threads = 1;
+  double copy_seconds = 0;  // of memcpy over all tensors
+  std::vector<Link> links;
+  uint64_t context_tokens = 0;  // of links: what is loaded before the first token of an answer
+  double bytes_per_token = 0;   // of links
   std::vector<SpecFigures> specs;
   std::vector<std::pair<std::string, std::string>> refused;  // specs that do not take the values, and why
 };
@@ -36,14 +44,15 @@ struct SweepResult {
 std::string ShellWord(std::string_view text);
 
 // The command line that compresses `input` with `spec`.
-std::string SweepCommand(std::string_view input, std::string_view spec, std::string_view rope_flags);
+std::string SweepCommand(std::string_view input, std::string_view spec, std::string_view flags);
 
 // `json` such that it may stand within an HTML <script> element: nothing in it can end the element or begin another.
 std::string EscapeForScript(std::string_view json);
 
 struct SweepReport {
-  std::string json;  // the summary for standard output
-  std::string html;  // one page that loads nothing; with the figures of each tensor
+  std::string json;   // the summary for standard output
+  std::string table;  // the same for people (sweep_table.h)
+  std::string html;   // one page that loads nothing; with the figures of each tensor
 };
 SweepReport MakeSweepReport(const FileSample& sample, const SweepResult& result);
 

@@ -210,6 +210,67 @@ def test_hostile_names_and_refused_values_are_drawn_as_text(bin_dir, tmp_path):
     assert result["specs"][0]["command"].count(r"'it'\''s <b>.safetensors'") == 1
 
 
+def test_break_even_of_the_codecs_that_are_asked_for(bin_dir, sample, tmp_path):
+    """Every figure of a link follows from the ratio and the two speeds."""
+    done = run(bin_dir, "-sweep", "-input", sample, "-codec", "int4 kv3 lossless-fast raw", "-threads", "2",
+               "-bandwidth", "25Gbit/s, 300MB/s", "-context-tokens", "4096")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [spec["name"] or spec["spec"] for spec in result["specs"]] == ["int4", "kv3", "lossless-fast", "raw"]
+    assert result["threads"] == 2 and result["context_tokens"] == 4096 and result["chunk_tokens"] == 256
+    assert result["bytes_per_token"] == result["original_size_bytes"] / 256
+    assert [(link["bandwidth"], link["bytes_per_second"]) for link in result["links"]] == [("25Gbit/s", 3.125e9), ("300MB/s", 3e8)]
+    chunk, context = (result["bytes_per_token"] * tokens for tokens in (256, 4096))
+    for spec in result["specs"]:
+        ratio, encode, decode = spec["compression_ratio"], 1e9 * spec["encode_gb_per_s"], 1e9 * spec["decode_gb_per_s"]
+        below = spec["pays_below_bytes_per_second"]
+        if ratio <= 1:
+            assert {value for part in below.values() for value in part.values()} == {0}
+        else:
+            assert below["store"] == pytest.approx({"serial": encode * (1 - 1 / ratio), "pipelined": encode})
+            assert below["load"] == pytest.approx({"serial": decode * (1 - 1 / ratio), "pipelined": decode})
+            at = below["both"]["serial"]
+            assert 2 / at == pytest.approx(1 / encode + 1 / decode + 2 / ratio / at)
+            at = below["both"]["pipelined"]
+            assert 2 / at == pytest.approx(max(1 / encode, 1 / ratio / at) + max(1 / decode, 1 / ratio / at))
+        for link, of_link in zip(spec["links"], result["links"]):
+            rate = of_link["bytes_per_second"]
+            assert of_link["uncompressed_context_seconds"] == pytest.approx(context / rate)
+            assert link["store_chunk_seconds"]["serial"] == pytest.approx(chunk / encode + chunk / ratio / rate)
+            assert link["load_chunk_seconds"]["pipelined"] == pytest.approx(max(chunk / decode, chunk / ratio / rate))
+            saved = context / rate - context / decode - context / ratio / rate
+            assert link["saved_first_token_seconds"]["serial"] == pytest.approx(saved)
+    assert result["specs"][3]["compression_ratio"] < 1  # raw has headers besides the values
+
+
+def test_a_table_for_a_terminal(bin_dir, sample):
+    done = run(bin_dir, "-sweep", "-input", sample, "-format", "table", "-bandwidth", "25Gbit/s")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("12 tensors, 0.79 MB; 1 thread, memcpy " + lines[0].split()[-2] + " GB/s")
+    heads = [i for i, line in enumerate(lines) if line.endswith(" codec")]
+    assert len(heads) == 2 and lines[heads[1] - 1] == "25Gbit/s (3.125 GB/s), milliseconds: 32768 tokens take 32.2 uncompressed"
+    rows = [line.split()[-1] for line in lines[heads[0] + 1:lines.index("", heads[0])]]
+    assert {"kv4", "kv3", "kv2", "lossless", "lossless-fast", "int8", "int4", "mixed"} <= set(rows) and len(rows) < 40
+    assert [line.split()[-1] for line in lines[heads[1] + 1:]] == ["uncompressed", *rows]
+
+
+def test_artifacts_are_swept_where_they_are_named(bin_dir, sample, tmp_path):
+    made = run_ok(bin_dir, "-calibrate", "-input", sample, "-rope-theta", "10000", "-output", tmp_path / "model.kvcal", "-group-dim", "64")
+    spec = f"kv(bits=3,artifact={made['artifact']})"
+    done = run(bin_dir, "-sweep", "-input", sample, "-codec", f"kv3 {spec}", "-artifacts", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [found["spec"] for found in result["specs"]] == ["kv3", spec] and not result["refused"]
+    command = result["specs"][1]["command"].replace("small.safetensors", str(tmp_path / "small.safetensors"))
+    assert f"-artifacts {tmp_path}" in command
+    report = json.loads(subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100, check=True,
+                                       env=environment(PATH=f"{bin_dir}:{os.environ['PATH']}")).stdout)
+    assert report["compression_ratio"] == result["specs"][1]["compression_ratio"]
+    missing = run(bin_dir, "-sweep", "-input", sample, "-codec", spec, "-artifacts", bin_dir)
+    assert missing.returncode == 1 and made["artifact"] in missing.stderr
+
+
 def test_a_large_file_is_sampled_and_the_page_says_so(bin_dir, tmp_path):
     values = np.random.default_rng(1).standard_normal((3, 8, 2048, 128)).astype(np.float16)
     tensors = {f"layer_{i}_{kind}": values for i in range(2) for kind in ("key", "value")}
@@ -225,9 +286,12 @@ def test_a_large_file_is_sampled_and_the_page_says_so(bin_dir, tmp_path):
 @pytest.mark.parametrize("args, text", [
     (["-sweep", "-input", "none"], "read input: open none: no such file or directory"),
     (["-sweep", "-input", "{packed}"], "input is already a compressed file: decompress it first"),
+    (["-sweep", "-input", "{flat}", "-bandwidth", "3GB/s"], "-bandwidth counts the bytes of a token, and no tensor is named "
+                                                             "layer_{i}_key or layer_{i}_value and of rank 4"),
     (["-sweep", "-input", "{sample}", "-report", "no/r.html"], "write report: open no/r.html: no such file or directory"),
 ])
 def test_errors(bin_dir, sample, tmp_path, args, text):
     run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed")
-    done = run(bin_dir, *[arg.format(sample=sample, packed="packed") for arg in args], cwd=tmp_path)
+    write_file(tmp_path / "flat", {"layer_0_key": np.ones((4, 4), np.float16)})
+    done = run(bin_dir, *[arg.format(sample=sample, packed="packed", flat="flat") for arg in args], cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == "" and done.stderr == f"Error: {text}\n"

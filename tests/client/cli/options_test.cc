@@ -177,8 +177,41 @@ TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "word"}), "unexpected argument \"word\"");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-output", "b"}), "-sweep and -output exclude each other");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-server", "b:1"}), "-sweep and -server exclude each other");
-  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-codec", "raw"}), "-sweep and -codec exclude each other");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-profile", "p"}), "-sweep and -profile exclude each other");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-report", "r.html"}), "-report needs -sweep");
+}
+
+TEST_F(OptionsTest, SweepTakesACodecListThreadsAndAFormat) {
+  ASSERT_EQ(FaultOf({"-sweep", "-input", "a"}), "");
+  EXPECT_TRUE(options_.sweep_specs.empty());
+  EXPECT_EQ(options_.threads, 1);
+  EXPECT_EQ(options_.format, "json");
+  ASSERT_EQ(
+      FaultOf({"-sweep", "-input", "a", "-codec", " kv3 int4  int4(group=64)", "-threads", "0", "-format", "table"}),
+      "");
+  EXPECT_THAT(options_.sweep_specs, ::testing::ElementsAre("kv3", "int4(group=64)"));
+  EXPECT_EQ(options_.threads, 0);
+  EXPECT_EQ(options_.format, "table");
+  EXPECT_THAT(FaultOf({"-sweep", "-input", "a", "-codec", "kv3 int9"}), ::testing::HasSubstr("int9"));
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-format", "csv"}), "-format of -sweep must be table or json, not csv");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-artifacts", "d"}), "-artifacts needs -codec, which names them");
+}
+
+TEST_F(OptionsTest, BandwidthsOfASweep) {
+  ASSERT_EQ(FaultOf({"-sweep", "-input", "a", "-bandwidth", "25Gbit/s, 3 GB/s"}), "");
+  ASSERT_EQ(options_.links.size(), 2u);
+  EXPECT_EQ(options_.links[0].text, "25Gbit/s");
+  EXPECT_EQ(options_.links[0].bandwidth, 3.125e9);
+  EXPECT_EQ(options_.links[1].text, "3 GB/s");
+  EXPECT_EQ(options_.links[1].bandwidth, 3e9);
+  EXPECT_EQ(options_.context_tokens, 32768);
+  EXPECT_THAT(FaultOf({"-sweep", "-input", "a", "-bandwidth", "25Gbit/s,3"}),
+              ::testing::StartsWith("-bandwidth: \"3\" is no bandwidth: expected a number above 0 and a unit"));
+  EXPECT_THAT(FaultOf({"-sweep", "-input", "a", "-bandwidth", ""}), ::testing::StartsWith("-bandwidth: \"\" is no"));
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-context-tokens", "9"}), "-context-tokens needs -bandwidth");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-bandwidth", "1B/s", "-context-tokens", "0"}),
+            "-context-tokens must be a number of tokens, not 0");
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-bandwidth", "1B/s"}), "-bandwidth needs -sweep");
 }
 
 TEST_F(OptionsTest, CalibrateTakesSeveralInputs) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "absl/strings/str_format.h"
 #include "client/cli/sweep_report.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
@@ -66,7 +67,7 @@ TEST(SampleFile, OfALargeFileEvenlySpacedRunsOfEveryTensor) {
   const FileSample sample = file.Sample(limit);
   EXPECT_FALSE(sample.whole());
   FileRotary rotary({}, std::nullopt, std::nullopt);
-  EXPECT_THAT(Sweep(sample, file.header, rotary).Measure("heads(0-:int4)"),
+  EXPECT_THAT(Sweep(sample, file.header, rotary, {}).Measure("heads(0-:int4)"),
               StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("do not keep the heads apart")));
   EXPECT_LE(sample.bytes, limit);
   EXPECT_GT(sample.bytes, limit / 2);
@@ -130,7 +131,7 @@ TEST(Sweep, FiguresOfDecodedValues) {
   file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
   const FileSample sample = file.Sample();
   FileRotary rotary({}, std::nullopt, std::nullopt);
-  Sweep sweep(sample, file.header, rotary);
+  Sweep sweep(sample, file.header, rotary, {});
   const absl::StatusOr<SpecFigures> int8 = sweep.Measure("int8(group=64)");
   ASSERT_THAT(int8.status(), IsOk());
   EXPECT_EQ(int8->tensors[0].sums.count, 8192u);
@@ -145,17 +146,47 @@ TEST(Sweep, FiguresOfDecodedValues) {
   EXPECT_GT(sweep.MeasureCopy(), 0);
 }
 
+TEST(Sweep, ThreadsShareTheTensorsAndChangeNoByte) {
+  TestFile file;
+  for (int layer = 0; layer < 3; ++layer) file.Add(absl::StrFormat("layer_%d_key", layer), DType::kF16, {1, 2, 64, 64});
+  file.Add("empty", DType::kF16, {0});
+  const FileSample sample = file.Sample();
+  FileRotary rotary({}, std::nullopt, std::nullopt);
+  Sweep one(sample, file.header, rotary, {});
+  Sweep three(sample, file.header, rotary, {.threads = 3});
+  EXPECT_EQ(one.threads(), 1u);
+  EXPECT_EQ(three.threads(), 3u);
+  EXPECT_GT(three.MeasureCopy(), 0);
+  for (const char* spec : {"kv3", "raw|zstd(level=1)"}) {
+    const absl::StatusOr<SpecFigures> alone = one.Measure(spec);
+    const absl::StatusOr<SpecFigures> shared = three.Measure(spec);
+    ASSERT_THAT(alone.status(), IsOk());
+    ASSERT_THAT(shared.status(), IsOk());
+    EXPECT_EQ(alone->compressed_bytes, shared->compressed_bytes);
+    for (size_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(alone->tensors[i].frame_bytes, shared->tensors[i].frame_bytes);
+      EXPECT_EQ(alone->tensors[i].sums.sum_error_squares, shared->tensors[i].sums.sum_error_squares);
+    }
+  }
+  file.Add("nan", DType::kF32, {64});
+  StoreFromF32(DType::kF32, std::numeric_limits<float>::quiet_NaN(), file.bytes.data() + file.header.entries[4].begin,
+               5);
+  const FileSample with_nan = file.Sample();
+  EXPECT_THAT(Sweep(with_nan, file.header, rotary, {.threads = 3}).Measure("int4").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"nan\"")));
+}
+
 TEST(Sweep, KeysAreTurnedBackAsTheFileOrTheFlagsSay) {
   TestFile file;
   file.Add("layer_0_key", DType::kF16, {1, 2, 64, 64});
   const FileSample sample = file.Sample();
   FileRotary none({}, std::nullopt, std::nullopt);
-  ASSERT_THAT(Sweep(sample, file.header, none).Measure("kv3").status(), IsOk());
+  ASSERT_THAT(Sweep(sample, file.header, none, {}).Measure("kv3").status(), IsOk());
   EXPECT_EQ(none.use(), std::nullopt);
   FileRotary of_file({{"rope_theta", "500000"}}, std::nullopt, std::nullopt);
-  ASSERT_THAT(Sweep(sample, file.header, of_file).Measure("int4").status(), IsOk());
+  ASSERT_THAT(Sweep(sample, file.header, of_file, {}).Measure("int4").status(), IsOk());
   EXPECT_EQ(of_file.use(), std::nullopt);
-  ASSERT_THAT(Sweep(sample, file.header, of_file).Measure("kv3").status(), IsOk());
+  ASSERT_THAT(Sweep(sample, file.header, of_file, {}).Measure("kv3").status(), IsOk());
   ASSERT_TRUE(of_file.use());
   EXPECT_EQ(of_file.use()->rotary.theta, 500000);
   EXPECT_EQ(of_file.use()->source, "metadata");
@@ -167,7 +198,7 @@ TEST(Sweep, ValuesThatACodecDoesNotTake) {
   StoreFromF32(DType::kF32, std::numeric_limits<float>::quiet_NaN(), file.bytes.data(), 5);
   const FileSample sample = file.Sample();
   FileRotary rotary({}, std::nullopt, std::nullopt);
-  Sweep sweep(sample, file.header, rotary);
+  Sweep sweep(sample, file.header, rotary, {});
   EXPECT_EQ(sweep.Measure("int4(group=64)").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(sweep.Measure("raw").status(), IsOk());
 }
@@ -178,7 +209,7 @@ TEST(SweepReport, NullForTheInfiniteSnrAndTheFrontsByKind) {
   file.Add("layer_0_value", DType::kF16, {1, 2, 64, 64});
   const FileSample sample = file.Sample();
   FileRotary rotary({}, std::nullopt, std::nullopt);
-  Sweep sweep(sample, file.header, rotary);
+  Sweep sweep(sample, file.header, rotary, {});
   SweepResult result;
   result.input = "cache.safetensors";
   for (const char* spec : {"int8(group=64)", "raw", "int4(group=64)"}) result.specs.push_back(*sweep.Measure(spec));
@@ -192,13 +223,71 @@ TEST(SweepReport, NullForTheInfiniteSnrAndTheFrontsByKind) {
   EXPECT_EQ(json["refused"][0]["error"], "no such codec");
 }
 
+TEST(SweepReport, WhenACodecPays) {
+  TestFile file;
+  file.Add("layer_0_key", DType::kF16, {2, 3, 8, 64});
+  file.Add("layer_0_value", DType::kF32, {2, 3, 8, 64});
+  file.Add("state", DType::kF32, {1000});
+  const FileSample sample = file.Sample();
+  SweepResult result;
+  result.input = "c";
+  result.bytes_per_token = *BytesPerToken(file.header);
+  EXPECT_EQ(result.bytes_per_token, 3 * 64 * (2 + 4));
+  result.links = {{"1GB/s", 1e9}, {"8Tb/s", 1e12}};
+  result.context_tokens = 1000;
+  result.threads = 2;
+  SpecFigures half = {.spec = "int8(group=64)", .tensors = std::vector<TensorFigures>(3)};
+  half.compressed_bytes = sample.bytes / 2;
+  half.encode_seconds = static_cast<double>(sample.bytes) / 2e9;
+  half.decode_seconds = static_cast<double>(sample.bytes) / 4e9;
+  SpecFigures more = half;
+  more.spec = "raw";
+  more.compressed_bytes = sample.bytes + 1;
+  result.specs = {half, more};
+  const SweepReport report = MakeSweepReport(sample, result);
+  const Json json = Json::parse(report.json);
+  EXPECT_EQ(json["threads"], 2);
+  EXPECT_EQ(json["context_tokens"], 1000);
+  EXPECT_EQ(json["chunk_tokens"], 256);
+  const double chunk = 256 * result.bytes_per_token;
+  const double context = 1000 * result.bytes_per_token;
+  EXPECT_DOUBLE_EQ(json["links"][0]["uncompressed_chunk_seconds"], chunk / 1e9);
+  EXPECT_DOUBLE_EQ(json["links"][1]["uncompressed_context_seconds"], context / 1e12);
+  const Json& below = json["specs"][0]["pays_below_bytes_per_second"];
+  EXPECT_DOUBLE_EQ(below["store"]["serial"], 1e9);
+  EXPECT_DOUBLE_EQ(below["store"]["pipelined"], 2e9);
+  EXPECT_DOUBLE_EQ(below["load"]["serial"], 2e9);
+  EXPECT_NEAR(below["both"]["serial"], 4e9 / 3, 1);
+  const Json& link = json["specs"][0]["links"][0];
+  EXPECT_DOUBLE_EQ(link["store_chunk_seconds"]["serial"], chunk / 2e9 + chunk / 2e9);
+  EXPECT_DOUBLE_EQ(link["load_chunk_seconds"]["pipelined"], chunk / 2e9);
+  EXPECT_DOUBLE_EQ(link["saved_first_token_seconds"]["serial"], context / 1e9 - context / 2e9 - context / 4e9);
+  EXPECT_LT(json["specs"][0]["links"][1]["saved_first_token_seconds"]["pipelined"], 0);
+  EXPECT_EQ(json["specs"][1]["pays_below_bytes_per_second"]["both"]["serial"], 0);
+  EXPECT_THAT(report.table, HasSubstr("2 threads, memcpy 0.00 GB/s"));
+  EXPECT_THAT(report.table, HasSubstr("A token has 1152 bytes, a chunk 256 tokens."));
+  EXPECT_THAT(report.table, HasSubstr("1GB/s (1 GB/s), milliseconds: 1000 tokens take 1.15 uncompressed\n"));
+  EXPECT_THAT(report.table, ::testing::ContainsRegex("\n +2\\.00 .* 2\\.00 +4\\.00 +1\\.00 +2\\.00 +1\\.33  int8\n"));
+  EXPECT_THAT(report.table, ::testing::ContainsRegex("never +never +never  raw\n"));
+  EXPECT_THAT(report.table, ::testing::ContainsRegex("\n +0\\.29 +0\\.15 +0\\.22 +0\\.15 +0\\.29 +0\\.58  int8\n"));
+}
+
+TEST(SweepReport, WithoutTokensThereAreNoBytesOfOne) {
+  TestFile file;
+  file.Add("layer_0_key", DType::kF16, {8, 64});
+  EXPECT_THAT(BytesPerToken(file.header).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-bandwidth counts the bytes of a token")));
+  file.Add("layer_1_key", DType::kF16, {0, 2, 8, 64});
+  EXPECT_EQ(BytesPerToken(file.header).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(SweepReport, HostileNamesStayText) {
   TestFile file;
   const std::string hostile = "</script><script>alert(1)</script><!--&amp;\xe2\x80\xa8";
   file.Add(hostile, DType::kF16, {64});
   const FileSample sample = file.Sample();
   FileRotary rotary({}, std::nullopt, std::nullopt);
-  Sweep sweep(sample, file.header, rotary);
+  Sweep sweep(sample, file.header, rotary, {});
   SweepResult result;
   result.input = hostile;
   result.specs.push_back(*sweep.Measure("raw"));

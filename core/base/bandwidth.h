@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace kvcompress {
+
+// Bytes a second of a link that a person has written as a number and a unit, "25Gbit/s" or "3 GB/s": bits as bit/s, b/s
+// or bps, bytes as B/s, after k, M, G or T for powers of 1000 or Ki, Mi or Gi for powers of 1024. A small b is a bit
+// and a capital B a byte. INVALID_ARGUMENT that says what is accepted, also for what is not above 0 or above
+// kMaxBandwidth.
+absl::StatusOr<double> ParseBandwidth(std::string_view text);
+
+inline constexpr double kMaxBandwidth = 1e15;  // bytes a second
+
+}  // namespace kvcompress
