@@ -156,11 +156,11 @@ class _Sums:
 
 
 def turned_back(rows: torch.Tensor, rotary: RotaryEmbedding, positions: torch.Tensor) -> torch.Tensor:
-    """`rows`, [..., tokens, head_dim], before the rotary embedding of their positions, [tokens]."""
+    """`rows`, [..., tokens, head_dim], before the rotary embedding of their positions, [tokens] or [batch, tokens]."""
     dims = rotary.dims or rows.shape[-1] - rotary.offset
     turning = rows[..., rotary.offset : rotary.offset + dims]
     frequencies = rotary.theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
-    angles = positions.to(torch.float64)[:, None] * frequencies
+    angles = positions.to(torch.float64)[..., None] * frequencies
     cosine, sine = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
     is_half = rotary.pairs == "half"
     first, second = turning.chunk(2, dim=-1) if is_half else (turning[..., ::2], turning[..., 1::2])
