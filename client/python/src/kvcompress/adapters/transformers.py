@@ -1,7 +1,6 @@
 """Caches of Hugging Face transformers: compressed as a whole between turns, or layer by layer while a model generates.
 
-Tested against the library itself: `compress_cache` and `restore_cache` with transformers 5.24, 4.57, 4.56, 4.55 and
-4.50, `FrameCache` with the first three.
+Tested against the library itself, from transformers 4.50 to 5.24.
 """
 
 from collections.abc import Iterator
