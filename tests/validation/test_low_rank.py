@@ -9,7 +9,7 @@ from conftest import VALIDATION
 
 pytest.importorskip("kvcompress")
 
-from kvcompress.calibration.low_rank_run import main  # noqa: E402 - may be absent
+from kvcompress.calibration.low_rank_run import main
 
 
 @pytest.fixture
