@@ -40,7 +40,7 @@ stage_python() {
 # Also the types and the style of the Python there.
 stage_validation() {
   scripts/venv.sh && .venv/bin/ruff check --config validation/pyproject.toml validation tests/validation &&
-    (cd validation && ../.venv/bin/mypy ./*.py scripts/*.py) &&
+    (cd validation && ../.venv/bin/mypy ./*.py scripts/*.py gpt2) &&
     .venv/bin/python -m pytest tests/validation --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
 }
 stage_deploy() { scripts/venv.sh && .venv/bin/python -m pytest tests/deploy --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }

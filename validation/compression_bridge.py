@@ -76,19 +76,22 @@ class CompressionError(subprocess.CalledProcessError):
 
 
 class Spec(NamedTuple):
-    """How to compress: a codec spec, a profile file, or INT4 with a group size where both are None."""
+    """How to compress: a codec spec, a profile file, a compressor of low rank, or INT4 with a group size."""
 
     codec: Optional[str] = None
     profile: Optional[str] = None
     group_size: int = 64
     artifacts: Optional[str] = None  # the directory of the artifacts that the codec or profile names
     label: Optional[str] = None  # what people read in its place
+    compressor: Optional[str] = None  # the file of its state, compressor_NAME.pt; only scoring takes it
 
     def __str__(self) -> str:
         if self.label is not None:
             return self.label
         if self.profile is not None:
             return os.path.basename(self.profile).removesuffix(".json")
+        if self.compressor is not None:
+            return os.path.basename(self.compressor).removesuffix(".pt")
         return self.codec or f"int4(group={self.group_size})"
 
 

@@ -16,6 +16,9 @@ import cache_view
 import torch
 from compression_bridge import CompressionMetrics, Spec, compress_kv_cache, decompress_kv_cache
 from kv_cache_utils import load_kv_cache, save_kv_cache
+from kvcompress.calibration import load_compressor
+from kvcompress.calibration.low_rank_run import Restored
+from kvcompress.calibration.scoring import Score, Tally
 from model_inputs import Window, check_not_training, check_windows
 from results import Change
 
@@ -35,25 +38,14 @@ class SpecScore:
     snr_values_db: float
     token_snr_keys_db: float  # the same of keys less each channel's mean over the tokens, which attention does not see
     original_bytes: int  # of the tensors, in the cache's dtype
-    compressed_bytes: int  # of the files on disk
+    compressed_bytes: int  # of the files on disk, or of latents
     windows: int
     tokens: int  # scored
-    metrics: List[CompressionMetrics] = field(default_factory=list)  # of kv-compress, for each window
+    metrics: List[CompressionMetrics] = field(default_factory=list)  # for each window
 
     @property
     def ratio(self) -> float:
         return self.original_bytes / self.compressed_bytes
-
-
-@dataclass
-class _Sums:
-    """Sums over one window's scored tokens, for one part."""
-
-    tokens: int
-    baseline_nll: float
-    nll: float
-    kl: float
-    agreed: int
 
 
 @dataclass
@@ -147,89 +139,77 @@ def continuation_log_probs(model: Any, cache: Any, ids: torch.Tensor) -> torch.T
     return torch.log_softmax(logits[0].double(), dim=-1)
 
 
-def kl_divergence(baseline: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL(baseline || other) in nats for each row of log-probabilities; rounding below zero is cut."""
-    probabilities = baseline.exp()
-    terms = torch.where(probabilities == 0, 0.0, probabilities * (baseline - other))  # 0 log 0 is 0
-    return terms.sum(dim=-1).clamp(min=0.0)
-
-
 class _SpecRun:
     """One spec's sums while the windows go by."""
 
     def __init__(self, spec: Spec):
         self.spec = spec
         self.metrics: List[CompressionMetrics] = []
-        self.disk_bytes = 0
+        self.compressed_bytes = 0
         self.noise = (_Noise(), _Noise())
-        self.sums: Dict[str, List[_Sums]] = {part: [] for part in PARTS}
+        self.compressor = None if spec.compressor is None else load_compressor(spec.compressor)
+        self.tallies: Dict[str, List[Tally]] = {part: [] for part in PARTS}
 
     def round_trip(self, plain: str, saved: Sequence[cache_view.Pair]) -> List[cache_view.Pair]:
         """Compresses the saved file and gives back what comes out of it again."""
-        packed, back = plain + ".packed", plain + ".back"
-        self.metrics.append(compress_kv_cache(plain, packed, self.spec.group_size, codec=self.spec.codec,
-                                              profile=self.spec.profile, artifacts=self.spec.artifacts))
-        self.disk_bytes += os.path.getsize(packed)
-        decompress_kv_cache(packed, back, artifacts=self.spec.artifacts)
-        restored = cache_view.layers(load_kv_cache(back, device=str(saved[0][0].device))[0])
+        restored = (self._by_file(plain, saved) if self.compressor is None else
+                    self._as_latents(saved, Restored(self.compressor)))
         for old, new in zip(saved, restored):
             for noise, original, decoded in zip(self.noise, old, new):
                 noise.add(original, decoded)
         return restored
 
+    def _by_file(self, plain: str, saved: Sequence[cache_view.Pair]) -> List[cache_view.Pair]:
+        packed, back = plain + ".packed", plain + ".back"
+        self.metrics.append(compress_kv_cache(plain, packed, self.spec.group_size, codec=self.spec.codec,
+                                              profile=self.spec.profile, artifacts=self.spec.artifacts))
+        self.compressed_bytes += os.path.getsize(packed)
+        decompress_kv_cache(packed, back, artifacts=self.spec.artifacts)
+        return cache_view.layers(load_kv_cache(back, device=str(saved[0][0].device))[0])
+
+    def _as_latents(self, saved: Sequence[cache_view.Pair], restorer: Restored) -> List[cache_view.Pair]:
+        restored = restorer(list(saved))
+        self.metrics.append(tensor_metrics(saved, restored, restorer.original_bytes, restorer.latent_bytes))
+        self.compressed_bytes += restorer.latent_bytes
+        return restored
+
     def add(self, part: str, baseline: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> None:
-        rows = torch.arange(len(targets), device=targets.device)
-        self.sums[part].append(_Sums(
-            tokens=len(targets),
-            baseline_nll=-baseline[rows, targets].sum().item(),
-            nll=-other[rows, targets].sum().item(),
-            kl=kl_divergence(baseline, other).sum().item(),
-            agreed=int((baseline.argmax(dim=-1) == other.argmax(dim=-1)).sum()),
-        ))
+        self.tallies[part].append(Tally.of(baseline, other, targets))
 
     def result(self, windows: int) -> SpecScore:
-        both = self.sums["both"]
-        tokens = sum(sums.tokens for sums in both)
-        baseline = sum(sums.baseline_nll for sums in both) / tokens
+        scores = {part: Score.of(tallies) for part, tallies in self.tallies.items()}
+        both = scores["both"]
         return SpecScore(
-            spec=str(self.spec), baseline_perplexity=math.exp(baseline), baseline_nll=baseline,
-            changes={part: _change(sums) for part, sums in self.sums.items()},
+            spec=str(self.spec), baseline_perplexity=both.baseline_perplexity, baseline_nll=both.baseline_nll,
+            changes={part: _change(score) for part, score in scores.items()},
             snr_keys_db=self.noise[0].db, snr_values_db=self.noise[1].db, token_snr_keys_db=self.noise[0].token_db,
             original_bytes=sum(metrics.original_size_bytes for metrics in self.metrics),
-            compressed_bytes=self.disk_bytes, windows=windows, tokens=tokens, metrics=self.metrics)
+            compressed_bytes=self.compressed_bytes, windows=windows, tokens=both.tokens, metrics=self.metrics)
 
 
-def jackknife_stderr(estimate: Callable[[Sequence[Any]], float], samples: Sequence[Any]) -> float:
-    """Standard error of an estimate by leaving each sample out once; NaN for a single sample."""
-    count = len(samples)
-    if count < 2:
-        return math.nan
-    left_out = [estimate([*samples[:index], *samples[index + 1:]]) for index in range(count)]
-    mean = sum(left_out) / count
-    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in left_out))
+def tensor_metrics(saved: Sequence[cache_view.Pair], restored: Sequence[cache_view.Pair],
+                   original_bytes: int, compressed_bytes: int) -> CompressionMetrics:
+    """As kv-compress measures a file, of tensors that never were in one. There are no quality limits."""
+    rmse, snr_db, cosine, max_error = [], [], [], 0.0
+    for old, new in ((old.double(), new.double()) for pairs in zip(saved, restored) for old, new in zip(*pairs)):
+        error = (old - new).square().mean().item()
+        rmse.append(math.sqrt(error))
+        snr_db.append(math.inf if error == 0 else 10 * math.log10(old.var(correction=0).item() / error))
+        cosine.append(torch.nn.functional.cosine_similarity(old.flatten(), new.flatten(), dim=0).item())
+        max_error = max(max_error, (old - new).abs().max().item())
+    return CompressionMetrics(
+        compression_ratio=original_bytes / compressed_bytes, original_size_bytes=original_bytes,
+        compressed_size_bytes=compressed_bytes, rmse=sum(rmse) / len(rmse), snr_db=sum(snr_db) / len(snr_db),
+        cosine_similarity=sum(cosine) / len(cosine), max_error=max_error, quality_level="UNKNOWN",
+        processing_time_ms=math.nan, passed=False, violations=[])
 
 
-def _mean(windows: Sequence[_Sums], name: str) -> float:
-    return sum(getattr(sums, name) for sums in windows) / sum(sums.tokens for sums in windows)
-
-
-def _change(windows: Sequence[_Sums]) -> Change:
-    def delta_nll(some: Sequence[_Sums]) -> float:
-        return _mean(some, "nll") - _mean(some, "baseline_nll")
-
-    def delta_perplexity(some: Sequence[_Sums]) -> float:
-        return math.exp(_mean(some, "nll")) - math.exp(_mean(some, "baseline_nll"))
-
-    def kl(some: Sequence[_Sums]) -> float:
-        return _mean(some, "kl")
-
+def _change(score: Score) -> Change:
     return Change(
-        perplexity=math.exp(_mean(windows, "nll")),
-        delta_perplexity=delta_perplexity(windows),
-        delta_perplexity_stderr=jackknife_stderr(delta_perplexity, windows),
-        delta_nll=delta_nll(windows), delta_nll_stderr=jackknife_stderr(delta_nll, windows),
-        kl=kl(windows), kl_stderr=jackknife_stderr(kl, windows),
-        top1_agreement=_mean(windows, "agreed"))
+        perplexity=score.perplexity, delta_perplexity=score.delta_perplexity,
+        delta_perplexity_stderr=score.delta_perplexity_stderr, delta_nll=score.delta_nll,
+        delta_nll_stderr=score.delta_nll_stderr, kl=score.kl, kl_stderr=score.kl_stderr,
+        top1_agreement=score.top1_agreement)
 
 
 def _device(model: Any) -> torch.device:

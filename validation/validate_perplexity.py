@@ -292,7 +292,9 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         help="type that the model computes in (default auto: float32 on a CPU, else that of its weights)")
     add("--codec", action="append", default=[], metavar="SPEC", help='for example "int8(group=64)"; may be repeated')
     add("--profile", action="append", default=[], metavar="FILE", help="profile of kv-compress; may be repeated")
-    add("--group-size", type=int, default=64, help="of INT4, where neither is given (default %(default)s)")
+    add("--low-rank", action="append", default=[], metavar="FILE.pt",
+        help="compressor of low rank, of scripts/calibrate_kv_compressor.py; may be repeated")
+    add("--group-size", type=int, default=64, help="of INT4, where none of them is given (default %(default)s)")
     add("--text", metavar="FILE", help="text to measure on, in place of the data set WikiText-2")
     add("--token-windows", metavar="FILE", help='JSON {"prefix_len": P, "windows": [[ids], ...]} in place of a text')
     add("--windows", type=int, help=f"at most so many windows (default {defaults.windows})")
@@ -306,7 +308,7 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if parsed.windows is not None and parsed.windows < 1:
         parser.error("--windows must be at least 1")
-    if parsed.quick_test and (parsed.sweep or len(parsed.codec) + len(parsed.profile) > 1):
+    if parsed.quick_test and (parsed.sweep or parsed.low_rank or len(parsed.codec) + len(parsed.profile) > 1):
         parser.error("--quick-test takes one spec")
     for name in _given(parsed):
         if parsed.quick_test or (parsed.token_windows is not None and name in ("text", "continuation_len")):
@@ -327,7 +329,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if args.sweep:
         report.check_plot_path(args.sweep)
     verbose = not (args.quiet or args.json)
-    specs = [Spec(codec) for codec in args.codec] + [Spec(profile=profile) for profile in args.profile]
+    specs = [*map(Spec, args.codec), *(Spec(profile=profile) for profile in args.profile),
+             *(Spec(compressor=path) for path in args.low_rank)]
     if not specs:
         specs = [Spec(codec) for codec in SWEEP] if args.sweep else [Spec(group_size=args.group_size)]
     if args.quick_test:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from compression_bridge import Spec
 from conftest import VALIDATION
 
 pytest.importorskip("kvcompress")
 
 from kvcompress.calibration.low_rank_run import main
+from validate_perplexity import Setup, validate
 
 
 @pytest.fixture
@@ -41,6 +43,27 @@ def test_kvsplice_beats_pca_on_held_out_text(run):
     assert "kvsplice beats PCA of the same samples" in told
     turned, _ = run(32, "--keep-rotation")
     assert results["score"]["kl"] < 0.6 * turned["score"]["kl"]
+
+
+def test_two_measurements_agree_and_count_the_same_bytes(run, stories, tmp_path):
+    """That of the program, and that of all codecs."""
+    results, _ = run(24)
+    windows = json.loads((stories / "windows.json").read_text())["windows"][48:]
+    assert {len(window) for window in windows} == {252}
+    (tmp_path / "held_out.json").write_text(json.dumps({"prefix_len": 252 - 252 // 4, "windows": windows}))
+    compressor = str(tmp_path / "compressor_kvsplice.pt")
+    setup = Setup(str(stories), token_windows=str(tmp_path / "held_out.json"), windows=48)
+    (found,) = validate([Spec(compressor=compressor)], setup, "cpu", verbose=False)
+    assert found.spec == "compressor_kvsplice"
+    assert found.change.kl == pytest.approx(results["score"]["kl"], rel=1e-6)
+    assert found.delta_stderr == pytest.approx(results["score"]["delta_perplexity_stderr"], rel=1e-6)
+    assert found.bits_per_value == pytest.approx(16 * 24 / 64)
+    assert found.compression_ratio == pytest.approx(
+        results["memory_stats"]["measured_bytes_original"] / results["memory_stats"]["measured_bytes_compressed"])
+    assert 0 < found.keys_only.kl < found.change.kl
+    assert 5 < found.snr_keys_db < 40
+    assert 5 < found.snr_db < 40
+    assert 0.8 < found.cosine_similarity < 1
 
 
 def test_the_script_is_the_program():

@@ -10,6 +10,7 @@ import scoring
 import torch
 from compression_bridge import Spec
 from conftest import REPOSITORY, make_model
+from kvcompress.calibration.scoring import jackknife_stderr, kl_divergence
 from model_inputs import Window, load_model_and_tokenizer, windows_from_json
 from safetensors.torch import load_file
 
@@ -112,20 +113,20 @@ def test_restored_tensors_are_what_the_program_decoded(tmp_path):
 def test_kl_by_hand():
     half, quarter = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    assert scoring.kl_divergence(half, quarter).item() == pytest.approx(expected)
-    assert scoring.kl_divergence(half, half).item() == 0
+    assert kl_divergence(half, quarter).item() == pytest.approx(expected)
+    assert kl_divergence(half, half).item() == 0
     never = torch.tensor([[1.0, 0.0]]).log()
-    assert scoring.kl_divergence(never, half).item() == pytest.approx(math.log(2)), "0 log 0 is 0"
-    assert scoring.kl_divergence(never, never).item() == 0
-    assert scoring.kl_divergence(half, never).item() == math.inf
-    assert math.isnan(scoring.kl_divergence(half, torch.tensor([[math.nan, 0.0]])).item())
+    assert kl_divergence(never, half).item() == pytest.approx(math.log(2)), "0 log 0 is 0"
+    assert kl_divergence(never, never).item() == 0
+    assert kl_divergence(half, never).item() == math.inf
+    assert math.isnan(kl_divergence(half, torch.tensor([[math.nan, 0.0]])).item())
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     samples = [1.0, 4.0, 2.0, 8.0]
-    found = scoring.jackknife_stderr(lambda some: sum(some) / len(some), samples)
+    found = jackknife_stderr(lambda some: sum(some) / len(some), samples)
     assert found == pytest.approx(np.std(samples, ddof=1) / 2)
-    assert math.isnan(scoring.jackknife_stderr(lambda some: 0.0, [1.0]))
+    assert math.isnan(jackknife_stderr(lambda some: 0.0, [1.0]))
 
 
 @pytest.mark.parametrize("given, text", [

@@ -20,7 +20,7 @@ from kvcompress.calibration import (  # noqa: E402 - need PyTorch
     load_compressor,
     low_rank_run,
 )
-from kvcompress.calibration._scoring import jackknife_stderr, kl_divergence, score_restored  # noqa: E402
+from kvcompress.calibration.scoring import jackknife_stderr, kl_divergence, score_restored  # noqa: E402
 
 LAYERS, HEADS, READERS, D = 2, 2, 2, 16
 LAST_LINES = re.compile(
@@ -254,7 +254,7 @@ class TestScores:
         def zeroed(pairs):
             return [(torch.zeros_like(key), value) for key, value in pairs]
 
-        (same, other), noise = score_restored(llama, rows, 40, [lambda pairs: pairs, zeroed], torch.float32)
+        (same, other), noise = score_restored(llama, rows, [40] * 6, [lambda pairs: pairs, zeroed], torch.float32)
         assert (same.kl, same.delta_nll, same.top1_agreement, noise) == (0, 0, 1, 0)
         assert (same.tokens, same.windows) == (6 * 7, 6)
         total = kl = 0.0
@@ -287,4 +287,4 @@ class TestScores:
     def test_windows_that_leave_nothing_are_refused(self, llama, rows):
         for few, prefix, text in (([], 40, "no windows"), (rows, 47, "leave none to score"), (rows, 0, "leave none")):
             with pytest.raises(kvcompress.InvalidArgument, match=text):
-                score_restored(llama, few, prefix, [], torch.float32)
+                score_restored(llama, few, [prefix] * len(few), [], torch.float32)

@@ -26,7 +26,7 @@ from .._rotary import RotaryEmbedding
 from ._compressor_base import KVCompressorBase
 from ._inputs import DTYPES, load_model, read_text
 from ._low_rank_statistics import observe_model
-from ._scoring import Pairs, Score, score_restored
+from .scoring import Pairs, Score, score_restored
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor
 
@@ -132,11 +132,10 @@ def measure(
     show_progress: bool = False,
 ) -> Measured:
     """What the model says behind caches of rows of token ids that were compressed and restored."""
-    length = min(len(row) for row in rows) if rows else 0
     restorers = [Restored(compressor), *([Restored(pca)] if pca is not None else [])]
-    prefix = length - min(_CONTINUATION, max(2, length // 4))
+    prefixes = [len(row) - min(_CONTINUATION, len(row) // 4) for row in rows]
     bar = _bar("measurement", show_progress)
-    scores, noise = score_restored(model, rows, prefix, restorers, cache_dtype, bar)
+    scores, noise = score_restored(model, rows, prefixes, restorers, cache_dtype, bar)
     return Measured(
         scores[0], scores[1] if len(scores) > 1 else None, noise, restorers[0].original_bytes, restorers[0].latent_bytes
     )

@@ -100,14 +100,14 @@ def jackknife_stderr(estimate: Callable[[Sequence[Any]], float], samples: Sequen
 def score_restored(
     model: Any,
     rows: Sequence[torch.Tensor],
-    prefix_len: int,
+    prefix_lens: Sequence[int],
     restorers: Sequence[Callable[[Pairs], Pairs]],
     cache_dtype: torch.dtype,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda windows: windows,
 ) -> tuple[list[Score], float]:
     """Of each of `restorers`, which give back the keys and values of all layers, [1, heads, tokens, head_dim], in the
-    place of those in a cache of `cache_dtype`: what the model says of the tokens that follow the first `prefix_len`,
-    which make that cache, of each row of token ids. The first of those is not scored: it is predicted before the cache
+    place of those in a cache of `cache_dtype`: what the model says of the tokens that follow the first
+    `prefix_lens`, which make that cache, of each row of token ids. The first of those is not scored: it is predicted before the cache
     is touched. And the noise floor: the KL divergence that comes of the cache's rounding to `cache_dtype` alone, which
     no score counts.
 
@@ -117,7 +117,7 @@ def score_restored(
     tallies: list[list[Tally]] = [[] for _ in restorers]
     rounding: list[Tally] = []
     with torch.no_grad():
-        for row in progress(rows):
+        for row, prefix_len in progress(list(zip(rows, prefix_lens, strict=True))):
             if not 0 < prefix_len <= len(row) - 2:
                 raise InvalidArgument(f"a window of {len(row)} tokens and a prefix of {prefix_len} leave none to score")
             row = row.to(model.device)
