@@ -14,12 +14,12 @@ namespace kvcompress {
 // A block's header: how it is stored, and, of a coded one, its step and layout before the range coder's text.
 enum class BlockForm : uint8_t { kStored = 0, kCoded = 1 };
 
-// Lanes of the entropy coder for a block of `count` values: a lane costs 3 bytes, which should not matter. Fewer lanes
-// than a CPU has in a vector gain little over each other.
+// Lanes of the entropy coder for a block of `count` values: a lane costs 3 bytes, which should not matter. Up to 8 hide
+// each other's latency; more gain little until they fill vectors.
 constexpr size_t LanesFor(size_t count) {
   constexpr size_t kWideFrom = 1 << 16;
   constexpr size_t kWidestFrom = 1 << 17;
-  constexpr size_t kValuesALane = 8192;
+  constexpr size_t kValuesALane = 4096;
   if (count >= kWidestFrom) return simd::kMaxChannelLanes;
   return count >= kWideFrom ? simd::kStripChannels : std::bit_floor(std::max<size_t>(count / kValuesALane, 1));
 }
