@@ -25,14 +25,17 @@ HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
   return hn::Mul(hn::LoadU(DI(), tables.index.data() + channel), hn::Set(DI(), kWords));
 }
 
+// Whether entries are waited for: then the lanes of an index leave its vector one by one, where that has 16 of them.
+// Vectors of 8 are too many for it.
+enum class Wait { kNo, kYes };
+
 // The entries of a table at `index` of each lane's own table, from `base` on.
+template <Wait kWait>
 HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
   HWY_ALIGN uint32_t at[kLanes];
   hn::Store(hn::BitCast(DU(), index), DU(), at);
-#if !KVC_TARGET_AVX512
-  // GCC would take the lanes out of the register instead, one by one, for which vectors of 8 are too many.
-  asm("" : "+m"(at));
-#endif
+  // Keeps GCC from taking the lanes out of the register, which is sooner done but more work than memory's.
+  if constexpr (kWait == Wait::kNo || kLanes == 8) asm("" : "+m"(at));
   return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
 }
 
@@ -41,15 +44,19 @@ struct LaneStates {
   VI lanes[kStateVectors];
 
   explicit HWY_INLINE LaneStates(const uint32_t* from) {
-    for (size_t v = 0; v < kStateVectors; ++v) lanes[v] = hn::BitCast(DI(), hn::LoadU(DU(), from + v * kLanes));
+    Unrolled<kStateVectors>([&](auto v)
+                                KVC_WITHIN { lanes[v] = hn::BitCast(DI(), hn::LoadU(DU(), from + v * kLanes)); });
   }
   HWY_INLINE void StoreTo(uint32_t* to) const {
-    for (size_t v = 0; v < kStateVectors; ++v) hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to + v * kLanes);
+    Unrolled<kStateVectors>([&](auto v) KVC_WITHIN { hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to + v * kLanes); });
+  }
+  HWY_INLINE void Reverse() {
+    Unrolled<kStateVectors>([&](auto v) KVC_WITHIN { lanes[v] = hn::Reverse(DI(), lanes[v]); });
   }
   // Lets the states of the other token of two be the first ones.
   HWY_INLINE void PassTurn() {
     if constexpr (kStateVectors > kVectors) {
-      for (size_t v = 0; v < kVectors; ++v) std::swap(lanes[v], lanes[v + kVectors]);
+      Unrolled<kVectors>([&](auto v) KVC_WITHIN { std::swap(lanes[v], lanes[v + kVectors]); });
     }
   }
 };
@@ -72,6 +79,13 @@ struct LowBits {
     return other;
   }
 };
+
+// Whether any channel of a strip has some.
+HWY_INLINE bool HasUpperBits(const LowBits* low) {
+  VI most = low[0].upper;
+  Unrolled<kVectors>([&](auto v) KVC_WITHIN { most = hn::Max(most, low[v].upper); });
+  return !hn::AllFalse(DI(), hn::Gt(most, hn::Zero(DI())));
+}
 
 // The lowest `bits` bits of each lane.
 HWY_INLINE VI LowestBits(VI value, VI bits) {
@@ -100,35 +114,45 @@ HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t** end, VI& value) {
 template <size_t kStateVectors, bool kHasLowBits>
 bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                   ChannelRansEncoder& encoder) {
+  if (tokens == 0) return true;
   const uint32_t* const base = tables.all->symbols.data();
   VI places[kVectors];
   LowBits low[kVectors];
-  for (size_t v = 0; v < kVectors; ++v) {
+  Unrolled<kVectors>([&](auto v) KVC_WITHIN {
     places[v] = PlacesOf(tables, v * kLanes);
     if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes);
-  }
+  });
+  const bool has_upper_bits = kHasLowBits && HasUpperBits(low);
+  // Entries are looked up a token ahead: what waits for the states should not hold them up.
+  VI entries[kVectors], next[kVectors];
+  const auto look_up = [&](size_t t) KVC_WITHIN {
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN {
+      const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + t * kStripChannels + v * kLanes));
+      next[v] = EntriesAt<Wait::kNo>(base, hn::Add(symbol, places[v]));
+    });
+  };
+  look_up(tokens - 1);
   LaneStates<kStateVectors> states(encoder.states.data());
   uint8_t* out = encoder.out + encoder.size;
   const uint8_t* const end = encoder.out + encoder.capacity;
   while (tokens-- > 0) {
     if (static_cast<size_t>(end - out) < MaxTokenBytes(tables)) return false;
     states.PassTurn();
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN { entries[v] = next[v]; });
+    look_up(tokens - (tokens > 0));
     if constexpr (kHasLowBits) {
       const int32_t* const row = k + tokens * kStripChannels;
-      for (size_t v = 0; v < kVectors; ++v) {
+      Unrolled<kVectors>([&](auto v) KVC_WITHIN {
         out += 2 * EncodeBits(hn::LoadU(DI(), row + v * kLanes), low[v].lower, states.lanes[v], out);
-      }
-      for (size_t v = 0; v < kVectors; ++v) {
-        const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + v * kLanes));
-        out += 2 * EncodeBits(value, low[v].upper, states.lanes[v], out);
+      });
+      if (HWY_UNLIKELY(has_upper_bits)) {
+        Unrolled<kVectors>([&](auto v) KVC_WITHIN {
+          const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + v * kLanes));
+          out += 2 * EncodeBits(value, low[v].upper, states.lanes[v], out);
+        });
       }
     }
-#pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) {
-      const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + tokens * kStripChannels + v * kLanes));
-      const VI entry = EntriesAt(base, hn::Add(symbol, places[v]));
-      out += 2 * EncodeEntries(entry, states.lanes[v], out);
-    }
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN { out += 2 * EncodeEntries(entries[v], states.lanes[v], out); });
   }
   states.StoreTo(encoder.states.data());
   encoder.size = static_cast<size_t>(out - encoder.out);
@@ -216,17 +240,18 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
-  for (VI& lanes : states.lanes) lanes = hn::Reverse(di, lanes);
+  states.Reverse();
   VI places[kVectors], machine[kVectors];
   LowBits low[kVectors];
-  for (size_t v = 0; v < kVectors; ++v) {
+  Unrolled<kVectors>([&](auto v) KVC_WITHIN {
     places[v] = hn::Reverse(di, PlacesOf(tables, v * kLanes));
     machine[v] = hn::Zero(di);
     if constexpr (kTrellis) {
       machine[v] = hn::Reverse(di, hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)));
     }
     if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes).Reversed();
-  }
+  });
+  const bool has_upper_bits = kHasLowBits && HasUpperBits(low);
   const uint8_t* end = decoder.words + decoder.size;
   const uint8_t* const last = decoder.words + MaxTokenBytes(tables);
   size_t t = 0;
@@ -234,20 +259,28 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   for (; t < tokens && end >= last; ++t) {
     VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
-#pragma GCC unroll 4
-    for (size_t v = kVectors; v-- > 0;) {
+    Unrolled<kVectors>([&](auto i) KVC_WITHIN {
+      constexpr size_t v = kVectors - 1 - i;
       const VI slot = hn::And(states.lanes[v], hn::Set(di, kRansSlots - 1));
-      const VI entry = EntriesAt(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
+      const VI entry = EntriesAt<Wait::kYes>(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
       symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
       value[v] = hn::Zero(di);
       largest = hn::Max(largest, symbol[v]);
       const unsigned bits = DecodeEntries(entry, states.lanes[v]);
       RefillFalling(states.lanes[v], bits, end);
       end -= 2 * hwy::PopCount(bits);
-    }
+    });
     if constexpr (kHasLowBits) {
-      for (size_t v = kVectors; v-- > 0;) DecodeBits(low[v].upper, states.lanes[v], &end, value[v]);
-      for (size_t v = kVectors; v-- > 0;) DecodeBits(low[v].lower, states.lanes[v], &end, value[v]);
+      if (HWY_UNLIKELY(has_upper_bits)) {
+        Unrolled<kVectors>([&](auto i) KVC_WITHIN {
+          constexpr size_t v = kVectors - 1 - i;
+          DecodeBits(low[v].upper, states.lanes[v], &end, value[v]);
+        });
+      }
+      Unrolled<kVectors>([&](auto i) KVC_WITHIN {
+        constexpr size_t v = kVectors - 1 - i;
+        DecodeBits(low[v].lower, states.lanes[v], &end, value[v]);
+      });
     }
     states.PassTurn();
     int32_t* const row = points + t * kStripChannels;
@@ -255,13 +288,12 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
       *stopped = StopToken<kTrellis, kHasLowBits>(symbol, value, low, machine, row);
       break;
     }
-#pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) {
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN {
       const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]);
       hn::StoreU(hn::Reverse(di, point), di, row + v * kLanes);
-    }
+    });
   }
-  for (VI& lanes : states.lanes) lanes = hn::Reverse(di, lanes);
+  states.Reverse();
   states.StoreTo(decoder.states.data());
   if constexpr (kTrellis) StoreMachine(machine, *trellis);
   decoder.size = static_cast<size_t>(end - decoder.words);

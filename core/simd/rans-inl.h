@@ -12,6 +12,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "core/simd/half-inl.h"
 #include "core/simd/rans.h"
@@ -27,6 +29,19 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 using DU16 = hn::Rebind<uint16_t, DU>;
 using DU8 = hn::Rebind<uint8_t, DU>;
 using VI = hn::Vec<DI>;
+
+// Of a function that is always made a part of its caller.
+#undef KVC_WITHIN
+#define KVC_WITHIN HWY_ATTR __attribute__((always_inline))
+
+// Calls body(i) for i from 0 to kCount - 1, as constants: arrays with these indices can stay in registers.
+template <size_t kCount, class Body>
+HWY_INLINE void Unrolled(Body body) {
+  const auto each = [&]<size_t... i>(std::index_sequence<i...>) KVC_WITHIN {
+    (body(std::integral_constant<size_t, i>()), ...);
+  };
+  each(std::make_index_sequence<kCount>());
+}
 
 // entry_of(lane) for each lane. Loads of a lane each are twice as fast as a gather on Zen 5, and no slower elsewhere.
 template <class EntryOf>
@@ -105,25 +120,34 @@ HWY_INLINE size_t GiveWords(VI& x, hn::Mask<DI> full, uint8_t* out) {
   return hwy::PopCount(bits);
 }
 
+// As integers, of numbers that have one of 32 bits.
+HWY_INLINE VI Truncate(VF v) {
+#if KVC_TARGET_AVX512
+  return VI{_mm512_cvttps_epi32(v.raw)};
+#else
+  return VI{_mm256_cvttps_epi32(v.raw)};
+#endif
+}
+
 // Encodes a symbol in each lane, of which `entry` is the entry of a RansSymbolTable; the words that leave go to `out`,
 // which has room for a vector of them. Returns their number.
 HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
   const DF df;
   const DI di;
   const VI frequency = hn::And(entry, hn::Set(di, 0xffff));
+  const VI less_one = hn::Sub(frequency, hn::Set(di, 1));
   VI x = state;
-  const size_t words = GiveWords(x, hn::Not(hn::Lt(hn::ShiftRight<19>(x), frequency)), out);
+  const size_t words = GiveWords(x, hn::Gt(hn::ShiftRight<19>(x), less_one), out);
 
   // The quotient is below 2^19, and four roundings to 24 bits move it by less than 1/8: with that taken off it is right
   // or one too small. The reciprocal does not wait for the state.
   const auto reciprocal = hn::Div(hn::Set(df, 1), hn::ConvertTo(df, frequency));
   const auto ratio = hn::Mul(hn::ConvertTo(df, x), reciprocal);
-  const VI quotient = hn::ConvertTo(di, hn::Sub(ratio, hn::Set(df, 0.125f)));
+  const VI quotient = Truncate(hn::Sub(ratio, hn::Set(df, 0.125f)));
   const VI rest = hn::Sub(x, hn::Mul(quotient, frequency));
   const VI next = hn::Add(hn::Add(hn::ShiftLeft<kRansBits>(quotient), rest), hn::ShiftRight<16>(entry));
   const VI one_more = hn::Sub(hn::Set(di, kRansSlots), frequency);
-  const auto small = hn::Not(hn::Lt(rest, frequency));
-  state = hn::Add(next, hn::IfThenElseZero(small, one_more));
+  state = hn::Add(next, hn::IfThenElseZero(hn::Gt(rest, less_one), one_more));
   return words;
 }
 
