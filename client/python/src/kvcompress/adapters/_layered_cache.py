@@ -287,6 +287,11 @@ class LayeredCache(_CacheBase):
         windows = [getattr(found, "sliding_window", None) for found in plain]
         super().__init__(layers=[layer(index, window) for index, window in enumerate(windows)])
 
+    def activate_past_recording(self) -> None:
+        """Sliding layers hold tokens until `crop`."""
+        for layer in self.layers:
+            layer.activate_past_recording()
+
     @property
     def held_bytes(self) -> int:
         """Of memory for keys and values, compressed and as they are."""

@@ -32,6 +32,9 @@ __all__ = ["FAMILIES", "CompressedKVModelWrapper", "KVCompressor"]
 # By the `model_type` of their text configurations: models whose layers keep keys and values, and nothing else.
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text")
 
+# Options of `generate` that try tokens and take some of them back.
+_TAKING_BACK = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
+
 
 class CompressedKVModelWrapper(torch.nn.Module):
     """`model` with a cache that holds its keys and values compressed. forward, `generate` and all else are the
@@ -116,6 +119,8 @@ class CompressedKVModelWrapper(torch.nn.Module):
         if kwargs.get("use_cache") is False:
             raise InvalidArgument("a model without a cache has none to compress")
         cache = self._take_cache(kwargs)
+        if any(kwargs.get(name) is not None for name in _TAKING_BACK):
+            cache.activate_past_recording()
         # Models of old versions of transformers have one of their own choice.
         output = self.model.generate(*args, **{"cache_implementation": None, **kwargs})
         self._stats = cache.memory_stats()
