@@ -363,7 +363,7 @@ class TestFrames:
 def test_tokens_that_are_taken_back(family):
     model, tokens = made(family), prompt(1, 12).repeat(1, 4)
     wrapper = CompressedKVModelWrapper(model, Bases(disabled=[(1, 1)]))
-    expected = generate(model, tokens, prompt_lookup_num_tokens=3)
+    expected = generate(model, tokens, prompt_lookup_num_tokens=3, past_key_values=DynamicCache())
     assert torch.equal(generate(wrapper, tokens, prompt_lookup_num_tokens=3), expected)
 
 
