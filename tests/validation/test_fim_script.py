@@ -105,7 +105,7 @@ def test_of_several_runs_the_config_takes_the_first_or_the_named_one(tmp_path, c
                "--target-memory-reduction", 0.1)
     code, told = analyze(capsys, *options)
     assert code == 0
-    assert told.err == "Warning: of 2 runs the config takes the first, one: --run-name chooses\n"
+    assert told.err == "Warning: 2 runs, of which the first is taken, one: --run-name chooses\n"
     code, told = analyze(capsys, *options, "--run-name", "two", "--output-summary", "of_two.txt")
     assert (code, told.err) == (0, "")
     assert re.findall("Run: (.*)", (tmp_path / "of_two.txt").read_text()) == ["two"]
@@ -139,13 +139,41 @@ def test_what_cannot_be_is_one_line_and_exit_code_1(tmp_path, capsys, options, t
 
 @pytest.mark.parametrize("options", [
     [], ["--entity", "e"], ["--project", "p"], ["--metrics", "f", "--model", "m"], ["--metrics", "f", "--entity", "e"],
-    ["--model", "m", "--tokens", "0"],
+    ["--model", "m", "--tokens", "0"], ["--metrics", "f", "--sensitivity"],
 ])
 def test_flags_that_do_not_fit(capsys, options):
     with pytest.raises(SystemExit) as ended:
         fisher_run.main(options)
     assert ended.value.code == 2
     assert "usage: " in capsys.readouterr().err
+
+
+def test_sensitivity_is_measured_beside_the_metrics_of_a_file(stories, tmp_path, capsys, monkeypatch):
+    measure = ("--model", stories, "--text", stories / "windows.json", "--window", 64)
+    code, told = analyze(capsys, *measure, "--tokens", 64, "--output-dir", tmp_path)
+    assert code == 0, told.err
+    measured = tmp_path / f"fim_metrics_{stories.name}.json"
+    before = measured.stat().st_mtime_ns
+    options = (*measure, "--metrics", measured, "--sensitivity", "--sensitivity-windows", 1, "--output-dir", tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, told = analyze(capsys, *options)
+    assert code == 0, told.err
+    assert measured.stat().st_mtime_ns == before
+    assert "No plot: matplotlib is not installed" in told.out
+    config = json.loads((stories / "config.json").read_text())
+    lines = (tmp_path / "sensitivity.csv").read_text().splitlines()
+    assert len(lines) == 1 + config["num_hidden_layers"] * config["num_key_value_heads"]
+    last = told.out.splitlines()[-1]
+    assert "tier" in last
+    assert (tmp_path / "sensitivity.txt").read_text().endswith(f"{last}\n")
+    monkeypatch.undo()
+    code, told = analyze(capsys, *options, "--sensitivity-codec", "int2(group=64)")
+    assert code == 0, told.err
+    assert (tmp_path / "sensitivity.png").exists()
+    assert "int2(group=64)" in (tmp_path / "sensitivity.txt").read_text()
+    code, told = analyze(capsys, *options, "--sensitivity-codec", "int99")
+    assert code == 1
+    assert "int99" in told.err.splitlines()[-1]
 
 
 def test_texts_that_are_too_short_and_models_that_are_missing(documents, stories, tmp_path, capsys):

@@ -7,8 +7,8 @@
 
 The program kv-compress does the work, without a daemon. `load_model` gives a model, `read_text` what it reads.
 `load_model`, `collect_cache` and `collect_weights` need PyTorch and transformers, `calibrate` neither. `fisher_metrics`
-measures what heads are like, `CompressionConfig` says which are compressed to which rank; `PCACompressor` and
-`KVSpliceCompressor` do that.
+measures what heads are like, `measure_sensitivity` what errors in them cost, `CompressionConfig` says which are
+compressed to which rank; `PCACompressor` and `KVSpliceCompressor` do that.
 """
 
 import importlib
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._model_statistics import collect_cache, collect_weights
     from .fisher import fisher_metrics
     from .low_rank import KVCompressorBase, KVSpliceCompressor, PCACompressor, load_compressor
+    from .sensitivity import measure_sensitivity
 
 __all__ = [
     "Calibration",
@@ -36,6 +37,7 @@ __all__ = [
     "fisher_metrics",
     "load_compressor",
     "load_model",
+    "measure_sensitivity",
     "read_text",
 ]
 
@@ -44,6 +46,7 @@ _MODULES = {
     **dict.fromkeys(("collect_cache", "collect_weights"), "_model_statistics"),
     "fisher_metrics": "fisher",
     **dict.fromkeys(("KVCompressorBase", "KVSpliceCompressor", "PCACompressor", "load_compressor"), "low_rank"),
+    "measure_sensitivity": "sensitivity",
 }
 
 

@@ -3,7 +3,8 @@
     kvcompress-analyze-fim --model MODEL --text FILE --generate-compression-config
 
 It measures the metrics on a text, or takes those of a file or of the service that has logged them, and writes what they
-say: fim_summary.txt, and the compression_config.json that `calibrate_kv_compressor` reads.
+say: fim_summary.txt, and the compression_config.json that `calibrate_kv_compressor` reads. With --sensitivity it also
+measures what errors in each head cost, and whether the metrics foretell that.
 """
 
 import argparse
@@ -88,11 +89,10 @@ def run(args: argparse.Namespace) -> None:
         raise InvalidArgument(
             f"--compression-config-output ends in .json, of which its summary's name is made: {config_path}"
         )
-    runs, project = _runs(args)
-    if args.metrics is None:
-        print("Metrics: {}, {}".format(*write_runs(runs, folder, project)))
-    if not any(one.metrics for one in runs):
-        raise InvalidArgument("no run has metrics under fisher/")
+    loaded = None
+    if args.model is not None:
+        loaded = load_model(args.model, device=None if args.device == "auto" else args.device, dtype=args.dtype)
+    runs = _runs(args, loaded, folder)
     if args.run_name is not None:
         names = [one.name for one in runs]
         runs = [one for one in runs if one.name == args.run_name]
@@ -101,44 +101,91 @@ def run(args: argparse.Namespace) -> None:
     summary = folder / args.output_summary
     summary.write_text(summary_text(runs), encoding="utf-8")
     print(f"Summary: {summary}")
-    if args.generate_compression_config:
-        _generate(args, [one for one in runs if one.heads], config_path)
-
-
-def _runs(args: argparse.Namespace) -> tuple[list[FisherRun], str]:
-    """And the project that files are named after."""
-    if args.metrics is not None:
-        return read_runs(args.metrics), ""
-    if args.model is None:
-        return logged_runs(args.entity, args.project), args.project
-    from .low_rank_run import texts
-
-    name = Path(args.model).name.removesuffix(".gguf") or args.model
-    project = args.project or re.sub(r"[^\w.-]", "_", name)
-    model, tokenizer = load_model(args.model, device=None if args.device == "auto" else args.device, dtype=args.dtype)
-    windows = texts(args.text, tokenizer, max(1, args.tokens // args.window), args.window)
-    with _bar("Fisher metrics", args.quiet) as progress:
-        one = measured_run(model, windows, name, project=project, text=args.text, progress=progress)
-    return [one], project
-
-
-def _generate(args: argparse.Namespace, runs: Sequence[FisherRun], path: Path) -> None:
-    if not runs:
+    if not args.generate_compression_config and not args.sensitivity:
+        return
+    with_heads = [one for one in runs if one.heads]
+    if not with_heads:
         raise InvalidArgument("no run has Fisher metrics of heads")
-    if len(runs) > 1:
+    if len(with_heads) > 1:
         print(
-            f"Warning: of {len(runs)} runs the config takes the first, {runs[0].name}: --run-name chooses",
+            f"Warning: {len(with_heads)} runs, of which the first is taken, {with_heads[0].name}: --run-name chooses",
             file=sys.stderr,
         )
-    known = runs[0].config
-    queries = args.queries_per_key
+    if args.generate_compression_config:
+        _generate(args, with_heads[0], config_path)
+    if args.sensitivity:
+        _measure_sensitivity(args, loaded, with_heads[0], folder)
+
+
+def _runs(args: argparse.Namespace, loaded: Any, folder: Path) -> list[FisherRun]:
+    """Those that have metrics to tell of; what was not read of a file is written."""
+    if args.metrics is not None:
+        runs = read_runs(args.metrics)
+    else:
+        project = args.project
+        if args.model is None:
+            runs = logged_runs(args.entity, project)
+        else:
+            name = Path(args.model).name.removesuffix(".gguf") or args.model
+            project = project or re.sub(r"[^\w.-]", "_", name)
+            windows = _windows(args, loaded, max(1, args.tokens // args.window))
+            with _bar("Fisher metrics", args.quiet) as progress:
+                runs = [measured_run(loaded[0], windows, name, project=project, text=args.text, progress=progress)]
+        print("Metrics: {}, {}".format(*write_runs(runs, folder, project)))
+    if not any(one.metrics for one in runs):
+        raise InvalidArgument("no run has metrics under fisher/")
+    return runs
+
+
+def _windows(args: argparse.Namespace, loaded: Any, count: int) -> list[Any]:
+    from .low_rank_run import texts
+
+    return texts(args.text, loaded[1], count, args.window)
+
+
+def _shape(args: argparse.Namespace, one: FisherRun) -> tuple[int, int]:
+    """Query heads that read a key/value head, and channels of one."""
+    queries, known = args.queries_per_key, one.config
     if queries is None:
         heads, keys = (known.get(name) for name in ("num_attention_heads", "num_key_value_heads"))
         queries = heads // keys if isinstance(heads, int) and isinstance(keys, int) and keys > 0 else 1
-    d_head = args.d_head or (known["head_dim"] if isinstance(known.get("head_dim"), int) else 64)
-    document = config_document(runs[0], target=args.target_memory_reduction, d_head=d_head, queries_per_key=queries)
+    return queries, args.d_head or (known["head_dim"] if isinstance(known.get("head_dim"), int) else 64)
+
+
+def _generate(args: argparse.Namespace, one: FisherRun, path: Path) -> None:
+    queries, d_head = _shape(args, one)
+    document = config_document(one, target=args.target_memory_reduction, d_head=d_head, queries_per_key=queries)
     print(f"Summary of the config: {write_config(document, path)}")
     print(f"Config: {path}, which saves {document['expected_kv_memory_savings']} of keys and values")
+
+
+def _measure_sensitivity(args: argparse.Namespace, loaded: Any, one: FisherRun, folder: Path) -> None:
+    from .low_rank_run import _cache_dtype
+    from .sensitivity import measure_sensitivity
+    from .sensitivity_report import plot, rows_of, sensitivity_text, verdict, write_table
+
+    windows = _windows(args, loaded, args.sensitivity_windows)
+    with _bar("Sensitivity", args.quiet) as progress:
+        sensitivity = measure_sensitivity(
+            loaded[0],
+            windows,
+            args.sensitivity_codec,
+            read_tokens=min(64, args.window // 4),
+            cache_dtype=_cache_dtype(loaded[0]),
+            artifacts=args.artifacts,
+            progress=progress,
+        )
+    queries, d_head = _shape(args, one)
+    rows = rows_of(sensitivity, one.heads, queries_per_key=queries, d_head=d_head)
+    (folder / "sensitivity.txt").write_text(sensitivity_text(sensitivity, rows), encoding="utf-8")
+    write_table(rows, folder / "sensitivity.csv")
+    print(f"Sensitivity: {folder / 'sensitivity.txt'}, {folder / 'sensitivity.csv'}")
+    try:
+        plot(sensitivity, rows, folder / "sensitivity.png")
+        print(f"Plot: {folder / 'sensitivity.png'}")
+    except ImportError:
+        print("No plot: matplotlib is not installed")
+    print(verdict(rows))
 
 
 @contextlib.contextmanager
@@ -188,8 +235,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--d-head", type=_count, help="channels of a head (default: the model's, where it is known, else 64)")
     add("--queries-per-key", type=_count, metavar="N",
         help="query heads that read one key/value head (default: the model's, else 1)")  # fmt: skip
+    sensitive = parser.add_argument_group("what errors in one head cost, measured beside its tier (with --model)")
+    add = sensitive.add_argument
+    add("--sensitivity", action="store_true", help="KL where the keys or the values of one head alone are coded")
+    add("--sensitivity-codec", default="int4(group=64)", metavar="SPEC", help="by this codec (default %(default)s)")
+    add("--sensitivity-windows", type=_count, default=4, metavar="N", help="of the text (default %(default)s)")
+    add("--artifacts", metavar="DIR", help="of the artifacts that the codec names")
     args = parser.parse_args(arguments)
-    ways = [args.metrics is not None, args.model is not None, args.entity is not None]
+    if args.sensitivity and args.model is None:
+        parser.error("--sensitivity needs --model; with --metrics FILE, too, the metrics are not measured anew")
+    is_measured = args.model is not None and not (args.sensitivity and args.metrics is not None)
+    ways = [args.metrics is not None, is_measured, args.entity is not None]
     if sum(ways) != 1 or (args.entity is not None and args.project is None):
         parser.error("metrics come from --entity and --project, from --metrics FILE, or from --model MODEL")
     return args
