@@ -12,7 +12,7 @@ import torch
 from .._errors import InvalidArgument
 from ._artifact import _found, _run
 from ._model_statistics import Windows, _metadata, _named, _pairs, _read, _rotary, _rows, _save
-from ._scoring import Pairs, Score, score_restored
+from .scoring import Pairs, Score, score_restored
 from .compression_config import Head
 
 Side = Literal["keys", "values"]
@@ -65,8 +65,9 @@ def measure_sensitivity(
         shape = [keys.shape[1] for keys, _ in _pairs(_read(model, rows[0][:2]))]
         places = [(layer, head, side) for layer, heads in enumerate(shape) for head in range(heads) for side in _SIDES]
         restorers = [coded.one_head(*place) for place in places] + [coded.all_heads(sides) for sides in _GROUPS]
+        prefixes = [len(row) - read_tokens for row in rows]
         counted = _counted(restorers, len(rows), progress)
-        scores, noise = score_restored(model, rows, len(rows[0]) - read_tokens, counted, cache_dtype)
+        scores, noise = score_restored(model, rows, prefixes, counted, cache_dtype)
     progress(1.0)
     heads: dict[Head, dict[Side, Score]] = {}
     for (layer, head, side), score in zip(places, scores, strict=False):
