@@ -10,6 +10,8 @@ from typing import Any, Callable, Optional, Sequence
 
 from results import Change, ValidationResult
 
+NOISE = " (noise)"  # follows a divergence that is
+
 
 def decibels(value: float) -> str:
     return "no loss" if math.isinf(value) else f"{value:.1f} dB"
@@ -50,7 +52,9 @@ def paragraph(result: ValidationResult) -> str:
         for title, change in (("Keys and values", result.change), ("Keys only", result.keys_only),
                               ("Values only", result.values_only)):
             if change is not None:
-                rows.append((title, _change(change)))
+                rows.append((title, _change(change) + (NOISE if result.is_noise(change) else "")))
+        if result.noise_floor is not None:
+            rows.append(("Noise floor", f"{_change(result.noise_floor)}, of {result.versions['model_dtype']} alone"))
     else:
         rows.append(("Perplexity", "not measured: no model ran"))
     rows += [
@@ -67,6 +71,17 @@ def paragraph(result: ValidationResult) -> str:
         verdict = f"kv-compress's quality limits are {'kept' if result.passed else 'missed'}"
     rows.append(("Result", f"{'PASSED' if result.passed else 'FAILED'}: {verdict}"))
     return "\n".join(f"{name + ':':<19}{text}" for name, text in rows)
+
+
+def noise_warning(result: ValidationResult) -> Optional[str]:
+    """A sentence where the divergence drowns in the arithmetic's own rounding."""
+    change, floor = result.change, result.noise_floor
+    if change is None or floor is None or not result.is_noise(change):
+        return None
+    computed = result.versions["model_dtype"]
+    remedy = "" if computed == "float32" else "; measure it with --dtype float32"
+    return (f"{result.spec}: its KL of {change.kl:.1e} is less than twice the {floor.kl:.1e} that rounding in {computed} "
+            f"makes without a codec{remedy}")
 
 
 def check_plot_path(path: str) -> None:
@@ -184,21 +199,23 @@ def cells(result: ValidationResult) -> Sequence[str]:
         delta = f"{_with_error(change.delta_perplexity, change.delta_perplexity_stderr)} ({result.delta_percent:+.3f} %)"
         nats = _with_error(change.delta_nll, change.delta_nll_stderr, 5)
     return (result.spec, f"{result.bits_per_value:.3f}", decibels(result.snr_keys_db), decibels(result.token_snr_keys_db),
-            decibels(result.snr_values_db), delta, nats, _divergence(change), _divergence(result.keys_only),
-            _divergence(result.values_only), f"{100 * change.top1_agreement:.2f} %")
+            decibels(result.snr_values_db), delta, nats,
+            *(_divergence(result, part) for part in (change, result.keys_only, result.values_only)),
+            f"{100 * change.top1_agreement:.2f} %")
 
 
-def _divergence(change: Optional[Change]) -> str:
+def _divergence(result: ValidationResult, change: Optional[Change]) -> str:
     if change is None:
         return ""
-    return f"{change.kl:.1e}" if change.kl != 0 else "0"
+    return f"{change.kl:.1e}{NOISE if result.is_noise(change) else ''}" if change.kl != 0 else "0"
 
 
 def stack(result: ValidationResult) -> str:
     """What the figures were made with."""
     versions = result.versions
+    floor = "" if result.noise_floor is None else f"; noise floor KL {result.noise_floor.kl:.1e}"
     return (f"torch {versions['torch']}, transformers {versions['transformers']}, model in {versions['model_dtype']} on "
-            f"{versions['device']}, cache saved in {result.cache_dtype}")
+            f"{versions['device']}, cache saved in {result.cache_dtype}{floor}")
 
 
 def _change(change: Change) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Dict, Optional
 
 @dataclass
 class Change:
-    """A restored cache beside the untouched one. Errors are standard errors over windows, by the jackknife."""
+    """Predictions on a restored cache beside those on the untouched one. Errors are standard errors over windows, by the
+    jackknife."""
 
     perplexity: float  # exp of the mean NLL, tokens weighted alike
     delta_perplexity: float
@@ -37,6 +38,7 @@ class ValidationResult:
     change: Optional[Change] = None  # keys and values restored
     keys_only: Optional[Change] = None  # only the keys restored, the values untouched
     values_only: Optional[Change] = None
+    noise_floor: Optional[Change] = None  # what rounding does without a codec: the untouched cache, each value one unit off
     snr_keys_db: float = math.nan  # over all keys of all windows together
     snr_values_db: float = math.nan
     token_snr_keys_db: float = math.nan  # of the keys less each channel's mean over the tokens
@@ -54,6 +56,10 @@ class ValidationResult:
     def bits_per_value(self) -> float:
         """Of a value of the cache, everything in the files counted."""
         return {"float32": 32, "float64": 64}.get(self.cache_dtype, 16) / self.compression_ratio
+
+    def is_noise(self, change: Change) -> bool:
+        """Whether a divergence is less than twice what rounding makes without a codec. None at all is no noise."""
+        return self.noise_floor is not None and 0 < change.kl < 2 * self.noise_floor.kl
 
     def __str__(self) -> str:
         """A paragraph with the figures and PASSED or FAILED."""

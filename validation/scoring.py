@@ -4,6 +4,9 @@ For each window of token ids the model reads the prefix; its cache is saved, com
 then reads the rest of the window (teacher forcing) on the untouched and on the restored cache, and both log-likelihoods of
 the same tokens are compared. The first token of the continuation is not scored: its prediction was made while the prefix was
 read, before the cache was touched.
+
+What rounding does without a codec is measured as well, the noise floor: the same continuation on the untouched cache with
+each value moved by one unit in the last place of the type that the model computes in.
 """
 
 import math
@@ -34,6 +37,7 @@ class SpecScore:
     baseline_perplexity: float
     baseline_nll: float  # nats per token
     changes: Dict[str, Change]  # by PARTS
+    noise_floor: Change  # of the untouched cache, each value moved by one unit in its last place
     snr_keys_db: float  # 10 log10(variance / mean squared error) over all keys of all windows; infinite without loss
     snr_values_db: float
     token_snr_keys_db: float  # the same of keys less each channel's mean over the tokens, which attention does not see
@@ -104,6 +108,7 @@ def score(
     check_windows(windows, model)
     check_not_training(model)
     runs = [_SpecRun(spec) for spec in specs]
+    floor: List[Tally] = []
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
         plain = os.path.join(folder, "cache.safetensors")
         for window in progress(windows):
@@ -114,17 +119,20 @@ def score(
                 raise ValueError(f"the cache is not finite in {str(cache_dtype).removeprefix('torch.')}: try another "
                                  "--cache-dtype")
             untouched = cache_view.with_tensors(prefill, saved)
+            moved = cache_view.with_tensors(
+                untouched, [(one_unit_off(key), one_unit_off(value)) for key, value in cache_view.layers(untouched)])
             save_kv_cache(saved, plain, config=model.config)
             rest, targets = ids[:, window.prefix_len:-1], ids[0, window.prefix_len + 1:]
             baseline = continuation_log_probs(model, untouched, rest)
             if not baseline[range(len(targets)), targets].isfinite().all():
                 raise ValueError("the model's predictions are not finite, without compression")
+            floor.append(Tally.of(baseline, continuation_log_probs(model, moved, rest), targets))
             for run in runs:
                 restored = run.round_trip(plain, saved)
                 for part in PARTS:
                     cache = cache_view.with_tensors(prefill, mix(saved, restored, part))
                     run.add(part, baseline, continuation_log_probs(model, cache, rest), targets)
-    return [run.result(len(windows)) for run in runs]
+    return [run.result(len(windows), _change(Score.of(floor))) for run in runs]
 
 
 def mix(untouched: Sequence[cache_view.Pair], restored: Sequence[cache_view.Pair], part: str) -> List[cache_view.Pair]:
@@ -137,6 +145,12 @@ def continuation_log_probs(model: Any, cache: Any, ids: torch.Tensor) -> torch.T
     """Log-probabilities of the next token after each of `ids` ([1, n]) behind the cache: [n, vocabulary], float64."""
     logits, _ = cache_view.forward(model, ids, cache)
     return torch.log_softmax(logits[0].double(), dim=-1)
+
+
+def one_unit_off(values: torch.Tensor) -> torch.Tensor:
+    """Each value with the last bit of its significand turned over."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return (values.contiguous().view(bits) ^ 1).view(values.dtype)
 
 
 class _SpecRun:
@@ -176,12 +190,12 @@ class _SpecRun:
     def add(self, part: str, baseline: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> None:
         self.tallies[part].append(Tally.of(baseline, other, targets))
 
-    def result(self, windows: int) -> SpecScore:
+    def result(self, windows: int, noise_floor: Change) -> SpecScore:
         scores = {part: Score.of(tallies) for part, tallies in self.tallies.items()}
         both = scores["both"]
         return SpecScore(
             spec=str(self.spec), baseline_perplexity=both.baseline_perplexity, baseline_nll=both.baseline_nll,
-            changes={part: _change(score) for part, score in scores.items()},
+            changes={part: _change(score) for part, score in scores.items()}, noise_floor=noise_floor,
             snr_keys_db=self.noise[0].db, snr_values_db=self.noise[1].db, token_snr_keys_db=self.noise[0].token_db,
             original_bytes=sum(metrics.original_size_bytes for metrics in self.metrics),
             compressed_bytes=self.compressed_bytes, windows=windows, tokens=both.tokens, metrics=self.metrics)

@@ -230,8 +230,8 @@ def measure(model: Any, windows: Sequence[Window], specs: Sequence[Spec], setup:
             compression_ratio=score.ratio, rmse=rmse, snr_db=snr_db, cosine_similarity=cosine,
             passed=change.delta_perplexity < threshold, threshold=threshold,
             delta_stderr=change.delta_perplexity_stderr, change=change, keys_only=score.changes["keys"],
-            values_only=score.changes["values"], snr_keys_db=score.snr_keys_db, snr_values_db=score.snr_values_db,
-            token_snr_keys_db=score.token_snr_keys_db,
+            values_only=score.changes["values"], noise_floor=score.noise_floor,
+            snr_keys_db=score.snr_keys_db, snr_values_db=score.snr_values_db, token_snr_keys_db=score.token_snr_keys_db,
             baseline_nll=score.baseline_nll, tokens=score.tokens, windows=score.windows, spec=score.spec,
             model_name=os.path.basename(setup.model_name.rstrip("/")), cache_dtype=name, versions=versions))
     return results
@@ -343,6 +343,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     else:
         for result in results:
             print(report.line(result) if args.quiet else report.paragraph(result))
+    for warning in filter(None, map(report.noise_warning, results)):
+        print(f"Warning: {warning}", file=sys.stderr)
     if args.sweep:
         report.plot(results, args.sweep)
     return 0 if all(result.passed for result in results) else 1

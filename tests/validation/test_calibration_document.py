@@ -38,7 +38,8 @@ def test_every_command_does_what_it_says(tmp_path):
     for name, text in zip(("caches.py", "client.py"), blocks("python"), strict=True):
         assert f"`{name}`:" in DOCUMENT.read_text(encoding="utf-8")
         (tmp_path / name).write_text(text)
-    script = "".join(blocks("bash")).replace("build/models/SmolLM2-135M-Instruct", "model").replace("documents.txt", "words.txt")
+    script = "".join(blocks("bash")).replace("build/models/SmolLM2-135M-Instruct", "model")
+    script = script.replace("documents.txt", "words.txt")
     # A person waits for the daemon, and ends it.
     waiting = "until [ -S kv-compressd.sock ]; do kill -0 %1; sleep 0.05; done"
     script = script.replace("python ", f"{sys.executable} ")

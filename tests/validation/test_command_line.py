@@ -120,6 +120,41 @@ def test_a_model_computes_in_float32_and_its_cache_is_saved_in_the_type_of_its_w
         assert (result["versions"]["model_dtype"], result["cache_dtype"]) == (computed, saved)
 
 
+def result_of(kl, noise_kl, dtype="bfloat16"):
+    change, floor = [Change(20.4, 0.4, 0.1, 0.02, 0.005, value, 1e-4, 0.98) for value in (kl, noise_kl)]
+    return ValidationResult(20.0, 20.4, 0.4, 2.0, 3.76, 0.05, 20.5, 0.995, True, change=change, keys_only=change,
+                            values_only=change, noise_floor=floor, spec="int8", cache_dtype="bfloat16", windows=8, tokens=9,
+                            versions={"torch": "2", "transformers": "5", "model_dtype": dtype, "device": "cpu"})
+
+
+def test_what_rounding_does_stands_beside_every_figure_and_a_codec_that_does_no_more_is_called_noise():
+    clear, drowned, lossless = result_of(3.1e-3, 1.5e-3), result_of(2.9e-3, 1.5e-3), result_of(0, 1.5e-3)
+    for result in (clear, drowned, lossless):
+        assert re.search(r"^Noise floor: .* KL 1\.5e-03, .*, of bfloat16 alone$", report.paragraph(result), re.MULTILINE)
+        assert report.stack(result).endswith("; noise floor KL 1.5e-03")
+        assert result.to_dict()["noise_floor"]["kl"] == 1.5e-3
+    assert report.cells(drowned)[7:10] == ("2.9e-03 (noise)",) * 3 and "KL 2.9e-03" in report.paragraph(drowned)
+    assert report.cells(clear)[7:10] == ("3.1e-03",) * 3 and report.cells(lossless)[7:10] == ("0",) * 3
+    assert report.paragraph(drowned).count("(noise)") == 3 and report.paragraph(clear).count("(noise)") == 0
+    assert report.noise_warning(clear) is report.noise_warning(lossless) is None
+    assert report.noise_warning(drowned) == (
+        "int8: its KL of 2.9e-03 is less than twice the 1.5e-03 that rounding in bfloat16 makes without a codec; measure it "
+        "with --dtype float32")
+    assert report.noise_warning(result_of(2.9e-9, 1.5e-9, "float32")).endswith("rounding in float32 makes without a codec")
+
+
+def test_a_measurement_in_bfloat16_warns_of_its_noise(folder, capsys):
+    arguments = [*map(str, flags(folder)), "--json", "--threshold", "1e9", "--codec", "quant(bits=12)", "--codec", "int2"]
+    assert main([*arguments, "--dtype", "bfloat16"]) == 0
+    found = capsys.readouterr()
+    assert [line.split(":")[1] for line in found.err.splitlines() if line.startswith("Warning: ")] == [" quant(bits=12)"]
+    assert len(json.loads(found.out)) == 2
+    assert main(arguments) == 0
+    found = capsys.readouterr()
+    assert "Warning" not in found.err
+    assert all(0 < result["noise_floor"]["kl"] < 1e-10 for result in json.loads(found.out))
+
+
 def test_without_the_package_that_reads_models(folder, tmp_path):
     (tmp_path / "kvcompress.py").write_text("raise ImportError('not here')\n")
     done = run(*flags(folder), env=with_path(tmp_path))

@@ -182,3 +182,27 @@ def test_a_trained_model_agrees_with_an_independent_measurement(stories):
     for window, expected in zip(windows_from_json(str(path), 96), reference):
         one = scoring.score(model, [window], [Spec("lossless")], torch.float32)[0]
         assert one.baseline_nll == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_noise_floor_is_what_rounding_does_without_a_codec():
+    lossless, int8 = scoring.score(make_model(), windows(), [Spec("lossless"), Spec("int8")], torch.float16)
+    floor = lossless.noise_floor
+    assert floor == int8.noise_floor, "it is one of the run"
+    assert 0 < floor.kl < 1e-10 < int8.changes["both"].kl and lossless.changes["both"].kl == 0
+    assert abs(floor.delta_nll) < 1e-6 and 0 < floor.delta_nll_stderr < 1e-6 and floor.top1_agreement == 1
+    assert floor.delta_perplexity == pytest.approx(floor.perplexity - lossless.baseline_perplexity)
+
+
+def test_in_bfloat16_rounding_does_more_than_twelve_bits():
+    fine, coarse = scoring.score(make_model().bfloat16(), windows(), [Spec("quant(bits=12)"), Spec("int2")], torch.bfloat16)
+    assert 1e-5 < fine.noise_floor.kl < 1e-3 and fine.noise_floor.delta_nll != 0
+    assert 0 < fine.changes["both"].kl < 2 * fine.noise_floor.kl < coarse.changes["both"].kl
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_unit_off_is_the_smallest_change_of_each_value(dtype):
+    values = torch.tensor([[1.0, -1.5, 3.0e-3, 60.0, 0.0]], dtype=dtype).t()[:, 0]  # of no contiguous memory
+    off = scoring.one_unit_off(values)
+    unit = torch.finfo(dtype).eps * 2.0 ** values.abs().double().log2().floor()
+    assert ((off.double() - values.double()).abs()[:4] == unit[:4]).all() and 0 < off[4] < 1e-6
+    assert torch.equal(scoring.one_unit_off(off), values)
