@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'daemon_stop || true; rm -rf "$work"' EXIT
 sample=tests/data/docs.256.f16.safetensors
-daemon_start "$work"
+daemon_start "$work" --link-bandwidth 10Gbit/s
 bin/kv-compress -server "$daemon_address" -input $sample -output "$work/small.safetensors" >/dev/null
 bin/kv-compress -server "$daemon_address" -decompress -input "$work/small.safetensors" -output "$work/out.safetensors" >/dev/null
 # A refused call has to be in the figures as well.

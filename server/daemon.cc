@@ -73,7 +73,7 @@ void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
 Daemon::Daemon(const Options& options)
     : options_(options),
       pool_(options.threads),
-      metrics_(std::make_shared<Metrics>([this] { return Live(); })),
+      metrics_(std::make_shared<Metrics>([this] { return Live(); }, options.link_bandwidth)),
       admission_({.memory_budget = options.memory_budget,
                   .max_streams = options.max_streams,
                   .max_streams_per_client = OrMost(options.max_streams_per_client, options.max_streams),

@@ -35,6 +35,7 @@ struct Options {
   bool adaptive_windows = false;                          // receive windows grow with the measured bandwidth
   std::chrono::milliseconds max_connection_age{0};        // 0: no limit
   std::chrono::milliseconds max_connection_age_grace{0};  // 0: no limit
+  double link_bandwidth = 0;                              // bytes a second; 0: not known
   std::string default_codec = "int4(group=64)";
   std::chrono::milliseconds drain_timeout{30000};
   std::string log_level = "info";

@@ -94,7 +94,9 @@ Metrics::Histograms& Metrics::NewHistograms(const char* name, const char* help) 
 }
 
 // Series whose labels are known beforehand exist from the start: a rate misses the event that a series begins with.
-Metrics::Metrics(std::function<LiveFigures()> live) : live_(std::move(live)) {
+Metrics::Metrics(std::function<LiveFigures()> live, double link_bandwidth)
+    : live_(std::move(live)), link_bandwidth_(link_bandwidth) {
+  if (link_bandwidth_ > 0) bandwidth_.Add({}).Set(link_bandwidth_);
   for (std::string_view method : AllMethods()) methods_[method] = NewMethodSeries(method);
   for (std::string_view method : {MethodName<v1::DecompressRequest>(), MethodName<v1::DecompressTensorRequest>()}) {
     requests_.Add({{"method", Text(method)}, {"code", "DATA_LOSS"}});
@@ -135,7 +137,8 @@ void Metrics::OnStage(Stage stage, double seconds) { stages_[static_cast<size_t>
 
 Metrics::TensorSeries Metrics::NewTensorSeries(std::string_view method, const std::string& codec) {
   const std::map<std::string, std::string> labels = {{"method", Text(method)}, {"codec", codec}};
-  return {&tensors_.Add(labels), &tensor_bytes_.Add(labels), &frame_bytes_.Add(labels), &codec_seconds_.Add(labels)};
+  return {&tensors_.Add(labels), &tensor_bytes_.Add(labels), &frame_bytes_.Add(labels), &codec_seconds_.Add(labels),
+          link_bandwidth_ > 0 ? &net_saved_seconds_.Add(labels) : nullptr};
 }
 
 Metrics::QualitySeries Metrics::NewQualitySeries(const std::string& codec) {
@@ -152,6 +155,10 @@ void Metrics::CountTensor(const TensorSeries& series, const TensorReport& report
   series.tensor_bytes->Increment(static_cast<double>(report.tensor_bytes));
   series.frame_bytes->Increment(static_cast<double>(report.frame_bytes));
   series.codec_seconds->Increment(report.codec_seconds);
+  if (series.net_saved_seconds != nullptr) {
+    const double saved_bytes = static_cast<double>(report.tensor_bytes) - static_cast<double>(report.frame_bytes);
+    series.net_saved_seconds->Increment(saved_bytes / link_bandwidth_ - report.codec_seconds);
+  }
   OnStage(Stage::kCodec, report.codec_seconds);
 }
 

@@ -59,7 +59,8 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   enum class Stage { kRead, kCodec, kWrite, kFinish };
   static constexpr std::array kStageNames = {"read", "codec", "write", "finish"};  // by Stage
 
-  explicit Metrics(std::function<LiveFigures()> live);
+  // `link_bandwidth`: bytes a second of the link that caches go over; 0: not known.
+  explicit Metrics(std::function<LiveFigures()> live, double link_bandwidth = 0);
 
   void OnCallStart(std::string_view method);
   void OnCallEnd(std::string_view method, absl::StatusCode code, double seconds);
@@ -89,6 +90,7 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
     prometheus::Counter* tensor_bytes;
     prometheus::Counter* frame_bytes;
     prometheus::Counter* codec_seconds;
+    prometheus::Gauge* net_saved_seconds;  // null where the link is not known
   };
   struct QualitySeries {
     std::array<prometheus::Counter*, kQualityLevels.size()> levels;
@@ -116,6 +118,7 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   void AddCodecs(v1::MetricsResponse& message) const;
 
   const std::function<LiveFigures()> live_;
+  const double link_bandwidth_;
   const BuildInfo build_ = ThisBuild();
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   prometheus::Registry registry_;
@@ -135,6 +138,12 @@ class Metrics final : public SessionObserver, public prometheus::Collectable {
   Counters& frame_bytes_ = NewCounters("kvcompress_frame_bytes_total", "Bytes of their frames.");
   Counters& codec_seconds_ =
       NewCounters("kvcompress_codec_seconds_total", "Time that pool threads have spent on them.");
+  Gauges& bandwidth_ = NewGauges("kvcompress_link_bandwidth_bytes_per_second",
+                                 "Bandwidth of the link that caches go over, as it was configured.");
+  Gauges& net_saved_seconds_ =
+      NewGauges("kvcompress_net_saved_seconds",
+                "Time that this link takes less for their frames than for them, less the time that pool threads have "
+                "spent on them; below 0 where the codec costs more than it saves.");
   Counters& levels_ = NewCounters("kvcompress_tensors_by_level_total", "Compressed tensors by quality level.");
   Counters& violations_ =
       NewCounters("kvcompress_threshold_violations_total", "Quality thresholds that compressed tensors missed.");

@@ -93,7 +93,7 @@ def traffic(bin_dir, sample, folder, address, stop):
 
 
 def test_every_panel_has_data_and_every_alert_can_be_evaluated(bin_dir, sample, daemon, prometheus, tmp_path, alerts, deploy):
-    server = daemon("--memory-budget", "256MiB")
+    server = daemon("--memory-budget", "256MiB", "--link-bandwidth", "10Gbit/s")
     url = prometheus(server.metrics_address)
     stop, failures = threading.Event(), []
 

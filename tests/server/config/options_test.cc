@@ -60,6 +60,18 @@ TEST(OptionsTest, BothFormsOfAFlag) {
   EXPECT_EQ(options->default_codec, "raw|zstd");
 }
 
+TEST(OptionsTest, TheBandwidthOfALink) {
+  EXPECT_EQ(Parse({})->link_bandwidth, 0);
+  EXPECT_EQ(Parse({"--link-bandwidth=25Gbit/s"})->link_bandwidth, 3.125e9);
+  EXPECT_EQ(Parse({"--link-bandwidth", "3 GB/s"})->link_bandwidth, 3e9);
+  EXPECT_EQ(Parse({"--link-bandwidth=25Gbit/s", "--link-bandwidth=0"})->link_bandwidth, 0);
+  for (const char* text : {"25", "", "25Gbit", "-1GB/s"}) {
+    EXPECT_THAT(std::string(Parse({"--link-bandwidth", text}).status().message()),
+                ::testing::HasSubstr("for example 25Gbit/s, 800Mb/s or 3GB/s"))
+        << text;
+  }
+}
+
 TEST(OptionsTest, AgesOfConnections) {
   EXPECT_EQ(Parse({})->max_connection_age, std::chrono::seconds(0));
   EXPECT_EQ(Parse({})->max_connection_age_grace, std::chrono::seconds(0));

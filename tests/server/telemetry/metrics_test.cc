@@ -70,22 +70,23 @@ class MetricsTest : public ::testing::Test {
   }
 
   Metrics metrics_{[] {
-    return LiveFigures{.streams = 3,
-                       .bytes = 70,
-                       .memory_budget = 1000,
-                       .jobs_queued = 5,
-                       .threads = 2,
-                       .draining = true,
-                       .shared_memory_regions = 4,
-                       .shared_memory_bytes = 8192,
-                       .connections = 5,
-                       .certificate_expiry = absl::FromUnixSeconds(1'800'000'000),
-                       .log_lines_dropped = 6,
-                       .artifacts_loaded = 7,
-                       .artifact_bytes = 4096,
-                       .artifact_loads = 8,
-                       .artifact_failures = 9};
-  }};
+                     return LiveFigures{.streams = 3,
+                                        .bytes = 70,
+                                        .memory_budget = 1000,
+                                        .jobs_queued = 5,
+                                        .threads = 2,
+                                        .draining = true,
+                                        .shared_memory_regions = 4,
+                                        .shared_memory_bytes = 8192,
+                                        .connections = 5,
+                                        .certificate_expiry = absl::FromUnixSeconds(1'800'000'000),
+                                        .log_lines_dropped = 6,
+                                        .artifacts_loaded = 7,
+                                        .artifact_bytes = 4096,
+                                        .artifact_loads = 8,
+                                        .artifact_failures = 9};
+                   },
+                   /*link_bandwidth=*/1000};
 };
 
 TEST_F(MetricsTest, SeriesThatAreKnownBeforehandBeginAtZero) {
@@ -170,6 +171,10 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
            "kvcompress_tensor_bytes_total{codec=\"int4\",method=\"Decompress\"} 8000",
            "kvcompress_frame_bytes_total{codec=\"raw\",method=\"Compress\"} 150",
            "kvcompress_stage_duration_seconds_count{stage=\"codec\"} 3",
+           "kvcompress_link_bandwidth_bytes_per_second 1000",
+           "kvcompress_net_saved_seconds{codec=\"int4\",method=\"Compress\"} 2.75",
+           "kvcompress_net_saved_seconds{codec=\"int4\",method=\"Decompress\"} 5.75",
+           "kvcompress_net_saved_seconds{codec=\"raw\",method=\"Compress\"} -0.3",
            "kvcompress_tensors_by_level_total{codec=\"int4\",level=\"POOR\"} 1",
            "kvcompress_tensors_by_level_total{codec=\"raw\",level=\"EXCELLENT\"} 1",
            "kvcompress_threshold_violations_total{kind=\"snr\"} 1",
@@ -191,6 +196,15 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
   // A tensor without loss has no finite SNR, and names are nobody's labels.
   EXPECT_THAT(page, Not(HasSubstr("kvcompress_quality_snr_db_count{codec=\"raw\"}")));
   EXPECT_THAT(page, Not(HasSubstr("secret")));
+}
+
+TEST(MetricsWithoutALinkTest, SayNothingOfWhatItSaves) {
+  Metrics metrics([] { return LiveFigures{}; });
+  metrics.OnDecompressed(Report("int4", 8000, 2000));
+  const std::string page = prometheus::TextSerializer().Serialize(metrics.Collect());
+  EXPECT_THAT(page, HasSubstr("kvcompress_codec_seconds_total{codec=\"int4\",method=\"Decompress\"} 0.25\n"));
+  EXPECT_THAT(page, Not(HasSubstr("kvcompress_link_bandwidth")));
+  EXPECT_THAT(page, Not(HasSubstr("kvcompress_net_saved_seconds")));
 }
 
 TEST_F(MetricsTest, HistogramsObserveNothingThatIsNegativeOrNotFinite) {
