@@ -145,7 +145,10 @@ def test_heads_stand_beside_the_tiers_of_the_query_heads_that_read_them(model, w
     text = sensitivity_text(found, rows)
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("layer")]
     assert listed == [f"layer{row.layer}/head{row.head}" for row in sorted(rows, key=lambda row: -row.kl)]
-    assert f"{found.everything.kl:.2e}" in text
+    assert f"{found.everything.kl:.2e} ± {found.everything.kl_stderr:.0e}" in text
+    once = measure_sensitivity(model, windows[:1], CODEC, read_tokens=READ)
+    alone = sensitivity_text(once, rows_of(once, heads, queries_per_key=2, d_head=DIM))
+    assert "±" not in alone.partition("Rank correlation")[0], "one window tells of no error"
     assert verdict(rows) in text
     pytest.importorskip("matplotlib")
     plot(found, rows, tmp_path / "sensitivity.png")

@@ -12,8 +12,8 @@ import torch
 from .._errors import InvalidArgument
 from ._artifact import _found, _run
 from ._model_statistics import Windows, _metadata, _named, _pairs, _read, _rotary, _rows, _save
-from .scoring import Pairs, Score, score_restored
 from .compression_config import Head
+from .scoring import Pairs, Score, score_restored
 
 Side = Literal["keys", "values"]
 _SIDES: tuple[Side, Side] = ("keys", "values")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .compression_config import Head
 from .fisher_tiers import RANKS, Tier, grouped_metrics, tier_of
@@ -129,18 +129,20 @@ def write_table(rows: Sequence[Row], path: str | PathLike[str]) -> None:
 def sensitivity_text(sensitivity: "Sensitivity", rows: Sequence[Row]) -> str:
     """For people: the most sensitive heads first, then tiers and correlations."""
     everything = sensitivity.everything
+    together = [
+        _with_error(score.kl, score.kl_stderr) for score in (*sensitivity.all_heads.values(), sensitivity.everything)
+    ]
     lines = [
         f"KL of the next token, in nats, where one head alone is coded as {sensitivity.codec}",
         f"{everything.windows} windows, {everything.tokens} tokens scored, cache in {sensitivity.cache_dtype}, "
         f"whose own rounding is KL {sensitivity.noise_kl:.1e} (counted nowhere)",
-        f"All heads together: keys {_error(sensitivity.all_heads['keys'])}, "
-        f"values {_error(sensitivity.all_heads['values'])}, both {_error(everything)}",
+        f"All heads together: keys {together[0]}, values {together[1]}, both {together[2]}",
         "",
         f"{'head':<16}{'KL, keys':>20}{'KL, values':>20}{'trace':>8}{'cond':>10}{'eigmax':>8}  tier       rank",
     ]
     for row in sorted(rows, key=lambda row: -row.kl):
         keys, values = (
-            f"{kl:.2e} ± {error:.0e}"
+            _with_error(kl, error)
             for kl, error in ((row.kl_keys, row.kl_keys_stderr), (row.kl_values, row.kl_values_stderr))
         )
         lines.append(
@@ -150,8 +152,9 @@ def sensitivity_text(sensitivity: "Sensitivity", rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *_tier_lines(rows), "", *_correlation_lines(rows), "", verdict(rows)]) + "\n"
 
 
-def _error(score: Any) -> str:
-    return f"{score.kl:.2e} ± {score.kl_stderr:.0e}"
+def _with_error(kl: float, error: float) -> str:
+    """Of one window there is no error."""
+    return f"{kl:.2e}" if math.isnan(error) else f"{kl:.2e} ± {error:.0e}"
 
 
 def _tier_lines(rows: Sequence[Row]) -> list[str]:
