@@ -5,9 +5,10 @@
     model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=256)
     print(model.memory_stats())
 
-It works with transformers from 4.50 on, with gpt2 from 4.52 on.
+It works with transformers from 4.50 on.
 """
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from os import PathLike
@@ -22,7 +23,7 @@ except ImportError as error:
         "pip install './client/python[transformers]' from a checkout"
     ) from error
 
-from .. import Client, FailedPrecondition, InvalidArgument, RotaryEmbedding
+from .. import Client, InvalidArgument, RotaryEmbedding
 from ._frame_cache import FrameCache
 from ._latent_cache import KVCompressor, LatentCache
 from ._layered_cache import LayeredCache
@@ -50,8 +51,7 @@ class CompressedKVModelWrapper(torch.nn.Module):
     With `patch_attention` attention sees what the cache holds, restored, of the tokens of the same forward as well;
     without it, of those before alone.
 
-    NotImplementedError for a model of another family than FAMILIES, FailedPrecondition for one that takes no caches in
-    the installed version of transformers."""
+    NotImplementedError for a model of another family than FAMILIES."""
 
     def __init__(
         self,
@@ -69,8 +69,6 @@ class CompressedKVModelWrapper(torch.nn.Module):
         family = _text_config(model).model_type
         if family not in FAMILIES:
             raise NotImplementedError(f"{family} is none of {', '.join(FAMILIES)}")
-        if not getattr(model, "_supports_cache_class", True):
-            raise FailedPrecondition(f"{family} takes no caches in transformers {transformers.__version__}")
         is_codec = isinstance(compressor, (str, Mapping, PathLike))
         if is_codec != (client is not None):
             raise InvalidArgument("a codec needs a client, and a compressor of latents takes none")
@@ -85,6 +83,11 @@ class CompressedKVModelWrapper(torch.nn.Module):
         # Newer transformers have another name for it.
         self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._stats = self.make_cache().memory_stats()
+        self._generating: Any = contextlib.nullcontext
+        if not getattr(model, "_supports_cache_class", True):
+            from ._old_gpt2 import CacheTaker
+
+            self._generating = CacheTaker(model).generating
         if not is_codec:
             model.register_forward_pre_hook(self._tell_positions, with_kwargs=True)
 
@@ -121,8 +124,9 @@ class CompressedKVModelWrapper(torch.nn.Module):
         cache = self._take_cache(kwargs)
         if any(kwargs.get(name) is not None for name in _TAKING_BACK):
             cache.activate_past_recording()
-        # Models of old versions of transformers have one of their own choice.
-        output = self.model.generate(*args, **{"cache_implementation": None, **kwargs})
+        with self._generating():
+            # Models of old versions of transformers have one of their own choice.
+            output = self.model.generate(*args, **{"cache_implementation": None, **kwargs})
         self._stats = cache.memory_stats()
         return output
 
