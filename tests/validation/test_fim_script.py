@@ -1,10 +1,13 @@
 """The script of Fisher metrics, as its user types it."""
 
+import fcntl
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from conftest import VALIDATION
@@ -14,7 +17,7 @@ SEED = ["--entity", "mcgrof-citizen", "--project", "gpt2-ra-v2-h100", "--generat
         "--compression-config-output", "compression_config.json"]
 
 
-def script(folder, *arguments, **environment):
+def script(*arguments, **environment):
     return subprocess.run([sys.executable, "scripts/analyze_fim_metrics.py", *map(str, arguments)], cwd=VALIDATION,
                           capture_output=True, text=True, timeout=100, env={**os.environ, **environment})
 
@@ -30,7 +33,7 @@ def metrics_file(folder, names=("first",), traces=(0.85, 0.96)):
 
 def test_without_the_service_it_says_what_to_do_instead(tmp_path):
     (tmp_path / "wandb.py").write_text("raise ImportError('none here')")
-    done = script(tmp_path, *SEED, "--output-dir", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    done = script(*SEED, "--output-dir", tmp_path / "out", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("Error: --entity and --project ask a hosted service, which needs its client and a login ")
     assert "--metrics FILE" in done.stderr
@@ -56,7 +59,7 @@ def test_with_the_service_it_keeps_what_it_was_told(tmp_path):
     """A stand-in for the service's client."""
     (tmp_path / "wandb.py").write_text(SERVICE)
     out = tmp_path / "out"
-    done = script(tmp_path, *SEED, "--output-dir", out, PYTHONPATH=str(tmp_path))
+    done = script(*SEED, "--output-dir", out, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == [
         "compression_config.json", "compression_config_summary.txt", "fim_metrics_gpt2-ra-v2-h100.json",
@@ -66,18 +69,18 @@ def test_with_the_service_it_keeps_what_it_was_told(tmp_path):
                                 "display_name": "gpt2-run", "run_id": "a1", "url": "https://x", "state": "finished",
                                 "created_at": "2026-01-01"}
     assert kept["history"] == [{"_step": 1}]
-    again = script(tmp_path, "--metrics", out / "fim_summary_gpt2-ra-v2-h100.csv", "--output-dir", tmp_path / "again",
+    again = script("--metrics", out / "fim_summary_gpt2-ra-v2-h100.csv", "--output-dir", tmp_path / "again",
                    "--generate-compression-config")
     assert again.returncode == 0, again.stderr
     name = "compression_config.json"
     assert (tmp_path / "again" / name).read_text() == (out / name).read_text()
-    refused = script(tmp_path, "--entity", "other", "--project", "p", "--output-dir", out, PYTHONPATH=str(tmp_path))
+    refused = script("--entity", "other", "--project", "p", "--output-dir", out, PYTHONPATH=str(tmp_path))
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "other/p cannot be read from the hosted service (no login); give --metrics FILE" in refused.stderr
 
 
 def test_a_model_is_measured_and_the_config_is_of_its_key_value_heads(stories, tmp_path):
-    done = script(tmp_path, "--model", stories, "--text", stories / "windows.json", "--tokens", 300,
+    done = script("--model", stories, "--text", stories / "windows.json", "--tokens", 300,
                   "--window", 64, "--output-dir", tmp_path, "--generate-compression-config")
     assert done.returncode == 0, done.stderr
     assert "Fisher metrics" not in done.stderr, "progress is for terminals"
@@ -92,6 +95,21 @@ def test_a_model_is_measured_and_the_config_is_of_its_key_value_heads(stories, t
     assert made["d_head"] == config["hidden_size"] // config["num_attention_heads"]
     assert made["actual_memory_reduction"] >= 0.5
     assert f"saves {made['expected_kv_memory_savings']} of keys and values" in done.stdout
+
+
+def test_progress_is_drawn_on_terminals(stories, tmp_path):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    try:
+        subprocess.run([sys.executable, "scripts/analyze_fim_metrics.py", "--model", stories, "--text",
+                        stories / "windows.json", "--tokens", "64", "--window", "64", "--output-dir", tmp_path],
+                       cwd=VALIDATION, stdout=subprocess.DEVNULL, stderr=theirs, timeout=100, check=True)
+        drawn = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Fisher metrics:   0%|" in drawn
+    assert "Fisher metrics: 100%|" in drawn
 
 
 def analyze(capsys, *arguments):
