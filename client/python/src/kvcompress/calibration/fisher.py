@@ -124,8 +124,11 @@ def _summary(layers: list[list[dict[str, float]]]) -> dict[str, float]:
 def _attentions(model: Any, row: torch.Tensor) -> Iterator[torch.Tensor]:
     """Of each layer [heads, queries, keys], on a window."""
     inner = model.base_model  # which computes no logits
-    with torch.no_grad():
-        read = inner(input_ids=row[None].to(model.device), use_cache=False, output_attentions=True)
+    try:
+        with torch.no_grad():
+            read = inner(input_ids=row[None].to(model.device), use_cache=False, output_attentions=True)
+    except TypeError as error:  # of models that do not know the argument
+        raise InvalidArgument(f"{type(model).__name__} does not tell its attention: {error}") from error
     attentions = list(getattr(read, "attentions", None) or ())
     if not attentions:
         raise InvalidArgument(f"{type(model).__name__} does not tell its attention")

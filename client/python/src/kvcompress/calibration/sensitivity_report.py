@@ -197,6 +197,6 @@ def plot(sensitivity: "Sensitivity", rows: Sequence[Row], path: str | PathLike[s
             axes.set_xlabel(metric)
             axes.set_ylabel(f"KL, {kl.removeprefix('kl_')} of one head coded")
             axes.grid(True, color="0.92")
-    panels[0][0].legend(frameon=False)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"{sensitivity.codec}, one head at a time, beside Fisher metrics")
     figure.savefig(path, dpi=130)
