@@ -87,10 +87,21 @@ void FindSpecial(const SegmentInput& input, Segment& segment, SegmentStatistics&
   if (segment.special.size() > sinks) Moments(input.values, segment.tokens, segment.channels, s);
 }
 
-// About the bits of a number that the side information has, of which 0 is the usual one.
-float NumberBits(int32_t number, float of_zero) {
-  if (number == 0) return of_zero;
-  return of_zero + 1 + 1.5f * static_cast<float>(std::bit_width(static_cast<uint32_t>(std::abs(number))));
+// About the bits of a number that the side information has, beyond those of 0, which is the usual one; by its
+// magnitude.
+float BitsBeyondZero(int32_t number) {
+  static constexpr auto kByWidth = [] {
+    std::array<float, 33> bits = {};
+    for (size_t width = 1; width < bits.size(); ++width) bits[width] = 1 + 1.5f * static_cast<float>(width);
+    return bits;
+  }();
+  return kByWidth[static_cast<size_t>(std::bit_width(static_cast<uint32_t>(std::abs(number))))];
+}
+
+// The nearest integer, the even one of two. A call of std::nearbyint takes longer than all else that a channel needs.
+int32_t Nearest(float value) {
+  constexpr double kNoFraction = 0x1.8p52;
+  return static_cast<int32_t>(value + kNoFraction - kNoFraction);
 }
 
 // Whether means are worth their bits.
@@ -101,7 +112,7 @@ bool MeansPay(size_t tokens, const SegmentStatistics& s) {
     const float with = BitsOf(ClassOf(s.variances[c]));
     const int shift = SideModels::MeanShift(ClassOf(s.variances[c]), tokens);
     const float mean = 2 * s.means[c] / static_cast<float>(1 << shift);
-    saved += static_cast<float>(tokens) * (without - with) - NumberBits(static_cast<int32_t>(mean), 2);
+    saved += static_cast<float>(tokens) * (without - with) - (2 + BitsBeyondZero(static_cast<int32_t>(mean)));
   }
   return saved > 0;
 }
@@ -110,34 +121,39 @@ bool MeansPay(size_t tokens, const SegmentStatistics& s) {
 // that one, where the difference costs less than it would.
 int32_t ChooseMean(float own, float variance, size_t tokens, int32_t expected, int shift, float& bits) {
   const auto grid = static_cast<float>(1 << shift);
-  const auto steps = static_cast<int32_t>(std::nearbyint((own - static_cast<float>(expected)) / grid));
+  const auto steps = Nearest((own - static_cast<float>(expected)) / grid);
   const int32_t mean = expected + steps * (1 << shift);
   const auto cost = [&](int32_t of) {
     const float off = own - static_cast<float>(of);
     return static_cast<float>(tokens) * 0.18f * off * off / (variance + 0.35f);
   };
   const float of_expected = cost(expected) + 1;
-  const float of_own = cost(mean) + NumberBits(steps, 1);
+  const float of_own = cost(mean) + (1 + BitsBeyondZero(steps));
   bits += std::min(of_expected, of_own);
   return of_expected <= of_own ? expected : mean;
 }
 
-// Likewise its class: one between its own and the expected one, as each step off costs bits, too.
-int ChooseClass(int own, size_t tokens, int expected, float& bits) {
+// Likewise its class: one between its own and the expected one, as each step off costs bits, too. How far off its own
+// follows from how far that is from the expected one.
+void ChooseClassSteps(size_t tokens, SegmentStatistics& s) {
+  if (s.class_steps_tokens == tokens) return;
+  s.class_steps_tokens = tokens;
   constexpr float kBitsOff = 0.044f;  // of a value, a quarter of an octave off
-  const int way = own > expected ? 1 : -1;
-  int best = own;
-  float least = NumberBits(own - expected, 1);
-  for (int off = 1; off <= std::min(std::abs(own - expected), 8); ++off) {
-    const int candidate = own - way * off;
-    const float cost =
-        NumberBits(candidate - expected, 1) + kBitsOff * static_cast<float>(tokens) * static_cast<float>(off * off);
-    if (cost >= least) continue;
-    least = cost;
-    best = candidate;
+  for (int far = 0; far <= kMaxClass - kMinClass; ++far) {
+    ClassStep best{0, 1 + BitsBeyondZero(far)};
+    for (int off = 1; off <= std::min(far, 8); ++off) {
+      const float cost =
+          (1 + BitsBeyondZero(far - off)) + kBitsOff * static_cast<float>(tokens) * static_cast<float>(off * off);
+      if (cost < best.bits) best = {off, cost};
+    }
+    s.class_steps[static_cast<size_t>(far)] = best;
   }
-  bits += least;
-  return best;
+}
+
+int ChooseClass(int own, int expected, const SegmentStatistics& s, float& bits) {
+  const ClassStep& step = s.class_steps[static_cast<size_t>(std::abs(own - expected))];
+  bits += step.bits;
+  return own > expected ? own - step.off : own + step.off;
 }
 
 // Sets classes and means as they are coded with the segment `before` to expect them from, or without; returns about
@@ -159,7 +175,7 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
     if (segment.has_means) choose_mean(ClassOf(s.variances[c]), ignored);
     const float off = (own - static_cast<float>(segment.means[c])) * 0.5f;
     const int expected = before != nullptr ? before->classes[c] : c > 0 ? segment.classes[c - 1] : 0;
-    segment.classes[c] = ChooseClass(ClassOf(s.variances[c] + off * off), segment.tokens, expected, bits);
+    segment.classes[c] = ChooseClass(ClassOf(s.variances[c] + off * off), expected, s, bits);
     if (segment.has_means) choose_mean(segment.classes[c], bits);
   }
   return bits;
@@ -170,10 +186,15 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
   FindSpecial(input, segment, s);
   segment.has_means = MeansPay(segment.tokens, s);
+  ChooseClassSteps(segment.tokens, s);
   const float alone = ChooseChannels(nullptr, s, segment);
   if (input.before == nullptr || input.before->channels != segment.channels) return;
+  s.classes_alone.swap(segment.classes);
+  s.means_alone.swap(segment.means);
   segment.repeats = ChooseChannels(input.before, s, segment) < alone;
-  if (!segment.repeats) ChooseChannels(nullptr, s, segment);
+  if (segment.repeats) return;
+  s.classes_alone.swap(segment.classes);
+  s.means_alone.swap(segment.means);
 }
 
 }  // namespace kvcompress

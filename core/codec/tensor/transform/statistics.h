@@ -1,18 +1,30 @@
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "core/codec/tensor/transform/segment.h"
+#include "core/codec/tensor/transform/tables.h"
 
 // What an encoder of `transform` finds out about a segment. Sums are in binary32 and in the order of the tokens, so
 // that they are the same on every CPU.
 namespace kvcompress {
+
+// How far a channel's class is off its own towards the expected one, and what that costs in bits.
+struct ClassStep {
+  int off;
+  float bits;
+};
 
 // Buffers of a thread's: of each channel, of each token.
 struct SegmentStatistics {
   std::vector<float> means, variances, second_moments, weights;
   std::vector<float> energies;
   std::vector<uint8_t> is_special;
+  std::vector<int> classes_alone;  // as they are chosen without the segment before
+  std::vector<int32_t> means_alone;
+  std::array<ClassStep, kMaxClass - kMinClass + 1> class_steps;  // by how far its own is from the expected one
+  size_t class_steps_tokens = 0;                                 // of a segment that these are for
 };
 
 struct SegmentInput {
