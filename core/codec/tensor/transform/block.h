@@ -28,6 +28,7 @@ struct TransformSizes {
   size_t words;
   float step = 0;                // the given one, or a larger one that reaches the largest value
   simd::RotaryGain rotary = {};  // of the encoder's choice to turn back, none with an artifact
+  ClassCounts classes = {};      // that its values were coded with
 };
 
 // `sinks`: the first tokens of a sequence get finer steps. With the step 0, and where the coded block would be no

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "core/base/block_size.h"
+#include "core/base/buffer.h"
 #include "core/base/elementary.h"
 #include "core/codec/tensor/transform/rate.h"
 #include "core/codec/tensor/transform/strip.h"
@@ -112,17 +113,16 @@ class BudgetSearch {
   // Learns from the coding of a part of the sample with this step what words and side information take.
   bool Try(double log) {
     const TransformInput part = PartOf(Loudest(log));
-    ClassCounts counts;
-    if (!CountClasses(format_, sinks_, StepOf(log), part, counts)) return false;
     const size_t width = DTypeSize(part.dtype);
-    side_.resize(MaxSideBytes(part.count, width));
-    words_.resize(MaxWordBytes(part.count, width));
-    const auto sizes = EncodeTransform(format_, sinks_, StepOf(log), part, side_.data(), words_.data());
+    thread_local Buffer side, words;
+    side.Resize(MaxSideBytes(part.count, width));
+    words.Resize(MaxWordBytes(part.count, width));
+    const auto sizes = EncodeTransform(format_, sinks_, StepOf(log), part, side.data(), words.data());
     if (!sizes || sizes->words == 0) return false;
-    const double expected = counts.Bits(format_.trellis, 0);
+    const double expected = sizes->classes.Bits(format_.trellis, 0);
     const double bits = 8 * (static_cast<double>(sizes->words) - FixedBytes(part.count) + kHeaderBytes);
     if (expected > 0) error_ = std::clamp(bits / expected, 0.75, 1.5);
-    channel_bits_ = std::max(8 * (static_cast<double>(sizes->side) - kHeaderBytes), 0.0) / counts.channels;
+    channel_bits_ = std::max(8 * (static_cast<double>(sizes->side) - kHeaderBytes), 0.0) / sizes->classes.channels;
     return true;
   }
 
@@ -187,7 +187,6 @@ class BudgetSearch {
   double fixed_bytes_ = 0;
   double error_ = 1;  // of the rates: what they are to be multiplied by
   double channel_bits_ = kChannelBits;
-  std::vector<std::byte> side_, words_;
 };
 
 }  // namespace

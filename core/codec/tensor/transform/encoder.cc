@@ -88,6 +88,7 @@ class Encoder {
     scratch_.low.clear();
     Describe(segments, [&](const Segment* before, Segment& segment, float* values) {
       models.CodeSegment(writer, before, segment);
+      CountSegment(segment, sizes.classes);
       for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
       if (decoded != nullptr) reconstruction.Finish(segment, input_.dtype, scratch_.turns, values, decoded);
     });
@@ -104,18 +105,20 @@ class Encoder {
   // After Load.
   void Count(ClassCounts& counts) {
     std::vector<Segment> segments = CutIntoSegments(input_.layout, input_.count);
-    Describe(segments, [&counts](const Segment*, const Segment& segment, const float*) {
-      counts.channels += static_cast<double>(segment.channels);
-      ForEachSpan(segment, [&](const TokenSpan& span) {
-        for (const int of : segment.classes) {
-          counts.Add(std::clamp(of + span.class_shift, kMinClass, kMaxClass),
-                     static_cast<double>(span.end - span.begin));
-        }
-      });
-    });
+    Describe(segments,
+             [&counts](const Segment*, const Segment& segment, const float*) { CountSegment(segment, counts); });
   }
 
  private:
+  static void CountSegment(const Segment& segment, ClassCounts& counts) {
+    counts.channels += static_cast<double>(segment.channels);
+    ForEachSpan(segment, [&](const TokenSpan& span) {
+      for (const int of : segment.classes) {
+        counts.Add(std::clamp(of + span.class_shift, kMinClass, kMaxClass), static_cast<double>(span.end - span.begin));
+      }
+    });
+  }
+
   // Visits all segments, one after the other: the one to expect the segment from, or null, the segment, of which all is
   // known, and what is to be quantized.
   template <typename Visit>
@@ -298,7 +301,7 @@ std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, boo
   const size_t bytes = input.count * DTypeSize(input.dtype);
   std::copy_n(input.values, bytes, values);
   if (decoded != nullptr) std::copy_n(input.values, bytes, decoded);
-  return TransformSizes{1 + bytes, 0, sizes.step};
+  return TransformSizes{.side = 1 + bytes, .words = 0, .step = sizes.step};
 }
 
 }  // namespace kvcompress

@@ -33,16 +33,12 @@ float BitsOf(int of) { return static_cast<float>(std::max(of + 5, 0)) * 0.25f; }
 void Moments(const float* values, size_t tokens, size_t channels, SegmentStatistics& s) {
   s.means.resize(channels);
   s.variances.resize(channels);
-  s.second_moments.resize(channels);
   const auto special = static_cast<size_t>(std::count(s.is_special.begin(), s.is_special.end(), 1));
   const float part = 1 / static_cast<float>(std::max<size_t>(tokens - special, 1));
   simd::ChannelSums(values, tokens, channels, s.is_special.data(), s.means.data());
   for (float& mean : s.means) mean *= part;
   simd::ChannelSquares(values, tokens, channels, s.is_special.data(), s.means.data(), s.variances.data());
-  for (size_t c = 0; c < channels; ++c) {
-    s.variances[c] *= part;
-    s.second_moments[c] = s.variances[c] + s.means[c] * s.means[c];
-  }
+  for (float& variance : s.variances) variance *= part;
 }
 
 // Each token's mean square in deviations of the channels.
@@ -104,28 +100,39 @@ int32_t Nearest(float value) {
   return static_cast<int32_t>(value + kNoFraction - kNoFraction);
 }
 
+// 2^-shift.
+float PowerBelowOne(int shift) { return std::bit_cast<float>(static_cast<uint32_t>(127 - shift) << 23); }
+
+// What the channels' variances say of their classes and means.
+void TakeVariances(size_t tokens, SegmentStatistics& s) {
+  const size_t channels = s.variances.size();
+  s.classes.resize(channels);
+  s.mean_costs.resize(channels);
+  for (size_t c = 0; c < channels; ++c) s.classes[c] = ClassOf(s.variances[c]);
+  const float of_all = static_cast<float>(tokens) * 0.18f;
+  for (size_t c = 0; c < channels; ++c) s.mean_costs[c] = of_all / (s.variances[c] + 0.35f);
+}
+
 // Whether means are worth their bits.
 bool MeansPay(size_t tokens, const SegmentStatistics& s) {
   float saved = 0;
   for (size_t c = 0; c < s.means.size(); ++c) {
-    const float without = BitsOf(ClassOf(s.second_moments[c]));
-    const float with = BitsOf(ClassOf(s.variances[c]));
-    const int shift = SideModels::MeanShift(ClassOf(s.variances[c]), tokens);
-    const float mean = 2 * s.means[c] / static_cast<float>(1 << shift);
+    const float without = BitsOf(ClassOf(s.variances[c] + s.means[c] * s.means[c]));
+    const float with = BitsOf(s.classes[c]);
+    const float mean = 2 * s.means[c] * PowerBelowOne(SideModels::MeanShift(s.classes[c], tokens));
     saved += static_cast<float>(tokens) * (without - with) - (2 + BitsBeyondZero(static_cast<int32_t>(mean)));
   }
   return saved > 0;
 }
 
 // The mean of a channel, `own` in halves of a unit, as it is coded where `expected` is, in multiples of 2^shift off it:
-// that one, where the difference costs less than it would.
-int32_t ChooseMean(float own, float variance, size_t tokens, int32_t expected, int shift, float& bits) {
-  const auto grid = static_cast<float>(1 << shift);
-  const auto steps = Nearest((own - static_cast<float>(expected)) / grid);
+// that one, where the difference costs less than it would. `squared`: the bits of being off, for its square.
+int32_t ChooseMean(float own, float squared, int32_t expected, int shift, float& bits) {
+  const auto steps = Nearest((own - static_cast<float>(expected)) * PowerBelowOne(shift));
   const int32_t mean = expected + steps * (1 << shift);
   const auto cost = [&](int32_t of) {
     const float off = own - static_cast<float>(of);
-    return static_cast<float>(tokens) * 0.18f * off * off / (variance + 0.35f);
+    return squared * off * off;
   };
   const float of_expected = cost(expected) + 1;
   const float of_own = cost(mean) + (1 + BitsBeyondZero(steps));
@@ -168,11 +175,11 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
     const int32_t expected_mean = before != nullptr ? before->means[c] : 0;
     const auto choose_mean = [&](int of, float& cost) {
       const int shift = SideModels::MeanShift(of, segment.tokens);
-      segment.means[c] = ChooseMean(own, s.variances[c], segment.tokens, expected_mean, shift, cost);
+      segment.means[c] = ChooseMean(own, s.mean_costs[c], expected_mean, shift, cost);
     };
     // How far off the mean is widens the class, which in turn says how far off it may be.
     float ignored = 0;
-    if (segment.has_means) choose_mean(ClassOf(s.variances[c]), ignored);
+    if (segment.has_means) choose_mean(s.classes[c], ignored);
     const float off = (own - static_cast<float>(segment.means[c])) * 0.5f;
     const int expected = before != nullptr ? before->classes[c] : c > 0 ? segment.classes[c - 1] : 0;
     segment.classes[c] = ChooseClass(ClassOf(s.variances[c] + off * off), expected, s, bits);
@@ -185,6 +192,7 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
 
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
   FindSpecial(input, segment, s);
+  TakeVariances(segment.tokens, s);
   segment.has_means = MeansPay(segment.tokens, s);
   ChooseClassSteps(segment.tokens, s);
   const float alone = ChooseChannels(nullptr, s, segment);

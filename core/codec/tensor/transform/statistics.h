@@ -18,7 +18,9 @@ struct ClassStep {
 
 // Buffers of a thread's: of each channel, of each token.
 struct SegmentStatistics {
-  std::vector<float> means, variances, second_moments, weights;
+  std::vector<float> means, variances, weights;
+  std::vector<int> classes;       // of the variances
+  std::vector<float> mean_costs;  // bits of a mean that is off, for the square of half a unit
   std::vector<float> energies;
   std::vector<uint8_t> is_special;
   std::vector<int> classes_alone;  // as they are chosen without the segment before
