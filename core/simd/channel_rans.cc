@@ -87,33 +87,13 @@ HWY_INLINE bool HasUpperBits(const LowBits* low) {
   return !hn::AllFalse(DI(), hn::Gt(most, hn::Zero(DI())));
 }
 
-// The lowest `bits` bits of each lane.
-HWY_INLINE VI LowestBits(VI value, VI bits) {
-  const DI di;
-  return hn::And(value, hn::Sub(hn::Shl(hn::Set(di, 1), bits), hn::Set(di, 1)));
-}
-
-// Encodes the lowest `bits` bits of `value` in each lane; returns how many words left.
-HWY_INLINE size_t EncodeBits(VI value, VI bits, VI& state, uint8_t* out) {
-  const DI di;
-  const VI above = hn::Shr(state, hn::Sub(hn::Set(di, 31), bits));
-  const size_t words = GiveWords(state, hn::Gt(above, hn::Zero(di)), out);
-  state = hn::Or(hn::Shl(state, bits), LowestBits(value, bits));
-  return words;
-}
-
-// Appends bits of each state, in falling order of lanes, to `value`; the words that are left end at *end.
-HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t** end, VI& value) {
-  value = hn::Or(hn::Shl(value, bits), LowestBits(state, bits));
-  state = hn::Shr(state, bits);
-  const unsigned empty = BitsOf(hn::Lt(state, hn::Set(DI(), kRansLow)));
-  RefillFalling(state, empty, *end);
-  *end -= 2 * hwy::PopCount(empty);
-}
+// Vectors of channels that the states take at once: a token has one group of them or two.
+constexpr size_t GroupVectors(size_t state_vectors) { return HWY_MIN(state_vectors, kVectors); }
 
 template <size_t kStateVectors, bool kHasLowBits>
 bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                   ChannelRansEncoder& encoder) {
+  constexpr size_t kGroup = GroupVectors(kStateVectors);
   if (tokens == 0) return true;
   const uint32_t* const base = tables.all->symbols.data();
   VI places[kVectors];
@@ -140,19 +120,22 @@ bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32
     states.PassTurn();
     Unrolled<kVectors>([&](auto v) KVC_WITHIN { entries[v] = next[v]; });
     look_up(tokens - (tokens > 0));
-    if constexpr (kHasLowBits) {
-      const int32_t* const row = k + tokens * kStripChannels;
-      Unrolled<kVectors>([&](auto v) KVC_WITHIN {
-        out += 2 * EncodeBits(hn::LoadU(DI(), row + v * kLanes), low[v].lower, states.lanes[v], out);
-      });
-      if (HWY_UNLIKELY(has_upper_bits)) {
-        Unrolled<kVectors>([&](auto v) KVC_WITHIN {
-          const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + v * kLanes));
-          out += 2 * EncodeBits(value, low[v].upper, states.lanes[v], out);
+    Unrolled<kVectors / kGroup>([&](auto i) KVC_WITHIN {
+      constexpr size_t first = kVectors - kGroup * (i + 1);
+      if constexpr (kHasLowBits) {
+        const int32_t* const row = k + tokens * kStripChannels + first * kLanes;
+        Unrolled<kGroup>([&](auto s) KVC_WITHIN {
+          out += 2 * EncodeBits(hn::LoadU(DI(), row + s * kLanes), low[first + s].lower, states.lanes[s], out);
         });
+        if (HWY_UNLIKELY(has_upper_bits)) {
+          Unrolled<kGroup>([&](auto s) KVC_WITHIN {
+            const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + s * kLanes));
+            out += 2 * EncodeBits(value, low[first + s].upper, states.lanes[s], out);
+          });
+        }
       }
-    }
-    Unrolled<kVectors>([&](auto v) KVC_WITHIN { out += 2 * EncodeEntries(entries[v], states.lanes[v], out); });
+      Unrolled<kGroup>([&](auto s) KVC_WITHIN { out += 2 * EncodeEntries(entries[first + s], states.lanes[s], out); });
+    });
   }
   states.StoreTo(encoder.states.data());
   encoder.size = static_cast<size_t>(out - encoder.out);
@@ -237,6 +220,7 @@ uint32_t StopToken(const VI* symbol, const VI* value, const LowBits* low, VI* ma
 template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
                     int32_t* points, uint32_t* stopped) {
+  constexpr size_t kGroup = GroupVectors(kStateVectors);
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
@@ -259,29 +243,30 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   for (; t < tokens && end >= last; ++t) {
     VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
-    Unrolled<kVectors>([&](auto i) KVC_WITHIN {
-      constexpr size_t v = kVectors - 1 - i;
-      const VI slot = hn::And(states.lanes[v], hn::Set(di, kRansSlots - 1));
-      const VI entry = EntriesAt<Wait::kYes>(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
-      symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
-      value[v] = hn::Zero(di);
-      largest = hn::Max(largest, symbol[v]);
-      const unsigned bits = DecodeEntries(entry, states.lanes[v]);
-      RefillFalling(states.lanes[v], bits, end);
-      end -= 2 * hwy::PopCount(bits);
-    });
-    if constexpr (kHasLowBits) {
-      if (HWY_UNLIKELY(has_upper_bits)) {
-        Unrolled<kVectors>([&](auto i) KVC_WITHIN {
-          constexpr size_t v = kVectors - 1 - i;
-          DecodeBits(low[v].upper, states.lanes[v], &end, value[v]);
-        });
-      }
-      Unrolled<kVectors>([&](auto i) KVC_WITHIN {
-        constexpr size_t v = kVectors - 1 - i;
-        DecodeBits(low[v].lower, states.lanes[v], &end, value[v]);
+    Unrolled<kVectors / kGroup>([&](auto group) KVC_WITHIN {
+      constexpr size_t first = kGroup * group;
+      Unrolled<kGroup>([&](auto i) KVC_WITHIN {
+        constexpr size_t s = kGroup - 1 - i, v = first + s;
+        const VI slot = hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1));
+        const VI entry = EntriesAt<Wait::kYes>(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
+        symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
+        value[v] = hn::Zero(di);
+        largest = hn::Max(largest, symbol[v]);
+        const unsigned bits = DecodeEntries(entry, states.lanes[s]);
+        RefillFalling(states.lanes[s], bits, end);
+        end -= 2 * hwy::PopCount(bits);
       });
-    }
+      if constexpr (kHasLowBits) {
+        const auto decode = [&](VI LowBits::*part) KVC_WITHIN {
+          Unrolled<kGroup>([&](auto i) KVC_WITHIN {
+            constexpr size_t s = kGroup - 1 - i;
+            DecodeBits(low[first + s].*part, states.lanes[s], &end, value[first + s]);
+          });
+        };
+        if (HWY_UNLIKELY(has_upper_bits)) decode(&LowBits::upper);
+        decode(&LowBits::lower);
+      }
+    });
     states.PassTurn();
     int32_t* const row = points + t * kStripChannels;
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
@@ -303,13 +288,14 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
 // Calls `body` with the number of vectors that so many lanes take, as a constant.
 template <class Body>
 HWY_INLINE auto WithStateVectors(size_t lanes, Body body) {
+  if (lanes == kMinVectorLanes) return body(std::integral_constant<size_t, kMinVectorLanes / kLanes>());
   return lanes == kStripChannels ? body(std::integral_constant<size_t, kVectors>())
                                  : body(std::integral_constant<size_t, 2 * kVectors>());
 }
 
 }  // namespace
 
-// Whole strips, in as many lanes as channels or twice as many.
+// Whole strips, in half as many lanes as channels or more.
 bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                      ChannelRansEncoder& encoder) {
   return WithStateVectors(encoder.lanes, [&](auto vectors) HWY_ATTR {
@@ -336,10 +322,17 @@ size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* st
 
 bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                      ChannelRansEncoder& encoder) {
+  if (AreFewLanes(encoder.lanes, kStripChannels)) {
+    return EncodeFewLanes(tables, symbols, k, tokens, kStripChannels, encoder);
+  }
   return scalar::EncodeStrip(tables, symbols, k, tokens, kStripChannels, encoder);
 }
 
-size_t DecodeInVectors(const StripTables&, size_t, StripStates*, ChannelRansDecoder&, int32_t*, uint32_t*) { return 0; }
+size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* states, ChannelRansDecoder& decoder,
+                       int32_t* points, uint32_t* stopped) {
+  if (!AreFewLanes(decoder.lanes, kStripChannels)) return 0;
+  return DecodeFewLanes(tables, tokens, kStripChannels, states, decoder, points, stopped);
+}
 
 #endif
 
@@ -354,17 +347,17 @@ namespace {
 HWY_EXPORT(EncodeInVectors);
 HWY_EXPORT(DecodeInVectors);
 
-bool FillVectors(size_t lanes, size_t channels) { return channels == kStripChannels && lanes >= kStripChannels; }
+bool FillVectors(size_t lanes, size_t channels) { return channels == kStripChannels && lanes >= kMinVectorLanes; }
 
 }  // namespace
 
 bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
                  ChannelRansEncoder& encoder) {
-  if (AreFewLanes(encoder.lanes, channels)) {
-    return EncodeFewLanes(tables, symbols, k, tokens, channels, encoder);
-  }
   if (FillVectors(encoder.lanes, channels)) {
     return HWY_DYNAMIC_DISPATCH(EncodeInVectors)(tables, symbols, k, tokens, encoder);
+  }
+  if (AreFewLanes(encoder.lanes, channels)) {
+    return EncodeFewLanes(tables, symbols, k, tokens, channels, encoder);
   }
   return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
 }
@@ -373,10 +366,10 @@ size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, St
                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
   size_t done = 0;
   *stopped = 0;
-  if (AreFewLanes(decoder.lanes, channels)) {
-    done = DecodeFewLanes(tables, tokens, channels, states, decoder, points, stopped);
-  } else if (FillVectors(decoder.lanes, channels)) {
+  if (FillVectors(decoder.lanes, channels)) {
     done = HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, points, stopped);
+  } else if (AreFewLanes(decoder.lanes, channels)) {
+    done = DecodeFewLanes(tables, tokens, channels, states, decoder, points, stopped);
   }
   if (done == tokens || *stopped != 0) return done;
   // The words that are left might not suffice for a token.

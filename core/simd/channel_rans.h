@@ -17,6 +17,7 @@ namespace kvcompress::simd {
 
 // Channels of a strip.
 inline constexpr size_t kStripChannels = 32;
+inline constexpr size_t kMinVectorLanes = kStripChannels / 2;  // fewer leave vectors half empty
 inline constexpr size_t kMaxChannelLanes = 2 * kStripChannels;
 inline constexpr uint8_t kEscape = 127;
 inline constexpr uint8_t kOddQuantizer = 0x80;  // in a symbol's byte: it is of the second quantizer

@@ -15,15 +15,21 @@ auto WithLanes(size_t lanes, Body body) {
     case 1: return body(std::integral_constant<size_t, 1>());
     case 2: return body(std::integral_constant<size_t, 2>());
     case 4: return body(std::integral_constant<size_t, 4>());
-    default: return body(std::integral_constant<size_t, 8>());
+    case 8: return body(std::integral_constant<size_t, 8>());
+    case 16: return body(std::integral_constant<size_t, 16>());
+    default: return body(std::integral_constant<size_t, 32>());
   }
 }
 
-// Calls `body` for each lane in rising or falling order, in code of its own, so that states stay in registers.
+// Calls `body` for each lane in rising or falling order. Up to 8 have code of their own, so that their states stay in
+// registers.
 template <size_t kLanes, class Body>
 [[gnu::always_inline]] inline void ForLanesUp(Body body) {
-  [&]<size_t... kLane>(std::index_sequence<kLane...>) { (body(kLane), ...); }
-  (std::make_index_sequence<kLanes>());
+  constexpr size_t kAtOnce = std::min<size_t>(kLanes, 8);
+  for (size_t first = 0; first < kLanes; first += kAtOnce) {
+    [&]<size_t... kLane>(std::index_sequence<kLane...>) { (body(first + kLane), ...); }
+    (std::make_index_sequence<kAtOnce>());
+  }
 }
 template <size_t kLanes, class Body>
 [[gnu::always_inline]] inline void ForLanesDown(Body body) {

@@ -2,13 +2,12 @@
 
 #include "core/simd/channel_rans.h"
 
-// The strips of channel_rans.h in few lanes, of which vectors would be half empty: each lane's state has a register of
-// its own, and the lanes' steps stand side by side, so that each hides the others' latency. One body serves all
-// instruction sets.
+// The strips of channel_rans.h in few lanes, of which vectors would be half empty, or without vectors: the lanes' steps
+// stand side by side, so that each hides the others' latency. One body serves all instruction sets.
 namespace kvcompress::simd {
 
 // Whether the calls below take so many lanes and channels.
-constexpr bool AreFewLanes(size_t lanes, size_t channels) { return lanes <= 8 && channels % lanes == 0; }
+constexpr bool AreFewLanes(size_t lanes, size_t channels) { return lanes <= kStripChannels && channels % lanes == 0; }
 
 // As EncodeStrip.
 [[nodiscard]] bool EncodeFewLanes(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,

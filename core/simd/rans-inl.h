@@ -180,6 +180,30 @@ HWY_INLINE void RefillFalling(VI& state, unsigned bits, const uint8_t* end) {
   state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
 }
 
+// The lowest `bits` bits of each lane.
+HWY_INLINE VI LowestBits(VI value, VI bits) {
+  const DI di;
+  return hn::And(value, hn::Sub(hn::Shl(hn::Set(di, 1), bits), hn::Set(di, 1)));
+}
+
+// Encodes the lowest `bits` bits of `value` in each lane; returns how many words left.
+HWY_INLINE size_t EncodeBits(VI value, VI bits, VI& state, uint8_t* out) {
+  const DI di;
+  const VI above = hn::Shr(state, hn::Sub(hn::Set(di, 31), bits));
+  const size_t words = GiveWords(state, hn::Gt(above, hn::Zero(di)), out);
+  state = hn::Or(hn::Shl(state, bits), LowestBits(value, bits));
+  return words;
+}
+
+// Appends bits of each state, in falling order of lanes, to `value`; the words that are left end at *end.
+HWY_INLINE void DecodeBits(VI bits, VI& state, const uint8_t** end, VI& value) {
+  value = hn::Or(hn::Shl(value, bits), LowestBits(state, bits));
+  state = hn::Shr(state, bits);
+  const unsigned empty = BitsOf(hn::Lt(state, hn::Set(DI(), kRansLow)));
+  RefillFalling(state, empty, *end);
+  *end -= 2 * hwy::PopCount(empty);
+}
+
 }  // namespace kvcompress::simd::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -55,7 +55,7 @@ def test_a_decoder_from_the_document_gives_the_same_bits(bin_dir, tmp_path, spec
     check(bin_dir, tmp_path, path, spec)
 
 
-# So many values that the entropy coder has 2, 4, 8, 32 lanes and 64.
+# So many values that the entropy coder has 2, 4, 16, 32 lanes and 64.
 @pytest.mark.parametrize("tokens", [65, 130, 257, 511, 601, 1033])
 @pytest.mark.parametrize("spec", ["transform(step=0.05)", "transform(step=0.3,trellis=false)", "transform(step=0.0002)"])
 def test_blocks_of_each_number_of_lanes_have_the_same_bits(bin_dir, tmp_path, spec, tokens):

@@ -324,7 +324,7 @@ def decode_coded(options, form, side, words, dtype, count):
         place += segment.tokens * segment.channels
         read_segment(side, segment, before)
         require(not segment.turned or (segment.whole and turning.stop > turning.start), "nothing turns")
-    lanes = 64 if count >= 131072 else 32 if count >= 65536 else 2 ** int(math.log2(max(count // 4096, 1)))
+    lanes = min(2 ** int(math.log2(max(count // 4096, 1))) * (2 if count >= 32768 else 1), 64)
     words = Words(words, lanes)
     out = []
     for segment in segments:
