@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import report
@@ -41,13 +42,26 @@ def specs(folder: str, artifacts: Dict[str, str]) -> List[Spec]:
               for how, artifact in artifacts.items() for bits in BITS)]
 
 
-def of_model(model_name: str, windows: Optional[int], group_dim: int, verbose: bool,
-             **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
-    """All codecs on a model, on the CPU, and what -sweep says of a cache of it.
+@dataclass
+class Material:
+    """What tables of a model are made of."""
+
+    setup: Setup
+    model: Any
+    learned: Sequence[Window]
+    measured: Sequence[Window]
+    folder: str  # of caches and artifacts
+    caches: List[str]  # files, of what is learned from
+    artifacts: Dict[str, str]  # ids, by how they were made
+
+
+def prepare(model_name: str, windows: Optional[int], group_dim: int, folder: str, **settings: Any) -> Material:
+    """A model, on the CPU, one half of its windows to learn from, the other to measure, and artifacts of the first.
 
     Args:
         model_name, windows: as of Setup; None: WINDOWS or TEXT_WINDOWS
         group_dim: channels of neighbouring heads that share a basis of the artifact
+        folder: for what is written
         settings: further fields of Setup
 
     Raises:
@@ -58,14 +72,22 @@ def of_model(model_name: str, windows: Optional[int], group_dim: int, verbose: b
     found = windows_of(setup, model, tokenizer)
     if len(found) < 2:
         raise ValueError(f"{model_name} has {len(found)} windows: one half is learned from, the other measured")
-    with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
-        learned, measured = found[:len(found) // 2], found[len(found) // 2:]
-        caches = [os.path.join(place, f"cache{number}.safetensors") for number in range(len(learned))]
-        for window, path in zip(learned, caches):
-            collect_cache(model, [window.ids[:window.prefix_len]], path, dtype=getattr(torch, saved_dtype(setup, model)))
-        artifacts = {"calibrated": _learn(model, caches, None, group_dim, place),
-                     "calibrated, weighted": _learn(model, caches, learned, group_dim, place)}
-        return measure(model, measured, specs(place, artifacts), setup, verbose=verbose), sweep(caches[0])
+    learned, measured = found[:len(found) // 2], found[len(found) // 2:]
+    caches = [os.path.join(folder, f"cache{number}.safetensors") for number in range(len(learned))]
+    for window, path in zip(learned, caches):
+        collect_cache(model, [window.ids[:window.prefix_len]], path, dtype=getattr(torch, saved_dtype(setup, model)))
+    artifacts = {"calibrated": learn(model, caches, None, group_dim, folder),
+                 "calibrated, weighted": learn(model, caches, learned, group_dim, folder)}
+    return Material(setup, model, learned, measured, folder, caches, artifacts)
+
+
+def of_model(model_name: str, windows: Optional[int], group_dim: int, verbose: bool,
+             **settings: Any) -> Tuple[List[ValidationResult], Dict[str, Any]]:
+    """All codecs on a model, and what -sweep says of a cache of it. Arguments and errors are those of prepare."""
+    with tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
+        found = prepare(model_name, windows, group_dim, folder, **settings)
+        results = measure(found.model, found.measured, specs(folder, found.artifacts), found.setup, verbose=verbose)
+        return results, sweep(found.caches[0])
 
 
 def model_section(results: Sequence[ValidationResult], speeds: Dict[str, Any]) -> str:
@@ -75,14 +97,14 @@ def model_section(results: Sequence[ValidationResult], speeds: Dict[str, Any]) -
             f"{first.baseline_nll:.4f} nats/token (perplexity {first.baseline_perplexity:.4f}); {report.stack(first)}.")
     rows = [[*report.cells(result), *_speeds(speeds.get(result.spec))]
             for result in sorted(results, key=lambda result: -result.bits_per_value)]
-    return head + "\n\n" + _table((*report.COLUMNS, *SPEEDS), rows)
+    return head + "\n\n" + table((*report.COLUMNS, *SPEEDS), rows)
 
 
 def cache_section(path: str) -> str:
     """What -sweep says of a cache, in Markdown."""
     found = sweep(path)
     rows = [(figures["bits_per_value"], codec, figures) for codec, figures in found.items() if codec in CODECS]
-    return f"`{os.path.basename(path)}`:\n\n" + _table(
+    return f"`{os.path.basename(path)}`:\n\n" + table(
         ("codec", "bits", "SNR keys", "token SNR keys", "SNR values", *SPEEDS),
         [[codec, f"{bits:.3f}", _decibels(figures["keys"]["snr_db"]), _decibels(figures["keys"]["token_snr_db"]),
           _decibels(figures["values"]["snr_db"]), *_speeds(figures)]
@@ -113,14 +135,15 @@ def _setup(model_name: str, windows: Optional[int], settings: Dict[str, Any]) ->
     raise ValueError(f"{model_name} has neither windows.json nor eval.txt to measure on: give --text FILE")
 
 
-def _learn(model: Any, caches: Sequence[str], windows: Optional[Sequence[Window]], group_dim: int, folder: str) -> str:
+def learn(model: Any, caches: Sequence[str], windows: Optional[Sequence[Window]], group_dim: int, folder: str) -> str:
     """The id of an artifact of caches, weighted by what errors in windows cost, where they are given."""
     if windows is None:
-        return calibrate(caches, os.path.join(folder, "plain.kvcal"), group_dim=group_dim, program=find_cli_binary()).id
+        output = os.path.join(folder, f"plain{group_dim}.kvcal")
+        return calibrate(caches, output, group_dim=group_dim, program=find_cli_binary()).id
     weights = os.path.join(folder, "weights.safetensors")
     read = min(len(window.ids) - window.prefix_len for window in windows)
     collect_weights(model, [window.ids for window in windows], weights, group_dim=group_dim, read_tokens=read)
-    return calibrate(caches, os.path.join(folder, "weighted.kvcal"), group_dim=group_dim, weights=weights,
+    return calibrate(caches, os.path.join(folder, f"weighted{group_dim}.kvcal"), group_dim=group_dim, weights=weights,
                      program=find_cli_binary()).id
 
 
@@ -133,7 +156,7 @@ def _kivi(folder: str, bits: int) -> str:
     return path
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -267,6 +267,23 @@ class TestBoth:
             tensor.nbytes for tensor in made.state_dict().values() if isinstance(tensor, torch.Tensor))
         assert made.memory_stats(layers=30, heads=3)["total_original_params"] == 90 * 2 * D
 
+    def test_what_one_has_observed_others_fit_to(self, kind):
+        first = KVSpliceCompressor(config({(0, 0): 2}))
+        first.start_calibration()
+        first.observe_kv(0, 0, rows(0), rows(100))
+        first.observe_costs(0, 0, rows(7)[0].T @ rows(7)[0], torch.eye(D))
+        second = kind(config({(0, 0): 5}))
+        second.observe_like(first)
+        for one in (first, second):
+            one.end_calibration()
+        alone = kind(config({(0, 0): 5}))
+        alone.start_calibration()
+        alone.observe_kv(0, 0, rows(0), rows(100))
+        if kind is KVSpliceCompressor:
+            alone.observe_costs(0, 0, rows(7)[0].T @ rows(7)[0], torch.eye(D))
+        alone.end_calibration()
+        assert error(second) == error(alone)
+
     def test_a_head_that_was_not_observed_is_an_error(self, kind):
         made = kind(config({(0, 0): 4, (1, 0): 8}))
         with pytest.raises(FailedPrecondition, match="start_calibration comes before observe_kv"):

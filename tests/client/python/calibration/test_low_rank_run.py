@@ -16,7 +16,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from kvcompress.calibration import (  # noqa: E402 - need PyTorch
     KVSpliceCompressor,
     PCACompressor,
-    _low_rank_statistics,
+    low_rank_statistics,
     load_compressor,
     low_rank_run,
 )
@@ -203,7 +203,7 @@ class TestCalibration:
 
     def test_weights_are_what_attention_makes_of_errors(self, llama, rows, monkeypatch):
         """By the model's own probabilities, queries and output projections."""
-        monkeypatch.setattr(_low_rank_statistics, "_QUERY_STRIDE", 1)
+        monkeypatch.setattr(low_rank_statistics, "_QUERY_STRIDE", 1)
         seen = {}
 
         class Watching(KVSpliceCompressor):
@@ -216,7 +216,7 @@ class TestCalibration:
 
         compressor = Watching(document(4))
         compressor.start_calibration()
-        _low_rank_statistics.observe_model(llama, [torch.stack(rows[:2])], compressor)
+        low_rank_statistics.observe_model(llama, [torch.stack(rows[:2])], compressor)
         eager = transformers.LlamaForCausalLM(llama.config).eval()
         eager.load_state_dict(llama.state_dict())
         eager.set_attn_implementation("eager")

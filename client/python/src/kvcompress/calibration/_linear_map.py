@@ -7,6 +7,8 @@ import torch
 # Directions in which errors cost less than this part of the mean are taken to cost so much: what costs nothing could
 # not be restored at all.
 _LEAST_COST = 1e-6
+# Of the mean weight, added to each: few rows have much of all the weight, and are too few to know directions by.
+_COMMON_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def weighted_principal(
     With cost = S S these are the principal components of rows S, which S's inverse turns back."""
     if not weights.any():
         weights = torch.ones_like(weights)
+    weights = weights + _COMMON_WEIGHT * weights.mean()
     share = (weights / weights.sum())[:, None]
     mean = (share * rows).sum(0)
     centred = rows - mean

@@ -91,6 +91,11 @@ class KVSpliceCompressor(KVCompressorBase):
         super().start_calibration()
         self._costs = {}
 
+    def observe_like(self, other: KVCompressorBase) -> None:
+        super().observe_like(other)
+        if isinstance(other, KVSpliceCompressor):
+            self._costs = dict(other._costs)
+
     def observe_costs(self, layer: int, head: int, key_cost: torch.Tensor, value_cost: torch.Tensor) -> None:
         """Adds what errors in the directions of keys, as they are projected, and of values cost: [d, d], symmetric."""
         costs = [cost.detach().cpu().double() for cost in (key_cost, value_cost)]

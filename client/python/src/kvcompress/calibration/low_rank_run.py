@@ -25,7 +25,7 @@ from .._errors import InvalidArgument, KvCompressError
 from .._rotary import RotaryEmbedding
 from ._compressor_base import KVCompressorBase
 from ._inputs import DTYPES, load_model, read_text
-from ._low_rank_statistics import observe_model
+from .low_rank_statistics import observe_model
 from .scoring import Pairs, Score, score_restored
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor

@@ -1,0 +1,52 @@
+"""What docs/low-rank.md has people type, typed: with a small model, a made text and a tokenizer of letters."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, VALIDATION
+from kvcompress.calibration import CompressionConfig
+from test_calibration_document import save_model
+
+DOCUMENT = REPOSITORY / "docs" / "low-rank.md"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_does_what_it_says(tmp_path):
+    (tmp_path / "scripts").symlink_to(VALIDATION / "scripts")
+    save_model(tmp_path / "model")
+    (tmp_path / "words.txt").write_text("".join(chr(32 + (7 * i * i + i // 3) % 64) for i in range(30_000)))
+    (used,) = (block for block in blocks("python") if "CompressedKVModelWrapper" in block)
+    (tmp_path / "use.py").write_text(used)
+    script = "".join(blocks("bash")).replace("../build/real-model", "model").replace("documents.txt", "words.txt")
+    script = script.replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-eo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=115, env={**os.environ, "PYTHONPATH": str(VALIDATION)})
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "compression_config.json").read_text())
+    heads = CompressionConfig.of_json(config).heads
+    assert sorted(heads) == [(layer, head) for layer in range(2) for head in range(2)]
+    for name in ("kvsplice", "pca"):
+        results = json.loads((tmp_path / "compression_results" / f"calibration_results_{name}.json").read_text())
+        assert results["calibration_samples"] == 29
+        assert (tmp_path / "compression_results" / f"compressor_{name}.pt").stat().st_size > 0
+    assert done.stdout.count("Perplexity degradation: ") == 2
+    assert "KVSpliceCompressor" in used
+
+
+def test_the_config_by_hand_is_one():
+    (document,) = blocks("json")
+    config = CompressionConfig.of_json(json.loads(document))
+    assert config.head(0, 1).rank == 32
+    assert not config.head(0, 2).enabled
+
+
+@pytest.mark.parametrize("mark", ["<!-- table: begin -->", "<!-- table: end -->"])
+def test_the_table_has_its_marks(mark):
+    assert DOCUMENT.read_text(encoding="utf-8").count(mark) == 1
