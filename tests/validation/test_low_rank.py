@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import low_rank_table
 import pytest
+import torch
 from compression_bridge import Spec
-from conftest import VALIDATION
+from conftest import VALIDATION, make_model
 
 pytest.importorskip("kvcompress")
 
@@ -64,6 +66,31 @@ def test_two_measurements_agree_and_count_the_same_bytes(run, stories, tmp_path)
     assert 5 < found.snr_keys_db < 40
     assert 5 < found.snr_db < 40
     assert 0.8 < found.cosine_similarity < 1
+
+
+def test_the_table_has_all_ranks_and_codecs(tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    generator = torch.Generator().manual_seed(2)
+    windows = torch.randint(0, 64, (6, 76), generator=generator).tolist()
+    (tmp_path / "model" / "windows.json").write_text(json.dumps({"prefix_len": 60, "windows": windows}))
+    document = tmp_path / "document.md"
+    document.write_text("before\n<!-- table: begin -->\nold\n<!-- table: end -->\nafter\n")
+    assert low_rank_table.main(["--quiet", "--measured", "2", "--document", str(document), str(tmp_path / "model")]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "2 windows, 30 tokens scored" in text
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in text.splitlines() if row.startswith("| ")}
+    names = [*low_rank_table.CODECS, *(f"{codec}, calibrated" for codec in low_rank_table.CODECS),
+             *(f"kv{bits} of rank {rank}, calibrated" for bits, rank in low_rank_table.BITS_AND_RANKS),
+             *(f"{kind}, {ranks}" for kind, *_ in low_rank_table.KINDS
+               for ranks in (*(f"rank {rank}" for rank in low_rank_table.RANKS), "ranks of the tiers"))]
+    assert set(rows) - {"", "---"} == set(names)
+    for rank in low_rank_table.RANKS:
+        assert rows[f"KVSplice, rank {rank}"][0] == f"{rank / 4:.2f}"
+        assert float(rows[f"KVSplice, rank {rank}"][2]) > 0
+    document.write_text("no marks")
+    with pytest.raises(ValueError, match="to write between"):
+        low_rank_table.main(["--document", str(document), str(tmp_path / "model")])
 
 
 def test_the_script_is_the_program():
