@@ -25,10 +25,10 @@ from .._errors import InvalidArgument, KvCompressError
 from .._rotary import RotaryEmbedding
 from ._compressor_base import KVCompressorBase
 from ._inputs import DTYPES, load_model, read_text
-from .low_rank_statistics import observe_model
-from .scoring import Pairs, Score, score_restored
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor
+from .low_rank_statistics import observe_model
+from .scoring import Pairs, Score, score_restored
 
 COMPRESSORS: dict[str, type[KVCompressorBase]] = {"kvsplice": KVSpliceCompressor, "pca": PCACompressor}
 # Tokens of a measured text that follow its cache, at most a quarter of it.
