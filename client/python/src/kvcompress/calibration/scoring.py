@@ -106,8 +106,8 @@ def score_restored(
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda windows: windows,
 ) -> tuple[list[Score], float]:
     """Of each of `restorers`, which give back the keys and values of all layers, [1, heads, tokens, head_dim], in the
-    place of those in a cache of `cache_dtype`: what the model says of the tokens that follow the first
-    `prefix_lens`, which make that cache, of each row of token ids. The first of those is not scored: it is predicted before the cache
+    place of those in a cache of `cache_dtype`: what the model says of the tokens that follow the first `prefix_lens`,
+    which make that cache, of each row of token ids. The first of those is not scored: it is predicted before the cache
     is touched. And the noise floor: the KL divergence that comes of the cache's rounding to `cache_dtype` alone, which
     no score counts.
 
