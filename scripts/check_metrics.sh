@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 work=$(mktemp -d)
 trap 'daemon_stop || true; rm -rf "$work"' EXIT
-sample=tests/data/docs.256.f16.safetensors
+sample=tests/data/smollm2.256.bf16.safetensors
 daemon_start "$work" --link-bandwidth 10Gbit/s
 bin/kv-compress -server "$daemon_address" -input $sample -output "$work/small.safetensors" >/dev/null
 bin/kv-compress -server "$daemon_address" -decompress -input "$work/small.safetensors" -output "$work/out.safetensors" >/dev/null

@@ -15,7 +15,7 @@ fail() { printf '\nThe demo failed: %s\n' "$1" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'daemon_stop || true; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-sample=tests/data/docs.256.f16.safetensors
+sample=tests/data/smollm2.256.bf16.safetensors
 
 say "Build the daemon and the command line"
 scripts/build.sh || fail "the build, see above"
@@ -24,7 +24,7 @@ say "Start the daemon on free loopback ports"
 daemon_start "$work" || fail "the daemon did not start"
 echo "   bin/kv-compressd serves gRPC on $daemon_address and metrics on $daemon_metrics"
 
-say "Compress a real KV cache through it: 6 layers, keys and values, FP16"
+say "Compress a real KV cache through it: two layers of SmolLM2-135M, keys and values, BF16"
 show bin/kv-compress -server "$daemon_address" -input $sample -output "$work/small.safetensors" -verbose ||
   fail "compressing"
 

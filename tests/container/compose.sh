@@ -134,7 +134,7 @@ process=/proc/$(docker inspect -f '{{.State.Pid}}' "$daemon")/status
 wait_for 30 "the client's end" client_is_done
 wait_for 30 "a scrape" is 'sum(up{job="kv-compressd"})' 1
 wait_for 30 "the client's call through shared memory" is 'sum(kvcompress_requests_total{method="SharedMemory", code=~"OK|CANCELLED"}) > bool 0' 1
-sample=tests/data/docs.256.f16.safetensors
+sample=tests/data/smollm2.256.bf16.safetensors
 server=(engine_reach bin/kv-compress -server 127.0.0.1:50051)
 for ((i = 0; i < 8; i++)); do
   for codec in 'int4(group=64)' 'planes|rans'; do

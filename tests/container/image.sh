@@ -66,7 +66,7 @@ grep -q "memory limit is too low .*memory_limit=$((1 << 30))" <<<"$logs" ||
   fail "the daemon does not say that its limit leaves no room beside its budget"
 echo "knows the container's limits"
 
-cp tests/data/docs.256.f16.safetensors "$work/in.safetensors"
+cp tests/data/smollm2.256.bf16.safetensors "$work/in.safetensors"
 chmod -R a+rX "$work" && chmod a+w "$work"
 # client ADDRESS ARGUMENT...
 client() {
