@@ -271,6 +271,17 @@ class TestScores:
         assert same.baseline_nll == pytest.approx(total / 42, rel=1e-5)
         assert other.kl == pytest.approx(kl / 42, rel=1e-4)
 
+    def test_sliding_layers_that_hold_everything_are_scored_alike_each_time(self, rows):
+        torch.manual_seed(0)
+        model = transformers.MistralForCausalLM(transformers.MistralConfig(
+            vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, sliding_window=64, initializer_range=0.15)).eval()
+        scores, _ = score_restored(model, rows, [40] * 6, [lambda pairs: pairs] * 3, torch.float32)
+        assert [score.kl for score in scores] == [0, 0, 0]
+        with torch.no_grad():
+            whole = torch.cat([model(row[None]).logits[0].log_softmax(-1)[40:-1].gather(1, row[41:, None]) for row in rows])
+        assert scores[2].baseline_nll == pytest.approx(-float(whole.mean()), rel=1e-5)
+
     def test_errors_are_by_the_jackknife(self):
         samples = [1.0, 2.0, 4.0, 8.0]
         expected = torch.tensor(samples).std() / 2

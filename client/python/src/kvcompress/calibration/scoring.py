@@ -1,5 +1,6 @@
 """What a changed cache does to a model's predictions."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -137,9 +138,12 @@ def score_restored(
 
 def _continued(model: Any, cache: Any, pairs: Pairs, rest: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next token after each of `rest`, which follow a cache of these keys and values."""
-    for layer, (key, value) in zip(cache.layers, pairs, strict=True):
+    # A cache of its own for each, since sliding layers count what they have seen.
+    fresh = copy.copy(cache)
+    fresh.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer, (key, value) in zip(fresh.layers, pairs, strict=True):
         layer.keys, layer.values = key.to(layer.keys.dtype), value.to(layer.values.dtype)
-    given = {"input_ids": rest[None], _cache_name(model): cache}
+    given = {"input_ids": rest[None], _cache_name(model): fresh}
     logits: torch.Tensor = model(**given, use_cache=True).logits
     return torch.log_softmax(logits[0].double(), dim=-1)
 
