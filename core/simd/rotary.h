@@ -74,8 +74,8 @@ uint64_t RotaryFrequency(double theta, const RotaryScaling& scaling, size_t dims
 // Cosines and sines for a run of positions.
 class RotaryTable {
  public:
-  // For positions first .. first + tokens - 1 (mod 2^64), of the embedding's theta and scaling. Costs nothing where the
-  // table is of these already.
+  // For positions first .. first + tokens - 1 (mod 2^64), of the embedding's theta and scaling. Costs nothing for those
+  // that a table from the same position on has already.
   void Make(const RotaryEmbedding& rotary, size_t dims, uint64_t first, size_t tokens);
 
   size_t pairs() const { return frequencies_.size(); }

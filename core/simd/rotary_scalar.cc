@@ -69,7 +69,8 @@ uint64_t RotaryFrequency(double theta, const RotaryScaling& scaling, size_t dims
 
 void RotaryTable::Make(const RotaryEmbedding& rotary, size_t dims, uint64_t first, size_t tokens) {
   const bool same_turns = rotary.theta == theta_ && rotary.scaling == scaling_ && dims == 2 * pairs();
-  if (same_turns && first == first_ && tokens <= tokens_) return;
+  const size_t made = same_turns && first == first_ ? tokens_ : 0;
+  if (made > 0 && tokens <= made) return;
   if (!same_turns) {
     frequencies_.resize(dims / 2);
     for (size_t i = 0; i < pairs(); ++i) frequencies_[i] = RotaryFrequency(rotary.theta, rotary.scaling, dims, i);
@@ -81,8 +82,8 @@ void RotaryTable::Make(const RotaryEmbedding& rotary, size_t dims, uint64_t firs
   phases_.resize(pairs());
   values_.resize(dims * tokens);
   turns_.resize(pairs());
-  for (size_t i = 0; i < pairs(); ++i) turns_[i] = frequencies_[i] * first;
-  for (size_t t = 0; t < tokens; ++t) {
+  for (size_t i = 0; i < pairs(); ++i) turns_[i] = frequencies_[i] * (first + made);
+  for (size_t t = made; t < tokens; ++t) {
     for (size_t i = 0; i < pairs(); ++i) {
       phases_[i] = static_cast<uint32_t>(turns_[i] >> 32);
       turns_[i] += frequencies_[i];

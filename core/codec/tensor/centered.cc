@@ -95,7 +95,7 @@ class CenteredCodec final : public TensorCodec {
     }
     ForEachRun(place, heads, row, block.count, [&](const ChannelMeans::Run& run, size_t at, size_t, bool has_means) {
       if (!has_means) return;
-      means_.Remove(run, dtype, values.data() + at * DTypeSize(dtype), to + at, out, block.rotary);
+      means_.Remove(run, dtype, to + at, out, block.rotary);
       out += run.means_bytes();
     });
     means.size = static_cast<size_t>(out - means.data);

@@ -7,7 +7,6 @@
 #include "core/base/half.h"
 #include "core/codec/tensor/turn_gain.h"
 #include "core/simd/segment_values.h"
-#include "core/simd/uniform_quant.h"
 
 namespace kvcompress {
 namespace {
@@ -55,25 +54,22 @@ size_t ChannelMeans::Dims(const Run& run) const {
 void ChannelMeans::Turn(const Run& run, size_t first, size_t rows, simd::RotaryTurn turn, float* values) const {
   thread_local simd::RotaryTable table;
   const uint64_t token = run.first / run.heads;
-  table.Make(rotary_, Dims(run), rotary_.start + token, (run.first + run.rows - 1) / run.heads - token + 1);
+  table.Make(rotary_, Dims(run), rotary_.start + token, (run.first + first + rows - 1) / run.heads - token + 1);
   for (size_t head = 0; head < std::min(rows, run.heads); ++head) {
     simd::TurnRows(table, (run.first + first + head) / run.heads - token, rotary_.pairs, turn, values + head * run.row,
                    (rows - head + run.heads - 1) / run.heads, run.heads * run.row);
   }
 }
 
-void ChannelMeans::Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means,
-                          simd::RotaryGain* gain) const {
+void ChannelMeans::Remove(const Run& run, DType dtype, float* values, std::byte* means, simd::RotaryGain* gain) const {
   const size_t count = run.rows * run.row;
   bool is_turned = false;
   if (Dims(run) > 0) {
-    const size_t width = run.columns() * run.row;
-    const size_t tokens = run.rows / run.columns();
-    const double as_it_is = LogVariances(values, tokens, width);
-    Turn(run, 0, run.rows, simd::RotaryTurn::kBack, values);
-    const simd::RotaryGain own = TurnGain(as_it_is, LogVariances(values, tokens, width), width, count);
+    const auto turn_back = [&](size_t at, size_t n, float* part) {
+      Turn(run, at / run.row, n / run.row, simd::RotaryTurn::kBack, part);
+    };
+    const simd::RotaryGain own = TurnBackIfNarrower(values, count, run.columns() * run.row, turn_back);
     is_turned = own.turned > 0;
-    if (!is_turned) simd::WidenValues(dtype, source, count, values);
     if (gain != nullptr) gain->Merge(own);
   }
   thread_local std::vector<float> mean;

@@ -29,10 +29,9 @@ class ChannelMeans {
     size_t means_bytes() const { return 1 + 2 * columns() * row; }
   };
 
-  // Takes the means from the values of a run, finite ones, which are `source`, of `dtype`, as F32; writes means_bytes()
-  // to `means`. Adds to `gain`, if not null, what turning back brought.
-  void Remove(const Run& run, DType dtype, const std::byte* source, float* values, std::byte* means,
-              simd::RotaryGain* gain) const;
+  // Takes the means from the values of a run, finite ones of `dtype`, as F32; writes means_bytes() to `means`. Adds to
+  // `gain`, if not null, what turning back brought.
+  void Remove(const Run& run, DType dtype, float* values, std::byte* means, simd::RotaryGain* gain) const;
 
   // The inverse, some rows at a time: Begin, then Add for the rows of the run from `first` on.
   // DATA_LOSS for means that Remove cannot have written.

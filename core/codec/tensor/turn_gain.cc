@@ -10,8 +10,6 @@
 namespace kvcompress {
 
 double LogVariances(const float* values, size_t tokens, size_t channels) {
-  constexpr size_t kSample = 128;
-  tokens = std::min(kSample, tokens);
   thread_local std::vector<uint8_t> none;
   thread_local std::vector<float> means, squares;
   none.assign(tokens, 0);

@@ -159,27 +159,18 @@ class Encoder {
   // Undoes the rotation of a segment unless that makes channels no narrower, as the block's first one decides.
   void TurnBack(Segment& segment, float* values) {
     const size_t channels = segment.channels;
-    const auto turn_back = [&] {
-      TurnSegment(format_, input_.layout, segment, simd::RotaryTurn::kBack, scratch_.turns, values);
+    const auto turn_back = [&](size_t at, size_t n, float* part) {
+      TurnTokens(format_, input_.layout, segment, at / channels, n / channels, simd::RotaryTurn::kBack, scratch_.turns,
+                 part);
     };
     if (!first_gain_) {
-      const double as_it_is = LogVariances(values, segment.tokens, channels);
-      turn_back();
-      const double turned_back = LogVariances(values, segment.tokens, channels);
-      first_gain_ = TurnGain(as_it_is, turned_back, channels, segment.count());
-      if (first_gain_->turned == 0) Reload(segment, values);
+      first_gain_ = TurnBackIfNarrower(values, segment.count(), channels, turn_back);
     } else if (first_gain_->turned > 0) {
-      turn_back();
+      turn_back(0, segment.count(), values);
     }
     segment.turned = first_gain_->turned > 0;
     const double share = static_cast<double>(segment.count()) / static_cast<double>(first_gain_->values);
     gain_.Merge({segment.count(), segment.turned ? segment.count() : 0, first_gain_->bits * share});
-  }
-
-  // Takes a segment's values again as they were.
-  void Reload(const Segment& segment, float* values) const {
-    simd::WidenValues(input_.dtype, input_.values + segment.first * DTypeSize(input_.dtype), segment.count(), values);
-    ToUnits({values, segment.count()});
   }
 
   void QuantizeStrip(const Segment& segment, size_t first_channel, float* values) {

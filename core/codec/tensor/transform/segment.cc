@@ -97,10 +97,15 @@ std::vector<Segment> CutIntoSegments(const TransformLayout& layout, size_t count
 
 void TurnSegment(const TransformFormat& format, const TransformLayout& layout, const Segment& segment,
                  simd::RotaryTurn turn, simd::RotaryTable& table, float* values) {
+  TurnTokens(format, layout, segment, 0, segment.tokens, turn, table, values);
+}
+
+void TurnTokens(const TransformFormat& format, const TransformLayout& layout, const Segment& segment, size_t first,
+                size_t tokens, simd::RotaryTurn turn, simd::RotaryTable& table, float* values) {
   const simd::RotaryEmbedding& rotary = format.rotary;
-  table.Make(rotary, layout.RotaryDims(format), rotary.start + segment.position, segment.tokens);
+  table.Make(rotary, layout.RotaryDims(format), rotary.start + segment.position, first + tokens);
   for (size_t head = rotary.offset; head < segment.channels; head += layout.head_dim) {
-    simd::TurnRows(table, 0, rotary.pairs, turn, values + head, segment.tokens, segment.channels);
+    simd::TurnRows(table, first, rotary.pairs, turn, values + head, tokens, segment.channels);
   }
 }
 

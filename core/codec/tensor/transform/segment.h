@@ -78,5 +78,8 @@ std::vector<Segment> CutIntoSegments(const TransformLayout& layout, size_t count
 // Turns the heads of all tokens of a whole segment, whose values these are; the layout has channels that turn.
 void TurnSegment(const TransformFormat& format, const TransformLayout& layout, const Segment& segment,
                  simd::RotaryTurn turn, simd::RotaryTable& table, float* values);
+// The same for some of its tokens, from `first` on.
+void TurnTokens(const TransformFormat& format, const TransformLayout& layout, const Segment& segment, size_t first,
+                size_t tokens, simd::RotaryTurn turn, simd::RotaryTable& table, float* values);
 
 }  // namespace kvcompress
