@@ -21,13 +21,6 @@ namespace {
 // How far ahead of their use values are fetched.
 constexpr size_t kPrefetchBytes = 8192;
 
-// The first sums of EnergyOf, of 16 lanes, as many as are more than one vector.
-HWY_INLINE VF AddVectors(const VF (&sums)[16 / kLanes]) {
-  if constexpr (kLanes == 16) return sums[0];
-  if constexpr (kLanes == 8) return hn::Add(sums[0], sums[16 / kLanes - 1]);
-  if constexpr (kLanes == 4) return hn::Add(hn::Add(sums[0], sums[2]), hn::Add(sums[1], sums[3]));
-}
-
 // Calls use(i, values) for the vectors of a row with its signs; returns a vector whose lanes have its energy as their
 // sum.
 template <DType kT, class Use>

@@ -21,6 +21,13 @@ namespace {
 // So many vectors at once: of one alone, each addition would wait for the one before it.
 constexpr size_t kRows = 16;
 
+// One vector of sums in 16 lanes: those 8 lanes apart, then 4 apart, as far as they are in more than one.
+HWY_INLINE VF AddVectors(const VF (&sums)[16 / kLanes]) {
+  if constexpr (kLanes == 16) return sums[0];
+  if constexpr (kLanes == 8) return hn::Add(sums[0], sums[16 / kLanes - 1]);
+  if constexpr (kLanes == 4) return hn::Add(hn::Add(sums[0], sums[2]), hn::Add(sums[1], sums[3]));
+}
+
 // Where the vector of a row lies, so that all sums come out in order.
 constexpr size_t SlotOf(size_t row) {
   const size_t lane = row % kLanes;

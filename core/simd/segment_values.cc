@@ -5,7 +5,10 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <cstring>
+
 #include "core/simd/half-inl.h"
+#include "core/simd/row_sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -30,28 +33,46 @@ void NarrowAs(const float* values, size_t count, uint8_t* out) {
   });
 }
 
+template <DType kT>
+VI LoadScaledAs(const uint8_t* values, size_t count, float factor, float* out) {
+  const DF df;
+  const DI di;
+  const VF by = hn::Set(df, factor);
+  VI largest = hn::Zero(di);
+  ForEachVector(count, [&](size_t i) HWY_ATTR {
+    const VF value = LoadF32<kT>(df, values + i * sizeof(Bits<kT>));
+    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(value)));
+    hn::StoreU(hn::Mul(value, by), df, out + i);
+  });
+  return largest;
+}
+
 constexpr size_t kEnergyParts = 16;
 constexpr size_t kEnergyVectors = kEnergyParts / kLanes;
 
-}  // namespace
-
-float LargestMagnitudeAll(const float* values, size_t count) {
-  if (count < kLanes) return scalar::LargestMagnitude(values, count);
+// The parts of a token's energy, those that are more than kLanes apart added up.
+HWY_INLINE VF EnergyLanes(const float* row, size_t channels, const float* means, const float* weights) {
   const DF df;
-  const DI di;
-  VI largest = hn::Zero(di);
-  ForEachVector(count, [&](size_t i) HWY_ATTR {
-    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(hn::LoadU(df, values + i))));
-  });
-  return hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(di, largest)));
+  VF sums[kEnergyVectors];
+  for (VF& sum : sums) sum = hn::Zero(df);
+  for (size_t c = 0; c < channels; c += kEnergyParts) {
+    for (size_t v = 0; v < kEnergyVectors; ++v) {
+      const size_t at = c + v * kLanes;
+      const VF d = hn::Sub(hn::LoadU(df, row + at), hn::LoadU(df, means + at));
+      sums[v] = hn::Add(sums[v], hn::Mul(hn::Mul(d, d), hn::LoadU(df, weights + at)));
+    }
+  }
+  return AddVectors(sums);
 }
 
-void ScaleValuesAll(float factor, float* values, size_t count) {
-  const DF df;
-  const VF by = hn::Set(df, factor);
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(df, values + i), by), df, values + i);
-  scalar::ScaleValues(factor, values + i, count - i);
+}  // namespace
+
+float LoadScaledAll(DType dtype, const void* values, size_t count, float factor, float* out) {
+  if (count < kLanes) return scalar::LoadScaled(dtype, values, count, factor, out);
+  const VI largest = VisitDType(dtype, [&](auto type) HWY_ATTR {
+    return LoadScaledAs<type>(static_cast<const uint8_t*>(values), count, factor, out);
+  });
+  return hn::GetLane(hn::BitCast(DF(), hn::MaxOfLanes(DI(), largest)));
 }
 
 void NarrowLimitedAll(DType dtype, const float* values, size_t count, void* out) {
@@ -113,23 +134,16 @@ void TokenEnergiesAll(const float* values, size_t tokens, size_t channels, const
     return scalar::TokenEnergies(values, tokens, channels, means, weights, energies);
   }
   const DF df;
-  for (size_t t = 0; t < tokens; ++t) {
-    const float* const row = values + t * channels;
-    VF sums[kEnergyVectors];
-    for (VF& sum : sums) sum = hn::Zero(df);
-    for (size_t c = 0; c < channels; c += kEnergyParts) {
-      for (size_t v = 0; v < kEnergyVectors; ++v) {
-        const size_t at = c + v * kLanes;
-        const VF d = hn::Sub(hn::LoadU(df, row + at), hn::LoadU(df, means + at));
-        sums[v] = hn::Add(sums[v], hn::Mul(hn::Mul(d, d), hn::LoadU(df, weights + at)));
-      }
+  HWY_ALIGN float lanes[kRows * kLanes] = {};
+  HWY_ALIGN float sums[kRows];
+  for (size_t first = 0; first < tokens; first += kRows) {
+    const size_t count = HWY_MIN(kRows, tokens - first);
+    for (size_t i = 0; i < count; ++i) {
+      const VF energy = EnergyLanes(values + (first + i) * channels, channels, means, weights);
+      hn::Store(energy, df, lanes + SlotOf(i) * kLanes);
     }
-    HWY_ALIGN float parts[kEnergyParts];
-    for (size_t v = 0; v < kEnergyVectors; ++v) hn::Store(sums[v], df, parts + v * kLanes);
-    for (size_t apart = kEnergyParts / 2; apart > 0; apart /= 2) {
-      for (size_t i = 0; i < apart; ++i) parts[i] += parts[i + apart];
-    }
-    energies[t] = parts[0];
+    SumRows(df, lanes, sums);
+    std::memcpy(energies + first, sums, count * sizeof(float));
   }
 }
 
@@ -171,8 +185,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(LargestMagnitudeAll);
-HWY_EXPORT(ScaleValuesAll);
+HWY_EXPORT(LoadScaledAll);
 HWY_EXPORT(NarrowLimitedAll);
 HWY_EXPORT(ChannelSumsAll);
 HWY_EXPORT(ChannelSquaresAll);
@@ -180,11 +193,8 @@ HWY_EXPORT(TokenEnergiesAll);
 HWY_EXPORT(FillStripAll);
 HWY_EXPORT(PlaceStripAll);
 
-float LargestMagnitude(const float* values, size_t count) {
-  return HWY_DYNAMIC_DISPATCH(LargestMagnitudeAll)(values, count);
-}
-void ScaleValues(float factor, float* values, size_t count) {
-  HWY_DYNAMIC_DISPATCH(ScaleValuesAll)(factor, values, count);
+float LoadScaled(DType dtype, const void* values, size_t count, float factor, float* out) {
+  return HWY_DYNAMIC_DISPATCH(LoadScaledAll)(dtype, values, count, factor, out);
 }
 void NarrowLimited(DType dtype, const float* values, size_t count, void* out) {
   HWY_DYNAMIC_DISPATCH(NarrowLimitedAll)(dtype, values, count, out);

@@ -10,9 +10,9 @@
 // give the bits of `scalar`: sums over tokens go from the first to the last.
 namespace kvcompress::simd {
 
-// NaN where a value is NaN.
-float LargestMagnitude(const float* values, size_t count);
-void ScaleValues(float factor, float* values, size_t count);
+// Values of `dtype`, which has a kernel, times `factor`. Returns the largest magnitude of the values as they are; NaN
+// where one is NaN.
+float LoadScaled(DType dtype, const void* values, size_t count, float factor, float* out);
 // Values of `dtype`, which has a kernel, limited to its finite range and rounded.
 void NarrowLimited(DType dtype, const float* values, size_t count, void* out);
 
@@ -34,8 +34,7 @@ void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float uni
                 size_t stride);
 
 namespace scalar {
-float LargestMagnitude(const float* values, size_t count);
-void ScaleValues(float factor, float* values, size_t count);
+float LoadScaled(DType dtype, const void* values, size_t count, float factor, float* out);
 void NarrowLimited(DType dtype, const float* values, size_t count, void* out);
 void ChannelSums(const float* values, size_t tokens, size_t channels, const uint8_t* skip, float* sums);
 void ChannelSquares(const float* values, size_t tokens, size_t channels, const uint8_t* skip, const float* means,

@@ -8,15 +8,15 @@
 
 namespace kvcompress::simd::scalar {
 
-float LargestMagnitude(const float* values, size_t count) {
+float LoadScaled(DType dtype, const void* values, size_t count, float factor, float* out) {
   // As integers, magnitudes have the order that they have as numbers, and NaN are above them.
   int32_t largest = 0;
-  for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<int32_t>(std::fabs(values[i])));
+  for (size_t i = 0; i < count; ++i) {
+    const float value = LoadAsF32(dtype, values, i);
+    largest = std::max(largest, std::bit_cast<int32_t>(std::fabs(value)));
+    out[i] = value * factor;
+  }
   return std::bit_cast<float>(largest);
-}
-
-void ScaleValues(float factor, float* values, size_t count) {
-  for (size_t i = 0; i < count; ++i) values[i] *= factor;
 }
 
 void NarrowLimited(DType dtype, const float* values, size_t count, void* out) {

@@ -13,7 +13,6 @@
 #include "core/simd/segment_values.h"
 #include "core/simd/token_columns.h"
 #include "core/simd/token_meter.h"
-#include "core/simd/uniform_quant.h"
 
 namespace kvcompress {
 namespace {
@@ -88,9 +87,9 @@ class CenteredCodec final : public TensorCodec {
     Buffer& centered = CenteredOfThread();
     centered.Resize(4 * block.count);
     auto* const to = reinterpret_cast<float*>(centered.data());
-    simd::WidenValues(dtype, values.data(), block.count, to);
+    const float largest = simd::LoadScaled(dtype, values.data(), block.count, 1, to);
     // The F16 of what is not finite is a number on some CPUs, above all that are.
-    if (!(simd::LargestMagnitude(to, block.count) <= std::min(max_magnitude(), MaxFinite(dtype)))) {
+    if (!(largest <= std::min(max_magnitude(), MaxFinite(dtype)))) {
       return absl::InvalidArgumentError("");
     }
     ForEachRun(place, heads, row, block.count, [&](const ChannelMeans::Run& run, size_t at, size_t, bool has_means) {

@@ -54,15 +54,19 @@ INSTANTIATE_TEST_SUITE_P(All, SegmentValuesTest, ::testing::ValuesIn(UsableTarge
 
 constexpr size_t kValueCounts[] = {0, 1, 3, 4, 15, 16, 17, 31, 64, 100, 1000};
 
-TEST_P(SegmentValuesTest, MagnitudesAndScalesAreThoseOfTheDefinition) {
-  for (const size_t count : kValueCounts) {
-    const Floats values = GaussianValues(count, 3, static_cast<uint32_t>(count));
-    GuardedFloats in(values);
-    EXPECT_EQ(LargestMagnitude(in.data(), count), scalar::LargestMagnitude(values.data(), count));
-    Floats want = values;
-    scalar::ScaleValues(0.3f, want.data(), count);
-    ScaleValues(0.3f, in.data(), count);
-    EXPECT_TRUE(in == want) << count;
+TEST_P(SegmentValuesTest, ScaledValuesAndTheirMagnitudeAreThoseOfTheDefinition) {
+  for (const DType dtype : kKernelDTypes) {
+    for (const size_t count : kValueCounts) {
+      const Floats values = GaussianValues(count, 3, static_cast<uint32_t>(count));
+      std::vector<uint8_t> elements(count * DTypeSize(dtype));
+      for (size_t i = 0; i < count; ++i) StoreFromF32(dtype, values[i], elements.data(), i);
+      const Guarded in(elements.data(), elements.size(), Guarded::Against::kPageAfter);
+      Floats want(count);
+      GuardedFloats got(count);
+      EXPECT_EQ(LoadScaled(dtype, in.data(), count, 0.3f, got.data()),
+                scalar::LoadScaled(dtype, elements.data(), count, 0.3f, want.data()));
+      EXPECT_TRUE(got == want) << DTypeName(dtype) << " " << count;
+    }
   }
 }
 

@@ -15,7 +15,6 @@
 #include "core/codec/tensor/turn_gain.h"
 #include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
-#include "core/simd/uniform_quant.h"
 
 namespace kvcompress {
 namespace {
@@ -62,12 +61,14 @@ class Encoder {
   // refused.
   bool Load() {
     scratch_.values.resize(input_.count);
-    simd::WidenValues(input_.dtype, input_.values, input_.count, scratch_.values.data());
-    const float largest = simd::LargestMagnitude(scratch_.values.data(), input_.count);
+    const float largest = LoadInUnits();
     if (!(largest <= std::min(kMaxTransformable, MaxFinite(input_.dtype)))) return false;
     constexpr float kReach = 0x1p-21f;
-    step_ = std::clamp(std::max(step_, basis_.LargestCoefficient(largest) * kReach), kMinStep, kMaxStep);
-    ToUnits(scratch_.values);
+    const float step = std::clamp(std::max(step_, basis_.LargestCoefficient(largest) * kReach), kMinStep, kMaxStep);
+    if (step != step_) {
+      step_ = step;
+      LoadInUnits();
+    }
     basis_.GatherHeads(input_.count, scratch_.values.data());
     return true;
   }
@@ -140,8 +141,10 @@ class Encoder {
     }
   }
 
-  void ToUnits(std::span<float> values) const {
-    simd::ScaleValues(1 / UnitOf(format_.trellis, step_), values.data(), values.size());
+  // Returns the largest magnitude as it is.
+  float LoadInUnits() {
+    return simd::LoadScaled(input_.dtype, input_.values, input_.count, 1 / UnitOf(format_.trellis, step_),
+                            scratch_.values.data());
   }
 
   // Makes coefficients of a segment's values, and returns what is expected of these.
