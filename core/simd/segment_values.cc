@@ -147,6 +147,19 @@ void TokenEnergiesAll(const float* values, size_t tokens, size_t channels, const
   }
 }
 
+void AddToChannelsAll(const float* addends, size_t channels, float* values, size_t count) {
+  const DF df;
+  for (size_t first = 0; first < count; first += channels) {
+    const size_t n = HWY_MIN(channels, count - first);
+    float* const row = values + first;
+    size_t c = 0;
+    for (; c + kLanes <= n; c += kLanes) {
+      hn::StoreU(hn::Add(hn::LoadU(df, row + c), hn::LoadU(df, addends + c)), df, row + c);
+    }
+    for (; c < n; ++c) row[c] += addends[c];
+  }
+}
+
 void FillStripAll(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
                   float* strip) {
   if (channels != kStripChannels) {
@@ -190,6 +203,7 @@ HWY_EXPORT(NarrowLimitedAll);
 HWY_EXPORT(ChannelSumsAll);
 HWY_EXPORT(ChannelSquaresAll);
 HWY_EXPORT(TokenEnergiesAll);
+HWY_EXPORT(AddToChannelsAll);
 HWY_EXPORT(FillStripAll);
 HWY_EXPORT(PlaceStripAll);
 
@@ -209,6 +223,9 @@ void ChannelSquares(const float* values, size_t tokens, size_t channels, const u
 void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
                    float* energies) {
   HWY_DYNAMIC_DISPATCH(TokenEnergiesAll)(values, tokens, channels, means, weights, energies);
+}
+void AddToChannels(const float* addends, size_t channels, float* values, size_t count) {
+  HWY_DYNAMIC_DISPATCH(AddToChannelsAll)(addends, channels, values, count);
 }
 void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
                float* strip) {

@@ -25,6 +25,9 @@ void ChannelSquares(const float* values, size_t tokens, size_t channels, const u
 void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
                    float* energies);
 
+// Adds to the values of tokens those of `addends`, one of each channel; `count` need not be whole tokens.
+void AddToChannels(const float* addends, size_t channels, float* values, size_t count);
+
 // (value - mean) factor of `channels` channels, `stride` apart from token to token, into a strip; the strip's other
 // channels are 0.
 void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
@@ -41,6 +44,7 @@ void ChannelSquares(const float* values, size_t tokens, size_t channels, const u
                     float* sums);
 void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
                    float* energies);
+void AddToChannels(const float* addends, size_t channels, float* values, size_t count);
 void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
                float* strip);
 void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,

@@ -60,6 +60,10 @@ void TokenEnergies(const float* values, size_t tokens, size_t channels, const fl
   }
 }
 
+void AddToChannels(const float* addends, size_t channels, float* values, size_t count) {
+  for (size_t i = 0; i < count; ++i) values[i] += addends[i % channels];
+}
+
 void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
                float* strip) {
   for (size_t t = 0; t < tokens; ++t) {

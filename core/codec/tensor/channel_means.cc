@@ -22,18 +22,6 @@ void MeansOf(const ChannelMeans::Run& run, const float* values, std::vector<floa
   for (float& mean : means) mean /= static_cast<float>(tokens);
 }
 
-// Calls visit(value, mean) for the values of rows, the first of which has the means from `at` on.
-template <class Visit>
-void ForEachValue(const std::vector<float>& means, size_t at, float* values, size_t count, Visit visit) {
-  while (count > 0) {
-    const size_t n = std::min(means.size() - at, count);
-    for (size_t i = 0; i < n; ++i) visit(values[i], means[at + i]);
-    values += n;
-    count -= n;
-    at = 0;
-  }
-}
-
 // The means that Begin has read.
 struct RunMeans {
   bool is_turned;
@@ -81,7 +69,8 @@ void ChannelMeans::Remove(const Run& run, DType dtype, float* values, std::byte*
     StoreFromF32(mean_dtype, std::clamp(mean[i], -largest, largest), means, i);
     mean[i] = LoadAsF32(mean_dtype, means, i);
   }
-  ForEachValue(mean, 0, values, count, [](float& value, float own) { value -= own; });
+  for (float& own : mean) own = -own;
+  simd::AddToChannels(mean.data(), mean.size(), values, count);
 }
 
 absl::Status ChannelMeans::Begin(const Run& run, DType dtype, const std::byte* means) const {
@@ -100,8 +89,11 @@ absl::Status ChannelMeans::Begin(const Run& run, DType dtype, const std::byte* m
 
 void ChannelMeans::Add(const Run& run, size_t first, size_t rows, float* values) const {
   const RunMeans& own = MeansOfThread();
-  ForEachValue(own.means, first % run.columns() * run.row, values, rows * run.row,
-               [](float& value, float mean) { value += mean; });
+  const size_t at = first % run.columns() * run.row;
+  const size_t count = rows * run.row;
+  const size_t rest = std::min((own.means.size() - at) % own.means.size(), count);  // of a token that has begun
+  simd::AddToChannels(own.means.data() + at, own.means.size(), values, rest);
+  simd::AddToChannels(own.means.data(), own.means.size(), values + rest, count - rest);
   if (own.is_turned) Turn(run, first, rows, simd::RotaryTurn::kForward, values);
 }
 

@@ -70,6 +70,20 @@ TEST_P(SegmentValuesTest, ScaledValuesAndTheirMagnitudeAreThoseOfTheDefinition) 
   }
 }
 
+TEST_P(SegmentValuesTest, AddsToEachChannelItsOwn) {
+  for (const size_t channels : {1, 5, 16, 40, 64}) {
+    const Floats addends = GaussianValues(channels, 1, 8);
+    GuardedFloats in(addends);
+    for (const size_t count : kValueCounts) {
+      Floats want = GaussianValues(count, 3, static_cast<uint32_t>(count));
+      GuardedFloats got(want);
+      scalar::AddToChannels(addends.data(), channels, want.data(), count);
+      AddToChannels(in.data(), channels, got.data(), count);
+      EXPECT_TRUE(got == want) << channels << " " << count;
+    }
+  }
+}
+
 TEST_P(SegmentValuesTest, NarrowingLimitsAndRounds) {
   for (const DType dtype : kKernelDTypes) {
     for (const size_t count : kValueCounts) {
