@@ -172,23 +172,55 @@ HWY_INLINE hn::Mask<DI> SymbolsOf(VI k, SymbolLanes& lanes, uint8_t* symbols, in
   return escape;
 }
 
+// Bit `first` + i for lane i.
+HWY_INLINE uint32_t BitsFrom(hn::Mask<DI> mask, size_t first) {
+  const DI di;
+  HWY_ALIGN int32_t lanes[kLanes];
+  hn::Store(hn::IfThenElseZero(mask, hn::Set(di, 1)), di, lanes);
+  uint32_t bits = 0;
+  for (size_t i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(lanes[i]) << (first + i);
+  return bits;
+}
+
 template <bool kTrellis>
 void SymbolsOfLanes(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, size_t first,
                     StripStates* states, uint8_t* symbols, uint32_t* escapes, int32_t* points) {
   const DI di;
-  HWY_ALIGN int32_t bits[kLanes];
   SymbolLanes lanes(tables, channels, first, kTrellis ? states : nullptr);
   for (size_t t = 0; t < tokens; ++t) {
     const size_t at = t * kStripChannels + first;
     int32_t* const to = points != nullptr ? points + at : nullptr;
     const auto escape = SymbolsOf<kTrellis>(hn::LoadU(di, k + at), lanes, symbols + at, to);
-    if (HWY_LIKELY(hn::AllFalse(di, escape))) continue;
-    hn::Store(hn::IfThenElseZero(escape, hn::Set(di, 1)), di, bits);
-    for (size_t i = 0; i < kLanes; ++i) escapes[t] |= static_cast<uint32_t>(bits[i]) << (first + i);
+    if (HWY_UNLIKELY(!hn::AllFalse(di, escape))) escapes[t] |= BitsFrom(escape, first);
   }
   if constexpr (kTrellis) {
-    hn::Store(lanes.state, di, bits);
-    for (size_t i = 0; i < kLanes; ++i) (*states)[first + i] = static_cast<uint8_t>(bits[i]);
+    HWY_ALIGN int32_t next[kLanes];
+    hn::Store(lanes.state, di, next);
+    for (size_t i = 0; i < kLanes; ++i) (*states)[first + i] = static_cast<uint8_t>(next[i]);
+  }
+}
+
+// PlainSymbols of kLanes channels.
+template <bool kPlaced>
+void PlainSymbolsOfLanes(const StripTables& tables, const PlainStrip& strip, size_t first, int32_t* k, uint8_t* symbols,
+                         uint32_t* escapes) {
+  const DF df;
+  const DI di;
+  SymbolLanes lanes(tables, kStripChannels, first, nullptr);
+  const VF mean = hn::LoadU(df, strip.means + first), factor = hn::Set(df, strip.factor);
+  const VF placed_mean = kPlaced ? hn::LoadU(df, strip.placed_means + first) : mean;
+  const VF unit = hn::Set(df, strip.unit);
+  for (size_t t = 0; t < strip.tokens; ++t) {
+    float* const values = strip.values + t * strip.stride + first;
+    const size_t at = t * kStripChannels + first;
+    const VF y = hn::Mul(hn::Sub(hn::LoadU(df, values), mean), factor);
+    const VI own = hn::NearestInt(hn::Mul(y, hn::Set(df, 0.5f)));
+    hn::StoreU(own, di, k + at);
+    const auto escape = SymbolsOf<false>(own, lanes, symbols + at, nullptr);
+    if (HWY_UNLIKELY(!hn::AllFalse(di, escape))) escapes[t] |= BitsFrom(escape, first);
+    if constexpr (!kPlaced) continue;
+    const VF point = hn::ConvertTo(df, hn::Add(own, own));
+    hn::StoreU(hn::Add(hn::Mul(point, unit), placed_mean), df, values);
   }
 }
 
@@ -217,6 +249,18 @@ void SymbolsAll(const StripTables& tables, const int32_t* k, size_t tokens, size
   }
 }
 
+void PlainSymbolsAll(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols,
+                     uint32_t* escapes) {
+  std::fill_n(escapes, strip.tokens, 0u);
+  for (size_t first = 0; first < kStripChannels; first += kLanes) {
+    if (strip.unit != 0) {
+      PlainSymbolsOfLanes<true>(tables, strip, first, k, symbols, escapes);
+    } else {
+      PlainSymbolsOfLanes<false>(tables, strip, first, k, symbols, escapes);
+    }
+  }
+}
+
 }  // namespace kvcompress::simd::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -226,12 +270,17 @@ namespace kvcompress::simd {
 HWY_EXPORT(QuantizeAll);
 HWY_EXPORT(QuantizePlainAll);
 HWY_EXPORT(SymbolsAll);
+HWY_EXPORT(PlainSymbolsAll);
 
 void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k) {
   HWY_DYNAMIC_DISPATCH(QuantizeAll)(y, tokens, decisions, k);
 }
 
 void PlainQuantize(const float* y, size_t tokens, int32_t* k) { HWY_DYNAMIC_DISPATCH(QuantizePlainAll)(y, tokens, k); }
+
+void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes) {
+  HWY_DYNAMIC_DISPATCH(PlainSymbolsAll)(tables, strip, k, symbols, escapes);
+}
 
 void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
                   uint8_t* symbols, uint32_t* escapes, int32_t* points) {

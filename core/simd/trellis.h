@@ -30,7 +30,22 @@ void PlainQuantize(const float* y, size_t tokens, int32_t* k);
 void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
                   uint8_t* symbols, uint32_t* escapes, int32_t* points);
 
+// Tokens of whole strips, of values `stride` apart, that are quantized without a trellis: what is quantized is (value -
+// mean) factor. Where there is a unit, values become what they are decoded to, point unit + placed mean.
+struct PlainStrip {
+  float* values;
+  size_t stride;
+  size_t tokens;
+  const float* means;
+  float factor;
+  const float* placed_means;
+  float unit = 0;
+};
+// FillStrip, PlainQuantize, StripSymbols and PlaceStrip in one pass.
+void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes);
+
 namespace scalar {
+void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes);
 void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k);
 void PlainQuantize(const float* y, size_t tokens, int32_t* k);
 void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 
 namespace kvcompress::simd::scalar {
@@ -58,6 +59,20 @@ void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t
 
 void PlainQuantize(const float* y, size_t tokens, int32_t* k) {
   for (size_t i = 0; i < tokens * kStripChannels; ++i) k[i] = static_cast<int32_t>(std::nearbyint(y[i] * 0.5f));
+}
+
+void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes) {
+  for (size_t t = 0; t < strip.tokens; ++t) {
+    float* const values = strip.values + t * strip.stride;
+    const size_t at = t * kStripChannels;
+    float y[kStripChannels];
+    int32_t points[kStripChannels];
+    FillStrip(values, strip.stride, 1, kStripChannels, strip.means, strip.factor, y);
+    PlainQuantize(y, 1, k + at);
+    scalar::StripSymbols(tables, k + at, 1, kStripChannels, nullptr, symbols + at, escapes + t, points);
+    if (strip.unit == 0) continue;
+    PlaceStrip(points, 1, kStripChannels, strip.unit, strip.placed_means, values, strip.stride);
+  }
 }
 
 void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,

@@ -188,6 +188,37 @@ TEST_P(TrellisTest, SymbolsAreThoseOfTheDefinition) {
   }
 }
 
+TEST_P(TrellisTest, PlainSymbolsAreThoseOfTheDefinition) {
+  const std::vector<ChannelTable> tables = SomeTables();
+  constexpr size_t kTokens = 100, kStride = 70, kFirst = 35;
+  const std::vector<float> means = GaussianValues(2 * kStripChannels, 2, 9);
+  for (const bool has_low_bits : {false, true}) {
+    const StripTables strip = StripOf(tables, has_low_bits);
+    for (const float unit : {0.0f, 0.3f}) {
+      const auto run = [&](auto symbols_of, std::vector<float>& values, Symbols& out) {
+        symbols_of(
+            strip,
+            PlainStrip{values.data() + kFirst, kStride, kTokens, means.data(), 4, means.data() + kStripChannels, unit},
+            out.points.data(), out.symbols.data(), out.escapes.data());
+      };
+      const auto none = [] {
+        constexpr size_t kCount = kTokens * kStripChannels;
+        return Symbols{std::vector<uint8_t>(kCount), std::vector<uint32_t>(kTokens, 1u << 31),
+                       std::vector<int32_t>(kCount)};
+      };
+      std::vector<float> want_values = GaussianValues(kTokens * kStride, 3, 4), got_values = want_values;
+      Symbols want = none(), got = none();
+      run(scalar::PlainSymbols, want_values, want);
+      run(PlainSymbols, got_values, got);
+      EXPECT_EQ(got.symbols, want.symbols);
+      EXPECT_EQ(got.escapes, want.escapes);
+      EXPECT_EQ(got.points, want.points);
+      EXPECT_EQ(got_values, want_values);
+      EXPECT_NE(std::count_if(want.escapes.begin(), want.escapes.end(), [](uint32_t e) { return e != 0; }), 0);
+    }
+  }
+}
+
 // What a strip of random values is coded as.
 struct CodedStrip {
   std::vector<ChannelTable> tables = SomeTables();

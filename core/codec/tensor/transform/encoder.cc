@@ -1,3 +1,4 @@
+#include <array>
 #include <bit>
 #include <cmath>
 #include <optional>
@@ -180,6 +181,7 @@ class Encoder {
     const std::span<const int> classes = StripClasses(segment, first_channel);
     const size_t channels = classes.size();
     const size_t tokens = segment.tokens;
+    if (!format_.trellis && channels == kStripChannels) return QuantizePlain(segment, first_channel, values);
     scratch_.strip.resize(tokens * kStripChannels);
     scratch_.quantized.resize(tokens * kStripChannels);
     if (reconstruction_ != nullptr) scratch_.points.resize(tokens * kStripChannels);
@@ -211,7 +213,41 @@ class Encoder {
     simd::StripSymbols(coding, k, tokens, channels, format_.trellis ? &states : nullptr, symbols,
                        scratch_.escaped.data(), reconstruction_ != nullptr ? scratch_.points.data() : nullptr);
     if (coding.has_low_bits) scratch_.low.insert(scratch_.low.end(), k, k + tokens * kStripChannels);
-    for (size_t t = 0; t < tokens; ++t) {
+    KeepEscapes(coding, k, symbols);
+  }
+
+  // A whole strip without the trellis, in one pass.
+  void QuantizePlain(const Segment& segment, size_t first_channel, float* values) {
+    const std::array<float, kStripChannels> means = MeansOf(segment, first_channel, kStripChannels);
+    const size_t at = scratch_.symbols.size();
+    scratch_.symbols.resize(at + segment.tokens * kStripChannels);
+    ForEachSpan(segment, [&](const TokenSpan& span) {
+      const size_t tokens = span.end - span.begin;
+      const simd::StripTables coding = StripCoding(tables_, StripClasses(segment, first_channel), span.class_shift);
+      Reconstruction::Scale scale{.unit = 0};
+      if (reconstruction_ != nullptr) {
+        scale = reconstruction_->ScaleOf(segment, {first_channel, kStripChannels, span.begin, tokens, span.step_shift});
+      }
+      const simd::PlainStrip strip{.values = values + span.begin * segment.channels + first_channel,
+                                   .stride = segment.channels,
+                                   .tokens = tokens,
+                                   .means = means.data(),
+                                   .factor = static_cast<float>(1 << span.step_shift),
+                                   .placed_means = scale.means.data(),
+                                   .unit = scale.unit};
+      std::vector<int32_t>& quantized = coding.has_low_bits ? scratch_.low : scratch_.quantized;
+      const size_t before = coding.has_low_bits ? quantized.size() : 0;
+      quantized.resize(std::max(quantized.size(), before + tokens * kStripChannels));
+      scratch_.escaped.resize(tokens);
+      uint8_t* const symbols = scratch_.symbols.data() + at + span.begin * kStripChannels;
+      simd::PlainSymbols(coding, strip, quantized.data() + before, symbols, scratch_.escaped.data());
+      KeepEscapes(coding, quantized.data() + before, symbols);
+    });
+  }
+
+  // Of the tokens that have some, as scratch_.escaped says.
+  void KeepEscapes(const simd::StripTables& coding, const int32_t* k, const uint8_t* symbols) {
+    for (size_t t = 0; t < scratch_.escaped.size(); ++t) {
       for (uint32_t left = scratch_.escaped[t]; left != 0; left &= left - 1) {
         const auto c = static_cast<size_t>(std::countr_zero(left));
         const size_t at = t * kStripChannels + c;
@@ -221,15 +257,19 @@ class Encoder {
     }
   }
 
+  // Of the channels of a strip, in units.
+  static std::array<float, kStripChannels> MeansOf(const Segment& segment, size_t first_channel, size_t channels) {
+    std::array<float, kStripChannels> means = {};
+    for (size_t c = 0; c < channels; ++c) means[c] = static_cast<float>(segment.means[first_channel + c]) * 0.5f;
+    return means;
+  }
+
   // What is to be quantized, in units of each token's step.
   void FillStrip(const Segment& segment, size_t first_channel, size_t channels, const float* values) {
-    float means[kStripChannels] = {};
-    for (size_t c = 0; c < channels; ++c) {
-      means[c] = static_cast<float>(segment.means[first_channel + c]) * 0.5f;
-    }
+    const std::array<float, kStripChannels> means = MeansOf(segment, first_channel, channels);
     ForEachSpan(segment, [&](const TokenSpan& span) {
       simd::FillStrip(values + span.begin * segment.channels + first_channel, segment.channels, span.end - span.begin,
-                      channels, means, static_cast<float>(1 << span.step_shift),
+                      channels, means.data(), static_cast<float>(1 << span.step_shift),
                       scratch_.strip.data() + span.begin * kStripChannels);
     });
   }

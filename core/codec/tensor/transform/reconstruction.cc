@@ -6,12 +6,17 @@
 
 namespace kvcompress {
 
-void Reconstruction::Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const {
-  float means[simd::kStripChannels] = {};
+Reconstruction::Scale Reconstruction::ScaleOf(const Segment& segment, const Piece& piece) const {
+  Scale scale{.unit = std::ldexp(unit_, -piece.step_shift)};
   for (size_t c = 0; c < piece.channels; ++c) {
-    means[c] = static_cast<float>(segment.means[piece.first_channel + c]) * (unit_ * 0.5f);
+    scale.means[c] = static_cast<float>(segment.means[piece.first_channel + c]) * (unit_ * 0.5f);
   }
-  simd::PlaceStrip(points, piece.tokens, piece.channels, std::ldexp(unit_, -piece.step_shift), means,
+  return scale;
+}
+
+void Reconstruction::Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const {
+  const Scale scale = ScaleOf(segment, piece);
+  simd::PlaceStrip(points, piece.tokens, piece.channels, scale.unit, scale.means.data(),
                    values + piece.first_token * segment.channels + piece.first_channel, segment.channels);
 }
 

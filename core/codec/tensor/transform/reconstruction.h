@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -24,6 +25,12 @@ class Reconstruction {
     size_t first_token, tokens;
     int step_shift;
   };
+  // A point times `unit`, and its channel's mean, is a value.
+  struct Scale {
+    float unit;
+    std::array<float, simd::kStripChannels> means = {};
+  };
+  Scale ScaleOf(const Segment& segment, const Piece& piece) const;
   void Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const;
 
   // Makes values of `dtype` of the segment's, all of which are placed; `block` is where those of its block go.
