@@ -89,7 +89,7 @@ def held_by(cache):
     found, todo, size = set(), list(cache.layers), 0
     while todo:
         at = todo.pop()
-        if id(at) in found or isinstance(at, type) or type(at).__module__.startswith("kvcompress._c"):
+        if id(at) in found or isinstance(at, (type, Bases)) or type(at).__module__.startswith("kvcompress._c"):
             continue
         found.add(id(at))
         if isinstance(at, torch.Tensor):
@@ -99,8 +99,6 @@ def held_by(cache):
             found.add(storage.data_ptr())
         elif isinstance(at, kvcompress.Frame):
             size += len(at.data)
-        elif isinstance(at, Bases):
-            continue
         elif not callable(at):
             todo.extend(gc.get_referents(at))
     return size
@@ -332,10 +330,9 @@ class TestFrames:
     def test_a_prompt_is_seen_as_it_is_kept(self, client):
         model, tokens = made("llama"), prompt()
         expected = logits(model, tokens)
-        options = {"client": client, "residual_length": 8, "page_length": 8}
-        coarse = CompressedKVModelWrapper(model, "int4(group=32)", **options)
+        coarse, unseen = (CompressedKVModelWrapper(model, "int4(group=32)", patch_attention=patch, client=client,
+                                                   residual_length=8, page_length=8) for patch in (True, False))
         assert (logits(coarse, tokens) - expected)[:, 50].abs().max() > 1e-3
-        unseen = CompressedKVModelWrapper(model, "int4(group=32)", patch_attention=False, **options)
         assert torch.allclose(logits(unseen, tokens), expected, atol=1e-5)
         assert coarse.memory_stats()["held_bytes"] == unseen.memory_stats()["held_bytes"]
 
