@@ -293,11 +293,12 @@ def test_standard_output_that_cannot_be_written(bin_dir, sample):
 # A daemon.
 
 @pytest.mark.parametrize("flags", [[], ["-group-size", "32", "-sparsity", "0.3"], ["-codec", "raw|zstd"],
-                                   ["-min-snr", "25", "-min-cosine", "0.99"], ["-codec", "mixed"]])
-def test_a_daemon_gives_the_same_bytes_and_the_same_json(bin_dir, sample, tmp_path, daemon, flags):
+                                   ["-min-snr", "25", "-min-cosine", "0.99"], ["-codec", "mixed"], ["-codec", "kv3"]])
+def test_a_daemon_gives_the_same_bytes_and_the_same_json(bin_dir, sample, real_cache, tmp_path, daemon, flags):
     server = daemon()
-    local = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "local", "-verbose", *flags)
-    remote = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "remote", "-verbose", *flags,
+    source = real_cache if "kv3" in flags else sample
+    local = run_ok(bin_dir, "-input", source, "-output", tmp_path / "local", "-verbose", *flags)
+    remote = run_ok(bin_dir, "-input", source, "-output", tmp_path / "remote", "-verbose", *flags,
                     "-server", server.address)
     assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
     assert {**local, "processing_time_ms": 0} == {**remote, "processing_time_ms": 0}

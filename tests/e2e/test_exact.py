@@ -34,9 +34,9 @@ def made_files(tmp_path):
                                                       "small": random.normal(size=3000).astype(np.float32)})
 
 
-def test_a_decoder_of_the_document_reads_what_the_program_writes(bin_dir, sample, tmp_path):
+def test_a_decoder_of_the_document_reads_what_the_program_writes(bin_dir, sample, real_cache, tmp_path):
     coders = set()
-    for path in [sample, *made_files(tmp_path)]:
+    for path in [sample, real_cache, *made_files(tmp_path)]:
         original, packed = File(path), compress(bin_dir, tmp_path, path, "exact")
         for name in original.bytes:
             values, told = decode_frame(packed.bytes[name])
@@ -53,9 +53,9 @@ def sizes(bin_dir, tmp_path, path, codec):
     return sum(map(len, packed.values())), sum(len(frame) for name, frame in packed.items() if not name.startswith("layer_0_"))
 
 
-def test_lossless_is_no_larger_than_another_lossless_chain(bin_dir, sample, tmp_path):
+def test_lossless_is_no_larger_than_another_lossless_chain(bin_dir, sample, real_cache, tmp_path):
     """With layer 0, whose values depend on the token alone and so repeat, and without."""
-    for path in [sample, *made_files(tmp_path)]:
+    for path in [sample, real_cache, *made_files(tmp_path)]:
         whole, rest = sizes(bin_dir, tmp_path, path, "lossless")
         for chain in OTHER_CHAINS:
             other_whole, other_rest = sizes(bin_dir, tmp_path, path, chain)
