@@ -2,7 +2,7 @@
 
     python measure_table.py [--plot FILE] [--cache FILE]... [--text FILE] MODEL...
 
-A model is measured on --text, or on what lies in its directory: windows.json (windows of token ids) or eval.txt (a text).
+A model is measured on what lies in its directory, windows.json (windows of token ids) or eval.txt (a text), else on --text.
 Artifacts are learned from the first half of the windows, plain and weighted by what errors cost, and every codec is measured
 on the second. A cache is a safetensors file of keys and values.
 """
@@ -125,12 +125,12 @@ def replace(document: str, text: str) -> str:
 
 
 def _setup(model_name: str, windows: Optional[int], settings: Dict[str, Any]) -> Setup:
-    if settings.get("text") is not None:
-        return Setup(model_name, windows=windows or TEXT_WINDOWS, **settings)
-    ids, text = os.path.join(model_name, "windows.json"), os.path.join(model_name, "eval.txt")
+    ids, own = os.path.join(model_name, "windows.json"), os.path.join(model_name, "eval.txt")
     if os.path.exists(ids):
-        return Setup(model_name, token_windows=ids, windows=windows or WINDOWS, **{**settings, "prefix_len": None})
-    if os.path.exists(text):
+        return Setup(model_name, token_windows=ids, windows=windows or WINDOWS,
+                     **{**settings, "text": None, "prefix_len": None})
+    text = own if os.path.exists(own) else settings.get("text")
+    if text is not None:
         return Setup(model_name, windows=windows or TEXT_WINDOWS, **{**settings, "text": text})
     raise ValueError(f"{model_name} has neither windows.json nor eval.txt to measure on: give --text FILE")
 
@@ -172,7 +172,7 @@ def _speeds(figures: Optional[Dict[str, Any]]) -> List[str]:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Measure the tables of docs/benchmarks.md.")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="directory, GGUF file or hub name")
-    parser.add_argument("--text", metavar="FILE", help="text to measure all of them on")
+    parser.add_argument("--text", metavar="FILE", help="text for models that have none beside them")
     parser.add_argument("--cache", action="append", default=[], metavar="FILE",
                         help="a cache to measure without a model; may be repeated")
     parser.add_argument("--windows", type=int,

@@ -316,6 +316,21 @@ def test_measure_table_writes_between_its_marks(folder, tmp_path):
         measure_table.of_model(str(folder), 1, 64, False)
 
 
+def test_measure_table_takes_a_text_for_models_that_have_none(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure_table, "load_model_and_tokenizer", lambda *args: (None, None))
+    monkeypatch.setattr(measure_table, "windows_of", lambda setup, model, tokenizer: asked.append(setup) or [])
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "eval.txt").touch()
+    for name in (str(folder), str(own), "a/name", "a.gguf"):
+        with pytest.raises(ValueError, match="has 0 windows"):
+            measure_table.of_model(name, None, 64, False, text="given.txt", prefix_len=7, dtype="float32")
+    assert [(setup.token_windows, setup.text, setup.prefix_len, setup.windows) for setup in asked] == [
+        (str(folder / "windows.json"), None, None, 96), (None, str(own / "eval.txt"), 7, 48),
+        (None, "given.txt", 7, 48), (None, "given.txt", 7, 48)]
+
+
 def test_the_published_table_is_a_measurement():
     """What must hold of any measurement holds of the published table, within half of the last digit."""
     document = pathlib.Path(measure_table.DOCUMENT).read_text()
