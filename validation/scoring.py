@@ -20,7 +20,7 @@ import torch
 from compression_bridge import CompressionMetrics, Spec, compress_kv_cache, decompress_kv_cache
 from kv_cache_utils import load_kv_cache, save_kv_cache
 from kvcompress.calibration import load_compressor
-from kvcompress.calibration.low_rank_run import Restored
+from kvcompress.calibration.restored import Restored
 from kvcompress.calibration.scoring import Score, Tally
 from model_inputs import Window, check_not_training, check_windows
 from results import Change

@@ -20,6 +20,7 @@ from kvcompress.calibration import (  # noqa: E402 - need PyTorch
     load_compressor,
     low_rank_run,
 )
+from kvcompress.calibration.low_rank_tuning import fine_tune  # noqa: E402
 from kvcompress.calibration.scoring import jackknife_stderr, kl_divergence, score_restored  # noqa: E402
 
 LAYERS, HEADS, READERS, D = 2, 2, 2, 16
@@ -247,6 +248,38 @@ class TestCalibration:
                 low_rank_run.fit(gpt2, PCACompressor(document(4)), rows)
         finally:
             gpt2.eval()
+
+
+class TestFineTuning:
+    def test_divergence_falls_and_the_state_is_whole(self, llama, rows):
+        compressor = KVSpliceCompressor(document(6), rotary=RotaryEmbedding(10000.0))
+        low_rank_run.fit(llama, compressor, rows)
+        names = sorted(compressor.state_dict())
+        before = low_rank_run.measure(llama, compressor, rows).score.kl
+        seen = []
+        fine_tune(llama, compressor, rows, 12, progress=lambda steps: seen.extend(steps) or steps)
+        assert low_rank_run.measure(llama, compressor, rows).score.kl < 0.9 * before
+        assert sorted(seen) == sorted(list(range(6)) * 12)
+        state = compressor.state_dict()
+        assert sorted(state) == names
+        assert not any(value.requires_grad for value in state.values() if isinstance(value, torch.Tensor))
+        assert all(parameter.grad is None for parameter in llama.parameters())
+        other = KVSpliceCompressor(document(6))
+        other.load_state_dict(state)
+        keys = torch.randn(1, 5, D)
+        assert torch.equal(other.compress(0, 1, keys, keys)[1], compressor.compress(0, 1, keys, keys)[1])
+
+    def test_what_cannot_be_learned_from_is_refused(self, llama, rows):
+        compressor = KVSpliceCompressor(document(6))
+        for few, text in (([], "at least 8 tokens"), ([rows[0][:7]], "at least 8 tokens"), (rows, "nothing to learn")):
+            with pytest.raises(InvalidArgument, match=text):
+                fine_tune(llama, compressor, few, 1)
+
+    def test_the_program_does_it(self, folder, capsys):
+        assert run(folder, "--epochs", "1", "--calibration-samples", "2") == 0
+        assert "learning: 100%" in capsys.readouterr().err
+        assert run(folder, "--epochs", "1", "--compressor", "pca") == 1
+        assert "--epochs is for kvsplice" in capsys.readouterr().err
 
 
 class TestScores:

@@ -102,6 +102,27 @@ class KVSpliceCompressor(KVCompressorBase):
         known = self._costs.get((layer, head))
         self._costs[layer, head] = costs if known is None else [a + b for a, b in zip(known, costs, strict=True)]
 
+    def learned_tensors(self) -> list[torch.Tensor]:
+        """Means and projections, of which gradients are taken until end_learning; scales and shifts cancel. Who changes
+        them calls refresh."""
+        return [
+            tensor.requires_grad_()
+            for tensors in self._tensors.values()
+            for name, tensor in tensors.items()
+            if name.startswith(("W_", "mean_"))
+        ]
+
+    def refresh(self) -> None:
+        self._take(self._tensors)
+
+    def end_learning(self) -> None:
+        self._take(
+            {
+                head: {name: tensor.detach() for name, tensor in tensors.items()}
+                for head, tensors in self._tensors.items()
+            }
+        )
+
     def _fitted(self, head: Head, side: str, rows: torch.Tensor, weights: torch.Tensor, config: HeadConfig) -> Tensors:
         known = self._costs.get(head)
         cost = torch.eye(rows.shape[1], dtype=rows.dtype) if known is None else known[SIDES.index(side)]

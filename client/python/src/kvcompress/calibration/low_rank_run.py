@@ -28,34 +28,14 @@ from ._inputs import DTYPES, load_model, read_text
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor
 from .low_rank_statistics import observe_model
-from .scoring import Pairs, Score, score_restored
+from .low_rank_tuning import fine_tune
+from .restored import Restored
+from .scoring import Score, score_restored
 
 COMPRESSORS: dict[str, type[KVCompressorBase]] = {"kvsplice": KVSpliceCompressor, "pca": PCACompressor}
 # Tokens of a measured text that follow its cache, at most a quarter of it.
 _CONTINUATION = 64
 _LEAST_TOKENS = 8  # of a text
-
-
-@dataclass
-class Restored:
-    """What a compressor makes of the caches of a model, and their sizes. Called with the keys and values of all
-    layers, it compresses them and gives them back restored."""
-
-    compressor: KVCompressorBase
-    original_bytes: int = 0
-    latent_bytes: int = 0
-
-    def __call__(self, pairs: Pairs) -> Pairs:
-        return [self._layer(layer, keys, values) for layer, (keys, values) in enumerate(pairs)]
-
-    def _layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.original_bytes += keys.nbytes + values.nbytes
-        restored = []
-        for head in range(keys.shape[1]):
-            latents = self.compressor.compress(layer, head, keys[:, head], values[:, head])
-            self.latent_bytes += sum(side.nbytes for side in latents)
-            restored.append(self.compressor.decompress(layer, head, *latents))
-        return torch.stack([pair[0] for pair in restored], 1), torch.stack([pair[1] for pair in restored], 1)
 
 
 @dataclass(frozen=True)
@@ -149,8 +129,12 @@ def run(args: argparse.Namespace) -> None:
     learned, held_out = _both_texts(args, tokenizer)
     rotary = None if args.keep_rotation else RotaryEmbedding.of_config(model.config)
     compressor = COMPRESSORS[args.compressor](config, rotary=rotary)
+    if args.epochs and not isinstance(compressor, KVSpliceCompressor):
+        raise InvalidArgument("--epochs is for kvsplice: the least squared error of pca is found at once")
     begin = time.monotonic()
     pca = fit(model, compressor, learned, batch_size=args.batch_size, show_progress=not args.quiet)
+    if args.epochs and isinstance(compressor, KVSpliceCompressor):
+        fine_tune(model, compressor, learned, args.epochs, progress=_bar("learning", not args.quiet))
     seconds = time.monotonic() - begin
     dtype = _cache_dtype(model)
     other = None if args.compressor == "pca" else pca
@@ -292,6 +276,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--eval-samples", type=_count, default=100, metavar="N", help="texts to measure on (default %(default)s)")
     add("--max-length", type=_count, default=512, metavar="TOKENS", help="of each text (default %(default)s)")
     add("--batch-size", type=_count, default=4, metavar="N", help="texts that are read at once (default %(default)s)")
+    add(
+        "--epochs",
+        type=_epochs,
+        default=0,
+        metavar="N",
+        help="of kvsplice: how often it learns on from what the model says of each text, slowly (default %(default)s)",
+    )
     add("--output-dir", default="compression_results", help="(default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, ... (default %(default)s)")
     add("--dtype", choices=DTYPES, default="auto", help="that the model computes in (default auto: float32 on a CPU)")
@@ -301,9 +292,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
+    return _epochs(text, 1)
+
+
+def _epochs(text: str, least: int = 0) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"at least {least}, not {text}")
     return number
 
 

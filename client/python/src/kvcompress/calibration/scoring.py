@@ -126,17 +126,17 @@ def score_restored(
             exact = _pairs(cache)
             kept: Pairs = [(key.to(cache_dtype), value.to(cache_dtype)) for key, value in exact]
             rest, targets = row[prefix_len:-1], row[prefix_len + 1 :]
-            unrounded = _continued(model, cache, exact, rest)
-            baseline = _continued(model, cache, kept, rest)
+            unrounded = continued(model, cache, exact, rest)
+            baseline = continued(model, cache, kept, rest)
             if not baseline[range(len(targets)), targets].isfinite().all():
                 raise InvalidArgument("the model's predictions are not finite, without compression")
             rounding.append(Tally.of(unrounded, baseline, targets))
             for tally, restored in zip(tallies, restorers, strict=True):
-                tally.append(Tally.of(baseline, _continued(model, cache, restored(kept), rest), targets))
+                tally.append(Tally.of(baseline, continued(model, cache, restored(kept), rest), targets))
     return [Score.of(of_one) for of_one in tallies], _mean(rounding, "kl")
 
 
-def _continued(model: Any, cache: Any, pairs: Pairs, rest: torch.Tensor) -> torch.Tensor:
+def continued(model: Any, cache: Any, pairs: Pairs, rest: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next token after each of `rest`, which follow a cache of these keys and values."""
     # A cache of its own for each, since sliding layers count what they have seen.
     fresh = copy.copy(cache)
