@@ -1,5 +1,6 @@
 """Compressors of low rank on models, tiny ones of random weights: what is observed, what is measured, what is written."""
 
+import copy
 import json
 import math
 import re
@@ -218,7 +219,7 @@ class TestCalibration:
         compressor = Watching(document(4))
         compressor.start_calibration()
         low_rank_statistics.observe_model(llama, [torch.stack(rows[:2])], compressor)
-        eager = transformers.LlamaForCausalLM(llama.config).eval()
+        eager = transformers.LlamaForCausalLM(copy.deepcopy(llama.config)).eval()
         eager.load_state_dict(llama.state_dict())
         eager.set_attn_implementation("eager")
         with torch.no_grad():
