@@ -45,7 +45,7 @@ def typed(tmp_path):
 
 
 def test_the_three_steps_do_what_they_say(typed, tmp_path):
-    (used,) = (block for block in blocks("python") if "CompressedKVModelWrapper" in block)
+    (used,) = (block for block in blocks("python") if "from gpt2.compression import" in block)
     (tmp_path / "use.py").write_text(used)
     told = typed(block for block in blocks("bash") if block != SENSITIVITY)
     config = json.loads((tmp_path / "compression_config.json").read_text())
