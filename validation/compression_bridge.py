@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 BINARY = "kv-compress"
 
@@ -156,6 +156,41 @@ def sweep(input_path: str) -> Dict[str, Dict[str, Any]]:
     """
     found = _run_json(["-sweep", "-input", input_path])["specs"]
     return {name: figures for figures in found for name in (figures["spec"], figures["name"]) if name is not None}
+
+
+def measure_codec(input_path: str, codec: str, artifacts: Optional[str] = None, threads: int = 1,
+                  bandwidth: Sequence[str] = (), context_tokens: Optional[int] = None) -> Dict[str, Any]:
+    """What kv-compress -sweep finds of a file with one codec: the whole object (docs/cli.md), with one of `specs`.
+
+    Args:
+        artifacts: Directory of the artifact that the codec names
+        threads: Threads of the codec (0: one for each CPU)
+        bandwidth: Links that caches go over, for example "25Gbit/s"
+        context_tokens: Tokens that are loaded before the first token of an answer, for these links
+
+    Raises:
+        as compress_kv_cache; ValueError where the codec does not take the values
+    """
+    flags = ["-codec", codec, "-threads", str(threads), *_where(artifacts)]
+    if bandwidth:
+        flags += ["-bandwidth", ",".join(bandwidth)]
+        flags += [] if context_tokens is None else ["-context-tokens", str(context_tokens)]
+    found = _run_json(["-sweep", "-input", input_path, *flags])
+    if found["refused"]:
+        raise ValueError(f"{codec}: {found['refused'][0]['error']}")
+    return found
+
+
+def artifact_id(path: str) -> str:
+    """The id by which codecs name the artifact in a file.
+
+    Raises:
+        as compress_kv_cache; ValueError for a file that is none
+    """
+    found = _run_json(["-inspect", "-format", "json", path]).get("artifact")
+    if found is None:
+        raise ValueError(f"{path} is no artifact")
+    return str(found)
 
 
 def get_compression_metrics(

@@ -84,23 +84,23 @@ def noise_warning(result: ValidationResult) -> Optional[str]:
             f"makes without a codec{remedy}")
 
 
-def check_plot_path(path: str) -> None:
-    """Before a long measurement: whether its plot can be drawn.
+def check_plot_path(path: str, flag: str = "--sweep", kinds: Sequence[str] = (".png", ".html")) -> None:
+    """Before a long measurement: whether the plot that a flag asks for can be drawn.
 
     Raises:
-        ValueError: neither .png nor .html
+        ValueError: it is to be of another kind
         FileNotFoundError: it would be in a folder that is not there
         ImportError: no matplotlib
     """
-    if os.path.splitext(path)[1] not in (".png", ".html"):
-        raise ValueError(f"--sweep writes a .png or a .html file, not {path}")
+    if os.path.splitext(path)[1] not in kinds:
+        raise ValueError(f"{flag} writes a {' or a '.join(kinds)} file, not {path}")
     folder = os.path.dirname(path)
     if folder and not os.path.isdir(folder):
         raise FileNotFoundError(f"no such folder: {folder}")
     try:
         import matplotlib  # noqa: F401 - asked for early
     except ImportError as error:
-        raise ImportError("--sweep draws with matplotlib, which is not installed: pip install matplotlib") from error
+        raise ImportError(f"{flag} draws with matplotlib, which is not installed: pip install matplotlib") from error
 
 
 def plot(results: Sequence[ValidationResult], path: str) -> None:
@@ -109,11 +109,16 @@ def plot(results: Sequence[ValidationResult], path: str) -> None:
     if path.endswith(".png"):
         figure.savefig(path, dpi=150, bbox_inches="tight")
         return
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(_page(results, svg_of(figure)))
+
+
+def svg_of(figure: Any) -> str:
+    """A figure of matplotlib as an element of a page."""
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg", bbox_inches="tight")
     svg = drawing.getvalue()
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(_page(results, svg[svg.index("<svg"):]))
+    return svg[svg.index("<svg"):]
 
 
 def _figure(results: Sequence[ValidationResult]) -> Any:

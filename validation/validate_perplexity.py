@@ -28,7 +28,7 @@ from model_inputs import (
 from results import Change, ValidationResult
 
 __all__ = ["Change", "Setup", "ValidationResult", "compute_perplexity", "load_model_and_tokenizer", "measure",
-           "run_full_validation", "run_quick_test", "saved_dtype", "validate", "windows_of"]
+           "run_full_validation", "run_quick_test", "saved_dtype", "setup_of", "validate", "windows_of"]
 
 # For --sweep, from mild to severe.
 SWEEP = ("lossless", "int8(group=64)", "near-lossless", "mixed", "int6(group=64)", "int5(group=64)", "int4(group=32)",
@@ -275,26 +275,17 @@ def _silence_transformers() -> None:
     getattr(logging, "disable_progress_bar", lambda: None)()
 
 
-def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+def add_setup_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is measured, of which setup_of makes a Setup."""
     defaults = Setup()
-    parser = argparse.ArgumentParser(description="Measure the perplexity of a model on a compressed KV cache.")
     add = parser.add_argument
-    add("--quick-test", action="store_true", help="synthetic data: no model, no download")
-    add("--cpu", action="store_true", help="force CPU mode")
-    add("--threshold", type=float, default=0.5, help="maximum acceptable perplexity delta (default %(default)s)")
-    add("--quiet", action="store_true", help="minimal output: one line for each spec")
-    # The fields of Setup have no default here: _given tells them apart by that.
+    # The fields of Setup have no default here: setup_of tells them apart by that.
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", dest="model_name", metavar="NAME",
                        help=f"hub name or local directory (default {defaults.model_name})")
     model.add_argument("--gguf", dest="model_name", metavar="FILE", help="model in a GGUF file")
     add("--dtype", choices=DTYPES,
         help="type that the model computes in (default auto: float32 on a CPU, else that of its weights)")
-    add("--codec", action="append", default=[], metavar="SPEC", help='for example "int8(group=64)"; may be repeated')
-    add("--profile", action="append", default=[], metavar="FILE", help="profile of kv-compress; may be repeated")
-    add("--low-rank", action="append", default=[], metavar="FILE.pt",
-        help="compressor of low rank, of scripts/calibrate_kv_compressor.py; may be repeated")
-    add("--group-size", type=int, default=64, help="of INT4, where none of them is given (default %(default)s)")
     add("--text", metavar="FILE", help="text to measure on, in place of the data set WikiText-2")
     add("--token-windows", metavar="FILE", help='JSON {"prefix_len": P, "windows": [[ids], ...]} in place of a text')
     add("--windows", type=int, help=f"at most so many windows (default {defaults.windows})")
@@ -303,6 +294,26 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         help=f"tokens read after the prefix (default {defaults.continuation_len})")
     add("--cache-dtype", choices=DTYPES,
         help="type that the cache is saved in (default auto: that of the weights, float16 for float32)")
+
+
+def setup_of(args: argparse.Namespace) -> Setup:
+    """What the flags of add_setup_flags say."""
+    return Setup(**_given(args))
+
+
+def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the perplexity of a model on a compressed KV cache.")
+    add = parser.add_argument
+    add("--quick-test", action="store_true", help="synthetic data: no model, no download")
+    add("--cpu", action="store_true", help="force CPU mode")
+    add("--threshold", type=float, default=0.5, help="maximum acceptable perplexity delta (default %(default)s)")
+    add("--quiet", action="store_true", help="minimal output: one line for each spec")
+    add_setup_flags(parser)
+    add("--codec", action="append", default=[], metavar="SPEC", help='for example "int8(group=64)"; may be repeated')
+    add("--profile", action="append", default=[], metavar="FILE", help="profile of kv-compress; may be repeated")
+    add("--low-rank", action="append", default=[], metavar="FILE.pt",
+        help="compressor of low rank, of scripts/calibrate_kv_compressor.py; may be repeated")
+    add("--group-size", type=int, default=64, help="of INT4, where none of them is given (default %(default)s)")
     add("--json", action="store_true", help="print the result as JSON: an object, or a list for several specs")
     add("--sweep", metavar="OUT.png|OUT.html", help="measure several specs and plot perplexity against size")
     parsed = parser.parse_args(arguments)
@@ -336,7 +347,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if args.quick_test:
         results = [run_quick_test(verbose, args.threshold, specs[0].codec, specs[0].profile, specs[0].group_size)]
     else:
-        results = validate(specs, Setup(**_given(args)), "cpu" if args.cpu else None, args.threshold, verbose)
+        results = validate(specs, setup_of(args), "cpu" if args.cpu else None, args.threshold, verbose)
     if args.json:
         plain = [result.to_dict() for result in results]
         print(json.dumps(plain[0] if len(plain) == 1 else plain, indent=2))

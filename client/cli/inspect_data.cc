@@ -122,7 +122,8 @@ absl::StatusOr<CompressedRows> RowsOf(const CompressedFile& compressed, const By
 
 }  // namespace
 
-std::string PlainJson(const safetensors::Header& header, uint64_t file_bytes, const FileAnalysis& analysis) {
+std::string PlainJson(const safetensors::Header& header, uint64_t file_bytes, std::string_view artifact,
+                      const FileAnalysis& analysis) {
   Json json = {{"compressed", false},
                {"file_bytes", file_bytes},
                {"metadata", header.metadata},
@@ -130,6 +131,7 @@ std::string PlainJson(const safetensors::Header& header, uint64_t file_bytes, co
                {"analyzed_of_bytes", analysis.tensor_bytes},
                {"warnings", analysis.warnings},
                {"tensors", Json::array()}};
+  if (!artifact.empty()) json["artifact"] = artifact;
   std::map<std::string, size_t> places;
   for (const safetensors::Entry& entry : header.entries) {
     places[entry.name] = json["tensors"].size();

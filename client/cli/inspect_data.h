@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "client/cli/file_analysis.h"
@@ -10,7 +11,9 @@
 // compressed tensor. docs/analysis.md names the fields.
 namespace kvcompress {
 
-std::string PlainJson(const safetensors::Header& header, uint64_t file_bytes, const FileAnalysis& analysis);
+// `artifact`: the id of a file that is one, else empty.
+std::string PlainJson(const safetensors::Header& header, uint64_t file_bytes, std::string_view artifact,
+                      const FileAnalysis& analysis);
 std::string PlainCsv(const FileAnalysis& analysis);
 
 // Errors are those of reading the frames of `file`.

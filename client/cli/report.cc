@@ -12,6 +12,7 @@
 #include "client/cli/printable.h"
 #include "client/cli/rotary_report.h"
 #include "client/cli/table.h"
+#include "core/artifact/artifact_file.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/registry.h"
@@ -220,12 +221,18 @@ absl::StatusOr<Inspection> Inspect(const Input& file, const InspectOptions& opti
   const safetensors::Header& header = file.header();
   if (!IsCompressedFile(header)) {
     KVC_ASSIGN_OR_RETURN(const FileAnalysis analysis, AnalyzeFile(file, header, options.analysis));
+    ArtifactId artifact;
+    if (header.metadata.contains(std::string(kArtifactKey))) {
+      KVC_ASSIGN_OR_RETURN(artifact, ArtifactIdOf(file));
+    }
     switch (options.format) {
-      case InspectFormat::kJson: return Inspection{PlainJson(header, file.size(), analysis), analysis.warnings};
+      case InspectFormat::kJson:
+        return Inspection{PlainJson(header, file.size(), artifact, analysis), analysis.warnings};
       case InspectFormat::kCsv: return Inspection{PlainCsv(analysis), analysis.warnings};
       case InspectFormat::kTable: break;
     }
-    return Inspection{DescribePlain(header, file.size()) + AnalysisTables(analysis), analysis.warnings};
+    const std::string title = artifact.empty() ? "" : absl::StrFormat("artifact %s\n\n", artifact);
+    return Inspection{title + DescribePlain(header, file.size()) + AnalysisTables(analysis), analysis.warnings};
   }
   const std::string_view unfit = options.analysis.rotary.theta != 0 ? "-rope-theta"
                                  : options.analysis.per_head        ? "-per-head"

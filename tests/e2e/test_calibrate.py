@@ -49,6 +49,13 @@ def check(artifact, caches, theta, weights=None, start=0):
             np.testing.assert_allclose(cost, np.eye(len(c)), atol=1e-2)
 
 
+def test_inspect_tells_the_id_of_an_artifact(bin_dir, sample, tmp_path):
+    report, _ = calibrate(bin_dir, tmp_path / "a.kvcal", "-input", sample, "-rope-theta", THETA, "-group-dim", 64)
+    assert run_ok(bin_dir, "-inspect", "-format", "json", tmp_path / "a.kvcal")["artifact"] == report["artifact"]
+    assert run(bin_dir, "-inspect", tmp_path / "a.kvcal").stdout.startswith(f"artifact {report['artifact']}\n")
+    assert "artifact" not in run_ok(bin_dir, "-inspect", "-format", "json", sample)
+
+
 @pytest.mark.parametrize("group_dim, group_heads", [(64, 1), (128, 2)])
 def test_an_artifact_is_what_numpy_makes_of_the_cache(bin_dir, sample, tmp_path, group_dim, group_heads):
     report, artifact = calibrate(bin_dir, tmp_path / "a.kvcal", "-input", sample, "-rope-theta", THETA, "-group-dim",
