@@ -113,7 +113,8 @@ def _figure(decision: "Decision") -> Any:
     if decision.max_kl > 0:
         axes.axhline(decision.max_kl, color="0.3", linewidth=1, linestyle="--", label=f"allowed: {decision.max_kl:g}")
     floor = decision.about.noise_floor
-    if floor is not None and floor.kl > 0:
+    # One that is far below all points would leave them no room.
+    if floor is not None and shown and 30 * floor.kl > min(each.change(part).kl for each in shown for part in TITLES):
         axes.axhline(floor.kl, color="0.6", linewidth=1, linestyle=":", label="rounding without a codec")
     axes.set_yscale("log")
     axes.set(xlabel="bits a value", ylabel="KL divergence, nats per token", title="Without loss: 0, not shown")

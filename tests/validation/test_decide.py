@@ -86,7 +86,7 @@ def test_the_page_is_whole_and_loads_nothing(decided):
     assert page.count("<tr class=chosen>") == 1
     chosen = re.search(r"<tr class=chosen><td>(.*?)</td>", page).group(1)
     assert chosen == figures["cheapest"]["both"]
-    assert "allowed: 0.001" in page and "rounding without a codec" in page
+    assert "allowed: 0.001" in page and "Rounding alone, without a codec, makes a KL of " in page
 
 
 def test_standard_output_names_the_codec_last(decided):
@@ -140,6 +140,14 @@ def test_what_only_costs_time_is_not_advised_for_a_link():
                            {"links": [link], "context_tokens": 7})
     assert fast.soonest(0).codec == "b" and fast.cheapest().codec == "a"
     assert "Loads 7 tokens soonest over 1GB/s, under that KL: b, 500 ms in place of 2.00 s" in decide_page.verdict(fast)
+
+
+@pytest.mark.parametrize("floor, drawn", [(1e-12, False), (2e-3, True)])
+def test_the_noise_floor_is_drawn_where_it_is_near(floor, drawn):
+    noise = Change(5.0, 0.0, 0.0, 0.0, 0.0, floor, 0.0, 1.0)
+    decision = decide.Decision([candidate("a", 2, 0.5, floor=noise), candidate("b", 4, 1e-2, floor=noise)], 0.01, {})
+    labels = decide_page._figure(decision).axes[0].get_legend_handles_labels()[1]
+    assert ("rounding without a codec" in labels) == drawn and "allowed: 0.01" in labels
 
 
 def test_one_window_has_no_standard_error_and_its_json_no_nan(folder):
