@@ -21,7 +21,7 @@ constexpr double kCompactFrameBytes = 48;
 constexpr double kArtifactIdBytes = 33;  // more than a usual spec, with the id of an artifact
 // Of a coded block beside symbols and segments: its header; and of each lane what its state takes beyond its bits.
 constexpr double kHeaderBytes = 10;
-constexpr double kLaneBytes = 2;
+constexpr double kLaneBytes = 3;
 // Bits of a channel in the side information, until a coding tells them.
 constexpr double kChannelBits = 6;
 // Left free, so that few blocks miss: bits of a value, and a part of all.
