@@ -1,4 +1,4 @@
-"""Compressors of low rank on models, tiny ones of random weights: what is observed, what is measured, what is written."""
+"""Compressors of low rank on models, tiny ones of random weights: what they observe, measure and write."""
 
 import copy
 import json
@@ -17,9 +17,9 @@ tokenizers = pytest.importorskip("tokenizers")
 from kvcompress.calibration import (  # noqa: E402 - need PyTorch
     KVSpliceCompressor,
     PCACompressor,
-    low_rank_statistics,
     load_compressor,
     low_rank_run,
+    low_rank_statistics,
 )
 from kvcompress.calibration.low_rank_tuning import fine_tune  # noqa: E402
 from kvcompress.calibration.scoring import jackknife_stderr, kl_divergence, score_restored  # noqa: E402
@@ -188,7 +188,8 @@ class TestCalibration:
         low_rank_run.fit(llama, compressor, rows)
         state = compressor.state_dict()
         compressor.load_state_dict({
-            name: torch.zeros_like(value) if isinstance(value, torch.Tensor) else value for name, value in state.items()})
+            name: torch.zeros_like(value) if isinstance(value, torch.Tensor) else value
+            for name, value in state.items()})
         measured = low_rank_run.measure(llama, compressor, rows)
         assert measured.score.kl > 0.01
         assert measured.score.perplexity != measured.score.baseline_perplexity
@@ -313,7 +314,8 @@ class TestScores:
         scores, _ = score_restored(model, rows, [40] * 6, [lambda pairs: pairs] * 3, torch.float32)
         assert [score.kl for score in scores] == [0, 0, 0]
         with torch.no_grad():
-            whole = torch.cat([model(row[None]).logits[0].log_softmax(-1)[40:-1].gather(1, row[41:, None]) for row in rows])
+            whole = torch.cat([
+                model(row[None]).logits[0].log_softmax(-1)[40:-1].gather(1, row[41:, None]) for row in rows])
         assert scores[2].baseline_nll == pytest.approx(-float(whole.mean()), rel=1e-5)
 
     def test_errors_are_by_the_jackknife(self):
