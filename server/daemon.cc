@@ -4,6 +4,9 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <prometheus/text_serializer.h>
 
+#include <filesystem>
+#include <system_error>
+
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "core/base/status_macros.h"
@@ -19,6 +22,15 @@ namespace {
 // until they are is on top, and as much again where it is not clear which those are: together less than the 150 MiB
 // that operators are told.
 constexpr uint64_t kMemoryBesidesBudget = uint64_t{64} << 20;
+
+// Of artifacts. It may come later, so its lack is no error.
+void WarnOfDirectory(const std::string& directory) {
+  std::error_code error;
+  if (!directory.empty()) std::filesystem::directory_iterator(directory, error);
+  if (!error) return;
+  Log(LogLevel::kWarning, "the directory of artifacts cannot be read: codecs that name one are refused until it can",
+      {{"artifacts", directory}, {"reason", error.message()}});
+}
 
 // What artifacts may take: those that are loaded, and the one that is being read.
 uint64_t ArtifactBytes(const Options& options) { return options.artifacts.empty() ? 0 : 2 * options.artifact_memory; }
@@ -127,6 +139,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
   KVC_RETURN_IF_ERROR(daemon->pool_.status());
   reserve.reset();  // gRPC ends the process when it cannot start a thread
   KVC_RETURN_IF_ERROR(daemon->ReadSecrets());
+  WarnOfDirectory(options.artifacts);
   KVC_RETURN_IF_ERROR(daemon->Listen());
   KVC_RETURN_IF_ERROR(daemon->ServeMetrics());
   return daemon;

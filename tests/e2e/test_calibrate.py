@@ -9,7 +9,7 @@ import calibration_model as model
 import numpy as np
 import pytest
 from cli_helpers import File, run, run_ok, start, write_file
-from daemon_helpers import Client
+from daemon_helpers import Client, wait_for
 from load_helpers import memory
 
 THETA = 10000.0
@@ -270,6 +270,19 @@ def test_a_daemon_finds_artifacts_in_its_directory(bin_dir, daemon, stubs, sampl
     other = write_file(tmp_path / "other", {"layer_0_key": np.ones((1, 4, 64, 64), np.float16)})
     refused = run(bin_dir, "-input", other, "-output", tmp_path / "small", "-codec", codec, *server)
     assert refused.returncode == 1 and "the artifact is for 2 heads of 64 channels, and this tensor has 4 of 64" in refused.stderr
+
+
+def test_a_directory_that_cannot_be_read_is_logged_and_may_come_later(bin_dir, daemon, sample, tmp_path):
+    serving = daemon("--artifacts", tmp_path / "none")
+    warning = "the directory of artifacts cannot be read: codecs that name one are refused until it can"
+    wait_for(lambda: warning in serving.log(), "the warning")
+    assert f"{tmp_path}/none" in serving.log() and "No such file or directory" in serving.log()
+    report, _ = calibrate(bin_dir, tmp_path / "model.kvcal", "-input", sample, "-rope-theta", THETA)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "model.kvcal").rename(tmp_path / "none" / "model.kvcal")
+    run_ok(bin_dir, "-input", sample, "-metrics-only", "-codec", f"kv(artifact={report['artifact']})", "-server", serving.address)
+    other = daemon("--artifacts", tmp_path / "none")
+    assert warning not in other.log()
 
 
 def test_a_daemon_without_a_directory_says_so(bin_dir, daemon, sample, tmp_path):
