@@ -32,6 +32,8 @@ SPECS = [
     "quant(bits=12,per=group,group=512,outliers=0.005)", "rotated", "rotated(bits=3)|rans", "rotated(bits=4,sinks=4)", "rotated(bits=4,mean=channel,theta=10000)", "blocknorm", "blocknorm(block=32,topk=0.5,bits=4)|rans",
     "bounded(min_snr=30)", "bounded(min_snr=20,max_error=0.05,min_cosine=0.999)|zstd(level=1)",
     "transform(bits=3)", "transform(snr=20,theta=10000,rotary=interleaved)", "transform(step=0.1,trellis=false)|zstd(level=1)",
+    "transform(bits=3,theta=500000,scaling=llama3,factor=8)", "transform(step=0.1,theta=1000000,scaling=yarn,factor=4,original=32768)",
+    "rotated(mean=channel,theta=10000,scaling=linear,factor=2.5)",
     "exact", "planes(split=coded)|smallest", "int4|smallest", "lossless", "lossless-fast", "near-lossless", "mixed", "kv3", "kv(bits=2.5)", "int4|rans", "clamp|sparse(ratio=0.3)|quant(bits=4)|rans",
 ]
 HEADS_SPECS = ["heads(0-1:int8,2-:int4|rans)", "heads(0:raw,1-:planes|zstd(level=1))",
