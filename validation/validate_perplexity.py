@@ -311,6 +311,7 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add_setup_flags(parser)
     add("--codec", action="append", default=[], metavar="SPEC", help='for example "int8(group=64)"; may be repeated')
     add("--profile", action="append", default=[], metavar="FILE", help="profile of kv-compress; may be repeated")
+    add("--artifacts", metavar="DIR", help="directory of the artifacts that codecs and profiles name")
     add("--low-rank", action="append", default=[], metavar="FILE.pt",
         help="compressor of low rank, of scripts/calibrate_kv_compressor.py; may be repeated")
     add("--group-size", type=int, default=64, help="of INT4, where none of them is given (default %(default)s)")
@@ -340,7 +341,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if args.sweep:
         report.check_plot_path(args.sweep)
     verbose = not (args.quiet or args.json)
-    specs = [*map(Spec, args.codec), *(Spec(profile=profile) for profile in args.profile),
+    specs = [*(Spec(codec, artifacts=args.artifacts) for codec in args.codec),
+             *(Spec(profile=profile, artifacts=args.artifacts) for profile in args.profile),
              *(Spec(compressor=path) for path in args.low_rank)]
     if not specs:
         specs = [Spec(codec) for codec in SWEEP] if args.sweep else [Spec(group_size=args.group_size)]

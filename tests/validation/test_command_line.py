@@ -189,6 +189,7 @@ def test_a_result_as_text_is_its_paragraph():
 @pytest.mark.parametrize("args, text", [
     (["--codec", "int9"], 'kv-compress failed with exit code 1: unknown codec "int9"'),
     (["--profile", "none.json"], "read profile: open none.json: no such file or directory"),
+    (["--codec", f"kv(artifact={'a' * 32})", "--artifacts", "none"], "put its file into none, as NAME.kvcal"),
     (["--prefix-len", "39"], "a window of 40 tokens and a prefix of 39"),
     (["--prefix-len", "0"], "a window of 40 tokens and a prefix of 0"),
     (["--token-windows", "none.json"], "No such file or directory: 'none.json'"),
