@@ -7,6 +7,7 @@
 #include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
+#include "core/codec/rotary_parameters.h"
 #include "core/codec/syntax.h"
 
 namespace kvcompress {
@@ -54,6 +55,7 @@ absl::StatusOr<std::string> WithRotary(const TensorDesc& tensor, std::string_vie
   const auto add = [&]() -> absl::StatusOr<std::string> {
     KVC_ASSIGN_OR_RETURN(const ChainSpec spec, ChainSpec::Parse(codec));
     KVC_ASSIGN_OR_RETURN(const ChainSpec with, spec.WithRotary(tensor.name, rotary));
+    if (with.rotary() != spec.For(tensor.name).rotary()) KVC_RETURN_IF_ERROR(CheckRotaryFits(rotary, tensor));
     return with.text();
   };
   absl::StatusOr<std::string> text = add();

@@ -25,17 +25,6 @@ bool CanAnalyze(const Entry& entry) {
   return tensor.ok() && !IsOpaque(tensor->dtype) && ValidateTensor(*tensor).ok() && entry.bytes() > 0;
 }
 
-// Refuses a rotation of more channels than a key has.
-absl::Status CheckRotation(const Header& header, const simd::RotaryEmbedding& rotation) {
-  for (const Entry& entry : header.entries) {
-    const uint64_t channels = entry.shape.empty() ? 0 : entry.shape.back();
-    if (rotation.theta == 0 || rotation.dims <= channels || !ParseKvName(entry.name).is_key) continue;
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "-rope-dims must be at most the head_dim, %d in tensor \"%s\", not %d", channels, entry.name, rotation.dims));
-  }
-  return absl::OkStatus();
-}
-
 // The error of int4, of which a warning would speak; empty where it refuses the values.
 absl::StatusOr<std::optional<ErrorSums>> MeasureInt4(const SampledTensor& sampled, std::vector<std::byte>& frame) {
   KVC_ASSIGN_OR_RETURN(const TensorCompressor compressor,
@@ -91,6 +80,22 @@ void AddRows(const SampledTensor& sampled, const AnalysisOptions& options, std::
 }
 
 }  // namespace
+
+absl::Status CheckRotation(const Header& header, const simd::RotaryEmbedding& rotation) {
+  for (const Entry& entry : header.entries) {
+    const uint64_t channels = entry.shape.empty() ? 0 : entry.shape.back();
+    if (rotation.theta == 0 || channels == 0 || !ParseKvName(entry.name).is_key) continue;
+    if (rotation.dims > channels) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "-rope-dims must be at most the head_dim, %d in tensor \"%s\", not %d", channels, entry.name, rotation.dims));
+    }
+    if (rotation.offset <= channels - rotation.dims && rotation.offset < channels) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("-rope-offset and -rope-dims must be within the head_dim, %d in tensor \"%s\", not %d and %d",
+                        channels, entry.name, rotation.offset, rotation.dims));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<FileAnalysis> AnalyzeFile(const ByteSource& file, const Header& header, const AnalysisOptions& options) {
   Header known = header;

@@ -40,8 +40,11 @@ struct FileAnalysis {
   bool whole() const { return bytes == tensor_bytes; }
 };
 
+// INVALID_ARGUMENT for a rotation of channels that keys of the file have not.
+absl::Status CheckRotation(const safetensors::Header& header, const simd::RotaryEmbedding& rotation);
+
 // Looks at the file's F16, BF16 and F32 tensors; of a large file only at evenly spaced parts. INVALID_ARGUMENT for
-// heads of a file that is too large to be looked at whole, and for a rotation of more channels than a key has.
+// heads of a file that is too large to be looked at whole, and as of CheckRotation.
 absl::StatusOr<FileAnalysis> AnalyzeFile(const ByteSource& file, const safetensors::Header& header,
                                          const AnalysisOptions& options);
 

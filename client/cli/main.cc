@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/advice.h"
 #include "client/cli/calibration_report.h"
+#include "client/cli/file_analysis.h"
 #include "client/cli/flags.h"
 #include "client/cli/go_flags.h"
 #include "client/cli/interrupt.h"
@@ -280,6 +281,7 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   result.flags = RopeFlags(flags, options);
   if (!options.artifacts.empty()) absl::StrAppend(&result.flags, " -artifacts ", ShellWord(options.artifacts));
   ArtifactStore store({.directory = options.artifacts});
+  KVC_RETURN_IF_ERROR(CheckRotation(header, GivenRotary(options).value_or(simd::RotaryEmbedding{})));
   ArtifactStore* const artifacts = options.artifacts.empty() ? nullptr : &store;
   FileRotary rotary(header.metadata, GivenRotary(options), GivenStart(flags, options), artifacts);
   // Where times decide, and where there are few, they are worth waiting for.
@@ -289,11 +291,7 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   Sweep sweep(sample, header, rotary, how);
   KVC_RETURN_IF_ERROR(MeasureSpecs(all ? SweepSpecs() : options.sweep_specs, sample.bytes, sweep, result));
   result.rotary = rotary.use();
-  if (!result.rotary) {
-    PrintWarnings(
-        {"the keys' rotary embedding is not known, so none was undone: -rope-theta or the file's metadata "
-         "(rope_theta) say it"});
-  }
+  if (!result.rotary) PrintWarnings({std::string(kUnknownRotary)});
   const SweepReport report = MakeSweepReport(sample, result);
   if (page != nullptr) {
     KVC_RETURN_IF_ERROR(Prefixed("write report", page->WriteAt(0, AsBytes(report.html))));

@@ -76,6 +76,7 @@ std::string RotaryLine(const FileReport& report) {
 }
 
 std::string RotaryWarning(const FileReport& report) {
+  if (report.misses_rotary) return std::string(kUnknownRotary);
   const Gains gains(report);
   if (2 * gains.undone >= gains.tensors) return "";
   return absl::StrFormat(

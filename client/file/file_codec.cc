@@ -218,6 +218,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
                     .tensors = std::move(reports),
                     .block_codecs = writer.TakeBlockCodecs(),
                     .rotary = rotary.use(),
+                    .misses_rotary = rotary.is_missed(),
                     .tensor_bytes = list.tensor_bytes,
                     .compressed_bytes = out.size()};
 }

@@ -43,6 +43,7 @@ struct FileReport {
   std::vector<TensorReport> tensors;           // in the file's order
   std::vector<BlockCodecs> block_codecs = {};  // of each of them, where asked for
   std::optional<RotaryUse> rotary = {};        // compression: how keys were turned back, where codecs could do it
+  bool misses_rotary = false;                  // FileRotary::is_missed
   uint64_t tensor_bytes = 0;                   // of all tensors in their own dtype
   uint64_t compressed_bytes = 0;               // of the whole compressed file, header included
 };

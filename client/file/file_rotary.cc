@@ -13,6 +13,9 @@
 namespace kvcompress {
 namespace {
 
+// To find out whether a codec can turn keys back.
+constexpr simd::RotaryEmbedding kAnyRotary = {.theta = 10000};
+
 absl::Status BadKey(const std::string& key, const std::string& text) {
   return absl::InvalidArgumentError(absl::StrFormat("its metadata's %s is \"%s\"", key, text.substr(0, 40)));
 }
@@ -100,6 +103,9 @@ absl::StatusOr<std::string> FileRotary::CodecFor(const Profile& profile, const T
   KVC_ASSIGN_OR_RETURN(const std::string text, WithRotary(tensor, own_text, *rotary_));
   KVC_ASSIGN_OR_RETURN(const ChainSpec completed, ChainSpec::ParseStages(text));
   const simd::RotaryEmbedding after = *completed.rotary();
+  if (after.theta == 0 && ParseKvName(tensor.name).is_key) {
+    is_missed_ = is_missed_ || completed.WithRotary(tensor.name, kAnyRotary)->rotary()->theta > 0;
+  }
   if (!use_ && ParseKvName(tensor.name).is_key) {
     if (const std::optional<simd::RotaryEmbedding> learned = OfArtifact(completed.stages(), artifacts_)) {
       use_ = {*learned, "artifact"};

@@ -40,12 +40,15 @@ class FileRotary {
 
   // Of the first tensor whose keys may be turned back.
   const std::optional<RotaryUse>& use() const { return use_; }
+  // Whether there were keys whose codec would have turned them back, had anybody said how.
+  bool is_missed() const { return is_missed_; }
 
  private:
   const std::string_view source_;
   ArtifactStore* const artifacts_;
   absl::StatusOr<simd::RotaryEmbedding> rotary_;
   std::optional<RotaryUse> use_;
+  bool is_missed_ = false;
 };
 
 }  // namespace kvcompress

@@ -107,6 +107,15 @@ absl::Status CheckRotary(const simd::RotaryEmbedding& rotary) {
   return absl::OkStatus();
 }
 
+absl::Status CheckRotaryFits(const simd::RotaryEmbedding& rotary, const TensorDesc& tensor) {
+  if (rotary.theta == 0 || tensor.shape.empty() || !ParseKvName(tensor.name).is_key) return absl::OkStatus();
+  const uint64_t channels = tensor.shape.back();
+  const bool fits = rotary.dims <= channels && rotary.offset <= channels - rotary.dims && rotary.offset < channels;
+  if (fits || channels == 0) return absl::OkStatus();
+  return Fault(
+      absl::StrFormat("%d channels from %d on are not within the %d of a head", rotary.dims, rotary.offset, channels));
+}
+
 absl::Status CheckRotaryOf(const StageSpec& stage) {
   const auto fault = [&](std::string_view what) {
     return absl::InvalidArgumentError(absl::StrFormat("%s: %s", stage.codec->name, what));

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "absl/status/status.h"
+#include "core/base/tensor.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/parameter.h"
 #include "core/simd/rotary.h"
@@ -39,6 +40,9 @@ inline constexpr Parameter kOriginal =
 // Of a stage whose codec has them. INVALID_ARGUMENT, a sentence that begins with the codec's name, for what no model
 // has: a theta between 0 and 1, a scaling that simd::FaultOf names, or one without a theta.
 absl::Status CheckRotaryOf(const StageSpec& stage);
+// INVALID_ARGUMENT, "rotary: ...", where a tensor is a layer's keys, by its name, whose heads have fewer channels than
+// those that turn.
+absl::Status CheckRotaryFits(const simd::RotaryEmbedding& rotary, const TensorDesc& tensor);
 // The embedding that a checked stage undoes, with the position of its first token.
 simd::RotaryEmbedding RotaryOf(const StageSpec& stage);
 

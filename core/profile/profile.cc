@@ -11,6 +11,7 @@
 #include "core/base/strict_json.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
+#include "core/codec/rotary_parameters.h"
 #include "core/profile/rope_scaling.h"
 
 namespace kvcompress {
@@ -213,7 +214,9 @@ absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
   absl::StatusOr<std::string> own = OwnCodecFor(tensor);
   if (!own.ok() || rotary_.theta == 0) return own;
   const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(*own)->WithRotary(tensor.name, rotary_);
-  if (!spec.ok()) return Fault(absl::StrCat("tensor \"", tensor.name, "\": ", spec.status().message()));
+  const bool has_use = spec.ok() && spec->text() != *own;
+  const absl::Status status = has_use ? CheckRotaryFits(rotary_, tensor) : spec.status();
+  if (!status.ok()) return Fault(absl::StrCat("tensor \"", tensor.name, "\": ", status.message()));
   return spec->text();
 }
 

@@ -306,6 +306,46 @@ def test_a_rotation_that_gains_nothing_is_told(bin_dir, tmp_path):
         assert len(report["warnings"]) >= 1 and "undone in 0 of 1 key tensors" in done.stderr
 
 
+def test_keys_that_nobody_says_how_to_turn_back_are_told_of(bin_dir, tmp_path):
+    source = write_file(tmp_path / "in", {KEY: scaled_keys({}, 10000, 0), "layer_0_value": scaled_keys({}, 10000, 0)})
+    warning = "the keys' rotary embedding is not known, so none was undone: -rope-theta or the file's metadata (rope_theta) say it"
+
+    def warnings(*args):
+        done = run(bin_dir, "-input", source, "-metrics-only", *args)
+        assert done.returncode == 0, done.stderr
+        found = [text for text in json.loads(done.stdout)["warnings"] if "rotary" in text]
+        assert done.stderr.count(f"Warning: {warning}\n") == len(found)
+        return found
+
+    for codec in ("kv3", CODEC, "rotated(bits=4,mean=channel)", f"heads(0-:{CODEC})"):
+        assert warnings("-codec", codec) == [warning], codec
+    for args in (["-codec", "kv3", "-rope-theta", "10000"], ["-codec", "transform(bits=3,theta=10000)"], ["-codec", "int4"],
+                 ["-codec", "rotated"], ["-codec", "lossless"]):
+        assert warnings(*args) == [], args
+
+
+@pytest.mark.parametrize("rope, said", [(("-rope-dims", 200), "200"), (("-rope-offset", 40, "-rope-dims", 40), "40"),
+                                        (("-rope-offset", 64), "64")])
+def test_channels_beyond_a_head_turn_in_no_mode(bin_dir, tmp_path, daemon, rope, said):
+    source = write_file(tmp_path / "in", {KEY: scaled_keys({}, 10000, 0)})
+    profile = tmp_path / "profile.json"
+    names = {"-rope-dims": "dims", "-rope-offset": "offset"}
+    rotary = {"theta": 10000, **{names[flag]: count for flag, count in zip(rope[::2], rope[1::2], strict=True)}}
+    profile.write_text(json.dumps({"version": 1, "default": "kv3", "rotary": rotary}))
+    metadata = {f"rope_{name}": str(value) for name, value in rotary.items()}
+    told = write_file(tmp_path / "told", {KEY: scaled_keys({}, 10000, 0)}, metadata)
+    flags = ("-rope-theta", 10000, *rope)
+    outputs = ("-output", tmp_path / "out")
+    for args in ((*outputs, "-codec", "kv3", *flags, "-input", source), ("-inspect", *flags, "-input", source),
+                 ("-sweep", *flags, "-input", source), ("-calibrate", *outputs, *flags, "-input", source),
+                 (*outputs, "-profile", profile, "-input", source), (*outputs, "-codec", "kv3", "-input", told),
+                 (*outputs, "-codec", "kv3", *flags, "-input", source, "-server", daemon().address)):
+        done = run(bin_dir, *args)
+        assert done.returncode == 1 and said in done.stderr and "head" in done.stderr, (args, done.stderr)
+        assert not (tmp_path / "out").exists()
+    assert run(bin_dir, *outputs, "-codec", "int4", *flags, "-input", source).returncode == 0  # which turns nothing
+
+
 def test_a_daemon_tells_what_undoing_brought(bin_dir, tmp_path, daemon):
     source = write_file(tmp_path / "in", {KEY: scaled_keys({}, 10000, 0)}, {"rope_theta": "10000"})
     local, _ = compress(bin_dir, source, "-codec", CODEC)
