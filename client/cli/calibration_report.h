@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "client/file/calibrate.h"
@@ -12,9 +13,9 @@ namespace kvcompress {
 std::string CalibrationJson(const CalibrationReport& report, const std::string& output, double milliseconds);
 
 // What a user should know of it: a line each, which the JSON has as "warnings", too.
-std::vector<std::string> CalibrationWarnings(const CalibrationReport& report);
+std::vector<std::string> CalibrationWarnings(const CalibrationReport& report, std::string_view output);
 
 // A line for each tensor.
-std::string CalibrationLines(const Calibration& calibration);
+std::string CalibrationLines(const CalibrationReport& report);
 
 }  // namespace kvcompress

@@ -19,7 +19,9 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
       "Directory of the artifacts that codecs name, as in kv(bits=3,artifact=ID): files *.kvcal, made by -calibrate");
   flags.Float("bits", &options.bits,
               "Budget: keys and values take so many bits a value (1.5-8), short for -codec kv(bits=B)");
-  flags.String("profile", &options.profile, "FILE", "JSON file that chooses a codec for each tensor");
+  flags.String(
+      "profile", &options.profile, "FILE",
+      "JSON file that chooses a codec for each tensor; a compression_config.json, with ranks of heads for -codec");
   flags.Int("group-size", &options.group_size, "Quantization group size (32, 64, or 128)");
   flags.Float("sparsity", &options.sparsity,
               "Fraction of the values, the smallest, that becomes zero first (0.0-1.0, 0=disabled)");
@@ -87,6 +89,8 @@ void DeclareCalibration(GoFlags& flags, CliOptions& options) {
              "Make a model's artifact (-output) from caches of its keys and values: -input FILE,FILE,...");
   flags.String("weights", &options.weights, "FILE",
                "With -calibrate: what errors cost, layer_{i}_key|value [groups, dim, dim] in a safetensors file");
+  flags.String("config", &options.config, "FILE",
+               "With -calibrate: a compression_config.json, for whose ranks heads are taken singly (then -profile)");
   flags.Int("group-dim", &options.group_dim, "With -calibrate: channels that are taken together (64, 128, or 256)");
 
   flags.Group("Rotary embedding of keys", "kv-compress -inspect -rope-theta 10000 cache.safetensors");

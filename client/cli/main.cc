@@ -39,6 +39,7 @@
 #include "core/codec/parameter.h"
 #include "core/codec/registry.h"
 #include "core/file/plain_file.h"
+#include "core/profile/compression_config.h"
 #include "core/profile/profile.h"
 #include "core/quality/quality.h"
 
@@ -63,10 +64,29 @@ absl::Status PrintResult(const std::string& text) {
   return absl::DataLossError("write standard output: not all could be written");
 }
 
-absl::StatusOr<Profile> ReadProfile(const std::string& path) {
-  constexpr uint64_t kMaxMebibytes = 16;
-  KVC_ASSIGN_OR_RETURN(const std::string json, ReadText("profile", path, kMaxMebibytes));
-  return Profile::Parse(json);
+constexpr uint64_t kMaxProfileMebibytes = 16;
+
+absl::StatusOr<CompressionConfig> ReadConfig(const std::string& path) {
+  KVC_ASSIGN_OR_RETURN(const std::string json, ReadText("config", path, kMaxProfileMebibytes));
+  absl::StatusOr<CompressionConfig> config = CompressionConfig::Parse(json);
+  if (!config.ok()) return Prefixed("config", config.status());
+  return config;
+}
+
+absl::StatusOr<Profile> ReadProfile(const CliOptions& options) {
+  KVC_ASSIGN_OR_RETURN(const std::string json, ReadText("profile", options.profile, kMaxProfileMebibytes));
+  KVC_ASSIGN_OR_RETURN(Profile profile, Profile::Parse(json));
+  if (profile.needs_codec()) {
+    if (options.codec.empty()) {
+      return absl::InvalidArgumentError(
+          "profile: it says ranks alone: give the codec that keeps them, for example -codec "
+          "\"kv(bits=4,artifact=ID)\"");
+    }
+    KVC_RETURN_IF_ERROR(profile.SetCodec(options.codec));
+  } else if (!options.codec.empty()) {
+    return absl::InvalidArgumentError("-codec and -profile exclude each other");
+  }
+  return profile;
 }
 
 // `artifacts` may be null, and must outlive the client.
@@ -112,8 +132,7 @@ bool HasLayers(const FileReport& report) {
 }
 
 absl::StatusOr<FileReport> RunCodec(const CliOptions& options, FileOptions file_options) {
-  absl::StatusOr<Profile> profile =
-      options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options.profile);
+  absl::StatusOr<Profile> profile = options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options);
   if (!profile.ok()) return profile.status();
   const std::string codec = options.profile.empty() && profile->is_uniform() ? profile->default_codec() : "profile";
   ArtifactStore artifacts({.directory = options.artifacts});
@@ -219,14 +238,17 @@ absl::Status RunCalibrate(const GoFlags& flags, const CliOptions& options, Inter
         .create = [&](const std::string& path) { return interrupts.CreateFile(path); },
         .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
     };
+    if (!options.config.empty()) {
+      KVC_ASSIGN_OR_RETURN(calibrate.config, ReadConfig(options.config));
+    }
     calibrate.rotary = GivenRotary(options);
     calibrate.start = GivenStart(flags, options);
     report = CalibrateFiles(options.caches, options.output, calibrate);
   }
   if (!report.ok()) return report.status();
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-  if (options.verbose) Print(stderr, CalibrationLines(report->calibration));
-  PrintWarnings(CalibrationWarnings(*report));
+  if (options.verbose) Print(stderr, CalibrationLines(*report));
+  PrintWarnings(CalibrationWarnings(*report, options.output));
   return PrintResult(CalibrationJson(*report, options.output, took.count()));
 }
 
@@ -259,6 +281,7 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<Input> file, Input::Open(options.input));
   const safetensors::Header& header = file->header();
   KVC_RETURN_IF_ERROR(CheckPlainMetadata(header));
+  KVC_RETURN_IF_ERROR(CheckRotation(header, GivenRotary(options).value_or(simd::RotaryEmbedding{})));
   SweepResult result;
   result.links = options.links;
   if (!options.links.empty()) {
@@ -281,7 +304,6 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   result.flags = RopeFlags(flags, options);
   if (!options.artifacts.empty()) absl::StrAppend(&result.flags, " -artifacts ", ShellWord(options.artifacts));
   ArtifactStore store({.directory = options.artifacts});
-  KVC_RETURN_IF_ERROR(CheckRotation(header, GivenRotary(options).value_or(simd::RotaryEmbedding{})));
   ArtifactStore* const artifacts = options.artifacts.empty() ? nullptr : &store;
   FileRotary rotary(header.metadata, GivenRotary(options), GivenStart(flags, options), artifacts);
   // Where times decide, and where there are few, they are worth waiting for.

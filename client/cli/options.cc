@@ -96,7 +96,6 @@ constexpr std::string_view kRopeFlags[] = {"rope-theta",  "rope-pairs",   "rope-
 
 // Refuses two flags that each say what codec to take.
 absl::Status CheckChoosers(const GoFlags& flags, const CliOptions& options) {
-  if (!options.codec.empty() && !options.profile.empty()) return Fault("-codec and -profile exclude each other");
   const std::string_view chooser = !options.codec.empty() ? "-codec" : !options.profile.empty() ? "-profile" : "";
   const std::string bound = BoundFlag(flags);
   const std::string budget = flags.IsSet("bits") ? "-bits" : bound;  // or the bound, which excludes it
@@ -159,7 +158,7 @@ absl::Status TakesOnly(const GoFlags& flags, std::string_view mode, std::initial
 }
 
 constexpr std::string_view kInspectFlags[] = {"format", "per-head"};
-constexpr std::string_view kCalibrateFlags[] = {"weights", "group-dim"};
+constexpr std::string_view kCalibrateFlags[] = {"weights", "group-dim", "config"};
 constexpr std::string_view kSweepFlags[] = {"max-key-mae", "max-value-mae", "min-key-cosine", "min-value-cosine",
                                             "report",      "bandwidth",     "context-tokens"};
 
@@ -214,9 +213,13 @@ absl::Status CompleteInspect(const GoFlags& flags, CliOptions& options) {
 }
 
 absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
-  KVC_RETURN_IF_ERROR(TakesOnly(flags, "calibrate",
-                                {"input", "output", "weights", "group-dim", "threads", "verbose", "rope-theta",
-                                 "rope-pairs", "rope-dims", "rope-offset", "rope-scaling", "rope-start"}));
+  KVC_RETURN_IF_ERROR(
+      TakesOnly(flags, "calibrate",
+                {"input", "output", "weights", "group-dim", "config", "threads", "verbose", "rope-theta", "rope-pairs",
+                 "rope-dims", "rope-offset", "rope-scaling", "rope-start"}));
+  if (flags.IsSet("config") && flags.IsSet("group-dim")) {
+    return Fault("-config and -group-dim exclude each other: ranks are of single heads");
+  }
   if (options.group_dim != 64 && options.group_dim != 128 && options.group_dim != 256) {
     return Fault(absl::StrFormat("-group-dim must be 64, 128 or 256, not %d", options.group_dim));
   }
@@ -229,6 +232,7 @@ absl::Status CompleteCalibrate(const GoFlags& flags, CliOptions& options) {
     if (AreOneFile(path, options.output)) return Fault("-output is one of the inputs, which it would replace");
   }
   if (AreOneFile(options.weights, options.output)) return Fault("-output is the weights, which it would replace");
+  if (AreOneFile(options.config, options.output)) return Fault("-output is the config, which it would replace");
   return absl::OkStatus();
 }
 
@@ -355,7 +359,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (options.metrics_only) options.output.clear();
   if (AreOneFile(options.output, options.profile)) return Fault("-output is the profile, which it would replace");
   KVC_RETURN_IF_ERROR(CompleteServer(flags, options));
-  if (options.codec.empty()) options.codec = ChosenCodec(flags, options);
+  if (options.codec.empty() && options.profile.empty()) options.codec = ChosenCodec(flags, options);
   return absl::OkStatus();
 }
 

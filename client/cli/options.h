@@ -52,6 +52,7 @@ struct CliOptions {
   bool calibrate = false;
   std::vector<std::string> caches;  // of -calibrate: what -input lists
   std::string weights;
+  std::string config;  // of -calibrate: ranks of heads
   int64_t group_dim = 128;
   bool sweep = false;
   std::string report;

@@ -2,6 +2,7 @@
 
 #include <deque>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -108,6 +109,23 @@ struct Weights {
   }
 };
 
+// Of each tensor of which not all is kept.
+absl::StatusOr<std::map<ArtifactKey, std::vector<uint32_t>>> RanksOf(const CompressionConfig& config,
+                                                                     const std::vector<CacheTensor>& caches) {
+  std::map<ArtifactKey, std::vector<uint32_t>> all;
+  std::set<int64_t> missing = config.layers();
+  for (const CacheTensor& cache : caches) {
+    const KvName kv = ParseKvName(cache.tensor.name);
+    missing.erase(kv.layer);
+    absl::StatusOr<std::vector<uint32_t>> ranks = config.RanksFor(cache.tensor);
+    if (!ranks.ok()) return Prefixed("config", ranks.status());
+    if (!ranks->empty()) all[{static_cast<uint64_t>(kv.layer), !kv.is_key}] = *std::move(ranks);
+  }
+  if (missing.empty()) return all;
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "config: it has heads of layer %d, of which the caches have neither keys nor values", *missing.begin()));
+}
+
 }  // namespace
 
 absl::StatusOr<CalibrationReport> CalibrateFiles(const std::vector<std::string>& inputs, const std::string& output,
@@ -119,16 +137,19 @@ absl::StatusOr<CalibrationReport> CalibrateFiles(const std::vector<std::string>&
     if (!status.ok()) return inputs.size() > 1 ? Prefixed(input, status) : status;
   }
   KVC_RETURN_IF_ERROR(caches.CheckOutput(output));
+  CalibrationReport report;
+  if (options.config) {
+    KVC_ASSIGN_OR_RETURN(report.ranks, RanksOf(*options.config, caches.tensors()));
+  }
   Weights weights;
   if (!options.weights.empty()) KVC_RETURN_IF_ERROR(Prefixed("weights", weights.Read(options.weights)));
   // Before the work, so that a wrong path fails at once.
   auto file = options.create(output);
   if (!file.ok()) return Prefixed("write output", file.status());
 
-  CalibrationReport report;
   ThreadPool pool(options.threads);
   KVC_ASSIGN_OR_RETURN(report.calibration, Calibrate(caches.tensors(), weights.tensors,
-                                                     {.group_dim = options.group_dim,
+                                                     {.group_dim = options.config ? 1 : options.group_dim,
                                                       .rotary = options.rotary ? options.rotary : caches.rotary(),
                                                       .progress = options.progress},
                                                      pool));

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,11 +12,14 @@
 #include "core/artifact/artifact_file.h"
 #include "core/base/file.h"
 #include "core/calibration/calibration.h"
+#include "core/profile/compression_config.h"
 
 namespace kvcompress {
 
 struct CalibrateOptions {
   uint64_t group_dim = 128;
+  // Ranks that heads are to be cut to, for which they are taken singly, whatever group_dim.
+  std::optional<CompressionConfig> config = {};
   // In place of what the files' metadata say: rope_theta, rope_pairs, rope_dims, rope_offset, rope_scaling
   // (docs/cli.md).
   std::optional<simd::RotaryEmbedding> rotary = {};
@@ -33,11 +37,14 @@ struct CalibrationReport {
   ArtifactId id;
   uint64_t bytes = 0;  // of the artifact's file
   Calibration calibration;
+  // What the config keeps of a tensor, RanksFor; of tensors of which all is kept, none.
+  std::map<ArtifactKey, std::vector<uint32_t>> ranks = {};
   uint64_t skipped_tensors = 0;  // that are neither keys nor values by their names
 };
 
 // Calibrates on the keys and values of `inputs`, which are files as Input takes them, plain or compressed, and writes
 // the artifact to `output`. Errors of Calibrate, and as of file_codec.h; those of one of several inputs name it.
+// INVALID_ARGUMENT, too, for a config that is not of these caches: as of RanksFor, or with a layer that none has.
 absl::StatusOr<CalibrationReport> CalibrateFiles(const std::vector<std::string>& inputs, const std::string& output,
                                                  const CalibrateOptions& options);
 

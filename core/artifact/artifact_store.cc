@@ -16,8 +16,6 @@
 namespace kvcompress {
 namespace {
 
-constexpr std::string_view kExtension = ".kvcal";
-
 // The id of a file that is an artifact, and whole, as far as its header tells.
 absl::StatusOr<ArtifactId> IdOfWholeFile(const std::string& path) {
   KVC_ASSIGN_OR_RETURN(const std::unique_ptr<FileSource> file, FileSource::Open(path));
@@ -126,7 +124,7 @@ void ArtifactStore::Look() {
        it.increment(error)) {
     const std::string path = it->path().string();
     struct stat info;
-    if (!path.ends_with(kExtension) || stat(path.c_str(), &info) != 0) continue;
+    if (!path.ends_with(kArtifactExtension) || stat(path.c_str(), &info) != 0) continue;
     File file{.inode = info.st_ino,
               .bytes = static_cast<uint64_t>(info.st_size),
               .modified = info.st_mtim.tv_sec * int64_t{1'000'000'000} + info.st_mtim.tv_nsec,
@@ -156,7 +154,7 @@ std::string ArtifactStore::PathOf(const ArtifactId& id) const {
 absl::Status ArtifactStore::Missing(const ArtifactId& id, const std::string& fault) const {
   absl::MutexLock lock(&mutex_);
   std::string text = absl::StrFormat("artifact %s is not there: put its file into %s, as NAME%s%s", id,
-                                     options_.directory, kExtension, fault);
+                                     options_.directory, kArtifactExtension, fault);
   if (!fault_.empty()) absl::StrAppendFormat(&text, "; %s: %s", options_.directory, fault_);
   for (const auto& [path, file] : files_) {
     if (file.id.empty()) absl::StrAppendFormat(&text, "; %s: %s", path, file.fault);

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,9 @@
 #include "core/artifact/artifact_file.h"
 
 namespace kvcompress {
+
+// Of the files of artifacts in a directory.
+inline constexpr std::string_view kArtifactExtension = ".kvcal";
 
 // The artifacts of a directory, by their ids: its files named *.kvcal. Each is loaded when it is first asked for and
 // then shared. Files that come later are found without a restart; they must appear whole, which a file does that is

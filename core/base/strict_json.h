@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace kvcompress {
 
@@ -64,17 +65,20 @@ class Checker final : public nlohmann::json::json_sax_t {
   bool end_array() override { return true; }
   bool start_object(size_t) override {
     keys_.emplace_back();
+    path_.emplace_back();
     return true;
   }
   bool end_object() override {
     keys_.pop_back();
+    path_.pop_back();
     return true;
   }
   bool key(string_t& value) override {
+    path_.back() = value;
     return keys_.back().insert(value).second || Fail(absl::StrCat("the second \"", value, "\" of an object"), read_);
   }
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
-    if (position <= text_.size()) return Fail("a syntax error", position);
+    if (position <= text_.size()) return Fail("a syntax error", position) || AddPath();
     fault_ = absl::InvalidArgumentError("not valid JSON: it ends too early");
     return false;
   }
@@ -85,9 +89,17 @@ class Checker final : public nlohmann::json::json_sax_t {
     return false;
   }
 
+  // Where in nested objects the fault is.
+  bool AddPath() {
+    if (path_.size() > 1)
+      fault_ = absl::InvalidArgumentError(absl::StrCat(fault_.message(), ", in ", absl::StrJoin(path_, ".")));
+    return false;
+  }
+
   const std::string_view text_;
   size_t read_ = 0;
   std::vector<std::set<std::string>> keys_;  // of the objects around
+  std::vector<std::string> path_;            // the last key of each of these
   absl::Status fault_;
 };
 
@@ -95,7 +107,7 @@ class Checker final : public nlohmann::json::json_sax_t {
 
 // What `text` says, as one JSON value. Stricter than the library, which takes a zero byte for the end of the text and
 // the last of several keys of one name: both are INVALID_ARGUMENT, as a syntax error is: "not valid JSON: WHAT at byte
-// N".
+// N", of a syntax error in nested objects also ", in KEY.KEY".
 inline absl::StatusOr<nlohmann::json> ParseStrictJson(std::string_view text) {
   if (absl::Status fault = json_internal::Checker(text).Check(); !fault.ok()) return fault;
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);

@@ -276,6 +276,25 @@ absl::StatusOr<ChainSpec> ChainSpec::WithFallback() const {
   return ParseStages(text);
 }
 
+absl::StatusOr<ChainSpec> ChainSpec::WithRanks(std::string_view tensor_name, const std::vector<uint32_t>& ranks) const {
+  const ChainSpec& own = For(tensor_name);
+  std::string text;
+  bool has_artifact = false;
+  for (StageSpec stage : own.stages()) {
+    const auto list = std::ranges::find(stage.codec->parameters, Parameter::Kind::kList, &Parameter::kind);
+    if (list != stage.codec->parameters.end() && !stage.digest.empty()) {
+      has_artifact = true;
+      if (!stage.list.empty()) return absl::InvalidArgumentError(absl::StrFormat("\"%s\" has ranks", own.text()));
+      stage.values[static_cast<size_t>(list - stage.codec->parameters.begin())] = ranks.empty() ? 0 : 1;
+      stage.list = ranks;
+    }
+    absl::StrAppend(&text, text.empty() ? "" : "|", stage.text());
+  }
+  if (has_artifact) return ParseStages(text);
+  return absl::InvalidArgumentError(
+      absl::StrFormat("ranks are of coefficients in an artifact, and \"%s\" has none", own.text()));
+}
+
 std::span<const StageSpec> ChainSpec::stages() const { return parsed_->stages; }
 const StageSpec& ChainSpec::tensor_codec() const { return parsed_->stages[parsed_->tensor_codec]; }
 

@@ -158,9 +158,29 @@ absl::StatusOr<Profile> Profile::Uniform(std::string_view codec) {
 }
 
 bool Profile::asks_for_layers() const {
-  return default_codec_.differs() || std::ranges::any_of(rules_, [](const Rule& rule) {
+  return ranks_ || default_codec_.differs() || std::ranges::any_of(rules_, [](const Rule& rule) {
            return rule.layers || rule.is_key || rule.codec.differs();
          });
+}
+
+absl::StatusOr<Profile> Profile::OfRanks(const Json& config) {
+  absl::StatusOr<CompressionConfig> ranks = CompressionConfig::FromJson(config);
+  if (!ranks.ok()) return Fault(ranks.status().message());
+  Profile profile;
+  profile.ranks_ = *std::move(ranks);
+  KVC_ASSIGN_OR_RETURN(profile.default_codec_, ParseCodec("raw", "default"));  // which takes no ranks
+  KVC_ASSIGN_OR_RETURN(profile.others_codec_, ParseCodec("lossless", "others"));
+  return profile;
+}
+
+absl::Status Profile::SetCodec(std::string_view codec) {
+  KVC_ASSIGN_OR_RETURN(ChainSpec spec, ParseCodec(std::string(codec), "the codec beside a compression config"));
+  for (const char* tensor : {"layer_0_key", "layer_0_value"}) {
+    const absl::Status status = spec.WithRanks(tensor, {1}).status();
+    if (!status.ok()) return Fault(absl::StrCat(status.message(), ": give, for example, kv(bits=4,artifact=ID)"));
+  }
+  default_codec_ = std::move(spec);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
@@ -169,6 +189,7 @@ absl::StatusOr<Profile> Profile::Parse(std::string_view text) {
   const Json& json = *parsed;
   if (!json.is_object()) return Fault("must be a JSON object");
   Profile profile;
+  if (CompressionConfig::IsMeantBy(json)) return OfRanks(json);
   for (const auto& [key, value] : json.items()) {
     if (key == "version") {
       if (value != 1) return Fault("\"version\" must be 1");
@@ -204,6 +225,15 @@ bool Profile::Holds(const Rule& rule, const TensorDesc& tensor) {
   return !rule.name || GlobMatches(*rule.name, tensor.name);
 }
 
+absl::StatusOr<std::string> Profile::RankedCodecFor(const TensorDesc& tensor) const {
+  if (!IsKeyOrValue(tensor)) return others_codec_->text();
+  const absl::StatusOr<std::vector<uint32_t>> ranks = ranks_->RanksFor(tensor);
+  if (!ranks.ok()) return Fault(ranks.status().message());
+  const absl::StatusOr<ChainSpec> spec = default_codec_.WithRanks(tensor.name, *ranks);
+  if (!spec.ok()) return Fault(absl::StrCat("tensor \"", tensor.name, "\": ", spec.status().message()));
+  return spec->text();
+}
+
 std::string_view Profile::PolicyFor(const TensorDesc& tensor) const {
   const auto decides = [&](const Rule& rule) { return !rule.heads && Holds(rule, tensor); };
   if (IsKeyOrValue(tensor) || std::ranges::any_of(rules_, decides)) return "";
@@ -211,7 +241,7 @@ std::string_view Profile::PolicyFor(const TensorDesc& tensor) const {
 }
 
 absl::StatusOr<std::string> Profile::CodecFor(const TensorDesc& tensor) const {
-  absl::StatusOr<std::string> own = OwnCodecFor(tensor);
+  absl::StatusOr<std::string> own = ranks_ ? RankedCodecFor(tensor) : OwnCodecFor(tensor);
   if (!own.ok() || rotary_.theta == 0) return own;
   const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(*own)->WithRotary(tensor.name, rotary_);
   const bool has_use = spec.ok() && spec->text() != *own;

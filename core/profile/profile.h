@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -9,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "core/base/tensor.h"
 #include "core/codec/chain_spec.h"
+#include "core/profile/compression_config.h"
 #include "core/simd/rotary.h"
 
 namespace kvcompress {
@@ -36,6 +38,9 @@ namespace kvcompress {
 // closed range of the heads of tensors with one heads axis: it decides for these heads, and the rules after it for the
 // others. "rotary", of which all but "theta" may be left out, is the model's rotary embedding, for codecs that turn
 // keys back (ChainSpec::WithRotary); its "scaling" is as in rope_scaling.h.
+//
+// A compression config (compression_config.h) is a profile as well, one that says ranks alone, for a codec that has to
+// be given beside it.
 class Profile {
  public:
   // A condition that is absent holds.
@@ -52,6 +57,12 @@ class Profile {
 
   // INVALID_ARGUMENT that begins with "profile: " and names the fault: JSON, unknown or missing keys, codec specs.
   static absl::StatusOr<Profile> Parse(std::string_view json);
+
+  // Whether it says ranks alone: then CodecFor has no codec for keys and values until SetCodec.
+  bool needs_codec() const { return ranks_.has_value(); }
+  // INVALID_ARGUMENT, "profile: ...", for a spec or name that is none, and for one whose chains for keys and values
+  // have no stage with an artifact, or ranks of their own. Only for a profile that needs_codec().
+  absl::Status SetCodec(std::string_view codec);
 
   // Whether every tensor gets the same.
   bool is_uniform() const { return rules_.empty() && !others_codec_ && !default_codec_.differs(); }
@@ -77,10 +88,14 @@ class Profile {
   // Whether every condition but that of heads holds.
   static bool Holds(const Rule& rule, const TensorDesc& tensor);
 
+  static absl::StatusOr<Profile> OfRanks(const nlohmann::json& config);
+  absl::StatusOr<std::string> RankedCodecFor(const TensorDesc& tensor) const;
+
   // Of the tensor's stages, without the rotary embedding.
   absl::StatusOr<std::string> OwnCodecFor(const TensorDesc& tensor) const;
 
-  ChainSpec default_codec_;
+  ChainSpec default_codec_;  // one that takes no ranks where it needs_codec() and has none
+  std::optional<CompressionConfig> ranks_;
   std::optional<ChainSpec> others_codec_;  // none: the default
   std::vector<Rule> rules_;
   simd::RotaryEmbedding rotary_;

@@ -18,8 +18,12 @@ absl::StatusOr<CompressHeaders::Job> CompressHeaders::Read(const v1::CompressHea
   if (header.profile().empty()) {
     job.codec = header.codec().empty() ? std::string(default_codec) : header.codec();
   } else {
-    if (!header.codec().empty()) return absl::InvalidArgumentError("header with a codec and a profile");
     KVC_RETURN_IF_ERROR(TakeProfile(header.profile()));
+    if (profile_->needs_codec()) {
+      KVC_RETURN_IF_ERROR(profile_->SetCodec(header.codec().empty() ? default_codec : header.codec()));
+    } else if (!header.codec().empty()) {
+      return absl::InvalidArgumentError("header with a codec and a profile");
+    }
     KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
     KVC_ASSIGN_OR_RETURN(job.codec, profile_->CodecFor(job.tensor));
     job.policy = profile_->PolicyFor(job.tensor);

@@ -25,7 +25,8 @@ class CompressHeaders {
   };
 
   // INVALID_ARGUMENT for a header without a tensor, with enum numbers that this build does not know, with a codec and a
-  // profile, with a profile that is too long or none, or with a rotary embedding that no model has.
+  // profile that does not need one, with a profile that is too long or none, or with a rotary embedding that no model
+  // has.
   absl::StatusOr<Job> Read(const v1::CompressHeader& header, std::string_view default_codec);
 
  private:

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from cli_helpers import File, run, run_ok, start, write_file
+from conftest import REPOSITORY
 
 REFERENCE_KEYS = ["compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
                   "cosine_similarity", "max_error", "quality_level", "processing_time_ms", "quality_passed",
@@ -44,7 +45,7 @@ def free_address():
     (["-input", "{sample}", "-output", "o", "-codec", f"kv(artifact={'a' * 32})"],
      f"transform: artifact {'a' * 32}: this program was given no directory of artifacts; "
      "-artifacts DIR names it, and for a daemon its own --artifacts DIR"),
-    (["-input", "{sample}", "-output", "o", "-codec", "raw", "-profile", "p"], "-codec and -profile exclude each other"),
+    (["-input", "{sample}", "-output", "o", "-codec", "raw", "-profile", "{profile}"], "-codec and -profile exclude each other"),
     (["-input", "{sample}", "-output", "o", "-profile", "none"],
      "read profile: open none: no such file or directory"),
     (["-input", "{sample}", "-output", "o", "-server", "host"],
@@ -54,7 +55,7 @@ def free_address():
     (["-inspect", "none"], "read input: open none: no such file or directory"),
 ])
 def test_errors_are_one_line_and_exit_1(bin_dir, sample, tmp_path, args, text):
-    done = run(bin_dir, *[arg.format(sample=sample) for arg in args], cwd=tmp_path)
+    done = run(bin_dir, *[arg.format(sample=sample, profile=REPOSITORY / "deploy/profiles/kv3-llama3.json") for arg in args], cwd=tmp_path)
     assert (done.stderr, done.stdout, done.returncode) == (f"Error: {text}\n", "", 1)
     assert list(tmp_path.iterdir()) == []
 

@@ -129,8 +129,8 @@ TEST_F(OptionsTest, ValuesOutsideTheirRange) {
 }
 
 TEST_F(OptionsTest, Conflicts) {
-  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-profile", "p"}),
-            "-codec and -profile exclude each other");
+  // Which the profile decides: of one that says ranks alone, the codec stands beside it.
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-profile", "p"}), "");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-group-size", "64"}),
             "-group-size and -codec exclude each other: write it into the codec, for example int4(group=32)");
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-profile", "p", "-sparsity", "0"}),

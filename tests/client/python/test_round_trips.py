@@ -206,6 +206,27 @@ def test_profiles(client, tmp_path):
         client.compress(array, profile='{"version": 99}')
 
 
+def test_a_profile_of_ranks_stands_beside_a_spec_with_an_artifact(client):
+    array = values((1, 2, 30, 64))
+    spec = f"kv(bits=4,artifact={'a' * 32})"
+    head = {"enabled": True, "rank": 8, "reason": "x" * 70_000, "metrics": {"trace": 0.5}}
+    config = {"per_layer_head": {"0/0": head}, "summary_stats": {"total_heads": 1}}
+    assert json.loads(kvcompress.profile_json(config)) == {"per_layer_head": {"0/0": {"enabled": True, "rank": 8}}}
+    with pytest.raises(kvcompress.FailedPrecondition, match="was given no directory of artifacts"):
+        client.compress(array, spec, name="layer_0_key", profile=config)
+    for wrong_spec, wrong, text in [
+        ("raw", config, 'ranks are of coefficients in an artifact, and "raw" has none'),
+        (spec, {"per_layer_head": {"0/0": {**head, "rank": 65}}}, "layer0/head0: rank 65 is not between 1 and d 64"),
+        (spec, {"per_layer_head": {"0/0": 8}}, "layer0/head0 must be a JSON object"),
+        (spec, '{"per_layer_head": {"0/0": {"rank": 8}, "0/0": {"rank": 9}}}', 'the second "0/0" of an object'),
+        (spec, '{"per_layer_head": {"0/0": {"metrics": {"trace": NaN}}}}', "in per_layer_head.0/0.metrics.trace"),
+        (spec, '{"per_layer_head": 1}', "a spec and a profile exclude each other"),
+    ]:
+        with pytest.raises(kvcompress.InvalidArgument) as error:
+            client.compress(array, wrong_spec, name="layer_0_key", profile=wrong)
+        assert text in str(error.value)
+
+
 def test_an_asyncio_client_that_is_made_outside_of_an_event_loop_works_in_one_after_another(daemon):
     client = kvcompress.AsyncClient(daemon().address, timeout=20)
 

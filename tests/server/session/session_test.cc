@@ -233,6 +233,24 @@ TEST_F(SessionTest, AProfileMayHave64KiB) {
               StatusIs(absl::StatusCode::kInvalidArgument, "profile of 65537 bytes is above the limit of 65536"));
 }
 
+TEST_F(SessionTest, AProfileOfRanksIsForACodecWithAnArtifact) {
+  const std::string config = R"({"per_layer_head": {"0/0": {"enabled": true, "rank": 8}}})";
+  const auto fault = [&](const std::string& codec) {
+    v1::CompressRequest request = ProfileHeader("layer_0_key", {1, 1, 2, 64}, config);
+    request.mutable_header()->set_codec(codec);
+    return std::string(Compress({request, Data(256)}).message());
+  };
+  EXPECT_THAT(fault(""),
+              HasSubstr("profile: ranks are of coefficients in an artifact, and \"int4(group=64)\" has none"));
+  EXPECT_THAT(fault("raw"),
+              HasSubstr("profile: ranks are of coefficients in an artifact, and \"raw\" has none: give, for"));
+  EXPECT_EQ(fault("kv(bits=4,artifact=00112233445566778899aabbccddeeff)"),
+            "transform: artifact 00112233445566778899aabbccddeeff: this program was given no directory of artifacts");
+  v1::CompressRequest other = ProfileHeader("state", {2}, config);
+  other.mutable_header()->set_codec("transform(bits=4,artifact=00112233445566778899aabbccddeeff)");
+  EXPECT_THAT(Compress({other, Data(4)}), IsOk());
+}
+
 TEST_F(SessionTest, MalformedCompressStreamsAreRefusedWithTheirReason) {
   v1::CompressRequest two_codecs = ProfileHeader("t", {2}, R"({"version": 1, "default": "raw"})");
   two_codecs.mutable_header()->set_codec("raw");

@@ -131,7 +131,8 @@ class Core:
         float32, float8_e4m3fn and float8_e5m2 are kept bit for bit, whatever codec is asked for (`passed_through`).
 
         `spec` is a codec chain or its name ("": the daemon's default); or `profile` chooses one by `name`: a mapping,
-        JSON text or the path of a file. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
+        JSON text or the path of a file; one that says ranks of heads, a compression config, stands beside a spec with
+        an artifact. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
         A value that a lossy codec refuses (NaN, infinity, too large) is InvalidArgument, which names its index; with
         `on_nonfinite="lossless"` the block of 131072 values that it is in is stored as it is. `rotary` is for codecs
         that turn keys back, where neither spec nor profile says it.

@@ -27,11 +27,15 @@ OnNonfinite = Literal["error", "lossless"]
 _ON_NONFINITE = {"error": pb.ON_NONFINITE_ERROR, "lossless": pb.ON_NONFINITE_LOSSLESS}
 # No codec makes more of a tensor than this, so a peer that sends on is not one of ours.
 _MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
+# What a compression config tells its reader, and nobody else.
+_REPORTS = ("compression_summary", "expected_kv_memory_savings", "actual_memory_reduction", "summary_stats")
+_HEAD_REPORTS = ("compression_ratio", "reason", "metrics")
 
 
 def profile_json(profile: Any, spec: str = "") -> str:
     """JSON text of a profile that is given as a mapping, as text, or as the path of a file; "" for None.
-    InvalidArgument for what is none of these or cannot be read, and where there is a spec, too."""
+    InvalidArgument for what is none of these or cannot be read, and where there is a spec, too, unless the profile is a
+    compression config: that says ranks alone, for a spec with an artifact, and its reports are left out."""
     if profile is None:
         return ""
     with refusing("the profile cannot be read"):
@@ -41,9 +45,36 @@ def profile_json(profile: Any, spec: str = "") -> str:
             text = checked_text("a profile", profile)
         else:
             text = pathlib.Path(profile).read_text(encoding="utf-8")
-    if spec and text:
+    ranks = _ranks_json(text)
+    if spec and text and ranks is None:
         raise InvalidArgument("a spec and a profile exclude each other")
-    return text
+    return text if ranks is None else ranks
+
+
+def _ranks_json(text: str) -> str | None:
+    """A compression config without what tells only how it was made, as headers take 64 KiB; None: another profile."""
+    faults: list[Any] = []  # which the daemon names better
+
+    def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        faults.extend([fields] * (len(pairs) - len(fields)))
+        return fields
+
+    try:
+        config = json.loads(text, object_pairs_hook=of_pairs, parse_constant=faults.append)
+    except ValueError:
+        return None
+    heads = config.get("per_layer_head") if isinstance(config, dict) else None
+    if not isinstance(heads, dict):
+        return None
+    if faults or not all(isinstance(head, dict) for head in heads.values()):
+        return text
+    ranks = {key: _without(_HEAD_REPORTS, head) for key, head in heads.items()}
+    return json.dumps({**_without(_REPORTS, config), "per_layer_head": ranks}, separators=(",", ":"))
+
+
+def _without(names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def on_nonfinite_of(name: str) -> pb.OnNonfinite:

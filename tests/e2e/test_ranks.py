@@ -1,0 +1,182 @@
+"""Ranks of heads by a compression_config.json, as -profile and calls take it: the coefficients that are left, by an
+artifact's own matrices."""
+
+import json
+
+import artifact_reader
+import calibration_model as model
+import numpy as np
+import pytest
+from cli_helpers import File, run, run_ok, write_file
+from daemon_helpers import Client
+
+THETA = 10000.0
+BY_HAND = {"global": {"target_memory_reduction": 0.5, "d_head": 64, "algo_default": "kvsplice"},
+           "per_layer_head": {"0/0": {"enabled": True, "rank": 8, "algo": "kvsplice", "d_k": 64, "d_v": 64},
+                              "layer0/head1": {"enabled": True, "rank": 24},
+                              "1/0": {"enabled": True, "rank": 16}, "1/1": {"enabled": True, "rank": 16},
+                              "2/1": {"enabled": False, "rank": 4}}}
+RANKS = {0: (8, 24), 1: (16, 16)}  # all others are whole
+
+
+@pytest.fixture
+def calibrated(bin_dir, sample, tmp_path):
+    """A folder of artifacts, and the id of the one of single heads."""
+    (tmp_path / "artifacts").mkdir()
+    file = tmp_path / "artifacts" / "model.kvcal"
+    report = run_ok(bin_dir, "-calibrate", "-input", sample, "-rope-theta", THETA, "-group-dim", 64, "-output", file)
+    return tmp_path / "artifacts", report["artifact"]
+
+
+def config_file(tmp_path, config):
+    path = tmp_path / "compression_config.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+def codecs(bin_dir, path):
+    """{name: the codec of its frame} of a compressed file."""
+    tensors = run_ok(bin_dir, "-inspect", "-format", "json", path)["tensors"]
+    return {tensor["tensor"]: tensor["codec"] for tensor in tensors}
+
+
+def coefficients(artifact, name, values):
+    """[heads, tokens, 64] of a tensor [1, heads, tokens, 64]."""
+    turned = model.turned_back(values, THETA) if name.endswith("key") else values
+    tensor = artifact.tensors[name]
+    return (turned[0] - tensor.mean[:, None]) @ tensor.forward.transpose(0, 2, 1)
+
+
+def test_a_config_cuts_heads_to_its_ranks(bin_dir, sample, calibrated, tmp_path):
+    folder, digest = calibrated
+    small, back = tmp_path / "small", tmp_path / "back"
+    report = run_ok(bin_dir, "-input", sample, "-output", small, "-profile", config_file(tmp_path, BY_HAND),
+                    "-codec", f"transform(step=0.02,artifact={digest})", "-artifacts", folder, "-verbose")
+    metrics = report["tensor_metrics"]
+    assert report["codec"] == "profile"
+    found = codecs(bin_dir, small)
+    assert found["layer_0_key"] == f"transform(step=0.02,artifact={digest},ranks=8/24)"
+    assert found["layer_1_value"] == f"transform(step=0.02,artifact={digest},ranks=16)"
+    assert found["layer_2_key"] == f"transform(step=0.02,artifact={digest})"
+    run_ok(bin_dir, "-decompress", "-input", small, "-output", back, "-artifacts", folder)
+    artifact = artifact_reader.read(folder / "model.kvcal")
+    original, decoded = File(sample), File(back)
+    for name, _, shape in original.layout:
+        before, after = (coefficients(artifact, name, file.values(name).astype(np.float64).reshape(shape))
+                         for file in (original, decoded))
+        for head, rank in enumerate(RANKS.get(int(name.split("_")[1]), (64, 64))):
+            scale = np.abs(before[head]).max()
+            np.testing.assert_allclose(after[head, :, :rank], before[head, :, :rank], atol=0.04)  # two steps
+            np.testing.assert_allclose(after[head, :, rank:], 0, atol=0.005 * scale)
+    whole = run_ok(bin_dir, "-input", sample, "-metrics-only", "-codec", f"transform(step=0.02,artifact={digest})",
+                   "-artifacts", folder, "-verbose")["tensor_metrics"]
+    assert metrics["layer_0_key_snr_db"] < whole["layer_0_key_snr_db"] - 6  # the truncation counts
+    assert metrics["layer_3_key_snr_db"] == whole["layer_3_key_snr_db"]
+
+
+def test_a_daemon_takes_a_config_beside_a_codec(bin_dir, sample, calibrated, daemon, stubs, tmp_path):
+    folder, digest = calibrated
+    codec = f"kv(bits=4,artifact={digest})"
+    args = ("-input", sample, "-output", tmp_path / "small", "-profile", config_file(tmp_path, BY_HAND), "-codec", codec)
+    run_ok(bin_dir, *args, "-artifacts", folder)
+    own = (tmp_path / "small").read_bytes()
+    serving = daemon("--artifacts", folder)
+    run_ok(bin_dir, *args, "-server", serving.address)
+    assert (tmp_path / "small").read_bytes() == own
+    client = Client(serving, stubs)
+    pb = client.pb
+    name, array = "layer_0_key", File(sample).values("layer_0_key")
+    tensor = pb.Tensor(name=name, dtype=pb.DTYPE_F16, shape=[1, 2, 256, 64])
+    header = pb.CompressHeader(tensor=tensor, codec=codec, profile=json.dumps(BY_HAND))
+    answer = client.stub.CompressTensor(pb.CompressTensorRequest(header=header, data=array.tobytes()), timeout=30)
+    assert answer.frame == File(tmp_path / "small").bytes[name]
+    by_default = Client(daemon("--artifacts", folder, "--default-codec", codec), stubs)
+    header.codec = ""
+    answer = by_default.stub.CompressTensor(pb.CompressTensorRequest(header=header, data=array.tobytes()), timeout=30)
+    assert answer.frame == File(tmp_path / "small").bytes[name]
+
+
+def refusals(digest):
+    """(config, codec, the error)"""
+    kv = f"kv(bits=4,artifact={digest})"
+    listed = {key: {"enabled": True, "rank": 8} for key in ("0/0", "0/1", "0/2")}
+    return [
+        (BY_HAND, None, 'profile: it says ranks alone: give the codec that keeps them, for example -codec "kv(bits=4'),
+        (BY_HAND, "int4", 'profile: ranks are of coefficients in an artifact, and "int4(group=64)" has none: give, for example, kv('),
+        (BY_HAND, f"kv(bits=4,artifact={digest},ranks=8)", 'has ranks'),
+        ({"per_layer_head": {"0/0": {"enabled": True, "rank": 80}}}, kv, "profile: layer0/head0: rank 80 is not between 1 and d 64"),
+        ({"per_layer_head": {"first": {}}}, kv, 'profile: Invalid key format: "first"'),
+        ({"per_layer_head": {"0/0": {"metrics": {"trace": float("nan")}}}}, kv, "in per_layer_head.0/0.metrics.trace"),
+        ({"per_layer_head": listed}, kv, 'the config has 3 heads, which are no whole number for each of the 2 heads of "layer_0_key"'),
+        ({"d_head": 128, "per_layer_head": {"0/0": {}}}, kv, 'layer0/head0: d_k is 128, and the heads of "layer_0_key" have 64'),
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_configs_that_do_not_fit_are_refused(bin_dir, sample, calibrated, tmp_path, number):
+    folder, digest = calibrated
+    config, codec, error = refusals(digest)[number]
+    flags = ("-codec", codec) if codec else ()
+    done = run(bin_dir, "-input", sample, "-output", tmp_path / "out", "-profile", config_file(tmp_path, config), *flags,
+               "-artifacts", folder)
+    assert done.returncode == 1 and error in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_need_an_artifact_of_single_heads(bin_dir, sample, tmp_path):
+    report = run_ok(bin_dir, "-calibrate", "-input", sample, "-output", tmp_path / "pairs.kvcal", "-group-dim", 128)
+    done = run(bin_dir, "-input", sample, "-metrics-only", "-artifacts", tmp_path,
+               "-codec", f"kv(bits=3,artifact={report['artifact']},ranks=8)")
+    assert done.returncode == 1
+    assert "ranks are of single heads, and the artifact takes 2 together: make one with -calibrate -config" in done.stderr
+
+
+def test_what_is_neither_key_nor_value_by_its_name_stays_as_it_is(bin_dir, sample, calibrated, tmp_path):
+    folder, digest = calibrated
+    source = File(sample)
+    tensors = {name: source.values(name).reshape(shape) for name, _, shape in source.layout[:2]}
+    path = write_file(tmp_path / "in", {**tensors, "ssm_state": np.arange(64, dtype=np.float16)})
+    run_ok(bin_dir, "-input", path, "-output", tmp_path / "small", "-profile", config_file(tmp_path, BY_HAND),
+           "-codec", f"kv(bits=4,artifact={digest})", "-artifacts", folder)
+    found = codecs(bin_dir, tmp_path / "small")
+    assert found["ssm_state"] == "exact" and found["layer_0_key"].endswith(",ranks=8/24)")
+
+
+def test_calibration_for_a_config_takes_heads_singly_and_says_what_it_keeps(bin_dir, sample, tmp_path):
+    args = ("-calibrate", "-input", sample, "-rope-theta", THETA, "-config", config_file(tmp_path, BY_HAND))
+    done = run(bin_dir, *args, "-output", tmp_path / "model.kvcal", "-verbose")
+    assert done.returncode == 0, done.stderr
+    report, artifact = json.loads(done.stdout), artifact_reader.read(tmp_path / "model.kvcal")
+    assert report["group_heads"] == 1 and ".kvcal" not in done.stderr
+    rows = {row["tensor"]: row for row in report["tensors"]}
+    assert [rows[f"layer_{layer}_key"]["ranks"] for layer in range(3)] == [[8, 24], [16], []]
+    for name, row in rows.items():
+        power = artifact.tensors[name].sigma.astype(np.float64) ** 2
+        ranks = RANKS.get(int(name.split("_")[1]), (64, 64))
+        kept = sum(power[head, :rank].sum() for head, rank in enumerate(ranks)) / power.sum()
+        assert row["kept_variance"] == pytest.approx(kept, rel=1e-6)
+        assert row["ranks"] or row["kept_variance"] == 1
+    keys = [row["kept_variance"] for name, row in rows.items() if name.endswith("key")]
+    assert report["keys"]["kept_variance"] == pytest.approx(np.mean(keys)) and min(keys) < 0.95
+    assert f", ranks 8/24 keep {100 * rows['layer_0_key']['kept_variance']:.1f} % of the variance\n" in done.stderr
+    without = run_ok(bin_dir, "-calibrate", "-input", sample, "-rope-theta", THETA, "-group-dim", 64,
+                     "-output", tmp_path / "same.kvcal")
+    assert without["artifact"] == report["artifact"], "ranks are the spec's, not the artifact's"
+
+
+@pytest.mark.parametrize("heads, error", [
+    ({"7/0": {}}, "config: it has heads of layer 7, of which the caches have neither keys nor values"),
+    ({"0/0": {"d_k": 32}}, 'config: layer0/head0: d_k is 32, and the heads of "layer_0_key" have 64 channels'),
+    ({"0/0": {"rank": 0}}, "config: layer0/head0: rank 0 is not between 1 and d 64"),
+    ({"0/0": {}, "0/1": {}, "0/2": {}}, "config: the config has 3 heads"),
+])
+def test_calibration_refuses_a_config_that_is_not_of_the_caches(bin_dir, sample, tmp_path, heads, error):
+    done = run(bin_dir, "-calibrate", "-input", sample, "-output", tmp_path / "out",
+               "-config", config_file(tmp_path, {"per_layer_head": heads}))
+    assert done.returncode == 1 and error in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_an_artifact_under_another_name_is_not_found_and_a_warning_says_so(bin_dir, sample, tmp_path):
+    done = run(bin_dir, "-calibrate", "-input", sample, "-rope-theta", THETA, "-output", tmp_path / "model.bin")
+    warning = "the output is not named *.kvcal: a directory of artifacts (-artifacts) has only such files"
+    assert f"Warning: {warning}\n" in done.stderr and warning in json.loads(done.stdout)["warnings"]
