@@ -175,7 +175,7 @@ constexpr Parameter kParameters[] = {
     Parameter::Real(
         "bits", 0, 0, 32,
         "of a value, at most, all that a frame has included: the step follows; or snr, or step; with an artifact "
-        "that knows what errors cost, the mean of its tensors")
+        "that knows what errors cost, the mean of its tensors; values beyond 10^30 take more, as no step is above 5e30")
         .LeftOut(),
     Parameter::Real(
         "snr", 0, 0, 150,
