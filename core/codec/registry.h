@@ -31,8 +31,8 @@ struct CodecRow {
   std::string_view name;
   std::string_view summary;
   std::span<const Parameter> parameters = {};
-  // Specs of whole chains that between them use every parameter but a digest, whose file is not there: what tests,
-  // fuzzers and benchmarks run.
+  // Specs of whole chains that between them use every parameter but a digest, whose file is not there, and what goes
+  // with it: what tests, fuzzers and benchmarks run.
   std::span<const std::string_view> examples;
 
   // Whether Analyze has to see the whole tensor first. Null: it never has to.
