@@ -1,5 +1,6 @@
 """The rotary embedding of a model, which codecs that turn keys back are told of."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -56,6 +57,21 @@ class RotaryScaling:
         low, high = ("beta_slow", "beta_fast") if self.kind == "yarn" else ("low_freq_factor", "high_freq_factor")
         numbers = {low: self.low, high: self.high, "original_max_position_embeddings": self.original}
         return {"rope_type": self.kind, "factor": self.factor, **{key: own for key, own in numbers.items() if own}}
+
+    def kept(self, theta: float, dims: int, pair: int) -> float:
+        """How much of the turns of a pair of `dims` channels is not slowed down, from 0 to 1."""
+        if self.kind == "linear":
+            return 0.0
+        usual_low, usual_high, usual_original = (1.0, 4.0, 8192) if self.kind == "llama3" else (1.0, 32.0, 0)
+        low, high, original = self.low or usual_low, self.high or usual_high, self.original or usual_original
+        if self.kind == "llama3":
+            turns = original * math.pow(theta, -2 * pair / dims) / (2 * math.pi)
+            return min(max((turns - low) / (high - low), 0.0), 1.0)
+        first, last = (
+            dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (high, low)
+        )
+        first, last = max(math.floor(first), 0), min(math.ceil(last), dims - 1)
+        return 1 - min(max((pair - first) / ((last - first) or 0.001), 0.0), 1.0)
 
     def message(self) -> pb.RotaryScaling:
         """As calls carry it. InvalidArgument for what no message can hold."""
@@ -120,6 +136,16 @@ class RotaryEmbedding:
             dims = int(head_dim * factor)
         is_interleaved = getattr(config, "model_type", None) in _INTERLEAVED
         return RotaryEmbedding(float(theta), "interleaved" if is_interleaved else "half", dims=dims, scaling=scaling)
+
+    def frequencies(self, dims: int) -> list[float]:
+        """By how many radians each pair of `dims` channels turns from one token to the next, scaled."""
+        scaling = self.scaling
+        turns = []
+        for pair in range(dims // 2):
+            kept = 1.0 if scaling is None else scaling.kept(self.theta, dims, pair)
+            slowed = 0.0 if scaling is None else (1 - kept) / scaling.factor
+            turns.append(math.pow(self.theta, -2 * pair / dims) * (slowed + kept))
+        return turns
 
     def message(self) -> pb.RotaryEmbedding:
         """As calls carry it. InvalidArgument for what no message can hold."""

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from kvcompress.calibration._model_statistics import turned_back  # noqa: E402
+
 
 @pytest.fixture
 def model():
@@ -47,6 +49,50 @@ def test_a_cache_calibrates_with_the_rotation_of_its_model(model, windows, progr
     means = load_file(made.output)["layer_0_key.mean"].reshape(2, 8)
     keys = torch.stack([projected(model, window, "k_proj")[:, 4:] for window in windows])
     np.testing.assert_allclose(means, keys.mean((0, 2)), atol=1e-4)
+
+
+SCALINGS = (
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 256},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+def test_frequencies_are_those_of_the_library(scaling):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    turning = {"rope_theta": 10000.0, "rope_scaling": scaling}
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        turning = {"rope_parameters": {"rope_theta": 10000.0, **scaling}}
+    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=4, max_position_embeddings=1024, **turning)
+    rotary = RotaryEmbedding.of_config(config)
+    if scaling["rope_type"] == "linear":
+        expected = 10000.0 ** (-torch.arange(0, 64, 2) / 64) / 4
+    else:
+        expected, _ = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
+    np.testing.assert_allclose(rotary.frequencies(64), expected.numpy(), rtol=3e-6)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+def test_keys_of_models_with_scaled_rotations_are_turned_back(scaling, model, windows, program, tmp_path):
+    config = transformers.LlamaConfig(**{**model.config.to_dict(), "rope_parameters": None, "rope_scaling": None})
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        config.rope_parameters = {"rope_theta": 10000.0, **scaling}
+    else:
+        config.rope_scaling = scaling
+    scaled = transformers.LlamaForCausalLM(config).eval()
+    scaled.load_state_dict(model.state_dict())
+    path = tmp_path / "cache.safetensors"
+    calibration.collect_cache(scaled, windows, path)
+    assert calibration.calibrate([path], tmp_path / "a.kvcal").rotary.scaling.kind == scaling["rope_type"]
+    rotary = RotaryEmbedding.of_config(config)
+    back = turned_back(torch.from_numpy(load_file(path)["layer_0_key"]), rotary, torch.arange(40))
+    expected = torch.stack([projected(scaled, window, "k_proj") for window in windows])
+    # yarn scales what attention sees as well, alike in all channels.
+    expected = expected * (back.norm() / expected.norm())
+    np.testing.assert_allclose(back.numpy(), expected.numpy(), atol=1e-4)
 
 
 def test_fisher_weights_foretell_what_an_error_costs(model, windows, tmp_path):

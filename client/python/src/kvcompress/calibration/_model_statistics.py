@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike, fspath
 from typing import Any, Literal
@@ -159,8 +160,8 @@ def turned_back(rows: torch.Tensor, rotary: RotaryEmbedding, positions: torch.Te
     """`rows`, [..., tokens, head_dim], before the rotary embedding of their positions, [tokens] or [batch, tokens]."""
     dims = rotary.dims or rows.shape[-1] - rotary.offset
     turning = rows[..., rotary.offset : rotary.offset + dims]
-    frequencies = rotary.theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
-    angles = positions.to(torch.float64)[..., None] * frequencies
+    frequencies = torch.tensor(rotary.frequencies(dims), dtype=torch.float64, device=rows.device)
+    angles = positions.to(frequencies)[..., None] * frequencies
     cosine, sine = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
     is_half = rotary.pairs == "half"
     first, second = turning.chunk(2, dim=-1) if is_half else (turning[..., ::2], turning[..., 1::2])
@@ -303,12 +304,15 @@ def _metadata(rotary: RotaryEmbedding | None) -> dict[str, str]:
     """As kv-compress reads it."""
     if rotary is None:
         return {}
-    return {
+    metadata = {
         "rope_theta": repr(rotary.theta),
         "rope_pairs": rotary.pairs,
         "rope_dims": str(rotary.dims),
         "rope_offset": str(rotary.offset),
     }
+    if rotary.scaling is not None:
+        metadata["rope_scaling"] = json.dumps(rotary.scaling.parameters())
+    return metadata
 
 
 def _group_heads(heads: int, head_dim: int, group_dim: int) -> int:
