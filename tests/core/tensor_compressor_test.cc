@@ -224,7 +224,7 @@ TEST(SpanCodecTest, HostileHeadersAreRefusedAndSpoilNothing) {
   }
 }
 
-// What is left where values take next to nothing.
+// What is left where values take next to nothing. Of a page 12 bytes are the states of four lanes.
 TEST(SpanCodecTest, APageOfSixteenTokensHasFewBytesBesideItsValues) {
   const auto bytes_of = [](const std::vector<uint64_t>& shape, std::string_view codec) {
     const TensorDesc page = MakeTensor("layer_0_key", DType::kF16, shape);
@@ -234,7 +234,7 @@ TEST(SpanCodecTest, APageOfSixteenTokensHasFewBytesBesideItsValues) {
     return frame.size();
   };
   constexpr double kByteBits = 8;
-  EXPECT_LT(kByteBits * static_cast<double>(bytes_of({1, 8, 16, 128}, "transform(bits=3)")) / 16384, 0.03);
+  EXPECT_LT(kByteBits * static_cast<double>(bytes_of({1, 8, 16, 128}, "transform(bits=3)")) / 16384, 0.032);
   EXPECT_LT(bytes_of({1, 8, 16, 128}, "transform(bits=3,theta=10000,start=1024)"), 75u);
   EXPECT_LT(bytes_of({1, 1, 16, 128}, "transform(bits=3,theta=10000,start=1024)"), 70u);
 }
