@@ -112,31 +112,41 @@ class BudgetSearch {
 
   // Learns from the coding of a part of the sample with this step what words and side information take.
   bool Try(double log) {
-    const TransformInput part = PartOf(Loudest(log));
+    const size_t usual = MostUsual(log);
+    const TransformInput part = PartOf(sample_[usual]);
     const size_t width = DTypeSize(part.dtype);
     thread_local Buffer side, words;
     side.Resize(MaxSideBytes(part.count, width));
     words.Resize(MaxWordBytes(part.count, width));
     const auto sizes = EncodeTransform(format_, sinks_, StepOf(log), part, side.data(), words.data());
     if (!sizes || sizes->words == 0) return false;
-    const double expected = sizes->classes.Bits(format_.trellis, 0);
+    // At the step of all counts: at another one classes would be rounded in another way, which at few bits matters.
+    ClassCounts counted = counts_[usual];
+    if (part.count < sample_[usual].input.count) {
+      counted = {};
+      CountClasses(format_, sinks_, StepOf(counted_log_), part, counted);
+    }
+    const double expected = counted.Bits(format_.trellis, log - counted_log_);
     const double bits = 8 * (static_cast<double>(sizes->words) - FixedBytes(part.count) + kHeaderBytes);
     if (expected > 0) error_ = std::clamp(bits / expected, 0.75, 1.5);
     channel_bits_ = std::max(8 * (static_cast<double>(sizes->side) - kHeaderBytes), 0.0) / sizes->classes.channels;
     return true;
   }
 
-  // The block that takes the most.
-  const SampleBlock& Loudest(double log) const {
-    size_t best = 0;
-    double most = -1;
-    for (size_t i = 0; i < sample_.size(); ++i) {
-      const double bits = counts_[i].channels > 0 ? counts_[i].Bits(format_.trellis, log - counted_log_) : -1;
-      if (bits <= most) continue;
-      most = bits;
-      best = i;
+  // The block of the size that a bit's block has on average. The rates of louder and quieter blocks are off by other
+  // parts; these cancel out.
+  size_t MostUsual(double log) const {
+    std::vector<double> bits;
+    bits.reserve(counts_.size());
+    double sum = 0, squares = 0;
+    for (const ClassCounts& counts : counts_) {
+      bits.push_back(counts.Bits(format_.trellis, log - counted_log_));
+      sum += bits.back();
+      squares += bits.back() * bits.back();
     }
-    return sample_[best];
+    const double usual = sum > 0 ? squares / sum : 0;
+    const auto off = [usual](double of) { return std::fabs(of - usual); };
+    return static_cast<size_t>(std::ranges::min_element(bits, {}, off) - bits.begin());
   }
 
   // A run of its tokens in its middle; with an artifact all of it, as it may have to be of whole groups of heads.
