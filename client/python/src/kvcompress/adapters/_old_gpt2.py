@@ -9,6 +9,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from ._layered_cache import TOKENS, LayeredCache, Pair
 
+# What `generate` of these versions asks a model for; there is nothing public that says it.
+_TAKES_CACHES = "_supports_cache_class"
+
 
 class _Past:
     """A layer's keys and values before a forward: a length, and themselves while the layer's attention runs."""
@@ -42,11 +45,11 @@ class CacheTaker:
     @contextlib.contextmanager
     def generating(self) -> Iterator[None]:
         """Meanwhile `generate` of the model takes a cache, too."""
-        self._model._supports_cache_class = True
+        setattr(self._model, _TAKES_CACHES, True)
         try:
             yield
         finally:
-            del self._model._supports_cache_class
+            delattr(self._model, _TAKES_CACHES)
 
     def _begin(self, _: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")
