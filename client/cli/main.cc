@@ -313,7 +313,7 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   Sweep sweep(sample, header, rotary, how);
   KVC_RETURN_IF_ERROR(MeasureSpecs(all ? SweepSpecs() : options.sweep_specs, sample.bytes, sweep, result));
   result.rotary = rotary.use();
-  if (!result.rotary) PrintWarnings({std::string(kUnknownRotary)});
+  if (rotary.is_missed()) PrintWarnings({std::string(kUnknownRotary)});
   const SweepReport report = MakeSweepReport(sample, result);
   if (page != nullptr) {
     KVC_RETURN_IF_ERROR(Prefixed("write report", page->WriteAt(0, AsBytes(report.html))));

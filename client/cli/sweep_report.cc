@@ -251,7 +251,9 @@ absl::StatusOr<double> BytesPerToken(const safetensors::Header& header) {
   }
   if (sum > 0) return sum;
   return absl::InvalidArgumentError(
-      "-bandwidth counts the bytes of a token, and no tensor is named layer_{i}_key or layer_{i}_value and of rank 4");
+      "-bandwidth counts the bytes of a token, and no tensor is named layer_{i}_key or layer_{i}_value and of rank 4 "
+      "with "
+      "a token in it");
 }
 
 std::string ShellWord(std::string_view text) {

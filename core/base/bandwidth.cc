@@ -41,10 +41,10 @@ absl::StatusOr<double> ParseBandwidth(std::string_view text) {
   const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), number);
   const std::string_view unit = WithoutBlanks(rest.substr(static_cast<size_t>(end - rest.data())));
   const double bytes = number * UnitBytes(unit);
-  if (error == std::errc() && bytes > 0 && bytes <= kMaxBandwidth) return bytes;
+  if (error == std::errc() && bytes >= kMinBandwidth && bytes <= kMaxBandwidth) return bytes;
   return absl::InvalidArgumentError(absl::StrFormat(
       "\"%s\" is no bandwidth: expected a number above 0 and a unit, bit/s (b/s, bps) or B/s after k, M, "
-      "G, T, Ki, Mi or Gi, for example 25Gbit/s, 800Mb/s or 3GB/s",
+      "G, T, Ki, Mi or Gi, for example 25Gbit/s, 800Mb/s or 3GB/s, between 1bit/s and 1000TB/s",
       text));
 }
 

@@ -113,6 +113,16 @@ def test_keys_are_turned_back_as_flags_or_metadata_say(bin_dir, tmp_path):
         run_ok(bin_dir, *command.split()[1:], cwd=tmp_path)
 
 
+@pytest.mark.parametrize("kind, codec, warns", [("key", "int4", False), ("key", "int4 kv3", True),
+                                                ("value", "kv3", False)])
+def test_rotation_is_missed_only_where_a_codec_would_have_undone_it(bin_dir, tmp_path, kind, codec, warns):
+    values = np.random.default_rng(1).standard_normal((1, 1, 128, 64)).astype(np.float16)
+    write_file(tmp_path / "in", {f"layer_0_{kind}": values})
+    done = run(bin_dir, "-sweep", "-input", tmp_path / "in", "-codec", codec)
+    assert done.returncode == 0, done.stderr
+    assert ("Warning: the keys' rotary embedding is not known" in done.stderr) == warns
+
+
 def test_what_is_on_the_front_is_beaten_by_none(swept):
     specs = swept[0]["specs"]
     for kind in ("all", "keys", "values"):
