@@ -297,7 +297,7 @@ def test_a_large_file_is_sampled_and_the_page_says_so(bin_dir, tmp_path):
     (["-sweep", "-input", "none"], "read input: open none: no such file or directory"),
     (["-sweep", "-input", "{packed}"], "input is already a compressed file: decompress it first"),
     (["-sweep", "-input", "{flat}", "-bandwidth", "3GB/s"], "-bandwidth counts the bytes of a token, and no tensor is named "
-                                                             "layer_{i}_key or layer_{i}_value and of rank 4"),
+                                                             "layer_{i}_key or layer_{i}_value and of rank 4 with a token in it"),
     (["-sweep", "-input", "{sample}", "-report", "no/r.html"], "write report: open no/r.html: no such file or directory"),
 ])
 def test_errors(bin_dir, sample, tmp_path, args, text):
