@@ -10,6 +10,7 @@ import sys
 import termios
 
 import pytest
+from compression_bridge import find_cli_binary
 from conftest import VALIDATION
 from kvcompress.calibration import fisher_run
 
@@ -174,6 +175,7 @@ def test_sensitivity_is_measured_beside_the_metrics_of_a_file(stories, tmp_path,
     before = measured.stat().st_mtime_ns
     options = (*measure, "--metrics", measured, "--sensitivity", "--sensitivity-windows", 1, "--output-dir", tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setenv("KV_COMPRESS_PATH", find_cli_binary())
     code, told = analyze(capsys, *options)
     assert code == 0, told.err
     assert measured.stat().st_mtime_ns == before
