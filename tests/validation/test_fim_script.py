@@ -186,7 +186,7 @@ def test_sensitivity_is_measured_beside_the_metrics_of_a_file(stories, tmp_path,
     last = told.out.splitlines()[-1]
     assert "tier" in last
     assert (tmp_path / "sensitivity.txt").read_text().endswith(f"{last}\n")
-    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "matplotlib.figure")
     code, told = analyze(capsys, *options, "--sensitivity-codec", "int2(group=64)")
     assert code == 0, told.err
     assert (tmp_path / "sensitivity.png").exists()
