@@ -134,6 +134,7 @@ def test_errors_of_the_whole(document, text):
 
 @pytest.mark.parametrize(("content", "text"), [
     ("{", "Expecting"), ('{"per_layer_head": {"0/0": {}, "0/0": {}}}', "'0/0' is given twice"), (b"\xff", "utf-8"),
+    ("[" * 100_000, "recursion"),
 ])
 def test_files_that_are_no_configs(tmp_path, content, text):
     path = tmp_path / "config.json"

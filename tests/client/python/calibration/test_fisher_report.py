@@ -228,7 +228,13 @@ def test_files_of_the_service_are_read(tmp_path):
 @pytest.mark.parametrize(("content", "text"), [
     ("{}", "is a list of runs"), ("[3]", "a run is an object"), ("[", "Expecting"),
     ("a,b\n1,2\n", "the columns run_name"), ("", "the columns run_name"),
-    ('[{"summary_metrics": []}]', "a run is an object"),
+    ('[{"summary_metrics": []}]', "a run is an object"), ("[" * 100_000, "recursion"),
+    ('[{"summary_metrics": {}, "run_info": [1]}]', "a run is an object"),
+    ('[{"summary_metrics": {}, "config": 5}]', "a run is an object"),
+    ('[{"summary_metrics": {}, "history": [1]}]', "a run is an object"),
+    ('[{"summary_metrics": {"fisher/trace": 1%s}}]' % ("0" * 400), "which is no number"),
+    ("run_name,layer,head,metric,value\nr,0\n", "line 2: a row has the columns run_name"),
+    ("run_name,layer,head,metric,value\nr,0,0,trace,%s\n" % ("1" * 200_000), "field larger than"),
 ])
 def test_files_of_another_kind_are_refused(tmp_path, content, text):
     path = tmp_path / "file"
@@ -238,6 +244,10 @@ def test_files_of_another_kind_are_refused(tmp_path, content, text):
     assert str(path) in str(failed.value)
     with pytest.raises(InvalidArgument, match="No such file"):
         read_runs(tmp_path / "none")
+
+
+def test_numbers_that_no_model_has_are_of_no_head():
+    assert FisherRun("r", {f"fisher/layer{'9' * 5000}/head0/trace": 1.0}).heads == {}
 
 
 def test_the_summary_of_runs():

@@ -348,12 +348,38 @@ class TestReservoir:
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
     path = tmp_path / "compressor.pt"
-    for content in (b"", b"none of it"):
+    for content in (b"", b"none of it", b"\x80\x02."):
         path.write_bytes(content)
+        with pytest.raises(InvalidArgument, match="is no state of a compressor"):
+            load_compressor(path)
+    for state in (3, [3], torch.ones(3), {}, {3: 4, "config": config({})}):
+        torch.save(state, path)
         with pytest.raises(InvalidArgument, match="is no state of a compressor"):
             load_compressor(path)
     torch.save({"config": 3}, path)
     with pytest.raises(InvalidArgument, match="JSON object"):
         load_compressor(path)
+    with pytest.raises(InvalidArgument, match="No such file"):
+        load_compressor(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("name", "value", "text"), [
+    *[("model", model, "model has the numbers of layers and of heads") for model in (
+        3, {}, [1, 2], {"layers": "a", "heads": 1}, {"layers": 1.0, "heads": 1}, {"layers": -1, "heads": 1})],
+    ("model", {"layers": 1, "heads": 1}, "layer1/head1 is not in a model of 1 layers of 1 key/value heads"),
+    *[("rotary", rotary, "rotary") for rotary in (3, [1], {"bogus": 1}, {"theta": "a"}, {"theta": 1e4, "scaling": 3})],
+    ("pca_modules.L0_H" + "9" * 5000 + ".U_k", torch.ones(1), "is not in a state of PCACompressor"),
+    *[("pca_modules.L1_H1.mean_k", kind(torch.ones(D)), "mean_k is no plain tensor of floating-point numbers")
+      for kind in (torch.Tensor.to_sparse, torch.Tensor.int, lambda ones: ones.to(torch.complex64),
+                   lambda ones: ones.to("meta"))],
+])  # fmt: skip
+def test_a_state_that_is_changed_is_refused_in_a_sentence(tmp_path, name, value, text):
+    made = calibrated(PCACompressor, {(1, 1): 3}, rotary=RotaryEmbedding(theta=10000.0))
+    torch.save({**made.state_dict(), name: value}, tmp_path / "compressor.pt")
+    with pytest.raises(InvalidArgument, match=text):
+        load_compressor(tmp_path / "compressor.pt")
+
+
+def test_there_is_one_load_compressor():
     assert low_rank.load_compressor is load_compressor
     assert CompressionConfig.of_json(config({(0, 0): 3})).head(0, 0).rank == 3

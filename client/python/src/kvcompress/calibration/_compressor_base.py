@@ -152,7 +152,7 @@ class KVCompressorBase:
         InvalidArgument, which names the head, for tensors that do not fit the config; if `strict`, also for heads of
         the config that are missing, heads that it does not compress, and unknown names."""
         found: dict[Head, Tensors] = {}
-        pattern = re.compile(rf"{self._PREFIX}\.L(\d+)_H(\d+)\.(.+)")
+        pattern = re.compile(rf"{self._PREFIX}\.L([0-9]{{1,9}})_H([0-9]{{1,9}})\.(.+)")
         for name, value in state.items():
             match = pattern.fullmatch(name)
             if match is not None:
@@ -167,10 +167,12 @@ class KVCompressorBase:
                 raise InvalidArgument(f"{head_key(*head)}: the state does not have it")
         if strict and found:
             raise InvalidArgument(f"{head_key(*min(found))}: the config does not compress it")
-        rotary, model = state.get("rotary"), state.get("model")
-        self.rotary = None if rotary is None else RotaryEmbedding.of_fields(rotary)
+        rotary, model = _rotary_of(state.get("rotary")), _model_of(state.get("model"))
+        if model is not None and strict:
+            self.config.check_fits(*model)
+        self.rotary = rotary
         if model is not None:
-            self._seen = {(model["layers"] - 1, model["heads"] - 1)}
+            self._seen = {(model[0] - 1, model[1] - 1)}
         self._take(fitting)
 
     def memory_stats(
@@ -241,11 +243,14 @@ class KVCompressorBase:
             tensor = given.get(name, torch.zeros(shape) if name in self._optional(config) else None)
             if not isinstance(tensor, torch.Tensor):
                 raise InvalidArgument(f"{key}: the state has no {name}")
+            is_plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_meta)
+            if not is_plain or not tensor.is_floating_point():
+                raise InvalidArgument(f"{key}: {name} is no plain tensor of floating-point numbers")
             if tuple(tensor.shape) != shape:
                 raise InvalidArgument(f"{key}: {name} is {list(tensor.shape)}, the config wants {list(shape)}")
-            if not tensor.isfinite().all():
-                raise InvalidArgument(f"{key}: {name} is not finite")
             tensors[name] = tensor.detach().clone().float()
+            if not tensors[name].isfinite().all():
+                raise InvalidArgument(f"{key}: {name} is not finite")
         return tensors
 
     def _enabled(self) -> Iterator[tuple[Head, HeadConfig]]:
@@ -286,6 +291,28 @@ class KVCompressorBase:
                     f"[batch, tokens, {wanted[0]}] and [batch, tokens, {wanted[1]}]"
                 )
         return config
+
+
+def _model_of(numbers: Any) -> tuple[int, int] | None:
+    """Layers and heads of a state's `model`."""
+    if numbers is None:
+        return None
+    layers, heads = (numbers.get("layers"), numbers.get("heads")) if isinstance(numbers, Mapping) else (None, None)
+    if type(layers) is not int or type(heads) is not int or min(layers, heads) < 0:
+        raise InvalidArgument("a state's model has the numbers of layers and of heads")
+    return layers, heads
+
+
+def _rotary_of(fields: Any) -> RotaryEmbedding | None:
+    """Of what _rotary_fields gave."""
+    if fields is None:
+        return None
+    try:
+        rotary = RotaryEmbedding.of_fields(fields)
+        rotary.message()  # refuses what no embedding has
+    except TypeError as error:
+        raise InvalidArgument(f"a state's rotary is none: {error}") from error
+    return rotary
 
 
 def _rotary_fields(rotary: RotaryEmbedding) -> dict[str, Any]:

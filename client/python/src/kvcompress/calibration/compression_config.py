@@ -57,7 +57,7 @@ class CompressionConfig:
                 document = json.load(file, object_pairs_hook=_without_repetition)
         except OSError as error:
             raise InvalidArgument(f"{path}: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"{path}: {error}") from error
         return cls.of_json(document)
 
@@ -99,7 +99,7 @@ class CompressionConfig:
     def savings(self, layers: int, heads: int) -> float:
         """The part of the keys' and values' channels that is saved in a model of `layers` of `heads` each, those that
         are not listed included. InvalidArgument for heads that such a model has not."""
-        self._check_fits(layers, heads)
+        self.check_fits(layers, heads)
         pairs = [self.head(layer, head) for layer in range(layers) for head in range(heads)]
         original = sum(config.d_k + config.d_v for config in pairs)
         return 1 - sum(config.size for config in pairs) / original if original else 0.0
@@ -118,7 +118,8 @@ class CompressionConfig:
         grouped = {group: _strictest(head_key(*group), configs) for group, configs in readers.items()}
         return CompressionConfig(grouped, self.target_memory_reduction, self.d_head, self.algo_default)
 
-    def _check_fits(self, layers: int, heads: int) -> None:
+    def check_fits(self, layers: int, heads: int) -> None:
+        """InvalidArgument for heads that a model of `layers` of `heads` each has not."""
         for layer, head in self.heads:
             if layer >= layers or head >= heads:
                 raise InvalidArgument(

@@ -20,7 +20,7 @@ from .._errors import InvalidArgument
 from .compression_config import Head, head_key
 
 _PREFIX = "fisher/"
-_HEAD = re.compile(r"fisher/layer(\d+)/head(\d+)/([^/]+)")
+_HEAD = re.compile(r"fisher/layer([0-9]{1,9})/head([0-9]{1,9})/([^/]+)")
 _COLUMNS = ("run_name", "layer", "head", "metric", "value")
 _WIDTH = 80
 _BAR = 40
@@ -70,7 +70,7 @@ def fisher_only(summary: Mapping[str, Any], run: str) -> dict[str, float]:
             continue
         try:
             metrics[key] = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InvalidArgument(f"run {run}: {key.removeprefix(_PREFIX)} is {value!r}, which is no number") from None
     return metrics
 
@@ -83,7 +83,7 @@ def read_runs(path: str | PathLike[str]) -> list[FisherRun]:
         return _runs_of_json(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else _runs_of_csv(text)
     except OSError as error:
         raise InvalidArgument(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise InvalidArgument(f"{path}: {error}") from error
 
 
@@ -106,7 +106,7 @@ def _runs_of_json(document: Any) -> list[FisherRun]:
         raise InvalidArgument("the JSON of Fisher metrics is a list of runs")
     runs = []
     for run in document:
-        if not isinstance(run, dict) or not isinstance(run.get("summary_metrics"), dict):
+        if not _is_run(run):
             raise InvalidArgument("a run is an object with run_info, config, summary_metrics and history")
         info = run.get("run_info") or {}
         name = str(info.get("display_name") or info.get("run_name") or "")
@@ -115,12 +115,22 @@ def _runs_of_json(document: Any) -> list[FisherRun]:
     return runs
 
 
+def _is_run(run: Any) -> bool:
+    if not isinstance(run, dict) or not isinstance(run.get("summary_metrics"), dict):
+        return False
+    history = run.get("history") or []
+    objects = [run.get("run_info") or {}, run.get("config") or {}, *(history if isinstance(history, list) else [None])]
+    return all(isinstance(part, dict) for part in objects)
+
+
 def _runs_of_csv(text: str) -> list[FisherRun]:
     rows = csv.DictReader(text.splitlines())
     if rows.fieldnames is None or not set(_COLUMNS) <= set(rows.fieldnames):
         raise InvalidArgument(f"Fisher metrics are a JSON list of runs, or CSV with the columns {', '.join(_COLUMNS)}")
     metrics: dict[str, dict[str, Any]] = {}
     for row in rows:
+        if any(row[column] is None for column in _COLUMNS):
+            raise InvalidArgument(f"line {rows.line_num}: a row has the columns {', '.join(_COLUMNS)}")
         metrics.setdefault(row["run_name"], {})[_key(row["layer"], row["head"], row["metric"])] = row["value"]
     return [FisherRun(name, fisher_only(values, name)) for name, values in metrics.items()]
 

@@ -12,7 +12,6 @@ not compress pass through. `load_compressor` makes the compressor that a file wa
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -158,13 +157,19 @@ class KVSpliceCompressor(KVCompressorBase):
 
 
 def load_compressor(path: Path) -> KVCompressorBase:
-    """The compressor whose state_dict torch.save has written to `path`. InvalidArgument for a file that is none."""
+    """The compressor whose state_dict torch.save has written to `path`. InvalidArgument for a file that is none, and
+    for one that cannot be read."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        config = CompressionConfig.of_json(state["config"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        with open(path, "rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # damaged files raise errors of nearly all kinds
         raise InvalidArgument(f"{path} is no state of a compressor: {error}") from error
-    is_pca = any(str(name).startswith(PCACompressor._PREFIX + ".") for name in state)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state) or "config" not in state:
+        raise InvalidArgument(f"{path} is no state of a compressor, which has names, and config among them")
+    config = CompressionConfig.of_json(state["config"])
+    is_pca = any(name.startswith(PCACompressor._PREFIX + ".") for name in state)
     compressor: KVCompressorBase = PCACompressor(config) if is_pca else KVSpliceCompressor(config)
     compressor.load_state_dict(state)
     return compressor
