@@ -256,14 +256,15 @@ void SegmentBasis::ToCoefficients(const Segment& segment, float unit, float* val
   Multiply(segment, tensor_->forward, values);
 }
 
-void SegmentBasis::Truncate(const Segment& segment, std::span<const uint32_t> ranks, float* coefficients) const {
+void SegmentBasis::Truncate(const Segment& segment, std::span<const uint32_t> ranks, size_t first,
+                            float* coefficients) const {
   if (ranks.empty()) return;
   const size_t dim = artifact_->group_dim();
-  for (size_t first = 0; first < segment.channels; first += dim) {
-    const size_t head = FirstGroup(segment) + first / dim;
+  for (size_t channel = 0; channel < segment.channels; channel += dim) {
+    const size_t head = FirstGroup(segment) + channel / dim;
     const size_t rank = ranks[ranks.size() == 1 ? 0 : head];
-    for (size_t t = 0; t < segment.tokens; ++t) {
-      std::fill_n(coefficients + t * segment.channels + first + rank, dim - rank, 0.0f);
+    for (size_t t = first; t < segment.tokens; ++t) {
+      std::fill_n(coefficients + t * segment.channels + channel + rank, dim - rank, 0.0f);
     }
   }
 }

@@ -50,8 +50,8 @@ class SegmentBasis {
   // Classes and means to be expected of the segment's coefficients in units of `unit`.
   Segment Expected(const Segment& segment, float unit) const;
   void ToCoefficients(const Segment& segment, float unit, float* values);  // values are in units
-  // Makes zeros of what the ranks, which are checked, do not keep; nothing where there are none.
-  void Truncate(const Segment& segment, std::span<const uint32_t> ranks, float* coefficients) const;
+  // Makes zeros of what the ranks, which are checked, do not keep, from token `first` on; nothing where there are none.
+  void Truncate(const Segment& segment, std::span<const uint32_t> ranks, size_t first, float* coefficients) const;
   void ToValues(const Segment& segment, float* coefficients);
 
   // A block's values as the tensor has them to segments, a group's heads side by side in each token, and back, those of

@@ -156,7 +156,7 @@ class Encoder {
     }
     const float unit = UnitOf(format_.trellis, step_);
     basis_.ToCoefficients(segment, unit, values);
-    basis_.Truncate(segment, format_.ranks, values);
+    basis_.Truncate(segment, format_.ranks, sinks_ ? SinksOf(format_, segment) : 0, values);
     return basis_.Expected(segment, unit);
   }
 

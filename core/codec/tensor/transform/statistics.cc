@@ -63,10 +63,7 @@ float Reach(const SegmentInput& input, const Segment& segment, size_t token, con
 void FindSpecial(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
   s.is_special.assign(segment.tokens, 0);
   const uint64_t position = input.format.rotary.start + segment.position;
-  size_t sinks = 0;
-  if (input.sinks && segment.is_whole && segment.tokens >= kMinSinkTokens) {
-    sinks = kSinkShifts.size() - std::min<uint64_t>(position, kSinkShifts.size());
-  }
+  const size_t sinks = input.sinks ? SinksOf(input.format, segment) : 0;
   std::fill_n(s.is_special.begin(), sinks, 1);
   Moments(input.values, segment.tokens, segment.channels, s);
   if (segment.tokens < kMinTokens) return;
@@ -189,6 +186,12 @@ float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment&
 }
 
 }  // namespace
+
+size_t SinksOf(const TransformFormat& format, const Segment& segment) {
+  if (!segment.is_whole || segment.tokens < kMinSinkTokens) return 0;
+  const uint64_t position = format.rotary.start + segment.position;
+  return kSinkShifts.size() - std::min<uint64_t>(position, kSinkShifts.size());
+}
 
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
   FindSpecial(input, segment, s);

@@ -36,6 +36,10 @@ struct SegmentInput {
   const Segment* before;
 };
 
+// How many of the segment's first tokens are the first of a sequence, which get finer steps and are never cut to ranks;
+// 0 where it is too short to tell.
+size_t SinksOf(const TransformFormat& format, const Segment& segment);
+
 // Sets special tokens, classes and means.
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& statistics);
 

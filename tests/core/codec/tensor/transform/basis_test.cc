@@ -220,7 +220,7 @@ TEST_F(TransformBasisTest, RanksKeepTheFirstCoefficientsOfEachHead) {
   const ArtifactId id = Calibrate(kDim, 1, [&](const Artifact& made) { artifact = made; });
   const ArtifactTensor& learned = artifact->tensors.begin()->second;
   const std::vector<float> keys = ModelKeys(1, kTokens, 8);
-  const std::string spec = absl::StrFormat("transform(step=0.002,artifact=%s", id);
+  const std::string spec = absl::StrFormat("transform(step=0.002,sinks=false,artifact=%s", id);
   const TensorDesc tensor = KeysOf(1, kTokens);
   const Coded whole = Code(spec + ")", tensor, BytesOf(keys));
   const Coded coded = Code(spec + ",ranks=1/4/7/32)", tensor, BytesOf(keys));
@@ -250,6 +250,40 @@ TEST_F(TransformBasisTest, RanksKeepTheFirstCoefficientsOfEachHead) {
   EXPECT_NEAR(within.snr, coded.snr, 0.05);
 }
 
+// The first tokens of a sequence, which attention looks at most, are of no use where they are cut as the others are.
+TEST_F(TransformBasisTest, RanksLeaveTheFirstTokensOfASequenceWhole) {
+  constexpr uint64_t kTokens = 256, kBatch = 2, kSinks = 4;
+  const ArtifactId id = Calibrate(kDim);
+  const TensorDesc tensor = KeysOf(kBatch, kTokens);
+  const std::vector<float> keys = ModelKeys(kBatch, kTokens, 8);
+  const auto code = [&](const char* more) {
+    return Code(absl::StrFormat("transform(step=0.05,artifact=%s%s)", id, more), tensor, BytesOf(keys));
+  };
+  const auto error_of = [&](const Coded& coded, uint64_t token) {
+    double squares = 0;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      if (i / kDim % kTokens != token) continue;
+      const float off = LoadAsF32(DType::kF32, coded.decoded.data(), i) - keys[i];
+      squares += static_cast<double>(off) * static_cast<double>(off);
+    }
+    return std::sqrt(squares / (kBatch * kHeads * kDim));
+  };
+  const Coded coded = code(",ranks=1");
+  for (uint64_t token = 0; token < 2 * kSinks; ++token) {
+    if (token < kSinks) {
+      EXPECT_LT(error_of(coded, token), 0.05) << token;
+    } else {
+      EXPECT_GT(error_of(coded, token), 0.5) << token;
+    }
+  }
+  const Coded cut = code(",ranks=1,sinks=false");
+  EXPECT_GT(error_of(cut, 0), 0.5);
+  EXPECT_GT(error_of(code(",ranks=1,start=1000"), 0), 0.5);
+  // Steps that are finer by 7/4 bits on average, and tables that are not of these tokens.
+  const double of_value = code("").bits + 7.0 / 4 + 5;
+  EXPECT_LT(coded.bits - cut.bits, of_value * kSinks / kTokens);
+}
+
 TEST_F(TransformBasisTest, WhatRanksDropCostsNextToNothing) {
   constexpr double kStep = 0.05;
   std::optional<Artifact> artifact;
@@ -262,7 +296,7 @@ TEST_F(TransformBasisTest, WhatRanksDropCostsNextToNothing) {
     }
     for (const auto& [tokens, around] : {std::pair(16, 0.15), std::pair(256, 0.032)}) {
       const Bytes values = BytesOf(ModelKeys(1, static_cast<uint64_t>(tokens), 8));
-      const std::string spec = absl::StrFormat("transform(step=%g,artifact=%s,ranks=%d)", kStep, id, rank);
+      const std::string spec = absl::StrFormat("transform(step=%g,sinks=false,artifact=%s,ranks=%d)", kStep, id, rank);
       const double bits = Code(spec, KeysOf(1, static_cast<uint64_t>(tokens)), values).bits;
       const size_t count = values.size() / sizeof(float);
       const double of_lanes = 8.0 * 3 * static_cast<double>(LanesFor(count)) / static_cast<double>(count);
