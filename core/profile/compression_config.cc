@@ -20,13 +20,14 @@ constexpr const char* kHeads = "per_layer_head";
 constexpr const char* kAlgorithms[] = {"kvsplice", "pca", "none"};
 constexpr uint32_t kMaxDim = 65536;
 
-absl::Status Fault(std::string_view text) { return absl::InvalidArgumentError(std::string(text)); }
+absl::Status Refused(std::string_view text) { return absl::InvalidArgumentError(std::string(text)); }
 
 absl::Status RefuseOthers(std::string_view where, const Json& object, const std::vector<std::string>& known) {
-  if (!object.is_object()) return Fault(absl::StrFormat("%s must be a JSON object", where));
+  if (!object.is_object()) return Refused(absl::StrFormat("%s must be a JSON object", where));
   for (const auto& [field, unused] : object.items()) {
     if (std::ranges::find(known, field) != known.end()) continue;
-    return Fault(absl::StrFormat("%s: unknown field \"%s\" (there are %s)", where, field, absl::StrJoin(known, ", ")));
+    return Refused(
+        absl::StrFormat("%s: unknown field \"%s\" (there are %s)", where, field, absl::StrJoin(known, ", ")));
   }
   return absl::OkStatus();
 }
@@ -36,7 +37,7 @@ absl::Status ReadDim(std::string_view where, const Json& object, std::string_vie
   const auto found = object.find(field);
   if (found == object.end()) return absl::OkStatus();
   if (!found->is_number_unsigned() || *found < 1 || *found > kMaxDim) {
-    return Fault(absl::StrFormat("%s: %s is %s, not an integer from 1 to %d", where, field, found->dump(), kMaxDim));
+    return Refused(absl::StrFormat("%s: %s is %s, not an integer from 1 to %d", where, field, found->dump(), kMaxDim));
   }
   value = found->get<uint32_t>();
   return absl::OkStatus();
@@ -45,7 +46,7 @@ absl::Status ReadDim(std::string_view where, const Json& object, std::string_vie
 absl::Status ReadFlag(std::string_view where, const Json& object, std::string_view field, bool& value) {
   const auto found = object.find(field);
   if (found == object.end()) return absl::OkStatus();
-  if (!found->is_boolean()) return Fault(absl::StrFormat("%s: %s is not true or false", where, field));
+  if (!found->is_boolean()) return Refused(absl::StrFormat("%s: %s is not true or false", where, field));
   value = found->get<bool>();
   return absl::OkStatus();
 }
@@ -54,8 +55,8 @@ absl::Status ReadAlgorithm(std::string_view where, const Json& object, std::stri
   const auto found = object.find(field);
   if (found == object.end()) return absl::OkStatus();
   if (std::ranges::none_of(kAlgorithms, [&](const char* known) { return *found == known; })) {
-    return Fault(absl::StrFormat("%s: %s is %s, which is unknown (there are %s)", where, field, found->dump(),
-                                 absl::StrJoin(kAlgorithms, ", ")));
+    return Refused(absl::StrFormat("%s: %s is %s, which is unknown (there are %s)", where, field, found->dump(),
+                                   absl::StrJoin(kAlgorithms, ", ")));
   }
   value = found->get<std::string>();
   return absl::OkStatus();
@@ -64,13 +65,13 @@ absl::Status ReadAlgorithm(std::string_view where, const Json& object, std::stri
 absl::Status CheckNumber(std::string_view where, const Json& object, std::string_view field) {
   const auto found = object.find(field);
   if (found == object.end() || found->is_number()) return absl::OkStatus();
-  return Fault(absl::StrFormat("%s: %s is not a number", where, field));
+  return Refused(absl::StrFormat("%s: %s is not a number", where, field));
 }
 
 absl::Status CheckMetrics(std::string_view where, const Json& head) {
   const auto metrics = head.find("metrics");
   if (metrics == head.end()) return absl::OkStatus();
-  if (!metrics->is_object()) return Fault(absl::StrFormat("%s: metrics must be a JSON object", where));
+  if (!metrics->is_object()) return Refused(absl::StrFormat("%s: metrics must be a JSON object", where));
   for (const auto& [name, unused] : metrics->items()) KVC_RETURN_IF_ERROR(CheckNumber(where, *metrics, name));
   return absl::OkStatus();
 }
@@ -128,9 +129,9 @@ absl::StatusOr<CompressionConfig> CompressionConfig::FromJson(const Json& json) 
   }
   usual.d_v = usual.d_k;
   for (const auto& [field, unused] : global.items()) {
-    if (json.contains(field)) return Fault(absl::StrFormat("%s is given twice, in global and beside it", field));
+    if (json.contains(field)) return Refused(absl::StrFormat("%s is given twice, in global and beside it", field));
   }
-  if (!IsMeantBy(json) || !json[kHeads].is_object()) return Fault("the config has no object per_layer_head");
+  if (!IsMeantBy(json) || !json[kHeads].is_object()) return Refused("the config has no object per_layer_head");
   CompressionConfig config;
   for (const auto& [key, fields] : json[kHeads].items()) KVC_RETURN_IF_ERROR(config.Add(key, fields, usual, algo));
   std::map<int64_t, uint64_t> listed;
@@ -144,11 +145,11 @@ absl::Status CompressionConfig::Add(std::string_view key, const Json& fields, co
                                     std::string_view algo) {
   const std::optional<HeadKey> head = ParseKey(key);
   if (!head) {
-    return Fault(absl::StrFormat("Invalid key format: \"%s\" (a head is \"0/3\" or \"layer0/head3\")", key));
+    return Refused(absl::StrFormat("Invalid key format: \"%s\" (a head is \"0/3\" or \"layer0/head3\")", key));
   }
   const std::string name = NameOf(*head);
   const auto [place, is_new] = heads_.emplace(*head, usual);
-  if (!is_new) return Fault(absl::StrFormat("%s is given twice, the second time as \"%s\"", name, key));
+  if (!is_new) return Refused(absl::StrFormat("%s is given twice, the second time as \"%s\"", name, key));
   Head& own = place->second;
   std::string own_algo(algo);
   bool learn_scale_shift = true;
@@ -166,11 +167,12 @@ absl::Status CompressionConfig::Add(std::string_view key, const Json& fields, co
   own.rank = std::min(usual.rank, d);
   if (const auto rank = fields.find("rank"); rank != fields.end()) {
     if (!rank->is_number_integer() || *rank < 1 || *rank > d) {
-      return Fault(absl::StrFormat("%s: rank %s is not between 1 and d %d", name, rank->dump(), d));
+      return Refused(absl::StrFormat("%s: rank %s is not between 1 and d %d", name, rank->dump(), d));
     }
     own.rank = rank->get<uint32_t>();
   }
-  if (own.enabled && own_algo == "none") return Fault(absl::StrFormat("%s: it is enabled, and its algo is none", name));
+  if (own.enabled && own_algo == "none")
+    return Refused(absl::StrFormat("%s: it is enabled, and its algo is none", name));
   layers_.insert(head->first);
   head_count_ = std::max(head_count_, static_cast<uint64_t>(head->second) + 1);
   return absl::OkStatus();
@@ -179,12 +181,12 @@ absl::Status CompressionConfig::Add(std::string_view key, const Json& fields, co
 absl::Status CompressionConfig::CheckMapping(const TensorDesc& tensor, uint64_t heads) const {
   if (head_count_ <= heads) return absl::OkStatus();
   if (head_count_ % heads != 0) {
-    return Fault(
+    return Refused(
         absl::StrFormat("the config has %d heads, which are no whole number for each of the %d heads of \"%s\"",
                         head_count_, heads, tensor.name));
   }
   if (lists_a_layer_) return absl::OkStatus();
-  return Fault(
+  return Refused(
       absl::StrFormat("the config has head %d, and \"%s\" has %d heads: it must list all query heads of a layer, so "
                       "that their number is "
                       "known",
@@ -207,9 +209,9 @@ absl::StatusOr<std::vector<uint32_t>> CompressionConfig::RanksFor(const TensorDe
       const HeadKey key(kv.layer, static_cast<int64_t>(reader));
       const auto listed = heads_.find(key);
       if (listed != heads_.end() && (kv.is_key ? listed->second.d_k : listed->second.d_v) != dim) {
-        return Fault(absl::StrFormat("%s: %s is %d, and the heads of \"%s\" have %d channels", NameOf(key),
-                                     kv.is_key ? "d_k" : "d_v", kv.is_key ? listed->second.d_k : listed->second.d_v,
-                                     tensor.name, dim));
+        return Refused(absl::StrFormat("%s: %s is %d, and the heads of \"%s\" have %d channels", NameOf(key),
+                                       kv.is_key ? "d_k" : "d_v", kv.is_key ? listed->second.d_k : listed->second.d_v,
+                                       tensor.name, dim));
       }
       rank = std::max(rank, listed != heads_.end() && listed->second.enabled ? listed->second.rank : dim);
     }
