@@ -1,11 +1,14 @@
-"""A model on a cache that is compressed with its own artifact."""
+"""A model on a cache that is compressed with its own artifact, or by its own compressor."""
+
+import gc
+import weakref
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="4.54")  # as collect_cache
 from kvcompress.adapters.compressed_model import CompressedKVModelWrapper  # noqa: E402
-from kvcompress.calibration import calibrate, collect_cache  # noqa: E402
+from kvcompress.calibration import PCACompressor, calibrate, collect_cache  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 
@@ -40,3 +43,12 @@ def test_an_artifact_brings_what_a_model_says_nearer(model, daemon, connect, bin
             assert sum(map(len, frames)) <= 2 * 2 * 2 * 268 * 64 * 3.3 / 8
     plain, calibrated = errors.values()
     assert 0 < calibrated < 0.8 * plain
+
+
+def test_a_model_does_not_keep_the_compressors_that_it_was_wrapped_with(model):
+    compressor = PCACompressor({"per_layer_head": {}})
+    CompressedKVModelWrapper(model, compressor).generate(windows(1, 3), max_new_tokens=2)
+    known = weakref.ref(compressor)
+    del compressor
+    gc.collect()
+    assert known() is None

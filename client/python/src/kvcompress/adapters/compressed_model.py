@@ -9,6 +9,7 @@ It works with transformers from 4.50 on.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Mapping
 from os import PathLike
@@ -89,7 +90,8 @@ class CompressedKVModelWrapper(torch.nn.Module):
 
             self._generating = CacheTaker(model).generating
         if not is_codec:
-            model.register_forward_pre_hook(self._tell_positions, with_kwargs=True)
+            # The model outlives this, and keeps the hook.
+            model.register_forward_pre_hook(functools.partial(_tell_positions, self._cache_name), with_kwargs=True)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -113,6 +115,8 @@ class CompressedKVModelWrapper(torch.nn.Module):
         cache = self._take_cache(kwargs)
         output = self.model(*args, use_cache=use_cache is not False, **kwargs)
         self._stats = cache.memory_stats()
+        if use_cache is False and isinstance(output, tuple):
+            return tuple(part for part in output if part is not cache)
         if use_cache is False and isinstance(output, transformers.utils.ModelOutput):
             return type(output)(**{key: value for key, value in output.items() if value is not cache})
         return output
@@ -130,12 +134,6 @@ class CompressedKVModelWrapper(torch.nn.Module):
         self._stats = cache.memory_stats()
         return output
 
-    def _tell_positions(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Called with what `generate`, too, gives the model: rows that are padded in front begin at other positions."""
-        cache = kwargs.get(self._cache_name)
-        if isinstance(cache, LatentCache):
-            cache.tell_positions(kwargs.get("position_ids"))
-
     def _take_cache(self, kwargs: dict[str, Any]) -> LayeredCache:
         """That of the arguments, or a new one, which then is among them. InvalidArgument for one of another kind."""
         given = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
@@ -146,6 +144,13 @@ class CompressedKVModelWrapper(torch.nn.Module):
             raise InvalidArgument(f"a {type(cache).__name__} is not compressed: use make_cache")
         kwargs[self._cache_name] = cache
         return cache
+
+
+def _tell_positions(cache_name: str, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Called with what `generate`, too, gives the model: rows that are padded in front begin at other positions."""
+    cache = kwargs.get(cache_name)
+    if isinstance(cache, LatentCache):
+        cache.tell_positions(kwargs.get("position_ids"))
 
 
 def _text_config(model: Any) -> Any:
