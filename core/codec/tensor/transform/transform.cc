@@ -196,9 +196,10 @@ constexpr Parameter kParameters[] = {
     rotary_parameters::kHigh,
     rotary_parameters::kOriginal,
     Parameter::Digest("artifact", "id of what calibration learned of the model, also of its rotary embedding"),
-    Parameter::List("ranks", 1, kMaxGroupDim,
-                    "how many of a head's coefficients in the artifact are kept, the first ones, one number for all "
-                    "heads or one for each; the others become zeros"),
+    Parameter::List(
+        "ranks", 1, kMaxGroupDim,
+        "how many of a head's coefficients in the artifact are kept, the first ones, one number for all "
+        "heads or one for each; the others become zeros, but for the tokens that `sinks` gives finer steps"),
 };
 
 absl::Status Check(const StageSpec& stage) {
