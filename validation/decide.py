@@ -122,18 +122,22 @@ def decide(setup: Setup, codecs: Sequence[str] = CODECS, max_kl: float = 0.01, a
     from kvcompress.calibration import collect_cache
 
     specs = [Spec(codec, artifacts=artifacts) for codec in codecs]
-    for path in sorted(glob.glob(os.path.join(glob.escape(artifacts), "*.kvcal"))) if artifacts is not None else []:
+    paths = sorted(glob.glob(os.path.join(glob.escape(artifacts), "*.kvcal"))) if artifacts is not None else []
+    if artifacts is not None and not paths:
+        raise FileNotFoundError(f"no artifacts (*.kvcal) in {artifacts}")
+    for path in paths:
         named = artifact_id(path)
         specs += [Spec(f"kv(bits={bits},artifact={named})", artifacts=artifacts) for bits in ARTIFACT_BITS]
     model, tokenizer = load_model_and_tokenizer(setup.model_name, device, setup.dtype)
     windows = windows_of(setup, model, tokenizer)
-    results = measure(model, windows, specs, setup, verbose=verbose)
+    # Before predictions, which take longer: what kv-compress refuses is known at once.
     with tempfile.TemporaryDirectory(prefix="kvcompress-") as folder:
         cache = os.path.join(folder, "cache.safetensors")
         collect_cache(model, [list(windows[0].ids[:windows[0].prefix_len])], cache,
                       dtype=getattr(torch, saved_dtype(setup, model)))
         found = [measure_codec(cache, str(spec.codec), artifacts, threads, bandwidth, context_tokens)
                  for spec in tqdm(specs, desc="speeds", leave=False, disable=not verbose)]
+    results = measure(model, windows, specs, setup, verbose=verbose)
     machine: Dict[str, Any] = {name: found[0][name] for name in MACHINE if name in found[0]}
     candidates = [Candidate(str(spec.codec), result, swept["specs"][0])
                   for spec, result, swept in zip(specs, results, found)]
@@ -159,8 +163,10 @@ def _arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add("--output", required=True, metavar="PAGE.html", help="the page; the figures go beside it, to PAGE.json")
     add("--quiet", action="store_true", help="no progress, and the decision alone")
     parsed = parser.parse_args(arguments)
-    if not parsed.max_kl >= 0:
-        parser.error("--max-kl must be 0 or more")
+    if not 0 <= parsed.max_kl < math.inf:
+        parser.error("--max-kl must be 0 or more, and finite")
+    if not all(codec.strip() for codec in parsed.codec or CODECS):
+        parser.error("--codec must name a codec")
     if parsed.windows is not None and parsed.windows < 1:
         parser.error("--windows must be at least 1")
     return parsed
@@ -173,11 +179,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     decision = decide(setup_of(args), args.codec or CODECS, args.max_kl, args.artifacts,
                       [link for link in args.bandwidth.split(",") if link], args.context_tokens, args.threads,
                       "cpu" if args.cpu else None, not args.quiet)
-    with open(args.output, "w", encoding="utf-8") as file:
-        file.write(decide_page.page(decision))
     figures = os.path.splitext(args.output)[0] + ".json"
-    with open(figures, "w", encoding="utf-8") as file:
-        json.dump(decision.to_dict(), file, indent=2, allow_nan=False)
+    texts = {args.output: decide_page.page(decision), figures: json.dumps(decision.to_dict(), indent=2, allow_nan=False)}
+    for path, text in texts.items():
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
     if not args.quiet:
         print(decide_page.table(decision) + "\n")
     print("\n".join(decide_page.verdict(decision)))

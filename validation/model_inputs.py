@@ -82,7 +82,7 @@ def windows_from_json(path: str, count: int, prefix_len: Optional[int] = None) -
         try:
             content = json.load(file)
             rows, length = content["windows"][:count], content["prefix_len"] if prefix_len is None else prefix_len
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f'{path} is not {{"prefix_len": P, "windows": [[ids], ...]}}: {error!r}') from error
     return [Window(row, length) for row in rows]
 

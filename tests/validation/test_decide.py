@@ -111,6 +111,9 @@ def test_without_a_codec_that_keeps_it_the_exit_code_says_so(folder, tmp_path):
     (["--output", "p.png"], 1, "Error: --output writes a .html file, not p.png"),
     (["--output", "none/p.html"], 1, "Error: no such folder: none"),
     (["--output", "p.html", "--max-kl", "nan"], 2, "--max-kl must be 0 or more"),
+    (["--output", "p.html", "--max-kl", "inf"], 2, "--max-kl must be 0 or more"),
+    (["--output", "p.html", "--codec", " "], 2, "--codec must name a codec"),
+    (["--output", "p.html", "--artifacts", "none"], 1, "Error: no artifacts (*.kvcal) in none"),
     (["--output", "p.html", "--windows", "0"], 2, "--windows must be at least 1"),
     ([], 2, "the following arguments are required: --output"),
     (["--output", "p.html", "--codec", "int4", "--windows", "1", "--bandwidth", "fast"], 1, '"fast" is no bandwidth'),
@@ -119,6 +122,13 @@ def test_without_a_codec_that_keeps_it_the_exit_code_says_so(folder, tmp_path):
 def test_errors(folder, args, code, text):
     done = run(folder, *args)
     assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_speeds_come_first_so_that_wrong_flags_fail_before_the_long_measurement(folder, monkeypatch):
+    monkeypatch.setattr(decide, "measure", lambda *args, **options: pytest.fail("predictions were measured"))
+    setup = Setup(str(folder), token_windows=str(folder / "windows.json"), windows=1)
+    with pytest.raises((OSError, ValueError, subprocess.CalledProcessError), match="is no bandwidth"):
+        decide.decide(setup, ["int4"], bandwidth=["fast"], device="cpu", verbose=False)
 
 
 def candidate(codec, bits, kl, saved=(), floor=None):
