@@ -335,3 +335,16 @@ class TestScores:
         for few, prefix, text in (([], 40, "no windows"), (rows, 47, "leave none to score"), (rows, 0, "leave none")):
             with pytest.raises(kvcompress.InvalidArgument, match=text):
                 score_restored(llama, few, [prefix] * len(few), [], torch.float32)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"windows": [[null, null]]}', '{"windows": 3}'])
+def test_windows_of_another_kind_are_refused(tmp_path, content):
+    (tmp_path / "windows.json").write_text(content)
+    with pytest.raises(kvcompress.InvalidArgument, match=r"is not \{"):
+        low_rank_run.texts(str(tmp_path / "windows.json"), None, 1, 64)
+
+
+@pytest.mark.parametrize("token", [-5, 10**6])
+def test_tokens_that_the_model_does_not_have_are_refused(llama, token):
+    with pytest.raises(kvcompress.InvalidArgument, match=f"^{token} is no token of the model, which has "):
+        low_rank_run.check_tokens(llama, [torch.tensor([3, token, 4])])

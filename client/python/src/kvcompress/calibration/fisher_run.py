@@ -138,9 +138,11 @@ def _runs(args: argparse.Namespace, loaded: Any, folder: Path) -> list[FisherRun
 
 
 def _windows(args: argparse.Namespace, loaded: Any, count: int) -> list[Any]:
-    from .low_rank_run import texts
+    from .low_rank_run import check_tokens, texts
 
-    return texts(args.text, loaded[1], count, args.window)
+    windows = texts(args.text, loaded[1], count, args.window)
+    check_tokens(loaded[0], windows)
+    return windows
 
 
 def _shape(args: argparse.Namespace, one: FisherRun) -> tuple[int, int]:

@@ -127,6 +127,7 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args.model, device=None if args.device == "auto" else args.device, dtype=args.dtype)
     config = by_key_value_head(config, model.config)
     learned, held_out = _both_texts(args, tokenizer)
+    check_tokens(model, [*learned, *held_out])
     rotary = None if args.keep_rotation else RotaryEmbedding.of_config(model.config)
     compressor = COMPRESSORS[args.compressor](config, rotary=rotary)
     if args.epochs and not isinstance(compressor, KVSpliceCompressor):
@@ -225,11 +226,20 @@ def _both_texts(args: argparse.Namespace, tokenizer: Any) -> tuple[list[torch.Te
     )
 
 
+def check_tokens(model: Any, rows: Sequence[torch.Tensor]) -> None:
+    """InvalidArgument for token ids that the model does not have."""
+    known = model.get_input_embeddings().num_embeddings
+    for row in rows:
+        for token in (int(row.min()), int(row.max())):
+            if not 0 <= token < known:
+                raise InvalidArgument(f"{token} is no token of the model, which has {known}")
+
+
 def _windows(path: str, max_length: int) -> list[torch.Tensor]:
     try:
         with open(path, encoding="utf-8") as file:
             rows = [torch.tensor(row[:max_length]) for row in json.load(file)["windows"]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # of torch, and of JSON that is too deep
         raise InvalidArgument(f'{path} is not {{"windows": [[ids], ...]}}: {error!r}') from error
     if any(row.dim() != 1 or row.dtype != torch.long or len(row) < _LEAST_TOKENS for row in rows):
         raise InvalidArgument(f"{path}: windows are rows of at least {_LEAST_TOKENS} token ids")
