@@ -116,7 +116,7 @@ absl::StatusOr<simd::RotaryEmbedding> ParseRotary(const Json& json) {
   }
   if (rotary.theta == 0) return fault("\"theta\" is missing");
   if (const auto scaling = json.find("scaling"); scaling != json.end()) {
-    absl::StatusOr<simd::RotaryScaling> parsed = ParseRopeScaling(*scaling, rotary.theta);
+    absl::StatusOr<simd::RotaryScaling> parsed = RopeScalingOf(*scaling, rotary.theta);
     if (!parsed.ok()) return fault(parsed.status().message());
     rotary.scaling = *parsed;
   }

@@ -51,7 +51,7 @@ absl::StatusOr<Kind> KindOf(const Json& json) {
 
 }  // namespace
 
-absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(const Json& json, double theta) {
+absl::StatusOr<simd::RotaryScaling> RopeScalingOf(const Json& json, double theta) {
   if (json.is_null()) return simd::RotaryScaling{};
   if (!json.is_object()) return NoScaling("the scaling is not a JSON object");
   simd::RotaryScaling scaling;
@@ -72,7 +72,7 @@ absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(const Json& json, double th
 
 absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(std::string_view text, double theta) {
   KVC_ASSIGN_OR_RETURN(const Json json, ParseStrictJson(text));
-  return ParseRopeScaling(json, theta);
+  return RopeScalingOf(json, theta);
 }
 
 nlohmann::ordered_json RopeScalingJson(const simd::RotaryScaling& scaling) {

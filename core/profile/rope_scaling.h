@@ -16,7 +16,7 @@ namespace kvcompress {
 // factors, what models have as a rule stands for numbers that are left out (simd::WithUsual). attention_factor, mscale
 // and other keys that change no frequency say nothing. INVALID_ARGUMENT, a sentence, for any other type, for what is
 // not a number, and as of simd::FaultOf.
-absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(const nlohmann::json& json, double theta);
+absl::StatusOr<simd::RotaryScaling> RopeScalingOf(const nlohmann::json& json, double theta);
 // The same of a text.
 absl::StatusOr<simd::RotaryScaling> ParseRopeScaling(std::string_view text, double theta);
 
