@@ -271,6 +271,7 @@ absl::Status CompleteSweep(const GoFlags& flags, CliOptions& options) {
       options.sweep_specs.push_back(spec.text());
     }
   }
+  if (flags.IsSet("codec") && options.sweep_specs.empty()) return Fault("-codec of -sweep names no codec");
   for (const auto& [flag, value] :
        {std::pair("max-key-mae", options.max_key_mae), std::pair("max-value-mae", options.max_value_mae)}) {
     if (flags.IsSet(flag) && !(value > 0 && std::isfinite(value))) {

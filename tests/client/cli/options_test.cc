@@ -173,6 +173,7 @@ TEST_F(OptionsTest, SweepMeasuresInThisProcessAndWritesNoOutput) {
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-rope-theta", "1e6", "-rope-pairs", "interleaved"}), "");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-rope-dims", "64"}), "-rope-dims needs -rope-theta");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-bits", "3"}), "-sweep and -bits exclude each other");
+  EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-codec", "  "}), "-codec of -sweep names no codec");
   EXPECT_EQ(FaultOf({"-sweep"}), "-input is required");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "word"}), "unexpected argument \"word\"");
   EXPECT_EQ(FaultOf({"-sweep", "-input", "a", "-output", "b"}), "-sweep and -output exclude each other");
