@@ -82,6 +82,8 @@ def windows_from_json(path: str, count: int, prefix_len: Optional[int] = None) -
         try:
             content = json.load(file)
             rows, length = content["windows"][:count], content["prefix_len"] if prefix_len is None else prefix_len
+            if not isinstance(length, int) or not all(isinstance(row, list) for row in rows):
+                raise TypeError("prefix_len is no integer, or a window no list")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f'{path} is not {{"prefix_len": P, "windows": [[ids], ...]}}: {error!r}') from error
     return [Window(row, length) for row in rows]

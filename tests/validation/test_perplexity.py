@@ -99,7 +99,8 @@ def test_windows_of_a_file(tmp_path):
     assert windows_from_json(str(path), 10) == [([1, 2, 3, 4], 2), ([5, 6, 7, 8], 2)]
     assert windows_from_json(str(path), 1, 1) == [([1, 2, 3, 4], 1)]
     assert windows_from_json(str(path), 1, 0) == [([1, 2, 3, 4], 0)], "score refuses it"
-    for content in ("[]", "{}", "no json", '{"windows": [[1]]}', "[" * 100_000):
+    for content in ("[]", "{}", "no json", '{"windows": [[1]]}', '{"windows": [[1]], "prefix_len": "a"}',
+                    '{"windows": [1], "prefix_len": 1}', "[" * 100_000):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"is not \{"):
             windows_from_json(str(path), 1)

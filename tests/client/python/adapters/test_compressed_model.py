@@ -387,10 +387,9 @@ class TestTheWrapper:
             "opt", vocab_size=11, hidden_size=16, num_hidden_layers=1, ffn_dim=16, num_attention_heads=2))
         with pytest.raises(NotImplementedError, match="opt is none of gpt2, llama, qwen2, qwen3, mistral, gemma"):
             CompressedKVModelWrapper(other, Bases())
-        with pytest.raises(kvcompress.InvalidArgument, match="client"):
-            CompressedKVModelWrapper(model, "kv3")
-        with pytest.raises(kvcompress.InvalidArgument, match="client"):
-            CompressedKVModelWrapper(model, Bases(), client=client)
+        for compressor, named, what in (("kv3", None, "client"), (Bases(), client, "client"), (5, None, "int is neither")):
+            with pytest.raises(kvcompress.InvalidArgument, match=what):
+                CompressedKVModelWrapper(model, compressor, client=named)
         with pytest.raises(kvcompress.InvalidArgument, match="page_length"):
             CompressedKVModelWrapper(model, "kv3", client=client, page_length=-1)
         wrapper = CompressedKVModelWrapper(model, Bases())

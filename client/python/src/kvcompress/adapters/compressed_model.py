@@ -73,6 +73,8 @@ class CompressedKVModelWrapper(torch.nn.Module):
         is_codec = isinstance(compressor, (str, Mapping, PathLike))
         if is_codec != (client is not None):
             raise InvalidArgument("a codec needs a client, and a compressor of latents takes none")
+        if not is_codec and not all(callable(getattr(compressor, name, None)) for name in ("compress", "decompress")):
+            raise InvalidArgument(f"{type(compressor).__name__} is neither a codec nor a compressor of latents")
         self.model = model
         self.compressor: Any = compressor
         self.patch_attention = patch_attention
