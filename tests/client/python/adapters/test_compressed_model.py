@@ -387,8 +387,8 @@ class TestTheWrapper:
             "opt", vocab_size=11, hidden_size=16, num_hidden_layers=1, ffn_dim=16, num_attention_heads=2))
         with pytest.raises(NotImplementedError, match="opt is none of gpt2, llama, qwen2, qwen3, mistral, gemma"):
             CompressedKVModelWrapper(other, Bases())
-        for compressor, named, what in (("kv3", None, "client"), (Bases(), client, "client"), (5, None, "int is neither")):
-            with pytest.raises(kvcompress.InvalidArgument, match=what):
+        for compressor, named, why in (("kv3", None, "client"), (Bases(), client, "client"), (5, None, "neither")):
+            with pytest.raises(kvcompress.InvalidArgument, match=why):
                 CompressedKVModelWrapper(model, compressor, client=named)
         with pytest.raises(kvcompress.InvalidArgument, match="page_length"):
             CompressedKVModelWrapper(model, "kv3", client=client, page_length=-1)
