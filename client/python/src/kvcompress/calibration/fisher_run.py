@@ -18,6 +18,7 @@ from typing import Any
 
 from .._errors import InvalidArgument, KvCompressError
 from ._inputs import DTYPES, load_model
+from ._program import count, ended
 from .fisher_report import FisherRun, fisher_only, read_runs, summary_text, write_runs
 from .fisher_tiers import config_document, write_config
 
@@ -220,8 +221,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="wikitext",
         help='a text file, one "*.json" of token ids, or a data set on the hub (default %(default)s)',
     )
-    add("--tokens", type=_count, default=20000, metavar="N", help="of the text (default %(default)s)")
-    add("--window", type=_count, default=512, metavar="T", help="tokens that are read together (default %(default)s)")
+    add("--tokens", type=count, default=20000, metavar="N", help="of the text (default %(default)s)")
+    add("--window", type=count, default=512, metavar="T", help="tokens that are read together (default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, ... (default %(default)s)")
     add("--dtype", choices=DTYPES, default="auto", help="that the model computes in (default auto: float32 on a CPU)")
     add("--quiet", action="store_true", help="no progress")
@@ -234,14 +235,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="in --output-dir; FILE_summary.txt is beside it (default %(default)s)")  # fmt: skip
     add("--target-memory-reduction", type=float, default=0.5, metavar="PART",
         help="ranks are scaled down until they save it (default %(default)s)")  # fmt: skip
-    add("--d-head", type=_count, help="channels of a head (default: the model's, where it is known, else 64)")
-    add("--queries-per-key", type=_count, metavar="N",
+    add("--d-head", type=count, help="channels of a head (default: the model's, where it is known, else 64)")
+    add("--queries-per-key", type=count, metavar="N",
         help="query heads that read one key/value head (default: the model's, else 1)")  # fmt: skip
     sensitive = parser.add_argument_group("what errors in one head cost, measured beside its tier (with --model)")
     add = sensitive.add_argument
     add("--sensitivity", action="store_true", help="KL where the keys or the values of one head alone are coded")
     add("--sensitivity-codec", default="int4(group=64)", metavar="SPEC", help="by this codec (default %(default)s)")
-    add("--sensitivity-windows", type=_count, default=4, metavar="N", help="of the text (default %(default)s)")
+    add("--sensitivity-windows", type=count, default=4, metavar="N", help="of the text (default %(default)s)")
     add("--artifacts", metavar="DIR", help="of the artifacts that the codec names")
     args = parser.parse_args(arguments)
     if args.sensitivity and args.model is None:
@@ -253,19 +254,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
-    return number
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, 1 after an error that its user can do something about, which is one line on standard error."""
-    args = _arguments(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError, ImportError, KvCompressError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """As _program.ended."""
+    return ended(run, _arguments(arguments))

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +20,11 @@ from typing import Any
 
 import torch
 
-from .._errors import InvalidArgument, KvCompressError
+from .._errors import InvalidArgument
 from .._rotary import RotaryEmbedding
 from ._compressor_base import KVCompressorBase
 from ._inputs import DTYPES, load_model, read_text
+from ._program import count, ended, natural
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor
 from .low_rank_statistics import observe_model
@@ -278,17 +278,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--eval-dataset", default="wikitext", metavar="TEXT", help=text + "; halves of one file are held apart")
     add(
         "--calibration-samples",
-        type=_count,
+        type=count,
         default=1000,
         metavar="N",
         help="texts to learn from (default %(default)s)",
     )
-    add("--eval-samples", type=_count, default=100, metavar="N", help="texts to measure on (default %(default)s)")
-    add("--max-length", type=_count, default=512, metavar="TOKENS", help="of each text (default %(default)s)")
-    add("--batch-size", type=_count, default=4, metavar="N", help="texts that are read at once (default %(default)s)")
+    add("--eval-samples", type=count, default=100, metavar="N", help="texts to measure on (default %(default)s)")
+    add("--max-length", type=count, default=512, metavar="TOKENS", help="of each text (default %(default)s)")
+    add("--batch-size", type=count, default=4, metavar="N", help="texts that are read at once (default %(default)s)")
     add(
         "--epochs",
-        type=_epochs,
+        type=natural,
         default=0,
         metavar="N",
         help="of kvsplice: how often it learns on from what the model says of each text, slowly (default %(default)s)",
@@ -301,23 +301,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
-    return _epochs(text, 1)
-
-
-def _epochs(text: str, least: int = 0) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"at least {least}, not {text}")
-    return number
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, 1 after an error that its user can do something about, which is one line on standard error."""
-    args = _arguments(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError, ImportError, KvCompressError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """As _program.ended."""
+    return ended(run, _arguments(arguments))
