@@ -22,10 +22,12 @@ struct Input {
   std::vector<Slice> bytes = {};
   size_t next = 0;          // index in `bytes`: the slices before it are taken
   size_t header_bytes = 0;  // memory that the header takes
+  // What the input is stays as it is, because others read it while one thread takes the input.
   bool is_header = false;
   bool is_shared = false;  // the bytes are a range of a region
+  bool header_taken = false;
 
-  bool taken() const { return !is_header && next == bytes.size(); }
+  bool taken() const { return is_header ? header_taken : next == bytes.size(); }
 };
 
 // Puts the input of a session into its stream, and asks for the memory that each tensor needs. One thread at a time.
@@ -47,8 +49,8 @@ class Feeder {
 
   // Takes a header, or bytes up to the end of a block.
   absl::Status TakePart(Input<typename Direction::Request>& input) {
-    if (input.is_header) return TakeHeader(input);
     if (input.taken()) return absl::OkStatus();
+    if (input.is_header) return TakeHeader(input);
     Slice& bytes = input.bytes[input.next];
     const size_t before = bytes.bytes.size();
     const uint64_t values_before = stream_.values_taken();
@@ -80,7 +82,7 @@ class Feeder {
 
  private:
   absl::Status TakeHeader(Input<typename Direction::Request>& input) {
-    input.is_header = false;
+    input.header_taken = true;
     if (!input.message.has_header()) return absl::InvalidArgumentError("message without a payload");
     const auto& header = input.message.header();
     const bool to_buffers = Direction::ToBuffers(header);
