@@ -25,7 +25,7 @@ cpp_build() {  # cpp_build PRESET CMAKE_ARGUMENT [TARGET...]
 }
 build_asan_ubsan() { cpp_build asan-ubsan -DKVC_SERVICE=ON; }
 # Only code that threads share, and no gRPC, whose locks are hidden from the sanitizer.
-build_tsan() { cpp_build tsan -DKVC_SERVICE=ON tests/core/base/all kvc_core_test kvc_allocation_test kvc_session_test; }
+build_tsan() { cpp_build tsan -DKVC_SERVICE=ON tests/core/base/all kvc_core_test kvc_allocation_test kvc_session_test kvc_message_codec_test; }
 
 # Runs the GoogleTests of a preset.
 cpp_tests() { ctest --preset "$1" -j "$(nproc)" --output-junit "$junit"; }
@@ -35,7 +35,7 @@ stage_tsan() { build_tsan && cpp_tests tsan; }
 stage_scripts() { scripts/venv.sh && .venv/bin/python -m pytest tests/scripts --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
 stage_python() {
-  scripts/venv.sh && .venv/bin/python -m pytest tests/client/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+  scripts/venv.sh && cpp_build release -DKVC_PYTHON=ON kvc_python && .venv/bin/python -m pytest tests/client/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
 }
 # Also the types and the style of the Python there.
 stage_validation() {

@@ -17,9 +17,10 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/wanted 2>/dev/null)" != "$wanted"
   printf '%s\n' "$wanted" >.venv/wanted
 fi
 
-# The client's stubs and version are made when it is installed.
+# The client's stubs and version are made when it is installed. Its module of the codec is built with the project
+# (scripts/test.sh, stage "python").
 client=$(cat CMakeLists.txt proto/kvcompress/v1/kvcompress.proto client/python/{setup.py,pyproject.toml} | sha256sum)
 if [ "$(cat .venv/client 2>/dev/null)" != "$client" ] || [ ! -e client/python/src/kvcompress/v1/kvcompress_pb2.py ]; then
-  .venv/bin/pip install --quiet --no-deps --no-build-isolation --no-index --editable client/python
+  KVC_NATIVE=off .venv/bin/pip install --quiet --no-deps --no-build-isolation --no-index --editable client/python
   printf '%s\n' "$client" >.venv/client
 fi

@@ -1,15 +1,23 @@
-"""Build hook: makes the stubs from the service's .proto, and takes the version from the project's CMakeLists.txt.
+"""Build hook: makes the stubs from the service's .proto, takes the version from the project's CMakeLists.txt, and
+builds the codec as a module, kvcompress._native, in the repository.
+
+KVC_NATIVE says whether there is such a module: "auto" (where there is CMake and the build goes well), "require" or
+"off".
 
 In the repository both stand two folders up; a source distribution brings its own copy of the .proto, and has its
 version in PKG-INFO.
 """
 
 import importlib.metadata
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -54,5 +62,40 @@ class Sdist(sdist):
         shutil.copyfile(PROTO / NAME, target)
 
 
+class BuildNative(build_ext):
+    """By the project's own CMake, whose packages scripts/install-deps.sh --build installs."""
+
+    def build_extension(self, extension):
+        folder = pathlib.Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        build = pathlib.Path(self.build_temp).resolve() / "native"
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "BUILD_TESTING": "OFF",
+            "KVC_PYTHON": "ON",
+            "KVC_PYTHON_DIR": folder,
+            "Python_EXECUTABLE": sys.executable,
+        }
+        settings = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run(["cmake", "-S", HERE.parents[1], "-B", build, *settings], check=True)
+        jobs = str(os.cpu_count() or 1)
+        subprocess.run(["cmake", "--build", build, "--target", "kvc_python", "--parallel", jobs], check=True)
+
+
+def extensions():
+    choice = os.environ.get("KVC_NATIVE", "auto")
+    if choice not in ("auto", "require", "off"):
+        raise SystemExit(f'KVC_NATIVE is "auto", "require" or "off", not "{choice}"')
+    can = PROTO != BUNDLED and shutil.which("cmake") is not None
+    if choice == "require" and not can:
+        raise SystemExit("KVC_NATIVE=require needs CMake, and the project's repository")
+    optional = choice == "auto"
+    return [Extension("kvcompress._native", [], optional=optional)] if can and choice != "off" else []
+
+
 make_stubs()
-setup(version=version(), install_requires=dependencies(), cmdclass={"sdist": Sdist})
+setup(
+    version=version(),
+    install_requires=dependencies(),
+    ext_modules=extensions(),
+    cmdclass={"sdist": Sdist, "build_ext": BuildNative},
+)

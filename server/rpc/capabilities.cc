@@ -10,8 +10,8 @@
 #include "core/codec/registry.h"
 #include "core/frame_plan.h"
 #include "proto/wire/grpc/message.h"
+#include "proto/wire/headers/headers.h"
 #include "server/net/address.h"
-#include "server/session/headers.h"
 #include "server/telemetry/metrics.h"
 
 namespace kvcompress {

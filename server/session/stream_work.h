@@ -9,7 +9,7 @@
 #include "core/decompress_stream.h"
 #include "core/quality/quality.h"
 #include "proto/wire/direction.h"
-#include "server/session/headers.h"
+#include "proto/wire/headers/headers.h"
 #include "server/session/options.h"
 #include "server/session/outbox.h"
 

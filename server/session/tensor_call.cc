@@ -2,7 +2,7 @@
 
 #include "core/frame_plan.h"
 #include "proto/wire/convert.h"
-#include "server/session/headers.h"
+#include "proto/wire/headers/headers.h"
 
 namespace kvcompress {
 namespace {

@@ -107,10 +107,14 @@ def server(daemon):
     return daemon("--threads", "1")
 
 
-def test_the_blocking_client(server, connect):
-    client = connect(server, retry=kvcompress.NO_RETRY)
+@pytest.mark.parametrize("where", ["daemon", "in_process"])
+def test_the_blocking_client(request, connect, where):
+    if where == "daemon":
+        client = connect(request.getfixturevalue("server"), retry=kvcompress.NO_RETRY)
+    else:
+        client = kvcompress.LocalClient()
     wrong, made = [], 0
-    for name, arguments in calls(kvcompress.Client, client.compress(ARRAY, "raw")):
+    for name, arguments in calls(type(client), client.compress(ARRAY, "raw")):
         made += 1
         try:
             result = getattr(client, name)(**arguments)

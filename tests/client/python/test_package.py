@@ -1,6 +1,7 @@
 """The package as it is installed: wheels, source distributions, types, and that nothing generated is in git."""
 
 import inspect
+import os
 import pathlib
 import re
 import subprocess
@@ -19,8 +20,8 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
 
 
-def run(*command, **options):
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=100, **options)
+def run(*command, timeout=100, **options):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=timeout, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -30,8 +31,8 @@ def sdist(folder):
     return folder / run(sys.executable, "-c", script, cwd=PACKAGE).splitlines()[-1]
 
 
-def wheel(source, folder):
-    run(*PIP, "wheel", *OFFLINE, "--wheel-dir", folder, source)
+def wheel(source, folder, native="off", **options):
+    run(*PIP, "wheel", *OFFLINE, "--wheel-dir", folder, source, env={**os.environ, "KVC_NATIVE": native}, **options)
     (found,) = folder.glob("*.whl")
     return found
 
@@ -54,12 +55,30 @@ def test_a_wheel_works_where_nothing_else_is(tmp_path, daemon, through_sdist):
     assert said == f"{kvcompress.__version__} [1. 1. 1.]\n"
 
 
-def test_the_example_of_the_manual_prints_what_the_manual_says(daemon):
+@pytest.mark.skipif(os.environ.get("KVC_TIER") != "long", reason="KVC_TIER is not long")
+@pytest.mark.timeout(1500)
+def test_a_wheel_with_the_codec_needs_no_daemon(tmp_path):
+    made = wheel(PACKAGE, tmp_path, native="require", timeout=1400)
+    run(*PIP, "install", *OFFLINE, "--target", tmp_path / "site", made)
+    script = (
+        "import sys, numpy as np, kvcompress as k\n"
+        "assert k.__file__.startswith(sys.argv[1]), k.__file__\n"
+        "codec = k.LocalClient()\n"
+        "print(codec.decompress(codec.compress(np.ones(3, np.float16), 'raw')))\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+    said = run(sys.executable, "-c", script, tmp_path / "site", cwd=tmp_path, env=environment)
+    assert said == "[1. 1. 1.]\n"
+
+
+def test_the_examples_of_the_manual_print_what_the_manual_says(daemon):
     manual = (PACKAGE / "README.md").read_text()
-    example, output = re.search(r"```python\n(.*?)```\n\nprints\n\n((?:    [^\n]*\n)+)", manual, re.DOTALL).groups()
-    assert "127.0.0.1:50051" in example
-    said = run(sys.executable, "-c", example.replace("127.0.0.1:50051", daemon().address), cwd=REPOSITORY)
-    assert said == textwrap.dedent(output)
+    examples = re.findall(r"```python\n((?:(?!```).)*)```\n\nprints\n\n((?:    [^\n]*\n)+)", manual, re.DOTALL)
+    assert sum("127.0.0.1:50051" in example for example, _ in examples) == 1
+    assert sum("LocalClient" in example for example, _ in examples) == 1
+    for example, output in examples:
+        said = run(sys.executable, "-c", example.replace("127.0.0.1:50051", daemon().address), cwd=REPOSITORY)
+        assert said == textwrap.dedent(output)
 
 
 def test_a_source_distribution_brings_the_contract_and_not_what_is_made_of_it(tmp_path):

@@ -24,9 +24,11 @@ def same(left, right):
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
-@pytest.fixture(params=["tcp", "unix"])
+@pytest.fixture(params=["tcp", "unix", "in_process"])
 def anywhere(request, daemon, socket_dir, connect):
-    """A client by each transport."""
+    """A client by each transport, and the codec in this process."""
+    if request.param == "in_process":
+        return kvcompress.LocalClient(threads=2)
     server = daemon("--threads", "2", "--listen", f"unix:{socket_dir}/s")
     return connect(server.listen[0 if request.param == "tcp" else 1])
 

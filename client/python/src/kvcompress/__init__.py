@@ -19,6 +19,7 @@ from ._errors import (
 )
 from ._frame import Frame, Quality, RotaryGain
 from ._items import OnNonfinite, profile_json
+from ._local import LocalClient
 from ._retry import NO_RETRY, RetryPolicy
 from ._rotary import RotaryEmbedding, RotaryScaling
 from ._tls import tls
@@ -35,6 +36,7 @@ __all__ = [
     "Frame",
     "InvalidArgument",
     "KvCompressError",
+    "LocalClient",
     "OnNonfinite",
     "Quality",
     "ResourceExhausted",

@@ -74,6 +74,15 @@ _BY_CODE: dict[grpc.StatusCode, type[KvCompressError]] = {
 }
 
 
+_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def from_status(number: int, detail: str) -> KvCompressError:
+    """The exception for what the codec in this process says; its numbers are gRPC's."""
+    code = _BY_NUMBER[number]
+    return _BY_CODE.get(code, KvCompressError)(detail, code)
+
+
 def late() -> DeadlineExceeded:
     return DeadlineExceeded("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)
 

@@ -88,12 +88,23 @@ def test_bounds_hold(codec, kv_values):
 
 def test_a_configuration_is_checked(client):
     check_keys({"target": "x", "path": "y"}, ["path"])
-    with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codex': there are ca, "):
+    with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'codex': there are artifacts, "):
         check_keys({"codex": "x"}, ["path"])
     with pytest.raises(kvcompress.InvalidArgument, match="the option path is missing"):
         check_keys({"target": "x"}, [], required=["path"])
     with pytest.raises(kvcompress.InvalidArgument, match="exclude"):
         Codec.from_config({"codec": "raw", "profile": {"version": 1}})
+
+
+def test_a_configuration_of_the_codec_in_this_process(client, kv_values):
+    codec = Codec.from_config({"target": "in-process", "codec": "kv3", "threads": 2})
+    named = [(f"layer_{layer}_key", kv_values((1, 2, 40, 32))) for layer in range(3)]
+    assert [frame.data for frame in codec.compress(named)] == [frame.data for frame in
+                                                              Codec.of(client, "kv3", None, 10).compress(named)]
+    with pytest.raises(kvcompress.InvalidArgument, match="token_file is for a daemon"):
+        Codec.from_config({"target": "in-process", "token_file": "x"})
+    with pytest.raises(kvcompress.InvalidArgument, match='threads is for the target "in-process"'):
+        Codec.from_config({"threads": 2})
 
 
 def test_a_configuration_has_the_token(daemon, tmp_path, kv_values):

@@ -14,6 +14,7 @@ from .. import (
     Frame,
     InvalidArgument,
     KvCompressError,
+    LocalClient,
     OnNonfinite,
     RotaryEmbedding,
     profile_json,
@@ -22,6 +23,7 @@ from .. import (
 from .._tensors import torch_dtypes
 from ..v1 import kvcompress_pb2 as pb
 
+AnyClient = Client | LocalClient
 DTYPES = torch_dtypes()
 # A frame that was kept elsewhere, as Client.decompress_many takes it: name, bytes, dtype and shape.
 Stored = tuple[str, memoryview, tuple[str, tuple[int, ...]]]
@@ -45,10 +47,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Codec:
-    """A daemon, and what it is asked for. `profile` is JSON text, and excludes `spec`; `timeout` is in seconds, for all
-    tensors of one call together."""
+    """A daemon, or the codec in this process, and what it is asked for. `profile` is JSON text, and excludes `spec`;
+    `timeout` is in seconds, for all tensors of one call together."""
 
-    client: Client
+    client: AnyClient
     spec: str = ""
     profile: str = ""
     timeout: float | None = None
@@ -56,24 +58,18 @@ class Codec:
     rotary: RotaryEmbedding | None = None  # of the keys' model
 
     @staticmethod
-    def of(client: Client, spec: str, profile: Any, timeout: float | None) -> "Codec":
+    def of(client: AnyClient, spec: str, profile: Any, timeout: float | None) -> "Codec":
         """`profile` as Client.compress takes it. InvalidArgument where both are given."""
         return Codec(client, spec, profile_json(profile, spec), timeout)
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Codec":
-        """Of the keys that all adapters' configurations have: `target`, `codec` or `profile` (a path or an object),
-        `rotary` (an object with the fields of RotaryEmbedding but `start`), `on_nonfinite`, `timeout`, `ca`,
-        `certificate`, `key`, the paths of PEM files, for TLS, and `token_file`, whose first line is the daemon's
-        token."""
-        pem = [config.get(name) for name in ("ca", "certificate", "key")]
-        path = config.get("token_file")
-        token = pathlib.Path(path).read_text(encoding="utf-8").partition("\n")[0].strip() if path else None
-        client = Client(
-            str(config.get("target", "127.0.0.1:50051")),
-            credentials=tls(*pem) if any(pem) else None,
-            token=token,
-        )
+        """Of the keys that all adapters' configurations have: `target` (a daemon's, or "in-process": the codec in this
+        process), `codec` or `profile` (a path or an object), `rotary` (an object with the fields of RotaryEmbedding but
+        `start`), `on_nonfinite`, `timeout`. For a daemon also `ca`, `certificate`, `key`, the paths of PEM files, for
+        TLS, and `token_file`, whose first line is the daemon's token; in the process `threads` and `artifacts`, a
+        directory."""
+        client = _client_of(config)
         codec = Codec.of(
             client, str(config.get("codec", "")), config.get("profile"), float(config.get("timeout", DEFAULT_TIMEOUT))
         )
@@ -152,9 +148,30 @@ class Codec:
 
 # An engine's request waits meanwhile, and is served without the cache afterwards.
 DEFAULT_TIMEOUT = 30.0
-CONFIG_KEYS = frozenset(
-    {"target", "codec", "profile", "rotary", "on_nonfinite", "timeout", "ca", "certificate", "key", "token_file"}
-)
+IN_PROCESS = "in-process"
+_OF_DAEMONS = frozenset({"ca", "certificate", "key", "token_file"})
+_OF_PROCESS = frozenset({"threads", "artifacts"})
+CONFIG_KEYS = _OF_DAEMONS | _OF_PROCESS | {"target", "codec", "profile", "rotary", "on_nonfinite", "timeout"}
+
+
+def client_at(target: str) -> AnyClient:
+    """Of a daemon's address, or of the codec in this process."""
+    return LocalClient() if target == IN_PROCESS else Client(target)
+
+
+def _client_of(config: Mapping[str, Any]) -> AnyClient:
+    """InvalidArgument for options of the other kind of client."""
+    target = str(config.get("target", "127.0.0.1:50051"))
+    foreign = sorted((_OF_DAEMONS if target == IN_PROCESS else _OF_PROCESS).intersection(config))
+    if foreign:
+        where = "a daemon" if target == IN_PROCESS else f'the target "{IN_PROCESS}"'
+        raise InvalidArgument(f"the option {foreign[0]} is for {where}")
+    if target == IN_PROCESS:
+        return LocalClient(threads=config.get("threads", 0), artifacts=config.get("artifacts"))
+    pem = [config.get(name) for name in ("ca", "certificate", "key")]
+    path = config.get("token_file")
+    token = pathlib.Path(path).read_text(encoding="utf-8").partition("\n")[0].strip() if path else None
+    return Client(target, credentials=tls(*pem) if any(pem) else None, token=token)
 
 
 def _rotary_of(option: Any) -> RotaryEmbedding | None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from .. import Client, Frame, InvalidArgument, RotaryEmbedding
-from ._codec import Codec
+from .. import Frame, InvalidArgument, RotaryEmbedding
+from ._codec import AnyClient, Codec
 from ._layered_cache import TOKENS, CompressedLayer, LayeredCache, Pair
 
 
@@ -94,7 +94,7 @@ class FrameCache(LayeredCache):
 
     def __init__(
         self,
-        client: Client,
+        client: AnyClient,
         *,
         codec: str = "",
         profile: Any = None,

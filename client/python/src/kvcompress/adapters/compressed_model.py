@@ -24,7 +24,8 @@ except ImportError as error:
         "pip install './client/python[transformers]' from a checkout"
     ) from error
 
-from .. import Client, InvalidArgument, RotaryEmbedding
+from .. import InvalidArgument, RotaryEmbedding
+from ._codec import AnyClient, client_at
 from ._frame_cache import FrameCache
 from ._latent_cache import KVCompressor, LatentCache
 from ._layered_cache import LayeredCache
@@ -43,10 +44,11 @@ class CompressedKVModelWrapper(torch.nn.Module):
     model's; a forward that is given no cache gets one, and so does `generate`. `use_cache=False` makes a forward keep
     its cache to itself, and is an InvalidArgument of `generate`.
 
-    `compressor` is one of latents (KVCompressor), or, with the `client` of a daemon or its address, what frames are
-    made by: a codec chain, its name, or a profile (a mapping, or the path of a file). Frames are made of more than
-    `page_length` tokens, and the last `residual_length` tokens stay as they are; codecs that turn keys back are told
-    the model's rotary embedding, unless there is a `rotary`; `timeout`, in seconds, is for each update of a layer.
+    `compressor` is one of latents (KVCompressor), or what frames are made by: a codec chain, its name, or a profile (a
+    mapping, or the path of a file). Frames are then made by the `client`, a daemon's or LocalClient, or an address or
+    "in-process"; of more than `page_length` tokens, and the last `residual_length` tokens stay as they are; codecs that
+    turn keys back are told the model's rotary embedding, unless there is a `rotary`; `timeout`, in seconds, is for each
+    update of a layer.
     LatentCache and FrameCache, which are the caches, say more.
 
     With `patch_attention` attention sees what the cache holds, restored, of the tokens of the same forward as well;
@@ -60,7 +62,7 @@ class CompressedKVModelWrapper(torch.nn.Module):
         compressor: KVCompressor | str | Mapping[str, Any] | PathLike[str],
         patch_attention: bool = True,
         *,
-        client: Client | str | None = None,
+        client: AnyClient | str | None = None,
         residual_length: int = 32,
         page_length: int = 64,
         rotary: RotaryEmbedding | None = None,
@@ -78,7 +80,7 @@ class CompressedKVModelWrapper(torch.nn.Module):
         self.model = model
         self.compressor: Any = compressor
         self.patch_attention = patch_attention
-        self._client = Client(client) if isinstance(client, str) else client
+        self._client = client_at(client) if isinstance(client, str) else client
         self._frame_options: dict[str, Any] = {
             "codec" if isinstance(compressor, str) else "profile": compressor,
             "residual_length": residual_length, "page_length": page_length, "rotary": rotary, "timeout": timeout,

@@ -16,8 +16,8 @@ except ImportError as error:
         "pip install './client/python[transformers]' from a checkout"
     ) from error
 
-from .. import Client, Frame, InvalidArgument, RotaryEmbedding
-from ._codec import Codec
+from .. import Frame, InvalidArgument, RotaryEmbedding
+from ._codec import AnyClient, Codec
 from ._frame_cache import FrameCache
 
 __all__ = ["CompressedCache", "CompressedLayer", "FrameCache", "compress_cache", "restore_cache"]
@@ -64,7 +64,7 @@ class CompressedCache:
 
 
 def compress_cache(
-    client: Client,
+    client: AnyClient,
     cache: Any,
     *,
     codec: str = "",
@@ -92,7 +92,7 @@ def compress_cache(
 
 
 def restore_cache(
-    client: Client, compressed: CompressedCache, *, device: Any = None, timeout: float | None = None
+    client: AnyClient, compressed: CompressedCache, *, device: Any = None, timeout: float | None = None
 ) -> Any:
     """The DynamicCache again, with its dtypes, lengths and sliding layers, on the devices that it was on or on
     `device`. DataLoss for a frame that is damaged."""

@@ -1,4 +1,4 @@
-#include "server/session/headers.h"
+#include "proto/wire/headers/headers.h"
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"

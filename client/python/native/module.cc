@@ -1,0 +1,125 @@
+// The module kvcompress._native: MessageCodec for Python. _local.py is its only user, and checks what it is given.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <utility>
+
+#include "client/python/native/message_codec.h"
+
+namespace nb = nanobind;
+
+namespace kvcompress {
+namespace {
+
+// The bytes of an object that has contiguous ones, which stay where they are as long as this lives.
+class View {
+ public:
+  View(nb::handle object, int flags) {
+    if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw nb::python_error();
+  }
+  View(View&& other) noexcept : buffer_(std::exchange(other.buffer_, Py_buffer{})) {}
+  View& operator=(View&&) = delete;
+  ~View() { PyBuffer_Release(&buffer_); }
+
+  MutableByteSpan bytes() const { return {static_cast<std::byte*>(buffer_.buf), static_cast<size_t>(buffer_.len)}; }
+
+ private:
+  Py_buffer buffer_ = {};
+};
+
+std::string_view TextOf(nb::handle object) {
+  char* data = nullptr;
+  Py_ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(object.ptr(), &data, &size) != 0) throw nb::python_error();
+  return {data, static_cast<size_t>(size)};
+}
+
+nb::bytes BytesOf(ByteSpan bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+
+// None, or a code of gRPC and a text.
+nb::object ErrorOf(const absl::Status& status) {
+  if (status.ok()) return nb::none();
+  return nb::make_tuple(static_cast<int>(status.code()), nb::str(status.message().data(), status.message().size()));
+}
+
+// None: no limit.
+absl::Time DeadlineIn(const std::optional<double>& seconds) {
+  return seconds ? absl::Now() + absl::Seconds(*seconds) : absl::InfiniteFuture();
+}
+
+// Of (header, values) pairs: a list of (frame, report) pairs, and the error that ended it.
+nb::tuple Compress(MessageCodec& codec, const nb::sequence& items, std::optional<double> seconds) {
+  std::vector<View> views;
+  std::vector<MessageCodec::Tensor> tensors;
+  for (nb::handle item : items) {
+    views.emplace_back(item[1], PyBUF_SIMPLE);
+    tensors.push_back({TextOf(nb::object(item[0])), views.back().bytes()});
+  }
+  std::vector<MessageCodec::Made> made;
+  absl::Status status;
+  {
+    const nb::gil_scoped_release release;
+    made = codec.Compress(tensors, DeadlineIn(seconds), status);
+  }
+  nb::list results;
+  for (const MessageCodec::Made& one : made) {
+    results.append(nb::make_tuple(BytesOf(one.frame.span()), nb::bytes(one.report.data(), one.report.size())));
+  }
+  return nb::make_tuple(results, ErrorOf(status));
+}
+
+// What a frame holds, and None; or None, and the error.
+nb::tuple Describe(const MessageCodec& codec, std::string_view name, nb::handle frame) {
+  const View view(frame, PyBUF_SIMPLE);
+  const absl::StatusOr<std::string> tensor = codec.Describe(name, view.bytes());
+  if (!tensor.ok()) return nb::make_tuple(nb::none(), ErrorOf(tensor.status()));
+  return nb::make_tuple(nb::bytes(tensor->data(), tensor->size()), nb::none());
+}
+
+// Of (header, frame, values) triples: how many were decoded into their values, and the error that ended it.
+nb::tuple Decompress(MessageCodec& codec, const nb::sequence& items, std::optional<double> seconds) {
+  std::vector<View> views;
+  std::vector<MessageCodec::Frame> frames;
+  for (nb::handle item : items) {
+    const View& frame = views.emplace_back(item[1], PyBUF_SIMPLE);
+    const ByteSpan bytes = frame.bytes();
+    frames.push_back({TextOf(nb::object(item[0])), bytes, views.emplace_back(item[2], PyBUF_WRITABLE).bytes()});
+  }
+  size_t done = 0;
+  absl::Status status;
+  {
+    const nb::gil_scoped_release release;
+    done = codec.Decompress(frames, DeadlineIn(seconds), status);
+  }
+  return nb::make_tuple(done, ErrorOf(status));
+}
+
+nb::tuple MaxFrameBytes(const MessageCodec& codec, const nb::sequence& headers) {
+  std::vector<std::string_view> texts;
+  for (nb::handle header : headers) texts.push_back(TextOf(header));
+  const absl::StatusOr<std::vector<uint64_t>> bytes = codec.MaxFrameBytes(texts);
+  if (!bytes.ok()) return nb::make_tuple(nb::none(), ErrorOf(bytes.status()));
+  return nb::make_tuple(nb::cast(*bytes), nb::none());
+}
+
+NB_MODULE(_native, module) {
+  nb::class_<MessageCodec>(module, "Codec")
+      .def(
+          "__init__",
+          [](MessageCodec* self, size_t threads, std::string default_codec, std::string artifacts) {
+            new (self) MessageCodec({threads, std::move(default_codec), std::move(artifacts)});
+          },
+          nb::arg("threads"), nb::arg("default_codec"), nb::arg("artifacts"))
+      .def_prop_ro("threads", &MessageCodec::threads)
+      .def("compress", &Compress, nb::arg("items"), nb::arg("seconds").none())
+      .def("describe", &Describe, nb::arg("name"), nb::arg("frame"))
+      .def("decompress", &Decompress, nb::arg("items"), nb::arg("seconds").none())
+      .def("max_frame_bytes", &MaxFrameBytes, nb::arg("headers"));
+}
+
+}  // namespace
+}  // namespace kvcompress

@@ -1,0 +1,243 @@
+"""The codec in this process, without a daemon: the C++ library as a module of Python, which works without the GIL."""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from . import _fork
+from ._core import version
+from ._errors import Cancelled, FailedPrecondition, InvalidArgument, from_status, late, refusing
+from ._exchange import CompressExchange, DecompressExchange
+from ._frame import Frame
+from ._items import (
+    CompressItem,
+    DecompressItem,
+    FrameBytes,
+    FrameSource,
+    Item,
+    OnNonfinite,
+    Result,
+    TensorSource,
+    on_nonfinite_of,
+    profile_json,
+)
+from ._retry import NO_RETRY, Attempts, Left, checked_seconds
+from ._rotary import RotaryEmbedding, rotary_message
+from ._tensors import Framework
+from .v1 import kvcompress_pb2 as pb
+
+try:
+    from . import _native
+except ImportError as error:
+    _native = None  # type: ignore[assignment]
+    _why_not = str(error)
+
+DEFAULT_CODEC = "int4(group=64)"
+# Items of a stream that are worked at together: few enough that results come soon, and do not fill the memory.
+_MOST_ITEMS, _MOST_BYTES = 256, 64 << 20
+
+
+def is_available() -> bool:
+    """Whether this installation of the package has the codec. It is built with the package where CMake and the C++
+    libraries are there."""
+    return _native is not None
+
+
+class LocalClient:
+    """The calls of `Client`, by the codec in this process: the same frames, to the byte, and the same errors. Threads
+    may share it, and a process that was forked goes on with it.
+
+    `threads` work at the tensors of `compress_many` and `decompress_many`, 0: one for each CPU; one tensor is worked at
+    by the thread that calls. `artifacts` is the directory of artifacts that specs name, `default_codec` what the spec
+    "" stands for. `timeout` is in seconds, for each whole call; a tensor that was begun is finished. FailedPrecondition
+    where the package was built without the codec."""
+
+    def __init__(
+        self,
+        *,
+        threads: int = 0,
+        artifacts: str | os.PathLike[str] | None = None,
+        default_codec: str = DEFAULT_CODEC,
+        timeout: float | None = None,
+    ):
+        if _native is None:
+            raise FailedPrecondition(
+                f"this installation of kvcompress has no codec of its own ({_why_not}): its README says how it is "
+                "built, or use a daemon's Client"
+            )
+        if type(threads) is not int or not 0 <= threads <= 1024:
+            raise InvalidArgument(f"threads is {threads!r}, and not a whole number up to 1024")
+        with refusing("artifacts is no directory"):
+            folder = "" if artifacts is None else os.fspath(artifacts)
+        self._settings = (threads, default_codec, folder)
+        self._timeout = checked_seconds(timeout)
+        self._codec: Any = None
+        self._process = 0
+        self._is_closed = False
+        self._own()
+
+    def __enter__(self) -> "LocalClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Calls in flight are finished; others are Cancelled from now on."""
+        self._is_closed = True
+
+    @property
+    def transport(self) -> str:
+        return "in this process"
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """For what is written for a daemon: the codec is ready."""
+        self._left(timeout)
+        self._own()
+
+    def compress(
+        self,
+        tensor: Any,
+        spec: str = "",
+        *,
+        name: str = "tensor",
+        axes: Sequence[str] | None = None,
+        profile: Any = None,
+        on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
+        timeout: float | None = None,
+    ) -> Frame:
+        """As Client.compress."""
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary)
+        (frame,) = self._compressed([item], self._left(timeout))
+        return frame
+
+    def decompress(
+        self, frame: Frame | FrameBytes, *, out: Any = None, as_: Framework | None = None, timeout: float | None = None
+    ) -> Any:
+        """As Client.decompress."""
+        ((_, tensor),) = self._decompressed([DecompressItem.of(frame, out, as_)], self._left(timeout))
+        return tensor
+
+    def compress_many(
+        self,
+        tensors: Iterable[TensorSource],
+        spec: str = "",
+        *,
+        profile: Any = None,
+        on_nonfinite: OnNonfinite = "error",
+        rotary: RotaryEmbedding | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Frame]:
+        """As Client.compress_many, but the input is read by the thread that takes the frames."""
+        on_nonfinite_of(on_nonfinite)
+        rotary_message(rotary)
+        prepare = CompressExchange(0, spec, profile_json(profile, spec), on_nonfinite, rotary).prepare
+        return self._many(tensors, prepare, self._compressed, self._left(timeout))
+
+    def decompress_many(
+        self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """As Client.decompress_many, but the input is read by the thread that takes the tensors."""
+        return self._many(frames, DecompressExchange(0, as_).prepare, self._decompressed, self._left(timeout))
+
+    def with_retries(self, work: Callable[[float], Result], *, timeout: float | None = None) -> Result:
+        """What `work` returns: here nothing is busy or gone."""
+        if not callable(work):
+            raise InvalidArgument(f"work is a function, not {type(work).__name__}")
+        seconds = self._left(timeout)()
+        return work(math.inf if seconds is None else seconds)
+
+    def capabilities(
+        self, headers: Iterable[pb.CompressHeader] = (), *, timeout: float | None = None
+    ) -> pb.CapabilitiesResponse:
+        """Of what a daemon says the version, the default codec, and `max_frame_bytes` of the headers."""
+        with refusing("headers are messages of CompressHeader"):
+            texts = [header.SerializeToString() for header in headers]
+        self._left(timeout)
+        sizes, error = self._own().max_frame_bytes(texts)
+        _check(error)
+        build = pb.BuildInfo(version=version())
+        return pb.CapabilitiesResponse(build=build, default_codec=self._settings[1], max_frame_bytes=sizes)
+
+    def _own(self) -> Any:
+        """The codec of this process. That of a parent has threads that are not here."""
+        if self._is_closed:
+            raise Cancelled("the client is closed")
+        if self._process != os.getpid():
+            _fork.leave(self._codec)
+            self._codec, self._process = _native.Codec(*self._settings), os.getpid()
+        return self._codec
+
+    def _left(self, timeout: float | None) -> Left:
+        return Attempts(NO_RETRY, self._timeout if timeout is None else timeout).left
+
+    def _many(
+        self,
+        sources: Iterable[Any],
+        prepare: Callable[[Any], Any],
+        work: Callable[[list[Any], Left], Iterator[Result]],
+        left: Left,
+    ) -> Iterator[Result]:
+        if not isinstance(sources, Iterable):
+            raise InvalidArgument(f"expected an iterable, not {type(sources).__name__}")
+        self._own()
+        return itertools.chain.from_iterable(work(items, left) for items in _batches(sources, prepare))
+
+    def _compressed(self, items: list[CompressItem], left: Left) -> Iterator[Frame]:
+        made, error = self._own().compress([(item.header, item.data) for item in items], _seconds(left))
+        for item, (frame, report) in zip(items, made, strict=False):
+            yield item.frame(frame, memoryview(report))
+        _check(error)
+
+    def _decompressed(self, items: list[DecompressItem], left: Left) -> Iterator[tuple[str, Any]]:
+        codec, outputs, error = self._own(), [], None
+        for item in items:
+            described, error = codec.describe(item.name, item.data)
+            if error is not None:
+                break
+            outputs.append(item.output(memoryview(described)))
+        ready = [(item.header, item.data, output.data) for item, output in zip(items, outputs, strict=False)]
+        done, failure = codec.decompress(ready, _seconds(left))
+        for item, output in zip(items[:done], outputs, strict=False):
+            yield item.name, output.tensor
+        _check(failure or error)
+
+
+def _batches(sources: Iterable[Any], prepare: Callable[[Any], Item[Any]]) -> Iterator[list[Any]]:
+    """Items that are worked at together. What a source is wrong about is raised after the items before it."""
+    rest = iter(sources)
+    while True:
+        batch: list[Any] = []
+        size = 0
+        fault: Exception | None = None
+        while len(batch) < _MOST_ITEMS and size < _MOST_BYTES:
+            try:
+                item = prepare(next(rest))
+            except StopIteration:
+                break
+            except Exception as error:
+                fault = error
+                break
+            batch.append(item)
+            size += item.size() or len(item.data)
+        if batch:
+            yield batch
+        if fault is not None:
+            raise fault
+        if not batch:
+            return
+
+
+def _seconds(left: Left) -> float | None:
+    seconds = left()
+    if seconds == 0:
+        raise late()
+    return seconds
+
+
+def _check(error: tuple[int, str] | None) -> None:
+    if error is not None:
+        raise from_status(*error)
