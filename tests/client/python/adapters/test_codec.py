@@ -1,7 +1,5 @@
-"""What the adapters share: payloads of several frames, and the store on disk, both read back as what anyone wrote."""
+"""What the adapters share: payloads of several frames, read back as what anyone wrote."""
 
-import os
-import stat
 import struct
 from dataclasses import replace
 
@@ -10,7 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from kvcompress.adapters._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack  # noqa: E402
-from kvcompress.adapters._store import Store  # noqa: E402
 
 KINDS = [Kind(torch.float16, (1, 2, 40, 32))] * 3
 
@@ -121,51 +118,3 @@ def test_a_configuration_has_the_token(daemon, tmp_path, kv_values):
     without.client.close()
     with pytest.raises(kvcompress.InvalidArgument, match="in plaintext"):
         Codec.from_config({"target": "kv.example.org:1", "token_file": str(path)})
-
-
-class TestStore:
-    def test_keys_and_namespaces(self, tmp_path):
-        one, two = Store(tmp_path / "s", "one"), Store(tmp_path / "s", "two")
-        key = "../../../etc/passwd\0" + "long" * 1000
-        assert not one.exists(key)
-        assert one.get(key, 100) is None
-        one.put(key, b"payload")
-        one.put(key, b"again")
-        assert one.exists(key)
-        assert one.get(key, 5) == b"again"
-        assert not two.exists(key)
-        one.remove(key)
-        one.remove(key)
-        assert not one.exists(key)
-        two.put("k", b"x")
-        one.clear()
-        assert not two.exists("k")
-
-    def test_only_the_owner_may_read(self, tmp_path):
-        store = Store(tmp_path / "s", "n")
-        store.put("k", b"secret")
-        (file,) = (tmp_path / "s").glob("*/*")
-        assert [stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, tmp_path / "s")] == [
-            0o600, 0o700, 0o700]
-
-    @pytest.mark.parametrize("kind", ["large", "link", "pipe", "folder"])
-    def test_what_is_no_payload_is_not_read(self, tmp_path, kind):
-        store = Store(tmp_path / "s", "n")
-        store.put("k", b"x" * 100)
-        (file,) = (tmp_path / "s").glob("*/*")
-        if kind != "large":
-            file.unlink()
-            {"link": lambda: file.symlink_to("/etc/passwd"), "pipe": lambda: os.mkfifo(file),
-             "folder": file.mkdir}[kind]()
-        with pytest.raises((kvcompress.DataLoss, OSError)):
-            store.get("k", 99)
-
-    def test_what_was_not_read_for_the_longest_time_is_evicted(self, tmp_path):
-        store = Store(tmp_path / "s", "n", capacity=1000)
-        for index in range(10):
-            store.put(str(index), bytes(100))
-            os.utime(store._path(str(index)), (index, index))
-        assert store.get("0", 100) == bytes(100)
-        store.put("10", bytes(100))
-        assert [index for index in range(11) if not store.exists(str(index))] == [1, 2]
-        assert Store(tmp_path / "s", "n", capacity=1000)._used == 900

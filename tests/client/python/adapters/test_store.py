@@ -1,77 +1,185 @@
-"""The folder of payloads that the connectors of vLLM and SGLang keep."""
+"""What every store does, wherever it keeps its entries."""
 
-import io
+import gc
 import os
-import time
+import threading
 
 import kvcompress
 import pytest
-from kvcompress.adapters import _store
-from kvcompress.adapters._store import Store
+from kvcompress.store import open_store
+
+KEYS = ["", "a", "x" * 5000, "\N{SNOWMAN}/../\0", "\ud800"]
 
 
-def test_a_read_goes_on_to_the_end(tmp_path, monkeypatch):
-    """One call of the system gives 2 GiB at most; here it gives 7 bytes."""
+@pytest.fixture(params=["folder", "memory"])
+def make(request, tmp_path):
+    """Opens stores: make(namespace, capacity)."""
+    made = []
 
-    class Short(io.FileIO):
-        def read(self, size=-1):
-            return super().read(7 if size < 0 else min(size, 7))
+    def open_one(namespace="n", capacity=None):
+        made.append(open_store(tmp_path / "kv" if request.param == "folder" else "memory:", namespace, capacity))
+        return made[-1]
 
-        def readinto(self, buffer):
-            return super().readinto(memoryview(buffer)[:7])
+    yield open_one
+    for store in made:
+        store.close()
 
-    def opened(file, mode, buffering=-1):
-        raw = Short(file, mode)
-        return raw if buffering == 0 else io.BufferedReader(raw)
 
-    store = Store(tmp_path, "n")
-    payload = bytes(range(256)) * 100
-    store.put("a", payload)
-    monkeypatch.setattr(_store, "open", opened, raising=False)
-    assert store.get("a", len(payload)) == payload
+def test_what_was_put_is_got(make):
+    store = make()
+    assert store.exists_many(KEYS) == [False] * len(KEYS)
+    assert store.get_many(KEYS, 100) == [None] * len(KEYS)
+    payloads = [f"{number}".encode() * number for number in range(len(KEYS))]
+    assert store.put_many(zip(KEYS, payloads, strict=True)) == [True] * len(KEYS)
+    assert store.exists_many([*KEYS, "b"]) == [True] * len(KEYS) + [False]
+    assert store.peek_many(["a", "b"]) == [True, False]
+    assert store.get_many([*KEYS, "b"], 100) == [*payloads, None]
+    stats = store.stats()
+    size = sum(map(len, payloads))
+    assert (stats.hits, stats.misses, stats.bytes_in, stats.bytes_out) == (5, 6, size, size)
+    assert (stats.evicted, stats.lost, stats.errors, stats.entries) == (0, 0, 0, 5)
+    assert stats.used_bytes >= size
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_payload_is_free_again_after_it_was_put(make, kind):
+    store, memory = make(), bytearray(range(256))
+    store.put("a", kind(memory))
+    memory[:] = bytes(256)
+    assert store.get("a", 256) == bytes(range(256))
+
+
+def test_a_put_replaces(make):
+    store = make()
+    assert store.put("a", bytes(1000))
+    assert store.put("a", b"new")
+    assert store.get("a", 1000) == b"new"
+    assert store.stats().entries == 1
+    assert store.put_many([("b", b"1"), ("b", b"2")]) == [True, True]
+    assert store.get("b", 1) == b"2"
+
+
+def test_more_than_can_be_is_lost(make):
+    store = make()
+    store.put("a", bytes(101))
+    assert store.get("a", 100) is None
+    assert not store.exists("a")
+    assert (store.stats().lost, store.stats().misses) == (1, 1)
+
+
+def test_what_is_removed_is_gone(make):
+    store = make()
+    store.put_many([("a", b"1"), ("b", b"2"), ("c", b"3")])
+    store.remove("a")
+    store.discard("b")
+    store.remove("never there")
+    assert store.exists_many(["a", "b", "c"]) == [False, False, True]
+    store.clear()
+    assert not store.exists("c")
+    assert (store.stats().entries, store.stats().used_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("way", ["got", "touched", "put again"])
+def test_what_was_used_least_lately_goes_first(make, way):
+    store = make(capacity=4000)
+    assert store.put_many((key, bytes(900)) for key in "abcd") == [True] * 4
+    if way == "got":
+        store.get("a", 900)
+    elif way == "touched":
+        store.touch(["a", "never there"])
+    else:
+        store.put("a", bytes(900))
+    assert store.put("e", bytes(900))
+    assert store.exists_many("abcde") == [True, False, True, True, True]
+    assert store.stats().evicted == 1
+    assert store.put("f", bytes(1700))
+    assert store.exists_many("abcdef") == [True, False, False, False, True, True]
+    assert store.stats().used_bytes <= 4000
+
+
+def test_what_is_larger_than_the_capacity_is_not_stored_and_costs_nothing(make):
+    store = make(capacity=1000)
+    store.put("a", bytes(500))
+    assert store.put_many([("b", bytes(2000)), ("c", bytes(100))]) == [False, True]
+    assert store.exists_many("abc") == [True, False, True]
+    assert store.stats().errors == 1
 
 
 @pytest.mark.parametrize("capacity", ["5", 0, -1, True, 1e9])
 def test_a_capacity_is_a_positive_whole_number(tmp_path, capacity):
-    with pytest.raises(kvcompress.InvalidArgument, match=r"capacity_bytes is .*, and not a positive whole number"):
-        Store(tmp_path / "kv", "n", capacity)
+    for where in (tmp_path / "kv", "memory:", "redis://127.0.0.1:1/0"):
+        with pytest.raises(kvcompress.InvalidArgument, match=r"capacity_bytes is .*, and not a positive whole number"):
+            open_store(where, "n", capacity)
     assert not (tmp_path / "kv").exists()
 
 
-@pytest.fixture
-def abandoned(tmp_path, monkeypatch):
-    """Leaves what a process leaves that is killed while it writes: abandoned(key, size, age in seconds)."""
-
-    def leave(key, size, age):
-        store, before = Store(tmp_path, "n"), set(tmp_path.glob("*/*"))
-
-        def killed(*_):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", killed)
-            patch.setattr(os, "unlink", lambda _: None)
-            with pytest.raises(KeyboardInterrupt):
-                store.put(key, bytes(size))
-        (left,) = set(tmp_path.glob("*/*")) - before
-        os.utime(left, (time.time() - age,) * 2)
-        return left
-
-    return leave
+@pytest.mark.parametrize("where", ["", "s3://bucket", "http://host/path"])
+def test_a_place_is_one_that_there_is(where):
+    with pytest.raises(kvcompress.InvalidArgument, match="a store is a folder's path, memory:"):
+        open_store(where, "n")
 
 
-def test_what_killed_processes_leave_is_counted_and_goes(tmp_path, abandoned):
-    old, young = abandoned("a", 1000, 7200), abandoned("b", 1000, 60)
-    store = Store(tmp_path, "n", 1500)
-    store.put("c", bytes(400))
-    assert old.exists()
-    store.put("d", bytes(400))
-    assert not old.exists()
-    assert [store.exists(key) for key in "abcd"] == [False, False, True, True]
-    # Someone may be writing it.
-    assert young.exists()
-    again = abandoned("a", 1000, 7200)
+def test_a_closed_store_is_empty(make):
+    store = make()
+    store.put("a", b"1")
+    store.close()
+    store.close()
+    assert not store.exists("a")
+    assert store.get("a", 10) is None
+    assert not store.put("a", b"1")
+    store.remove("a")
+    store.touch(["a"])
     store.clear()
-    assert not again.exists()
-    assert young.exists()
-    assert not store.exists("c")
+
+
+def test_threads_share_a_store(make):
+    store, wrong = make(capacity=50_000), []
+
+    def work(seed):
+        for number in range(200):
+            key = f"{(seed * 7 + number) % 50}"
+            store.put(key, key.encode() * 500)
+            found = store.get(f"{number % 50}", 1000)
+            if found is not None and found != f"{number % 50}".encode() * 500:
+                wrong.append(number)
+            store.exists_many([f"{other}" for other in range(50)])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = store.stats()
+    assert not wrong
+    assert stats.errors == stats.lost == 0
+    assert stats.used_bytes <= 50_000
+    assert stats.hits + stats.misses == 1200
+
+
+def test_a_child_of_a_fork_has_the_store(make):
+    """While threads are inside."""
+    store, is_done = make(), threading.Event()
+    store.put("a", b"1")
+
+    def work():
+        while not is_done.is_set():
+            store.put("b", bytes(1000))
+            store.get("b", 1000)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            gc.collect()
+            child = os.fork()
+            if child == 0:
+                is_well = store.get("a", 1) == b"1" and store.put("c", b"2") and store.exists("c")
+                os._exit(0 if is_well else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        is_done.set()
+        for thread in threads:
+            thread.join()
+    assert store.get("a", 1) == b"1"
+    assert store.stats().errors == 0

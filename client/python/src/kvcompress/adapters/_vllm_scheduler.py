@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
-from ._store import Store
+from ..store import Store
 
 
 @dataclass

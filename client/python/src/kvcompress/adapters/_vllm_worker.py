@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from .. import DataLoss, FailedPrecondition, KvCompressError
+from ..store import Store
 from ._codec import Codec, Kind, check_dtype, most_packed, pack, unpack
-from ._store import Store
 from ._vllm_scheduler import Chunk, rank_key
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Worker:
         for chunk in chunks:
             try:
                 self._load(chunk)
-            except (KvCompressError, OSError) as error:
+            except KvCompressError as error:
                 logger.warning("%d blocks are not loaded: %s", len(chunk.block_ids), error)
                 self._failed.update(chunk.block_ids)
                 self._doubtful_steps = _STEPS_AHEAD + 1
@@ -124,20 +124,22 @@ class Worker:
                 self._remove(chunk)
                 continue
             try:
-                self._save(chunk)
-            except (KvCompressError, OSError) as error:
+                is_saved = self._save(chunk)
+            except KvCompressError as error:
                 logger.warning("%d blocks are not saved: %s", len(chunk.block_ids), error)
+                is_saved = False
+            if not is_saved:
                 self._remove(chunk)
 
     def _remove(self, chunk: Chunk) -> None:
         self._store.discard(rank_key(self._rank, chunk.key))
 
-    def _save(self, chunk: Chunk) -> None:
+    def _save(self, chunk: Chunk) -> bool:
         named = []
         for layer in self._layers:
             named += layer.gather(torch.tensor(chunk.block_ids, device=layer.view.device))
         frames = self._codec.compress(named, [chunk.start] * len(named))
-        self._store.put(rank_key(self._rank, chunk.key), pack(frames))
+        return self._store.put(rank_key(self._rank, chunk.key), pack(frames))
 
     def take_failed_blocks(self) -> set[int]:
         """Of the loads since this was last asked."""

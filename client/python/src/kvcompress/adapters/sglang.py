@@ -19,8 +19,8 @@ except ImportError as error:
     ) from error
 
 from .. import DataLoss, FailedPrecondition, InvalidArgument, KvCompressError
+from ..store import Store, open_store
 from ._codec import Codec, Kind, Stored, check_dtype, check_keys, most_packed, pack, unpack
-from ._store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class KvCompressStorage(HiCacheStorage):
         self._page = Kind.of(page)
         self._split = _split(mem_pool_host, page.numel())
         self._kinds = [Kind.of(tensor) for _, tensor in self._tensors(page)]
-        self._store = Store(self._options["path"], self._namespace(), self._options.get("capacity_bytes"))
+        self._store = open_store(self._options["path"], self._namespace(), self._options.get("capacity_bytes"))
 
     def _namespace(self) -> str:
         """Pages of another shard, shape, layout or codec are other pages."""
@@ -166,10 +166,11 @@ class KvCompressStorage(HiCacheStorage):
             frames = self._codec.compress(
                 [tensor for _, tensors in new for tensor in tensors], [start for start in starts for _ in range(count)]
             )
-            for number, (key, _) in enumerate(new):
-                store.put(key, pack(frames[number * count : (number + 1) * count]))
-            return [True] * len(keys)
-        except (KvCompressError, OSError) as error:
+            payloads = (pack(frames[at : at + count]) for at in range(0, len(frames), count))
+            stored = store.put_many((key, payload) for (key, _), payload in zip(new, payloads, strict=True))
+            missing = {key for (key, _), done in zip(new, stored, strict=True) if not done}
+            return [key not in missing for key in keys]
+        except KvCompressError as error:
             logger.warning("%d pages are not stored: %s", len(keys), error)
             return [store.exists(key) for key in keys]
 
@@ -202,7 +203,7 @@ class KvCompressStorage(HiCacheStorage):
         try:
             payload = store.get(key, most_packed(self._kinds))
             return None if payload is None else unpack(payload, self._kinds)
-        except (DataLoss, OSError) as error:
+        except DataLoss as error:
             self._lost(key, error)
             return None
 

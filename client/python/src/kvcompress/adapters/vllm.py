@@ -17,8 +17,8 @@ except ImportError as error:
     raise ImportError(f"kvcompress.adapters.vllm runs inside vLLM, which cannot be imported here: {error}") from error
 
 from .. import FailedPrecondition, InvalidArgument
+from ..store import open_store
 from ._codec import Codec, check_keys
-from ._store import Store
 from ._vllm_scheduler import Scheduler
 from ._vllm_worker import Worker
 
@@ -42,7 +42,7 @@ class KvCompressConnector(KVConnectorBase_V1):
         if chunk <= 0 or chunk % block:
             raise InvalidArgument(f"chunk_tokens is {chunk}, and not a multiple of the block size, {block}")
         self._codec = Codec.from_config(extra).of_model(_text_config(vllm_config.model_config))
-        store = Store(extra["path"], _namespace(vllm_config, chunk, self._codec.text), extra.get("capacity_bytes"))
+        store = open_store(extra["path"], _namespace(vllm_config, chunk, self._codec.text), extra.get("capacity_bytes"))
         self._scheduler = self._worker = None
         if role is KVConnectorRole.SCHEDULER:
             self._scheduler = Scheduler(store, block, chunk, parallel.world_size)

@@ -1,0 +1,368 @@
+"""The store in a folder: what files and their index do when something goes wrong."""
+
+import errno
+import fcntl
+import io
+import os
+import pathlib
+import shutil
+import sqlite3
+import subprocess
+import time
+
+import pytest
+from kvcompress.store import _files, _folder, open_store
+from kvcompress.store._entry import HEADER_SIZE
+from kvcompress.store._index import Index
+
+SIZE = HEADER_SIZE  # of a file, beside its payload
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "kv"
+
+
+@pytest.fixture
+def store(folder):
+    opened = open_store(folder, "n")
+    yield opened
+    opened.close()
+
+
+def files(folder):
+    return sorted(folder.glob("*/*.kvc"))
+
+
+def used(folder):
+    return sum(path.stat().st_size for path in files(folder))
+
+
+def test_only_the_owner_may_read_it(folder, store):
+    store.put("a", b"1")
+    modes = {path: path.stat().st_mode & 0o77 for path in [folder, *folder.rglob("*")]}
+    assert len(modes) > 4
+    assert not any(modes.values())
+
+
+def test_a_namespace_has_its_own_keys(folder, store):
+    other = open_store(folder, "m")
+    store.put("a", b"1")
+    assert other.get("a", 10) is None
+    other.put("a", b"2")
+    assert (store.get("a", 10), other.get("a", 10)) == (b"1", b"2")
+    other.remove("a")
+    assert store.get("a", 10) == b"1"
+    other.clear()
+    assert not store.exists("a")
+    other.close()
+
+
+def test_what_was_put_is_there_for_the_next_one(folder, store):
+    store.put("a", b"1")
+    store.close()
+    again = open_store(folder, "n")
+    assert again.exists("a")
+    assert again.get("a", 10) == b"1"
+    assert again.stats().used_bytes == SIZE + 1
+    again.close()
+
+
+def test_others_see_at_once_what_is_put_and_what_goes(folder, store):
+    other = open_store(folder, "n")
+    assert not other.exists("a")
+    store.put("a", b"1")
+    assert other.exists("a")
+    store.remove("a")
+    assert not other.exists("a")
+    other.close()
+
+
+def test_a_read_goes_on_to_the_end(store, monkeypatch):
+    """One call of the system gives 2 GiB at most; here it gives 7 bytes."""
+
+    class Short(io.FileIO):
+        def read(self, size=-1):
+            return super().read(7 if size < 0 else min(size, 7))
+
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:7])
+
+    def opened(file, mode, buffering=-1, opener=None):
+        raw = Short(file, mode, opener=opener)
+        return raw if buffering == 0 else io.BufferedReader(raw)
+
+    payload = bytes(range(256)) * 100
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:999]))
+    store.put("a", payload)
+    monkeypatch.setattr(_files, "open", opened, raising=False)
+    assert store.get("a", len(payload)) == payload
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "longer", "empty", "of another key", "a link", "a pipe", "a folder"])
+def test_what_is_not_what_was_stored_is_lost(store, tmp_path, damage):
+    payload = bytes(range(200))
+    store.put_many([("a", payload), ("b", payload[::-1])])
+    path, other = store._path("a"), store._path("b")
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "a link":
+        (tmp_path / "elsewhere").write_bytes(whole)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif damage == "a pipe":
+        os.mkfifo(path)
+    elif damage == "a folder":
+        path.mkdir()
+    else:
+        changed = {"cut": whole[:-1], "longer": whole + b"\0", "empty": b"", "of another key": other.read_bytes()}
+        path.write_bytes(changed.get(damage, whole))
+    if damage == "bit":
+        for at in range(8 * len(whole)):
+            changed = bytearray(whole)
+            changed[at // 8] ^= 1 << at % 8
+            path.write_bytes(changed)
+            assert store.get("a", 200) is None
+        assert store.stats().lost == 8 * len(whole)
+    else:
+        assert store.get("a", 200) is None
+        assert store.stats().lost == 1
+    assert not store.exists("a")
+    assert store.get("b", 200) == payload[::-1]
+    if damage != "a folder":
+        assert store.put("a", payload)
+        assert store.get("a", 200) == payload
+
+
+def test_what_has_no_file_is_forgotten(store):
+    store.put("a", bytes(100))
+    store._path("a").unlink()
+    assert store.exists("a")
+    assert store.get("a", 100) is None
+    assert not store.exists("a")
+    assert store.stats().used_bytes == 0
+
+
+def test_an_order_of_use_needs_no_clock(folder, monkeypatch):
+    store = open_store(folder, "n", 5 * (SIZE + 100))
+    for number, key in enumerate("abcde"):
+        monkeypatch.setattr(time, "time", lambda number=number: 1e9 - 1e6 * number)
+        store.put(key, bytes(100))
+        os.utime(store._path(key), (2e9 - number, 2e9 - number))
+    store.get("a", 100)
+    for key in "fg":
+        store.put(key, bytes(100))
+    assert store.exists_many("abcdefg") == [True, False, False, True, True, True, True]
+    store.close()
+
+
+def test_one_put_evicts_a_bounded_number(folder, monkeypatch):
+    """A folder that was larger comes down to its capacity little by little."""
+    big = open_store(folder, "n")
+    big.put_many((f"{number}", b"") for number in range(100))
+    big.close()
+    monkeypatch.setattr("kvcompress.store._index.MOST_EVICTED", 32)
+    small = open_store(folder, "n", 20 * SIZE)
+    assert not small.put("a", b"")
+    assert len(files(folder)) == 68
+    assert [small.put(key, b"") for key in "bcd"] == [False, True, True]
+    assert len(files(folder)) == 20
+    assert small.stats().used_bytes == used(folder) == 20 * SIZE
+    small.close()
+
+
+@pytest.fixture
+def abandoned(folder):
+    """Leaves what a process leaves that ends while it writes: abandoned(is_alive) gives its path."""
+    held = []
+
+    def leave(is_alive):
+        unfinished = _files.Files(folder).write(b"x" * 20, memoryview(bytes(1000)))
+        held.append(unfinished)
+        if not is_alive:
+            fcntl.flock(unfinished._descriptor, fcntl.LOCK_UN)
+        return unfinished._unfinished
+
+    yield leave
+    for unfinished in held:
+        unfinished.__exit__()
+
+
+def test_what_killed_processes_leave_unfinished_goes(folder, abandoned):
+    dead, alive = abandoned(is_alive=False), abandoned(is_alive=True)
+    store = open_store(folder, "n")
+    assert not dead.exists()
+    assert alive.exists()
+    again = abandoned(is_alive=False)
+    store.clear()
+    assert not again.exists()
+    assert alive.exists()
+    store.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_on_a_full_disk_the_oldest_make_space(store, monkeypatch):
+    store.put_many((key, bytes(100)) for key in "abc")
+    write, failures = os.write, [2]
+
+    def sometimes(file, data):
+        if failures[0]:
+            failures[0] -= 1
+            full()
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", sometimes)
+    failures[0] = 1
+    assert store.put("d", bytes(150))
+    assert store.exists_many("abcd") == [False, False, True, True]
+    assert (store.stats().evicted, store.stats().errors) == (2, 0)
+    failures[0] = 2
+    assert not store.put("e", bytes(1))
+    assert (store.stats().evicted, store.stats().errors) == (3, 1)
+    assert store.get("d", 150) == bytes(150)
+
+
+@pytest.fixture
+def small_disk(folder):
+    """The folder on a file system of 16 MB."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={16 << 20}", "tmpfs", folder]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_is_full_of_others_costs_misses(small_disk):
+    """The index needs it, too."""
+    store = open_store(small_disk, "n")
+    for number in range(400):
+        store.put(f"{number}", bytes([number % 256]) * 100_000)
+        if number == 200:  # someone else takes what is left, and what is freed next
+            with open(small_disk / "others", "wb") as other:
+                os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(small_disk).free)
+        for key in (number, number // 2):
+            found = store.get(f"{key}", 100_000)
+            assert found is None or found == bytes([key % 256]) * 100_000
+    assert store.stats().evicted > 200
+    assert store.stats().lost == 0
+    stored = [number for number in range(400) if store.exists(f"{number}")]
+    assert 20 < len(stored) < 160
+    assert stored[-1] == 399
+    assert all(store.get(f"{number}", 100_000) == bytes([number % 256]) * 100_000 for number in stored)
+    print(store.stats())
+    store.close()
+
+
+@pytest.mark.parametrize("trouble", ["gone", "garbage", "cut", "of another version", "gone while it is open"])
+def test_an_index_is_made_anew_from_the_files(folder, trouble, monkeypatch):
+    store = open_store(folder, "n")
+    store.put_many((f"{number}", bytes(100)) for number in range(50))
+    path = folder / "index.sqlite"
+    if trouble == "gone while it is open":
+        monkeypatch.setattr(_folder, "_COMPARE_EVERY", 1)
+    else:
+        store.close()
+    if trouble.startswith("gone"):
+        for each in folder.glob("index.sqlite*"):
+            each.unlink()
+    elif trouble == "garbage":
+        path.write_bytes(b"garbage" * 1000)
+    elif trouble == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        database = sqlite3.connect(path)
+        database.execute("PRAGMA user_version = 99")
+        database.close()
+    if trouble != "gone while it is open":
+        store = open_store(folder, "n", 60 * (SIZE + 100))
+        # Before all is compared, the files are asked.
+        assert store.exists("7")
+    for number in range(_files.SHARDS):
+        store.put("more", bytes(100))
+        if number > 5 and store.stats().entries == 51:
+            break
+    assert store.stats().entries == 51
+    assert store.stats().used_bytes == used(folder) == 51 * (SIZE + 100)
+    assert all(store.exists_many([f"{number}" for number in range(50)]))
+    store.close()
+
+
+def test_after_a_crash_of_the_machine_the_files_are_compared(folder, store, monkeypatch):
+    store.put_many((f"{number}", bytes(100)) for number in range(20))
+    store._index.drop([store._ids.of("3")])
+    gone = store._path("5")
+    gone.unlink()
+    store.close()
+    monkeypatch.setattr("kvcompress.store._index._boot_id", lambda: "another")
+    again = open_store(folder, "n")
+    for _ in range(25):
+        again.put("more", bytes(100))
+    assert again.stats().entries == 20
+    assert again.exists_many(["3", "5", "7"]) == [True, False, True]
+    again.close()
+
+
+def test_leaks_are_found_without_a_crash_too(folder, store, monkeypatch):
+    monkeypatch.setattr(_folder, "_COMPARE_EVERY", 1)
+    store.put("a", bytes(100))
+    store._index.drop([store._ids.of("a")])
+    assert store.stats().entries == 0
+    store.put_many([("b", b""), ("c", b"")])
+    for _ in range(5):
+        store.put("b", b"")
+    assert store.exists("a")
+    assert store.stats().used_bytes == used(folder)
+
+
+def test_no_entry_is_looked_at_when_a_folder_is_opened(folder, store, monkeypatch):
+    store.put_many((f"{number}", b"") for number in range(300))
+    store.close()
+
+    def no(*_, **__):
+        raise AssertionError("the folder is scanned")
+
+    monkeypatch.setattr(os, "scandir", no)
+    again = open_store(folder, "n")
+    assert again.exists("7")
+    assert not again.exists("x")
+    again.close()
+
+
+def test_a_database_that_someone_holds_costs_a_bounded_wait(folder, store):
+    store.put("a", b"1")
+    other = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    begin = time.monotonic()
+    assert not store.put("b", b"2")
+    assert 1 < time.monotonic() - begin < 6
+    begin = time.monotonic()
+    assert store.exists("a")
+    assert not store.exists("b")
+    assert store.get("a", 1) == b"1"
+    assert time.monotonic() - begin < 0.5
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.put("b", b"2")
+    assert store.stats().errors == 1
+
+
+def test_the_index_is_for_any_number_of_ids(folder):
+    folder.mkdir()
+    index = Index(folder / "index.sqlite")
+    ids = [number.to_bytes(20, "big") for number in range(3000)]
+    index.add([(entry_id, 1) for entry_id in ids])
+    assert index.found([*ids, b"x" * 20]) == set(ids)
+    assert index.totals() == (3000, 3000)
+    index.add([(ids[0], 5)])
+    assert index.totals() == (3000, 3000)
+    index.close()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        open_store(pathlib.Path(tmp_path / "file" / "kv"), "n")
