@@ -170,7 +170,7 @@ def test_a_child_of_a_fork_has_the_store(make):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(10):
+        for _ in range(3):
             gc.collect()
             child = os.fork()
             if child == 0:

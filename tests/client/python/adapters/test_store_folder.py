@@ -13,6 +13,7 @@ import time
 import pytest
 from kvcompress.store import _files, _folder, open_store
 from kvcompress.store._entry import HEADER_SIZE
+from kvcompress.store._filter import Filter
 from kvcompress.store._index import Index
 
 SIZE = HEADER_SIZE  # of a file, beside its payload
@@ -236,9 +237,10 @@ def small_disk(folder):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_disk_that_is_full_of_others_costs_misses(small_disk):
-    """The index needs it, too."""
-    store = open_store(small_disk, "n")
+@pytest.mark.parametrize("capacity", [None, 100_000_000])
+def test_a_disk_that_is_full_of_others_costs_misses(small_disk, capacity):
+    """The index needs it, too, and so does the filter."""
+    store = open_store(small_disk, "n", capacity)
     for number in range(400):
         store.put(f"{number}", bytes([number % 256]) * 100_000)
         if number == 200:  # someone else takes what is left, and what is freed next
@@ -253,7 +255,6 @@ def test_a_disk_that_is_full_of_others_costs_misses(small_disk):
     assert 20 < len(stored) < 160
     assert stored[-1] == 399
     assert all(store.get(f"{number}", 100_000) == bytes([number % 256]) * 100_000 for number in stored)
-    print(store.stats())
     store.close()
 
 
@@ -348,6 +349,57 @@ def test_a_database_that_someone_holds_costs_a_bounded_wait(folder, store):
     other.close()
     assert store.put("b", b"2")
     assert store.stats().errors == 1
+
+
+@pytest.mark.parametrize("capacity", [None, 1, 1 << 30, 1 << 50])
+def test_a_filter_knows_or_says_that_it_does_not(folder, capacity):
+    folder.mkdir()
+    first, second = Filter(folder / "filter", capacity), Filter(folder / "filter", None)
+    assert (first.is_new, second.is_new) == (True, False)
+    bucket = [b"\1\2\3" + number.to_bytes(5, "big") + bytes(12) for number in range(1 << 24, (1 << 24) + 20)]
+    # Tags that a free slot, a full bucket and neighbours could be taken for.
+    odd = [b"\7\7\7\7" + tag + bytes(12) for tag in (bytes(4), b"\0\0\0\1", b"\1\0\0\0")]
+    odd.append(b"\x97\0\7\7" + b"\xff" * 4 + bytes(12))
+    for entry_id in bucket[:15] + odd:
+        assert second.has(entry_id) is False
+        first.add(entry_id)
+        first.add(entry_id)
+        assert second.has(entry_id) is True
+    assert second.has(bucket[15]) is False
+    first.add(bucket[15])
+    assert [second.has(entry_id) for entry_id in bucket] == [True] * 15 + [None] * 5
+    second.drop(bucket[3])
+    assert first.has(bucket[3]) is None
+    assert [first.has(entry_id) for entry_id in bucket[:3]] == [True] * 3
+    first.fill(0x010, bucket[:15])
+    assert [second.has(entry_id) for entry_id in bucket] == [True] * 15 + [False] * 5
+    first.fill(0x010, bucket[2:20])
+    assert [second.has(entry_id) for entry_id in bucket] == [None] * 2 + [True] * 15 + [None] * 3
+    assert all(second.has(entry_id) for entry_id in odd)
+    assert os.stat(folder / "filter").st_size == {1: 1 << 18, 1 << 30: 1 << 20}.get(capacity, 1 << 26)
+    assert [path.name for path in folder.iterdir()] == ["filter"]
+    for one in (first, second):
+        one.close()
+
+
+def test_a_filter_that_is_lost_or_full_costs_no_entry(folder, store, monkeypatch):
+    monkeypatch.setattr(_folder, "_COMPARE_EVERY", 1)
+    keys = [f"{number}" for number in range(40)]
+    store.put_many((key, b"") for key in keys)
+    (folder / "filter").unlink()
+    other = open_store(folder, "n")
+    assert all(other.exists_many([*keys]))
+    assert not other.exists("x")
+    for _ in range(4):
+        store.put("more", b"")
+    assert all(store.exists_many([*keys, "more"]))
+    assert other.exists("more")
+    with open(folder / "filter", "r+b") as file:
+        file.write((bytes(60) + b"\xff" * 4) * (1 << 20))
+    assert all(store.exists_many(keys))
+    assert store.exists("more")
+    assert not store.exists("x")
+    other.close()
 
 
 def test_the_index_is_for_any_number_of_ids(folder):

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ._entry import HEADER_SIZE, Ids
 from ._files import SHARDS, Files, Lost, Unfinished, ids_of_shard
+from ._filter import Filter
 from ._index import MOST_EVICTED, Index
 from ._store import Payload, Store, Stored, StoreStats
 
@@ -33,8 +34,8 @@ class FolderStore(Store):
 
     def __init__(self, folder: str | os.PathLike[str], namespace: str, capacity: int | None = None):
         super().__init__()
-        path = pathlib.Path(folder)
-        self._files = Files(path)
+        self._folder = pathlib.Path(folder)
+        self._files = Files(self._folder)
         self._ids = Ids(namespace)
         self._capacity = capacity
         self._lock = threading.Lock()
@@ -42,38 +43,63 @@ class FolderStore(Store):
         self._puts = 0
         self._is_closed = False
         self._files.sweep()
-        self._index = Index(path / "index.sqlite")
-        self._is_compared = False
+        self._index = Index(self._folder / "index.sqlite")
+        # Whether all files were compared with the filter and the index.
+        self._is_sure = False
+        self._filter = self._new_filter()
         with self._indexing():
             # A folder without entries has nothing that the index could lack.
             if self._index.scanned() == 0 and self._files.is_empty():
                 self._index.set_scanned(SHARDS)
-            self._is_compared = self._index.scanned() >= SHARDS
+            self._is_sure = self._index.scanned() >= SHARDS
 
     def locks(self) -> list[threading.Lock]:
-        return [*self._index.locks, self._lock, *super().locks()]
+        return [*self._index.locks, self._filter.lock, self._lock, *super().locks()]
 
     def pause(self) -> None:
         super().pause()
         self._index.disconnect()
 
+    def _new_filter(self) -> Filter:
+        made = Filter(self._folder / "filter", self._capacity)
+        if made.is_new:
+            with self._indexing():
+                self._index.set_scanned(0)
+        return made
+
     # Look-ups.
 
+    def exists(self, key: str) -> bool:
+        known = self._filter.has(self._ids.of(key))
+        return known if known is not None and self._is_sure else self.exists_many([key])[0]
+
     def exists_many(self, keys: Sequence[str]) -> list[bool]:
+        if self._is_closed:
+            return [False] * len(keys)
         ids = [self._ids.of(key) for key in keys]
-        if self._is_closed or not ids:
-            return [False] * len(ids)
+        known = [self._filter.has(entry_id) for entry_id in ids]
+        if None in known or not self._is_sure:
+            known = self._found(ids, known)
+        return [bool(found) for found in known]
+
+    def _found(self, ids: Sequence[bytes], known: Sequence[bool | None]) -> list[bool | None]:
+        """Where the filter does not know, the index does, and as long as these were not compared, the files."""
+        asked = [entry_id for entry_id, found in zip(ids, known, strict=True) if not found]
         there: set[bytes] = set()
         with self._indexing():
-            there = self._index.found(ids)
-        # An index that was not compared with the files yet may lack some.
-        return [each in there or (not self._is_compared and self._files.exists(each)) for each in ids]
+            there = self._index.found(asked)
+            self._is_sure = self._index.scanned() >= SHARDS
+        if not self._is_sure:
+            there.update(entry_id for entry_id in asked if entry_id not in there and self._files.exists(entry_id))
+        return [found or entry_id in there for entry_id, found in zip(ids, known, strict=True)]
 
     def get_many(self, keys: Sequence[str], most: int) -> list[Stored | None]:
         payloads = [self._get(key, most) for key in keys]
         if len(self._touched) >= _MOST_TOUCHED:
             with self._indexing():
                 self._index.touch(self._take_touched())
+        if not self._is_sure and not self._is_closed:
+            self._compare_some()
         return payloads
 
     def _get(self, key: str, most: int) -> Stored | None:
@@ -96,6 +122,9 @@ class FolderStore(Store):
 
     def _forget(self, entry_id: bytes) -> None:
         """What has no file; its writer may have been killed before it gave it its name."""
+        if self._filter.has(entry_id) is False and self._is_sure:
+            return
+        self._unlink(entry_id)
         with self._indexing():
             if self._index.found([entry_id]):
                 self._index.drop([entry_id])
@@ -179,6 +208,7 @@ class FolderStore(Store):
     def _name(self, unfinished: Unfinished) -> bool:
         try:
             unfinished.name()
+            self._filter.add(unfinished.entry_id)
         except OSError as error:
             self._counters.trouble("an entry is not stored", error)
             self._remove(unfinished.entry_id)
@@ -233,13 +263,16 @@ class FolderStore(Store):
             with self._indexing():
                 self._index.touch(self._take_touched())
             self._is_closed = True
+            self._is_sure = False
             self._index.close()
+            self._filter.close()
 
     def _path(self, key: str) -> pathlib.Path:
         return self._files.path_of(self._ids.of(key))
 
     def _unlink(self, entry_id: bytes) -> None:
         try:
+            self._filter.drop(entry_id)
             self._files.unlink(entry_id)
         except OSError as error:
             self._counters.trouble("an entry is not removed", error)
@@ -259,28 +292,36 @@ class FolderStore(Store):
         self._counters.trouble("the index of the folder does not work", error)
         if not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
             self._index.discard()
-            self._is_compared = False
+            self._is_sure = False
 
     def _compare_some(self) -> None:
-        """Compares the next shard with the index: all of them after the machine's start, and then one now and then."""
+        """Compares the files of the next shard with filter and index: of all shards after the machine's start, and then
+        of one now and then."""
         self._puts += 1
-        if self._is_compared and self._puts % _COMPARE_EVERY:
+        if self._is_sure and self._puts % _COMPARE_EVERY:
             return
         with self._indexing():
             if self._index.is_replaced():
                 self._index.close()
+            if self._filter.is_replaced():
+                self._filter, old = self._new_filter(), self._filter
+                old.close()
             scanned = self._index.scanned()
             for number in range(scanned, scanned + SHARDS):
                 scanned = number + 1
                 if self._compare(number % SHARDS):
                     break
             self._index.set_scanned(scanned)
-            self._is_compared = scanned >= SHARDS
+            self._is_sure = scanned >= SHARDS
 
     def _compare(self, shard: int) -> bool:
         """False for one that has no folder. The index is read first: what is put meanwhile is in it, or is added."""
         indexed = self._index.between(*ids_of_shard(shard))
         files = self._files.of_shard(shard)
+        try:
+            self._filter.fill(shard, files or ())
+        except OSError as error:
+            self._counters.trouble("the filter is not written", error)
         if files is None:
             return False
         found = []
