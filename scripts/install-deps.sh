@@ -14,8 +14,8 @@ for set in "$@"; do
     # The benchmarks are configured together with the tests.
     --bench) packages+=(libbenchmark-dev libgtest-dev libgmock-dev) ;;
     --test)
-      packages+=(ccache chromium clang-14 faketime haproxy libclang-rt-14-dev libgmock-dev libgtest-dev llvm-14 openssl
-        python3-venv prometheus) ;;
+      packages+=(ccache chromium clang-14 faketime haproxy iproute2 libclang-rt-14-dev libgmock-dev libgtest-dev llvm-14
+        openssl python3-venv prometheus redis-server) ;;
     --lint) packages+=(clang-format-14 clang-tidy-14) ;;
     --container)
       # A machine whose user already reaches a Docker engine needs nothing more.
@@ -48,7 +48,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 apt_get=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
 
-# The prometheus and docker.io packages bring services; we want their tools alone, so nothing is started
+# The prometheus, redis-server and docker.io packages bring services; we want their tools alone, so nothing is started
 # while they are installed, and what was not enabled before stays disabled.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
@@ -69,7 +69,7 @@ rm -f "$log"
 if command -v systemctl >/dev/null && [ -d /run/systemd/system ]; then
   for package in "${missing[@]}"; do
     case $package in
-      prometheus) "${root[@]}" systemctl disable -q prometheus || true ;;
+      prometheus | redis-server) "${root[@]}" systemctl disable -q "$package" || true ;;
       docker.io) "${root[@]}" systemctl disable -q docker.service docker.socket containerd || true ;;
     esac
   done

@@ -49,7 +49,8 @@ class Breaker:
                 self._failures, self._pause = 0, _PAUSE
                 return
             self._failures += 1
-            if self._failures >= _FAILURES:
+            # Once for all calls that were under way together.
+            if self._failures >= _FAILURES and time.monotonic() >= self._until:
                 self._until = time.monotonic() + self._pause
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 

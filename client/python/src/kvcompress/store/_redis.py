@@ -157,7 +157,7 @@ class RedisStore(Store):
         return None
 
     def _trouble(self, error: BaseException) -> None:
-        self._counters.trouble(f"the store {self._place.name} does not work", error or type(error).__name__)
+        self._counters.trouble(f"the store {self._place.name} does not work", str(error) or type(error).__name__)
 
     def _name(self, entry_id: bytes) -> str:
         """The namespace first: `clear` looks for it."""
@@ -243,7 +243,7 @@ class RedisStore(Store):
             values = self._ask(partial(self._fetch, ids=some, most=most), len(some) * (most + HEADER_SIZE))
             if values is None:
                 break
-            payloads += [self._checked(*pair) for pair in zip(keys[at:], some, values, strict=False)]
+            payloads += [self._checked(*each, most) for each in zip(keys[at:], some, values, strict=False)]
         payloads += [None] * (len(ids) - len(payloads))
         found = [payload for payload in payloads if payload is not None]
         size = sum(len(payload) for payload in found)
@@ -251,14 +251,16 @@ class RedisStore(Store):
         return payloads
 
     def _fetch(self, client: "redis.Redis", ids: Sequence[bytes], most: int) -> list[bytes]:
-        """No more than can be theirs; of one that is not there, nothing."""
+        """A byte more than can be theirs at most; of one that is not there, nothing."""
         pipeline = client.pipeline(transaction=False)
         for entry_id in ids:
             pipeline.getrange(self._name(entry_id), 0, most + HEADER_SIZE)
         return list(pipeline.execute())
 
-    def _checked(self, key: str, entry_id: bytes, value: bytes) -> Stored | None:
+    def _checked(self, key: str, entry_id: bytes, value: bytes, most: int) -> Stored | None:
         payload = payload_of(entry_id, value) if value else None
+        if len(value) > most + HEADER_SIZE:
+            payload = f"it has more than {most} bytes, and these at most are its own"
         if isinstance(payload, str):
             self._counters.lost(key, payload)
             self.remove(key)
