@@ -5,12 +5,14 @@ makes test_interfaces.py compare what stands here with their sources.
 """
 
 import abc
+import dataclasses
 import enum
 import importlib
 import sys
 import types
 
-# Release, file, class, methods: "*" marks abstract ones. Arguments without self.
+# Release, file, class, methods: "*" marks abstract ones, "@" those of the class. Arguments without
+# self and cls.
 INTERFACES = [
     ("vllm 0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/base.py", "KVConnectorBase_V1", {
         "__init__": "vllm_config, role, kv_cache_config",
@@ -25,6 +27,23 @@ INTERFACES = [
         "*update_state_after_alloc": "request, blocks, num_external_tokens",
         "*build_connector_meta": "scheduler_output",
         "request_finished": "request, block_ids",
+    }),
+    ("vllm 0.33.0", "vllm/v1/kv_offload/tiering/base.py", "SecondaryTierManager", {
+        "__init__": "offloading_spec, primary_kv_view, tier_type, backpressure_detector=None",
+        "*lookup": "key, req_context",
+        "*submit_store": "job_metadata",
+        "*submit_load": "job_metadata",
+        "*get_finished_jobs": "",
+        "has_pending_work": "",
+        "take_events": "",
+        "touch": "keys, req_context",
+        "*on_new_request": "req_context",
+        "on_request_finished": "req_context",
+        "on_schedule_end": "context",
+        "*drain_jobs": "",
+        "shutdown": "",
+        "@build_metric_definitions": "extra_config",
+        "get_stats": "",
     }),
     ("sglang 0.5.23", "sglang/srt/mem_cache/hicache_storage.py", "HiCacheStorage", {
         "register_mem_pool_host": "mem_pool_host",
@@ -48,6 +67,31 @@ INTERFACES = [
     }),
 ]
 
+# Release, file, class, fields: of those that are made or read by an adapter.
+FIELDS = [
+    ("vllm 0.33.0", f"vllm/v1/kv_offload/{file}.py", name, fields.split())
+    for file, name, fields in [
+        ("config", "OffloadingConfig", "groups worker_kv_bytes_per_block enable_kv_cache_events extra_config engine_id "
+                                       "model cache parallel replicated_layout canonical_layout kv_cache_layout"),
+        ("config", "OffloadingGroupConfig", "tokens_per_block layer_names group_id sliding_window_size_in_chunks"),
+        ("config", "OffloadingModelConfig", "name dtype max_model_len"),
+        ("config", "OffloadingCacheConfig", "tokens_per_hash blocks_per_chunk"),
+        ("config", "OffloadingParallelConfig", "rank world_size tp_size pp_size pcp_size dcp_size data_parallel_index "
+                                               "data_parallel_size data_parallel_rank_local is_parallelism_agnostic"),
+        ("base", "OffloadingEvent", "keys medium removed locality ownership removal_expected metadata_only"),
+        ("base", "OffloadingMetricMetadata", "documentation labelnames"),
+        ("base", "RequestOffloadingContext", "policy"),
+        ("tiering/base", "TransferJob", "job_id keys chunk_ids is_promotion req_context submit_time"),
+        ("tiering/base", "JobResult", "job_id success successful_keys transfer_time transfer_bytes"),
+    ]
+]
+
+
+def fields_of(name):
+    """A dataclass with the fields of FIELDS; None where they are not given."""
+    (fields,) = [fields for _, _, found, fields in FIELDS if found == name]
+    return dataclasses.make_dataclass(name, [(field, object, dataclasses.field(default=None)) for field in fields])
+
 
 def interface(name):
     """A class with the methods of INTERFACES, which raise NotImplementedError."""
@@ -55,9 +99,10 @@ def interface(name):
     members = {}
     for method, arguments in methods.items():
         space = {}
-        exec(f"def {method.lstrip('*')}(self, {arguments}): raise NotImplementedError", space)
-        function = space[method.lstrip("*")]
-        members[function.__name__] = abc.abstractmethod(function) if method.startswith("*") else function
+        exec(f"def {method.lstrip('*@')}(self, {arguments}): raise NotImplementedError", space)
+        function = space[method.lstrip("*@")]
+        mark = {"*": abc.abstractmethod, "@": classmethod}.get(method[0], lambda plain: plain)
+        members[function.__name__] = mark(function)
     return abc.ABCMeta(name, (), members)
 
 
@@ -93,6 +138,44 @@ def provide_vllm():
     _provide("vllm.distributed.kv_transfer.kv_connector.v1.base", KVConnectorBase_V1=Base,
              KVConnectorMetadata=abc.ABCMeta("KVConnectorMetadata", (), {}),
              KVConnectorRole=enum.Enum("KVConnectorRole", [("SCHEDULER", 0), ("WORKER", 1)]))
+
+
+def provide_vllm_tiering():
+    class Tier(interface("SecondaryTierManager")):
+        def __init__(self, offloading_spec, primary_kv_view, tier_type, backpressure_detector=None):
+            self.block_size_bytes = primary_kv_view.strides[0]
+            self.tier_type, self.locality, self.bp_detector = tier_type, None, backpressure_detector
+
+    class Context:
+        def __init__(self, req_id):
+            self.req_id, self._ends = req_id, {}
+
+        def set_offload_key_position(self, key, end_token):
+            self._ends[key] = end_token
+
+        def get_offload_key_position(self, key):
+            return self._ends.get(key)
+
+    class Stats:
+        def __init__(self):
+            self.data = {}
+
+        def increase_counter(self, counter_name, counter_increase_value=1, labelvalues=()):
+            values = self.data.setdefault("data", {}).setdefault(counter_name, {})
+            values[labelvalues] = values.get(labelvalues, 0) + counter_increase_value
+
+    _provide("vllm.v1.kv_offload.config", **{name: fields_of(name) for name in (
+        "OffloadingConfig", "OffloadingGroupConfig", "OffloadingModelConfig", "OffloadingCacheConfig",
+        "OffloadingParallelConfig")})
+    _provide("vllm.v1.kv_offload.base", ReqContext=Context, OffloadingEvent=fields_of("OffloadingEvent"),
+             OffloadingCounterMetadata=fields_of("OffloadingMetricMetadata"),
+             RequestOffloadingContext=fields_of("RequestOffloadingContext"),
+             LookupResult=enum.Enum("LookupResult", "MISS HIT HIT_PENDING RETRY"),
+             Medium=enum.Enum("Medium", {"CPU": "CPU", "STORAGE": "STORAGE"}),
+             Locality=enum.Enum("Locality", {"LOCAL": "LOCAL", "REMOTE": "REMOTE"}))
+    _provide("vllm.v1.kv_offload.tiering.base", SecondaryTierManager=Tier, TransferJob=fields_of("TransferJob"),
+             JobResult=fields_of("JobResult"))
+    _provide("vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics", OffloadingConnectorStats=Stats)
 
 
 def provide_sglang():

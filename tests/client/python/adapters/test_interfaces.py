@@ -14,6 +14,7 @@ import pytest
 
 ADAPTERS = {
     "KVConnectorBase_V1": ("kvcompress.adapters.vllm", "KvCompressConnector", engines.provide_vllm),
+    "SecondaryTierManager": ("kvcompress.adapters.vllm_tier", "CompressedTier", engines.provide_vllm_tiering),
     "HiCacheStorage": ("kvcompress.adapters.sglang", "KvCompressStorage", engines.provide_sglang),
     "Serializer": ("kvcompress.adapters.lmcache", "KvCompressSerializer", engines.provide_lmcache),
     "Deserializer": ("kvcompress.adapters.lmcache", "KvCompressDeserializer", engines.provide_lmcache),
@@ -29,7 +30,7 @@ def test_an_adapter_takes_the_calls_of_its_interface(name):
     assert not inspect.isabstract(found)
     (methods,) = [methods for _, _, other, methods in engines.INTERFACES if other == name]
     reference = engines.interface(name)
-    for method in (method.lstrip("*") for method in methods if method != "__init__"):
+    for method in (method.lstrip("*@") for method in methods if method != "__init__"):
         wanted = inspect.signature(getattr(reference, method)).parameters
         given = inspect.signature(getattr(found, method)).parameters
         assert list(given)[: len(wanted)] == list(wanted), method
@@ -59,12 +60,20 @@ def test_an_interface_is_that_of_the_release(release, path, name, methods):
                                                                 for mark in node.decorator_list)}
     assert abstract == {method[1:] for method in methods if method.startswith("*")}
     for method, arguments in methods.items():
-        parsed = functions[method.lstrip("*")].args
+        parsed = functions[method.lstrip("*@")].args
         for argument in parsed.args:
             argument.annotation = None
         if parsed.kwarg:
             parsed.kwarg.annotation = None
-        assert ast.unparse(parsed).removeprefix("self").removeprefix(", ") == arguments, method
+        assert ast.unparse(parsed).removeprefix("self").removeprefix("cls").removeprefix(", ") == arguments, method
+
+
+@pytest.mark.parametrize(("release", "path", "name", "fields"), engines.FIELDS,
+                         ids=[f"{release}: {name}" for release, _, name, _ in engines.FIELDS])
+def test_fields_are_those_of_the_release(release, path, name, fields):
+    tree = ast.parse((sources() / path).read_text())
+    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    assert [node.target.id for node in found.body if isinstance(node, ast.AnnAssign)] == fields
 
 
 def test_without_torch_the_adapter_of_transformers_says_how_it_is_installed():

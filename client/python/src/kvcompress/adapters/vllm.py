@@ -102,6 +102,15 @@ class KvCompressConnector(KVConnectorBase_V1):
         return side
 
 
+def __getattr__(name: str) -> Any:
+    """The tier, with its own needs of vLLM, is imported where it is asked for."""
+    if name == "CompressedTier":
+        from .vllm_tier import CompressedTier
+
+        return CompressedTier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _text_config(model: Any) -> Any:
     """The configuration that transformers has of a model, or, of one that reads more than text, of its language model;
     None where vLLM does not tell."""

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Measures the vLLM tier beside vLLM's own `fs` tier, which stores raw bytes: the same chunks, in one run.
+
+usage: PYTHONPATH=FOLDER bench_vllm_tier.py [--gigabytes 2] [--codec lossless --codec int4] [--folders DIR,DIR]
+FOLDER: where a wheel of vLLM was unpacked to, or nothing where vLLM is installed.
+
+Chunks of 256 tokens are made of a real model's keys and values (tests/data), with a few values of each changed. Store
+and load are jobs of 8 chunks, 4 at a time. Folders are forgotten by the page cache in between. GB/s and CPU seconds are
+of 10^9 bytes of CPU cache; CPU seconds are this process' and the daemon's. "longest" is the longest time that a call of
+a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone.
+"""
+import argparse
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / folder) for folder in ("scripts", "tests/client/python/adapters")]
+import tiering  # noqa: E402
+import vllm_imports  # noqa: E402, F401
+from bench_python import Daemon  # noqa: E402
+
+LAYERS, HEADS, HEAD_DIM, TOKENS, BLOCKS = 30, 3, 64, 16, 16
+JOB, IN_FLIGHT, ROWS = 8, 4, 32
+
+
+def configured():
+    tiering.HEAD_DIM, tiering.TOKENS = HEAD_DIM, TOKENS
+    return tiering.offloading_config(layers=LAYERS, heads=HEADS, blocks=BLOCKS, dtype="bfloat16")
+
+
+def filled(config):
+    """A cache of which all rows hold a model's values, each a little different."""
+    cache = tiering.Cache(config, ROWS)
+    tensors = load_file(REPOSITORY / "tests/data/smollm2.256.bf16.safetensors")
+    layers = sorted({name.rpartition("_")[0] for name in tensors})
+    for row in range(ROWS):
+        pages = cache.pages(row)[0]
+        for layer in range(LAYERS):
+            name = layers[(layer + row) % len(layers)]
+            both = torch.cat([tensors[f"{name}_key"][0], tensors[f"{name}_value"][0]], -1)
+            pages[layer] = both.view(HEADS, BLOCKS, TOKENS, 2 * HEAD_DIM).transpose(0, 1)
+        pages[:, :, :, row % TOKENS] *= 1 + row / 100
+    return cache
+
+
+def cpu_seconds(daemon):
+    fields = pathlib.Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def forget(folder):
+    os.sync()
+    for path in pathlib.Path(folder).rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_of(folder):
+    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+
+
+def move(steps, chunks, load, daemon):
+    """Seconds, and CPU seconds, of moving that many chunks."""
+    begin, cpu, waiting, failed = time.perf_counter(), cpu_seconds(daemon), 0, 0
+    for at in range(0, chunks, JOB):
+        if waiting == IN_FLIGHT:
+            failed += not steps.finish()[0].success
+            waiting -= 1
+        numbers = range(at, min(at + JOB, chunks))
+        steps.submit([tiering.key_of(number) for number in numbers], [number % ROWS for number in numbers], load=load)
+        waiting += 1
+    failed += sum(not result.success for result in steps.finish(waiting, seconds=600))
+    assert not failed, f"{failed} jobs failed"
+    return time.perf_counter() - begin, cpu_seconds(daemon) - cpu
+
+
+def tier_of(kind, config, cache, folder, daemon, **more):
+    from kvcompress.adapters.vllm import CompressedTier
+    from vllm.v1.kv_offload.tiering.fs.manager import FileSystemTierManager
+
+    spec = tiering.Spec(config)
+    spec.blocks_per_chunk = config.cache.blocks_per_chunk
+    if kind == "fs":
+        return FileSystemTierManager(spec, cache.view, "fs", root_dir=str(folder))
+    return CompressedTier(spec, cache.view, "CompressedTier", path=str(folder), codec=kind, head_dim=HEAD_DIM,
+                          target=daemon.paths["unix socket"][0], rotary={"theta": 1e5, "pairs": "half"}, **more)
+
+
+def measure(kind, config, cache, where, chunks, daemon):
+    folder = pathlib.Path(where) / "tier"
+    shutil.rmtree(folder, ignore_errors=True)
+    steps = tiering.Steps(tier_of(kind, config, cache, folder, daemon))
+    gigabytes, truth = chunks * tiering.row_bytes(config) / 1e9, cache.rows.copy()
+    try:
+        stored, stored_cpu = move(steps, chunks, False, daemon)
+        size = bytes_of(folder)
+        forget(folder)
+        cache.rows[:] = 0
+        loaded, loaded_cpu = move(steps, chunks, True, daemon)
+        exact = np.array_equal(cache.rows, truth)
+        assert exact or kind not in ("fs", "lossless", "raw")
+    finally:
+        cache.rows[:] = truth
+        steps.tier.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+    figures = [gigabytes / stored, gigabytes / loaded, stored_cpu / gigabytes, loaded_cpu / gigabytes,
+               size / (gigabytes * 1e9)]
+    row = " | ".join(f"{figure:.2f}" for figure in figures)
+    print(f"| {where} | {kind} | {row} | {1e3 * steps.longest:.1f} ms |", flush=True)
+
+
+def pauses(config, cache, daemon, is_stopped):
+    """The longest call of a scheduler's, with a daemon that is stopped, or has more to do than it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = tiering.Steps(tier_of("lossless", config, cache, folder, daemon, timeout=1.0))
+        keys = [tiering.key_of(number) for number in range(ROWS)]
+        steps.store(keys, range(ROWS))
+        steps.longest = 0.0
+        if is_stopped:
+            daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            for number in range(200):
+                steps.submit([keys[number % ROWS]], [number % ROWS], load=True)
+                steps.submit([tiering.key_of(1000 + number)], [number % ROWS], load=False)
+                steps.call("get_finished_jobs")
+                time.sleep(0.01)
+            steps.tier.drain_jobs()
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        steps.tier.shutdown()
+    print(f"longest call with a daemon that is {'stopped' if is_stopped else 'busy'}: {1e3 * steps.longest:.1f} ms")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--codec", action="append", default=[])
+    parser.add_argument("--folders", default=f"{REPOSITORY}/build/bench-tier,/dev/shm/kvcompress-bench-tier")
+    parser.add_argument("--bin", type=pathlib.Path, default=REPOSITORY / "bin")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = configured()
+    cache, chunks = filled(config), int(args.gigabytes * 1e9 / tiering.row_bytes(config))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as end:
+        daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
+        end.callback(daemon.stop)
+        print("| folder | tier | store GB/s | load GB/s | CPU s/GB of stores | of loads | bytes on disk | longest |")
+        print("|---|---|---|---|---|---|---|---|")
+        for where in args.folders.split(","):
+            for kind in ["fs", *(args.codec or ["lossless", "int4(group=64)"])]:
+                measure(kind, config, cache, where, chunks, daemon)
+        pauses(config, cache, daemon, is_stopped=False)
+        pauses(config, cache, daemon, is_stopped=True)
+
+
+if __name__ == "__main__":
+    main()
