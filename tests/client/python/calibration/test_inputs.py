@@ -8,6 +8,7 @@ import torch
 from gguf_model import write_gguf
 from kvcompress import InvalidArgument
 from kvcompress.calibration import load_model, read_text
+from kvcompress.calibration._inputs import check_tokens, texts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TOKENS = [*(chr(code) for code in range(33, 96)), "AB"]
@@ -156,3 +157,16 @@ def test_without_the_package_for_data_sets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"wikitext is no file.*pip install datasets, or give a text file"):
         read_text("wikitext")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"windows": [[null, null]]}', '{"windows": 3}'])
+def test_windows_of_another_kind_are_refused(tmp_path, content):
+    (tmp_path / "windows.json").write_text(content)
+    with pytest.raises(InvalidArgument, match=r"is not \{"):
+        texts(str(tmp_path / "windows.json"), None, 1, 64)
+
+
+@pytest.mark.parametrize("token", [-5, 10**6])
+def test_tokens_that_the_model_does_not_have_are_refused(token):
+    with pytest.raises(InvalidArgument, match=f"^{token} is no token of the model, which has 64"):
+        check_tokens(tiny_model(), [torch.tensor([3, token, 4])])

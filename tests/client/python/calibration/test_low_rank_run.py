@@ -8,7 +8,8 @@ import re
 import kvcompress
 import pytest
 from kvcompress import InvalidArgument, RotaryEmbedding
-from kvcompress.calibration import CompressionConfig
+from kvcompress.calibration import CompressionConfig, load_model
+from kvcompress.calibration._inputs import texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -138,14 +139,14 @@ def test_what_cannot_be_run_is_one_line(folder, capsys):
 
 
 def test_halves_of_one_file_are_held_apart(folder):
-    _, tokenizer = low_rank_run.load_model(folder / "model", device="cpu")
+    _, tokenizer = load_model(folder / "model", device="cpu")
     path = str(folder / "text.txt")
     whole = tokenizer((folder / "text.txt").read_text())["input_ids"]
-    learned, held_out = (low_rank_run.texts(path, tokenizer, 3, 48, part=part) for part in ((0, 0.5), (0.5, 1)))
+    learned, held_out = (texts(path, tokenizer, 3, 48, part=part) for part in ((0, 0.5), (0.5, 1)))
     assert [row.tolist() for row in learned] == [whole[start : start + 48] for start in (0, 192, 384)]
     assert [row.tolist() for row in held_out] == [whole[start : start + 48] for start in (600, 792, 984)]
     with pytest.raises(InvalidArgument, match="no tokenizer"):
-        low_rank_run.texts(path, None, 3, 48)
+        texts(path, None, 3, 48)
 
 
 def test_token_ids_take_the_place_of_a_text(folder, rows, capsys):
@@ -335,16 +336,3 @@ class TestScores:
         for few, prefix, text in (([], 40, "no windows"), (rows, 47, "leave none to score"), (rows, 0, "leave none")):
             with pytest.raises(kvcompress.InvalidArgument, match=text):
                 score_restored(llama, few, [prefix] * len(few), [], torch.float32)
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"windows": [[null, null]]}', '{"windows": 3}'])
-def test_windows_of_another_kind_are_refused(tmp_path, content):
-    (tmp_path / "windows.json").write_text(content)
-    with pytest.raises(kvcompress.InvalidArgument, match=r"is not \{"):
-        low_rank_run.texts(str(tmp_path / "windows.json"), None, 1, 64)
-
-
-@pytest.mark.parametrize("token", [-5, 10**6])
-def test_tokens_that_the_model_does_not_have_are_refused(llama, token):
-    with pytest.raises(kvcompress.InvalidArgument, match=f"^{token} is no token of the model, which has "):
-        low_rank_run.check_tokens(llama, [torch.tensor([3, token, 4])])

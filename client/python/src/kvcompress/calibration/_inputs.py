@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from .._errors import InvalidArgument
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_LEAST_TOKENS = 8  # of a text
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -52,6 +54,58 @@ def read_text(source: str, config: str | None = None, split: str = "test") -> st
     return "\n\n".join(row["text"] for row in load_dataset(source, config, split=split))
 
 
+def texts(
+    source: str,
+    tokenizer: Any,
+    count: int,
+    max_length: int,
+    *,
+    split: str = "train",
+    part: tuple[float, float] = (0.0, 1.0),
+) -> list[Any]:
+    """At most `count` texts of `max_length` token ids, spread evenly over a `part` of a text file or of a data set's
+    `split`, each with the tokenizer's own beginning; or windows of a file "*.json", {"windows": [[ids], ...]}.
+
+    InvalidArgument for what has not one text of 8 tokens, ImportError as of read_text."""
+    import torch
+
+    if source.endswith(".json"):
+        windows = _windows(source, max_length)
+        return windows[int(part[0] * len(windows)) : int(part[1] * len(windows))][:count]
+    if tokenizer is None:
+        raise InvalidArgument(
+            'the model has no tokenizer: give token ids in place of a text, {"windows": [[ids], ...]}'
+        )
+    begin = list(tokenizer("")["input_ids"])
+    config = "wikitext-2-raw-v1" if source == "wikitext" else None
+    ids = list(tokenizer(read_text(source, config, split))["input_ids"])[len(begin) :]
+    ids = ids[int(part[0] * len(ids)) : int(part[1] * len(ids))]
+    length = min(max_length - len(begin), len(ids))
+    if length < _LEAST_TOKENS:
+        raise InvalidArgument(f"{source}: a text of at least {_LEAST_TOKENS} tokens is needed")
+    fitting = len(ids) // length
+    taken = min(count, fitting)
+    starts = [index * fitting // taken * length for index in range(taken)]
+    return [torch.tensor(begin + ids[start : start + length]) for start in starts]
+
+
+def check_tokens(model: Any, rows: Sequence[Any]) -> None:
+    """InvalidArgument for token ids that the model does not have."""
+    known = model.get_input_embeddings().num_embeddings
+    for row in rows:
+        for token in (int(row.min()), int(row.max())):
+            if not 0 <= token < known:
+                raise InvalidArgument(f"{token} is no token of the model, which has {known}")
+
+
+def cache_dtype_of(model: Any) -> Any:
+    """That of the weights, also where the model computes in another; 16 bits of 32."""
+    import torch
+
+    stored = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or model.dtype
+    return torch.bfloat16 if stored == torch.bfloat16 else torch.float16
+
+
 class SentencePieceTokenizer:
     """The part of a transformers tokenizer that measuring needs, by sentencepiece itself."""
 
@@ -79,6 +133,19 @@ class SentencePieceTokenizer:
 
             return {"input_ids": torch.tensor(rows, dtype=torch.long)}
         return {"input_ids": rows[0] if isinstance(text, str) else rows}
+
+
+def _windows(path: str, max_length: int) -> list[Any]:
+    import torch
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [torch.tensor(row[:max_length]) for row in json.load(file)["windows"]]
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # of torch, and of JSON that is too deep
+        raise InvalidArgument(f'{path} is not {{"windows": [[ids], ...]}}: {error!r}') from error
+    if any(row.dim() != 1 or row.dtype != torch.long or len(row) < _LEAST_TOKENS for row in rows):
+        raise InvalidArgument(f"{path}: windows are rows of at least {_LEAST_TOKENS} token ids")
+    return rows
 
 
 def _of_name(name: str, dtype: str) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InvalidArgument, KvCompressError
-from ._inputs import DTYPES, load_model
+from ._inputs import DTYPES, cache_dtype_of, check_tokens, load_model, texts
 from ._program import count, ended
 from .fisher_report import FisherRun, fisher_only, read_runs, summary_text, write_runs
 from .fisher_tiers import config_document, write_config
@@ -139,8 +139,6 @@ def _runs(args: argparse.Namespace, loaded: Any, folder: Path) -> list[FisherRun
 
 
 def _windows(args: argparse.Namespace, loaded: Any, count: int) -> list[Any]:
-    from .low_rank_run import check_tokens, texts
-
     windows = texts(args.text, loaded[1], count, args.window)
     check_tokens(loaded[0], windows)
     return windows
@@ -163,7 +161,6 @@ def _generate(args: argparse.Namespace, one: FisherRun, path: Path) -> None:
 
 
 def _measure_sensitivity(args: argparse.Namespace, loaded: Any, one: FisherRun, folder: Path) -> None:
-    from .low_rank_run import _cache_dtype
     from .sensitivity import measure_sensitivity
     from .sensitivity_report import plot, rows_of, sensitivity_text, verdict, write_table
 
@@ -174,7 +171,7 @@ def _measure_sensitivity(args: argparse.Namespace, loaded: Any, one: FisherRun, 
             windows,
             args.sensitivity_codec,
             read_tokens=min(64, args.window // 4),
-            cache_dtype=_cache_dtype(loaded[0]),
+            cache_dtype=cache_dtype_of(loaded[0]),
             artifacts=args.artifacts,
             progress=progress,
         )

@@ -23,7 +23,7 @@ import torch
 from .._errors import InvalidArgument
 from .._rotary import RotaryEmbedding
 from ._compressor_base import KVCompressorBase
-from ._inputs import DTYPES, load_model, read_text
+from ._inputs import DTYPES, cache_dtype_of, check_tokens, load_model, texts
 from ._program import count, ended, natural
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor
@@ -35,7 +35,6 @@ from .scoring import Score, score_restored
 COMPRESSORS: dict[str, type[KVCompressorBase]] = {"kvsplice": KVSpliceCompressor, "pca": PCACompressor}
 # Tokens of a measured text that follow its cache, at most a quarter of it.
 _CONTINUATION = 64
-_LEAST_TOKENS = 8  # of a text
 
 
 @dataclass(frozen=True)
@@ -47,39 +46,6 @@ class Measured:
     noise_kl: float  # of the cache's rounding to its dtype alone
     original_bytes: int  # of all measured caches
     latent_bytes: int
-
-
-def texts(
-    source: str,
-    tokenizer: Any,
-    count: int,
-    max_length: int,
-    *,
-    split: str = "train",
-    part: tuple[float, float] = (0.0, 1.0),
-) -> list[torch.Tensor]:
-    """At most `count` texts of `max_length` token ids, spread evenly over a `part` of a text file or of a data set's
-    `split`, each with the tokenizer's own beginning; or windows of a file "*.json", {"windows": [[ids], ...]}.
-
-    InvalidArgument for what has not one text of 8 tokens, ImportError as of read_text."""
-    if source.endswith(".json"):
-        windows = _windows(source, max_length)
-        return windows[int(part[0] * len(windows)) : int(part[1] * len(windows))][:count]
-    if tokenizer is None:
-        raise InvalidArgument(
-            'the model has no tokenizer: give token ids in place of a text, {"windows": [[ids], ...]}'
-        )
-    begin = list(tokenizer("")["input_ids"])
-    config = "wikitext-2-raw-v1" if source == "wikitext" else None
-    ids = list(tokenizer(read_text(source, config, split))["input_ids"])[len(begin) :]
-    ids = ids[int(part[0] * len(ids)) : int(part[1] * len(ids))]
-    length = min(max_length - len(begin), len(ids))
-    if length < _LEAST_TOKENS:
-        raise InvalidArgument(f"{source}: a text of at least {_LEAST_TOKENS} tokens is needed")
-    fitting = len(ids) // length
-    taken = min(count, fitting)
-    starts = [index * fitting // taken * length for index in range(taken)]
-    return [torch.tensor(begin + ids[start : start + length]) for start in starts]
 
 
 def fit(
@@ -137,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     if args.epochs and isinstance(compressor, KVSpliceCompressor):
         fine_tune(model, compressor, learned, args.epochs, progress=_bar("learning", not args.quiet))
     seconds = time.monotonic() - begin
-    dtype = _cache_dtype(model)
+    dtype = cache_dtype_of(model)
     other = None if args.compressor == "pca" else pca
     measured = measure(model, compressor, held_out, pca=other, cache_dtype=dtype, show_progress=not args.quiet)
     results = results_document(args.model, args.compressor, compressor, measured, dtype)
@@ -209,12 +175,6 @@ def report(results: dict[str, Any]) -> str:
     )
 
 
-def _cache_dtype(model: Any) -> torch.dtype:
-    """That of the weights, also where the model computes in another; 16 bits of 32."""
-    stored = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or model.dtype
-    return torch.bfloat16 if stored == torch.bfloat16 else torch.float16
-
-
 def _both_texts(args: argparse.Namespace, tokenizer: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """To learn from, and held out: halves of one file, or the splits of one data set."""
     source, held_out = args.calibration_dataset, args.eval_dataset
@@ -224,26 +184,6 @@ def _both_texts(args: argparse.Namespace, tokenizer: Any) -> tuple[list[torch.Te
         texts(source, tokenizer, args.calibration_samples, args.max_length, split="train", part=first),
         texts(held_out, tokenizer, args.eval_samples, args.max_length, split="test", part=second),
     )
-
-
-def check_tokens(model: Any, rows: Sequence[torch.Tensor]) -> None:
-    """InvalidArgument for token ids that the model does not have."""
-    known = model.get_input_embeddings().num_embeddings
-    for row in rows:
-        for token in (int(row.min()), int(row.max())):
-            if not 0 <= token < known:
-                raise InvalidArgument(f"{token} is no token of the model, which has {known}")
-
-
-def _windows(path: str, max_length: int) -> list[torch.Tensor]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = [torch.tensor(row[:max_length]) for row in json.load(file)["windows"]]
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # of torch, and of JSON that is too deep
-        raise InvalidArgument(f'{path} is not {{"windows": [[ids], ...]}}: {error!r}') from error
-    if any(row.dim() != 1 or row.dtype != torch.long or len(row) < _LEAST_TOKENS for row in rows):
-        raise InvalidArgument(f"{path}: windows are rows of at least {_LEAST_TOKENS} token ids")
-    return rows
 
 
 def _batches(rows: Sequence[torch.Tensor], size: int) -> Iterable[torch.Tensor]:
