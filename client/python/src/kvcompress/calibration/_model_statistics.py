@@ -11,6 +11,7 @@ import torch
 
 from .._errors import InvalidArgument
 from .._rotary import RotaryEmbedding
+from ._whole_file import whole_file
 
 # The first tokens of a sequence are like no others, and calibration leaves them out.
 _SINK_TOKENS = 4
@@ -323,4 +324,5 @@ def _group_heads(heads: int, head_dim: int, group_dim: int) -> int:
 def _save(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
-    save_file(tensors, fspath(path), metadata=metadata)
+    with whole_file(path) as file:
+        save_file(tensors, fspath(file), metadata=metadata)

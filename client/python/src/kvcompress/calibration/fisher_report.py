@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from .._errors import InvalidArgument
+from ._whole_file import whole_file
 from .compression_config import Head, head_key
 
 _PREFIX = "fisher/"
@@ -88,16 +89,17 @@ def read_runs(path: str | PathLike[str]) -> list[FisherRun]:
 
 
 def write_runs(runs: Sequence[FisherRun], folder: str | PathLike[str], project: str) -> tuple[Path, Path]:
-    """Both files, in a folder that is there: their paths, the JSON's first."""
-    as_json = Path(folder, f"fim_metrics_{project}.json")
-    as_json.write_text(json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    as_csv = Path(folder, f"fim_summary_{project}.csv")
-    with open(as_csv, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(_COLUMNS)
-        for run in runs:
-            for key, value in run.metrics.items():
-                rows.writerow((run.name, *_places(key), repr(value)))
+    """Both files, or neither, in a folder that is there: their paths, the JSON's first."""
+    as_json, as_csv = Path(folder, f"fim_metrics_{project}.json"), Path(folder, f"fim_summary_{project}.csv")
+    with whole_file(as_json) as document, whole_file(as_csv) as table:
+        text = json.dumps([run.to_json() for run in runs], indent=2, allow_nan=False)
+        document.write_text(text + "\n", encoding="utf-8")
+        with open(table, "w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(_COLUMNS)
+            for run in runs:
+                for key, value in run.metrics.items():
+                    rows.writerow((run.name, *_places(key), repr(value)))
     return as_json, as_csv
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from .._errors import InvalidArgument, KvCompressError
 from ._inputs import DTYPES, cache_dtype_of, check_tokens, load_model, texts
 from ._program import count, ended
+from ._whole_file import whole_file
 from .fisher_report import FisherRun, fisher_only, read_runs, summary_text, write_runs
 from .fisher_tiers import config_document, write_config
 
@@ -100,7 +101,8 @@ def run(args: argparse.Namespace) -> None:
         if not runs:
             raise InvalidArgument(f"no run is called {args.run_name!r}; there are: {', '.join(names)}")
     summary = folder / args.output_summary
-    summary.write_text(summary_text(runs), encoding="utf-8")
+    with whole_file(summary) as file:
+        file.write_text(summary_text(runs), encoding="utf-8")
     print(f"Summary: {summary}")
     if not args.generate_compression_config and not args.sensitivity:
         return
@@ -177,7 +179,8 @@ def _measure_sensitivity(args: argparse.Namespace, loaded: Any, one: FisherRun, 
         )
     queries, d_head = _shape(args, one)
     rows = rows_of(sensitivity, one.heads, queries_per_key=queries, d_head=d_head)
-    (folder / "sensitivity.txt").write_text(sensitivity_text(sensitivity, rows), encoding="utf-8")
+    with whole_file(folder / "sensitivity.txt") as text:
+        text.write_text(sensitivity_text(sensitivity, rows), encoding="utf-8")
     write_table(rows, folder / "sensitivity.csv")
     print(f"Sensitivity: {folder / 'sensitivity.txt'}, {folder / 'sensitivity.csv'}")
     try:

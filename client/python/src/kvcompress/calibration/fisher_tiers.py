@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._errors import InvalidArgument
+from ._whole_file import whole_file
 from .compression_config import CompressionConfig, Head, head_key
 from .fisher_report import FisherRun
 
@@ -91,14 +92,15 @@ def config_document(
 
 
 def write_config(document: Mapping[str, Any], path: str | PathLike[str]) -> Path:
-    """A config and its summary: the path of the summary, NAME_summary.txt beside NAME.json. InvalidArgument for a name
-    that does not end in .json."""
+    """A config and its summary, or neither: the path of the summary, NAME_summary.txt beside NAME.json. InvalidArgument
+    for a name that does not end in .json."""
     if not str(path).endswith(".json"):
         raise InvalidArgument(f"the name of a config ends in .json, of which that of its summary is made: {path}")
     CompressionConfig.of_json(document)
     summary = Path(str(path).removesuffix(".json") + "_summary.txt")
-    Path(path).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    summary.write_text(config_summary(document, Path(path).name), encoding="utf-8")
+    with whole_file(path) as config, whole_file(summary) as words:
+        config.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        words.write_text(config_summary(document, Path(path).name), encoding="utf-8")
     return summary
 
 

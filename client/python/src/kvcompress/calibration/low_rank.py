@@ -21,6 +21,7 @@ import torch
 from .._errors import FailedPrecondition, InvalidArgument
 from ._compressor_base import SIDES, KVCompressorBase, Tensors
 from ._linear_map import LinearMap, principal, weighted_principal
+from ._whole_file import whole_file
 from .compression_config import CompressionConfig, Head, HeadConfig
 
 __all__ = ["KVCompressorBase", "KVSpliceCompressor", "PCACompressor", "load_compressor"]
@@ -54,8 +55,8 @@ class PCACompressor(KVCompressorBase):
                 **{f"eigenvalues_{side}": values.tolist() for side, values in spectra.items()},
                 **{f"cumulative_variance_{side}": values.tolist() for side, values in shares.items()},
             }
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
+        with whole_file(path) as file:
+            file.write_text(json.dumps(document, indent=2), encoding="utf-8")
 
     def _fitted(self, head: Head, side: str, rows: torch.Tensor, weights: torch.Tensor, config: HeadConfig) -> Tensors:
         mean, vectors, values = principal(rows)

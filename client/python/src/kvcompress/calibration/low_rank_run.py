@@ -9,6 +9,7 @@ compressor again, and calibration_results_NAME.json.
 
 import argparse
 import functools
+import io
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from .._rotary import RotaryEmbedding
 from ._compressor_base import KVCompressorBase
 from ._inputs import DTYPES, cache_dtype_of, check_tokens, load_model, texts
 from ._program import count, ended, natural
+from ._whole_file import whole_file
 from .compression_config import CompressionConfig
 from .low_rank import KVSpliceCompressor, PCACompressor
 from .low_rank_statistics import observe_model
@@ -109,12 +112,20 @@ def run(args: argparse.Namespace) -> None:
     results = results_document(args.model, args.compressor, compressor, measured, dtype)
     results |= {"calibration_time_sec": seconds, "calibration_samples": len(learned)}
     os.makedirs(args.output_dir, exist_ok=True)
-    torch.save(compressor.state_dict(), os.path.join(args.output_dir, f"compressor_{args.compressor}.pt"))
-    with open(
-        os.path.join(args.output_dir, f"calibration_results_{args.compressor}.json"), "w", encoding="utf-8"
-    ) as file:
-        json.dump(_plain(results), file, indent=2)
+    _write(Path(args.output_dir), args.compressor, compressor.state_dict(), results)
     print(report(results))
+
+
+def _write(folder: Path, name: str, state: dict[str, Any], results: dict[str, Any]) -> None:
+    """Both files, or neither."""
+    saved = io.BytesIO()  # torch's own errors of files are of other kinds
+    torch.save(state, saved)
+    with (
+        whole_file(folder / f"compressor_{name}.pt") as compressor,
+        whole_file(folder / f"calibration_results_{name}.json") as document,
+    ):
+        compressor.write_bytes(saved.getbuffer())
+        document.write_text(json.dumps(_plain(results), indent=2), encoding="utf-8")
 
 
 def by_key_value_head(config: CompressionConfig, model_config: Any) -> CompressionConfig:

@@ -8,6 +8,7 @@ from os import PathLike
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from ._whole_file import whole_file
 from .compression_config import Head
 from .fisher_tiers import RANKS, Tier, grouped_metrics, tier_of
 
@@ -119,7 +120,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def write_table(rows: Sequence[Row], path: str | PathLike[str]) -> None:
     """As CSV, by layer and head."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as table, open(table, "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(_COLUMNS)
         for row in rows:
@@ -199,4 +200,5 @@ def plot(sensitivity: "Sensitivity", rows: Sequence[Row], path: str | PathLike[s
             axes.grid(True, color="0.92")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"{sensitivity.codec}, one head at a time, beside Fisher metrics")
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as picture:
+        figure.savefig(picture, dpi=130)
