@@ -80,6 +80,18 @@ def test_with_the_service_it_keeps_what_it_was_told(tmp_path):
     assert "other/p cannot be read from the hosted service (no login); give --metrics FILE" in refused.stderr
 
 
+def test_steps_without_numbers_are_left_out_with_a_warning(tmp_path):
+    history = 'return [{"_step": 1}]'
+    assert history in SERVICE
+    (tmp_path / "wandb.py").write_text(
+        SERVICE.replace(history, 'return [{"_step": 1}, {"_step": 2, "loss": float("nan")}]'))
+    done = script(*SEED, "--output-dir", tmp_path, PYTHONPATH=str(tmp_path))
+    warning = "Warning: run gpt2-run: 1 of 2 steps of its history have NaN or infinities, and are left out\n"
+    assert (done.returncode, done.stderr) == (0, warning)
+    (kept,) = json.loads((tmp_path / "fim_metrics_gpt2-ra-v2-h100.json").read_text())
+    assert kept["history"] == [{"_step": 1}]
+
+
 def test_a_model_is_measured_and_the_config_is_of_its_key_value_heads(stories, tmp_path):
     done = script("--model", stories, "--text", stories / "windows.json", "--tokens", 300,
                   "--window", 64, "--output-dir", tmp_path, "--generate-compression-config")

@@ -209,6 +209,19 @@ def test_files_are_read_as_they_are_written(tmp_path):
         (one.name, one.metrics, one.heads) for one in runs]
 
 
+def test_steps_with_what_json_does_not_know_are_left_out_of_files(tmp_path):
+    odd = [{"_step": 1, "loss": math.nan}, {"_step": 3, "p": {"bins": [0.5, math.inf]}}]
+    whole = [{"_step": 0, "loss": 3.0}, {"_step": 2, "note": "NaN"}]
+    config = {"n_layer": 1, "grad_clip": math.inf}
+    one = FisherRun("r", {"fisher/layer0/head0/trace": 0.5}, config, {}, [whole[0], odd[0], whole[1], odd[1]])
+    assert one.left_out == "2 of 4 steps of its history and 1 of 2 fields of its config"
+    as_json, _ = write_runs([one], tmp_path, "mine")
+    (document,) = json.loads(as_json.read_text())
+    assert document["history"] == whole
+    assert document["config"] == {"n_layer": 1}
+    assert example_runs()[0].left_out == read_runs(as_json)[0].left_out == ""
+
+
 def test_files_of_the_service_are_read(tmp_path):
     """With what else a run logs, and with layers and heads as numbers alone."""
     path = tmp_path / "fim_metrics_p.json"

@@ -51,15 +51,43 @@ class FisherRun:
                 heads.setdefault((int(match[1]), int(match[2])), {})[match[3]] = value
         return dict(sorted(heads.items()))
 
+    @property
+    def left_out(self) -> str:
+        """What its JSON has not, in words, because of NaN or infinities, which JSON does not know: steps of `history`,
+        fields of `config`. Empty where it has all."""
+        counts = [
+            (len(self.history) - len(self._history), len(self.history), "steps of its history"),
+            (len(self.config) - len(self._config), len(self.config), "fields of its config"),
+        ]
+        return " and ".join(f"{lost} of {all_of} {what}" for lost, all_of, what in counts if lost)
+
+    @property
+    def _history(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.history if _is_finite(row)]
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return {name: value for name, value in self.config.items() if _is_finite(value)}
+
     def to_json(self) -> dict[str, Any]:
+        """As files have it, but for what is `left_out`."""
         names = ("entity", "project", "run_name", "display_name", "run_id", "url", "state", "created_at")
         info = {"run_name": self.name, "display_name": self.name, **self.info}
         return {
             "run_info": {name: info.get(name) for name in names},
-            "config": dict(self.config),
+            "config": self._config,
             "summary_metrics": dict(self.metrics),
-            "history": [dict(row) for row in self.history],
+            "history": self._history,
         }
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers in a value of JSON's kinds are."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def fisher_only(summary: Mapping[str, Any], run: str) -> dict[str, float]:

@@ -135,6 +135,10 @@ def _runs(args: argparse.Namespace, loaded: Any, folder: Path) -> list[FisherRun
             with _bar("Fisher metrics", args.quiet) as progress:
                 runs = [measured_run(loaded[0], windows, name, project=project, text=args.text, progress=progress)]
         print("Metrics: {}, {}".format(*write_runs(runs, folder, project)))
+        for one in runs:
+            if one.left_out:
+                warning = f"run {one.name}: {one.left_out} have NaN or infinities, and are left out"
+                print(f"Warning: {warning}", file=sys.stderr)
     if not any(one.metrics for one in runs):
         raise InvalidArgument("no run has metrics under fisher/")
     return runs
