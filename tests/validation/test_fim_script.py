@@ -156,6 +156,7 @@ def test_without_metrics_it_is_an_error(tmp_path, capsys):
 @pytest.mark.parametrize(("options", "text"), [
     (["--target-memory-reduction", "0.9"], "cannot be met: at most 49.2% can"),
     (["--d-head", "4"], "layer0/head0: d_head 4 is below the lowest rank, 8"),
+    (["--d-head", "65537"], "d_head is an integer from 1 to 65536, not 65537"),
     (["--compression-config-output", "config"], "ends in .json"),
 ])
 def test_what_cannot_be_is_one_line_and_exit_code_1(tmp_path, capsys, options, text):

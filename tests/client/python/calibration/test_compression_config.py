@@ -66,6 +66,7 @@ def test_settings_have_defaults_and_small_heads_a_smaller_rank():
     read = config({"enabled": True})
     assert (read.target_memory_reduction, read.d_head, read.algo_default) == (0.5, 64, "kvsplice")
     assert config({"enabled": True}, d_head=16).head(0, 3).rank == 16
+    assert config({"enabled": True}, d_head=65536).head(0, 3).d_k == 65536
     assert config({"d_k": 128, "d_v": 24}).head(0, 3) == HeadConfig(False, 24, "kvsplice", 128, 24)
 
 
@@ -91,7 +92,8 @@ def test_what_is_written_is_read_again(document):
     ({"ranks": 8}, "layer0/head3: unknown field 'ranks'; there are: enabled, rank"),
     ({"enabled": 1}, "layer0/head3: enabled is true or false, not 1"),
     ({"learn_scale_shift": "yes"}, "layer0/head3: learn_scale_shift is true or false"),
-    ({"d_k": 0}, "layer0/head3: d_k is an integer of at least 1"), ({"d_v": "64"}, "layer0/head3: d_v"),
+    ({"d_k": 0}, "layer0/head3: d_k is an integer from 1 to 65536, not 0"), ({"d_v": "64"}, "layer0/head3: d_v"),
+    ({"d_v": 65537}, "layer0/head3: d_v is an integer from 1 to 65536, not 65537"),
     ({"metrics": {"trace": float("nan")}}, "layer0/head3: trace is a number, not nan"),
     ({"metrics": {"cond": float("inf")}}, "layer0/head3: cond is a number, not inf"),
     ({"metrics": 3}, "layer0/head3: metrics is a JSON object"),
@@ -123,6 +125,7 @@ def test_two_spellings_of_one_head(second):
     ({"per_layer_head": {}, "global": {"rank": 3}}, "global: unknown field 'rank'"),
     ({"per_layer_head": {}, "global": {"d_head": 64}, "d_head": 64}, "d_head is given twice"),
     ({"per_layer_head": {}, "d_head": 0}, "d_head is an integer"),
+    ({"per_layer_head": {}, "d_head": 65537}, "d_head is an integer from 1 to 65536, not 65537"),
     ({"per_layer_head": {}, "algo_default": "svd"}, "algo_default 'svd' is unknown"),
     ({"per_layer_head": {}, "target_memory_reduction": 10**400}, "target_memory_reduction is a number, not 1000"),
     ({"per_layer_head": {}, "target_memory_reduction": float("nan")}, "target_memory_reduction is a number, not nan"),

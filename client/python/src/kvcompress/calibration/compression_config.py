@@ -15,6 +15,7 @@ Algorithm = Literal["kvsplice", "pca", "none"]
 Head = tuple[int, int]  # layer, head
 
 _DEFAULT_RANK = 32
+_MOST_CHANNELS = 65536  # of a head
 _KEY = re.compile(r"(?:layer)?([0-9]{1,9})/(?:head)?([0-9]{1,9})")
 _SETTINGS = ("target_memory_reduction", "d_head", "algo_default")
 # What a config that was generated tells its reader, and nobody else.
@@ -70,7 +71,7 @@ class CompressionConfig:
         InvalidArgument, which names the head, for two spellings of one, an unknown algo or field, a rank below 1 or
         above d, an enabled head without an algo, and numbers that are none."""
         settings = _settings(document)
-        d_head = _integer("d_head", settings.get("d_head", 64))
+        d_head = channels("d_head", settings.get("d_head", 64))
         algo = _algorithm("algo_default", settings.get("algo_default", "kvsplice"))
         listed = document.get("per_layer_head")
         if not isinstance(listed, Mapping):
@@ -132,6 +133,13 @@ def head_key(layer: int, head: int) -> str:
     return f"layer{layer}/head{head}"
 
 
+def channels(what: str, value: Any) -> int:
+    """`value`, or an InvalidArgument where it is no number of channels that a head can have."""
+    if type(value) is not int or not 1 <= value <= _MOST_CHANNELS:
+        raise InvalidArgument(f"{what} is an integer from 1 to {_MOST_CHANNELS}, not {value!r}")
+    return value
+
+
 def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
@@ -168,7 +176,7 @@ def _head_config(key: str, fields: Any, d_head: int, algo_default: Algorithm) ->
     if not isinstance(fields, Mapping):
         raise InvalidArgument(f"{key}: a head is a JSON object")
     _refuse_unknown(key, fields, (*_HEAD_FIELDS, *_HEAD_REPORTED))
-    d_k, d_v = (_integer(f"{key}: {name}", fields.get(name, d_head)) for name in ("d_k", "d_v"))
+    d_k, d_v = (channels(f"{key}: {name}", fields.get(name, d_head)) for name in ("d_k", "d_v"))
     d = min(d_k, d_v)
     rank = fields.get("rank", min(_DEFAULT_RANK, d))
     if type(rank) is not int or not 1 <= rank <= d:
@@ -204,12 +212,6 @@ def _refuse_unknown(where: str, fields: Mapping[str, Any], known: tuple[str, ...
     for name in fields:
         if name not in known:
             raise InvalidArgument(f"{where}: unknown field {name!r}; there are: {', '.join(known)}")
-
-
-def _integer(what: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise InvalidArgument(f"{what} is an integer of at least 1, not {value!r}")
-    return value
 
 
 def _boolean(what: str, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from .._errors import InvalidArgument
 from ._whole_file import whole_file
-from .compression_config import CompressionConfig, Head, head_key
+from .compression_config import CompressionConfig, Head, channels, head_key
 from .fisher_report import FisherRun
 
 Tier = Literal["critical", "excellent", "good", "moderate"]
@@ -52,8 +52,9 @@ def config_document(
     """The compression_config.json of a run, by key/value heads. Ranks are those of the tiers; where these save less
     than `target`, the part of the channels of all keys and values, ranks are scaled down until they do.
 
-    InvalidArgument for a run without heads, a target that cannot be met, with the most that can be, and, with the
-    head's name, a d_head that has no room for a head's rank."""
+    InvalidArgument for a run without heads, a d_head that no model has, a target that cannot be met, with the most
+    that can be, and, with the head's name, a d_head that has no room for a head's rank."""
+    channels("d_head", d_head)
     heads = grouped_metrics(run.heads, queries_per_key)
     if not heads:
         raise InvalidArgument(f"run {run.name} has no Fisher metrics of heads")
