@@ -312,6 +312,20 @@ class TestBoth:
         with pytest.raises(InvalidArgument, match=r"\[batch, tokens, 3\]"):
             made.decompress(0, 0, rows(0), rows(1))
 
+    def test_what_is_told_of_rows_is_told_of_each(self, kind):
+        made = kind(config({(0, 0): 3}), rotary=RotaryEmbedding(100.0))
+        made.start_calibration()
+        ones, wrong = torch.ones(1, 400), torch.ones(2, 400)
+        need = r"and keys of \[1, 400, 16\] need \[1, 400\]"
+        for options, name in (({"mask": wrong.bool()}, "mask"), ({"mask": ones.bool()[0]}, "mask"),
+                              ({"weights": (wrong, ones)}, r"weights\[0\]"), ({"weights": (ones, wrong)}, r"weights\[1\]")):
+            with pytest.raises(InvalidArgument, match=rf"layer0/head0: {name} is \[(2, )?400\], {need}"):
+                made.observe_kv(0, 0, rows(0), rows(100), **options)
+        with pytest.raises(InvalidArgument, match=r"positions are \[399\], and keys of .* need \[400\] or \[1, 400\]"):
+            made.observe_kv(0, 0, rows(0), rows(100), positions=torch.arange(399))
+        made.observe_kv(0, 0, rows(0), rows(100), mask=ones.bool(), weights=(ones, ones), positions=torch.arange(400))
+        made.end_calibration()
+
 
 class TestReservoir:
     def test_every_row_has_the_same_chance_and_the_sample_is_bounded(self):

@@ -67,10 +67,16 @@ class KVCompressorBase:
     ) -> None:
         """Samples rows of a head. `positions`, [tokens] or [batch, tokens], are 0, 1, ... unless they are given.
         `mask`, [batch, tokens], is False where tokens are padding. `weights`, [batch, tokens] each, are what an error
-        in a row of keys, and of values, costs beside the others."""
+        in a row of keys, and of values, costs beside the others. InvalidArgument, which names the head, for shapes that
+        do not fit."""
         if self._samples is None:
             raise FailedPrecondition("start_calibration comes before observe_kv")
         config = self._checked(layer, head, keys, values, "d")
+        of_keys, of_values = weights or (None, None)
+        for name, told in (("mask", mask), ("weights[0]", of_keys), ("weights[1]", of_values)):
+            if told is not None and told.shape != keys.shape[:2]:
+                need = f"keys of {list(keys.shape)} need {list(keys.shape[:2])}"
+                raise InvalidArgument(f"{head_key(layer, head)}: {name} is {list(told.shape)}, and {need}")
         self._seen.add((layer, head))
         if not config.enabled:
             return
@@ -274,8 +280,12 @@ class KVCompressorBase:
         """Back by their positions (1), or again as they were (-1)."""
         if self.rotary is None:
             return keys
+        batch, tokens = keys.shape[:2]
         if positions is None:
-            positions = torch.arange(keys.shape[-2], device=keys.device)
+            positions = torch.arange(tokens, device=keys.device)
+        if tuple(positions.shape) not in ((tokens,), (1, tokens), (batch, tokens)):
+            need = f"keys of {list(keys.shape)} need {[tokens]} or {[batch, tokens]}"
+            raise InvalidArgument(f"positions are {list(positions.shape)}, and {need}")
         return turned_back(keys, self.rotary, sense * positions.to(keys.device))
 
     def _checked(self, layer: int, head: int, keys: torch.Tensor, values: torch.Tensor, what: str) -> HeadConfig:
