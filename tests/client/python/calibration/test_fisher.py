@@ -104,6 +104,13 @@ def test_figures_are_the_same_every_time_and_in_more_than_one_block_of_queries(w
     assert fisher_metrics(model, long)["fisher/layer1/head2/trace"] == pytest.approx(1 - (rows**2).sum(-1).mean())
 
 
+def test_every_layer_is_measured(windows):
+    """Not the first, the middle and the last alone."""
+    found = fisher_metrics(make(num_hidden_layers=6), windows)
+    assert sorted(key for key in found if key.endswith("/trace")) == [
+        f"fisher/layer{layer}/head{head}/trace" for layer in range(6) for head in range(HEADS)]
+
+
 def test_uniform_attention_has_the_trace_that_it_must(windows):
     """Without weights every query looks at all tokens before it alike: the trace is 1 - mean(1 / (i + 1))."""
     model = without_weights()

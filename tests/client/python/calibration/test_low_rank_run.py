@@ -117,6 +117,17 @@ def test_a_run_writes_its_files_and_its_last_five_lines(folder, name, capsys):
     assert loaded.memory_stats()["total_original_params"] == 128
 
 
+@pytest.mark.parametrize(("kl", "told"), [(0.02, "beats"), (0.04, "does not beat"), (0.03, "does not beat")])
+def test_whether_pca_is_beaten_is_said_as_it_is(kl, told):
+    score = {"windows": 4, "tokens": 99, "delta_perplexity": 0.1, "delta_perplexity_stderr": 0.01, "kl": kl,
+             "kl_stderr": 0.001, "top1_agreement": 0.9}
+    text = low_rank_run.report({
+        "compressor": "kvsplice", "score": score, "pca_score": {**score, "kl": 0.03}, "cache_dtype": "float16",
+        "noise_floor_kl": 1e-7, "baseline_perplexity": 9.0, "compressed_perplexity": 9.1,
+        "perplexity_degradation_pct": 1.1, "memory_stats": {"memory_savings_pct": 50.0}, "calibration_time_sec": 2.0})
+    assert f"kvsplice {told} PCA of the same samples, whose KL is 3.00e-02" in text.splitlines()
+
+
 def test_what_cannot_be_run_is_one_line(folder, capsys):
     assert run(folder, dataset="none.txt") == 1
     last = capsys.readouterr().err.splitlines()[-1]
