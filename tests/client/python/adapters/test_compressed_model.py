@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from kvcompress.adapters._codec import Codec  # noqa: E402
 from kvcompress.adapters.compressed_model import FAMILIES, CompressedKVModelWrapper  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache  # noqa: E402
 
@@ -361,6 +362,102 @@ def test_tokens_that_are_taken_back(family):
     wrapper = CompressedKVModelWrapper(model, Bases(disabled=[(1, 1)]))
     expected = generate(model, tokens, prompt_lookup_num_tokens=3, past_key_values=DynamicCache())
     assert torch.equal(generate(wrapper, tokens, prompt_lookup_num_tokens=3), expected)
+
+
+class Fault(Exception):
+    pass
+
+
+class TestErrors:
+    """Compressors that fail within a forward, after some layers have taken its tokens."""
+
+    @pytest.fixture(params=["latents", "frames"])
+    def failing(self, request, client, monkeypatch):
+        """A wrapper of a model of a family, and what makes its compressor fail after so many calls more."""
+        left = []
+
+        def counted(call):
+            def run(*args, **options):
+                if left and left[0] == 0:
+                    raise Fault
+                left[:] = [count - 1 for count in left]
+                return call(*args, **options)
+
+            return run
+
+        def of(family):
+            if request.param == "frames":
+                options = {"client": client, "residual_length": 4, "page_length": 4}
+                return CompressedKVModelWrapper(made(family), "lossless", **options)
+            compressor = Bases([3, 7])
+            monkeypatch.setattr(compressor, "compress", counted(compressor.compress))
+            monkeypatch.setattr(compressor, "decompress", counted(compressor.decompress))
+            return CompressedKVModelWrapper(made(family), compressor)
+
+        if request.param == "frames":
+            monkeypatch.setattr(Codec, "compress", counted(Codec.compress))
+            monkeypatch.setattr(Codec, "decompress", counted(Codec.decompress))
+        yield of, left
+        left.clear()
+
+    def all_of(self, cache):
+        return [torch.cat(parts, dim=-2) for layer in cache.layers if layer.is_initialized
+                for parts in zip(*layer.store.restored(), (layer.keys, layer.values), strict=True)]
+
+    @pytest.mark.parametrize("calls", [0, 1, 3, 5])
+    def test_a_forward_that_fails_leaves_the_cache_as_it_was(self, failing, calls):
+        of, left = failing
+        wrapper, tokens = of("llama"), prompt()
+        cache = wrapper.make_cache()
+        mask = torch.ones_like(tokens)
+        logits(wrapper, tokens[:, :40], past_key_values=cache, attention_mask=mask[:, :40])
+        before, held, stats = self.all_of(cache), cache.held_bytes, wrapper.memory_stats()
+        left[:] = [calls]
+        with pytest.raises(Fault):
+            logits(wrapper, tokens[:, 40:], past_key_values=cache, attention_mask=mask)
+        left.clear()
+        assert cache.get_seq_length() == 40
+        assert all(torch.equal(*pair) for pair in zip(before, self.all_of(cache), strict=True))
+        assert cache.held_bytes == held == held_by(cache)
+        assert wrapper.memory_stats() == stats
+        after = logits(wrapper, tokens[:, 40:], past_key_values=cache, attention_mask=mask)
+        other = wrapper.make_cache()
+        logits(wrapper, tokens[:, :40], past_key_values=other, attention_mask=mask[:, :40])
+        assert torch.equal(after, logits(wrapper, tokens[:, 40:], past_key_values=other, attention_mask=mask))
+
+    def test_generation_that_fails_leaves_the_cache_as_it_was(self, failing):
+        of, left = failing
+        wrapper, tokens = of("llama"), prompt()
+        cache = wrapper.make_cache()
+        logits(wrapper, tokens[:, :40], past_key_values=cache, attention_mask=torch.ones(2, 40))
+        before = self.all_of(cache)
+        left[:] = [50]
+        with pytest.raises(Fault):
+            generate(wrapper, tokens, past_key_values=cache, min_new_tokens=30)
+        left.clear()
+        assert cache.get_seq_length() == 40
+        assert all(torch.equal(*pair) for pair in zip(before, self.all_of(cache), strict=True))
+
+    def test_a_cache_that_cannot_be_brought_back_is_empty_and_the_error_says_so(self, failing, request):
+        if VERSION < (4, 56):
+            pytest.skip("these transformers take no layers of others in caches")
+        of, left = failing
+        wrapper, tokens = of("mistral"), prompt()
+        cache = wrapper.make_cache()
+        logits(wrapper, tokens[:, :40], past_key_values=cache, attention_mask=torch.ones(2, 40))
+        before = self.all_of(cache)
+        left[:] = [5]
+        frames = request.node.callspec.params["failing"] == "frames"
+        with pytest.raises(Fault if frames else kvcompress.FailedPrecondition) as failed:
+            logits(wrapper, tokens[:, 40:], past_key_values=cache)
+        left.clear()
+        if frames:
+            assert all(torch.equal(*pair) for pair in zip(before, self.all_of(cache), strict=True))
+            return
+        assert "Fault; the cache cannot be brought back to what it was before, and is empty" in str(failed.value)
+        assert isinstance(failed.value.__cause__, Fault)
+        assert (cache.get_seq_length(), cache.held_bytes) == (0, 0)
+        assert torch.equal(logits(wrapper, tokens, past_key_values=cache), logits(wrapper, tokens))
 
 
 class TestTheWrapper:

@@ -73,6 +73,13 @@ class FrameStore:
             dropped += self.segments.pop(0).tokens
         return dropped
 
+    def state(self) -> list[_Segment]:
+        return list(self.segments)
+
+    def roll_back(self, state: list[_Segment]) -> bool:
+        self.segments = state
+        return True
+
     def select(self, rows: torch.Tensor) -> None:
         self.segments = [segment.select(rows.cpu()) for segment in self.segments]
 

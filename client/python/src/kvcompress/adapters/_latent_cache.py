@@ -43,6 +43,7 @@ class LatentStore:
         self._heads: list[Pair] = []  # of keys and values, [batch, tokens, rank]
         self._dtype = torch.float32  # of the model's tensors
         self._start = 0  # of the first token
+        self._selections = 0
 
     @property
     def tokens(self) -> int:
@@ -105,6 +106,18 @@ class LatentStore:
 
     def select(self, rows: torch.Tensor) -> None:
         self._heads = [(key[rows], value[rows]) for key, value in self._heads]
+        self._selections += 1
+
+    def state(self) -> tuple[int, int, int]:
+        # Not the latents, which would take as much again: they grow at their end.
+        return self.tokens, self._start, self._selections
+
+    def roll_back(self, state: tuple[int, int, int]) -> bool:
+        tokens, start, selections = state
+        if tokens and (tokens > self.tokens or (start, selections) != (self._start, self._selections)):
+            return False
+        self.drop_last(self.tokens - tokens)
+        return True
 
 
 class LatentCache(LayeredCache):

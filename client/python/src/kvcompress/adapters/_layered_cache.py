@@ -1,13 +1,14 @@
 """A cache of transformers whose layers hold their tokens compressed, whatever compresses them: see TokenStore."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from transformers import cache_utils
 
-from .. import InvalidArgument
+from .. import FailedPrecondition, InvalidArgument
 
 # Before transformers 4.56 a cache takes no layers of others; before 4.54 it has no layers at all.
 TAKES_LAYERS = "layer_class_to_replicate" in inspect.signature(cache_utils.Cache.__init__).parameters
@@ -46,6 +47,14 @@ class TokenStore(Protocol):
 
     def select(self, rows: torch.Tensor) -> None:
         """Rows of the batch, in this order."""
+        ...
+
+    def state(self) -> Any:
+        """For `roll_back`; it takes next to no memory."""
+        ...
+
+    def roll_back(self, state: Any) -> bool:
+        """To what it was when it gave `state`. False where that is gone."""
         ...
 
 
@@ -91,21 +100,27 @@ class CompressedLayer(_LayerBase):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values, the new ones last."""
+        """All keys and values, the new ones last. What raises leaves the layer as it was."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         raw = (torch.cat([self.keys, key_states], dim=TOKENS), torch.cat([self.values, value_states], dim=TOKENS))
         count = raw[0].shape[TOKENS]
         full = count - self._residual if count > self._residual + self._page else 0
-        parts = [] if self._sees_restored else [*self.store.restored(), raw]
-        if full:
-            self.store.append(raw[0][..., :full, :], raw[1][..., :full, :], self._dropped + self.store.tokens)
-            raw = (raw[0][..., full:, :], raw[1][..., full:, :])
-        parts = parts or [*self.store.restored(), raw]
+        before = self.store.state()
+        try:
+            parts = [] if self._sees_restored else [*self.store.restored(), raw]
+            if full:
+                self.store.append(raw[0][..., :full, :], raw[1][..., :full, :], self._dropped + self.store.tokens)
+                raw = (raw[0][..., full:, :], raw[1][..., full:, :])
+            parts = parts or [*self.store.restored(), raw]
+            seen = self._joined(parts, 0), self._joined(parts, 1)
+        except BaseException:
+            self.store.roll_back(before)
+            raise
         # Copies: a view would keep alive all that it is a part of.
         self.keys, self.values = raw[0].clone(), raw[1].clone()
         self._drop_before_window()
-        return self._joined(parts, 0), self._joined(parts, 1)
+        return seen
 
     def _joined(self, parts: list[Pair], side: int) -> torch.Tensor:
         return torch.cat([part[side].to(self.device, self.dtype) for part in parts], dim=TOKENS)
@@ -123,6 +138,15 @@ class CompressedLayer(_LayerBase):
             self.keys, self.values = self.keys[..., begin:, :].clone(), self.values[..., begin:, :].clone()
             dropped = surplus
         self._dropped += dropped
+
+    def state(self) -> Any:
+        """For `roll_back`."""
+        return self.store.state(), self.keys, self.values, self._dropped, self.is_initialized
+
+    def roll_back(self, state: Any) -> bool:
+        """To what it was when it gave `state`. False where that is gone."""
+        of_store, self.keys, self.values, self._dropped, self.is_initialized = state
+        return self.store.roll_back(of_store)
 
     @property
     def held_bytes(self) -> int:
@@ -291,6 +315,26 @@ class LayeredCache(_CacheBase):
         """Sliding layers hold tokens until `crop`."""
         for layer in self.layers:
             layer.activate_past_recording()
+
+    @contextlib.contextmanager
+    def rolled_back_on_error(self) -> Iterator[None]:
+        """What raises within leaves the cache as it was before, whatever some layers have taken meanwhile. Where
+        tokens of that are gone, the cache is emptied, and the error becomes a FailedPrecondition that says so."""
+        states = [layer.state() for layer in self.layers]
+        try:
+            yield
+        except BaseException as error:
+            for layer in self.layers[len(states) :]:
+                layer.reset()
+            if all(layer.roll_back(state) for layer, state in zip(self.layers, states, strict=False)):
+                raise
+            self.reset()
+            if not isinstance(error, Exception):
+                raise
+            what = str(error) or type(error).__name__
+            raise FailedPrecondition(
+                f"{what}; the cache cannot be brought back to what it was before, and is empty"
+            ) from error
 
     @property
     def held_bytes(self) -> int:

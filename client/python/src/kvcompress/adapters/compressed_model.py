@@ -54,6 +54,9 @@ class CompressedKVModelWrapper(torch.nn.Module):
     With `patch_attention` attention sees what the cache holds, restored, of the tokens of the same forward as well;
     without it, of those before alone.
 
+    A call that fails leaves the cache that it was given as it was. Where it cannot, as latents before a sliding window
+    or of other rows are gone, the cache is empty, and the error is a FailedPrecondition that says so.
+
     NotImplementedError for a model of another family than FAMILIES."""
 
     def __init__(
@@ -117,7 +120,8 @@ class CompressedKVModelWrapper(torch.nn.Module):
     def forward(self, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
         """The model's. Its output has the cache, unless `use_cache` is False."""
         cache = self._take_cache(kwargs)
-        output = self.model(*args, use_cache=use_cache is not False, **kwargs)
+        with cache.rolled_back_on_error():
+            output = self.model(*args, use_cache=use_cache is not False, **kwargs)
         self._stats = cache.memory_stats()
         if use_cache is False and isinstance(output, tuple):
             return tuple(part for part in output if part is not cache)
@@ -132,7 +136,7 @@ class CompressedKVModelWrapper(torch.nn.Module):
         cache = self._take_cache(kwargs)
         if any(kwargs.get(name) is not None for name in _TAKING_BACK):
             cache.activate_past_recording()
-        with self._generating():
+        with cache.rolled_back_on_error(), self._generating():
             # Models of old versions of transformers have one of their own choice.
             output = self.model.generate(*args, **{"cache_implementation": None, **kwargs})
         self._stats = cache.memory_stats()
