@@ -484,6 +484,13 @@ class TestTheWrapper:
             "opt", vocab_size=11, hidden_size=16, num_hidden_layers=1, ffn_dim=16, num_attention_heads=2))
         with pytest.raises(NotImplementedError, match="opt is none of gpt2, llama, qwen2, qwen3, mistral, gemma"):
             CompressedKVModelWrapper(other, Bases())
+        of_latents = AutoModelForCausalLM.from_config(AutoConfig.for_model("deepseek_v3", **{
+            **SIZES, "num_hidden_layers": 1, "head_dim": None, "moe_intermediate_size": 8, "kv_lora_rank": 16,
+            "q_lora_rank": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+            "first_k_dense_replace": 1}))
+        for codec in (Bases(), "kv3"):
+            with pytest.raises(NotImplementedError, match="deepseek_v3 is none of gpt2, llama, "):
+                CompressedKVModelWrapper(of_latents, codec, client=client if codec == "kv3" else None)
         for compressor, named, why in (("kv3", None, "client"), (Bases(), client, "client"), (5, None, "neither")):
             with pytest.raises(kvcompress.InvalidArgument, match=why):
                 CompressedKVModelWrapper(model, compressor, client=named)

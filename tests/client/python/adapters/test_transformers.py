@@ -1,6 +1,7 @@
 """The adapter of transformers with the library itself, whatever its version: tiny models of random weights, on a real
 daemon."""
 
+import concurrent.futures
 import inspect
 import pickle
 
@@ -9,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+from kvcompress.adapters._codec import Codec  # noqa: E402
 from kvcompress.adapters.transformers import FrameCache, compress_cache, restore_cache  # noqa: E402
 from transformers import (  # noqa: E402
     DynamicCache,
@@ -52,6 +54,11 @@ def tensors(cache):
     if LAYERED:
         return [(layer.keys, layer.values) for layer in cache.layers]
     return list(zip(cache.key_cache, cache.value_cache, strict=True))
+
+
+def no_tokens(cache):
+    """Keys and values of no token, for each layer, by which it tells what it holds."""
+    return [(layer.keys[..., :0, :], layer.values[..., :0, :]) for layer in cache.layers]
 
 
 def generate(model, tokens, cache, count=40, **options):
@@ -241,6 +248,64 @@ class TestFrameCache:
         cache.reset()
         assert (cache.get_seq_length(), cache.held_bytes) == (0, 0)
         assert prefilled(llama(), prompt(length=30), cache).get_seq_length() == 30
+
+    @pytest.mark.parametrize("failing", ["compress", "decompress"])
+    @pytest.mark.parametrize("layer", [0, 1, 2])
+    def test_after_an_error_crop_brings_all_layers_back(self, client, monkeypatch, failing, layer):
+        model, tokens = llama(), prompt()
+        cache = prefilled(model, tokens[:, :70], FrameCache(client, codec="lossless", residual_length=8))
+        before = [cache.update(*pair, index) for index, pair in enumerate(no_tokens(cache))]
+        work, calls = getattr(Codec, failing), []
+
+        def fail_once(*args):
+            calls.append(args)
+            if len(calls) == layer + 1:
+                raise kvcompress.DeadlineExceeded("late")
+            return work(*args)
+
+        monkeypatch.setattr(Codec, failing, fail_once)
+        with pytest.raises(kvcompress.DeadlineExceeded, match="late"):
+            prefilled(model, tokens[:, 70:], cache)
+        assert [held.get_seq_length() for held in cache.layers] == [90] * layer + [70] * (3 - layer)
+        cache.crop(70)
+        assert cache.get_seq_length() == 70
+        for index, (pair, was) in enumerate(zip(no_tokens(cache), before, strict=True)):
+            assert all(torch.equal(*sides) for sides in zip(cache.update(*pair, index), was, strict=True))
+        prefilled(model, tokens[:, 70:], cache)
+        other = prefilled(model, tokens, DynamicCache())
+        for index, (pair, was) in enumerate(zip(no_tokens(cache), tensors(other), strict=True)):
+            assert all(torch.allclose(*sides, atol=1e-5) for sides in zip(cache.update(*pair, index), was, strict=True))
+
+    def test_threads_with_a_cache_each_share_a_client(self, client):
+        model, tokens = llama(), prompt(batch=1)
+        rows = [tokens.roll(shift, dims=1) for shift in range(6)]
+        expected = [generate(model, row, DynamicCache()) for row in rows]
+
+        def generated(row):
+            return generate(model, row, FrameCache(client, codec="lossless", residual_length=4))
+
+        with concurrent.futures.ThreadPoolExecutor(len(rows)) as pool:
+            for found, wanted in zip(pool.map(generated, rows), expected, strict=True):
+                assert torch.equal(found, wanted)
+
+    @layered
+    def test_latents_of_attention_are_held_as_they_are(self, client):
+        """Of MLA, whose keys in a cache are latents that do not turn, or heads of which a part turns."""
+        from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+        torch.manual_seed(9)
+        model = DeepseekV3ForCausalLM(DeepseekV3Config(
+            **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=32, kv_lora_rank=32, q_lora_rank=None, qk_rope_head_dim=8,
+            qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+            first_k_dense_replace=3)).eval()
+        tokens = prompt(length=40)
+        expected = generate(model, tokens, DynamicCache(), count=20)
+        for codec in ("lossless", "transform(step=0.000001)"):
+            cache = FrameCache(client, codec=codec, residual_length=4, config=model.config)
+            assert torch.equal(generate(model, tokens, cache, count=20), expected)
+            (first, *_), *_ = (segment.frames for segment in cache.layers[0].store.segments)
+            assert "theta" not in first.codec
+            assert cache.held_bytes > 0
 
     def test_a_daemon_that_is_gone_is_an_error_of_generate(self, daemon, connect):
         server = daemon()

@@ -93,8 +93,10 @@ class FrameCache(LayeredCache):
     Each forward sees its own keys and values, and what is compressed meanwhile, undamaged, unless `patch_attention`:
     then attention sees what the frames hold, within a prompt as well. With the model's `config`, sliding layers hold
     no more than what of frames and tokens is in their window, and codecs that turn keys back are told its rotary
-    embedding, unless `rotary` has one. One layer at a time is decoded in full. `timeout`, in seconds, is for each
-    update of a layer; what fails there is raised through the model.
+    embedding, unless `rotary` has one; not that of MLA, as transformers keep its parts apart, or not, by their version.
+    One layer at a time is decoded in full. `timeout`, in seconds, is for each update of a layer; what fails there is
+    raised through the model, and leaves this layer as it was and those before it with the new tokens: `crop` takes all
+    of them back to as many tokens as they had.
 
     InvalidArgument for layers that are more than keys and values.
     """
@@ -118,7 +120,9 @@ class FrameCache(LayeredCache):
         if page < 0:
             raise InvalidArgument("page_length is at least 0")
         text_config = None if config is None else config.get_text_config(decoder=True)
-        coder = replace(Codec.of(client, codec, profile, timeout), rotary=rotary).of_model(text_config)
+        coder = replace(Codec.of(client, codec, profile, timeout), rotary=rotary)
+        if getattr(text_config, "kv_lora_rank", None) is None:
+            coder = coder.of_model(text_config)
 
         def layer(index: int, sliding_window: int | None) -> CompressedLayer:
             return CompressedLayer(
