@@ -252,10 +252,12 @@ absl::Status RunCalibrate(const GoFlags& flags, const CliOptions& options, Inter
   return PrintResult(CalibrationJson(*report, options.output, took.count()));
 }
 
+// Those that cannot be measured are left out, unless that is all of them.
 absl::Status MeasureSpecs(const std::vector<std::string>& specs, uint64_t bytes, Sweep& sweep, SweepResult& result) {
   result.threads = sweep.threads();
   result.copy_seconds = sweep.MeasureCopy();
   SweepProgress progress(specs.size());
+  absl::Status fault;
   for (const std::string& spec : specs) {
     const std::string_view name = NameOfChain(spec);
     const std::string label = name.empty() || name == spec ? spec : absl::StrFormat("%s = %s", name, spec);
@@ -265,14 +267,15 @@ absl::Status MeasureSpecs(const std::vector<std::string>& specs, uint64_t bytes,
       progress.End(label, absl::StrFormat("%.3f times smaller",
                                           static_cast<double>(bytes) / static_cast<double>(figures->compressed_bytes)));
       result.specs.push_back(*std::move(figures));
-    } else if (absl::IsInvalidArgument(figures.status())) {
+    } else if (absl::IsInvalidArgument(figures.status()) || absl::IsFailedPrecondition(figures.status())) {
+      fault = figures.status();
       progress.End(label, std::string(figures.status().message()));
       result.refused.emplace_back(spec, figures.status().message());
     } else {
       return figures.status();
     }
   }
-  return absl::OkStatus();
+  return result.specs.empty() ? fault : absl::OkStatus();
 }
 
 absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupts& interrupts) {
@@ -314,6 +317,9 @@ absl::Status RunSweep(const GoFlags& flags, const CliOptions& options, Interrupt
   KVC_RETURN_IF_ERROR(MeasureSpecs(all ? SweepSpecs() : options.sweep_specs, sample.bytes, sweep, result));
   result.rotary = rotary.use();
   if (rotary.is_missed()) PrintWarnings({std::string(kUnknownRotary)});
+  if (!all) {
+    for (const auto& [spec, why] : result.refused) PrintWarnings({absl::StrFormat("%s is left out: %s", spec, why)});
+  }
   const SweepReport report = MakeSweepReport(sample, result);
   if (page != nullptr) {
     KVC_RETURN_IF_ERROR(Prefixed("write report", page->WriteAt(0, AsBytes(report.html))));

@@ -51,8 +51,8 @@ class Sweep {
 
   size_t threads() const { return threads_; }
 
-  // Measures a spec, or a named chain. INVALID_ARGUMENT when the codec does not take the values (a NaN, say). DATA_LOSS
-  // when a codec that says that it is lossless is not.
+  // Measures a spec, or a named chain. INVALID_ARGUMENT when the codec does not take the values (a NaN, say),
+  // FAILED_PRECONDITION when its artifact is not there. DATA_LOSS when a codec that says that it is lossless is not.
   absl::StatusOr<SpecFigures> Measure(std::string_view spec);
 
   // Seconds to copy all tensors on the same threads, at its best, to compare the codecs' times with.

@@ -278,7 +278,23 @@ def test_artifacts_are_swept_where_they_are_named(bin_dir, sample, tmp_path):
                                        env=environment(PATH=f"{bin_dir}:{os.environ['PATH']}")).stdout)
     assert report["compression_ratio"] == result["specs"][1]["compression_ratio"]
     missing = run(bin_dir, "-sweep", "-input", sample, "-codec", spec, "-artifacts", bin_dir)
-    assert missing.returncode == 1 and made["artifact"] in missing.stderr
+    assert missing.returncode == 1 and made["artifact"] in missing.stderr and missing.stdout == ""
+
+
+def test_codecs_without_their_artifact_are_left_out_by_name(bin_dir, sample, tmp_path):
+    none = "kv(bits=3,artifact=" + "0" * 32 + ")"
+    done = run(bin_dir, "-sweep", "-input", sample, "-codec", f"{none} int4 kv3", "-artifacts", tmp_path, "-rope-theta", "10000")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [found["spec"] for found in result["specs"]] == ["int4(group=64)", "kv3"]
+    (refused,) = result["refused"]
+    assert refused["spec"] == none and "0" * 32 in refused["error"]
+    assert f"Warning: {none} is left out: {refused['error']}\n" in done.stderr
+    page = tmp_path / "page.html"
+    alone = run(bin_dir, "-sweep", "-input", sample, "-codec", f"{none} {none.replace('3', '2')}", "-artifacts", tmp_path,
+                "-report", page)
+    assert alone.returncode == 1 and alone.stdout == "" and "0" * 32 in alone.stderr.splitlines()[-1]
+    assert not page.exists()
 
 
 def test_a_large_file_is_sampled_and_the_page_says_so(bin_dir, tmp_path):
