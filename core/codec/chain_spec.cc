@@ -291,6 +291,11 @@ absl::StatusOr<ChainSpec> ChainSpec::WithRanks(std::string_view tensor_name, con
     absl::StrAppend(&text, text.empty() ? "" : "|", stage.text());
   }
   if (has_artifact) return ParseStages(text);
+  const auto has_parts = [](const StageSpec& stage) { return !stage.parts.empty(); };
+  if (std::ranges::any_of(own.stages(), has_parts)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("ranks do not reach the chains within \"%s\", which are to be one for all heads", own.text()));
+  }
   return absl::InvalidArgumentError(
       absl::StrFormat("ranks are of coefficients in an artifact, and \"%s\" has none", own.text()));
 }

@@ -57,7 +57,8 @@ class ChainSpec {
   // spec.
   absl::StatusOr<ChainSpec> WithRotary(std::string_view tensor_name, const simd::RotaryEmbedding& rotary) const;
   // The chain for a tensor of this name, whose stages with an artifact keep these ranks; with none it is as it was.
-  // INVALID_ARGUMENT, a sentence, without such a stage, for one that has ranks, and for too long a spec.
+  // INVALID_ARGUMENT, a sentence, without such a stage, also where chains within a stage have one, for one that has
+  // ranks, and for too long a spec.
   absl::StatusOr<ChainSpec> WithRanks(std::string_view tensor_name, const std::vector<uint32_t>& ranks) const;
   // What the first stage that can turn keys back does, in that chain or within one of its stages: theta 0 where it has
   // none. Empty: there is no such stage.

@@ -106,6 +106,7 @@ def refusals(digest):
         (BY_HAND, None, 'profile: it says ranks alone: give the codec that keeps them, for example -codec "kv(bits=4'),
         (BY_HAND, "int4", 'profile: ranks are of coefficients in an artifact, and "int4(group=64)" has none: give, for example, kv('),
         (BY_HAND, f"kv(bits=4,artifact={digest},ranks=8)", 'has ranks'),
+        (BY_HAND, f"heads(0:transform(step=0.1,artifact={digest}),1-:raw)", 'profile: ranks do not reach the chains within "heads(0:'),
         ({"per_layer_head": {"0/0": {"enabled": True, "rank": 80}}}, kv, "profile: layer0/head0: rank 80 is not between 1 and d 64"),
         ({"per_layer_head": {"first": {}}}, kv, 'profile: Invalid key format: "first"'),
         ({"per_layer_head": {"0/0": {"metrics": {"trace": float("nan")}}}}, kv, "in per_layer_head.0/0.metrics.trace"),
@@ -114,7 +115,7 @@ def refusals(digest):
     ]
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_configs_that_do_not_fit_are_refused(bin_dir, sample, calibrated, tmp_path, number):
     folder, digest = calibrated
     config, codec, error = refusals(digest)[number]
