@@ -126,11 +126,6 @@ void LogTensors(const FileReport& report, bool with_quality) {
   }
 }
 
-bool HasLayers(const FileReport& report) {
-  return std::any_of(report.tensors.begin(), report.tensors.end(),
-                     [](const TensorReport& tensor) { return ParseKvName(tensor.tensor.name).layer >= 0; });
-}
-
 absl::StatusOr<FileReport> RunCodec(const CliOptions& options, FileOptions file_options) {
   absl::StatusOr<Profile> profile = options.profile.empty() ? Profile::Uniform(options.codec) : ReadProfile(options);
   if (!profile.ok()) return profile.status();
@@ -149,10 +144,7 @@ absl::StatusOr<FileReport> RunCodec(const CliOptions& options, FileOptions file_
   if (options.verbose && !options.server.empty()) {
     Print(stderr, absl::StrFormat("transport: %s\n", OneLine(client->Transport())));
   }
-  if (report.ok() && !options.decompress && profile->asks_for_layers() && !HasLayers(*report)) {
-    Print(stderr,
-          "Warning: no tensor is named layer_{i}_key or layer_{i}_value: rules about layers and kinds hold for none\n");
-  }
+  if (report.ok() && !options.decompress) PrintWarnings(ProfileWarnings(*profile, *report));
   return report;
 }
 

@@ -1,6 +1,8 @@
 #include "client/cli/report.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -215,6 +217,20 @@ std::vector<std::string> ReportWarnings(const FileReport& report) {
   if (std::string others = OthersWarning(report); !others.empty()) warnings.push_back(std::move(others));
   if (std::string rotary = RotaryWarning(report); !rotary.empty()) warnings.push_back(std::move(rotary));
   return warnings;
+}
+
+std::vector<std::string> ProfileWarnings(const Profile& profile, const FileReport& report) {
+  std::set<int64_t> layers;
+  for (const TensorReport& tensor : report.tensors) layers.insert(ParseKvName(tensor.tensor.name).layer);
+  layers.erase(-1);
+  if (profile.asks_for_layers() && layers.empty()) {
+    return {"no tensor is named layer_{i}_key or layer_{i}_value: rules about layers and kinds hold for none"};
+  }
+  const auto is_in_file = [&](int64_t layer) { return layers.contains(layer); };
+  if (profile.ranks() != nullptr && std::ranges::none_of(profile.ranks()->layers(), is_in_file)) {
+    return {"the config lists no head of a layer that the file has: all heads are kept whole"};
+  }
+  return {};
 }
 
 absl::StatusOr<Inspection> Inspect(const Input& file, const InspectOptions& options) {

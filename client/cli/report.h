@@ -7,6 +7,7 @@
 #include "client/cli/file_analysis.h"
 #include "client/file/file_codec.h"
 #include "client/file/input.h"
+#include "core/profile/profile.h"
 
 // What the command line prints on standard output.
 namespace kvcompress {
@@ -18,6 +19,9 @@ std::string ReportJson(const FileReport& report, bool with_quality, bool per_ten
 
 // What a user should know of a run that compressed: a line each, which the JSON has as "warnings", too.
 std::vector<std::string> ReportWarnings(const FileReport& report);
+
+// Where what a profile says of layers is said of none in the file.
+std::vector<std::string> ProfileWarnings(const Profile& profile, const FileReport& report);
 
 enum class InspectFormat { kTable, kJson, kCsv };
 

@@ -60,6 +60,7 @@ class Profile {
 
   // Whether it says ranks alone: then CodecFor has no codec for keys and values until SetCodec.
   bool needs_codec() const { return ranks_.has_value(); }
+  const CompressionConfig* ranks() const { return ranks_ ? &*ranks_ : nullptr; }  // null: it says none
   // INVALID_ARGUMENT, "profile: ...", for a spec or name that is none, and for one whose chains for keys and values
   // have no stage with an artifact, or ranks of their own. Only for a profile that needs_codec().
   absl::Status SetCodec(std::string_view codec);

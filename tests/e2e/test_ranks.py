@@ -145,6 +145,17 @@ def test_what_is_neither_key_nor_value_by_its_name_stays_as_it_is(bin_dir, sampl
     assert found["ssm_state"] == "exact" and found["layer_0_key"].endswith(",ranks=8/24)")
 
 
+@pytest.mark.parametrize("layers, warns", [((7, 9), True), ((3, 9), False), ((), True)])
+def test_a_config_of_other_layers_alone_is_warned_of(bin_dir, sample, calibrated, tmp_path, layers, warns):
+    folder, digest = calibrated
+    config = {"per_layer_head": {f"{layer}/0": {"enabled": True, "rank": 8} for layer in layers}}
+    done = run(bin_dir, "-input", sample, "-metrics-only", "-profile", config_file(tmp_path, config),
+               "-codec", f"kv(bits=4,artifact={digest})", "-artifacts", folder)
+    assert done.returncode == 0, done.stderr
+    warning = "Warning: the config lists no head of a layer that the file has: all heads are kept whole\n"
+    assert (warning in done.stderr) == warns, done.stderr
+
+
 def test_calibration_for_a_config_takes_heads_singly_and_says_what_it_keeps(bin_dir, sample, tmp_path):
     args = ("-calibrate", "-input", sample, "-rope-theta", THETA, "-config", config_file(tmp_path, BY_HAND))
     done = run(bin_dir, *args, "-output", tmp_path / "model.kvcal", "-verbose")
