@@ -30,6 +30,7 @@ SAVED_DTYPES = tuple(getattr(torch, name) for name in ("float16", "bfloat16", "f
 METADATA_KEY = "kv_cache"
 TENSOR_NAME = re.compile(r"layer_(\d+)_(key|value)")
 # Models, by `model_type`, in whose rotary embedding neighbouring channels turn together.
+WITHOUT_ROTATION = ("bloom", "gpt2", "gpt_bigcode", "gpt_neo", "mpt", "opt")
 INTERLEAVED = ("cohere", "cohere2", "ernie4_5", "glm", "glm4")
 
 # Name and configuration of the model, of the caches that extract_kv_cache gave, for as long as they live.
@@ -212,16 +213,18 @@ def load_kv_cache(
 
 def rotary_metadata(config: Any) -> Dict[str, str]:
     """What kv-compress reads from a file's metadata of the rotary embedding that its keys have: rope_theta, and where
-    they are not the usual ones rope_pairs, rope_dims and rope_scaling.
+    they are not the usual ones rope_pairs, rope_dims and rope_scaling; a rope_theta of 0 where they have none.
 
     Args:
         config: The model's configuration
 
     Returns:
-        Nothing for a model without one, whose layers differ, or whose configuration does not say (None), for a scaling
+        Nothing for a model whose layers differ, or whose configuration does not say (None), for a scaling
         that changes with the context, and for MLA, where transformers' caches keep apart what turns
     """
     config = getattr(config, "get_text_config", lambda: config)()
+    if getattr(config, "model_type", None) in WITHOUT_ROTATION:
+        return {"rope_theta": "0"}
     parameters = getattr(config, "rope_parameters", None) or {}
     theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
     if not theta or any(isinstance(value, dict) for value in parameters.values()) or getattr(config, "kv_lora_rank", None):

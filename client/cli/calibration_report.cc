@@ -94,7 +94,7 @@ std::vector<std::string> CalibrationWarnings(const CalibrationReport& report, st
     warnings.push_back(absl::StrFormat("calibrated on %d tokens, fewer than %d: other texts may fit the artifact worse",
                                        artifact.tokens, kWantedTokens));
   }
-  if (!artifact.rotary) {
+  if (!artifact.rotary && report.keys_turn) {
     warnings.push_back(
         "no -rope-theta, and none in the metadata (rope_theta): keys are taken as they are, with their rotation");
   }

@@ -36,6 +36,7 @@ class Caches {
           "its metadata's rope_theta, rope_pairs, rope_dims, rope_offset or rope_scaling differ from the first file's");
     }
     rotary_ = rotary;
+    keys_turn_ = keys_turn_ || !SaysThatKeysDoNotTurn(header.metadata);
     return IsCompressedFile(header) ? AddFrames(path, input, start) : AddTensors(path, input, start);
   }
 
@@ -51,6 +52,7 @@ class Caches {
   const std::vector<CacheTensor>& tensors() const { return tensors_; }
   // What the metadata of the files say, which all say the same.
   const std::optional<simd::RotaryEmbedding>& rotary() const { return rotary_; }
+  bool keys_turn() const { return keys_turn_; }
   uint64_t skipped() const { return skipped_; }
 
  private:
@@ -89,6 +91,7 @@ class Caches {
   std::vector<std::unique_ptr<FrameValues>> frames_;
   std::vector<CacheTensor> tensors_;
   std::optional<simd::RotaryEmbedding> rotary_;
+  bool keys_turn_ = false;
   uint64_t skipped_ = 0;
 };
 
@@ -160,6 +163,7 @@ absl::StatusOr<CalibrationReport> CalibrateFiles(const std::vector<std::string>&
   report.id = artifact.id;
   report.bytes = artifact.bytes.size();
   report.skipped_tensors = caches.skipped();
+  report.keys_turn = caches.keys_turn();
   return report;
 }
 

@@ -40,6 +40,7 @@ struct CalibrationReport {
   // What the config keeps of a tensor, RanksFor; of tensors of which all is kept, none.
   std::map<ArtifactKey, std::vector<uint32_t>> ranks = {};
   uint64_t skipped_tensors = 0;  // that are neither keys nor values by their names
+  bool keys_turn = true;         // false: all files say that they do not
 };
 
 // Calibrates on the keys and values of `inputs`, which are files as Input takes them, plain or compressed, and writes

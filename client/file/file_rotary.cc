@@ -71,9 +71,10 @@ absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metad
   KVC_ASSIGN_OR_RETURN(rotary.start, IntegerOf(metadata, "seq_start"));
   const auto theta = metadata.find("rope_theta");
   if (theta == metadata.end()) return rotary;
-  if (!absl::SimpleAtod(theta->second, &rotary.theta) || !(rotary.theta >= 1)) {
+  if (!absl::SimpleAtod(theta->second, &rotary.theta) || !(rotary.theta >= 1 || rotary.theta == 0)) {
     return BadKey("rope_theta", theta->second);
   }
+  if (rotary.theta == 0) return rotary;
   if (const auto pairs = metadata.find("rope_pairs"); pairs != metadata.end() && pairs->second != "half") {
     if (pairs->second != "interleaved") return BadKey("rope_pairs", pairs->second);
     rotary.pairs = simd::RotaryPairs::kInterleaved;
@@ -90,9 +91,18 @@ absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metad
   return rotary;
 }
 
+bool SaysThatKeysDoNotTurn(const FileMetadata& metadata) {
+  const auto theta = metadata.find("rope_theta");
+  double value = 1;
+  return theta != metadata.end() && absl::SimpleAtod(theta->second, &value) && value == 0;
+}
+
 FileRotary::FileRotary(const FileMetadata& metadata, const std::optional<simd::RotaryEmbedding>& given,
                        std::optional<uint64_t> start, ArtifactStore* artifacts)
-    : source_(given ? "flags" : "metadata"), artifacts_(artifacts), rotary_(Merged(metadata, given, start)) {}
+    : source_(given ? "flags" : "metadata"),
+      may_turn_(given || !SaysThatKeysDoNotTurn(metadata)),
+      artifacts_(artifacts),
+      rotary_(Merged(metadata, given, start)) {}
 
 absl::StatusOr<std::string> FileRotary::CodecFor(const Profile& profile, const TensorDesc& tensor) {
   KVC_ASSIGN_OR_RETURN(const std::string own_text, profile.CodecFor(tensor));
@@ -103,7 +113,7 @@ absl::StatusOr<std::string> FileRotary::CodecFor(const Profile& profile, const T
   KVC_ASSIGN_OR_RETURN(const std::string text, WithRotary(tensor, own_text, *rotary_));
   KVC_ASSIGN_OR_RETURN(const ChainSpec completed, ChainSpec::ParseStages(text));
   const simd::RotaryEmbedding after = *completed.rotary();
-  if (after.theta == 0 && ParseKvName(tensor.name).is_key) {
+  if (after.theta == 0 && may_turn_ && ParseKvName(tensor.name).is_key) {
     is_missed_ = is_missed_ || completed.WithRotary(tensor.name, kAnyRotary)->rotary()->theta > 0;
   }
   if (!use_ && ParseKvName(tensor.name).is_key) {

@@ -17,8 +17,11 @@ namespace kvcompress {
 using FileMetadata = std::map<std::string, std::string>;
 
 // What a file's metadata say of its keys: rope_theta, and with it rope_pairs, rope_dims, rope_offset and rope_scaling;
-// seq_start (docs/cli.md, "Rotary embeddings"). Theta 0: nothing. INVALID_ARGUMENT that names the key.
+// seq_start (docs/cli.md, "Rotary embeddings"). Theta 0: nothing, or that they do not turn. INVALID_ARGUMENT that names
+// the key.
 absl::StatusOr<simd::RotaryEmbedding> RotaryOfMetadata(const FileMetadata& metadata);
+// Whether they say that keys do not turn: a rope_theta of 0.
+bool SaysThatKeysDoNotTurn(const FileMetadata& metadata);
 
 // How the keys of a file are turned back, and who said so: "codec", "artifact", "profile", "flags" or "metadata".
 struct RotaryUse {
@@ -45,6 +48,7 @@ class FileRotary {
 
  private:
   const std::string_view source_;
+  const bool may_turn_;
   ArtifactStore* const artifacts_;
   absl::StatusOr<simd::RotaryEmbedding> rotary_;
   std::optional<RotaryUse> use_;

@@ -306,6 +306,20 @@ def test_a_rotation_that_gains_nothing_is_told(bin_dir, tmp_path):
         assert len(report["warnings"]) >= 1 and "undone in 0 of 1 key tensors" in done.stderr
 
 
+def test_of_keys_that_do_not_turn_nothing_is_told(bin_dir, tmp_path):
+    values = {name: scaled_keys({}, 10000, 0) for name in (KEY, "layer_0_value")}
+    source = write_file(tmp_path / "in", values, {"rope_theta": "0", "rope_pairs": "half"})
+    unknown = write_file(tmp_path / "unknown", values)
+    for args in (("-metrics-only", "-codec", "kv3"), ("-sweep", "-codec", "kv3 raw"), ("-calibrate", "-output", tmp_path / "a.kvcal")):
+        told, warned = (run(bin_dir, "-input", path, *args) for path in (source, unknown))
+        assert told.returncode == warned.returncode == 0, told.stderr + warned.stderr
+        assert ("rope_theta" in told.stderr, "rope_theta" in warned.stderr) == (False, True), args
+    both = run_ok(bin_dir, "-calibrate", "-input", f"{source},{unknown}", "-output", tmp_path / "a.kvcal")
+    assert any("rope_theta" in warning for warning in both["warnings"]), "one of the files does not say"
+    given = run_ok(bin_dir, "-input", source, "-metrics-only", "-codec", "kv3", "-rope-theta", "10000")
+    assert given["rotary"]["from"] == "flags"
+
+
 def test_keys_that_nobody_says_how_to_turn_back_are_told_of(bin_dir, tmp_path):
     source = write_file(tmp_path / "in", {KEY: scaled_keys({}, 10000, 0), "layer_0_value": scaled_keys({}, 10000, 0)})
     warning = "the keys' rotary embedding is not known, so none was undone: -rope-theta or the file's metadata (rope_theta) say it"

@@ -24,7 +24,7 @@ from kv_cache_utils import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cache_view import equal
-from transformers import DynamicCache, LlamaConfig
+from transformers import DynamicCache, GPT2Config, LlamaConfig
 
 
 def test_extract(model, tokenizer):
@@ -85,6 +85,7 @@ def test_configurations_say_what_turns_keys():
                  {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}):
         assert of(**none) == {}
     assert rotary_metadata(None) == {}
+    assert rotary_metadata(GPT2Config()) == {"rope_theta": "0"}
 
 
 def test_a_cache_whose_first_tokens_are_gone_says_where_it_begins(tmp_path, sliding):

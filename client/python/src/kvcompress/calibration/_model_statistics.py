@@ -17,6 +17,8 @@ from ._whole_file import whole_file
 _SINK_TOKENS = 4
 # Positions of a window at which "attention" looks at keys.
 _POSITIONS = 4
+# Models, by `model_type`, whose keys do not turn: positions are in their embeddings or in the logits.
+_WITHOUT_ROTATION = ("bloom", "gpt2", "gpt_bigcode", "gpt_neo", "mpt", "opt")
 # Names of the projection of a layer's heads to its output, a torch.nn.Linear or transformers' Conv1D.
 _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
@@ -43,7 +45,7 @@ def collect_cache(
     for row in rows:
         for name, tensor in _named(_pairs(_read(model, row))):
             parts.setdefault(name, []).append(tensor.to("cpu", dtype or tensor.dtype))
-    _save({name: torch.cat(tensors) for name, tensors in parts.items()}, path, _metadata(_rotary(model, rotary)))
+    _save({name: torch.cat(tensors) for name, tensors in parts.items()}, path, _metadata(model, _rotary(model, rotary)))
 
 
 def collect_weights(
@@ -301,10 +303,10 @@ def _rotary(model: Any, given: RotaryEmbedding | None) -> RotaryEmbedding | None
     return given or RotaryEmbedding.of_config(model.config)
 
 
-def _metadata(rotary: RotaryEmbedding | None) -> dict[str, str]:
+def _metadata(model: Any, rotary: RotaryEmbedding | None) -> dict[str, str]:
     """As kv-compress reads it."""
     if rotary is None:
-        return {}
+        return {"rope_theta": "0"} if model.config.model_type in _WITHOUT_ROTATION else {}
     metadata = {
         "rope_theta": repr(rotary.theta),
         "rope_pairs": rotary.pairs,

@@ -82,7 +82,7 @@ class _Coded:
     """Restorers of caches, which put something that was coded in the place of something untouched."""
 
     def __init__(self, model: Any, codec: str, folder: Path, program: str, artifacts: str | PathLike[str] | None):
-        self._metadata = _metadata(_rotary(model, None))
+        self._metadata = _metadata(model, _rotary(model, None))
         self._command = [program, "-codec", codec]
         self._artifacts = [] if artifacts is None else ["-artifacts", fspath(artifacts)]
         self._folder = folder
