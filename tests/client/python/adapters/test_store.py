@@ -1,6 +1,5 @@
 """What every store does, wherever it keeps its entries."""
 
-import gc
 import os
 import threading
 
@@ -171,7 +170,6 @@ def test_a_child_of_a_fork_has_the_store(make):
         thread.start()
     try:
         for _ in range(3):
-            gc.collect()
             child = os.fork()
             if child == 0:
                 is_well = store.get("a", 1) == b"1" and store.put("c", b"2") and store.exists("c")

@@ -11,7 +11,7 @@ import pytest
 from kvcompress.store import _files, open_store
 
 CAPACITY = 2_000_000
-# Puts and gets keys 0 to 199, each payload told by its key; ends with 1 where it gets what is another's.
+# Puts and gets keys 0 to 399, each payload told by its key; ends with 1 where it gets what is another's.
 WORKER = """
 import random, sys
 from kvcompress.store import open_store
@@ -20,9 +20,9 @@ store, chance = open_store(folder, "n", capacity), random.Random(seed)
 print("ready", flush=True)
 for _ in range(count):
     key = chance.randrange(200)
-    payload = bytes([key]) * (chance.randrange(1, 40) * 1000)
+    payload = bytes([key]) * (key % 40 + 1) * 1000
     if chance.random() < 0.6:
-        store.put_many([(f"{key}", payload), (f"{(key + 1) % 200}", bytes([(key + 1) % 200]) * 10)])
+        store.put_many([(f"{key}", payload), (f"{key + 200}", bytes([key]) * 10)])
     found = store.get(f"{key}", 40_000)
     assert found is None or bytes(found) == bytes([key]) * len(found), key
 stats = store.stats()
@@ -77,7 +77,7 @@ def test_a_capacity_holds_while_several_write(start, tmp_path):
 
 def test_processes_that_are_killed_leave_whole_entries_or_none(start, tmp_path):
     folder, chance = tmp_path / "kv", random.Random(1)
-    for number in range(8):
+    for number in range(6):
         first, second = start(2 * number, 10**6), start(2 * number + 1, 10**6)
         time.sleep(chance.uniform(0.01, 0.25))
         first.kill()
@@ -86,14 +86,14 @@ def test_processes_that_are_killed_leave_whole_entries_or_none(start, tmp_path):
         assert first.wait() == second.wait() == -signal.SIGKILL
         store = open_store(folder, "n", CAPACITY)
         assert not list((folder / "unfinished").iterdir())
-        # One entry of each that was killed at most has a file and is not in the index, or the other way round.
-        indexed, files = store.stats().entries, len(list(folder.glob("*/*.kvc")))
-        assert abs(indexed - files) <= 4 * (number + 1)
+        # The index may have entries whose files are gone, and lacks none: all space is accounted for.
+        files = {bytes.fromhex(path.stem) for path in folder.glob("*/*.kvc")}
+        assert files <= store._index.between(bytes(20), b"\xff" * 20)
+        assert used(folder) <= CAPACITY
         for key in range(200):
             found = store.get(f"{key}", 40_000)
             assert found is None or (len(found) > 0 and found == bytes([key]) * len(found))
         assert store.stats().lost == store.stats().errors == 0
-        assert used(folder) <= CAPACITY + 4 * (number + 1) * 40_064
         store.close()
     store = open_store(folder, "n", CAPACITY)
     for shard in range(_files.SHARDS):

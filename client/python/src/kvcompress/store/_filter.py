@@ -9,6 +9,7 @@ in vain, until its shard is compared.
 
 import contextlib
 import errno
+import io
 import mmap
 import os
 import pathlib
@@ -35,16 +36,15 @@ class Filter:
         self.lock = threading.Lock()
         self.is_new = False
         self._path = path
-        self._descriptor = -1
         self._map: mmap.mmap | None = None
         if not _is_there(path):
             self.is_new = _make(path, capacity)
         if self.is_new or _is_there(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             # Written by calls: what these cannot do is an error, where a write to mapped memory would end the process.
-            self._map = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
+            self._file = io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
+            self._map = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
             self._shift = 24 - (len(self._map) // _BUCKET).bit_length() + 1
-            self._inode = os.fstat(self._descriptor).st_ino
+            self._inode = os.fstat(self._file.fileno()).st_ino
 
     def is_replaced(self) -> bool:
         """Whether the file is another than the one that is mapped, or none."""
@@ -54,11 +54,10 @@ class Filter:
             return True
 
     def close(self) -> None:
-        """Look-ups find nothing afterwards."""
+        """Nothing is written afterwards."""
         with self.lock:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
+            if self._map is not None:
+                self._file.close()
 
     def has(self, entry_id: bytes) -> bool | None:
         """None where that is not known."""
@@ -111,8 +110,8 @@ class Filter:
                 self._write(table, shard * size)
 
     def _write(self, data: bytes | bytearray, at: int) -> None:
-        if self._descriptor >= 0:
-            os.pwrite(self._descriptor, data, at)
+        if not self._file.closed:
+            os.pwrite(self._file.fileno(), data, at)
 
     def _place_of(self, entry_id: bytes) -> tuple[int, bytes]:
         """Where the bucket begins, and the tag."""

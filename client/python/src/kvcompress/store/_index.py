@@ -170,15 +170,14 @@ class Index:
             for entry_id, size in db.execute("SELECT id, size FROM entry ORDER BY used LIMIT 16").fetchall():
                 if used <= capacity:
                     break
-                if entry_id in kept:
-                    kept.discard(entry_id)
-                else:
-                    unlink(entry_id)
-                    evicted += 1
+                evicted += entry_id not in kept
+                kept.discard(entry_id)
+                unlink(entry_id)
                 self._drop(db, entry_id)
                 used -= size
         if used > capacity:
             for entry_id in kept:
+                unlink(entry_id)  # what they were to replace
                 self._drop(db, entry_id)
             kept.clear()
         return evicted
