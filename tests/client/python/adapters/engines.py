@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import enum
 import importlib
+import os
 import sys
 import types
 
@@ -55,7 +56,13 @@ INTERFACES = [
         "*batch_set": "keys, values=None, target_locations=None, target_sizes=None",
         "*exists": "key",
         "batch_exists": "keys, extra_info=None",
+        "register_mem_host_pool_v2": "host_pool, host_pool_name",
+        "on_host_pools_registered": "",
+        "batch_exists_v2": "keys, pool_transfers=None, extra_info=None",
+        "batch_get_v2": "transfers, extra_info=None",
+        "batch_set_v2": "transfers, extra_info=None",
         "clear": "",
+        "get_stats": "",
     }),
     ("lmcache 0.5.6", "lmcache/v1/distributed/serde/base.py", "Serializer", {
         "*serialize": "src, dst, key",
@@ -65,6 +72,37 @@ INTERFACES = [
     ("lmcache 0.5.6", "lmcache/v1/distributed/serde/async_processor.py", "AsyncSerdeProcessor", {
         "__init__": "serializer, deserializer, max_workers=1",
     }),
+    ("lmcache 0.5.6", "lmcache/v1/distributed/l2_adapters/base.py", "L2AdapterInterface", {
+        "__init__": "max_capacity_bytes=0",
+        "*get_store_event_fd": "",
+        "*get_lookup_and_lock_event_fd": "",
+        "*get_load_event_fd": "",
+        "*submit_store_task": "keys, objects",
+        "*pop_completed_store_tasks": "",
+        "*submit_lookup_and_lock_task": "keys, group_layout_descs",
+        "*query_lookup_and_lock_result": "task_id",
+        "*submit_unlock": "keys",
+        "*submit_load_task": "keys, objects",
+        "*query_load_result": "task_id",
+        "_notify_keys_stored": "keys, sizes",
+        "_notify_keys_accessed": "keys",
+        "_notify_keys_deleted": "keys, sizes",
+        "delete": "keys",
+        "get_usage": "",
+        "report_status": "",
+        "*close": "",
+    }),
+    ("lmcache 0.5.6", "lmcache/v1/distributed/l2_adapters/plugin_l2_adapter.py", "PluginL2AdapterConfig", {
+        "__init__": "module_path, class_name, adapter_params=None, config_class_name=None",
+    }),
+]
+
+# Of SGLang's host pools: what the adapter asks them.
+HOST_POOLS = [
+    ("sglang 0.5.23", "sglang/srt/mem_cache/pool_host/mha.py", "MHATokenToKVPoolHost"),
+    ("sglang 0.5.23", "sglang/srt/mem_cache/pool_host/mla.py", "MLATokenToKVPoolHost"),
+    ("sglang 0.5.23", "sglang/srt/mem_cache/pool_host/dsa.py", "DSAIndexerPoolHost"),
+    ("sglang 0.5.23", "sglang/srt/mem_cache/pool_host/mamba.py", "MambaPoolHost"),
 ]
 
 # Release, file, class, fields: of those that are made or read by an adapter.
@@ -84,13 +122,38 @@ FIELDS = [
         ("tiering/base", "TransferJob", "job_id keys chunk_ids is_promotion req_context submit_time"),
         ("tiering/base", "JobResult", "job_id success successful_keys transfer_time transfer_bytes"),
     ]
+] + [
+    ("sglang 0.5.23", f"sglang/srt/{file}.py", name, fields.split())
+    for file, name, fields in [
+        ("mem_cache/hicache_storage", "HiCacheStorageConfig",
+         "tp_rank tp_size pp_rank pp_size attn_cp_rank attn_cp_size is_mla_model enable_storage_metrics "
+         "is_page_first_layout model_name tp_lcm_size should_split_heads dp_rank extra_config dcp_size dcp_rank "
+         "logical_page_size"),
+        ("mem_cache/hicache_storage", "HiCacheStorageExtraInfo", "prefix_keys extra_info"),
+        ("mem_cache/hicache_storage", "PoolTransfer", "name host_indices device_indices keys hit_policy nodes_to_load "
+                                                      "indices_from_pool block_pages group_pages"),
+        ("mem_cache/hicache_storage", "PoolTransferResult",
+         "kv_hit_pages extra_pool_hit_pages restorable_prefix_pages"),
+        ("observability/metrics_collector", "StorageMetrics",
+         "prefetch_pgs backup_pgs prefetch_bandwidth backup_bandwidth"),
+    ]
+] + [
+    ("lmcache 0.5.6", f"lmcache/v1/distributed/{file}.py", name, fields.split())
+    for file, name, fields in [
+        ("api", "ObjectKey", "chunk_hash model_name kv_rank object_group_id cache_salt"),
+        ("api", "MemoryLayoutDesc", "shapes dtypes"),
+        ("l2_adapters/base", "AdapterUsage", "total_bytes_used total_capacity_bytes bytes_by_cache_salt"),
+    ]
 ]
+# SGLang's PoolHitPolicy.
+HIT_POLICIES = ["ALL_PAGES", "TRAILING_PAGES", "BLOCK_GROUPS"]
 
 
-def fields_of(name):
-    """A dataclass with the fields of FIELDS; None where they are not given."""
+def fields_of(name, **defaults):
+    """A dataclass with the fields of FIELDS; None where they are not given, or one of `defaults`."""
     (fields,) = [fields for _, _, found, fields in FIELDS if found == name]
-    return dataclasses.make_dataclass(name, [(field, object, dataclasses.field(default=None)) for field in fields])
+    return dataclasses.make_dataclass(
+        name, [(field, object, dataclasses.field(default=defaults.get(field))) for field in fields])
 
 
 def interface(name):
@@ -183,10 +246,69 @@ def provide_sglang():
         def register_mem_pool_host(self, mem_pool_host):
             self.mem_pool_host = mem_pool_host
 
-        def batch_exists(self, keys, extra_info=None):
-            return next((index for index, key in enumerate(keys) if not self.exists(key)), len(keys))
+        def register_mem_host_pool_v2(self, host_pool, host_pool_name):
+            self.registered_pools = {**getattr(self, "registered_pools", {}), host_pool_name: host_pool}
 
-    _provide("sglang.srt.mem_cache.hicache_storage", HiCacheStorage=Storage)
+        def on_host_pools_registered(self):
+            pass
+
+    class PoolName(str, enum.Enum):
+        KV, MAMBA, SWA, INDEXER, DRAFT = "kv", "mamba", "swa", "indexer", "draft"
+
+        __str__ = str.__str__
+
+    policy = enum.Enum("PoolHitPolicy", {name: name.lower() for name in HIT_POLICIES}, type=str)
+    _provide("sglang.srt.mem_cache.hicache_storage", HiCacheStorage=Storage, PoolName=PoolName, PoolHitPolicy=policy,
+             PoolTransfer=fields_of("PoolTransfer", hit_policy=policy.ALL_PAGES),
+             PoolTransferResult=fields_of("PoolTransferResult"))
+    _provide("sglang.srt.observability.metrics_collector", StorageMetrics=fields_of("StorageMetrics"))
+
+
+class Notifier:
+    """LMCache's EventNotifier, as an eventfd."""
+
+    def __init__(self):
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def fileno(self):
+        return self._fd
+
+    def notify(self):
+        os.eventfd_write(self._fd, 1)
+
+    def close(self):
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class Bitmap:
+    """LMCache's, as far as adapters fill it."""
+
+    def __init__(self, size):
+        self._bits = [False] * size
+
+    def set(self, index):
+        self._bits[index] = True
+
+    def test(self, index):
+        return self._bits[index]
+
+    def size(self):
+        return len(self._bits)
+
+
+class StoreResult(int):
+    """LMCache's L2StoreResult."""
+
+    def __new__(cls, success, bytes_transferred):
+        return super().__new__(cls, bytes_transferred if success else -1)
+
+    def is_successful(self):
+        return self >= 0
+
+    def bytes_transferred(self):
+        return max(0, self)
 
 
 def provide_lmcache():
@@ -196,6 +318,20 @@ def provide_lmcache():
         def __init__(self, serializer, deserializer, max_workers=1):
             self._serializer, self._deserializer = serializer, deserializer
 
+    class Adapter(interface("L2AdapterInterface")):
+        def __init__(self, max_capacity_bytes=0):
+            self._max_capacity_bytes = max_capacity_bytes
+            self.told = []
+
+        def _notify_keys_stored(self, keys, sizes):
+            self.told.append(("stored", keys, sizes))
+
+        def _notify_keys_accessed(self, keys):
+            self.told.append(("accessed", keys))
+
+        def _notify_keys_deleted(self, keys, sizes):
+            self.told.append(("deleted", keys, sizes))
+
     def register(name, factory):
         if name in registry:
             raise ValueError(f"Serde type already registered: {name!r}")
@@ -204,3 +340,9 @@ def provide_lmcache():
     _provide("lmcache.v1.distributed.serde", AsyncSerdeProcessor=Processor, Serializer=interface("Serializer"),
              Deserializer=interface("Deserializer"), register_serde_factory=register,
              get_registered_serde_types=lambda: list(registry))
+    _provide("lmcache.lmcache_native", Bitmap=Bitmap)
+    _provide("lmcache.v1.distributed.internal_api", L2StoreResult=StoreResult)
+    _provide("lmcache.v1.distributed.l2_adapters.base", L2AdapterInterface=Adapter,
+             AdapterUsage=fields_of("AdapterUsage"))
+    _provide("lmcache.v1.distributed.api", ObjectKey=fields_of("ObjectKey", object_group_id=0, cache_salt=""))
+    _provide("lmcache.v1.platform", create_event_notifier=Notifier)

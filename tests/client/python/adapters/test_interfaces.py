@@ -76,6 +76,30 @@ def test_fields_are_those_of_the_release(release, path, name, fields):
     assert [node.target.id for node in found.body if isinstance(node, ast.AnnAssign)] == fields
 
 
+def class_of(release, path, name):
+    folder = sources()
+    package, version = release.split()
+    assert (folder / f"{package}-{version}.dist-info").is_dir()
+    (found,) = [node for node in ast.parse((folder / path).read_text()).body
+                if isinstance(node, ast.ClassDef) and node.name == name]
+    return found
+
+
+def test_the_policies_of_pools_are_those_of_the_release():
+    found = class_of("sglang 0.5.23", "sglang/srt/mem_cache/hicache_storage.py", "PoolHitPolicy")
+    assert [node.targets[0].id for node in found.body if isinstance(node, ast.Assign)] == engines.HIT_POLICIES
+
+
+@pytest.mark.parametrize(("release", "path", "name"), engines.HOST_POOLS, ids=[row[2] for row in engines.HOST_POOLS])
+def test_host_pools_answer_what_the_adapter_asks(release, path, name):
+    functions = {node.name: [argument.arg for argument in node.args.args]
+                 for node in class_of(release, path, name).body if isinstance(node, ast.FunctionDef)}
+    assert functions["get_page_buffer_meta"] == ["self", "indices"]
+    assert functions["get_data_page"] == ["self", "index", "flat"]
+    assert functions["get_dummy_flat_data_page"] == ["self"]
+    assert functions["set_from_flat_data_page"] == ["self", "index", "data_page"]
+
+
 def test_without_torch_the_adapter_of_transformers_says_how_it_is_installed():
     program = "import sys; sys.modules['torch'] = None; import kvcompress.adapters.transformers"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

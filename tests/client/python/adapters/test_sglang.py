@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 engines.provide_sglang()
 from frame_reader import read_frame  # noqa: E402
-from kvcompress.adapters._codec import unpack  # noqa: E402
+from kvcompress.adapters._codec import Kind, unpack  # noqa: E402
 from kvcompress.adapters.sglang import KvCompressStorage  # noqa: E402
 
 LAYERS, HEADS, SIZE, PAGE, PAGES = 3, 2, 32, 16, 4
@@ -29,7 +29,7 @@ class Pool:
     layer_num, head_num, head_dim, page_size = LAYERS, HEADS, SIZE, PAGE
 
     def __init__(self, layout, dtype=torch.bfloat16):
-        self.layout, self.dtype = layout, dtype
+        self.layout, self.dtype, self.size = layout, dtype, PAGE * PAGES
         generator = torch.Generator().manual_seed(5)
         self.kv_buffer = torch.randn(SHAPES[layout], generator=generator).to(dtype)
 
@@ -51,11 +51,30 @@ class Pool:
         memory.copy_(page.view(memory.shape))
 
 
+    def get_page_buffer_meta(self, indices):
+        """As SGLang's: a block for each side, or for each layer and side."""
+        if not self.layout:
+            raise ValueError("Unsupported layout")
+        token, sides = HEADS * SIZE * self.dtype.itemsize, self.kv_buffer.shape[0]
+        base, side = self.kv_buffer.data_ptr(), self.kv_buffer[0].nbytes
+        starts = indices.tolist()[::PAGE]
+        if self.layout == "layer_first":
+            where = [base + number * side + (layer * self.size + start) * token
+                     for start in starts for layer in range(LAYERS) for number in range(sides)]
+            return where, [PAGE * token] * len(where)
+        where = [base + number * side + start * LAYERS * token for start in starts for number in range(sides)]
+        return where, [PAGE * LAYERS * token] * len(where)
+
+
 class LatentPool(Pool):
     """MLATokenToKVPoolHost, whose latents have the size of two heads here."""
 
     head_num = head_dim = None
     kv_lora_rank, qk_rope_head_dim = 16, HEADS * SIZE - 16
+
+    def __init__(self, layout, dtype=torch.bfloat16):
+        super().__init__(layout, dtype)
+        self.kv_buffer = self.kv_buffer[:1].clone()
 
     def get_data_page(self, index, flat=True):
         return self._memory(index)[0].flatten()
@@ -90,6 +109,16 @@ def make(daemon, tmp_path):
         storage.close()
 
 
+def parts(storage, page):
+    """Of a flat page, by name."""
+    pool = storage._pool()
+    return {part.name: part.tensor for chunk in pool.chunks("x", pool.flat_page(page)) for part in chunk.parts}
+
+
+def chunk_keys(storage, key):
+    return storage._pool().keys(key, flat=storage._is_flat)
+
+
 def pages(pool, numbers):
     return [pool.get_data_page(number * PAGE) for number in numbers]
 
@@ -108,7 +137,7 @@ def test_pages_come_back_the_same(make, layout, tmp_path):
     assert torch.equal(found[2], pages(pool, [2])[0])
     assert storage.set("d", pages(pool, [3])[0])
     assert torch.equal(storage.get("d"), pages(pool, [3])[0])
-    stored = sum(file.stat().st_size for file in (tmp_path / "pages").glob("*/*"))
+    stored = sum(file.stat().st_size for file in (tmp_path / "pages").glob("*/*.kvc"))
     assert stored < 0.9 * pool.kv_buffer.nbytes
     storage.clear()
     assert storage.batch_exists(["a"]) == 0
@@ -146,7 +175,7 @@ def test_codecs_are_told_what_each_part_is(make, layout):
     """A view [heads, tokens, head_dim] of each layer, from wherever the layout has it."""
     pool = Pool(layout)
     storage = make(pool)
-    named = dict(storage._tensors(pool.get_data_page(PAGE)))
+    named = parts(storage, pool.get_data_page(PAGE))
     assert list(named)[:3] == ["layer_0_key", "layer_0_value", "layer_1_key"]
     assert named["layer_2_value"].shape == (1, HEADS, PAGE, SIZE)
     buffer = pool.kv_buffer
@@ -176,7 +205,7 @@ def test_the_interface_with_host_indices(make, layout):
 def test_latents_are_keys_of_one_head(make, layout):
     pool = LatentPool(layout, torch.float16)
     storage = make(pool)
-    named = dict(storage._tensors(pool.get_data_page(PAGE)))
+    named = parts(storage, pool.get_data_page(PAGE))
     assert [(name, tuple(tensor.shape)) for name, tensor in named.items()] == [
         (f"layer_{layer}_key", (1, 1, PAGE, HEADS * SIZE)) for layer in range(LAYERS)]
     buffer = pool.kv_buffer[0]
@@ -191,13 +220,13 @@ def test_a_pool_of_another_kind_is_stored_in_one_piece(make):
     pool = LatentPool("layer_first", torch.float16)
     pool.qk_rope_head_dim = 8
     storage = make(pool)
-    assert [name for name, _ in storage._tensors(pool.get_data_page(0))] == ["page"]
+    assert list(parts(storage, pool.get_data_page(0))) == ["kv_0"]
     assert storage.batch_set(["a"], pages(pool, [0]))
     assert torch.equal(make(pool, rank_tp=1).get("a"), pages(pool, [0])[0])
 
 
 def stored_bytes(storage, keys):
-    return [storage._store.get(key, 1 << 20) for key in keys]
+    return [storage._store.get(one, 1 << 20) for key in keys for one in chunk_keys(storage, key)]
 
 
 # Of latents each small frame's spec is longer by 46 of its 590 bytes, which the values must save before.
@@ -215,7 +244,7 @@ def test_keys_are_turned_back(make, turned_keys, kind, layout, most, rotary):
         keys = turned_keys(heads, PAGE * PAGES, size, seed=layer, **rotary)
         for start in range(0, PAGE * PAGES, PAGE):
             page = pool.get_data_page(start).clone()
-            dict(plain._tensors(page))[f"layer_{layer}_key"][0] = keys[:, start : start + PAGE]
+            parts(plain, page)[f"layer_{layer}_key"][0] = keys[:, start : start + PAGE]
             pool.set_from_flat_data_page(start, page)
     names = ["a", "b", "c", "d"]
     for storage in (plain, turned):
@@ -233,7 +262,8 @@ def test_pages_begin_where_sglang_says(make, before, starts):
     info = types.SimpleNamespace(prefix_keys=before, extra_info=None)
     assert storage.batch_set_v1(["a", "b", "c"], torch.arange(3 * PAGE), info) == [True] * 3
     for data, start in zip(stored_bytes(storage, "abc"), starts, strict=True):
-        specs = [read_frame(bytes(frame)).codec for _, frame, _ in unpack(data, storage._kinds)]
+        kinds = [Kind(torch.float16, (1, HEADS, PAGE, SIZE))] * 2 * LAYERS
+        specs = [read_frame(bytes(frame)).codec for _, frame, _ in unpack(data, kinds)]
         place = f",start={start}" if start else ""
         assert specs == [f"fallback|transform(step=0.5{theta}{place})" for theta in (",theta=10000", "")] * LAYERS
 
@@ -252,7 +282,7 @@ def test_what_is_another_page_is_a_miss(make):
     assert make(pool).exists("a")
     assert not make(pool, rank_tp=1).exists("a")
     assert not make(pool, codec="raw").exists("a")
-    assert not make(Pool("page_first")).exists("a")
+    assert make(Pool("page_first")).exists("a")  # the same, in another order
     assert not make(Pool("layer_first", torch.float16)).exists("a")
 
 
@@ -260,16 +290,17 @@ def test_a_damaged_page_is_a_miss_and_goes(make, tmp_path, caplog):
     pool = Pool("layer_first")
     storage = make(pool)
     assert storage.batch_set(["a", "b", "c"], pages(pool, [0, 1, 2]))
-    damaged = storage._store._path("b")
+    damaged = storage._store._path(chunk_keys(storage, "b")[0])
     data = bytearray(damaged.read_bytes())
     data[-100] ^= 1
     damaged.write_bytes(data)
-    storage._store._path("c").write_bytes(b"KVCB")
+    storage._store._path(chunk_keys(storage, "c")[0]).write_bytes(b"KVCB")
     with caplog.at_level(logging.WARNING):
         found = storage.batch_get(["a", "b", "c"])
     assert torch.equal(found[0], pages(pool, [0])[0])
     assert found[1:] == [None, None]
-    assert "b is lost" in caplog.text
+    assert storage._store.stats().lost == 2
+    assert storage.stats()["missing"] == 2
     assert [storage.exists(key) for key in "abc"] == [True, False, False]
     assert storage.set("b", pages(pool, [1])[0])
     assert torch.equal(storage.get("b"), pages(pool, [1])[0])
@@ -284,8 +315,9 @@ def test_without_a_daemon_all_is_a_miss(make, caplog):
         assert not storage.batch_set(["a", "b"], pages(pool, [0, 1]))
         assert storage.batch_get(["a"]) == [None]
     assert storage.exists("a")
-    assert "not stored" in caplog.text
-    assert "not read" in caplog.text
+    assert "chunks unsaved: 1" in caplog.text
+    assert "chunks undecoded: 1" in caplog.text
+    assert (storage.stats()["unsaved"], storage.stats()["undecoded"]) == (1, 1)
 
 
 def test_what_cannot_work_is_said_at_the_start(make):

@@ -96,13 +96,19 @@ class Codec:
         """The same for codecs that make the same frames of the same tensors."""
         return self.spec or self.profile
 
-    def compress(self, tensors: Sequence[tuple[str, torch.Tensor]], starts: Sequence[int] | None = None) -> list[Frame]:
+    def compress(
+        self,
+        tensors: Sequence[tuple[str, torch.Tensor]],
+        starts: Sequence[int] | None = None,
+        specs: Sequence[str | None] | None = None,
+    ) -> list[Frame]:
         """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
         busy or gone for a while. `starts`: of each tensor the position of its first token, which is taken to be 0 where
-        it is not known."""
+        it is not known. `specs`: of each tensor a codec chain in place of this codec's."""
+        nothing = [None] * len(tensors)
         items = [
-            (name, tensor.detach().cpu(), None, self._rotary_at(start))
-            for (name, tensor), start in zip(tensors, starts or [0] * len(tensors), strict=True)
+            (name, tensor.detach().cpu(), spec, self._rotary_at(start or 0))
+            for (name, tensor), start, spec in zip(tensors, starts or nothing, specs or nothing, strict=True)
         ]
 
         def work(seconds: float) -> list[Frame]:
@@ -128,16 +134,20 @@ class Codec:
 
         return self.client.with_retries(work, timeout=self.timeout)
 
-    def most_bytes(self, named: Sequence[tuple[str, Kind]]) -> list[int]:
-        """What the daemon says that no frame of these tensors is larger than."""
+    def most_bytes(self, named: Sequence[tuple[str, Kind]], specs: Sequence[str | None] | None = None) -> list[int]:
+        """What the daemon says that no frame of these tensors is larger than. `specs` as for `compress`."""
         headers = []
-        for name, kind in named:
+        for (name, kind), spec in zip(named, specs or [None] * len(named), strict=True):
             tensor = pb.Tensor(name=name, dtype=f"DTYPE_{DTYPES[kind.dtype]}", shape=kind.shape)
             choice = f"ON_NONFINITE_{self.on_nonfinite.upper()}"
             rotary = None if self.rotary is None else self.rotary.message()
             headers.append(
                 pb.CompressHeader(
-                    tensor=tensor, codec=self.spec, profile=self.profile, on_nonfinite=choice, rotary=rotary
+                    tensor=tensor,
+                    codec=self.spec if spec is None else spec,
+                    profile=self.profile if spec is None else "",
+                    on_nonfinite=choice,
+                    rotary=rotary,
                 )
             )
         said = self.client.capabilities(headers, timeout=self.timeout)

@@ -1,107 +1,114 @@
-"""Storage of SGLang's hierarchical cache (HiCache): pages of the host pool as frames on local disk.
+"""Storage of SGLang's hierarchical cache (HiCache): pages of its host pools as frames in a store.
 
-Tested with SGLang 0.5.23's own base class and factory, imported without a GPU, and, where SGLang is not installed,
-against the signatures of that release, with host pools of its layouts on the CPU. No model has run in SGLang with it.
+Tested with SGLang 0.5.23's own base class, factory and host pools, imported without a GPU, and, where SGLang is not
+installed, against the signatures of that release, with host pools of its layouts on the CPU. No model has run in SGLang
+with it.
 
 SGLang loads it by `--hicache-storage-backend dynamic`; see the package's README for the whole configuration.
 """
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 try:
     import torch
-    from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, PoolHitPolicy, PoolName, PoolTransferResult
 except ImportError as error:
     raise ImportError(
         f"kvcompress.adapters.sglang runs inside SGLang, which cannot be imported here: {error}"
     ) from error
 
-from .. import DataLoss, FailedPrecondition, InvalidArgument, KvCompressError
-from ..store import Store, open_store
-from ._codec import Codec, Kind, Stored, check_dtype, check_keys, most_packed, pack, unpack
+from .. import FailedPrecondition, InvalidArgument
+from ..store import open_store
+from ._chunks import ChunkStore
+from ._codec import Codec, check_dtype, check_keys
+from ._sglang_pools import HostPool, Page, Ranks
 
 logger = logging.getLogger(__name__)
 
-# Shape of a flat page, and the order of its axes that makes it [sides, layers, heads, tokens, head_dim].
-_Split = tuple[tuple[int, ...], tuple[int, ...]]
-# The axes of a page of keys and values [2, ...] or latents [1, ...] in each layout of SGLang's host pool, and
-# that order.
-_LAYOUTS = {
-    "layer_first": ("LPHD", (0, 1, 3, 2, 4)),
-    "page_first": ("PLHD", (0, 2, 3, 1, 4)),
-    "page_first_direct": ("LPHD", (0, 1, 3, 2, 4)),
-    "page_head": ("HPLD", (0, 3, 1, 2, 4)),
-}
+Value = TypeVar("Value")
 # SGLang's own options in the same object.
 _SGLANG_KEYS = {
     "backend_name", "module_path", "class_name", "interface_v1", "prefetch_threshold", "prefetch_timeout_base",
     "prefetch_timeout_per_ki_token", "hicache_storage_pass_prefix_keys", "tp_lcm_size",
 }  # fmt: skip
+# What SGLang calls the values of pools that hold them as bytes.
+_FP8 = {None: None, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 class KvCompressStorage(HiCacheStorage):
-    """Pages, flat tensors of the host pool's dtype, by SGLang's hashes of their tokens and of all before them.
+    """Pages of the host pools, by SGLang's hashes of their tokens and of all before them.
 
-    A page of an MHA pool becomes a frame for each layer's keys and values [1, heads, tokens, head_dim], of an MLA pool
-    one for each layer's latents [1, 1, tokens, size]; of any other pool, one frame. Where pages stand in their prompt
-    SGLang tells with `interface_v1` and `hicache_storage_pass_prefix_keys`; without these codecs take each for the
-    first. What cannot be stored or read is logged, and is a miss. A damaged page is removed."""
+    Where pages stand in their prompt SGLang tells with `interface_v1` and `hicache_storage_pass_prefix_keys`; without
+    these codecs take each for the first. What cannot be stored or read is logged and counted, and is a miss. A damaged
+    page, and one that is another's, is removed."""
 
     def __init__(self, storage_config: Any, kwargs: Any = None):
         extra = dict(storage_config.extra_config or {})
-        check_keys(extra, {"capacity_bytes", *_SGLANG_KEYS}, required={"path"})
-        self._codec = Codec.from_config(extra)
-        if not (extra.get("interface_v1") and extra.get("hicache_storage_pass_prefix_keys")):
-            self._codec.check_without_positions()
+        check_keys(extra, {"capacity_bytes", "kv_cache_dtype", *_SGLANG_KEYS}, required={"path"})
+        if getattr(storage_config, "dcp_size", 1) != 1:
+            raise FailedPrecondition("decode context parallelism spreads a page's tokens, and is not supported")
+        if extra.get("kv_cache_dtype") not in _FP8:
+            raise InvalidArgument(f"kv_cache_dtype is {extra['kv_cache_dtype']!r}, and not fp8_e4m3 or fp8_e5m2")
+        codec = Codec.from_config(extra)
+        self._is_flat = not extra.get("interface_v1")
+        if self._is_flat or not extra.get("hicache_storage_pass_prefix_keys"):
+            codec.check_without_positions()
+        self._codec = codec
         self._config = storage_config
-        self._options = extra
-        self._store: Store | None = None
-        self._page = Kind(torch.float16, (0,))
-        self._kinds: list[Kind] = []
-        self._split: _Split | None = None
+        self._fp8 = _FP8[extra.get("kv_cache_dtype")]
+        self._store = open_store(
+            extra["path"], repr(["sglang", storage_config.model_name, codec.text]), extra.get("capacity_bytes")
+        )
+        self._chunks = ChunkStore(codec, self._store)
+        self._pools: dict[str, HostPool] = {}
+        self._is_logical = False  # the pool of keys and values has no memory of its own: all is in other pools
+        self._has_metrics = bool(getattr(storage_config, "enable_storage_metrics", False))
+        self._metrics: dict[str, list[float]] = defaultdict(list)  # as SGLang's StorageMetrics names them
+
+    # What SGLang registers.
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
-        """Before any page: the pool says what its pages look like. InvalidArgument for FP8 and the like."""
+        """Before any page: the pool says what its pages look like."""
         super().register_mem_pool_host(mem_pool_host)
-        page = mem_pool_host.get_dummy_flat_data_page()
-        check_dtype(page.dtype, "SGLang's KV cache")
-        self._page = Kind.of(page)
-        self._split = _split(mem_pool_host, page.numel())
-        self._kinds = [Kind.of(tensor) for _, tensor in self._tensors(page)]
-        self._store = open_store(self._options["path"], self._namespace(), self._options.get("capacity_bytes"))
+        self._is_logical = getattr(mem_pool_host, "kv_buffer", mem_pool_host) is None
+        if not self._is_logical:
+            check_dtype(mem_pool_host.dtype, "SGLang's KV cache")
+            self._add(PoolName.KV, mem_pool_host)
 
-    def _namespace(self) -> str:
-        """Pages of another shard, shape, layout or codec are other pages."""
+    def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
+        """Of keys and values it is registered before, as the one above."""
+        super().register_mem_host_pool_v2(host_pool, host_pool_name)
+        if host_pool_name != PoolName.KV:
+            self._add(host_pool_name, host_pool)
+
+    def _add(self, name: Any, pool: Any) -> None:
         config = self._config
-        shard = [config.pp_rank, config.pp_size, config.attn_cp_rank, config.attn_cp_size]
-        if not config.is_mla_model:  # all ranks hold the same pages there
-            shard += [config.tp_rank, config.tp_size]
-        parts = ["sglang", config.model_name, shard, getattr(self.mem_pool_host, "layout", ""), self._page, self._kinds]
-        return repr([*parts, self._codec.text])
+        common = f"pp{config.pp_rank}/{config.pp_size} cp{config.attn_cp_rank}/{config.attn_cp_size}"
+        split = max(1, (getattr(config, "tp_lcm_size", None) or 0) // config.tp_size)
+        ranks = Ranks(common, config.tp_rank, config.tp_size, config.is_mla_model, split)
+        self._pools[str(name)] = HostPool(str(name), pool, ranks, self._fp8)
 
-    def _tensors(self, page: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-        """Views of a flat page, by name."""
-        if self._split is None:
-            return [("page", page)]
-        shape, order = self._split
-        layers = page.view(shape).permute(order).unsqueeze(2)
-        return [
-            (f"layer_{index}_{side}", layers[number, index])
-            for index in range(layers.shape[1])
-            for number, side in enumerate(("key", "value")[: layers.shape[0]])
-        ]
+    def _pool(self, name: Any = PoolName.KV) -> HostPool:
+        try:
+            return self._pools[str(name)]
+        except KeyError:
+            raise FailedPrecondition(f"no host pool {name} is registered") from None
 
-    def _open(self) -> Store:
-        if self._store is None:
-            raise FailedPrecondition("no host pool is registered")
-        return self._store
-
-    # What SGLang calls.
+    # One pool of keys and values, as flat pages.
 
     def exists(self, key: str) -> bool:
-        return self._open().exists(key)
+        return self.batch_exists([key]) == 1
+
+    def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
+        """How many of the first ones are stored."""
+        if self._is_logical:
+            return len(keys)
+        have = self._have(PoolName.KV, keys)
+        return have.index(False) if False in have else len(have)
 
     def set(self, key: str, value: Any = None, target_location: Any = None, target_sizes: Any = None) -> bool:
         return self.batch_set([key], [value])
@@ -113,134 +120,171 @@ class KvCompressStorage(HiCacheStorage):
         self, keys: Sequence[str], values: Any = None, target_locations: Any = None, target_sizes: Any = None
     ) -> bool:
         """True if all of the pages are stored now; those that were already are not written again."""
-        return all(self._write(keys, list(values or [])))
+        pool = self._pool()
+        try:
+            pages = [pool.flat_page(value) for value in values or []]
+        except InvalidArgument as error:
+            logger.warning("%d pages are not stored: %s", len(keys), error)
+            return False
+        return all(self._save(pool, keys, pages, flat=True))
 
     def batch_get(
         self, keys: Sequence[str], target_locations: Any = None, target_sizes: Any = None
     ) -> list[torch.Tensor | None]:
         """Pages, in `target_locations` where these are given, and None for each miss."""
+        pool = self._pool()
         buffers = [
             self.mem_pool_host.get_dummy_flat_data_page() if buffer is None else buffer
             for buffer in target_locations or [None] * len(keys)
         ]
-        return [buffer if found else None for buffer, found in zip(buffers, self._read(keys, buffers), strict=True)]
+        flats = [buffer.reshape(-1).contiguous() for buffer in buffers]  # copies, of buffers with gaps
+        found = self._load(pool, keys, [pool.flat_page(flat) for flat in flats], flat=True)
+        for buffer, flat in zip(buffers, flats, strict=True):
+            if flat.data_ptr() != buffer.data_ptr():
+                buffer.copy_(flat.view(buffer.shape))
+        return [buffer if hit else None for buffer, hit in zip(buffers, found, strict=True)]
+
+    # The same in the host pool's memory.
 
     def batch_set_v1(self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None) -> list[bool]:
-        pages = [self.mem_pool_host.get_data_page(index) for index in self._pages(keys, host_indices)]
-        before = getattr(extra_info, "prefix_keys", None)
-        return self._write(keys, pages, None if before is None else len(before))
+        if self._is_logical:
+            return [True] * len(keys)
+        pool = self._pool()
+        pages = _checked_pages(pool, keys, host_indices, to_write=False)
+        return self._save(pool, keys, pages, _pages_before(extra_info))
 
     def batch_get_v1(self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None) -> list[bool]:
-        indices = self._pages(keys, host_indices)
-        pages = self.batch_get(keys)
-        for index, page in zip(indices, pages, strict=True):
-            if page is not None:
-                self.mem_pool_host.set_from_flat_data_page(index, page)
-        return [page is not None for page in pages]
+        if self._is_logical:
+            return [True] * len(keys)
+        pool = self._pool()
+        return self._load(pool, keys, _checked_pages(pool, keys, host_indices, to_write=True))
+
+    # Several pools.
+
+    def batch_exists_v2(self, keys: Sequence[str], pool_transfers: Any = None, extra_info: Any = None) -> Any:
+        """As SGLang's own file backend counts: every prefix that all pools can restore, and the longest one of each
+        pool. A policy that is not known here gives no verdict."""
+        pages = self.batch_exists(keys)
+        hits: dict[Any, int] = {PoolName.KV: pages} if pages else {}
+        restorable = list(range(1, pages + 1))
+        for transfer in pool_transfers or []:
+            if not restorable:
+                break
+            if transfer.hit_policy not in (PoolHitPolicy.ALL_PAGES, PoolHitPolicy.TRAILING_PAGES):
+                continue
+            have = self._have(transfer.name, keys[:pages])
+            window = pages if transfer.hit_policy == PoolHitPolicy.ALL_PAGES else max(1, len(transfer.keys or [1]))
+            good = {end for end in range(1, pages + 1) if all(have[max(0, end - window) : end])}
+            if good:
+                hits[transfer.name] = max(good)
+            restorable = [end for end in restorable if end in good]
+        return PoolTransferResult(restorable[-1] if restorable else 0, hits, restorable)
+
+    def batch_get_v2(self, transfers: Sequence[Any], extra_info: Any = None) -> dict[Any, list[bool]]:
+        """The pages of a transfer that cannot be are misses, of one pool without the others'."""
+        return {one.name: self._transferred(one, self._load, to_write=True) for one in transfers}
+
+    def batch_set_v2(self, transfers: Sequence[Any], extra_info: Any = None) -> dict[Any, list[bool]]:
+        before = _pages_before(extra_info)
+
+        def save(pool: HostPool, keys: Sequence[str], pages: Sequence[Page]) -> list[bool]:
+            return self._save(pool, keys, pages, before)
+
+        return {one.name: self._transferred(one, save, to_write=False) for one in transfers}
+
+    def _transferred(self, transfer: Any, work: Callable[..., list[bool]], *, to_write: bool) -> list[bool]:
+        keys = transfer.keys or []
+        try:
+            pool = self._pool(transfer.name)
+            return work(pool, keys, _checked_pages(pool, keys, transfer.host_indices, to_write=to_write))
+        except (FailedPrecondition, InvalidArgument) as error:
+            logger.warning("pages of pool %s are not moved: %s", transfer.name, error)
+            return [False] * len(keys)
+
+    # All of them.
+
+    def _have(self, name: Any, keys: Sequence[str]) -> list[bool]:
+        pool = self._pool(name)
+        flat = self._is_flat and name == PoolName.KV
+        pages = [pool.keys(key, flat=flat) for key in keys]
+        held = self._chunks.exists([key for page in pages for key in page])
+        return [all(page) for page in _grouped(held, pages)]
+
+    def _save(
+        self,
+        pool: HostPool,
+        keys: Sequence[str],
+        pages: Sequence[Page],
+        before: int | None = None,
+        *,
+        flat: bool = False,
+    ) -> list[bool]:
+        """Which pages are stored now. `before`: how many of the prompt's come before these, where that is known."""
+        began = time.perf_counter()
+        starts = [0 if before is None else (before + number) * pool.page_size for number in range(len(keys))]
+        chunks = [
+            pool.chunks(key, page, start, flat=flat) for key, page, start in zip(keys, pages, starts, strict=True)
+        ]
+        found = _grouped(self._chunks.save([chunk for page in chunks for chunk in page]), chunks)
+        self._measured("backup", pool, sum(any(page) for page in found), time.perf_counter() - began)
+        return [None not in page for page in found]
+
+    def _load(self, pool: HostPool, keys: Sequence[str], pages: Sequence[Page], *, flat: bool = False) -> list[bool]:
+        """Which pages were found; they stand in their memory then."""
+        began = time.perf_counter()
+        chunks = [pool.chunks(key, page, flat=flat) for key, page in zip(keys, pages, strict=True)]
+        loaded = self._chunks.load([chunk for page in chunks for chunk in page])
+        found = [all(page) for page in _grouped(loaded, chunks)]
+        for page, hit in zip(pages, found, strict=True):
+            if hit:
+                page.written()
+        self._measured("prefetch", pool, sum(found), time.perf_counter() - began)
+        return found
+
+    def _measured(self, what: str, pool: HostPool, pages: int, seconds: float) -> None:
+        if pages and self._has_metrics:
+            self._metrics[f"{what}_pgs"].append(pages)
+            self._metrics[f"{what}_bandwidth"].append(pages * pool.page_bytes / seconds / (1 << 30))
+
+    # Everything else.
+
+    def get_stats(self) -> Any:
+        """What SGLang's metrics tell of a storage, since it was asked last; None where they are off."""
+        if not self._has_metrics:
+            return None
+        from sglang.srt.observability.metrics_collector import StorageMetrics
+
+        taken = {name: values.copy() for name, values in self._metrics.items()}
+        for name, values in taken.items():
+            del self._metrics[name][: len(values)]
+        return StorageMetrics(**taken)
+
+    def stats(self) -> dict[str, float]:
+        """The counters of chunks; see _chunks.COUNTERS."""
+        return self._chunks.counters.values()
 
     def clear(self) -> None:
-        self._open().clear()
+        self._store.clear()
 
     def close(self) -> None:
         self._codec.client.close()
-
-    # The same for all of them.
-
-    def _pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[int]:
-        """The first token of each page."""
-        size = self.mem_pool_host.page_size
-        if host_indices.numel() != len(keys) * size:
-            raise InvalidArgument(f"{host_indices.numel()} indices for {len(keys)} pages of {size} tokens")
-        return [int(index) for index in host_indices[::size]]
-
-    def _write(self, keys: Sequence[str], pages: Sequence[torch.Tensor], before: int | None = None) -> list[bool]:
-        """`before`: the number of pages of the prompt that come before these, where it is known."""
-        store = self._open()
-        try:
-            new, starts = [], []
-            for number, (key, page) in enumerate(zip(keys, pages, strict=True)):
-                if not store.exists(key):
-                    new.append((key, self._tensors(self._checked(page))))
-                    starts.append(0 if before is None else (before + number) * self.mem_pool_host.page_size)
-            count = len(self._kinds)
-            frames = self._codec.compress(
-                [tensor for _, tensors in new for tensor in tensors], [start for start in starts for _ in range(count)]
-            )
-            payloads = (pack(frames[at : at + count]) for at in range(0, len(frames), count))
-            stored = store.put_many((key, payload) for (key, _), payload in zip(new, payloads, strict=True))
-            missing = {key for (key, _), done in zip(new, stored, strict=True) if not done}
-            return [key not in missing for key in keys]
-        except KvCompressError as error:
-            logger.warning("%d pages are not stored: %s", len(keys), error)
-            return [store.exists(key) for key in keys]
-
-    def _checked(self, page: torch.Tensor) -> torch.Tensor:
-        page = page.reshape(-1)
-        if Kind.of(page) != self._page:
-            raise InvalidArgument(f"a page is {Kind.of(page)}, and those of the pool are {self._page}")
-        return page
-
-    def _read(self, keys: Sequence[str], buffers: Sequence[torch.Tensor]) -> list[bool]:
-        """Which of the pages were found; they are in their buffers then."""
-        found: list[bool] = []
-        payloads: list[tuple[str, torch.Tensor, list[Stored]]] = []
-        copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for key, buffer in zip(keys, buffers, strict=True):
-            frames = self._load(key)
-            found.append(frames is not None)
-            if frames is not None:
-                flat = self._checked(buffer)
-                payloads.append((key, flat, frames))
-                if flat.data_ptr() != buffer.data_ptr():  # a copy, of a buffer with gaps
-                    copies.append((buffer, flat))
-        decoded = iter(self._decode(payloads))
-        for buffer, flat in copies:
-            buffer.copy_(flat.view(buffer.shape))
-        return [hit and next(decoded) for hit in found]
-
-    def _load(self, key: str) -> list[Stored] | None:
-        store = self._open()
-        try:
-            payload = store.get(key, most_packed(self._kinds))
-            return None if payload is None else unpack(payload, self._kinds)
-        except DataLoss as error:
-            self._lost(key, error)
-            return None
-
-    def _decode(self, payloads: Sequence[tuple[str, torch.Tensor, list[Stored]]]) -> list[bool]:
-        """On one stream; where that fails, page by page, for the others' sake."""
-        if not payloads:
-            return []
-        try:
-            frames = [frame for _, _, page in payloads for frame in page]
-            tensors = iter(self._codec.decompress(frames))
-            for _, buffer, _ in payloads:
-                for _, part in self._tensors(buffer):
-                    part.copy_(next(tensors))
-            return [True] * len(payloads)
-        except DataLoss as error:
-            if len(payloads) > 1:
-                return [self._decode([payload])[0] for payload in payloads]
-            self._lost(payloads[0][0], error)
-        except KvCompressError as error:
-            logger.warning("%d pages are not read: %s", len(payloads), error)
-        return [False] * len(payloads)
-
-    def _lost(self, key: str, error: Exception) -> None:
-        logger.warning("page %s is lost: %s", key, error)
-        self._open().discard(key)
+        self._store.close()
 
 
-def _split(pool: Any, elements: int) -> _Split | None:
-    """Of a page of keys and values, or of MLA's latents; None for another kind of pool."""
-    layout = _LAYOUTS.get(getattr(pool, "layout", ""))
-    names = {"L": "layer_num", "P": "page_size", "H": "head_num", "D": "head_dim"}
-    sizes = {axis: getattr(pool, name, None) for axis, name in names.items()}
-    latent, turned = getattr(pool, "kv_lora_rank", None), getattr(pool, "qk_rope_head_dim", None)
-    sides = 2
-    if isinstance(latent, int) and isinstance(turned, int):
-        sides, sizes["H"], sizes["D"] = 1, 1, latent + turned
-    if layout is None or not all(isinstance(size, int) for size in sizes.values()):
-        return None
-    shape = (sides, *(int(sizes[axis] or 0) for axis in layout[0]))
-    return (shape, layout[1]) if torch.Size(shape).numel() == elements else None
+def _checked_pages(pool: HostPool, keys: Sequence[str], indices: Any, *, to_write: bool) -> list[Page]:
+    """InvalidArgument for another number of indices than the keys have tokens."""
+    count = 0 if indices is None else indices.numel()
+    if count != len(keys) * pool.page_size:
+        raise InvalidArgument(f"{count} indices for {len(keys)} pages of {pool.page_size} tokens")
+    return pool.pages(indices, to_write=to_write) if keys else []
+
+
+def _grouped(values: Iterable[Value], pages: Sequence[Sequence[Any]]) -> list[list[Value]]:
+    """One value after another, as many for each page as that has chunks."""
+    rest = iter(values)
+    return [[next(rest) for _ in page] for page in pages]
+
+
+def _pages_before(extra_info: Any) -> int | None:
+    before = getattr(extra_info, "prefix_keys", None)
+    return None if before is None else len(before)
