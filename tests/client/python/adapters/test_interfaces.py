@@ -18,6 +18,7 @@ ADAPTERS = {
     "HiCacheStorage": ("kvcompress.adapters.sglang", "KvCompressStorage", engines.provide_sglang),
     "Serializer": ("kvcompress.adapters.lmcache", "KvCompressSerializer", engines.provide_lmcache),
     "Deserializer": ("kvcompress.adapters.lmcache", "KvCompressDeserializer", engines.provide_lmcache),
+    "L2AdapterInterface": ("kvcompress.adapters.lmcache", "KvCompressL2Adapter", engines.provide_lmcache),
 }
 IDS = [f"{release}: {name}" for release, _, name, _ in engines.INTERFACES]
 

@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 engines.provide_lmcache()
 from kvcompress.adapters import lmcache  # noqa: E402
+from kvcompress.adapters._lmcache_objects import Geometry, parts  # noqa: E402
 
 INSTALLED = "lmcache" in importlib.metadata.packages_distributions()
 real = pytest.mark.skipif(not INSTALLED, reason="LMCache is not installed")
@@ -35,6 +36,9 @@ class Memory:
     def get_shapes(self):
         return self.shapes
 
+    def get_size(self):
+        return len(self.raw)
+
     def get_dtypes(self):
         return self.dtypes
 
@@ -50,12 +54,22 @@ class Memory:
         return self.raw.numpy().data
 
 
+def object_key(number, **others):
+    """Of LMCache, or with its fields."""
+    from lmcache.v1.distributed.api import ObjectKey
+
+    return ObjectKey(**{"chunk_hash": bytes([number] * 8), "model_name": "org/model", "kv_rank": 0x01000100, **others})
+
+
+KEY = object_key(7)
+
+
 @pytest.fixture
 def serde(daemon):
     server, made = daemon("--threads", "2"), []
 
     def start(**options):
-        made.append(lmcache.create({"target": server.address, "codec": "lossless", **options}))
+        made.append(lmcache.create({"target": server.address, "codec": "lossless", "latents": True, **options}))
         return made[-1]
 
     start.server = server
@@ -77,6 +91,10 @@ def filled(kv_values):
     return make
 
 
+def named_parts(memory, head_dim=0):
+    return [(part.name, part.tensor) for part in parts(memory, Geometry(head_dim, latents=True))]
+
+
 def layout(memory):
     return Bag(shapes=memory.get_shapes(), dtypes=memory.get_dtypes())
 
@@ -91,12 +109,12 @@ def buffer_for(serde, memory):
 def test_objects_come_back_the_same(serde, filled, shapes, dtype):
     one, source = serde(), filled(*shapes, dtype=dtype)
     stored = buffer_for(one, source)
-    size = one._serializer.serialize(source, stored, "key")
+    size = one._serializer.serialize(source, stored, KEY)
     assert size < 0.95 * len(source.raw)
     assert len(stored.raw) < 1.2 * len(source.raw) + 4096
     stored.raw[size:] = 255  # what a buffer that is used again may hold
     target = Memory(source.shapes, source.dtypes)
-    one._deserializer.deserialize(stored, target, "key")
+    one._deserializer.deserialize(stored, target, KEY)
     assert torch.equal(target.raw, source.raw)
 
 
@@ -109,41 +127,78 @@ def test_an_indexer_of_bytes_beside_latents_is_kept_and_the_latents_are_compress
     source.get_tensor(1).copy_(torch.randint(256, tuple(shapes[1]), generator=torch.Generator().manual_seed(3)))
     one = serde(codec="int6(group=64)")
     stored = buffer_for(one, source)
-    size = one._serializer.serialize(source, stored, "key")
+    size = one._serializer.serialize(source, stored, KEY)
     assert size < 0.9 * len(source.raw)
     target = Memory(source.shapes, source.dtypes)
-    one._deserializer.deserialize(stored, target, "key")
+    one._deserializer.deserialize(stored, target, KEY)
     assert torch.equal(target.get_tensor(1), source.get_tensor(1))
     error = (target.get_tensor(0).float() - source.get_tensor(0).float()).abs().max()
     assert 0 < error < 0.1 * values.abs().max()
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int64, torch.bool], ids=str
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int64, torch.bool, torch.complex128], ids=str
 )
 def test_objects_of_every_type_are_stored(serde, dtype):
     source = Memory([KV], [dtype])
     source.get_tensor(0).copy_(torch.randint(2, tuple(KV), generator=torch.Generator().manual_seed(3)))
     one = serde()
     stored = buffer_for(one, source)
-    one._serializer.serialize(source, stored, "key")
+    one._serializer.serialize(source, stored, KEY)
     target = Memory([KV], [dtype])
-    one._deserializer.deserialize(stored, target, "key")
+    one._deserializer.deserialize(stored, target, KEY)
     assert torch.equal(target.raw, source.raw)
+
+
+def test_one_plane_is_kept_bit_for_bit_unless_it_is_latents(serde, filled):
+    """A recurrent layer's states look the same."""
+    source = filled(torch.Size([1, LAYERS, TOKENS, 72]), dtype=torch.float16)
+    for latents in (False, True):
+        one = serde(codec="int4(group=32)", latents=latents)
+        stored, target = buffer_for(one, source), Memory(source.shapes, source.dtypes)
+        one._serializer.serialize(source, stored, KEY)
+        one._deserializer.deserialize(stored, target, KEY)
+        assert torch.equal(target.raw, source.raw) != latents
+
+
+def test_values_that_do_not_begin_where_their_type_can_are_kept(serde):
+    source = Memory([torch.Size([3]), torch.Size([2, 1, 4, 32])], [torch.uint8, torch.bfloat16])
+    source.raw.copy_(torch.randint(256, source.raw.shape, generator=torch.Generator().manual_seed(3)))
+    one = serde(codec="int4(group=32)")
+    stored, target = buffer_for(one, source), Memory(source.shapes, source.dtypes)
+    one._serializer.serialize(source, stored, KEY)
+    one._deserializer.deserialize(stored, target, KEY)
+    assert torch.equal(target.raw, source.raw)
+
+
+def test_the_serde_counts_what_goes_through_it(serde, filled):
+    one, source = serde(), filled(KV)
+    stored, target = buffer_for(one, source), Memory(source.shapes, source.dtypes)
+    size = one._serializer.serialize(source, stored, KEY)
+    one._deserializer.deserialize(stored, target, KEY)
+    stored.raw[size // 2] ^= 1
+    with pytest.raises(kvcompress.DataLoss):
+        one._deserializer.deserialize(stored, target, KEY)
+    found = one._serializer._counters.values()
+    assert found.pop("serialize_seconds") > 0
+    assert found.pop("deserialize_seconds") > 0
+    assert found == {"serialized": 1, "deserialized": 1, "undeserialized": 1, "tensor_bytes": len(source.raw),
+                     "frame_bytes": size}
 
 
 def test_codecs_are_told_what_each_part_is(filled):
     source = filled(KV, torch.Size([2, 1, TOKENS, 64]))
-    named = lmcache._views(source, 0)
+    named = named_parts(source)
     assert [name for name, _ in named] == [
         f"layer_{layer}_{side}" for layer in range(4) for side in ("key", "value")]
     assert torch.equal(named[5][1][0, 0], source.get_tensor(0)[1, 2])
     assert named[7][1].shape == (1, 1, TOKENS, 64)
-    heads = lmcache._views(source, 32)
+    heads = named_parts(source, 32)
     assert torch.equal(heads[5][1][0, 3], source.get_tensor(0)[1, 2, :, 96:])
     assert heads[7][1].shape == (1, 2, TOKENS, 32)
     latent = filled(torch.Size([1, LAYERS, TOKENS, 96]))
-    assert lmcache._views(latent, 32)[0][1].shape == (1, 1, TOKENS, 96)
+    assert named_parts(latent, 32)[0][1].shape == (1, 1, TOKENS, 96)
 
 
 @pytest.mark.parametrize(("shape", "head_dim", "rotary"), [
@@ -160,8 +215,8 @@ def test_keys_are_turned_back(serde, filled, turned_keys, shape, head_dim, rotar
     for name, options in (("plain", {}), ("turned", {"rotary": rotary})):
         one = serde(codec="transform(step=0.5)", head_dim=head_dim, **options)
         buffer, target = buffer_for(one, source), Memory([shape], [torch.float16])
-        written[name] = one._serializer.serialize(source, buffer, Bag())
-        one._deserializer.deserialize(buffer, target, Bag())
+        written[name] = one._serializer.serialize(source, buffer, KEY)
+        one._deserializer.deserialize(buffer, target, KEY)
         assert (target.get_tensor(0).float() - source.get_tensor(0).float()).abs().max() < 1
     assert written["turned"] < 0.9 * written["plain"], written
 
@@ -170,7 +225,7 @@ def test_keys_are_turned_back(serde, filled, turned_keys, shape, head_dim, rotar
 def test_the_estimate_is_tight(serde, filled, codec):
     one, source = serde(codec=codec, on_nonfinite="error"), filled(KV)
     stored = buffer_for(one, source)
-    assert one._serializer.serialize(source, stored, "key") == len(stored.raw)
+    assert one._serializer.serialize(source, stored, KEY) == len(stored.raw)
     assert len(stored.raw) < len(source.raw) * {"i": 0.6, "r": 1.03}[codec[0]]
 
 
@@ -180,28 +235,28 @@ def test_a_chunk_with_nan_is_stored_unless_told_otherwise(serde, filled):
     source.get_tensor(0)[1, 2, 3, 4] = float("inf")
     one = serde(codec="int4")
     stored, target = buffer_for(one, source), Memory(source.shapes, source.dtypes)
-    assert one._serializer.serialize(source, stored, "key") <= len(stored.raw)
-    one._deserializer.deserialize(stored, target, "key")
+    assert one._serializer.serialize(source, stored, KEY) <= len(stored.raw)
+    one._deserializer.deserialize(stored, target, KEY)
     assert torch.equal(target.raw[100:102], source.raw[100:102])
     assert target.get_tensor(0)[1, 2, 3, 4] == float("inf")
     strict = serde(codec="int4", on_nonfinite="error")
     with pytest.raises(kvcompress.InvalidArgument, match="NaN"):
-        strict._serializer.serialize(source, buffer_for(strict, source), "key")
+        strict._serializer.serialize(source, buffer_for(strict, source), KEY)
 
 
 def test_damage_leaves_the_target_as_it_was(serde, filled):
     one, source = serde(), filled(KV)
     stored = buffer_for(one, source)
-    size = one._serializer.serialize(source, stored, "key")
+    size = one._serializer.serialize(source, stored, KEY)
     stored.raw[size // 2] ^= 1
     target = Memory(source.shapes, source.dtypes)
     with pytest.raises(kvcompress.DataLoss):
-        one._deserializer.deserialize(stored, target, "key")
+        one._deserializer.deserialize(stored, target, KEY)
     assert not target.raw.any()
     other = Memory([torch.Size([2, LAYERS, TOKENS + 1, SIZE])], source.dtypes)
     stored.raw[size // 2] ^= 1
     with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):
-        one._deserializer.deserialize(stored, other, "key")
+        one._deserializer.deserialize(stored, other, KEY)
 
 
 def test_an_estimate_needs_no_daemon_and_refuses_nothing(serde, filled):
@@ -211,14 +266,12 @@ def test_an_estimate_needs_no_daemon_and_refuses_nothing(serde, filled):
     serde.server.stop()
     assert one._serializer.estimate_serialized_size(layout(source)) > len(source.raw)
     with pytest.raises(kvcompress.Unavailable):
-        one._serializer.serialize(source, Memory([torch.Size([1 << 20])], [torch.uint8]), "key")
-    with pytest.raises(kvcompress.InvalidArgument, match="complex128"):
-        one._serializer.serialize(Memory([KV], [torch.complex128]), source, "key")
+        one._serializer.serialize(source, Memory([torch.Size([1 << 20])], [torch.uint8]), KEY)
 
 
 def test_what_does_not_fit_is_an_error(serde, filled):
     with pytest.raises(kvcompress.InvalidArgument, match="do not fit into 100"):
-        serde()._serializer.serialize(filled(KV), Memory([torch.Size([100])], [torch.uint8]), "key")
+        serde()._serializer.serialize(filled(KV), Memory([torch.Size([100])], [torch.uint8]), KEY)
     with pytest.raises(kvcompress.InvalidArgument, match="unknown option 'workers'"):
         serde(workers=3)
 

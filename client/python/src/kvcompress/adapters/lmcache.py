@@ -1,148 +1,228 @@
-"""Serde of LMCache: the objects of a second-level cache (disk, S3, ...) as frames.
+"""LMCache's second level: an L2 adapter that keeps objects as frames in a store of this package, and a serde for the L2
+adapters of LMCache's own (S3, Redis, ...).
 
-Tested with LMCache 0.5.6 itself, whose Python runs without a GPU: its registry, its thread pool and its memory objects;
-and, where it is not installed, against the signatures of that release.
+Tested with LMCache 0.5.6 itself, whose Python runs without a GPU: its plugin loader, registry, thread pool, metrics and
+memory objects; and, where it is not installed, against the signatures of that release.
 
-LMCache has no option that imports a serde, so its server is started by this module, which registers the serde
-"kvcompress" and hands everything on: `python -m kvcompress.adapters.lmcache server ...`. See the package's README.
+LMCache loads the adapter by `"type": "plugin"`. It has no option that imports a serde, so for that its server is
+started by this module, which registers the serde "kvcompress" and hands everything on:
+`python -m kvcompress.adapters.lmcache server ...`. See the package's README.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 try:
-    import torch
-    from lmcache.v1.distributed.serde import (
-        AsyncSerdeProcessor,
-        Deserializer,
-        Serializer,
-        get_registered_serde_types,
-        register_serde_factory,
-    )
+    from lmcache.lmcache_native import Bitmap
+    from lmcache.v1.distributed.internal_api import L2StoreResult
+    from lmcache.v1.distributed.l2_adapters.base import AdapterUsage, L2AdapterInterface
+    from lmcache.v1.distributed.serde import get_registered_serde_types, register_serde_factory
+    from lmcache.v1.platform import create_event_notifier
 except ImportError as error:
     raise ImportError(f"kvcompress.adapters.lmcache needs LMCache 0.5 ({error}): pip install lmcache") from error
 
-from .. import InvalidArgument, KvCompressError
-from ._codec import DTYPES, Codec, Kind, check_dtype, check_keys, most_packed, pack, packed_size, unpack
+from .. import KvCompressError
+from ..store import open_store
+from ._chunks import COUNTERS, Chunk, ChunkStore
+from ._codec import check_keys
+from ._lmcache_metrics import publish
+from ._lmcache_objects import Geometry, key_text, parts
+from ._lmcache_serde import KvCompressDeserializer, KvCompressSerializer, codec_of, create
+
+__all__ = [
+    "NAME", "KvCompressDeserializer", "KvCompressL2Adapter", "KvCompressSerializer", "create", "main", "register",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 NAME = "kvcompress"
+Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Of an object of LMCache: all of one tensor of another rank, or of keys and values one layer's."""
+class _Tasks(Generic[Answer]):
+    """Tasks of one kind, on threads of their own. What a task came to is kept until it is asked for."""
 
-    name: str
-    tensor: int  # its number
-    shape: tuple[int, ...]  # [tokens, heads, head_dim] of keys or values
-    layer: tuple[int, int] | None = None  # its index in the tensor's first two axes
+    def __init__(self, threads: int):
+        self.notifier = create_event_notifier()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvcompress-l2")
+        self._lock = threading.Lock()
+        self._answers: dict[int, Answer] = {}
 
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where it stands; keys or values as [1, heads, tokens, head_dim]."""
-        if self.layer is None:
-            return tensor.view(self.shape)
-        return tensor[self.layer].view(self.shape).transpose(0, 1).unsqueeze(0)
+    def submit(self, number: int, work: Callable[[], Answer], failure: Answer) -> None:
+        """`failure` is the answer where `work` raises, which must not end LMCache's own threads."""
 
-    def kind(self, dtype: torch.dtype) -> Kind:
-        """Of what `of` gives."""
-        if self.layer is None:
-            return Kind(dtype, self.shape)
-        tokens, heads, size = self.shape
-        return Kind(dtype, (1, heads, tokens, size))
-
-
-def _parts(shapes: Sequence[Sequence[int]], head_dim: int) -> list[_Part]:
-    """The axes of keys and values are [2, layers, tokens, heads * head_dim], and [1, layers, tokens, size] for MLA.
-    LMCache does not tell the heads: without a `head_dim` all of them are one of that size."""
-    parts: list[_Part] = []
-    layers = 0
-    for number, shape in enumerate(shapes):
-        if len(shape) == 4 and shape[0] in (1, 2):
-            heads = shape[3] // head_dim if head_dim and shape[0] == 2 and shape[3] % head_dim == 0 else 1
-            for layer in range(shape[1]):
-                for side, word in enumerate(("key", "value")[: shape[0]]):
-                    split = (int(shape[2]), heads, int(shape[3]) // max(heads, 1))
-                    parts.append(_Part(f"layer_{layers + layer}_{word}", number, split, (side, layer)))
-            layers += shape[1]
-        else:
-            parts.append(_Part(f"tensor_{number}", number, tuple(int(size) for size in shape)))
-    return parts
-
-
-def _views(memory: Any, head_dim: int) -> list[tuple[str, torch.Tensor]]:
-    """The parts of a MemoryObj, where they stand."""
-    shapes = memory.get_shapes()
-    tensors = [memory.tensor] if len(shapes) == 1 else [memory.get_tensor(number) for number in range(len(shapes))]
-    if any(tensor is None for tensor in tensors):
-        raise InvalidArgument("the object has no tensor in memory")
-    for tensor in tensors:
-        check_dtype(tensor.dtype, "LMCache's object")
-    return [(part.name, part.of(tensors[part.tensor])) for part in _parts(shapes, head_dim)]
-
-
-class KvCompressSerializer(Serializer):
-    """Calls wait in gRPC, which lets other threads of Python run."""
-
-    def __init__(self, codec: Codec, head_dim: int = 0):
-        self._codec = codec
-        self._head_dim = head_dim
-        self._estimates: dict[Any, int] = {}
-
-    def serialize(self, src: Any, dst: Any, key: Any = None) -> int:
-        """Bytes written to the front of `dst`, which tell their own number. Children of KvCompressError."""
-        payload = pack(self._codec.compress(_views(src, self._head_dim)))
-        buffer = memoryview(dst.byte_array).cast("B")
-        if len(payload) > len(buffer):
-            raise InvalidArgument(f"{len(payload)} bytes do not fit into {len(buffer)}")
-        buffer[: len(payload)] = payload
-        return len(payload)
-
-    def estimate_serialized_size(self, layout_desc: Any) -> int:
-        """Bytes that no payload of this layout passes, by the daemon's own account: that of intN and raw reaches it.
-        Without a daemon it is a bound of ours, some times larger. LMCache has nothing to catch an error here with, so
-        what cannot be compressed is refused by `serialize`."""
-        parts = _parts(layout_desc.shapes, self._head_dim)
-        named = [(part.name, part.kind(layout_desc.dtypes[part.tensor])) for part in parts]
-        layout = tuple(kind for _, kind in named)
-        if layout not in self._estimates:
-            if any(kind.dtype not in DTYPES for kind in layout):
-                return most_packed(layout)
+        def run() -> None:
             try:
-                self._estimates[layout] = packed_size(self._codec.most_bytes(named))
-            except KvCompressError:
-                return most_packed(layout)
-        return self._estimates[layout]
+                answer = work()
+            except Exception:
+                logger.exception("task %d of the L2 adapter failed", number)
+                answer = failure
+            self._finish(number, answer)
+
+        try:
+            self._pool.submit(run)
+        except RuntimeError:  # it is closed
+            self._finish(number, failure)
+
+    def take(self, number: int) -> Answer | None:
+        with self._lock:
+            return self._answers.pop(number, None)
+
+    def take_all(self) -> dict[int, Answer]:
+        with self._lock:
+            taken, self._answers = self._answers, {}
+        return taken
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self.notifier.close()
+
+    def _finish(self, number: int, answer: Answer) -> None:
+        with self._lock:
+            self._answers[number] = answer
+        try:
+            self.notifier.notify()
+        except (OSError, ValueError) as error:  # closed
+            logger.warning("LMCache is not told of task %d: %s", number, error)
 
 
-class KvCompressDeserializer(Deserializer):
-    def __init__(self, codec: Codec, head_dim: int = 0):
-        self._codec = codec
-        self._head_dim = head_dim
+class KvCompressL2Adapter(L2AdapterInterface):
+    """Objects as frames, those of one task on one stream. Objects that are not keys and values are kept bit for bit.
 
-    def deserialize(self, src: Any, dst: Any, key: Any = None) -> None:
-        """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout; `dst`
-        is then as it was."""
-        views = _views(dst, self._head_dim)
-        kinds = [Kind.of(view) for _, view in views]
-        tensors = self._codec.decompress(unpack(memoryview(src.byte_array), kinds, padded=True))
-        for (_, view), tensor in zip(views, tensors, strict=True):
-            view.copy_(tensor)
+    `config` is what the plugin's `adapter_params` say. What cannot be stored, found or decoded is a miss of that object
+    alone, which is logged and counted. Nothing is locked: what is evicted between look-up and load is a miss.
+    LMCache's per-salt quotas have no usage to go by."""
+
+    def __init__(self, config: Mapping[str, Any], l1_memory_desc: Any = None):
+        check_keys(config, {"capacity_bytes", "max_workers", "head_dim", "latents"}, required={"path"})
+        capacity = config.get("capacity_bytes")
+        self._codec = codec_of(config)
+        self._geometry = Geometry.from_config(config)
+        kept = repr(["lmcache", self._codec.text, self._geometry])
+        self._store = open_store(config["path"], kept, capacity)
+        super().__init__(max_capacity_bytes=capacity or 0)
+        self._chunks = ChunkStore(self._codec, self._store)
+        publish("l2", self._chunks.counters.values, COUNTERS)
+        threads = int(config.get("max_workers", 2))
+        self._numbers = itertools.count()
+        self._stores: _Tasks[Any] = _Tasks(threads)
+        self._lookups: _Tasks[Any] = _Tasks(1)
+        self._loads: _Tasks[Any] = _Tasks(threads)
+        self._is_closed = False
+
+    def get_store_event_fd(self) -> int:
+        return int(self._stores.notifier.fileno())
+
+    def get_lookup_and_lock_event_fd(self) -> int:
+        return int(self._lookups.notifier.fileno())
+
+    def get_load_event_fd(self) -> int:
+        return int(self._loads.notifier.fileno())
+
+    # Stores.
+
+    def submit_store_task(self, keys: Sequence[Any], objects: Sequence[Any]) -> int:
+        number = next(self._numbers)
+        keys, objects = list(keys), list(objects)
+        self._stores.submit(number, lambda: self._save(keys, objects), L2StoreResult(False, 0))
+        return number
+
+    def pop_completed_store_tasks(self) -> dict[int, Any]:
+        return self._stores.take_all()
+
+    def _save(self, keys: Sequence[Any], objects: Sequence[Any]) -> Any:
+        chunks = self._chunks_of(keys, objects)
+        sizes = self._chunks.save([chunk for chunk in chunks if chunk is not None])
+        written = [(key, size) for key, size in zip(_present(keys, chunks), sizes, strict=True) if size]
+        if written:
+            self._notify_keys_stored([key for key, _ in written], [size for _, size in written])
+        is_whole = len(sizes) == len(keys) and None not in sizes
+        return L2StoreResult(is_whole, sum(size for _, size in written))
+
+    # Look-ups.
+
+    def submit_lookup_and_lock_task(self, keys: Sequence[Any], group_layout_descs: Any = None) -> int:
+        number = next(self._numbers)
+        keys = list(keys)
+        self._lookups.submit(number, lambda: self._look_up(keys), Bitmap(len(keys)))
+        return number
+
+    def query_lookup_and_lock_result(self, task_id: int) -> Any:
+        return self._lookups.take(task_id)
+
+    def submit_unlock(self, keys: Sequence[Any]) -> None:
+        """Nothing: there are no locks."""
+
+    def _look_up(self, keys: Sequence[Any]) -> Any:
+        return _bitmap(self._chunks.exists([key_text(key) for key in keys]))
+
+    # Loads.
+
+    def submit_load_task(self, keys: Sequence[Any], objects: Sequence[Any]) -> int:
+        number = next(self._numbers)
+        keys, objects = list(keys), list(objects)
+        self._loads.submit(number, lambda: self._load(keys, objects), Bitmap(len(keys)))
+        return number
+
+    def query_load_result(self, task_id: int) -> Any:
+        return self._loads.take(task_id)
+
+    def _load(self, keys: Sequence[Any], objects: Sequence[Any]) -> Any:
+        chunks = self._chunks_of(keys, objects)
+        loaded = iter(self._chunks.load([chunk for chunk in chunks if chunk is not None]))
+        found = [chunk is not None and next(loaded) for chunk in chunks]
+        if any(found):
+            self._notify_keys_accessed([key for key, hit in zip(keys, found, strict=True) if hit])
+        return _bitmap(found)
+
+    # Everything else.
+
+    def delete(self, keys: Sequence[Any]) -> None:
+        for key in keys:
+            self._store.remove(key_text(key))
+        self._notify_keys_deleted(list(keys), [0] * len(keys))
+
+    def get_usage(self) -> Any:
+        used = self._store.stats().used_bytes or 0
+        return AdapterUsage(total_bytes_used=used, total_capacity_bytes=self._max_capacity_bytes)
+
+    def report_status(self) -> dict[str, Any]:
+        """Healthy is what was not closed: without a daemon everything is a miss."""
+        return {"is_healthy": not self._is_closed, "type": type(self).__name__, **self._chunks.counters.values()}
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._codec.client.close()
+        for tasks in (self._stores, self._lookups, self._loads):
+            tasks.close()
+        self._store.close()
+
+    def _chunks_of(self, keys: Sequence[Any], objects: Sequence[Any]) -> list[Chunk | None]:
+        """None for an object that cannot be."""
+        found: list[Chunk | None] = []
+        for key, memory in zip(keys, objects, strict=True):
+            try:
+                found.append(Chunk(key_text(key), parts(memory, self._geometry)))
+            except KvCompressError as error:
+                logger.warning("object %s is passed over: %s", key, error)
+                found.append(None)
+        return found
 
 
-def create(config: Mapping[str, Any]) -> AsyncSerdeProcessor:
-    """Of the keys beside `type` in an L2 adapter's `serde` object."""
-    check_keys(config, {"max_workers", "head_dim"})
-    codec = Codec.from_config(config)
-    codec.check_without_positions()
-    workers, head_dim = int(config.get("max_workers", 4)), config.get("head_dim", 0)
-    if type(head_dim) is not int or head_dim < 0:
-        raise InvalidArgument(f"head_dim is {head_dim!r}, and not a positive whole number")
-    if codec.rotary is not None and not head_dim and not codec.rotary.offset:
-        raise InvalidArgument("rotary needs head_dim, too: LMCache does not tell where a head ends")
-    return AsyncSerdeProcessor(
-        KvCompressSerializer(codec, head_dim), KvCompressDeserializer(codec, head_dim), max_workers=workers
-    )
+def _present(keys: Sequence[Any], chunks: Sequence[Chunk | None]) -> list[Any]:
+    return [key for key, chunk in zip(keys, chunks, strict=True) if chunk is not None]
+
+
+def _bitmap(found: Sequence[bool]) -> Any:
+    bitmap = Bitmap(len(found))
+    for number, hit in enumerate(found):
+        if hit:
+            bitmap.set(number)
+    return bitmap
 
 
 def register() -> None:

@@ -1,0 +1,112 @@
+"""The serde of LMCache: objects of a second-level cache of LMCache's own (disk, S3, ...) as frames."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lmcache.v1.distributed.serde import AsyncSerdeProcessor, Deserializer, Serializer
+
+from .. import InvalidArgument, KvCompressError
+from ._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack
+from ._counters import Counters
+from ._lmcache_metrics import publish
+from ._lmcache_objects import Geometry, parts, pieces
+
+# Objects that went through or failed, their bytes before and after, and seconds.
+COUNTERS = (
+    "serialized", "unserialized", "deserialized", "undeserialized", "tensor_bytes", "frame_bytes", "serialize_seconds",
+    "deserialize_seconds",
+)  # fmt: skip
+
+
+class KvCompressSerializer(Serializer):
+    """Calls wait in gRPC, which lets other threads of Python run."""
+
+    def __init__(self, codec: Codec, geometry: Geometry, counters: Counters):
+        self._codec = codec
+        self._geometry = geometry
+        self._counters = counters
+        self._estimates: dict[Any, int] = {}
+
+    def serialize(self, src: Any, dst: Any, key: Any = None) -> int:
+        """Bytes written to the front of `dst`, which tell their own number. Children of KvCompressError."""
+        began = time.perf_counter()
+        try:
+            size = self._write(src, dst)
+        except KvCompressError:
+            self._counters.add(unserialized=1)
+            raise
+        self._counters.add(
+            serialized=1, tensor_bytes=src.get_size(), frame_bytes=size, serialize_seconds=time.perf_counter() - began
+        )
+        return size
+
+    def _write(self, src: Any, dst: Any) -> int:
+        found = parts(src, self._geometry)
+        specs = ["lossless" if part.exact else None for part in found]
+        payload = pack(self._codec.compress([(part.name, part.tensor) for part in found], specs=specs))
+        buffer = memoryview(dst.byte_array).cast("B")
+        if len(payload) > len(buffer):
+            raise InvalidArgument(f"{len(payload)} bytes do not fit into {len(buffer)}")
+        buffer[: len(payload)] = payload
+        return len(payload)
+
+    def estimate_serialized_size(self, layout_desc: Any) -> int:
+        """Bytes that no payload of this layout passes, by the daemon's own account: that of intN and raw reaches it.
+        Without a daemon it is a bound of ours, some times larger. Nothing is refused."""
+        layout = (tuple(map(tuple, layout_desc.shapes)), tuple(layout_desc.dtypes))
+        if layout not in self._estimates:
+            found = pieces(*layout, self._geometry)
+            try:
+                most = self._codec.most_bytes(
+                    [(piece.name, piece.kind) for piece in found],
+                    ["lossless" if piece.layer is None else None for piece in found],
+                )
+            except KvCompressError:
+                return most_packed([piece.kind for piece in found])
+            self._estimates[layout] = packed_size(most)
+        return self._estimates[layout]
+
+
+class KvCompressDeserializer(Deserializer):
+    def __init__(self, codec: Codec, geometry: Geometry, counters: Counters):
+        self._codec = codec
+        self._geometry = geometry
+        self._counters = counters
+
+    def deserialize(self, src: Any, dst: Any, key: Any = None) -> None:
+        """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout; `dst`
+        is then as it was."""
+        began = time.perf_counter()
+        try:
+            found = parts(dst, self._geometry)
+            frames = unpack(memoryview(src.byte_array), [Kind.of(part.tensor) for part in found], padded=True)
+            tensors = self._codec.decompress(frames)
+        except KvCompressError:
+            self._counters.add(undeserialized=1)
+            raise
+        for part, tensor in zip(found, tensors, strict=True):
+            part.tensor.copy_(tensor)
+        self._counters.add(deserialized=1, deserialize_seconds=time.perf_counter() - began)
+
+
+def create(config: Mapping[str, Any]) -> AsyncSerdeProcessor:
+    """Of the keys beside `type` in an L2 adapter's `serde` object."""
+    check_keys(config, {"max_workers", "head_dim", "latents"})
+    codec, geometry = codec_of(config), Geometry.from_config(config)
+    counters = Counters()
+    publish("serde", counters.values, COUNTERS)
+    return AsyncSerdeProcessor(
+        KvCompressSerializer(codec, geometry, counters),
+        KvCompressDeserializer(codec, geometry, counters),
+        max_workers=int(config.get("max_workers", 4)),
+    )
+
+
+def codec_of(config: Mapping[str, Any]) -> Codec:
+    """InvalidArgument for what needs what LMCache does not tell."""
+    codec = Codec.from_config(config)
+    codec.check_without_positions()
+    if codec.rotary is not None and not config.get("head_dim") and not codec.rotary.offset:
+        raise InvalidArgument("rotary needs head_dim, too: LMCache does not tell where a head ends")
+    return codec
