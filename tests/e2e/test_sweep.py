@@ -170,6 +170,9 @@ def test_a_browser_draws_every_point(swept, tmp_path):
         assert plot.count("<circle") == len(result["specs"])
         assert plot.count("<polyline") == 1
         assert "NaN" not in plot and "undefined" not in plot and "Infinity" not in plot
+    families = re.findall(r'background: (#\w+)"></i>([^<]+)<', dom)
+    assert len({colour for colour, _ in families}) == len(families) and ("transform, kv" in dict(map(reversed, families)))
+    assert set(re.findall(r'<circle[^>]* fill="(#\w+)"', dom)) == {colour for colour, _ in families}
     bars = re.search(r'<svg [^>]*id="plot-bars".*?</svg>', dom, re.S).group()
     assert bars.count('class="bar"') == 3 * len(result["specs"]) and "NaN" not in bars
     heat = re.search(r'<svg [^>]*id="plot-heat".*?</svg>', dom, re.S).group()
