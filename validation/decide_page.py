@@ -73,7 +73,7 @@ def page(decision: "Decision") -> str:
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Codecs for {html.escape(about.model_name)}</title>
-<style>body {{ font: 15px system-ui, sans-serif; margin: 2em; max-width: 80em }} svg {{ max-width: 100%; height: auto }}
+<style>body {{ font: 15px system-ui, sans-serif; margin: 2em; max-width: 100em }} svg {{ max-width: 100%; height: auto }}
 table {{ border-collapse: collapse; font-size: 13px; white-space: nowrap }} .wide {{ overflow-x: auto }}
 th, td {{ padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }}
 th:first-child, td:first-child {{ text-align: left }} .said {{ margin: .3em 0 }}
@@ -89,7 +89,8 @@ th:first-child, td:first-child {{ text-align: left }} .said {{ margin: .3em 0 }}
 its standard error over windows. Bits count all bytes on disk, in the plot those of the frames for keys and for values.</p>
 <p>Speeds are of {threads}, GB/s of uncompressed values, where copying has {machine['memcpy_gb_per_s']:.1f} GB/s. On links
 slower than "pays below" storing a cache and loading it takes less time with the codec than without, if it works before and
-after the link. Where both work at once it pays on faster ones, too, and the first token comes sooner still.</p>
+after the link; a first token that comes sooner by less than 0 comes later. Where both work at once it pays on faster ones,
+too, and the first token comes sooner still.</p>
 </body></html>
 """
 
