@@ -203,17 +203,21 @@ class _SpecRun:
 
 def tensor_metrics(saved: Sequence[cache_view.Pair], restored: Sequence[cache_view.Pair],
                    original_bytes: int, compressed_bytes: int) -> CompressionMetrics:
-    """As kv-compress measures a file, of tensors that never were in one. There are no quality limits."""
+    """As kv-compress measures a file, of tensors that never were in one: the SNR is the mean over those that have one,
+    infinite where nothing was lost. There are no quality limits."""
     rmse, snr_db, cosine, max_error = [], [], [], 0.0
     for old, new in ((old.double(), new.double()) for pairs in zip(saved, restored) for old, new in zip(*pairs)):
         error = (old - new).square().mean().item()
         rmse.append(math.sqrt(error))
-        snr_db.append(math.inf if error == 0 else 10 * math.log10(old.var(correction=0).item() / error))
+        variance = old.var(correction=0).item()
+        if error > 0 and variance > 0:
+            snr_db.append(10 * math.log10(variance / error))
         cosine.append(torch.nn.functional.cosine_similarity(old.flatten(), new.flatten(), dim=0).item())
         max_error = max(max_error, (old - new).abs().max().item())
     return CompressionMetrics(
         compression_ratio=original_bytes / compressed_bytes, original_size_bytes=original_bytes,
-        compressed_size_bytes=compressed_bytes, rmse=sum(rmse) / len(rmse), snr_db=sum(snr_db) / len(snr_db),
+        compressed_size_bytes=compressed_bytes, rmse=sum(rmse) / len(rmse),
+        snr_db=sum(snr_db) / len(snr_db) if snr_db else math.nan if any(rmse) else math.inf,
         cosine_similarity=sum(cosine) / len(cosine), max_error=max_error, quality_level="UNKNOWN",
         processing_time_ms=math.nan, passed=False, violations=[])
 

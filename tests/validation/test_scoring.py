@@ -206,3 +206,14 @@ def test_one_unit_off_is_the_smallest_change_of_each_value(dtype):
     unit = torch.finfo(dtype).eps * 2.0 ** values.abs().double().log2().floor()
     assert ((off.double() - values.double()).abs()[:4] == unit[:4]).all() and 0 < off[4] < 1e-6
     assert torch.equal(scoring.one_unit_off(off), values)
+
+
+def test_the_snr_of_latents_is_the_mean_over_the_tensors_that_lost_something():
+    key, value = torch.randn(2, 1, 2, 32, 16, generator=torch.Generator().manual_seed(3)).half()
+    off = value + (0.1 * value.std()).half()
+    found = scoring.tensor_metrics([(key, value)], [(key, off)], 2, 1)
+    error = (off.double() - value.double()).square().mean()
+    assert found.snr_db == pytest.approx(10 * math.log10(value.double().var(correction=0) / error)) and found.rmse > 0
+    assert scoring.tensor_metrics([(key, value)], [(key, value)], 2, 1).snr_db == math.inf
+    still = torch.ones_like(value)  # no variance, so no SNR
+    assert math.isnan(scoring.tensor_metrics([(still, still)], [(still, still + 1)], 2, 1).snr_db)
