@@ -106,6 +106,17 @@ def test_what_was_put_is_got(serve, connect):
     assert (stats.used_bytes, stats.entries) == (None, None)
 
 
+@pytest.mark.parametrize("there", ["none", "all", "the first", "every third", "one"])
+def test_a_look_up_of_many_is_right(serve, connect, there):
+    keys = [f"{number}" for number in range(1300)]
+    stored = {"none": [], "all": keys, "the first": keys[:777], "every third": keys[::3], "one": keys[500:501]}[there]
+    server = serve()
+    assert all(connect(server.url).put_many((key, b"1") for key in stored))
+    store = connect(server.url)
+    assert store.exists_many([*keys, *keys[:5]]) == [key in stored for key in [*keys, *keys[:5]]]
+    assert store.exists_many([]) == []
+
+
 def test_a_namespace_has_its_own_keys(serve, connect):
     server = serve()
     one, two = connect(server.url), connect(server.url, "m")
