@@ -295,9 +295,9 @@ class TestFrameCache:
 
         torch.manual_seed(9)
         model = DeepseekV3ForCausalLM(DeepseekV3Config(
-            **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=32, kv_lora_rank=32, q_lora_rank=None, qk_rope_head_dim=8,
-            qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
-            first_k_dense_replace=3)).eval()
+            **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=32, kv_lora_rank=32, q_lora_rank=None,
+            qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2,
+            n_group=1, topk_group=1, first_k_dense_replace=3)).eval()
         tokens = prompt(length=40)
         expected = generate(model, tokens, DynamicCache(), count=20)
         for codec in ("lossless", "transform(step=0.000001)"):

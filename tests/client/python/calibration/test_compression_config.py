@@ -47,6 +47,10 @@ def test_the_nested_shape(tmp_path):
     read = CompressionConfig.read(path)
     assert (read.target_memory_reduction, read.d_head, read.algo_default) == (0.5, 64, "kvsplice")
     assert read.heads == {(0, head): HeadConfig(True, 32, "kvsplice", 64, 64, True) for head in (0, 1)}
+    others = {"target_memory_reduction": 0.25, "d_head": 128, "algo_default": "pca"}
+    read = CompressionConfig.of_json({"global": others, "per_layer_head": {"0/0": {"enabled": True}}})
+    assert (read.target_memory_reduction, read.d_head, read.algo_default) == (0.25, 128, "pca")
+    assert read.head(0, 0) == HeadConfig(True, 32, "pca", 128, 128, True)
 
 
 def test_the_flat_shape_with_all_spellings_and_defaults():

@@ -318,7 +318,8 @@ class TestBoth:
         ones, wrong = torch.ones(1, 400), torch.ones(2, 400)
         need = r"and keys of \[1, 400, 16\] need \[1, 400\]"
         for options, name in (({"mask": wrong.bool()}, "mask"), ({"mask": ones.bool()[0]}, "mask"),
-                              ({"weights": (wrong, ones)}, r"weights\[0\]"), ({"weights": (ones, wrong)}, r"weights\[1\]")):
+                              ({"weights": (wrong, ones)}, r"weights\[0\]"),
+                              ({"weights": (ones, wrong)}, r"weights\[1\]")):
             with pytest.raises(InvalidArgument, match=rf"layer0/head0: {name} is \[(2, )?400\], {need}"):
                 made.observe_kv(0, 0, rows(0), rows(100), **options)
         with pytest.raises(InvalidArgument, match=r"positions are \[399\], and keys of .* need \[400\] or \[1, 400\]"):

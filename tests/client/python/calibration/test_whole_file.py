@@ -42,9 +42,10 @@ def test_a_file_that_ends_early_changes_nothing(tmp_path, before):
         file.write_text("x" * 5000)
     assert failed.value.filename == str(path)
     assert contents(tmp_path) == was
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
-        file.write_text("half")
-        raise KeyboardInterrupt
+    interrupted = whole_file(path)
+    interrupted.__enter__().write_text("half")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert contents(tmp_path) == was
     with whole_file(path) as file:
         file.write_text("new")
