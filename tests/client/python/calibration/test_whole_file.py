@@ -27,6 +27,12 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def interrupted(path):
+    with whole_file(path) as file:
+        file.write_text("half")
+        raise KeyboardInterrupt
+
+
 def run(name="first"):
     return FisherRun(name, {f"fisher/layer0/head{head}/{metric}": value for head in range(8)
                             for metric, value in (("trace", 0.5), ("cond", 2e7))})
@@ -42,10 +48,8 @@ def test_a_file_that_ends_early_changes_nothing(tmp_path, before):
         file.write_text("x" * 5000)
     assert failed.value.filename == str(path)
     assert contents(tmp_path) == was
-    interrupted = whole_file(path)
-    interrupted.__enter__().write_text("half")
     with pytest.raises(KeyboardInterrupt):
-        interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        interrupted(path)
     assert contents(tmp_path) == was
     with whole_file(path) as file:
         file.write_text("new")
