@@ -245,7 +245,7 @@ TEST(BoundedTest, AtTheEdgeBoundsAreKeptAndEveryInstructionSetMakesTheSameBytes)
 }
 
 TEST(BoundedTest, RealCachesKeepTheirBounds) {
-  const auto file = FileSource::Open(KVC_SOURCE_DIR "/tests/data/docs.256.f16.safetensors");
+  const auto file = FileSource::Open(KVC_SOURCE_DIR "/tests/data/smollm2.256.bf16.safetensors");
   ASSERT_THAT(file, IsOk());
   const auto header = safetensors::ReadHeader(**file);
   ASSERT_THAT(header, IsOk());
@@ -255,10 +255,10 @@ TEST(BoundedTest, RealCachesKeepTheirBounds) {
     for (const std::vector<Bounds>& ladder : kLadders) {
       for (const Bounds& bounds : ladder) {
         SCOPED_TRACE(entry.name + " " + bounds.spec());
-        ExpectKept(bounds, EncodeBlocks(bounds.spec(), DType::kF16, values, 8192).sums);
+        ExpectKept(bounds, EncodeBlocks(bounds.spec(), DType::kBF16, values, 8192).sums);
       }
     }
-    EXPECT_LT(EncodeBlocks("bounded(min_cosine=0.98)", DType::kF16, values, 8192).bytes, entry.bytes() / 3);
+    EXPECT_LT(EncodeBlocks("bounded(min_cosine=0.98)", DType::kBF16, values, 8192).bytes, entry.bytes() / 3);
   }
 }
 

@@ -5,7 +5,9 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/safetensors/safetensors.h"
 #include "tests/core/codec/chain_harness.h"
@@ -121,26 +123,26 @@ TEST(PlanesTest, EachBlockChoosesForItself) {
   EXPECT_NE(ModeOf(Encode("planes", MakeTensor("t", DType::kBF16, {200, 100}), repeated)).delta, 0);
 }
 
-// What the choice costs against knowing: blocks of a real cache, keys and values, with zstd behind.
-TEST(PlanesTest, TheChoiceIsNearlyTheBestOnARealCache) {
-  std::ifstream file(KVC_SOURCE_DIR "/tests/data/docs.256.f16.safetensors", std::ios::binary);
+// What the choice costs against knowing: blocks of a real cache, keys and values, with a coder behind.
+void ExpectNearlyTheBest(const std::string& name, DType dtype, const std::string& coder, double least_ratio) {
+  std::ifstream file(KVC_SOURCE_DIR "/tests/data/" + name, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   const auto header = safetensors::ReadHeader(MemorySource(AsBytes(text)));
   ASSERT_THAT(header, IsOk());
-  ASSERT_EQ(header->entries.size(), 12u);
+  ASSERT_FALSE(header->entries.empty());
   size_t of_choice = 0;
   std::vector<size_t> of_fixed(std::size(kFixed));
   size_t raw = 0;
   for (const safetensors::Entry& entry : header->entries) {
-    const TensorDesc tensor = MakeTensor(entry.name, DType::kF16, entry.shape);
+    const TensorDesc tensor = MakeTensor(entry.name, dtype, entry.shape);
     ASSERT_EQ(tensor.axes.at(2), AxisRole::kSeq);
     const ByteSpan values = AsBytes(text).subspan(header->data_start + entry.begin, entry.bytes());
     raw += values.size();
-    const size_t choice = Encode("planes|zstd(level=1)", tensor, values).size();
+    const size_t choice = Encode(absl::StrCat("planes|", coder), tensor, values).size();
     of_choice += choice;
     size_t best = values.size();
     for (size_t i = 0; i < std::size(kFixed); ++i) {
-      const size_t size = Encode(absl::StrFormat("%s|zstd(level=1)", kFixed[i]), tensor, values).size();
+      const size_t size = Encode(absl::StrCat(kFixed[i], "|", coder), tensor, values).size();
       of_fixed[i] += size;
       best = std::min(best, size);
     }
@@ -149,7 +151,17 @@ TEST(PlanesTest, TheChoiceIsNearlyTheBestOnARealCache) {
   const auto best = static_cast<double>(*std::min_element(of_fixed.begin(), of_fixed.end()));
   EXPECT_LE(static_cast<double>(of_choice), 1.001 * best);
   EXPECT_LE(static_cast<double>(of_choice), 1.001 * static_cast<double>(of_fixed[0]));  // plain bytes
-  EXPECT_LT(static_cast<double>(of_choice), static_cast<double>(raw) / 1.15);
+  EXPECT_LT(static_cast<double>(of_choice), static_cast<double>(raw) / least_ratio);
+}
+
+// The choice reckons with a coder of single bytes, which rans is. zstd takes 0.8 % less of one of these keys by another
+// way.
+TEST(PlanesTest, TheChoiceIsNearlyTheBestOnARealCache) {
+  ExpectNearlyTheBest("smollm2.256.bf16.safetensors", DType::kBF16, "rans", 1.45);
+}
+
+TEST(PlanesTest, TheChoiceIsNearlyTheBestForZstdOfF16) {
+  ExpectNearlyTheBest("docs.256.f16.safetensors", DType::kF16, "zstd(level=1)", 1.15);
 }
 
 TEST(PlanesTest, WhatDoesNotShrinkHardlyGrows) {
