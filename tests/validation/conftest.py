@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 @pytest.fixture(scope="session")
 def sample():
-    """A small real KV cache, FP16: 6 layers, [1, 2, 256, 64]."""
-    return REPOSITORY / "tests" / "data" / "docs.256.f16.safetensors"
+    """What a model that people use holds, SmolLM2-135M, BF16: layers 10 and 20, [1, 3, 256, 64]."""
+    return REPOSITORY / "tests" / "data" / "smollm2.256.bf16.safetensors"
 
 
 def shared(name):

@@ -263,7 +263,7 @@ def test_a_damaged_compressed_file_is_named_and_refused(tmp_path, sample):
     packed.write_bytes(data)
     with pytest.raises(subprocess.CalledProcessError) as failure:
         load_kv_cache(str(packed))
-    assert re.fullmatch('kv-compress failed with exit code 1: tensor "layer_5_value": .*block 0.*', str(failure.value))
+    assert re.fullmatch('kv-compress failed with exit code 1: tensor "layer_20_value": .*block 0.*', str(failure.value))
 
 
 def test_files_that_are_no_cache(tmp_path):
