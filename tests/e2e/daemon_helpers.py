@@ -5,11 +5,13 @@ import threading
 import time
 
 import grpc
+import ml_dtypes
 import numpy as np
 import pytest
 
 SERVICE = "kvcompress.v1.KvCompression"
 MIB = 1 << 20
+DTYPES = {1: np.dtype(np.float16), 2: np.dtype(ml_dtypes.bfloat16), 3: np.dtype(np.float32)}  # by their numbers in the service
 
 
 def wait_for(condition, what, seconds=20):
@@ -57,7 +59,7 @@ class Client:
 
     def compress_requests(self, tensors, chunk=MIB, codec=""):
         for name, array in tensors.items():
-            dtype = {"float16": 1, "float32": 3}[array.dtype.name]
+            (dtype,) = (number for number, dtype in DTYPES.items() if dtype == array.dtype)
             yield self.header(name, array.shape, codec, dtype)
             payload = array.tobytes()
             for at in range(0, len(payload), chunk):
@@ -96,9 +98,8 @@ class Client:
                 assert 0 < len(response.data) <= MIB
                 data.append(response.data)
             elif kind == "tensor":
-                dtype = {1: np.float16, 3: np.float32}[tensor.dtype]
                 assert tensor.name == response.tensor.name
-                arrays[tensor.name] = np.frombuffer(b"".join(data), dtype).reshape(tuple(tensor.shape))
+                arrays[tensor.name] = np.frombuffer(b"".join(data), DTYPES[tensor.dtype]).reshape(tuple(tensor.shape))
                 reports[tensor.name] = response.tensor
                 tensor, data = None, []
             else:
