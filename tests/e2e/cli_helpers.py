@@ -1,5 +1,6 @@
 """What the tests of the command line share: running it, and reading files without any code of this project."""
 
+import itertools
 import json
 import os
 import struct
@@ -57,6 +58,18 @@ def write_file(path, tensors, metadata=None):
     dtype_of = {name: names.get(array.dtype, {"int64": "I64"}.get(str(array.dtype))) for name, array in tensors.items()}
     return write_bytes(path, {name: (dtype_of[name], list(array.shape), array.tobytes())
                               for name, array in tensors.items()}, metadata)
+
+
+def write_layers(path, source, *numbers, dtype=None):
+    """Writes the layers of a cache, in turn and from the first again, as layers of these numbers; in its dtype, or in this one."""
+    file = File(source)
+    layers = dict.fromkeys(name.rpartition("_")[0] for name, _ in file.entries)
+    tensors = {}
+    for number, layer in zip(numbers, itertools.cycle(layers)):
+        for kind in ("key", "value"):
+            values, shape = file.values(f"{layer}_{kind}"), dict(file.entries)[f"{layer}_{kind}"]["shape"]
+            tensors[f"layer_{number}_{kind}"] = values.astype(dtype or values.dtype).reshape(shape)
+    return write_file(path, tensors, file.metadata)
 
 
 def write_bytes(path, tensors, metadata=None):

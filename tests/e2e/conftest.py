@@ -27,14 +27,14 @@ def bin_dir():
 
 @pytest.fixture(scope="session")
 def sample():
-    """A small KV cache of a small model, FP16: 6 layers, [1, 2, 256, 64]."""
-    return REPOSITORY / "tests" / "data" / "docs.256.f16.safetensors"
+    """What a model that people use holds, SmolLM2-135M, BF16: layers 10 and 20, [1, 3, 256, 64]. Its metadata say how keys turn."""
+    return REPOSITORY / "tests" / "data" / "smollm2.256.bf16.safetensors"
 
 
 @pytest.fixture(scope="session")
-def real_cache():
-    """What a model that people use holds, SmolLM2-135M, BF16: layers 10 and 20, [1, 3, 256, 64]. Its metadata say how keys turn."""
-    return REPOSITORY / "tests" / "data" / "smollm2.256.bf16.safetensors"
+def f16_cache():
+    """A cache of another type and shape, FP16: 6 layers from layer 0 on, [1, 2, 256, 64]. Its metadata say nothing of turning."""
+    return REPOSITORY / "tests" / "data" / "docs.256.f16.safetensors"
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_a_second_decoder_reads_real_caches(bin_dir, sample, tmp_path):
         (values,), coded = decoded_streams(packed.bytes[name], 1)
         assert values == original.bytes[name]
         assert coded > 0, name
-        assert len(packed.bytes[name]) < 0.95 * len(values)
+        assert len(packed.bytes[name]) < 0.8 * len(values)
 
 
 def test_a_second_decoder_reads_the_streams_of_int4(bin_dir, sample, tmp_path):
@@ -72,7 +72,7 @@ def test_a_second_decoder_reads_few_and_many_symbols(bin_dir, tmp_path, bits, co
 def test_the_second_decoder_refuses_damage(bin_dir, sample, tmp_path):
     """Else its word would be worth little: most flipped bits leave a state or a word over."""
     packed = compress(bin_dir, tmp_path, sample, "int4(group=64)|rans")
-    _, ((raw_size, _), data) = split_payload(payloads(packed.bytes["layer_1_key"])[0], 2, byte_codecs=1)
+    _, ((raw_size, _), data) = split_payload(payloads(packed.bytes["layer_10_key"])[0], 2, byte_codecs=1)
     assert len(data) < raw_size
     refused, chance = 0, random.Random(7)
     for _ in range(100):

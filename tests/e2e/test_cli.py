@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from cli_helpers import File, run, run_ok, start, write_file
+from cli_helpers import File, run, run_ok, start, write_file, write_layers
 from conftest import REPOSITORY
 
 REFERENCE_KEYS = ["compression_ratio", "original_size_bytes", "compressed_size_bytes", "rmse", "snr_db",
@@ -141,10 +141,12 @@ def test_json_has_the_keys_and_types_of_the_reference(bin_dir, sample, tmp_path)
     for key in ("original_size_bytes", "compressed_size_bytes"):
         assert type(result[key]) is int, key
     assert type(result["quality_level"]) is str and type(result["quality_passed"]) is bool
-    assert result["violations"] == [f"RMSE {result['rmse']:.4f} > 0.1000", f"MaxError {result['max_error']:.4f} > 0.5000"]
-    assert result["original_size_bytes"] == 786432
+    assert result["violations"] == [  # all limits: keys of this model have channels with large means
+        f"RMSE {result['rmse']:.4f} > 0.1000", f"MaxError {result['max_error']:.4f} > 0.5000",
+        f"CosineSim {result['cosine_similarity']:.4f} < 0.9900", f"TokenSNR {result['judged_snr_db']:.2f}dB < 18.00dB"]
+    assert result["original_size_bytes"] == 393216
     assert result["compressed_size_bytes"] == (tmp_path / "out").stat().st_size
-    assert result["compression_ratio"] == 786432 / result["compressed_size_bytes"]
+    assert result["compression_ratio"] == 393216 / result["compressed_size_bytes"]
     assert result["codec"] == "int4(group=64)"
     assert result["theoretical_ratio"] == 64 / 17
 
@@ -153,11 +155,11 @@ def test_verbose_adds_tensor_metrics_and_logs_on_stderr(bin_dir, sample, tmp_pat
     done = run(bin_dir, "-input", sample, "-output", tmp_path / "out", "-verbose")
     result = json.loads(done.stdout)
     assert list(result)[:12] == REFERENCE_KEYS + ["tensor_metrics"]
-    names = [f"layer_{layer}_{kind}" for layer in range(6) for kind in ("key", "value")]
+    names = [f"layer_{layer}_{kind}" for layer in (10, 20) for kind in ("key", "value")]
     figures = ("rmse", "snr_db", "token_snr_db", "cosine_similarity", "max_error")
     assert list(result["tensor_metrics"]) == [f"{name}_{figure}" for name in names for figure in figures]
     for name in names:
-        assert f"{name} F16 [1, 2, 256, 64]: int4(group=64), 65536 bytes" in done.stderr
+        assert f"{name} BF16 [1, 3, 256, 64]: int4(group=64), 98304 bytes" in done.stderr
 
 
 def test_metrics_only_gives_the_same_figures_and_writes_nothing(bin_dir, sample, tmp_path):
@@ -182,33 +184,33 @@ def test_inspect_lists_compressed_and_plain_files(bin_dir, sample, tmp_path):
     run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed")
     packed = run(bin_dir, "-inspect", tmp_path / "packed")
     assert packed.returncode == 0
-    row = r'^"layer_5_value" +F16 +\[1,2,256,64\] +1 +65536 +(\d+) +3\.\d+ +int4\(group=64\)$'
+    row = r'^"layer_20_value" +BF16 +\[1,3,256,64\] +1 +98304 +(\d+) +3\.\d+ +int4\(group=64\)$'
     assert re.search(row, packed.stdout, re.M)
     size = (tmp_path / "packed").stat().st_size
-    assert f"total: 12 tensors, 786432 bytes, compressed file of {size} bytes, ratio 3.7" in packed.stdout
-    assert 'metadata "model": "kvtiny-docs-5m"' in packed.stdout
+    assert f"total: 4 tensors, 393216 bytes, compressed file of {size} bytes, ratio 3.7" in packed.stdout
+    assert 'metadata "model": "SmolLM2-135M-Instruct"' in packed.stdout
     plain = run(bin_dir, "-inspect", "-input", sample)
-    assert re.search(r'^"layer_0_key" +F16 +\[1,2,256,64\] +65536$', plain.stdout, re.M)
+    assert re.search(r'^"layer_10_key" +BF16 +\[1,3,256,64\] +98304$', plain.stdout, re.M)
     assert "not compressed" in plain.stdout
 
 
 def test_inspect_says_what_values_are_like(bin_dir, sample, tmp_path):
     text = run(bin_dir, "-inspect", "-rope-theta", "10000", sample).stdout
-    values = File(sample).values("layer_3_key").astype(np.float64)
+    values = File(sample).values("layer_10_key").astype(np.float64)
     number = r" +(-?[\d.e+-]+)"
-    found = re.search(rf'^"layer_3_key"{number * 9}$', text, re.M).groups()
+    found = re.search(rf'^"layer_10_key"{number * 9}$', text, re.M).groups()
     magnitudes = np.sort(np.abs(values))
     expected = [values.mean(), values.std(), values.min(), values.max(),
                 *(magnitudes[int(np.ceil(p * len(values) / 100)) - 1] for p in (50, 90, 99, 99.9)), 0]
     assert [float(x) for x in found] == pytest.approx(expected, rel=1e-3)
-    planes = np.frombuffer(File(sample).bytes["layer_3_key"], np.uint8).reshape(-1, 2)
+    planes = np.frombuffer(File(sample).bytes["layer_10_key"], np.uint8).reshape(-1, 2)
     bits = 0
     for plane in planes.T:
         p = np.bincount(plane) / len(plane)
         bits -= (p[p > 0] * np.log2(p[p > 0])).sum()
-    plain = re.search(r'^"layer_3_key" +[\d.]+ +[\d.]+ [\d.]+ +[\d.]+ [\d.]+ +([\d.]+) ', text, re.M).group(1)
+    plain = re.search(r'^"layer_10_key" +[\d.]+ +[\d.]+ [\d.]+ +[\d.]+ [\d.]+ +([\d.]+) ', text, re.M).group(1)
     assert float(plain) == pytest.approx(16 / bits, abs=0.0006)
-    assert len(re.findall(r'^"layer_\d_key" unrotated ', text, re.M)) == 3 * 6
+    assert len(re.findall(r'^"layer_\d+_key" unrotated ', text, re.M)) == 3 * 2
     assert not re.search(r'_value" unrotated', text)
     assert "unrotated" not in run(bin_dir, "-inspect", sample).stdout
 
@@ -236,8 +238,8 @@ def test_profiles_choose_codecs(bin_dir, sample, tmp_path):
     result = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out", "-profile", profile)
     assert result["codec"] == "profile" and result["theoretical_ratio"] is None
     table = run(bin_dir, "-inspect", tmp_path / "out").stdout
-    assert re.search(r'"layer_3_key".* int8\(group=64\)$', table, re.M)
-    assert re.search(r'"layer_3_value".* int4\(group=64\)$', table, re.M)
+    assert re.search(r'"layer_10_key".* int8\(group=64\)$', table, re.M)
+    assert re.search(r'"layer_10_value".* int4\(group=64\)$', table, re.M)
     write_file(tmp_path / "others", {"model.layers.0.k": np.ones(64, np.float16)})
     for chooser, changed in ((["-profile", profile], 0), (["-codec", "mixed"], 1)):
         unused = run(bin_dir, "-input", tmp_path / "others", "-metrics-only", *chooser)
@@ -259,15 +261,15 @@ def test_bounds_are_kept_and_the_report_says_by_what(bin_dir, sample, tmp_path):
         metrics = result["tensor_metrics"]
         figures = [value for name, value in metrics.items() if name.endswith("_snr_db")]
         codecs = [value for name, value in metrics.items() if name.endswith("_codecs")]
-        assert len(figures) == 2 * len(codecs) == 24
+        assert len(figures) == 2 * len(codecs) == 8
         assert all(figure is None or figure >= snr for figure in figures)
         assert all(sum(blocks.values()) == 1 for blocks in codecs)
         sizes.append(result["compressed_size_bytes"])
         table = run(bin_dir, "-inspect", tmp_path / "out").stdout
-        chosen = next(iter(metrics["layer_3_key_codecs"]))
-        assert re.search(rf'"layer_3_key".*: {re.escape(chosen)} x 1$', table, re.M)
-    assert sizes == sorted(sizes) and sizes[0] * 4 < sizes[-1]
-    assert metrics["layer_3_key_codecs"] == {"planes(split=auto,delta=auto)": 1}
+        chosen = next(iter(metrics["layer_10_key_codecs"]))
+        assert re.search(rf'"layer_10_key".*: {re.escape(chosen)} x 1$', table, re.M)
+    assert sizes == sorted(sizes) and sizes[0] * 3 < sizes[-1]  # of BF16, which lossless codes at 10.7 bits a value
+    assert metrics["layer_10_key_codecs"] == {"planes(split=auto,delta=auto)": 1}
     result = run_ok(bin_dir, "-input", sample, "-metrics-only", "-max-error", "0.01")
     assert 0 < result["max_error"] <= 0.01 and result["codec"] == "bounded(min_snr=0,max_error=0.01,min_cosine=0)|rans"
 
@@ -276,9 +278,10 @@ def test_names_in_place_of_specs(bin_dir, sample, tmp_path):
     assert run_ok(bin_dir, "-input", sample, "-metrics-only", "-codec", "lossless")["rmse"] == 0
     near = run_ok(bin_dir, "-input", sample, "-metrics-only", "-codec", "near-lossless", "-verbose")
     assert all(value >= 40 for name, value in near["tensor_metrics"].items() if name.endswith("_snr_db"))
-    mixed = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "out", "-codec", "mixed", "-verbose")
+    layers = write_layers(tmp_path / "layers", sample, *range(4))
+    mixed = run_ok(bin_dir, "-input", layers, "-output", tmp_path / "out", "-codec", "mixed", "-verbose")
     assert mixed["codec"] == "profile"
-    for layer in range(6):
+    for layer in range(4):
         assert (mixed["tensor_metrics"][f"layer_{layer}_key_max_error"] == 0) == (layer < 2)
     assert re.search(r'"layer_2_value".* quant\(bits=10,per=block,.*\)\|rans$', run(bin_dir, "-inspect", tmp_path / "out").stdout, re.M)
 
@@ -295,11 +298,10 @@ def test_standard_output_that_cannot_be_written(bin_dir, sample):
 
 @pytest.mark.parametrize("flags", [[], ["-group-size", "32", "-sparsity", "0.3"], ["-codec", "raw|zstd"],
                                    ["-min-snr", "25", "-min-cosine", "0.99"], ["-codec", "mixed"], ["-codec", "kv3"]])
-def test_a_daemon_gives_the_same_bytes_and_the_same_json(bin_dir, sample, real_cache, tmp_path, daemon, flags):
+def test_a_daemon_gives_the_same_bytes_and_the_same_json(bin_dir, sample, tmp_path, daemon, flags):
     server = daemon()
-    source = real_cache if "kv3" in flags else sample
-    local = run_ok(bin_dir, "-input", source, "-output", tmp_path / "local", "-verbose", *flags)
-    remote = run_ok(bin_dir, "-input", source, "-output", tmp_path / "remote", "-verbose", *flags,
+    local = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "local", "-verbose", *flags)
+    remote = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "remote", "-verbose", *flags,
                     "-server", server.address)
     assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
     assert {**local, "processing_time_ms": 0} == {**remote, "processing_time_ms": 0}

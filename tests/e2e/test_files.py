@@ -16,11 +16,11 @@ LEAST_RATIO = {32: 3.5, 64: 3.7, 128: 3.8}
 HALF_ULP = {"F16": 2.0**-11, "BF16": 2.0**-8, "F32": 2.0**-24}
 
 
-@pytest.fixture(params=["sample", "docs.1024.f16", "docs.1024.bf16", "docs.1024.f32", "docs.batch8x1024.f16"])
-def cache(request, sample):
+@pytest.fixture(params=["sample", "f16_cache", "docs.1024.f16", "docs.1024.bf16", "docs.1024.f32", "docs.batch8x1024.f16"])
+def cache(request):
     """Real caches in every data type; those beside the checkout only where there are any."""
-    if request.param == "sample":
-        return sample
+    if not request.param.startswith("docs."):
+        return request.getfixturevalue(request.param)
     return request.getfixturevalue("kv_dir") / f"{request.param}.safetensors"
 
 
@@ -269,7 +269,7 @@ def test_damaged_files_are_refused(bin_dir, sample, tmp_path):
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
-    renamed = good.replace(b'"layer_0_key":', b'"layer_9_key":', 1)
+    renamed = good.replace(b'"layer_10_key":', b'"layer_19_key":', 1)
     damaged.write_bytes(renamed)
     done = run(bin_dir, "-decompress", "-input", damaged, "-output", tmp_path / "out")
     assert done.stderr == "Error: compressed file is damaged: its header does not match the header's checksum\n"

@@ -55,13 +55,13 @@ def test_json_and_csv_say_what_the_values_are_like(bin_dir, sample):
     assert result["compressed"] is False and result["metadata"] == file.metadata
     assert [entry["tensor"] for entry in result["tensors"]] == [name for name, *_ in file.layout]
     rows = list(csv.DictReader(io.StringIO(run(bin_dir, "-inspect", "-format", "csv", sample).stdout, newline="")))
-    assert len(rows) == len(result["tensors"]) == 12
+    assert len(rows) == len(result["tensors"]) == 4
     for entry, row in zip(result["tensors"], rows):
         values = file.values(entry["tensor"]).astype(np.float64)
         figures = entry["values"]
         assert figures["mean"] == pytest.approx(values.mean()) and figures["stddev"] == pytest.approx(values.std())
         assert (figures["min"], figures["max"]) == (values.min(), values.max())
-        assert (row["tensor"], row["head"], row["form"], row["dtype"]) == (entry["tensor"], "", "values", "F16")
+        assert (row["tensor"], row["head"], row["form"], row["dtype"]) == (entry["tensor"], "", "values", "BF16")
         for name, value in figures.items():
             shown = row[name]
             if value is None:
@@ -129,17 +129,17 @@ def test_csv_names_its_columns_where_there_are_no_rows(bin_dir, tmp_path):
 
 def test_a_rotation_of_more_channels_than_a_key_has(bin_dir, sample):
     done = run(bin_dir, "-inspect", "-rope-theta", "10000", "-rope-dims", "200", sample)
-    said = '-rope-dims must be at most the head_dim, 64 in tensor "layer_0_key", not 200'
+    said = '-rope-dims must be at most the head_dim, 64 in tensor "layer_10_key", not 200'
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {said}\n")
 
 
 def test_compressed_files_as_data(bin_dir, sample, tmp_path):
     run_ok(bin_dir, "-input", sample, "-output", tmp_path / "packed", "-min-snr", "30")
     result = inspect(bin_dir, tmp_path / "packed")
-    assert result["compressed"] is True and result["bytes"] == 786432 and result["codec"].startswith("bounded(")
+    assert result["compressed"] is True and result["bytes"] == 393216 and result["codec"].startswith("bounded(")
     assert result["file_bytes"] == (tmp_path / "packed").stat().st_size
     for entry in result["tensors"]:
-        assert sum(entry["block_codecs"].values()) == entry["blocks"] and entry["shape"] == [1, 2, 256, 64]
+        assert sum(entry["block_codecs"].values()) == entry["blocks"] and entry["shape"] == [1, 3, 256, 64]
     text = run(bin_dir, "-inspect", "-format", "csv", tmp_path / "packed").stdout
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["compressed_bytes"] for row in rows] == [str(entry["compressed_bytes"]) for entry in result["tensors"]]

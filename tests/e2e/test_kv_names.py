@@ -7,7 +7,8 @@ import pytest
 from cli_helpers import File, run, run_ok
 from frame_reader import read_frame
 
-KEY, VALUE = "layer_1_key", "layer_1_value"
+KEY, VALUE = "layer_10_key", "layer_10_value"
+THETA, SPELLED = 100000, "1e+05"  # the sample's, and as specs have it
 SPECS = {"kv4": "kv(bits=4)", "kv3": "kv(bits=3)", "kv2": "kv(bits=2)"}
 
 
@@ -21,31 +22,31 @@ def compress(bin_dir, sample, tmp_path, *flags):
 @pytest.mark.parametrize("name", SPECS)
 def test_keys_and_values_take_the_bits_between_them(bin_dir, sample, tmp_path, name):
     bits = int(name.removeprefix("kv"))
-    report, frames = compress(bin_dir, sample, tmp_path, "-codec", name, "-rope-theta", 10000)
+    report, frames = compress(bin_dir, sample, tmp_path, "-codec", name, "-rope-theta", THETA)
     key, value = read_frame(frames[KEY]).codec, read_frame(frames[VALUE]).codec
-    assert key.startswith("transform(bits=") and key.endswith(",theta=10000)") and "theta" not in value
-    assert report["rotary"]["theta"] == 10000 and report["rotary"]["from"] == "flags"
-    values = 256 * 128
+    assert key.startswith("transform(bits=") and key.endswith(f",theta={SPELLED})") and "theta" not in value
+    assert report["rotary"]["theta"] == THETA and report["rotary"]["from"] == "flags"
+    values = 256 * 192
     sizes = [8 * len(frames[tensor]) / values for tensor in (KEY, VALUE)]
     assert sizes[0] < bits < sizes[1]
     assert bits - 0.05 < sum(sizes) / 2 <= bits
-    _, same = compress(bin_dir, sample, tmp_path, "-codec", SPECS[name], "-rope-theta", 10000)
+    _, same = compress(bin_dir, sample, tmp_path, "-codec", SPECS[name], "-rope-theta", THETA)
     assert same == frames
-    report, same = compress(bin_dir, sample, tmp_path, "-bits", bits, "-rope-theta", 10000)
+    report, same = compress(bin_dir, sample, tmp_path, "-bits", bits, "-rope-theta", THETA)
     assert same == frames and report["bits_per_value"] < bits + 0.05
 
 
 def test_every_way_to_name_it_gives_the_same_frames(bin_dir, sample, tmp_path, daemon):
-    _, frames = compress(bin_dir, sample, tmp_path, "-codec", "kv3", "-rope-theta", 10000)
+    _, frames = compress(bin_dir, sample, tmp_path, "-codec", "kv3", "-rope-theta", THETA)
     served = daemon("--default-codec", "kv3")
     for server in ([], ["-server", served.address]):
-        assert compress(bin_dir, sample, tmp_path, "-codec", "kv3", "-rope-theta", 10000, *server)[1] == frames
+        assert compress(bin_dir, sample, tmp_path, "-codec", "kv3", "-rope-theta", THETA, *server)[1] == frames
         profile = tmp_path / "profile.json"
-        profile.write_text(json.dumps({"version": 1, "default": "int4", "rotary": {"theta": 10000},
-                                       "rules": [{"layers": [1, 1], "codec": "kv3"}]}))
+        profile.write_text(json.dumps({"version": 1, "default": "int4", "rotary": {"theta": THETA},
+                                       "rules": [{"layers": [10, 10], "codec": "kv3"}]}))
         assert compress(bin_dir, sample, tmp_path, "-profile", profile, *server)[1] == frames
     source = File(sample)
-    rotary = kvcompress.RotaryEmbedding(10000)
+    rotary = kvcompress.RotaryEmbedding(THETA)
     tensors = {name: source.values(name).reshape(dict(source.entries)[name]["shape"]) for name in frames}
     with kvcompress.Client(served.address) as client:
         for codec in ("kv3", ""):  # the default
@@ -55,15 +56,15 @@ def test_every_way_to_name_it_gives_the_same_frames(bin_dir, sample, tmp_path, d
             client.compress(tensors[KEY], "kv(bits=1)", name=KEY)
         # A tensor of another name is taken for a key.
         assert client.compress(tensors[KEY], "kv3", name="latent").codec == read_frame(frames[KEY]).codec.replace(
-            ",theta=10000", "")
+            f",theta={SPELLED}", "")
 
 
 def test_an_artifact_is_named_and_makes_it_better(bin_dir, sample, tmp_path, daemon):
     (tmp_path / "artifacts").mkdir()
     artifact = run_ok(bin_dir, "-calibrate", "-input", sample, "-output", tmp_path / "artifacts" / "m.kvcal", "-group-dim",
-                      64, "-rope-theta", 10000)["artifact"]
+                      64, "-rope-theta", THETA)["artifact"]
     at = ["-artifacts", tmp_path / "artifacts"]
-    plain, _ = compress(bin_dir, sample, tmp_path, "-codec", "kv3", "-rope-theta", 10000, *at)
+    plain, _ = compress(bin_dir, sample, tmp_path, "-codec", "kv3", "-rope-theta", THETA, *at)
     report, frames = compress(bin_dir, sample, tmp_path, "-codec", f"kv(bits=3,artifact={artifact})", *at)
     for frame in frames.values():
         assert f"artifact={artifact})" in read_frame(frame).codec

@@ -22,8 +22,8 @@ def test_the_table_of_codecs_is_read_whole():
 
 
 @pytest.mark.parametrize("codec, ratio, snr", ROWS, ids=[row[0] for row in ROWS])
-def test_codecs_give_what_the_readme_says(bin_dir, real_cache, codec, ratio, snr):
-    found = metrics(bin_dir, real_cache, codec)
+def test_codecs_give_what_the_readme_says(bin_dir, sample, codec, ratio, snr):
+    found = metrics(bin_dir, sample, codec)
     assert f"{found['compression_ratio']:.2f}" == ratio
     if snr is None:
         assert found["snr_db"] is None
@@ -32,9 +32,9 @@ def test_codecs_give_what_the_readme_says(bin_dir, real_cache, codec, ratio, snr
         assert f"{found['snr_db']:.{digits}f}" == snr
 
 
-def test_the_demo_prints_what_the_readme_says(bin_dir, real_cache, tmp_path):
+def test_the_demo_prints_what_the_readme_says(bin_dir, sample, tmp_path):
     shown = dict(re.findall(r'^         "(\w+)": ([^,\n]+),$', README, re.MULTILINE))
-    found = run_ok(bin_dir, "-input", real_cache, "-output", tmp_path / "small")
+    found = run_ok(bin_dir, "-input", sample, "-output", tmp_path / "small")
     assert len(shown) == 8 and {name: json.loads(value) for name, value in shown.items()} == pytest.approx(
         {name: found[name] for name in shown})
     listed = run(bin_dir, "-inspect", "-input", tmp_path / "small").stdout
@@ -42,7 +42,7 @@ def test_the_demo_prints_what_the_readme_says(bin_dir, real_cache, tmp_path):
     assert len(rows) == 2 and all(row in map(str.split, listed.splitlines()) for row in rows)
 
 
-def test_the_cache_says_how_its_keys_turn(bin_dir, real_cache):
-    turned, otherwise = metrics(bin_dir, real_cache, "kv4"), metrics(bin_dir, real_cache, "kv4", "-rope-theta", "10")
+def test_the_cache_says_how_its_keys_turn(bin_dir, sample):
+    turned, otherwise = metrics(bin_dir, sample, "kv4"), metrics(bin_dir, sample, "kv4", "-rope-theta", "10")
     assert turned["rotary"]["theta"] == 100000 and otherwise["rotary"]["theta"] == 10
     assert turned["token_snr_db"] > otherwise["token_snr_db"] + 1

@@ -12,13 +12,14 @@ import rotary as reference
 from cli_helpers import File, run, run_ok, write_file
 from frame_reader import read_frame
 
-KEY, VALUE = "layer_1_key", "layer_1_value"
+KEY, VALUE = "layer_10_key", "layer_10_value"
+THETA, SPELLED = 100000, "1e+05"  # the sample's, and as specs have it
 CODEC = "transform(step=0.25)"
 
 
 @pytest.fixture
 def cache(sample, tmp_path):
-    """Writes a key and a value of the sample, whose theta is 10000, with these metadata."""
+    """Writes a key and a value of the sample with these metadata."""
     file = File(sample)
     tensors = {name: file.values(name).reshape(dict(file.entries)[name]["shape"]) for name in (KEY, VALUE)}
 
@@ -41,15 +42,15 @@ def compress(bin_dir, source, *flags):
 
 def test_metadata_make_keys_smaller_and_values_no_larger(bin_dir, cache, tmp_path):
     plain, _ = compress(bin_dir, cache("silent"), "-codec", CODEC)
-    report, small = compress(bin_dir, cache("says", rope_theta=10000), "-codec", CODEC)
+    report, small = compress(bin_dir, cache("says", rope_theta=THETA), "-codec", CODEC)
     assert report["compressed_size_bytes"] < 0.95 * plain["compressed_size_bytes"]
     assert report["snr_db"] == pytest.approx(plain["snr_db"], abs=0.5)
     assert plain["rotary"] is None
     saved = report["rotary"].pop("saved_bits_per_value")
-    assert report["rotary"] == {"theta": 10000, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "scaling": None,
+    assert report["rotary"] == {"theta": THETA, "pairs": "half", "dims": 0, "offset": 0, "start": 0, "scaling": None,
                                 "from": "metadata", "tensors": 1, "undone_tensors": 1}
     assert 0.1 < saved < 3
-    assert codecs(small) == {KEY: "transform(step=0.25,theta=10000)", VALUE: CODEC}
+    assert codecs(small) == {KEY: f"transform(step=0.25,theta={SPELLED})", VALUE: CODEC}
     run_ok(bin_dir, "-input", small, "-output", tmp_path / "back", "-decompress")
     assert np.isfinite(File(tmp_path / "back").values(KEY).astype(np.float32)).all()
 
@@ -85,7 +86,7 @@ def test_metadata_that_cannot_be_are_refused_where_the_codec_needs_them(bin_dir,
 
 
 def test_a_daemon_gives_the_bytes_of_this_process(bin_dir, cache, daemon):
-    source = cache("in", rope_theta=10000)
+    source = cache("in", rope_theta=THETA)
     _, local = compress(bin_dir, source, "-codec", CODEC)
     expected = local.read_bytes()
     _, remote = compress(bin_dir, source, "-codec", CODEC, "-server", daemon().address)
@@ -99,14 +100,14 @@ def test_a_header_has_the_embedding(bin_dir, cache, client):
 
     def frame_of(name, **rotary):
         shape = dict(source.entries)[name]["shape"]
-        header = pb.CompressHeader(tensor=pb.Tensor(name=name, dtype=1, shape=shape), codec=CODEC,
+        header = pb.CompressHeader(tensor=pb.Tensor(name=name, dtype=pb.DTYPE_BF16, shape=shape), codec=CODEC,
                                    rotary=pb.RotaryEmbedding(**rotary))
         return client.stub.CompressTensor(pb.CompressTensorRequest(header=header, data=expected[name])).frame
 
-    for name, theta in ((KEY, ",theta=10000"), (VALUE, "")):
-        assert read_frame(frame_of(name, theta=10000, start=5)).codec == f"transform(step=0.25{theta},start=5)"
-    assert len(frame_of(KEY, theta=10000)) < 0.9 * len(frame_of(KEY))
-    both = frame_of(KEY, theta=10000, pairs=pb.ROTARY_PAIRS_INTERLEAVED, dims=32, offset=2)
+    for name, theta in ((KEY, f",theta={SPELLED}"), (VALUE, "")):
+        assert read_frame(frame_of(name, theta=THETA, start=5)).codec == f"transform(step=0.25{theta},start=5)"
+    assert len(frame_of(KEY, theta=THETA)) < 0.9 * len(frame_of(KEY))
+    both = frame_of(KEY, theta=THETA, pairs=pb.ROTARY_PAIRS_INTERLEAVED, dims=32, offset=2)
     assert "rotary=interleaved,rotary_dims=32,rotary_offset=2" in read_frame(both).codec
 
 

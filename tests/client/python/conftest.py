@@ -12,12 +12,12 @@ _spec = importlib.util.spec_from_file_location("e2e_fixtures", E2E / "conftest.p
 _fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_fixtures)
 
-bin_dir, daemon, socket_dir, sample, real_cache = (
+bin_dir, daemon, socket_dir, sample, f16_cache = (
     _fixtures.bin_dir,
     _fixtures.daemon,
     _fixtures.socket_dir,
     _fixtures.sample,
-    _fixtures.real_cache,
+    _fixtures.f16_cache,
 )
 
 import kvcompress  # noqa: E402

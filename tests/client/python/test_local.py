@@ -22,8 +22,8 @@ def local():
 
 
 @pytest.fixture
-def cache(real_cache):
-    return load_file(real_cache)
+def cache(sample):
+    return load_file(sample)
 
 
 def frames_of(client, cache, spec, **options):

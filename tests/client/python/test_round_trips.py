@@ -104,11 +104,11 @@ def test_exact_is_not_the_same_as_without_variance(client):
 
 
 @pytest.mark.parametrize("spec", ["", "int8(group=32)", "lossless"])
-def test_frames_are_those_of_the_command_line(bin_dir, anywhere, sample, real_cache, tmp_path, spec):
+def test_frames_are_those_of_the_command_line(bin_dir, anywhere, sample, f16_cache, tmp_path, spec):
     tensors = {"layer_0_key": values((1, 2, 5000, 64)), "layer_0_value": values((1, 2, 100, 64), seed=2),
                "other": values((500, 3), np.float32), "half": values((77,), ml_dtypes.bfloat16)}
     packed = tmp_path / "packed.safetensors"
-    for source in (write_file(tmp_path / "in.safetensors", tensors), sample, real_cache):
+    for source in (write_file(tmp_path / "in.safetensors", tensors), sample, f16_cache):
         flags = ["-codec", spec] if spec else []
         run_ok(bin_dir, "-input", source, "-output", packed, *flags)
         file = File(source)
