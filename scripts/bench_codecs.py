@@ -70,7 +70,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--program", default=str(ROOT / "bin" / "kv-compress"))
-    parser.add_argument("files", nargs="*", default=[str(ROOT / "tests" / "data" / "docs.256.f16.safetensors")])
+    parser.add_argument("files", nargs="*", default=[str(ROOT / "tests" / "data" / "smollm2.256.bf16.safetensors")])
     args = parser.parse_args()
     missed = False
     for path in args.files:

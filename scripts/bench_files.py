@@ -3,7 +3,7 @@
 
 usage: bench_files.py FOLDER HOST:PORT [--mebibytes 256] [--runs 5]
 
-The file has 32 layers of FP16 keys and values and lies in the page cache. GB/s are 10^9 bytes of FP16 a second of wall
+The file has 32 layers of BF16 keys and values and lies in the page cache. GB/s are 10^9 bytes of BF16 a second of wall
 time, start-up, metrics, sync and rename included; the median of the runs counts.
 """
 import argparse
@@ -15,7 +15,7 @@ import struct
 import subprocess
 import time
 
-SAMPLE = "tests/data/docs.256.f16.safetensors"
+SAMPLE = "tests/data/smollm2.256.bf16.safetensors"
 LAYERS = 32
 
 
@@ -31,16 +31,16 @@ def make_input(path, size):
     batch, heads, tokens, dim = sample[names[0]]["shape"]
     copies = max(1, size // (2 * LAYERS * (end - begin)))
     header, chunks = {}, []
-    for layer in range(LAYERS):
-        for kind in ("key", "value"):
-            begin, end = sample[f"layer_{layer % (len(names) // 2)}_{kind}"]["data_offsets"]
-            offset = len(chunks) * copies * (end - begin)
-            header[f"layer_{layer}_{kind}"] = {
-                "dtype": "F16",
-                "shape": [batch * copies, heads, tokens, dim],
-                "data_offsets": [offset, offset + copies * (end - begin)],
-            }
-            chunks.append(data[8 + header_size + begin : 8 + header_size + end] * copies)
+    for tensor in range(2 * LAYERS):
+        name = names[tensor % len(names)]  # a key and a value in turn
+        begin, end = sample[name]["data_offsets"]
+        offset = len(chunks) * copies * (end - begin)
+        header[f"layer_{tensor // 2}_{name.rpartition('_')[2]}"] = {
+            "dtype": sample[name]["dtype"],
+            "shape": [batch * copies, heads, tokens, dim],
+            "data_offsets": [offset, offset + copies * (end - begin)],
+        }
+        chunks.append(data[8 + header_size + begin : 8 + header_size + end] * copies)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
@@ -78,7 +78,7 @@ def main():
         decompress = [*server, "-decompress", "-input", small, "-output", back]
         rows.append((f"kv-compress, {name}", lambda flags=compress: run(*flags)))
         rows.append((f"kv-compress -decompress, {name}", lambda flags=decompress: run(*flags)))
-    print(f"\n{size / 1e6:.0f} MB of FP16, file to file, {os.cpu_count()} cores")
+    print(f"\n{size / 1e6:.0f} MB of BF16, file to file, {os.cpu_count()} cores")
     print(f"{'':36} {'s':>7} {'GB/s':>7} {'of cp':>7}")
     copy = None
     for name, work in rows:

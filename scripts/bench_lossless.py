@@ -145,7 +145,7 @@ def main():
     parser.add_argument("--program", default=str(ROOT / "bin" / "kv-compress"))
     parser.add_argument("--runs", type=int, default=1, help="sweeps for the times; 0: none")
     parser.add_argument("files", nargs="*", type=pathlib.Path,
-                        default=[ROOT / "tests" / "data" / "docs.256.f16.safetensors"])
+                        default=[ROOT / "tests" / "data" / "smollm2.256.bf16.safetensors"])
     args = parser.parse_args()
     print("| cache | layers 1 and up: planes\\|rans, best other, exact | whole file | worst tensor: best other / exact "
           "| 16 KiB: bound / payload, worst; bound / frame | encode / decode of planes\\|rans |\n|---|---|---|---|---|---|")
