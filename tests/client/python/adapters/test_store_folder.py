@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import pathlib
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -257,6 +258,60 @@ def test_a_disk_that_is_full_of_others_costs_misses(small_disk, capacity):
     assert 20 < len(stored) < 160
     assert stored[-1] == 399
     assert all(store.get(f"{number}", 100_000) == bytes([number % 256]) * 100_000 for number in stored)
+    store.close()
+
+
+def test_a_folder_that_someone_removes_is_made_anew(folder, store, monkeypatch):
+    monkeypatch.setattr(_folder, "_COMPARE_EVERY", 4)
+    store.put("a", b"1")
+    shutil.rmtree(folder)
+    assert store.get("a", 1) is None
+    assert not store.exists("a")
+    for number in range(20):
+        store.put(f"{number}", b"1")
+    assert store.put("b", b"2")
+    assert store.get("b", 1) == b"2"
+    assert store.stats().entries == len(files(folder)) == 21
+    other = open_store(folder, "n")
+    assert other.exists_many(["b", "7", "a"]) == [True, True, False]
+    other.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_disk_that_fails_now_and_then_raises_nothing_and_gives_nothing_wrong(folder, monkeypatch, seed):
+    chance, store = random.Random(seed), open_store(folder, "n", 100 * (SIZE + 100))
+    is_bad = [True]
+
+    def failing(call):
+        def work(*arguments, **options):
+            if is_bad[0] and chance.random() < 0.1:
+                raise OSError(chance.choice([errno.EIO, errno.ENOSPC, errno.EACCES]), "an injected fault")
+            return call(*arguments, **options)
+
+        return work
+
+    for name in ("open", "write", "pwrite", "replace", "unlink", "scandir", "stat", "fstat"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    for _ in range(1500):
+        key = chance.randrange(150)
+        chance.choice([
+            lambda key=key: store.put(f"{key}", bytes([key]) * (key % 100)),
+            lambda key=key: store.put_many((f"{one}", bytes([one]) * (one % 100)) for one in range(key, key + 5)),
+            lambda key=key: store.remove(f"{key}"),
+            lambda key=key: store.exists_many([f"{key}", f"{key + 1}"]),
+            lambda key=key: store.touch([f"{key}"]),
+        ])()  # fmt: skip
+        found = store.get(f"{key}", 100)
+        assert found is None or found == bytes([key]) * (key % 100)
+    store.clear()
+    store.stats()
+    is_bad[0] = False
+    assert store.stats().errors > 100
+    assert store.put("a", b"1")
+    assert store.get("a", 1) == b"1"
+    for shard in range(_files.SHARDS):
+        store._compare(shard)
+    assert store.stats().used_bytes == used(folder) <= 100 * (SIZE + 100)
     store.close()
 
 

@@ -26,7 +26,10 @@ class Files:
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
         self._unfinished = folder / _UNFINISHED
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make()
+
+    def _make(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._unfinished.mkdir(mode=0o700, exist_ok=True)
 
     def path_of(self, entry_id: bytes) -> pathlib.Path:
@@ -55,7 +58,11 @@ class Files:
         return payload
 
     def write(self, entry_id: bytes, payload: memoryview) -> "Unfinished":
-        return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, payload)
+        try:
+            return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, payload)
+        except FileNotFoundError:  # someone has removed the folder
+            self._make()
+            return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, payload)
 
     def unlink(self, entry_id: bytes) -> None:
         self.path_of(entry_id).unlink(missing_ok=True)

@@ -199,7 +199,7 @@ class FolderStore(Store):
                 admitted, evicted = self._index.admit(entries, self._capacity, self._take_touched(), self._unlink)
                 self._counters.add(evicted=evicted)
                 return admitted
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 if is_last or not _is_full(error) or not self._make_space(sum(size for _, size in entries)):
                     self._mend(error)
                     return set()
@@ -241,8 +241,8 @@ class FolderStore(Store):
 
     def clear(self) -> None:
         """Not what is being written."""
-        self._files.sweep()
         with self._indexing():
+            self._files.sweep()
             for shard in range(SHARDS):
                 ids = self._files.of_shard(shard) or {}
                 for entry_id in ids:
@@ -284,13 +284,13 @@ class FolderStore(Store):
         """What follows from the index is left out where that does not work."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self._mend(error)
 
-    def _mend(self, error: sqlite3.Error) -> None:
+    def _mend(self, error: sqlite3.Error | OSError) -> None:
         """A database that is damaged is made anew from the files."""
         self._counters.trouble("the index of the folder does not work", error)
-        if not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+        if not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError | OSError):
             self._index.discard()
             self._is_sure = False
 
@@ -333,5 +333,5 @@ class FolderStore(Store):
         return True
 
 
-def _is_full(error: sqlite3.Error) -> bool:
+def _is_full(error: sqlite3.Error | OSError) -> bool:
     return "full" in str(error) or "I/O" in str(error)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitTimeout  # Python 3.10 has two
 from typing import Any, Generic, TypeVar
 
 Client = TypeVar("Client")
@@ -80,10 +81,10 @@ class Lanes(Generic[Client]):
         job = self._post(work, seconds)
         try:
             return job.future.result(seconds)  # type: ignore[no-any-return]
-        except TimeoutError:
+        except WaitTimeout:
             if not job.future.done() and not job.future.cancel() and job.client is not None:
                 self._abort(job.client)
-            raise
+            raise TimeoutError(f"no answer in {seconds:.3g} seconds") from None
 
     def post(self, work: Callable[[Client], Any], seconds: float, done: Callable[["Future[Any]"], None]) -> None:
         """Without waiting; `done` gets the future, at any time, by a lane. Refused."""
