@@ -223,11 +223,15 @@ def measure_store(folder, entries, size=1024):
         of_1000=f"{seconds(lambda: store.exists_many(asked[:1000]))[0] * 1e3:.2f} us each",
         get_1KB=times(each(lambda number: store.get(asked[number], size), len(asked))),
         put_1KB=times(each(lambda number: store.put(f"y{number}", large[:size]))),
-        put_1MB=times(each(lambda number: store.put("z", large), 100)),
-        get_1MB=times(each(lambda number: store.get("z", 1 << 20), 200)),
+        put_1MB=times(each(lambda number: store.put(f"z{number}", large), 100)),
+        get_1MB=times(each(lambda number: store.get(f"z{number}", 1 << 20), 100)),
+        replace_1KB=times(each(lambda number: store.put(f"y{number}", large[:size]), 100)),
         memory=f"{memory_mib() - before:.0f} MiB",
         index=f"{disk_mib(folder, 'index*'):.0f} MiB",
     )
+    for name, count in (("y", _ASKED), ("z", 100)):
+        for number in range(count):
+            store.remove(f"{name}{number}")
     store.close()
 
 

@@ -426,6 +426,7 @@ def hosts(request):
             assert ip("netns", "add", name)
             made.append(("netns", "del", name))
             assert ip("link", "add", f"{name}v", "type", "veth", "peer", "name", "eth0", "netns", name)
+            made.append(("link", "del", f"{name}v"))
             assert ip("link", "set", f"{name}v", "master", prefix, "up")
             assert ip("-n", name, "address", "add", f"10.213.7.{number + 1}/24", "dev", "eth0")
             assert ip("-n", name, "link", "set", "eth0", "up")
