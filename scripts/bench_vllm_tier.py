@@ -4,7 +4,7 @@
 usage: PYTHONPATH=FOLDER bench_vllm_tier.py [--gigabytes 2] [--codec lossless --codec int4] [--folders DIR,DIR]
 FOLDER: where a wheel of vLLM was unpacked to, or nothing where vLLM is installed.
 
-Chunks of 256 tokens are made of a real model's keys and values (tests/data), with a few values of each changed. Store
+Chunks of 256 tokens are made of a real model's keys and values (tests/data), each layer times a factor of its own. Store
 and load are jobs of 8 chunks, 4 at a time. Folders are forgotten by the page cache in between. GB/s and CPU seconds are
 of 10^9 bytes of CPU cache; CPU seconds are this process' and the daemon's. "longest" is the longest time that a call of
 a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone.
@@ -39,17 +39,17 @@ def configured():
 
 
 def filled(config):
-    """A cache of which all rows hold a model's values, each a little different."""
+    """A cache whose layers hold a model's values, each times a factor of its own."""
     cache = tiering.Cache(config, ROWS)
     tensors = load_file(REPOSITORY / "tests/data/smollm2.256.bf16.safetensors")
     layers = sorted({name.rpartition("_")[0] for name in tensors})
     for row in range(ROWS):
         pages = cache.pages(row)[0]
         for layer in range(LAYERS):
-            name = layers[(layer + row) % len(layers)]
-            both = torch.cat([tensors[f"{name}_key"][0], tensors[f"{name}_value"][0]], -1)
+            name = layers[layer % len(layers)]
+            both = torch.cat([tensors[f"{name}_key"][0], tensors[f"{name}_value"][0]], -1).float()
+            both *= 1 + (row * LAYERS + layer) / 4096
             pages[layer] = both.view(HEADS, BLOCKS, TOKENS, 2 * HEAD_DIM).transpose(0, 1)
-        pages[:, :, :, row % TOKENS] *= 1 + row / 100
     return cache
 
 
@@ -67,7 +67,7 @@ def forget(folder):
 
 
 def bytes_of(folder):
-    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return sum(path.stat().st_blocks * 512 for path in pathlib.Path(folder).rglob("*") if path.is_file())
 
 
 def move(steps, chunks, load, daemon):

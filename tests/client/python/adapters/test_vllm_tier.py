@@ -335,6 +335,7 @@ def test_what_a_models_configuration_says_of_heads():
     assert [group.tokens for group in groups.values()] == [TOKENS, None]
 
 
+@pytest.mark.timeout(400)
 def test_under_vllms_own_manager():
     """These tests, and those of vllm_manager.py, with the classes of an unpacked wheel in place of stand-ins."""
     folder = os.environ.get("KVC_ENGINE_SOURCES")

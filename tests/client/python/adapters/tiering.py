@@ -1,6 +1,7 @@
 """What vLLM has around a secondary tier: a configuration, and a CPU cache of its layout."""
 
 import dataclasses
+import mmap
 import time
 
 import numpy as np
@@ -55,7 +56,8 @@ class Cache:
 
     def __init__(self, config, rows=8):
         self.config = config
-        self.rows = np.zeros((rows, row_bytes(config)), np.uint8)
+        memory = mmap.mmap(-1, rows * row_bytes(config))  # which begins with a page, as direct I/O needs it
+        self.rows = np.frombuffer(memory, np.uint8).reshape(rows, -1)
 
     @property
     def view(self):
@@ -91,7 +93,7 @@ class Steps:
     """Jobs of one tier, one after another; `longest` is the longest time that one of the tier's methods took."""
 
     def __init__(self, tier):
-        self.tier, self.longest, self._number = tier, 0.0, 0
+        self.tier, self.longest, self._number, self._ended = tier, 0.0, 0, []
 
     def call(self, method, *arguments):
         begin = time.perf_counter()
@@ -105,12 +107,14 @@ class Steps:
         return self._number
 
     def finish(self, count=1, seconds=30):
-        results, deadline = [], time.monotonic() + seconds
-        while len(results) < count:
+        """The results of the next jobs that end."""
+        deadline = time.monotonic() + seconds
+        while len(self._ended) < count:
             assert time.monotonic() < deadline, "jobs do not end"
-            results += self.call("get_finished_jobs")
+            self._ended += self.call("get_finished_jobs")
             self.call("on_schedule_end", None)
             time.sleep(0.001)
+        results, self._ended = self._ended[:count], self._ended[count:]
         return results
 
     def store(self, keys, rows, **more):
