@@ -28,6 +28,7 @@ INTERFACES = [
         "*update_state_after_alloc": "request, blocks, num_external_tokens",
         "*build_connector_meta": "scheduler_output",
         "request_finished": "request, block_ids",
+        "reset_cache": "",
     }),
     ("vllm 0.33.0", "vllm/v1/kv_offload/tiering/base.py", "SecondaryTierManager", {
         "__init__": "offloading_spec, primary_kv_view, tier_type, backpressure_detector=None",

@@ -155,6 +155,30 @@ def test_a_cache_of_one_byte_elements_is_found_again(engine, dtype):
         assert torch.equal(one, two)
 
 
+def test_a_store_that_does_not_know_at_once_is_asked_again(engine, monkeypatch):
+    one, tokens = engine(), list(range(60))
+    one.prefill(make_request("a", tokens), list(range(15)))
+    scheduler, store = one.scheduler, one.scheduler._store
+    knows, found = [False, None, True], store.peek_many
+    monkeypatch.setattr(store, "peek_many", lambda keys: [answer and knows[-1] for answer in found(keys)])
+    assert scheduler.get_num_new_matched_tokens(make_request("b", tokens), 0) == (48, False)
+    knows.pop()
+    assert scheduler.get_num_new_matched_tokens(make_request("b", tokens), 0) == (None, False)
+    assert scheduler.get_num_new_matched_tokens(make_request("b", [7] * 60), 0) == (0, False)
+    knows.pop()
+    assert scheduler.get_num_new_matched_tokens(make_request("b", tokens), 0) == (0, False)
+
+
+def test_a_reset_forgets_what_is_stored(engine):
+    one, tokens = engine(), list(range(60))
+    one.prefill(make_request("a", tokens), list(range(15)))
+    assert one.scheduler.get_num_new_matched_tokens(make_request("b", tokens), 0) == (48, False)
+    assert one.scheduler.reset_cache() is True
+    assert one.scheduler.get_num_new_matched_tokens(make_request("b", tokens), 0) == (0, False)
+    assert one.prefill(make_request("b", tokens), list(range(15))) == (0, set())
+    assert one.scheduler.get_num_new_matched_tokens(make_request("c", tokens), 0) == (48, False)
+
+
 def test_a_prefix_that_is_shared_and_one_that_is_here(engine):
     one = engine()
     tokens = list(range(60))

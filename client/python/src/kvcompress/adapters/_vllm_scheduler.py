@@ -50,17 +50,19 @@ class Scheduler:
         self._ranks = ranks
         self._requests: dict[str, _Request] = {}
 
-    def matched_tokens(self, request: Any, computed: int) -> int:
-        """Tokens beyond the `computed` ones that can be loaded. The last token is always left to the model, whose
-        output is what was asked for; and whole blocks are loaded. None for requests that want the output of all tokens,
-        as those for the log-probabilities of the prompt do."""
+    def matched_tokens(self, request: Any, computed: int) -> int | None:
+        """Tokens beyond the `computed` ones that can be loaded; None where the store does not know at once. The last
+        token is always left to the model, whose output is what was asked for; and whole blocks are loaded. 0 for
+        requests that want the output of all tokens, as those for the log-probabilities of the prompt do."""
         if _untold(request) or getattr(request, "skip_reading_prefix_cache", False):
             return 0
         tokens = request.all_token_ids
         most = (len(tokens) - 1) // self._block * self._block
         found = 0
-        for key in self._extended([], request, len(tokens)):
-            if not self._stored(key):
+        for stored in self._peek(self._extended([], request, len(tokens))):
+            if stored is None:
+                return None
+            if not stored:
                 break
             found += self._chunk
         return max(0, min(found, most) - computed)
@@ -105,7 +107,7 @@ class Scheduler:
         per_chunk = self._chunk // self._block
         while (known.chunks_done + 1) * self._chunk <= covered:
             key, at = known.keys[known.chunks_done], known.chunks_done * per_chunk
-            if not self._stored(key):
+            if not self._peek([key])[0]:
                 meta.stores.append(Chunk(key, at * self._block, known.blocks[at : at + per_chunk]))
             known.chunks_done += 1
 
@@ -118,9 +120,12 @@ class Scheduler:
             blocks = known.blocks[low:high]
             meta.loads.append(Chunk(known.keys[index], index * self._chunk, blocks, low - index * per_chunk))
 
-    def _stored(self, key: str) -> bool:
-        """By every rank."""
-        return all(self._store.exists(rank_key(rank, key)) for rank in range(self._ranks))
+    def _peek(self, keys: list[str]) -> list[bool | None]:
+        """Of each key whether every rank has stored it, without waiting; None: ask again."""
+        ranks = range(self._ranks)
+        answers = iter(self._store.peek_many([rank_key(rank, key) for key in keys for rank in ranks]))
+        found = [{next(answers) for _ in ranks} for _ in keys]
+        return [False if False in those else None if None in those else True for those in found]
 
     def _extended(self, keys: list[str], request: Any, tokens: int) -> list[str]:
         """Keys of the whole chunks among the first `tokens` tokens, of which the first are known: a chain of hashes,

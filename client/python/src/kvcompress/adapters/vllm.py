@@ -42,7 +42,8 @@ class KvCompressConnector(KVConnectorBase_V1):
         if chunk <= 0 or chunk % block:
             raise InvalidArgument(f"chunk_tokens is {chunk}, and not a multiple of the block size, {block}")
         self._codec = Codec.from_config(extra).of_model(_text_config(vllm_config.model_config))
-        store = open_store(extra["path"], _namespace(vllm_config, chunk, self._codec.text), extra.get("capacity_bytes"))
+        namespace = _namespace(vllm_config, chunk, self._codec.text)
+        self._store = store = open_store(extra["path"], namespace, extra.get("capacity_bytes"))
         self._scheduler = self._worker = None
         if role is KVConnectorRole.SCHEDULER:
             self._scheduler = Scheduler(store, block, chunk, parallel.world_size)
@@ -82,7 +83,7 @@ class KvCompressConnector(KVConnectorBase_V1):
 
     # In the scheduler.
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self._of(self._scheduler).matched_tokens(request, num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -95,6 +96,11 @@ class KvCompressConnector(KVConnectorBase_V1):
         """Its blocks can be freed at once: nothing is in flight between steps."""
         self._of(self._scheduler).finished(request.request_id)
         return False, None
+
+    def reset_cache(self) -> bool:
+        """What is stored is of weights that are replaced."""
+        self._store.clear()
+        return True
 
     def _of(self, side: Any) -> Any:
         if side is None:
