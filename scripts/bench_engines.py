@@ -5,10 +5,11 @@ which keep raw bytes: the same values, in turns, in one run.
 usage: bench_engines.py [--engine sglang lmcache] [--gigabytes 2] [--rounds 3] [--folder DIR]
                         [--codec lossless "int4(group=64)"] [--in-process] [--bin bin]
 
-Needs the engines' Python packages; of SGLang no more than what its HiCache imports. Values are those of a real cache,
-BF16, again and again: 32 layers of 8 heads of 64 channels. Pages of SGLang have 64 tokens and go in batches of 128, as
+Needs the engines' Python packages; of SGLang no more than what its HiCache imports. Values are those of heads
+of a real cache, BF16: 32 layers of 8 heads of 64 channels. Pages of SGLang have 64 tokens and go in batches of 128, as
 its controller moves them; objects of LMCache have 256 tokens and go in tasks of 16. GB/s are 10^9 bytes of tensors a
-second, the best of the rounds; CPU seconds are of this process and the daemon together. Files are in the page cache.
+second, the best of the rounds; CPU seconds are of this process and the daemon together. Files are in the page cache,
+and count as blocks on the disk, without a store's index and filter, which are 64 MiB and a little.
 """
 import argparse
 import os
@@ -51,15 +52,18 @@ class Daemon:
 
 
 def values(tokens):
-    """[2, layers, tokens, heads, size]: the real cache's keys and values, each layer from another token on."""
+    """[2, layers, tokens, heads, size]: heads of the real cache with their channels in another order and scaled, so that
+    no codec finds one in another."""
     found = safetensors.torch.load_file(REPOSITORY / "tests" / "data" / "smollm2.256.bf16.safetensors")
-    sides = []
-    for word in ("key", "value"):
-        rows = torch.cat([found[f"layer_{layer}_{word}"][0] for layer in (10, 20)])  # [6, 256, 64]
-        rows = rows.repeat(2, 1, 1)[:HEADS].transpose(0, 1)
-        sides.append(torch.stack([rows.roll(7 * layer, 0).repeat(-(-tokens // 256), 1, 1)[:tokens]
-                                  for layer in range(LAYERS)]))
-    return torch.stack(sides)
+    generator = torch.Generator().manual_seed(1)
+    made = torch.empty(2, LAYERS, tokens, HEADS, SIZE, dtype=torch.bfloat16)
+    for side, word in enumerate(("key", "value")):
+        heads = torch.cat([found[f"layer_{layer}_{word}"][0] for layer in (10, 20)])  # [6, 256, 64]
+        for number in range(LAYERS * HEADS):
+            head = heads[number % 6][:, torch.randperm(SIZE, generator=generator)].float()
+            head = (head * (0.5 + torch.rand(SIZE, generator=generator))).bfloat16()
+            made[side, number // HEADS, :, number % HEADS] = head.repeat(-(-tokens // 256), 1)[:tokens]
+    return made
 
 
 class Pool:
@@ -229,7 +233,8 @@ def measure(engine, args, daemon):
                 make = engine.raw(kept) if name == names[0] else engine.ours(kept, daemon, name)
                 store, load, close = make
                 times = [measured(store, daemon), measured(load, daemon)]
-                size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+                size = sum(512 * path.stat().st_blocks for path in kept.rglob("*")
+                           if path.is_file() and not path.name.startswith(("index", "filter")))
                 close()
             row = best.setdefault(name, types.SimpleNamespace(store=times[0], load=times[1], size=size))
             row.store, row.load, row.size = min(row.store, times[0]), min(row.load, times[1]), size

@@ -197,6 +197,10 @@ def test_codecs_are_told_what_each_part_is(filled):
     heads = named_parts(source, 32)
     assert torch.equal(heads[5][1][0, 3], source.get_tensor(0)[1, 2, :, 96:])
     assert heads[7][1].shape == (1, 2, TOKENS, 32)
+    together = parts(source, Geometry(32, by_layer=False))  # where codecs do not tell layers apart
+    assert [part.name for part in together] == ["layer_0_key", "layer_0_value", "layer_3_key", "layer_3_value"]
+    assert together[1].tensor.shape == (LAYERS, 4, TOKENS, 32)
+    assert torch.equal(together[1].tensor[2], heads[5][1][0])
     latent = filled(torch.Size([1, LAYERS, TOKENS, 96]))
     assert named_parts(latent, 32)[0][1].shape == (1, 1, TOKENS, 96)
 

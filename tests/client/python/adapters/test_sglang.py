@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 engines.provide_sglang()
 from frame_reader import read_frame  # noqa: E402
 from kvcompress.adapters._codec import Kind, unpack  # noqa: E402
+from kvcompress.adapters._sglang_pools import HostPool, Ranks  # noqa: E402
 from kvcompress.adapters.sglang import KvCompressStorage  # noqa: E402
 
 LAYERS, HEADS, SIZE, PAGE, PAGES = 3, 2, 32, 16, 4
@@ -110,8 +111,8 @@ def make(daemon, tmp_path):
 
 
 def parts(storage, page):
-    """Of a flat page, by name."""
-    pool = storage._pool()
+    """Of a flat page, by name, where codecs tell layers apart."""
+    pool = HostPool("kv", storage.mem_pool_host, Ranks("", 0, 1), by_layer=True)
     return {part.name: part.tensor for chunk in pool.chunks("x", pool.flat_page(page)) for part in chunk.parts}
 
 
@@ -182,6 +183,9 @@ def test_codecs_are_told_what_each_part_is(make, layout):
     wanted = {"layer_first": lambda: buffer[1, 2, PAGE + 3, 1], "page_first": lambda: buffer[1, PAGE + 3, 2, 1],
               "page_first_direct": lambda: buffer[1, 1, 2, 3, 1], "page_head": lambda: buffer[1, 1, 1, 3, 2]}[layout]()
     assert torch.equal(named["layer_2_value"][0, 1, 3], wanted)
+    (chunk,) = storage._pool().chunks("x", storage._pool().flat_page(pool.get_data_page(PAGE)))
+    assert [part.name for part in chunk.parts] == ["layer_0_key", "layer_0_value"]  # a tensor for all layers
+    assert torch.equal(chunk.parts[1].tensor[2], named["layer_2_value"][0])
 
 
 @pytest.mark.parametrize("layout", ["layer_first", "page_first"])
@@ -262,10 +266,10 @@ def test_pages_begin_where_sglang_says(make, before, starts):
     info = types.SimpleNamespace(prefix_keys=before, extra_info=None)
     assert storage.batch_set_v1(["a", "b", "c"], torch.arange(3 * PAGE), info) == [True] * 3
     for data, start in zip(stored_bytes(storage, "abc"), starts, strict=True):
-        kinds = [Kind(torch.float16, (1, HEADS, PAGE, SIZE))] * 2 * LAYERS
+        kinds = [Kind(torch.float16, (LAYERS, HEADS, PAGE, SIZE))] * 2
         specs = [read_frame(bytes(frame)).codec for _, frame, _ in unpack(data, kinds)]
         place = f",start={start}" if start else ""
-        assert specs == [f"fallback|transform(step=0.5{theta}{place})" for theta in (",theta=10000", "")] * LAYERS
+        assert specs == [f"fallback|transform(step=0.5{theta}{place})" for theta in (",theta=10000", "")]
 
 
 def test_an_artifact_needs_positions(make):

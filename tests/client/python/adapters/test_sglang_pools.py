@@ -270,16 +270,20 @@ def test_values_may_be_narrower_than_keys(make):
     for side, before in zip(pool.kv_buffer, kept, strict=True):
         assert torch.equal(side[2 * PAGE : 3 * PAGE], before[PAGE : 2 * PAGE])
     (chunk,) = storage._pool().chunks("a", storage._pool().pages(tokens(0), to_write=False)[0])
-    assert [part.name for part in chunk.parts] == [
-        f"layer_{layer}_{side}" for layer in range(LAYERS) for side in ("key", "value")]
+    assert [(part.name, part.tensor.shape[-1]) for part in chunk.parts] == [
+        ("layer_0_key", SIZE), ("layer_0_value", SIZE // 2)]
 
 
 def test_layers_are_numbered_from_the_first_of_a_stage(make):
     pool = Pool("layer_first")
     pool.start_layer = 24
-    found = make(pool, pp_rank=1, pp_size=2)._pool()
-    (chunk,) = found.chunks("a", found.pages(tokens(0), to_write=False)[0])
-    assert [part.name for part in chunk.parts][:3] == ["layer_24_key", "layer_24_value", "layer_25_key"]
+    for options, names in (({}, ["layer_24_key", "layer_24_value"]),
+                           ({"codec": "", "profile": {"default": "lossless"}}, [
+                               "layer_24_key", "layer_24_value", "layer_25_key", "layer_25_value", "layer_26_key",
+                               "layer_26_value"])):
+        found = make(pool, pp_rank=1, pp_size=2, **options)._pool()
+        (chunk,) = found.chunks("a", found.pages(tokens(0), to_write=False)[0])
+        assert [part.name for part in chunk.parts] == names
 
 
 def test_metrics_of_a_storage(make):

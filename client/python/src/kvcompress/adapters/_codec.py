@@ -96,6 +96,11 @@ class Codec:
         """The same for codecs that make the same frames of the same tensors."""
         return self.spec or self.profile
 
+    @property
+    def tells_layers_apart(self) -> bool:
+        """Whether layers must be tensors of their own; else several are better one, for what each tensor costs."""
+        return bool(self.profile) or "artifact=" in self.spec
+
     def compress(
         self,
         tensors: Sequence[tuple[str, torch.Tensor]],

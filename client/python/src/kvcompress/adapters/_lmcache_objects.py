@@ -16,36 +16,40 @@ _MOST_AXES = 8
 @dataclass(frozen=True)
 class Geometry:
     """What LMCache does not tell. `head_dim`: how many channels a head has; 0: all heads count as one. `latents`:
-    objects of one plane are latents of MLA; else they may be states of a recurrent layer, and are kept bit for bit."""
+    objects of one plane are latents of MLA; else they may be states of a recurrent layer, and are kept bit for bit.
+    `by_layer`: each layer is a tensor of its own."""
 
     head_dim: int = 0
     latents: bool = False
+    by_layer: bool = True
 
     @staticmethod
-    def from_config(config: Any) -> "Geometry":
+    def from_config(config: Any, *, by_layer: bool) -> "Geometry":
         head_dim, latents = config.get("head_dim", 0), config.get("latents", False)
         if type(head_dim) is not int or head_dim < 0:
             raise InvalidArgument(f"head_dim is {head_dim!r}, and not a positive whole number")
         if type(latents) is not bool:
             raise InvalidArgument(f"latents is {latents!r}, and not true or false")
-        return Geometry(head_dim, latents)
+        return Geometry(head_dim, latents, by_layer)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Of an object: all of one tensor, or of keys and values one layer's."""
+    """Of an object: all of one tensor, or of keys and values those of some layers."""
 
     name: str
     tensor: int  # its number
     kind: Kind  # of what `of` gives
-    layer: tuple[int, int] | None = None  # its index in the tensor's first two axes
+    side: int | None = None  # 0: keys or latents, 1: values
+    first: int = 0  # layer of the tensor's
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where it stands; keys or values as [1, heads, tokens, head_dim]."""
-        if self.layer is None:
+        """Where it stands; keys or values as [layers, heads, tokens, head_dim]."""
+        if self.side is None:
             return tensor.reshape(-1).view(self.kind.dtype).view(self.kind.shape)
-        _, heads, tokens, size = self.kind.shape
-        return tensor[self.layer].view(tokens, heads, size).transpose(0, 1).unsqueeze(0)
+        layers, heads, tokens, size = self.kind.shape
+        found = tensor[self.side, self.first : self.first + layers]
+        return found.view(layers, tokens, heads, size).transpose(1, 2)
 
 
 def pieces(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], geometry: Geometry) -> list[Piece]:
@@ -60,7 +64,8 @@ def pieces(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], geome
         is_typed = dtype in DTYPES and len(sizes) <= _MOST_AXES and begin % dtype.itemsize == 0
         planes = sizes[0] if is_typed and len(sizes) == 4 else 0
         if planes == 2 or (planes == 1 and geometry.latents):
-            found += _layers(number, sizes, dtype, layers, geometry.head_dim if planes == 2 else 0)
+            head_dim = geometry.head_dim if planes == 2 else 0
+            found += _layers(number, sizes, dtype, layers, head_dim, 1 if geometry.by_layer else sizes[1])
             layers += sizes[1]
         else:
             kind = Kind(dtype, sizes) if is_typed else Kind(torch.uint8, (size,))
@@ -69,13 +74,16 @@ def pieces(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], geome
     return found
 
 
-def _layers(number: int, sizes: tuple[int, ...], dtype: torch.dtype, first: int, head_dim: int) -> list[Piece]:
+def _layers(
+    number: int, sizes: tuple[int, ...], dtype: torch.dtype, before: int, head_dim: int, step: int
+) -> list[Piece]:
+    """`before`: how many layers the tensors before have; `step`: layers of a piece."""
     planes, layers, tokens, size = sizes
     heads = size // head_dim if head_dim and size % head_dim == 0 else 1
-    kind = Kind(dtype, (1, heads, tokens, size // max(heads, 1)))
+    kind = Kind(dtype, (step, heads, tokens, size // max(heads, 1)))
     return [
-        Piece(f"layer_{first + layer}_{word}", number, kind, (side, layer))
-        for layer in range(layers)
+        Piece(f"layer_{before + first}_{word}", number, kind, side, first)
+        for first in range(0, layers, max(step, 1))
         for side, word in enumerate(("key", "value")[:planes])
     ]
 
@@ -85,7 +93,7 @@ def parts(memory: Any, geometry: Geometry) -> list[Part]:
     shapes, dtypes = memory.get_shapes(), memory.get_dtypes()
     tensors = _tensors(memory, shapes, dtypes)
     found = pieces(shapes, dtypes, geometry)
-    return [Part(piece.name, piece.of(tensors[piece.tensor]), piece.layer is None) for piece in found]
+    return [Part(piece.name, piece.of(tensors[piece.tensor]), piece.side is None) for piece in found]
 
 
 def _tensors(memory: Any, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:

@@ -60,7 +60,7 @@ class KvCompressSerializer(Serializer):
             try:
                 most = self._codec.most_bytes(
                     [(piece.name, piece.kind) for piece in found],
-                    ["lossless" if piece.layer is None else None for piece in found],
+                    ["lossless" if piece.side is None else None for piece in found],
                 )
             except KvCompressError:
                 return most_packed([piece.kind for piece in found])
@@ -93,7 +93,8 @@ class KvCompressDeserializer(Deserializer):
 def create(config: Mapping[str, Any]) -> AsyncSerdeProcessor:
     """Of the keys beside `type` in an L2 adapter's `serde` object."""
     check_keys(config, {"max_workers", "head_dim", "latents"})
-    codec, geometry = codec_of(config), Geometry.from_config(config)
+    codec = codec_of(config)
+    geometry = Geometry.from_config(config, by_layer=codec.tells_layers_apart)
     counters = Counters()
     publish("serde", counters.values, COUNTERS)
     return AsyncSerdeProcessor(

@@ -43,7 +43,7 @@ class Page:
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Of keys and values, or of MLA's latents, which are keys of one head."""
+    """Of keys and values, or of MLA's latents, which are keys of one head. A page has one block for each side."""
 
     layout: str
     layers: int
@@ -52,7 +52,7 @@ class _Geometry:
     sizes: tuple[int, ...]  # of a head: of keys and of values, or of keys alone
 
     def block_sizes(self, itemsize: int, layers: int) -> list[int]:
-        """Bytes of one block for each side, of so many layers."""
+        """Bytes of so many layers, of each side."""
         return [layers * self.tokens * self.heads * size * itemsize for size in self.sizes]
 
     def view(self, block: torch.Tensor, side: int) -> torch.Tensor:
@@ -63,19 +63,20 @@ class _Geometry:
 
 
 class HostPool:
-    """What SGLang registered as `name`. Of keys and values, and of latents, codecs see each layer; everything else (the
-    states of Mamba, indexers, bytes whose meaning is not told) is kept bit for bit.
+    """What SGLang registered as `name`. Keys and values, and latents, are a tensor [layers, heads, tokens, head_dim]
+    for each side, or, `by_layer`, for each layer and side. Everything else (the states of Mamba, indexers, bytes whose
+    meaning is not told) is kept bit for bit.
 
     `fp8` is the type of values that the pool holds as bytes, where it does. InvalidArgument for heads that cannot be
     split as asked."""
 
-    def __init__(self, name: str, pool: Any, ranks: Ranks, fp8: torch.dtype | None = None):
-        self._name, self._pool = name, pool
+    def __init__(self, name: str, pool: Any, ranks: Ranks, fp8: torch.dtype | None = None, *, by_layer: bool = False):
+        self._name, self._pool, self._by_layer = name, pool, by_layer
         self.page_size = int(getattr(pool, "page_size", 1) or 1)
         dtype: Any = getattr(pool, "dtype", None)
         self._dtype: Any = fp8 if fp8 is not None and dtype == torch.uint8 else dtype
         self._first_layer = int(getattr(pool, "start_layer", 0) or 0)
-        self._sizes, self.has_pointers = self._block_sizes()
+        self._addresses, self._sizes, self.has_pointers = self._first_page()
         self._geometry = self._find_geometry()
         self._shards = self._find_shards(ranks)
         self.page_bytes = sum(self._sizes)
@@ -89,9 +90,9 @@ class HostPool:
             raise InvalidArgument(f"{indices.numel()} indices are no pages of {self.page_size} tokens")
         if self.has_pointers:
             pointers, sizes = self._pool.get_page_buffer_meta(indices)
-            blocks = [_memory(int(at), int(size)) for at, size in zip(pointers, sizes, strict=True)]
             count = len(self._sizes)
-            return [Page(blocks[at : at + count]) for at in range(0, len(blocks), count)]
+            blocks = list(zip(map(int, pointers), map(int, sizes), strict=True))
+            return [Page(self._memory(blocks[at : at + count])) for at in range(0, len(blocks), count)]
         first = [int(index) for index in indices[:: self.page_size]]
         return [self._blank_page(index) if to_write else self._copied_page(index) for index in first]
 
@@ -103,6 +104,23 @@ class HostPool:
         if flat.numel() != self.page_bytes:
             raise InvalidArgument(f"a page has {flat.numel()} bytes, and those of the pool {self.page_bytes}")
         return Page(torch.split(flat, sizes))
+
+    def _memory(self, blocks: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """Of the addresses and sizes of a page's blocks; those of the layers of one side, where each has its own, are
+        rows of one tensor."""
+        if self._geometry is None or len(blocks) == len(self._geometry.sizes):
+            return [_memory(address, size) for address, size in blocks]
+        sides = len(self._geometry.sizes)
+        found = []
+        for side in range(sides):
+            (first, size), (last, _), step = (
+                blocks[side],
+                blocks[side - sides],
+                blocks[side + sides][0] - blocks[side][0],
+            )
+            span = _memory(first, last + size - first)
+            found.append(span.as_strided((self._geometry.layers, size), (step, 1)))
+        return found
 
     def _blank_page(self, index: int) -> Page:
         page = self._pool.get_dummy_flat_data_page()
@@ -119,7 +137,13 @@ class HostPool:
         if geometry is None:
             of_pages: list[Any] = [self._sizes, "flat" if flat else ""]
         else:
-            of_pages = [geometry.layers, geometry.tokens, geometry.heads // len(self._shards), geometry.sizes]
+            of_pages = [
+                self._by_layer,
+                geometry.layers,
+                geometry.tokens,
+                geometry.heads // len(self._shards),
+                geometry.sizes,
+            ]
         kind = [self._name, str(self._dtype), self._first_layer, of_pages]
         return [f"{kind} {shard} {page_hash}" for shard, _ in self._shards]
 
@@ -134,14 +158,12 @@ class HostPool:
         geometry = self._geometry
         if geometry is None:
             return [Part(f"{self._name}_{number}", block, exact=True) for number, block in enumerate(blocks)]
-        sides = len(geometry.sizes)
-        views = [geometry.view(block.view(self._dtype), number % sides) for number, block in enumerate(blocks)]
-        # A layer's keys, or the keys of all layers, and then the values; and again for the next layer.
-        layers = [layer for at in range(0, len(views), sides) for layer in zip(*views[at : at + sides], strict=True)]
+        views = [geometry.view(block.view(self._dtype), side) for side, block in enumerate(blocks)]
+        step = 1 if self._by_layer else geometry.layers
         return [
-            Part(f"layer_{self._first_layer + number}_{word}", view.unsqueeze(0), start=start)
-            for number, layer in enumerate(layers)
-            for word, view in zip(("key", "value"), layer, strict=False)
+            Part(f"layer_{self._first_layer + layer}_{word}", view[layer : layer + step], start=start)
+            for layer in range(0, geometry.layers, step)
+            for word, view in zip(("key", "value"), views, strict=False)
         ]
 
     # What the pool says of itself.
@@ -149,13 +171,14 @@ class HostPool:
     def _itemsize(self) -> int:
         return int(self._dtype.itemsize)
 
-    def _block_sizes(self) -> tuple[list[int], bool]:
-        """Bytes of the blocks of a page, and whether the pool points to them. SGLang asks its pools in the same way."""
+    def _first_page(self) -> tuple[list[int], list[int], bool]:
+        """Addresses and sizes of the blocks of the first page, and whether the pool points to blocks. SGLang asks its
+        pools in the same way."""
         try:
             meta = self._pool.get_page_buffer_meta(torch.zeros(self.page_size, dtype=torch.int64))
         except (AttributeError, NotImplementedError, ValueError):
-            return [_bytes(self._pool.get_dummy_flat_data_page()).numel()], False
-        return [int(size) for size in meta[1]], True
+            return [0], [_bytes(self._pool.get_dummy_flat_data_page()).numel()], False
+        return [int(address) for address in meta[0]], [int(size) for size in meta[1]], True
 
     def _find_geometry(self) -> _Geometry | None:
         """That of which the blocks have the sizes; None for another kind of pool."""
@@ -176,9 +199,16 @@ class HostPool:
             found = _Geometry(layout, layers, self.page_size, int(heads or 0), sizes)
             whole = found.block_sizes(self._itemsize(), layers)
             layered = found.block_sizes(self._itemsize(), 1) * layers
-            if self._sizes in (whole, layered) or (not self.has_pointers and self._sizes == [sum(whole)]):
+            is_flat = not self.has_pointers and self._sizes == [sum(whole)]
+            if self._sizes == whole or is_flat or (self._sizes == layered and self._has_even_layers(len(sizes))):
                 return found
         return None
+
+    def _has_even_layers(self, sides: int) -> bool:
+        """Whether a layer's block of one side comes as far after that of the layer before as everywhere."""
+        at = self._addresses
+        steps = {(number % sides, at[number + sides] - at[number]) for number in range(len(at) - sides)}
+        return len(steps) == sides and all(step > 0 for _, step in steps)
 
     def _find_shards(self, ranks: Ranks) -> list[tuple[str, slice | None]]:
         """The name of each, the same on all ranks that hold it, and its heads. The states of Mamba, and keys and values

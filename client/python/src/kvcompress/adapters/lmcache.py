@@ -101,7 +101,7 @@ class KvCompressL2Adapter(L2AdapterInterface):
         check_keys(config, {"capacity_bytes", "max_workers", "head_dim", "latents"}, required={"path"})
         capacity = config.get("capacity_bytes")
         self._codec = codec_of(config)
-        self._geometry = Geometry.from_config(config)
+        self._geometry = Geometry.from_config(config, by_layer=self._codec.tells_layers_apart)
         kept = repr(["lmcache", self._codec.text, self._geometry])
         self._store = open_store(config["path"], kept, capacity)
         super().__init__(max_capacity_bytes=capacity or 0)

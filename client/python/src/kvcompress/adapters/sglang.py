@@ -90,7 +90,7 @@ class KvCompressStorage(HiCacheStorage):
         common = f"pp{config.pp_rank}/{config.pp_size} cp{config.attn_cp_rank}/{config.attn_cp_size}"
         split = max(1, (getattr(config, "tp_lcm_size", None) or 0) // config.tp_size)
         ranks = Ranks(common, config.tp_rank, config.tp_size, config.is_mla_model, split)
-        self._pools[str(name)] = HostPool(str(name), pool, ranks, self._fp8)
+        self._pools[str(name)] = HostPool(str(name), pool, ranks, self._fp8, by_layer=self._codec.tells_layers_apart)
 
     def _pool(self, name: Any = PoolName.KV) -> HostPool:
         try:
