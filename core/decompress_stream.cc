@@ -15,12 +15,13 @@ struct DecodeTask {
   TensorReport report;
 };
 
-absl::Status DecompressStream::Begin(std::string_view name, OutputBuffers* buffers) {
+absl::Status DecompressStream::Begin(std::string_view name, OutputBuffers* buffers, std::string_view fingerprint) {
   if (reader_ != nullptr) {
     return absl::InvalidArgumentError(
         absl::StrFormat("tensor \"%s\" begins, but the frame of tensor \"%s\" is incomplete", name, name_));
   }
   name_ = name;
+  fingerprint_ = fingerprint;
   buffers_ = buffers;
   reader_ = std::make_unique<FrameReader>();
   return absl::OkStatus();
@@ -33,9 +34,10 @@ absl::Status DecompressStream::Append(ByteSpan bytes) {
   return absl::OkStatus();
 }
 
-absl::Status DecompressStream::Decompress(std::string_view name, const ByteSource& source, size_t window) {
+absl::Status DecompressStream::Decompress(std::string_view name, const ByteSource& source, size_t window,
+                                          std::string_view fingerprint) {
   constexpr uint64_t kReadBytes = uint64_t{1} << 20;
-  KVC_RETURN_IF_ERROR(Begin(name));
+  KVC_RETURN_IF_ERROR(Begin(name, nullptr, fingerprint));
   std::vector<std::byte> scratch;
   for (uint64_t offset = 0; offset < source.size();) {
     KVC_ASSIGN_OR_RETURN(ByteSpan bytes, source.Get(offset, std::min(kReadBytes, source.size() - offset), scratch));
@@ -93,6 +95,7 @@ absl::Status DecompressStream::StartTensor() {
   auto task = std::make_shared<DecodeTask>();
   task->header = reader_->header();
   task->header.tensor.name = name_;
+  KVC_RETURN_IF_ERROR(CheckFingerprint(task->header.tensor, fingerprint_));
   KVC_ASSIGN_OR_RETURN(task->chain, ChainOfFrame(task->header, limits_.environment));
   KVC_RETURN_IF_ERROR(CheckTensorBytes(task->header.tensor_bytes(), limits_));
   reader_->set_max_payload_bytes(task->chain.MaxPayloadBytes(task->header.tensor, task->header.BlockElements(0)));

@@ -39,9 +39,10 @@ class DecompressStream {
   ~DecompressStream() { Cancel(); }
 
   // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete. `buffers`,
-  // if not null, are for its values.
-  absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr);
-  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes after the end mark.
+  // if not null, are for its values. `fingerprint`, if not empty, is the one that it must have.
+  absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr, std::string_view fingerprint = "");
+  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes after the end mark,
+  // ABORTED for a frame of another fingerprint than is expected, before its header and values come out.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
   // end. What it takes is copied once, before any of it is looked at.
@@ -54,7 +55,8 @@ class DecompressStream {
 
   // Starts and ends a frame whose bytes are read from `source`: exactly one frame. Blocks while `window` or more blocks
   // are in flight, so that small payloads that decode to large blocks cannot pile up.
-  absl::Status Decompress(std::string_view name, const ByteSource& source, size_t window);
+  absl::Status Decompress(std::string_view name, const ByteSource& source, size_t window,
+                          std::string_view fingerprint = "");
 
   // The end of input. DATA_LOSS when a frame is incomplete.
   absl::Status Finish() const;
@@ -80,6 +82,7 @@ class DecompressStream {
   bool failed_ = false;
   uint64_t taken_ = 0;
   std::string name_;
+  std::string fingerprint_;  // that is expected
   OutputBuffers* buffers_ = nullptr;
   std::unique_ptr<FrameReader> reader_;
   std::shared_ptr<DecodeTask> task_;

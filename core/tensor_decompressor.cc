@@ -6,13 +6,17 @@
 
 namespace kvcompress {
 
-absl::Status TensorDecompressor::ReadHeader(ByteSpan frame) { return TakeHeader(frame); }
+absl::Status TensorDecompressor::ReadHeader(ByteSpan frame, std::string_view fingerprint) {
+  return TakeHeader(frame, fingerprint);
+}
 
-absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest) {
+absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest, std::string_view fingerprint) {
   reader_.Restart();
   KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(rest));
   if (part == FrameReader::Part::kNeedMore) return reader_.Truncated();
   const FrameHeader& header = reader_.header();
+  KVC_RETURN_IF_ERROR(CheckFingerprint(header.tensor, fingerprint));
+  tensor_.fingerprint = header.tensor.fingerprint;  // no chain depends on it
   if (!chain_.has_value() || header.codec != codec_ || header.tensor != tensor_) {
     KVC_ASSIGN_OR_RETURN(chain_, ChainOfFrame(header, limits_.environment));
     codec_ = header.codec;
@@ -22,8 +26,9 @@ absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest) {
   return CheckTensorBytes(header.tensor_bytes(), limits_);
 }
 
-absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, MutableByteSpan values) {
-  KVC_RETURN_IF_ERROR(TakeHeader(frame));
+absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, MutableByteSpan values,
+                                                      std::string_view fingerprint) {
+  KVC_RETURN_IF_ERROR(TakeHeader(frame, fingerprint));
   const FrameHeader& header = reader_.header();
   const uint64_t total = header.tensor_bytes();
   if (values.size() < total) {

@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,8 +19,9 @@ class TensorDecompressor {
   explicit TensorDecompressor(const Limits& limits = {}) : limits_(limits) {}
 
   // Reads the header of `frame` and nothing after it. DATA_LOSS for what cannot be a frame, UNIMPLEMENTED for a
-  // version or a codec that this build does not know, RESOURCE_EXHAUSTED above max_tensor_bytes.
-  absl::Status ReadHeader(ByteSpan frame);
+  // version or a codec that this build does not know, RESOURCE_EXHAUSTED above max_tensor_bytes, ABORTED where the
+  // frame has not the fingerprint that is expected; an empty one expects nothing.
+  absl::Status ReadHeader(ByteSpan frame, std::string_view fingerprint = "");
 
   // What the header said that was read last, by either call, and without an error. The tensor has no name.
   const FrameHeader& header() const { return reader_.header(); }
@@ -28,13 +30,13 @@ class TensorDecompressor {
   const CodecChain& chain() const { return *chain_; }
 
   // Writes the values of `frame`, exactly one whole frame, to the front of `values` and returns their bytes. After an
-  // error the values are undefined. The frame may be hostile, but nobody may write it meanwhile. Errors of ReadHeader;
-  // DATA_LOSS for a frame that was damaged or cut off, naming the block; INVALID_ARGUMENT when `values` is too small,
-  // or when bytes follow the frame.
-  absl::StatusOr<size_t> Decompress(ByteSpan frame, MutableByteSpan values);
+  // error of ReadHeader nothing is written, after another one the values are undefined. The frame may be hostile, but
+  // nobody may write it meanwhile. Errors of ReadHeader; DATA_LOSS for a frame that was damaged or cut off, naming the
+  // block; INVALID_ARGUMENT when `values` is too small, or when bytes follow the frame.
+  absl::StatusOr<size_t> Decompress(ByteSpan frame, MutableByteSpan values, std::string_view fingerprint = "");
 
  private:
-  absl::Status TakeHeader(ByteSpan& rest);
+  absl::Status TakeHeader(ByteSpan& rest, std::string_view fingerprint);
 
   Limits limits_;
   FrameReader reader_;

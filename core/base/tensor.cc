@@ -1,5 +1,6 @@
 #include "core/base/tensor.h"
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -68,9 +69,23 @@ absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc) {
     return absl::InvalidArgumentError(
         absl::StrFormat("tensor \"%s\": %d axis roles for rank %d", desc.name, desc.axes.size(), desc.shape.size()));
   }
+  if (desc.fingerprint.size() > kMaxFingerprintBytes) {
+    return OfTensor(desc.name, absl::InvalidArgumentError(
+                                   absl::StrFormat("a fingerprint of %d bytes, of which there are at most %d",
+                                                   desc.fingerprint.size(), kMaxFingerprintBytes)));
+  }
   absl::StatusOr<uint64_t> words = NumWords(desc.dtype, desc.shape);
   if (!words.ok()) return OfTensor(desc.name, words.status());
   return words;
+}
+
+absl::Status CheckFingerprint(const TensorDesc& desc, std::string_view expected) {
+  if (expected.empty() || desc.fingerprint == expected) return absl::OkStatus();
+  const auto text = [](std::string_view fingerprint) {
+    return absl::StrCat("fingerprint ", absl::BytesToHexString({fingerprint.data(), fingerprint.size()}));
+  };
+  return absl::AbortedError(absl::StrFormat(
+      "frame: it has %s, not %s", desc.fingerprint.empty() ? "none" : text(desc.fingerprint), text(expected)));
 }
 
 absl::Status OfTensor(std::string_view name, const absl::Status& status) {

@@ -26,12 +26,16 @@ struct TensorDesc {
   DType dtype = DType::kF16;
   std::vector<uint64_t> shape;  // empty: rank 0, one element
   std::vector<AxisRole> axes;   // as long as `shape`
+  // Whose the values are, in words of the caller's own (model, layer, layout, chunk): opaque bytes that the tensor's
+  // frame carries, at most kMaxFingerprintBytes. Empty: none.
+  std::string fingerprint = {};
 
   bool operator==(const TensorDesc&) const = default;
 };
 
 inline constexpr size_t kMaxRank = 8;
 inline constexpr size_t kMaxNameBytes = 1024;
+inline constexpr size_t kMaxFingerprintBytes = 64;
 // Elements of one tensor are at most this, and its bytes a few times as many: sums of a few of them cannot overflow.
 inline constexpr uint64_t kMaxTensorElements = uint64_t{1} << 48;
 
@@ -54,9 +58,13 @@ struct KvName {
 };
 KvName ParseKvName(std::string_view name);
 
-// Checks a description that came from outside: rank, product, one role an axis, a name of 1 to 1024 bytes of UTF-8.
-// Returns the number of words.
+// Checks a description that came from outside: rank, product, one role an axis, a name of 1 to 1024 bytes of UTF-8,
+// the fingerprint's length. Returns the number of words.
 absl::StatusOr<uint64_t> ValidateTensor(const TensorDesc& desc);
+
+// ABORTED, which is the status of nothing else, for a tensor from a frame whose fingerprint is not `expected`. Empty:
+// whatever it is.
+absl::Status CheckFingerprint(const TensorDesc& desc, std::string_view expected);
 
 // `status` as a fault of the tensor of this name: its text after "tensor "NAME": ".
 absl::Status OfTensor(std::string_view name, const absl::Status& status);

@@ -16,18 +16,21 @@
 // (UNIMPLEMENTED) and sizes above limits (RESOURCE_EXHAUSTED).
 namespace kvcompress {
 
-// Compact frames are those of small tensors, in one block.
+// Compact frames are those of small tensors, in one block. Extended frames are like one of these two, and say more of
+// themselves: whose they are.
 inline constexpr uint8_t kPlainFrameVersion = 1;
 inline constexpr uint8_t kCompactFrameVersion = 2;
-inline constexpr uint8_t kFrameVersion = kCompactFrameVersion;  // the newest
-inline constexpr uint32_t kFrameMagic = 0x4643564b;             // "KVCF"
-inline constexpr uint32_t kFrameEndMagic = 0x4543564b;          // "KVCE"
+inline constexpr uint8_t kExtendedFrameVersion = 3;
+inline constexpr uint8_t kFrameVersion = kExtendedFrameVersion;  // the newest
+inline constexpr uint32_t kFrameMagic = 0x4643564b;              // "KVCF"
+inline constexpr uint32_t kFrameEndMagic = 0x4543564b;           // "KVCE"
 
-// Header: an envelope of 8 bytes (magic, version, reserved, header length) that every version shares.
+// Header: an envelope of 8 bytes (magic, version, flags, header length) that every version shares.
 inline constexpr size_t kEnvelopeBytes = 8;
 inline constexpr size_t kChecksumBytes = 8;
 inline constexpr size_t kMaxCodecBytes = 512;
-inline constexpr size_t kMaxHeaderBytes = 16 + 9 * kMaxRank + kMaxCodecBytes + kChecksumBytes;
+inline constexpr size_t kMaxHeaderBytes =
+    16 + 1 + kMaxFingerprintBytes + 9 * kMaxRank + kMaxCodecBytes + kChecksumBytes;
 inline constexpr size_t kMaxBlockHeaderBytes = 12;
 
 struct FrameHeader {

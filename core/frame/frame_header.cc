@@ -20,6 +20,57 @@ absl::Status LengthFault() { return Malformed("length does not match its fields"
 // Axes as a compact header has them: two in a byte, the first one in the low half.
 constexpr size_t AxisBytes(size_t rank) { return (rank + 1) / 2; }
 
+// Flags of an extended header.
+constexpr uint8_t kCompactFlag = 1;
+constexpr uint8_t kFingerprintFlag = 2;
+
+// What stands between magic and length.
+struct Envelope {
+  uint8_t version = 0;
+  uint8_t flags = 0;
+};
+
+Envelope EnvelopeOf(const FrameHeader& header) {
+  if (!header.tensor.fingerprint.empty()) {
+    return {kExtendedFrameVersion, static_cast<uint8_t>(kFingerprintFlag | (header.is_compact ? kCompactFlag : 0))};
+  }
+  return {header.is_compact ? kCompactFrameVersion : kPlainFrameVersion, 0};
+}
+
+// UNIMPLEMENTED for a version or flag that this build does not know. Of a header whose checksum is right.
+absl::Status ReadEnvelope(const Envelope& envelope, FrameHeader& header) {
+  const bool is_extended = envelope.version == kExtendedFrameVersion;
+  if (is_extended && (envelope.flags & ~(kCompactFlag | kFingerprintFlag)) != 0) {
+    return absl::UnimplementedError(absl::StrCat("frame: flags ", envelope.flags, " are not supported"));
+  }
+  if (!is_extended && envelope.version != kPlainFrameVersion && envelope.version != kCompactFrameVersion) {
+    return absl::UnimplementedError(absl::StrCat("frame: version ", envelope.version,
+                                                 " is not supported, this build reads versions ", kPlainFrameVersion,
+                                                 " to ", kFrameVersion));
+  }
+  if (!is_extended && envelope.flags != 0) return Malformed("reserved byte is not zero");
+  if (is_extended && (envelope.flags & kFingerprintFlag) == 0) return Malformed("nothing extends it");
+  header.is_compact = envelope.version == kCompactFrameVersion || (envelope.flags & kCompactFlag) != 0;
+  return absl::OkStatus();
+}
+
+void WriteFingerprint(const TensorDesc& tensor, ByteWriter& writer) {
+  writer.Write(static_cast<uint8_t>(tensor.fingerprint.size()));
+  writer.WriteBytes(AsBytes(tensor.fingerprint));
+}
+
+// Takes it from the front of `fields`.
+absl::Status ParseFingerprint(ByteSpan& fields, TensorDesc& tensor) {
+  ByteReader reader(fields);
+  uint8_t size = 0;
+  ByteSpan bytes;
+  if (!reader.Read(size) || !reader.ReadBytes(size, bytes)) return LengthFault();
+  if (size == 0 || size > kMaxFingerprintBytes) return Malformed(absl::StrCat("fingerprint of ", size, " bytes"));
+  tensor.fingerprint = AsText(bytes);
+  fields = fields.last(reader.remaining());
+  return absl::OkStatus();
+}
+
 void WritePlain(const FrameHeader& header, ByteWriter& writer) {
   const TensorDesc& tensor = header.tensor;
   writer.Write(static_cast<uint8_t>(tensor.dtype));
@@ -122,9 +173,11 @@ std::vector<std::byte> SerializeFrameHeader(FrameHeader& header) {
   bytes.reserve(kMaxHeaderBytes);
   ByteWriter writer(bytes);
   writer.Write(kFrameMagic);
-  writer.Write(header.is_compact ? kCompactFrameVersion : kPlainFrameVersion);
-  writer.Write(uint8_t{0});
+  const Envelope envelope = EnvelopeOf(header);
+  writer.Write(envelope.version);
+  writer.Write(envelope.flags);
   writer.Write(uint16_t{0});
+  if (!header.tensor.fingerprint.empty()) WriteFingerprint(header.tensor, writer);
   header.is_compact ? WriteCompact(header, writer) : WritePlain(header, writer);
   StoreLE(static_cast<uint16_t>(bytes.size() + kChecksumBytes), bytes.data() + 6);
   header.elements = NumWords(header.tensor.dtype, header.tensor.shape).value_or(0);
@@ -137,16 +190,12 @@ absl::Status ParseFrameHeader(ByteSpan bytes, FrameHeader& header) {
   const ByteSpan checked = bytes.first(bytes.size() - kChecksumBytes);
   header.checksum = LoadLE<uint64_t>(checked.data() + checked.size());
   if (HeaderChecksum(checked) != header.checksum) return absl::DataLossError("frame: header checksum mismatch");
-  const auto version = std::to_integer<uint8_t>(checked[4]);
-  if (version != kPlainFrameVersion && version != kCompactFrameVersion) {
-    return absl::UnimplementedError(absl::StrCat("frame: version ", version,
-                                                 " is not supported, this build reads versions ", kPlainFrameVersion,
-                                                 " and ", kCompactFrameVersion));
-  }
   // From here on the header is what somebody wrote on purpose, but not necessarily a valid one.
-  if (checked[5] != std::byte{0}) return Malformed("reserved byte is not zero");
-  header.is_compact = version == kCompactFrameVersion;
-  const ByteSpan fields = checked.subspan(kEnvelopeBytes);
+  const Envelope envelope = {std::to_integer<uint8_t>(checked[4]), std::to_integer<uint8_t>(checked[5])};
+  KVC_RETURN_IF_ERROR(ReadEnvelope(envelope, header));
+  ByteSpan fields = checked.subspan(kEnvelopeBytes);
+  header.tensor.fingerprint.clear();
+  if ((envelope.flags & kFingerprintFlag) != 0) KVC_RETURN_IF_ERROR(ParseFingerprint(fields, header.tensor));
   KVC_RETURN_IF_ERROR(header.is_compact ? ParseCompact(fields, header) : ParsePlain(fields, header));
   if (!std::all_of(header.codec.begin(), header.codec.end(), absl::ascii_isprint)) {
     return Malformed("codec spec is not printable ASCII");

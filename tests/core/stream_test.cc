@@ -64,9 +64,10 @@ Bytes CompressWhole(ThreadPool& pool, const TensorDesc& tensor, std::string_view
 }
 
 // The first error of decompressing `frame` in pieces of `piece` bytes, wherever it comes up.
-absl::Status Decompress(ThreadPool& pool, ByteSpan frame, Tensors& out, size_t piece = 1000) {
+absl::Status Decompress(ThreadPool& pool, ByteSpan frame, Tensors& out, size_t piece = 1000,
+                        std::string_view fingerprint = "") {
   DecompressStream stream(pool, {}, out);
-  absl::Status status = stream.Begin("t");
+  absl::Status status = stream.Begin("t", nullptr, fingerprint);
   for (size_t at = 0; at < frame.size() && status.ok(); at += piece) {
     status = stream.Append(frame.subspan(at, std::min(piece, frame.size() - at)));
   }
@@ -405,9 +406,9 @@ TEST_F(CompressorTest, HostileHeadersAreRefused) {
   EXPECT_THAT(refusal([](FrameHeader& h) { h.codec = "int9"; }, nothing),
               StatusIs(StatusCode::kUnimplemented,
                        "tensor \"t\": frame: unknown codec \"int9\" (similar: int2, int3, int4, int5, int6, int8)"));
-  EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[4] = std::byte{3}; }),
+  EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[4] = std::byte{4}; }),
               StatusIs(StatusCode::kUnimplemented,
-                       "tensor \"t\": frame: version 3 is not supported, this build reads versions 1 and 2"));
+                       "tensor \"t\": frame: version 4 is not supported, this build reads versions 1 to 3"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[5] = std::byte{1}; }),
               StatusIs(StatusCode::kDataLoss, "tensor \"t\": frame: header: reserved byte is not zero"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[8] = std::byte{23}; }),
@@ -426,6 +427,48 @@ TEST_F(CompressorTest, HostileHeadersAreRefused) {
       StatusIs(StatusCode::kResourceExhausted, "tensor \"t\": 2199023255552 bytes are above the limit of 68719476736"));
   EXPECT_THAT(refusal(nothing, [](Bytes& b) { b[24] = std::byte{77}; }),
               StatusIs(StatusCode::kDataLoss, "tensor \"t\": frame: header: unknown axis role"));
+}
+
+TEST_F(CompressorTest, AFrameOfAnotherFingerprintIsRefusedBeforeAnythingComesOut) {
+  const std::string longest(kMaxFingerprintBytes, '\xee');
+  for (const std::string_view codec : {"int4", "transform(bits=4)"}) {
+    for (const std::string& fingerprint : {std::string(1, '\0'), std::string("layer 7"), longest}) {
+      TensorDesc tensor = MakeTensor("t", DType::kF16, {1000});
+      const Bytes values = MakeValues(DType::kF16, 1000, Distribution::kGaussian);
+      const Bytes plain = CompressWhole(pool_, tensor, codec, values);
+      tensor.fingerprint = fingerprint;
+      const Bytes frame = CompressWhole(pool_, tensor, codec, values);
+      EXPECT_EQ(frame.size(), plain.size() + 1 + fingerprint.size()) << codec;
+
+      Tensors unmarked;
+      ASSERT_THAT(Decompress(pool_, plain, unmarked), IsOk());
+      for (const std::string& expected : {std::string(), fingerprint}) {
+        Tensors right;
+        EXPECT_THAT(Decompress(pool_, frame, right, 1000, expected), IsOk()) << codec;
+        EXPECT_THAT(right.headers, ::testing::ElementsAre(tensor));
+        EXPECT_EQ(right.values, unmarked.values);
+      }
+      const std::vector<std::pair<ByteSpan, std::string>> refused = {
+          {frame, "layer 8"}, {frame, fingerprint + "x"}, {frame, fingerprint.substr(1) + "x"}, {plain, fingerprint}};
+      for (const auto& [bytes, expected] : refused) {
+        Tensors wrong;
+        EXPECT_THAT(Decompress(pool_, bytes, wrong, 1000, expected),
+                    StatusIs(absl::StatusCode::kAborted, HasSubstr("not fingerprint ")));
+        EXPECT_THAT(wrong.headers, ::testing::IsEmpty());
+        EXPECT_THAT(wrong.current, ::testing::IsEmpty());
+      }
+    }
+  }
+}
+
+TEST_F(CompressorTest, AFingerprintThatIsTooLongIsRefused) {
+  TensorDesc tensor = MakeTensor("t", DType::kF16, {4});
+  tensor.fingerprint = std::string(kMaxFingerprintBytes + 1, 'x');
+  Frames out;
+  CompressStream stream(pool_, {}, out);
+  EXPECT_THAT(stream.Begin(tensor, "int4"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "tensor \"t\": a fingerprint of 65 bytes, of which there are at most 64"));
 }
 
 TEST_F(CompressorTest, CancelStopsWithoutFurtherOutput) {

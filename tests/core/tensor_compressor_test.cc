@@ -224,6 +224,37 @@ TEST(SpanCodecTest, HostileHeadersAreRefusedAndSpoilNothing) {
   }
 }
 
+// One decompressor for frames of many chunks: neither the fingerprints nor a refusal spoil the next.
+TEST(SpanCodecTest, AFrameOfAnotherFingerprintIsRefusedBeforeAValueIsWritten) {
+  TensorDesc tensor = MakeTensor("t", DType::kF16, {300});
+  const Bytes values = MakeValues(DType::kF16, 300, Distribution::kGaussian);
+  const Bytes none = SpanFrame(tensor, "raw", values);
+  tensor.fingerprint = "chunk 1";
+  const Bytes one = SpanFrame(tensor, "raw", values);
+  tensor.fingerprint = "chunk 2";
+  const Bytes two = SpanFrame(tensor, "raw", values);
+  EXPECT_EQ(two, StreamFrame(tensor, "raw", values).frame);
+  const auto aborted = [](const char* text) { return StatusIs(absl::StatusCode::kAborted, text); };
+  TensorDecompressor decompressor;
+  const Bytes untouched(values.size(), std::byte{0x55});
+  for (int i = 0; i < 2; ++i) {
+    Bytes back = untouched;
+    EXPECT_THAT(decompressor.Decompress(two, back, "chunk 1"),
+                aborted("frame: it has fingerprint 6368756e6b2032, not fingerprint 6368756e6b2031"));
+    EXPECT_THAT(decompressor.Decompress(none, back, "chunk 1"),
+                aborted("frame: it has none, not fingerprint 6368756e6b2031"));
+    EXPECT_THAT(decompressor.ReadHeader(two, "chunk"), StatusIs(absl::StatusCode::kAborted, ::testing::_));
+    EXPECT_EQ(back, untouched);
+    EXPECT_THAT(decompressor.Decompress(one, back, "chunk 1"), IsOk());
+    EXPECT_EQ(back, values);
+    EXPECT_EQ(decompressor.header().tensor.fingerprint, "chunk 1");
+    EXPECT_THAT(decompressor.Decompress(two, back), IsOk());
+    EXPECT_EQ(decompressor.header().tensor.fingerprint, "chunk 2");
+    EXPECT_THAT(decompressor.Decompress(none, back), IsOk());
+    EXPECT_EQ(decompressor.header().tensor.fingerprint, "");
+  }
+}
+
 // What is left where values take next to nothing. Of a page 12 bytes are the states of four lanes.
 TEST(SpanCodecTest, APageOfSixteenTokensHasFewBytesBesideItsValues) {
   const auto bytes_of = [](const std::vector<uint64_t>& shape, std::string_view codec) {

@@ -20,7 +20,7 @@ def test_settings_are_told(daemon, stubs):
     assert said.default_codec == "int8(group=32)" and said.recommended_message_bytes == MIB
     assert list(said.dtypes) == [number for number in client.pb.DType.values() if number]
     assert said.shared_memory_prefix == "kvc-e2e-"
-    assert said.build == client.metrics().build and said.build.frame_version == 2
+    assert said.build == client.metrics().build and said.build.frame_version == 3
     assert list(said.max_frame_bytes) == []
 
 

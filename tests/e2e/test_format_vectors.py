@@ -35,4 +35,5 @@ def test_another_decoder_gives_the_values(vector, tmp_path):
         transform_decoder.ARTIFACTS[artifact] = artifact_reader.read(tmp_path / "model.kvcal")
     read = read_frame(frame)
     assert (read.dtype, read.shape) == (vector["dtype"], tuple(map(int, vector.get("shape", "").split())))
+    assert read.fingerprint.hex() == vector.get("fingerprint", "")
     assert decode_frame(frame).tobytes().hex() == vector.get("decoded", vector.get("values", ""))

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -17,11 +18,12 @@
 // Two attacks on the frame reader and every decoder. With an odd first byte the input is taken for a frame as it is;
 // with an even one it is dressed as a frame whose checksums are right, so that headers and payloads reach the code
 // behind them: codec, dtype and shape come from the input's next bytes, the payloads from the rest. Streams and spans
-// must come to the same result.
+// must come to the same result, with a fingerprint that is expected as well, where the first byte says so.
 namespace kvcompress {
 namespace {
 
 constexpr uint64_t kMaxTensorBytes = 1 << 20;
+constexpr std::string_view kFingerprint = "whose";
 
 struct Sink final : DecompressOutput {
   void OnHeader(const TensorDesc&, uint64_t) override {}
@@ -84,6 +86,7 @@ std::vector<std::byte> Dress(ByteSpan input) {
       .tensor = {.name = "", .dtype = kAllDTypes[dtype % kDTypes], .shape = {count}, .axes = {AxisRole::kHeads}},
       .codec = Specs()[codec % Specs().size()],
       .block_elements = kBlockElementsMultiple * static_cast<uint32_t>(1 + dtype / kDTypes)};
+  if (dtype / kDTypes % 4 >= 2) header.tensor.fingerprint = kFingerprint;
   if (dtype / kDTypes % 2 != 0) {
     header.is_compact = true;
     header.block_elements = kMaxCompactElements;
@@ -128,7 +131,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Sink sink;
   DecompressStream stream(pool, limits, sink);
   const size_t piece = 1 + size_t{data[1]} * 16;
-  absl::Status status = stream.Begin("layer_0_key");
+  const std::string_view expected = data[0] % 4 >= 2 ? kFingerprint : "";
+  absl::Status status = stream.Begin("layer_0_key", nullptr, expected);
   for (size_t at = 0; at < frame.size() && status.ok(); at += piece) {
     status = stream.Append(ByteSpan(frame).subspan(at, std::min(piece, frame.size() - at)));
   }
@@ -138,8 +142,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
   static TensorDecompressor decompressor(limits);
   static std::vector<std::byte> values(kMaxTensorBytes);
-  const absl::StatusOr<size_t> decoded = decompressor.Decompress(frame, values);
+  const absl::StatusOr<size_t> decoded = decompressor.Decompress(frame, values, expected);
   if (decoded.ok() != good) std::abort();
+  if (good && !expected.empty() && decompressor.header().tensor.fingerprint != expected) std::abort();
   if (good && !std::equal(sink.values.begin(), sink.values.end(), values.begin(), values.begin() + *decoded)) {
     std::abort();
   }

@@ -14,6 +14,7 @@ namespace {
 
 constexpr uint64_t kMaxTensorBytes = 1 << 18;
 constexpr uint64_t kWindow = 1 << 16;
+constexpr const char* kFingerprint = "whose";
 
 constexpr const char* kSpecs[] = {
     "",
@@ -75,7 +76,9 @@ v1::CompressRequest NextCompressRequest(Program& program) {
       tensor.set_name("t");
       tensor.set_dtype(static_cast<v1::DType>(AnyDType(program)));
       tensor.add_shape(program.Byte());
-      request.mutable_header()->set_codec(kSpecs[1 + program.Byte() % 6]);
+      const uint8_t choice = program.Byte();
+      request.mutable_header()->set_codec(kSpecs[1 + choice % 6]);
+      tensor.set_fingerprint(std::string(choice / 6 * 2, 'f'));  // or one that is too long
       break;
     }
     case 4: request.set_data(std::string(size_t{program.Byte()} << (program.Byte() % 12), '\0')); break;
@@ -94,12 +97,17 @@ std::string MakeFrame(ThreadPool& pool, Program& program) {
   };
   const DType dtype = AnyDType(program);
   const size_t count = size_t{program.Byte()} << (program.Byte() % 9);
-  const char* spec = kSpecs[1 + program.Byte() % 6];
+  const uint8_t choice = program.Byte();
+  const char* spec = kSpecs[1 + choice % 6];
   std::string values = program.Bytes(program.Byte());
   values.resize(NumWords(dtype, {count}).value_or(0) * DTypeSize(dtype));
   Sink sink;
   CompressStream stream(pool, {}, sink);
-  const TensorDesc tensor{.name = "t", .dtype = dtype, .shape = {count}, .axes = {AxisRole::kOther}};
+  const TensorDesc tensor{.name = "t",
+                          .dtype = dtype,
+                          .shape = {count},
+                          .axes = {AxisRole::kOther},
+                          .fingerprint = choice < 128 ? "" : kFingerprint};
   if (!stream.Begin(tensor, spec).ok()) return {};
   if (count > 0 && !stream.Append(AsBytes(values)).ok()) return {};
   stream.WaitBelow(1);
@@ -113,14 +121,17 @@ std::string MakeFrame(ThreadPool& pool, Program& program) {
 
 void NextDecompressRequests(ThreadPool& pool, Program& program, std::vector<v1::DecompressRequest>& requests) {
   const auto add_frame = [&](std::string bytes) { requests.emplace_back().set_frame(std::move(bytes)); };
-  switch (program.Byte() % 6) {
+  const uint8_t operation = program.Byte();
+  switch (operation % 6) {
     case 0: requests.emplace_back(); break;
     case 1: requests.emplace_back().mutable_header()->set_name(Name(program)); break;
     case 2: add_frame(program.Bytes(program.Byte())); break;
     default: {
       const std::string frame = MakeFrame(pool, program);
       const size_t piece = 1 + size_t{program.Byte()} * 64;
-      requests.emplace_back().mutable_header()->set_name("t");
+      v1::DecompressHeader& header = *requests.emplace_back().mutable_header();
+      header.set_name("t");
+      if (operation >= 128) header.set_fingerprint(kFingerprint);
       for (size_t at = 0; at < frame.size(); at += piece) add_frame(frame.substr(at, piece));
       break;
     }

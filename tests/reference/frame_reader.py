@@ -30,6 +30,7 @@ class Frame:
     shape: tuple
     codec: str
     blocks: list  # (payload, number of values) of each
+    fingerprint: bytes = b""
 
 
 def take_leb128(data):
@@ -51,9 +52,20 @@ def words_of(dtype, shape):
 
 
 def read_frame(frame):
-    magic, version, reserved, header_bytes = struct.unpack_from("<4sBBH", frame)
-    require((magic, reserved) == (b"KVCF", 0) and version in (1, 2), "not a frame of version 1 or 2")
+    magic, version, flags, header_bytes = struct.unpack_from("<4sBBH", frame)
+    require(magic == b"KVCF" and version in (1, 2, 3), "not a frame of version 1, 2 or 3")
+    if version == 3:
+        return read_extended(frame, flags, header_bytes)
+    require(flags == 0, "flags in a version that has none")
     return (read_plain if version == 1 else read_compact)(frame, header_bytes)
+
+
+def read_extended(frame, flags, header_bytes):
+    require(flags in (2, 3), "flags that are not known, or none for a fingerprint")
+    size = frame[8]
+    require(1 <= size <= 64 and header_bytes >= 9 + size + 8, "a fingerprint of the wrong length")
+    rest = (read_compact if flags & 1 else read_plain)(frame[:8] + frame[9 + size:], header_bytes - 1 - size)
+    return dataclasses.replace(rest, fingerprint=frame[9:9 + size])
 
 
 def read_plain(frame, header_bytes):

@@ -68,6 +68,7 @@ std::vector<Vector> ReadVectors() {
         shape.push_back(value);
       }
       vector.tensor = MakeTensor(fields["name"], DTypeFromName(fields["dtype"]).value(), shape);
+      vector.tensor.fingerprint = FromHex(fields["fingerprint"]);
       vectors.push_back(std::move(vector));
     } else if (inside && !line.empty() && line[0] == ' ') {
       fields[key] += line;
@@ -99,7 +100,7 @@ TEST_F(FormatVectorsTest, EncodersAndDecodersDoWhatTheDocumentSays) {
   ArtifactStore artifacts({.directory = folder_.string(), .look_again = {}});
   const Limits limits = {.environment = {.artifacts = &artifacts}};
   const std::vector<Vector> vectors = ReadVectors();
-  EXPECT_GE(vectors.size(), 65u);
+  EXPECT_GE(vectors.size(), 67u);
   for (const Vector& vector : vectors) {
     SCOPED_TRACE(vector.title);
     if (!vector.artifact.empty()) std::ofstream(folder_ / "model.kvcal") << vector.artifact;
@@ -115,7 +116,7 @@ TEST_F(FormatVectorsTest, EncodersAndDecodersDoWhatTheDocumentSays) {
     Sink decoded;
     {
       DecompressStream stream(pool, limits, decoded);
-      ASSERT_THAT(stream.Begin(vector.tensor.name), IsOk());
+      ASSERT_THAT(stream.Begin(vector.tensor.name, nullptr, vector.tensor.fingerprint), IsOk());
       ASSERT_THAT(stream.Append(AsBytes(vector.frame)), IsOk());
       ASSERT_THAT(stream.Finish(), IsOk());
       stream.WaitBelow(1);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "absl/strings/str_cat.h"
 #include "core/frame/frame.h"
 #include "tests/testing/status_matchers.h"
 
@@ -169,21 +170,32 @@ TEST(CompactFrameTest, ComesBackWhateverItsHeaderSays) {
                "fallback|transform(step=0.25,trellis=false,sinks=false,theta=500000,start=1000)|rans"),
       HeaderOf({1, 8, 16, 128}, {kBatch, kHeads, kSeq, kHeadDim}, "rotated(bits=4,sinks=4,mean=channel,theta=10000)"),
       HeaderOf({1, 2, 1, 2, 1, 2, 1, 2}, {kLayer, kOther, kOther, kHeads, kOther, kSeq, kOther, kHeadDim}, "x000")};
-  for (const FrameHeader& header : headers) {
-    const Bytes frame = CompactFrame(header);
-    for (const size_t step : {size_t{1}, size_t{3}, frame.size()}) {
-      FrameReader reader;
-      ASSERT_THAT(ReadAndVerify(reader, frame, step), IsOk()) << header.codec << ", " << step;
-      EXPECT_EQ(reader.bytes_read(), frame.size());
-      EXPECT_EQ(reader.header().tensor, header.tensor);
-      EXPECT_EQ(reader.header().codec, header.codec);
-      EXPECT_TRUE(reader.header().is_compact);
+  for (const FrameHeader& plain : headers) {
+    for (const std::string& fingerprint :
+         {std::string(), std::string(1, '\0'), std::string(kMaxFingerprintBytes, 'f')}) {
+      FrameHeader header = plain;
+      header.tensor.fingerprint = fingerprint;
+      const Bytes frame = CompactFrame(header);
+      for (const size_t step : {size_t{1}, size_t{3}, frame.size()}) {
+        FrameReader reader;
+        ASSERT_THAT(ReadAndVerify(reader, frame, step), IsOk()) << header.codec << ", " << step;
+        EXPECT_EQ(reader.bytes_read(), frame.size());
+        EXPECT_EQ(reader.header().tensor, header.tensor);
+        EXPECT_EQ(reader.header().codec, header.codec);
+        EXPECT_TRUE(reader.header().is_compact);
+      }
     }
   }
 }
 
-TEST(CompactFrameTest, NoByteCanChange) {
-  const Bytes frame = CompactFrame(HeaderOf({16, 128}, {AxisRole::kSeq, AxisRole::kHeadDim}, "transform(bits=3)"));
+class CompactFrameBytesTest : public ::testing::TestWithParam<const char*> {};
+
+INSTANTIATE_TEST_SUITE_P(Fingerprints, CompactFrameBytesTest, ::testing::Values("", "whose"));
+
+TEST_P(CompactFrameBytesTest, NoByteCanChange) {
+  FrameHeader header = HeaderOf({16, 128}, {AxisRole::kSeq, AxisRole::kHeadDim}, "transform(bits=3)");
+  header.tensor.fingerprint = GetParam();
+  const Bytes frame = CompactFrame(header);
   for (size_t at = 0; at < frame.size(); ++at) {
     for (const auto bit : {std::byte{1}, std::byte{0x80}}) {
       Bytes damaged = frame;
@@ -198,18 +210,21 @@ TEST(CompactFrameTest, NoByteCanChange) {
   }
 }
 
+// The refusal of a header with a right checksum: of `version`, its flags, and the bytes that follow.
+absl::Status HeaderRefusal(int version, int flags, const std::vector<int>& fields) {
+  Bytes header = {std::byte{'K'}, std::byte{'V'}, std::byte{'C'}, std::byte{'F'}};
+  for (const int byte : {version, flags, 0, 0}) header.push_back(static_cast<std::byte>(byte));
+  for (const int field : fields) header.push_back(static_cast<std::byte>(field));
+  header[6] = static_cast<std::byte>(header.size() + kChecksumBytes);
+  const uint64_t checksum = BlockChecksum({}, 0, header);
+  ByteWriter(header).Write(checksum);
+  FrameReader reader;
+  return ReadAndVerify(reader, header, header.size());
+}
+
 // A header with a right checksum that no encoder writes.
 TEST(CompactFrameTest, RefusesWhatNoEncoderWrites) {
-  const auto refusal = [](const std::vector<int>& fields) {
-    Bytes header = {std::byte{'K'}, std::byte{'V'}, std::byte{'C'}, std::byte{'F'},
-                    std::byte{2},   std::byte{0},   std::byte{0},   std::byte{0}};
-    for (const int field : fields) header.push_back(static_cast<std::byte>(field));
-    header[6] = static_cast<std::byte>(header.size() + kChecksumBytes);
-    const uint64_t checksum = BlockChecksum({}, 0, header);
-    ByteWriter(header).Write(checksum);
-    FrameReader reader;
-    return ReadAndVerify(reader, header, header.size());
-  };
+  const auto refusal = [](const std::vector<int>& fields) { return HeaderRefusal(2, 0, fields); };
   const auto lost = [](const char* what) { return StatusIs(absl::StatusCode::kDataLoss, what); };
   EXPECT_THAT(refusal({1, 1, 1, 0, 'x'}), lost("frame: truncated before block 0 (after 21 bytes)"));
   EXPECT_THAT(refusal({}), lost("frame: header: length does not match its fields"));
@@ -226,6 +241,47 @@ TEST(CompactFrameTest, RefusesWhatNoEncoderWrites) {
   EXPECT_THAT(refusal({1, 1, 1, 0, 7}), lost("frame: header: codec spec is not printable ASCII"));
   EXPECT_THAT(refusal({1, 1, 0x81, 0x80, 4, 0, 'x'}), lost("frame: header: extents above the limit"));
   EXPECT_THAT(refusal({1, 2, 0x80, 2, 0x81, 2, 0, 'x'}), lost("frame: header: extents above the limit"));
+}
+
+TEST(ExtendedFrameTest, RefusesWhatNoEncoderWrites) {
+  const auto refusal = [](int flags, const std::vector<int>& fields) { return HeaderRefusal(3, flags, fields); };
+  const auto lost = [](const char* what) { return StatusIs(absl::StatusCode::kDataLoss, what); };
+  EXPECT_THAT(refusal(3, {1, 'f', 1, 1, 1, 0, 'x'}), lost("frame: truncated before block 0 (after 23 bytes)"));
+  EXPECT_THAT(refusal(2, {1, 'f', 1, 0, 1, 0, 128, 0, 0, 0, 'x'}),
+              lost("frame: truncated before block 0 (after 27 bytes)"));
+  for (const int flags : {0, 1}) {
+    EXPECT_THAT(refusal(flags, {1, 'f', 1, 1, 1, 0, 'x'}), lost("frame: header: nothing extends it"));
+  }
+  for (const int flags : {4, 6, 7, 0x80}) {
+    EXPECT_THAT(refusal(flags, {1, 'f', 1, 1, 1, 0, 'x'}),
+                StatusIs(absl::StatusCode::kUnimplemented, absl::StrCat("frame: flags ", flags, " are not supported")));
+  }
+  for (const int version : {1, 2}) {
+    EXPECT_THAT(HeaderRefusal(version, 2, {1, 1, 1, 0, 'x'}), lost("frame: header: reserved byte is not zero"));
+  }
+  std::vector<int> long_one(1 + 65 + 5, 1);
+  long_one[0] = 65;
+  EXPECT_THAT(refusal(3, long_one), lost("frame: header: fingerprint of 65 bytes"));
+  EXPECT_THAT(refusal(3, {0, 1, 1, 1, 0, 'x'}), lost("frame: header: fingerprint of 0 bytes"));
+  for (const int flags : {2, 3}) {
+    EXPECT_THAT(refusal(flags, {}), lost("frame: header: length does not match its fields"));
+    EXPECT_THAT(refusal(flags, {3, 'f', 'f'}), lost("frame: header: length does not match its fields"));
+    EXPECT_THAT(refusal(flags, {2, 'f', 'f'}), lost("frame: header: length does not match its fields"));
+  }
+}
+
+// A reader that is used again does not take over what a frame before said.
+TEST(ExtendedFrameTest, AFingerprintIsOneFramesAlone) {
+  FrameHeader header = HeaderOf({4}, {AxisRole::kOther}, "transform(bits=3)");
+  const Bytes without = CompactFrame(header);
+  header.tensor.fingerprint = "whose";
+  const Bytes with = CompactFrame(header);
+  FrameReader reader;
+  ASSERT_THAT(ReadAndVerify(reader, with, 5), IsOk());
+  EXPECT_EQ(reader.header().tensor.fingerprint, "whose");
+  reader.Restart();
+  ASSERT_THAT(ReadAndVerify(reader, without, 5), IsOk());
+  EXPECT_EQ(reader.header().tensor.fingerprint, "");
 }
 
 }  // namespace

@@ -257,7 +257,7 @@ TEST_F(MetricsTest, MessageHasTheSameFigures) {
   EXPECT_EQ(message.bytes_in_flight(), 70u);
   EXPECT_EQ(message.jobs_queued(), 5u);
   EXPECT_TRUE(message.draining());
-  EXPECT_EQ(message.build().frame_version(), 2u);
+  EXPECT_EQ(message.build().frame_version(), 3u);
 }
 
 TEST(StatusTest, LongMessagesAreCutAtACharacter) {
