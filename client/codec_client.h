@@ -23,6 +23,7 @@ struct CompressJob {
 struct DecompressJob {
   std::string name;
   const ByteSource* source = nullptr;  // one whole frame
+  std::string fingerprint = {};        // that the frame must have, or the call is ABORTED; empty: any, or none
 };
 
 // Receives what a call makes, in the order of its jobs: calls come one at a time, from any thread. An error that is

@@ -97,7 +97,7 @@ class LocalClient final : public CodecClient {
 
   absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
     const auto submit = [&](DecompressStream& stream, const DecompressJob& job) {
-      return stream.Decompress(job.name, *job.source, window_);
+      return stream.Decompress(job.name, *job.source, window_, job.fingerprint);
     };
     return Run<DecompressStream, DecompressRelay>(jobs, deadline, sink, submit);
   }

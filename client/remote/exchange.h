@@ -47,7 +47,7 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
     if (!(split ? response.ParseFromString(split->head) : ParseMessage(reply, response))) {
       return replies.WrongReply("its message cannot be parsed");
     }
-    KVC_RETURN_IF_ERROR(replies.OnDescription(response));
+    KVC_RETURN_IF_ERROR(replies.OnDescription(job, response));
     KVC_RETURN_IF_ERROR(replies.OnBytes(job, AsBytes(Direction::Output(response))));
     if (split) {
       for (const Slice& slice : split->payload) {
@@ -90,7 +90,7 @@ class Exchange : public StreamHandler {
     if (response.payload_case() == Direction::kSharedOutput) return OnSharedOutput(Direction::SharedOutput(response));
     // Output in an encoding that is valid, but not the one that PayloadOf knows.
     if (response.payload_case() == Direction::kOutput) return OnOutput(AsBytes(Direction::Output(response)));
-    return replies_.OnDescription(response);
+    return replies_.OnDescription(jobs_[done_], response);
   }
 
  protected:

@@ -79,12 +79,14 @@ absl::Status CompressReplies::OnReport(const CompressJob& job, const v1::TensorR
   return sink_.OnTensor(FromMessage(report, job.tensor, job.source->size() / DTypeSize(job.tensor.dtype)));
 }
 
-absl::Status DecompressReplies::OnHeader(const v1::Tensor& header) {
+absl::Status DecompressReplies::OnHeader(const DecompressJob& job, const v1::Tensor& header) {
   if (tensor_) return WrongReply("its messages are out of order");
   absl::StatusOr<TensorDesc> tensor = FromMessage(header);
   if (!tensor.ok()) return WrongReply(tensor.status());
   const absl::StatusOr<uint64_t> elements = ValidateTensor(*tensor);
   if (!elements.ok()) return WrongReply(elements.status());
+  // A daemon that knows nothing of fingerprints has decoded whatever frame this is.
+  KVC_RETURN_IF_ERROR(OfTensor(job.name, CheckFingerprint(*tensor, job.fingerprint)));
   expected_bytes_ = *elements * DTypeSize(tensor->dtype);
   value_bytes_ = 0;
   tensor_ = *std::move(tensor);

@@ -17,7 +17,7 @@ inline v1::CompressHeader HeaderOf(const CompressJob& job, bool to_buffers) {
   return MakeHeader(job.tensor, job.codec, to_buffers);
 }
 inline v1::DecompressHeader HeaderOf(const DecompressJob& job, bool to_buffers) {
-  return MakeHeader(job.name, to_buffers);
+  return MakeHeader(job.name, to_buffers, job.fingerprint);
 }
 
 // The most bytes of output that a job can have; empty where that is not known beforehand.
@@ -57,7 +57,7 @@ class CompressReplies : public DaemonReplies {
       : DaemonReplies(address, delivery), sink_(sink) {}
 
   // A frame describes its tensor itself.
-  absl::Status OnDescription(const auto&) { return absl::OkStatus(); }
+  absl::Status OnDescription(const CompressJob&, const auto&) { return absl::OkStatus(); }
   absl::Status OnBytes(const CompressJob& job, ByteSpan frame);
   absl::Status OnReport(const CompressJob& job, const v1::TensorReport& report);
 
@@ -78,14 +78,14 @@ class DecompressReplies : public DaemonReplies {
   DecompressReplies(std::string_view address, Sink& sink, Delivery& delivery)
       : DaemonReplies(address, delivery), sink_(sink) {}
 
-  absl::Status OnDescription(const auto& response) {
-    return response.has_header() ? OnHeader(response.header()) : absl::OkStatus();
+  absl::Status OnDescription(const DecompressJob& job, const auto& response) {
+    return response.has_header() ? OnHeader(job, response.header()) : absl::OkStatus();
   }
   absl::Status OnBytes(const DecompressJob& job, ByteSpan values);
   absl::Status OnReport(const DecompressJob& job, const v1::TensorReport& report);
 
  private:
-  absl::Status OnHeader(const v1::Tensor& header);
+  absl::Status OnHeader(const DecompressJob& job, const v1::Tensor& header);
 
   DecompressSink& sink_;
   std::optional<TensorDesc> tensor_;

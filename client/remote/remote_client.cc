@@ -185,6 +185,7 @@ absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& m
       return DaemonFault(options_.address, absl::StatusCode::kInternal,
                          "it ended the call before it had answered all of it");
     case grpc::StatusCode::INVALID_ARGUMENT:
+    case grpc::StatusCode::ABORTED:
     case grpc::StatusCode::DATA_LOSS: return absl::Status(code, message);
     case grpc::StatusCode::DEADLINE_EXCEEDED: return absl::DeadlineExceededError("deadline exceeded");
     default: return DaemonFault(options_.address, code, message);

@@ -11,6 +11,7 @@ namespace kvcompress {
 absl::StatusOr<TensorDesc> FromMessage(const v1::Tensor& message) {
   TensorDesc tensor;
   tensor.name = message.name();
+  tensor.fingerprint = message.fingerprint();
   const auto invalid = [&tensor](std::string_view what, int number) {
     return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": %s %d", tensor.name, what, number));
   };
@@ -36,6 +37,7 @@ void ToMessage(const TensorDesc& tensor, v1::Tensor& message) {
   message.set_dtype(static_cast<v1::DType>(tensor.dtype));
   message.mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
   for (AxisRole role : tensor.axes) message.add_axes(static_cast<v1::AxisRole>(role));
+  message.set_fingerprint(tensor.fingerprint);
 }
 
 absl::StatusOr<simd::RotaryEmbedding> FromMessage(const v1::RotaryEmbedding& message) {
@@ -90,6 +92,7 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.set_codec_seconds(report.codec_seconds);
   message.set_copied_bytes(report.copied_bytes);
   message.set_passed_through(report.passed_through);
+  message.set_fingerprint(report.tensor.fingerprint);
   const simd::RotaryGain& rotary = report.sums.rotary;
   if (rotary.values == 0) return;
   message.mutable_rotary()->set_values(rotary.values);
@@ -155,9 +158,10 @@ v1::CompressHeader MakeHeader(const TensorDesc& tensor, std::string codec, bool 
   return header;
 }
 
-v1::DecompressHeader MakeHeader(std::string name, bool to_buffers) {
+v1::DecompressHeader MakeHeader(std::string name, bool to_buffers, std::string fingerprint) {
   v1::DecompressHeader header;
   header.set_name(std::move(name));
+  header.set_fingerprint(std::move(fingerprint));
   header.set_data_to_buffer(to_buffers);
   return header;
 }

@@ -35,6 +35,7 @@ void ToMessage(const ErrorSums& sums, v1::ErrorSums& message);
 
 // `to_buffers`: the output goes to buffers that the client gives.
 v1::CompressHeader MakeHeader(const TensorDesc& tensor, std::string codec, bool to_buffers);
-v1::DecompressHeader MakeHeader(std::string name, bool to_buffers);
+// `fingerprint`: that the frame must have; empty: any.
+v1::DecompressHeader MakeHeader(std::string name, bool to_buffers, std::string fingerprint = "");
 
 }  // namespace kvcompress

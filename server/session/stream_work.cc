@@ -77,8 +77,8 @@ void CompressStreamWork::SendStreamReport(double seconds) {
 
 absl::Status DecompressStreamWork::Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions&,
                                          OutputBuffers* buffers) {
-  KVC_RETURN_IF_ERROR(CheckName(header));
-  return stream.Begin(header.name(), buffers);
+  KVC_RETURN_IF_ERROR(CheckHeader(header));
+  return stream.Begin(header.name(), buffers, header.fingerprint());
 }
 
 void DecompressStreamWork::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {

@@ -39,8 +39,9 @@ void CompressTensorWork::Answer(const TensorReport& report, SessionObserver& obs
 
 absl::Status DecompressTensorWork::Prepare(const v1::DecompressHeader& header, const SessionOptions& options) {
   name_ = header.name();
+  fingerprint_ = header.fingerprint();
   if (Direction::ToBuffers(header)) return NoBuffers();
-  KVC_RETURN_IF_ERROR(CheckName(header));
+  KVC_RETURN_IF_ERROR(CheckHeader(header));
   decompressor_ = TensorDecompressor(options.limits);
   return absl::OkStatus();
 }
@@ -48,7 +49,7 @@ absl::Status DecompressTensorWork::Prepare(const v1::DecompressHeader& header, c
 absl::StatusOr<Buffer> DecompressTensorWork::Run(std::span<const ByteSpan> frames, TensorReport& report) {
   const ByteSpan frame = frames[0];
   Buffer values(static_cast<size_t>(max_output_bytes()));
-  if (const absl::Status status = decompressor_.Decompress(frame, values.span()).status(); !status.ok()) {
+  if (const absl::Status status = decompressor_.Decompress(frame, values.span(), fingerprint_).status(); !status.ok()) {
     return OfTensor(name_, status);
   }
   Describe(decompressor_.header(), chain(), report);

@@ -46,7 +46,7 @@ class DecompressTensorWork {
 
   absl::Status Prepare(const v1::DecompressHeader& header, const SessionOptions& options);
   bool takes_pieces() const { return false; }
-  absl::Status Open(ByteSpan frame) { return OfTensor(name_, decompressor_.ReadHeader(frame)); }
+  absl::Status Open(ByteSpan frame) { return OfTensor(name_, decompressor_.ReadHeader(frame, fingerprint_)); }
   const CodecChain& chain() const { return decompressor_.chain(); }
   uint64_t max_output_bytes() const { return decompressor_.header().tensor_bytes(); }
   absl::StatusOr<Buffer> Run(std::span<const ByteSpan> frames, TensorReport& report);
@@ -54,6 +54,7 @@ class DecompressTensorWork {
 
  private:
   std::string name_;
+  std::string fingerprint_;  // that is expected
   TensorDecompressor decompressor_;
 };
 

@@ -65,8 +65,8 @@ absl::Status Compress(const Prepared& prepared, ByteSpan values, MessageCodec::M
 
 absl::Status Decompress(TensorDecompressor& decompressor, const MessageCodec::Frame& frame) {
   KVC_ASSIGN_OR_RETURN(const auto header, Parse<v1::DecompressHeader>(frame.header));
-  KVC_RETURN_IF_ERROR(CheckName(header));
-  const absl::Status status = decompressor.Decompress(frame.frame, frame.values).status();
+  KVC_RETURN_IF_ERROR(CheckHeader(header));
+  const absl::Status status = decompressor.Decompress(frame.frame, frame.values, header.fingerprint()).status();
   return status.ok() ? status : OfTensor(header.name(), status);
 }
 

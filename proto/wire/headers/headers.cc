@@ -50,8 +50,8 @@ absl::Status CompressHeaders::TakeProfile(const std::string& text) {
   return absl::OkStatus();
 }
 
-absl::Status CheckName(const v1::DecompressHeader& header) {
-  return ValidateTensor({.name = header.name(), .shape = {}, .axes = {}}).status();
+absl::Status CheckHeader(const v1::DecompressHeader& header) {
+  return ValidateTensor({.name = header.name(), .shape = {}, .axes = {}, .fingerprint = header.fingerprint()}).status();
 }
 
 }  // namespace kvcompress

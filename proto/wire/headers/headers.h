@@ -36,7 +36,8 @@ class CompressHeaders {
   std::optional<Profile> profile_;
 };
 
-// A header of Decompress says nothing of the tensor but its name. INVALID_ARGUMENT for a name that no tensor can have.
-absl::Status CheckName(const v1::DecompressHeader& header);
+// A header of Decompress says nothing of the tensor but its name and fingerprint. INVALID_ARGUMENT for those that no
+// tensor can have.
+absl::Status CheckHeader(const v1::DecompressHeader& header);
 
 }  // namespace kvcompress

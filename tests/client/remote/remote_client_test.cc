@@ -147,6 +147,48 @@ TEST_F(RemoteClientTest, DecodedRepliesThatCannotBeAreRefused) {
   }
 }
 
+// As one that is older than they are: it leaves the field of the fingerprint alone.
+TEST_F(RemoteClientTest, ADaemonThatKnowsNoFingerprintsGivesNoValuesForThem) {
+  const DecompressJob job{.name = "t", .source = &source_, .fingerprint = "one"};
+  const auto decompress = [&](const std::string& fingerprint) {
+    v1::DecompressHeader header;
+    daemon_.decompress = [&](grpc::ServerContext&, DecompressCall& call) {
+      v1::DecompressRequest request;
+      while (call.Read(&request)) {
+        if (request.has_header()) header = request.header();
+      }
+      v1::DecompressResponse described = Header(2);
+      described.mutable_header()->set_fingerprint(fingerprint);
+      for (const auto& response : {described, Data("abcd"), Done(4, values_.size())}) call.Write(response);
+      return grpc::Status::OK;
+    };
+    decoded_ = {};
+    const absl::Status status = (*client_)->Decompress(std::span(&job, 1), absl::InfiniteFuture(), decoded_);
+    EXPECT_EQ(header.fingerprint(), "one");
+    return status;
+  };
+  EXPECT_THAT(decompress("one"), IsOk());
+  EXPECT_EQ(decoded_.values, "abcd");
+  for (const char* other : {"", "two"}) {
+    EXPECT_THAT(decompress(other), StatusIs(absl::StatusCode::kAborted, HasSubstr("not fingerprint 6f6e65")));
+    EXPECT_EQ(decoded_.values, "");
+    EXPECT_THAT(decoded_.tensors, ElementsAre());
+  }
+
+  CompressJob marked{MakeTensor("t", DType::kF16, {values_.size() / 2}), "int4", &source_};
+  marked.tensor.fingerprint = "one";
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
+    v1::CompressRequest request;
+    while (call.Read(&request)) {
+    }
+    call.Write(FrameBytes(frame_));
+    return grpc::Status::OK;
+  };
+  EXPECT_THAT(
+      (*client_)->Compress(std::span(&marked, 1), absl::InfiniteFuture(), frames_),
+      StatusIs(absl::StatusCode::kInternal, Daemon("a frame of another tensor or codec than it was asked for")));
+}
+
 TEST_F(RemoteClientTest, ErrorsOfTheDataKeepTheirTextAndOthersNameTheDaemon) {
   client_ = MakeRemoteClient({.address = daemon_.address(), .retry = {.max_attempts = 1}});
   const auto fault = [&](grpc::StatusCode code) {
@@ -155,6 +197,7 @@ TEST_F(RemoteClientTest, ErrorsOfTheDataKeepTheirTextAndOthersNameTheDaemon) {
   };
   EXPECT_THAT(fault(grpc::INVALID_ARGUMENT), StatusIs(absl::StatusCode::kInvalidArgument, "text"));
   EXPECT_THAT(fault(grpc::DATA_LOSS), StatusIs(absl::StatusCode::kDataLoss, "text"));
+  EXPECT_THAT(fault(grpc::ABORTED), StatusIs(absl::StatusCode::kAborted, "text"));
   EXPECT_THAT(fault(grpc::RESOURCE_EXHAUSTED), StatusIs(absl::StatusCode::kResourceExhausted, Daemon("text")));
   EXPECT_THAT(fault(grpc::UNAVAILABLE), StatusIs(absl::StatusCode::kUnavailable, Daemon("text")));
   EXPECT_THAT(fault(grpc::INTERNAL), StatusIs(absl::StatusCode::kInternal, Daemon("text")));

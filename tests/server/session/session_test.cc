@@ -512,5 +512,38 @@ TEST_F(SessionTest, OverTheBudgetIsAnErrorBehindWhatCameBefore) {
   EXPECT_FALSE(status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size())).has_value());
 }
 
+TEST_F(SessionTest, AFrameOfAnotherFingerprintEndsTheStreamAfterThoseBeforeIt) {
+  const Bytes values = MakeValues(DType::kF16, 1000, Distribution::kGaussian);
+  const auto frame_of = [&](const std::string& fingerprint) {
+    v1::CompressRequest header = Header("t", {1000}, "raw");
+    header.mutable_header()->mutable_tensor()->set_fingerprint(fingerprint);
+    std::vector<v1::CompressResponse> responses;
+    EXPECT_THAT(Compress({header, Data(values)}, &responses), IsOk());
+    EXPECT_EQ(responses[responses.size() - 2].tensor().fingerprint(), fingerprint);
+    return FrameOf(responses);
+  };
+  const auto expecting = [&](const std::string& fingerprint) {
+    v1::DecompressRequest header = FrameHeaderOf("t");
+    header.mutable_header()->set_fingerprint(fingerprint);
+    return header;
+  };
+  const std::string one = frame_of("one");
+  for (const std::string& wrong : {frame_of("two"), frame_of("")}) {
+    std::vector<v1::DecompressResponse> responses;
+    EXPECT_THAT(Decompress({expecting("one"), FrameData(one), expecting("one"), FrameData(wrong)}, &responses),
+                StatusIs(absl::StatusCode::kAborted, HasSubstr("not fingerprint 6f6e65")));
+    int reports = 0;
+    for (const v1::DecompressResponse& response : responses) {
+      reports += response.has_tensor() ? 1 : 0;
+      const std::string of = response.has_header() ? response.header().fingerprint() : "one";
+      EXPECT_EQ(of, "one");
+    }
+    EXPECT_LE(reports, 1);
+    EXPECT_THAT(Decompress({FrameHeaderOf("t"), FrameData(wrong)}), IsOk());
+  }
+  EXPECT_THAT(Decompress({expecting(std::string(65, 'x'))}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("of which there are at most 64")));
+}
+
 }  // namespace
 }  // namespace kvcompress

@@ -27,9 +27,9 @@ v1::CompressTensorRequest ToCompress(uint64_t elements, std::string codec) {
   return request;
 }
 
-v1::DecompressTensorRequest ToDecompress(std::string name) {
+v1::DecompressTensorRequest ToDecompress(std::string name, std::string fingerprint = "") {
   v1::DecompressTensorRequest request;
-  *request.mutable_header() = MakeHeader(std::move(name), false);
+  *request.mutable_header() = MakeHeader(std::move(name), false, std::move(fingerprint));
   return request;
 }
 
@@ -122,6 +122,34 @@ TEST_F(TensorCallTest, ATensorWithoutElementsNeedsNoInput) {
   const absl::StatusOr<std::string> frame = Run(call, ToCompress(0, "raw"), {}, response);
   ASSERT_THAT(frame, IsOk());
   EXPECT_EQ(response.report().frame_bytes(), frame->size());
+}
+
+TEST_F(TensorCallTest, AFrameOfAnotherFingerprintIsRefusedBeforeMemoryIsTakenForIt) {
+  v1::CompressTensorRequest request = ToCompress(5000, "raw");
+  request.mutable_header()->mutable_tensor()->set_fingerprint("layer 1");
+  CompressTensorCall compress;
+  v1::CompressTensorResponse compressed;
+  const absl::StatusOr<std::string> frame = Run(compress, request, Pieces(values_, 10'000), compressed);
+  ASSERT_THAT(frame, IsOk());
+  EXPECT_EQ(compressed.report().fingerprint(), "layer 1");
+
+  for (const char* expected : {"", "layer 1"}) {
+    DecompressTensorCall call;
+    v1::DecompressTensorResponse response;
+    EXPECT_THAT(Run(call, ToDecompress("t", expected), Pieces(AsBytes(*frame), 999), response), IsOk());
+    EXPECT_EQ(response.header().fingerprint(), "layer 1");
+    EXPECT_EQ(response.report().fingerprint(), "layer 1");
+  }
+  DecompressTensorCall call;
+  EXPECT_THAT(call.Start(ToDecompress("t", "layer 2"), Pieces(AsBytes(*frame), 999), options_, ticket_),
+              StatusIs(absl::StatusCode::kAborted,
+                       "tensor \"t\": frame: it has fingerprint 6c617965722031, not fingerprint 6c617965722032"));
+
+  request.mutable_header()->mutable_tensor()->set_fingerprint(std::string(65, 'x'));
+  const auto too_long = StatusIs(absl::StatusCode::kInvalidArgument,
+                                 "tensor \"t\": a fingerprint of 65 bytes, of which there are at most 64");
+  EXPECT_THAT(CompressTensorCall().Start(request, {}, options_, ticket_), too_long);
+  EXPECT_THAT(DecompressTensorCall().Start(ToDecompress("t", std::string(65, 'x')), {}, options_, ticket_), too_long);
 }
 
 TEST_F(TensorCallTest, MemoryIsAskedForInputAndOutput) {
