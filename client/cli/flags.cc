@@ -27,6 +27,8 @@ void DeclareCompression(GoFlags& flags, CliOptions& options) {
               "Fraction of the values, the smallest, that becomes zero first (0.0-1.0, 0=disabled)");
   flags.String("on-nonfinite", &options.on_nonfinite, "error|lossless",
                "NaN, infinity or a value too large for the codec: error, or lossless for the block of 131072 values");
+  flags.String("fingerprint", &options.fingerprint, "HEX",
+               "Whose the tensors are: 1 to 64 bytes that each frame carries; with -decompress, that each must have");
   flags.Bool("metrics-only", &options.metrics_only, "Report sizes and errors, and write no output");
   flags.Bool("verbose", &options.verbose, "Tell of each tensor on standard error, and in the JSON (tensor_metrics)");
   flags.Int("threads", &options.threads,

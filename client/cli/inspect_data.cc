@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/cli/decibels.h"
@@ -94,6 +95,7 @@ Json PlainRow(const AnalyzedValues& row) {
 
 Json CompressedRow(const CompressedTensor& tensor, const BlockCodecs& chosen) {
   const FrameHeader& frame = tensor.frame;
+  const std::string& owner = frame.tensor.fingerprint;
   return {{"tensor", tensor.name},
           {"dtype", DTypeName(frame.tensor.dtype)},
           {"shape", frame.tensor.shape},
@@ -101,7 +103,8 @@ Json CompressedRow(const CompressedTensor& tensor, const BlockCodecs& chosen) {
           {"bytes", frame.elements * DTypeSize(frame.tensor.dtype)},
           {"compressed_bytes", tensor.bytes},
           {"codec", frame.codec},
-          {"block_codecs", chosen.empty() ? Json(nullptr) : Json(chosen)}};
+          {"block_codecs", chosen.empty() ? Json(nullptr) : Json(chosen)},
+          {"fingerprint", owner.empty() ? Json(nullptr) : Json(absl::BytesToHexString(owner))}};
 }
 
 struct CompressedRows {

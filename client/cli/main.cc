@@ -186,6 +186,7 @@ absl::Status Run(const GoFlags& flags, const CliOptions& options, Interrupts& in
         .progress = [&](uint64_t done, uint64_t total) { bar.Update(done, total); },
         .rotary = GivenRotary(options),
         .start = GivenStart(flags, options),
+        .fingerprint = options.fingerprint,
         .keep_nonfinite = options.on_nonfinite == "lossless",
         .count_block_codecs = options.verbose,
     };

@@ -11,10 +11,12 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "core/base/bandwidth.h"
 #include "core/base/status_macros.h"
+#include "core/base/tensor.h"
 #include "core/codec/chain_spec.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
@@ -323,6 +325,18 @@ absl::Status CompleteServer(const GoFlags& flags, CliOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status CompleteFingerprint(const GoFlags& flags, CliOptions& options) {
+  if (!flags.IsSet("fingerprint")) return absl::OkStatus();
+  std::string& text = options.fingerprint;
+  if (text.empty() || text.size() % 2 != 0 || text.size() > 2 * kMaxFingerprintBytes ||
+      !std::ranges::all_of(text, absl::ascii_isxdigit)) {
+    return Fault(
+        absl::StrFormat("-fingerprint must be 1 to %d bytes in hexadecimal, not \"%s\"", kMaxFingerprintBytes, text));
+  }
+  text = absl::HexStringToBytes(text);
+  return absl::OkStatus();
+}
+
 // The codec that the budget, the bounds or the shorthands stand for.
 std::string ChosenCodec(const GoFlags& flags, const CliOptions& options) {
   if (flags.IsSet("bits")) return absl::StrFormat("%s(bits=%s)", kKv.name, FormatReal(options.bits));
@@ -354,6 +368,7 @@ absl::Status CompleteOptions(const GoFlags& flags, CliOptions& options) {
   if (!flags.rest().empty()) return Unexpected(flags.rest()[0]);
   KVC_RETURN_IF_ERROR(CheckConflicts(flags, options));
   KVC_RETURN_IF_ERROR(CompleteRope(flags, options));
+  KVC_RETURN_IF_ERROR(CompleteFingerprint(flags, options));
   if (options.input.empty()) return Fault("-input is required");
   if (options.output.empty() && !options.metrics_only) return Fault("-output is required");
   // Like the reference: with -metrics-only nothing is written, whatever else is said.

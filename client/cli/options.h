@@ -36,7 +36,8 @@ struct CliOptions {
   std::string codec;
   std::string profile;
   std::string on_nonfinite = "error";
-  std::string artifacts;  // a directory
+  std::string fingerprint;  // in hexadecimal, of which CompleteOptions makes the bytes
+  std::string artifacts;    // a directory
   int64_t threads = 0;
   absl::Duration timeout;
   bool inspect = false;

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -132,13 +133,15 @@ absl::StatusOr<std::string> DescribeCompressed(const CompressedFile& compressed,
   uint64_t original = 0;
   for (const CompressedTensor& tensor : compressed.tensors) {
     const FrameHeader& frame = tensor.frame;
+    const std::string& owner = frame.tensor.fingerprint;
     const uint64_t bytes = frame.elements * DTypeSize(frame.tensor.dtype);
     const absl::StatusOr<BlockCodecs> chosen = CountBlockCodecs(SubSource(file, tensor.offset, tensor.bytes));
     if (!chosen.ok()) return OfTensor(tensor.name, chosen.status());
     rows.push_back({Printable(tensor.name), std::string(DTypeName(frame.tensor.dtype)), ShapeText(frame.tensor.shape),
                     absl::StrFormat("%d", frame.block_count()), absl::StrFormat("%d", bytes),
                     absl::StrFormat("%d", tensor.bytes), absl::StrFormat("%.3f", Ratio(bytes, tensor.bytes)),
-                    chosen->empty() ? frame.codec : absl::StrCat(frame.codec, ": ", BlockCodecsText(*chosen))});
+                    absl::StrCat(frame.codec, chosen->empty() ? "" : ": ", BlockCodecsText(*chosen),
+                                 owner.empty() ? "" : ", fingerprint ", absl::BytesToHexString(owner))});
     original += bytes;
   }
   return FormatTable(rows, {false, false, false, true, true, true, true, false}) +

@@ -188,6 +188,7 @@ absl::StatusOr<FileReport> CompressFile(CodecClient& client, const std::string& 
   FileRotary rotary(header.metadata, options.rotary, options.start, options.artifacts);
   for (const Entry& entry : header.entries) {
     KVC_ASSIGN_OR_RETURN(TensorDesc tensor, DescribeEntry(entry));
+    tensor.fingerprint = options.fingerprint;
     KVC_ASSIGN_OR_RETURN(std::string spec, rotary.CodecFor(profile, tensor));
     if (options.keep_nonfinite) {
       KVC_ASSIGN_OR_RETURN(spec, WithFallback(tensor, spec));
@@ -242,7 +243,9 @@ absl::StatusOr<FileReport> DecompressFile(CodecClient& client, const std::string
       return absl::ResourceExhaustedError("the tensors together are larger than a file can be");
     }
     layout.Add(tensor.name, std::string(DTypeName(desc.dtype)), desc.shape, bytes);
-    list.jobs.push_back({tensor.name, list.AddSource(*file, tensor.offset, tensor.bytes)});
+    list.jobs.push_back({.name = tensor.name,
+                         .source = list.AddSource(*file, tensor.offset, tensor.bytes),
+                         .fingerprint = options.fingerprint});
   }
   KVC_ASSIGN_OR_RETURN(const std::string out_header,
                        SerializeHeader(layout.entries(), compressed.metadata, compressed.had_metadata));

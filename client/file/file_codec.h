@@ -34,6 +34,8 @@ struct FileOptions {
   std::optional<uint64_t> start = {};
   // Of codecs that work in this process, for the report; null: none.
   ArtifactStore* artifacts = nullptr;
+  // Of every frame: what compression writes into it, and what decompression expects; empty: none, and any.
+  std::string fingerprint = {};
   bool keep_nonfinite = false;      // blocks with values that their codec refuses are stored as they are
   bool count_block_codecs = false;  // compression fills in FileReport::block_codecs
 };

@@ -128,6 +128,18 @@ TEST_F(OptionsTest, ValuesOutsideTheirRange) {
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-timeout", "-3s"}), "-timeout must not be negative");
 }
 
+TEST_F(OptionsTest, AFingerprintIsBytesInHexadecimal) {
+  const std::string most(128, 'a');
+  EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-fingerprint", most.c_str()}), "");
+  EXPECT_EQ(options_.fingerprint, std::string(64, '\xaa'));
+  EXPECT_EQ(FaultOf({"-decompress", "-input", "a", "-output", "b", "-fingerprint", "00Ff"}), "");
+  EXPECT_EQ(options_.fingerprint, std::string("\0\xff", 2));
+  for (const std::string& text : {std::string(), std::string("abc"), std::string("0g"), most + "aa"}) {
+    EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-fingerprint", text.c_str()}),
+              absl::StrFormat("-fingerprint must be 1 to 64 bytes in hexadecimal, not \"%s\"", text));
+  }
+}
+
 TEST_F(OptionsTest, Conflicts) {
   // Which the profile decides: of one that says ranks alone, the codec stands beside it.
   EXPECT_EQ(FaultOf({"-input", "a", "-output", "b", "-codec", "raw", "-profile", "p"}), "");

@@ -159,6 +159,27 @@ TEST_F(FileCodecTest, ACompressedFileIsSafetensorsWithOneFrameATensor) {
   EXPECT_EQ(compressed->tensors[0].frame.tensor, MakeTensor("a", DType::kF16, {4, 32}));
 }
 
+TEST_F(FileCodecTest, FramesOfAnotherFingerprintLeaveTheOldOutput) {
+  const std::string plain = MakePlainFile(
+      {MakePlainTensor("a", DType::kF16, {4, 32}), MakePlainTensor("b", DType::kF32, {300000})}, std::nullopt);
+  Write(Path("in"), plain);
+  ASSERT_THAT(Compress(Path("in"), Path("packed"), "raw", {.fingerprint = "one"}), IsOk());
+  ASSERT_THAT(Compress(Path("in"), Path("none"), "raw"), IsOk());
+  for (const char* expected : {"", "one"}) {
+    const auto report = Decompress(Path("packed"), Path("out"), {.fingerprint = expected});
+    ASSERT_THAT(report, IsOk());
+    EXPECT_EQ(report->tensors[1].tensor.fingerprint, "one");
+    EXPECT_EQ(Read(Path("out")), plain);
+  }
+  Write(Path("out"), "old");
+  for (const char* packed : {"packed", "none"}) {
+    EXPECT_THAT(Decompress(Path(packed), Path("out"), {.fingerprint = "two"}),
+                StatusIs(absl::StatusCode::kAborted,
+                         AllOf(StartsWith("tensor \"a\": frame: it has "), HasSubstr("not fingerprint 74776f"))));
+    EXPECT_EQ(Read(Path("out")), "old");
+  }
+}
+
 TEST_F(FileCodecTest, InputAndOutputMayBeTheSamePath) {
   const std::string plain = MakePlainFile({MakePlainTensor("a", DType::kF32, {100000})}, Metadata());
   Write(Path("file"), plain);
