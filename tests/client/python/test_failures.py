@@ -114,7 +114,7 @@ def test_frames_whose_tensor_is_known(client, size):
             list(client.decompress_many([("x", memoryview(frame.data), other)]))
     with pytest.raises(kvcompress.InvalidArgument, match=r"dtype is one of F16, BF16, F32, .*, not 'C128'"):
         list(client.decompress_many([("x", frame.data, ("C128", (size,)))]))
-    for wrong in (("x",), ("x", frame.data, ("F16", (size,)), 4)):
+    for wrong in (("x",), ("x", frame.data, ("F16", (size,)), b"", 4)):
         with pytest.raises(kvcompress.InvalidArgument, match="expected frames, pairs"):
             list(client.decompress_many([wrong]))
 

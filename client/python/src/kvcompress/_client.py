@@ -63,8 +63,8 @@ class Client(Connection):
         rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
     ) -> Stream[Frame]:
-        """Frames of (name, tensor), (name, tensor, spec) or (name, tensor, spec, rotary), in order, on one stream.
-        What an item has is in place of the call's, but for a spec of None.
+        """Frames of (name, tensor), (name, tensor, spec), (name, tensor, spec, rotary) or (name, tensor, spec, rotary,
+        fingerprint), in order, on one stream. What an item has is in place of the call's, but for a spec of None.
 
         The input is read in another thread while frames come out, and only as fast as they are taken: what is in
         flight is bounded by the daemon's windows, not by the input. Nothing is retried. What the input raises is raised
@@ -75,9 +75,10 @@ class Client(Connection):
     def decompress_many(
         self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
     ) -> Stream[tuple[str, Any]]:
-        """Names and tensors of frames, of (name, frame), or of (name, frame's bytes, (dtype, shape)), in order, on one
-        stream; like `compress_many`. DataLoss for a frame of another dtype ("F16", "I64", ...) or shape than its
-        Frame or triple says, before memory is taken for its values."""
+        """Names and tensors of frames, of (name, frame), of (name, frame, (dtype, shape)), or of (name, frame, (dtype,
+        shape), fingerprint), in order, on one stream; like `compress_many`. What is not known is None. DataLoss for a
+        frame of another dtype ("F16", "I64", ...) or shape than its Frame or item says, FingerprintMismatch for one
+        that has another fingerprint or none, before memory is taken for its values."""
         return self._open(self._run(self._core.decompress_many(frames, as_, timeout)))
 
     def with_retries(self, work: Callable[[float], Result], *, timeout: float | None = None) -> Result:

@@ -125,6 +125,7 @@ class Core:
         profile: Any = None,
         on_nonfinite: OnNonfinite = "error",
         rotary: RotaryEmbedding | None = None,
+        fingerprint: bytes | None = None,
         timeout: float | None = None,
     ) -> Plan[Frame]:
         """Compresses a NumPy array or PyTorch tensor of the CPU, of up to 8 axes. Types other than float16, bfloat16,
@@ -135,19 +136,28 @@ class Core:
         an artifact. `axes` gives each axis its role: batch, layer, heads, seq, head_dim, other.
         A value that a lossy codec refuses (NaN, infinity, too large) is InvalidArgument, which names its index; with
         `on_nonfinite="lossless"` the block of 131072 values that it is in is stored as it is. `rotary` is for codecs
-        that turn keys back, where neither spec nor profile says it.
+        that turn keys back, where neither spec nor profile says it. `fingerprint` says whose the tensor is (model,
+        layer, layout, chunk) in at most 64 bytes of your own, which the frame carries.
         InvalidArgument for what is none of these, ResourceExhausted for a tensor over the daemon's limit.
         """
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary)
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary, fingerprint)
         return self._one(item, CompressExchange, timeout)
 
     def decompress(
-        self, frame: Frame | FrameBytes, *, out: Any = None, as_: Framework | None = None, timeout: float | None = None
+        self,
+        frame: Frame | FrameBytes,
+        *,
+        out: Any = None,
+        as_: Framework | None = None,
+        fingerprint: bytes | None = None,
+        timeout: float | None = None,
     ) -> Plan[Any]:
         """The tensor of a frame: in `out`, where that is given; else a new one, of the kind that the Frame was made
         from, or of the kind `as_`; of bytes alone, a NumPy array. DataLoss for a frame that is damaged, or of another
-        dtype or shape than its Frame says; InvalidArgument for an `out` that does not fit."""
-        _, tensor = yield from self._one(DecompressItem.of(frame, out, as_), DecompressExchange, timeout)
+        dtype or shape than its Frame says; InvalidArgument for an `out` that does not fit. With a `fingerprint` a
+        frame that has another or none is FingerprintMismatch, before a value is written."""
+        item = DecompressItem.of(frame, out, as_, fingerprint)
+        _, tensor = yield from self._one(item, DecompressExchange, timeout)
         return tensor
 
     def compress_many(

@@ -27,6 +27,10 @@ class DataLoss(KvCompressError):
     """A frame that is damaged or cut off."""
 
 
+class FingerprintMismatch(KvCompressError):
+    """A frame that has not the fingerprint which its reader expects: another's, or none. It may be whole."""
+
+
 class ResourceExhausted(KvCompressError):
     """Over a limit, for good, or over the daemon's budget for now: then `retry_after` is set."""
 
@@ -64,6 +68,7 @@ _BY_CODE: dict[grpc.StatusCode, type[KvCompressError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
     grpc.StatusCode.DATA_LOSS: DataLoss,
+    grpc.StatusCode.ABORTED: FingerprintMismatch,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -81,6 +86,13 @@ def from_status(number: int, detail: str) -> KvCompressError:
     """The exception for what the codec in this process says; its numbers are gRPC's."""
     code = _BY_NUMBER[number]
     return _BY_CODE.get(code, KvCompressError)(detail, code)
+
+
+def mismatch(name: str, found: bytes, expected: bytes) -> FingerprintMismatch:
+    """As the codec says it."""
+    has = f"fingerprint {found.hex()}" if found else "none"
+    text = f'tensor "{name}": frame: it has {has}, not fingerprint {expected.hex()}'
+    return FingerprintMismatch(text, grpc.StatusCode.ABORTED)
 
 
 def late() -> DeadlineExceeded:

@@ -138,12 +138,22 @@ class CompressExchange(Exchange[CompressItem, Frame]):
     def prepare(self, raw: Any) -> CompressItem:
         if isinstance(raw, CompressItem):
             return raw
-        if not isinstance(raw, tuple) or len(raw) not in (2, 3, 4):
-            raise InvalidArgument("expected pairs of a name and a tensor, perhaps with a spec, and a rotary embedding")
+        if not isinstance(raw, tuple) or len(raw) not in (2, 3, 4, 5):
+            raise InvalidArgument(
+                "expected pairs of a name and a tensor, perhaps with a spec, a rotary embedding, and a fingerprint"
+            )
         own = raw[2] if len(raw) > 2 else None
         spec, profile = (self._spec, self._profile) if own is None else (own, "")
-        rotary = raw[3] if len(raw) == 4 else self._rotary
-        return CompressItem.of(raw[0], raw[1], spec, profile=profile, on_nonfinite=self._on_nonfinite, rotary=rotary)
+        rotary = raw[3] if len(raw) > 3 else self._rotary
+        return CompressItem.of(
+            raw[0],
+            raw[1],
+            spec,
+            profile=profile,
+            on_nonfinite=self._on_nonfinite,
+            rotary=rotary,
+            fingerprint=raw[4] if len(raw) == 5 else None,
+        )
 
     def take(self, number: int, value: memoryview) -> Frame | None:
         if number == self.report:

@@ -56,6 +56,7 @@ class Frame:
     nonfinite_blocks: int = 0  # that are stored as they are, for a value that the codec refuses
     rotary: RotaryGain | None = None  # of codecs that find out whether a rotary embedding is better undone
     passed_through: bool = False  # of a dtype that is kept bit for bit whatever the codec; `quality` is None then
+    fingerprint: bytes = b""  # that the frame carries
 
     @property
     def ratio(self) -> float:
@@ -107,4 +108,5 @@ def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int,
         nonfinite_blocks=report.nonfinite_blocks,
         rotary=_rotary(report),
         passed_through=report.passed_through,
+        fingerprint=report.fingerprint,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from ._errors import DataLoss, InvalidArgument, checked_text, refusing
+from ._errors import DataLoss, InvalidArgument, Unimplemented, checked_text, mismatch, refusing
 from ._frame import Frame, frame_of
 from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output, TensorView, check_out, checked_size
@@ -16,9 +16,22 @@ from .v1 import kvcompress_pb2 as pb
 
 Result = TypeVar("Result")
 FrameBytes = bytes | bytearray | memoryview
-# What iterables of the caller may give. A spec of None is the call's. Dtype and shape are those that a frame must have.
-TensorSource = tuple[str, Any] | tuple[str, Any, str | None] | tuple[str, Any, str | None, RotaryEmbedding | None]
-FrameSource = Frame | FrameBytes | tuple[str, Frame | FrameBytes] | tuple[str, FrameBytes, tuple[str, tuple[int, ...]]]
+# What iterables of the caller may give. A spec of None is the call's. A fingerprint is what the tensor's frame carries.
+TensorSource = (
+    tuple[str, Any]
+    | tuple[str, Any, str | None]
+    | tuple[str, Any, str | None, RotaryEmbedding | None]
+    | tuple[str, Any, str | None, RotaryEmbedding | None, bytes | None]
+)
+# Dtype and shape, and the fingerprint, are those that a frame must have.
+DtypeAndShape = tuple[str, tuple[int, ...]]
+FrameSource = (
+    Frame
+    | FrameBytes
+    | tuple[str, Frame | FrameBytes]
+    | tuple[str, Frame | FrameBytes, DtypeAndShape | None]
+    | tuple[str, Frame | FrameBytes, DtypeAndShape | None, bytes | None]
+)
 
 _ROLES = ("other", "batch", "layer", "heads", "seq", "head_dim")
 _DTYPES = {name.removeprefix("DTYPE_"): cast(pb.DType, number) for name, number in pb.DType.items() if number}
@@ -27,6 +40,7 @@ OnNonfinite = Literal["error", "lossless"]
 _ON_NONFINITE = {"error": pb.ON_NONFINITE_ERROR, "lossless": pb.ON_NONFINITE_LOSSLESS}
 # No codec makes more of a tensor than this, so a peer that sends on is not one of ours.
 _MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
+_MOST_FINGERPRINT_BYTES = 64
 # What a compression config tells its reader, and nobody else.
 _REPORTS = ("compression_summary", "expected_kv_memory_savings", "actual_memory_reduction", "summary_stats")
 _HEAD_REPORTS = ("compression_ratio", "reason", "metrics")
@@ -84,6 +98,17 @@ def on_nonfinite_of(name: str) -> pb.OnNonfinite:
     return _ON_NONFINITE[name]
 
 
+def _checked_fingerprint(fingerprint: Any) -> bytes:
+    """b"" for None. InvalidArgument for what is none."""
+    if fingerprint is None:
+        return b""
+    if not isinstance(fingerprint, bytes):
+        raise InvalidArgument(f"a fingerprint is bytes, not {type(fingerprint).__name__}")
+    if len(fingerprint) > _MOST_FINGERPRINT_BYTES:
+        raise InvalidArgument(f"a fingerprint has at most {_MOST_FINGERPRINT_BYTES} bytes, not {len(fingerprint)}")
+    return fingerprint
+
+
 @dataclass(frozen=True)
 class Item(Generic[Result]):
     header: bytes  # a message, serialized
@@ -105,6 +130,7 @@ class Item(Generic[Result]):
 @dataclass(frozen=True)
 class CompressItem(Item[Frame]):
     view: TensorView
+    fingerprint: bytes
 
     @staticmethod
     @refusing("the tensor cannot be sent")
@@ -116,6 +142,7 @@ class CompressItem(Item[Frame]):
         profile: str = "",
         on_nonfinite: OnNonfinite = "error",
         rotary: RotaryEmbedding | None = None,
+        fingerprint: bytes | None = None,
     ) -> "CompressItem":
         unknown = [axis for axis in axes or () if axis not in _ROLES]
         if unknown:
@@ -124,12 +151,13 @@ class CompressItem(Item[Frame]):
         checked_text("a spec", spec)
         view = TensorView.of(tensor)
         roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
-        described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles)
+        owner = _checked_fingerprint(fingerprint)
+        described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles, fingerprint=owner)
         choice = on_nonfinite_of(on_nonfinite)
         header = pb.CompressHeader(
             tensor=described, codec=spec, profile=profile, on_nonfinite=choice, rotary=rotary_message(rotary)
         )
-        return CompressItem(header.SerializeToString(), view.data, view)
+        return CompressItem(header.SerializeToString(), view.data, view, owner)
 
     def size(self) -> int:
         return len(self.data) + len(self.header)
@@ -143,23 +171,32 @@ class CompressItem(Item[Frame]):
 
     def frame(self, data: bytes, report: memoryview) -> Frame:
         view = self.view
-        return frame_of(data, parsed(pb.TensorReport, report), view.dtype, view.shape, view.framework)
+        frame = frame_of(data, parsed(pb.TensorReport, report), view.dtype, view.shape, view.framework)
+        if frame.fingerprint != self.fingerprint:
+            raise Unimplemented("the daemon does not know fingerprints")
+        return frame
 
 
 @dataclass(frozen=True)
 class DecompressItem(Item[tuple[str, Any]]):
     name: str
     framework: Framework
-    expected: tuple[str, tuple[int, ...]] | None = None  # dtype and shape, where they are known
+    expected: DtypeAndShape | None = None  # where they are known
     out: Any = None
+    fingerprint: bytes = b""  # that the frame must have
 
     @staticmethod
     @refusing("expected a frame")
-    def of(source: FrameSource, out: Any = None, framework: Framework | None = None) -> "DecompressItem":
+    def of(
+        source: FrameSource, out: Any = None, framework: Framework | None = None, fingerprint: bytes | None = None
+    ) -> "DecompressItem":
         named = source if isinstance(source, tuple) else ("", source)
-        if len(named) not in (2, 3):
-            raise InvalidArgument("expected frames, pairs of a name and a frame, or triples with a dtype and shape")
-        name, frame, expected = named[0], named[1], named[2] if len(named) == 3 else None
+        if len(named) not in (2, 3, 4):
+            raise InvalidArgument(
+                "expected frames, or pairs of a name and a frame, perhaps with dtype and shape, and fingerprint"
+            )
+        name, frame, expected = named[0], named[1], named[2] if len(named) > 2 else None
+        owner = _checked_fingerprint(named[3] if len(named) == 4 else fingerprint)
         if out is not None:
             check_out(out)
         if framework not in (None, "numpy", "torch"):
@@ -178,8 +215,8 @@ class DecompressItem(Item[tuple[str, Any]]):
         if not data.c_contiguous:
             raise InvalidArgument("the frame's bytes are not contiguous")
         name = name or "tensor"
-        header = pb.DecompressHeader(name=name).SerializeToString()
-        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out)
+        header = pb.DecompressHeader(name=name, fingerprint=owner).SerializeToString()
+        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)
 
     def size(self) -> int | None:
         return None if self.expected is None else max(len(self.data), checked_size(*self.expected))
@@ -199,6 +236,8 @@ class DecompressItem(Item[tuple[str, Any]]):
         dtype, shape = _DTYPE_NAMES.get(described.dtype), tuple(described.shape)
         if dtype is None:
             raise malformed()
+        if self.fingerprint not in (b"", described.fingerprint):  # also of a daemon that does not know fingerprints
+            raise mismatch(self.name, described.fingerprint, self.fingerprint)
         if self.expected not in (None, (dtype, shape)):
             raise DataLoss(f'frame "{self.name}" holds {dtype} {list(shape)}, and not what was compressed')
         checked_size(dtype, shape)

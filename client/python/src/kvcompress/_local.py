@@ -8,7 +8,15 @@ from typing import Any
 
 from . import _fork
 from ._core import version
-from ._errors import Cancelled, FailedPrecondition, InvalidArgument, from_status, late, refusing
+from ._errors import (
+    Cancelled,
+    FailedPrecondition,
+    InvalidArgument,
+    KvCompressError,
+    from_status,
+    late,
+    refusing,
+)
 from ._exchange import CompressExchange, DecompressExchange
 from ._frame import Frame
 from ._items import (
@@ -107,18 +115,26 @@ class LocalClient:
         profile: Any = None,
         on_nonfinite: OnNonfinite = "error",
         rotary: RotaryEmbedding | None = None,
+        fingerprint: bytes | None = None,
         timeout: float | None = None,
     ) -> Frame:
         """As Client.compress."""
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary)
+        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary, fingerprint)
         (frame,) = self._compressed([item], self._left(timeout))
         return frame
 
     def decompress(
-        self, frame: Frame | FrameBytes, *, out: Any = None, as_: Framework | None = None, timeout: float | None = None
+        self,
+        frame: Frame | FrameBytes,
+        *,
+        out: Any = None,
+        as_: Framework | None = None,
+        fingerprint: bytes | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """As Client.decompress."""
-        ((_, tensor),) = self._decompressed([DecompressItem.of(frame, out, as_)], self._left(timeout))
+        item = DecompressItem.of(frame, out, as_, fingerprint)
+        ((_, tensor),) = self._decompressed([item], self._left(timeout))
         return tensor
 
     def compress_many(
@@ -193,17 +209,23 @@ class LocalClient:
         _check(error)
 
     def _decompressed(self, items: list[DecompressItem], left: Left) -> Iterator[tuple[str, Any]]:
-        codec, outputs, error = self._own(), [], None
+        codec, outputs, error, fault = self._own(), [], None, None
         for item in items:
             described, error = codec.describe(item.name, item.data)
             if error is not None:
                 break
-            outputs.append(item.output(memoryview(described)))
+            try:
+                outputs.append(item.output(memoryview(described)))
+            except KvCompressError as raised:  # after the items before it
+                fault = raised
+                break
         ready = [(item.header, item.data, output.data) for item, output in zip(items, outputs, strict=False)]
         done, failure = codec.decompress(ready, _seconds(left))
         for item, output in zip(items[:done], outputs, strict=False):
             yield item.name, output.tensor
         _check(failure or error)
+        if fault is not None:
+            raise fault
 
 
 def _batches(sources: Iterable[Any], prepare: Callable[[Any], Item[Any]]) -> Iterator[list[Any]]:

@@ -73,6 +73,27 @@ def test_a_frame_of_another_tensor_is_data_loss(codec, frames):
         codec.decompress(unpack(pack(frames[:1]), [Kind(torch.float16, (1, 2, 41, 32))]))
 
 
+def test_each_frame_is_held_to_its_own_fingerprint(codec, kv_values):
+    named = [(f"layer_{i}_key", kv_values((1, 2, 40, 32), seed=i)) for i in range(3)]
+    marks = [b"a", b"b" * 64, b""]
+    frames = codec.compress(named, fingerprints=marks)
+    assert [frame.fingerprint for frame in frames] == marks
+    stored = unpack(pack(frames), KINDS)
+    for kept in (frames, stored):
+        tensors = codec.decompress(kept, marks)
+        assert all(torch.equal(*pair) for pair in zip(tensors, codec.decompress(kept), strict=True))
+        for wrong in ([b"a", b"a", b""], [b"a", b"b", b""], [b"a", b"b" * 64, b"c"]):
+            with pytest.raises(kvcompress.FingerprintMismatch):
+                codec.decompress(kept, wrong)
+        for short in ([], marks[:2]):
+            with pytest.raises(ValueError, match="zip"):
+                codec.decompress(kept, short)
+    exact = replace(codec, on_nonfinite="error")
+    assert exact.most_bytes([("layer_0_key", KINDS[0])], fingerprint_bytes=64) == [
+        len(frame) for frame in exact.compress(named[:1], fingerprints=[bytes(64)])
+    ]
+
+
 def test_bounds_hold(codec, kv_values):
     kind = Kind(torch.float16, (1, 2, 40, 32))
     for on_nonfinite, most in (("error", 1.2), ("lossless", 1.2 + 5120 / 1500)):  # and all values as they are

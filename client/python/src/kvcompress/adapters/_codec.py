@@ -106,14 +106,19 @@ class Codec:
         tensors: Sequence[tuple[str, torch.Tensor]],
         starts: Sequence[int] | None = None,
         specs: Sequence[str | None] | None = None,
+        fingerprints: Sequence[bytes] | None = None,
     ) -> list[Frame]:
         """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
         busy or gone for a while. `starts`: of each tensor the position of its first token, which is taken to be 0 where
-        it is not known. `specs`: of each tensor a codec chain in place of this codec's."""
-        nothing = [None] * len(tensors)
+        it is not known. `specs`: of each tensor a codec chain in place of this codec's. `fingerprints`: what each frame
+        carries."""
+        count = len(tensors)
+        starts, specs = starts or [0] * count, specs or [None] * count
         items = [
-            (name, tensor.detach().cpu(), spec, self._rotary_at(start or 0))
-            for (name, tensor), start, spec in zip(tensors, starts or nothing, specs or nothing, strict=True)
+            (name, tensor.detach().cpu(), spec, self._rotary_at(start), fingerprint)
+            for (name, tensor), start, spec, fingerprint in zip(
+                tensors, starts, specs, _one_each(fingerprints, count), strict=True
+            )
         ]
 
         def work(seconds: float) -> list[Frame]:
@@ -130,20 +135,35 @@ class Codec:
         """Tokens in the middle of a sequence have no sinks among them, whatever the model."""
         return replace(self.rotary or RotaryEmbedding(), start=start) if start else self.rotary
 
-    def decompress(self, frames: Sequence[Frame | Stored]) -> list[torch.Tensor]:
+    def decompress(
+        self, frames: Sequence[Frame | Stored], fingerprints: Sequence[bytes] | None = None
+    ) -> list[torch.Tensor]:
         """Tensors of the CPU, in order, by one stream that is made again like that of `compress`. DataLoss for a frame
-        that is damaged or holds something else, before memory is taken for it."""
+        that is damaged or holds something else, FingerprintMismatch for one that has not its own of `fingerprints`,
+        before memory is taken for it."""
+        items = [
+            (*(("", frame, None) if isinstance(frame, Frame) else frame), fingerprint)
+            for frame, fingerprint in zip(frames, _one_each(fingerprints, len(frames)), strict=True)
+        ]
 
         def work(seconds: float) -> list[torch.Tensor]:
-            return [tensor for _, tensor in self.client.decompress_many(frames, as_="torch", timeout=seconds)]
+            return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=seconds)]
 
         return self.client.with_retries(work, timeout=self.timeout)
 
-    def most_bytes(self, named: Sequence[tuple[str, Kind]], specs: Sequence[str | None] | None = None) -> list[int]:
-        """What the daemon says that no frame of these tensors is larger than. `specs` as for `compress`."""
+    def most_bytes(
+        self, named: Sequence[tuple[str, Kind]], specs: Sequence[str | None] | None = None, fingerprint_bytes: int = 0
+    ) -> list[int]:
+        """What the daemon says that no frame of these tensors is larger than, each with a fingerprint of that size.
+        `specs` as for `compress`."""
         headers = []
         for (name, kind), spec in zip(named, specs or [None] * len(named), strict=True):
-            tensor = pb.Tensor(name=name, dtype=f"DTYPE_{DTYPES[kind.dtype]}", shape=kind.shape)
+            tensor = pb.Tensor(
+                name=name,
+                dtype=f"DTYPE_{DTYPES[kind.dtype]}",
+                shape=kind.shape,
+                fingerprint=bytes(fingerprint_bytes),
+            )
             choice = f"ON_NONFINITE_{self.on_nonfinite.upper()}"
             rotary = None if self.rotary is None else self.rotary.message()
             headers.append(
@@ -159,6 +179,11 @@ class Codec:
         if len(said.max_frame_bytes) != len(headers):
             raise KvCompressError("the daemon does not say how large frames can become")
         return list(said.max_frame_bytes)
+
+
+def _one_each(fingerprints: Sequence[bytes] | None, count: int) -> Sequence[bytes]:
+    """None of them where there are no fingerprints at all."""
+    return [b""] * count if fingerprints is None else fingerprints
 
 
 # An engine's request waits meanwhile, and is served without the cache afterwards.
