@@ -138,6 +138,13 @@ HWY_INLINE void StoreF32(DF df, hn::Vec<DF> v, uint8_t* to) {
   }
 }
 
+// `v` limited to the finite range of kT, and rounded.
+template <DType kT, class DF>
+HWY_INLINE void StoreLimited(DF df, hn::Vec<DF> v, uint8_t* to) {
+  const auto most = hn::Set(df, MaxFinite(kT));
+  StoreF32<kT>(df, hn::Max(hn::Min(v, most), hn::Neg(most)), to);
+}
+
 // `v`, finite, as an element of type kT can hold it.
 template <DType kT, class DF>
 HWY_INLINE hn::Vec<DF> RoundTo(DF df, hn::Vec<DF> v) {

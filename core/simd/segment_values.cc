@@ -25,11 +25,8 @@ HWY_INLINE void ForEachVector(size_t count, Visit visit) {
 
 template <DType kT>
 void NarrowAs(const float* values, size_t count, uint8_t* out) {
-  const DF df;
-  const VF most = hn::Set(df, MaxFinite(kT));
   ForEachVector(count, [&](size_t i) HWY_ATTR {
-    const VF limited = hn::Max(hn::Min(hn::LoadU(df, values + i), most), hn::Neg(most));
-    StoreF32<kT>(df, limited, out + i * sizeof(Bits<kT>));
+    StoreLimited<kT>(DF(), hn::LoadU(DF(), values + i), out + i * sizeof(Bits<kT>));
   });
 }
 
@@ -176,20 +173,28 @@ void FillStripAll(const float* values, size_t stride, size_t tokens, size_t chan
   }
 }
 
-void PlaceStripAll(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
-                   size_t stride) {
-  if (channels != kStripChannels) {
-    return scalar::PlaceStrip(points, tokens, channels, unit, means, values, stride);
-  }
+template <DType kT>
+void PlaceAs(const int32_t* points, size_t tokens, float unit, const float* means, uint8_t* out, size_t stride) {
   const DF df;
   const VF by = hn::Set(df, unit);
-  for (size_t c = 0; c < kStripChannels; c += kLanes) {
-    const VF mean = hn::LoadU(df, means + c);
-    for (size_t t = 0; t < tokens; ++t) {
-      const VF point = hn::ConvertTo(df, hn::LoadU(DI(), points + t * kStripChannels + c));
-      hn::StoreU(hn::Add(hn::Mul(point, by), mean), df, values + t * stride + c);
+  constexpr size_t kVectors = kStripChannels / kLanes;
+  VF mean[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) mean[v] = hn::LoadU(df, means + v * kLanes);
+  for (size_t t = 0; t < tokens; ++t, out += stride * sizeof(Bits<kT>)) {
+#pragma GCC unroll 8
+    for (size_t v = 0; v < kVectors; ++v) {
+      const VF point = hn::ConvertTo(df, hn::LoadU(DI(), points + t * kStripChannels + v * kLanes));
+      StoreLimited<kT>(df, hn::Add(hn::Mul(point, by), mean[v]), out + v * kLanes * sizeof(Bits<kT>));
     }
   }
+}
+
+void PlaceStripAll(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
+                   const PlacedValues& values) {
+  if (channels != kStripChannels) return scalar::PlaceStrip(points, tokens, channels, unit, means, values);
+  VisitDType(values.dtype, [&](auto type) {
+    PlaceAs<type>(points, tokens, unit, means, static_cast<uint8_t*>(values.first), values.stride);
+  });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -231,9 +236,9 @@ void FillStrip(const float* values, size_t stride, size_t tokens, size_t channel
                float* strip) {
   HWY_DYNAMIC_DISPATCH(FillStripAll)(values, stride, tokens, channels, means, factor, strip);
 }
-void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
-                size_t stride) {
-  HWY_DYNAMIC_DISPATCH(PlaceStripAll)(points, tokens, channels, unit, means, values, stride);
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
+                const PlacedValues& values) {
+  HWY_DYNAMIC_DISPATCH(PlaceStripAll)(points, tokens, channels, unit, means, values);
 }
 
 }  // namespace kvcompress::simd

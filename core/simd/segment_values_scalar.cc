@@ -73,11 +73,13 @@ void FillStrip(const float* values, size_t stride, size_t tokens, size_t channel
   }
 }
 
-void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means, float* values,
-                size_t stride) {
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
+                const PlacedValues& values) {
+  const float most = MaxFinite(values.dtype);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t c = 0; c < channels; ++c) {
-      values[t * stride + c] = static_cast<float>(points[t * kStripChannels + c]) * unit + means[c];
+      const float value = static_cast<float>(points[t * kStripChannels + c]) * unit + means[c];
+      StoreFromF32(values.dtype, std::clamp(value, -most, most), values.first, t * values.stride + c);
     }
   }
 }

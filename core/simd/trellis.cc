@@ -200,27 +200,48 @@ void SymbolsOfLanes(const StripTables& tables, const int32_t* k, size_t tokens, 
   }
 }
 
+// What a strip is decoded to, of kLanes channels, goes to values of a dtype, or nowhere.
+struct NotPlaced {
+  NotPlaced(const PlainStrip&, size_t) {}
+  HWY_INLINE void operator()(size_t, VI) const {}
+};
+template <DType kT>
+class Placed {
+ public:
+  Placed(const PlainStrip& strip, size_t first)
+      : mean_(hn::LoadU(DF(), strip.placed_means + first)),
+        unit_(hn::Set(DF(), strip.unit)),
+        to_(static_cast<uint8_t*>(strip.placed.first) + first * sizeof(Bits<kT>)),
+        stride_(strip.placed.stride * sizeof(Bits<kT>)) {}
+  HWY_INLINE void operator()(size_t token, VI k) const {
+    const DF df;
+    const VF point = hn::ConvertTo(df, hn::Add(k, k));
+    StoreLimited<kT>(df, hn::Add(hn::Mul(point, unit_), mean_), to_ + token * stride_);
+  }
+
+ private:
+  const VF mean_, unit_;
+  uint8_t* const to_;
+  const size_t stride_;
+};
+
 // PlainSymbols of kLanes channels.
-template <bool kPlaced>
+template <class Place>
 void PlainSymbolsOfLanes(const StripTables& tables, const PlainStrip& strip, size_t first, int32_t* k, uint8_t* symbols,
                          uint32_t* escapes) {
   const DF df;
   const DI di;
   SymbolLanes lanes(tables, kStripChannels, first, nullptr);
   const VF mean = hn::LoadU(df, strip.means + first), factor = hn::Set(df, strip.factor);
-  const VF placed_mean = kPlaced ? hn::LoadU(df, strip.placed_means + first) : mean;
-  const VF unit = hn::Set(df, strip.unit);
+  const Place place(strip, first);
   for (size_t t = 0; t < strip.tokens; ++t) {
-    float* const values = strip.values + t * strip.stride + first;
     const size_t at = t * kStripChannels + first;
-    const VF y = hn::Mul(hn::Sub(hn::LoadU(df, values), mean), factor);
+    const VF y = hn::Mul(hn::Sub(hn::LoadU(df, strip.values + t * strip.stride + first), mean), factor);
     const VI own = hn::NearestInt(hn::Mul(y, hn::Set(df, 0.5f)));
     hn::StoreU(own, di, k + at);
     const auto escape = SymbolsOf<false>(own, lanes, symbols + at, nullptr);
     if (HWY_UNLIKELY(!hn::AllFalse(di, escape))) escapes[t] |= BitsFrom(escape, first);
-    if constexpr (!kPlaced) continue;
-    const VF point = hn::ConvertTo(df, hn::Add(own, own));
-    hn::StoreU(hn::Add(hn::Mul(point, unit), placed_mean), df, values);
+    place(t, own);
   }
 }
 
@@ -253,11 +274,12 @@ void PlainSymbolsAll(const StripTables& tables, const PlainStrip& strip, int32_t
                      uint32_t* escapes) {
   std::fill_n(escapes, strip.tokens, 0u);
   for (size_t first = 0; first < kStripChannels; first += kLanes) {
-    if (strip.unit != 0) {
-      PlainSymbolsOfLanes<true>(tables, strip, first, k, symbols, escapes);
-    } else {
-      PlainSymbolsOfLanes<false>(tables, strip, first, k, symbols, escapes);
+    if (strip.unit == 0) {
+      PlainSymbolsOfLanes<NotPlaced>(tables, strip, first, k, symbols, escapes);
+      continue;
     }
+    VisitDType(strip.placed.dtype,
+               [&](auto type) { PlainSymbolsOfLanes<Placed<type>>(tables, strip, first, k, symbols, escapes); });
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/simd/channel_rans.h"
+#include "core/simd/segment_values.h"
 
 // Dependent quantization (docs/format.md, "transform"): two quantizers, of which a machine of four states that follows
 // the parity of the values says whose turn it is. Points are integers, in units of the step: the first quantizer has
@@ -31,15 +32,17 @@ void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, si
                   uint8_t* symbols, uint32_t* escapes, int32_t* points);
 
 // Tokens of whole strips, of values `stride` apart, that are quantized without a trellis: what is quantized is (value -
-// mean) factor. Where there is a unit, values become what they are decoded to, point unit + placed mean.
+// mean) factor. Where there is a unit, what they are decoded to, point unit + placed mean, is placed, perhaps where the
+// values are.
 struct PlainStrip {
-  float* values;
+  const float* values;
   size_t stride;
   size_t tokens;
   const float* means;
   float factor;
   const float* placed_means;
   float unit = 0;
+  PlacedValues placed = {};
 };
 // FillStrip, PlainQuantize, StripSymbols and PlaceStrip in one pass.
 void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes);

@@ -63,15 +63,17 @@ void PlainQuantize(const float* y, size_t tokens, int32_t* k) {
 
 void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes) {
   for (size_t t = 0; t < strip.tokens; ++t) {
-    float* const values = strip.values + t * strip.stride;
     const size_t at = t * kStripChannels;
     float y[kStripChannels];
     int32_t points[kStripChannels];
-    FillStrip(values, strip.stride, 1, kStripChannels, strip.means, strip.factor, y);
+    FillStrip(strip.values + t * strip.stride, strip.stride, 1, kStripChannels, strip.means, strip.factor, y);
     PlainQuantize(y, 1, k + at);
     scalar::StripSymbols(tables, k + at, 1, kStripChannels, nullptr, symbols + at, escapes + t, points);
     if (strip.unit == 0) continue;
-    PlaceStrip(points, 1, kStripChannels, strip.unit, strip.placed_means, values, strip.stride);
+    auto* const placed = static_cast<std::byte*>(strip.placed.first);
+    const size_t before = t * strip.placed.stride * DTypeSize(strip.placed.dtype);
+    scalar::PlaceStrip(points, 1, kStripChannels, strip.unit, strip.placed_means,
+                       {strip.placed.dtype, placed + before, strip.placed.stride});
   }
 }
 

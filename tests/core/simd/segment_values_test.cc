@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/base/half.h"
+#include "core/simd/trellis.h"
 #include "tests/core/simd/gaussian.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
@@ -136,7 +137,7 @@ TEST_P(SegmentValuesTest, StripsAreFilledAndPlacedAsTheDefinitionDoes) {
     const Floats values = GaussianValues((kTokens - 1) * stride + channels, 3, 8);
     Floats means(kStripChannels);
     for (size_t c = 0; c < channels; ++c) means[c] = static_cast<float>(c) * 0.37f;
-    GuardedFloats in(values), in_means(means), strip(kTokens * kStripChannels), placed(values);
+    GuardedFloats in(values), in_means(means), strip(kTokens * kStripChannels);
     Floats want(kTokens * kStripChannels, 1.0f);
     scalar::FillStrip(values.data(), stride, kTokens, channels, means.data(), 4, want.data());
     FillStrip(in.data(), stride, kTokens, channels, in_means.data(), 4, strip.data());
@@ -145,10 +146,17 @@ TEST_P(SegmentValuesTest, StripsAreFilledAndPlacedAsTheDefinitionDoes) {
     std::vector<int32_t> points(kTokens * kStripChannels);
     std::mt19937 random(9);
     for (int32_t& point : points) point = static_cast<int32_t>(random() % 100'000) - 50'000;
-    Floats want_placed = values;
-    scalar::PlaceStrip(points.data(), kTokens, channels, 0.013f, means.data(), want_placed.data(), stride);
-    PlaceStrip(points.data(), kTokens, channels, 0.013f, in_means.data(), placed.data(), stride);
-    EXPECT_TRUE(placed == want_placed) << channels;
+    points[0] = -kMaxPoint;  // beyond the range of F16
+    for (const DType dtype : kKernelDTypes) {
+      SCOPED_TRACE(DTypeName(dtype));
+      std::vector<uint8_t> want_placed(values.size() * DTypeSize(dtype), 0x2a);
+      Guarded placed(want_placed.size(), Guarded::Against::kPageAfter);
+      std::memcpy(placed.data(), want_placed.data(), want_placed.size());
+      scalar::PlaceStrip(points.data(), kTokens, channels, 0.013f, means.data(), {dtype, want_placed.data(), stride});
+      PlaceStrip(points.data(), kTokens, channels, 0.013f, in_means.data(), {dtype, placed.data(), stride});
+      EXPECT_EQ(std::memcmp(placed.data(), want_placed.data(), want_placed.size()), 0) << channels;
+      EXPECT_TRUE(std::isfinite(LoadAsF32(dtype, want_placed.data(), 0)));
+    }
   }
 }
 

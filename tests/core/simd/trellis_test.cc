@@ -194,12 +194,16 @@ TEST_P(TrellisTest, PlainSymbolsAreThoseOfTheDefinition) {
   const std::vector<float> means = GaussianValues(2 * kStripChannels, 2, 9);
   for (const bool has_low_bits : {false, true}) {
     const StripTables strip = StripOf(tables, has_low_bits);
-    for (const float unit : {0.0f, 0.3f}) {
-      const auto run = [&](auto symbols_of, std::vector<float>& values, Symbols& out) {
-        symbols_of(
-            strip,
-            PlainStrip{values.data() + kFirst, kStride, kTokens, means.data(), 4, means.data() + kStripChannels, unit},
-            out.points.data(), out.symbols.data(), out.escapes.data());
+    // Of F32 they are placed where the values are, of the unit 0 nowhere.
+    for (const auto& [unit, dtype] : {std::pair{0.0f, DType::kF32}, std::pair{0.3f, DType::kF32},
+                                      std::pair{0.3f, DType::kF16}, std::pair{1e5f, DType::kBF16}}) {
+      SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << unit);
+      const auto run = [&](auto symbols_of, std::vector<float>& values, std::vector<uint8_t>& placed, Symbols& out) {
+        void* const to = dtype == DType::kF32 ? static_cast<void*>(values.data() + kFirst) : placed.data();
+        symbols_of(strip,
+                   PlainStrip{values.data() + kFirst, kStride, kTokens, means.data(), 4, means.data() + kStripChannels,
+                              unit, PlacedValues{dtype, to, kStride}},
+                   out.points.data(), out.symbols.data(), out.escapes.data());
       };
       const auto none = [] {
         constexpr size_t kCount = kTokens * kStripChannels;
@@ -207,13 +211,16 @@ TEST_P(TrellisTest, PlainSymbolsAreThoseOfTheDefinition) {
                        std::vector<int32_t>(kCount)};
       };
       std::vector<float> want_values = GaussianValues(kTokens * kStride, 3, 4), got_values = want_values;
+      std::vector<uint8_t> want_placed(2 * kTokens * kStride), got_placed = want_placed;
       Symbols want = none(), got = none();
-      run(scalar::PlainSymbols, want_values, want);
-      run(PlainSymbols, got_values, got);
+      run(scalar::PlainSymbols, want_values, want_placed, want);
+      run(PlainSymbols, got_values, got_placed, got);
       EXPECT_EQ(got.symbols, want.symbols);
       EXPECT_EQ(got.escapes, want.escapes);
       EXPECT_EQ(got.points, want.points);
       EXPECT_EQ(got_values, want_values);
+      EXPECT_EQ(got_placed, want_placed);
+      EXPECT_EQ(want_placed == std::vector<uint8_t>(want_placed.size()), dtype == DType::kF32);
       EXPECT_NE(std::count_if(want.escapes.begin(), want.escapes.end(), [](uint32_t e) { return e != 0; }), 0);
     }
   }

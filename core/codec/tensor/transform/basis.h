@@ -39,6 +39,7 @@ class SegmentBasis {
   // Both may be of no artifact: then it changes nothing.
   SegmentBasis(const Artifact* artifact, const TransformLayout& layout);
 
+  bool is_none() const { return tensor_ == nullptr; }
   // Whether the segment has coefficients in place of values, and whether these are of values that are turned back.
   bool Changes(const Segment& segment) const { return tensor_ != nullptr && segment.is_whole; }
   bool turns() const { return turns_; }

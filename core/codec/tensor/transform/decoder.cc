@@ -35,15 +35,16 @@ absl::Status Fault(const char* what) { return absl::DataLossError(absl::StrCat("
 
 class Decoder {
  public:
-  Decoder(const TransformFormat& format, const TransformHeader& header, ByteSpan side)
+  // `values`: where the block's go.
+  Decoder(const TransformFormat& format, const TransformHeader& header, ByteSpan side, DType dtype, std::byte* values)
       : format_(format),
         header_(header),
         tables_(ChannelTables(format.trellis)),
         basis_(format.artifact.get(), header.layout),
-        reconstruction_(format, header.layout, header.step, basis_),
+        reconstruction_(format, header.layout, header.step, basis_, dtype, values),
         side_(side) {}
 
-  absl::Status Decode(ByteSpan words, size_t count, DType dtype, std::byte* values) {
+  absl::Status Decode(ByteSpan words, size_t count) {
     std::vector<Segment> segments = CutIntoSegments(header_.layout, count);
     const Segment* before = nullptr;
     Segment expected;
@@ -67,7 +68,7 @@ class Decoder {
       for (size_t c = 0; c < segment.channels; c += kStripChannels) {
         if (!DecodeStrip(segment, c, scratch)) return Fault("words do not decode to their values");
       }
-      reconstruction_.Finish(segment, dtype, scratch.turns, scratch.values.data(), values);
+      reconstruction_.Finish(segment, scratch.turns, scratch.values.data());
     }
     if (!rans_.Finish() || !side_.Finish()) return Fault("block does not end where its values do");
     return absl::OkStatus();
@@ -147,7 +148,7 @@ absl::Status DecodeTransform(const TransformFormat& format, DType dtype, ByteSpa
     std::copy(side.begin(), side.end(), values.begin());
     return absl::OkStatus();
   }
-  return Decoder(format, header, side).Decode(words, count, dtype, values.data());
+  return Decoder(format, header, side, dtype, values.data()).Decode(words, count);
 }
 
 }  // namespace kvcompress

@@ -78,7 +78,7 @@ class Encoder {
   // to.
   bool Encode(std::byte* side, std::byte* words, std::byte* decoded, TransformSizes& sizes) {
     const size_t room = MaxSideBytes(input_.count, DTypeSize(input_.dtype));
-    Reconstruction reconstruction(format_, input_.layout, step_, basis_);
+    Reconstruction reconstruction(format_, input_.layout, step_, basis_, input_.dtype, decoded);
     reconstruction_ = decoded != nullptr ? &reconstruction : nullptr;
     std::vector<Segment> segments = CutIntoSegments(input_.layout, input_.count);
     std::byte* const text = WriteHeader({BlockForm::kCoded, step_, input_.layout}, format_.artifact != nullptr, side);
@@ -92,7 +92,7 @@ class Encoder {
       models.CodeSegment(writer, before, segment);
       CountSegment(segment, sizes.classes);
       for (size_t c = 0; c < segment.channels; c += kStripChannels) QuantizeStrip(segment, c, values);
-      if (decoded != nullptr) reconstruction.Finish(segment, input_.dtype, scratch_.turns, values, decoded);
+      if (decoded != nullptr) reconstruction.Finish(segment, scratch_.turns, values);
     });
     for (Escape& escape : scratch_.escapes) models.CodeEscape(writer, escape.reach, escape.high);
     const std::optional<size_t> text_bytes = writer.Finish();
@@ -225,8 +225,11 @@ class Encoder {
       const size_t tokens = span.end - span.begin;
       const simd::StripTables coding = StripCoding(tables_, StripClasses(segment, first_channel), span.class_shift);
       Reconstruction::Scale scale{.unit = 0};
+      simd::PlacedValues placed = {};
       if (reconstruction_ != nullptr) {
-        scale = reconstruction_->ScaleOf(segment, {first_channel, kStripChannels, span.begin, tokens, span.step_shift});
+        const Reconstruction::Piece piece{first_channel, kStripChannels, span.begin, tokens, span.step_shift};
+        scale = reconstruction_->ScaleOf(segment, piece);
+        placed = reconstruction_->PlaceOf(segment, piece, values);
       }
       const simd::PlainStrip strip{.values = values + span.begin * segment.channels + first_channel,
                                    .stride = segment.channels,
@@ -234,7 +237,8 @@ class Encoder {
                                    .means = means.data(),
                                    .factor = static_cast<float>(1 << span.step_shift),
                                    .placed_means = scale.means.data(),
-                                   .unit = scale.unit};
+                                   .unit = scale.unit,
+                                   .placed = placed};
       std::vector<int32_t>& quantized = coding.has_low_bits ? scratch_.low : scratch_.quantized;
       const size_t before = coding.has_low_bits ? quantized.size() : 0;
       quantized.resize(std::max(quantized.size(), before + tokens * kStripChannels));

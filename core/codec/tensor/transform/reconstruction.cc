@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "core/simd/segment_values.h"
-
 namespace kvcompress {
 
 Reconstruction::Scale Reconstruction::ScaleOf(const Segment& segment, const Piece& piece) const {
@@ -14,18 +12,24 @@ Reconstruction::Scale Reconstruction::ScaleOf(const Segment& segment, const Piec
   return scale;
 }
 
+simd::PlacedValues Reconstruction::PlaceOf(const Segment& segment, const Piece& piece, float* values) const {
+  const size_t first = piece.first_token * segment.channels + piece.first_channel;
+  if (!IsFinal(segment)) return {DType::kF32, values + first, segment.channels};
+  return {dtype_, block_ + (segment.first + first) * DTypeSize(dtype_), segment.channels};
+}
+
 void Reconstruction::Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const {
   const Scale scale = ScaleOf(segment, piece);
   simd::PlaceStrip(points, piece.tokens, piece.channels, scale.unit, scale.means.data(),
-                   values + piece.first_token * segment.channels + piece.first_channel, segment.channels);
+                   PlaceOf(segment, piece, values));
 }
 
-void Reconstruction::Finish(const Segment& segment, DType dtype, simd::RotaryTable& turns, float* values,
-                            std::byte* block) {
+void Reconstruction::Finish(const Segment& segment, simd::RotaryTable& turns, float* values) {
+  if (IsFinal(segment)) return;
   if (basis_.Changes(segment)) basis_.ToValues(segment, values);
   if (segment.turned) TurnSegment(format_, layout_, segment, simd::RotaryTurn::kForward, turns, values);
   basis_.ScatterHeads(segment, values);
-  simd::NarrowLimited(dtype, values, segment.count(), block + segment.first * DTypeSize(dtype));
+  simd::NarrowLimited(dtype_, values, segment.count(), block_ + segment.first * DTypeSize(dtype_));
 }
 
 }  // namespace kvcompress

@@ -8,6 +8,7 @@
 #include "core/codec/tensor/transform/segment.h"
 #include "core/codec/tensor/transform/strip.h"
 #include "core/simd/rotary.h"
+#include "core/simd/segment_values.h"
 
 // How the points of a segment become its values: in a decoder, and in an encoder that measures what it will be decoded
 // to.
@@ -15,8 +16,15 @@ namespace kvcompress {
 
 class Reconstruction {
  public:
-  Reconstruction(const TransformFormat& format, const TransformLayout& layout, float step, SegmentBasis& basis)
-      : format_(format), layout_(layout), unit_(UnitOf(format.trellis, step)), basis_(basis) {}
+  // `block`: where the block's values go.
+  Reconstruction(const TransformFormat& format, const TransformLayout& layout, float step, SegmentBasis& basis,
+                 DType dtype, std::byte* block)
+      : format_(format),
+        layout_(layout),
+        unit_(UnitOf(format.trellis, step)),
+        basis_(basis),
+        dtype_(dtype),
+        block_(block) {}
 
   // Tokens of a strip, from `first_token` on, that have one step: their points to the values, or coefficients, of the
   // segment.
@@ -31,16 +39,22 @@ class Reconstruction {
     std::array<float, simd::kStripChannels> means = {};
   };
   Scale ScaleOf(const Segment& segment, const Piece& piece) const;
+  // Where they go: into the block, if that is all that is to be done with them, else into the segment's `values`.
+  simd::PlacedValues PlaceOf(const Segment& segment, const Piece& piece, float* values) const;
   void Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const;
 
-  // Makes values of `dtype` of the segment's, all of which are placed; `block` is where those of its block go.
-  void Finish(const Segment& segment, DType dtype, simd::RotaryTable& turns, float* values, std::byte* block);
+  // Makes values of the block of a segment's, all of which are placed.
+  void Finish(const Segment& segment, simd::RotaryTable& turns, float* values);
 
  private:
+  bool IsFinal(const Segment& segment) const { return basis_.is_none() && !segment.turned; }
+
   const TransformFormat& format_;
   const TransformLayout& layout_;
   const float unit_;
   SegmentBasis& basis_;
+  const DType dtype_;
+  std::byte* const block_;
 };
 
 }  // namespace kvcompress
