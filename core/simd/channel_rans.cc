@@ -5,11 +5,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <bit>
 #include <type_traits>
 #include <utility>
 
 #include "core/simd/channel_rans_few.h"
 #include "core/simd/rans-inl.h"
+#include "core/simd/trellis.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -198,28 +200,40 @@ void StoreMachine(const VI* machine, StripStates& trellis) {
   }
 }
 
-// Of a token in which a channel has an escape: what there is of its points, and the states passed on that can be.
-// Returns the channels that have one.
+// The points of a token in which a channel has an escape, and the states passed on. False where one is none.
 template <bool kTrellis, bool kHasLowBits>
-uint32_t StopToken(const VI* symbol, const VI* value, const LowBits* low, VI* machine, int32_t* row) {
+HWY_INLINE bool PassEscapes(const StripTables& tables, const VI* symbol, const VI* value, const LowBits* low,
+                            EscapeReader& escapes, VI* machine, int32_t* row) {
   const DI di;
   const VI escape = hn::Set(di, kEscape);
-  uint32_t stopped = 0;
-  for (size_t v = 0; v < kVectors; ++v) {
+  int32_t states[kStripChannels];
+  uint32_t left = 0;  // channels that have one
+  Unrolled<kVectors>([&](auto v) KVC_WITHIN {
     const auto stops = hn::Eq(symbol[v], escape);
-    stopped |= BitsOf(hn::Eq(hn::Reverse(di, symbol[v]), escape)) << (v * kLanes);
+    left |= BitsOf(hn::Eq(hn::Reverse(di, symbol[v]), escape)) << (v * kLanes);
     VI next = machine[v];
     const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], next);
-    machine[v] = hn::IfThenElse(stops, machine[v], next);
+    hn::StoreU(hn::Reverse(di, hn::IfThenElse(stops, machine[v], next)), di, states + v * kLanes);
     hn::StoreU(hn::Reverse(di, hn::IfThenElse(stops, value[v], point)), di, row + v * kLanes);
+  });
+  for (; left != 0; left &= left - 1) {
+    const auto c = static_cast<size_t>(std::countr_zero(left));
+    const auto state = static_cast<uint8_t>(states[c]);
+    int32_t k = row[c];
+    if (!scalar::DecodeEscape(tables, c, QuantizerOf(state), escapes, k)) return false;
+    row[c] = PointOf(k, QuantizerOf(state));
+    states[c] = kTrellis ? NextState(state, k % 2 != 0) : 0;
   }
-  return stopped;
+  if constexpr (kTrellis) {
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN { machine[v] = hn::Reverse(di, hn::LoadU(di, states + v * kLanes)); });
+  }
+  return true;
 }
 
 // Vectors of lanes are in falling order, as words are popped.
 template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
-                    int32_t* points, uint32_t* stopped) {
+                    EscapeReader& escapes, int32_t* points, bool* ok) {
   constexpr size_t kGroup = GroupVectors(kStateVectors);
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
@@ -239,8 +253,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   const uint8_t* end = decoder.words + decoder.size;
   const uint8_t* const last = decoder.words + MaxTokenBytes(tables);
   size_t t = 0;
-  *stopped = 0;
-  for (; t < tokens && end >= last; ++t) {
+  for (; t < tokens && end >= last && *ok; ++t) {
     VI symbol[kVectors], value[kVectors];
     VI largest = hn::Zero(di);
     Unrolled<kVectors / kGroup>([&](auto group) KVC_WITHIN {
@@ -270,8 +283,8 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
     states.PassTurn();
     int32_t* const row = points + t * kStripChannels;
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
-      *stopped = StopToken<kTrellis, kHasLowBits>(symbol, value, low, machine, row);
-      break;
+      *ok = PassEscapes<kTrellis, kHasLowBits>(tables, symbol, value, low, escapes, machine, row);
+      continue;
     }
     Unrolled<kVectors>([&](auto v) KVC_WITHIN {
       const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]);
@@ -306,10 +319,10 @@ bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const in
 
 // Likewise; leaves tokens undone for which the words that are left might not suffice.
 size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* states, ChannelRansDecoder& decoder,
-                       int32_t* points, uint32_t* stopped) {
+                       EscapeReader& escapes, int32_t* points, bool* ok) {
   return WithStateVectors(decoder.lanes, [&](auto vectors) HWY_ATTR {
     const auto decode = [&](auto trellis, auto low_bits) HWY_ATTR {
-      return DecodeTokens<vectors, trellis, low_bits>(tables, tokens, states, decoder, points, stopped);
+      return DecodeTokens<vectors, trellis, low_bits>(tables, tokens, states, decoder, escapes, points, ok);
     };
     const auto decode_with = [&](auto trellis) HWY_ATTR {
       return tables.has_low_bits ? decode(trellis, std::true_type()) : decode(trellis, std::false_type());
@@ -329,9 +342,9 @@ bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const in
 }
 
 size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* states, ChannelRansDecoder& decoder,
-                       int32_t* points, uint32_t* stopped) {
+                       EscapeReader& escapes, int32_t* points, bool* ok) {
   if (!AreFewLanes(decoder.lanes, kStripChannels)) return 0;
-  return DecodeFewLanes(tables, tokens, kStripChannels, states, decoder, points, stopped);
+  return DecodeFewLanes(tables, tokens, kStripChannels, states, decoder, escapes, points, ok);
 }
 
 #endif
@@ -362,19 +375,18 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_
   return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
 }
 
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                   ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
+bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                 ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points) {
   size_t done = 0;
-  *stopped = 0;
+  bool ok = true;
   if (FillVectors(decoder.lanes, channels)) {
-    done = HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, points, stopped);
+    done = HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, escapes, points, &ok);
   } else if (AreFewLanes(decoder.lanes, channels)) {
-    done = DecodeFewLanes(tables, tokens, channels, states, decoder, points, stopped);
+    done = DecodeFewLanes(tables, tokens, channels, states, decoder, escapes, points, &ok);
   }
-  if (done == tokens || *stopped != 0) return done;
+  if (done == tokens || !ok) return ok;
   // The words that are left might not suffice for a token.
-  return done + scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, points + done * kStripChannels,
-                                    stopped, ok);
+  return scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, escapes, points + done * kStripChannels);
 }
 
 }  // namespace kvcompress::simd

@@ -94,22 +94,32 @@ constexpr size_t MaxTokenBytes(const StripTables& tables) { return (tables.has_l
 [[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                                size_t channels, ChannelRansEncoder& encoder);
 
-// Decodes up to `tokens` tokens, kStripChannels points each, and passes the states on. Stops at the first token in
-// which a channel has an escape: *stopped says which, their points are the low bits of k, and their states are still to
-// be passed on. Returns the number of tokens before it. Without `states`, all is of the first quantizer. *ok becomes
-// false when the words are used up.
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                   ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
+// Tells the upper parts of the values that are escapes, one after the other: by how much h is beyond the reach of its
+// table, at least 1, with the sign of h.
+class EscapeReader {
+ public:
+  virtual int32_t Next() = 0;
+
+ protected:
+  ~EscapeReader() = default;
+};
+
+// Decodes the tokens of a strip, kStripChannels points each, and passes the states on. Without `states`, all is of the
+// first quantizer. False when the words are used up, or an escape is none that an encoder has.
+[[nodiscard]] bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                               ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points);
 
 namespace scalar {
 [[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                                size_t channels, ChannelRansEncoder& encoder);
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                   ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok);
-// Makes points of a token's symbols and low bits, which `row` has, but for escapes, and passes their states on; returns
-// which are escapes.
-uint32_t PassToken(const StripTables& tables, const uint8_t* symbols, size_t channels, StripStates* states,
-                   int32_t* row);
+[[nodiscard]] bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                               ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points);
+// The value of a channel that is an escape, from its low bits. False where it is none that an encoder has.
+[[nodiscard]] bool DecodeEscape(const StripTables& tables, size_t channel, size_t quantizer, EscapeReader& escapes,
+                                int32_t& k);
+// Makes points of a token's symbols and low bits, which `row` has, and passes the states on.
+[[nodiscard]] bool PassToken(const StripTables& tables, const uint8_t* symbols, size_t channels, StripStates* states,
+                             EscapeReader& escapes, int32_t* row);
 }  // namespace scalar
 
 }  // namespace kvcompress::simd

@@ -178,7 +178,7 @@ bool HasEscape(const uint8_t* symbols) {
 
 template <size_t kLanes, bool kTrellis>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                    ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped) {
+                    ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok) {
   uint32_t x[kLanes];
   std::copy_n(decoder.states.data(), kLanes, x);
   WordReader words{decoder.words + decoder.size};
@@ -187,7 +187,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, size_t channels, S
   const uint32_t* const base = tables.all->slots[0].data();
   uint8_t symbols[kStripChannels] = {};
   size_t t = 0;
-  for (; t < tokens && words.end >= last && *stopped == 0; ++t) {
+  for (; t < tokens && words.end >= last && *ok; ++t) {
     int32_t* const row = points + t * kStripChannels;
     for (size_t first = 0; first < channels; first += kLanes) {
       ForLanesDown<kLanes>(
@@ -202,13 +202,13 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, size_t channels, S
       continue;
     }
     if (!tables.has_low_bits) std::fill_n(row, channels, 0);
-    *stopped = scalar::PassToken(tables, symbols, channels, kTrellis ? &machine.states : nullptr, row);
+    *ok = scalar::PassToken(tables, symbols, channels, kTrellis ? &machine.states : nullptr, escapes, row);
     machine.FindSlots();
   }
   std::copy_n(x, kLanes, decoder.states.data());
   decoder.size = static_cast<size_t>(words.end - decoder.words);
   if constexpr (kTrellis) *states = machine.states;
-  return *stopped == 0 ? t : t - 1;
+  return t;
 }
 
 }  // namespace
@@ -220,10 +220,10 @@ bool EncodeFewLanes(const StripTables& tables, const uint8_t* symbols, const int
 }
 
 size_t DecodeFewLanes(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                      ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped) {
+                      ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok) {
   return WithLanes(decoder.lanes, [&](auto lanes) {
-    return states != nullptr ? DecodeTokens<lanes, true>(tables, tokens, channels, states, decoder, points, stopped)
-                             : DecodeTokens<lanes, false>(tables, tokens, channels, states, decoder, points, stopped);
+    const auto decode = states != nullptr ? DecodeTokens<lanes, true> : DecodeTokens<lanes, false>;
+    return decode(tables, tokens, channels, states, decoder, escapes, points, ok);
   });
 }
 

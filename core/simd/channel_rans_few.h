@@ -12,9 +12,9 @@ constexpr bool AreFewLanes(size_t lanes, size_t channels) { return lanes <= kStr
 // As EncodeStrip.
 [[nodiscard]] bool EncodeFewLanes(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                                   size_t channels, ChannelRansEncoder& encoder);
-// As DecodeStrip, but that it leaves tokens undone for which the words that are left might not suffice. *stopped is 0
-// before.
+// As DecodeStrip, but that it leaves tokens undone for which the words that are left might not suffice. Returns how
+// many it has decoded; *ok becomes false with an escape that is none.
 size_t DecodeFewLanes(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                      ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped);
+                      ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok);
 
 }  // namespace kvcompress::simd

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/simd/channel_rans.h"
@@ -128,40 +129,43 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_
   return true;
 }
 
-uint32_t PassToken(const StripTables& tables, const uint8_t* symbols, size_t channels, StripStates* states,
-                   int32_t* row) {
-  uint32_t stops = 0;
-  for (size_t c = 0; c < channels; ++c) {
-    if (symbols[c] == kEscape) {
-      stops |= 1u << c;
-      continue;
-    }
-    const int32_t k = ValueOf(symbols[c]) * (1 << tables.low_bits[c]) + row[c];
-    row[c] = PointOf(k, states != nullptr ? QuantizerOf((*states)[c]) : 0);
-    if (states != nullptr) (*states)[c] = NextState((*states)[c], k % 2 != 0);
-  }
-  return stops;
+bool DecodeEscape(const StripTables& tables, size_t channel, size_t quantizer, EscapeReader& escapes, int32_t& k) {
+  const int64_t beyond = escapes.Next();
+  const int64_t reach = tables[channel].reach[quantizer];
+  const int64_t value = (beyond < 0 ? beyond - reach : beyond + reach) * (1 << tables.low_bits[channel]) + k;
+  k = static_cast<int32_t>(value);
+  return std::abs(value) <= kMaxPoint / 2;
 }
 
-size_t DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                   ChannelRansDecoder& decoder, int32_t* points, uint32_t* stopped, bool* ok) {
+bool PassToken(const StripTables& tables, const uint8_t* symbols, size_t channels, StripStates* states,
+               EscapeReader& escapes, int32_t* row) {
+  for (size_t c = 0; c < channels; ++c) {
+    const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
+    int32_t k = row[c];
+    if (symbols[c] != kEscape) {
+      k += ValueOf(symbols[c]) * (1 << tables.low_bits[c]);
+    } else if (!DecodeEscape(tables, c, quantizer, escapes, k)) {
+      return false;
+    }
+    row[c] = PointOf(k, quantizer);
+    if (states != nullptr) (*states)[c] = NextState((*states)[c], k % 2 != 0);
+  }
+  return true;
+}
+
+bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                 ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points) {
   for (size_t t = 0; t < tokens; ++t) {
     int32_t* const row = points + t * kStripChannels;
     uint8_t symbols[kStripChannels];
     for (size_t begin = 0; begin < channels; begin += decoder.lanes) {
       const size_t end = std::min(channels, begin + decoder.lanes);
-      if (DecodeGroup(tables, begin, end, states, decoder, symbols, row)) continue;
-      *ok = false;
-      return 0;
+      if (!DecodeGroup(tables, begin, end, states, decoder, symbols, row)) return false;
     }
     PassTurn(decoder.lanes, decoder.states);
-    const uint32_t stops = PassToken(tables, symbols, channels, states, row);
-    if (stops != 0) {
-      *stopped = stops;
-      return t;
-    }
+    if (!PassToken(tables, symbols, channels, states, escapes, row)) return false;
   }
-  return tokens;
+  return true;
 }
 
 }  // namespace scalar

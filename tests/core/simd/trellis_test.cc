@@ -226,6 +226,15 @@ TEST_P(TrellisTest, PlainSymbolsAreThoseOfTheDefinition) {
   }
 }
 
+// Escapes that are known.
+class KnownEscapes final : public EscapeReader {
+ public:
+  int32_t Next() override { return beyond[read++]; }
+
+  std::vector<int32_t> beyond;
+  size_t read = 0;
+};
+
 // What a strip of random values is coded as.
 struct CodedStrip {
   std::vector<ChannelTable> tables = SomeTables();
@@ -259,6 +268,21 @@ struct CodedStrip {
     words.resize(8 * k.size() + 1000);
   }
 
+  // Of all tokens, in their order.
+  KnownEscapes Escapes() const {
+    KnownEscapes known;
+    for (size_t t = 0; t < tokens; ++t) {
+      for (size_t c = 0; c < channels; ++c) {
+        if ((escapes[t] >> c & 1) == 0) continue;
+        const size_t at = t * kStripChannels + c;
+        const int32_t reach = strip[c].reach[(symbols[at] & kOddQuantizer) != 0 ? 1 : 0];
+        const int32_t high = k[at] >> strip.low_bits[c];
+        known.beyond.push_back(high < 0 ? high + reach : high - reach);
+      }
+    }
+    return known;
+  }
+
   std::vector<uint8_t> EncodeByDefinition() {
     ChannelRansEncoder encoder(lanes, words.data(), words.size());
     EXPECT_TRUE(scalar::EncodeStrip(strip, symbols.data(), k.data(), tokens, channels, encoder));
@@ -286,26 +310,11 @@ TEST_P(TrellisTest, WordsDecodeToTheirPoints) {
           ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
           StripStates states = {};
           std::vector<int32_t> points(coded.k.size());
-          bool ok = true;
-          size_t stops = 0;
-          for (size_t t = 0; t < coded.tokens; ++t) {
-            uint32_t stopped = 0;
-            t += DecodeStrip(coded.strip, coded.tokens - t, channels, trellis ? &states : nullptr, decoder,
-                             points.data() + t * kStripChannels, &stopped, &ok);
-            ASSERT_TRUE(ok);
-            if (t == coded.tokens) break;
-            ++stops;
-            ASSERT_EQ(stopped, coded.escapes[t]);
-            for (size_t c = 0; c < channels; ++c) {
-              if ((stopped >> c & 1) == 0) continue;
-              int32_t& point = points[t * kStripChannels + c];
-              const int32_t k = coded.k[t * kStripChannels + c];
-              ASSERT_EQ(point, k & ((1 << coded.strip.low_bits[c]) - 1));
-              point = PointOf(k, QuantizerOf(states[c]));
-              if (trellis) states[c] = NextState(states[c], k % 2 != 0);
-            }
-          }
-          ASSERT_EQ(stops, coded.tokens - static_cast<size_t>(std::ranges::count(coded.escapes, 0u)));
+          KnownEscapes escapes = coded.Escapes();
+          EXPECT_EQ(escapes.beyond.empty(), kind % 2 == 0);
+          ASSERT_TRUE(DecodeStrip(coded.strip, coded.tokens, channels, trellis ? &states : nullptr, decoder, escapes,
+                                  points.data()));
+          EXPECT_EQ(escapes.read, escapes.beyond.size());
           EXPECT_TRUE(decoder.Finish());
           StripStates expected = {};
           for (size_t t = 0; t < coded.tokens; ++t) {
@@ -341,6 +350,26 @@ constexpr Run kRuns[] = {{false, 1},
                          {false, kMaxChannelLanes},
                          {true, kMaxChannelLanes}};
 
+TEST_P(TrellisTest, EscapesThatNoEncoderHasAreNoticed) {
+  for (const auto& [with_low_bits, lanes] : kRuns) {
+    CodedStrip coded(300, kStripChannels, lanes, true, true, with_low_bits);
+    const std::vector<uint8_t> bytes = coded.Encode();
+    const KnownEscapes known = coded.Escapes();
+    for (const int32_t wrong : {kMaxPoint, -kMaxPoint, 1 << 29}) {
+      for (const size_t at : {size_t{0}, known.beyond.size() / 2, known.beyond.size() - 1}) {
+        KnownEscapes escapes = known;
+        escapes.beyond[at] = wrong;
+        ChannelRansDecoder decoder;
+        ASSERT_TRUE(decoder.Begin(lanes, bytes.data(), bytes.size()));
+        StripStates states = {};
+        std::vector<int32_t> points(coded.k.size());
+        EXPECT_FALSE(DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, escapes, points.data()));
+        EXPECT_EQ(escapes.read, at + 1);
+      }
+    }
+  }
+}
+
 TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
   for (const auto& [with_low_bits, lanes] : kRuns) {
     CodedStrip coded(300, kStripChannels, lanes, true, false, with_low_bits);
@@ -352,9 +381,9 @@ TEST_P(TrellisTest, WordsThatEndEarlyAreNoticed) {
       ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
       StripStates states = {};
       std::vector<int32_t> points(coded.k.size());
-      uint32_t stopped = 0;
-      bool ok = true;
-      DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, points.data(), &stopped, &ok);
+      KnownEscapes escapes = coded.Escapes();
+      escapes.beyond.resize(coded.k.size(), 1);  // what is read without its first words may be anything
+      const bool ok = DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, escapes, points.data());
       EXPECT_FALSE(ok && decoder.Finish());
     }
   }

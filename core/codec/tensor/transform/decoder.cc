@@ -1,5 +1,4 @@
-#include <bit>
-#include <cstdlib>
+#include <algorithm>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -9,7 +8,7 @@
 #include "core/codec/tensor/transform/reconstruction.h"
 #include "core/codec/tensor/transform/side.h"
 #include "core/codec/tensor/transform/strip.h"
-#include "core/simd/trellis.h"
+#include "core/simd/channel_rans.h"
 
 namespace kvcompress {
 namespace {
@@ -32,6 +31,22 @@ struct Scratch {
 };
 
 absl::Status Fault(const char* what) { return absl::DataLossError(absl::StrCat("transform: ", what)); }
+
+// The escapes of a block: its side information ends with them.
+class Escapes final : public simd::EscapeReader {
+ public:
+  Escapes(SideReader& side, SideModels& models) : side_(side), models_(models) {}
+
+  int32_t Next() override {
+    int32_t beyond = 0;
+    models_.CodeEscape(side_, 0, beyond);
+    return beyond;
+  }
+
+ private:
+  SideReader& side_;
+  SideModels& models_;
+};
 
 class Decoder {
  public:
@@ -83,7 +98,8 @@ class Decoder {
       const simd::StripTables coding = StripCoding(tables_, classes, span.class_shift);
       for (size_t t = span.begin; ok && t < span.end;) {
         const size_t tokens = std::min(kPieceTokens, span.end - t);
-        ok = DecodePiece(coding, classes.size(), tokens, states, scratch.points.data());
+        ok = simd::DecodeStrip(coding, tokens, classes.size(), format_.trellis ? &states : nullptr, rans_, escapes_,
+                               scratch.points.data());
         if (ok) {
           reconstruction_.Place(segment, {first_channel, classes.size(), t, tokens, span.step_shift},
                                 scratch.points.data(), scratch.values.data());
@@ -94,34 +110,6 @@ class Decoder {
     return ok;
   }
 
-  bool DecodePiece(const simd::StripTables& coding, size_t channels, size_t tokens, simd::StripStates& states,
-                   int32_t* points) {
-    bool ok = true;
-    for (size_t t = 0; t < tokens; ++t) {
-      uint32_t stopped = 0;
-      t += simd::DecodeStrip(coding, tokens - t, channels, format_.trellis ? &states : nullptr, rans_,
-                             points + t * kStripChannels, &stopped, &ok);
-      if (!ok) return false;
-      if (t < tokens && !FinishToken(coding, stopped, states, points + t * kStripChannels)) return false;
-    }
-    return true;
-  }
-
-  // Makes points of the low bits of the channels `stopped` of a token, which are escapes.
-  bool FinishToken(const simd::StripTables& coding, uint32_t stopped, simd::StripStates& states, int32_t* row) {
-    for (; stopped != 0; stopped &= stopped - 1) {
-      const auto c = static_cast<size_t>(std::countr_zero(stopped));
-      const size_t quantizer = simd::QuantizerOf(states[c]);
-      int32_t high = 0;
-      models_.CodeEscape(side_, coding[c].reach[quantizer], high);
-      const int64_t k = int64_t{high} * (1 << coding.low_bits[c]) + row[c];
-      if (std::abs(k) > simd::kMaxPoint / 2) return false;
-      row[c] = simd::PointOf(static_cast<int32_t>(k), quantizer);
-      if (format_.trellis) states[c] = simd::NextState(states[c], k % 2 != 0);
-    }
-    return true;
-  }
-
   const TransformFormat& format_;
   const TransformHeader& header_;
   const std::span<const simd::ChannelTable> tables_;
@@ -129,6 +117,7 @@ class Decoder {
   Reconstruction reconstruction_;
   SideReader side_;
   SideModels models_;
+  Escapes escapes_{side_, models_};
   simd::ChannelRansDecoder rans_;
 };
 
