@@ -103,10 +103,10 @@ constexpr bool IsFiniteRotatedScale(uint16_t bits) {
 }
 
 // Quantizes `count` values into RotatedRows() scales of 16 bits and a code a byte. Returns false, with the outputs
-// unspecified, when a value is not finite or its magnitude is above kMaxRotatable. `errors`, if not null, receives the
-// error of each value, as it is decoded.
+// unspecified, when a value is not finite or its magnitude is above kMaxRotatable. `decoded`, if not null, receives
+// what they decode to.
 [[nodiscard]] bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales,
-                                   uint8_t* codes, float* errors = nullptr);
+                                   uint8_t* codes, void* decoded = nullptr);
 
 // The inverse. Scales are finite; of codes the bits above `bits` are 0.
 void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
@@ -114,7 +114,7 @@ void DequantizeRotated(const RotatedFormat& format, const void* scales, const ui
 
 namespace scalar {
 [[nodiscard]] bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales,
-                                   uint8_t* codes, float* errors = nullptr);
+                                   uint8_t* codes, void* decoded = nullptr);
 void DequantizeRotated(const RotatedFormat& format, const void* scales, const uint8_t* codes, size_t count,
                        void* values);
 }  // namespace scalar

@@ -85,8 +85,8 @@ class Tile {
 
   size_t max_rows() const { return max_rows_; }
 
-  // `errors` is there where kMeasure says so.
-  HWY_INLINE bool Encode(const uint8_t* values, size_t rows, uint8_t* scales, uint8_t* codes, float* errors) {
+  // `decoded` is there where kMeasure says so.
+  HWY_INLINE bool Encode(const uint8_t* values, size_t rows, uint8_t* scales, uint8_t* codes, uint8_t* decoded) {
     const size_t row_bytes = row_.length * DTypeSize(kT);
     RotateRows(values, rows);
     MakeFactors();
@@ -95,11 +95,11 @@ class Tile {
     MakeScales(rows, scales);
     for (size_t r = 0; r < rows; ++r) {
       const bool is_usual = energies_[r] >= kMinRotatedEnergy && energies_[r] < kEnergyLimit<kT>;
-      float* row_errors = kMeasure ? errors + r * row_.length : nullptr;
+      uint8_t* row_decoded = kMeasure ? decoded + r * row_bytes : nullptr;
       if (HWY_LIKELY(is_usual && (!kMeasure || IsUsual<kT>(row_, scales_[r])))) {
-        if constexpr (kMeasure) Measure(values + r * row_bytes, r, row_errors);
+        if constexpr (kMeasure) Decode(r, row_decoded);
       } else if (!scalar::QuantizeRotated(format_, values + r * row_bytes, row_.length, scales + 2 * r,
-                                          codes + r * row_.length, row_errors)) {
+                                          codes + r * row_.length, row_decoded)) {
         return false;
       }
     }
@@ -202,17 +202,14 @@ class Tile {
     std::memcpy(out, bits, 2 * rows);
   }
 
-  HWY_INLINE void Measure(const uint8_t* values, size_t r, float* errors) {
+  HWY_INLINE void Decode(size_t r, uint8_t* out) {
     const DF df;
-    const auto measure = [&](size_t i, VF decoded) HWY_ATTR {
-      const VF x = LoadF32<kT>(df, values + i * DTypeSize(kT));
-      hn::StoreU(hn::Sub(x, RoundTo<kT>(df, decoded)), df, errors + i);
-    };
-    if (!IsShortRow(row_)) return DecodeRow(row_, levels_, scales_[r], codes_ + r * row_.length, measure);
+    const auto store = [&](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); };
+    if (!IsShortRow(row_)) return DecodeRow(row_, levels_, scales_[r], codes_ + r * row_.length, store);
     const VF factor = hn::Set(df, scales_[r] * row_.level_unit * 0x1p-16f);
     for (size_t i = 0; i < row_.length; i += kShorts) {
       VisitSums(hn::Load(D16(), sums_ + r * stride_ + i), [&](size_t at, VF number) HWY_ATTR {
-        measure(i + at, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i + at))));
+        store(i + at, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i + at))));
       });
     }
   }
@@ -238,12 +235,12 @@ class Tile {
 
 template <DType kT, bool kMeasure>
 bool QuantizeAs(const RotatedFormat& format, const uint8_t* values, size_t rows, uint8_t* scales, uint8_t* codes,
-                float* errors) {
+                uint8_t* decoded) {
   Tile<kT, kMeasure> tile(format);
   for (size_t r = 0; r < rows; r += tile.max_rows()) {
     const size_t first = r * format.row;
     if (!tile.Encode(values + first * DTypeSize(kT), std::min(tile.max_rows(), rows - r), scales + 2 * r, codes + first,
-                     kMeasure ? errors + first : nullptr)) {
+                     kMeasure ? decoded + first * DTypeSize(kT) : nullptr)) {
       return false;
     }
   }
@@ -254,11 +251,11 @@ bool QuantizeAs(const RotatedFormat& format, const uint8_t* values, size_t rows,
 
 // QuantizeRotated for KernelRows().
 bool QuantizeRotatedRows(const RotatedFormat& format, const uint8_t* values, size_t rows, uint8_t* scales,
-                         uint8_t* codes, float* errors) {
+                         uint8_t* codes, uint8_t* decoded) {
   return VisitDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
-    return errors != nullptr ? QuantizeAs<kT, true>(format, values, rows, scales, codes, errors)
-                             : QuantizeAs<kT, false>(format, values, rows, scales, codes, errors);
+    const auto quantize = decoded != nullptr ? QuantizeAs<kT, true> : QuantizeAs<kT, false>;
+    return quantize(format, values, rows, scales, codes, decoded);
   });
 }
 
@@ -271,14 +268,16 @@ namespace kvcompress::simd {
 HWY_EXPORT(QuantizeRotatedRows);
 
 bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales, uint8_t* codes,
-                     float* errors) {
+                     void* decoded) {
   const auto* from = static_cast<const uint8_t*>(values);
   auto* scale_out = static_cast<uint8_t*>(scales);
   const size_t rows = KernelRows(format, count);
   const size_t done = rows * format.row;
-  return HWY_DYNAMIC_DISPATCH(QuantizeRotatedRows)(format, from, rows, scale_out, codes, errors) &&
-         scalar::QuantizeRotated(format, from + done * DTypeSize(format.dtype), count - done, scale_out + 2 * rows,
-                                 codes + done, errors != nullptr ? errors + done : nullptr);
+  const size_t done_bytes = done * DTypeSize(format.dtype);
+  auto* const to = static_cast<uint8_t*>(decoded);
+  return HWY_DYNAMIC_DISPATCH(QuantizeRotatedRows)(format, from, rows, scale_out, codes, to) &&
+         scalar::QuantizeRotated(format, from + done_bytes, count - done, scale_out + 2 * rows, codes + done,
+                                 to != nullptr ? to + done_bytes : nullptr);
 }
 
 }  // namespace kvcompress::simd

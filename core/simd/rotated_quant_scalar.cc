@@ -107,7 +107,7 @@ float RotatedScaleOf(uint16_t bits) {
 namespace scalar {
 
 bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t count, void* scales, uint8_t* codes,
-                     float* errors) {
+                     void* decoded) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   for (size_t begin = 0; begin < count; begin += format.row, scale_out += 2) {
     const RotatedRow row(std::min(format.row, count - begin));
@@ -118,13 +118,11 @@ bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t cou
       if (!(std::abs(x[i]) <= kMaxRotatable)) return false;
       max_abs = std::max(max_abs, std::abs(x[i]));
     }
-    if (errors != nullptr) std::copy_n(x, row.length, errors + begin);
     const uint16_t scale = QuantizeRow(row, format.bits, max_abs, x, codes + begin);
     std::memcpy(scale_out, &scale, 2);
-    if (errors == nullptr) continue;
-    uint8_t decoded[4 * kMaxRotatedRow];
-    scalar::DequantizeRotated(format, scale_out, codes + begin, row.length, decoded);
-    for (size_t i = 0; i < row.length; ++i) errors[begin + i] -= LoadAsF32(format.dtype, decoded, i);
+    if (decoded == nullptr) continue;
+    scalar::DequantizeRotated(format, scale_out, codes + begin, row.length,
+                              static_cast<uint8_t*>(decoded) + begin * DTypeSize(format.dtype));
   }
   return true;
 }

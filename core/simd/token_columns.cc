@@ -5,16 +5,11 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include <cmath>
-
-#include "core/base/half.h"
 #include "core/simd/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
-
-// ---- Rows
 
 #if !HWY_NATIVE_FMA
 // a b + c, rounded once, of as many lanes as there are of binary64.
@@ -57,15 +52,15 @@ HWY_INLINE V FusedMulAdd([[maybe_unused]] D d, V a, V b, V c) {
 }
 
 // The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length.
-template <DType kT, class D>
+template <class D>
 class Sums {
  public:
   using V = hn::Vec<D>;
 
-  HWY_INLINE void Begin(const uint8_t* x, const float* errors) {
+  HWY_INLINE void Begin(V value, V error) {
     const D d;
-    first_ = LoadF32<kT>(d, x);
-    first_error_ = hn::LoadU(d, errors);
+    first_ = value;
+    first_error_ = error;
     sum_ = squares_ = error_sum_ = error_squares_ = hn::Zero(d);
     abs_error_ = max_error_ = hn::Abs(first_error_);
     cross_ = hn::Mul(first_, first_error_);
@@ -97,10 +92,8 @@ class Sums {
     hn::StoreU(cross_, d, block.planes[kCross] + lane);
     hn::StoreU(max_error_, d, block.planes[kMaxError] + lane);
   }
-  HWY_INLINE void Add(const uint8_t* x, const float* errors) {
+  HWY_INLINE void Add(V value, V error) {
     const D d;
-    const V value = LoadF32<kT>(d, x);
-    const V error = hn::LoadU(d, errors);
     const V deviation = hn::Sub(value, first_);
     const V error_deviation = hn::Sub(error, first_error_);
     const V magnitude = hn::Abs(error);
@@ -119,31 +112,43 @@ class Sums {
 };
 
 // AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
-template <DType kT, class D, size_t kVectors>
+template <DType kT, bool kDecoded, class D, size_t kVectors>
 HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, ColumnBlock* blocks, size_t column) {
   constexpr size_t kSize = DTypeSize(kT);
   constexpr size_t kBlock = ColumnBlock::kColumns;
-  const size_t lanes = hn::Lanes(D());
-  const size_t step = rows.columns;
+  constexpr size_t kErrorSize = kDecoded ? kSize : sizeof(float);
+  const D d;
+  const size_t lanes = hn::Lanes(d);
   const uint8_t* x = static_cast<const uint8_t*>(rows.x) + offset * kSize;
-  const float* errors = rows.errors + offset;
-  const float* const end = errors + rows.rows * step;
-  Sums<kT, D> sums[kVectors];
+  const uint8_t* errors = static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize;
+  const auto value_of = [&](size_t k) HWY_ATTR { return LoadF32<kT>(d, x + k * lanes * kSize); };
+  const auto error_of = [&](size_t k, hn::Vec<D> value) HWY_ATTR {
+    const uint8_t* const at = errors + k * lanes * kErrorSize;
+    if constexpr (kDecoded) return hn::Sub(value, LoadF32<kT>(d, at));
+    return LoadAt(d, at);
+  };
+  const auto advance = [&] {
+    x += rows.columns * kSize;
+    errors += rows.columns * kErrorSize;
+  };
+  Sums<D> sums[kVectors];
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
     if (begins) {
-      sums[k].Begin(x + k * lanes * kSize, errors + k * lanes);
+      const auto value = value_of(k);
+      sums[k].Begin(value, error_of(k, value));
       sums[k].StoreFirst(blocks[at / kBlock], at % kBlock);
     } else {
       sums[k].Load(blocks[at / kBlock], at % kBlock);
     }
   }
-  if (begins) {
-    x += step * kSize;
-    errors += step;
-  }
-  for (; errors != end; x += step * kSize, errors += step) {
-    for (size_t k = 0; k < kVectors; ++k) sums[k].Add(x + k * lanes * kSize, errors + k * lanes);
+  if (begins) advance();
+  for (size_t row = begins; row < rows.rows; ++row) {
+    for (size_t k = 0; k < kVectors; ++k) {
+      const auto value = value_of(k);
+      sums[k].Add(value, error_of(k, value));
+    }
+    advance();
   }
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
@@ -151,7 +156,7 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
   }
 }
 
-template <DType kT>
+template <DType kT, bool kDecoded>
 HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* blocks, size_t column) {
   // As many vectors as registers hold the sums of: they leave the additions of one row time until the next.
   constexpr size_t kVectors = KVC_TARGET_AVX512 ? 2 : 1;
@@ -160,52 +165,26 @@ HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* block
     const size_t at = column + i;
     const size_t left = rows.columns - i;
     if (at % kLanes == 0 && left >= kVectors * kLanes) {
-      AddStrip<kT, DF, kVectors>(rows, i, begins, blocks, at);
+      AddStrip<kT, kDecoded, DF, kVectors>(rows, i, begins, blocks, at);
       i += kVectors * kLanes;
     } else if (at % kLanes == 0 && left >= kLanes) {
-      AddStrip<kT, DF, 1>(rows, i, begins, blocks, at);
+      AddStrip<kT, kDecoded, DF, 1>(rows, i, begins, blocks, at);
       i += kLanes;
     } else {
-      AddStrip<kT, hn::CappedTag<float, 1>, 1>(rows, i, begins, blocks, at);
+      AddStrip<kT, kDecoded, hn::CappedTag<float, 1>, 1>(rows, i, begins, blocks, at);
       ++i;
     }
   }
 }
 
-// ---- Values
-
-template <DType kT>
-bool LoadErrorsAs(const uint8_t* original, const uint8_t* decoded, size_t count, float* errors) {
-  const DF df;
-  constexpr size_t kSize = DTypeSize(kT);
-  const VF most = hn::Set(df, MaxFinite(kT));  // of which NaN is not below either
-  auto finite = hn::Eq(most, most);
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const VF x = LoadF32<kT>(df, original + i * kSize);
-    const VF y = LoadF32<kT>(df, decoded + i * kSize);
-    finite = hn::And(finite, hn::And(hn::Le(hn::Abs(x), most), hn::Le(hn::Abs(y), most)));
-    hn::StoreU(hn::Sub(x, y), df, errors + i);
-  }
-  bool all_finite = hn::AllTrue(df, finite);
-  for (; i < count; ++i) {
-    const float x = LoadAsF32(kT, original, i);
-    const float y = LoadAsF32(kT, decoded, i);
-    errors[i] = x - y;
-    all_finite = all_finite && std::isfinite(x) && std::isfinite(y);
-  }
-  return all_finite;
-}
-
 }  // namespace
 
 void AddToColumns(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
-  VisitDType(rows.dtype, [&](auto t) HWY_ATTR { AddRowsAs<decltype(t)::value>(rows, begins, chunk, column); });
-}
-
-bool LoadErrorsOf(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t count, float* errors) {
-  return VisitDType(
-      dtype, [&](auto t) HWY_ATTR { return LoadErrorsAs<decltype(t)::value>(original, decoded, count, errors); });
+  VisitDType(rows.dtype, [&](auto t) HWY_ATTR {
+    constexpr DType kT = decltype(t)::value;
+    if (rows.errors.is_decoded) return AddRowsAs<kT, true>(rows, begins, chunk, column);
+    AddRowsAs<kT, false>(rows, begins, chunk, column);
+  });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -215,15 +194,9 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(AddToColumns);
-HWY_EXPORT(LoadErrorsOf);
 
 void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
   HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, begins, chunk, column);
-}
-
-bool LoadErrors(DType dtype, const void* original, const void* decoded, size_t count, float* errors) {
-  return HWY_DYNAMIC_DISPATCH(LoadErrorsOf)(dtype, static_cast<const uint8_t*>(original),
-                                            static_cast<const uint8_t*>(decoded), count, errors);
 }
 
 }  // namespace kvcompress::simd

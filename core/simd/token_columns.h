@@ -33,11 +33,19 @@ struct ColumnBlock {
   static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
 };
 
+// The errors of values of `dtype`: as binary32, or as what the values are decoded to.
+struct ErrorSource {
+  const void* at;
+  bool is_decoded;
+
+  size_t width(DType dtype) const { return is_decoded ? DTypeSize(dtype) : sizeof(float); }
+};
+
 // Rows of `columns` values of `dtype` each, and their errors.
 struct ErrorRows {
   DType dtype;
   const void* x;
-  const float* errors;
+  ErrorSource errors;
   size_t rows;
   size_t columns;
 };
@@ -72,9 +80,5 @@ struct ColumnRange {
 
 // Adds the sums of a chunk to the moments of the chunks before it, and to the totals.
 void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals);
-
-// The errors of `count` values, those of MeasureErrors, as binary32. False, with the output unspecified, where a value
-// of either array is not finite.
-[[nodiscard]] bool LoadErrors(DType dtype, const void* original, const void* decoded, size_t count, float* errors);
 
 }  // namespace kvcompress::simd

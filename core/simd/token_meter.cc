@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/base/half.h"
+#include "core/simd/group_quant.h"
 
 namespace kvcompress::simd {
 namespace {
@@ -48,7 +49,7 @@ void TokenMeter::BeginStretch(uint64_t begin) {
   if (chunk_.size() < blocks) chunk_.resize(blocks);
 }
 
-void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t count) {
+void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count) {
   while (count > 0) {
     const auto left = static_cast<size_t>(std::min<uint64_t>(count, layout_.sequence() - begin_ - count_));
     const size_t columns = std::min(left, width_ - column_);
@@ -56,7 +57,7 @@ void TokenMeter::Add(DType dtype, const void* x, const float* errors, size_t cou
     AddRows({dtype, x, errors, rows, columns}, row_ == 0, chunk_.data(), column_);
     const size_t taken = rows * columns;
     x = static_cast<const uint8_t*>(x) + taken * DTypeSize(dtype);
-    errors += taken;
+    errors.at = static_cast<const uint8_t*>(errors.at) + taken * errors.width(dtype);
     count -= taken;
     count_ += taken;
     column_ += columns;
@@ -102,7 +103,7 @@ void TokenMeter::EndStretch() {
 
 void TokenMeter::MeasureStretch() {
   MergeChunk();
-  AddErrors();
+  AddSums();
   has_rows_ = has_rows_ || count_ > width_;
   const auto channels = static_cast<size_t>(layout_.channels);
   for (size_t token = channels; token < moments_.size(); token += channels) {
@@ -112,7 +113,7 @@ void TokenMeter::MeasureStretch() {
 }
 
 // Adds what the columns' moments and the totals come to.
-void TokenMeter::AddErrors() {
+void TokenMeter::AddSums() {
   moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
   magnitude_ += totals_.Sum(kTotalMagnitude);
   error_deviations_ += moments_.error_deviations();
@@ -218,7 +219,6 @@ void MeasureTokensExactly(DType dtype, const void* original, const void* decoded
 
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
   constexpr size_t kRun = 1024;
-  float errors[kRun];
   uint8_t wide_x[2 * kRun], wide_y[2 * kRun];
   bool is_finite = true;
   for (size_t begin = 0; begin < count && is_finite; begin += kRun) {
@@ -233,8 +233,9 @@ void MeasureTokens(DType dtype, const void* original, const void* decoded, size_
       y = wide_y;
       kernel_dtype = DType::kF16;
     }
-    is_finite = LoadErrors(kernel_dtype, x, y, n, errors);
-    if (is_finite) tokens.Add(kernel_dtype, x, errors, n);
+    const float most = MaxFinite(kernel_dtype);
+    is_finite = FindOutOfRange(kernel_dtype, x, n, most) == n && FindOutOfRange(kernel_dtype, y, n, most) == n;
+    if (is_finite) tokens.AddDecoded(kernel_dtype, x, y, n);
   }
   if (is_finite && tokens.End()) return;
   MeasureTokensExactly(dtype, original, decoded, count, tokens);

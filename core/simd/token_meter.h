@@ -22,7 +22,13 @@ class TokenMeter {
   // A run that begins with the tensor's value of this index. The layout has tokens.
   void Begin(const TokenLayout& layout, uint64_t first);
   // The next values of the run, `count` of `dtype`, and their errors.
-  void Add(DType dtype, const void* x, const float* errors, size_t count);
+  void Add(DType dtype, const void* x, const float* errors, size_t count) {
+    AddErrors(dtype, x, {errors, false}, count);
+  }
+  // The same with what these values are decoded to, of `dtype` as well. All are finite.
+  void AddDecoded(DType dtype, const void* x, const void* decoded, size_t count) {
+    AddErrors(dtype, x, {decoded, true}, count);
+  }
   // Ends the run. False where a value is not finite or binary32 did not hold the sums: then the run is to be measured
   // again, from BeginExact on.
   [[nodiscard]] bool End();
@@ -43,7 +49,8 @@ class TokenMeter {
   void MergeChunk();
   void MeasureStretch();
   void MeasureStretchExactly();
-  void AddErrors();
+  void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
+  void AddSums();
 
   TokenLayout layout_;
   uint64_t first_ = 0;  // of the run, in its sequence

@@ -11,7 +11,6 @@
 #include "core/simd/error_sums.h"
 #include "core/simd/rotated_quant.h"
 #include "core/simd/segment_values.h"
-#include "core/simd/token_columns.h"
 #include "core/simd/token_meter.h"
 
 namespace kvcompress {
@@ -167,16 +166,13 @@ class CenteredCodec final : public TensorCodec {
     std::vector<ByteSpan> streams;
     for (const StreamBuffer& stream : encoded) streams.emplace_back(stream.data, stream.size);
     if (tokens != nullptr) {
-      bool are_finite = true;
-      alignas(64) float errors[kTile];
       alignas(64) std::byte decoded[4 * kTile];
       KVC_RETURN_IF_ERROR(DecodeTiles(block.tensor, streams, block.count, [&](size_t at, size_t n, const float* tile) {
         const std::byte* const own = values.data() + at * width;
         simd::NarrowLimited(dtype, tile, n, decoded);
-        are_finite = are_finite && simd::LoadErrors(dtype, own, decoded, n, errors);
-        if (are_finite) tokens->Add(dtype, own, errors, n);
+        tokens->AddDecoded(dtype, own, decoded, n);
       }));
-      if (are_finite && tokens->End()) {
+      if (tokens->End()) {
         sums.Merge(tokens->sums());
         return absl::OkStatus();
       }

@@ -18,9 +18,10 @@
 namespace kvcompress {
 namespace {
 
-float* ErrorsOfThread() {
-  alignas(64) thread_local float errors[PackedCodes::kTile];
-  return errors;
+// What a tile decodes to.
+std::byte* DecodedOfThread() {
+  alignas(64) thread_local std::byte decoded[4 * PackedCodes::kTile];
+  return decoded;
 }
 
 // Sinks are coded row by row as int8.
@@ -221,9 +222,9 @@ class Rotated final : public RowCodec {
   bool EncodeTile(const TensorDesc& tensor, const std::byte* values, size_t count, bool is_sink, WriteCursor& to,
                   simd::TokenMeter* tokens) const {
     const DType dtype = tensor.dtype;
-    float* errors = tokens == nullptr ? nullptr : ErrorsOfThread();
+    std::byte* const decoded = tokens == nullptr ? nullptr : DecodedOfThread();
     if (!is_sink) {
-      if (!simd::QuantizeRotated(Format(tensor), values, count, to.scales, to.codes.next(), errors)) {
+      if (!simd::QuantizeRotated(Format(tensor), values, count, to.scales, to.codes.next(), decoded)) {
         return false;
       }
       to.scales += ScaleBytes(RowLength(tensor), count);
@@ -231,13 +232,14 @@ class Rotated final : public RowCodec {
     } else {
       const auto format = SinkFormat(dtype);
       if (simd::FindOutOfRange(dtype, values, count, max_magnitude()) < count ||
-          !simd::scalar::Quantize(format, values, count, to.sink_scales, to.sink_codes, nullptr, errors)) {
+          !simd::scalar::Quantize(format, values, count, to.sink_scales, to.sink_codes, nullptr)) {
         return false;
       }
+      if (decoded != nullptr) simd::Dequantize(format, to.sink_scales, to.sink_codes, count, decoded);
       to.sink_scales += SinkScaleBytes(count);
       to.sink_codes += SinkCodeBytes(count);
     }
-    if (tokens != nullptr) tokens->Add(dtype, values, errors, count);
+    if (tokens != nullptr) tokens->AddDecoded(dtype, values, decoded, count);
     return true;
   }
 

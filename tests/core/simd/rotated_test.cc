@@ -37,18 +37,18 @@ class RotatedTargetsTest : public ::testing::TestWithParam<std::tuple<int64_t, D
     for (const Guarded::Against against : {Guarded::Against::kPageBefore, Guarded::Against::kPageAfter}) {
       const Guarded in(values, count * DTypeSize(dtype()), against);
       const size_t scale_bytes = 2 * RotatedRows(format.row, count);
-      std::vector<uint8_t> scales(scale_bytes), codes(count), decoded(in.size());
-      std::vector<float> errors(count), got_errors(count);
-      ASSERT_TRUE(scalar::QuantizeRotated(format, in.data(), count, scales.data(), codes.data(), errors.data()));
+      std::vector<uint8_t> scales(scale_bytes), codes(count), decoded(in.size()), of_encoder(in.size());
+      ASSERT_TRUE(scalar::QuantizeRotated(format, in.data(), count, scales.data(), codes.data(), of_encoder.data()));
       scalar::DequantizeRotated(format, scales.data(), codes.data(), count, decoded.data());
+      ASSERT_EQ(of_encoder, decoded);
       const WithTarget with(target());
       Guarded got_scales(scale_bytes, against), got_codes(count, against), got(in.size(), against);
-      for (float* with_errors : {static_cast<float*>(nullptr), got_errors.data()}) {
-        ASSERT_TRUE(QuantizeRotated(format, in.data(), count, got_scales.data(), got_codes.data(), with_errors));
+      for (uint8_t* of : {static_cast<uint8_t*>(nullptr), got.data()}) {
+        ASSERT_TRUE(QuantizeRotated(format, in.data(), count, got_scales.data(), got_codes.data(), of));
         ASSERT_TRUE(std::ranges::equal(got_scales.bytes(), scales));
         ASSERT_TRUE(std::ranges::equal(got_codes.bytes(), codes));
       }
-      ASSERT_EQ(got_errors, errors);
+      ASSERT_TRUE(std::ranges::equal(got.bytes(), decoded));
       DequantizeRotated(format, got_scales.data(), got_codes.data(), count, got.data());
       ASSERT_TRUE(std::ranges::equal(got.bytes(), decoded));
     }

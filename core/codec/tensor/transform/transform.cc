@@ -102,7 +102,10 @@ class Transform final : public TensorCodec {
     if (!EncodeWithin(block, input, streams, sums != nullptr ? decoded.data() : nullptr)) {
       return absl::InvalidArgumentError("");
     }
-    if (tokens != nullptr) simd::MeasureTokens(dtype, values.data(), decoded.data(), block.count, *tokens);
+    if (tokens != nullptr) {
+      tokens->AddDecoded(dtype, values.data(), decoded.data(), block.count);
+      if (!tokens->End()) simd::MeasureTokensExactly(dtype, values.data(), decoded.data(), block.count, *tokens);
+    }
     if (tokens != nullptr && tokens->has_sums()) {
       sums->Merge(tokens->sums());
     } else if (sums != nullptr) {
