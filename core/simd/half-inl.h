@@ -167,6 +167,17 @@ using VF = hn::Vec<DF>;
 using VU = hn::Vec<DU>;
 constexpr size_t kLanes = hn::MaxLanes(DF());
 
+// The nearest integers, ties to even; any for what has none of 32 bits.
+HWY_INLINE hn::Vec<DI> Nearest(VF v) {
+#if KVC_TARGET_AVX512
+  return hn::Vec<DI>{_mm512_cvtps_epi32(v.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  return hn::Vec<DI>{_mm256_cvtps_epi32(v.raw)};
+#else
+  return hn::Vec<DI>{_mm_cvtps_epi32(v.raw)};
+#endif
+}
+
 }  // namespace kvcompress::simd::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -116,17 +116,6 @@ class Quantizer {
   hn::Vec<DI> cross_, more_cross_, squares_, more_squares_;
 };
 
-// The nearest integers, ties to even; any for what has none of 32 bits.
-HWY_INLINE hn::Vec<DI> Nearest(VF v) {
-#if KVC_TARGET_AVX512
-  return hn::Vec<DI>{_mm512_cvtps_epi32(v.raw)};
-#elif HWY_TARGET == HWY_AVX2
-  return hn::Vec<DI>{_mm256_cvtps_epi32(v.raw)};
-#else
-  return hn::Vec<DI>{_mm_cvtps_epi32(v.raw)};
-#endif
-}
-
 // The codes of a row, up to a multiple of kAtOnce, from its rotated values, and their levels.
 HWY_INLINE void QuantizeRow(const BoundTable& table, size_t length, float factor, const float* v, uint8_t* codes,
                             int32_t* cross, int32_t* squares, V16* levels = nullptr) {

@@ -79,7 +79,7 @@ HWY_INLINE VI StepBack(VF y, VI bits, VI& state) {
   const VI odd = hn::Xor(hn::ShiftRight<1>(state), second);
   const VF a = hn::Abs(y);
   const VF shift = hn::ConvertTo(df, hn::Sub(quantizer, hn::Add(odd, odd)));
-  const VI half = hn::NearestInt(hn::Mul(hn::Add(a, shift), hn::Set(df, 0.25f)));
+  const VI half = Nearest(hn::Mul(hn::Add(a, shift), hn::Set(df, 0.25f)));
   VI value = hn::Add(hn::Add(half, half), odd);
   const auto is_zero = hn::And(hn::RebindMask(di, hn::Lt(a, hn::Set(df, 1.5f))), hn::Gt(quantizer, odd));
   value = hn::IfThenZeroElse(is_zero, value);
@@ -174,12 +174,11 @@ HWY_INLINE hn::Mask<DI> SymbolsOf(VI k, SymbolLanes& lanes, uint8_t* symbols, in
 
 // Bit `first` + i for lane i.
 HWY_INLINE uint32_t BitsFrom(hn::Mask<DI> mask, size_t first) {
-  const DI di;
-  HWY_ALIGN int32_t lanes[kLanes];
-  hn::Store(hn::IfThenElseZero(mask, hn::Set(di, 1)), di, lanes);
-  uint32_t bits = 0;
-  for (size_t i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(lanes[i]) << (first + i);
-  return bits;
+  uint8_t bytes[8];  // as Highway asks for
+  hn::StoreMaskBits(DI(), mask, bytes);
+  uint32_t bits = bytes[0];
+  if constexpr (kLanes > 8) bits |= uint32_t{bytes[1]} << 8;
+  return bits << first;
 }
 
 template <bool kTrellis>
@@ -200,7 +199,7 @@ void SymbolsOfLanes(const StripTables& tables, const int32_t* k, size_t tokens, 
   }
 }
 
-// What a strip is decoded to, of kLanes channels, goes to values of a dtype, or nowhere.
+// What kLanes channels of a strip are decoded to goes to values of a dtype, or nowhere.
 struct NotPlaced {
   NotPlaced(const PlainStrip&, size_t) {}
   HWY_INLINE void operator()(size_t, VI) const {}
@@ -225,23 +224,43 @@ class Placed {
   const size_t stride_;
 };
 
-// PlainSymbols of kLanes channels.
+// How kLanes channels are quantized, coded and placed.
 template <class Place>
-void PlainSymbolsOfLanes(const StripTables& tables, const PlainStrip& strip, size_t first, int32_t* k, uint8_t* symbols,
-                         uint32_t* escapes) {
+struct PlainLanes {
+  SymbolLanes lanes;
+  VF mean;
+  Place place;
+
+  PlainLanes(const StripTables& tables, const PlainStrip& strip, size_t first)
+      : lanes(tables, kStripChannels, first, nullptr),
+        mean(hn::LoadU(DF(), strip.means + first)),
+        place(strip, first) {}
+};
+
+// PlainSymbols of kBesideChannels channels.
+template <class Place>
+void PlainSymbolsBeside(const StripTables& tables, const PlainStrip& strip, size_t first, int32_t* k, uint8_t* symbols,
+                        uint32_t* escapes) {
   const DF df;
   const DI di;
-  SymbolLanes lanes(tables, kStripChannels, first, nullptr);
-  const VF mean = hn::LoadU(df, strip.means + first), factor = hn::Set(df, strip.factor);
-  const Place place(strip, first);
+  static_assert(kBeside <= 2);
+  PlainLanes<Place> lanes[] = {{tables, strip, first}, {tables, strip, first + kBesideChannels - kLanes}};
+  const VF factor = hn::Set(df, strip.factor);
   for (size_t t = 0; t < strip.tokens; ++t) {
+    const float* const values = strip.values + t * strip.stride + first;
     const size_t at = t * kStripChannels + first;
-    const VF y = hn::Mul(hn::Sub(hn::LoadU(df, strip.values + t * strip.stride + first), mean), factor);
-    const VI own = hn::NearestInt(hn::Mul(y, hn::Set(df, 0.5f)));
-    hn::StoreU(own, di, k + at);
-    const auto escape = SymbolsOf<false>(own, lanes, symbols + at, nullptr);
-    if (HWY_UNLIKELY(!hn::AllFalse(di, escape))) escapes[t] |= BitsFrom(escape, first);
-    place(t, own);
+    VI own[kBeside];
+    uint32_t escaped = 0;
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kBeside; ++v) {
+      const VF y = hn::Mul(hn::Sub(hn::LoadU(df, values + v * kLanes), lanes[v].mean), factor);
+      own[v] = Nearest(hn::Mul(y, hn::Set(df, 0.5f)));
+      escaped |= BitsFrom(SymbolsOf<false>(own[v], lanes[v].lanes, symbols + at + v * kLanes, nullptr), v * kLanes);
+      lanes[v].place(t, own[v]);
+    }
+    if (HWY_LIKELY(escaped == 0 && !tables.has_low_bits)) continue;
+    escapes[t] |= escaped << first;
+    for (size_t v = 0; v < kBeside; ++v) hn::StoreU(own[v], di, k + at + v * kLanes);
   }
 }
 
@@ -254,7 +273,7 @@ void QuantizeAll(const float* y, size_t tokens, uint32_t* decisions, int32_t* k)
 void QuantizePlainAll(const float* y, size_t tokens, int32_t* k) {
   const DF df;
   for (size_t i = 0; i < tokens * kStripChannels; i += kLanes) {
-    hn::StoreU(hn::NearestInt(hn::Mul(hn::LoadU(df, y + i), hn::Set(df, 0.5f))), DI(), k + i);
+    hn::StoreU(Nearest(hn::Mul(hn::LoadU(df, y + i), hn::Set(df, 0.5f))), DI(), k + i);
   }
 }
 
@@ -273,13 +292,13 @@ void SymbolsAll(const StripTables& tables, const int32_t* k, size_t tokens, size
 void PlainSymbolsAll(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols,
                      uint32_t* escapes) {
   std::fill_n(escapes, strip.tokens, 0u);
-  for (size_t first = 0; first < kStripChannels; first += kLanes) {
+  for (size_t first = 0; first < kStripChannels; first += kBesideChannels) {
     if (strip.unit == 0) {
-      PlainSymbolsOfLanes<NotPlaced>(tables, strip, first, k, symbols, escapes);
+      PlainSymbolsBeside<NotPlaced>(tables, strip, first, k, symbols, escapes);
       continue;
     }
     VisitDType(strip.placed.dtype,
-               [&](auto type) { PlainSymbolsOfLanes<Placed<type>>(tables, strip, first, k, symbols, escapes); });
+               [&](auto type) { PlainSymbolsBeside<Placed<type>>(tables, strip, first, k, symbols, escapes); });
   }
 }
 

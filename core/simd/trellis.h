@@ -44,7 +44,8 @@ struct PlainStrip {
   float unit = 0;
   PlacedValues placed = {};
 };
-// FillStrip, PlainQuantize, StripSymbols and PlaceStrip in one pass.
+// FillStrip, PlainQuantize, StripSymbols and PlaceStrip in one pass. `k` has the values that are escapes, and all where
+// the tables have low bits.
 void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes);
 
 namespace scalar {
