@@ -29,7 +29,7 @@ constexpr size_t Padded(size_t length) { return (length + kAtOnce - 1) / kAtOnce
 // Bounds in eighths of a coefficient's unit: of each 16 of them at most one is a bound, so the upper half of their byte
 // tells how many bounds are below, and which one it is to be compared with.
 struct BoundTable {
-  explicit BoundTable(int bits) {
+  constexpr explicit BoundTable(int bits) {
     const RotatedLevels levels = LevelsOf(bits);
     sign = static_cast<uint8_t>(levels.magnitudes);
     size_t count = 0;
@@ -45,11 +45,13 @@ struct BoundTable {
     for (size_t m = 0; m < 16; ++m) level[m] = levels.level[m % 8];
   }
 
-  HWY_ALIGN uint8_t below[16];
-  HWY_ALIGN uint8_t last_below[16];
-  HWY_ALIGN uint8_t level[16];
-  uint8_t sign;
+  HWY_ALIGN uint8_t below[16] = {};
+  HWY_ALIGN uint8_t last_below[16] = {};
+  HWY_ALIGN uint8_t level[16] = {};
+  uint8_t sign = 0;
 };
+// Of 2, 3 and 4 bits.
+constexpr BoundTable kBoundTables[] = {BoundTable(2), BoundTable(3), BoundTable(4)};
 
 // Two vectors of shorts as bytes, limited to what those hold.
 HWY_INLINE V8 NarrowUnsigned(V16 a, V16 b) {

@@ -40,7 +40,10 @@ template <DType kT>
 class Decoder {
  public:
   HWY_INLINE explicit Decoder(const RotatedFormat& format)
-      : format_(format), row_(format.row), row_bytes_(format.row * DTypeSize(kT)), levels_(format.bits) {}
+      : format_(format),
+        row_(format.row),
+        row_bytes_(format.row * DTypeSize(kT)),
+        levels_(kLevelTables[format.bits - 2]) {}
 
   // The rows of up to kScales scales.
   HWY_INLINE void Decode(const uint8_t* scales, const uint8_t* codes, size_t rows, uint8_t* values) {
@@ -91,7 +94,7 @@ class Decoder {
   const RotatedFormat& format_;
   const RotatedRow row_;
   const size_t row_bytes_;
-  const LevelTable levels_;
+  const LevelTable& levels_;
   HWY_ALIGN float scales_[kScales];
   const uint8_t* scale_bits_ = nullptr;
   const uint8_t* codes_ = nullptr;

@@ -77,8 +77,8 @@ class Tile {
       : format_(format),
         row_(format.row),
         stride_(Padded(format.row)),
-        levels_(format.bits),
-        bounds_(format.bits),
+        levels_(kLevelTables[format.bits - 2]),
+        bounds_(kBoundTables[format.bits - 2]),
         max_rows_(std::clamp<size_t>(kValues / stride_, 1, kRows)) {
     if (stride_ > row_.length) std::memset(v_, 0, sizeof(v_));
   }
@@ -88,10 +88,13 @@ class Tile {
   // `decoded` is there where kMeasure says so.
   HWY_INLINE bool Encode(const uint8_t* values, size_t rows, uint8_t* scales, uint8_t* codes, uint8_t* decoded) {
     const size_t row_bytes = row_.length * DTypeSize(kT);
+    if (rows < kRows) ClearLanes();
+    const bool is_exact = rows == kRows && row_.length % kAtOnce == 0;  // no code is written beyond the rows'
+    row_codes_ = is_exact ? codes : codes_;
     RotateRows(values, rows);
     MakeFactors();
     QuantizeRows(rows);
-    std::memcpy(codes, codes_, rows * row_.length);
+    if (!is_exact) std::memcpy(codes, codes_, rows * row_.length);
     MakeScales(rows, scales);
     for (size_t r = 0; r < rows; ++r) {
       const bool is_usual = energies_[r] >= kMinRotatedEnergy && energies_[r] < kEnergyLimit<kT>;
@@ -108,6 +111,12 @@ class Tile {
 
  private:
   static constexpr size_t kValues = 4096;
+
+  void ClearLanes() {
+    std::fill_n(energy_lanes_, kRows * kLanes, 0.0f);
+    std::fill_n(cross_lanes_, kRows * kLanes, 0);
+    std::fill_n(square_lanes_, kRows * kLanes, 0);
+  }
 
   // Of all rows that there may be.
   HWY_INLINE void MakeFactors() {
@@ -152,7 +161,7 @@ class Tile {
     for (; r < rows; ++r) Quantize(r);
   }
   HWY_INLINE void Quantize(size_t r, V16* levels = nullptr) {
-    QuantizeRow(bounds_, row_.length, factors_[r], v_ + r * stride_, codes_ + r * row_.length,
+    QuantizeRow(bounds_, row_.length, factors_[r], v_ + r * stride_, row_codes_ + r * row_.length,
                 cross_lanes_ + SlotOf(r) * kLanes, square_lanes_ + SlotOf(r) * kLanes, levels);
   }
   // Makes the sums of levels, too. Rows that there are none of are quantized with the others.
@@ -205,7 +214,7 @@ class Tile {
   HWY_INLINE void Decode(size_t r, uint8_t* out) {
     const DF df;
     const auto store = [&](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); };
-    if (!IsShortRow(row_)) return DecodeRow(row_, levels_, scales_[r], codes_ + r * row_.length, store);
+    if (!IsShortRow(row_)) return DecodeRow(row_, levels_, scales_[r], row_codes_ + r * row_.length, store);
     const VF factor = hn::Set(df, scales_[r] * row_.level_unit * 0x1p-16f);
     for (size_t i = 0; i < row_.length; i += kShorts) {
       VisitSums(hn::Load(D16(), sums_ + r * stride_ + i), [&](size_t at, VF number) HWY_ATTR {
@@ -217,16 +226,17 @@ class Tile {
   const RotatedFormat& format_;
   const RotatedRow row_;
   const size_t stride_;
-  const LevelTable levels_;
-  const BoundTable bounds_;
+  const LevelTable& levels_;
+  const BoundTable& bounds_;
   const size_t max_rows_;
   HWY_ALIGN float v_[kValues];
   HWY_ALIGN int16_t sums_[kMeasure ? kValues : 1];
   HWY_ALIGN uint8_t codes_[kValues + kAtOnce];  // what is after a row's is overwritten by the next one's
-  // What there is none of stays 0, of rows that there are none of.
-  HWY_ALIGN float energy_lanes_[kRows * kLanes] = {};
-  HWY_ALIGN int32_t cross_lanes_[kRows * kLanes] = {};
-  HWY_ALIGN int32_t square_lanes_[kRows * kLanes] = {};
+  uint8_t* row_codes_ = nullptr;                // of the tile at hand: these, or those of the caller
+  // 0 of rows that there are none of.
+  HWY_ALIGN float energy_lanes_[kRows * kLanes];
+  HWY_ALIGN int32_t cross_lanes_[kRows * kLanes];
+  HWY_ALIGN int32_t square_lanes_[kRows * kLanes];
   HWY_ALIGN float energies_[kRows];
   HWY_ALIGN float norms_[kRows];
   HWY_ALIGN float factors_[kRows];

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -10,6 +11,10 @@ namespace kvcompress::simd {
 namespace {
 
 constexpr uint16_t kBfloat16 = 0x8000;  // in the bits of a scale
+
+// Tiles are so small that std::ldexp would matter.
+constexpr float PowerOfTwo(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(127 + exponent) << 23); }
+
 // As Hadamard's matrix in its natural order; `size` is a power of two.
 void Hadamard(float* v, size_t size) {
   for (size_t half = 1; half < size; half *= 2) {
@@ -91,8 +96,8 @@ RotatedRow::RotatedRow(size_t values) : length(values), span(std::bit_floor(valu
   root = std::sqrt(static_cast<float>(span * length)) * 1.0001f;
   overlap = static_cast<float>(std::sqrt(1 / static_cast<double>(span)));
   unit = static_cast<float>(kRotatedUnit * std::sqrt(static_cast<double>(length) / static_cast<double>(span)));
-  scale_divisor = std::ldexp(unit, log_span - k);
-  level_unit = std::ldexp(1.0f, -k);
+  scale_divisor = unit * PowerOfTwo(log_span - k);
+  level_unit = PowerOfTwo(-k);
 }
 
 uint16_t RotatedScaleBits(float scale) {

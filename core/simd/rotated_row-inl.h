@@ -50,7 +50,7 @@ HWY_INLINE void RotateBack(const RotatedRow& row, float* v) {
 // A level of each code, with its sign.
 class LevelTable {
  public:
-  explicit LevelTable(int bits) {
+  constexpr explicit LevelTable(int bits) {
     const RotatedLevels levels = LevelsOf(bits);
     for (int code = 0; code < 16; ++code) {
       const int level = levels.level[static_cast<size_t>(code & (levels.magnitudes - 1))];
@@ -62,9 +62,11 @@ class LevelTable {
   HWY_INLINE const int8_t* bytes() const { return bytes_; }
 
  private:
-  HWY_ALIGN int8_t bytes_[16];
-  HWY_ALIGN float floats_[16];
+  HWY_ALIGN int8_t bytes_[16] = {};
+  HWY_ALIGN float floats_[16] = {};
 };
+// Of 2, 3 and 4 bits.
+constexpr LevelTable kLevelTables[] = {LevelTable(2), LevelTable(3), LevelTable(4)};
 
 // The levels of kLanes codes as numbers.
 HWY_INLINE VF LoadLevels(const LevelTable& table, const uint8_t* codes) {
