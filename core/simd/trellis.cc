@@ -181,21 +181,28 @@ HWY_INLINE uint32_t BitsFrom(hn::Mask<DI> mask, size_t first) {
   return bits << first;
 }
 
+// StripSymbols of kBesideChannels channels.
 template <bool kTrellis>
-void SymbolsOfLanes(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, size_t first,
-                    StripStates* states, uint8_t* symbols, uint32_t* escapes, int32_t* points) {
+void SymbolsBeside(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, size_t first,
+                   StripStates* states, uint8_t* symbols, uint32_t* escapes, int32_t* points) {
   const DI di;
-  SymbolLanes lanes(tables, channels, first, kTrellis ? states : nullptr);
+  static_assert(kBeside <= 2);
+  SymbolLanes lanes[] = {{tables, channels, first, states},
+                         {tables, channels, first + kBesideChannels - kLanes, states}};
   for (size_t t = 0; t < tokens; ++t) {
-    const size_t at = t * kStripChannels + first;
-    int32_t* const to = points != nullptr ? points + at : nullptr;
-    const auto escape = SymbolsOf<kTrellis>(hn::LoadU(di, k + at), lanes, symbols + at, to);
-    if (HWY_UNLIKELY(!hn::AllFalse(di, escape))) escapes[t] |= BitsFrom(escape, first);
+    uint32_t escaped = 0;
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kBeside; ++v) {
+      const size_t at = t * kStripChannels + first + v * kLanes;
+      int32_t* const to = points != nullptr ? points + at : nullptr;
+      escaped |= BitsFrom(SymbolsOf<kTrellis>(hn::LoadU(di, k + at), lanes[v], symbols + at, to), v * kLanes);
+    }
+    escapes[t] |= escaped << first;
   }
   if constexpr (kTrellis) {
-    HWY_ALIGN int32_t next[kLanes];
-    hn::Store(lanes.state, di, next);
-    for (size_t i = 0; i < kLanes; ++i) (*states)[first + i] = static_cast<uint8_t>(next[i]);
+    for (size_t v = 0; v < kBeside; ++v) {
+      StoreAt(hn::U8FromU32(hn::BitCast(DU(), lanes[v].state)), DU8(), states->data() + first + v * kLanes);
+    }
   }
 }
 
@@ -280,12 +287,9 @@ void QuantizePlainAll(const float* y, size_t tokens, int32_t* k) {
 void SymbolsAll(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
                 uint8_t* symbols, uint32_t* escapes, int32_t* points) {
   std::fill_n(escapes, tokens, 0u);
-  for (size_t first = 0; first < channels; first += kLanes) {
-    if (states != nullptr) {
-      SymbolsOfLanes<true>(tables, k, tokens, channels, first, states, symbols, escapes, points);
-    } else {
-      SymbolsOfLanes<false>(tables, k, tokens, channels, first, states, symbols, escapes, points);
-    }
+  const auto symbols_beside = states != nullptr ? SymbolsBeside<true> : SymbolsBeside<false>;
+  for (size_t first = 0; first < channels; first += kBesideChannels) {
+    symbols_beside(tables, k, tokens, channels, first, states, symbols, escapes, points);
   }
 }
 
