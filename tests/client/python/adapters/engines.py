@@ -176,8 +176,10 @@ def _provide(name, **members):
         importlib.import_module(name)
     except ImportError:
         parts = name.split(".")
-        for end in range(1, len(parts) + 1):
-            sys.modules.setdefault(".".join(parts[:end]), types.ModuleType(".".join(parts[:end]))).__path__ = []
+        for package in (".".join(parts[:end]) for end in range(1, len(parts) + 1)):
+            if package not in sys.modules:
+                sys.modules[package] = types.ModuleType(package)
+                sys.modules[package].__path__ = []
         vars(sys.modules[name]).update(members)
 
 
