@@ -390,6 +390,25 @@ def test_no_entry_is_looked_at_when_a_folder_is_opened(folder, store, monkeypatc
     again.close()
 
 
+def test_a_look_up_asks_neither_the_index_nor_the_file_system(store, monkeypatch):
+    """A scheduler waits for it."""
+    store.put_many((f"{number}", b"") for number in range(300))
+
+    def no(*_, **__):
+        raise AssertionError("a look-up asks")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "_reading", no)
+        for name in ("open", "stat", "fstat", "pread"):
+            patch.setattr(os, name, no)
+        there = store.exists_many([f"{number}" for number in range(300)])
+        not_there = [store.exists(f"x{number}") for number in range(300)]
+        peeked = store.peek_many(["7", "x"])
+    assert all(there)
+    assert not any(not_there)
+    assert peeked == [True, False]
+
+
 def test_a_database_that_someone_holds_costs_a_bounded_wait(folder, store):
     store.put("a", b"1")
     other = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
