@@ -37,9 +37,15 @@ class Part:
         values = row.view(self.kind.dtype)
         return values.as_strided(self.shape, self.strides, values.storage_offset() + self.offset)
 
-    def gather(self, row: torch.Tensor) -> torch.Tensor:
-        """A copy of the values, dense."""
-        return self.view(row).contiguous().view(self.kind.shape)
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.kind.dtype.itemsize * math.prod(self.shape)
+
+    def gather(self, row: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+        """The values, dense, in the first bytes of `into`, of uint8."""
+        values = into[: self.size].view(self.kind.dtype).view(self.shape)
+        return values.copy_(self.view(row)).view(self.kind.shape)
 
     def scatter(self, row: torch.Tensor, values: torch.Tensor) -> None:
         self.view(row).copy_(values.view(self.shape))
@@ -56,6 +62,10 @@ class Group:
     @property
     def kinds(self) -> list[Kind]:
         return [part.kind for part in self.parts]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,3 @@ def _head_dim(model: Any) -> int | None:
     if not sizes and isinstance(heads, int) and isinstance(hidden, int) and heads:
         sizes = {hidden // heads}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def bytes_of(kinds: Sequence[Kind]) -> int:
-    return sum(kind.dtype.itemsize * math.prod(kind.shape) for kind in kinds)

@@ -12,7 +12,7 @@ import torch
 from .. import DataLoss, DeadlineExceeded, KvCompressError, Unavailable
 from ..store import Store
 from ._codec import Codec, Stored, most_packed, pack, unpack
-from ._vllm_geometry import Group, bytes_of
+from ._vllm_geometry import Group, Part
 from ._vllm_jobs import Chunk, Task
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Transfer:
         self._most = {number: most_packed(group.kinds) for number, group in groups.items()}
         self._rests_until = 0.0
         self._lock = threading.Lock()
+        self._of_thread = threading.local()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._warned: dict[str, float] = {}
 
@@ -96,19 +97,34 @@ class Transfer:
         if not chunks:
             return there
         parts = self._groups[number].parts
-        with task.memory():
-            named = [(part.name, part.gather(self._rows[chunk.row])) for chunk in chunks for part in parts]
+        named = self._gathered(task, parts, chunks)
         starts = [chunk.start or 0 for chunk in chunks for _ in parts]
-        frames = self._codecs[number].compress(named, starts)
-        values = sum(tensor.nbytes for _, tensor in named)
-        del named
+        try:
+            frames = self._codecs[number].compress(named, starts)
+        except BaseException:
+            self._of_thread.buffer = None  # a call that has failed may still be reading
+            raise
         per = len(parts)
         payloads = [pack(frames[at * per : (at + 1) * per]) for at in range(len(chunks))]
         put = self._store.put_many((chunk.key.hex(), payload) for chunk, payload in zip(chunks, payloads, strict=True))
         self._fail(task, "store", [chunk for chunk, done in zip(chunks, put, strict=True) if not done])
-        self.count("stored_value_bytes", values)
+        self.count("stored_value_bytes", len(chunks) * self._groups[number].size)
         self.count("stored_frame_bytes", sum(map(len, payloads)))
         return there + [chunk.key for chunk, done in zip(chunks, put, strict=True) if done]
+
+    def _gathered(self, task: Task, parts: Sequence[Part], chunks: Sequence[Chunk]) -> list[tuple[str, torch.Tensor]]:
+        """In a buffer of the thread's, which is used again: new memory costs its pages, more than the copy."""
+        size, at = len(chunks) * sum(part.size for part in parts), 0
+        buffer = getattr(self._of_thread, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            self._of_thread.buffer = buffer = torch.empty(size, dtype=torch.uint8)
+        named = []
+        with task.memory():
+            for chunk in chunks:
+                for part in parts:
+                    named.append((part.name, part.gather(self._rows[chunk.row], buffer[at:])))
+                    at += part.size
+        return named
 
     def _load(self, task: Task, number: int, chunks: Sequence[Chunk]) -> list[bytes]:
         group = self._groups[number]
@@ -128,7 +144,7 @@ class Transfer:
                 for part, tensor in zip(group.parts, tensors, strict=True):
                     part.scatter(self._rows[chunk.row], tensor)
             done.append(chunk.key)
-        self.count("loaded_value_bytes", len(done) * bytes_of(group.kinds))
+        self.count("loaded_value_bytes", len(done) * group.size)
         return done
 
     def _decoded(
