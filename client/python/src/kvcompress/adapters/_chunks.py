@@ -168,7 +168,7 @@ class ChunkStore:
     def _lost(self, error: Exception, chunk: Chunk, counter: str) -> None:
         logger.warning("chunk %s is %s: %s", chunk.key, counter, error)
         self.counters.add(**{counter: 1})
-        self._store.discard(chunk.key)
+        self._store.remove(chunk.key)
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:

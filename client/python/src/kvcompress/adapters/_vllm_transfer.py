@@ -164,5 +164,5 @@ class Transfer:
 
     def _lose(self, task: Task, chunk: Chunk, error: KvCompressError) -> None:
         """What cannot be read is removed: it would be found again and again."""
-        self._store.discard(chunk.key.hex())
+        self._store.remove(chunk.key.hex())
         self._fail(task, "damaged", [chunk], error)

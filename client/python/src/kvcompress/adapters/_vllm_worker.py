@@ -132,7 +132,7 @@ class Worker:
                 self._remove(chunk)
 
     def _remove(self, chunk: Chunk) -> None:
-        self._store.discard(rank_key(self._rank, chunk.key))
+        self._store.remove(rank_key(self._rank, chunk.key))
 
     def _save(self, chunk: Chunk) -> bool:
         named = []

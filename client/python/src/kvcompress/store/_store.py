@@ -123,9 +123,6 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def remove(self, key: str) -> None: ...
 
-    def discard(self, key: str) -> None:
-        self.remove(key)
-
     @abc.abstractmethod
     def touch(self, keys: Sequence[str]) -> None:
         """As if they had been got just now, for eviction's sake."""
