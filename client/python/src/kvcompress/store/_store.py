@@ -78,6 +78,7 @@ class Store(abc.ABC):
 
     def __init__(self) -> None:
         self._counters = Counters()
+        self._held: list[threading.Lock] = []
         _stores.add(self)
 
     def locks(self) -> list[threading.Lock]:
@@ -86,13 +87,14 @@ class Store(abc.ABC):
 
     def pause(self) -> None:
         """Before a fork: no thread is at work here until `resume`."""
-        for lock in self.locks():
+        self._held = self.locks()
+        for lock in self._held:
             lock.acquire()
 
     def resume(self, is_child: bool) -> None:
         """After a fork, in both processes."""
-        for lock in reversed(self.locks()):
-            lock.release()
+        while self._held:
+            self._held.pop().release()
 
     def exists(self, key: str) -> bool:
         return self.exists_many([key])[0]
