@@ -1,5 +1,6 @@
 """What the adapters share: payloads of several frames, read back as what anyone wrote."""
 
+import secrets
 import struct
 from dataclasses import replace
 
@@ -92,6 +93,40 @@ def test_each_frame_is_held_to_its_own_fingerprint(codec, kv_values):
     assert exact.most_bytes([("layer_0_key", KINDS[0])], fingerprint_bytes=64) == [
         len(frame) for frame in exact.compress(named[:1], fingerprints=[bytes(64)])
     ]
+
+
+def test_sealed_frames_open_with_their_key_alone(codec, kv_values, tmp_path):
+    pytest.importorskip("cryptography")
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(secrets.token_bytes(32))
+        (tmp_path / name).chmod(0o600)
+    config = {"keys_dir": str(tmp_path), "seal_key": "one", "tenant": "acme"}
+    sealing = [
+        replace(codec, sealer=Codec.from_config({"target": "in-process", **changed}).sealer)
+        for changed in (config, {**config, "seal_key": "two"}, {**config, "tenant": "other"})
+    ]
+    assert sealing[0].text == sealing[1].text
+    assert len({sealing[0].text, sealing[2].text, codec.text}) == 3
+    named = [(f"layer_{i}_key", kv_values((1, 2, 40, 32), seed=i)) for i in range(3)]
+    plain = codec.decompress(codec.compress(named, fingerprints=[b"a", b"b", b"c"]))
+    frames = sealing[0].compress(named, fingerprints=[b"a", b"b", b"c"])
+    stored = unpack(pack(frames), KINDS)
+    for kept in (frames, stored):
+        for opener in sealing[:2]:
+            for tensor, wanted in zip(opener.decompress(kept, [b"a", b"b", b"c"]), plain, strict=True):
+                assert torch.equal(tensor, wanted)
+        with pytest.raises(kvcompress.FingerprintMismatch):
+            sealing[0].decompress(kept, [b"a", b"c", b"c"])
+        for other in (sealing[2], codec):
+            with pytest.raises(kvcompress.DataLoss):
+                other.decompress(kept)
+    with pytest.raises(kvcompress.DataLoss, match="this is no sealed frame"):
+        sealing[0].decompress(codec.compress(named))
+    exact = replace(sealing[0], on_nonfinite="error")
+    assert exact.most_bytes([("layer_0_key", KINDS[0])]) == [len(exact.compress(named[:1])[0])]
+    for part in ({"keys_dir": "x"}, {"seal_key": "x"}, {"tenant": "x"}):
+        with pytest.raises(kvcompress.InvalidArgument, match="go together"):
+            Codec.from_config({"target": "in-process", **part})
 
 
 def test_bounds_hold(codec, kv_values):

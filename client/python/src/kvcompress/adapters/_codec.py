@@ -4,7 +4,7 @@ import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from .. import (
 )
 from .._tensors import torch_dtypes
 from ..v1 import kvcompress_pb2 as pb
+
+if TYPE_CHECKING:
+    from ..seal import Sealer
 
 AnyClient = Client | LocalClient
 DTYPES = torch_dtypes()
@@ -56,6 +59,7 @@ class Codec:
     timeout: float | None = None
     on_nonfinite: OnNonfinite = "lossless"
     rotary: RotaryEmbedding | None = None  # of the keys' model
+    sealer: "Sealer | None" = None  # of frames that others can read
 
     @staticmethod
     def of(client: AnyClient, spec: str, profile: Any, timeout: float | None) -> "Codec":
@@ -66,7 +70,8 @@ class Codec:
     def from_config(config: Mapping[str, Any]) -> "Codec":
         """Of the keys that all adapters' configurations have: `target` (a daemon's, or "in-process": the codec in this
         process), `codec` or `profile` (a path or an object), `rotary` (an object with the fields of RotaryEmbedding but
-        `start`), `on_nonfinite`, `timeout`. For a daemon also `ca`, `certificate`, `key`, the paths of PEM files, for
+        `start`), `on_nonfinite`, `timeout`; `keys_dir`, `seal_key` and perhaps `tenant`, for frames that are sealed
+        (kvcompress.seal). For a daemon also `ca`, `certificate`, `key`, the paths of PEM files, for
         TLS, and `token_file`, whose first line is the daemon's token; in the process `threads` and `artifacts`, a
         directory."""
         client = _client_of(config)
@@ -74,7 +79,10 @@ class Codec:
             client, str(config.get("codec", "")), config.get("profile"), float(config.get("timeout", DEFAULT_TIMEOUT))
         )
         return replace(
-            codec, on_nonfinite=config.get("on_nonfinite", "lossless"), rotary=_rotary_of(config.get("rotary"))
+            codec,
+            on_nonfinite=config.get("on_nonfinite", "lossless"),
+            rotary=_rotary_of(config.get("rotary")),
+            sealer=_sealer_of(config),
         )
 
     def of_model(self, config: Any) -> "Codec":
@@ -93,8 +101,9 @@ class Codec:
 
     @property
     def text(self) -> str:
-        """The same for codecs that make the same frames of the same tensors."""
-        return self.spec or self.profile
+        """The same for codecs that make the same frames of the same tensors, and can open each other's."""
+        chain = self.spec or self.profile
+        return chain if self.sealer is None else f"{chain} sealed for {self.sealer.tenant_digest}"
 
     @property
     def tells_layers_apart(self) -> bool:
@@ -129,7 +138,8 @@ class Codec:
                 )
             )
 
-        return self.client.with_retries(work, timeout=self.timeout)
+        frames = self.client.with_retries(work, timeout=self.timeout)
+        return frames if self.sealer is None else [_with_data(frame, self.sealer.seal(frame.data)) for frame in frames]
 
     def _rotary_at(self, start: int) -> RotaryEmbedding | None:
         """Tokens in the middle of a sequence have no sinks among them, whatever the model."""
@@ -143,13 +153,21 @@ class Codec:
         before memory is taken for it."""
         items = [
             (*(("", frame, None) if isinstance(frame, Frame) else frame), fingerprint)
-            for frame, fingerprint in zip(frames, _one_each(fingerprints, len(frames)), strict=True)
+            for frame, fingerprint in zip(map(self._opened, frames), _one_each(fingerprints, len(frames)), strict=True)
         ]
 
         def work(seconds: float) -> list[torch.Tensor]:
             return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=seconds)]
 
         return self.client.with_retries(work, timeout=self.timeout)
+
+    def _opened(self, frame: Frame | Stored) -> Frame | Stored:
+        if self.sealer is None:
+            return frame
+        if isinstance(frame, Frame):
+            return _with_data(frame, self.sealer.open(frame.data))
+        name, data, kind = frame
+        return name, memoryview(self.sealer.open(data)), kind
 
     def most_bytes(
         self, named: Sequence[tuple[str, Kind]], specs: Sequence[str | None] | None = None, fingerprint_bytes: int = 0
@@ -178,7 +196,12 @@ class Codec:
         said = self.client.capabilities(headers, timeout=self.timeout)
         if len(said.max_frame_bytes) != len(headers):
             raise KvCompressError("the daemon does not say how large frames can become")
-        return list(said.max_frame_bytes)
+        sizes = list(said.max_frame_bytes)
+        return sizes if self.sealer is None else [size + self.sealer.overhead(size) for size in sizes]
+
+
+def _with_data(frame: Frame, data: bytes) -> Frame:
+    return replace(frame, data=data, frame_bytes=len(data))
 
 
 def _one_each(fingerprints: Sequence[bytes] | None, count: int) -> Sequence[bytes]:
@@ -191,7 +214,9 @@ DEFAULT_TIMEOUT = 30.0
 IN_PROCESS = "in-process"
 _OF_DAEMONS = frozenset({"ca", "certificate", "key", "token_file"})
 _OF_PROCESS = frozenset({"threads", "artifacts"})
-CONFIG_KEYS = _OF_DAEMONS | _OF_PROCESS | {"target", "codec", "profile", "rotary", "on_nonfinite", "timeout"}
+_OF_SEALS = frozenset({"keys_dir", "seal_key", "tenant"})
+_OF_ALL = frozenset({"target", "codec", "profile", "rotary", "on_nonfinite", "timeout"})
+CONFIG_KEYS = _OF_DAEMONS | _OF_PROCESS | _OF_SEALS | _OF_ALL
 
 
 def client_at(target: str) -> AnyClient:
@@ -212,6 +237,18 @@ def _client_of(config: Mapping[str, Any]) -> AnyClient:
     path = config.get("token_file")
     token = pathlib.Path(path).read_text(encoding="utf-8").partition("\n")[0].strip() if path else None
     return Client(target, credentials=tls(*pem) if any(pem) else None, token=token)
+
+
+def _sealer_of(config: Mapping[str, Any]) -> "Sealer | None":
+    """None where nothing is said of keys; InvalidArgument where not all is said that there must be."""
+    said = [config.get(name) for name in ("keys_dir", "seal_key", "tenant")]
+    if not any(said):
+        return None
+    if not said[0] or not said[1]:
+        raise InvalidArgument("keys_dir and seal_key go together, and tenant with both")
+    from ..seal import Sealer
+
+    return Sealer(str(said[0]), str(said[1]), tenant=str(said[2] or "").encode())
 
 
 def _rotary_of(option: Any) -> RotaryEmbedding | None:
