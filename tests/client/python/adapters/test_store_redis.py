@@ -2,53 +2,20 @@
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
 import kvcompress
 import pytest
 from kvcompress.store import open_store
+from redis_servers import Server, free_port
 
 redis = pytest.importorskip("redis", reason="the package redis is not installed: kvcompress[redis]")
-if shutil.which("redis-server") is None:
-    pytest.skip("redis-server is not installed: scripts/install-deps.sh --test", allow_module_level=True)
 
 PASSWORD = "correct horse/battery:staple@1"
-
-
-class Server:
-    def __init__(self, folder, *flags, port=None, host="127.0.0.1", netns=()):
-        self.host, self.netns, self.flags, self.folder = host, netns, flags, folder
-        self.port = port or _free_port()
-        self.start()
-
-    def start(self):
-        command = [*self.netns, "redis-server", "--bind", self.host, "--port", str(self.port), "--save", ""]
-        self.process = subprocess.Popen([*command, "--dir", self.folder, *self.flags], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        ping = [*self.netns, "redis-cli", "-h", self.host, "-p", str(self.port), "ping"]
-        while subprocess.run(ping, capture_output=True).returncode and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    @property
-    def url(self):
-        return f"redis://{self.host}:{self.port}/0"
-
-    def stop(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -208,7 +175,7 @@ def test_a_server_that_dies_costs_misses_and_comes_back(serve, connect):
 
 
 def test_there_may_be_no_server_at_first(serve, connect):
-    port = _free_port()
+    port = free_port()
     store = connect(f"redis://127.0.0.1:{port}/0")
     assert store.get("a", 1) is None
     assert not store.put("a", b"1")
@@ -302,7 +269,7 @@ def test_a_peek_asks_in_the_background(serve, connect):
 
 
 def test_a_peek_without_a_server_says_no_before_long(connect):
-    store = connect(f"redis://127.0.0.1:{_free_port()}/0?timeout=0.3")
+    store = connect(f"redis://127.0.0.1:{free_port()}/0?timeout=0.3")
     eventually(lambda: store.peek_many(["a"]) == [False], seconds=2)
     for number in range(20):
         eventually(lambda number=number: store.peek_many([f"{number}"]) == [False], seconds=2)
@@ -337,7 +304,7 @@ def test_tls(tmp_path, serve, connect):
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
          "-keyout", key, "-out", certificate, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
         check=True, capture_output=True)  # fmt: skip
-    port = _free_port()
+    port = free_port()
     server = serve("--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key,
                    "--tls-ca-cert-file", certificate)  # fmt: skip
     assert server.process.poll() is None
@@ -388,87 +355,3 @@ def test_a_child_of_a_fork_has_the_store(serve, connect):
     assert os.waitpid(child, 0)[1] == 0
     assert store.get("b", 1) == b"2"
     assert store.stats().errors == 0
-
-
-WRITER = """
-import sys
-from kvcompress.store import open_store
-store = open_store(sys.argv[1], "n")
-assert all(store.put_many((f"{key}", f"{key}".encode() * 10000) for key in range(200))), store.stats()
-"""
-READER = """
-import sys
-from kvcompress.store import open_store
-store = open_store(sys.argv[1], "n")
-keys = [f"{key}" for key in range(210)]
-assert store.exists_many(keys) == [True] * 200 + [False] * 10
-found = store.get_many(keys, 40000)
-assert [one == key.encode() * 10000 for key, one in zip(keys, found)] == [True] * 200 + [False] * 10
-assert store.stats().hits == 200
-"""
-
-
-@pytest.fixture
-def hosts(request):
-    """Three network namespaces behind one bridge, as hosts of a network: the names, and their addresses."""
-    prefix = f"kvc{os.getpid() % 100000}"
-    names, made = [f"{prefix}{letter}" for letter in "abc"], []
-
-    def ip(*arguments):
-        return subprocess.run(["ip", *arguments], capture_output=True).returncode == 0
-
-    try:
-        if os.geteuid() != 0 or shutil.which("ip") is None or not ip("link", "add", prefix, "type", "bridge"):
-            pytest.skip("no network namespaces can be made here")
-        made.append(("link", "del", prefix))
-        assert ip("link", "set", prefix, "up")
-        for number, name in enumerate(names):
-            assert ip("netns", "add", name)
-            made.append(("netns", "del", name))
-            assert ip("link", "add", f"{name}v", "type", "veth", "peer", "name", "eth0", "netns", name)
-            made.append(("link", "del", f"{name}v"))
-            assert ip("link", "set", f"{name}v", "master", prefix, "up")
-            assert ip("-n", name, "address", "add", f"10.213.7.{number + 1}/24", "dev", "eth0")
-            assert ip("-n", name, "link", "set", "eth0", "up")
-            assert ip("-n", name, "link", "set", "lo", "up")
-        yield names, [f"10.213.7.{number + 1}" for number in range(3)]
-    finally:
-        for command in reversed(made):
-            ip(*command)
-
-
-def test_a_host_gets_what_another_has_put(hosts, tmp_path):
-    names, addresses = hosts
-    inside = ("ip", "netns", "exec", names[0])
-    server = Server(tmp_path, "--protected-mode", "no", host=addresses[0], port=6379, netns=inside)
-    try:
-        for name, program in ((names[1], WRITER), (names[2], READER)):
-            subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", program, server.url], check=True)
-    finally:
-        server.stop()
-
-
-def test_a_network_that_is_cut_costs_a_bounded_wait_and_heals(hosts, tmp_path):
-    """Nobody answers, and nobody refuses: packets are lost."""
-    names, addresses = hosts
-    program = """
-import subprocess, sys, time
-from kvcompress.store import open_store
-store = open_store(sys.argv[1] + "?timeout=0.3", "n")
-assert store.put("a", b"1")
-subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
-begin = time.monotonic()
-assert [store.get("a", 1) for _ in range(100)] == [None] * 100
-assert time.monotonic() - begin < 3, time.monotonic() - begin
-subprocess.run(["ip", "link", "set", "eth0", "up"], check=True)
-deadline = time.monotonic() + 20
-while store.get("a", 1) != b"1":
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-"""
-    inside = ("ip", "netns", "exec", names[0])
-    server = Server(tmp_path, "--protected-mode", "no", host=addresses[0], port=6379, netns=inside)
-    try:
-        subprocess.run(["ip", "netns", "exec", names[1], sys.executable, "-c", program, server.url], check=True)
-    finally:
-        server.stop()
