@@ -40,7 +40,8 @@ try:
     from . import _native
 except ImportError as error:
     _native = None  # type: ignore[assignment]
-    _why_not = str(error)
+    # Of a module that is not there Python says that an import is circular.
+    _why_not = "it was built without" if error.name == __package__ else str(error)
 
 DEFAULT_CODEC = "int4(group=64)"
 # Items of a stream that are worked at together: few enough that results come soon, and do not fill the memory.
