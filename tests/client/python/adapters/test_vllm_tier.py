@@ -15,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 engines.provide_vllm_tiering()
+from kvcompress.adapters._codec import pack, unpack  # noqa: E402
 from kvcompress.adapters._vllm_geometry import groups_of, head_dims_of  # noqa: E402
 from kvcompress.adapters.vllm_tier import CompressedTier  # noqa: E402
 from tiering import HEAD_DIM, HEADS, LAYERS, TOKENS, Cache, Spec, Steps, key_of, offloading_config, row_bytes  # noqa: E402
@@ -126,6 +127,48 @@ def test_other_models_layouts_and_names_are_other_chunks(start):
     assert start(namespace="weights of today").lookup(key_of(0)) == "MISS"
     assert start(codec="int8").lookup(key_of(0)) == "MISS"
     assert start().lookup(key_of(0)) == "HIT"
+
+
+def test_a_frame_of_another_chunk_is_never_loaded(start):
+    one = start()
+    one.cache.fill(0, seed=1)
+    one.store([key_of(0)], [0])
+    store = store_of(one)
+    payload = bytes(store.get(key_of(0).hex(), 1 << 30))
+    store.put(key_of(1).hex(), payload)
+    result = one.load([key_of(1)], [3])
+    assert (result.success, result.successful_keys) == (False, None)
+    assert one.failures() == {"foreign": 1}
+    assert not one.cache.rows[3].any()
+    assert one.lookup(key_of(1), "later") == "MISS"
+
+
+def test_a_frame_of_another_layer_is_never_loaded(start):
+    """Of a profile, with which each layer is a frame of its own, and all have the same shape."""
+    profile = {"version": 1, "default": "lossless"}
+    one = start(codec="", profile=profile)
+    one.cache.fill(0, seed=1)
+    one.store([key_of(0)], [0])
+    (group,) = one.tier._groups.values()
+    assert [part.name for part in group.parts][:3] == ["layer_0_key", "layer_0_value", "layer_1_key"]
+    store = store_of(one)
+    frames = [frame for _, frame, _ in unpack(store.get(key_of(0).hex(), 1 << 30), group.kinds)]
+    frames[0], frames[2] = frames[2], frames[0]
+    store.put(key_of(0).hex(), pack_bytes(frames))
+    assert not one.load([key_of(0)], [3]).success
+    assert one.failures() == {"foreign": 1}
+    assert not one.cache.rows[3].any()
+
+
+def pack_bytes(frames):
+    class Bytes:
+        def __init__(self, data):
+            self.data = bytes(data)
+
+        def __len__(self):
+            return len(self.data)
+
+    return pack([Bytes(frame) for frame in frames])
 
 
 def test_what_is_damaged_is_missed_alone(start):

@@ -1,6 +1,7 @@
 """Chunks between rows of vLLM's CPU cache, the daemon and a store. A row is written when all frames of its chunk have
 been decoded and checked, from memory of our own: what fails leaves it as it was, and so does a thread that hangs."""
 
+import hashlib
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 
-from .. import DataLoss, DeadlineExceeded, KvCompressError, Unavailable
+from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, KvCompressError, Unavailable
 from ..store import Store
 from ._codec import Codec, Stored, most_packed, pack, unpack
 from ._vllm_geometry import Group, Part
@@ -28,13 +29,16 @@ def group_number(key: bytes) -> int:
 
 
 class Transfer:
-    """`rows` are the CPU cache, [chunks, bytes] of uint8."""
+    """`rows` are the CPU cache, [chunks, bytes] of uint8. `whose`: text that differs where models or layouts do."""
 
-    def __init__(self, rows: torch.Tensor, groups: Mapping[int, Group], codecs: Mapping[int, Codec], store: Store):
+    def __init__(
+        self, rows: torch.Tensor, groups: Mapping[int, Group], codecs: Mapping[int, Codec], store: Store, whose: str
+    ):
         self._rows = rows
         self._groups = groups
         self._codecs = codecs
         self._store = store
+        self._whose = hashlib.sha256(whose.encode()).digest()
         self._most = {number: most_packed(group.kinds) for number, group in groups.items()}
         self._rests_until = 0.0
         self._lock = threading.Lock()
@@ -90,6 +94,10 @@ class Transfer:
             self._warned[reason] = now
             logger.warning("%d chunks are not %s: %s", len(chunks), "loaded" if task.is_load else "stored", error)
 
+    def _fingerprint(self, part: Part, key: bytes) -> bytes:
+        """Whose values these are: the model, its layout, the block's tokens and group, and the part of the chunk."""
+        return hashlib.sha256(b"%b%d:%b%b" % (self._whose, len(key), key, part.name.encode())).digest()
+
     def _save(self, task: Task, number: int, chunks: Sequence[Chunk]) -> list[bytes]:
         stored = self.exists([chunk.key for chunk in chunks])
         there = [chunk.key for chunk, found in zip(chunks, stored, strict=True) if found]
@@ -99,8 +107,9 @@ class Transfer:
         parts = self._groups[number].parts
         named = self._gathered(task, parts, chunks)
         starts = [chunk.start or 0 for chunk in chunks for _ in parts]
+        prints = [self._fingerprint(part, chunk.key) for chunk in chunks for part in parts]
         try:
-            frames = self._codecs[number].compress(named, starts)
+            frames = self._codecs[number].compress(named, starts, fingerprints=prints)
         except BaseException:
             self._of_thread.buffer = None  # a call that has failed may still be reading
             raise
@@ -151,12 +160,14 @@ class Transfer:
         self, task: Task, number: int, found: Sequence[tuple[Chunk, list[Stored]]]
     ) -> Iterable[tuple[Chunk, Sequence[torch.Tensor]]]:
         """All of them by one stream; where one is damaged or another's, each by its own."""
-        per, codec = len(self._groups[number].parts), self._codecs[number]
+        parts, codec = self._groups[number].parts, self._codecs[number]
         frames = [frame for _, frames in found for frame in frames]
+        prints = [self._fingerprint(part, chunk.key) for chunk, _ in found for part in parts]
+        per = len(parts)
         try:
-            tensors = codec.decompress(frames) if frames else []
+            tensors = codec.decompress(frames, fingerprints=prints) if frames else []
             return [(chunk, tensors[at * per : (at + 1) * per]) for at, (chunk, _) in enumerate(found)]
-        except DataLoss as error:
+        except (DataLoss, FingerprintMismatch) as error:
             if len(found) == 1:
                 self._lose(task, found[0][0], error)
                 return []
@@ -165,4 +176,4 @@ class Transfer:
     def _lose(self, task: Task, chunk: Chunk, error: KvCompressError) -> None:
         """What cannot be read is removed: it would be found again and again."""
         self._store.remove(chunk.key.hex())
-        self._fail(task, "damaged", [chunk], error)
+        self._fail(task, "foreign" if isinstance(error, FingerprintMismatch) else "damaged", [chunk], error)

@@ -84,7 +84,7 @@ class CompressedTier(SecondaryTierManager):
         self._client, self._store = codec.client, open_store(options["path"], whose, options.get("capacity_bytes"))
         codecs = {number: _codec_of(codec, options, number, group) for number, group in self._groups.items()}
         rows = torch.frombuffer(primary_kv_view.cast("B"), dtype=torch.uint8).view(-1, self._row_bytes)
-        self._transfer = Transfer(rows, self._groups, codecs, self._store)
+        self._transfer = Transfer(rows, self._groups, codecs, self._store, whose)
         patience = 2 * (codec.timeout or _TIMEOUT)
         self._jobs = Jobs(self._transfer.work, int(options.get("streams", 4)), _MOST_WAITING, patience)
         self._lookups = Lookups(self._transfer.exists, patience)
