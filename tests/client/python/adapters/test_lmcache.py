@@ -187,6 +187,18 @@ def test_the_serde_counts_what_goes_through_it(serde, filled):
                      "frame_bytes": size}
 
 
+def test_an_object_of_another_key_is_not_read(serde, filled):
+    one, source = serde(), filled(KV)
+    stored, target = buffer_for(one, source), Memory(source.shapes, source.dtypes)
+    one._serializer.serialize(source, stored, KEY)
+    for others in ({"chunk_hash": b"other"}, {"model_name": "org/other"}, {"kv_rank": 1}, {"cache_salt": "tenant"},
+                   {"object_group_id": 1}):
+        with pytest.raises(kvcompress.FingerprintMismatch):
+            one._deserializer.deserialize(stored, target, object_key(7, **others))
+    assert not target.raw.any()
+    one._deserializer.deserialize(stored, target, KEY)
+
+
 def test_codecs_are_told_what_each_part_is(filled):
     source = filled(KV, torch.Size([2, 1, TOKENS, 64]))
     named = named_parts(source)

@@ -1,6 +1,5 @@
 """The HiCache backend with the methods of SGLang's own host pools, over buffers of the CPU, where SGLang is installed.
-Modules
-of its kernels, and of what it has for images, are stand-ins: no call of these pools for storage needs them."""
+Modules of its kernels, and of what it has for images, are stand-ins: no call of these pools for storage needs them."""
 
 import importlib
 import importlib.machinery
@@ -66,8 +65,8 @@ def pools():
 
     def pool(module, kind, **fields):
         made = object.__new__(getattr(found[module], kind))
-        vars(made).update({"page_size": PAGE, "size": PAGE * PAGES, "page_num": PAGES, "layer_num": LAYERS, "device": "cpu",
-                           "pin_memory": False, **fields})
+        vars(made).update({"page_size": PAGE, "size": PAGE * PAGES, "page_num": PAGES, "layer_num": LAYERS,
+                           "device": "cpu", "pin_memory": False, **fields})
         return made
 
     return pool
@@ -80,11 +79,12 @@ def filled(shape, dtype):
 
 
 def mha(pools, layout, dtype=torch.bfloat16):
-    shape = {"layer_first": (2, LAYERS, PAGE * PAGES, HEADS, SIZE), "page_first": (2, PAGE * PAGES, LAYERS, HEADS, SIZE),
+    shape = {"layer_first": (2, LAYERS, PAGE * PAGES, HEADS, SIZE),
+             "page_first": (2, PAGE * PAGES, LAYERS, HEADS, SIZE),
              "page_first_direct": (2, PAGES, LAYERS, PAGE, HEADS, SIZE),
              "page_head": (2, PAGES, HEADS, PAGE, LAYERS, SIZE)}[layout]
-    return pools("mha", "MHATokenToKVPoolHost", layout=layout, dtype=dtype, head_num=HEADS, head_dim=SIZE, v_head_dim=SIZE,
-                 kv_buffer=filled(shape, dtype))
+    return pools("mha", "MHATokenToKVPoolHost", layout=layout, dtype=dtype, head_num=HEADS, head_dim=SIZE,
+                 v_head_dim=SIZE, kv_buffer=filled(shape, dtype))
 
 
 def mla(pools, layout):
@@ -97,8 +97,8 @@ def mla(pools, layout):
 
 def mamba(pools):
     return pools("mamba", "MambaPoolHost", layout="page_first", page_size=1, num_mamba_layers=LAYERS,
-                 temporal_dtype=torch.float32, conv_dtype=torch.bfloat16, dtype=torch.bfloat16, temporal_state_elem_size=48,
-                 conv_state_shapes=[(3, 5)], conv_state_elem_sizes=[15], slot_state_buffers=(),
+                 temporal_dtype=torch.float32, conv_dtype=torch.bfloat16, dtype=torch.bfloat16,
+                 temporal_state_elem_size=48, conv_state_shapes=[(3, 5)], conv_state_elem_sizes=[15], slot_state_buffers=(),
                  temporal_buffer=filled((PAGES, LAYERS, 1, 6, 8), torch.float32),
                  conv_buffer=[filled((PAGES, LAYERS, 1, 3, 5), torch.bfloat16)])
 

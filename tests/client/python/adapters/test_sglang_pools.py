@@ -13,6 +13,10 @@ from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTr
 from test_sglang import HEADS, LAYERS, PAGE, PAGES, SHAPES, SIZE, LatentPool, Pool  # noqa: E402
 
 
+# With a profile each layer is a frame.
+PROFILE = {"version": 1, "default": "lossless", "rules": []}
+
+
 class States:
     """MambaPoolHost in a page-first layout: a block of temporal states and one of convolutions for each slot."""
 
@@ -278,7 +282,7 @@ def test_layers_are_numbered_from_the_first_of_a_stage(make):
     pool = Pool("layer_first")
     pool.start_layer = 24
     for options, names in (({}, ["layer_24_key", "layer_24_value"]),
-                           ({"codec": "", "profile": {"default": "lossless"}}, [
+                           ({"codec": "", "profile": PROFILE}, [
                                "layer_24_key", "layer_24_value", "layer_25_key", "layer_25_value", "layer_26_key",
                                "layer_26_value"])):
         found = make(pool, pp_rank=1, pp_size=2, **options)._pool()
@@ -299,3 +303,30 @@ def test_metrics_of_a_storage(make):
     assert not (storage.get_stats().prefetch_pgs or storage.get_stats().backup_pgs)
     assert {name: storage.stats()[name] for name in ("saved", "loaded", "missing")} == {
         "saved": 2, "loaded": 1, "missing": 1}
+
+
+def test_pages_of_others_are_misses(make):
+    """Another page's frames, and another layer's of the same page, all of them whole."""
+    pool = Pool("page_first")
+    storage = make(pool, codec="", profile=PROFILE)
+    assert storage.batch_set_v1(["a", "b", "c", "d"], tokens(0, 1, 2, 3)) == [True] * 4
+    keys = [storage._pool().keys(key)[0] for key in "abcd"]
+    payload = bytes(storage._store.get(keys[0], 1 << 20))
+    storage._store.put(keys[1], payload)
+    storage._store.put(keys[2], swapped(bytes(storage._store.get(keys[2], 1 << 20))))
+    before = pool.kv_buffer.clone()
+    assert storage.batch_get_v1(["a", "b", "c", "d"], tokens(0, 1, 2, 3)) == [True, False, False, True]
+    assert torch.equal(pool.kv_buffer, before)
+    assert storage.stats()["foreign"] == 2
+    assert storage.batch_exists(["b"]) == storage.batch_exists(["c"]) == 0  # they can be stored anew
+
+
+def swapped(payload):
+    """The first two keys' frames in each other's place, which have the same shape."""
+    count = 2 * LAYERS
+    sizes = [int.from_bytes(payload[12 + 8 * number : 20 + 8 * number], "little") for number in range(count)]
+    at = 12 + 8 * count
+    frames = [payload[at + sum(sizes[:number]) : at + sum(sizes[: number + 1])] for number in range(count)]
+    order = [2, 1, 0, *range(3, count)]
+    return (payload[:12] + b"".join(sizes[number].to_bytes(8, "little") for number in order)
+            + b"".join(frames[number] for number in order))

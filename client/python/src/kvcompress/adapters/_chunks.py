@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import DataLoss, DeadlineExceeded, InvalidArgument, KvCompressError, Unavailable
+from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, InvalidArgument, KvCompressError, Unavailable
 from ..store import Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._counters import Counters
+from ._fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ class ChunkStore:
     """Threads may share it. Nothing is raised: what cannot be read is a miss, what cannot be saved is not held, and
     both are logged and counted, as COUNTERS says."""
 
-    def __init__(self, codec: Codec, store: Store):
+    def __init__(self, codec: Codec, store: Store, namespace: str):
+        """`namespace` is that of the store: it goes into the fingerprints, too."""
+        self._namespace = namespace
         self._codec = codec
         self._store = store
         self.counters = Counters()
@@ -108,6 +111,7 @@ class ChunkStore:
                 [(part.name, part.tensor) for part in parts],
                 [part.start for part in parts],
                 specs=["lossless" if part.exact else None for part in parts],
+                fingerprints=[one for chunk in chunks for one in self._fingerprints(chunk)],
             )
         )
         return [pack([next(frames) for _ in chunk.parts]) for chunk in chunks]
@@ -138,11 +142,14 @@ class ChunkStore:
             return []
         try:
             self._check_daemon()
-            tensors = iter(self._codec.decompress([frame for _, frames in read for frame in frames]))
-        except DataLoss as error:
+            frames = [frame for _, found in read for frame in found]
+            tensors = iter(
+                self._codec.decompress(frames, [one for chunk, _ in read for one in self._fingerprints(chunk)])
+            )
+        except (DataLoss, FingerprintMismatch) as error:
             if len(read) > 1:
                 return [found for one in read for found in self._decode([one])]
-            self._lost(error, read[0][0], "damaged")
+            self._lost(error, read[0][0], "damaged" if isinstance(error, DataLoss) else "foreign")
             return [False]
         except KvCompressError as error:
             self._failed(error, [chunk for chunk, _ in read], "undecoded")
@@ -152,6 +159,12 @@ class ChunkStore:
                 part.tensor.copy_(next(tensors))
             self.counters.add(loaded=1, loaded_bytes=chunk.nbytes)
         return [True] * len(read)
+
+    def _fingerprints(self, chunk: Chunk) -> list[bytes]:
+        return [
+            fingerprint(self._namespace, chunk.key, part.name, str(part.tensor.dtype), list(part.tensor.shape))
+            for part in chunk.parts
+        ]
 
     # The daemon, and what goes wrong.
 

@@ -1,16 +1,18 @@
 """The serde of LMCache: objects of a second-level cache of LMCache's own (disk, S3, ...) as frames."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmcache.v1.distributed.serde import AsyncSerdeProcessor, Deserializer, Serializer
 
 from .. import InvalidArgument, KvCompressError
+from ._chunks import Part
 from ._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack
 from ._counters import Counters
+from ._fingerprint import FINGERPRINT_BYTES, fingerprint
 from ._lmcache_metrics import publish
-from ._lmcache_objects import Geometry, parts, pieces
+from ._lmcache_objects import Geometry, key_text, parts, pieces
 
 # Objects that went through or failed, their bytes before and after, and seconds.
 COUNTERS = (
@@ -28,11 +30,11 @@ class KvCompressSerializer(Serializer):
         self._counters = counters
         self._estimates: dict[Any, int] = {}
 
-    def serialize(self, src: Any, dst: Any, key: Any = None) -> int:
+    def serialize(self, src: Any, dst: Any, key: Any) -> int:
         """Bytes written to the front of `dst`, which tell their own number. Children of KvCompressError."""
         began = time.perf_counter()
         try:
-            size = self._write(src, dst)
+            size = self._write(src, dst, key)
         except KvCompressError:
             self._counters.add(unserialized=1)
             raise
@@ -41,10 +43,11 @@ class KvCompressSerializer(Serializer):
         )
         return size
 
-    def _write(self, src: Any, dst: Any) -> int:
+    def _write(self, src: Any, dst: Any, key: Any) -> int:
         found = parts(src, self._geometry)
         specs = ["lossless" if part.exact else None for part in found]
-        payload = pack(self._codec.compress([(part.name, part.tensor) for part in found], specs=specs))
+        named = [(part.name, part.tensor) for part in found]
+        payload = pack(self._codec.compress(named, specs=specs, fingerprints=_fingerprints(key, found)))
         buffer = memoryview(dst.byte_array).cast("B")
         if len(payload) > len(buffer):
             raise InvalidArgument(f"{len(payload)} bytes do not fit into {len(buffer)}")
@@ -61,6 +64,7 @@ class KvCompressSerializer(Serializer):
                 most = self._codec.most_bytes(
                     [(piece.name, piece.kind) for piece in found],
                     ["lossless" if piece.side is None else None for piece in found],
+                    FINGERPRINT_BYTES,
                 )
             except KvCompressError:
                 return most_packed([piece.kind for piece in found])
@@ -74,20 +78,24 @@ class KvCompressDeserializer(Deserializer):
         self._geometry = geometry
         self._counters = counters
 
-    def deserialize(self, src: Any, dst: Any, key: Any = None) -> None:
-        """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout; `dst`
-        is then as it was."""
+    def deserialize(self, src: Any, dst: Any, key: Any) -> None:
+        """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout,
+        FingerprintMismatch for one that was stored under another key; `dst` is then as it was."""
         began = time.perf_counter()
         try:
             found = parts(dst, self._geometry)
             frames = unpack(memoryview(src.byte_array), [Kind.of(part.tensor) for part in found], padded=True)
-            tensors = self._codec.decompress(frames)
+            tensors = self._codec.decompress(frames, _fingerprints(key, found))
         except KvCompressError:
             self._counters.add(undeserialized=1)
             raise
         for part, tensor in zip(found, tensors, strict=True):
             part.tensor.copy_(tensor)
         self._counters.add(deserialized=1, deserialize_seconds=time.perf_counter() - began)
+
+
+def _fingerprints(key: Any, found: Sequence[Part]) -> list[bytes]:
+    return [fingerprint("lmcache", key_text(key), part.name) for part in found]
 
 
 def create(config: Mapping[str, Any]) -> AsyncSerdeProcessor:

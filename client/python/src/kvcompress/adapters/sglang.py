@@ -60,10 +60,9 @@ class KvCompressStorage(HiCacheStorage):
         self._codec = codec
         self._config = storage_config
         self._fp8 = _FP8[extra.get("kv_cache_dtype")]
-        self._store = open_store(
-            extra["path"], repr(["sglang", storage_config.model_name, codec.text]), extra.get("capacity_bytes")
-        )
-        self._chunks = ChunkStore(codec, self._store)
+        namespace = repr(["sglang", storage_config.model_name, codec.text])
+        self._store = open_store(extra["path"], namespace, extra.get("capacity_bytes"))
+        self._chunks = ChunkStore(codec, self._store, namespace)
         self._pools: dict[str, HostPool] = {}
         self._is_logical = False  # the pool of keys and values has no memory of its own: all is in other pools
         self._has_metrics = bool(getattr(storage_config, "enable_storage_metrics", False))
