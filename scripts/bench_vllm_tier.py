@@ -4,7 +4,7 @@
 usage: PYTHONPATH=FOLDER bench_vllm_tier.py [--gigabytes 2] [--codec lossless --codec int4] [--folders DIR,DIR]
 FOLDER: where a wheel of vLLM was unpacked to, or nothing where vLLM is installed.
 
-Chunks of 256 tokens are made of a real model's keys and values (tests/data), each layer times a factor of its own. Store
+Chunks of 256 tokens are made of a model's keys and values (tests/data), each layer times a factor of its own. Store
 and load are jobs of 8 chunks, 4 at a time. Folders are forgotten by the page cache in between. GB/s and CPU seconds are
 of 10^9 bytes of CPU cache; CPU seconds are this process' and the daemon's. "longest" is the longest time that a call of
 a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone.

@@ -288,6 +288,25 @@ def test_what_a_rank_does_not_save_is_no_pair_for_what_others_save(engine, doubt
     assert not store.exists(f"0/{keys[1]}")
 
 
+def test_a_chunk_of_other_tokens_is_never_loaded(engine, caplog):
+    one = engine()
+    one.prefill(make_request("a", range(40)), list(range(10)))
+    keys, others = (one.scheduler._scheduler._extended([], make_request("x", tokens), 40)
+                    for tokens in (range(40), range(100, 140)))
+    store = one.worker._worker._store
+    for key, other in zip(keys, others, strict=True):
+        store.put(f"0/{other}", bytes(store.get(f"0/{key}", 1 << 30)))
+    before = [cache.clone() for cache in one.caches.values()]
+    request, blocks = make_request("b", range(100, 140)), list(range(20, 30))
+    loaded, later = one.scheduler.get_num_new_matched_tokens(request, 0)
+    assert (loaded, later) == (32, False)
+    one.scheduler.update_state_after_alloc(request, None, loaded)
+    assert one.step(output(new=[(request, blocks, loaded, 8)])) == set(range(20, 28))
+    assert all(torch.equal(*pair) for pair in zip(before, one.caches.values(), strict=True))
+    assert "fingerprint" in caplog.text
+    assert not any(store.exists(f"0/{other}") for other in others)
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "pipe"])
 def test_a_damaged_chunk_is_told_and_goes_and_nothing_is_built_on_it(engine, damage, caplog):
     one, tokens = engine(), list(range(64))
@@ -409,7 +428,7 @@ def test_an_artifact_is_of_keys_at_their_own_positions(daemon, bin_dir, turned_k
         one = Engine(server, tmp_path / "kv", chunk_tokens=64, codec=codec, model={"quantization": name})
         if name == "untold":
             save = one.worker._worker._codec.compress
-            one.worker._worker._codec = Bag(compress=lambda named, starts, save=save: save(named))
+            one.worker._worker._codec = Bag(compress=lambda named, starts, save=save, **more: save(named, **more))
         for layer, pages in enumerate(one.caches.values()):
             pairs = torch.cat([cache[f"layer_{layer}_key"], cache[f"layer_{layer}_value"]], dim=-1)[0, :, :128]
             pages[: 128 // BLOCK] = pairs.unflatten(1, (-1, BLOCK)).transpose(0, 1)

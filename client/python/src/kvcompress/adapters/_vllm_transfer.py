@@ -1,7 +1,6 @@
 """Chunks between rows of vLLM's CPU cache, the daemon and a store. A row is written when all frames of its chunk have
 been decoded and checked, from memory of our own: what fails leaves it as it was, and so does a thread that hangs."""
 
-import hashlib
 import logging
 import threading
 import time
@@ -12,7 +11,7 @@ import torch
 
 from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, KvCompressError, Unavailable
 from ..store import Store
-from ._codec import Codec, Stored, most_packed, pack, unpack
+from ._codec import Codec, Stored, fingerprint_of, most_packed, pack, unpack
 from ._vllm_geometry import Group, Part
 from ._vllm_jobs import Chunk, Task
 
@@ -38,7 +37,7 @@ class Transfer:
         self._groups = groups
         self._codecs = codecs
         self._store = store
-        self._whose = hashlib.sha256(whose.encode()).digest()
+        self._whose = whose
         self._most = {number: most_packed(group.kinds) for number, group in groups.items()}
         self._rests_until = 0.0
         self._lock = threading.Lock()
@@ -94,10 +93,6 @@ class Transfer:
             self._warned[reason] = now
             logger.warning("%d chunks are not %s: %s", len(chunks), "loaded" if task.is_load else "stored", error)
 
-    def _fingerprint(self, part: Part, key: bytes) -> bytes:
-        """Whose values these are: the model, its layout, the block's tokens and group, and the part of the chunk."""
-        return hashlib.sha256(b"%b%d:%b%b" % (self._whose, len(key), key, part.name.encode())).digest()
-
     def _save(self, task: Task, number: int, chunks: Sequence[Chunk]) -> list[bytes]:
         stored = self.exists([chunk.key for chunk in chunks])
         there = [chunk.key for chunk, found in zip(chunks, stored, strict=True) if found]
@@ -107,7 +102,7 @@ class Transfer:
         parts = self._groups[number].parts
         named = self._gathered(task, parts, chunks)
         starts = [chunk.start or 0 for chunk in chunks for _ in parts]
-        prints = [self._fingerprint(part, chunk.key) for chunk in chunks for part in parts]
+        prints = [fingerprint_of(self._whose, chunk.key, part.name) for chunk in chunks for part in parts]
         try:
             frames = self._codecs[number].compress(named, starts, fingerprints=prints)
         except BaseException:
@@ -162,7 +157,7 @@ class Transfer:
         """All of them by one stream; where one is damaged or another's, each by its own."""
         parts, codec = self._groups[number].parts, self._codecs[number]
         frames = [frame for _, frames in found for frame in frames]
-        prints = [self._fingerprint(part, chunk.key) for chunk, _ in found for part in parts]
+        prints = [fingerprint_of(self._whose, chunk.key, part.name) for chunk, _ in found for part in parts]
         per = len(parts)
         try:
             tensors = codec.decompress(frames, fingerprints=prints) if frames else []

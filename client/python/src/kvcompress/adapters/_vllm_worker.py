@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .. import DataLoss, FailedPrecondition, KvCompressError
+from .. import DataLoss, FailedPrecondition, FingerprintMismatch, KvCompressError
 from ..store import Store
-from ._codec import Codec, Kind, check_dtype, most_packed, pack, unpack
+from ._codec import Codec, Kind, check_dtype, fingerprint_of, most_packed, pack, unpack
 from ._vllm_scheduler import Chunk, rank_key
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,14 @@ class _Layer:
 
 class Worker:
     def __init__(
-        self, store: Store, codec: Codec, kv_cache_config: Any, block_tokens: int, chunk_tokens: int, rank: int
+        self,
+        store: Store,
+        codec: Codec,
+        kv_cache_config: Any,
+        block_tokens: int,
+        chunk_tokens: int,
+        rank: int,
+        whose: str,
     ):
         self._store = store
         self._codec = codec
@@ -58,6 +65,7 @@ class Worker:
         self._block = block_tokens
         self._chunk = chunk_tokens
         self._rank = rank
+        self._whose = whose
         self._layers: list[_Layer] = []
         self._kinds: list[Kind] = []
         self._failed: set[int] = set()
@@ -104,14 +112,16 @@ class Worker:
                 logger.warning("%d blocks are not loaded: %s", len(chunk.block_ids), error)
                 self._failed.update(chunk.block_ids)
                 self._doubtful_steps = _STEPS_AHEAD + 1
-                if isinstance(error, DataLoss):
+                if isinstance(error, DataLoss | FingerprintMismatch):
                     self._remove(chunk)
 
     def _load(self, chunk: Chunk) -> None:
         payload = self._store.get(rank_key(self._rank, chunk.key), most_packed(self._kinds))
         if payload is None:
             raise DataLoss(f"chunk {chunk.key} is gone")
-        tensors = iter(self._codec.decompress(unpack(payload, self._kinds)))
+        names = [name for layer in self._layers for name, _ in layer.sides()]
+        frames = unpack(payload, self._kinds)
+        tensors = iter(self._codec.decompress(frames, fingerprints=self._fingerprints(chunk, names)))
         for layer in self._layers:
             blocks = torch.tensor(chunk.block_ids, device=layer.view.device)
             layer.scatter(blocks, chunk.first, [next(tensors) for _ in layer.sides()])
@@ -138,8 +148,13 @@ class Worker:
         named = []
         for layer in self._layers:
             named += layer.gather(torch.tensor(chunk.block_ids, device=layer.view.device))
-        frames = self._codec.compress(named, [chunk.start] * len(named))
+        prints = self._fingerprints(chunk, [name for name, _ in named])
+        frames = self._codec.compress(named, [chunk.start] * len(named), fingerprints=prints)
         return self._store.put(rank_key(self._rank, chunk.key), pack(frames))
+
+    def _fingerprints(self, chunk: Chunk, names: Sequence[str]) -> list[bytes]:
+        key = rank_key(self._rank, chunk.key).encode()
+        return [fingerprint_of(self._whose, key, name) for name in names]
 
     def take_failed_blocks(self) -> set[int]:
         """Of the loads since this was last asked."""

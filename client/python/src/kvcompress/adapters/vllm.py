@@ -48,7 +48,7 @@ class KvCompressConnector(KVConnectorBase_V1):
         if role is KVConnectorRole.SCHEDULER:
             self._scheduler = Scheduler(store, block, chunk, parallel.world_size)
         else:
-            self._worker = Worker(store, self._codec, kv_cache_config, block, chunk, parallel.rank)
+            self._worker = Worker(store, self._codec, kv_cache_config, block, chunk, parallel.rank, namespace)
 
     @property
     def requires_kv_delivery(self) -> bool:
