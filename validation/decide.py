@@ -115,7 +115,7 @@ def decide(setup: Setup, codecs: Sequence[str] = CODECS, max_kl: float = 0.01, a
         verbose: progress on standard error
 
     Raises:
-        ValueError: windows, text and model do not fit together; a codec does not take the values
+        ValueError: windows, text and model do not fit together
         OSError, subprocess.CalledProcessError: as validate_perplexity.validate
     """
     import torch

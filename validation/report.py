@@ -22,8 +22,10 @@ def as_program(main: Callable[[], int]) -> int:
     try:
         return main()
     except (OSError, ValueError, TypeError, ImportError, subprocess.CalledProcessError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+        said = f"Error: {error}"
+    # Not above: a progress bar is cleared when the error, which holds its loop, is gone.
+    print(said, file=sys.stderr)
+    return 1
 
 
 def line(result: ValidationResult) -> str:

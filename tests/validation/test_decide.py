@@ -9,7 +9,7 @@ import sys
 import decide
 import decide_page
 import pytest
-from compression_bridge import artifact_id, find_cli_binary, measure_codec
+from compression_bridge import CompressionError, artifact_id, find_cli_binary, measure_codec
 from conftest import VALIDATION, make_model
 from kvcompress.calibration import calibrate, collect_cache
 from results import Change, ValidationResult
@@ -172,7 +172,14 @@ def test_a_codec_that_does_not_take_the_values_is_an_error(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"layer_0_key": torch.full((1, 1, 4, 64), math.nan)}, tmp_path / "nan.safetensors")
-    with pytest.raises(ValueError, match=r"int4: .* is NaN"):
+    with pytest.raises(CompressionError, match=r" is NaN, which int4 cannot hold"):
         measure_codec(str(tmp_path / "nan.safetensors"), "int4")
     with pytest.raises(ValueError, match="is no artifact"):
         artifact_id(str(tmp_path / "nan.safetensors"))
+
+
+def test_an_error_stands_on_a_line_of_its_own_where_there_is_a_progress_bar(folder, tmp_path):
+    done = run(folder, "--codec", "int4", "--bandwidth", "25Gbps/s", "--output", tmp_path / "p.html")
+    assert done.returncode == 1
+    last = done.stderr.replace("\r", "\n").splitlines()[-1]
+    assert last.startswith('Error: kv-compress failed with exit code 1: -bandwidth: "25Gbps/s" is no bandwidth')
