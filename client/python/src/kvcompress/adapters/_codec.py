@@ -1,6 +1,5 @@
 """What the adapters share: the tensors of a cache as frames and back, several frames as one payload."""
 
-import hashlib
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -280,12 +279,6 @@ def check_keys(config: Mapping[str, Any], known: Iterable[str], required: Iterab
 def check_dtype(dtype: torch.dtype, what: str) -> None:
     if dtype not in DTYPES:
         raise InvalidArgument(f"{what} is {dtype}, which is none of {', '.join(map(str, DTYPES))}")
-
-
-def fingerprint_of(whose: str, key: bytes, part: str) -> bytes:
-    """Of one tensor of a chunk: `whose` says all but the tokens that its values depend on, `key` is the tokens'."""
-    digest = hashlib.sha256(whose.encode()).digest()
-    return hashlib.sha256(b"%b%d:%b%b" % (digest, len(key), key, part.encode())).digest()
 
 
 def pack(frames: Sequence[Frame]) -> bytes:

@@ -11,7 +11,8 @@ import torch
 
 from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, KvCompressError, Unavailable
 from ..store import Store
-from ._codec import Codec, Stored, fingerprint_of, most_packed, pack, unpack
+from ._codec import Codec, Stored, most_packed, pack, unpack
+from ._fingerprint import fingerprint
 from ._vllm_geometry import Group, Part
 from ._vllm_jobs import Chunk, Task
 
@@ -102,7 +103,7 @@ class Transfer:
         parts = self._groups[number].parts
         named = self._gathered(task, parts, chunks)
         starts = [chunk.start or 0 for chunk in chunks for _ in parts]
-        prints = [fingerprint_of(self._whose, chunk.key, part.name) for chunk in chunks for part in parts]
+        prints = [fingerprint(self._whose, chunk.key.hex(), part.name) for chunk in chunks for part in parts]
         try:
             frames = self._codecs[number].compress(named, starts, fingerprints=prints)
         except BaseException:
@@ -157,7 +158,7 @@ class Transfer:
         """All of them by one stream; where one is damaged or another's, each by its own."""
         parts, codec = self._groups[number].parts, self._codecs[number]
         frames = [frame for _, frames in found for frame in frames]
-        prints = [fingerprint_of(self._whose, chunk.key, part.name) for chunk, _ in found for part in parts]
+        prints = [fingerprint(self._whose, chunk.key.hex(), part.name) for chunk, _ in found for part in parts]
         per = len(parts)
         try:
             tensors = codec.decompress(frames, fingerprints=prints) if frames else []

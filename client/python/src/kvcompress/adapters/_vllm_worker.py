@@ -10,7 +10,8 @@ import torch
 
 from .. import DataLoss, FailedPrecondition, FingerprintMismatch, KvCompressError
 from ..store import Store
-from ._codec import Codec, Kind, check_dtype, fingerprint_of, most_packed, pack, unpack
+from ._codec import Codec, Kind, check_dtype, most_packed, pack, unpack
+from ._fingerprint import fingerprint
 from ._vllm_scheduler import Chunk, rank_key
 
 logger = logging.getLogger(__name__)
@@ -153,8 +154,7 @@ class Worker:
         return self._store.put(rank_key(self._rank, chunk.key), pack(frames))
 
     def _fingerprints(self, chunk: Chunk, names: Sequence[str]) -> list[bytes]:
-        key = rank_key(self._rank, chunk.key).encode()
-        return [fingerprint_of(self._whose, key, name) for name in names]
+        return [fingerprint(self._whose, rank_key(self._rank, chunk.key), name) for name in names]
 
     def take_failed_blocks(self) -> set[int]:
         """Of the loads since this was last asked."""
