@@ -2,7 +2,7 @@
 # by apt, only those that are missing); `make help` lists the targets.
 .DEFAULT_GOAL := help
 PREFIX ?= /usr/local
-.PHONY: help build build-compress install demo real-model test bench format lint image container-test bare-test clean
+.PHONY: help build build-compress install wheel demo real-model test bench format lint image container-test bare-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -15,6 +15,10 @@ build-compress: build ## Another name of build
 
 install: build ## Install programs, library, headers and CMake package below PREFIX (/usr/local); DESTDIR is honoured
 	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
+
+wheel: ## Make a wheel of the Python package with the codec in it, and the libraries that it needs, in dist/
+	@scripts/install-deps.sh --build --test
+	@scripts/wheel.sh
 
 demo: ## Build, start the daemon, send a real KV cache through it and check what comes back
 	@scripts/install-deps.sh --build
@@ -56,4 +60,4 @@ bare-test: ## Run `make demo` in a fresh debian:bookworm-slim (BARE_TARGET=test 
 	@tests/container/bare.sh
 
 clean: ## Remove what the targets above have built
-	rm -rf build bin .venv
+	rm -rf build bin dist .venv

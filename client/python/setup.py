@@ -76,7 +76,8 @@ class BuildNative(build_ext):
             "Python_EXECUTABLE": sys.executable,
         }
         settings = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run(["cmake", "-S", HERE.parents[1], "-B", build, *settings], check=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        subprocess.run(["cmake", *generator, "-S", HERE.parents[1], "-B", build, *settings], check=True)
         jobs = str(os.cpu_count() or 1)
         subprocess.run(["cmake", "--build", build, "--target", "kvc_python", "--parallel", jobs], check=True)
 
