@@ -180,6 +180,14 @@ def test_flags_that_do_not_fit(capsys, options):
     assert "usage: " in capsys.readouterr().err
 
 
+def test_sensitivity_without_its_program_is_refused_at_once(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("KV_COMPRESS_PATH", raising=False)
+    monkeypatch.setenv("PATH", "")
+    code, told = analyze(capsys, "--model", tmp_path / "no model", "--sensitivity", "--output-dir", tmp_path)
+    assert code == 1
+    assert told.err.startswith("Error: no kv-compress on PATH")
+
+
 def test_sensitivity_is_measured_beside_the_metrics_of_a_file(stories, tmp_path, capsys, monkeypatch):
     measure = ("--model", stories, "--text", stories / "windows.json", "--window", 64)
     code, told = analyze(capsys, *measure, "--tokens", 64, "--output-dir", tmp_path)

@@ -84,6 +84,17 @@ def run(folder, *flags, dataset="text.txt"):
         *flags])
 
 
+def test_what_is_measured_on_is_by_itself_the_other_half_of_what_is_learned_from(folder):
+    results = folder / "out" / "calibration_results_pca.json"
+    assert run(folder, "--compressor", "pca") == 0
+    both = json.loads(results.read_text())
+    assert low_rank_run.main([
+        "--model", str(folder / "model"), "--config", str(folder / "config.json"), "--output-dir", str(folder / "out"),
+        "--calibration-dataset", str(folder / "text.txt"), "--max-length", "48", "--compressor", "pca"]) == 0
+    one = json.loads(results.read_text())
+    assert one["compressed_perplexity"] == both["compressed_perplexity"]
+
+
 @pytest.mark.parametrize("name", ["kvsplice", "pca"])
 def test_a_run_writes_its_files_and_its_last_five_lines(folder, name, capsys):
     assert run(folder, "--compressor", name) == 0

@@ -68,7 +68,7 @@ def calibrate(
     for path in paths:
         if "," in path:
             raise InvalidArgument(f"paths of caches have no commas: {path!r}")
-    command = [_found(program), "-calibrate", "-input", ",".join(paths), "-output", _path(output)]
+    command = [find_program(program), "-calibrate", "-input", ",".join(paths), "-output", _path(output)]
     command += ["-group-dim", str(group_dim), "-threads", str(threads)]
     if weights is not None:
         command += ["-weights", _path(weights)]
@@ -98,7 +98,8 @@ def _path(path: Path) -> str:
     return text
 
 
-def _found(program: Path | None) -> str:
+def find_program(program: Path | None = None) -> str:
+    """The path of kv-compress, as `calibrate` finds it; FailedPrecondition without one."""
     if program is not None:
         return _path(program)
     found = os.environ.get(_VARIABLE) or shutil.which(_PROGRAM)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InvalidArgument, KvCompressError
+from ._artifact import find_program
 from ._inputs import DTYPES, cache_dtype_of, check_tokens, load_model, texts
 from ._program import count, ended
 from ._whole_file import whole_file
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> None:
         raise InvalidArgument(
             f"--compression-config-output ends in .json, of which its summary's name is made: {config_path}"
         )
+    if args.sensitivity:
+        find_program()  # before minutes are spent on what comes first
     loaded = None
     if args.model is not None:
         loaded = load_model(args.model, device=None if args.device == "auto" else args.device, dtype=args.dtype)

@@ -188,7 +188,8 @@ def report(results: dict[str, Any]) -> str:
 
 def _both_texts(args: argparse.Namespace, tokenizer: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """To learn from, and held out: halves of one file, or the splits of one data set."""
-    source, held_out = args.calibration_dataset, args.eval_dataset
+    source = args.calibration_dataset
+    held_out = source if args.eval_dataset is None else args.eval_dataset
     is_one_file = source == held_out and os.path.isfile(source)
     first, second = ((0.0, 0.5), (0.5, 1.0)) if is_one_file else ((0.0, 1.0), (0.0, 1.0))
     return (
@@ -226,7 +227,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--compressor", choices=COMPRESSORS, default="kvsplice", help="(default %(default)s)")
     add("--config", required=True, metavar="FILE", help="compression_config.json: which heads get which rank")
     add("--calibration-dataset", default="wikitext", metavar="TEXT", help=text)
-    add("--eval-dataset", default="wikitext", metavar="TEXT", help=text + "; halves of one file are held apart")
+    add(
+        "--eval-dataset",
+        metavar="TEXT",
+        help="(default: that to learn from; of one file, the first half is to learn from, the second to measure on)",
+    )
     add(
         "--calibration-samples",
         type=count,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from .._errors import InvalidArgument
-from ._artifact import _found, _run
+from ._artifact import _run, find_program
 from ._model_statistics import Windows, _metadata, _named, _pairs, _read, _rotary, _rows, _save
 from .compression_config import Head
 from .scoring import Pairs, Score, score_restored
@@ -61,7 +61,7 @@ def measure_sensitivity(
     if read_tokens < 2 or len({len(row) for row in rows}) > 1:
         raise InvalidArgument("sensitivity needs windows of one length, and 2 tokens or more that read the caches")
     with tempfile.TemporaryDirectory() as folder:
-        coded = _Coded(model, codec, Path(folder), _found(program), artifacts)
+        coded = _Coded(model, codec, Path(folder), find_program(program), artifacts)
         shape = [keys.shape[1] for keys, _ in _pairs(_read(model, rows[0][:2]))]
         places = [(layer, head, side) for layer, heads in enumerate(shape) for head in range(heads) for side in _SIDES]
         restorers = [coded.one_head(*place) for place in places] + [coded.all_heads(sides) for sides in _GROUPS]
