@@ -7,7 +7,7 @@ FOLDER: where a wheel of vLLM was unpacked to, or nothing where vLLM is installe
 Chunks of 256 tokens are made of a model's keys and values (tests/data), each layer times a factor of its own. Store
 and load are jobs of 8 chunks, 4 at a time. Folders are forgotten by the page cache in between. GB/s and CPU seconds are
 of 10^9 bytes of CPU cache; CPU seconds are this process' and the daemon's. "longest" is the longest time that a call of
-a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone.
+a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone. Each codec is measured by a daemon, and in this process.
 """
 import argparse
 import contextlib
@@ -85,7 +85,7 @@ def move(steps, chunks, load, daemon):
     return time.perf_counter() - begin, cpu_seconds(daemon) - cpu
 
 
-def tier_of(kind, config, cache, folder, daemon, **more):
+def tier_of(kind, config, cache, folder, daemon, target=None, **more):
     from kvcompress.adapters.vllm import CompressedTier
     from vllm.v1.kv_offload.tiering.fs.manager import FileSystemTierManager
 
@@ -94,13 +94,13 @@ def tier_of(kind, config, cache, folder, daemon, **more):
     if kind == "fs":
         return FileSystemTierManager(spec, cache.view, "fs", root_dir=str(folder))
     return CompressedTier(spec, cache.view, "CompressedTier", path=str(folder), codec=kind, head_dim=HEAD_DIM,
-                          target=daemon.paths["unix socket"][0], rotary={"theta": 1e5, "pairs": "half"}, **more)
+                          target=target or daemon.paths["unix socket"][0], rotary={"theta": 1e5, "pairs": "half"}, **more)
 
 
-def measure(kind, config, cache, where, chunks, daemon):
+def measure(kind, config, cache, where, chunks, daemon, target=None):
     folder = pathlib.Path(where) / "tier"
     shutil.rmtree(folder, ignore_errors=True)
-    steps = tiering.Steps(tier_of(kind, config, cache, folder, daemon))
+    steps = tiering.Steps(tier_of(kind, config, cache, folder, daemon, target))
     gigabytes, truth = chunks * tiering.row_bytes(config) / 1e9, cache.rows.copy()
     try:
         stored, stored_cpu = move(steps, chunks, False, daemon)
@@ -117,7 +117,8 @@ def measure(kind, config, cache, where, chunks, daemon):
     figures = [gigabytes / stored, gigabytes / loaded, stored_cpu / gigabytes, loaded_cpu / gigabytes,
                size / (gigabytes * 1e9)]
     row = " | ".join(f"{figure:.2f}" for figure in figures)
-    print(f"| {where} | {kind} | {row} | {1e3 * steps.longest:.1f} ms |", flush=True)
+    shown = f"{kind}, {target}" if target else kind
+    print(f"| {where} | {shown} | {row} | {1e3 * steps.longest:.1f} ms |", flush=True)
 
 
 def pauses(config, cache, daemon, is_stopped):
@@ -158,8 +159,10 @@ def main():
         print("| folder | tier | store GB/s | load GB/s | CPU s/GB of stores | of loads | bytes on disk | longest |")
         print("|---|---|---|---|---|---|---|---|")
         for where in args.folders.split(","):
-            for kind in ["fs", *(args.codec or ["lossless", "int4(group=64)"])]:
+            measure("fs", config, cache, where, chunks, daemon)
+            for kind in args.codec or ["lossless", "int4(group=64)"]:
                 measure(kind, config, cache, where, chunks, daemon)
+                measure(kind, config, cache, where, chunks, daemon, "in-process")
         pauses(config, cache, daemon, is_stopped=False)
         pauses(config, cache, daemon, is_stopped=True)
 

@@ -12,7 +12,7 @@ DOCUMENTS = sorted([
     *REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "client/python/README.md",
     REPOSITORY / "validation/README.md"])
 # What is made by builds and tests, which documents may name where it is not there.
-MADE = ("bin", "build", ".venv")
+MADE = ("bin", "build", "dist", ".venv")
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 
 

@@ -13,8 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 engines.provide_lmcache()
-from kvcompress.adapters.lmcache import KvCompressL2Adapter  # noqa: E402
 from kvcompress.adapters._lmcache_objects import key_text  # noqa: E402
+from kvcompress.adapters.lmcache import KvCompressL2Adapter  # noqa: E402
 from test_lmcache import Memory, object_key  # noqa: E402
 
 INSTALLED = "lmcache" in importlib.metadata.packages_distributions()

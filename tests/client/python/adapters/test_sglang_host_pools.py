@@ -98,7 +98,8 @@ def mla(pools, layout):
 def mamba(pools):
     return pools("mamba", "MambaPoolHost", layout="page_first", page_size=1, num_mamba_layers=LAYERS,
                  temporal_dtype=torch.float32, conv_dtype=torch.bfloat16, dtype=torch.bfloat16,
-                 temporal_state_elem_size=48, conv_state_shapes=[(3, 5)], conv_state_elem_sizes=[15], slot_state_buffers=(),
+                 temporal_state_elem_size=48, conv_state_shapes=[(3, 5)], conv_state_elem_sizes=[15],
+                 slot_state_buffers=(),
                  temporal_buffer=filled((PAGES, LAYERS, 1, 6, 8), torch.float32),
                  conv_buffer=[filled((PAGES, LAYERS, 1, 3, 5), torch.bfloat16)])
 

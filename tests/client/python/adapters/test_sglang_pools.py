@@ -12,7 +12,6 @@ from kvcompress.adapters.sglang import KvCompressStorage  # noqa: E402
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer  # noqa: E402
 from test_sglang import HEADS, LAYERS, PAGE, PAGES, SHAPES, SIZE, LatentPool, Pool  # noqa: E402
 
-
 # With a profile each layer is a frame.
 PROFILE = {"version": 1, "default": "lossless", "rules": []}
 
@@ -300,7 +299,9 @@ def test_metrics_of_a_storage(make):
     assert (found.prefetch_pgs, found.backup_pgs) == ([1], [2])
     assert len(found.prefetch_bandwidth) == len(found.backup_bandwidth) == 1
     assert min(found.prefetch_bandwidth + found.backup_bandwidth) > 0
-    assert not (storage.get_stats().prefetch_pgs or storage.get_stats().backup_pgs)
+    rest = storage.get_stats()
+    assert not rest.prefetch_pgs
+    assert not rest.backup_pgs
     assert {name: storage.stats()[name] for name in ("saved", "loaded", "missing")} == {
         "saved": 2, "loaded": 1, "missing": 1}
 
