@@ -48,7 +48,7 @@ def test_a_file_of_another_fingerprint_is_refused(bin_dir, packed, tmp_path, dae
     out.write_text("old")
     for path, found in zip(packed, [f"fingerprint {ONE.hex()}", "none"]):
         done = run(bin_dir, "-decompress", "-input", path, "-output", out, "-fingerprint", OTHER.hex(), *flags)
-        said = f'Error: tensor "layer_0_key": frame: it has {found}, not fingerprint {OTHER.hex()}\n'
+        said = f'Error: tensor "layer_10_key": frame: it has {found}, not fingerprint {OTHER.hex()}\n'
         assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
         assert out.read_text() == "old"
     values = []
