@@ -115,7 +115,7 @@ def test_frames_whose_tensor_is_known(client, size):
     with pytest.raises(kvcompress.InvalidArgument, match=r"dtype is one of F16, BF16, F32, .*, not 'C128'"):
         list(client.decompress_many([("x", frame.data, ("C128", (size,)))]))
     for wrong in (("x",), ("x", frame.data, ("F16", (size,)), b"", 4)):
-        with pytest.raises(kvcompress.InvalidArgument, match="expected frames, pairs"):
+        with pytest.raises(kvcompress.InvalidArgument, match="expected frames, or pairs"):
             list(client.decompress_many([wrong]))
 
 

@@ -54,7 +54,8 @@ FRAMES = [None, 5, "text", NOTHING, Rude(), b"", bytes(100), np.ones(3), (), ("a
           ("a", 5), ("a", b"x", ("F16", (1,)), 1), ("a", b"x", None), ("a", b"x", 5), ("a", b"x", ("F16",)),
           ("a", b"x", ("F16", 5)), ("a", b"x", ("F16", ("b",))), ("a", b"x", ("F16", (-1,))),
           ("a", b"x", (["F16"], (1,))), ("a", b"x", ("F16", (1 << 62, 1 << 62))), ("a", b"x", ("F16", (1,) * 9)),
-          ("a", b"x", Rude()), memoryview(b"abcd")[::2], memoryview(np.ones((2, 2)))]
+          ("a", b"x", Rude()), ("a", b"x", ("F16", (1,)), "text"), ("a", b"x", ("F16", (1,)), bytes(65)),
+          ("a", b"x", None, Rude()), ("a", b"x", None, b"f", 1), memoryview(b"abcd")[::2], memoryview(np.ones((2, 2)))]
 ROTARIES = [kvcompress.RotaryEmbedding(**fields) for fields in (
     {"theta": "9"}, {"theta": NOTHING}, {"theta": Rude()}, {"theta": 9, "pairs": []}, {"theta": 9, "pairs": SURROGATE},
     {"theta": 9, "dims": -2}, {"theta": 9, "dims": 1 << 40}, {"theta": 9, "offset": 1.5}, {"theta": 9, "start": "0"})]
@@ -67,6 +68,7 @@ HOSTILE = {
                         {1: 2}, {"a": float("nan")}, pathlib.Path("/no"), "\0", [1]],
     "on_nonfinite": lambda: [None, 5, NOTHING, Rude(), "clamp", ["error"], SURROGATE],
     "rotary": lambda: [5, 1e4, NOTHING, Rude(), "10000", {"theta": 9}, *ROTARIES],
+    "fingerprint": lambda: [5, "text", NOTHING, Rude(), [1], bytes(65), np.ones(2), 1j],
     "timeout": lambda: ["5s", -1, float("nan"), NOTHING, Rude(), [], 1j, b"1", np.ones(2)],
     "frame": lambda: FRAMES,
     "out": lambda: [5, "text", NOTHING, Rude(), [1], np.ones(3), np.ones(100, np.float16)[::-1], *torch_tensors()],
@@ -74,7 +76,9 @@ HOSTILE = {
     "headers": lambda: [5, "ab", NOTHING, Rude(), [5], [None], [b"x"], {1: 2}, [Rude()]],
     # What an iterable raises by itself comes out of the calls as it is.
     "tensors": lambda: [None, 5, "ab", NOTHING, ARRAY, [5], [()], [("a",)], [("a", ARRAY, 5)],
-                        [("a", ARRAY, SURROGATE)], *([(text, ARRAY)] for text in TEXTS),
+                        [("a", ARRAY, SURROGATE)], [("a", ARRAY, None, None, "text")],
+                        [("a", ARRAY, None, None, Rude())], [("a", ARRAY, None, None, bytes(65))],
+                        [("a", ARRAY, None, None, b"f", 1)], *([(text, ARRAY)] for text in TEXTS),
                         *([("a", one)] for one in tensors())],
     "frames": lambda: [None, 5, NOTHING, *([frame] for frame in FRAMES)],
     "work": lambda: [None, 5, "text", NOTHING, Rude()],

@@ -161,8 +161,10 @@ TEST_P(TrellisTest, PlainSymbolsAreThoseOfTheDefinition) {
   for (const bool has_low_bits : {false, true}) {
     const StripTables strip = StripOf(tables, has_low_bits);
     // Of F32 they are placed where the values are, of the unit 0 nowhere.
-    for (const auto& [unit, dtype] : {std::pair{0.0f, DType::kF32}, std::pair{0.3f, DType::kF32},
-                                      std::pair{0.3f, DType::kF16}, std::pair{1e5f, DType::kBF16}}) {
+    for (const auto& kind : {std::pair{0.0f, DType::kF32}, std::pair{0.3f, DType::kF32}, std::pair{0.3f, DType::kF16},
+                             std::pair{1e5f, DType::kBF16}}) {
+      const float unit = kind.first;
+      const DType dtype = kind.second;
       SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << unit);
       const auto run = [&](auto symbols_of, std::vector<float>& values, std::vector<uint8_t>& placed, Symbols& out) {
         void* const to = dtype == DType::kF32 ? static_cast<void*>(values.data() + kFirst) : placed.data();
