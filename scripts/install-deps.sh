@@ -10,7 +10,7 @@ for set in "$@"; do
     --build)
       packages+=(g++ cmake ninja-build pkg-config python3 libabsl-dev libgrpc++-dev libprotobuf-dev libssl-dev
         protobuf-compiler protobuf-compiler-grpc libspdlog-dev prometheus-cpp-dev libhwy-dev libzstd-dev
-        liblz4-dev libxxhash-dev nlohmann-json3-dev libeigen3-dev) ;;
+        liblz4-dev libxxhash-dev nlohmann-json3-dev libeigen3-dev python3-dev) ;;
     # The benchmarks are configured together with the tests.
     --bench) packages+=(libbenchmark-dev libgtest-dev libgmock-dev) ;;
     --test)

@@ -48,12 +48,6 @@ DEFAULT_CODEC = "int4(group=64)"
 _MOST_ITEMS, _MOST_BYTES = 256, 64 << 20
 
 
-def is_available() -> bool:
-    """Whether this installation of the package has the codec. It is built with the package where CMake and the C++
-    libraries are there."""
-    return _native is not None
-
-
 class LocalClient:
     """The calls of `Client`, by the codec in this process: the same frames, to the byte, and the same errors. Threads
     may share it, and a process that was forked goes on with it.

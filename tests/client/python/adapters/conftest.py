@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kvcompress.store import open_store
 
 # Tiny models gain nothing from threads, and lose a lot to them where cores are few.
 torch.set_num_threads(1)
@@ -39,3 +40,15 @@ def turned_keys():
         return keys.float()
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "kv"
+
+
+@pytest.fixture
+def store(folder):
+    opened = open_store(folder, "n")
+    yield opened
+    opened.close()

@@ -9,32 +9,10 @@ import subprocess
 import time
 
 import pytest
+from folder_files import SIZE, files, used
 from kvcompress.store import _files, _folder, open_store
-from kvcompress.store._entry import HEADER_SIZE
 from kvcompress.store._filter import Filter
 from kvcompress.store._index import Index
-
-SIZE = HEADER_SIZE  # of a file, beside its payload
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "kv"
-
-
-@pytest.fixture
-def store(folder):
-    opened = open_store(folder, "n")
-    yield opened
-    opened.close()
-
-
-def files(folder):
-    return sorted(folder.glob("*/*.kvc"))
-
-
-def used(folder):
-    return sum(path.stat().st_size for path in files(folder))
 
 
 def full(*_):
