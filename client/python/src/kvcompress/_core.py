@@ -19,12 +19,11 @@ from ._errors import (
     KvCompressError,
     Unavailable,
     VersionMismatch,
-    checked_text,
     closed,
     refusing,
     unanswered,
 )
-from ._exchange import CompressExchange, DecompressExchange, Exchange
+from ._exchange import CompressExchange, DecompressExchange, Exchange, compress_exchanges
 from ._frame import Frame
 from ._items import (
     CompressItem,
@@ -35,11 +34,10 @@ from ._items import (
     OnNonfinite,
     Result,
     TensorSource,
-    on_nonfinite_of,
     profile_json,
 )
 from ._retry import WAIT_READY, Attempts, Left, RetryPolicy
-from ._rotary import RotaryEmbedding, rotary_message
+from ._rotary import RotaryEmbedding
 from ._tensors import Framework
 from ._wire import Parsed, parsed
 from .v1 import kvcompress_pb2 as pb
@@ -169,11 +167,7 @@ class Core:
         rotary: RotaryEmbedding | None,
         timeout: float | None,
     ) -> Plan[Streaming[Frame]]:
-        text = profile_json(profile, spec)
-        checked_text("a spec", spec)
-        on_nonfinite_of(on_nonfinite)
-        rotary_message(rotary)
-        return self._many(tensors, lambda most: CompressExchange(most, spec, text, on_nonfinite, rotary), timeout)
+        return self._many(tensors, compress_exchanges(spec, profile, on_nonfinite, rotary), timeout)
 
     def decompress_many(
         self, frames: Items[FrameSource], as_: Framework | None, timeout: float | None

@@ -5,13 +5,13 @@ a deque alone. What an item is wrong about ends the sending and is raised after 
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from ._errors import InvalidArgument, KvCompressError, unanswered
+from ._errors import InvalidArgument, KvCompressError, checked_text, unanswered
 from ._frame import Frame
-from ._items import CompressItem, DecompressItem, Item, OnNonfinite, Result
-from ._rotary import RotaryEmbedding
+from ._items import CompressItem, DecompressItem, Item, OnNonfinite, Result, on_nonfinite_of, profile_json
+from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output
 from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
@@ -162,6 +162,17 @@ class CompressExchange(Exchange[CompressItem, Frame]):
             raise malformed()
         self.parts.append(value)
         return None
+
+
+def compress_exchanges(
+    spec: str, profile: Any, on_nonfinite: OnNonfinite, rotary: RotaryEmbedding | None
+) -> Callable[[int], CompressExchange]:
+    """Makes exchanges of one call, whose arguments are checked at once: InvalidArgument for what is none."""
+    text = profile_json(profile, spec)
+    checked_text("a spec", spec)
+    on_nonfinite_of(on_nonfinite)
+    rotary_message(rotary)
+    return lambda message_bytes: CompressExchange(message_bytes, spec, text, on_nonfinite, rotary)
 
 
 class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):

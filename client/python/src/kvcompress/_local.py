@@ -17,7 +17,7 @@ from ._errors import (
     late,
     refusing,
 )
-from ._exchange import CompressExchange, DecompressExchange
+from ._exchange import DecompressExchange, compress_exchanges
 from ._frame import Frame
 from ._items import (
     CompressItem,
@@ -28,11 +28,10 @@ from ._items import (
     OnNonfinite,
     Result,
     TensorSource,
-    on_nonfinite_of,
     profile_json,
 )
 from ._retry import NO_RETRY, Attempts, Left, checked_seconds
-from ._rotary import RotaryEmbedding, rotary_message
+from ._rotary import RotaryEmbedding
 from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
 
@@ -143,9 +142,7 @@ class LocalClient:
         timeout: float | None = None,
     ) -> Iterator[Frame]:
         """As Client.compress_many, but the input is read by the thread that takes the frames."""
-        on_nonfinite_of(on_nonfinite)
-        rotary_message(rotary)
-        prepare = CompressExchange(0, spec, profile_json(profile, spec), on_nonfinite, rotary).prepare
+        prepare = compress_exchanges(spec, profile, on_nonfinite, rotary)(0).prepare
         return self._many(tensors, prepare, self._compressed, self._left(timeout))
 
     def decompress_many(
