@@ -16,13 +16,14 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "bench/chain_blocks.h"
 #include "bench/small_tensors.h"
-#include "core/base/byte_source.h"
 #include "core/base/half.h"
 #include "core/codec/chain.h"
 #include "core/codec/registry.h"
@@ -117,17 +118,13 @@ void Measure(benchmark::State& state, DType dtype) {
 // A codec chain as the daemon runs it: block by block, with all figures.
 class ChainBench {
  public:
-  explicit ChainBench(std::string_view spec)
-      : tensor_(testing::MakeTensor("layer_0_key", DType::kF16, {1, 8, kTokens, 128})),
-        chain_(ChainSpec::Parse(spec)->Resolve({}, tensor_)) {}
+  explicit ChainBench(std::string_view spec) : spec_(spec) {}
 
   void Encode(benchmark::State& state) {
     if (!Prepare(state)) return;
     for (auto _ : state) {
       ErrorSums sums;
-      totals_.Begin(TokenLayoutOf(tensor_));
-      for (size_t i = 0; i < payloads_.size(); ++i) EncodeBlock(state, i, sums);
-      totals_.AddTo(sums);
+      if (!blocks_->Encode(sums).ok()) state.SkipWithError("a block cannot be encoded");
       benchmark::DoNotOptimize(sums);
     }
     Count(state);
@@ -136,14 +133,10 @@ class ChainBench {
   void Decode(benchmark::State& state) {
     if (!Prepare(state)) return;
     ErrorSums sums;
-    totals_.Begin(TokenLayoutOf(tensor_));
-    for (size_t i = 0; i < payloads_.size(); ++i) EncodeBlock(state, i, sums);
+    if (!blocks_->Encode(sums).ok()) state.SkipWithError("a block cannot be encoded");
     for (auto _ : state) {
-      for (size_t i = 0; i < payloads_.size(); ++i) {
-        const absl::Status decoded =
-            chain_->DecodeBlock(tensor_, ByteSpan(payloads_[i]).first(sizes_[i]),
-                                MutableByteSpan(Target()).subspan(i * kBlockBytes, kBlockBytes));
-        if (!decoded.ok()) state.SkipWithError("a block cannot be decoded");
+      if (!blocks_->Decode(MutableByteSpan(Target()).first(kBytes)).ok()) {
+        state.SkipWithError("a block cannot be decoded");
       }
     }
     Count(state);
@@ -151,42 +144,23 @@ class ChainBench {
 
  private:
   static constexpr size_t kTokens = kBytes / (8 * 128 * 2);
-  static constexpr size_t kBlockBytes = kDefaultBlockElements * 2;
 
   bool Prepare(benchmark::State& state) {
+    if (blocks_.has_value()) return true;
+    const TensorDesc tensor = testing::MakeTensor("layer_0_key", DType::kF16, {1, 8, kTokens, 128});
+    chain_ = ChainSpec::Parse(spec_)->Resolve({}, tensor);
     if (!chain_.ok()) {
       state.SkipWithError("the chain cannot be parsed");
       return false;
     }
-    if (!payloads_.empty()) return true;
-    auto analyzed = chain_->Analyze(tensor_, MemorySource(ByteSpan(Source(DType::kF16))), kDefaultBlockElements);
-    if (!analyzed.ok()) {
-      state.SkipWithError("the tensor cannot be analyzed");
-      return false;
-    }
-    state_ = *std::move(analyzed);
-    payloads_.assign(kBytes / kBlockBytes,
-                     std::vector<std::byte>(chain_->MaxPayloadBytes(tensor_, kDefaultBlockElements)));
-    sizes_.resize(payloads_.size());
-    return true;
+    blocks_.emplace(*chain_, tensor, Source(DType::kF16));
+    if (!blocks_->Analyze().ok()) state.SkipWithError("the tensor cannot be analyzed");
+    return !state.error_occurred();
   }
 
-  void EncodeBlock(benchmark::State& state, size_t index, ErrorSums& sums) {
-    const Block block = {tensor_, index * kDefaultBlockElements, kDefaultBlockElements,
-                         ByteSpan(Source(DType::kF16)).subspan(index * kBlockBytes, kBlockBytes)};
-    const absl::StatusOr<size_t> size = chain_->EncodeBlock(block, state_, payloads_[index], &sums, &tokens_);
-    if (!size.ok()) return state.SkipWithError("a block cannot be encoded");
-    sizes_[index] = *size;
-    totals_.Merge(tokens_);
-  }
-
-  const TensorDesc tensor_;
-  const absl::StatusOr<CodecChain> chain_;
-  ChainState state_;
-  TokenSums tokens_;
-  TokenTotals totals_;
-  std::vector<std::vector<std::byte>> payloads_;
-  std::vector<size_t> sizes_;
+  const std::string_view spec_;
+  absl::StatusOr<CodecChain> chain_;
+  std::optional<ChainBlocks> blocks_;
 };
 
 void Zstd(benchmark::State& state, int level) {
