@@ -30,10 +30,27 @@ float ScaleOf(DType dtype, uint16_t bits) {
 }
 
 size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit) {
-  size_t i = 0;
-  // The negated comparison is also true for NaN.
-  while (i < count && !(!(std::abs(LoadAsF32(dtype, values, i)) <= limit))) ++i;
-  return i;
+  return VisitBits(dtype, [&](auto zero) {
+    using Bits = decltype(zero);
+    constexpr auto kMagnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+    constexpr size_t kChunk = 256;
+    const auto* const bytes = static_cast<const std::byte*>(values);
+    for (size_t begin = 0; begin < count; begin += kChunk) {
+      const size_t end = std::min(begin + kChunk, count);
+      // Magnitudes order like their bits, NaN above all: the largest of a chunk tells of all its values.
+      Bits largest = 0;
+      for (size_t i = begin; i < end; ++i) {
+        largest = std::max(largest, static_cast<Bits>(LoadLE<Bits>(bytes + i * sizeof(Bits)) & kMagnitude));
+      }
+      const uint32_t bits = largest;
+      if (LoadAsF32(dtype, &bits, 0) <= limit) continue;
+      for (size_t i = begin; i < end; ++i) {
+        // The negated comparison is also true for NaN.
+        if (!(std::abs(LoadAsF32(dtype, values, i)) <= limit)) return i;
+      }
+    }
+    return count;
+  });
 }
 
 namespace scalar {

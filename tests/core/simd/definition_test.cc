@@ -210,5 +210,18 @@ TEST(FindOutOfRange, FindsTheFirst) {
   EXPECT_EQ(FindOutOfRange(DType::kF16, halves, 3, kMaxQuantizable), 2u);
 }
 
+TEST(FindOutOfRange, FindsOneAnywhere) {
+  for (const DType dtype : kValueDTypes) {
+    for (const size_t count : {1, 255, 256, 257, 700}) {
+      for (size_t at = 0; at < count; ++at) {
+        std::vector<std::byte> values(count * DTypeSize(dtype));
+        for (size_t i = 0; i < count; ++i) StoreFromF32(dtype, i < at ? -3.0f : 7.0f, values.data(), i);
+        EXPECT_EQ(FindOutOfRange(dtype, values.data(), count, 5.0f), at);
+        EXPECT_EQ(FindOutOfRange(dtype, values.data(), count, 7.0f), count);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvcompress::simd
