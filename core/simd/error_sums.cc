@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "core/base/half.h"
+#include "core/simd/exact_terms.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/sums-inl.h"
 
@@ -18,41 +20,23 @@ namespace {
 
 // Values are looked at in runs of this many: first at their magnitudes, then, in the cache, at the errors.
 constexpr size_t kRun = 1024;
+// Values of two bytes in the longest vectors.
+constexpr size_t kMultiple = 32;
 constexpr size_t kPrefetchBytes = 4096;
 
-// The bits of the largest magnitude of a run of both arrays.
+// The bits of the largest magnitude of both arrays.
 template <DType kT>
-HWY_INLINE Bits<kT> MaxMagnitude(const uint8_t* a, const uint8_t* b) {
+HWY_INLINE Bits<kT> MaxMagnitude(const uint8_t* a, const uint8_t* b, size_t bytes) {
   const hn::ScalableTag<Bits<kT>> d;
   const auto mask = hn::Set(d, static_cast<Bits<kT>>(Bits<kT>(~Bits<kT>{0}) >> 1));
   const size_t step = hn::Lanes(d) * sizeof(Bits<kT>);
   auto max_a = hn::Zero(d);
   auto max_b = hn::Zero(d);
-  for (size_t i = 0; i < kRun * sizeof(Bits<kT>); i += step) {
+  for (size_t i = 0; i < bytes; i += step) {
     max_a = hn::Max(max_a, hn::And(LoadAt(d, a + i), mask));
     max_b = hn::Max(max_b, hn::And(LoadAt(d, b + i), mask));
   }
   return hn::GetLane(hn::MaxOfLanes(d, hn::Max(max_a, max_b)));
-}
-
-// The sums of a run whose values are all finite and no larger than kLaneMax.
-template <DType kT>
-HWY_INLINE ErrorSums MeasureRun(const uint8_t* original, const uint8_t* decoded) {
-  const DF df;
-  constexpr size_t kStep = hn::MaxLanes(DF()) * DTypeSize(kT);
-  LaneSums lanes;
-  WideSums wide;
-  size_t i = 0;
-  while (i < kRun * DTypeSize(kT)) {
-    for (size_t k = 0; k < LaneSums::kFlushAfter; ++k, i += kStep) {
-      PrefetchAhead<kPrefetchBytes>(original + i, kStep);
-      PrefetchAhead<kPrefetchBytes>(decoded + i, kStep);
-      const VF x = LoadF32<kT>(df, original + i);
-      lanes.Add(x, hn::Sub(x, LoadF32<kT>(df, decoded + i)));
-    }
-    wide.Flush(lanes);
-  }
-  return wide.Totals(kRun, lanes.max_error);
 }
 
 // Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
@@ -61,40 +45,175 @@ bool DecodedSquaresFollow(const ErrorSums& sums) {
   return decoded_squares >= sums.sum_squares / 16;
 }
 
+// What came of a run of values that are all finite and no larger than kLaneMax.
+enum class Outcome { kMeasured, kNeedsOtherShift, kNeedsWideLanes };
+
 template <DType kT>
-void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
-  constexpr size_t kBytes = kRun * DTypeSize(kT);
-  // Runs that lanes would lose too much of are left for the scalar code, as many together as follow each other: sums
-  // that cancel lose something in each merge.
+HWY_INLINE Outcome MeasureRun(const uint8_t* original, const uint8_t* decoded, size_t count, float shift,
+                              ErrorSums& sums) {
+  const DF df;
+  constexpr size_t kStep = hn::MaxLanes(DF()) * DTypeSize(kT);
+  const size_t bytes = count * DTypeSize(kT);
+  LaneSums lanes(shift);
+  WideSums wide;
+  size_t i = 0;
+  while (i < bytes) {
+    const size_t end = std::min(i + LaneSums::kFlushAfter * kStep, bytes);
+    for (; i < end; i += kStep) {
+      PrefetchAhead<kPrefetchBytes>(original + i, kStep);
+      PrefetchAhead<kPrefetchBytes>(decoded + i, kStep);
+      const VF x = LoadF32<kT>(df, original + i);
+      lanes.Add(x, hn::Sub(x, LoadF32<kT>(df, decoded + i)));
+    }
+    wide.Flush(lanes);
+  }
+  const ErrorSums own = wide.Totals(count, lanes);
+  if (!SafeInLanes(own.max_abs_error)) return Outcome::kNeedsWideLanes;
+  if (!wide.DifferencesFollow(own, lanes)) return Outcome::kNeedsOtherShift;
+  if (!DecodedSquaresFollow(own)) return Outcome::kNeedsWideLanes;
+  sums.Merge(own);
+  return Outcome::kMeasured;
+}
+
+// The sums of any values, in lanes of binary64.
+template <DType kT>
+class WideLanes {
+ public:
+  HWY_INLINE explicit WideLanes(float first) : first_(hn::Set(DF(), first)) {
+    sum_ = deviations_ = squares_ = error_squares_ = abs_error_ = cross_ = decoded_squares_ = max_error_ =
+        hn::Zero(DD());
+  }
+
+  HWY_INLINE void Add(VF x, VF y) {
+    const DF df;
+    const VF most = hn::Set(df, MaxFinite(kT));
+    VF first = first_;
+    const auto counts = hn::Le(hn::Abs(x), most);
+    const auto is_held = hn::Le(hn::Abs(y), most);
+    if (HWY_LIKELY(hn::AllTrue(df, hn::And(counts, is_held)))) {
+      count_ += hn::Lanes(df);
+    } else {
+      count_ += hn::CountTrue(df, counts);
+      has_infinite_error_ = has_infinite_error_ || !hn::AllFalse(df, hn::AndNot(is_held, counts));
+      y = hn::IfThenElseZero(counts, hn::IfThenElse(is_held, y, x));
+      x = hn::IfThenElseZero(counts, x);
+      first = hn::IfThenElseZero(counts, first);
+    }
+    const hn::Half<DF> half;
+    AddHalf(hn::LowerHalf(half, x), hn::LowerHalf(half, y), hn::LowerHalf(half, first));
+    AddHalf(hn::UpperHalf(half, x), hn::UpperHalf(half, y), hn::UpperHalf(half, first));
+  }
+
+  HWY_INLINE void AddTo(ErrorSums& total) const {
+    const DD dd;
+    ExactTerms terms;
+    terms.first = static_cast<double>(hn::GetLane(first_));
+    terms.sums = {.count = count_,
+                  .sum = Sum(sum_),
+                  .sum_squares = Sum(squares_),
+                  .sum_deviations = Sum(deviations_),
+                  .sum_error_squares = Sum(error_squares_),
+                  .sum_abs_error = Sum(abs_error_),
+                  .sum_cross = Sum(cross_),
+                  .max_abs_error = hn::GetLane(hn::MaxOfLanes(dd, max_error_))};
+    terms.decoded_squares = Sum(decoded_squares_);
+    if (has_infinite_error_) {
+      constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      terms.sums.sum_error_squares = terms.sums.sum_abs_error = terms.sums.max_abs_error = kInfinity;
+      terms.decoded_squares = kInfinity;
+    }
+    terms.AddTo(total);
+  }
+
+ private:
+  using DD = hn::Repartition<double, DF>;
+  using VD = hn::Vec<DD>;
+  using VHalf = hn::Vec<hn::Half<DF>>;
+
+  static HWY_INLINE double Sum(VD v) { return hn::GetLane(hn::SumOfLanes(DD(), v)); }
+
+  HWY_INLINE void AddHalf(VHalf value, VHalf decoded, VHalf first) {
+    const DD dd;
+    const VD x = hn::PromoteTo(dd, value);
+    const VD y = hn::PromoteTo(dd, decoded);
+    const VD error = hn::Sub(x, y);
+    const VD shifted = hn::Sub(x, hn::PromoteTo(dd, first));
+    const VD magnitude = hn::Abs(error);
+    sum_ = hn::Add(sum_, shifted);
+    deviations_ = hn::MulAdd(shifted, shifted, deviations_);
+    squares_ = hn::MulAdd(x, x, squares_);
+    error_squares_ = hn::MulAdd(error, error, error_squares_);
+    abs_error_ = hn::Add(abs_error_, magnitude);
+    cross_ = hn::MulAdd(x, error, cross_);
+    decoded_squares_ = hn::MulAdd(y, y, decoded_squares_);
+    max_error_ = hn::Max(max_error_, magnitude);
+  }
+
+  VF first_;
+  VD sum_, deviations_, squares_, error_squares_, abs_error_, cross_, decoded_squares_, max_error_;
+  size_t count_ = 0;
+  bool has_infinite_error_ = false;
+};
+
+template <DType kT>
+HWY_NOINLINE void MeasureInWideLanes(const uint8_t* original, const uint8_t* decoded, size_t count, ErrorSums& sums) {
+  const DF df;
+  constexpr size_t kSize = DTypeSize(kT);
+  constexpr auto kMagnitude = static_cast<Bits<kT>>(Bits<kT>(~Bits<kT>{0}) >> 1);
+  const auto magnitude_of = [&](size_t i) {
+    return static_cast<Bits<kT>>(LoadLE<Bits<kT>>(reinterpret_cast<const std::byte*>(original) + i * kSize) &
+                                 kMagnitude);
+  };
+  size_t first = 0;  // that is finite
+  while (first < count && magnitude_of(first) >= InfinityBits(kT)) ++first;
+  if (first == count) return;
+  WideLanes<kT> lanes(LoadAsF32(kT, original, first));
+  for (size_t i = 0; i < count * kSize; i += hn::Lanes(df) * kSize) {
+    lanes.Add(LoadF32<kT>(df, original + i), LoadF32<kT>(df, decoded + i));
+  }
+  lanes.AddTo(sums);
+}
+
+template <DType kT>
+void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t count, ErrorSums& sums) {
+  constexpr size_t kSize = DTypeSize(kT);
+  // Runs that binary32 would lose too much of are left, as many together as follow each other: sums that cancel lose
+  // something in each merge.
   size_t left = 0;
-  const auto measure_left = [&](size_t end) {
-    const size_t begin = (end - left) * kBytes;
-    if (left > 0) scalar::MeasureErrors(kT, original + begin, decoded + begin, left * kRun, sums);
+  const auto measure_left = [&](size_t end) HWY_ATTR {
+    const size_t begin = (end - left) * kSize;
+    if (left > 0) MeasureInWideLanes<kT>(original + begin, decoded + begin, left, sums);
     left = 0;
   };
-  for (size_t run = 0; run < runs; ++run) {
-    const uint8_t* x = original + run * kBytes;
-    const uint8_t* y = decoded + run * kBytes;
-    const Bits<kT> max_bits = MaxMagnitude<kT>(x, y);
+  float shift = 0;
+  for (size_t at = 0; at < count; at += kRun) {
+    const size_t n = std::min(kRun, count - at);
+    const uint8_t* x = original + at * kSize;
+    const uint8_t* y = decoded + at * kSize;
+    const Bits<kT> max_bits = MaxMagnitude<kT>(x, y, n * kSize);
     const double max_abs = LoadAsF32(kT, &max_bits, 0);
-    if (SafeInLanes(max_abs)) {
-      const ErrorSums run_sums = MeasureRun<kT>(x, y);
-      if (SafeInLanes(run_sums.max_abs_error) && DecodedSquaresFollow(run_sums) && DeviationsFollow(run_sums)) {
-        measure_left(run);
-        sums.Merge(run_sums);
-        continue;
-      }
+    ErrorSums run_sums;
+    Outcome outcome = Outcome::kNeedsWideLanes;
+    if (SafeInLanes(max_abs)) outcome = MeasureRun<kT>(x, y, n, shift, run_sums);
+    if (outcome == Outcome::kNeedsOtherShift) {
+      shift = ShiftOf<kT>(x, n);  // which following runs are likely to need as well
+      outcome = MeasureRun<kT>(x, y, n, shift, run_sums);
     }
-    ++left;
+    if (outcome == Outcome::kMeasured) {
+      measure_left(at);
+      sums.Merge(run_sums);
+    } else {
+      left += n;
+    }
   }
-  measure_left(runs);
+  measure_left(count);
 }
 
 }  // namespace
 
-// MeasureErrors for `runs` runs of kRun values.
-void MeasureRuns(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t runs, ErrorSums& sums) {
-  VisitDType(dtype, [&](auto t) HWY_ATTR { MeasureAs<decltype(t)::value>(original, decoded, runs, sums); });
+// MeasureErrors for a multiple of kMultiple values.
+void MeasureVectors(DType dtype, const uint8_t* original, const uint8_t* decoded, size_t count, ErrorSums& sums) {
+  VisitDType(dtype, [&](auto t) HWY_ATTR { MeasureAs<decltype(t)::value>(original, decoded, count, sums); });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -103,7 +222,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(MeasureRuns);
+HWY_EXPORT(MeasureVectors);
 
 namespace {
 
@@ -125,9 +244,8 @@ void MeasureErrors(DType dtype, const void* original, const void* decoded, size_
   const auto* x = static_cast<const uint8_t*>(original);
   const auto* y = static_cast<const uint8_t*>(decoded);
   if (IsF8(dtype)) return MeasureF8(dtype, x, y, count, sums);
-  const size_t runs = count / HWY_STATIC_DISPATCH(kRun);
-  const size_t done = runs * HWY_STATIC_DISPATCH(kRun);
-  HWY_DYNAMIC_DISPATCH(MeasureRuns)(dtype, x, y, runs, sums);
+  const size_t done = count - count % HWY_STATIC_DISPATCH(kMultiple);
+  HWY_DYNAMIC_DISPATCH(MeasureVectors)(dtype, x, y, done, sums);
   const size_t bytes = done * DTypeSize(dtype);
   scalar::MeasureErrors(dtype, x + bytes, y + bytes, count - done, sums);
 }

@@ -169,10 +169,10 @@ class Quantizer {
   // to start again.
   HWY_NOINLINE bool AddSums(ErrorSums* sums) {
     wide_.Flush(lanes_);
-    const ErrorSums usual = wide_.Totals((total_groups_ - unusual_groups_) * group_, lanes_.max_error);
+    const ErrorSums usual = wide_.Totals((total_groups_ - unusual_groups_) * group_, lanes_);
     ErrorSums total = unusual_sums_;
     total.Merge(usual);
-    if (!SafeInLanes(total.max_abs_error) || !DeviationsFollow(usual)) return false;
+    if (!SafeInLanes(total.max_abs_error) || !wide_.DifferencesFollow(usual, lanes_)) return false;
     sums->Merge(total);
     return true;
   }
@@ -268,7 +268,7 @@ class Quantizer {
   static constexpr size_t kErrors = kMeasure == Measure::kTokens ? kTileGroups * kMaxGroup : 1;
   HWY_ALIGN float errors_[kErrors];
   size_t filled_ = 0;  // in groups
-  LaneSums lanes_;
+  LaneSums lanes_{0};
   WideSums wide_;
   ErrorSums unusual_sums_;
   size_t additions_ = 0;

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "core/base/half.h"
-#include "core/simd/error_sums.h"
+#include "core/simd/exact_terms.h"
 #include "core/simd/group_quant.h"
 
 namespace kvcompress::simd {
@@ -55,44 +55,6 @@ size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit
 
 namespace scalar {
 namespace {
-
-// The terms of a call, added up. Those of x and of its deviations are sums about the first x: what is small beside x,
-// as where all x are next to equal, is not lost. Nor are the squares of the decoded values where these are small beside
-// x: what is left of the difference of the other sums would be their rounding, so sum_cross is made such that it is
-// right.
-class Terms {
- public:
-  void Add(double x, double error) {
-    if (sums_.count++ == 0) first_ = x;
-    const double shifted = x - first_;
-    sums_.sum += shifted;
-    sums_.sum_deviations += shifted * shifted;
-    sums_.sum_squares += x * x;
-    sums_.sum_error_squares += error * error;
-    sums_.sum_abs_error += std::abs(error);
-    // An infinite error would make NaN of a zero.
-    if (std::isfinite(error)) sums_.sum_cross += x * error;
-    decoded_squares_ += (x - error) * (x - error);
-    sums_.max_abs_error = std::max(sums_.max_abs_error, std::abs(error));
-  }
-
-  void AddTo(ErrorSums& sums) const {
-    if (sums_.count == 0) return;
-    ErrorSums own = sums_;
-    const auto n = static_cast<double>(own.count);
-    own.sum_deviations = std::max(0.0, own.sum_deviations - own.sum * own.sum / n);
-    own.sum += n * first_;
-    if (decoded_squares_ < own.sum_squares / 16) {
-      own.sum_cross = (own.sum_squares + own.sum_error_squares - decoded_squares_) / 2;
-    }
-    sums.Merge(own);
-  }
-
- private:
-  ErrorSums sums_;
-  double decoded_squares_ = 0;
-  double first_ = 0;
-};
 
 // The field widths of a code, from its low bits up; 0 ends the list of fewer than three.
 struct Fields {
@@ -166,7 +128,7 @@ bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, 
               ErrorSums* sums, float* errors) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
-  Terms terms;
+  ExactTerms terms;
   for (size_t begin = 0; begin < count; begin += format.group) {
     const size_t n = std::min(format.group, count - begin);
     float group[kMaxGroup];  // read once: the values may change meanwhile
@@ -240,7 +202,7 @@ void MeasureExactly(const GroupQuantFormat& format, std::span<const ValueRun> ru
 
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
   const size_t size = DTypeSize(dtype);
-  Terms terms;
+  ExactTerms terms;
   for (size_t i = 0; i < count; ++i) {
     const double x = LoadAsF32(dtype, original, i);
     if (!std::isfinite(x)) continue;

@@ -211,6 +211,44 @@ TEST_P(ErrorSumsTest, AFiniteValueThatDecodesToNoNumberHasAnInfiniteError) {
   }
 }
 
+// Stretches that binary32 holds about 0, about another value, or not at all, and values that do not count.
+TEST_P(ErrorSumsTest, AnyMixtureAgreesWithTheDefinition) {
+  constexpr size_t kCount = 20'000;
+  std::mt19937 random(29);
+  for (int round = 0; round < 20; ++round) {
+    SCOPED_TRACE(round);
+    std::vector<std::byte> x(kCount * DTypeSize(dtype())), y(x.size());
+    for (size_t i = 0; i < kCount;) {
+      const size_t end = std::min(kCount, i + 1 + random() % 3000);
+      const float mean = std::vector<float>{0, 0, 3.3f, -1000, 0x1p-16f}[random() % 5];
+      const float deviation = std::vector<float>{0, 0x1p-22f, 0.01f, 1, 100}[random() % 5];
+      const float shrink = std::vector<float>{1, 1, 0.9f, 0x1p-7f}[random() % 4];
+      const unsigned odd_every = std::vector<unsigned>{0, 0, 5, 500}[random() % 4];
+      const float odd = std::vector<float>{std::numeric_limits<float>::quiet_NaN(),
+                                           -std::numeric_limits<float>::infinity()}[random() % 2];
+      for (; i < end; ++i) {
+        const float value = mean + deviation * testing::Bell(random);
+        const bool is_odd = odd_every > 0 && random() % odd_every == 0;
+        StoreFromF32(dtype(), is_odd ? odd : value, x.data(), i);
+        StoreFromF32(dtype(), is_odd && random() % 2 == 0 ? odd : value * shrink, y.data(), i);
+      }
+    }
+    ErrorSums want, got;
+    scalar::MeasureErrors(dtype(), x.data(), y.data(), kCount, want);
+    MeasureErrors(dtype(), x.data(), y.data(), kCount, got);
+    EXPECT_EQ(got.count, want.count);
+    EXPECT_NEAR(got.max_abs_error, want.max_abs_error, 1e-7 * want.max_abs_error);
+    constexpr double kRelative = 5e-7;
+    const auto n = static_cast<double>(want.count);
+    EXPECT_NEAR(got.sum, want.sum, kRelative * std::sqrt(n * want.sum_squares));
+    EXPECT_NEAR(got.sum_squares, want.sum_squares, kRelative * want.sum_squares);
+    EXPECT_NEAR(got.sum_deviations, want.sum_deviations, 1e-5 * want.sum_deviations);
+    EXPECT_NEAR(got.sum_error_squares, want.sum_error_squares, kRelative * want.sum_error_squares);
+    EXPECT_NEAR(got.sum_abs_error, want.sum_abs_error, kRelative * want.sum_abs_error);
+    EXPECT_NEAR(got.sum_cross, want.sum_cross, kRelative * std::sqrt(want.sum_squares * want.sum_error_squares));
+  }
+}
+
 TEST_P(ErrorSumsTest, AddsToWhatIsThere) {
   const auto x = testing::MakeValues(dtype(), 1500, Distribution::kGaussian);
   const auto y = Disturb(x, 0.1f);
