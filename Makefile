@@ -33,8 +33,8 @@ test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer, the ba
 	@scripts/install-deps.sh --build --bench --test --lint --container
 	@scripts/test.sh
 
-bench: ## Measure kernels, transports and the command line beside peers, in one run: about ten minutes (BENCH=--quick: two)
-	@scripts/install-deps.sh --build --bench
+bench: ## Measure codecs, kernels, transports, Python and files beside peers, on one page: a quarter of an hour (BENCH=--quick: five minutes)
+	@scripts/install-deps.sh --build --bench --test
 	@scripts/bench.sh $(BENCH)
 
 format: ## Format all C++ sources in place

@@ -2,7 +2,7 @@
 """Compresses real caches with every lossless and entropy-coded chain beside zstd on the raw bytes: what the codecs make of
 a file, and how fast, in one run of `kv-compress -sweep`.
 
-usage: bench_codecs.py [--check] [FILE...]     without files: the sample in tests/data
+usage: bench_codecs.py [--check] [--output FILE.json] [FILE...]     without files: the sample in tests/data
 
 With --check the exit status is 1 when a target is missed.
 """
@@ -69,15 +69,21 @@ def targets(by_spec):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--output", type=pathlib.Path, help="of the specs above, the results of the sweeps as JSON")
     parser.add_argument("--program", default=str(ROOT / "bin" / "kv-compress"))
     parser.add_argument("files", nargs="*", default=[str(ROOT / "tests" / "data" / "smollm2.256.bf16.safetensors")])
     args = parser.parse_args()
-    missed = False
+    missed, results = False, []
     for path in args.files:
-        for what, met in targets(table(sweep(args.program, path))):
+        results.append(sweep(args.program, path))
+        for what, met in targets(table(results[-1])):
             missed = missed or not met
             print(f"{'met   ' if met else 'MISSED'} {what}")
         print()
+    if args.output:
+        for result in results:
+            result["specs"] = [row for row in result["specs"] if row["spec"] in SPECS]
+        args.output.write_text(json.dumps(results) + "\n")
     return 1 if args.check and missed else 0
 
 

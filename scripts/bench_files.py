@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times bin/kv-compress, file to file, on a large KV cache made of the repository's sample.
 
-usage: bench_files.py FOLDER HOST:PORT [--mebibytes 256] [--runs 5]
+usage: bench_files.py FOLDER HOST:PORT [--mebibytes 256] [--runs 5] [--output FILE.json]
 
 The file has 32 layers of BF16 keys and values and lies in the page cache. GB/s are 10^9 bytes of BF16 a second of wall
 time, start-up, metrics, sync and rename included; the median of the runs counts.
@@ -50,13 +50,13 @@ def make_input(path, size):
     return os.path.getsize(path)
 
 
-def median_seconds(runs, work):
+def seconds_of(runs, work):
     times = []
     for _ in range(runs + 1):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])  # the first warms up
+    return times[1:]  # the first warms up
 
 
 def main():
@@ -65,6 +65,7 @@ def main():
     parser.add_argument("address")
     parser.add_argument("--mebibytes", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output")
     args = parser.parse_args()
     original, small, back = (os.path.join(args.folder, name) for name in ("in", "small", "back"))
     size = make_input(original, args.mebibytes << 20)
@@ -80,11 +81,16 @@ def main():
         rows.append((f"kv-compress -decompress, {name}", lambda flags=decompress: run(*flags)))
     print(f"\n{size / 1e6:.0f} MB of BF16, file to file, {os.cpu_count()} cores")
     print(f"{'':36} {'s':>7} {'GB/s':>7} {'of cp':>7}")
-    copy = None
+    copy, results = None, []
     for name, work in rows:
-        seconds = median_seconds(args.runs, work)
+        times = seconds_of(args.runs, work)
+        seconds = statistics.median(times)
         copy = copy or seconds
+        results.append({"name": name, "gb_per_s": [size / each / 1e9 for each in times]})
         print(f"{name:36} {seconds:7.3f} {size / seconds / 1e9:7.2f} {copy / seconds:7.2f}")
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump({"bytes": size, "rows": results}, file)
 
 
 if __name__ == "__main__":

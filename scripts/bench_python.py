@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the Python client beside the C++ client: the same tensor through the same daemon, in turns, in one run.
 
-usage: bench_python.py [--rounds 5] [--calls 4] [--mebibytes 64] [--bin bin]
+usage: bench_python.py [--rounds 5] [--calls 4] [--mebibytes 64] [--bin bin] [--output FILE.json]
 
 GB/s are 10^9 bytes of FP16 tensor a second, one call at a time, int4(group=64); the median of the rounds counts, and
 the ratio is the median of each round's own ratio. "into out" decompresses into an array that is there already; the
@@ -87,9 +87,11 @@ def main():
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--mebibytes", type=int, default=64)
     parser.add_argument("--bin", type=pathlib.Path, default=pathlib.Path("bin"))
+    parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
     size = args.mebibytes << 20
     values = np.random.default_rng(1).standard_normal(size // 2, np.float32).astype(np.float16)
+    rows = []
     print("| path | call | C++ GB/s | Python GB/s | ratio |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
         daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
@@ -98,11 +100,15 @@ def main():
                 seconds = measure(args, address, shared, values)
                 for call in ("compress", "decompress", "decompress into out"):
                     ours, theirs = seconds[call], seconds["C++ " + call.split()[0]]
-                    speeds = [size / statistics.median(times) / 1e9 for times in (theirs, ours)]
-                    ratio = statistics.median(cpp / python for cpp, python in zip(theirs, ours, strict=True))
-                    print(f"| {path} | {call} | {speeds[0]:.2f} | {speeds[1]:.2f} | {ratio:.2f} |", flush=True)
+                    cpp, python = ([size / each / 1e9 for each in times] for times in (theirs, ours))
+                    rows.append({"path": path, "call": call, "gb_per_s": python, "cpp_gb_per_s": cpp})
+                    ratio = statistics.median(mine / its for mine, its in zip(python, cpp, strict=True))
+                    medians = " | ".join(f"{statistics.median(speeds):.2f}" for speeds in (cpp, python))
+                    print(f"| {path} | {call} | {medians} | {ratio:.2f} |", flush=True)
         finally:
             daemon.stop()
+    if args.output:
+        args.output.write_text(json.dumps({"tensor_bytes": size, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

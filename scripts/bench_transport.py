@@ -2,7 +2,7 @@
 """Measures tensors through the daemon beside peers that move as many bytes: a raw socket, and a gRPC service that does
 nothing. docs/benchmarks.md says what the columns mean and how it is kept fair.
 
-usage: bench_transport.py [--quick] [--check] [--output bench-results.json]
+usage: bench_transport.py [--quick] [--check] [--output build/bench/transport.json]
 
 With --check the exit status is 1 when a target is missed.
 """
@@ -155,7 +155,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cells, rounds and calls: a minute or two")
     parser.add_argument("--check", action="store_true", help="fail when a target is missed")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("bench-results.json"))
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/bench/transport.json"))
     parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build/release"))
     parser.add_argument("--bin", type=pathlib.Path, default=pathlib.Path("bin"))
     parser.add_argument("--streams", type=numbers, help="numbers with commas")
@@ -189,6 +189,7 @@ def main():
             bench.stop()
     print("\r                           \r", end="", file=sys.stderr, flush=True)
     results["targets"] = targets(results)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(throughput_table(results))
     print(latency_table(results))

@@ -1,0 +1,214 @@
+"""What a run of the benchmarks has measured, in one form, whichever program measured it.
+
+A run is a dictionary, as it stands in results.json:
+
+    machine     facts of the machine and of the moment
+    sections    of each: id, title, text, unit, columns, reference (name of the row that others stand beside, or none), rows
+    targets     ratios that are promised: what, value, wanted, met
+    absent      what did not take part: name and why
+
+A row has a name and a cell for each column that it has something in: value, and low and high where the program measured
+more than once. Cells of columns that are no speeds (ratio, SNR) have a value alone.
+"""
+
+import json
+import statistics
+
+SPEEDS = ("encode", "decode")
+
+
+def cell(values):
+    """The median of repetitions, and their extremes."""
+    values = list(values)
+    if len(values) == 1:
+        return {"value": values[0]}
+    return {"value": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def section(name, title, text, unit, columns, rows, reference=None):
+    return {
+        "id": name,
+        "title": title,
+        "text": text,
+        "unit": unit,
+        "columns": columns,
+        "reference": reference,
+        "rows": rows,
+    }
+
+
+def kernels(raw):
+    """Of Google Benchmark's JSON: rows by codec chain with both directions, and the kernels alone."""
+    runs = {}
+    for run in raw["benchmarks"]:
+        if run.get("run_type") == "iteration" and not run.get("error_occurred"):
+            runs.setdefault(run["run_name"].split("/")[0], []).append(run["bytes_per_second"] / 1e9)
+    chains, alone = {}, []
+    for name, speeds in runs.items():
+        direction, _, spec = name.partition(" ")
+        if direction in SPEEDS:
+            chains.setdefault(spec, {})[direction] = cell(speeds)
+        else:
+            alone.append({"name": name, "cells": {"speed": cell(speeds)}})
+    memcpy = next((row["cells"]["speed"] for row in alone if row["name"] == "memcpy"), None)
+    rows = [{"name": spec, "cells": cells} for spec, cells in chains.items()]
+    if memcpy:
+        rows.insert(0, {"name": "memcpy", "cells": {way: dict(memcpy) for way in SPEEDS}})
+    yield section(
+        "kernels",
+        "Kernels",
+        "One core, 64 MiB of FP16 from memory, beside general compressors on the same bytes.",
+        "GB/s",
+        ["speed"],
+        alone,
+        "memcpy",
+    )
+    yield section(
+        "chains",
+        "Codec chains",
+        "Every example of the registry, block by block on one core, all error figures included, FP16 from memory.",
+        "GB/s",
+        list(SPEEDS),
+        rows,
+        "memcpy",
+    )
+
+
+def codecs(raw):
+    """Of `kv-compress -sweep`, one result a file."""
+    for result in raw:
+        rows = [{"name": "memcpy", "cells": {way: {"value": result["memcpy_gb_per_s"]} for way in SPEEDS}}]
+        for row in result["specs"]:
+            cells = {"ratio": {"value": row["compression_ratio"]}}
+            if row["snr_db"] is not None:
+                cells["SNR dB"] = {"value": row["snr_db"]}
+            cells |= {way: {"value": row[f"{way}_gb_per_s"]} for way in SPEEDS}
+            rows.append({"name": row["spec"], "cells": cells})
+        name = result["input"].rsplit("/", 1)[-1]
+        yield section(
+            f"codecs {name}",
+            f"Codecs on {name}",
+            f"{result['original_size_bytes'] / 1e6:.1f} MB, all bytes of the compressed file counted, one thread.",
+            "GB/s",
+            ["ratio", "SNR dB", *SPEEDS],
+            rows,
+            "memcpy",
+        )
+
+
+def peers(raw):
+    rows = []
+    for row in raw["rows"]:
+        cells = {"ratio": {"value": row["tensor_bytes"] / row["coded_bytes"]}}
+        if row["snr_db"] is not None:
+            cells["SNR dB"] = {"value": row["snr_db"]}
+        for way in SPEEDS:
+            cells[way] = {"value": row[way]["gb_per_s"], "low": row[way]["low"], "high": row[way]["high"]}
+        rows.append({"name": row["name"], "version": row["version"], "cells": cells})
+    yield section(
+        "peers",
+        "Beside other codecs",
+        f"Tensors of {raw['file']} in cache, called from Python, in turns, one thread each; GB per second of CPU. "
+        "Rows without an SNR are lossless.",
+        "GB/s",
+        ["ratio", "SNR dB", *SPEEDS],
+        rows,
+        "memcpy",
+    )
+
+
+def transport(raw):
+    def size(count):
+        return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+    for each in raw["cells"]:
+        rows = []
+        for name, entry in each["contestants"].items():
+            cells = {"speed": {"value": entry["gb_per_s"], "low": entry["min_gb_per_s"], "high": entry["max_gb_per_s"]}}
+            for side in ("client", "server"):
+                user, system = entry[f"{side}_user_s_per_gb"], entry[f"{side}_system_s_per_gb"]
+                if user is not None:
+                    cells[f"{side} CPU s/GB"] = {"value": user + system}
+            rows.append({"name": name, "cells": cells})
+        yield section(
+            f"transport {each['streams']} x {each['tensor_bytes']}",
+            f"Transports: {each['streams']} streams of {size(each['tensor_bytes'])}",
+            "FP16 by int4(group=64), client and server on the same cores. `sink` is gRPC that does nothing, `socket` the "
+            "bytes alone, `embedded` the codec without a daemon.",
+            "GB/s",
+            ["speed", "client CPU s/GB", "server CPU s/GB"],
+            rows,
+            "embedded",
+        )
+    rows = [
+        {"name": name, "cells": {key: {"value": row[key]} for key in ("p50", "p99")}}
+        for name, row in raw["latency_us"].items()
+    ]
+    yield section(
+        "latency",
+        "One 64 KiB tensor at a time",
+        "Microseconds from call to answer.",
+        "us",
+        ["p50", "p99"],
+        rows,
+        "sink, unary tcp",
+    )
+
+
+def files(raw):
+    rows = [{"name": row["name"], "cells": {"speed": cell(row["gb_per_s"])}} for row in raw["rows"]]
+    yield section(
+        "files",
+        "File to file",
+        f"{raw['bytes'] / 1e6:.0f} MB of BF16 in the page cache, start of the process and disk sync included.",
+        "GB/s",
+        ["speed"],
+        rows,
+        "cp",
+    )
+
+
+def python(raw):
+    rows = []
+    for row in raw["rows"]:
+        rows.append(
+            {
+                "name": f"{row['path']}: {row['call']}",
+                "cells": {"speed": cell(row["gb_per_s"]), "C++": cell(row["cpp_gb_per_s"])},
+            }
+        )
+    yield section(
+        "python",
+        "Python client beside the C++ client",
+        f"FP16 tensors of {raw['tensor_bytes'] >> 20} MiB by int4(group=64), one call at a time.",
+        "GB/s",
+        ["speed", "C++"],
+        rows,
+    )
+
+
+# Name of a raw result in the folder of a run, and what reads it; in the order of the page.
+READERS = {
+    "peers": peers,
+    "codecs": codecs,
+    "kernels": kernels,
+    "transport": transport,
+    "python": python,
+    "files": files,
+}
+
+
+def read_run(folder):
+    """The run whose programs left their results, NAME.json, in a folder."""
+    run = {"machine": json.loads((folder / "machine.json").read_text()), "sections": [], "targets": [], "absent": {}}
+    for name, reader in READERS.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            run["absent"][name] = "was not measured"
+            continue
+        raw = json.loads(path.read_text())
+        run["sections"] += reader(raw)
+        if isinstance(raw, dict):
+            run["targets"] += raw.get("targets", [])
+            run["absent"] |= raw.get("absent", {})
+    return run

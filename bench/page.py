@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Makes one page of a run of the benchmarks: results.json and page.html from the results that the programs left in a
+folder.
+
+usage: page.py begin FOLDER                       before they run: notes the machine and how busy it is
+       page.py end FOLDER [--against OLD.json]    after they ran
+       page.py compare OLD.json NEW.json          prints what differs by more than noise; exit status 1 when something
+                                                  does
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+
+import break_even
+import compare
+import jinja2
+from measurements import read_run
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def cpu_ticks():
+    """(ticks stolen by other machines of the host, all ticks) since the start of this one."""
+    ticks = [int(word) for word in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return (ticks[7] if len(ticks) > 7 else 0), sum(ticks[:8])
+
+
+def begin(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json"):
+        if old.name != "results.json":
+            old.unlink()
+    cpu = [
+        line.split(":", 1)[1].strip()
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    facts = {
+        "cpu": cpu[0] if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "commit": commit.stdout.strip() or "unknown",
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load_before": os.getloadavg()[0],
+        "ticks": cpu_ticks(),
+    }
+    (folder / "machine.json").write_text(json.dumps(facts) + "\n")
+
+
+def finish(run):
+    """Adds what is known at the end: the share of CPU time that the host gave to others, the spread of memcpy, and when
+    compressing pays."""
+    machine = run["machine"]
+    stolen, all_ticks = (now - then for now, then in zip(cpu_ticks(), machine.pop("ticks")))
+    machine["stolen"] = stolen / all_ticks if all_ticks else 0.0
+    by_id = {section["id"]: section for section in run["sections"]}
+    for row in by_id.get("kernels", {"rows": []})["rows"]:
+        if row["name"] == "memcpy":
+            memcpy = row["cells"]["speed"]
+            machine["memcpy_spread"] = (
+                memcpy.get("high", memcpy["value"]) - memcpy.get("low", memcpy["value"])
+            ) / memcpy["value"]
+    swept = next((section for section in run["sections"] if section["id"].startswith("codecs ")), None)
+    if swept:
+        run["break_even"] = {"title": swept["title"], "tables": break_even.tables(swept)}
+    return run
+
+
+def number(value):
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def position(value, largest):
+    """Where on a bar of length 100 a value stands: its logarithm, three decades at most."""
+    return max(0.0, min(100.0, 100 + 100 / 3 * math.log10(value / largest))) if value > 0 else 0.0
+
+
+def charted(column):
+    """Whether a column is drawn as bars."""
+    return column not in ("ratio", "SNR dB") and "CPU" not in column
+
+
+def largest(section):
+    """The value that a section's longest bar stands for."""
+    cells = ((column, cell) for row in section["rows"] for column, cell in row["cells"].items() if charted(column))
+    return max((cell["value"] for _, cell in cells), default=1)
+
+
+def page(run, changes):
+    """The HTML of a run; `changes` against another one, or None."""
+    files = jinja2.FileSystemLoader(HERE)
+    environment = jinja2.Environment(loader=files, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": number, "position": position}
+    changed = {(one["section"], one["row"], one["column"]): one["ratio"] for one in changes or []}
+    return environment.get_template("page.html").render(
+        run=run, changes=changes, changed=changed, charted=charted, largest=largest, links=list(break_even.LINKS)
+    )
+
+
+def print_changes(changes):
+    for one in changes:
+        print(
+            f"{one['ratio']:6.2f}  {one['section']}: {one['row']}, {one['column']}: "
+            f"{number(one['old'])} -> {number(one['new'])}"
+        )
+    print(f"{len(changes)} figures differ by more than their noise, beside the reference of their table")
+
+
+def end(folder, against):
+    run = finish(read_run(folder))
+    (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
+    changes = None
+    if against:
+        changes = compare.changes(json.loads(against.read_text()), run)
+        print_changes(changes)
+    (folder / "page.html").write_text(page(run, changes))
+    for name, why in run["absent"].items():
+        print(f"left out: {name}: {why}")
+    print(
+        f"{folder / 'page.html'} and {folder / 'results.json'}: {len(run['sections'])} tables, "
+        f"{sum(not target['met'] for target in run['targets'])} of {len(run['targets'])} targets missed"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("begin").add_argument("folder", type=pathlib.Path)
+    last = steps.add_parser("end")
+    last.add_argument("folder", type=pathlib.Path)
+    last.add_argument("--against", type=pathlib.Path, help="results.json of another run")
+    both = steps.add_parser("compare")
+    both.add_argument("old", type=pathlib.Path)
+    both.add_argument("new", type=pathlib.Path)
+    args = parser.parse_args()
+    if args.step == "begin":
+        begin(args.folder)
+    elif args.step == "end":
+        end(args.folder, args.against)
+    else:
+        changes = compare.changes(*(json.loads(path.read_text()) for path in (args.old, args.new)))
+        print_changes(changes)
+        return 1 if changes else 0
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,173 @@
+"""The page of the benchmarks: what it reads, when compressing pays, and what counts as a change."""
+
+import copy
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BENCH = ROOT / "bench"
+sys.path.insert(0, str(BENCH))
+import break_even  # noqa: E402
+import compare  # noqa: E402
+import measurements  # noqa: E402
+
+KERNELS = {
+    "benchmarks": [
+        {"run_type": "iteration", "run_name": f"{name}/real_time", "bytes_per_second": speed * 1e9}
+        for name, speeds in {
+            "memcpy": (10, 11, 12),
+            "encode int4": (9, 8, 10),
+            "decode int4": (20, 20, 20),
+            "encode <b>": (1, 1, 1),
+        }.items()
+        for speed in speeds
+    ]
+    + [{"run_type": "aggregate", "run_name": "memcpy", "bytes_per_second": 1}]
+}
+CODECS = [
+    {
+        "input": "/somewhere/cache.safetensors",
+        "original_size_bytes": 1000000,
+        "memcpy_gb_per_s": 10.0,
+        "specs": [
+            {"spec": "int4", "compression_ratio": 4.0, "snr_db": 18.0, "encode_gb_per_s": 8.0, "decode_gb_per_s": 16.0},
+            {
+                "spec": "lossless",
+                "compression_ratio": 1.5,
+                "snr_db": None,
+                "encode_gb_per_s": 1.0,
+                "decode_gb_per_s": 2.0,
+            },
+        ],
+    }
+]
+PEERS = {
+    "file": "cache.safetensors",
+    "rows": [
+        {"name": name, "version": "1", "tensor_bytes": 3, "coded_bytes": 2, "snr_db": None,
+         **{way: {"gb_per_s": 1.0, "low": 0.9, "high": 1.1} for way in ("encode", "decode")}}
+        for name in ("memcpy", "theirs")
+    ],
+    "absent": {"others": "is not installed"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a run leaves, without transports and files."""
+    subprocess.run([sys.executable, BENCH / "page.py", "begin", tmp_path], check=True)
+    for name, raw in (("kernels", KERNELS), ("codecs", CODECS), ("peers", PEERS)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(raw))
+    return tmp_path
+
+
+def section(run, name):
+    (found,) = (one for one in run["sections"] if one["id"] == name)
+    return found
+
+
+def test_a_run_is_read_with_its_medians_and_extremes(folder):
+    run = measurements.read_run(folder)
+    chains = {row["name"]: row["cells"] for row in section(run, "chains")["rows"]}
+    assert chains["int4"] == {
+        "encode": {"value": 9, "low": 8, "high": 10},
+        "decode": {"value": 20, "low": 20, "high": 20},
+    }
+    assert chains["memcpy"]["encode"]["value"] == 11
+    cells = {row["name"]: row["cells"] for row in section(run, "codecs cache.safetensors")["rows"]}
+    assert cells["int4"]["SNR dB"] == {"value": 18.0} and "SNR dB" not in cells["lossless"]
+    assert set(run["absent"]) == {"transport", "python", "files", "others"}
+
+
+def test_the_page_and_the_results_are_made(folder):
+    done = subprocess.run(
+        [sys.executable, BENCH / "page.py", "end", folder], check=True, capture_output=True, text=True
+    )
+    assert "left out: others: is not installed" in done.stdout
+    run = json.loads((folder / "results.json").read_text())
+    assert 0 <= run["machine"]["stolen"] <= 1
+    assert run["machine"]["memcpy_spread"] == pytest.approx(2 / 11)
+    page = (folder / "page.html").read_text()
+    for row in ("int4", "theirs", "lossless", "200 Gb/s", "others: is not installed"):
+        assert row in page
+    assert "encode <b>" not in page and "&lt;b&gt;" in page
+
+
+def test_serial_and_pipelined_speed_ups():
+    # 1 GB over 2 GB/s: raw 0.5 s each way. By a codec of ratio 4: 0.125 s on the link, 0.125 to encode, 0.0625 to decode.
+    assert break_even.speed_up(4, 8, 16, 2, pipelined=False) == pytest.approx(1.0 / (0.25 + 0.1875))
+    assert break_even.speed_up(4, 8, 16, 2, pipelined=True) == pytest.approx(1.0 / (0.125 + 0.125))
+    tables = break_even.tables(section({"sections": list(measurements.codecs(CODECS))}, "codecs cache.safetensors"))
+    found = {(one["cores"], one["pipelined"]): {row["name"]: row["links"] for row in one["rows"]} for one in tables}
+    assert all(set(rows) == {"int4", "lossless"} for rows in found.values()) and len(found) == 4
+    slow, fast = (found[cores, True]["lossless"] for cores in (1, 2))
+    assert all(fast[link] >= slow[link] for link in break_even.LINKS)
+    assert slow["200 Gb/s"] < 1 < slow["10 Gb/s"]
+
+
+def test_what_changed_beyond_noise(folder):
+    old = measurements.read_run(folder)
+    assert compare.changes(old, copy.deepcopy(old)) == []
+    new = copy.deepcopy(old)
+    chains = {row["name"]: row["cells"] for row in section(new, "chains")["rows"]}
+    chains["int4"]["encode"] = {"value": 8.5, "low": 7.5, "high": 9.5}  # within the ranges
+    chains["int4"]["decode"] = {"value": 10, "low": 9, "high": 11}
+    cells = {row["name"]: row["cells"] for row in section(new, "codecs cache.safetensors")["rows"]}
+    cells["lossless"]["ratio"]["value"] = 1.501  # sizes have no noise
+    cells["lossless"]["encode"]["value"] = 0.9  # measured once
+    found = {(one["row"], one["column"]): one["ratio"] for one in compare.changes(old, new)}
+    assert found == {("int4", "decode"): pytest.approx(0.5), ("lossless", "ratio"): pytest.approx(1.501 / 1.5)}
+
+
+def test_a_machine_that_is_slower_throughout_has_changed_nothing(folder):
+    old = measurements.read_run(folder)
+    new = copy.deepcopy(old)
+    for one in new["sections"]:
+        for row in one["rows"]:
+            for column, cell in row["cells"].items():
+                if column not in ("ratio", "SNR dB"):
+                    for key in cell:
+                        cell[key] /= 2
+    assert compare.changes(old, new) == []
+
+
+def test_compare_says_by_its_status_whether_something_changed(folder):
+    subprocess.run([sys.executable, BENCH / "page.py", "end", folder], check=True, capture_output=True)
+    old, new = folder / "results.json", folder / "new.json"
+    new.write_text(old.read_text())
+    assert subprocess.run([sys.executable, BENCH / "page.py", "compare", old, new], capture_output=True).returncode == 0
+    run = json.loads(new.read_text())
+    section(run, "chains")["rows"][1]["cells"]["decode"] = {"value": 1}
+    new.write_text(json.dumps(run))
+    done = subprocess.run([sys.executable, BENCH / "page.py", "compare", old, new], capture_output=True, text=True)
+    assert done.returncode == 1 and "Codec chains: int4, decode" in done.stdout
+
+
+@pytest.mark.parametrize("spec", ["int4(group=64)", "lossless"])
+def test_contestants_take_turns_in_processes_of_their_own(tmp_path, spec):
+    """The two that need no other packages; the module of the codec is built by the stage of the Python client."""
+    output = tmp_path / "peers.json"
+    native = list((ROOT / "client" / "python" / "src" / "kvcompress").glob("_native.*.so"))
+    if not native:
+        pytest.skip("the codec's module for Python is not built")
+    subprocess.run([sys.executable, BENCH / "peers" / "measure.py", "--rounds", "1", "--seconds", "0.01", "--output", output,
+                    "--only", f"memcpy,kvcompress {spec},zstd -1"], check=True, timeout=100)  # fmt: skip
+    rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
+    assert set(rows) == {"memcpy", f"kvcompress {spec}", "zstd -1"}
+    assert all(
+        row[way]["gb_per_s"] > 0 and row[way]["of_memcpy"] > 0 for row in rows.values() for way in ("encode", "decode")
+    )
+    assert rows["zstd -1"]["coded_bytes"] < rows["memcpy"]["coded_bytes"] == rows["memcpy"]["tensor_bytes"]
+
+
+def test_a_contestant_that_is_not_installed_is_left_out_with_a_line(tmp_path, monkeypatch):
+    sys.path.insert(0, str(BENCH / "peers"))
+    import measure
+
+    monkeypatch.setattr(measure, "ENVIRONMENTS", tmp_path)
+    processes, absent = measure.start(["zipnn"], measure.SAMPLE, install=False)
+    assert not processes and "not installed" in absent["zipnn"]
