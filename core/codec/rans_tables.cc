@@ -7,7 +7,6 @@
 namespace kvcompress {
 namespace {
 
-constexpr size_t kNarrowLanes = 4;
 // Below this many bytes the states of the wide lanes cost more than their speed is worth.
 constexpr size_t kWideBytes = size_t{1} << 15;
 
@@ -37,8 +36,8 @@ std::optional<std::byte> OnlySymbol(const Histogram& frequencies) {
   return static_cast<std::byte>(found - frequencies.begin());
 }
 
-size_t RansLanes(size_t count) { return count < kWideBytes ? kNarrowLanes : simd::kRansWideLanes; }
-bool IsRansLanes(size_t lanes) { return lanes == kNarrowLanes || lanes == simd::kRansWideLanes; }
+size_t RansLanes(size_t count) { return count < kWideBytes ? simd::kRansNarrowLanes : simd::kRansWideLanes; }
+bool IsRansLanes(size_t lanes) { return lanes == simd::kRansNarrowLanes || lanes == simd::kRansWideLanes; }
 
 Histogram NormalizeToSlots(const std::array<uint64_t, 256>& weights) {
   const uint64_t total = std::accumulate(weights.begin(), weights.end(), uint64_t{0});

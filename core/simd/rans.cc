@@ -12,7 +12,7 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 using internal::RansDecoder;
 using internal::RansEncoder;
 
-// A body of its own pays for vectors of 8 lanes or more, with permutations of 32-bit lanes; others run the definition.
+// Vectors pay from 8 lanes on, with permutations of 32-bit lanes.
 #if KVC_TARGET_RANS
 namespace {
 
@@ -87,10 +87,12 @@ size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
 #else
 
 bool EncodeWideGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
-  return encoder.EncodeGroups(raw, groups);
+  return encoder.EncodeSideBySide<kRansWideLanes>(raw, groups);
 }
 
-size_t DecodeWideGroups(RansDecoder&, uint8_t*, size_t) { return 0; }
+size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
+  return decoder.DecodeSideBySide<kRansWideLanes>(raw, groups);
+}
 
 #endif
 
@@ -105,18 +107,20 @@ HWY_EXPORT(DecodeWideGroups);
 
 size_t RansEncode(const RansSymbolTable& symbols, const uint8_t* raw, size_t count, size_t lanes, uint8_t* out,
                   size_t capacity) {
-  if (lanes != kRansWideLanes) return scalar::RansEncode(symbols, raw, count, lanes, out, capacity);
   internal::RansEncoder encoder(symbols, lanes, out, capacity);
   const size_t groups = count / lanes;
   if (!encoder.EncodeGroup(raw + groups * lanes, count % lanes)) return 0;
-  return HWY_DYNAMIC_DISPATCH(EncodeWideGroups)(encoder, raw, groups) ? encoder.Finish() : 0;
+  const bool has_room = lanes == kRansWideLanes ? HWY_DYNAMIC_DISPATCH(EncodeWideGroups)(encoder, raw, groups)
+                                                : encoder.EncodeSideBySide<kRansNarrowLanes>(raw, groups);
+  return has_room ? encoder.Finish() : 0;
 }
 
 bool RansDecode(const RansSlotTable& slots, const uint8_t* in, size_t size, size_t lanes, uint8_t* raw, size_t count) {
-  if (lanes != kRansWideLanes) return scalar::RansDecode(slots, in, size, lanes, raw, count);
   internal::RansDecoder decoder(slots, lanes, in);
   if (!decoder.Begin(size)) return false;
-  const size_t done = HWY_DYNAMIC_DISPATCH(DecodeWideGroups)(decoder, raw, count / lanes);
+  const size_t groups = count / lanes;
+  const size_t done = lanes == kRansWideLanes ? HWY_DYNAMIC_DISPATCH(DecodeWideGroups)(decoder, raw, groups)
+                                              : decoder.DecodeSideBySide<kRansNarrowLanes>(raw, groups);
   for (size_t at = done * lanes; at < count; at += lanes) {
     if (!decoder.DecodeGroup(raw + at, std::min(lanes, count - at))) return false;
   }

@@ -22,15 +22,16 @@ inline constexpr uint32_t kRansSlots = 1u << kRansBits;
 inline constexpr uint32_t kRansLow = 1u << 15;
 // Enough to hide the latency of a step; the vector bodies are made for this number.
 inline constexpr size_t kRansWideLanes = 64;
+inline constexpr size_t kRansNarrowLanes = 4;
 
 // For each symbol its frequency, and 2^16 times its first slot.
 using RansSymbolTable = std::array<uint32_t, 256>;
 // For each slot 2^24 times its symbol + 2^12 times (the symbol's frequency - 1) + the slot's distance from its first.
 using RansSlotTable = std::array<uint32_t, kRansSlots>;
 
-// Encodes `count` bytes, which all have a frequency in `symbols`, with `lanes` <= kRansWideLanes, and writes the words,
-// then the states in the order of the lanes, 4 bytes each. Returns how many bytes that are; 0 as soon as `capacity` -
-// (what is written) < 6 lanes in front of a group, even if the rest might have fitted.
+// Encodes `count` bytes, which all have a frequency in `symbols`, in wide or narrow lanes, and writes the words, then
+// the states in the order of the lanes, 4 bytes each. Returns how many bytes that are; 0 as soon as `capacity` - (what
+// is written) < 6 lanes in front of a group, even if the rest might have fitted.
 size_t RansEncode(const RansSymbolTable& symbols, const uint8_t* raw, size_t count, size_t lanes, uint8_t* out,
                   size_t capacity);
 

@@ -5,8 +5,9 @@
 #include <cstring>
 
 #include "core/simd/rans.h"
+#include "core/simd/rans_words.h"
 
-// One group of symbols of `rans`, at most one a lane, and what goes around the loop over the groups.
+// Groups of symbols of `rans`, at most one a lane, and what goes around the loop over them.
 namespace kvcompress::simd::internal {
 
 static_assert(std::endian::native == std::endian::little);
@@ -53,6 +54,22 @@ struct RansEncoder {
     return true;
   }
 
+  // The same, sooner; for so many lanes.
+  template <size_t kLanes>
+  [[nodiscard]] bool EncodeSideBySide(const uint8_t* raw, size_t groups) {
+    std::array<uint32_t, kLanes> x;
+    std::copy_n(states.begin(), kLanes, x.begin());
+    WordWriter writer{out + size};
+    while (groups-- > 0) {
+      if (static_cast<size_t>(out + capacity - writer.end) < RansRoom(kLanes)) return false;
+      const uint8_t* const group = raw + groups * kLanes;
+      ForLanesUp<kLanes>([&](size_t lane) { writer.EncodeSymbol(symbols[group[lane]], x[lane]); });
+    }
+    std::ranges::copy(x, states.begin());
+    size = static_cast<size_t>(writer.end - out);
+    return true;
+  }
+
   size_t Finish() {
     std::memcpy(out + size, states.data(), 4 * lanes);
     return size + 4 * lanes;
@@ -94,6 +111,22 @@ struct RansDecoder {
       states[lane] = x;
     }
     return true;
+  }
+
+  // Decodes whole groups of so many lanes, and returns their number: it stops in front of a group that the words that
+  // are left might not suffice for.
+  template <size_t kLanes>
+  size_t DecodeSideBySide(uint8_t* raw, size_t groups) {
+    std::array<uint32_t, kLanes> x;
+    std::copy_n(states.begin(), kLanes, x.begin());
+    WordReader reader{words + size};
+    size_t group = 0;
+    for (; group < groups && reader.end - words >= static_cast<ptrdiff_t>(2 * kLanes); ++group, raw += kLanes) {
+      ForLanesDown<kLanes>([&](size_t lane) { raw[lane] = reader.DecodeSymbol(slots.data(), x[lane]); });
+    }
+    std::ranges::copy(x, states.begin());
+    size = static_cast<size_t>(reader.end - words);
+    return group;
   }
 
   // Whether decoding has ended where encoding began.
