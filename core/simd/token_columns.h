@@ -81,4 +81,28 @@ struct ColumnRange {
 // Adds the sums of a chunk to the moments of the chunks before it, and to the totals.
 void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals);
 
+// Sums over the columns of moments, each as often as the column has values.
+enum MomentTotal { kTotalCount, kTotalSum, kTotalDeviations, kTotalMeanSquares, kTotalErrorMeanSquares, kMomentTotals };
+
+// In the lanes of ColumnTotals.
+struct MomentLanes {
+  alignas(64) double lanes[kMomentTotals][ColumnBlock::kColumns] = {};
+};
+
+struct MomentTotals {
+  double count;
+  double sum;                 // of x
+  double deviations;          // of x about its column's mean, squared
+  double mean_squares;        // of the mean of x
+  double error_mean_squares;  // of the mean of e
+};
+
+MomentTotals TotalsOf(const ChannelMoments& moments);
+
+// The largest |mean of x| / standard deviation of x of a column that varies; 0 if none does.
+double MaxConstant(const ChannelMoments& moments);
+
+// The sum of (mean of x of its column - `mean`)^2 over all values.
+double DeviationsOfMeans(const ChannelMoments& moments, double mean);
+
 }  // namespace kvcompress::simd

@@ -118,28 +118,18 @@ void TokenMeter::AddSums() {
   magnitude_ += totals_.Sum(kTotalMagnitude);
   error_deviations_ += moments_.error_deviations();
 
-  const double* counts = moments_.plane(kCount);
-  const double* means = moments_.plane(kMean);
-  const double* deviations = moments_.plane(kDeviations);
-  const double* error_means = moments_.plane(kErrorMean);
+  const MomentTotals of_columns = TotalsOf(moments_);
+  deviations_ += of_columns.deviations;
   ErrorSums sums;
   sums.count = count_;
-  sums.sum_error_squares = moments_.error_deviations();
+  sums.sum = of_columns.sum;
+  sums.sum_squares = of_columns.deviations + of_columns.mean_squares;
+  sums.sum_deviations =
+      of_columns.deviations + DeviationsOfMeans(moments_, of_columns.sum / static_cast<double>(count_));
+  sums.sum_error_squares = moments_.error_deviations() + of_columns.error_mean_squares;
   sums.sum_abs_error = totals_.Sum(kTotalAbsError);
   sums.sum_cross = totals_.Sum(kTotalCross);
   sums.max_abs_error = totals_.Max(kTotalMaxError);
-  for (size_t i = 0; i < moments_.size(); ++i) {
-    const double sum = counts[i] * means[i];
-    deviations_ += deviations[i];
-    sums.sum += sum;
-    sums.sum_squares += deviations[i] + sum * means[i];
-    sums.sum_error_squares += counts[i] * error_means[i] * error_means[i];
-  }
-  const double mean = sums.sum / static_cast<double>(count_);
-  for (size_t i = 0; i < moments_.size(); ++i) {
-    const double between = means[i] - mean;
-    sums.sum_deviations += deviations[i] + counts[i] * between * between;
-  }
   errors_.Merge(sums);
 }
 

@@ -4,7 +4,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <numeric>
+#include <cmath>
+#include <iterator>
 
 #include "core/simd/token_columns.h"
 
@@ -82,31 +83,106 @@ class ColumnMerger {
   V totals_[kColumnTotals];
 };
 
+// Sums of moments, in the same lanes.
+template <class D>
+class MomentSums {
+ public:
+  HWY_INLINE MomentSums(const ChannelMoments& moments, const MomentLanes& sums, size_t lane)
+      : counts_(moments.plane(kCount)),
+        means_(moments.plane(kMean)),
+        deviations_(moments.plane(kDeviations)),
+        error_means_(moments.plane(kErrorMean)),
+        lane_(lane) {
+    for (size_t i = 0; i < kMomentTotals; ++i) sums_[i] = hn::LoadU(D(), sums.lanes[i] + lane);
+  }
+
+  HWY_INLINE void Add(size_t column) {
+    const D d;
+    const V count = hn::LoadU(d, counts_ + column);
+    const V mean = hn::LoadU(d, means_ + column);
+    const V deviations = hn::LoadU(d, deviations_ + column);
+    const V error_mean = hn::LoadU(d, error_means_ + column);
+    const V sum = hn::Mul(count, mean);
+    Add(kTotalCount, count);
+    Add(kTotalSum, sum);
+    Add(kTotalDeviations, deviations);
+    Add(kTotalMeanSquares, hn::Mul(sum, mean));
+    Add(kTotalErrorMeanSquares, hn::Mul(hn::Mul(count, error_mean), error_mean));
+  }
+
+  HWY_INLINE void Store(MomentLanes& sums) const {
+    for (size_t i = 0; i < kMomentTotals; ++i) hn::StoreU(sums_[i], D(), sums.lanes[i] + lane_);
+  }
+
+ private:
+  using V = hn::Vec<D>;
+
+  HWY_INLINE void Add(MomentTotal total, V sum) { sums_[total] = hn::Add(sums_[total], sum); }
+
+  const double *const counts_, *const means_, *const deviations_, *const error_means_;
+  const size_t lane_;
+  V sums_[kMomentTotals];
+};
+
+// Calls visit(tag, lane, first, end) for sets of columns: for the columns first, first + 16, ... below `end`, and as
+// many after each as the tag has lanes, whose sums lie in the lanes from `lane` on.
+template <class Visit>
+HWY_INLINE void VisitColumns(size_t begin, size_t end, Visit visit) {
+  constexpr size_t kColumns = ColumnBlock::kColumns;
+  const hn::ScalableTag<double> wide;
+  const hn::CappedTag<double, 1> narrow;
+  const size_t whole_begin = std::min(end, ColumnBlock::CountFor(begin) * kColumns);
+  const size_t whole_end = std::max(whole_begin, end / kColumns * kColumns);
+  for (size_t column = begin; column < whole_begin; ++column) visit(narrow, column % kColumns, column, column + 1);
+  if (whole_begin < whole_end) {
+    for (size_t lane = 0; lane < kColumns; lane += hn::Lanes(wide)) visit(wide, lane, whole_begin + lane, whole_end);
+  }
+  for (size_t column = whole_end; column < end; ++column) visit(narrow, column % kColumns, column, column + 1);
+}
+
 }  // namespace
 
 void MergeChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
                        ColumnTotals& totals) {
-  constexpr size_t kColumns = ColumnBlock::kColumns;
-  using WideD = hn::ScalableTag<double>;
-  using OneLane = hn::CappedTag<double, 1>;
-  const auto one_by_one = [&](size_t begin, size_t end) HWY_ATTR {
-    for (size_t column = begin; column < end; ++column) {
-      ColumnMerger<OneLane> merger(chunk, range, moments, totals, column % kColumns);
-      merger.Merge(column);
-      merger.Store(totals);
+  VisitColumns(range.begin, range.end, [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
+    ColumnMerger<decltype(d)> merger(chunk, range, moments, totals, lane);
+    for (size_t column = begin; column < end; column += ColumnBlock::kColumns) merger.Merge(column);
+    merger.Store(totals);
+  });
+}
+
+void SumMoments(const ChannelMoments& moments, MomentLanes& sums) {
+  VisitColumns(0, moments.size(), [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
+    MomentSums<decltype(d)> own(moments, sums, lane);
+    for (size_t column = begin; column < end; column += ColumnBlock::kColumns) own.Add(column);
+    own.Store(sums);
+  });
+}
+
+void FindMaxConstant(const ChannelMoments& moments, double* lanes) {
+  VisitColumns(0, moments.size(), [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
+    auto most = hn::LoadU(d, lanes + lane);
+    for (size_t column = begin; column < end; column += ColumnBlock::kColumns) {
+      const auto mean = hn::LoadU(d, moments.plane(kMean) + column);
+      const auto squares = hn::Mul(hn::Mul(mean, mean), hn::LoadU(d, moments.plane(kCount) + column));
+      const auto deviations = hn::LoadU(d, moments.plane(kDeviations) + column);
+      most = hn::Max(most, hn::IfThenElseZero(hn::Gt(deviations, hn::Zero(d)), hn::Div(squares, deviations)));
     }
-  };
-  const size_t begin = std::min(range.end, ColumnBlock::CountFor(range.begin) * kColumns);
-  const size_t end = std::max(begin, range.end / kColumns * kColumns);
-  one_by_one(range.begin, begin);
-  if (begin < end) {
-    for (size_t lane = 0; lane < kColumns; lane += hn::Lanes(WideD())) {
-      ColumnMerger<WideD> merger(chunk, range, moments, totals, lane);
-      for (size_t column = begin + lane; column < end; column += kColumns) merger.Merge(column);
-      merger.Store(totals);
+    hn::StoreU(most, d, lanes + lane);
+  });
+}
+
+void SumBetween(const ChannelMoments& moments, double mean, double* lanes) {
+  const double* const counts = moments.plane(kCount);
+  const double* const means = moments.plane(kMean);
+  VisitColumns(0, moments.size(), [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
+    auto sum = hn::LoadU(d, lanes + lane);
+    for (size_t column = begin; column < end; column += ColumnBlock::kColumns) {
+      const auto between = hn::Sub(hn::LoadU(d, means + column), hn::Set(d, mean));
+      sum = hn::Add(sum, hn::Mul(hn::Mul(hn::LoadU(d, counts + column), between), between));
     }
-  }
-  one_by_one(end, range.end);
+    hn::StoreU(sum, d, lanes + lane);
+  });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -116,17 +192,56 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(MergeChunkColumns);
+HWY_EXPORT(SumMoments);
+HWY_EXPORT(SumBetween);
+HWY_EXPORT(FindMaxConstant);
+
+namespace {
+
+// In pairs, which do not wait for each other.
+double SumOf(const double (&lanes)[ColumnBlock::kColumns]) {
+  double sums[ColumnBlock::kColumns / 2];
+  for (size_t i = 0; i < std::size(sums); ++i) sums[i] = lanes[i] + lanes[i + std::size(sums)];
+  for (size_t half = std::size(sums) / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
+}
+
+double MaxOf(const double (&lanes)[ColumnBlock::kColumns]) {
+  return *std::max_element(std::begin(lanes), std::end(lanes));
+}
+
+}  // namespace
 
 void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals) {
   HWY_DYNAMIC_DISPATCH(MergeChunkColumns)(chunk, range, moments, totals);
 }
 
-double ColumnTotals::Sum(ColumnTotal total) const {
-  return std::accumulate(std::begin(lanes[total]), std::end(lanes[total]), 0.0);
+double ColumnTotals::Sum(ColumnTotal total) const { return SumOf(lanes[total]); }
+
+double ColumnTotals::Max(ColumnTotal total) const { return MaxOf(lanes[total]); }
+
+MomentTotals TotalsOf(const ChannelMoments& moments) {
+  MomentLanes sums;
+  HWY_DYNAMIC_DISPATCH(SumMoments)(moments, sums);
+  return {.count = SumOf(sums.lanes[kTotalCount]),
+          .sum = SumOf(sums.lanes[kTotalSum]),
+          .deviations = SumOf(sums.lanes[kTotalDeviations]),
+          .mean_squares = SumOf(sums.lanes[kTotalMeanSquares]),
+          .error_mean_squares = SumOf(sums.lanes[kTotalErrorMeanSquares])};
 }
 
-double ColumnTotals::Max(ColumnTotal total) const {
-  return *std::max_element(std::begin(lanes[total]), std::end(lanes[total]));
+double MaxConstant(const ChannelMoments& moments) {
+  double lanes[ColumnBlock::kColumns] = {};
+  HWY_DYNAMIC_DISPATCH(FindMaxConstant)(moments, lanes);
+  return std::sqrt(MaxOf(lanes));
+}
+
+double DeviationsOfMeans(const ChannelMoments& moments, double mean) {
+  double lanes[ColumnBlock::kColumns] = {};
+  HWY_DYNAMIC_DISPATCH(SumBetween)(moments, mean, lanes);
+  return SumOf(lanes);
 }
 
 }  // namespace kvcompress::simd

@@ -1,7 +1,8 @@
 #include "core/simd/token_sums.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "core/simd/token_columns.h"
 
 namespace kvcompress {
 
@@ -44,19 +45,12 @@ void ChannelMoments::Merge(const ChannelMoments& other, size_t first, size_t cou
 }
 
 void ChannelMoments::AddTo(ErrorSums& sums) const {
+  const simd::MomentTotals totals = simd::TotalsOf(*this);
   ErrorSums own;
-  double count = 0;
-  double constant = 0;  // the square of the largest
-  for (size_t i = 0; i < size_; ++i) {
-    const double deviations = plane(kDeviations)[i];
-    count += plane(kCount)[i];
-    own.token_deviations += deviations;
-    const double squares = plane(kMean)[i] * plane(kMean)[i] * plane(kCount)[i];
-    constant = std::max(constant, deviations > 0 ? squares / deviations : 0);
-  }
-  own.token_count = static_cast<uint64_t>(count);
+  own.token_count = static_cast<uint64_t>(totals.count);
+  own.token_deviations = totals.deviations;
   own.token_error_deviations = error_deviations_;
-  own.max_channel_constant = std::sqrt(constant);
+  own.max_channel_constant = simd::MaxConstant(*this);
   sums.Merge(own);
 }
 
