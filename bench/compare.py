@@ -2,6 +2,8 @@
 
 import math
 
+from measurements import SIZES
+
 LEAST = 0.05  # a difference of less is none, whatever the noise seems to be
 # What a speed that was measured once may be off by, in either run.
 ONCE = 0.15
@@ -33,7 +35,7 @@ def changes(old, new):
         if section["id"] not in before:
             continue
         for column in section["columns"]:
-            exact = column in ("ratio", "SNR dB")
+            exact = column in SIZES
             left, right = (
                 beside_reference({**side, "reference": None} if exact else side, column)
                 for side in (before[section["id"]], section)

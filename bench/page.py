@@ -20,7 +20,7 @@ import subprocess
 import break_even
 import compare
 import jinja2
-from measurements import read_run
+from measurements import SIZES, read_run
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -86,7 +86,7 @@ def position(value, largest):
 
 def charted(column):
     """Whether a column is drawn as bars."""
-    return column not in ("ratio", "SNR dB") and "CPU" not in column
+    return column not in SIZES and "CPU" not in column
 
 
 def largest(section):

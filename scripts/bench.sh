@@ -35,6 +35,8 @@ results=build/bench missed=0
 .venv/bin/python bench/page.py begin $results
 .venv/bin/python bench/peers/measure.py "${peers[@]}" --rounds $rounds --output $results/peers.json || missed=1
 echo
+.venv/bin/python bench/peers/chunk.py "${peers[@]}" --rounds $rounds --output $results/chunk.json || missed=1
+echo
 scripts/bench_codecs.py "${check[@]}" --output $results/codecs.json || missed=1
 build/release/bench/kvc_bench_kernels "${kernels[@]}" --benchmark_out=$results/kernels.json || missed=1
 echo

@@ -12,94 +12,26 @@ with a line that says so. Without a file the tensors are those of tests/data/smo
 import argparse
 import json
 import math
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
-import venv
 
 from contestants import CONTESTANTS
+from environments import ROOT, Process, python_of
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "tests" / "data" / "smollm2.256.bf16.safetensors"
-ENVIRONMENTS = ROOT / "build" / "peers"
+WORKER = pathlib.Path(__file__).with_name("worker.py")
 DIRECTIONS = ("encode", "decode")
-
-
-def python_of(name, install):
-    """The interpreter that a contestant runs in, or None where its environment is not there. An environment of its own
-    finds what it lacks in that of the tests, so that torch is
-    installed once."""
-    packages = CONTESTANTS[name].packages
-    if not packages:
-        return sys.executable
-    folder = ENVIRONMENTS / name.split()[0]
-    stamp = folder / "wanted"
-    wanted = "\n".join(packages) + "\n"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        if not install:
-            return None
-        print(f"{name}: installing {', '.join(packages)}", file=sys.stderr)
-        venv.create(folder, clear=True, with_pip=True)
-        (site,) = (folder / "lib").glob("python*/site-packages")
-        (site / "tests.pth").write_text("".join(path + "\n" for path in sys.path if path.endswith("site-packages")))
-        subprocess.run(
-            [
-                folder / "bin" / "python",
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--retries",
-                "5",
-                "--constraint",
-                ROOT / "scripts" / "constraints-test.txt",
-                *packages,
-            ],
-            check=True,
-        )
-        stamp.write_text(wanted)
-    return str(folder / "bin" / "python")
-
-
-class Process:
-    """A contestant that waits for its turns."""
-
-    def __init__(self, name, python, path):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        command = [python, pathlib.Path(__file__).with_name("worker.py"), name, path]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def ask(self, *words):
-        """What the contestant answers; a RuntimeError when it has ended instead."""
-        try:
-            self.process.stdin.write(" ".join(map(str, words)) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RuntimeError(f"ended with {self.process.wait(30)}")
-        return json.loads(line)
-
-    def stop(self):
-        self.process.stdin.close()
-        if self.process.wait(30) != 0:
-            raise RuntimeError(f"ended with {self.process.returncode}")
 
 
 def start(names, path, install):
     """(name to process, name to why it does not take part)."""
     processes, absent = {}, {}
     for name in names:
-        python = python_of(name, install)
+        python = python_of(CONTESTANTS[name].packages, install)
         if python is None:
             absent[name] = f"{', '.join(CONTESTANTS[name].packages)} is not installed: run with --install"
             continue
-        process = Process(name, python, path)
+        process = Process(python, WORKER, name, path)
         try:
             process.facts = process.ask("describe")
             processes[name] = process

@@ -80,7 +80,7 @@ def test_a_run_is_read_with_its_medians_and_extremes(folder):
     assert chains["memcpy"]["encode"]["value"] == 11
     cells = {row["name"]: row["cells"] for row in section(run, "codecs cache.safetensors")["rows"]}
     assert cells["int4"]["SNR dB"] == {"value": 18.0} and "SNR dB" not in cells["lossless"]
-    assert set(run["absent"]) == {"transport", "python", "files", "others"}
+    assert set(run["absent"]) == {"chunk", "transport", "python", "files", "others"}
 
 
 def test_the_page_and_the_results_are_made(folder):
@@ -145,29 +145,3 @@ def test_compare_says_by_its_status_whether_something_changed(folder):
     new.write_text(json.dumps(run))
     done = subprocess.run([sys.executable, BENCH / "page.py", "compare", old, new], capture_output=True, text=True)
     assert done.returncode == 1 and "Codec chains: int4, decode" in done.stdout
-
-
-@pytest.mark.parametrize("spec", ["int4(group=64)", "lossless"])
-def test_contestants_take_turns_in_processes_of_their_own(tmp_path, spec):
-    """The two that need no other packages; the module of the codec is built by the stage of the Python client."""
-    output = tmp_path / "peers.json"
-    native = list((ROOT / "client" / "python" / "src" / "kvcompress").glob("_native.*.so"))
-    if not native:
-        pytest.skip("the codec's module for Python is not built")
-    subprocess.run([sys.executable, BENCH / "peers" / "measure.py", "--rounds", "1", "--seconds", "0.01", "--output", output,
-                    "--only", f"memcpy,kvcompress {spec},zstd -1"], check=True, timeout=100)  # fmt: skip
-    rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
-    assert set(rows) == {"memcpy", f"kvcompress {spec}", "zstd -1"}
-    assert all(
-        row[way]["gb_per_s"] > 0 and row[way]["of_memcpy"] > 0 for row in rows.values() for way in ("encode", "decode")
-    )
-    assert rows["zstd -1"]["coded_bytes"] < rows["memcpy"]["coded_bytes"] == rows["memcpy"]["tensor_bytes"]
-
-
-def test_a_contestant_that_is_not_installed_is_left_out_with_a_line(tmp_path, monkeypatch):
-    sys.path.insert(0, str(BENCH / "peers"))
-    import measure
-
-    monkeypatch.setattr(measure, "ENVIRONMENTS", tmp_path)
-    processes, absent = measure.start(["zipnn"], measure.SAMPLE, install=False)
-    assert not processes and "not installed" in absent["zipnn"]
