@@ -99,7 +99,7 @@ Daemon::Daemon(const Options& options)
                     Log(LogLevel::kWarning, "closed a connection for the memory that it takes outside of calls",
                         {{"peer", peer}, {"bytes", bytes}});
                   }}),
-      shared_memory_(regions_, options_.shared_memory_prefix, admission_, *metrics_),
+      shared_memory_(regions_, options_.shared_memory_prefix, options_.foreign_memory_prefix, admission_, *metrics_),
       artifacts_({.directory = options.artifacts, .max_memory_bytes = options.artifact_memory}),
       service_(options_, pool_, ToSessionOptions(options, pool_.size(), artifacts_, regions_), admission_,
                shared_memory_, guard_, *metrics_),

@@ -51,6 +51,7 @@ SharedMapping& SharedMapping::operator=(SharedMapping&& other) noexcept {
     Unmap();
     pages_ = std::exchange(other.pages_, {});
     bytes_ = std::exchange(other.bytes_, {});
+    is_writable_ = other.is_writable_;
   }
   return *this;
 }
@@ -63,6 +64,7 @@ SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
   if (this != &other) {
     std::swap(key_, other.key_);
     std::swap(fd_, other.fd_);
+    std::swap(access_, other.access_);
     std::swap(made_, other.made_);
     std::swap(linked_, other.linked_);
     std::swap(complete_, other.complete_);
@@ -115,14 +117,18 @@ absl::Status SharedMemory::Link() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<SharedMemory> SharedMemory::Open(const std::string& key) {
+absl::StatusOr<SharedMemory> SharedMemory::Open(const std::string& key, Access access) {
   KVC_RETURN_IF_ERROR(CheckKey(key));
   SharedMemory object(key);
-  object.fd_ = RetryOnEintr([&] { return shm_open(key.c_str(), O_RDWR | O_NONBLOCK, 0); });
+  object.access_ = access;
+  const int flags = (access == Access::kRead ? O_RDONLY : O_RDWR) | O_NONBLOCK;
+  object.fd_ = RetryOnEintr([&] { return shm_open(key.c_str(), flags, 0); });  // does not follow links
   if (object.fd_ < 0) return ErrnoError("open shared memory", key, errno);
-  struct stat info;
-  if (fstat(object.fd_, &info) != 0) return ErrnoError("open shared memory", key, errno);
-  if (!S_ISREG(info.st_mode)) {
+  struct stat info, folder;
+  if (fstat(object.fd_, &info) != 0 || stat(kFolder, &folder) != 0) {
+    return ErrnoError("open shared memory", key, errno);
+  }
+  if (!S_ISREG(info.st_mode) || info.st_dev != folder.st_dev) {
     return absl::FailedPreconditionError(absl::StrCat("open shared memory ", key, ": not a shared memory object"));
   }
   object.complete_ = info.st_blocks * kStatBlockBytes >= info.st_size;
@@ -144,11 +150,23 @@ absl::StatusOr<SharedMapping> SharedMemory::Map(uint64_t offset, uint64_t size) 
   const uint64_t page = PageBytes();
   const uint64_t before = offset % page;
   const size_t length = (before + size + page - 1) / page * page;
-  void* at = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(offset - before));
+  const bool is_writable = access_ == Access::kReadWrite;
+  const int protection = is_writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* at = mmap(nullptr, length, protection, MAP_SHARED, fd_, static_cast<off_t>(offset - before));
   if (at == MAP_FAILED) return ErrnoError("map shared memory", key_, errno);
   const MutableByteSpan pages(static_cast<std::byte*>(at), length);
   if (made_) MapPagesNow(pages);
-  return SharedMapping(pages, pages.subspan(before, size));
+  return SharedMapping(pages, pages.subspan(before, size), is_writable);
+}
+
+absl::StatusOr<bool> SharedMemory::IsWriteLocked(uint64_t offset) const {
+  struct flock lock {};
+  lock.l_type = F_RDLCK;  // which write locks alone are in the way of
+  lock.l_whence = SEEK_SET;
+  lock.l_start = static_cast<off_t>(offset);
+  lock.l_len = 1;
+  if (fcntl(fd_, F_OFD_GETLK, &lock) != 0) return ErrnoError("lock shared memory", key_, errno);
+  return lock.l_type == F_WRLCK && static_cast<uint64_t>(lock.l_start) == offset && lock.l_len == 1;
 }
 
 uint64_t SharedMemoryCapacity() {

@@ -10,8 +10,9 @@
 
 namespace kvcompress {
 
-// A part of a shared-memory object in this process's memory, readable and writable, until it is destroyed. Whoever has
-// the object may change the bytes at any time, and may cut the object short: a page that is gone raises SIGBUS.
+// A part of a shared-memory object in this process's memory, until it is destroyed: readable, and writable unless the
+// object was opened for reading. Whoever has the object may change the bytes at any time, and may cut the object short:
+// a page that is gone raises SIGBUS.
 class SharedMapping {
  public:
   SharedMapping() = default;
@@ -22,20 +23,25 @@ class SharedMapping {
   MutableByteSpan bytes() const { return bytes_; }
   // The pages that hold them.
   MutableByteSpan pages() const { return pages_; }
+  bool is_writable() const { return is_writable_; }
 
  private:
   friend class SharedMemory;
-  SharedMapping(MutableByteSpan pages, MutableByteSpan bytes) : pages_(pages), bytes_(bytes) {}
+  SharedMapping(MutableByteSpan pages, MutableByteSpan bytes, bool is_writable)
+      : pages_(pages), bytes_(bytes), is_writable_(is_writable) {}
   void Unmap();
 
   MutableByteSpan pages_;
   MutableByteSpan bytes_;
+  bool is_writable_ = true;
 };
 
 // A POSIX shared-memory object. Its key is that of shm_open(3): "/" and a name of 1 to 255 bytes without a further "/".
 // Errors read "open shared memory KEY: no such file or directory"; codes are ErrnoCode's.
 class SharedMemory {
  public:
+  enum class Access { kRead, kReadWrite };
+
   SharedMemory(SharedMemory&& other) noexcept { *this = std::move(other); }
   SharedMemory& operator=(SharedMemory&& other) noexcept;
   ~SharedMemory();
@@ -44,13 +50,18 @@ class SharedMemory {
   // its memory is there from the start: RESOURCE_EXHAUSTED now, rather than SIGBUS later, where there is not enough.
   // ALREADY_EXISTS when the key is taken.
   static absl::StatusOr<SharedMemory> Create(const std::string& key, uint64_t size);
-  // INVALID_ARGUMENT for what cannot be a key, NOT_FOUND, PERMISSION_DENIED when it cannot be both read and written.
-  static absl::StatusOr<SharedMemory> Open(const std::string& key);
+  // INVALID_ARGUMENT for what cannot be a key, NOT_FOUND, PERMISSION_DENIED without that access, FAILED_PRECONDITION
+  // for what is not an object of /dev/shm: a link, a FIFO, a file of another filesystem.
+  static absl::StatusOr<SharedMemory> Open(const std::string& key, Access access = Access::kReadWrite);
 
   const std::string& key() const { return key_; }
 
   // Bytes of the object at this moment.
   absl::StatusOr<uint64_t> Size() const;
+
+  // Whether somebody holds a write lock (fcntl(2)) of the byte at `offset` and of no other beside it. Locks need no
+  // bytes: the object may end before. Only who has opened the object for writing can take one.
+  absl::StatusOr<bool> IsWriteLocked(uint64_t offset) const;
 
   // Whether all memory of the object was there when it was made or opened; an object without a part of it (a sparse
   // file) gets that when it is touched.
@@ -75,6 +86,7 @@ class SharedMemory {
 
   std::string key_;
   int fd_ = -1;
+  Access access_ = Access::kReadWrite;
   bool made_ = false;    // by Create
   bool linked_ = false;  // a key of ours, to be removed
   bool complete_ = false;

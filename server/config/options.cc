@@ -67,6 +67,14 @@ constexpr Flag kFlags[] = {
        options.shared_memory_prefix = text == "off" ? "" : text;
        return CheckKeyPrefix(options.shared_memory_prefix);
      }},
+    {"foreign-memory", "PREFIX",
+     "let clients have shared memory read that another program made, under keys that begin with \"/PREFIX\" and that "
+     "they "
+     "may write themselves; needs --shared-memory; \"off\": none (off)",
+     [](Options& options, const std::string& text) {
+       options.foreign_memory_prefix = text == "off" ? "" : text;
+       return CheckKeyPrefix(options.foreign_memory_prefix);
+     }},
     {"threads", "N", "codec threads; 0: one for each CPU that this process may use (0)",
      KVC_SETTER(threads, ParseCount(text, 0, 1024))},
     {"memory-budget", "BYTES", "memory that all streams may hold together (1GiB)",
@@ -230,6 +238,12 @@ absl::Status Apply(const std::vector<Setting>& settings, Options& options) {
   return absl::OkStatus();
 }
 
+// Refuses settings that do not go together.
+absl::Status CheckMemory(const Options& options) {
+  if (options.foreign_memory_prefix.empty() || !options.shared_memory_prefix.empty()) return absl::OkStatus();
+  return Invalid("--foreign-memory needs --shared-memory");
+}
+
 // Refuses settings that would let in strangers, or let them read along, without the operator's explicit wish.
 absl::Status CheckProtection(const Options& options) {
   if (options.tls_cert.empty() != options.tls_key.empty()) {
@@ -275,7 +289,10 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& args,
   KVC_RETURN_IF_ERROR(Apply(from_environment, options));
   KVC_RETURN_IF_ERROR(Apply(from_args, options));
   const bool serves = !options.healthcheck && !options.version && !options.help;
-  if (serves) KVC_RETURN_IF_ERROR(CheckProtection(options));
+  if (serves) {
+    KVC_RETURN_IF_ERROR(CheckMemory(options));
+    KVC_RETURN_IF_ERROR(CheckProtection(options));
+  }
   return options;
 }
 

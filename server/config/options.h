@@ -19,6 +19,7 @@ struct Options {
   std::string token_file;     // empty: callers need no token
   bool allow_plaintext = false;
   std::string shared_memory_prefix;               // of keys, without their "/"; empty: no shared memory
+  std::string foreign_memory_prefix;              // of objects of other programs; empty: none
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics page
   size_t threads = 0;                             // 0: one for each CPU
   uint64_t memory_budget = uint64_t{1} << 30;

@@ -47,6 +47,7 @@ void AddTransports(const Options& options, v1::CapabilitiesResponse& response) {
   if (options.shared_memory_prefix.empty()) return;
   response.add_transports(v1::TRANSPORT_SHARED_MEMORY);
   response.set_shared_memory_prefix(options.shared_memory_prefix);
+  response.set_foreign_memory_prefix(options.foreign_memory_prefix);
 }
 
 absl::StatusOr<uint64_t> FrameBound(const Options& options, const v1::CompressHeader& header,

@@ -32,6 +32,15 @@ absl::Status Register(const v1::SharedMemoryRegister& request, Registration& reg
   return absl::OkStatus();
 }
 
+absl::Status RegisterForeign(const v1::SharedMemoryRegister& request, Registration& registration,
+                             v1::SharedMemoryResponse& response) {
+  const Registration::Region region = {request.name(), request.key(), request.offset(), request.byte_size()};
+  KVC_ASSIGN_OR_RETURN(const uint64_t offset, registration.RegisterForeign(region));
+  response.set_lock_offset(offset);
+  AddRegion(region, response);
+  return absl::OkStatus();
+}
+
 absl::Status Answer(const v1::SharedMemoryRequest& request, Registration& registration,
                     v1::SharedMemoryResponse& response) {
   const auto add_all = [&response](const absl::StatusOr<std::vector<Registration::Region>>& regions) {
@@ -41,6 +50,8 @@ absl::Status Answer(const v1::SharedMemoryRequest& request, Registration& regist
   };
   switch (request.action_case()) {
     case v1::SharedMemoryRequest::kRegister: return Register(request.register_(), registration, response);
+    case v1::SharedMemoryRequest::kRegisterForeign:
+      return RegisterForeign(request.register_foreign(), registration, response);
     case v1::SharedMemoryRequest::kConfirm: {
       KVC_ASSIGN_OR_RETURN(const Registration::Region region, registration.Confirm(request.confirm().name()));
       AddRegion(region, response);
@@ -67,7 +78,7 @@ class SharedMemoryStreams::Stream final : public Reactor {
       : owner_(owner),
         context_(context),
         record_(context, MethodName<v1::SharedMemoryRequest>(), owner.metrics_),
-        registration_(std::in_place, owner.table_, owner.prefix_, client) {}
+        registration_(std::in_place, owner.table_, owner.prefix_, client, owner.foreign_prefix_) {}
 
   void Begin() { StartRead(&incoming_); }
 

@@ -21,9 +21,14 @@ class SharedMemoryStreams {
   static constexpr size_t kMaxStreams = 256;
   static constexpr size_t kMaxStreamsPerClient = 192;
 
-  // An empty prefix: every stream is FAILED_PRECONDITION.
-  SharedMemoryStreams(RegionTable& table, std::string prefix, Admission& admission, Metrics& metrics)
-      : table_(table), prefix_(std::move(prefix)), admission_(admission), metrics_(metrics) {}
+  // The prefixes are those of Registration. An empty `prefix`: every stream is FAILED_PRECONDITION.
+  SharedMemoryStreams(RegionTable& table, std::string prefix, std::string foreign_prefix, Admission& admission,
+                      Metrics& metrics)
+      : table_(table),
+        prefix_(std::move(prefix)),
+        foreign_prefix_(std::move(foreign_prefix)),
+        admission_(admission),
+        metrics_(metrics) {}
   // Waits until all streams have ended: whoever destroys this must have ended them.
   ~SharedMemoryStreams();
 
@@ -42,6 +47,7 @@ class SharedMemoryStreams {
 
   RegionTable& table_;
   const std::string prefix_;
+  const std::string foreign_prefix_;
   Admission& admission_;
   Metrics& metrics_;
 

@@ -66,6 +66,9 @@ absl::Status StreamRegions::AddBuffer(const v1::SharedMemoryRange& range) {
   std::shared_ptr<SharedRegion> region;
   KVC_ASSIGN_OR_RETURN(const MutableByteSpan bytes, Resolve(range, region));
   if (bytes.empty()) return absl::InvalidArgumentError("a buffer for output of 0 bytes");
+  if (!region->is_writable()) {
+    return absl::InvalidArgumentError("a buffer for output in another program's memory, which is only read");
+  }
   buffers_.push_back({range.region(), range.offset(), bytes, std::move(region)});
   while (!debts_.empty() && Settle(debts_.front())) debts_.pop_front();
   return absl::OkStatus();

@@ -31,6 +31,7 @@ class StreamRegions final : public OutputBuffers {
   // How many bytes of input, counted from the first range on, nobody reads any more.
   uint64_t released() const;
 
+  // The errors of Input, and INVALID_ARGUMENT for an empty range or one of another program's memory.
   absl::Status AddBuffer(const v1::SharedMemoryRange& range);
   bool has_buffer() const;
 

@@ -116,6 +116,7 @@ class GuardedRegion final : public SharedRegion {
 
   MutableByteSpan bytes() const override { return mapping_.bytes(); }
   bool intact() const override { return !slot_.broken; }
+  bool is_writable() const override { return mapping_.is_writable(); }
 
  private:
   SharedMapping mapping_;

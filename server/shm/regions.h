@@ -14,13 +14,15 @@
 // Shared memory that clients have registered.
 namespace kvcompress {
 
-// A client's memory, mapped here. The client may write it, and cut its object short, at any time. A page that is gone
-// reads as zeros (bus_guard.h), and the region is then not intact.
+// Memory that a client has registered, mapped here. Others may write it, and cut its object short, at any time. A page
+// that is gone reads as zeros (bus_guard.h), and the region is then not intact.
 class SharedRegion {
  public:
   virtual ~SharedRegion() = default;
   virtual MutableByteSpan bytes() const = 0;
   virtual bool intact() const = 0;
+  // Whether the daemon may write the bytes. An access that it may not have ends the process.
+  virtual bool is_writable() const = 0;
 };
 
 // The regions of all clients by their ids, which cannot be guessed, and the limits of what clients register.

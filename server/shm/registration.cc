@@ -29,6 +29,13 @@ absl::Status OfClient(const absl::Status& status) {
   }
 }
 
+// Far past the end of any object: from 2^62 on, and even, so that no two such bytes are neighbours.
+uint64_t RandomLockOffset() {
+  uint64_t random = 0;
+  FillRandom(std::as_writable_bytes(std::span(&random, 1)));
+  return uint64_t{1} << 62 | random >> 3 << 1;
+}
+
 // The share is given back when nobody has the region any more.
 std::shared_ptr<SharedRegion> WithShare(std::shared_ptr<SharedRegion> region, RegionTable::Share share) {
   struct Both {
@@ -41,13 +48,13 @@ std::shared_ptr<SharedRegion> WithShare(std::shared_ptr<SharedRegion> region, Re
 
 }  // namespace
 
-absl::Status Registration::Check(const Region& region) const {
+absl::Status Registration::Check(const Region& region, const std::string& prefix) const {
   if (region.name.empty() || region.name.size() > kMaxNameBytes) {
     return absl::InvalidArgumentError(absl::StrFormat("a region's name has 1 to %d bytes", kMaxNameBytes));
   }
-  if (!std::string_view(region.key).starts_with("/" + prefix_)) {
+  if (!std::string_view(region.key).starts_with("/" + prefix)) {
     return absl::PermissionDeniedError(
-        absl::StrFormat("shared memory key \"%s\" does not begin with \"/%s\"", region.key, prefix_));
+        absl::StrFormat("shared memory key \"%s\" does not begin with \"/%s\"", region.key, prefix));
   }
   if (region.offset % kOffsetMultiple != 0 || region.byte_size < kMinBytes) {
     return absl::InvalidArgumentError(
@@ -78,21 +85,46 @@ const std::string& Registration::OwnPrefix() {
 }
 
 absl::StatusOr<Registration::Challenge> Registration::Register(const Region& region) {
-  KVC_RETURN_IF_ERROR(Check(region));
-  const absl::StatusOr<SharedMemory> opened = SharedMemory::Open(region.key);
-  if (!opened.ok()) return OfClient(opened.status());
-  const SharedMemory& object = *opened;
-  absl::StatusOr<SharedMapping> mapping = object.Map(region.offset, region.byte_size);
-  if (!mapping.ok()) return OfClient(mapping.status());
-  KVC_ASSIGN_OR_RETURN(RegionTable::Share share, table_.Take(client_, region.byte_size));
+  KVC_RETURN_IF_ERROR(Check(region, prefix_));
+  const absl::StatusOr<SharedMemory> object = SharedMemory::Open(region.key);
+  if (!object.ok()) return OfClient(object.status());
   Entry entry;
-  KVC_ASSIGN_OR_RETURN(entry.memory, GuardMapping(*std::move(mapping)));
-  entry.memory = WithShare(std::move(entry.memory), std::move(share));
-  entry.complete = object.complete();
+  KVC_ASSIGN_OR_RETURN(entry.memory, Map(*object, region));
+  entry.complete = object->complete();
   entry.region = region;
   entry.region.id = 0;
   FillRandom(entry.challenge);
   return entries_.emplace(region.name, std::move(entry)).first->second.challenge;
+}
+
+absl::StatusOr<std::shared_ptr<SharedRegion>> Registration::Map(const SharedMemory& object,
+                                                                const Region& region) const {
+  absl::StatusOr<SharedMapping> mapping = object.Map(region.offset, region.byte_size);
+  if (!mapping.ok()) return OfClient(mapping.status());
+  KVC_ASSIGN_OR_RETURN(RegionTable::Share share, table_.Take(client_, region.byte_size));
+  KVC_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> memory, GuardMapping(*std::move(mapping)));
+  return WithShare(std::move(memory), std::move(share));
+}
+
+absl::StatusOr<uint64_t> Registration::RegisterForeign(const Region& region) {
+  if (foreign_prefix_.empty()) return absl::FailedPreconditionError("shared memory of other programs is not enabled");
+  KVC_RETURN_IF_ERROR(Check(region, foreign_prefix_));
+  Entry entry;
+  entry.region = region;
+  entry.region.id = 0;
+  entry.lock_offset = RandomLockOffset();
+  return entries_.emplace(region.name, std::move(entry)).first->second.lock_offset;
+}
+
+// Nothing is open between the requests: what the lock is seen on is what is mapped.
+absl::StatusOr<std::shared_ptr<SharedRegion>> Registration::OpenForeign(const Entry& entry) const {
+  const absl::StatusOr<SharedMemory> object = SharedMemory::Open(entry.region.key, SharedMemory::Access::kRead);
+  if (!object.ok()) return OfClient(object.status());
+  KVC_ASSIGN_OR_RETURN(const bool is_locked, object->IsWriteLocked(entry.lock_offset));
+  if (is_locked) return Map(*object, entry.region);
+  return absl::PermissionDeniedError(
+      absl::StrFormat("region \"%s\" has no write lock of the byte at %d alone: it is not the client's to write",
+                      entry.region.name, entry.lock_offset));
 }
 
 absl::StatusOr<Registration::Region> Registration::Confirm(const std::string& name) {
@@ -100,7 +132,9 @@ absl::StatusOr<Registration::Region> Registration::Confirm(const std::string& na
   if (found == entries_.end()) return NoRegion(name);
   Entry& entry = found->second;
   if (entry.region.id != 0) return entry.region;
-  if (!std::ranges::equal(entry.memory->bytes().first(entry.challenge.size()), entry.challenge)) {
+  if (entry.lock_offset != 0) {
+    KVC_ASSIGN_OR_RETURN(entry.memory, OpenForeign(entry));
+  } else if (!std::ranges::equal(entry.memory->bytes().first(entry.challenge.size()), entry.challenge)) {
     return absl::PermissionDeniedError(
         absl::StrFormat("region \"%s\" does not begin with the challenge: it is not the client's to write", name));
   }

@@ -1,7 +1,10 @@
 """A client's side of shared memory, of stock Python alone: an object, its registration, ranges of it."""
 
+import contextlib
+import fcntl
 import mmap
 import os
+import struct
 
 import grpc
 import numpy as np
@@ -37,6 +40,13 @@ class Object:
         self.close()
 
 
+@contextlib.contextmanager
+def write_lock(path, offset, size=1):
+    with open(path, "r+b") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, size, 0))
+        yield
+
+
 class Registration:
     """A stream of registrations."""
 
@@ -64,6 +74,18 @@ class Registration:
         region = self.confirm(name)
         assert region.region != 0
         return region.region
+
+    def begin_foreign(self, name, thing, offset=0, size=None):
+        """The offset of the byte to lock."""
+        asked = self.pb.SharedMemoryRegister(name=name, key=thing.key, offset=offset,
+                                             byte_size=thing.size if size is None else size)
+        answer = self.ask(register_foreign=asked)
+        assert not answer.challenge and answer.lock_offset > thing.size
+        return answer.lock_offset
+
+    def register_foreign(self, name, thing, offset=0, size=None):
+        with write_lock(thing.path, self.begin_foreign(name, thing, offset, size)):
+            return self.confirm(name).region
 
     def status(self, name=""):
         return self.ask(status=self.pb.SharedMemoryStatus(name=name)).regions

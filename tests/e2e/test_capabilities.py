@@ -12,14 +12,15 @@ def ask(client, *headers):
 
 def test_settings_are_told(daemon, stubs):
     client = Client(daemon("--max-tensor-bytes", "12345", "--max-streams", "7", "--memory-budget", "64MiB",
-                           "--default-codec", "int8(group=32)", "--shared-memory", "kvc-e2e-"), stubs)
+                           "--default-codec", "int8(group=32)", "--shared-memory", "kvc-e2e-",
+                           "--foreign-memory", "kvc-engine-"), stubs)
     said = ask(client)
     limits = said.limits
     assert (limits.max_tensor_bytes, limits.max_streams, limits.memory_budget_bytes) == (12345, 7, 64 * MIB)
     assert (limits.max_rank, limits.max_name_bytes, limits.max_message_bytes) == (8, 1024, 4 * MIB)
     assert said.default_codec == "int8(group=32)" and said.recommended_message_bytes == MIB
     assert list(said.dtypes) == [number for number in client.pb.DType.values() if number]
-    assert said.shared_memory_prefix == "kvc-e2e-"
+    assert said.shared_memory_prefix == "kvc-e2e-" and said.foreign_memory_prefix == "kvc-engine-"
     assert said.build == client.metrics().build and said.build.frame_version == 3
     assert list(said.max_frame_bytes) == []
 
@@ -28,7 +29,7 @@ def test_transports(daemon, stubs, socket_dir):
     tcp = Client(daemon(), stubs)
     both = Client(daemon("--listen", f"unix:{socket_dir}/s"), stubs)
     assert list(ask(tcp).transports) == [tcp.pb.TRANSPORT_TCP]
-    assert ask(tcp).shared_memory_prefix == ""
+    assert ask(tcp).shared_memory_prefix == ask(tcp).foreign_memory_prefix == ""
     assert list(ask(both).transports) == [tcp.pb.TRANSPORT_TCP, tcp.pb.TRANSPORT_UNIX]
 
 

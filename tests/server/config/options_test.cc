@@ -101,6 +101,8 @@ TEST(OptionsTest, UnixSockets) {
 TEST(OptionsTest, SharedMemoryIsOffUnlessItHasAPrefix) {
   EXPECT_EQ(Parse({})->shared_memory_prefix, "");
   EXPECT_EQ(Parse({"--shared-memory=kvcompress-"})->shared_memory_prefix, "kvcompress-");
+  EXPECT_EQ(Parse({"--shared-memory=a", "--foreign-memory=vllm_offload_"})->foreign_memory_prefix, "vllm_offload_");
+  EXPECT_EQ(Parse({"--foreign-memory=off"})->foreign_memory_prefix, "");
   EXPECT_EQ(Parse({"--shared-memory=off"}, {{"KV_COMPRESSD_SHARED_MEMORY", "kvcompress-"}})->shared_memory_prefix, "");
 }
 
@@ -187,6 +189,7 @@ TEST(OptionsTest, FaultsNameTheirPlace) {
        "--healthcheck-target: \"a:65536\": expected HOST:PORT, with a port from 1 to 65535, or unix:PATH"},
       {{"--healthcheck-target=unix:"},
        "--healthcheck-target: \"unix:\": expected a path of 1 to 107 bytes behind unix:"},
+      {{"--foreign-memory=vllm_offload_"}, "--foreign-memory needs --shared-memory"},
       {{"--shared-memory=/a"},
        "--shared-memory: \"/a\": expected 1 to 128 characters of [A-Za-z0-9._-], for example kvcompress-, or off"},
       {{"--unix-socket-mode=rw"}, "--unix-socket-mode: \"rw\": expected permissions in octal, for example 0660"},

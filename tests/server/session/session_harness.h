@@ -27,9 +27,11 @@ struct FakeRegion final : SharedRegion {
   explicit FakeRegion(size_t size) : storage(size) {}
   MutableByteSpan bytes() const override { return storage; }
   bool intact() const override { return is_intact; }
+  bool is_writable() const override { return writable; }
 
   mutable std::vector<std::byte> storage;
   std::atomic<bool> is_intact = true;
+  bool writable = true;
 };
 
 struct NullObserver final : SessionObserver {

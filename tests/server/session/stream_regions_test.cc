@@ -1,5 +1,6 @@
 #include "server/session/stream_regions.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -13,7 +14,9 @@ namespace kvcompress {
 namespace {
 
 using testing::FakeRegion;
+using ::testing::HasSubstr;
 using testing::IsOk;
+using testing::StatusIs;
 
 using Bytes = std::vector<std::byte>;
 
@@ -86,6 +89,16 @@ TEST_F(StreamRegionsTest, AfterATensorOfUnknownSizeNothingIsTakenUntilItHasPasse
   regions_.EndTensor();
   regions_.BeginTensor();
   EXPECT_EQ(regions_.Take(10, true).bytes.data(), At(500));
+}
+
+TEST_F(StreamRegionsTest, AnotherProgramsMemoryTakesNoOutput) {
+  region_->writable = false;
+  v1::SharedMemoryRange range;
+  range.set_region(id_);
+  range.set_byte_size(100);
+  EXPECT_THAT(regions_.Input(range), IsOk());
+  EXPECT_THAT(regions_.AddBuffer(range), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("another program's")));
+  EXPECT_FALSE(regions_.has_buffer());
 }
 
 // Tensors of known and unknown sizes are on their way at the same time, buffers come late, output passes at any later
