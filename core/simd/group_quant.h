@@ -95,15 +95,10 @@ size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit
 const char* TargetName();
 
 namespace scalar {
-// `errors`, if not null, receives the error of each value.
+// `errors`, if not null, receives the error of each value, in binary32.
 [[nodiscard]] bool Quantize(const GroupQuantFormat& format, const void* values, size_t count, void* scales, void* codes,
                             ErrorSums* sums, float* errors = nullptr);
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
-
-// Measures the run that `tokens` has begun once more, value by value, and ends it. Writes what Quantize has written
-// already; groups that it refuses have changed since, and are left out.
-void MeasureExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
-                    ErrorSums& sums, TokenMeter& tokens);
 
 // One group of `slots` codes, a byte each and a multiple of 8, at most 128, to packed fields of 1 to 8 bits and back,
 // the sign not extended. They return the end of the packed bytes.

@@ -335,6 +335,30 @@ namespace kvcompress::simd {
 HWY_EXPORT(QuantizeGroups);
 HWY_EXPORT(CompiledTargetName);
 
+namespace {
+
+// Measures once more, by what they are decoded to, values that have been quantized.
+void MeasureExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
+                    const uint8_t* codes, ErrorSums& sums, TokenMeter& tokens) {
+  constexpr size_t kTile = 16 * kMaxGroup;
+  uint8_t decoded[kTile * sizeof(float)];
+  tokens.BeginExact();
+  for (const ValueRun& run : runs) {
+    for (size_t at = 0; at < run.count; at += kTile) {
+      const size_t count = std::min(kTile, run.count - at);
+      const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
+      Dequantize(format, scales, codes, count, decoded);
+      MeasureErrors(format.dtype, values, decoded, count, sums);
+      tokens.AddDecoded(format.dtype, values, decoded, count);
+      scales += 2 * GroupCount(format.group, count);
+      codes += PackedBytes(format.bits, format.group, count);
+    }
+  }
+  (void)tokens.End();  // it always holds
+}
+
+}  // namespace
+
 bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
                   ErrorSums* sums, TokenMeter* tokens) {
   auto* scale_out = static_cast<uint8_t*>(scales);
@@ -358,7 +382,7 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
   if (tokens->End()) {
     sums->Merge(tokens->sums());
   } else {
-    scalar::MeasureExactly(format, runs, scale_out, code_out, *sums, *tokens);
+    MeasureExactly(format, runs, scale_out, code_out, *sums, *tokens);
   }
   return true;
 }

@@ -179,27 +179,6 @@ void Dequantize(const GroupQuantFormat& format, const void* scales, const void* 
   }
 }
 
-void MeasureExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales, void* codes,
-                    ErrorSums& sums, TokenMeter& tokens) {
-  auto* scale_out = static_cast<uint8_t*>(scales);
-  auto* code_out = static_cast<uint8_t*>(codes);
-  tokens.BeginExact();
-  for (const ValueRun& run : runs) {
-    for (size_t at = 0; at < run.count; at += format.group, scale_out += 2) {
-      const size_t count = std::min(format.group, run.count - at);
-      const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
-      float errors[kMaxGroup];
-      const bool held = Quantize(format, values, count, scale_out, code_out, &sums, errors);
-      for (size_t i = 0; i < count; ++i) {
-        const float x = LoadAsF32(format.dtype, values, i);
-        tokens.AddExact(held ? x : std::numeric_limits<float>::quiet_NaN(), held ? errors[i] : 0);
-      }
-      code_out += PackedBytes(format.bits, format.group, count);
-    }
-  }
-  tokens.EndExact();
-}
-
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums) {
   const size_t size = DTypeSize(dtype);
   ExactTerms terms;

@@ -61,7 +61,7 @@ class Sums {
     const D d;
     first_ = value;
     first_error_ = error;
-    sum_ = squares_ = error_sum_ = error_squares_ = hn::Zero(d);
+    sum_ = squares_ = error_sum_ = error_squares_ = bits_ = error_bits_ = hn::Zero(d);
     abs_error_ = max_error_ = hn::Abs(first_error_);
     cross_ = hn::Mul(first_, first_error_);
   }
@@ -77,6 +77,8 @@ class Sums {
     abs_error_ = hn::LoadU(d, block.planes[kAbsError] + lane);
     cross_ = hn::LoadU(d, block.planes[kCross] + lane);
     max_error_ = hn::LoadU(d, block.planes[kMaxError] + lane);
+    bits_ = hn::LoadU(d, block.planes[kVaries] + lane);
+    error_bits_ = hn::LoadU(d, block.planes[kErrorVaries] + lane);
   }
   HWY_INLINE void StoreFirst(ColumnBlock& block, size_t lane) const {
     hn::StoreU(first_, D(), block.planes[kFirst] + lane);
@@ -91,6 +93,8 @@ class Sums {
     hn::StoreU(abs_error_, d, block.planes[kAbsError] + lane);
     hn::StoreU(cross_, d, block.planes[kCross] + lane);
     hn::StoreU(max_error_, d, block.planes[kMaxError] + lane);
+    hn::StoreU(MarkOf(bits_), d, block.planes[kVaries] + lane);
+    hn::StoreU(MarkOf(error_bits_), d, block.planes[kErrorVaries] + lane);
   }
   HWY_INLINE void Add(V value, V error) {
     const D d;
@@ -105,10 +109,21 @@ class Sums {
     abs_error_ = hn::Add(abs_error_, magnitude);
     cross_ = FusedMulAdd(d, value, error, cross_);
     max_error_ = hn::Max(max_error_, magnitude);
+    bits_ = hn::Or(bits_, deviation);
+    error_bits_ = hn::Or(error_bits_, error_deviation);
   }
 
  private:
+  // 1 where any deviation was not 0, of either sign.
+  static HWY_INLINE V MarkOf(V bits) {
+    const D d;
+    const hn::RebindToUnsigned<D> du;
+    const auto is_zero = hn::Eq(hn::ShiftLeft<1>(hn::BitCast(du, bits)), hn::Zero(du));
+    return hn::IfThenZeroElse(hn::RebindMask(d, is_zero), hn::Set(d, 1.0f));
+  }
+
   V first_, sum_, squares_, first_error_, error_sum_, error_squares_, abs_error_, cross_, max_error_;
+  V bits_, error_bits_;  // of all deviations, or'ed
 };
 
 // AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.

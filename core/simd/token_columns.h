@@ -9,8 +9,8 @@
 // columns are made in 16 lanes. So all targets give the same bits.
 namespace kvcompress::simd {
 
-// Planes of a column's sums: the first x and the first error, sums about these, and those of |e|, of x e, and the
-// largest |e|.
+// Planes of a column's sums: the first x and the first error, sums about these, those of |e| and of x e, the largest
+// |e|, and whether x or the error ever differs from the first: 0 where it does not.
 enum ColumnPlane {
   kFirst,
   kSum,
@@ -21,6 +21,8 @@ enum ColumnPlane {
   kAbsError,
   kCross,
   kMaxError,
+  kVaries,
+  kErrorVaries,
   kColumnPlanes
 };
 
@@ -59,7 +61,9 @@ enum ColumnTotal {
   kTotalAbsError,    // of |e|
   kTotalCross,       // of x e
   kTotalMaxError,    // the largest |e|
-  kTotalMagnitude,   // of the first x and the sums of x; 0: all x are 0
+  kTotalMagnitude,   // of the first x and the sums of x
+  kTotalVaries,      // of the marks that x varies
+  kTotalErrorVaries,
   kColumnTotals
 };
 
@@ -104,5 +108,28 @@ double MaxConstant(const ChannelMoments& moments);
 
 // The sum of (mean of x of its column - `mean`)^2 over all values.
 double DeviationsOfMeans(const ChannelMoments& moments, double mean);
+
+// The same in binary64, for values and errors of any kind. Values that are not finite are left out, and so is an error
+// that is not.
+enum ExactPlane {
+  kExactCount,
+  kExactFirst,
+  kExactSum,
+  kExactSquares,
+  kExactFirstError,
+  kExactErrorSum,
+  kExactErrorSquares,
+  kExactPlanes
+};
+
+struct ExactBlock {
+  static constexpr size_t kColumns = 8;
+  alignas(64) double planes[kExactPlanes][kColumns] = {};
+
+  static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
+};
+
+// Adds rows with what their values are decoded to. False if an error was left out.
+[[nodiscard]] bool AddExactRows(const ErrorRows& rows, ExactBlock* blocks, size_t column);
 
 }  // namespace kvcompress::simd

@@ -27,7 +27,7 @@ void TokenMeter::Begin(const TokenLayout& layout, uint64_t first) {
   exact_ = false;
   sums_.Clear();
   errors_ = {};
-  magnitude_ = deviations_ = error_deviations_ = 0;
+  magnitude_ = deviations_ = error_deviations_ = varies_ = error_varies_ = 0;
   has_rows_ = false;
   BeginStretch(first_);
 }
@@ -39,10 +39,10 @@ void TokenMeter::BeginStretch(uint64_t begin) {
   rows_before_ = 0;
   totals_ = {};
   has_infinite_error_ = false;
-  const uint64_t joined = exact_ || layout_.channels >= kMinWidth ? 1 : kMinWidth / layout_.channels;
+  const uint64_t joined = layout_.channels >= kMinWidth ? 1 : kMinWidth / layout_.channels;
   width_ = static_cast<size_t>(layout_.channels * joined);
   if (exact_) {
-    exact_sums_.assign(width_, {});
+    exact_blocks_.assign(ExactBlock::CountFor(width_), {});
     return;
   }
   const size_t blocks = ColumnBlock::CountFor(width_);
@@ -53,8 +53,14 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
   while (count > 0) {
     const auto left = static_cast<size_t>(std::min<uint64_t>(count, layout_.sequence() - begin_ - count_));
     const size_t columns = std::min(left, width_ - column_);
-    const size_t rows = columns == width_ ? std::min(left / width_, kChunkRows - row_) : 1;
-    AddRows({dtype, x, errors, rows, columns}, row_ == 0, chunk_.data(), column_);
+    const size_t whole_rows = exact_ ? left / width_ : std::min(left / width_, kChunkRows - row_);
+    const size_t rows = columns == width_ ? whole_rows : 1;
+    const ErrorRows added{dtype, x, errors, rows, columns};
+    if (!exact_) {
+      AddRows(added, row_ == 0, chunk_.data(), column_);
+    } else if (!AddExactRows(added, exact_blocks_.data(), column_)) {
+      has_infinite_error_ = true;
+    }
     const size_t taken = rows * columns;
     x = static_cast<const uint8_t*>(x) + taken * DTypeSize(dtype);
     errors.at = static_cast<const uint8_t*>(errors.at) + taken * errors.width(dtype);
@@ -68,7 +74,7 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
     if (begin_ + count_ == layout_.sequence()) {
       EndStretch();
       BeginStretch(0);
-    } else if (row_ == kChunkRows) {
+    } else if (!exact_ && row_ == kChunkRows) {
       MergeChunk();
     }
   }
@@ -105,6 +111,11 @@ void TokenMeter::MeasureStretch() {
   MergeChunk();
   AddSums();
   has_rows_ = has_rows_ || count_ > width_;
+  JoinTokens();
+}
+
+// Merges the columns of the tokens of a row to those of the first.
+void TokenMeter::JoinTokens() {
   const auto channels = static_cast<size_t>(layout_.channels);
   for (size_t token = channels; token < moments_.size(); token += channels) {
     moments_.Merge(moments_, token, std::min(channels, moments_.size() - token), 0);
@@ -116,6 +127,8 @@ void TokenMeter::MeasureStretch() {
 void TokenMeter::AddSums() {
   moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
   magnitude_ += totals_.Sum(kTotalMagnitude);
+  varies_ += totals_.Sum(kTotalVaries);
+  error_varies_ += totals_.Sum(kTotalErrorVaries);
   error_deviations_ += moments_.error_deviations();
 
   const MomentTotals of_columns = TotalsOf(moments_);
@@ -135,9 +148,9 @@ void TokenMeter::AddSums() {
 
 bool TokenMeter::End() {
   if (count_ > 0) EndStretch();
+  if (exact_) return true;
   const auto is_held = [](double squares, double terms) { return squares >= kMinSquares || terms == 0; };
-  const bool is_small =
-      has_rows_ && !(is_held(deviations_, magnitude_) && is_held(error_deviations_, errors_.max_abs_error));
+  const bool is_small = has_rows_ && !(is_held(deviations_, varies_) && is_held(error_deviations_, error_varies_));
   // Of the products of values and errors, columns of one value have no other sign.
   const bool has_products = std::isfinite(errors_.sum_cross) &&
                             is_held(errors_.sum_squares, errors_.sum_error_squares) &&
@@ -152,66 +165,34 @@ void TokenMeter::BeginExact() {
   BeginStretch(first_);
 }
 
-void TokenMeter::AddExact(double x, double error) {
-  if (std::isfinite(x)) {
-    ExactSums& sums = exact_sums_[column_];
-    if (!std::isfinite(error)) {
-      has_infinite_error_ = true;
-      error = 0;
-    }
-    if (sums.count++ == 0) {
-      sums.first = x;
-      sums.first_error = error;
-    }
-    const double deviation = x - sums.first;
-    const double error_deviation = error - sums.first_error;
-    sums.sum += deviation;
-    sums.squares += deviation * deviation;
-    sums.error_sum += error_deviation;
-    sums.error_squares += error_deviation * error_deviation;
-  }
-  if (++column_ == width_) column_ = 0;
-  if (begin_ + ++count_ < layout_.sequence()) return;
-  EndStretch();
-  BeginStretch(0);
-}
-
-void TokenMeter::EndExact() {
-  if (count_ > 0) EndStretch();
-}
-
 void TokenMeter::MeasureStretchExactly() {
   moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   for (size_t i = 0; i < moments_.size(); ++i) {
-    const ExactSums& sums = exact_sums_[i];
-    if (sums.count == 0) continue;
-    moments_.plane(kCount)[i] = sums.count;
-    moments_.plane(kMean)[i] = sums.first + sums.sum / sums.count;
-    moments_.plane(kDeviations)[i] = std::max(0.0, sums.squares - sums.sum * sums.sum / sums.count);
-    moments_.plane(kErrorMean)[i] = sums.first_error + sums.error_sum / sums.count;
-    moments_.AddErrorDeviations(std::max(0.0, sums.error_squares - sums.error_sum * sums.error_sum / sums.count));
+    const auto of = [&](ExactPlane plane) {
+      return exact_blocks_[i / ExactBlock::kColumns].planes[plane][i % ExactBlock::kColumns];
+    };
+    const double count = of(kExactCount);
+    if (count == 0) continue;
+    const auto deviations = [count](double sum, double squares) { return std::max(0.0, squares - sum * sum / count); };
+    moments_.plane(kCount)[i] = count;
+    moments_.plane(kMean)[i] = of(kExactFirst) + of(kExactSum) / count;
+    moments_.plane(kDeviations)[i] = deviations(of(kExactSum), of(kExactSquares));
+    moments_.plane(kErrorMean)[i] = of(kExactFirstError) + of(kExactErrorSum) / count;
+    moments_.AddErrorDeviations(deviations(of(kExactErrorSum), of(kExactErrorSquares)));
   }
   if (has_infinite_error_) moments_.AddErrorDeviations(std::numeric_limits<double>::infinity());
+  JoinTokens();
 }
 
-void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
-  const size_t size = DTypeSize(dtype);
-  tokens.BeginExact();
-  for (size_t i = 0; i < count; ++i) {
-    const double x = LoadAsF32(dtype, original, i);
-    const double y = LoadAsF32(dtype, decoded, i);
-    const bool same = std::memcmp(static_cast<const uint8_t*>(original) + i * size,
-                                  static_cast<const uint8_t*>(decoded) + i * size, size) == 0;
-    tokens.AddExact(x, same ? 0.0 : x - y);
-  }
-  tokens.EndExact();
-}
+namespace {
 
-void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
-  constexpr size_t kRun = 1024;
+// Calls visit(dtype, original, decoded, count) for a few values at a time, of which the dtype is one that kernels know,
+// as long as it returns true.
+template <typename Visit>
+bool ForEachRun(DType dtype, const void* original, const void* decoded, size_t count, Visit visit) {
+  constexpr size_t kRun = 4096;
   uint8_t wide_x[2 * kRun], wide_y[2 * kRun];
-  bool is_finite = true;
-  for (size_t begin = 0; begin < count && is_finite; begin += kRun) {
+  for (size_t begin = 0; begin < count; begin += kRun) {
     const size_t n = std::min(kRun, count - begin);
     const auto* x = static_cast<const uint8_t*>(original) + begin * DTypeSize(dtype);
     const auto* y = static_cast<const uint8_t*>(decoded) + begin * DTypeSize(dtype);
@@ -223,11 +204,30 @@ void MeasureTokens(DType dtype, const void* original, const void* decoded, size_
       y = wide_y;
       kernel_dtype = DType::kF16;
     }
-    const float most = MaxFinite(kernel_dtype);
-    is_finite = FindOutOfRange(kernel_dtype, x, n, most) == n && FindOutOfRange(kernel_dtype, y, n, most) == n;
-    if (is_finite) tokens.AddDecoded(kernel_dtype, x, y, n);
+    if (!visit(kernel_dtype, x, y, n)) return false;
   }
-  if (is_finite && tokens.End()) return;
+  return true;
+}
+
+}  // namespace
+
+void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
+  tokens.BeginExact();
+  ForEachRun(dtype, original, decoded, count, [&](DType kernel_dtype, const uint8_t* x, const uint8_t* y, size_t n) {
+    tokens.AddDecoded(kernel_dtype, x, y, n);
+    return true;
+  });
+  (void)tokens.End();  // it always holds
+}
+
+void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
+  const auto add_finite = [&](DType kernel_dtype, const uint8_t* x, const uint8_t* y, size_t n) {
+    const float most = MaxFinite(kernel_dtype);
+    if (FindOutOfRange(kernel_dtype, x, n, most) < n || FindOutOfRange(kernel_dtype, y, n, most) < n) return false;
+    tokens.AddDecoded(kernel_dtype, x, y, n);
+    return true;
+  };
+  if (ForEachRun(dtype, original, decoded, count, add_finite) && tokens.End()) return;
   MeasureTokensExactly(dtype, original, decoded, count, tokens);
 }
 

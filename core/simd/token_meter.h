@@ -25,7 +25,8 @@ class TokenMeter {
   void Add(DType dtype, const void* x, const float* errors, size_t count) {
     AddErrors(dtype, x, {errors, false}, count);
   }
-  // The same with what these values are decoded to, of `dtype` as well. All are finite.
+  // The same with what these values are decoded to, of `dtype` as well. All are finite, but for a run that is measured
+  // exactly.
   void AddDecoded(DType dtype, const void* x, const void* decoded, size_t count) {
     AddErrors(dtype, x, {decoded, true}, count);
   }
@@ -33,10 +34,9 @@ class TokenMeter {
   // again, from BeginExact on.
   [[nodiscard]] bool End();
 
-  // The same run once more, in binary64 and one by one.
+  // The same run once more, in binary64, by AddDecoded and End, which then is true. Values that are not finite are left
+  // out, and an error that is not makes the deviations of errors infinite.
   void BeginExact();
-  void AddExact(double x, double error);
-  void EndExact();
 
   // Of the run, once it has ended: the sums that are not about tokens, unless it was measured exactly.
   bool has_sums() const { return !exact_; }
@@ -49,6 +49,7 @@ class TokenMeter {
   void MergeChunk();
   void MeasureStretch();
   void MeasureStretchExactly();
+  void JoinTokens();
   void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
   void AddSums();
 
@@ -59,6 +60,7 @@ class TokenMeter {
   // What tells whether binary32 held the sums of the run.
   double magnitude_ = 0;                          // kTotalMagnitude
   double deviations_ = 0, error_deviations_ = 0;  // of the columns
+  double varies_ = 0, error_varies_ = 0;          // kTotalVaries and kTotalErrorVaries
   bool has_rows_ = false;                         // a column has more than one value
 
   // The stretch at hand.
@@ -74,20 +76,15 @@ class TokenMeter {
   ChannelMoments moments_;  // of the columns, of the chunks before
   ColumnTotals totals_;
 
-  // In place of these, value by value.
-  struct ExactSums {
-    double count = 0;
-    double first = 0, sum = 0, squares = 0;
-    double first_error = 0, error_sum = 0, error_squares = 0;
-  };
+  // In place of these, in binary64.
   bool exact_ = false;
   bool has_infinite_error_ = false;
-  std::vector<ExactSums> exact_sums_;
+  std::vector<ExactBlock> exact_blocks_;
 };
 
 // Measures the run that `tokens` has begun, `count` values of `dtype`, and ends it. Errors are those of MeasureErrors.
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
-// The same one by one in binary64, also of a run that was measured already.
+// The same in binary64, also of a run that was measured already.
 void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
 
 }  // namespace kvcompress::simd

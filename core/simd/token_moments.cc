@@ -49,6 +49,8 @@ class ColumnMerger {
     Add(kTotalCross, Load(block, kCross));
     totals_[kTotalMaxError] = hn::Max(totals_[kTotalMaxError], Load(block, kMaxError));
     Add(kTotalMagnitude, hn::Add(hn::Abs(first), hn::Abs(sum)));
+    Add(kTotalVaries, Load(block, kVaries));
+    Add(kTotalErrorVaries, Load(block, kErrorVaries));
   }
 
   HWY_INLINE void Store(ColumnTotals& totals) const {
