@@ -28,7 +28,7 @@ HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
 }
 
 // Whether entries are waited for: then the lanes of an index leave its vector one by one, where that has 16 of them.
-// Vectors of 8 are too many for it.
+// Vectors of fewer are too many for it.
 enum class Wait { kNo, kYes };
 
 // The entries of a table at `index` of each lane's own table, from `base` on.
@@ -37,7 +37,7 @@ HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
   HWY_ALIGN uint32_t at[kLanes];
   hn::Store(hn::BitCast(DU(), index), DU(), at);
   // Keeps GCC from taking the lanes out of the register, which is sooner done but more work than memory's.
-  if constexpr (kWait == Wait::kNo || kLanes == 8) asm("" : "+m"(at));
+  if constexpr (kWait == Wait::kNo || kLanes < 16) asm("" : "+m"(at));
   return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
 }
 

@@ -173,8 +173,10 @@ HWY_INLINE hn::Vec<DI> Nearest(VF v) {
   return hn::Vec<DI>{_mm512_cvtps_epi32(v.raw)};
 #elif HWY_TARGET == HWY_AVX2
   return hn::Vec<DI>{_mm256_cvtps_epi32(v.raw)};
-#else
+#elif HWY_ARCH_X86
   return hn::Vec<DI>{_mm_cvtps_epi32(v.raw)};
+#else
+  return hn::NearestInt(v);
 #endif
 }
 

@@ -1,5 +1,5 @@
 // Steps of range asymmetric numeral systems (rans.h) in vectors of states, for the target that is being compiled: those
-// with vectors of 8 lanes or more, and permutations of 32-bit lanes.
+// that permute lanes by a table.
 
 #if defined(KVCOMPRESS_SIMD_RANS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVCOMPRESS_SIMD_RANS_INL_H_
@@ -19,7 +19,8 @@
 #include "core/simd/rans.h"
 
 #undef KVC_TARGET_RANS
-#define KVC_TARGET_RANS (HWY_TARGET == HWY_AVX2 || KVC_TARGET_AVX512)
+#define KVC_TARGET_RANS \
+  (KVC_TARGET_AVX512 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_NEON)
 
 #if KVC_TARGET_RANS
 
@@ -46,17 +47,25 @@ HWY_INLINE void Unrolled(Body body) {
 // entry_of(lane) for each lane. Loads of a lane each are twice as fast as a gather on Zen 5, and no slower elsewhere.
 template <class EntryOf>
 HWY_INLINE VI LookUp(EntryOf entry_of) {
+  const auto entry = [&](size_t lane) HWY_ATTR { return static_cast<int>(entry_of(lane)); };
+#if HWY_TARGET == HWY_NEON
+  return VI{int32x4_t{entry(0), entry(1), entry(2), entry(3)}};
+#else
   const auto four = [&](size_t lane) HWY_ATTR {
-    const auto entry = [&](size_t i) HWY_ATTR { return static_cast<int>(entry_of(lane + i)); };
-    const __m128i lower = _mm_insert_epi32(_mm_cvtsi32_si128(entry(0)), entry(1), 1);
-    const __m128i upper = _mm_insert_epi32(_mm_cvtsi32_si128(entry(2)), entry(3), 1);
+    const __m128i lower = _mm_insert_epi32(_mm_cvtsi32_si128(entry(lane)), entry(lane + 1), 1);
+    const __m128i upper = _mm_insert_epi32(_mm_cvtsi32_si128(entry(lane + 2)), entry(lane + 3), 1);
     return _mm_unpacklo_epi64(lower, upper);
   };
+#if HWY_TARGET == HWY_SSE4
+  return VI{four(0)};
+#else
   const auto eight = [&](size_t lane) HWY_ATTR { return _mm256_set_m128i(four(lane + 4), four(lane)); };
 #if KVC_TARGET_AVX512
   return VI{_mm512_inserti64x4(_mm512_castsi256_si512(eight(0)), eight(8), 1)};
 #else
   return VI{eight(0)};
+#endif
+#endif
 #endif
 }
 
@@ -64,8 +73,12 @@ HWY_INLINE VI LookUp(EntryOf entry_of) {
 HWY_INLINE unsigned BitsOf(hn::Mask<DI> mask) {
 #if KVC_TARGET_AVX512
   return mask.raw;
-#else
+#elif HWY_TARGET == HWY_AVX2
   return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(mask.raw)));
+#elif HWY_TARGET == HWY_SSE4
+  return static_cast<unsigned>(_mm_movemask_ps(_mm_castsi128_ps(mask.raw)));
+#else
+  return vaddvq_u32(vandq_u32(mask.raw, uint32x4_t{1, 2, 4, 8}));
 #endif
 }
 
@@ -82,19 +95,25 @@ HWY_INLINE VI SpreadLanes(VI v, unsigned bits) {
 
 #else
 
-// For each set of 8 lanes the permutations that pack them and that spread them.
+// What moves at once: a lane, or a byte of one.
+constexpr size_t kParts = kLanes == 8 ? 1 : sizeof(int32_t);
+
+// For each set of lanes the permutations that pack them and that spread them.
 struct Permutations {
-  HWY_ALIGN uint8_t pack[256][8];
-  HWY_ALIGN uint8_t spread[256][8];
+  HWY_ALIGN uint8_t pack[size_t{1} << kLanes][kLanes * kParts];
+  HWY_ALIGN uint8_t spread[size_t{1} << kLanes][kLanes * kParts];
 };
 constexpr Permutations MakePermutations() {
   Permutations made = {};
-  for (unsigned bits = 0; bits < 256; ++bits) {
-    uint8_t packed = 0;
-    for (uint8_t lane = 0; lane < 8; ++lane) {
+  for (unsigned bits = 0; bits < 1u << kLanes; ++bits) {
+    size_t packed = 0;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
       if ((bits >> lane & 1) == 0) continue;
-      made.spread[bits][lane] = packed;
-      made.pack[bits][packed++] = lane;
+      for (size_t part = 0; part < kParts; ++part) {
+        made.spread[bits][lane * kParts + part] = static_cast<uint8_t>(packed * kParts + part);
+        made.pack[bits][packed * kParts + part] = static_cast<uint8_t>(lane * kParts + part);
+      }
+      ++packed;
     }
   }
   return made;
@@ -102,7 +121,11 @@ constexpr Permutations MakePermutations() {
 constexpr Permutations kPermutations = MakePermutations();
 
 HWY_INLINE VI Permute(VI v, const uint8_t* from) {
+#if HWY_TARGET == HWY_AVX2
   return VI{_mm256_permutevar8x32_epi32(v.raw, hn::PromoteTo(DI(), LoadAt(DU8(), from)).raw)};
+#else
+  return hn::TableLookupBytes(v, LoadAt(DI(), from));
+#endif
 }
 HWY_INLINE VI PackLanes(VI v, unsigned bits) { return Permute(v, kPermutations.pack[bits]); }
 HWY_INLINE VI SpreadLanes(VI v, unsigned bits) { return Permute(v, kPermutations.spread[bits]); }
@@ -124,8 +147,12 @@ HWY_INLINE size_t GiveWords(VI& x, hn::Mask<DI> full, uint8_t* out) {
 HWY_INLINE VI Truncate(VF v) {
 #if KVC_TARGET_AVX512
   return VI{_mm512_cvttps_epi32(v.raw)};
-#else
+#elif HWY_TARGET == HWY_AVX2
   return VI{_mm256_cvttps_epi32(v.raw)};
+#elif HWY_TARGET == HWY_SSE4
+  return VI{_mm_cvttps_epi32(v.raw)};
+#else
+  return hn::ConvertTo(DI(), v);
 #endif
 }
 

@@ -12,7 +12,6 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 using internal::RansDecoder;
 using internal::RansEncoder;
 
-// Vectors pay from 8 lanes on, with permutations of 32-bit lanes.
 #if KVC_TARGET_RANS
 namespace {
 
@@ -23,11 +22,11 @@ struct States {
   VI lanes[kVectors];
 
   explicit HWY_INLINE States(const std::array<uint32_t, kRansWideLanes>& from) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (size_t v = 0; v < kVectors; ++v) lanes[v] = hn::BitCast(DI(), hn::LoadU(DU(), from.data() + v * kLanes));
   }
   HWY_INLINE void StoreTo(std::array<uint32_t, kRansWideLanes>& to) const {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (size_t v = 0; v < kVectors; ++v) hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to.data() + v * kLanes);
   }
 };
@@ -55,7 +54,7 @@ bool EncodeWideGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
   const uint8_t* const end = encoder.out + encoder.capacity;
   while (groups-- > 0) {
     if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (size_t v = 0; v < kVectors; ++v) {
       out += 2 * EncodeStep(encoder.symbols, raw + groups * kRansWideLanes + v * kLanes, states.lanes[v], out);
     }
@@ -72,7 +71,7 @@ size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
   size_t group = 0;
   for (; group < groups && size >= 2 * kRansWideLanes; ++group) {
     // The highest lanes first, as words are popped: then a vector waits only for those in front of it.
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (size_t v = kVectors; v-- > 0;) {
       const unsigned bits = DecodeStep(decoder.slots, states.lanes[v], raw + group * kRansWideLanes + v * kLanes);
       size -= 2 * hwy::PopCount(bits);

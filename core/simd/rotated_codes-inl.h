@@ -59,8 +59,11 @@ HWY_INLINE V8 NarrowUnsigned(V16 a, V16 b) {
   return V8{_mm512_packus_epi16(a.raw, b.raw)};
 #elif HWY_TARGET == HWY_AVX2
   return V8{_mm256_packus_epi16(a.raw, b.raw)};
-#else
+#elif HWY_ARCH_X86
   return V8{_mm_packus_epi16(a.raw, b.raw)};
+#else
+  const hn::Half<D8> half;
+  return hn::Combine(D8(), hn::DemoteTo(half, b), hn::DemoteTo(half, a));
 #endif
 }
 HWY_INLINE V8 NarrowSigned(V16 a, V16 b) {
@@ -68,8 +71,11 @@ HWY_INLINE V8 NarrowSigned(V16 a, V16 b) {
   return V8{_mm512_packs_epi16(a.raw, b.raw)};
 #elif HWY_TARGET == HWY_AVX2
   return V8{_mm256_packs_epi16(a.raw, b.raw)};
-#else
+#elif HWY_ARCH_X86
   return V8{_mm_packs_epi16(a.raw, b.raw)};
+#else
+  const hn::Half<hn::RebindToSigned<D8> > half;
+  return hn::BitCast(D8(), hn::Combine(hn::RebindToSigned<D8>(), hn::DemoteTo(half, b), hn::DemoteTo(half, a)));
 #endif
 }
 

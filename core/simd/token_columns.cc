@@ -57,6 +57,8 @@ class Sums {
  public:
   using V = hn::Vec<D>;
 
+  HWY_INLINE Sums() = default;  // for the target, as those of the vectors are
+
   HWY_INLINE void Begin(V value, V error) {
     const D d;
     first_ = value;
