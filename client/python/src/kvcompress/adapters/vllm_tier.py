@@ -1,7 +1,7 @@
 """A secondary tier of vLLM's KV offloading: chunks of the CPU cache as compressed frames in a store.
 
 vLLM loads it by `module_path`; see the package's README for the whole configuration. Tested under the
-TieringOffloadingManager of vLLM 0.33.0 on the CPU; no model has run in vLLM with it.
+TieringOffloadingManager of vLLM 0.33.0 on the CPU, and with models in vLLM 0.32.0 for the CPU.
 """
 
 import json
