@@ -174,7 +174,8 @@ TEST_F(TensorCallTest, ShortIsWhatIsSmallAndFast) {
     return call.is_short();
   };
   EXPECT_TRUE(is_short(5000, "int4"));
-  EXPECT_FALSE(is_short(100'000, "int4"));
+  EXPECT_TRUE(is_short(131'072, "int4"));
+  EXPECT_FALSE(is_short(131'136, "int4"));
   EXPECT_FALSE(is_short(5000, "int4|zstd"));
 }
 
