@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures in one run: codecs beside those of others, what ours make of a real cache, kernels beside memcpy and general
-# compressors, all chains over hostile values, the transports beside peers that move as many bytes, the Python client, and
-# the command line on a 256 MiB file. Absolute figures depend on the machine; the ratios within one run are what to compare.
+# compressors, all chains over hostile values, the transports beside peers that move as many bytes, the instructions of a
+# small call, the Python client, and the command line on a 256 MiB file. Absolute figures depend on the machine; the ratios
+# within one run are what to compare.
 # usage: bench.sh [--quick] [--check] [--peers] [--against OLD/results.json]
 #   --quick      fewer cells, rounds and calls
 #   --check      exit status 1 when a target is missed
@@ -43,6 +44,7 @@ echo
 build/release/bench/kvc_bench_hostile "${common[@]}" || missed=1
 echo
 scripts/bench_transport.py "${common[@]}" --output $results/transport.json || missed=1
+scripts/bench_instructions.py "${check[@]}" --output $results/instructions.json || missed=1
 
 .venv/bin/python scripts/bench_python.py --rounds $rounds --output $results/python.json
 echo

@@ -12,7 +12,7 @@ for set in "$@"; do
         protobuf-compiler protobuf-compiler-grpc libspdlog-dev prometheus-cpp-dev libhwy-dev libzstd-dev
         liblz4-dev libxxhash-dev nlohmann-json3-dev libeigen3-dev python3-dev) ;;
     # The benchmarks are configured together with the tests.
-    --bench) packages+=(libbenchmark-dev libgtest-dev libgmock-dev) ;;
+    --bench) packages+=(libbenchmark-dev libgtest-dev libgmock-dev valgrind) ;;
     --test)
       packages+=(ccache chromium clang-14 faketime haproxy iproute2 libclang-rt-14-dev libgmock-dev libgtest-dev llvm-14
         openssl python3-venv prometheus redis-server) ;;
