@@ -1,5 +1,6 @@
 """What the adapters share: the tensors of a cache as frames and back, several frames as one payload."""
 
+import math
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,11 @@ class Kind:
     @staticmethod
     def of(tensor: torch.Tensor) -> "Kind":
         return Kind(tensor.dtype, tuple(tensor.shape))
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -294,8 +300,7 @@ def packed_size(frame_sizes: Sequence[int]) -> int:
 
 def most_packed(kinds: Sequence[Kind]) -> int:
     """More bytes than any codec makes of these tensors; a payload that claims more is not read."""
-    values = [kind.dtype.itemsize * torch.Size(kind.shape).numel() for kind in kinds]
-    return packed_size([2 * size + (64 << 10) for size in values])
+    return packed_size([2 * kind.size + (64 << 10) for kind in kinds])
 
 
 def unpack(payload: bytes | memoryview, kinds: Sequence[Kind], *, padded: bool = False) -> list[Stored]:

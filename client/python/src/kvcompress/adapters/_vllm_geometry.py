@@ -5,8 +5,8 @@ pages after one another, in a page [heads, tokens, key and value] (layout LBHNC,
 for). The groups of a model that has several lie over each other: a chunk belongs to one of them.
 """
 
-import math
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from .. import InvalidArgument
 from ._codec import DTYPES, Kind
+from ._vllm_jobs import Chunk
 
 # vLLM's names of types of KV caches, besides those of PyTorch.
 _FP8 = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
@@ -37,14 +38,9 @@ class Part:
         values = row.view(self.kind.dtype)
         return values.as_strided(self.shape, self.strides, values.storage_offset() + self.offset)
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.kind.dtype.itemsize * math.prod(self.shape)
-
     def gather(self, row: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         """The values, dense, in the first bytes of `into`, of uint8."""
-        values = into[: self.size].view(self.kind.dtype).view(self.shape)
+        values = into[: self.kind.size].view(self.kind.dtype).view(self.shape)
         return values.copy_(self.view(row)).view(self.kind.shape)
 
     def scatter(self, row: torch.Tensor, values: torch.Tensor) -> None:
@@ -65,7 +61,46 @@ class Group:
 
     @property
     def size(self) -> int:
-        return sum(part.size for part in self.parts)
+        """In bytes."""
+        return sum(kind.size for kind in self.kinds)
+
+
+@dataclass(frozen=True)
+class RowChunk(Chunk):
+    row: int  # of the CPU cache
+
+
+class Rows:
+    """The CPU cache, [chunks, bytes] of uint8, as the memory of a Transfer."""
+
+    def __init__(self, rows: torch.Tensor, groups: Mapping[int, Group]):
+        self._rows = rows
+        self._groups = groups
+        self._of_thread = threading.local()
+        self.kinds = {number: {part.name: part.kind for part in group.parts} for number, group in groups.items()}
+
+    def release(self) -> None:
+        """Lets go of the rows, which their owner unmaps."""
+        self._rows = torch.empty(0)
+
+    def gather(self, number: int, chunks: Sequence[RowChunk]) -> list[torch.Tensor]:
+        """In a buffer of the thread's, which is used again: new memory costs its pages, more than the copy."""
+        group, at, tensors = self._groups[number], 0, []
+        buffer = getattr(self._of_thread, "buffer", None)
+        if buffer is None or len(buffer) < len(chunks) * group.size:
+            self._of_thread.buffer = buffer = torch.empty(len(chunks) * group.size, dtype=torch.uint8)
+        for chunk in chunks:
+            for part in group.parts:
+                tensors.append(part.gather(self._rows[chunk.row], buffer[at:]))
+                at += part.kind.size
+        return tensors
+
+    def drop_buffers(self) -> None:
+        self._of_thread.buffer = None
+
+    def scatter(self, number: int, chunk: RowChunk, tensors: Sequence[torch.Tensor]) -> None:
+        for part, tensor in zip(self._groups[number].parts, tensors, strict=True):
+            part.scatter(self._rows[chunk.row], tensor)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ class GivenUp(Exception):
 @dataclass(frozen=True)
 class Chunk:
     key: bytes
-    row: int  # of the engine's CPU cache
     start: int | None  # position of its first token, where that is known
 
 
@@ -65,11 +64,18 @@ class Job:
 
 
 class Jobs:
-    """`work` carries out a task, and gives the keys that it moved. Loads go before stores, which leave one of the
-    threads free for them. `most_waiting`: tasks of each kind; jobs over that fail at once. `patience`: seconds without
-    an end of any task, after which the jobs that have waited as long are given up."""
+    """`work` carries out a task, and gives the keys that it moved. Loads go before stores, of which `most_storing` are
+    worked on at once: 1 keeps them in order. `most_waiting`: tasks of each kind; jobs over that fail at once.
+    `patience`: seconds without an end of any task, after which the jobs that have waited as long are given up."""
 
-    def __init__(self, work: Callable[[Task], Collection[bytes]], threads: int, most_waiting: int, patience: float):
+    def __init__(
+        self,
+        work: Callable[[Task], Collection[bytes]],
+        threads: int,
+        most_storing: int,
+        most_waiting: int,
+        patience: float,
+    ):
         self._work = work
         self._most_waiting = most_waiting
         self._patience = patience
@@ -77,13 +83,13 @@ class Jobs:
         self._loads: deque[tuple[Job, Task]] = deque()
         self._stores: deque[tuple[Job, Task]] = deque()
         self._storing = 0
-        self._most_storing = max(1, threads - 1)
+        self._most_storing = most_storing
         self._open: dict[int, tuple[Job, list[Task]]] = {}  # tasks that have not ended
         self._finished: deque[Job] = deque()
         self._last_end = 0.0
         self._is_closed = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"kvcompress-tier-{index}", daemon=True) for index in range(threads)
+            threading.Thread(target=self._run, name=f"kvcompress-jobs-{index}", daemon=True) for index in range(threads)
         ]
         for thread in self._threads:
             thread.start()

@@ -1,19 +1,19 @@
-"""Chunks between rows of vLLM's CPU cache, the daemon and a store. A row is written when all frames of its chunk have
-been decoded and checked, from memory of our own: what fails leaves it as it was, and so does a thread that hangs."""
+"""Chunks between vLLM's memory, the daemon and a store. The memory is written when all frames of a chunk have been
+decoded and checked, from memory of our own: what fails leaves it as it was, and so does a thread that hangs."""
 
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, KvCompressError, Unavailable
 from ..store import Store
-from ._codec import Codec, Stored, most_packed, pack, unpack
+from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._fingerprint import fingerprint
-from ._vllm_geometry import Group, Part
 from ._vllm_jobs import Chunk, Task
 
 logger = logging.getLogger(__name__)
@@ -28,21 +28,44 @@ def group_number(key: bytes) -> int:
     return int.from_bytes(key[-4:], "big")
 
 
+class Memory(Protocol):
+    """Where an engine has its chunks. `kinds` has of each group the tensors that all of its chunks consist of."""
+
+    @property
+    def kinds(self) -> Mapping[int, Mapping[str, Kind]]: ...
+
+    def gather(self, number: int, chunks: Sequence[Any]) -> list[torch.Tensor]:
+        """The tensors of these chunks of one group, in order, valid until the thread gathers again."""
+
+    def drop_buffers(self) -> None:
+        """What this thread has gathered may still be read."""
+
+    def scatter(self, number: int, chunk: Any, tensors: Sequence[torch.Tensor]) -> None: ...
+
+
 class Transfer:
-    """`rows` are the CPU cache, [chunks, bytes] of uint8. `whose`: text that differs where models or layouts do."""
+    """`codecs`: of each group. `whose`: text that differs where models or layouts do. `name`: a key's in the store.
+    With `replaces`, what is stored is stored anew."""
 
     def __init__(
-        self, rows: torch.Tensor, groups: Mapping[int, Group], codecs: Mapping[int, Codec], store: Store, whose: str
+        self,
+        memory: Memory,
+        codecs: Mapping[int, Codec],
+        store: Store,
+        whose: str,
+        name: Callable[[bytes], str] = bytes.hex,
+        replaces: bool = False,
     ):
-        self._rows = rows
-        self._groups = groups
+        self._memory = memory
         self._codecs = codecs
         self._store = store
         self._whose = whose
-        self._most = {number: most_packed(group.kinds) for number, group in groups.items()}
+        self._name = name
+        self._replaces = replaces
+        self._most = {number: most_packed(list(kinds.values())) for number, kinds in memory.kinds.items()}
+        self._size = {number: sum(kind.size for kind in kinds.values()) for number, kinds in memory.kinds.items()}
         self._rests_until = 0.0
         self._lock = threading.Lock()
-        self._of_thread = threading.local()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._warned: dict[str, float] = {}
 
@@ -61,12 +84,8 @@ class Transfer:
         with self._lock:
             self._counts[name, label] += amount
 
-    def release(self) -> None:
-        """Lets go of the rows, which their owner unmaps."""
-        self._rows = torch.empty(0)
-
     def exists(self, keys: Sequence[bytes]) -> list[bool]:
-        return self._store.exists_many([key.hex() for key in keys])
+        return self._store.exists_many([self._name(key) for key in keys])
 
     def work(self, task: Task) -> Collection[bytes]:
         """The keys of a task's chunks that were moved; its failures tell of the others."""
@@ -95,73 +114,66 @@ class Transfer:
             logger.warning("%d chunks are not %s: %s", len(chunks), "loaded" if task.is_load else "stored", error)
 
     def _save(self, task: Task, number: int, chunks: Sequence[Chunk]) -> list[bytes]:
-        stored = self.exists([chunk.key for chunk in chunks])
+        stored = [False] * len(chunks) if self._replaces else self.exists([chunk.key for chunk in chunks])
         there = [chunk.key for chunk, found in zip(chunks, stored, strict=True) if found]
         chunks = [chunk for chunk, found in zip(chunks, stored, strict=True) if not found]
         if not chunks:
             return there
-        parts = self._groups[number].parts
-        named = self._gathered(task, parts, chunks)
-        starts = [chunk.start or 0 for chunk in chunks for _ in parts]
-        prints = [fingerprint(self._whose, chunk.key.hex(), part.name) for chunk in chunks for part in parts]
+        with task.memory():
+            tensors = self._memory.gather(number, chunks)
+        names = list(self._memory.kinds[number]) * len(chunks)
+        per = len(names) // len(chunks)
+        starts = [chunk.start or 0 for chunk in chunks for _ in range(per)]
         try:
-            frames = self._codecs[number].compress(named, starts, fingerprints=prints)
+            frames = self._codecs[number].compress(
+                list(zip(names, tensors, strict=True)), starts, fingerprints=self._fingerprints(number, chunks)
+            )
         except BaseException:
-            self._of_thread.buffer = None  # a call that has failed may still be reading
+            self._memory.drop_buffers()  # a call that has failed may still be reading
             raise
-        per = len(parts)
         payloads = [pack(frames[at * per : (at + 1) * per]) for at in range(len(chunks))]
-        put = self._store.put_many((chunk.key.hex(), payload) for chunk, payload in zip(chunks, payloads, strict=True))
+        put = self._store.put_many(
+            (self._name(chunk.key), payload) for chunk, payload in zip(chunks, payloads, strict=True)
+        )
         self._fail(task, "store", [chunk for chunk, done in zip(chunks, put, strict=True) if not done])
-        self.count("stored_value_bytes", len(chunks) * self._groups[number].size)
+        self.count("stored_value_bytes", len(chunks) * self._size[number])
         self.count("stored_frame_bytes", sum(map(len, payloads)))
         return there + [chunk.key for chunk, done in zip(chunks, put, strict=True) if done]
 
-    def _gathered(self, task: Task, parts: Sequence[Part], chunks: Sequence[Chunk]) -> list[tuple[str, torch.Tensor]]:
-        """In a buffer of the thread's, which is used again: new memory costs its pages, more than the copy."""
-        size, at = len(chunks) * sum(part.size for part in parts), 0
-        buffer = getattr(self._of_thread, "buffer", None)
-        if buffer is None or len(buffer) < size:
-            self._of_thread.buffer = buffer = torch.empty(size, dtype=torch.uint8)
-        named = []
-        with task.memory():
-            for chunk in chunks:
-                for part in parts:
-                    named.append((part.name, part.gather(self._rows[chunk.row], buffer[at:])))
-                    at += part.size
-        return named
+    def _fingerprints(self, number: int, chunks: Sequence[Chunk]) -> list[bytes]:
+        """Of the tensors of these chunks, in order."""
+        names = self._memory.kinds[number]
+        return [fingerprint(self._whose, self._name(chunk.key), name) for chunk in chunks for name in names]
 
     def _load(self, task: Task, number: int, chunks: Sequence[Chunk]) -> list[bytes]:
-        group = self._groups[number]
+        kinds = list(self._memory.kinds[number].values())
         found: list[tuple[Chunk, list[Stored]]] = []
-        payloads = self._store.get_many([chunk.key.hex() for chunk in chunks], self._most[number])
+        payloads = self._store.get_many([self._name(chunk.key) for chunk in chunks], self._most[number])
         for chunk, payload in zip(chunks, payloads, strict=True):
             if payload is None:
                 self._fail(task, "absent", [chunk])
                 continue
             try:
-                found.append((chunk, unpack(payload, group.kinds)))
+                found.append((chunk, unpack(payload, kinds)))
             except DataLoss as error:
                 self._lose(task, chunk, error)
         done = []
         for chunk, tensors in self._decoded(task, number, found):
             with task.memory():
-                for part, tensor in zip(group.parts, tensors, strict=True):
-                    part.scatter(self._rows[chunk.row], tensor)
+                self._memory.scatter(number, chunk, tensors)
             done.append(chunk.key)
-        self.count("loaded_value_bytes", len(done) * group.size)
+        self.count("loaded_value_bytes", len(done) * self._size[number])
         return done
 
     def _decoded(
         self, task: Task, number: int, found: Sequence[tuple[Chunk, list[Stored]]]
     ) -> Iterable[tuple[Chunk, Sequence[torch.Tensor]]]:
         """All of them by one stream; where one is damaged or another's, each by its own."""
-        parts, codec = self._groups[number].parts, self._codecs[number]
         frames = [frame for _, frames in found for frame in frames]
-        prints = [fingerprint(self._whose, chunk.key.hex(), part.name) for chunk, _ in found for part in parts]
-        per = len(parts)
+        prints = self._fingerprints(number, [chunk for chunk, _ in found])
+        per = len(self._memory.kinds[number])
         try:
-            tensors = codec.decompress(frames, fingerprints=prints) if frames else []
+            tensors = self._codecs[number].decompress(frames, fingerprints=prints) if frames else []
             return [(chunk, tensors[at * per : (at + 1) * per]) for at, (chunk, _) in enumerate(found)]
         except (DataLoss, FingerprintMismatch) as error:
             if len(found) == 1:
@@ -171,5 +183,5 @@ class Transfer:
 
     def _lose(self, task: Task, chunk: Chunk, error: KvCompressError) -> None:
         """What cannot be read is removed: it would be found again and again."""
-        self._store.remove(chunk.key.hex())
+        self._store.remove(self._name(chunk.key))
         self._fail(task, "foreign" if isinstance(error, FingerprintMismatch) else "damaged", [chunk], error)

@@ -30,8 +30,8 @@ except ImportError as error:
 from .. import InvalidArgument
 from ..store import open_store
 from ._codec import Codec, check_keys
-from ._vllm_geometry import Group, groups_of, head_dims_of
-from ._vllm_jobs import Chunk, Job, Jobs, Task
+from ._vllm_geometry import Group, RowChunk, Rows, groups_of, head_dims_of
+from ._vllm_jobs import Job, Jobs, Task
 from ._vllm_lookups import Lookups
 from ._vllm_transfer import Transfer, group_number
 
@@ -84,9 +84,11 @@ class CompressedTier(SecondaryTierManager):
         self._client, self._store = codec.client, open_store(options["path"], whose, options.get("capacity_bytes"))
         codecs = {number: _codec_of(codec, options, number, group) for number, group in self._groups.items()}
         rows = torch.frombuffer(primary_kv_view.cast("B"), dtype=torch.uint8).view(-1, self._row_bytes)
-        self._transfer = Transfer(rows, self._groups, codecs, self._store, whose)
+        self._rows = Rows(rows, self._groups)
+        self._transfer = Transfer(self._rows, codecs, self._store, whose)
         patience = 2 * (codec.timeout or _TIMEOUT)
-        self._jobs = Jobs(self._transfer.work, int(options.get("streams", 4)), _MOST_WAITING, patience)
+        streams = int(options.get("streams", 4))  # of which one is free for loads
+        self._jobs = Jobs(self._transfer.work, streams, max(1, streams - 1), _MOST_WAITING, patience)
         self._lookups = Lookups(self._transfer.exists, patience)
         tells = options.get("enable_kv_events") and offloading_spec.kv_events_config.enable_kv_cache_events
         self._events: list[OffloadingEvent] | None = [] if tells else None
@@ -108,7 +110,7 @@ class CompressedTier(SecondaryTierManager):
     def _submit(self, job: Any, is_load: bool) -> None:
         keys = list(job.keys)
         chunks = [
-            Chunk(key, int(row), self._start(key, job.req_context))
+            RowChunk(key, self._start(key, job.req_context), int(row))
             for key, row in zip(keys, job.chunk_ids, strict=True)
         ]
         per = max(1, _TASK_BYTES // self._row_bytes)
@@ -167,7 +169,7 @@ class CompressedTier(SecondaryTierManager):
     def shutdown(self) -> None:
         self._lookups.close()
         self._jobs.close()
-        self._transfer.release()
+        self._rows.release()
         self._client.close()
         self._store.close()
 
