@@ -22,13 +22,36 @@ INTERFACES = [
         "*wait_for_layer_load": "layer_name",
         "*save_kv_layer": "layer_name, kv_layer, attn_metadata, **kwargs",
         "*wait_for_save": "",
+        "get_finished": "finished_req_ids",
+        "get_transfer_results": "finished_req_ids",
         "get_block_ids_with_load_errors": "",
+        "get_kv_connector_stats": "",
+        "build_connector_worker_meta": "",
         "shutdown": "",
         "*get_num_new_matched_tokens": "request, num_computed_tokens",
         "*update_state_after_alloc": "request, blocks, num_external_tokens",
         "*build_connector_meta": "scheduler_output",
+        "update_connector_output": "connector_output",
         "request_finished": "request, block_ids",
         "reset_cache": "",
+        "@build_kv_connector_stats": "data=None",
+        "@build_prom_metrics": "vllm_config, metric_types, labelnames, per_engine_labelvalues",
+    }),
+    ("vllm 0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/base.py", "SupportsHMA", {
+        "*request_finished_all_groups": "request, block_ids",
+    }),
+    ("vllm 0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/base.py", "KVConnectorWorkerMetadata", {
+        "*aggregate": "other",
+    }),
+    ("vllm 0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/metrics.py", "KVConnectorStats", {
+        "reset": "",
+        "aggregate": "other",
+        "reduce": "",
+        "is_empty": "",
+    }),
+    ("vllm 0.33.0", "vllm/distributed/kv_transfer/kv_connector/v1/metrics.py", "KVConnectorPromMetrics", {
+        "__init__": "vllm_config, metric_types, labelnames, per_engine_labelvalues",
+        "observe": "transfer_stats_data, engine_idx=0",
     }),
     ("vllm 0.33.0", "vllm/v1/kv_offload/tiering/base.py", "SecondaryTierManager", {
         "__init__": "offloading_spec, primary_kv_view, tier_type, backpressure_detector=None",
@@ -124,6 +147,27 @@ FIELDS = [
         ("tiering/base", "JobResult", "job_id success successful_keys transfer_time transfer_bytes"),
     ]
 ] + [
+    ("vllm 0.33.0", f"vllm/{file}.py", name, fields.split())
+    for file, name, fields in [
+        ("distributed/kv_transfer/kv_connector/v1/base", "KVConnectorTransferResults",
+         "finished_sending finished_recving failed_recving"),
+        ("distributed/kv_transfer/kv_connector/v1/metrics", "KVConnectorStats", "data"),
+        ("v1/core/sched/output", "KVConnectorBlockState", "req_ids resolve_block_ids boundary_state_offloads"),
+        ("v1/outputs", "KVConnectorOutput",
+         "finished_sending finished_recving kv_connector_stats kv_cache_events kv_connector_worker_meta "
+         "invalid_block_ids failed_recving expected_finished_count"),
+        ("v1/kv_cache_interface", "AttentionSpec",
+         "dcp_sharded max_tp_shards num_kv_heads head_size dtype head_size_v kv_quant_mode page_size_padded "
+         "num_head_slots state_content_bytes tokens_per_state"),
+        ("v1/kv_cache_interface", "SlidingWindowSpec", "sliding_window extra_retained_tokens"),
+        ("v1/kv_cache_interface", "MambaSpec",
+         "shapes dtypes page_size_padded mamba_type mamba_cache_mode num_speculative_blocks "
+         "num_prefill_checkpoint_blocks prefill_checkpoint_alignment num_heads tokens_per_state tp_replicated"),
+        ("v1/kv_cache_interface", "UniformTypeKVCacheSpecs", "kv_cache_specs"),
+        ("v1/kv_cache_interface", "KVCacheGroupSpec",
+         "layer_names kv_cache_spec is_eagle_group host_resident enable_kv_transfer role"),
+    ]
+] + [
     ("sglang 0.5.23", f"sglang/srt/{file}.py", name, fields.split())
     for file, name, fields in [
         ("mem_cache/hicache_storage", "HiCacheStorageConfig",
@@ -201,9 +245,52 @@ def provide_vllm():
             assert self._connector_metadata is not None
             return self._connector_metadata
 
+    class Stats(interface("KVConnectorStats")):
+        def __init__(self, data=None):
+            self.data = data or {}
+
+    class Metrics(interface("KVConnectorPromMetrics")):
+        def __init__(self, vllm_config, metric_types, labelnames, per_engine_labelvalues):
+            self._counter_cls = next(kind for name, kind in metric_types.items() if name.__name__ == "Counter")
+            self.per_engine_labelvalues = per_engine_labelvalues
+
     _provide("vllm.distributed.kv_transfer.kv_connector.v1.base", KVConnectorBase_V1=Base,
              KVConnectorMetadata=abc.ABCMeta("KVConnectorMetadata", (), {}),
+             KVConnectorWorkerMetadata=interface("KVConnectorWorkerMetadata"), SupportsHMA=interface("SupportsHMA"),
+             KVConnectorTransferResults=fields_of("KVConnectorTransferResults", finished_sending=frozenset()),
              KVConnectorRole=enum.Enum("KVConnectorRole", [("SCHEDULER", 0), ("WORKER", 1)]))
+    _provide("vllm.distributed.kv_transfer.kv_connector.v1.metrics", KVConnectorStats=Stats,
+             KVConnectorPromMetrics=Metrics)
+    _provide("vllm.v1.outputs", KVConnectorOutput=fields_of("KVConnectorOutput"))
+    _provide("vllm.v1.core.sched.output", KVConnectorBlockState=fields_of("KVConnectorBlockState"))
+    _provide("vllm.v1.kv_cache_interface", **{spec.__name__: spec for spec in _cache_specs()})
+
+
+def _cache_specs():
+    """As vLLM describes caches, as far as adapters ask them."""
+    class Spec(types.SimpleNamespace):
+        prefix_cacheable = True
+
+    class Attention(Spec):
+        def __init__(self, **fields):
+            super().__init__(**{"head_size_v": fields["head_size"], **fields})
+
+    class FullAttentionSpec(Attention):
+        pass
+
+    class ChunkedLocalAttentionSpec(Attention):
+        pass
+
+    class SlidingWindowSpec(Attention):
+        pass
+
+    class MambaSpec(Spec):
+        pass
+
+    class UniformTypeKVCacheSpecs(Spec):
+        pass
+
+    return FullAttentionSpec, ChunkedLocalAttentionSpec, SlidingWindowSpec, MambaSpec, UniformTypeKVCacheSpecs
 
 
 def provide_vllm_tiering():

@@ -1,162 +1,161 @@
-"""A worker's side of the vLLM connector: chunks between the paged KV cache, the daemon and the disk."""
+"""A worker's side of the vLLM connector: threads move chunks between the paged KV cache, the daemon and the store."""
 
-import logging
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-import torch
-
-from .. import DataLoss, FailedPrecondition, FingerprintMismatch, KvCompressError
 from ..store import Store
-from ._codec import Codec, Kind, check_dtype, most_packed, pack, unpack
-from ._fingerprint import fingerprint
-from ._vllm_scheduler import Chunk, rank_key
+from ._codec import Codec
+from ._vllm_jobs import Chunk, Job, Jobs, Task
+from ._vllm_pages import LocalChunk, PagedCaches
+from ._vllm_scheduler import PagedChunk, store_name
+from ._vllm_transfer import Transfer, group_number
 
-logger = logging.getLogger(__name__)
-
-# vLLM schedules a step before it knows how the one before it went. So this is for how many steps after a failed load
-# nothing is stored: what they compute may build upon blocks that hold no values.
-_STEPS_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One layer of the paged cache: a view [blocks, parts, heads, tokens, content] of its memory, in which `parts` are
-    the kernel's blocks of each of the engine's. Content is the key, followed by the value."""
-
-    index: int
-    view: torch.Tensor
-    key_size: int
-
-    def sides(self) -> list[tuple[str, slice]]:
-        size = self.view.shape[-1]
-        ends = [(0, self.key_size), (self.key_size, size)] if self.key_size < size else [(0, size)]
-        names = [f"layer_{self.index}_{side}" for side in ("key", "value")]
-        return [(name, slice(*end)) for name, end in zip(names, ends, strict=False)]
-
-    def gather(self, blocks: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-        """Keys and values [1, heads, tokens, head_dim] of some blocks, in host memory."""
-        taken = self.view[blocks].permute(2, 0, 1, 3, 4).flatten(1, 3).unsqueeze(0)
-        return [(name, taken[..., part].cpu()) for name, part in self.sides()]
-
-    def scatter(self, blocks: torch.Tensor, first: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Into some blocks, what `gather` gave of a chunk, from its block `first` on."""
-        _, parts, heads, tokens, _ = self.view.shape
-        joined = torch.cat(list(tensors), dim=-1).to(self.view.device)
-        paged = joined.view(heads, -1, parts, tokens, joined.shape[-1]).permute(1, 2, 0, 3, 4)
-        self.view[blocks] = paged[first : first + len(blocks)]
+_TASK_BYTES = 32 << 20  # of the chunks of one task, which is one stream to the daemon
+_MOST_WAITING = 4096  # tasks of each kind
+_MOST_SAVING = 2 << 30  # bytes of chunks in host memory that are not stored yet; what is more is not stored
+_RESET = b"reset"  # the key of a task that forgets all that is stored
 
 
 class Worker:
-    def __init__(
-        self,
-        store: Store,
-        codec: Codec,
-        kv_cache_config: Any,
-        block_tokens: int,
-        chunk_tokens: int,
-        rank: int,
-        whose: str,
-    ):
+    """All methods return at once. Stores are worked on in their order, the same in all ranks: what one rank stores
+    twice is a pair for what the others do. `whose`: text that differs where models or layouts do."""
+
+    def __init__(self, caches: PagedCaches, codec: Codec, store: Store, rank: int, whose: str, threads: int):
+        self._caches = caches
         self._store = store
-        self._codec = codec
-        self._config = kv_cache_config
-        self._block = block_tokens
-        self._chunk = chunk_tokens
         self._rank = rank
-        self._whose = whose
-        self._layers: list[_Layer] = []
-        self._kinds: list[Kind] = []
-        self._failed: set[int] = set()
-        self._doubtful_steps = 0
+        self._sizes = caches.sizes
+        lossless = replace(codec, spec="lossless", profile="")
+        codecs = {number: lossless if caches.is_lossless(number) else codec for number in caches.kinds}
+        self._transfer = Transfer(caches, codecs, store, whose, name=self._name, replaces=True)
+        patience = 2 * (codec.timeout or 1.0)
+        self._jobs = Jobs(self._work, threads, most_storing=1, most_waiting=_MOST_WAITING, patience=patience)
+        self._loads: dict[int, tuple[str, Sequence[PagedChunk]]] = {}  # by job: of which request
+        self._saves: dict[int, int] = {}  # by job: bytes of host memory
+        self._resets: dict[int, int] = {}  # by job: how many
+        self._number = 0
+        self._resets_seen = 0
+        self._resets_done = 0
+        self._failed_blocks: set[int] = set()
+        self._failed_requests: set[str] = set()
 
-    def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """KV caches [blocks, heads, tokens, content] by the names of their layers. FailedPrecondition for others,
-        InvalidArgument for dtypes that are not taken."""
-        numbers = [int(found[1]) if (found := re.search(r"\.(\d+)\.", name)) else -1 for name in kv_caches]
-        if len(set(numbers)) != len(numbers) or -1 in numbers:
-            numbers = list(range(len(kv_caches)))
-        layers = [
-            self._layer(number, name, cache) for number, (name, cache) in zip(numbers, kv_caches.items(), strict=True)
-        ]
-        self._layers = sorted(layers, key=lambda layer: layer.index)
-        self._kinds = []
-        for layer in self._layers:
-            heads = layer.view.shape[2]
-            for _, part in layer.sides():
-                self._kinds.append(Kind(layer.view.dtype, (1, heads, self._chunk, part.stop - part.start)))
+    def load(self, request: str, chunks: Sequence[PagedChunk]) -> None:
+        marked = [self._caches.mark(chunk) for chunk in chunks]
+        self._loads[self._submit(self._tasks(marked, is_load=True), is_load=True)] = (request, chunks)
 
-    def _layer(self, number: int, name: str, cache: torch.Tensor) -> _Layer:
-        check_dtype(cache.dtype, f"the KV cache of {name}")
-        blocks = self._config.num_blocks
-        if cache.ndim != 4 or cache.shape[0] % blocks or cache.shape[0] // blocks * cache.shape[2] != self._block:
-            raise FailedPrecondition(
-                f"the KV cache of {name} is {list(cache.shape)}, and not [blocks, heads, tokens, content] "
-                f"with {blocks} blocks of {self._block} tokens"
-            )
-        spec = self._config.kv_cache_groups[0].kv_cache_spec
-        spec = getattr(spec, "kv_cache_specs", {}).get(name, spec)
-        key, value = getattr(spec, "head_size", 0), getattr(spec, "head_size_v", 0)
-        # A latent, as of MLA, is no pair of the two.
-        key_size = key if key and value and key + value == cache.shape[-1] else cache.shape[-1]
-        return _Layer(number, cache.view(blocks, -1, *cache.shape[1:]), key_size)
-
-    def load(self, chunks: Sequence[Chunk]) -> None:
-        """One after another, each in full; what fails is told by take_failed_blocks."""
-        self._doubtful_steps = max(0, self._doubtful_steps - 1)
+    def save(self, chunks: Sequence[PagedChunk]) -> None:
+        """Copies them out of the cache, as far as there is room for them."""
+        room = _MOST_SAVING - sum(self._saves.values())
+        taken, others, held = [], [], 0
         for chunk in chunks:
-            try:
-                self._load(chunk)
-            except KvCompressError as error:
-                logger.warning("%d blocks are not loaded: %s", len(chunk.block_ids), error)
-                self._failed.update(chunk.block_ids)
-                self._doubtful_steps = _STEPS_AHEAD + 1
-                if isinstance(error, DataLoss | FingerprintMismatch):
-                    self._remove(chunk)
+            number = group_number(chunk.key)
+            if held + self._sizes[number] <= room:
+                held += self._sizes[number]
+                taken.append(self._caches.take(number, chunk))
+            else:
+                others.append(chunk)
+        if chunks:
+            tasks = self._tasks(taken, is_load=False) + self._tasks(others, is_load=False)
+            self._saves[self._submit(tasks, is_load=False)] = held
 
-    def _load(self, chunk: Chunk) -> None:
-        payload = self._store.get(rank_key(self._rank, chunk.key), most_packed(self._kinds))
-        if payload is None:
-            raise DataLoss(f"chunk {chunk.key} is gone")
-        names = [name for layer in self._layers for name, _ in layer.sides()]
-        frames = unpack(payload, self._kinds)
-        tensors = iter(self._codec.decompress(frames, fingerprints=self._fingerprints(chunk, names)))
-        for layer in self._layers:
-            blocks = torch.tensor(chunk.block_ids, device=layer.view.device)
-            layer.scatter(blocks, chunk.first, [next(tensors) for _ in layer.sides()])
+    def forget(self, resets: int) -> None:
+        """Removes all that is stored, and what is being stored, where there were more resets than before."""
+        if resets > self._resets_seen:
+            task = Task([Chunk(_RESET, None)], is_load=False)
+            self._resets[self._submit([task], is_load=False)] = resets - self._resets_seen
+            self._resets_seen = resets
 
-    def save(self, chunks: Sequence[Chunk]) -> None:
-        """Returns when the blocks may be overwritten. A chunk that is not saved is removed: the other ranks do not know
-        of it, and what they save now is no pair for what this one has from before."""
-        for chunk in chunks:
-            if self._doubtful_steps:
-                self._remove(chunk)
+    def finished(self) -> set[str]:
+        """Requests whose loads have ended since this was last asked, some perhaps with failures."""
+        requests = set()
+        for job in self._jobs.finished():
+            self._saves.pop(job.number, None)
+            if job.number in self._resets:
+                self._reset_ended(self._resets.pop(job.number), bool(job.failures))
                 continue
-            try:
-                is_saved = self._save(chunk)
-            except KvCompressError as error:
-                logger.warning("%d blocks are not saved: %s", len(chunk.block_ids), error)
-                is_saved = False
-            if not is_saved:
-                self._remove(chunk)
+            self._count(job)
+            if job.is_load:
+                request, chunks = self._loads.pop(job.number)
+                requests.add(request)
+                if job.failures:
+                    self._failed_requests.add(request)
+                    self._failed_blocks.update(*(chunk.block_ids for chunk in chunks if chunk.key in job.failures))
+        return requests
 
-    def _remove(self, chunk: Chunk) -> None:
-        self._store.remove(rank_key(self._rank, chunk.key))
-
-    def _save(self, chunk: Chunk) -> bool:
-        named = []
-        for layer in self._layers:
-            named += layer.gather(torch.tensor(chunk.block_ids, device=layer.view.device))
-        prints = self._fingerprints(chunk, [name for name, _ in named])
-        frames = self._codec.compress(named, [chunk.start] * len(named), fingerprints=prints)
-        return self._store.put(rank_key(self._rank, chunk.key), pack(frames))
-
-    def _fingerprints(self, chunk: Chunk, names: Sequence[str]) -> list[bytes]:
-        return [fingerprint(self._whose, rank_key(self._rank, chunk.key), name) for name in names]
+    def _reset_ended(self, resets: int, has_failed: bool) -> None:
+        if has_failed:
+            self._resets_seen -= resets
+            self.forget(self._resets_seen + resets)
+        else:
+            self._resets_done += resets
 
     def take_failed_blocks(self) -> set[int]:
-        """Of the loads since this was last asked."""
-        failed, self._failed = self._failed, set()
+        failed, self._failed_blocks = self._failed_blocks, set()
         return failed
+
+    def take_failed_requests(self) -> set[str]:
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed
+
+    def take_resets(self) -> int:
+        """How many were done since this was last asked."""
+        done, self._resets_done = self._resets_done, 0
+        return done
+
+    def take_counts(self) -> Counter[tuple[str, str]]:
+        return self._transfer.take_counts()
+
+    def close(self) -> None:
+        """Waits for what makes progress."""
+        self._jobs.drain()
+        self._jobs.close()
+
+    def _name(self, key: bytes) -> str:
+        return store_name(self._rank, key)
+
+    def _tasks(self, chunks: Sequence[PagedChunk], is_load: bool) -> list[Task]:
+        """Pieces of some bytes, and of one chunk at least."""
+        pieces: list[list[PagedChunk]] = []
+        room = 0
+        for chunk in chunks:
+            size = self._sizes[group_number(chunk.key)]
+            if size > room:
+                pieces.append([])
+                room = _TASK_BYTES
+            pieces[-1].append(chunk)
+            room -= size
+        return [Task(piece, is_load) for piece in pieces]
+
+    def _submit(self, tasks: Sequence[Task], is_load: bool) -> int:
+        self._number += 1
+        keys = [chunk.key for task in tasks for chunk in task.chunks]
+        self._jobs.submit(Job(self._number, is_load, keys), tasks)
+        return self._number
+
+    def _work(self, task: Task) -> Collection[bytes]:
+        if task.is_load:
+            return self._transfer.work(task)
+        if task.chunks[0].key == _RESET:
+            self._store.clear()
+            return [_RESET]
+        return self._save(task)
+
+    def _save(self, task: Task) -> Collection[bytes]:
+        """A chunk that is not stored is removed: the other ranks do not know of it, and what they store is no pair for
+        what this one has from before."""
+        done: Collection[bytes] = ()
+        try:
+            if isinstance(task.chunks[0], LocalChunk):
+                done = self._transfer.work(task)
+            else:
+                task.failures = {chunk.key: "busy" for chunk in task.chunks}
+        finally:
+            for key in {chunk.key for chunk in task.chunks}.difference(done):
+                self._store.remove(self._name(key))
+        return done
+
+    def _count(self, job: Job) -> None:
+        for reason in job.failures.values():
+            self._transfer.count("load_failures" if job.is_load else "store_failures", label=reason)
+        self._transfer.count("loaded_chunks" if job.is_load else "stored_chunks", len(job.done))
