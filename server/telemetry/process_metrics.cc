@@ -3,10 +3,13 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <string_view>
+#include <utility>
 
 namespace kvcompress {
 namespace {
@@ -40,6 +43,31 @@ double StartTime() {
   return 0;
 }
 
+// Resident memory by what is behind it, one series each. Shared memory is the regions of clients, as far as they are
+// mapped and touched here; what the process holds itself is anonymous.
+void AppendResidentMemory(std::vector<MetricFamily>& families) {
+  constexpr std::pair<std::string_view, const char*> kBackings[] = {
+      {"RssAnon:", "anonymous"}, {"RssFile:", "file"}, {"RssShmem:", "shared"}};
+  MetricFamily family{.name = "kvcompress_resident_memory_bytes",
+                      .help = "Resident memory: the process's own (anonymous), of files, of regions of shared memory.",
+                      .type = MetricType::Gauge,
+                      .metric = {}};
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    std::istringstream fields(line);
+    std::string name;
+    double kib = 0;
+    fields >> name >> kib;
+    const auto* const found = std::ranges::find(kBackings, name, [](const auto& backing) { return backing.first; });
+    if (found == std::end(kBackings)) continue;
+    prometheus::ClientMetric& metric = family.metric.emplace_back();
+    metric.label.push_back({.name = "backing", .value = found->second});
+    metric.gauge.value = kib * 1024;
+  }
+  if (!family.metric.empty()) families.push_back(std::move(family));
+}
+
 double Seconds(const timeval& time) {
   return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
 }
@@ -65,6 +93,7 @@ void AppendProcessMetrics(std::vector<MetricFamily>& families) {
     Append(families, "process_virtual_memory_bytes", "Virtual memory.", MetricType::Gauge, virtual_pages * page);
     Append(families, "process_resident_memory_bytes", "Resident memory.", MetricType::Gauge, resident_pages * page);
   }
+  AppendResidentMemory(families);
   std::error_code error;
   const auto descriptors = std::filesystem::directory_iterator("/proc/self/fd", error);
   if (!error) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "proto/wire/grpc/error_details.h"
 #include "proto/wire/methods.h"
@@ -193,6 +194,9 @@ TEST_F(MetricsTest, PageHasWhatWasCounted) {
   }
   EXPECT_THAT(page, HasSubstr("kvcompress_build_info{version="));
   EXPECT_THAT(page, HasSubstr("\nprocess_resident_memory_bytes "));
+  for (const char* backing : {"anonymous", "file", "shared"}) {
+    EXPECT_THAT(page, HasSubstr(absl::StrCat("\nkvcompress_resident_memory_bytes{backing=\"", backing, "\"} ")));
+  }
   // A tensor without loss has no finite SNR, and names are nobody's labels.
   EXPECT_THAT(page, Not(HasSubstr("kvcompress_quality_snr_db_count{codec=\"raw\"}")));
   EXPECT_THAT(page, Not(HasSubstr("secret")));
