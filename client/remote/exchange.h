@@ -25,10 +25,11 @@ bool FitsTensorCall(const Job& job) {
 }
 
 // Makes one attempt at a job that FitsTensorCall. A call may end well and yet bring no answer; `delivery` tells.
+// `watch` may be null.
 template <typename Replies>
 StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time deadline, std::string_view address,
                      const typename Replies::Job& job, typename Replies::Sink& sink, Delivery& delivery,
-                     SliceReader& slices) {
+                     SliceReader& slices, CallWatch* watch = nullptr) {
   using Direction = typename Replies::Direction;
   absl::StatusOr<Slice> input = slices.Read(*job.source, 0, static_cast<size_t>(job.source->size()));
   if (!input.ok()) return {input.status(), {}, {}};
@@ -37,7 +38,7 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
   grpc::ByteBuffer request = PayloadMessage(Direction::kTensorInput, {*std::exchange(input, absl::CancelledError())},
                                             head.SerializeAsString());
   grpc::ByteBuffer reply;
-  StreamEnd end = CallUnary(channel, MethodPath<typename Direction::TensorRequest>(), deadline, request, reply);
+  StreamEnd end = CallUnary(channel, MethodPath<typename Direction::TensorRequest>(), deadline, request, reply, watch);
   request.Clear();
   if (!end.status.ok() || !reply.Valid()) return end;
   Replies replies(address, sink, delivery);

@@ -208,7 +208,8 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
   std::unique_ptr<RegisteredMemory> memory = shared ? pool_->Take(deadline) : nullptr;
   shared = last_was_shared_ = memory != nullptr;
   if (shared) {
-    SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, *pool_, *memory);
+    SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, pool_.get(),
+                                     CallMemory(memory->bytes(), memory->region()));
     StreamEnd end = RunStream(channel_, method, deadline, exchange);
     if (LosesRegions(end.status)) pool_->Forget(*memory);
     // Otherwise the daemon may still be writing to the memory.

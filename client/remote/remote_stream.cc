@@ -5,6 +5,7 @@
 #include <grpcpp/generic/generic_stub.h>
 
 #include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
 #include "proto/wire/grpc/error_details.h"
 
 namespace kvcompress {
@@ -28,17 +29,49 @@ StreamEnd EndOf(const grpc::ClientContext& context, grpc::Status status, absl::S
   return {std::move(handler), std::move(status), retry_delay};
 }
 
-class Stream {
+// The events of one call, which `watch` looks after, where there is one.
+class Events {
  public:
-  Stream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
-         StreamHandler& handler)
+  Events(grpc::CompletionQueue& queue, grpc::ClientContext& context) : queue_(queue), context_(context) {}
+
+  // Waits for the next one; false at the queue's end.
+  bool Next(CallWatch* watch, void** tag, bool* ok) {
+    if (watch == nullptr) return queue_.Next(tag, ok);
+    for (;;) {
+      if (const absl::Time now = absl::Now(); now >= next_look_) {
+        next_look_ = now + kBetweenLooks;
+        if (watch->Cancels()) context_.TryCancel();
+      }
+      const auto next = queue_.AsyncNext(tag, ok, absl::ToChronoTime(next_look_));
+      if (next != grpc::CompletionQueue::TIMEOUT) return next == grpc::CompletionQueue::GOT_EVENT;
+    }
+  }
+
+ private:
+  static constexpr absl::Duration kBetweenLooks = absl::Milliseconds(50);
+
+  grpc::CompletionQueue& queue_;
+  grpc::ClientContext& context_;
+  absl::Time next_look_ = absl::Now() + kBetweenLooks;
+};
+
+}  // namespace
+
+class StreamCall::Work {
+ public:
+  Work(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+       StreamHandler& handler)
       : handler_(handler) {
     if (deadline != absl::InfiniteFuture()) context_.set_deadline(absl::ToChronoTime(deadline));
     context_.set_initial_metadata_corked(true);  // they leave with the first message
     call_ = grpc::GenericStub(channel).PrepareCall(&context_, method, &queue_);
+    call_->StartCall(nullptr);
+    WriteNext();
+    Read();
   }
 
-  ~Stream() {
+  ~Work() {
+    context_.TryCancel();
     queue_.Shutdown();
     void* tag;
     bool ok;
@@ -46,15 +79,13 @@ class Stream {
     }
   }
 
-  StreamEnd Run() {
-    call_->StartCall(nullptr);
-    WriteNext();
-    Read();
+  std::optional<StreamEnd> Run(CallWatch* watch) {
     void* tag;
     bool ok;
-    while (!(finished_ && !writing_) && queue_.Next(&tag, &ok)) {
+    while (!(finished_ && !writing_) && events_.Next(watch, &tag, &ok)) {
       if (tag == &incoming_) {
         OnRead(ok);
+        if (ok && watch != nullptr && watch->Pauses()) return std::nullopt;
       } else if (tag == &writing_) {
         writing_ = false;
         if (!ok) writes_ended_ = true;  // the read tells when the call ends
@@ -65,6 +96,8 @@ class Stream {
     }
     return EndOf(context_, std::move(status_), handler_status_);
   }
+
+  void Cancel() { context_.TryCancel(); }
 
  private:
   void Fail(const absl::Status& status) {
@@ -104,6 +137,7 @@ class Stream {
   StreamHandler& handler_;
   grpc::CompletionQueue queue_;
   grpc::ClientContext context_;
+  Events events_{queue_, context_};
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
   grpc::ByteBuffer incoming_;
   bool writing_ = false;
@@ -113,15 +147,23 @@ class Stream {
   absl::Status handler_status_;
 };
 
-}  // namespace
+StreamCall::StreamCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
+                       StreamHandler& handler)
+    : work_(std::make_unique<Work>(channel, method, deadline, handler)) {}
+
+StreamCall::~StreamCall() = default;
+
+std::optional<StreamEnd> StreamCall::Run(CallWatch* watch) { return work_->Run(watch); }
+
+void StreamCall::Cancel() { work_->Cancel(); }
 
 StreamEnd RunStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
                     StreamHandler& handler) {
-  return Stream(channel, method, deadline, handler).Run();
+  return *StreamCall(channel, method, deadline, handler).Run(nullptr);
 }
 
 StreamEnd CallUnary(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, absl::Time deadline,
-                    const grpc::ByteBuffer& request, grpc::ByteBuffer& response) {
+                    const grpc::ByteBuffer& request, grpc::ByteBuffer& response, CallWatch* watch) {
   grpc::ClientContext context;
   if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
   grpc::CompletionQueue queue;
@@ -131,7 +173,7 @@ StreamEnd CallUnary(const std::shared_ptr<grpc::Channel>& channel, const std::st
   call->Finish(&response, &status, &status);
   void* tag;
   bool ok;
-  queue.Next(&tag, &ok);
+  Events(queue, context).Next(watch, &tag, &ok);
   queue.Shutdown();
   while (queue.Next(&tag, &ok)) {
   }

@@ -18,8 +18,9 @@ class CallMemory {
   // Of a chunk, and of a buffer.
   static constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
 
-  explicit CallMemory(const RegisteredMemory& memory) : memory_(memory) {
-    const size_t chunks = memory.bytes().size() / kChunkBytes;
+  // `bytes`, which the daemon has mapped as `region`.
+  CallMemory(MutableByteSpan bytes, uint64_t region) : bytes_(bytes), region_(region) {
+    const size_t chunks = bytes.size() / kChunkBytes;
     for (size_t i = 0; i < chunks; ++i) (i < chunks / 2 ? chunks_ : buffers_).push_back(i * kChunkBytes);
   }
 
@@ -27,16 +28,17 @@ class CallMemory {
   std::deque<uint64_t>& chunks() { return chunks_; }
   std::deque<uint64_t>& buffers() { return buffers_; }
 
-  MutableByteSpan At(uint64_t offset, size_t count) const { return memory_.bytes().subspan(offset, count); }
+  MutableByteSpan At(uint64_t offset, size_t count) const { return bytes_.subspan(offset, count); }
   void Describe(uint64_t offset, uint64_t bytes, v1::SharedMemoryRange& range) const {
-    range.set_region(memory_.region());
+    range.set_region(region_);
     range.set_offset(offset);
     range.set_byte_size(bytes);
   }
-  uint64_t region() const { return memory_.region(); }
+  uint64_t region() const { return region_; }
 
  private:
-  const RegisteredMemory& memory_;
+  const MutableByteSpan bytes_;
+  const uint64_t region_;
   std::deque<uint64_t> chunks_;
   std::deque<uint64_t> buffers_;
 };
@@ -53,10 +55,10 @@ class SharedExchange final : public Exchange<Replies> {
   using typename Base::Request;
 
   SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, typename Base::Sink& sink,
-                 Delivery& delivery, const SharedMemoryPool& pool, const RegisteredMemory& memory)
+                 Delivery& delivery, const SharedMemoryPool* pool, CallMemory memory)
       : Base(address, jobs, deadline, sink, delivery),
         pool_(pool),
-        memory_(memory),
+        memory_(std::move(memory)),
         buffers_wanted_(BuffersWanted(jobs)) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
@@ -127,7 +129,7 @@ class SharedExchange final : public Exchange<Replies> {
     const uint64_t left = this->source().size() - this->sent_bytes();
     const size_t count = std::min(in_place_ ? kRangeBytes : CallMemory::kChunkBytes, left);
     KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, this->source().Get(this->sent_bytes(), count, scratch_));
-    std::optional<v1::SharedMemoryRange> range = pool_.Find(bytes);
+    std::optional<v1::SharedMemoryRange> range = pool_ == nullptr ? std::nullopt : pool_->Find(bytes);
     if (!range && std::exchange(in_place_, false)) return NextInput();
     in_place_ = range.has_value();
     Request request;
@@ -184,7 +186,7 @@ class SharedExchange final : public Exchange<Replies> {
     given_.pop_front();
   }
 
-  const SharedMemoryPool& pool_;
+  const SharedMemoryPool* const pool_;  // whose memory is read in place; null: none is
   CallMemory memory_;
   const uint64_t buffers_wanted_;
   uint64_t buffers_given_ = 0;
