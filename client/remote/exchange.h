@@ -76,7 +76,7 @@ class Exchange : public StreamHandler {
 
   absl::Status Take(const grpc::ByteBuffer& reply) final {
     if (const std::optional<std::vector<Slice>> output = PayloadOf(reply, Direction::kOutput)) {
-      for (const Slice& slice : *output) KVC_RETURN_IF_ERROR(OnOutput(slice.bytes));
+      for (const Slice& slice : *output) KVC_RETURN_IF_ERROR(OnMessage(slice.bytes));
       return absl::OkStatus();
     }
     Response response;
@@ -90,7 +90,7 @@ class Exchange : public StreamHandler {
     }
     if (response.payload_case() == Direction::kSharedOutput) return OnSharedOutput(Direction::SharedOutput(response));
     // Output in an encoding that is valid, but not the one that PayloadOf knows.
-    if (response.payload_case() == Direction::kOutput) return OnOutput(AsBytes(Direction::Output(response)));
+    if (response.payload_case() == Direction::kOutput) return OnMessage(AsBytes(Direction::Output(response)));
     return replies_.OnDescription(jobs_[done_], response);
   }
 
@@ -131,6 +131,8 @@ class Exchange : public StreamHandler {
   }
 
  private:
+  // Output that came in a message.
+  virtual absl::Status OnMessage(ByteSpan bytes) { return OnOutput(bytes); }
   // Of streams that use shared memory.
   virtual absl::Status OnSharedOutput(const v1::SharedMemoryRange&) {
     return WrongReply("it speaks of shared memory that it was not given");

@@ -148,6 +148,8 @@ class SharedExchange final : public Exchange<Replies> {
     return request;
   }
 
+  absl::Status OnMessage(ByteSpan) override { return this->WrongReply("it sent bytes that were to go to buffers"); }
+
   absl::Status OnReleased(uint64_t bytes) override {
     if (bytes < released_ || bytes - released_ > unreleased_) {
       return this->WrongReply("it releases input that it was not given");
