@@ -1,4 +1,5 @@
-// The module kvcompress._native: MessageCodec for Python. _local.py is its only user, and checks what it is given.
+// The module kvcompress._native: MessageCodec and MessageCall for Python. _local.py is the only user of the codec, and
+// checks what is given to it.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -8,35 +9,14 @@
 #include <optional>
 #include <utility>
 
+#include "client/python/native/call_bindings.h"
 #include "client/python/native/message_codec.h"
+#include "client/python/native/view.h"
 
 namespace nb = nanobind;
 
 namespace kvcompress {
 namespace {
-
-// The bytes of an object that has contiguous ones, which stay where they are as long as this lives.
-class View {
- public:
-  View(nb::handle object, int flags) {
-    if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw nb::python_error();
-  }
-  View(View&& other) noexcept : buffer_(std::exchange(other.buffer_, Py_buffer{})) {}
-  View& operator=(View&&) = delete;
-  ~View() { PyBuffer_Release(&buffer_); }
-
-  MutableByteSpan bytes() const { return {static_cast<std::byte*>(buffer_.buf), static_cast<size_t>(buffer_.len)}; }
-
- private:
-  Py_buffer buffer_ = {};
-};
-
-std::string_view TextOf(nb::handle object) {
-  char* data = nullptr;
-  Py_ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(object.ptr(), &data, &size) != 0) throw nb::python_error();
-  return {data, static_cast<size_t>(size)};
-}
 
 nb::bytes BytesOf(ByteSpan bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
@@ -107,6 +87,8 @@ nb::tuple MaxFrameBytes(const MessageCodec& codec, const nb::sequence& headers) 
 }
 
 NB_MODULE(_native, module) {
+  nb::set_leak_warnings(false);  // what a child of a fork leaves alone is no leak
+  BindCalls(module);
   nb::class_<MessageCodec>(module, "Codec")
       .def(
           "__init__",

@@ -23,6 +23,13 @@ bin_dir, daemon, socket_dir, sample, f16_cache = (
 import kvcompress  # noqa: E402
 
 
+@pytest.fixture(params=["off", "require"], ids=["python", "native"])
+def way(request, monkeypatch):
+    """By which gRPC the clients of a test make calls with tensors and frames: both behave alike."""
+    monkeypatch.setenv("KVCOMPRESS_NATIVE", request.param)
+    return request.param
+
+
 @pytest.fixture
 def connect():
     """Makes clients, which are closed at the end: connect(server, timeout=5)."""

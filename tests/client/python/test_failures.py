@@ -14,6 +14,8 @@ import pytest
 from daemon_helpers import Feed, wait_for
 from kvcompress.v1 import kvcompress_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("way")
+
 MIB = 1 << 20
 FAST = kvcompress.RetryPolicy(initial_backoff=0.01, max_backoff=0.02)
 

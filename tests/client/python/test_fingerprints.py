@@ -9,6 +9,8 @@ import pytest
 from fake_server import FakeServer
 from kvcompress.v1 import kvcompress_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("way")
+
 MIB = 1 << 20
 ONE, OTHER = b"model/7/key/\x00\xff", b"model/8/key/\x00\xff"
 SIZES = pytest.mark.parametrize("size", [100, 3 * MIB], ids=["one_message", "stream"])

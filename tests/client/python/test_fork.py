@@ -9,6 +9,8 @@ import textwrap
 import pytest
 from daemon_helpers import page, page_value, wait_for
 
+pytestmark = pytest.mark.usefixtures("way")
+
 PREFIX = "kvc-fork-"
 PROGRAM = """
 import asyncio, multiprocessing, os, signal, sys, threading, time
@@ -69,13 +71,13 @@ def server(daemon):
 
 
 @pytest.fixture
-def run(server, tmp_path):
+def run(server, tmp_path, way):
     """Runs a program after PROGRAM, which says "good" at its end."""
 
     def start(code, before="", seconds=60):
         path = tmp_path / "program.py"
         path.write_text(before + PROGRAM + textwrap.dedent(code))
-        environment = {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1", "KVCOMPRESS_NATIVE": way}
         done = subprocess.run([sys.executable, path, server.address, str(server.pid)], capture_output=True, text=True,
                               timeout=seconds, env=environment)
         assert done.stdout.splitlines()[-1:] == ["good"], done.stdout + done.stderr
@@ -216,7 +218,7 @@ def test_forks_of_who_reads_a_stream(run):
 def test_a_fork_while_another_thread_looks_whether_an_answer_is_there(run):
     """gRPC's lock of the call is held then, which the child would wait for."""
     run("""
-        stream = client.compress_many([("a", LARGE), ("b", LARGE)], "raw")
+        stream = client.compress_many(iter([("a", LARGE), ("b", LARGE)]), "raw")
         next(stream)
         calls.append(stream._answers._call)
         child = forked(work)

@@ -9,6 +9,8 @@ import kvcompress
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("way")
+
 ARRAY = np.ones(100, np.float16)
 NOTHING = object()  # a type that nothing takes
 SURROGATE = "a\udc80"

@@ -6,6 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("way")
+
 MIB = 1 << 20
 COUNT, SIZE = 128, 4 * MIB
 # Windows of the connection and of the daemon, an item of each side and its frame: far from the whole input of 512 MiB.

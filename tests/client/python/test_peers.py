@@ -13,6 +13,8 @@ import pytest
 from fake_server import FakeServer
 from kvcompress.v1 import kvcompress_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("way")
+
 ARRAY = np.arange(8, dtype=np.float16)
 BIG = np.zeros(1 << 20, np.float16)
 VERSION = kvcompress.__version__

@@ -12,6 +12,8 @@ import pytest
 from cli_helpers import File, run_ok, write_file
 from kvcompress.v1 import kvcompress_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("way")
+
 MIB = 1 << 20
 DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16]
 

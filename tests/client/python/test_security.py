@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from tls_helpers import Authority, tls_flags
 
+pytestmark = pytest.mark.usefixtures("way")
+
 ARRAY = np.arange(1000, dtype=np.float16)
 LARGE = np.zeros(1 << 20, dtype=np.float16)  # goes by a stream
 TOKEN = "correct-horse-battery-staple-0001"

@@ -22,6 +22,8 @@ from fake_server import FakeServer, capabilities
 from kvcompress import _shared_memory
 from kvcompress.v1 import kvcompress_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("way")
+
 MIB = 1 << 20
 PREFIX = "kvc-python-"
 SHARED = "shared memory"

@@ -2,18 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Concatenate, TypeVar
 
-from ._connection import Connection
+from ._connection import MAX_MESSAGES, Connection
 from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import DeadlineExceeded, closed, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
 from ._retry import GRACE, Left
 from ._rotary import RotaryEmbedding
-from ._stream import Stream
+from ._stream import Results
 from ._tensors import Framework
 
 Made = TypeVar("Made")
@@ -33,6 +33,8 @@ def _awaited(
 
 class AsyncClient(Connection):
     """Like Client, for any event loop. It can be made outside of one."""
+
+    _messages = 0  # that threads work at
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -93,16 +95,32 @@ class AsyncClient(Connection):
             case Unary():
                 return await _within(step.timeout, self._channel.unary(step.method, step.request, step.timeout), late)
             case Streaming():
-                return [result async for result in self._results(step)]
+                return await self._list(step)
             case Work():
                 return await step.function(step.seconds)
             case Wait():
                 return await asyncio.sleep(step.seconds)
 
+    def _takes_items(self) -> bool:
+        return self._messages < MAX_MESSAGES and super()._takes_items()
+
+    async def _list(self, call: Streaming[Result]) -> list[Result]:
+        """By one thread, from the beginning of the call to its end."""
+        work = _Listing(self, call)
+        self._messages += call.in_message
+        try:
+            threads = self._ours().message_threads if call.in_message else self._threads
+            return await self._in_thread(call.left, work.run, threads=threads)
+        except BaseException:
+            work.close()
+            raise
+        finally:
+            self._messages -= call.in_message
+
     async def _results(self, call: Plan[Streaming[Result]] | Streaming[Result]) -> AsyncIterator[Result]:
         call = call if isinstance(call, Streaming) else await self._run(call)
         call = replace(call, items=_blocking(call.items, asyncio.get_running_loop()))
-        stream = await self._in_thread(call.left, self._open, call, undo=Stream.close)
+        stream = await self._in_thread(call.left, self._open, call, undo=lambda stream: stream.close())
         try:
             while (result := await self._in_thread(call.left, next, stream, None)) is not None:
                 yield result
@@ -110,19 +128,46 @@ class AsyncClient(Connection):
             stream.close()
 
     async def _in_thread(
-        self, left: Left, function: Callable[..., Made], *arguments: Any, undo: Callable[[Made], None] | None = None
+        self,
+        left: Left,
+        function: Callable[..., Made],
+        *arguments: Any,
+        undo: Callable[[Made], None] | None = None,
+        threads: ThreadPoolExecutor | None = None,
     ) -> Made:
         """The function keeps the deadline by itself once it has a thread; others may have them all. `undo` gets what it
         made when nobody waits for that any more."""
         if self._core.closed:
             raise closed()
-        work = self._threads.submit(function, *arguments)
+        work = (threads or self._threads).submit(function, *arguments)
         try:
             return await _within(left(), work, lambda: DeadlineExceeded("no thread in time: too many streams at once"))
         except BaseException:
             if undo is not None:
                 work.add_done_callback(lambda done: _undo(done, undo))
             raise
+
+
+class _Listing:
+    """Of all results of a call, in a thread."""
+
+    def __init__(self, client: AsyncClient, call: Streaming[Any]):
+        self._client = client
+        self._call = call
+        self._results: Results[Any] | None = None
+        self._is_closed = False
+
+    def run(self) -> list[Any]:
+        self._results = self._client._open(self._call)
+        if self._is_closed:
+            self._results.close()
+        return list(self._results)
+
+    def close(self) -> None:
+        """In another thread."""
+        self._is_closed = True
+        if self._results is not None:
+            self._results.close()
 
 
 async def _within(seconds: float | None, work: "Future[Made]", late: Callable[[], DeadlineExceeded]) -> Made:

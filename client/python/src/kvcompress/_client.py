@@ -12,7 +12,7 @@ from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
 from ._retry import GRACE
 from ._rotary import RotaryEmbedding
-from ._stream import Stream
+from ._stream import Results
 from ._tensors import Framework
 
 
@@ -62,7 +62,7 @@ class Client(Connection):
         on_nonfinite: OnNonfinite = "error",
         rotary: RotaryEmbedding | None = None,
         timeout: float | None = None,
-    ) -> Stream[Frame]:
+    ) -> Results[Frame]:
         """Frames of (name, tensor), (name, tensor, spec), (name, tensor, spec, rotary) or (name, tensor, spec, rotary,
         fingerprint), in order, on one stream. What an item has is in place of the call's, but for a spec of None.
 
@@ -74,7 +74,7 @@ class Client(Connection):
 
     def decompress_many(
         self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
-    ) -> Stream[tuple[str, Any]]:
+    ) -> Results[tuple[str, Any]]:
         """Names and tensors of frames, of (name, frame), of (name, frame, (dtype, shape)), or of (name, frame, (dtype,
         shape), fingerprint), in order, on one stream; like `compress_many`. What is not known is None. DataLoss for a
         frame of another dtype ("F16", "I64", ...) or shape than its Frame or item says, FingerprintMismatch for one

@@ -11,13 +11,16 @@ from ._channel import Channel, no_sharing
 from ._core import Core, Streaming
 from ._errors import InvalidArgument, closed
 from ._items import Result
+from ._native_calls import Choice, NativeChannel, NativeStream
 from ._retry import DEFAULT_RETRY, RetryPolicy, checked_seconds
 from ._shared_exchange import SharedExchange
 from ._shared_memory import Pool
-from ._stream import Stream
+from ._stream import Results, Stream
 
 # Streams of an asyncio client at the same time; more wait for a thread.
 _MAX_STREAMS = 64
+# Messages with an item, of the same; more go without a thread.
+MAX_MESSAGES = 16
 
 
 class _Own(NamedTuple):
@@ -27,7 +30,10 @@ class _Own(NamedTuple):
     channel: Channel
     pool: Pool
     core: Core
-    threads: ThreadPoolExecutor  # started when they are needed
+    native: NativeChannel
+    # Of an asyncio client, for streams and for messages; started when they are needed.
+    threads: ThreadPoolExecutor
+    message_threads: ThreadPoolExecutor
 
 
 class Connection:
@@ -43,19 +49,23 @@ class Connection:
         token: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         shared_memory: bool = True,
+        native: Choice | None = None,
     ):
         checked_seconds(timeout)
         if not isinstance(retry, RetryPolicy):
             raise InvalidArgument(f"retry is a RetryPolicy, not {type(retry).__name__}")
-        self._arguments = (target, credentials, token, shared_memory, timeout, retry)
+        self._arguments = (target, credentials, token, shared_memory, timeout, retry, native)
         self._own = self._make()
 
     def _make(self) -> _Own:
-        target, credentials, token, shared_memory, timeout, retry = self._arguments
+        target, credentials, token, shared_memory, timeout, retry, native = self._arguments
         channel = Channel(target, credentials, token)
         pool = Pool(channel, no_sharing(target, shared_memory))
+        native_channel = NativeChannel(target, credentials, token, native)
+        core = Core(timeout, retry, pool.learn, self._takes_items)
         threads = ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="kvcompress")
-        return _Own(_fork.generation(), channel, pool, Core(timeout, retry, pool.learn), threads)
+        message_threads = ThreadPoolExecutor(MAX_MESSAGES, thread_name_prefix="kvcompress-message")
+        return _Own(_fork.generation(), channel, pool, core, native_channel, threads, message_threads)
 
     def _ours(self) -> _Own:
         own = self._own
@@ -89,17 +99,29 @@ class Connection:
         """How the last large tensor went: "shared memory", or "connection" and why."""
         return self._pool.transport
 
-    def _open(self, call: Streaming[Result]) -> Stream[Result]:
+    def _takes_items(self) -> bool:
+        return self._ours().native.get() is not None
+
+    def _open(self, call: Streaming[Result]) -> Results[Result]:
         """Begins the call, over shared memory where there is some. Not where items are made one after the other: who
         makes one only when the result of another is there would wait for ever, as buffers come from the same thread."""
         if self._core.closed:
             raise closed()
-        region = self._pool.take(call.left) if isinstance(call.items, Sequence) else None
-        exchange = call.exchange if region is None else SharedExchange(call.exchange, region, self._pool)
-        return Stream(self._channel, exchange, call.items, call.left())
+        own = self._ours()
+        region = None if call.in_message or not isinstance(call.items, Sequence) else own.pool.take(call.left)
+        # Those of any other kind are perhaps made while they are read.
+        if isinstance(call.items, list | tuple) and own.native.get() is not None:
+            return NativeStream(
+                own.native, call.exchange, call.items, call.left, own.pool, in_message=call.in_message, region=region
+            )
+        exchange = call.exchange if region is None else SharedExchange(call.exchange, region, own.pool)
+        return Stream(own.channel, exchange, call.items, call.left())
 
     def _close(self) -> None:
         self._core.closed = True
         self._pool.close()
         self._channel.close()
-        self._threads.shutdown(wait=False)
+        own = self._ours()
+        own.native.close()
+        own.threads.shutdown(wait=False)
+        own.message_threads.shutdown(wait=False)

@@ -14,7 +14,10 @@ from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequen
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import grpc
+
 from ._errors import (
+    FailedPrecondition,
     InvalidArgument,
     KvCompressError,
     Unavailable,
@@ -66,6 +69,7 @@ class Streaming(Generic[Result]):
     exchange: Exchange[Any, Result]
     items: Any  # what the driver can iterate
     left: Left
+    in_message: bool = False  # whether it is one item, which goes, and comes back, in one message
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,21 @@ def version() -> str:
 
 
 class Core:
-    """The plans of one client. `learn` is given what the daemon says of itself. `closed` is set when the client is."""
+    """The plans of one client. `learn` is given what the daemon says of itself, `takes_items` says whether the driver
+    sends items in messages by itself. `closed` is set when the client is."""
 
-    def __init__(self, timeout: float | None, retry: RetryPolicy, learn: Callable[[pb.CapabilitiesResponse], None]):
+    def __init__(
+        self,
+        timeout: float | None,
+        retry: RetryPolicy,
+        learn: Callable[[pb.CapabilitiesResponse], None],
+        takes_items: Callable[[], bool] = lambda: False,
+    ):
         self.closed = False
         self._timeout = timeout
         self._retry = retry
         self._learn = learn
+        self._takes_items = takes_items
         self._message_bytes: int | None = None
 
     def compress(
@@ -217,13 +229,29 @@ class Core:
         def attempt(left: Left) -> Plan[Result]:
             most, size = (yield from self._ready(left)), item.size()
             exchange = kind(most)
-            if size is not None and size <= most:
+            in_message = size is not None and size <= most
+            if in_message and not self._takes_items():
                 return item.answer((yield from self._unary(exchange.method + "Tensor", item.request(), left)))
             result: Result
-            (result,) = yield Streaming(exchange, [item], left)
+            try:
+                (result,) = yield Streaming(exchange, [item], left, in_message)
+            except Unavailable as error:
+                yield from self._explain(error, left)
+                raise
             return result
 
         return self._retried(attempt, timeout)
+
+    def _explain(self, error: Unavailable, left: Left) -> Plan[None]:
+        """Raises FailedPrecondition for what another attempt would not mend: who sends items by himself does not know
+        why he finds no daemon."""
+        if self._takes_items() and error.code == grpc.StatusCode.UNAVAILABLE:
+            try:
+                yield from self._ask("Capabilities", pb.CapabilitiesResponse, left)
+            except FailedPrecondition:
+                raise
+            except KvCompressError:
+                return
 
     def _many(
         self, items: Items[Any], kind: Callable[[int], Exchange[Any, Result]], timeout: float | None

@@ -163,10 +163,15 @@ def _lasting(said: str, own_fault: str) -> KvCompressError | None:
 def from_rpc(error: grpc.RpcError, own_fault: str = "") -> KvCompressError:
     """The exception for a failed call. `own_fault` says what is wrong with this side's certificate."""
     call: Any = error  # RpcError itself declares none of these methods
-    code: grpc.StatusCode = call.code()
-    if code == grpc.StatusCode.UNAVAILABLE and (lasting := _lasting(call.details() or "", own_fault)):
+    return failure(call.code().value[0], call.details() or "", _pushback(call.trailing_metadata()), own_fault)
+
+
+def failure(number: int, said: str, retry_after: float | None, own_fault: str = "") -> KvCompressError:
+    """The same by the number of gRPC's code, and what gRPC says."""
+    code = _BY_NUMBER[number]
+    if code == grpc.StatusCode.UNAVAILABLE and (lasting := _lasting(said, own_fault)):
         return lasting
-    return _BY_CODE.get(code, KvCompressError)(call.details() or code.name, code, _pushback(call.trailing_metadata()))
+    return _BY_CODE.get(code, KvCompressError)(said or code.name, code, retry_after)
 
 
 def _pushback(trailers: Any) -> float | None:

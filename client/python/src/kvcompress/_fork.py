@@ -152,6 +152,7 @@ class _Process:
     has_used_grpc = False  # it, or one that it comes from
     fault = ""
     is_in_doubt = False  # whether gRPC has taken part in the fork
+    native_generation: int | None = None  # of the process that has used the gRPC of C++
     gate = Gate()
     # Destructors of what the parent has would wait for locks that nobody will ever release.
     left: ClassVar[list[Any]] = []
@@ -179,6 +180,13 @@ def use_grpc() -> None:
     if not _Process.has_used_grpc and hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before_fork)
     _Process.has_used_grpc = True
+
+
+def use_native() -> bool:
+    """Whether this process may use the gRPC of C++, and does. It does not work in children of one that has used it."""
+    if _Process.native_generation is None:
+        _Process.native_generation = _Process.generation
+    return _Process.native_generation == _Process.generation
 
 
 def begun(call: object) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from typing_extensions import Buffer
 
@@ -18,3 +18,30 @@ class Codec:
         self, items: Sequence[tuple[bytes, Buffer, Buffer]], seconds: float | None
     ) -> tuple[int, _Error]: ...
     def max_frame_bytes(self, headers: Sequence[bytes]) -> tuple[list[int] | None, _Error]: ...
+
+class Channel:
+    """To a daemon. `tls`: who vouches for it, and this side's certificate and key, in PEM."""
+
+    def __init__(self, target: str, tls: tuple[str, str, str] | None, token: str) -> None: ...
+    def close(self) -> None:
+        """Cancels its calls."""
+
+class Call:
+    """MessageCall of client/python/native."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        items: Sequence[tuple[bytes, Buffer, int]] | Sequence[tuple[bytes, Buffer]],
+        output: Callable[[int, bytes], Buffer] | None,
+        seconds: float | None,
+        in_message: bool,
+        region: Buffer | None,
+        region_number: int,
+    ) -> None: ...
+    def next(self) -> tuple[bytes, bytes] | int | None: ...
+    def end(self) -> tuple[int, str, float | None]: ...
+    def cancel(self) -> None: ...
+
+def end(seconds: float) -> None:
+    """Of all calls, which are cancelled."""

@@ -30,6 +30,17 @@ def _goes_to_buffers(item: Item[Any]) -> bool:
     return (item.size() or len(item.data)) >= WORTH_BYTES
 
 
+def after_failure(error: KvCompressError, region: Region, pool: Pool) -> KvCompressError:
+    """What to raise for a call with a region that ended with `error`."""
+    if error.code not in _LOSSES:
+        # The daemon may still be writing to it.
+        pool.drop(region)
+        return error
+    pool.forget(region.link)
+    # The call can be made again at once, with other memory or without.
+    return error if isinstance(error, Unavailable) else Unavailable(error.detail, error.code, 0.0)
+
+
 class _CopiedParts(Parts):
     """Of memory that is used again: they are copied to the region's scratch."""
 
@@ -186,13 +197,10 @@ class SharedExchange(Call[Result]):
         self._inner.finish(left)
 
     def failed(self, error: KvCompressError) -> KvCompressError:
-        if error.code not in _LOSSES:
-            self.give_up()
+        if not self._has_region:
             return error
         self._has_region = False
-        self._pool.forget(self._region.link)
-        # The call can be made again at once, with other memory or without.
-        return error if isinstance(error, Unavailable) else Unavailable(error.detail, error.code, 0.0)
+        return after_failure(error, self._region, self._pool)
 
     def over(self) -> None:
         with self._changed:

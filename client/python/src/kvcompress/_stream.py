@@ -10,9 +10,17 @@ from ._exchange import Call
 from ._items import Result
 
 
-class Stream(Iterator[Result], Generic[Result]):
+class Results(Iterator[Result], Generic[Result]):
+    """Of one call, in order. One that is closed, or forgotten, is cancelled."""
+
+    def close(self) -> None:
+        """From any thread."""
+        raise NotImplementedError
+
+
+class Stream(Results[Result]):
     """Begins the call at once. gRPC reads `items` in a thread of its own, as fast as the daemon takes them; it takes
-    them as fast as results are asked for. A stream that is closed, or forgotten, is cancelled."""
+    them as fast as results are asked for."""
 
     def __init__(self, channel: Channel, exchange: Call[Result], items: Iterable[Any], timeout: float | None):
         self._exchange = exchange

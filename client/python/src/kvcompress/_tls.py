@@ -17,6 +17,8 @@ Path = str | os.PathLike[str] | None
 _OWN_VALIDITY: "weakref.WeakKeyDictionary[grpc.ChannelCredentials, tuple[datetime, datetime]]" = (
     weakref.WeakKeyDictionary()
 )
+# What credentials were made of: authorities, certificate and key, in PEM.
+_PEM: "weakref.WeakKeyDictionary[grpc.ChannelCredentials, tuple[str, str, str]]" = weakref.WeakKeyDictionary()
 
 
 def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.ChannelCredentials:
@@ -27,9 +29,18 @@ def tls(ca: Path = None, certificate: Path = None, key: Path = None) -> grpc.Cha
         raise InvalidArgument("certificate and key go together")
     contents = [None if path is None else _pem(path) for path in (ca, key, certificate)]
     credentials = grpc.ssl_channel_credentials(*contents)
+    if contents[0] is not None:
+        authorities, own_key, own = ((content or b"").decode("latin-1") for content in contents)
+        _PEM[credentials] = (authorities, own, own_key)
     if contents[2] is not None and (validity := _validity(contents[2])):
         _OWN_VALIDITY[credentials] = validity
     return credentials
+
+
+def pem_of(credentials: grpc.ChannelCredentials) -> tuple[str, str, str] | None:
+    """Authorities, certificate and key, in PEM; None for credentials of others, and for those that leave it to gRPC who
+    vouches for the daemon: each gRPC has authorities of its own."""
+    return _PEM.get(credentials)
 
 
 def _validity(certificate: bytes) -> tuple[datetime, datetime] | None:

@@ -1,0 +1,304 @@
+#include "client/python/native/call_bindings.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "client/python/native/message_call.h"
+#include "client/python/native/view.h"
+
+namespace nb = nanobind;
+
+namespace kvcompress {
+namespace {
+
+// Threads inside calls, which end before the interpreter does: none could go back into that later.
+class Threads {
+ public:
+  void Enter() {
+    absl::MutexLock lock(&mutex_);
+    ++inside_;
+  }
+  void Leave() {
+    absl::MutexLock lock(&mutex_);
+    --inside_;
+  }
+  bool ends() const { return ends_; }
+  // Of this process, which makes a channel.
+  void Begin() { process_ = getpid(); }
+  // Cancels all calls, and waits for their threads. A child of a fork has none of them.
+  void End(absl::Duration patience) {
+    if (process_ != getpid()) return;
+    ends_ = true;
+    absl::MutexLock lock(&mutex_);
+    const auto empty = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return inside_ == 0; };
+    mutex_.AwaitWithTimeout(absl::Condition(&empty), patience);
+  }
+
+ private:
+  std::atomic<pid_t> process_ = 0;
+  std::atomic<bool> ends_ = false;
+  absl::Mutex mutex_;
+  int inside_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+Threads& AllThreads() {
+  static auto& threads = *new Threads;
+  return threads;
+}
+
+class Call;
+
+struct Channel {
+  explicit Channel(std::shared_ptr<grpc::Channel> made) : channel(std::move(made)) {}
+  ~Channel() {
+    // In a child of a fork gRPC's destructors would wait for threads that are not there.
+    if (process != getpid()) new std::shared_ptr<grpc::Channel>(std::move(channel));
+  }
+
+  const pid_t process = getpid();  // whose channel it is
+  std::shared_ptr<grpc::Channel> channel;
+  std::set<Call*> calls;  // needs the GIL
+};
+
+absl::Status Malformed() { return absl::InternalError("malformed"); }
+
+// One call of compress or decompress, for one thread at a time; any may cancel it.
+class Call final : public MessageSink, public CallWatch {
+ public:
+  // `items` are (header, bytes, most output bytes) where `output` is None, and the results (frame, report). Else they
+  // are (header, bytes), `output` is called with the number of an item and its v1::Tensor for the memory that its
+  // values go to, and the results are those numbers.
+  Call(std::shared_ptr<Channel> channel, const nb::sequence& items, nb::object output, std::optional<double> seconds,
+       bool in_message, nb::object region, uint64_t region_number)
+      : channel_(std::move(channel)), output_(std::move(output)) {
+    auto views = std::make_shared<std::vector<View>>();
+    std::vector<MessageItem> parts;
+    for (nb::handle item : items) {
+      const View& view = views->emplace_back(item[1], PyBUF_SIMPLE);
+      parts.push_back({TextOf(nb::object(item[0])), view.bytes()});
+      if (compresses()) frame_bytes_.push_back({nb::cast<size_t>(item[2]), view.bytes().size() + kFrameOverhead});
+    }
+    MessageCallOptions options;
+    options.way = in_message ? MessageCallOptions::Way::kMessage : MessageCallOptions::Way::kStream;
+    if (seconds) options.deadline = absl::Now() + absl::Seconds(*seconds);
+    if (!region.is_none()) {
+      options.region = region_.emplace(region, PyBUF_WRITABLE).bytes();
+      options.region_number = region_number;
+    }
+    const auto begin = compresses() ? &MessageCall::Compress : &MessageCall::Decompress;
+    absl::Status status;
+    {
+      const nb::gil_scoped_release release;
+      auto call = begin(channel_->channel, parts, views, options, *this);
+      status = call.status();
+      if (call.ok()) call_ = *std::move(call);
+    }
+    if (!status.ok()) throw nb::value_error(std::string(status.message()).c_str());
+    channel_->calls.insert(this);
+  }
+  ~Call() override {
+    channel_->calls.erase(this);
+    if (channel_->process != getpid()) (void)call_.release();
+    Py_XDECREF(frame_);
+  }
+
+  // The next result; None at the end of the call. Raises what the output's function, or a signal's handler, has raised.
+  nb::object Next() {
+    if (results_.empty() && !end_) Run();
+    if (results_.empty()) return nb::none();
+    nb::object result = std::move(results_.front());
+    results_.pop_front();
+    return result;
+  }
+
+  // Of a call that has ended: a code of gRPC, or -1 for answers that cannot be; a text; and after how many seconds the
+  // daemon wants to be asked again.
+  std::tuple<int, std::string, std::optional<double>> End() const {
+    if (!end_->handler.ok()) {
+      const bool late = absl::IsDeadlineExceeded(end_->handler);
+      return {late ? static_cast<int>(grpc::StatusCode::DEADLINE_EXCEEDED) : -1, "", std::nullopt};
+    }
+    std::optional<double> delay;
+    if (end_->retry_delay) delay = absl::ToDoubleSeconds(*end_->retry_delay);
+    grpc::StatusCode code = end_->status.error_code();
+    // Not by us: it has met a connection that its daemon closed.
+    if (code == grpc::StatusCode::CANCELLED && !cancelled_) code = grpc::StatusCode::UNAVAILABLE;
+    return {code, end_->status.error_message(), delay};
+  }
+
+  void Cancel() {
+    cancelled_ = true;
+    call_->Cancel();
+  }
+
+  absl::Status OnTensor(std::string_view tensor) override {
+    if (output_view_) return Malformed();
+    const nb::gil_scoped_acquire acquire;
+    return Guard([&] {
+      const nb::object memory = output_(index_, nb::bytes(tensor.data(), tensor.size()));
+      output_bytes_ = output_view_.emplace(memory, PyBUF_WRITABLE).bytes();
+    });
+  }
+
+  absl::Status OnBytes(ByteSpan bytes) override {
+    if (compresses() ? bytes.size() > frame_bytes_[index_].most - filled_
+                     : !output_view_ || bytes.size() > output_bytes_.size() - filled_) {
+      return Malformed();
+    }
+    if (bytes.empty()) return absl::OkStatus();
+    if (compresses() && bytes.size() > output_bytes_.size() - filled_) {
+      const nb::gil_scoped_acquire acquire;
+      const absl::Status grown = Guard([&] { GrowFrame(filled_ + bytes.size()); });
+      if (!grown.ok()) return grown;
+    }
+    std::memcpy(output_bytes_.data() + filled_, bytes.data(), bytes.size());
+    filled_ += bytes.size();
+    return absl::OkStatus();
+  }
+
+  absl::Status OnReport(std::string report) override {
+    if (!compresses() && (!output_view_ || filled_ != output_bytes_.size())) return Malformed();
+    const nb::gil_scoped_acquire acquire;
+    return Guard([&] {
+      if (compresses()) {
+        ResizeFrame(filled_);
+        nb::object frame = nb::steal(std::exchange(frame_, nullptr));
+        results_.push_back(nb::make_tuple(std::move(frame), nb::bytes(report.data(), report.size())));
+      } else {
+        output_view_.reset();
+        results_.push_back(nb::cast(index_));
+      }
+      output_bytes_ = {};
+      filled_ = 0;
+      ++index_;
+    });
+  }
+
+  bool Pauses() override { return !results_.empty(); }
+
+  bool Cancels() override {
+    if (AllThreads().ends()) cancelled_ = true;
+    if (cancelled_) return true;
+    const nb::gil_scoped_acquire acquire;
+    return !Guard([] {
+              if (PyErr_CheckSignals() != 0) throw nb::python_error();
+            }).ok();
+  }
+
+ private:
+  bool compresses() const { return output_.is_none(); }
+
+  void Run() {
+    AllThreads().Enter();
+    {
+      const nb::gil_scoped_release release;
+      end_ = call_->Run(*this);
+      AllThreads().Leave();
+    }
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  // What Python raises meanwhile ends the call, and is raised by Next.
+  template <typename Work>
+  absl::Status Guard(Work work) {
+    try {
+      work();
+      return absl::OkStatus();
+    } catch (const nb::python_error&) {
+      error_ = std::current_exception();
+      return absl::CancelledError("Python raised");
+    }
+  }
+
+  // At once to what frames have at most, but for few codecs: memory that is not written to costs nothing.
+  void GrowFrame(size_t size) { ResizeFrame(std::max({size, 2 * output_bytes_.size(), frame_bytes_[index_].likely})); }
+
+  // Of the frame that grows: an object that nobody else has seen.
+  void ResizeFrame(size_t size) {
+    if (frame_ == nullptr) {
+      frame_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
+    } else if (size != output_bytes_.size()) {
+      _PyBytes_Resize(&frame_, static_cast<Py_ssize_t>(size));
+    }
+    if (frame_ == nullptr) throw nb::python_error();
+    output_bytes_ = {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(frame_)), size};
+  }
+
+  const std::shared_ptr<Channel> channel_;
+  const nb::object output_;
+  struct FrameBytes {
+    size_t most;
+    size_t likely;
+  };
+  static constexpr size_t kFrameOverhead = 4096;
+
+  std::vector<FrameBytes> frame_bytes_;  // of each item's frame
+  std::optional<View> region_;
+  std::unique_ptr<MessageCall> call_;
+  std::atomic<bool> cancelled_ = false;
+  std::optional<StreamEnd> end_;
+  std::exception_ptr error_;
+  std::deque<nb::object> results_;
+  // Of the current item.
+  size_t index_ = 0;
+  std::optional<View> output_view_;
+  PyObject* frame_ = nullptr;
+  MutableByteSpan output_bytes_;
+  size_t filled_ = 0;
+};
+
+// Authorities, certificate and key.
+using Pem = std::tuple<std::string, std::string, std::string>;
+
+std::shared_ptr<Channel> OpenChannel(std::string target, const std::optional<Pem>& tls, std::string token) {
+  ChannelOptions options{.target = std::move(target), .tls = std::nullopt, .token = std::move(token)};
+  if (tls) options.tls = ClientTls{std::get<0>(*tls), std::get<1>(*tls), std::get<2>(*tls), ""};
+  AllThreads().Begin();
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> made = MakeMessageChannel(options);
+  if (!made.ok()) throw std::runtime_error(std::string(made.status().message()));
+  return std::make_shared<Channel>(*std::move(made));
+}
+
+}  // namespace
+
+// _native_calls.py is the only user, and checks what is given to it.
+void BindCalls(nb::module_& module) {
+  nb::class_<Channel>(module, "Channel")
+      .def(nb::new_(&OpenChannel), nb::arg("target"), nb::arg("tls").none(), nb::arg("token"))
+      .def("close", [](const Channel& channel) {
+        for (Call* call : channel.calls) call->Cancel();
+      });
+  nb::class_<Call>(module, "Call")
+      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, nb::object, std::optional<double>, bool, nb::object,
+                    uint64_t>(),
+           nb::arg("channel"), nb::arg("items"), nb::arg("output").none(), nb::arg("seconds").none(),
+           nb::arg("in_message"), nb::arg("region").none(), nb::arg("region_number"))
+      .def("next", &Call::Next)
+      .def("end", &Call::End)
+      .def("cancel", &Call::Cancel);
+  module.def(
+      "end",
+      [](double seconds) {
+        const nb::gil_scoped_release release;
+        AllThreads().End(absl::Seconds(seconds));
+      },
+      nb::arg("seconds"));
+}
+
+}  // namespace kvcompress

@@ -1,0 +1,158 @@
+#include "client/python/native/message_call.h"
+
+#include <grpc/grpc.h>
+
+#include <cstdlib>
+#include <list>
+#include <mutex>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "client/remote/channel.h"
+#include "client/remote/exchange.h"
+#include "client/remote/shared_exchange.h"
+#include "core/base/status_macros.h"
+#include "core/base/thread.h"
+
+namespace kvcompress {
+namespace {
+
+// What gRPC may still read of calls that are over.
+class Lent {
+ public:
+  void Keep(SliceReader slices, std::shared_ptr<const void> owner) {
+    std::list<Loan> over;  // whose owners are destroyed after the lock
+    absl::MutexLock lock(&mutex_);
+    for (auto loan = loans_.begin(); loan != loans_.end();) {
+      const auto next = std::next(loan);
+      if (IsOver(loan->slices)) over.splice(over.end(), loans_, loan);
+      loan = next;
+    }
+    if (!IsOver(slices)) loans_.push_back({std::move(slices), std::move(owner)});
+  }
+
+ private:
+  struct Loan {
+    SliceReader slices;
+    std::shared_ptr<const void> owner;
+  };
+  static bool IsOver(SliceReader& slices) { return slices.WaitUntilReleased(absl::InfinitePast()); }
+
+  absl::Mutex mutex_;
+  std::list<Loan> loans_ ABSL_GUARDED_BY(mutex_);
+};
+
+Lent& LentBytes() {
+  static auto& lent = *new Lent;  // never destroyed: calls may be after the end of main
+  return lent;
+}
+
+// gRPC's support for forks would wait in a fork for threads that are inside calls. A child makes no use of what is
+// here.
+void InitGrpc() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    constexpr char kVariable[] = "GRPC_ENABLE_FORK_SUPPORT";
+    const char* set = std::getenv(kVariable);
+    const std::optional<std::string> before = set == nullptr ? std::nullopt : std::optional<std::string>(set);
+    setenv(kVariable, "0", 1);
+    grpc_init();  // for good
+    before ? setenv(kVariable, before->c_str(), 1) : unsetenv(kVariable);
+  });
+}
+
+template <typename D>
+class Call final : public MessageCall {
+ public:
+  using Replies = MessageReplies<D>;
+
+  Call(std::shared_ptr<grpc::Channel> channel, std::shared_ptr<const void> owner, const MessageCallOptions& options,
+       MessageSink& sink)
+      : channel_(std::move(channel)), owner_(std::move(owner)), options_(options), sink_(sink) {}
+  ~Call() override {
+    stream_.reset();
+    exchange_.reset();
+    LentBytes().Keep(std::move(slices_), std::move(owner_));
+  }
+
+  absl::Status Begin(const std::vector<MessageItem>& items) {
+    sources_.reserve(items.size());
+    jobs_.reserve(items.size());
+    for (const MessageItem& item : items) {
+      MessageJob<D>& job = jobs_.emplace_back();
+      if (!job.header.ParseFromArray(item.header.data(), static_cast<int>(item.header.size()))) {
+        return absl::InvalidArgumentError("a header that is no message");
+      }
+      job.source = &sources_.emplace_back(item.bytes);
+    }
+    if (options_.way == MessageCallOptions::Way::kMessage) return absl::OkStatus();
+    if (options_.region.empty()) {
+      exchange_ = std::make_unique<ByteExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, slices_);
+    } else {
+      exchange_ = std::make_unique<SharedExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, nullptr,
+                                                            CallMemory(options_.region, options_.region_number));
+    }
+    stream_ = std::make_unique<StreamCall>(channel_, MethodPath<typename D::Request>(), options_.deadline, *exchange_);
+    return absl::OkStatus();
+  }
+
+  std::optional<StreamEnd> Run(CallWatch& watch) override {
+    if (stream_ != nullptr) return stream_->Run(&watch);
+    return CallTensor<Replies>(channel_, options_.deadline, "", jobs_.front(), sink_, delivery_, slices_, &watch);
+  }
+  void Cancel() override {
+    if (stream_ != nullptr) stream_->Cancel();
+  }
+
+ private:
+  const std::shared_ptr<grpc::Channel> channel_;
+  std::shared_ptr<const void> owner_;
+  const MessageCallOptions options_;
+  MessageSink& sink_;
+  std::vector<MemorySource> sources_;
+  std::vector<MessageJob<D>> jobs_;
+  Delivery delivery_;
+  SliceReader slices_;
+  std::unique_ptr<StreamHandler> exchange_;
+  std::unique_ptr<StreamCall> stream_;
+};
+
+template <typename D>
+absl::StatusOr<std::unique_ptr<MessageCall>> Begin(std::shared_ptr<grpc::Channel> channel,
+                                                   const std::vector<MessageItem>& items,
+                                                   std::shared_ptr<const void> owner, const MessageCallOptions& options,
+                                                   MessageSink& sink) {
+  auto call = std::make_unique<Call<D>>(std::move(channel), std::move(owner), options, sink);
+  KVC_RETURN_IF_ERROR(call->Begin(items));
+  return call;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options) {
+  InitGrpc();
+  // gRPC ends the process when it cannot start a thread.
+  KVC_RETURN_IF_ERROR(ThreadReserve::Take(GrpcThreads()).status());
+  RemoteOptions remote;
+  remote.tls = options.tls;
+  remote.token = options.token;
+  return MakeChannel(ChannelTarget{.uri = options.target}, remote);
+}
+
+absl::StatusOr<std::unique_ptr<MessageCall>> MessageCall::Compress(std::shared_ptr<grpc::Channel> channel,
+                                                                   const std::vector<MessageItem>& items,
+                                                                   std::shared_ptr<const void> owner,
+                                                                   const MessageCallOptions& options,
+                                                                   MessageSink& sink) {
+  return Begin<CompressDirection>(std::move(channel), items, std::move(owner), options, sink);
+}
+
+absl::StatusOr<std::unique_ptr<MessageCall>> MessageCall::Decompress(std::shared_ptr<grpc::Channel> channel,
+                                                                     const std::vector<MessageItem>& items,
+                                                                     std::shared_ptr<const void> owner,
+                                                                     const MessageCallOptions& options,
+                                                                     MessageSink& sink) {
+  return Begin<DecompressDirection>(std::move(channel), items, std::move(owner), options, sink);
+}
+
+}  // namespace kvcompress

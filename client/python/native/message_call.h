@@ -1,0 +1,63 @@
+#pragma once
+
+#include <grpcpp/channel.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/python/native/message_replies.h"
+#include "client/remote/remote_client.h"
+#include "client/remote/remote_stream.h"
+
+// A daemon's codec for callers of another language: tensors are described by the service's messages, serialized, and
+// their bytes stay where they are.
+namespace kvcompress {
+
+struct ChannelOptions {
+  std::string target;  // as gRPC names it
+  std::optional<ClientTls> tls;
+  std::string token;  // goes with every call; empty: none
+};
+// RESOURCE_EXHAUSTED where gRPC could not start its threads.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options);
+
+struct MessageItem {
+  std::string_view header;  // v1::CompressHeader or v1::DecompressHeader
+  ByteSpan bytes;           // values of a tensor, or a frame
+};
+
+struct MessageCallOptions {
+  enum class Way { kMessage, kStream };
+  Way way = Way::kStream;  // one item, and its output, in one message each; or any number of items by a stream
+  absl::Time deadline = absl::InfiniteFuture();
+  MutableByteSpan region;  // that the daemon has mapped, for the bytes of a stream; empty: they go in messages
+  uint64_t region_number = 0;
+};
+
+// One call, which one thread works at.
+class MessageCall {
+ public:
+  // Begins the call. The items' bytes are read as long as `owner` is held, which may be for longer than this object
+  // lives: until gRPC has given up what it had to send. It is let go of where another call is destroyed, at the latest.
+  // INVALID_ARGUMENT for headers that are none.
+  static absl::StatusOr<std::unique_ptr<MessageCall>> Compress(std::shared_ptr<grpc::Channel> channel,
+                                                               const std::vector<MessageItem>& items,
+                                                               std::shared_ptr<const void> owner,
+                                                               const MessageCallOptions& options, MessageSink& sink);
+  static absl::StatusOr<std::unique_ptr<MessageCall>> Decompress(std::shared_ptr<grpc::Channel> channel,
+                                                                 const std::vector<MessageItem>& items,
+                                                                 std::shared_ptr<const void> owner,
+                                                                 const MessageCallOptions& options, MessageSink& sink);
+  virtual ~MessageCall() = default;
+
+  // As StreamCall.
+  virtual std::optional<StreamEnd> Run(CallWatch& watch) = 0;
+  virtual void Cancel() = 0;
+};
+
+}  // namespace kvcompress

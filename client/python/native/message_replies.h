@@ -1,0 +1,78 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "absl/status/status.h"
+#include "client/remote/delivery.h"
+#include "core/base/byte_source.h"
+#include "core/base/bytes.h"
+#include "kvcompress/v1/kvcompress.pb.h"
+#include "proto/wire/direction.h"
+
+// Jobs and answers for the exchanges of client/remote, of a caller who reads and writes the service's messages itself.
+namespace kvcompress {
+
+// One tensor or frame, which the service's message describes.
+template <typename D>
+struct MessageJob {
+  std::remove_cvref_t<decltype(typename D::Request().header())> header;
+  const ByteSource* source = nullptr;
+};
+
+inline v1::CompressHeader HeaderOf(const MessageJob<CompressDirection>& job, bool to_buffers) {
+  v1::CompressHeader header = job.header;
+  header.set_frame_to_buffer(to_buffers);
+  return header;
+}
+inline v1::DecompressHeader HeaderOf(const MessageJob<DecompressDirection>& job, bool to_buffers) {
+  v1::DecompressHeader header = job.header;
+  header.set_data_to_buffer(to_buffers);
+  return header;
+}
+
+// A header may leave the choice of codec to the daemon.
+template <typename D>
+std::optional<uint64_t> MaxOutputBytes(const MessageJob<D>&) {
+  return std::nullopt;
+}
+
+// Receives what a call makes, in the order of its jobs, from the thread that runs it. An error that is returned ends
+// the call.
+class MessageSink {
+ public:
+  virtual ~MessageSink() = default;
+  virtual absl::Status OnTensor(std::string_view tensor) = 0;  // a v1::Tensor: what the current frame holds
+  virtual absl::Status OnBytes(ByteSpan bytes) = 0;            // the next ones of the current frame or tensor
+  virtual absl::Status OnReport(std::string report) = 0;       // a v1::TensorReport, which ends a job
+};
+
+// The daemon's answers to one call, serialized. What cannot be an answer is INTERNAL.
+template <typename D>
+class MessageReplies {
+ public:
+  using Direction = D;
+  using Job = MessageJob<D>;
+  using Sink = MessageSink;
+
+  MessageReplies(std::string_view, Sink& sink, Delivery&) : sink_(sink) {}
+
+  absl::Status WrongReply(std::string_view what) const { return absl::InternalError(std::string(what)); }
+
+  absl::Status OnDescription(const Job&, const auto& response) {
+    if constexpr (std::is_same_v<D, DecompressDirection>) {
+      if (response.has_header()) return sink_.OnTensor(response.header().SerializeAsString());
+    }
+    return absl::OkStatus();
+  }
+  absl::Status OnBytes(const Job&, ByteSpan bytes) { return sink_.OnBytes(bytes); }
+  absl::Status OnReport(const Job&, const v1::TensorReport& report) {
+    return sink_.OnReport(report.SerializeAsString());
+  }
+
+ private:
+  Sink& sink_;
+};
+
+}  // namespace kvcompress

@@ -1,0 +1,191 @@
+"""Calls that carry tensors and frames, by the gRPC of C++, where the package has its module: without the GIL, and
+without a copy of what is sent. The thread that asks for results works at the call."""
+
+import atexit
+import os
+import threading
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import grpc
+
+from . import _fork
+from ._errors import Cancelled, FailedPrecondition, InvalidArgument, KvCompressError, failure, unanswered
+from ._exchange import CompressExchange, Exchange
+from ._items import Item, Result
+from ._retry import Left
+from ._shared_exchange import after_failure
+from ._shared_memory import Pool, Region
+from ._stream import Results
+from ._tensors import Output
+from ._tls import own_fault, pem_of
+from ._wire import malformed
+
+try:
+    from . import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
+
+Choice = Literal["auto", "require", "off"]
+_VARIABLE = "KVCOMPRESS_NATIVE"
+_MALFORMED = -1
+# Seconds that the end of the process waits for threads inside calls, which are cancelled then.
+_PATIENCE = 2.0
+
+
+class NativeChannel:
+    """Of one client, to the daemon at `target`; made by the first call. Its arguments are those of Channel, which has
+    checked them. `native` is "auto", "require" or "off"; None: as the environment says."""
+
+    def __init__(
+        self, target: str, credentials: grpc.ChannelCredentials | None, token: str | None, native: Choice | None
+    ):
+        self._credentials = credentials
+        pem = None if credentials is None else pem_of(credentials)
+        self._arguments = (target, pem, token or "")
+        self._is_wanted = _is_wanted(native, credentials is not None and pem is None)
+        self._lock = threading.Lock()
+        self._made: Any = None
+
+    def get(self) -> Any:
+        """The module's channel; None where calls go Python's way: in a child of a fork, too, whose parent had one."""
+        if self._made is None and self._is_wanted:
+            with self._lock:
+                if self._made is None and _fork.use_native():
+                    self._made = _native.Channel(*self._arguments)
+        return self._made
+
+    def close(self) -> None:
+        """Cancels calls in flight."""
+        if self._made is not None:
+            self._made.close()
+
+    def failure(self, code: int, text: str, retry_after: float | None) -> KvCompressError:
+        return failure(code, text, retry_after, own_fault(self._credentials))
+
+
+def _is_wanted(native: Choice | None, has_other_credentials: bool) -> bool:
+    choice = os.environ.get(_VARIABLE, "auto") if native is None else native
+    if choice not in ("auto", "require", "off"):
+        raise InvalidArgument(f'native is "auto", "require" or "off", not {choice!r}')
+    if choice == "require" and _native is None:
+        raise FailedPrecondition(
+            "this installation of kvcompress has no native client: its README says how it is built"
+        )
+    return choice != "off" and _native is not None and not has_other_credentials
+
+
+class NativeStream(Results[Result]):
+    """One call with items that are all there: by a stream, or, of one, by a message."""
+
+    def __init__(
+        self,
+        channel: NativeChannel,
+        exchange: Exchange[Any, Result],
+        sources: Iterable[Any],
+        left: Left,
+        pool: Pool,
+        *,
+        in_message: bool = False,
+        region: Region | None = None,
+    ):
+        self._generation = _fork.generation()
+        self._channel, self._left, self._pool, self._region = channel, left, pool, region
+        self._running = threading.Lock()
+        self._items: list[Any] = []
+        self._error: Exception | None = None  # what the first source is wrong about that is not sent
+        self._prepare(exchange, sources)
+        self._answered = 0
+        self._outputs: dict[int, Output] = {}
+        compresses = isinstance(exchange, CompressExchange)
+        self._call = self._begin(compresses, in_message) if self._items else None
+
+    def _prepare(self, exchange: Exchange[Any, Result], sources: Iterable[Any]) -> None:
+        try:
+            for source in sources:
+                self._items.append(exchange.prepare(source))
+        except Exception as error:
+            self._error = error
+
+    def _begin(self, compresses: bool, in_message: bool) -> Any:
+        items: list[tuple[Any, ...]] = [
+            (item.header, item.data, item.most_frame_bytes()) if compresses else (item.header, item.data)
+            for item in self._items
+        ]
+        # It holds no reference to the stream, which could not be forgotten otherwise.
+        output = None if compresses else _output_of(self._items, self._outputs)
+        memory, number = (None, 0) if self._region is None else (self._region.bytes.data, self._region.number)
+        return _native.Call(self._channel.get(), items, output, self._left(), in_message, memory, number)
+
+    def __next__(self) -> Result:
+        if self._generation != _fork.generation():
+            raise Cancelled("the stream belongs to the process that this one was forked from")
+        with self._running:
+            try:
+                found = None if self._call is None else self._call.next()
+                if found is not None:
+                    result: Result = self._result(found)
+                    return result
+            except BaseException:
+                self.close()
+                raise
+            self._finish()
+            raise StopIteration
+
+    def _result(self, found: Any) -> Any:
+        item = self._items[self._answered]
+        self._answered += 1
+        if isinstance(found, int):
+            return item.name, self._outputs.pop(found).tensor
+        frame, report = found
+        return item.frame(frame, memoryview(report))
+
+    def _finish(self) -> None:
+        """After the last result: raises what the call has ended with."""
+        code, text, retry_after = (0, "", None) if self._call is None else self._call.end()
+        if code == _MALFORMED:
+            self._give_up()
+            raise malformed()
+        region, self._region = self._region, None
+        if code != 0:
+            error = self._channel.failure(code, text, retry_after)
+            raise error if region is None else after_failure(error, region, self._pool)
+        if region is not None:
+            self._pool.put_back(region)
+        if self._error is not None:
+            raise self._error
+        if self._answered < len(self._items):
+            raise unanswered(self._left())
+
+    def close(self) -> None:
+        """From any thread."""
+        if self._generation != _fork.generation():
+            _fork.leave((self._call, self._region))
+            return
+        if self._call is not None:
+            self._call.cancel()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        # The daemon may still be writing to it.
+        region, self._region = self._region, None
+        if region is not None:
+            self._pool.drop(region)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_call"):
+            self.close()
+
+
+def _output_of(items: list[Item[Any]], outputs: dict[int, Output]) -> Any:
+    def output(index: int, described: bytes) -> memoryview:
+        item: Any = items[index]
+        made: Output = item.output(memoryview(described))
+        outputs[index] = made
+        return made.data
+
+    return output
+
+
+if _native is not None:
+    atexit.register(_native.end, _PATIENCE)

@@ -1,0 +1,170 @@
+"""What holds of the gRPC of C++ alone, and of the choice between the two."""
+
+import gc
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+
+import grpc
+import kvcompress
+import numpy as np
+import pytest
+from daemon_helpers import wait_for
+from kvcompress import _native_calls
+from kvcompress._native_calls import NativeStream
+from kvcompress._stream import Stream
+
+MIB = 1 << 20
+SMALL, LARGE = np.ones(1000, np.float16), np.ones(4 * MIB, np.float16)
+
+
+def way_of(client):
+    stream = client.compress_many([("t", SMALL)])
+    assert len(list(stream)) == 1
+    return {NativeStream: "native", Stream: "python"}[type(stream)]
+
+
+@pytest.mark.parametrize(("argument", "variable", "way"), [
+    (None, None, "native"),
+    ("auto", "off", "native"),
+    (None, "off", "python"),
+    ("off", "require", "python"),
+    ("require", "off", "native"),
+])
+def test_who_chooses(daemon, connect, monkeypatch, argument, variable, way):
+    monkeypatch.delenv("KVCOMPRESS_NATIVE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("KVCOMPRESS_NATIVE", variable)
+    assert way_of(connect(daemon(), native=argument)) == way
+
+
+def test_choices_that_are_none(connect, monkeypatch):
+    with pytest.raises(kvcompress.InvalidArgument, match='native is "auto", "require" or "off", not 1'):
+        connect("127.0.0.1:1", native=1)
+    monkeypatch.setenv("KVCOMPRESS_NATIVE", "yes")
+    with pytest.raises(kvcompress.InvalidArgument, match="not 'yes'"):
+        connect("127.0.0.1:1")
+
+
+def test_a_package_without_the_module(daemon, connect, monkeypatch):
+    monkeypatch.setattr(_native_calls, "_native", None)
+    server = daemon()
+    assert way_of(connect(server)) == "python"
+    with pytest.raises(kvcompress.FailedPrecondition, match="no native client"):
+        connect(server, native="require")
+
+
+def test_credentials_of_others_go_python_s_way(connect):
+    client = connect("localhost:1", credentials=grpc.ssl_channel_credentials())
+    assert not client._takes_items()
+    assert connect("localhost:1")._takes_items()
+
+
+def test_iterators_go_python_s_way(client):
+    assert type(client.compress_many(iter([("t", SMALL)]))) is Stream
+    assert type(client.compress_many((("t", SMALL),))) is NativeStream
+
+
+def test_a_stream_that_nobody_works_at_ends_with_its_client(daemon, connect):
+    server = daemon()
+    client, other = connect(server), connect(server)
+    stream = client.compress_many([("t", LARGE)] * 50, "raw")
+    next(stream)
+    client.close()
+    wait_for(lambda: other.metrics().streams_in_flight == 0, "the end of the stream")
+    with pytest.raises(kvcompress.Cancelled):
+        list(stream)
+
+
+def test_a_stream_that_is_forgotten_is_cancelled(client):
+    next(client.compress_many([("t", LARGE)] * 50, "raw"))
+    gc.collect()
+    wait_for(lambda: client.metrics().streams_in_flight == 0, "the end of the stream")
+
+
+def test_tensors_are_let_go_of(client):
+    for original in (SMALL, LARGE):
+        array = original.copy()
+        kept = weakref.ref(array)
+        frame = client.compress(array, "raw")
+        list(client.compress_many([("t", array)]))
+        out = np.empty_like(array)
+        gone = weakref.ref(out)
+        client.decompress(frame, out=out)
+        del array, out
+        assert kept() is None
+        assert gone() is None
+
+
+def test_threads_may_ask_one_stream(client):
+    stream, found = client.compress_many([(str(index), LARGE[:MIB]) for index in range(40)], "int4"), []
+
+    def take():
+        for frame in stream:
+            found.append(frame.name)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found, key=int) == [str(index) for index in range(40)]
+
+
+PROGRAM = """
+import os, signal, sys, threading, time
+import kvcompress
+import numpy as np
+
+client = kvcompress.Client(sys.argv[1], native="require")
+TENSORS = {"small": np.ones(1000, np.float16), "large": np.ones(4 << 20, np.float16)}
+client.compress(TENSORS["large"])
+tensor = TENSORS[sys.argv[2]]
+os.kill(int(sys.argv[3]), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture(params=[(), ("--shared-memory", "kvc-native-")], ids=["connection", "shared memory"])
+def run_without_answers(daemon, request):
+    """Runs a program after PROGRAM, whose daemon is stopped."""
+    server = daemon(*request.param)
+
+    def run(code, size):
+        try:
+            return subprocess.run(
+                [sys.executable, "-c", PROGRAM + textwrap.dedent(code), server.address, size, str(server.pid)],
+                capture_output=True, text=True, timeout=30)
+        finally:
+            server.signal(signal.SIGCONT)
+
+    return run
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_an_interrupt_ends_a_call(run_without_answers, size):
+    done = run_without_answers("""
+        counted = []
+        def interrupt():
+            while len(counted) < 20:  # others go on while a call waits
+                counted.append(time.sleep(0.01))
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        started = time.monotonic()
+        try:
+            client.compress(tensor, "raw")
+        except KeyboardInterrupt:
+            print(time.monotonic() - started < 3)
+    """, size)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_process_ends_while_a_thread_is_in_a_call(run_without_answers, size):
+    done = run_without_answers("""
+        threading.Thread(target=lambda: client.compress(tensor, "raw"), daemon=True).start()
+        time.sleep(0.3)
+    """, size)
+    assert done.returncode == 0, done.stderr
