@@ -17,14 +17,6 @@
 #include "core/simd/token_meter.h"
 
 namespace kvcompress {
-namespace {
-
-template <typename T>
-bool AllLossless(const std::vector<std::unique_ptr<T>>& stages) {
-  return std::all_of(stages.begin(), stages.end(), [](const auto& stage) { return stage->lossless(); });
-}
-
-}  // namespace
 
 // Buffers that a thread uses again for every block.
 struct CodecChain::Scratch {
@@ -84,7 +76,9 @@ absl::StatusOr<CodecChain> ChainSpec::ResolvePart(const CodecEnvironment& enviro
 
 std::string_view CodecChain::codec_name() const { return spec_.tensor_codec().codec->name; }
 
-bool CodecChain::lossless() const { return codec_->lossless() && AllLossless(transforms_); }
+bool CodecChain::lossless() const {
+  return codec_->lossless() && std::ranges::all_of(transforms_, [](const auto& stage) { return stage->lossless(); });
+}
 
 bool CodecChain::refuses_values() const {
   return !has_fallback_ && (spec_.tensor_codec().codec->takes_parts || std::isfinite(codec_->max_magnitude()));
@@ -254,9 +248,8 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   }
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
-  KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
-  KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), fused ? nullptr : sums, tokens));
-  return size;
+  KVC_RETURN_IF_ERROR(Measure(block, scratch, fused ? nullptr : sums, tokens));
+  return PackStreams(payload, scratch);
 }
 
 void CodecChain::AddContext(const ChainState& state, ErrorSums* sums, Block& block) const {
@@ -276,10 +269,9 @@ absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan le
   PlaceStreams(block.tensor, 0, payload, scratch);
   const auto streams = std::span(scratch.out).subspan(transforms_.size());
   KVC_RETURN_IF_ERROR(codec_->Encode({block.tensor, block.first, 0, {}}, streams, nullptr));
-  KVC_ASSIGN_OR_RETURN(const size_t size, PackStreams(payload, scratch));
   if (tokens != nullptr) tokens->Begin(TokenLayoutOf(block.tensor), block.first);
-  KVC_RETURN_IF_ERROR(Measure(block, payload.first(size), sums, tokens));
-  return size;
+  KVC_RETURN_IF_ERROR(Measure(block, scratch, sums, tokens));
+  return PackStreams(payload, scratch);
 }
 
 bool CodecChain::FellBack(ByteSpan payload) const {
@@ -288,17 +280,18 @@ bool CodecChain::FellBack(ByteSpan payload) const {
          sizes[(transforms_.size() - 1) * (1 + byte_codecs_.size())] > 0;
 }
 
-// Measures the block against what its payload decodes to.
-absl::Status CodecChain::Measure(const Block& block, ByteSpan payload, ErrorSums* sums,
+// Measures the block against what its streams decode to, which byte codecs do not change.
+absl::Status CodecChain::Measure(const Block& block, Scratch& scratch, ErrorSums* sums,
                                  simd::TokenMeter* tokens) const {
   const DType dtype = block.tensor.dtype;
   if ((sums == nullptr && tokens == nullptr) || IsOpaque(dtype)) return absl::OkStatus();
   const std::byte* decoded = block.values.data();
   if (!lossless()) {  // what decodes to the same bits measures as itself
-    Buffer& buffer = ThreadScratch().decoded;
-    buffer.Resize(block.values.size());
-    KVC_RETURN_IF_ERROR(DecodeBlock(block.tensor, payload, buffer.span()));
-    decoded = buffer.data();
+    scratch.in.clear();
+    for (const StreamBuffer& stream : scratch.out) scratch.in.emplace_back(stream.data, stream.size);
+    scratch.decoded.Resize(block.values.size());
+    KVC_RETURN_IF_ERROR(DecodeStreams(block.tensor, scratch, scratch.decoded.span()));
+    decoded = scratch.decoded.data();
   }
   if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded, block.count, *tokens);
   if (sums == nullptr) return absl::OkStatus();
@@ -376,11 +369,16 @@ absl::StatusOr<std::string> CodecChain::ChosenCodec(const TensorDesc& tensor, si
 
 absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const {
   Scratch& scratch = ThreadScratch();
+  StreamBounds(tensor, values.size() / DTypeSize(tensor.dtype), scratch.bounds);
+  KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
+  return DecodeStreams(tensor, scratch, values);
+}
+
+// Decodes scratch.in.
+absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratch, MutableByteSpan values) const {
   const size_t transforms = transforms_.size();
   const size_t width = DTypeSize(tensor.dtype);
   size_t inner = values.size() / width;
-  StreamBounds(tensor, inner, scratch.bounds);
-  KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
   const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
   if (transforms == 0 || (is_plain() && scratch.in[0].empty())) return codec_->Decode(tensor, codec_streams, values);
   // How many values each transform made, from the front; then the inverses from the back.

@@ -97,7 +97,6 @@ class CodecChain {
   void AddContext(const ChainState& state, ErrorSums* sums, Block& block) const;
   absl::StatusOr<size_t> EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload, ErrorSums* sums,
                                        simd::TokenMeter* tokens) const;
-  absl::Status Measure(const Block& block, ByteSpan payload, ErrorSums* sums, simd::TokenMeter* tokens) const;
   absl::Status ValueFault(const Block& block) const;
 
   struct Scratch;
@@ -106,6 +105,8 @@ class CodecChain {
   void PlaceStreams(const TensorDesc& tensor, size_t count, MutableByteSpan payload, Scratch& scratch) const;
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
+  absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, MutableByteSpan values) const;
+  absl::Status Measure(const Block& block, Scratch& scratch, ErrorSums* sums, simd::TokenMeter* tokens) const;
 
   ChainSpec spec_;
   bool has_fallback_ = false;  // the last of the transforms
