@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -20,14 +21,17 @@ template <typename Request>
 struct Input {
   Request message = {};  // of a header
   std::vector<Slice> bytes = {};
-  size_t next = 0;          // index in `bytes`: the slices before it are taken
-  size_t header_bytes = 0;  // memory that the header takes
+  size_t next = 0;                           // index in `bytes`: the slices before it are taken
+  std::optional<StridedInput> strided = {};  // gathered into `bytes` a part at a time
+  size_t header_bytes = 0;                   // memory that the header takes
   // What the input is stays as it is, because others read it while one thread takes the input.
   bool is_header = false;
   bool is_shared = false;  // the bytes are a range of a region
   bool header_taken = false;
 
-  bool taken() const { return is_header ? header_taken : next == bytes.size(); }
+  bool taken() const {
+    return is_header ? header_taken : next == bytes.size() && (!strided || strided->bytes.left() == 0);
+  }
 };
 
 // Puts the input of a session into its stream, and asks for the memory that each tensor needs. One thread at a time.
@@ -51,6 +55,7 @@ class Feeder {
   absl::Status TakePart(Input<typename Direction::Request>& input) {
     if (input.taken()) return absl::OkStatus();
     if (input.is_header) return TakeHeader(input);
+    if (input.next == input.bytes.size()) GatherPart(input);
     Slice& bytes = input.bytes[input.next];
     const size_t before = bytes.bytes.size();
     const uint64_t values_before = stream_.values_taken();
@@ -81,6 +86,17 @@ class Feeder {
   void Settle() { memory_.ticket().Settle(); }
 
  private:
+  static void GatherPart(Input<typename Direction::Request>& input) {
+    // Whole blocks of any dtype, so that none is put together again.
+    constexpr uint64_t kPartBytes = uint64_t{1} << 20;
+    Buffer part;
+    part.Resize(std::min(kPartBytes, input.strided->bytes.left()));
+    input.strided->bytes.Read(part.span());
+    if (input.strided->bytes.left() == 0) input.strided->owner = nullptr;
+    input.bytes = {Slice::Of(std::move(part))};
+    input.next = 0;
+  }
+
   absl::Status TakeHeader(Input<typename Direction::Request>& input) {
     input.header_taken = true;
     if (!input.message.has_header()) return absl::InvalidArgumentError("message without a payload");

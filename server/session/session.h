@@ -58,7 +58,13 @@ class Session {
       return Push(std::vector<Slice>{{payload, std::move(owner)}});
     }
     if (request.payload_case() == Direction::kSharedInput) {
-      absl::StatusOr<Slice> bytes = regions_.Input(Direction::SharedInput(request));
+      const v1::SharedMemoryRange& range = Direction::SharedInput(request);
+      if (range.levels_size() > 0) {
+        absl::StatusOr<StridedInput> strided = regions_.Strided(range);
+        if (!strided.ok()) return Fail(strided.status());
+        return Queue({.strided = *std::move(strided), .is_shared = true});
+      }
+      absl::StatusOr<Slice> bytes = regions_.Input(range);
       if (!bytes.ok()) return Fail(bytes.status());
       return Queue({.bytes = {*std::move(bytes)}, .is_shared = true});
     }

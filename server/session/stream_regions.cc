@@ -12,17 +12,18 @@ absl::Status StreamRegions::CheckEnabled() const {
   return table_ == nullptr ? absl::FailedPreconditionError("shared memory is not enabled") : absl::OkStatus();
 }
 
+absl::StatusOr<std::shared_ptr<SharedRegion>> StreamRegions::Use(uint64_t id) {
+  KVC_RETURN_IF_ERROR(CheckEnabled());
+  // A region that this stream uses already stays its own after it was unregistered.
+  if (const auto found = used_.find(id); found != used_.end()) return found->second;
+  KVC_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> region, table_->Find(id));
+  used_.emplace(id, region);
+  return region;
+}
+
 absl::StatusOr<MutableByteSpan> StreamRegions::Resolve(const v1::SharedMemoryRange& range,
                                                        std::shared_ptr<SharedRegion>& owner) {
-  KVC_RETURN_IF_ERROR(CheckEnabled());
-  const auto found = used_.find(range.region());
-  // A region that this stream uses already stays its own after it was unregistered.
-  if (found != used_.end()) {
-    owner = found->second;
-  } else {
-    KVC_ASSIGN_OR_RETURN(owner, table_->Find(range.region()));
-    used_.emplace(range.region(), owner);
-  }
+  KVC_ASSIGN_OR_RETURN(owner, Use(range.region()));
   const MutableByteSpan bytes = owner->bytes();
   if (range.offset() > bytes.size() || range.byte_size() > bytes.size() - range.offset()) {
     return absl::InvalidArgumentError(absl::StrFormat("shared memory range of %d bytes at %d ends behind its region",
@@ -35,14 +36,26 @@ absl::StatusOr<Slice> StreamRegions::Input(const v1::SharedMemoryRange& range) {
   absl::MutexLock lock(&mutex_);
   std::shared_ptr<SharedRegion> region;
   KVC_ASSIGN_OR_RETURN(const MutableByteSpan bytes, Resolve(range, region));
-  uint64_t number = 0;
-  {
-    absl::MutexLock releases_lock(&releases_->mutex);
-    number = releases_->first + releases_->ranges.size();
-    releases_->ranges.push_back({bytes.size()});
-  }
-  const auto release = [releases = releases_, region, number](const void*) { releases->Release(number); };
-  return Slice{bytes, std::shared_ptr<const void>(bytes.data(), release), /*changing=*/true};
+  return Slice{bytes, HoldInput(std::move(region), bytes.size()), /*changing=*/true};
+}
+
+absl::StatusOr<StridedInput> StreamRegions::Strided(const v1::SharedMemoryRange& range) {
+  absl::MutexLock lock(&mutex_);
+  KVC_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> region, Use(range.region()));
+  std::vector<StridedBytes::Level> levels;
+  for (const v1::SharedMemoryLevel& level : range.levels()) levels.push_back({level.count(), level.stride()});
+  KVC_ASSIGN_OR_RETURN(StridedBytes bytes,
+                       StridedBytes::In(region->bytes(), range.offset(), range.byte_size(), std::move(levels)));
+  return StridedInput{std::move(bytes), HoldInput(std::move(region), range.byte_size())};
+}
+
+std::shared_ptr<const void> StreamRegions::HoldInput(std::shared_ptr<SharedRegion> region, uint64_t bytes) {
+  absl::MutexLock lock(&releases_->mutex);
+  const uint64_t number = releases_->first + releases_->ranges.size();
+  releases_->ranges.push_back({bytes});
+  const void* const memory = region->bytes().data();
+  return {memory,
+          [releases = releases_, region = std::move(region), number](const void*) { releases->Release(number); }};
 }
 
 void StreamRegions::Releases::Release(uint64_t number) {
@@ -65,6 +78,7 @@ absl::Status StreamRegions::AddBuffer(const v1::SharedMemoryRange& range) {
   }
   std::shared_ptr<SharedRegion> region;
   KVC_ASSIGN_OR_RETURN(const MutableByteSpan bytes, Resolve(range, region));
+  if (range.levels_size() > 0) return absl::InvalidArgumentError("a buffer for output that is in pieces");
   if (bytes.empty()) return absl::InvalidArgumentError("a buffer for output of 0 bytes");
   if (!region->is_writable()) {
     return absl::InvalidArgumentError("a buffer for output in another program's memory, which is only read");

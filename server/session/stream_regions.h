@@ -11,8 +11,15 @@
 #include "core/output_buffer.h"
 #include "kvcompress/v1/kvcompress.pb.h"
 #include "server/shm/regions.h"
+#include "server/shm/strided_bytes.h"
 
 namespace kvcompress {
+
+// Input that is gathered from pieces of a region; `owner` holds the region, and says by its end that it is read.
+struct StridedInput {
+  StridedBytes bytes;
+  std::shared_ptr<const void> owner;
+};
 
 // What a stream uses of registered regions: ranges that stand for its input, and buffers for its output. Thread-safe.
 //
@@ -28,10 +35,12 @@ class StreamRegions final : public OutputBuffers {
 
   // The bytes of a range of input. NOT_FOUND for an unknown region, INVALID_ARGUMENT past its end.
   absl::StatusOr<Slice> Input(const v1::SharedMemoryRange& range);
+  // The same of a range with levels.
+  absl::StatusOr<StridedInput> Strided(const v1::SharedMemoryRange& range);
   // How many bytes of input, counted from the first range on, nobody reads any more.
   uint64_t released() const;
 
-  // The errors of Input, and INVALID_ARGUMENT for an empty range or one of another program's memory.
+  // The errors of Input, and INVALID_ARGUMENT for a range that is empty, in pieces, or of another program's memory.
   absl::Status AddBuffer(const v1::SharedMemoryRange& range);
   bool has_buffer() const;
 
@@ -80,6 +89,9 @@ class StreamRegions final : public OutputBuffers {
     uint64_t bytes ABSL_GUARDED_BY(mutex) = 0;  // of all before it
   };
 
+  absl::StatusOr<std::shared_ptr<SharedRegion>> Use(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What holds the region until it is let go of, which releases that many bytes of input.
+  std::shared_ptr<const void> HoldInput(std::shared_ptr<SharedRegion> region, uint64_t bytes);
   absl::StatusOr<MutableByteSpan> Resolve(const v1::SharedMemoryRange& range, std::shared_ptr<SharedRegion>& owner)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PopBuffer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

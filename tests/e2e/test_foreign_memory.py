@@ -55,6 +55,32 @@ def test_values_are_read_where_they_stand(server, client, engine):
     stream.close()
 
 
+def test_keys_are_read_from_between_values(client, engine):
+    """Pages [heads, tokens, key and value] of one layer after another, of which a tensor [layers, heads, tokens] is
+    described at once."""
+    stream = Registration(client)
+    region = stream.register_foreign("cache", engine)
+    layers, pages, heads, tokens, dim = 3, 4, 2, 16, 64
+    cache = np.frombuffer(bytes(engine.memory), np.float32)
+    cache = cache[:layers * pages * heads * tokens * 2 * dim].reshape(layers, pages, heads, tokens, 2, dim)
+    of_layer, of_page, of_head, of_token, of_side = cache.strides[:5]
+    for side in (0, 1):
+        values = np.ascontiguousarray(cache[..., side, :].transpose(0, 2, 1, 3, 4))
+
+        def requests(size=values.nbytes, side=side):
+            yield client.header("layer_0_key", (layers, heads, pages * tokens, dim), "int4", 3)
+            levels = [(layers, of_layer), (heads, of_head), (pages, of_page), (tokens, of_token)]
+            yield client.pb.CompressRequest(shared_data=client.pb.SharedMemoryRange(
+                region=region, offset=side * of_side, byte_size=size,
+                levels=[client.pb.SharedMemoryLevel(count=count, stride=stride) for count, stride in levels]))
+
+        frame = b"".join(response.frame for response in client.stub.Compress(requests(), timeout=60))
+        values = values.reshape(layers, heads, pages * tokens, dim)
+        assert frame == client.compress({"layer_0_key": values}, codec="int4")[0]["layer_0_key"]
+        code, details = failure_code(client.stub.Compress(requests(values.nbytes * 2, side), timeout=60))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT and "more than" in details
+
+
 def test_it_takes_no_output(client, engine):
     stream = Registration(client)
     shared = SharedClient(client, engine, stream.register_foreign("cache", engine))
