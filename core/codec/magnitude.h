@@ -7,15 +7,15 @@
 #include "core/base/byte_source.h"
 #include "core/base/dtype.h"
 #include "core/base/status_macros.h"
+#include "core/simd/key_counts.h"
 
-// The order of a tensor's values by magnitude; of dtypes that are not opaque.
+// The order of a tensor's values; of dtypes that are not opaque.
 namespace kvcompress {
 
-// Magnitudes order like the bits of a value without its sign, in every dtype; NaN above all.
 inline uint32_t MagnitudeKey(DType dtype, const std::byte* values, size_t index) {
-  return VisitBits(dtype, [&](auto bits) -> uint32_t {
-    using Bits = decltype(bits);
-    return LoadLE<Bits>(values + index * sizeof(Bits)) & (static_cast<Bits>(~Bits{0}) >> 1);
+  return VisitBits(dtype, [&](auto zero) -> uint32_t {
+    using Bits = decltype(zero);
+    return simd::KeyOf(simd::KeyOrder::kMagnitude, LoadLE<Bits>(values + index * sizeof(Bits)));
   });
 }
 
@@ -32,9 +32,9 @@ absl::Status ForEachBlock(const ByteSource& source, DType dtype, size_t block_el
   return absl::OkStatus();
 }
 
-// The key of the value that stands at `rank`, counted from 0, when all are sorted by magnitude; the largest key there
-// is where `rank` is their number. On return `rank` is the place, from 0, among the values that have exactly this key.
-absl::Status SelectMagnitude(const ByteSource& source, DType dtype, size_t block_elements, uint64_t& rank,
-                             uint32_t& key);
+// The key of the value that stands at `rank`, counted from 0, when all are sorted; the largest key there is where
+// `rank` is their number. On return `rank` is the place, from 0, among the values that have exactly this key.
+absl::Status SelectKey(const ByteSource& source, DType dtype, size_t block_elements, simd::KeyOrder order,
+                       uint64_t& rank, uint32_t& key);
 
 }  // namespace kvcompress

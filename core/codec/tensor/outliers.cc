@@ -11,26 +11,31 @@
 namespace kvcompress {
 namespace {
 
-// Appends the indices of all values with a key of `threshold` or more, and returns how many have more.
+// Moves `wanted` of the values at these indices, all with a key of `threshold` or more, to `out`, leaves +0 in their
+// places, and leaves their indices. Of those with just this key it takes the first. False for one above
+// `max_magnitude`.
 template <typename Bits>
-size_t FindFrom(ByteSpan values, Bits threshold, std::vector<uint32_t>& indices) {
-  constexpr auto kMagnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
-  constexpr size_t kChunk = 32;  // most have none, which a vector's maximum tells
-  const size_t count = values.size() / sizeof(Bits);
-  const auto key = [&](size_t i) { return static_cast<Bits>(LoadLE<Bits>(&values[i * sizeof(Bits)]) & kMagnitude); };
-  size_t above = 0;
-  for (size_t begin = 0; begin < count; begin += kChunk) {
-    const size_t end = std::min(begin + kChunk, count);
-    Bits largest = 0;
-    for (size_t i = begin; i < end; ++i) largest = std::max(largest, key(i));
-    if (largest < threshold) continue;
-    for (size_t i = begin; i < end; ++i) {
-      if (key(i) < threshold) continue;
-      above += key(i) > threshold;
-      indices.push_back(static_cast<uint32_t>(i));
+bool TakeWords(DType dtype, float max_magnitude, MutableByteSpan values, uint32_t threshold, size_t wanted,
+               std::vector<uint32_t>& indices, std::byte* out) {
+  const auto bits_at = [&](uint32_t i) { return LoadLE<Bits>(values.data() + i * sizeof(Bits)); };
+  const auto key_at = [&](uint32_t i) { return simd::KeyOf(simd::KeyOrder::kMagnitude, bits_at(i)); };
+  size_t ties = wanted;
+  for (const uint32_t i : indices) ties -= key_at(i) > threshold;
+  size_t taken = 0;
+  for (const uint32_t i : indices) {
+    if (key_at(i) == threshold) {
+      if (ties == 0) continue;
+      --ties;
     }
+    const auto bits = bits_at(i);
+    const uint32_t word = bits;
+    if (!(std::fabs(LoadAsF32(dtype, &word, 0)) <= max_magnitude)) return false;
+    StoreLE<Bits>(bits, out + taken * sizeof(Bits));
+    StoreLE<Bits>(Bits{0}, values.data() + i * sizeof(Bits));
+    indices[taken++] = i;
   }
-  return above;
+  indices.resize(taken);
+  return true;
 }
 
 }  // namespace
@@ -50,26 +55,15 @@ absl::Status Outliers::Take(DType dtype, float max_magnitude, MutableByteSpan va
 
   uint64_t rank = count - wanted;
   uint32_t threshold = 0;
-  KVC_RETURN_IF_ERROR(SelectMagnitude(MemorySource(ByteSpan(values)), dtype, count, rank, threshold));
+  KVC_RETURN_IF_ERROR(
+      SelectKey(MemorySource(ByteSpan(values)), dtype, count, simd::KeyOrder::kMagnitude, rank, threshold));
   thread_local std::vector<uint32_t> indices;
   indices.clear();
-  const size_t above =
-      VisitBits(dtype, [&](auto bits) { return FindFrom(values, static_cast<decltype(bits)>(threshold), indices); });
-  size_t ties = wanted - above;  // how many with the threshold's key are outliers
-  std::erase_if(indices, [&](uint32_t i) {
-    if (MagnitudeKey(dtype, values.data(), i) != threshold) return false;
-    if (ties == 0) return true;
-    --ties;
-    return false;
+  simd::FindMagnitudes(dtype, values.data(), count, threshold, ~uint32_t{0}, indices);
+  const bool held = VisitBits(dtype, [&](auto zero) {
+    return TakeWords<decltype(zero)>(dtype, max_magnitude, values, threshold, wanted, indices, streams[1].data);
   });
-
-  std::byte* out = streams[1].data;
-  for (const uint32_t i : indices) {
-    if (!(std::fabs(LoadAsF32(dtype, values.data(), i)) <= max_magnitude)) return absl::InvalidArgumentError("");
-    std::memcpy(out, values.data() + i * width, width);
-    out += width;
-    std::memset(values.data() + i * width, 0, width);
-  }
+  if (!held) return absl::InvalidArgumentError("");
   streams[0].size = WriteIndexList(indices, streams[0].data);
   streams[1].size = wanted * width;
   return absl::OkStatus();
@@ -82,10 +76,13 @@ absl::Status Outliers::Put(DType dtype, std::span<const ByteSpan> streams, Mutab
   thread_local std::vector<uint32_t> indices;
   KVC_RETURN_IF_ERROR(ReadIndexList(streams[0], Count(count), count, indices));
   const std::byte* in = streams[1].data();
-  for (const uint32_t index : indices) {
-    std::memcpy(values.data() + index * width, in, width);
-    in += width;
-  }
+  VisitBits(dtype, [&](auto zero) {
+    using Bits = decltype(zero);
+    for (const uint32_t index : indices) {
+      std::memcpy(values.data() + index * sizeof(Bits), in, sizeof(Bits));
+      in += sizeof(Bits);
+    }
+  });
   return absl::OkStatus();
 }
 

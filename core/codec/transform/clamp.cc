@@ -5,6 +5,7 @@
 
 #include "core/base/half.h"
 #include "core/codec/registry.h"
+#include "core/simd/value_limits.h"
 
 namespace kvcompress {
 namespace {
@@ -18,36 +19,26 @@ class Clamp final : public TensorTransform {
 
   absl::Status Forward(const Block& block, const TensorState*, const std::function<size_t(size_t)>&, Buffer& values,
                        Buffer& side) const override {
-    const DType dtype = block.tensor.dtype;
     values.Resize(block.values.size());
-    if (!block.values.empty()) std::memcpy(values.data(), block.values.data(), block.values.size());
     side.Resize(0);
-    const float limit = LimitOf(dtype);
-    float largest = 0;  // finite magnitude of the block, where an infinity lands: its group keeps a useful scale
-    for (size_t i = 0; i < block.count; ++i) {
-      const float magnitude = std::fabs(LoadAsF32(dtype, values.data(), i));
-      if (std::isfinite(magnitude)) largest = std::max(largest, std::min(magnitude, limit));
-    }
-    for (size_t i = 0; i < block.count; ++i) {
-      const float value = LoadAsF32(dtype, values.data(), i);
-      if (std::isnan(value)) {
-        StoreFromF32(dtype, 0, values.data(), i);
-      } else if (std::fabs(value) > limit) {
-        const float bound = std::isinf(value) ? largest : limit;
-        StoreFromF32(dtype, std::copysign(bound, value), values.data(), i);
-      }
-    }
+    const DType dtype = block.tensor.dtype;
+    const uint32_t limit = LimitOf(dtype);
+    // Where an infinity lands: its group keeps a useful scale.
+    const uint32_t largest = std::min(limit, simd::LargestFinite(dtype, block.values.data(), block.count));
+    const bool has_infinity = simd::MaxFiniteBits(dtype) < InfinityBits(dtype);
+    simd::ClampMagnitudes(dtype, block.values.data(), block.count, limit, has_infinity ? largest : limit,
+                          values.data());
     return absl::OkStatus();
   }
 
  private:
-  // The largest value of the dtype that is not above the limit.
-  float LimitOf(DType dtype) const {
-    if (limit_ >= static_cast<double>(MaxFinite(dtype))) return MaxFinite(dtype);
+  // The bits of the largest value of the dtype that is not above the limit.
+  uint32_t LimitOf(DType dtype) const {
+    const double limit = std::min(limit_, static_cast<double>(MaxFinite(dtype)));
     uint32_t bits = 0;
-    StoreFromF32(dtype, static_cast<float>(limit_), &bits, 0);
-    if (static_cast<double>(LoadAsF32(dtype, &bits, 0)) > limit_) --bits;
-    return LoadAsF32(dtype, &bits, 0);
+    StoreFromF32(dtype, static_cast<float>(limit), &bits, 0);
+    if (static_cast<double>(LoadAsF32(dtype, &bits, 0)) > limit) --bits;
+    return bits;
   }
 
   double limit_;

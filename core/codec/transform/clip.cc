@@ -29,18 +29,21 @@ class Clip final : public TensorTransform {
     if (count == 0) return state;
     const double wanted = std::ceil(percentile_ * static_cast<double>(count) / 100);
     uint64_t rank = std::clamp<uint64_t>(static_cast<uint64_t>(wanted), 1, count) - 1;
-    KVC_RETURN_IF_ERROR(SelectMagnitude(source, tensor.dtype, block_elements, rank, state->limit));
+    KVC_RETURN_IF_ERROR(
+        SelectKey(source, tensor.dtype, block_elements, simd::KeyOrder::kMagnitude, rank, state->limit));
     return state;
   }
 
   absl::Status Forward(const Block& block, const TensorState* tensor_state, const std::function<size_t(size_t)>&,
                        Buffer& values, Buffer& side) const override {
     const uint32_t limit = static_cast<const ClipState*>(tensor_state)->limit;
-    ChangeEach(block, values, side, [limit](auto bits) {
-      using Bits = decltype(bits);
-      const auto sign = static_cast<Bits>(bits & kSignBit<Bits>);
-      return static_cast<Bits>(sign | std::min(static_cast<Bits>(bits ^ sign), static_cast<Bits>(limit)));
-    });
+    const auto key_of = [&](uint32_t sign) {
+      return VisitBits(block.tensor.dtype, [&](auto zero) -> uint32_t {
+        using Bits = decltype(zero);
+        return OrderKey(static_cast<Bits>(limit | sign * kSignBit<Bits>));
+      });
+    };
+    LimitEach(block, key_of(1), key_of(0), values, side);
     return absl::OkStatus();
   }
 

@@ -26,9 +26,7 @@ class ClipToBounds : public TensorTransform {
   absl::Status Forward(const Block& block, const TensorState* state, const std::function<size_t(size_t)>&,
                        Buffer& values, Buffer& side) const final {
     const auto& bounds = *static_cast<const Bounds*>(state);
-    ChangeEach(block, values, side, [lower = bounds.lower, upper = bounds.upper](auto bits) {
-      return BitsOfKey(static_cast<decltype(bits)>(std::clamp<uint32_t>(OrderKey(bits), lower, upper)));
-    });
+    LimitEach(block, bounds.lower, bounds.upper, values, side);
     return absl::OkStatus();
   }
 
@@ -46,50 +44,20 @@ struct Census {
 };
 
 absl::StatusOr<Census> CountFinite(const ByteSource& source, DType dtype, size_t block_elements) {
-  Census census;
-  const uint32_t infinity = InfinityBits(dtype);
-  // In a type without infinities the largest magnitude that is no NaN is finite.
-  const bool has_infinity = !std::isfinite(LoadAsF32(dtype, &infinity, 0));
-  KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-    VisitBits(dtype, [&](auto zero) {
+  const uint32_t most = simd::MaxFiniteBits(dtype);
+  const auto key_of = [&](bool is_negative) {
+    return VisitBits(dtype, [&](auto zero) -> uint32_t {
       using Bits = decltype(zero);
-      for (size_t i = 0; i < n; ++i) {
-        const auto bits = LoadLE<Bits>(values + i * sizeof(Bits));
-        const auto magnitude = static_cast<uint32_t>(static_cast<Bits>(bits & ~kSignBit<Bits>));
-        const bool finite = magnitude < infinity || (!has_infinity && magnitude == infinity);
-        census.finite += finite;
-        census.below += !finite && (bits & kSignBit<Bits>) != 0;
-      }
+      return OrderKey(static_cast<Bits>(is_negative ? most | kSignBit<Bits> : most));
     });
+  };
+  simd::KeyCounts to_first(key_of(true), key_of(true), 0);
+  simd::KeyCounts to_last(key_of(false), key_of(false), 0);
+  KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
+    simd::CountKeys(simd::KeyOrder::kValue, dtype, values, n, to_first);
+    simd::CountKeys(simd::KeyOrder::kValue, dtype, values, n, to_last);
   }));
-  return census;
-}
-
-// The order key at `rank`, from 0, when all values are sorted. By radix: the upper half of the bits first.
-absl::StatusOr<uint32_t> SelectKey(const ByteSource& source, DType dtype, size_t block_elements, uint64_t rank) {
-  uint32_t key = 0;
-  uint32_t found = 0;  // mask of the bits that are settled
-  std::vector<uint64_t> histogram;
-  for (int low = static_cast<int>(8 * DTypeSize(dtype)); low > 0;) {
-    const int bits = std::min(16, low);
-    low -= bits;
-    const uint32_t mask = (uint32_t{1} << bits) - 1;
-    histogram.assign(size_t{mask} + 1, 0);
-    KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      VisitBits(dtype, [&](auto zero) {
-        using Bits = decltype(zero);
-        for (size_t i = 0; i < n; ++i) {
-          const uint32_t own = OrderKey(LoadLE<Bits>(values + i * sizeof(Bits)));
-          if ((own & found) == key) ++histogram[(own >> low) & mask];
-        }
-      });
-    }));
-    uint32_t bucket = 0;
-    while (bucket < mask && histogram[bucket] <= rank) rank -= histogram[bucket++];
-    key |= bucket << low;
-    found |= mask << low;
-  }
-  return key;
+  return Census{.finite = to_last.below + to_last.at_lower - to_first.below, .below = to_first.below};
 }
 
 // docs/format.md, "clip_range".
@@ -102,13 +70,13 @@ class ClipRange final : public ClipToBounds {
     auto bounds = std::make_unique<Bounds>();
     KVC_ASSIGN_OR_RETURN(const Census census, CountFinite(source, tensor.dtype, block_elements));
     if (census.finite == 0) return bounds;
-    const auto key_at = [&](double percentile) {
+    const auto select = [&](double percentile, uint32_t& key) {
       const double wanted = std::ceil(percentile * static_cast<double>(census.finite) / 100);
-      const uint64_t rank = std::clamp<uint64_t>(static_cast<uint64_t>(wanted), 1, census.finite) - 1;
-      return SelectKey(source, tensor.dtype, block_elements, census.below + rank);
+      uint64_t rank = census.below + std::clamp<uint64_t>(static_cast<uint64_t>(wanted), 1, census.finite) - 1;
+      return SelectKey(source, tensor.dtype, block_elements, simd::KeyOrder::kValue, rank, key);
     };
-    KVC_ASSIGN_OR_RETURN(bounds->lower, key_at(low_));
-    KVC_ASSIGN_OR_RETURN(bounds->upper, key_at(high_));
+    KVC_RETURN_IF_ERROR(select(low_, bounds->lower));
+    KVC_RETURN_IF_ERROR(select(high_, bounds->upper));
     return bounds;
   }
 

@@ -1,11 +1,10 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstring>
 
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
 #include "core/codec/registry.h"
+#include "core/simd/kept_values.h"
 
 namespace kvcompress {
 namespace {
@@ -39,18 +38,12 @@ class Sparse final : public TensorTransform {
     const uint64_t count = source.size() / DTypeSize(dtype);
     const auto drop = static_cast<uint64_t>(std::floor(ratio_ * static_cast<double>(count)));
     uint64_t left = drop;  // of these, not yet told apart: those with the threshold's key
-    KVC_RETURN_IF_ERROR(SelectMagnitude(source, dtype, block_elements, left, state->threshold));
+    KVC_RETURN_IF_ERROR(SelectKey(source, dtype, block_elements, simd::KeyOrder::kMagnitude, left, state->threshold));
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      uint64_t ties = 0;
-      uint64_t negative_zeros = 0;
-      for (size_t i = 0; i < n; ++i) {
-        const uint32_t key = MagnitudeKey(dtype, values, i);
-        ties += key == state->threshold;
-        negative_zeros += key == 0 && state->threshold == 0 && ties <= left && IsNegative(dtype, values, i);
-      }
-      state->ties_to_drop.push_back(std::min(ties, left));
-      state->negative_zeros_to_drop.push_back(negative_zeros);
-      left -= state->ties_to_drop.back();
+      const uint64_t ties = std::min<uint64_t>(simd::CountMagnitude(dtype, values, n, state->threshold), left);
+      state->ties_to_drop.push_back(ties);
+      state->negative_zeros_to_drop.push_back(state->threshold == 0 ? CountNegativeZeros(dtype, values, n, ties) : 0);
+      left -= ties;
     }));
     return state;
   }
@@ -58,68 +51,34 @@ class Sparse final : public TensorTransform {
   absl::Status Forward(const Block& block, const TensorState* tensor_state, const std::function<size_t(size_t)>& cost,
                        Buffer& values, Buffer& side) const override {
     const auto& state = *static_cast<const SparseState*>(tensor_state);
-    const DType dtype = block.tensor.dtype;
-    const size_t width = DTypeSize(dtype);
-    const auto index = static_cast<size_t>(block.first / state.block_elements);
-    uint64_t ties_to_drop = state.ties_to_drop[index];
-    uint64_t negative_zeros_to_drop = state.negative_zeros_to_drop[index];
-
+    const size_t width = DTypeSize(block.tensor.dtype);
     side.Resize((block.count + 7) / 8);
-    std::ranges::fill(side.span(), std::byte{0});
-    size_t kept = 0;
-    for (size_t i = 0; i < block.count; ++i) {
-      const uint32_t key = MagnitudeKey(dtype, block.values.data(), i);
-      bool tie = key == state.threshold && ties_to_drop > 0;
-      if (tie && key == 0 && IsNegative(dtype, block.values.data(), i)) {
-        tie = negative_zeros_to_drop > 0;
-        negative_zeros_to_drop -= tie;
-      }
-      ties_to_drop -= tie;
-      const bool keep = key >= state.threshold && !tie;
-      side.data()[i / 8] |= static_cast<std::byte>(keep << (i % 8));
-      kept += keep;
-    }
-
+    const size_t kept = MarkKept(block, state, side.data());
     const bool compact = side.size() + cost(kept) < cost(block.count);
-    values.Resize((compact ? kept : block.count) * width);
-    std::byte* out = values.data();
-    for (size_t i = 0; i < block.count; ++i) {
-      const bool keep = IsKept(side.span(), i);
-      if (keep) {
-        std::memcpy(out, block.values.data() + i * width, width);
-      } else if (!compact) {
-        std::memset(out, 0, width);
-      }
-      if (keep || !compact) out += width;
+    values.Resize(block.values.size());  // which packing needs
+    if (compact) {
+      simd::PackKept(width, block.values.data(), block.count, side.data(), values.data());
+      values.Resize(kept * width);
+    } else {
+      simd::ZeroUnkept(width, block.values.data(), block.count, side.data(), values.data());
+      side.Resize(0);
     }
-    if (!compact) side.Resize(0);
     return absl::OkStatus();
   }
 
   absl::StatusOr<size_t> InnerCount(size_t count, ByteSpan side) const override {
     if (side.empty()) return count;
     if (side.size() != (count + 7) / 8) return absl::DataLossError("sparse: mask has the wrong size");
-    size_t kept = 0;
-    for (std::byte bits : side) kept += static_cast<size_t>(std::popcount(std::to_integer<unsigned>(bits)));
     if (count % 8 != 0 && (std::to_integer<unsigned>(side.back()) >> (count % 8)) != 0) {
       return absl::DataLossError("sparse: mask has bits behind its end");
     }
-    return kept;
+    return simd::CountKept(side.data(), side.size());
   }
 
   absl::Status Inverse(const TensorDesc& tensor, ByteSpan side, ByteSpan inner, MutableByteSpan values) const override {
     if (side.empty()) return TensorTransform::Inverse(tensor, side, inner, values);
     const size_t width = DTypeSize(tensor.dtype);
-    const std::byte* in = inner.data();
-    for (size_t i = 0; i * width < values.size(); ++i) {
-      std::byte* out = values.data() + i * width;
-      if (IsKept(side, i)) {
-        std::memcpy(out, in, width);
-        in += width;
-      } else {
-        std::memset(out, 0, width);
-      }
-    }
+    simd::UnpackKept(width, inner.data(), values.size() / width, side.data(), values.data());
     return absl::OkStatus();
   }
 
@@ -128,7 +87,44 @@ class Sparse final : public TensorTransform {
     return (values[(i + 1) * DTypeSize(dtype) - 1] & std::byte{0x80}) != std::byte{0};
   }
 
-  static bool IsKept(ByteSpan mask, size_t i) { return (std::to_integer<unsigned>(mask[i / 8]) >> (i % 8) & 1) != 0; }
+  // Of the first so many zeros.
+  static uint64_t CountNegativeZeros(DType dtype, const std::byte* values, size_t count, uint64_t zeros) {
+    return VisitBits(dtype, [&](auto zero) {
+      using Bits = decltype(zero);
+      uint64_t negative = 0;
+      for (size_t i = 0; i < count && zeros > 0; ++i) {
+        const auto bits = LoadLE<Bits>(values + i * sizeof(Bits));
+        zeros -= static_cast<Bits>(bits << 1) == 0;
+        negative += bits == simd::kSignBit<Bits>;
+      }
+      return negative;
+    });
+  }
+
+  // Makes the mask of a block, and returns how many values are kept.
+  static size_t MarkKept(const Block& block, const SparseState& state, std::byte* mask) {
+    const DType dtype = block.tensor.dtype;
+    const std::byte* const values = block.values.data();
+    const auto index = static_cast<size_t>(block.first / state.block_elements);
+    const uint64_t ties_to_drop = state.ties_to_drop[index];
+    const size_t kept = simd::MarkMagnitudes(dtype, values, block.count, state.threshold, mask);
+    if (ties_to_drop == 0) return kept;
+    thread_local std::vector<uint32_t> ties;
+    ties.clear();
+    simd::FindMagnitudes(dtype, values, block.count, state.threshold, state.threshold, ties);
+    uint64_t dropped = 0;
+    uint64_t negative_zeros_to_drop = state.negative_zeros_to_drop[index];
+    for (size_t k = 0; k < ties.size() && dropped < ties_to_drop; ++k) {
+      const uint32_t i = ties[k];
+      if (state.threshold == 0 && IsNegative(dtype, values, i)) {
+        if (negative_zeros_to_drop == 0) continue;
+        --negative_zeros_to_drop;
+      }
+      mask[i / 8] &= ~static_cast<std::byte>(1u << i % 8);
+      ++dropped;
+    }
+    return kept - static_cast<size_t>(dropped);
+  }
 
   double ratio_;
 };

@@ -5,22 +5,24 @@
 #include "core/base/bytes.h"
 #include "core/base/dtype.h"
 #include "core/codec/codec.h"
+#include "core/simd/key_counts.h"
+#include "core/simd/value_limits.h"
 
 // Values as the integers that their bits are, for transforms that neither compute nor round.
 namespace kvcompress {
 
-template <typename Bits>
-inline constexpr auto kSignBit = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+using simd::kSignBit;
 
-// Integers that order like the values: negative ones first, by falling magnitude, then -0, then +0. NaN with their sign
-// lie outermost, the infinities next to them.
+// Integers that order like the values.
 template <typename Bits>
 constexpr Bits OrderKey(Bits bits) {
-  return static_cast<Bits>((bits & kSignBit<Bits>) != 0 ? ~bits : bits | kSignBit<Bits>);
+  return simd::KeyOf(simd::KeyOrder::kValue, bits);
 }
-template <typename Bits>
-constexpr Bits BitsOfKey(Bits key) {
-  return static_cast<Bits>((key & kSignBit<Bits>) != 0 ? key ^ kSignBit<Bits> : ~key);
+// TensorTransform::Forward of one whose values saturate at these keys; NaN stays.
+inline void LimitEach(const Block& block, uint32_t lower, uint32_t upper, Buffer& values, Buffer& side) {
+  values.Resize(block.values.size());
+  side.Resize(0);
+  simd::LimitKeys(block.tensor.dtype, block.values.data(), block.count, lower, upper, values.data());
 }
 
 // TensorTransform::Forward of one that changes values one by one: `change` gets the bits of each, but for NaN, which

@@ -1,0 +1,157 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/simd/key_counts.cc"
+#include "core/simd/key_counts.h"
+
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <type_traits>
+
+#include "core/simd/half-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+// Keys as signed integers, which every target compares.
+template <KeyOrder kOrder, typename Bits>
+constexpr std::make_signed_t<Bits> SignedKey(uint32_t key) {
+  return static_cast<std::make_signed_t<Bits>>(kOrder == KeyOrder::kMagnitude ? key : key ^ kSignBit<Bits>);
+}
+
+template <KeyOrder kOrder, class D, class V = hn::Vec<D>>
+HWY_INLINE V SignedKeysOf(D d, V bits) {
+  using T = hn::TFromD<D>;
+  const V magnitude = hn::Set(d, hwy::LimitsMax<T>());
+  if constexpr (kOrder == KeyOrder::kMagnitude) return hn::And(bits, magnitude);
+  return hn::Xor(bits, hn::And(hn::BroadcastSignBit(bits), magnitude));
+}
+
+// The lanes of a mask as bits.
+template <class D>
+HWY_INLINE uint64_t BitsOf(D d, hn::Mask<D> mask) {
+  HWY_ALIGN uint8_t bytes[8] = {};
+  hn::StoreMaskBits(d, mask, bytes);
+  uint64_t bits;
+  std::memcpy(&bits, bytes, sizeof(bits));
+  return bits;
+}
+
+template <KeyOrder kOrder, typename T>
+size_t CountVectors(const std::byte* values, size_t count, KeyCounts& counts) {
+  const hn::ScalableTag<std::make_signed_t<T>> d;
+  const size_t lanes = hn::Lanes(d);
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
+  const auto lower = hn::Set(d, SignedKey<kOrder, T>(counts.lower));
+  const auto upper = hn::Set(d, SignedKey<kOrder, T>(counts.upper));
+  size_t below = 0, above_lower = 0, below_upper = 0, above = 0;
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto keys = SignedKeysOf<kOrder>(d, LoadAt(d, bytes + i * sizeof(T)));
+    const auto is_above_lower = hn::Gt(keys, lower);
+    const auto is_below_upper = hn::Lt(keys, upper);
+    below += hn::CountTrue(d, hn::Lt(keys, lower));
+    above_lower += hn::CountTrue(d, is_above_lower);
+    below_upper += hn::CountTrue(d, is_below_upper);
+    above += hn::CountTrue(d, hn::Gt(keys, upper));
+    const auto is_between = hn::And(is_above_lower, is_below_upper);
+    if (HWY_LIKELY(hn::AllFalse(d, is_between))) continue;
+    for (uint64_t between = BitsOf(d, is_between); between != 0; between &= between - 1) {
+      const size_t at = i + static_cast<size_t>(std::countr_zero(between));
+      const uint32_t key = KeyOf(kOrder, LoadLE<T>(values + at * sizeof(T)));
+      ++counts.between[(key - counts.lower) >> counts.shift];
+    }
+  }
+  counts.below += below;
+  counts.at_lower += i - above_lower - below;
+  if (counts.lower < counts.upper) counts.at_upper += i - below_upper - above;
+  return i;
+}
+
+template <typename T>
+size_t FindVectors(const std::byte* values, size_t count, uint32_t least, uint32_t most,
+                   std::vector<uint32_t>& indices) {
+  const hn::ScalableTag<std::make_signed_t<T>> d;
+  const size_t lanes = hn::Lanes(d);
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
+  const auto lower = hn::Set(d, SignedKey<KeyOrder::kMagnitude, T>(least));
+  const uint32_t most_there_is = MaxKey<T>(KeyOrder::kMagnitude);
+  const auto upper = hn::Set(d, SignedKey<KeyOrder::kMagnitude, T>(std::min(most, most_there_is)));
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto keys = SignedKeysOf<KeyOrder::kMagnitude>(d, LoadAt(d, bytes + i * sizeof(T)));
+    const auto is_found = hn::Not(hn::Or(hn::Lt(keys, lower), hn::Gt(keys, upper)));
+    if (HWY_LIKELY(hn::AllFalse(d, is_found))) continue;
+    for (uint64_t found = BitsOf(d, is_found); found != 0; found &= found - 1) {
+      indices.push_back(static_cast<uint32_t>(i + static_cast<size_t>(std::countr_zero(found))));
+    }
+  }
+  return i;
+}
+
+}  // namespace
+
+// CountKeys for the whole vectors; returns where they end.
+size_t CountKeyVectors(KeyOrder order, DType dtype, const std::byte* values, size_t count, KeyCounts& counts) {
+  return VisitBits(dtype, [&](auto zero) HWY_ATTR {
+    using T = decltype(zero);
+    return order == KeyOrder::kMagnitude ? CountVectors<KeyOrder::kMagnitude, T>(values, count, counts)
+                                         : CountVectors<KeyOrder::kValue, T>(values, count, counts);
+  });
+}
+
+// FindMagnitudes for the whole vectors; returns where they end.
+size_t FindMagnitudeVectors(DType dtype, const std::byte* values, size_t count, uint32_t least, uint32_t most,
+                            std::vector<uint32_t>& indices) {
+  return VisitBits(
+      dtype, [&](auto zero) HWY_ATTR { return FindVectors<decltype(zero)>(values, count, least, most, indices); });
+}
+
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcompress::simd {
+
+HWY_EXPORT(CountKeyVectors);
+HWY_EXPORT(FindMagnitudeVectors);
+
+KeyCounts::KeyCounts(uint32_t lower_key, uint32_t upper_key, int bucket_shift)
+    : lower(lower_key), upper(upper_key), shift(bucket_shift), between((size_t{upper_key - lower_key} >> shift) + 1) {}
+
+void CountKeys(KeyOrder order, DType dtype, const std::byte* values, size_t count, KeyCounts& counts) {
+  const size_t done = HWY_DYNAMIC_DISPATCH(CountKeyVectors)(order, dtype, values, count, counts);
+  VisitBits(dtype, [&](auto zero) {
+    using Bits = decltype(zero);
+    for (size_t i = done; i < count; ++i) {
+      const uint32_t key = KeyOf(order, LoadLE<Bits>(values + i * sizeof(Bits)));
+      if (key < counts.lower) {
+        ++counts.below;
+      } else if (key == counts.lower) {
+        ++counts.at_lower;
+      } else if (key < counts.upper) {
+        ++counts.between[(key - counts.lower) >> counts.shift];
+      } else if (key == counts.upper) {
+        ++counts.at_upper;
+      }
+    }
+  });
+}
+
+void FindMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t least, uint32_t most,
+                    std::vector<uint32_t>& indices) {
+  const size_t done = HWY_DYNAMIC_DISPATCH(FindMagnitudeVectors)(dtype, values, count, least, most, indices);
+  VisitBits(dtype, [&](auto zero) {
+    using Bits = decltype(zero);
+    for (size_t i = done; i < count; ++i) {
+      const uint32_t key = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits>(values + i * sizeof(Bits)));
+      if (least <= key && key <= most) indices.push_back(static_cast<uint32_t>(i));
+    }
+  });
+}
+
+}  // namespace kvcompress::simd
+#endif  // HWY_ONCE
