@@ -43,6 +43,8 @@ class Filter:
             # Written by calls: what these cannot do is an error, where a write to mapped memory would end the process.
             self._file = io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
             self._map = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+            # Else the first look at each page reads the pages around it, too, which takes milliseconds.
+            self._map.madvise(mmap.MADV_RANDOM)
             self._shift = 24 - (len(self._map) // _BUCKET).bit_length() + 1
             self._inode = os.fstat(self._file.fileno()).st_ino
 
