@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
@@ -125,14 +126,16 @@ class Model(Bag):
 
 
 class Engine:
-    """`longest` has the seconds that the longest call of each of the connector's methods took."""
+    """`longest` has the seconds that the longest call of each of the connector's methods took. `ahead`: each step is
+    scheduled before it is known how the one before it went, as vLLM does it unless told otherwise."""
 
-    def __init__(self, path, specs=None, *, blocks=64, batched=256, policy="recompute", sequences=8, **options):
+    def __init__(self, path, specs=None, *, blocks=64, batched=256, policy="recompute", sequences=8,
+                 ahead=False, **options):
         specs = specs or [full()]
         # States are those of a step's end: each end of a block is one of a chunk.
         has_states = any(isinstance(spec, MambaSpec) for spec in specs)
         self.chunk = BLOCK if has_states else 2 * BLOCK
-        extra = {"path": str(path), "codec": "lossless", "chunk_tokens": self.chunk, "timeout": 1, **options}
+        extra = {"path": str(path), "codec": "lossless", "chunk_tokens": self.chunk, "timeout": 10, **options}
         transfer = KVTransferConfig(
             kv_connector="KvCompressConnector", kv_connector_module_path="kvcompress.adapters.vllm",
             kv_role="kv_both", kv_load_failure_policy=policy, kv_connector_extra_config=extra)
@@ -143,19 +146,21 @@ class Engine:
             parallel_config=ParallelConfig(),
             scheduler_config=SchedulerConfig(
                 max_num_seqs=sequences, max_num_batched_tokens=batched, max_model_len=2048, is_encoder_decoder=False,
-                async_scheduling=False))
+                async_scheduling=ahead))
         config.model_config = Model(max_model_len=2048, model="org/model", dtype=torch.float16, runner_type="generate")
         cache.num_gpu_blocks = blocks
         self.pages = [Pages(number, spec, blocks) for number, spec in enumerate(specs)]
         groups = [KVCacheGroupSpec(pages.names, pages.spec) for pages in self.pages]
         described = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups)
         plain = Bag(accept_tokens=lambda *_: True, should_advance=lambda *_: False)
-        self.scheduler = Scheduler(config, described, structured_output_manager=plain, block_size=BLOCK, log_stats=True)
+        self.scheduler = (AsyncScheduler if ahead else Scheduler)(
+            config, described, structured_output_manager=plain, block_size=BLOCK, log_stats=True)
         self.connector = self.scheduler.connector
         self.worker = KVConnectorFactory.create_connector(config, KVConnectorRole.WORKER, described)
         self.worker.register_kv_caches({name: cache for pages in self.pages for name, cache in pages.caches.items()})
         self.longest, self.stats, self.steps, self.computed = {}, {}, 0, {}
-        self._tables, self._tokens, self._finished = {}, {}, {}
+        self._tables, self._computed, self._tokens = {}, {}, {}
+        self._ahead, self._in_flight = ahead, []
         self._hasher = get_request_block_hasher(BLOCK, sha256)
         for side in (self.connector, self.worker):
             self._time_calls(side)
@@ -210,40 +215,44 @@ class Engine:
             for key, number in told.kv_connector_stats.to_dict().items():
                 self.stats[key] = self.stats.get(key, 0) + number
         names = list(output.num_scheduled_tokens)
-        sampled = [[self._sample(name)] if self._is_complete(name) else [] for name in names]
-        self.scheduler.update_from_output(output, ModelRunnerOutput(
+        result = ModelRunnerOutput(
             req_ids=names, req_id_to_index={name: index for index, name in enumerate(names)},
-            sampled_token_ids=sampled, kv_connector_output=told))
+            sampled_token_ids=[self._sample(name) for name in names], kv_connector_output=told)
+        self._in_flight.append((output, result))
+        if len(self._in_flight) > self._ahead:
+            self.scheduler.update_from_output(*self._in_flight.pop(0))
 
     def _take_tables(self, output):
         for new in output.scheduled_new_reqs:
             self._tables[new.req_id] = [list(table) for table in new.block_ids]
-            self._tokens[new.req_id] = new.num_computed_tokens
+            self._computed[new.req_id] = new.num_computed_tokens
+            self._tokens[new.req_id] = list(self.scheduler.requests[new.req_id].all_token_ids)
         cached = output.scheduled_cached_reqs
         for name, more, computed in zip(
                 cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
             if name in cached.resumed_req_ids:
                 self._tables[name] = [list(table) for table in more]
+                self._tokens[name] = list(self.scheduler.requests[name].all_token_ids)
             elif more is not None:
                 for table, blocks in zip(self._tables[name], more, strict=True):
                     table += blocks
-            self._tokens[name] = computed
+            self._computed[name] = computed
 
     def _compute(self, name, count):
-        request, begin = self.scheduler.requests[name], self._tokens[name]
-        prefixes = prefixes_of(request.all_token_ids)
+        begin, prefixes = self._computed[name], prefixes_of(self._tokens[name])
         for pages, table in zip(self.pages, self._tables[name], strict=True):
             pages.check(table, prefixes, begin)
             pages.write(table, prefixes, begin, begin + count)
-        self._tokens[name] = begin + count
+        self._computed[name] = begin + count
         self.computed[name] = self.computed.get(name, 0) + count
 
-    def _is_complete(self, name):
-        return self._tokens[name] == self.scheduler.requests[name].num_tokens
-
     def _sample(self, name):
-        tokens = self.scheduler.requests[name].all_token_ids
-        return (sum(tokens[-8:]) * 7 + len(tokens)) % 50000
+        """The token that follows, of a prompt that is computed as a whole."""
+        tokens = self._tokens[name]
+        if self._computed[name] < len(tokens):
+            return []
+        tokens.append((sum(tokens[-8:]) * 7 + len(tokens)) % 50000)
+        return tokens[-1:]
 
     def run(self, *requests, seconds=60):
         """Steps until these are finished, or all are."""

@@ -64,19 +64,21 @@ def go_on(server):
 
 
 @by_groups
-def test_a_prompt_is_found_again_by_another_engine(engine, specs, target):
-    one, tokens = engine(specs, target=target), list(range(100, 310))
+@pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "ahead"])
+def test_a_prompt_is_found_again_by_another_engine(engine, specs, target, ahead):
+    one, tokens = engine(specs, target=target, ahead=ahead), list(range(100, 310))
     assert one.prompt("a", tokens, 40) == 249
-    two = engine(specs, target=target)
+    two = engine(specs, target=target, ahead=ahead)
     assert two.prompt("b", [*tokens[:208], 7, 8, 9], 5) == 211 - 208 // two.chunk * two.chunk + 4
     assert two.counts("load_failures") == {}
     assert two.stats["loaded_chunks"] > 0
 
 
 @by_groups
-def test_a_prompt_of_many_steps_and_what_follows_it(engine, specs):
+@pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "ahead"])
+def test_a_prompt_of_many_steps_and_what_follows_it(engine, specs, ahead):
     """Blocks that windows have left are others' by the time that a chunk is whole."""
-    one, tokens = engine(specs, batched=48, blocks=96), list(range(500, 900))
+    one, tokens = engine(specs, batched=48, blocks=96, ahead=ahead), list(range(500, 900))
     first = one.add("a", tokens, 60)
     second = one.add("b", tokens[:300], 30)
     one.run(first, second)
@@ -234,10 +236,11 @@ def test_a_request_that_is_aborted_while_it_is_loaded(engine, specs, when):
 
 
 @by_groups
-def test_requests_that_are_preempted_and_loaded_again(engine, specs):
+@pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "ahead"])
+def test_requests_that_are_preempted_and_loaded_again(engine, specs, ahead):
     """So many at once that there are not blocks enough for all."""
     blocks = {"window": 9, "full, window and states": 42}.get(_name(specs), 24 * len(specs))
-    one = engine(specs, blocks=blocks, target="in-process")
+    one = engine(specs, blocks=blocks, target="in-process", ahead=ahead)
     prompts = [[number, *range(100, 195)] for number in range(4)]
     for number, tokens in enumerate(prompts):
         one.prompt(f"first-{number}", tokens)
@@ -302,7 +305,7 @@ def test_a_daemon_that_is_killed_while_requests_are_loaded(daemon, socket_dir, t
     monkeypatch.setattr(_vllm_transfer, "_REST", 0.02)
     address = f"unix:{socket_dir}/s"
     servers = [daemon("--threads", "2", "--listen", address)]
-    one = Engine(tmp_path / "kv", specs, target=address, timeout=0.5, blocks=256)
+    one = Engine(tmp_path / "kv", specs, target=address, timeout=0.5, blocks=256, ahead=True)
     load, asked = one.worker._worker.load, []
     monkeypatch.setattr(one.worker._worker, "load", lambda *arguments: asked.extend(arguments[1]) or load(*arguments))
     prompts = [[number, *range(100, 200)] for number in range(4)]

@@ -74,8 +74,8 @@ Layer = PagedLayer | StateLayer
 
 @dataclass(frozen=True)
 class LocalChunk(PagedChunk):
-    """In a worker: `mark` is an event in a GPU's stream, `taken` are the blocks of each layer, in host memory from that
-    event on."""
+    """In a worker: `mark` is an event in a GPU's stream, `taken` is the memory of the blocks of each layer, on the host
+    from that event on."""
 
     mark: Any = None
     taken: tuple[torch.Tensor, ...] = ()
@@ -132,11 +132,11 @@ class PagedCaches:
         """With the values, copied without waiting for a GPU."""
         taken = []
         for layer in self._layers[number]:
-            blocks = layer.view[torch.tensor(chunk.block_ids, device=self._device)]
+            pages = _pages_of(layer.view).index_select(0, torch.tensor(chunk.block_ids, device=self._device))
             if self._device.type == "cuda":
-                host = torch.empty(blocks.shape, dtype=blocks.dtype, pin_memory=True)
-                blocks = host.copy_(blocks, non_blocking=True)
-            taken.append(blocks)
+                host = torch.empty(pages.shape, dtype=pages.dtype, pin_memory=True)
+                pages = host.copy_(pages, non_blocking=True)
+            taken.append(pages)
         return self.mark(chunk, taken)
 
     def gather(self, number: int, chunks: Sequence[LocalChunk]) -> list[torch.Tensor]:
@@ -144,8 +144,9 @@ class PagedCaches:
         for chunk in chunks:
             if chunk.mark is not None:
                 chunk.mark.synchronize()
-            for layer, blocks in zip(self._layers[number], chunk.taken, strict=True):
-                tensors += layer.split(blocks)
+            for layer, pages in zip(self._layers[number], chunk.taken, strict=True):
+                shape, strides = layer.view.shape[1:], layer.view.stride()[1:]
+                tensors += layer.split(pages.as_strided((len(pages), *shape), (pages.stride(0), *strides)))
         return tensors
 
     def drop_buffers(self) -> None:
@@ -176,6 +177,12 @@ class PagedCaches:
             with torch.cuda.stream(stream):
                 yield
             stream.synchronize()
+
+
+def _pages_of(view: torch.Tensor) -> torch.Tensor:
+    """Of blocks the memory that they lie in, [blocks, values]: to copy it as it lies is several times as fast."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(view.shape[1:], view.stride()[1:], strict=True))
+    return view.as_strided((len(view), span), (view.stride(0), 1))
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

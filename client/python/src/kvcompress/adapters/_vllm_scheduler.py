@@ -129,46 +129,51 @@ class Scheduler:
         state, cached = output.kv_connector_block_state, output.scheduled_cached_reqs
         computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        complete: list[PagedChunk] = []
         for request_id, tokens in computed.items():
             known = self._requests.get(request_id)
             if known is not None:
                 # Drafts and tokens that are not known yet are not stored: their values may still change.
                 covered = min(tokens + output.num_scheduled_tokens[request_id], len(known.request.all_token_ids))
-                self._plan_stores(meta, known, covered // self._chunk, state)
+                complete += self._complete(known, covered // self._chunk, state)
         for request_id, offers in state.boundary_state_offloads.items():
             if request_id in self._requests:
-                self._plan_states(meta, self._requests[request_id], offers)
+                complete += self._states(self._requests[request_id], offers)
+        by_key = {chunk.key: chunk for chunk in complete}
+        stored = self._peek(list(by_key))
+        meta.stores = [chunk for chunk, found in zip(by_key.values(), stored, strict=True) if not found]
         return meta
 
-    def _plan_stores(self, meta: ConnectorMetadata, known: _Request, chunks: int, state: Any) -> None:
-        """All that are complete, up to so many of them."""
+    def _complete(self, known: _Request, chunks: int, state: Any) -> list[PagedChunk]:
+        """Of the first so many chunks those that were not complete before."""
         if known.chunks_done >= chunks:
-            return
+            return []
         self._extend(known, chunks * self._chunk)
         tables = state.get_block_ids(known.request.request_id)
+        found = []
         for index in range(known.chunks_done, chunks):
             for group in self._groups:
                 end = (index + 1) * group.blocks
                 blocks = tables[group.number][end - group.kept : end]
                 if not group.is_state and len(blocks) == group.kept and _NULL not in blocks:
-                    self._plan_store(meta, group, known, index, blocks)
+                    found.append(self._paged(known, group, index, blocks))
         known.chunks_done = chunks
+        return found
 
-    def _plan_states(self, meta: ConnectorMetadata, known: _Request, offers: Sequence[tuple[int, int, int]]) -> None:
+    def _states(self, known: _Request, offers: Sequence[tuple[int, int, int]]) -> list[PagedChunk]:
         """Of blocks that hold the state after some number of tokens, those at the end of chunks."""
+        found = []
         for number, block, tokens in offers:
             group, (chunks, rest) = self._groups[number], divmod(tokens, self._chunk)
             if group.is_state and chunks and not rest and block != _NULL:
                 self._extend(known, tokens)
                 if chunks <= len(known.keys):
-                    self._plan_store(meta, group, known, chunks - 1, [block])
+                    found.append(self._paged(known, group, chunks - 1, [block]))
+        return found
 
-    def _plan_store(
-        self, meta: ConnectorMetadata, group: Group, known: _Request, index: int, blocks: Sequence[int]
-    ) -> None:
-        key = _key(known.keys[index], group)
-        if not self._peek([key])[0]:
-            meta.stores.append(PagedChunk(key, index * self._chunk + group.skipped_tokens, tuple(blocks)))
+    def _paged(self, known: _Request, group: Group, index: int, blocks: Sequence[int], first: int = 0) -> PagedChunk:
+        position = index * self._chunk + group.skipped_tokens
+        return PagedChunk(_key(known.keys[index], group), position, tuple(blocks), first)
 
     def _to_load(self, known: _Request, tables: Sequence[Sequence[int]], begin: int, end: int) -> list[PagedChunk]:
         """Tokens [begin, end), whole blocks, from the chunks that they lie in; of each group the blocks that it has."""
@@ -182,9 +187,8 @@ class Scheduler:
                 needed = [at for at in range(max(first, start), min(last, stop)) if table[at] != _NULL]
                 if needed:
                     # What a window needs not is at the beginning.
-                    blocks = tuple(table[at] for at in range(needed[0], needed[-1] + 1))
-                    key, position = _key(known.keys[index], group), index * self._chunk + group.skipped_tokens
-                    chunks.append(PagedChunk(key, position, blocks, needed[0] - start))
+                    blocks = table[needed[0] : needed[-1] + 1]
+                    chunks.append(self._paged(known, group, index, blocks, needed[0] - start))
         return chunks
 
     def _longest(self, keys: Sequence[bytes]) -> int | None:
