@@ -193,6 +193,14 @@ HWY_INLINE VI PassToken(VI symbol, VI value, const LowBits& low, VI& state) {
   return PassSymbols<kTrellis>(symbol, state);
 }
 
+// A vector of the states of a trellis, 0 without one.
+template <bool kTrellis>
+HWY_INLINE VI MachineAt(const StripStates* trellis, size_t v) {
+  const DI di;
+  if constexpr (!kTrellis) return hn::Zero(di);
+  return hn::Reverse(di, hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)));
+}
+
 void StoreMachine(const VI* machine, StripStates& trellis) {
   for (size_t v = 0; v < kVectors; ++v) {
     const auto risen = hn::BitCast(DU(), hn::Reverse(DI(), machine[v]));
@@ -243,10 +251,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   LowBits low[kVectors];
   Unrolled<kVectors>([&](auto v) KVC_WITHIN {
     places[v] = hn::Reverse(di, PlacesOf(tables, v * kLanes));
-    machine[v] = hn::Zero(di);
-    if constexpr (kTrellis) {
-      machine[v] = hn::Reverse(di, hn::PromoteTo(di, LoadAt(DU8(), trellis->data() + v * kLanes)));
-    }
+    machine[v] = MachineAt<kTrellis>(trellis, v);
     if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes).Reversed();
   });
   const bool has_upper_bits = kHasLowBits && HasUpperBits(low);
