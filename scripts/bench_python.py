@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""Measures the Python client beside the C++ client: the same tensor through the same daemon, in turns, in one run.
+"""Measures the Python client, by both of its ways, beside the C++ client: the same tensors through the same daemon, in
+turns, in one run.
 
 usage: bench_python.py [--rounds 5] [--calls 4] [--mebibytes 64] [--bin bin] [--output FILE.json]
 
-GB/s are 10^9 bytes of FP16 tensor a second, one call at a time, int4(group=64); the median of the rounds counts, and
-the ratio is the median of each round's own ratio. "into out" decompresses into an array that is there already; the
-other decompression makes a new array, whose pages the kernel must clear first. The C++ side is the client library under
-kvc_load, which hashes what comes piece by piece and keeps nothing.
+Tensors have 64 KiB, 1 MiB, and as many MiB as `--mebibytes` says, of which `--calls` are made a round; of the others
+up to a hundred times as many. One call at a time, int4(group=64). GB/s are 10^9 bytes of FP16 tensor a second; the
+median of the rounds counts, and the ratio is the median of each round's own ratio. "Python" is the client by the gRPC of
+C++, "grpcio" the one without its module; CPU is that of the client's process, of both, in s/GB. "into out" decompresses
+into an array that is there already; the other decompression makes a new array, whose pages the kernel must clear first.
+The C++ side is the client library under kvc_load, which hashes what comes piece by piece and keeps nothing, and connects
+once a round.
 """
 import argparse
 import json
@@ -21,6 +25,8 @@ import kvcompress
 import numpy as np
 
 CODEC = "int4(group=64)"
+WAYS = {"Python": "require", "grpcio": "off"}
+CALLS = ("compress", "decompress", "decompress into out")
 
 
 class Daemon:
@@ -45,40 +51,59 @@ class Daemon:
         self.process.wait(30)
 
 
-def cpp_seconds(args, address, shared, *flags):
+def cpp_seconds(binaries, address, shared, size, calls, *flags):
     """Of one call of the C++ client, whose output is hashed."""
-    command = [args.bin / "kvc_load", f"--address={address}", f"--shared_memory={str(shared).lower()}",
-               f"--tensor_bytes={args.mebibytes << 20}", f"--calls={args.calls}", f"--codec={CODEC}", *flags]
+    command = [binaries / "kvc_load", f"--address={address}", f"--shared_memory={str(shared).lower()}",
+               f"--tensor_bytes={size}", f"--calls={calls}", f"--codec={CODEC}", *flags]
     outcome = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)[0]
-    assert outcome["codes"] == {"OK": args.calls}, outcome
-    return outcome["seconds"] / args.calls
+    assert outcome["codes"] == {"OK": calls}, outcome
+    return outcome["seconds"] / calls
 
 
-def python_seconds(args, work):
+def python_seconds(calls, work):
+    """Of one call: on the clock, and of this process' CPU."""
     work()  # the first connects, or clears pages
-    started = time.perf_counter()
-    for _ in range(args.calls):
+    started, started_cpu = time.perf_counter(), time.process_time()
+    for _ in range(calls):
         work()
-    return (time.perf_counter() - started) / args.calls
+    return (time.perf_counter() - started) / calls, (time.process_time() - started_cpu) / calls
 
 
-def measure(args, address, shared, values):
-    """Lists of seconds by name, one entry a round."""
-    with kvcompress.Client(address, timeout=60, shared_memory=shared) as client:
-        frame = client.compress(values, CODEC)
-        out = np.empty_like(values)
-        contestants = {
-            "C++ compress": lambda: cpp_seconds(args, address, shared),
-            "compress": lambda: python_seconds(args, lambda: client.compress(values, CODEC)),
-            "C++ decompress": lambda: cpp_seconds(args, address, shared, "--decompress"),
-            "decompress": lambda: python_seconds(args, lambda: client.decompress(frame)),
-            "decompress into out": lambda: python_seconds(args, lambda: client.decompress(frame, out=out)),
-        }
-        seconds = {name: [] for name in contestants}
-        for _ in range(args.rounds):
-            for name, work in contestants.items():
-                seconds[name].append(work())
-    return seconds
+def measure(args, address, shared, size, calls):
+    """Rows of one table: readings by call, one a round."""
+    values = np.random.default_rng(1).standard_normal(size // 2, np.float32).astype(np.float16)
+    out = np.empty_like(values)
+    readings = {call: {"cpp": [], **{way: [] for way in WAYS}} for call in CALLS}
+    clients = {
+        way: kvcompress.Client(address, timeout=60, shared_memory=shared, native=native) for way, native in WAYS.items()
+    }
+    for _ in range(args.rounds):
+        for call, by in readings.items():
+            flags = ["--decompress"] if call.startswith("decompress") else []
+            by["cpp"].append(cpp_seconds(args.bin, address, shared, size, calls, *flags))
+            for way, client in clients.items():
+                frame = client.compress(values, CODEC)
+                work = {
+                    "compress": lambda client=client: client.compress(values, CODEC),
+                    "decompress": lambda client=client, frame=frame: client.decompress(frame),
+                    "decompress into out": lambda client=client, frame=frame: client.decompress(frame, out=out),
+                }[call]
+                by[way].append(python_seconds(calls, work))
+    for client in clients.values():
+        client.close()
+    return readings
+
+
+def row_of(path, size, call, by):
+    cpp = [size / seconds / 1e9 for seconds in by["cpp"]]
+    speeds = {way: [size / seconds / 1e9 for seconds, _ in by[way]] for way in WAYS}
+    cpu = {way: statistics.median(cpu for _, cpu in by[way]) / size * 1e9 for way in WAYS}
+    ratio = statistics.median(mine / its for mine, its in zip(speeds["Python"], cpp, strict=True))
+    medians = [statistics.median(each) for each in (cpp, speeds["Python"], speeds["grpcio"])]
+    cells = [f"{value:.2f}" for value in (*medians, ratio, cpu["Python"], cpu["grpcio"])]
+    print(f"| {path} | {size >> 10} KiB | {call} | {' | '.join(cells)} |", flush=True)
+    return {"path": path, "tensor_bytes": size, "call": call, "gb_per_s": speeds["Python"], "cpp_gb_per_s": cpp,
+            "grpcio_gb_per_s": speeds["grpcio"], "cpu_s_per_gb": cpu["Python"], "grpcio_cpu_s_per_gb": cpu["grpcio"]}
 
 
 def main():
@@ -89,26 +114,21 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path, default=pathlib.Path("bin"))
     parser.add_argument("--output", type=pathlib.Path)
     args = parser.parse_args()
-    size = args.mebibytes << 20
-    values = np.random.default_rng(1).standard_normal(size // 2, np.float32).astype(np.float16)
+    largest = args.mebibytes << 20
     rows = []
-    print("| path | call | C++ GB/s | Python GB/s | ratio |\n|---|---|---|---|---|")
+    print("| path | tensor | call | C++ GB/s | Python | grpcio | Python / C++ | Python CPU s/GB | grpcio |\n" + "|---" * 9 + "|")
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
         daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
         try:
             for path, (address, shared) in daemon.paths.items():
-                seconds = measure(args, address, shared, values)
-                for call in ("compress", "decompress", "decompress into out"):
-                    ours, theirs = seconds[call], seconds["C++ " + call.split()[0]]
-                    cpp, python = ([size / each / 1e9 for each in times] for times in (theirs, ours))
-                    rows.append({"path": path, "call": call, "gb_per_s": python, "cpp_gb_per_s": cpp})
-                    ratio = statistics.median(mine / its for mine, its in zip(python, cpp, strict=True))
-                    medians = " | ".join(f"{statistics.median(speeds):.2f}" for speeds in (cpp, python))
-                    print(f"| {path} | {call} | {medians} | {ratio:.2f} |", flush=True)
+                for size in (64 << 10, 1 << 20, largest):
+                    calls = args.calls * min(100, max(1, largest // size))
+                    for call, by in measure(args, address, shared, size, calls).items():
+                        rows.append(row_of(path, size, call, by))
         finally:
             daemon.stop()
     if args.output:
-        args.output.write_text(json.dumps({"tensor_bytes": size, "rows": rows}) + "\n")
+        args.output.write_text(json.dumps({"rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class Call final : public MessageSink, public CallWatch {
     if (bytes.empty()) return absl::OkStatus();
     if (compresses() && bytes.size() > output_bytes_.size() - filled_) {
       const nb::gil_scoped_acquire acquire;
-      const absl::Status grown = Guard([&] { GrowFrame(filled_ + bytes.size()); });
+      absl::Status grown = Guard([&] { GrowFrame(filled_ + bytes.size()); });
       if (!grown.ok()) return grown;
     }
     std::memcpy(output_bytes_.data() + filled_, bytes.data(), bytes.size());

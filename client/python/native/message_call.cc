@@ -2,9 +2,7 @@
 
 #include <grpc/grpc.h>
 
-#include <cstdlib>
 #include <list>
-#include <mutex>
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
@@ -45,20 +43,6 @@ class Lent {
 Lent& LentBytes() {
   static auto& lent = *new Lent;  // never destroyed: calls may be after the end of main
   return lent;
-}
-
-// gRPC's support for forks would wait in a fork for threads that are inside calls. A child makes no use of what is
-// here.
-void InitGrpc() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    constexpr char kVariable[] = "GRPC_ENABLE_FORK_SUPPORT";
-    const char* set = std::getenv(kVariable);
-    const std::optional<std::string> before = set == nullptr ? std::nullopt : std::optional<std::string>(set);
-    setenv(kVariable, "0", 1);
-    grpc_init();  // for good
-    before ? setenv(kVariable, before->c_str(), 1) : unsetenv(kVariable);
-  });
 }
 
 template <typename D>
@@ -130,7 +114,7 @@ absl::StatusOr<std::unique_ptr<MessageCall>> Begin(std::shared_ptr<grpc::Channel
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options) {
-  InitGrpc();
+  grpc_init();  // for good: gRPC reads its environment once
   // gRPC ends the process when it cannot start a thread.
   KVC_RETURN_IF_ERROR(ThreadReserve::Take(GrpcThreads()).status());
   RemoteOptions remote;

@@ -153,6 +153,7 @@ class _Process:
     fault = ""
     is_in_doubt = False  # whether gRPC has taken part in the fork
     native_generation: int | None = None  # of the process that has used the gRPC of C++
+    variable = threading.Lock()
     gate = Gate()
     # Destructors of what the parent has would wait for locks that nobody will ever release.
     left: ClassVar[list[Any]] = []
@@ -187,6 +188,22 @@ def use_native() -> bool:
     if _Process.native_generation is None:
         _Process.native_generation = _Process.generation
     return _Process.native_generation == _Process.generation
+
+
+@contextlib.contextmanager
+def without_support() -> Iterator[None]:
+    """While another gRPC than grpcio reads the variable: its support for forks would wait, in a fork, for threads that
+    are inside calls."""
+    with _Process.variable:
+        before = os.environ.get(_VARIABLE)
+        os.environ[_VARIABLE] = "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_VARIABLE]
+            else:
+                os.environ[_VARIABLE] = before
 
 
 def begun(call: object) -> None:

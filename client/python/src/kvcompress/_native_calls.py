@@ -52,7 +52,8 @@ class NativeChannel:
         if self._made is None and self._is_wanted:
             with self._lock:
                 if self._made is None and _fork.use_native():
-                    self._made = _native.Channel(*self._arguments)
+                    with _fork.without_support():
+                        self._made = _native.Channel(*self._arguments)
         return self._made
 
     def close(self) -> None:
