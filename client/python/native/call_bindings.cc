@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -27,7 +28,7 @@ namespace nb = nanobind;
 namespace kvcompress {
 namespace {
 
-// Threads inside calls, which end before the interpreter does: none could go back into that later.
+// Threads inside calls. The interpreter waits for them at its end: none could go back into it later.
 class Threads {
  public:
   void Enter() {
@@ -61,6 +62,25 @@ Threads& AllThreads() {
   static auto& threads = *new Threads;
   return threads;
 }
+
+// While a thread works without the GIL.
+class Away {
+ public:
+  Away() {
+    if (AllThreads().ends()) throw std::runtime_error("the process ends");
+    AllThreads().Enter();
+    release_.emplace();
+  }
+  Away(const Away&) = delete;
+  Away& operator=(const Away&) = delete;
+  ~Away() {
+    release_.reset();
+    AllThreads().Leave();
+  }
+
+ private:
+  std::optional<nb::gil_scoped_release> release_;
+};
 
 class Call;
 
@@ -104,7 +124,7 @@ class Call final : public MessageSink, public CallWatch {
     const auto begin = compresses() ? &MessageCall::Compress : &MessageCall::Decompress;
     absl::Status status;
     {
-      const nb::gil_scoped_release release;
+      const Away away;
       auto call = begin(channel_->channel, parts, views, options, *this);
       status = call.status();
       if (call.ok()) call_ = *std::move(call);
@@ -205,11 +225,9 @@ class Call final : public MessageSink, public CallWatch {
   bool compresses() const { return output_.is_none(); }
 
   void Run() {
-    AllThreads().Enter();
     {
-      const nb::gil_scoped_release release;
+      const Away away;
       end_ = call_->Run(*this);
-      AllThreads().Leave();
     }
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
