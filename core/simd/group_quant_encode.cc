@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
+#include "core/simd/group_codes-inl.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
@@ -22,81 +24,28 @@ constexpr size_t kPrefetchBytes = 8192;
 // those of errors, which do not.
 constexpr size_t kPrefetchCodes = 1024;
 
-// ---- Codes
-
-// Codes as whole numbers, and as integers of which the low 8 bits count.
-struct Codes {
-  VF number;
-  VU bits;
-};
-
-// round(x / scale), half away from zero, for a group that is not unusual.
-//
-// F16 and BF16: x r + 1.5 2^23 with r = (1 + 2^-21) / scale leaves the nearest integer in the low bits of the sum.
-// That is the same code as the definition's. Let x = X 2^i and scale = S 2^j with integers X < 2^11, S < 2^11, and
-// e = i - j. If the quotient is no tie, its distance from a tie k + 1/2 is |X 2^(e+1) - (2k+1) S| / 2S, where the
-// numerator is a positive multiple of min(1, 2^(e+1)): so the distance is at least 1 / 2S > 2^-12, or, when e < -1, at
-// least 2^e / S = quotient / X, which is above 2^-13 for the quotients from 1/4 that alone can round to more than 0.
-// The product x r is off the quotient by a relative 2^-21 +- 2^-23 (two roundings of 2^-24 each): it turns a tie up,
-// and as no quotient exceeds 2^7 it moves others by less than 2^-13. Rounding the quotient to binary32 first, as the
-// definition does, moves it by a relative 2^-24 and so changes neither.
-//
-// F32: the quotient itself, plus the largest number below 1/2, truncated; 1/2 would round 0.5 - 2^-25 up.
-template <DType kT>
-HWY_INLINE Codes Round(VF x, VF divisor) {
-  const DF df;
-  const DI di;
-  const DU du;
-  if constexpr (kDividesExactly<kT>) {
-    const VF quotient = hn::Div(x, divisor);
-    const auto whole = hn::ConvertTo(di, hn::Add(quotient, hn::CopySignToAbs(hn::Set(df, 0x1.fffffep-2f), quotient)));
-    return {hn::ConvertTo(df, whole), hn::BitCast(du, whole)};
-  } else {
-    const VF magic = hn::Set(df, 0x1.8p23f);
-    const VF sum = hn::MulAdd(x, divisor, magic);
-    return {hn::Sub(sum, magic), hn::BitCast(du, sum)};
-  }
-}
-
-// Codes to the values that Dequantize gives for them.
-template <DType kT, bool kNibbles>
-class Decoder {
- public:
-  HWY_INLINE explicit Decoder(float scale) : scale_(hn::Set(DF(), scale)) {}
-  HWY_INLINE VF operator()(const Codes& codes) const { return RoundTo<kT>(DF(), hn::Mul(codes.number, scale_)); }
-
- private:
-  VF scale_;
-};
-
-#if KVC_TARGET_AVX512
-// A table of all 16 values, of which the permutation takes the low 4 bits as the index.
-template <DType kT>
-class Decoder<kT, true> {
- public:
-  HWY_INLINE explicit Decoder(float scale) {
-    const DF df;
-    const VF codes{_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)};
-    table_ = RoundTo<kT>(df, hn::Mul(codes, hn::Set(df, scale)));
-  }
-  HWY_INLINE VF operator()(const Codes& codes) const { return VF{_mm512_permutexvar_ps(codes.bits.raw, table_.raw)}; }
-
- private:
-  VF table_;
-};
-#endif
-
 // What is measured on the way: nothing, ErrorSums, or all that a TokenMeter does.
 enum class Measure { kNothing, kErrors, kTokens };
 
-// Quantizes a group that is not unusual. Codes leave as bytes, or packed as 4-bit codes when kNibbles.
-template <DType kT, size_t kGroup, bool kNibbles, Measure kMeasure>
-HWY_INLINE void QuantizeGroup(const uint8_t* values, float scale, float divisor, uint8_t* out, LaneSums& sums,
+// How the codes of a group are made: its `divisor` is the tile's, or the scale where the group is unusual.
+struct GroupScales {
+  float scale;
+  float divisor;
+  float qmax;
+};
+
+// Quantizes a group. Codes leave as bytes, or packed as 4-bit codes when kNibbles.
+template <DType kT, size_t kGroup, bool kNibbles, bool kUnusual, Measure kMeasure>
+HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, uint8_t* out, LaneSums& sums,
                               [[maybe_unused]] float* errors) {
   const DF df;
   constexpr size_t kSize = DTypeSize(kT);
-  const Decoder<kT, kNibbles> decode(scale);
-  const VF divisors = hn::Set(df, divisor);
+  const Decoder<kT, kNibbles> decode(scales.scale);
+  const VF divisors = hn::Set(df, scales.divisor);
+  const auto round = [&](VF x) HWY_ATTR {
+    if constexpr (kUnusual) return RoundAndClamp(x, divisors, hn::Set(df, scales.qmax));
+    return Round<kT>(x, divisors);
+  };
   const auto measure = [&](size_t at, VF x, const Codes& codes) HWY_ATTR {
     if constexpr (kMeasure == Measure::kNothing) return;
     const VF error = hn::Sub(x, decode(codes));
@@ -116,12 +65,12 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, float scale, float divisor,
     for (size_t v = 0; v < 16 / kLanes; ++v) {
       const size_t at = i + v * kLanes;
       const VF x = LoadF32<kT>(df, values + at * kSize);
-      const Codes codes = Round<kT>(x, divisors);
+      const Codes codes = round(x);
       measure(at, x, codes);
       low_bytes[v] = codes.bits;
       if constexpr (kNibbles) {
         const VF upper = LoadF32<kT>(df, values + (at + kBytes) * kSize);
-        const Codes upper_codes = Round<kT>(upper, divisors);
+        const Codes upper_codes = round(upper);
         measure(at + kBytes, upper, upper_codes);
         low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
       }
@@ -150,6 +99,9 @@ class Quantizer {
     groups_ = groups;
     scales_ = scales;
     codes_ = codes;
+    if constexpr (kMeasure == Measure::kErrors) {
+      if (total_groups_ == 0 && groups > 0) lanes_ = LaneSums(ShiftOf<kT>(values, groups * group_));
+    }
     total_groups_ += groups;
     // The scales of the next tile are under way while the codes of this one are computed: that hides the latency of
     // the maxima, the divisions and the conversions.
@@ -158,22 +110,22 @@ class Quantizer {
     for (size_t begin = 0, i = 0; begin < groups_; begin += kTileGroups, ++i) {
       const size_t next = begin + kTileGroups;
       if (next < groups_ && !Prepare(next, tiles[(i + 1) % 2])) return false;
-      if (!Encode(begin, tiles[i % 2])) return false;
+      Encode(begin, tiles[i % 2]);
     }
     if constexpr (kMeasure == Measure::kTokens) PassOn(groups_);
     return true;
   }
 
-  // Adds what all runs came to. False where the squares of the errors fall below the range of binary32, and so do those
-  // of the values if they are as small, for then their codes are 0; and where the values are next to equal: rare enough
-  // to start again.
-  HWY_NOINLINE bool AddSums(ErrorSums* sums) {
+  // Adds what all runs came to. False where binary32 did not hold it.
+  HWY_NOINLINE bool AddSums(ErrorSums& sums) {
     wide_.Flush(lanes_);
-    const ErrorSums usual = wide_.Totals((total_groups_ - unusual_groups_) * group_, lanes_);
-    ErrorSums total = unusual_sums_;
-    total.Merge(usual);
-    if (!SafeInLanes(total.max_abs_error) || !wide_.DifferencesFollow(usual, lanes_)) return false;
-    sums->Merge(total);
+    const ErrorSums total = wide_.Totals(total_groups_ * group_, lanes_);
+    // F16, and the values of groups that are not unusual, are small, and not too small beside their errors.
+    constexpr double kLeastSquares = 0x1p-60, kMostSquares = 0x1p100;
+    const bool is_held =
+        kT == DType::kF16 || !has_unusual_ || (total.sum_squares >= kLeastSquares && total.sum_squares <= kMostSquares);
+    if (!is_held || !SafeInLanes(total.max_abs_error) || !wide_.DifferencesFollow(total, lanes_)) return false;
+    sums.Merge(total);
     return true;
   }
 
@@ -186,7 +138,7 @@ class Quantizer {
     return TileScales<kT>(limits_, maxima, tile);
   }
 
-  HWY_NOINLINE bool Encode(size_t begin, const Tile& tile) {
+  HWY_NOINLINE void Encode(size_t begin, const Tile& tile) {
     const size_t n = GroupsFrom(begin);
     std::memcpy(scales_ + 2 * begin, tile.scale_bits, 2 * n);
     const bool direct = kNibbles || format_.bits == 8;
@@ -198,15 +150,13 @@ class Quantizer {
       default: EncodeGroups<kMaxGroup>(begin, n, tile, out);
     }
     if (!direct) Pack(format_.bits, group_, unpacked_, n, codes);
-    if (HWY_UNLIKELY(tile.any_unusual) && !EncodeUnusual(begin, tile)) return false;
+    has_unusual_ = has_unusual_ || tile.any_unusual;
     if constexpr (kMeasure == Measure::kTokens) {
       filled_ += n;
       if ((filled_ + kTileGroups) * group_ > kErrors) PassOn(begin + n);
     }
-    return true;
   }
 
-  // Those of the tile that are not unusual.
   template <size_t kGroup>
   HWY_INLINE void EncodeGroups(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
     const uint8_t* values = values_ + begin * kGroup * DTypeSize(kT);
@@ -214,13 +164,16 @@ class Quantizer {
     LaneSums lanes = lanes_;
     for (size_t g = 0; g < n; ++g) {
       if (HWY_LIKELY(!tile.unusual[g])) {
-        QuantizeGroup<kT, kGroup, kNibbles, kMeasure>(values, tile.scale[g], tile.divisor[g], out, lanes, errors);
-        if constexpr (kMeasure == Measure::kErrors) {
-          additions_ += kGroup / kLanes;
-          if (additions_ >= LaneSums::kFlushAfter) {
-            wide_.Flush(lanes);
-            additions_ = 0;
-          }
+        const GroupScales scales{tile.scale[g], tile.divisor[g], limits_.qmax};
+        QuantizeGroup<kT, kGroup, kNibbles, false, kMeasure>(values, scales, out, lanes, errors);
+      } else {
+        lanes = EncodeUnusual<kGroup>(values, tile.scale[g], out, lanes, errors);
+      }
+      if constexpr (kMeasure == Measure::kErrors) {
+        additions_ += kGroup / kLanes;
+        if (additions_ >= LaneSums::kFlushAfter) {
+          wide_.Flush(lanes);
+          additions_ = 0;
         }
       }
       values += kGroup * DTypeSize(kT);
@@ -241,17 +194,12 @@ class Quantizer {
     return kMeasure == Measure::kTokens ? errors_ + (filled_ + g) * group_ : nullptr;
   }
 
-  // Groups whose scale or codes need the corrections of the definition.
-  HWY_NOINLINE bool EncodeUnusual(size_t begin, const Tile& tile) {
-    for (size_t g = begin; g < begin + GroupsFrom(begin); ++g) {
-      if (!tile.unusual[g - begin]) continue;
-      ++unusual_groups_;
-      if (!scalar::Quantize(format_, values_ + g * group_bytes_, group_, scales_ + 2 * g, codes_ + g * code_bytes_,
-                            kMeasure == Measure::kErrors ? &unusual_sums_ : nullptr, ErrorsAt(g - begin))) {
-        return false;
-      }
-    }
-    return true;
+  // By value, so that the lanes of other groups stay in registers.
+  template <size_t kGroup>
+  HWY_NOINLINE LaneSums EncodeUnusual(const uint8_t* values, float scale, uint8_t* out, LaneSums lanes, float* errors) {
+    const GroupScales scales{scale, scale, limits_.qmax};
+    QuantizeGroup<kT, kGroup, kNibbles, true, kMeasure>(values, scales, out, lanes, errors);
+    return lanes;
   }
 
   const GroupQuantFormat& format_;
@@ -270,10 +218,9 @@ class Quantizer {
   size_t filled_ = 0;  // in groups
   LaneSums lanes_{0};
   WideSums wide_;
-  ErrorSums unusual_sums_;
   size_t additions_ = 0;
   size_t total_groups_ = 0;
-  size_t unusual_groups_ = 0;
+  bool has_unusual_ = false;
 };
 
 // Calls visit(run, groups, scales, codes) for the whole groups of each run, until one call returns false.
@@ -291,36 +238,36 @@ bool ForEachRun(const GroupQuantFormat& format, std::span<const ValueRun> runs, 
 
 template <DType kT, bool kNibbles, Measure kMeasure>
 bool QuantizeWith(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                  ErrorSums* sums, TokenMeter* tokens) {
+                  ErrorSums* sums, TokenMeter* tokens, [[maybe_unused]] bool* has_sums) {
   Quantizer<kT, kNibbles, kMeasure> quantizer(format, tokens);
   const auto fast = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
     return quantizer.Run(values, groups, scale_out, code_out);
   };
   if (!ForEachRun(format, runs, scales, codes, fast)) return false;
-  if (kMeasure != Measure::kErrors || quantizer.AddSums(sums)) return true;
-  const auto exact = [&](const uint8_t* values, size_t groups, uint8_t* scale_out, uint8_t* code_out) {
-    return scalar::Quantize(format, values, groups * format.group, scale_out, code_out, sums);
-  };
-  return ForEachRun(format, runs, scales, codes, exact);
+  if constexpr (kMeasure == Measure::kErrors) *has_sums = quantizer.AddSums(*sums);
+  return true;
 }
 
 template <DType kT, bool kNibbles>
 bool QuantizeAs(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                ErrorSums* sums, TokenMeter* tokens) {
-  if (!sums) return QuantizeWith<kT, kNibbles, Measure::kNothing>(format, runs, scales, codes, sums, tokens);
-  if (!tokens) return QuantizeWith<kT, kNibbles, Measure::kErrors>(format, runs, scales, codes, sums, tokens);
-  return QuantizeWith<kT, kNibbles, Measure::kTokens>(format, runs, scales, codes, sums, tokens);
+                ErrorSums* sums, TokenMeter* tokens, bool* has_sums) {
+  const auto with = [&]<Measure kMeasure>(std::integral_constant<Measure, kMeasure>) {
+    return QuantizeWith<kT, kNibbles, kMeasure>(format, runs, scales, codes, sums, tokens, has_sums);
+  };
+  if (!sums) return with(std::integral_constant<Measure, Measure::kNothing>());
+  if (!tokens) return with(std::integral_constant<Measure, Measure::kErrors>());
+  return with(std::integral_constant<Measure, Measure::kTokens>());
 }
 
 }  // namespace
 
-// QuantizeRuns for whole groups.
+// QuantizeRuns for whole groups. `has_sums` becomes false where sums without tokens did not come to anything.
 bool QuantizeGroups(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
-                    ErrorSums* sums, TokenMeter* tokens) {
+                    ErrorSums* sums, TokenMeter* tokens, bool* has_sums) {
   return VisitDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
-    return format.bits == 4 ? QuantizeAs<kT, true>(format, runs, scales, codes, sums, tokens)
-                            : QuantizeAs<kT, false>(format, runs, scales, codes, sums, tokens);
+    return format.bits == 4 ? QuantizeAs<kT, true>(format, runs, scales, codes, sums, tokens, has_sums)
+                            : QuantizeAs<kT, false>(format, runs, scales, codes, sums, tokens, has_sums);
   });
 }
 
@@ -337,24 +284,24 @@ HWY_EXPORT(CompiledTargetName);
 
 namespace {
 
-// Measures once more, by what they are decoded to, values that have been quantized.
-void MeasureExactly(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
-                    const uint8_t* codes, ErrorSums& sums, TokenMeter& tokens) {
+// Measures, by what they are decoded to, values that have been quantized; for `tokens` as well, if not null.
+void MeasureDecoded(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
+                    const uint8_t* codes, ErrorSums& sums, TokenMeter* tokens) {
   constexpr size_t kTile = 16 * kMaxGroup;
   uint8_t decoded[kTile * sizeof(float)];
-  tokens.BeginExact();
+  if (tokens != nullptr) tokens->BeginExact();
   for (const ValueRun& run : runs) {
     for (size_t at = 0; at < run.count; at += kTile) {
       const size_t count = std::min(kTile, run.count - at);
       const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
       Dequantize(format, scales, codes, count, decoded);
       MeasureErrors(format.dtype, values, decoded, count, sums);
-      tokens.AddDecoded(format.dtype, values, decoded, count);
+      if (tokens != nullptr) tokens->AddDecoded(format.dtype, values, decoded, count);
       scales += 2 * GroupCount(format.group, count);
       codes += PackedBytes(format.bits, format.group, count);
     }
   }
-  (void)tokens.End();  // it always holds
+  if (tokens != nullptr) (void)tokens->End();  // it always holds
 }
 
 }  // namespace
@@ -363,7 +310,8 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
                   ErrorSums* sums, TokenMeter* tokens) {
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
-  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums, tokens)) return false;
+  bool has_sums = true;
+  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums, tokens, &has_sums)) return false;
   if (!runs.empty()) {
     size_t groups = 0;
     for (const ValueRun& run : runs) groups += run.count / format.group;
@@ -373,17 +321,16 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
     float errors[kMaxGroup];
     if (!scalar::Quantize(format, values, tail, scale_out + 2 * groups,
                           code_out + PackedBytes(format.bits, format.group, groups * format.group),
-                          tokens == nullptr ? sums : nullptr, tokens == nullptr ? nullptr : errors)) {
+                          tokens == nullptr && has_sums ? sums : nullptr, tokens == nullptr ? nullptr : errors)) {
       return false;
     }
     if (tokens != nullptr) tokens->Add(format.dtype, values, errors, tail);
   }
-  if (tokens == nullptr) return true;
-  if (tokens->End()) {
-    sums->Merge(tokens->sums());
-  } else {
-    MeasureExactly(format, runs, scale_out, code_out, *sums, *tokens);
+  if (tokens != nullptr) {
+    has_sums = tokens->End();
+    if (has_sums) sums->Merge(tokens->sums());
   }
+  if (!has_sums) MeasureDecoded(format, runs, scale_out, code_out, *sums, tokens);
   return true;
 }
 

@@ -84,7 +84,7 @@ struct ScaleLimits {
   float qmax;
   float max_value;  // magnitudes above are refused
   int first_fine;   // scales from first_fine to last_fine are max / qmax rounded, and no code needs clamping;
-  int last_fine;    // groups with others need GroupScale() and the scalar definition
+  int last_fine;    // groups with others are unusual
 };
 
 template <DType kT>
@@ -103,22 +103,22 @@ ScaleLimits LimitsFor(int bits) {
 }
 
 // Whether a quotient has to be divided, because its dtype has more digits than a reciprocal leaves right; see Round in
-// group_quant_encode.cc.
+// group_codes-inl.h.
 template <DType kT>
 constexpr bool kDividesExactly = MantissaBits(kT) > MantissaBits(DType::kF16);
 
 // The scales of a tile.
 struct Tile {
   HWY_ALIGN float scale[kTileGroups];
-  // F16 and BF16: 1 / scale, a little more (see Round in group_quant_encode.cc); F32: the scale. Such that zeros give
+  // F16 and BF16: 1 / scale, a little more (see Round in group_codes-inl.h); F32: the scale. Such that zeros give
   // the code 0 at scale 0.
   HWY_ALIGN float divisor[kTileGroups];
   HWY_ALIGN uint16_t scale_bits[kTileGroups];
-  HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: the group needs the scalar definition
+  HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: codes are quotients by the scale, and need clamping
   bool any_unusual;
 };
 
-// The bump of reciprocals that turns ties upwards; see Round in group_quant_encode.cc.
+// The bump of reciprocals that turns ties upwards; see Round in group_codes-inl.h.
 constexpr float kTieBump = 1 + 0x1p-21f;
 
 // Loads in blocks of 128 bits, as TileMaxima stores: a load of more than one recent store would wait for the cache.
@@ -130,6 +130,43 @@ HWY_INLINE hn::Vec<D> LoadBlocks(D d, const hn::TFromD<D>* from) {
     const hn::Half<D> half;
     return hn::Combine(d, LoadBlocks(half, from + hn::Lanes(half)), LoadBlocks(half, from));
   }
+}
+
+// The scale of these bits of GroupScale.
+template <DType kT>
+HWY_INLINE VF ScalesOf(hn::Vec<DI> bits) {
+  const DF df;
+  const DI di;
+  const auto magnitude = hn::And(bits, hn::Set(di, 0x7fff));
+  const VF scale = F32FromF16(df, hn::DemoteTo(hn::Rebind<uint16_t, DF>(), magnitude));
+  if constexpr (kT == DType::kF16) return scale;
+  const auto is_bf16 = hn::RebindMask(df, hn::Gt(bits, hn::Set(di, 0x7fff)));
+  return hn::IfThenElse(is_bf16, hn::BitCast(df, hn::ShiftLeft<16>(magnitude)), scale);
+}
+
+// What GroupScale makes of `bits`, the quotients of the largest magnitudes `max` and qmax rounded to F16. One step is
+// always enough: it is more than the rounding took.
+template <DType kT>
+HWY_NOINLINE hn::Vec<DI> CorrectScales(const ScaleLimits& limits, VF max, hn::Vec<DI> bits) {
+  const DF df;
+  const DI di;
+  const auto one = hn::Set(di, 1);
+  const VF qmax = hn::Set(df, limits.qmax);
+  if constexpr (kT != DType::kF16) {
+    const auto is_normal = hn::And(hn::Gt(bits, hn::Set(di, kSmallestNormalF16 - 1)),
+                                   hn::Lt(bits, hn::Set(di, int{InfinityBits(DType::kF16)})));
+    const auto is_zero = hn::RebindMask(di, hn::Eq(max, hn::Zero(df)));
+    const auto bf16 = hn::BitCast(di, hn::ShiftRight<16>(RoundToUpperHalf(df, hn::Div(max, qmax))));
+    bits = hn::IfThenElse(hn::Or(is_normal, is_zero), bits, hn::Or(bf16, hn::Set(di, 0x8000)));
+  }
+  const VF reach = hn::Mul(hn::Set(df, limits.qmax + 0.5f), ScalesOf<kT>(bits));
+  bits = hn::Add(bits, hn::IfThenElseZero(hn::RebindMask(di, hn::Lt(reach, max)), one));
+  if constexpr (kT == DType::kF16) {
+    const VF least_infinite = hn::Set(df, 65520.0f);  // of what is rounded to F16
+    const auto overflows = hn::Ge(hn::Mul(qmax, ScalesOf<kT>(bits)), least_infinite);
+    bits = hn::Sub(bits, hn::IfThenElseZero(hn::RebindMask(di, overflows), one));
+  }
+  return bits;
 }
 
 // Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of range.
@@ -157,6 +194,11 @@ HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, 
     const VF unusual = hn::IfThenElseZero(hn::Gt(max, hn::Zero(df)), hn::BitCast(df, outside));
     any_unusual = hn::Or(any_unusual, unusual);
     hn::Store(hn::BitCast(di, unusual), di, tile.unusual + i);
+    if (HWY_UNLIKELY(!hn::AllTrue(di, hn::Eq(hn::BitCast(di, unusual), hn::Zero(di))))) {
+      const auto corrected = CorrectScales<kT>(limits, max, wide);
+      hn::Store(hn::DemoteTo(du16, corrected), du16, tile.scale_bits + i);
+      hn::Store(ScalesOf<kT>(corrected), df, tile.scale + i);
+    }
   }
   tile.any_unusual = !hn::AllTrue(di, hn::Eq(hn::BitCast(di, any_unusual), hn::Zero(di)));
   return hn::AllTrue(di, hn::Eq(hn::BitCast(di, refused), hn::Zero(di)));
