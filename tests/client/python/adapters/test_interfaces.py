@@ -11,6 +11,7 @@ import sys
 
 import engines
 import pytest
+from engine_interfaces import FIELDS, HIT_POLICIES, HOST_POOLS, INTERFACES
 
 ADAPTERS = {
     "KVConnectorBase_V1": ("kvcompress.adapters.vllm", "KvCompressConnector", engines.provide_vllm),
@@ -20,7 +21,7 @@ ADAPTERS = {
     "Deserializer": ("kvcompress.adapters.lmcache", "KvCompressDeserializer", engines.provide_lmcache),
     "L2AdapterInterface": ("kvcompress.adapters.lmcache", "KvCompressL2Adapter", engines.provide_lmcache),
 }
-IDS = [f"{release}: {name}" for release, _, name, _ in engines.INTERFACES]
+IDS = [f"{release}: {name}" for release, _, name, _ in INTERFACES]
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -29,7 +30,7 @@ def test_an_adapter_takes_the_calls_of_its_interface(name):
     provide()
     found = getattr(importlib.import_module(module), adapter)
     assert not inspect.isabstract(found)
-    (methods,) = [methods for _, _, other, methods in engines.INTERFACES if other == name]
+    (methods,) = [methods for _, _, other, methods in INTERFACES if other == name]
     reference = engines.interface(name)
     for method in (method.lstrip("*@") for method in methods if method != "__init__"):
         wanted = inspect.signature(getattr(reference, method)).parameters
@@ -49,7 +50,7 @@ def sources():
     return pathlib.Path(folder)
 
 
-@pytest.mark.parametrize(("release", "path", "name", "methods"), engines.INTERFACES, ids=IDS)
+@pytest.mark.parametrize(("release", "path", "name", "methods"), INTERFACES, ids=IDS)
 def test_an_interface_is_that_of_the_release(release, path, name, methods):
     folder = sources()
     package, version = release.split()
@@ -69,8 +70,8 @@ def test_an_interface_is_that_of_the_release(release, path, name, methods):
         assert ast.unparse(parsed).removeprefix("self").removeprefix("cls").removeprefix(", ") == arguments, method
 
 
-@pytest.mark.parametrize(("release", "path", "name", "fields"), engines.FIELDS,
-                         ids=[f"{release}: {name}" for release, _, name, _ in engines.FIELDS])
+@pytest.mark.parametrize(("release", "path", "name", "fields"), FIELDS,
+                         ids=[f"{release}: {name}" for release, _, name, _ in FIELDS])
 def test_fields_are_those_of_the_release(release, path, name, fields):
     tree = ast.parse((sources() / path).read_text())
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
@@ -88,10 +89,10 @@ def class_of(release, path, name):
 
 def test_the_policies_of_pools_are_those_of_the_release():
     found = class_of("sglang 0.5.23", "sglang/srt/mem_cache/hicache_storage.py", "PoolHitPolicy")
-    assert [node.targets[0].id for node in found.body if isinstance(node, ast.Assign)] == engines.HIT_POLICIES
+    assert [node.targets[0].id for node in found.body if isinstance(node, ast.Assign)] == HIT_POLICIES
 
 
-@pytest.mark.parametrize(("release", "path", "name"), engines.HOST_POOLS, ids=[row[2] for row in engines.HOST_POOLS])
+@pytest.mark.parametrize(("release", "path", "name"), HOST_POOLS, ids=[row[2] for row in HOST_POOLS])
 def test_host_pools_answer_what_the_adapter_asks(release, path, name):
     functions = {node.name: [argument.arg for argument in node.args.args]
                  for node in class_of(release, path, name).body if isinstance(node, ast.FunctionDef)}
