@@ -1,5 +1,6 @@
 #include "core/frame_plan.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +14,21 @@
 namespace kvcompress {
 
 static_assert(kMaxSpecBytes == kMaxCodecBytes);
+
+namespace {
+
+// As `parse`. Tensors that follow one another mostly have one spec: this thread's last one is not parsed again.
+template <absl::StatusOr<ChainSpec> (*parse)(std::string_view)>
+absl::StatusOr<ChainSpec> ParseOnce(std::string_view text) {
+  thread_local std::optional<std::pair<std::string, ChainSpec>> last;
+  if (!last || last->first != text) {
+    KVC_ASSIGN_OR_RETURN(ChainSpec spec, parse(text));
+    last.emplace(text, std::move(spec));
+  }
+  return last->second;
+}
+
+}  // namespace
 
 absl::Status CheckTensorBytes(uint64_t bytes, const Limits& limits) {
   if (bytes <= limits.max_tensor_bytes) return absl::OkStatus();
@@ -67,7 +83,7 @@ absl::StatusOr<FramePlan> PlanFrame(TensorDesc tensor, std::string_view codec, c
   KVC_ASSIGN_OR_RETURN(const uint64_t words, ValidateTensor(tensor));
   const absl::Status size = CheckTensorBytes(words * DTypeSize(tensor.dtype), limits);
   if (!size.ok()) return OfTensor(tensor.name, size);
-  const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse(codec);
+  const absl::StatusOr<ChainSpec> spec = ParseOnce<ChainSpec::Parse>(codec);
   if (!spec.ok()) return OfTensor(tensor.name, spec.status());
   absl::StatusOr<CodecChain> chain = spec->Resolve(limits.environment, tensor);
   // Whatever was asked for, an opaque tensor is kept.
@@ -113,7 +129,7 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
 }
 
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment) {
-  const absl::StatusOr<ChainSpec> spec = ChainSpec::ParseStages(header.codec);
+  const absl::StatusOr<ChainSpec> spec = ParseOnce<ChainSpec::ParseStages>(header.codec);
   if (!spec.ok()) return absl::UnimplementedError(absl::StrCat("frame: ", spec.status().message()));
   // A frame says all of itself: who has it may call its tensor otherwise than an artifact does.
   TensorDesc nameless = header.tensor;

@@ -1,9 +1,14 @@
 #include "core/quality/quality.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <iterator>
+#include <string>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/tensor.h"
 
@@ -108,6 +113,15 @@ QualityLevel LevelOf(const Quality& quality) {
 
 namespace {
 
+// The text of printf's %f with kDigits digits, for a small part of what formatting takes: a small tensor may miss four
+// thresholds.
+template <int kDigits>
+std::string Fixed(double value) {
+  char text[512];
+  const auto [end, error] = std::to_chars(std::begin(text), std::end(text), value, std::chars_format::fixed, kDigits);
+  return {text, error == std::errc() ? end : text};
+}
+
 // Of a tensor without an SNR.
 std::vector<Violation> CheckMagnitude(const Quality& quality, const Thresholds& thresholds) {
   if (MagnitudeDb(quality) >= thresholds.min_snr_db) return {};
@@ -124,20 +138,20 @@ std::vector<Violation> CheckThresholds(const Quality& quality, const Thresholds&
   // Negated, so that a NaN is a violation.
   if (!(quality.rmse <= thresholds.max_rmse)) {
     violations.push_back(
-        {ViolationKind::kRmse, absl::StrFormat("RMSE %.4f > %.4f", quality.rmse, thresholds.max_rmse)});
+        {ViolationKind::kRmse, absl::StrCat("RMSE ", Fixed<4>(quality.rmse), " > ", Fixed<4>(thresholds.max_rmse))});
   }
   if (!(quality.max_error <= thresholds.max_error)) {
-    violations.push_back(
-        {ViolationKind::kMaxError, absl::StrFormat("MaxError %.4f > %.4f", quality.max_error, thresholds.max_error)});
+    violations.push_back({ViolationKind::kMaxError, absl::StrCat("MaxError ", Fixed<4>(quality.max_error), " > ",
+                                                                 Fixed<4>(thresholds.max_error))});
   }
   if (!(quality.cosine_similarity >= thresholds.min_cosine)) {
-    violations.push_back({ViolationKind::kCosine,
-                          absl::StrFormat("CosineSim %.4f < %.4f", quality.cosine_similarity, thresholds.min_cosine)});
+    violations.push_back({ViolationKind::kCosine, absl::StrCat("CosineSim ", Fixed<4>(quality.cosine_similarity), " < ",
+                                                               Fixed<4>(thresholds.min_cosine))});
   }
   if (!(*snr_db >= thresholds.min_snr_db)) {
-    const char* const name = snr_db == quality.snr_db ? "SNR" : "TokenSNR";
+    const char* const name = snr_db == quality.snr_db ? "SNR " : "TokenSNR ";
     violations.push_back(
-        {ViolationKind::kSnr, absl::StrFormat("%s %.2fdB < %.2fdB", name, *snr_db, thresholds.min_snr_db)});
+        {ViolationKind::kSnr, absl::StrCat(name, Fixed<2>(*snr_db), "dB < ", Fixed<2>(thresholds.min_snr_db), "dB")});
   }
   return violations;
 }
@@ -221,7 +235,7 @@ std::optional<QualityLevel> QualityMerger::Level() const {
 std::vector<Violation> QualityMerger::Violations() const {
   std::vector<Violation> violations = CheckThresholds(Judged());
   for (Violation& violation : CheckThresholds(worst_constant_)) {
-    violation.text += absl::StrFormat(", %s", worst_constant_name_);
+    absl::StrAppend(&violation.text, ", ", worst_constant_name_);
     violations.push_back(std::move(violation));
   }
   return violations;

@@ -32,7 +32,7 @@ std::string RequestId(const grpc::CallbackServerContext& context) {
     if (IsRequestId(given)) return std::string(given);
   }
   thread_local std::mt19937_64 random{std::random_device{}()};
-  return absl::StrFormat("%016x", random());
+  return absl::StrCat(absl::Hex(random(), absl::kZeroPad16));
 }
 
 // In milliseconds; empty where a retry does not help.

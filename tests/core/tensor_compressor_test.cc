@@ -174,6 +174,20 @@ TEST(SpanCodecTest, MistakesOfTheCallerAreNamed) {
               StatusIs(StatusCode::kResourceExhausted, "20 bytes are above the limit of 19"));
 }
 
+TEST(SpanCodecTest, ASpecIsWhatItSaysWhateverCameBefore) {
+  const TensorDesc tensor = testing::MakeTensor("layer_0_key", DType::kF16, {1, 2, 16, 64});
+  for (int round = 0; round < 2; ++round) {
+    for (const char* spec : {"int4(group=64)", "int4(group=64)", "int8(group=64)", "raw"}) {
+      const absl::StatusOr<TensorCompressor> compressor = TensorCompressor::Create(tensor, spec);
+      ASSERT_THAT(compressor, IsOk());
+      EXPECT_EQ(compressor->codec(), spec);
+      for (int i = 0; i < 2; ++i) {
+        EXPECT_TRUE(absl::IsInvalidArgument(TensorCompressor::Create(tensor, "int4(group=63)").status()));
+      }
+    }
+  }
+}
+
 TEST(SpanCodecTest, EveryTruncationAndEveryFlippedBitIsDataLoss) {
   const TensorDesc tensor = MakeTensor("t", DType::kBF16, {300});
   const Bytes values = MakeValues(DType::kBF16, 300, Distribution::kGaussian);
