@@ -33,6 +33,7 @@ class Buffer {
   std::byte* data() { return data_.get(); }
   const std::byte* data() const { return data_.get(); }
   size_t size() const { return size_; }
+  size_t capacity() const { return capacity_; }
   MutableByteSpan span() { return {data(), size_}; }
   ByteSpan span() const { return {data(), size_}; }
 

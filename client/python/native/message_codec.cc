@@ -18,6 +18,9 @@
 namespace kvcompress {
 namespace {
 
+// Of the memory that is kept for later frames.
+constexpr size_t kMostSpareBytes = size_t{64} << 20;
+
 template <typename Message>
 absl::StatusOr<Message> Parse(std::string_view bytes) {
   Message message;
@@ -130,10 +133,32 @@ std::vector<MessageCodec::Made> MessageCodec::Compress(std::span<const Tensor> t
   std::vector<Made> made(prepared.size());
   status = header_status;
   const size_t done = ForEach(prepared.size(), deadline, status, [&] {
-    return [&](size_t i) { return kvcompress::Compress(prepared[i], tensors[i].values, made[i]); };
+    return [&](size_t i) {
+      made[i].frame = Spare();
+      return kvcompress::Compress(prepared[i], tensors[i].values, made[i]);
+    };
   });
   made.resize(done);
   return made;
+}
+
+Buffer MessageCodec::Spare() {
+  const absl::MutexLock lock(&mutex_);
+  if (spare_.empty()) return {};
+  Buffer buffer = std::move(spare_.back());
+  spare_.pop_back();
+  spare_bytes_ -= buffer.capacity();
+  buffer.Resize(0);
+  return buffer;
+}
+
+void MessageCodec::Recycle(std::vector<Made> made) {
+  const absl::MutexLock lock(&mutex_);
+  for (Made& one : made) {
+    if (spare_bytes_ + one.frame.capacity() > kMostSpareBytes) continue;
+    spare_bytes_ += one.frame.capacity();
+    spare_.push_back(std::move(one.frame));
+  }
 }
 
 absl::StatusOr<std::string> MessageCodec::Describe(std::string_view name, ByteSpan frame) const {

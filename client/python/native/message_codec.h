@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "core/artifact/artifact_store.h"
 #include "core/base/buffer.h"
@@ -44,6 +45,8 @@ class MessageCodec {
   // `status` is that of the first item that failed: as of CompressHeaders::Read and TensorCompressor, and
   // DEADLINE_EXCEEDED for one that was not begun by the deadline.
   std::vector<Made> Compress(std::span<const Tensor> tensors, absl::Time deadline, absl::Status& status);
+  // The memory of frames that were read, for frames to come: fresh memory costs more than a fast codec does.
+  void Recycle(std::vector<Made> made);
 
   // What a frame says that it holds: a v1::Tensor. `name` is of errors.
   absl::StatusOr<std::string> Describe(std::string_view name, ByteSpan frame) const;
@@ -65,10 +68,14 @@ class MessageCodec {
  private:
   template <typename MakeWorker>
   size_t ForEach(size_t count, absl::Time deadline, absl::Status& status, MakeWorker make_worker);
+  Buffer Spare();
 
   const std::string default_codec_;
   std::unique_ptr<ArtifactStore> artifacts_;
   Limits limits_;
+  absl::Mutex mutex_;
+  std::vector<Buffer> spare_ ABSL_GUARDED_BY(mutex_);
+  size_t spare_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   ThreadPool pool_;
 };
 

@@ -49,6 +49,7 @@ nb::tuple Compress(MessageCodec& codec, const nb::sequence& items, std::optional
   for (const MessageCodec::Made& one : made) {
     results.append(nb::make_tuple(BytesOf(one.frame.span()), nb::bytes(one.report.data(), one.report.size())));
   }
+  codec.Recycle(std::move(made));
   return nb::make_tuple(results, ErrorOf(status));
 }
 
