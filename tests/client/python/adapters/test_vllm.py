@@ -295,6 +295,20 @@ def test_without_a_daemon_requests_go_on(engine, caplog):
     assert one.stats() == {"store_failures:daemon": 1, "load_failures:daemon": 1}
 
 
+def test_a_store_that_hangs_costs_misses_and_keeps_no_memory(engine, monkeypatch):
+    one, let_go = engine(timeout=0.4, server="in-process"), threading.Event()
+    monkeypatch.setattr(one.worker._worker._store, "put_many", lambda items: let_go.wait(60) and [False for _ in items])
+    for number in range(3):
+        request, blocks = make_request(str(number), range(100 * number, 100 * number + 20)), list(range(1, 6))
+        one.match(request)
+        one.step(output(new=[(request, blocks, 0, 20)]), [(request, blocks, 0, 20)])
+    one.settle()
+    assert one.stats()["store_failures:stuck"] == 3
+    assert not one.worker._worker._jobs._stores
+    assert max(one.longest.values()) < 5  # no call has waited for it
+    let_go.set()
+
+
 def test_a_latent_is_no_pair(engine):
     one = engine(content=SIZE + 8)
     one.prefill(make_request("a", range(20)), list(range(1, 6)))

@@ -193,3 +193,6 @@ class Jobs:
             for task in [task for task in tasks if task.give_up()]:
                 logger.warning("%d chunks are given up after %.1f s", len(task.chunks), now - job.submitted)
                 self._task_ended(job, task)
+                # What has not begun would keep its memory until a thread that hangs comes back.
+                with contextlib.suppress(ValueError):
+                    (self._loads if job.is_load else self._stores).remove((job, task))

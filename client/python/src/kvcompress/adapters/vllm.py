@@ -1,7 +1,7 @@
 """Out-of-tree KV connector of vLLM: the KV cache of prompts as frames on local disk, found again by their tokens.
 
-Tested under the Scheduler of vLLM 0.33.0 on the CPU, and, where vLLM is not installed, against the signatures of that
-release. Nothing of it has run on a GPU.
+Tested under the Scheduler of vLLM 0.33.0, with models in vLLM 0.32.0 for the CPU, and, where vLLM is not installed,
+against the signatures of 0.33.0. Nothing of it has run on a GPU.
 
 vLLM loads it by `kv_connector_module_path`; see the package's README for the whole configuration.
 """
