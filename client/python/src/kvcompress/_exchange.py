@@ -17,6 +17,7 @@ from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
 
 AnItem = TypeVar("AnItem", bound=Item[Any])
+_SHARED_INPUT = pb.CompressRequest.SHARED_DATA_FIELD_NUMBER
 
 
 class Call(Generic[Result]):
@@ -75,6 +76,8 @@ class Exchange(Call[Result], Generic[AnItem, Result]):
         item = self.prepare(raw)
         self.open.append(item)
         yield bytes_field(1, item.header)
+        if item.pieces is not None:
+            yield bytes_field(_SHARED_INPUT, item.pieces.described())
         for at in range(0, len(item.data), self._message_bytes):
             yield bytes_field(2, item.data[at : at + self._message_bytes])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from ._errors import DataLoss, InvalidArgument, Unimplemented, checked_text, mismatch, refusing
+from ._foreign_memory import Pieces
 from ._frame import Frame, frame_of
 from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output, TensorView, check_out, checked_size
@@ -114,6 +115,11 @@ class Item(Generic[Result]):
     header: bytes  # a message, serialized
     data: memoryview
 
+    @property
+    def pieces(self) -> Pieces | None:
+        """Where the bytes stand, if not in `data`."""
+        return None
+
     def size(self) -> int | None:
         """Bytes that one message must hold, there or back; None where only the daemon can tell."""
         raise NotImplementedError
@@ -159,11 +165,15 @@ class CompressItem(Item[Frame]):
         )
         return CompressItem(header.SerializeToString(), view.data, view, owner)
 
+    @property
+    def pieces(self) -> Pieces | None:
+        return self.view.pieces
+
     def size(self) -> int:
-        return len(self.data) + len(self.header)
+        return self.view.size + len(self.header)
 
     def most_frame_bytes(self) -> int:
-        return _MOST_EXPANSION * len(self.data) + _MOST_OVERHEAD
+        return _MOST_EXPANSION * self.view.size + _MOST_OVERHEAD
 
     def answer(self, response: bytes) -> Frame:
         found = dict(fields(response))

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,6 +126,14 @@ class Link:
         if len(confirmed) != 1 or confirmed[0].name != name or confirmed[0].region == 0:
             raise KvCompressError("the daemon's answer is not about the memory that was confirmed")
         return Region(name, confirmed[0].region, memory, self)
+
+    def register_foreign(self, asked: pb.SharedMemoryRegister, lock: Callable[[int], None]) -> int:
+        """An object of another program's: its number for the daemon. `lock` locks the byte at an offset."""
+        lock(self._ask(pb.SharedMemoryRequest(register_foreign=asked)).lock_offset)
+        confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=asked.name))).regions
+        if len(confirmed) != 1 or confirmed[0].name != asked.name or confirmed[0].region == 0:
+            raise KvCompressError("the daemon's answer is not about the memory that was confirmed")
+        return confirmed[0].region
 
     def unregister(self, region: Region) -> None:
         """Does not wait for the answer."""

@@ -14,6 +14,8 @@ from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, refusi
 if TYPE_CHECKING:
     import torch
 
+    from ._foreign_memory import Pieces
+
 Framework = Literal["numpy", "torch"]
 Array = npt.NDArray[Any]
 
@@ -41,10 +43,19 @@ class TensorView:
     shape: tuple[int, ...]  # of values, of which PyTorch packs two of F4 into an element
     data: memoryview
     framework: Framework
+    # In place of `data`, which is empty then; for streams of any iterable but a list, which C++ would send.
+    pieces: "Pieces | None" = None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.data) if self.pieces is None else self.pieces.size
 
     @staticmethod
     def of(tensor: Any) -> "TensorView":
         """InvalidArgument for what is no dense array of numbers in this process' memory."""
+        if isinstance(tensor, TensorView):
+            return tensor
         if is_torch(tensor):
             return _of_torch(tensor)
         if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import mmap
+import os
 import time
 
 import numpy as np
@@ -54,9 +55,16 @@ class Spec:
 class Cache:
     """The CPU cache: rows of bytes, in which values stand that are smooth along the tokens, as a model's are."""
 
-    def __init__(self, config, rows=8):
+    def __init__(self, config, rows=8, path=None):
+        """`path`: of a new file for the memory, as vLLM has it."""
         self.config = config
-        memory = mmap.mmap(-1, rows * row_bytes(config))  # which begins with a page, as direct I/O needs it
+        size, file = rows * row_bytes(config), -1
+        if path is not None:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            os.ftruncate(file, size)
+        memory = mmap.mmap(file, size)  # which begins with a page, as direct I/O needs it
+        if path is not None:
+            os.close(file)
         self.rows = np.frombuffer(memory, np.uint8).reshape(rows, -1)
 
     @property

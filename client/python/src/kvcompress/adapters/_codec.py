@@ -21,7 +21,7 @@ from .. import (
     profile_json,
     tls,
 )
-from .._tensors import torch_dtypes
+from .._tensors import TensorView, torch_dtypes
 from ..v1 import kvcompress_pb2 as pb
 
 if TYPE_CHECKING:
@@ -118,29 +118,35 @@ class Codec:
 
     def compress(
         self,
-        tensors: Sequence[tuple[str, torch.Tensor]],
+        tensors: Sequence[tuple[str, torch.Tensor | TensorView]],
         starts: Sequence[int] | None = None,
         specs: Sequence[str | None] | None = None,
         fingerprints: Sequence[bytes] | None = None,
     ) -> list[Frame]:
-        """Frames of named tensors of any device, in order, by one stream; made again as a whole where the daemon is
-        busy or gone for a while. `starts`: of each tensor the position of its first token, which is taken to be 0 where
-        it is not known. `specs`: of each tensor a codec chain in place of this codec's. `fingerprints`: what each frame
-        carries."""
+        """Frames of named tensors of any device, or of views in pieces, in order, by one stream; made again as a whole
+        where the daemon is busy or gone for a while. `starts`: of each tensor the position of its first token, which is
+        taken to be 0 where it is not known. `specs`: of each tensor a codec chain in place of this codec's.
+        `fingerprints`: what each frame carries."""
         count = len(tensors)
         starts, specs = starts or [0] * count, specs or [None] * count
+        values = [tensor if isinstance(tensor, TensorView) else tensor.detach().cpu() for _, tensor in tensors]
         items = [
-            (name, tensor.detach().cpu(), spec, self._rotary_at(start), fingerprint)
-            for (name, tensor), start, spec, fingerprint in zip(
-                tensors, starts, specs, _one_each(fingerprints, count), strict=True
+            (name, value, spec, self._rotary_at(start), fingerprint)
+            for (name, _), value, start, spec, fingerprint in zip(
+                tensors, values, starts, specs, _one_each(fingerprints, count), strict=True
             )
         ]
+        in_pieces = any(isinstance(value, TensorView) for value in values)
 
         def work(seconds: float) -> list[Frame]:
             profile = self.profile or None
             return list(
                 self.client.compress_many(
-                    items, self.spec, profile=profile, on_nonfinite=self.on_nonfinite, timeout=seconds
+                    iter(items) if in_pieces else items,
+                    self.spec,
+                    profile=profile,
+                    on_nonfinite=self.on_nonfinite,
+                    timeout=seconds,
                 )
             )
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from .. import InvalidArgument
+from .._foreign_memory import ForeignMemory, Pieces
+from .._tensors import TensorView
 from ._codec import DTYPES, Kind
 from ._vllm_jobs import Chunk
 
@@ -43,6 +45,13 @@ class Part:
         values = into[: self.kind.size].view(self.kind.dtype).view(self.shape)
         return values.copy_(self.view(row)).view(self.kind.shape)
 
+    def pieces(self, memory: ForeignMemory, row_offset: int) -> TensorView:
+        """The values where they stand in a row that begins there, in bytes."""
+        size = self.kind.dtype.itemsize
+        levels = tuple(zip(self.shape[:-1], (stride * size for stride in self.strides[:-1]), strict=True)) or ((1, 0),)
+        pieces = Pieces(memory, row_offset + self.offset * size, self.kind.size, levels)
+        return TensorView(DTYPES[self.kind.dtype], self.kind.shape, memoryview(b""), "torch", pieces)
+
     def scatter(self, row: torch.Tensor, values: torch.Tensor) -> None:
         self.view(row).copy_(values.view(self.shape))
 
@@ -71,21 +80,28 @@ class RowChunk(Chunk):
 
 
 class Rows:
-    """The CPU cache, [chunks, bytes] of uint8, as the memory of a Transfer."""
+    """The CPU cache, [chunks, bytes] of uint8, as the memory of a Transfer. `foreign` is the same memory, where a
+    daemon may read it: nothing is gathered then."""
 
-    def __init__(self, rows: torch.Tensor, groups: Mapping[int, Group]):
+    def __init__(self, rows: torch.Tensor, groups: Mapping[int, Group], foreign: ForeignMemory | None = None):
         self._rows = rows
+        self._foreign = foreign
         self._groups = groups
         self._of_thread = threading.local()
         self.kinds = {number: {part.name: part.kind for part in group.parts} for number, group in groups.items()}
 
     def release(self) -> None:
         """Lets go of the rows, which their owner unmaps."""
+        if self._foreign is not None:
+            self._foreign.close()
         self._rows = torch.empty(0)
 
-    def gather(self, number: int, chunks: Sequence[RowChunk]) -> list[torch.Tensor]:
+    def gather(self, number: int, chunks: Sequence[RowChunk]) -> Sequence[torch.Tensor | TensorView]:
         """In a buffer of the thread's, which is used again: new memory costs its pages, more than the copy."""
         group, at, tensors = self._groups[number], 0, []
+        if self._foreign is not None and self._foreign.is_ready():
+            width = self._rows.shape[1]
+            return [part.pieces(self._foreign, chunk.row * width) for chunk in chunks for part in group.parts]
         buffer = getattr(self._of_thread, "buffer", None)
         if buffer is None or len(buffer) < len(chunks) * group.size:
             self._of_thread.buffer = buffer = torch.empty(len(chunks) * group.size, dtype=torch.uint8)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, KvCompressError, Unavailable
+from .._tensors import TensorView
 from ..store import Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._fingerprint import fingerprint
@@ -34,8 +35,9 @@ class Memory(Protocol):
     @property
     def kinds(self) -> Mapping[int, Mapping[str, Kind]]: ...
 
-    def gather(self, number: int, chunks: Sequence[Any]) -> list[torch.Tensor]:
-        """The tensors of these chunks of one group, in order, valid until the thread gathers again."""
+    def gather(self, number: int, chunks: Sequence[Any]) -> Sequence[torch.Tensor | TensorView]:
+        """The tensors of these chunks of one group, in order, valid until the thread gathers again; or views of the
+        memory itself, which is then read while they are compressed."""
 
     def drop_buffers(self) -> None:
         """What this thread has gathered may still be read."""
@@ -131,6 +133,8 @@ class Transfer:
         except BaseException:
             self._memory.drop_buffers()  # a call that has failed may still be reading
             raise
+        with task.memory():  # else what was read may be of other chunks
+            pass
         payloads = [pack(frames[at * per : (at + 1) * per]) for at in range(len(chunks))]
         put = self._store.put_many(
             (self._name(chunk.key), payload) for chunk, payload in zip(chunks, payloads, strict=True)

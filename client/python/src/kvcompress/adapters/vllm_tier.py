@@ -27,7 +27,8 @@ except ImportError as error:
         f"kvcompress.adapters.vllm_tier runs inside vLLM, which cannot be imported here: {error}"
     ) from error
 
-from .. import InvalidArgument
+from .. import Client, InvalidArgument
+from .._foreign_memory import ForeignMemory
 from ..store import open_store
 from ._codec import Codec, check_keys
 from ._vllm_geometry import Group, RowChunk, Rows, groups_of, head_dims_of
@@ -84,7 +85,8 @@ class CompressedTier(SecondaryTierManager):
         self._client, self._store = codec.client, open_store(options["path"], whose, options.get("capacity_bytes"))
         codecs = {number: _codec_of(codec, options, number, group) for number, group in self._groups.items()}
         rows = torch.frombuffer(primary_kv_view.cast("B"), dtype=torch.uint8).view(-1, self._row_bytes)
-        self._rows = Rows(rows, self._groups)
+        foreign = ForeignMemory(codec.client, primary_kv_view.cast("B")) if isinstance(codec.client, Client) else None
+        self._rows = Rows(rows, self._groups, foreign)
         self._transfer = Transfer(self._rows, codecs, self._store, whose)
         patience = 2 * (codec.timeout or _TIMEOUT)
         streams = int(options.get("streams", 4))  # of which one is free for loads
