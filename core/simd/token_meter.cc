@@ -223,7 +223,8 @@ void MeasureTokensExactly(DType dtype, const void* original, const void* decoded
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
   const auto add_finite = [&](DType kernel_dtype, const uint8_t* x, const uint8_t* y, size_t n) {
     const float most = MaxFinite(kernel_dtype);
-    if (FindOutOfRange(kernel_dtype, x, n, most) < n || FindOutOfRange(kernel_dtype, y, n, most) < n) return false;
+    if (FindOutOfRange(kernel_dtype, x, n, most) < n) return false;
+    if (y != x && FindOutOfRange(kernel_dtype, y, n, most) < n) return false;
     tokens.AddDecoded(kernel_dtype, x, y, n);
     return true;
   };

@@ -23,15 +23,17 @@ std::optional<double> NoiseOf(double snr_db) {
   return static_cast<float>(std::pow(10.0, -snr_db / 10));
 }
 
-double TokenDeviations(const Block& block) {
+// Sets `sums` to those of the values, unless these are not all finite or binary32 does not hold the sums.
+double TokenDeviations(const Block& block, ErrorSums& sums) {
   thread_local simd::TokenMeter meter;
-  thread_local TokenSums sums;
+  thread_local TokenSums tokens;
   const std::byte* const values = block.values.data();
   meter.Begin(block.tokens.layout, block.tokens.first);
   simd::MeasureTokens(block.tensor.dtype, values, values, block.count, meter);
-  meter.Take(sums);
-  ErrorSums all = sums.closed;
-  for (const TokenStretch* stretch : {&sums.head, &sums.tail}) stretch->channels.AddTo(all);
+  if (meter.has_sums()) sums = meter.sums();
+  meter.Take(tokens);
+  ErrorSums all = tokens.closed;
+  for (const TokenStretch* stretch : {&tokens.head, &tokens.tail}) stretch->channels.AddTo(all);
   return all.token_deviations;
 }
 
@@ -67,10 +69,12 @@ double Allowance::ErrorSquares(const ErrorSums& x, std::optional<double> token_d
 
 Judge::Judge(const Allowance& allowance, const Block& block)
     : allowance_(allowance), dtype_(block.tensor.dtype), values_(block.values), count_(block.count) {
-  simd::MeasureErrors(dtype_, values_.data(), values_.data(), count_, sums_);
-  if (count_ == 0 || !has_only_finite_values()) return;
   // Of one token nothing changes, and the tensor has no token SNR.
-  if (allowance.looks_at_tokens() && block.tokens.layout.tokens > 1) token_deviations_ = TokenDeviations(block);
+  if (count_ > 0 && allowance.looks_at_tokens() && block.tokens.layout.tokens > 1) {
+    token_deviations_ = TokenDeviations(block, sums_);
+  }
+  if (sums_.count == 0) simd::MeasureErrors(dtype_, values_.data(), values_.data(), count_, sums_);
+  if (count_ == 0 || !has_only_finite_values()) return;
   low_ = allowance.ErrorSquares(sums_, token_deviations_, kDoubt);
   high_ = allowance.ErrorSquares(sums_, token_deviations_, -kDoubt);
 }

@@ -21,11 +21,8 @@ class ChannelNoise {
   double ErrorSquares(int bits) const;
 
  private:
-  struct Cell {
-    double range;  // largest less smallest value
-    double step;   // between neighbours of the largest magnitude
-  };
-  std::vector<Cell> cells_;
+  // Of each cell: its largest less its smallest value, and the step between neighbours of its largest magnitude.
+  std::vector<double> ranges_, steps_;
   double values_per_cell_ = 0;
 };
 
