@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 
 #include "core/base/half.h"
@@ -45,16 +46,34 @@ bool DecodedSquaresFollow(const ErrorSums& sums) {
   return decoded_squares >= sums.sum_squares / 16;
 }
 
-// What came of a run of values that are all finite and no larger than kLaneMax.
+// What came of a run of finite values.
 enum class Outcome { kMeasured, kNeedsOtherShift, kNeedsWideLanes };
 
-template <DType kT>
-HWY_INLINE Outcome MeasureRun(const uint8_t* original, const uint8_t* decoded, size_t count, float shift,
+// The sums of values and errors that were multiplied by `scale`, a power of two.
+ErrorSums Unscaled(ErrorSums sums, double scale) {
+  sums.sum /= scale;
+  sums.sum_squares /= scale * scale;
+  sums.sum_deviations /= scale * scale;
+  sums.sum_error_squares /= scale * scale;
+  sums.sum_abs_error /= scale;
+  sums.sum_cross /= scale * scale;
+  sums.max_abs_error /= scale;
+  return sums;
+}
+
+// Measures values that are multiplied by `scale`, and then no larger than kLaneMax; without kScaled it is 1.
+template <DType kT, bool kScaled>
+HWY_INLINE Outcome MeasureRun(const uint8_t* original, const uint8_t* decoded, size_t count, float scale, float shift,
                               ErrorSums& sums) {
   const DF df;
   constexpr size_t kStep = hn::MaxLanes(DF()) * DTypeSize(kT);
   const size_t bytes = count * DTypeSize(kT);
-  LaneSums lanes(shift);
+  const VF scales = hn::Set(df, scale);
+  const auto load = [&](const uint8_t* from) HWY_ATTR {
+    const VF value = LoadF32<kT>(df, from);
+    return kScaled ? hn::Mul(value, scales) : value;
+  };
+  LaneSums lanes(kScaled ? shift * scale : shift);
   WideSums wide;
   size_t i = 0;
   while (i < bytes) {
@@ -62,17 +81,35 @@ HWY_INLINE Outcome MeasureRun(const uint8_t* original, const uint8_t* decoded, s
     for (; i < end; i += kStep) {
       PrefetchAhead<kPrefetchBytes>(original + i, kStep);
       PrefetchAhead<kPrefetchBytes>(decoded + i, kStep);
-      const VF x = LoadF32<kT>(df, original + i);
-      lanes.Add(x, hn::Sub(x, LoadF32<kT>(df, decoded + i)));
+      const VF x = load(original + i);
+      lanes.Add(x, hn::Sub(x, load(decoded + i)));
     }
     wide.Flush(lanes);
   }
   const ErrorSums own = wide.Totals(count, lanes);
-  if (!SafeInLanes(own.max_abs_error)) return Outcome::kNeedsWideLanes;
+  // Made smaller, errors may have become 0.
+  const bool lost_errors = scale < 1 && own.max_abs_error == 0;
+  if (!SafeInLanes(own.max_abs_error) || lost_errors) return Outcome::kNeedsWideLanes;
   if (!wide.DifferencesFollow(own, lanes)) return Outcome::kNeedsOtherShift;
   if (!DecodedSquaresFollow(own)) return Outcome::kNeedsWideLanes;
-  sums.Merge(own);
+  sums = kScaled ? Unscaled(own, scale) : own;
   return Outcome::kMeasured;
+}
+
+// Measures a run of values whose largest magnitude, of the decoded ones as well, is `max_abs`, about a shift that may
+// become another one.
+template <DType kT>
+HWY_INLINE Outcome MeasureShifted(const uint8_t* original, const uint8_t* decoded, size_t count, double max_abs,
+                                  float& shift, ErrorSums& sums) {
+  const auto measure = [&]() HWY_ATTR {
+    if (SafeInLanes(max_abs)) return MeasureRun<kT, false>(original, decoded, count, 1, shift, sums);
+    if (!std::isfinite(max_abs)) return Outcome::kNeedsWideLanes;
+    return MeasureRun<kT, true>(original, decoded, count, max_abs < 1 ? 0x1p100f : 0x1p-100f, shift, sums);
+  };
+  const Outcome outcome = measure();
+  if (outcome != Outcome::kNeedsOtherShift) return outcome;
+  shift = ShiftOf<kT>(original, count);
+  return measure();
 }
 
 // The sums of any values, in lanes of binary64.
@@ -185,7 +222,7 @@ void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t count, Er
     if (left > 0) MeasureInWideLanes<kT>(original + begin, decoded + begin, left, sums);
     left = 0;
   };
-  float shift = 0;
+  float shift = 0;  // which runs that follow each other are likely to need
   for (size_t at = 0; at < count; at += kRun) {
     const size_t n = std::min(kRun, count - at);
     const uint8_t* x = original + at * kSize;
@@ -193,13 +230,7 @@ void MeasureAs(const uint8_t* original, const uint8_t* decoded, size_t count, Er
     const Bits<kT> max_bits = MaxMagnitude<kT>(x, y, n * kSize);
     const double max_abs = LoadAsF32(kT, &max_bits, 0);
     ErrorSums run_sums;
-    Outcome outcome = Outcome::kNeedsWideLanes;
-    if (SafeInLanes(max_abs)) outcome = MeasureRun<kT>(x, y, n, shift, run_sums);
-    if (outcome == Outcome::kNeedsOtherShift) {
-      shift = ShiftOf<kT>(x, n);  // which following runs are likely to need as well
-      outcome = MeasureRun<kT>(x, y, n, shift, run_sums);
-    }
-    if (outcome == Outcome::kMeasured) {
+    if (MeasureShifted<kT>(x, y, n, max_abs, shift, run_sums) == Outcome::kMeasured) {
       measure_left(at);
       sums.Merge(run_sums);
     } else {

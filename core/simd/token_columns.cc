@@ -51,8 +51,9 @@ HWY_INLINE V FusedMulAdd([[maybe_unused]] D d, V a, V b, V c) {
 #endif
 }
 
-// The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length.
-template <class D>
+// The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length. With
+// kMarks they tell whether anything varies.
+template <class D, bool kMarks>
 class Sums {
  public:
   using V = hn::Vec<D>;
@@ -111,8 +112,10 @@ class Sums {
     abs_error_ = hn::Add(abs_error_, magnitude);
     cross_ = FusedMulAdd(d, value, error, cross_);
     max_error_ = hn::Max(max_error_, magnitude);
-    bits_ = hn::Or(bits_, deviation);
-    error_bits_ = hn::Or(error_bits_, error_deviation);
+    if constexpr (kMarks) {
+      bits_ = hn::Or(bits_, deviation);
+      error_bits_ = hn::Or(error_bits_, error_deviation);
+    }
   }
 
  private:
@@ -148,7 +151,8 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
     x += rows.columns * kSize;
     errors += rows.columns * kErrorSize;
   };
-  Sums<D> sums[kVectors];
+  // No two values, and no two errors, of F16 are so close that the square of their difference becomes 0.
+  Sums<D, kT != DType::kF16> sums[kVectors];
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
     if (begins) {

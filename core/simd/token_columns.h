@@ -10,7 +10,7 @@
 namespace kvcompress::simd {
 
 // Planes of a column's sums: the first x and the first error, sums about these, those of |e| and of x e, the largest
-// |e|, and whether x or the error ever differs from the first: 0 where it does not.
+// |e|, and whether x or the error ever differs from the first: 0 where it does not, and for F16, of which squares tell.
 enum ColumnPlane {
   kFirst,
   kSum,
