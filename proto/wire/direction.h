@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include "kvcompress/v1/kvcompress.pb.h"
 
@@ -8,6 +9,11 @@
 // plays which part. "Input" is what a client sends (values to Compress, a frame to Decompress), "output" what it gets
 // back.
 namespace kvcompress {
+
+// Most tensors of a batch.
+inline constexpr int kMaxBatchTensors = 1024;
+// What a daemon says to a message whose payload it does not know, as those do that know no batches.
+inline constexpr char kNoPayload[] = "message without a payload";
 
 struct CompressDirection {
   // Of a stream.
@@ -34,6 +40,9 @@ struct CompressDirection {
   static v1::SharedMemoryRange& OutputBuffer(Request& request) { return *request.mutable_frame_buffer(); }
   static v1::SharedMemoryRange& SharedOutput(Response& response) { return *response.mutable_shared_frame(); }
   static bool ToBuffers(const v1::CompressHeader& header) { return header.frame_to_buffer(); }
+
+  // Moves what `part` says of a tensor to the answer to a batch.
+  static void Join(Response& part, Response& joined) { *joined.add_ended() = std::move(*part.mutable_tensor()); }
 };
 
 struct DecompressDirection {
@@ -56,6 +65,14 @@ struct DecompressDirection {
   static v1::SharedMemoryRange& OutputBuffer(Request& request) { return *request.mutable_data_buffer(); }
   static v1::SharedMemoryRange& SharedOutput(Response& response) { return *response.mutable_shared_data(); }
   static bool ToBuffers(const v1::DecompressHeader& header) { return header.data_to_buffer(); }
+
+  static void Join(Response& part, Response& joined) {
+    if (part.has_header()) {
+      *joined.add_begun() = std::move(*part.mutable_header());
+    } else {
+      *joined.add_ended() = std::move(*part.mutable_tensor());
+    }
+  }
 };
 
 }  // namespace kvcompress

@@ -9,6 +9,7 @@
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
 #include "core/frame_plan.h"
+#include "proto/wire/direction.h"
 #include "proto/wire/grpc/message.h"
 #include "proto/wire/headers/headers.h"
 #include "server/net/address.h"
@@ -86,6 +87,7 @@ absl::StatusOr<v1::CapabilitiesResponse> DescribeCapabilities(const Options& opt
   limits.set_max_message_bytes(GRPC_DEFAULT_MAX_RECV_MESSAGE_LENGTH);
   limits.set_max_streams(options.max_streams);
   limits.set_memory_budget_bytes(options.memory_budget);
+  limits.set_max_batch_tensors(kMaxBatchTensors);
   response.set_recommended_message_bytes(kMaxPayloadBytes);
   AddTransports(options, response);
   if (artifacts != nullptr) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,14 +17,14 @@
 
 namespace kvcompress {
 
-// A message on its way into a stream: a header, or bytes.
+// A message on its way into a stream: one or more headers, or bytes.
 template <typename Request>
 struct Input {
-  Request message = {};  // of a header
+  Request message = {};  // of headers
   std::vector<Slice> bytes = {};
   size_t next = 0;                           // index in `bytes`: the slices before it are taken
   std::optional<StridedInput> strided = {};  // gathered into `bytes` a part at a time
-  size_t header_bytes = 0;                   // memory that the header takes
+  size_t header_bytes = 0;                   // memory that the headers take
   // What the input is stays as it is, because others read it while one thread takes the input.
   bool is_header = false;
   bool is_shared = false;  // the bytes are a range of a region
@@ -51,10 +52,10 @@ class Feeder {
         outlet_(outlet),
         memory_(std::move(ticket), options.window_bytes) {}
 
-  // Takes a header, or bytes up to the end of a block.
+  // Takes headers, or bytes up to the end of a block.
   absl::Status TakePart(Input<typename Direction::Request>& input) {
     if (input.taken()) return absl::OkStatus();
-    if (input.is_header) return TakeHeader(input);
+    if (input.is_header) return TakeHeaders(input);
     if (input.next == input.bytes.size()) GatherPart(input);
     Slice& bytes = input.bytes[input.next];
     const size_t before = bytes.bytes.size();
@@ -65,7 +66,7 @@ class Feeder {
                                               ? "data before the tensor's header"
                                               : "data behind the tensor's last byte, before the next header");
       }
-      KVC_RETURN_IF_ERROR(memory_.ticket().Count(Work::AppendPart(stream_, bytes)));
+      KVC_RETURN_IF_ERROR(Append(bytes));
     }
     const size_t after = bytes.bytes.size();
     if (after == 0) {
@@ -73,7 +74,8 @@ class Feeder {
       ++input.next;
     }
     KVC_RETURN_IF_ERROR(Reserve());
-    return memory_.Back(before - after + stream_.values_taken() - values_before);
+    KVC_RETURN_IF_ERROR(memory_.Back(before - after + stream_.values_taken() - values_before));
+    return BeginTensors();
   }
 
   // A stream that waits for its client holds no memory.
@@ -86,6 +88,9 @@ class Feeder {
   void Settle() { memory_.ticket().Settle(); }
 
  private:
+  using Headers = decltype(typename Direction::Request().batch().headers());
+  using Header = typename std::remove_cvref_t<Headers>::value_type;
+
   static void GatherPart(Input<typename Direction::Request>& input) {
     // Whole blocks of any dtype, so that none is put together again.
     constexpr uint64_t kPartBytes = uint64_t{1} << 20;
@@ -97,17 +102,56 @@ class Feeder {
     input.next = 0;
   }
 
-  absl::Status TakeHeader(Input<typename Direction::Request>& input) {
+  absl::Status TakeHeaders(Input<typename Direction::Request>& input) {
     input.header_taken = true;
-    if (!input.message.has_header()) return absl::InvalidArgumentError("message without a payload");
-    const auto& header = input.message.header();
+    auto& message = input.message;
+    if (!message.has_header() && !message.has_batch()) return absl::InvalidArgumentError(kNoPayload);
+    // A tensor that is not complete refuses those that are to follow it.
+    if (stream_.in_tensor()) return Begin(message.has_header() ? message.header() : message.batch().headers(0));
+    is_batch_ = message.has_batch();
+    headers_.Clear();
+    next_ = 0;
+    if (is_batch_) {
+      headers_.Swap(message.mutable_batch()->mutable_headers());
+    } else {
+      headers_.Add(std::move(*message.mutable_header()));
+    }
+    return BeginTensors();
+  }
+
+  // Begins the tensors of the headers up to the first that waits for bytes.
+  absl::Status BeginTensors() {
+    while (next_ < headers_.size() && !stream_.in_tensor()) {
+      const Header& header = headers_[next_++];
+      KVC_RETURN_IF_ERROR(Begin(header));
+      left_ = UINT64_MAX;
+      if (is_batch_) {
+        KVC_ASSIGN_OR_RETURN(left_, Work::InputBytes(stream_, header));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Begin(const Header& header) {
     const bool to_buffers = Direction::ToBuffers(header);
-    outlet_.BeginTensor(to_buffers);
-    regions_.BeginTensor();
+    const bool joined = is_batch_ && next_ < headers_.size();
+    outlet_.BeginTensor({.to_buffers = to_buffers, .in_batch = is_batch_, .joined = joined});
+    regions_.BeginTensor(joined);
     KVC_RETURN_IF_ERROR(
         memory_.ticket().Count(work_.Begin(stream_, header, options_, to_buffers ? &regions_ : nullptr)));
     memory_.BeginTensor();
     return Reserve();
+  }
+
+  // Takes bytes of the current tensor from the front of `bytes`.
+  absl::Status Append(Slice& bytes) {
+    const auto size = static_cast<size_t>(std::min<uint64_t>(left_, bytes.bytes.size()));
+    Slice part = bytes.Sub(0, size);
+    KVC_RETURN_IF_ERROR(memory_.ticket().Count(Work::AppendPart(stream_, part)));
+    const size_t taken = size - part.bytes.size();
+    bytes.bytes = bytes.bytes.subspan(taken);
+    left_ -= taken;
+    return left_ > 0 || !stream_.in_tensor() ? absl::OkStatus() : stream_.Finish();
   }
 
   absl::Status Reserve() {
@@ -122,6 +166,10 @@ class Feeder {
   StreamRegions& regions_;
   Outlet<Direction>& outlet_;
   StreamMemory memory_;
+  std::remove_cvref_t<Headers> headers_;  // of one message
+  int next_ = 0;                          // index of the first that is not begun
+  bool is_batch_ = false;
+  uint64_t left_ = 0;  // bytes of the current tensor's input that are still to come; of a single one, UINT64_MAX
 };
 
 }  // namespace kvcompress

@@ -15,7 +15,7 @@ inline constexpr size_t kMaxMessageBytes = size_t{1} << 20;
 // Roughly what a response or a block costs in memory besides its bytes, so that many small ones are bounded, too.
 inline constexpr uint64_t kItemOverheadBytes = 4096;
 
-// What goes to the client: `response` or, if there are `bytes`, the response that carries them and nothing else.
+// What goes to the client: `response`, whose payload are the `bytes` if there are any.
 template <typename Response>
 struct Outgoing {
   Response response = {};
@@ -46,12 +46,13 @@ class Outbox {
     }
   }
 
-  // Moves the next response to `outgoing`; false when there is none. The one before it counts as written.
-  bool Pop(Outgoing<Response>& outgoing) {
+  // Moves the next response to `outgoing`; false when there is none. The one before it counts as written, unless it
+  // goes out `together` with the next.
+  bool Pop(Outgoing<Response>& outgoing, bool together = false) {
     absl::MutexLock lock(&mutex_);
-    held_bytes_ -= std::exchange(writing_cost_, 0);
+    if (!together) held_bytes_ -= std::exchange(writing_cost_, 0);
     if (items_.empty()) return false;
-    writing_cost_ = items_.front().cost;
+    writing_cost_ += items_.front().cost;
     outgoing = std::move(items_.front().outgoing);
     items_.pop_front();
     return true;
@@ -80,6 +81,11 @@ class Outbox {
   bool has_next() const {
     absl::MutexLock lock(&mutex_);
     return !items_.empty();
+  }
+  // Bytes that the next one carries.
+  size_t next_bytes() const {
+    absl::MutexLock lock(&mutex_);
+    return items_.empty() ? 0 : items_.front().bytes;
   }
 
  private:

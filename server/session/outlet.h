@@ -13,9 +13,16 @@
 
 namespace kvcompress {
 
+// How the output of a tensor goes out.
+struct OutputWay {
+  bool to_buffers = false;
+  bool in_batch = false;
+  bool joined = false;  // another tensor of the batch follows
+};
+
 // Brings what is in a stream's outbox to its client. Output that the client wants in buffers is written there, and
-// responses tell where it lies; everything else goes into responses. One thread at a time calls Next and has_next; the
-// others are thread-safe.
+// responses tell where it lies; everything else goes into responses. What the outbox has of a batch goes out together,
+// as far as a message takes it. One thread at a time calls Next and has_next; the others are thread-safe.
 template <typename Direction>
 class Outlet {
  public:
@@ -24,9 +31,9 @@ class Outlet {
   Outlet(Outbox<Response>& outbox, StreamRegions& regions) : outbox_(outbox), regions_(regions) {}
 
   // The output of another tensor will follow.
-  void BeginTensor(bool to_buffers) {
+  void BeginTensor(OutputWay way) {
     absl::MutexLock lock(&mutex_);
-    to_buffers_.push_back(to_buffers);
+    ways_.push_back(way);
   }
 
   // Fills in the next response; false when there is none now. The one before it counts as written. `half_closed`: the
@@ -37,19 +44,21 @@ class Outlet {
       KVC_RETURN_IF_ERROR(regions_.Check());
       while (!filling_.empty()) {
         waits_for_buffer_ = !regions_.has_buffer();
+        if (waits_for_buffer_ && joined_parts_ > 0) return Tell(outgoing);
         if (waits_for_buffer_ && half_closed) {
           return absl::FailedPreconditionError("the stream was half-closed, but its output needs another buffer");
         }
         if (waits_for_buffer_) return false;
         if (FillBuffer()) return Tell(outgoing);
       }
-      // A tensor's report follows all of its output.
-      if (passing_ && passing_->response.has_tensor() && filled_.byte_size() > 0) return Tell(outgoing);
       if (passing_) {
+        // A tensor's report follows all of its output.
+        if (passing_->response.has_tensor() && filled_.byte_size() > 0) return Tell(outgoing);
         outgoing = *std::exchange(passing_, std::nullopt);
         return true;
       }
-      if (!TakeFromOutbox()) return false;
+      if (joined_parts_ > 0 && JoinedIsDue()) return Tell(outgoing);
+      if (!TakeFromOutbox()) return joined_parts_ > 0 && Tell(outgoing);
     }
     return false;
   }
@@ -67,7 +76,7 @@ class Outlet {
     if (closed_) return false;
     if (passing_ && filling_.empty()) return true;
     absl::MutexLock lock(&mutex_);
-    return (to_buffers_.empty() || !to_buffers_.front()) && outbox_.has_next();
+    return (ways_.empty() || !ways_.front().to_buffers) && outbox_.has_next();
   }
 
   // Whether output waits for the client to give a buffer.
@@ -75,7 +84,12 @@ class Outlet {
   // Whether a buffer could be of use: output waits, or that of the last tensor goes to buffers.
   bool uses_buffers() const {
     absl::MutexLock lock(&mutex_);
-    return waits_for_buffer_ || (!to_buffers_.empty() && to_buffers_.back());
+    return waits_for_buffer_ || (!ways_.empty() && ways_.back().to_buffers);
+  }
+  // Whether what comes next goes out together with what follows it.
+  bool joins() const {
+    absl::MutexLock lock(&mutex_);
+    return !ways_.empty() && ways_.front().joined;
   }
 
   // Ends it: Next gives no output any more, and what the outbox has or gets is dropped.
@@ -87,22 +101,46 @@ class Outlet {
   bool is_closed() const { return closed_; }
 
  private:
+  static constexpr size_t kMaxJoinedParts = 64;
+
+  // Whether nothing can be added to what was joined. Not while a buffer is being filled.
+  bool JoinedIsDue() const {
+    return batch_ended_ || joined_parts_ >= kMaxJoinedParts || joined_bytes_ >= kMaxMessageBytes;
+  }
+
   bool TakeFromOutbox() {
     Outgoing<Response> next;
-    bool to_buffers = false;
+    OutputWay way;
     {
       absl::MutexLock lock(&mutex_);
-      if (closed_ || !outbox_.Pop(next)) return false;
-      to_buffers = !to_buffers_.empty() && to_buffers_.front();
-      if (next.response.has_tensor()) to_buffers_.pop_front();
+      if (closed_) return false;
+      if (!ways_.empty()) way = ways_.front();
+      const bool together = joined_parts_ > 0 && !way.to_buffers;
+      if (together && joined_bytes_ + outbox_.next_bytes() > kMaxMessageBytes) return false;
+      if (!outbox_.Pop(next, together)) return false;
+      if (next.response.has_tensor()) ways_.pop_front();
     }
-    if (next.response.has_tensor()) regions_.EndTensor();
-    if (to_buffers && !next.bytes.empty()) {
+    if (next.response.has_tensor()) regions_.EndTensor(way.joined);
+    if (way.to_buffers && !next.bytes.empty()) {
       filling_ = std::move(next.bytes);
+    } else if (way.in_batch) {
+      Join(std::move(next), way);
     } else {
       passing_ = std::move(next);
     }
     return true;
+  }
+
+  // Adds output of a batch, or what is said of a tensor, to what goes out together.
+  void Join(Outgoing<Response> next, const OutputWay& way) {
+    ++joined_parts_;
+    for (Slice& slice : next.bytes) {
+      joined_bytes_ += slice.bytes.size();
+      joined_.bytes.push_back(std::move(slice));
+    }
+    if (!next.bytes.empty()) return;
+    batch_ended_ = next.response.has_tensor() && !way.joined;
+    Direction::Join(next.response, joined_.response);
   }
 
   // Fills the buffer whose turn it is, as far as there is output. True when it is full.
@@ -116,8 +154,13 @@ class Outlet {
     return filled.buffer_is_full;
   }
 
+  // Gives what was joined, and the part of a buffer that is filled.
   bool Tell(Outgoing<Response>& outgoing) {
-    Direction::SharedOutput(outgoing.response) = std::exchange(filled_, {});
+    outgoing = std::exchange(joined_, {});
+    if (filled_.byte_size() > 0) Direction::SharedOutput(outgoing.response) = std::exchange(filled_, {});
+    joined_parts_ = 0;
+    joined_bytes_ = 0;
+    batch_ended_ = false;
     return true;
   }
 
@@ -128,12 +171,16 @@ class Outlet {
   std::vector<Slice> filling_;                 // output that goes to the next buffer
   v1::SharedMemoryRange filled_;               // the part of a buffer that is filled and not told of
   std::optional<Outgoing<Response>> passing_;  // a response that goes out as it is
+  Outgoing<Response> joined_;                  // what goes out together, of a batch
+  size_t joined_parts_ = 0;                    // how many of the outbox
+  size_t joined_bytes_ = 0;                    // of joined_.bytes
+  bool batch_ended_ = false;                   // with what was joined
   uint64_t released_ = 0;                      // bytes of input, as the client was told
 
   std::atomic<bool> waits_for_buffer_ = false;
   std::atomic<bool> closed_ = false;  // set under the mutex
   mutable absl::Mutex mutex_;
-  std::deque<bool> to_buffers_ ABSL_GUARDED_BY(mutex_);  // of the tensors that were begun and are not reported
+  std::deque<OutputWay> ways_ ABSL_GUARDED_BY(mutex_);  // of the tensors that were begun and are not reported
 };
 
 }  // namespace kvcompress

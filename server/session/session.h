@@ -72,15 +72,7 @@ class Session {
       const absl::Status added = regions_.AddBuffer(Direction::OutputBuffer(request));
       return added.ok() ? void() : Fail(added);
     }
-    // Far above any that is valid; many may wait.
-    constexpr size_t kMaxHeaderMessageBytes = (size_t{16} << 10) + kMaxProfileBytes;
-    if (request.ByteSizeLong() > kMaxHeaderMessageBytes) {
-      return Fail(
-          absl::InvalidArgumentError(absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes)));
-    }
-    if (Direction::ToBuffers(request.header())) {
-      if (const absl::Status enabled = regions_.CheckEnabled(); !enabled.ok()) return Fail(enabled);
-    }
+    if (const absl::Status fits = CheckHeaders(request); !fits.ok()) return Fail(fits);
     const size_t held = request.SpaceUsedLong();  // several times as much as on the wire
     Queue({.message = std::move(request), .header_bytes = held, .is_header = true});
   }
@@ -172,6 +164,30 @@ class Session {
 
  private:
   using Clock = std::chrono::steady_clock;
+
+  // Of a message of headers.
+  absl::Status CheckHeaders(const Request& request) const {
+    // Far above any that is valid; many may wait.
+    constexpr size_t kMaxHeaderMessageBytes = (size_t{16} << 10) + kMaxProfileBytes;
+    if (request.ByteSizeLong() > kMaxHeaderMessageBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("a header above the limit of %d bytes", kMaxHeaderMessageBytes));
+    }
+    if (!request.has_batch()) {
+      return Direction::ToBuffers(request.header()) ? regions_.CheckEnabled() : absl::OkStatus();
+    }
+    const auto& headers = request.batch().headers();
+    if (headers.empty() || headers.size() > kMaxBatchTensors) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("a batch of %d tensors, not of 1 to %d", headers.size(), kMaxBatchTensors));
+    }
+    const bool to_buffers = Direction::ToBuffers(headers[0]);
+    for (const auto& header : headers) {
+      if (Direction::ToBuffers(header) == to_buffers) continue;
+      return absl::InvalidArgumentError("a batch whose output goes to buffers in part");
+    }
+    return to_buffers ? regions_.CheckEnabled() : absl::OkStatus();
+  }
 
   bool WindowIsOpen() const { return held_bytes() < options_.window_bytes; }
 
@@ -270,12 +286,14 @@ class Session {
     if (WorthWaking(change)) wake_();
   }
 
-  // A response costs about the same whatever its size, so a few blocks go out together. Nothing waits when no other
-  // block will come to wake for it.
+  // A response costs about the same whatever its size, so a few blocks go out together, and more of them, tensors'
+  // ends included, of a batch. Nothing waits when no other block will come to wake for it.
   bool WorthWaking(Change change) const {
     constexpr uint64_t kWorthAResponse = uint64_t{256} << 10;
-    return change == Change::kEnd || stream_.blocks_in_flight() <= 1 ||
-           work_.outbox().waiting_bytes() >= kWorthAResponse || (refused_input_ && TakesInput());
+    const bool joins = outlet_.joins();
+    return (change == Change::kEnd && !joins) || stream_.blocks_in_flight() <= 1 ||
+           work_.outbox().waiting_bytes() >= (joins ? kMaxMessageBytes : kWorthAResponse) ||
+           (refused_input_ && TakesInput());
   }
 
   const SessionOptions options_;

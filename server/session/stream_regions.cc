@@ -93,12 +93,14 @@ bool StreamRegions::has_buffer() const {
   return !buffers_.empty();
 }
 
-void StreamRegions::BeginTensor() {
+void StreamRegions::BeginTensor(bool joined) {
   absl::MutexLock lock(&mutex_);
+  joined_ = joined;
   if (begun_ == ended_) {  // the next output goes to the front
     foreseen_ = true;
     next_ = 0;
     debts_.clear();
+    if (!buffers_.empty()) buffers_.front().taken = buffers_.front().filled;
   } else {
     foreseen_ = foreseen_ && all_taken_;
   }
@@ -115,7 +117,7 @@ OutputBuffer StreamRegions::Take(uint64_t size, bool last) {
     const GivenBuffer& given = buffers_[next_];
     if (given.bytes.size() - given.taken >= size) buffer = {given.bytes.subspan(given.taken, size), given.owner};
   }
-  debts_.push_back({size, last});
+  debts_.push_back({size, last && !joined_});
   if (debts_.size() == 1 && Settle(debts_.front())) debts_.pop_front();
   return buffer;
 }
@@ -172,9 +174,9 @@ void StreamRegions::PopBuffer() {
   if (next_ > 0) --next_;
 }
 
-void StreamRegions::EndTensor() {
+void StreamRegions::EndTensor(bool joined) {
   absl::MutexLock lock(&mutex_);
-  if (!buffers_.empty() && buffers_.front().filled > 0) PopBuffer();
+  if (!joined && !buffers_.empty() && buffers_.front().filled > 0) PopBuffer();
   ++ended_;
 }
 

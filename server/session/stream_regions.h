@@ -44,8 +44,8 @@ class StreamRegions final : public OutputBuffers {
   absl::Status AddBuffer(const v1::SharedMemoryRange& range);
   bool has_buffer() const;
 
-  // The output of another tensor will follow.
-  void BeginTensor();
+  // The output of another tensor will follow; `joined`: it shares its last buffer with the tensor after it.
+  void BeginTensor(bool joined = false);
   OutputBuffer Take(uint64_t size, bool last) override;
 
   struct Filled {
@@ -55,8 +55,8 @@ class StreamRegions final : public OutputBuffers {
   // Moves bytes from the front of `bytes` to the end of what the current buffer holds, as many as it takes, and says
   // where they are; those that lie there already stay. Only while has_buffer(); one thread at a time.
   Filled Fill(std::vector<Slice>& bytes);
-  // All output of the tensor has passed. What is left of a buffer that is in use stays unused.
-  void EndTensor();
+  // All output of the tensor has passed. Unless it is joined, what is left of a buffer that is in use stays unused.
+  void EndTensor(bool joined = false);
 
   // FAILED_PRECONDITION once a region that this stream has used lost memory: what was read or written there is void.
   absl::Status Check() const;
@@ -105,6 +105,7 @@ class StreamRegions final : public OutputBuffers {
 
   uint64_t begun_ ABSL_GUARDED_BY(mutex_) = 0;  // tensors
   uint64_t ended_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool joined_ ABSL_GUARDED_BY(mutex_) = false;  // the last tensor that was begun
   // Whether it is known where all output so far will be.
   bool foreseen_ ABSL_GUARDED_BY(mutex_) = true;
   bool all_taken_ ABSL_GUARDED_BY(mutex_) = true;  // of the last tensor that was begun

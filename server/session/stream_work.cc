@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
 #include "proto/wire/convert.h"
 
@@ -42,6 +43,11 @@ absl::Status CompressStreamWork::Begin(Stream& stream, const v1::CompressHeader&
   return stream.Begin(std::move(job.tensor), job.codec, buffers);
 }
 
+absl::StatusOr<uint64_t> CompressStreamWork::InputBytes(const Stream& stream, const v1::CompressHeader&) {
+  const std::optional<Footprint> footprint = stream.footprint();
+  return footprint ? footprint->tensor_bytes : 0;
+}
+
 void CompressStreamWork::OnFrame(Slice bytes) {
   outbox_.AddBytes(bytes);
   on_change_(Change::kBytes);
@@ -79,6 +85,11 @@ absl::Status DecompressStreamWork::Begin(Stream& stream, const v1::DecompressHea
                                          OutputBuffers* buffers) {
   KVC_RETURN_IF_ERROR(CheckHeader(header));
   return stream.Begin(header.name(), buffers, header.fingerprint());
+}
+
+absl::StatusOr<uint64_t> DecompressStreamWork::InputBytes(const Stream&, const v1::DecompressHeader& header) {
+  if (header.frame_bytes() > 0) return header.frame_bytes();
+  return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": a frame of 0 bytes in a batch", header.name()));
 }
 
 void DecompressStreamWork::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "core/compress_stream.h"
 #include "core/decompress_stream.h"
@@ -104,6 +105,8 @@ class CompressStreamWork final : public StreamWork<v1::CompressResponse>, public
   absl::Status Begin(Stream& stream, const v1::CompressHeader& header, const SessionOptions& options,
                      OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes); }
+  // How many bytes of input the tensor of a batch has that was begun last. INVALID_ARGUMENT where that is not known.
+  static absl::StatusOr<uint64_t> InputBytes(const Stream& stream, const v1::CompressHeader& header);
 
   void OnFrame(Slice bytes) override;
   void OnTensor(const TensorReport& report) override;
@@ -128,6 +131,7 @@ class DecompressStreamWork final : public StreamWork<v1::DecompressResponse>, pu
   static absl::Status Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions& options,
                             OutputBuffers* buffers);
   static absl::Status AppendPart(Stream& stream, Slice& bytes) { return stream.AppendPart(bytes.bytes); }
+  static absl::StatusOr<uint64_t> InputBytes(const Stream& stream, const v1::DecompressHeader& header);
 
   void OnHeader(const TensorDesc& tensor, uint64_t elements) override;
   void OnData(Slice values) override;
