@@ -17,7 +17,9 @@ inline v1::CompressHeader HeaderOf(const CompressJob& job, bool to_buffers) {
   return MakeHeader(job.tensor, job.codec, to_buffers);
 }
 inline v1::DecompressHeader HeaderOf(const DecompressJob& job, bool to_buffers) {
-  return MakeHeader(job.name, to_buffers, job.fingerprint);
+  v1::DecompressHeader header = MakeHeader(job.name, to_buffers, job.fingerprint);
+  header.set_frame_bytes(job.source->size());
+  return header;
 }
 
 // The most bytes of output that a job can have; empty where that is not known beforehand.
@@ -56,8 +58,13 @@ class CompressReplies : public DaemonReplies {
   CompressReplies(std::string_view address, Sink& sink, Delivery& delivery)
       : DaemonReplies(address, delivery), sink_(sink) {}
 
+  // Of the tensor that a report is about.
+  static uint64_t OutputBytes(const v1::TensorReport& report) { return report.frame_bytes(); }
+
   // A frame describes its tensor itself.
   absl::Status OnDescription(const CompressJob&, const auto&) { return absl::OkStatus(); }
+  static bool HasBegun(const v1::CompressResponse&, int) { return false; }
+  absl::Status OnBegun(const CompressJob&, const v1::CompressResponse&, int&) { return absl::OkStatus(); }
   absl::Status OnBytes(const CompressJob& job, ByteSpan frame);
   absl::Status OnReport(const CompressJob& job, const v1::TensorReport& report);
 
@@ -78,8 +85,16 @@ class DecompressReplies : public DaemonReplies {
   DecompressReplies(std::string_view address, Sink& sink, Delivery& delivery)
       : DaemonReplies(address, delivery), sink_(sink) {}
 
+  static uint64_t OutputBytes(const v1::TensorReport& report) { return report.tensor_bytes(); }
+
   absl::Status OnDescription(const DecompressJob& job, const auto& response) {
     return response.has_header() ? OnHeader(job, response.header()) : absl::OkStatus();
+  }
+  // Whether the response describes more tensors of a batch than `begun`.
+  static bool HasBegun(const v1::DecompressResponse& response, int begun) { return begun < response.begun_size(); }
+  // Takes the next of these descriptions if the job has none yet.
+  absl::Status OnBegun(const DecompressJob& job, const v1::DecompressResponse& response, int& begun) {
+    return tensor_ || !HasBegun(response, begun) ? absl::OkStatus() : OnHeader(job, response.begun(begun++));
   }
   absl::Status OnBytes(const DecompressJob& job, ByteSpan values);
   absl::Status OnReport(const DecompressJob& job, const v1::TensorReport& report);

@@ -61,6 +61,11 @@ bool LosesRegions(const grpc::Status& status) {
          status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
 }
 
+// Whether this is how a daemon that knows no batches answers one.
+bool RefusesBatches(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::INVALID_ARGUMENT && status.error_message() == kNoPayload;
+}
+
 // A likely cause of an end of the connection that gRPC only describes.
 std::string Suspicion(const std::string& message, const RemoteOptions& options) {
   const auto says = [&](std::string_view text) { return message.find(text) != message.npos; };
@@ -112,7 +117,7 @@ class RemoteClient final : public CodecClient {
   // `shared`: in, whether shared memory may be used; out, whether it was.
   template <typename Replies>
   StreamEnd Attempt(std::span<const typename Replies::Job> jobs, absl::Time deadline, typename Replies::Sink& sink,
-                    Delivery& delivery, bool& shared);
+                    Delivery& delivery, bool batches, bool& shared);
   // The result of a call that ended with `status`, after reports on `jobs_done` of its `jobs`.
   absl::Status Verdict(grpc::StatusCode status, const std::string& message, size_t jobs_done, size_t jobs,
                        absl::Time deadline) const;
@@ -122,7 +127,9 @@ class RemoteClient final : public CodecClient {
   std::unique_ptr<SharedMemoryPool> pool_;  // null: all bytes go through the channel
   std::atomic<bool> was_reached_ = false;
   std::atomic<bool> last_was_shared_ = false;
+  // Whether daemons take calls for one tensor, and batches: older ones do not.
   std::atomic<bool> takes_tensor_calls_ = true;
+  std::atomic<bool> takes_batches_ = true;
 };
 
 // Waits for the channel. A daemon that was never reached is given up at once; one that was has until connect_timeout to
@@ -194,7 +201,7 @@ absl::Status RemoteClient::Verdict(grpc::StatusCode status, const std::string& m
 
 template <typename Replies>
 StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, absl::Time deadline,
-                                typename Replies::Sink& sink, Delivery& delivery, bool& shared) {
+                                typename Replies::Sink& sink, Delivery& delivery, bool batches, bool& shared) {
   const std::string& method = MethodPath<typename Replies::Direction::Request>();
   delivery.BeginAttempt();
   SliceReader slices;
@@ -203,12 +210,12 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
     StreamEnd end = CallTensor<Replies>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
     slices.WaitUntilReleased(absl::InfiniteFuture());
     if (end.status.error_code() != grpc::StatusCode::UNIMPLEMENTED) return end;
-    takes_tensor_calls_ = false;  // an older daemon, without such calls
+    takes_tensor_calls_ = false;
   }
   std::unique_ptr<RegisteredMemory> memory = shared ? pool_->Take(deadline) : nullptr;
   shared = last_was_shared_ = memory != nullptr;
   if (shared) {
-    SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, pool_.get(),
+    SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, batches, pool_.get(),
                                      CallMemory(memory->bytes(), memory->region()));
     StreamEnd end = RunStream(channel_, method, deadline, exchange);
     if (LosesRegions(end.status)) pool_->Forget(*memory);
@@ -216,7 +223,7 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
     if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(memory));
     return end;
   }
-  ByteExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, slices);
+  ByteExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, slices, batches);
   StreamEnd end = RunStream(channel_, method, deadline, exchange);
   slices.WaitUntilReleased(absl::InfiniteFuture());
   return end;
@@ -233,9 +240,15 @@ absl::Status RemoteClient::Call(std::span<const typename Replies::Job> jobs, abs
     const absl::Status connected = Connect(deadline);
     if (!connected.ok()) return last.ok() || !absl::IsUnavailable(connected) ? connected : last;
     if (jobs.empty()) return absl::OkStatus();
+    const bool batches = takes_batches_;
     bool shared = may_share;
-    const StreamEnd end = Attempt<Replies>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, shared);
+    const StreamEnd end =
+        Attempt<Replies>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, batches, shared);
     if (!end.handler.ok()) return end.handler;
+    if (batches && RefusesBatches(end.status)) {
+      takes_batches_ = false;
+      continue;
+    }
     last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);
     if (shared && LosesRegions(end.status)) {
       may_share = false;

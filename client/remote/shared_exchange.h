@@ -55,11 +55,8 @@ class SharedExchange final : public Exchange<Replies> {
   using typename Base::Request;
 
   SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, typename Base::Sink& sink,
-                 Delivery& delivery, const SharedMemoryPool* pool, CallMemory memory)
-      : Base(address, jobs, deadline, sink, delivery),
-        pool_(pool),
-        memory_(std::move(memory)),
-        buffers_wanted_(BuffersWanted(jobs)) {}
+                 Delivery& delivery, bool batches, const SharedMemoryPool* pool, CallMemory memory)
+      : Base(address, jobs, deadline, sink, delivery, batches), pool_(pool), memory_(std::move(memory)) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
     KVC_ASSIGN_OR_RETURN(std::optional<Request> request, NextRequest());
@@ -82,15 +79,17 @@ class SharedExchange final : public Exchange<Replies> {
   };
 
   static constexpr uint64_t kUnknown = UINT64_MAX;
+  static constexpr uint64_t kRangeBytes = uint64_t{4} << 20;  // most of a range in place
 
-  static uint64_t BuffersWanted(std::span<const Job> jobs) {
-    uint64_t buffers = 0;
+  void OnDescribed(std::span<const Job> jobs) override {
+    uint64_t bytes = 0;
     for (const Job& job : jobs) {
-      const std::optional<uint64_t> bytes = MaxOutputBytes(job);
-      if (!bytes) return kUnknown;
-      buffers += (*bytes + CallMemory::kChunkBytes - 1) / CallMemory::kChunkBytes;
+      const std::optional<uint64_t> job_bytes = MaxOutputBytes(job);
+      if (!job_bytes) buffers_wanted_ = kUnknown;
+      bytes += job_bytes.value_or(0);
     }
-    return buffers;
+    if (buffers_wanted_ == kUnknown) return;
+    buffers_wanted_ += (bytes + CallMemory::kChunkBytes - 1) / CallMemory::kChunkBytes;
   }
 
   bool AllBuffersGiven() const { return buffers_given_ == buffers_wanted_; }
@@ -124,31 +123,65 @@ class SharedExchange final : public Exchange<Replies> {
   }
 
   absl::StatusOr<std::optional<Request>> NextInput() {
-    constexpr uint64_t kRangeBytes = uint64_t{4} << 20;
     if (!CanSendInput()) return std::nullopt;
-    const uint64_t left = this->source().size() - this->sent_bytes();
-    const size_t count = std::min(in_place_ ? kRangeBytes : CallMemory::kChunkBytes, left);
-    KVC_ASSIGN_OR_RETURN(const ByteSpan bytes, this->source().Get(this->sent_bytes(), count, scratch_));
-    std::optional<v1::SharedMemoryRange> range = pool_ == nullptr ? std::nullopt : pool_->Find(bytes);
+    KVC_ASSIGN_OR_RETURN(ByteSpan bytes, NextBytes(in_place_ ? kRangeBytes : CallMemory::kChunkBytes));
+    std::optional<v1::SharedMemoryRange> range = Find(bytes);
     if (!range && std::exchange(in_place_, false)) return NextInput();
     in_place_ = range.has_value();
     Request request;
-    Pending pending{count, std::nullopt};
+    Pending pending;
     if (range) {
+      KVC_ASSIGN_OR_RETURN(pending.bytes, SendInPlace(bytes, *range));
       Direction::SharedInput(request) = *std::move(range);
     } else {
       pending.chunk = memory_.chunks().front();
       memory_.chunks().pop_front();
-      std::memcpy(memory_.At(*pending.chunk, count).data(), bytes.data(), count);
-      memory_.Describe(*pending.chunk, count, Direction::SharedInput(request));
+      KVC_ASSIGN_OR_RETURN(pending.bytes, CopyToChunk(bytes, *pending.chunk));
+      memory_.Describe(*pending.chunk, pending.bytes, Direction::SharedInput(request));
     }
     pending_.push_back(pending);
-    unreleased_ += count;
-    if (this->Sent(count)) in_place_ = false;
+    unreleased_ += pending.bytes;
     return request;
   }
 
-  absl::Status OnMessage(ByteSpan) override { return this->WrongReply("it sent bytes that were to go to buffers"); }
+  bool takes_messages() const override { return false; }
+
+  // Where the daemon has mapped these bytes.
+  std::optional<v1::SharedMemoryRange> Find(ByteSpan bytes) const {
+    return pool_ == nullptr ? std::nullopt : pool_->Find(bytes);
+  }
+
+  // The current job's next bytes, at most `limit` of them.
+  absl::StatusOr<ByteSpan> NextBytes(uint64_t limit) {
+    const uint64_t left = this->source().size() - this->sent_bytes();
+    return this->source().Get(this->sent_bytes(), static_cast<size_t>(std::min(limit, left)), scratch_);
+  }
+
+  // Makes the range of these bytes longer by the inputs that follow them in the batch, as far as they follow them in
+  // memory, too. Returns its size.
+  absl::StatusOr<uint64_t> SendInPlace(ByteSpan bytes, v1::SharedMemoryRange& range) {
+    while (this->Sent(bytes.size()) && this->header_sent() && range.byte_size() < kRangeBytes) {
+      KVC_ASSIGN_OR_RETURN(bytes, NextBytes(kRangeBytes - range.byte_size()));
+      const std::optional<v1::SharedMemoryRange> next = Find(bytes);
+      in_place_ = next.has_value();
+      if (!next || next->region() != range.region() || next->offset() != range.offset() + range.byte_size()) break;
+      range.set_byte_size(range.byte_size() + next->byte_size());
+    }
+    if (this->sent_bytes() == 0 && !this->header_sent()) in_place_ = false;
+    return range.byte_size();
+  }
+
+  // Fills the chunk with these bytes and with the inputs that follow them in the batch. Returns how much it holds.
+  absl::StatusOr<uint64_t> CopyToChunk(ByteSpan bytes, uint64_t chunk) {
+    uint64_t size = 0;
+    while (true) {
+      std::memcpy(memory_.At(chunk + size, bytes.size()).data(), bytes.data(), bytes.size());
+      size += bytes.size();
+      if (!this->Sent(bytes.size()) || !this->header_sent() || size == CallMemory::kChunkBytes) return size;
+      KVC_ASSIGN_OR_RETURN(bytes, NextBytes(CallMemory::kChunkBytes - size));
+      if (Find(bytes)) return size;
+    }
+  }
 
   absl::Status OnReleased(uint64_t bytes) override {
     if (bytes < released_ || bytes - released_ > unreleased_) {
@@ -165,7 +198,7 @@ class SharedExchange final : public Exchange<Replies> {
     return absl::OkStatus();
   }
 
-  absl::Status OnSharedOutput(const v1::SharedMemoryRange& range) override {
+  absl::StatusOr<ByteSpan> SharedOutput(const v1::SharedMemoryRange& range) override {
     if (given_.empty()) return this->WrongReply("it wrote outside of the buffers that it was given");
     GivenBuffer& buffer = given_.front();
     if (range.region() != memory_.region() || range.offset() != buffer.offset + buffer.used ||
@@ -173,16 +206,15 @@ class SharedExchange final : public Exchange<Replies> {
       return this->WrongReply("it wrote outside of the buffers that it was given");
     }
     buffer.used += range.byte_size();
-    KVC_RETURN_IF_ERROR(this->OnOutput(memory_.At(range.offset(), range.byte_size())));
     if (buffer.used == CallMemory::kChunkBytes) TakeBackBuffer();
-    return absl::OkStatus();
+    return memory_.At(range.offset(), static_cast<size_t>(range.byte_size()));
   }
 
-  absl::Status OnTensorEnd() override {
+  void OnOutputEnd() override {
     if (!given_.empty() && given_.front().used > 0) TakeBackBuffer();
-    return absl::OkStatus();
   }
 
+  // Its bytes are read before it is given again.
   void TakeBackBuffer() {
     memory_.buffers().push_back(given_.front().offset);
     given_.pop_front();
@@ -190,7 +222,7 @@ class SharedExchange final : public Exchange<Replies> {
 
   const SharedMemoryPool* const pool_;  // whose memory is read in place; null: none is
   CallMemory memory_;
-  const uint64_t buffers_wanted_;
+  uint64_t buffers_wanted_ = 0;  // for the jobs that are described
   uint64_t buffers_given_ = 0;
   std::deque<GivenBuffer> given_;
   bool in_place_ = false;  // the current job's source lies in memory that the daemon has mapped

@@ -207,7 +207,10 @@ def odd_encoding():
     def encode(message):
         kind = message.WhichOneof("payload")
         if kind in fields:
-            return choice.choice(list(payload_encodings(fields[kind], getattr(message, kind))))
+            payload = choice.choice(list(payload_encodings(fields[kind], getattr(message, kind))))
+            message.ClearField(kind)
+            rest = message.SerializeToString()  # what it says of the tensors of a batch
+            return choice.choice([rest + payload, payload + rest])
         return choice.choice(UNKNOWN) + message.SerializeToString()
     return encode
 

@@ -29,6 +29,7 @@ inline v1::CompressHeader HeaderOf(const MessageJob<CompressDirection>& job, boo
 inline v1::DecompressHeader HeaderOf(const MessageJob<DecompressDirection>& job, bool to_buffers) {
   v1::DecompressHeader header = job.header;
   header.set_data_to_buffer(to_buffers);
+  header.set_frame_bytes(job.source->size());
   return header;
 }
 
@@ -62,17 +63,40 @@ class MessageReplies {
 
   absl::Status OnDescription(const Job&, const auto& response) {
     if constexpr (std::is_same_v<D, DecompressDirection>) {
-      if (response.has_header()) return sink_.OnTensor(response.header().SerializeAsString());
+      if (response.has_header()) return Describe(response.header());
+    }
+    return absl::OkStatus();
+  }
+  // Of the tensor that a report is about.
+  static uint64_t OutputBytes(const v1::TensorReport& report) {
+    return std::is_same_v<D, CompressDirection> ? report.frame_bytes() : report.tensor_bytes();
+  }
+  // Whether the response describes more tensors of a batch than `begun`.
+  static bool HasBegun(const typename D::Response& response, int begun) {
+    if constexpr (std::is_same_v<D, DecompressDirection>) return begun < response.begun_size();
+    return false;
+  }
+  // Takes the next of these descriptions if the job has none yet.
+  absl::Status OnBegun(const Job&, const typename D::Response& response, int& begun) {
+    if constexpr (std::is_same_v<D, DecompressDirection>) {
+      if (!is_described_ && HasBegun(response, begun)) return Describe(response.begun(begun++));
     }
     return absl::OkStatus();
   }
   absl::Status OnBytes(const Job&, ByteSpan bytes) { return sink_.OnBytes(bytes); }
   absl::Status OnReport(const Job&, const v1::TensorReport& report) {
+    is_described_ = false;
     return sink_.OnReport(report.SerializeAsString());
   }
 
  private:
+  absl::Status Describe(const v1::Tensor& tensor) {
+    is_described_ = true;
+    return sink_.OnTensor(tensor.SerializeAsString());
+  }
+
   Sink& sink_;
+  bool is_described_ = false;  // the current job, by a v1::Tensor
 };
 
 }  // namespace kvcompress

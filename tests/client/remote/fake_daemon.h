@@ -96,6 +96,15 @@ struct Values final : DecompressSink {
   std::string values;
 };
 
+// Of a tensor, or of those of a batch.
+inline std::vector<v1::CompressHeader> HeadersOf(const v1::CompressRequest& request) {
+  if (request.has_header()) return {request.header()};
+  return {request.batch().headers().begin(), request.batch().headers().end()};
+}
+
+// What a daemon that knows no batches answers to one.
+inline grpc::Status NoBatches() { return {grpc::INVALID_ARGUMENT, "message without a payload"}; }
+
 inline v1::CompressResponse FrameBytes(std::string bytes) {
   v1::CompressResponse response;
   response.set_frame(std::move(bytes));

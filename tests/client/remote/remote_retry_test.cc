@@ -71,21 +71,23 @@ class RemoteRetryTest : public ::testing::Test {
   // Answers as a daemon does, up to `pieces` messages of output, and then with `end`.
   grpc::Status Serve(CompressCall& call, size_t pieces = SIZE_MAX, grpc::Status end = grpc::Status::OK) {
     v1::CompressRequest request;
-    uint64_t missing = 0;
-    size_t index = 0;
+    std::deque<size_t> described;
+    uint64_t received = 0;
     while (call.Read(&request)) {
-      if (request.has_header()) {
-        index = IndexOf(request.header().tensor().name());
-        asked_.push_back(request.header().tensor().name());
-        missing = values_[index].size();
+      for (const v1::CompressHeader& header : HeadersOf(request)) {
+        described.push_back(IndexOf(header.tensor().name()));
+        asked_.push_back(header.tensor().name());
       }
-      missing -= request.data().size();
-      if (missing > 0) continue;
-      for (size_t at = 0; at < frames_[index].size(); at += kPiece) {
-        if (pieces-- == 0) return end;
-        call.Write(FrameBytes(frames_[index].substr(at, kPiece)));
+      received += request.data().size();
+      for (; !described.empty() && received >= values_[described.front()].size(); described.pop_front()) {
+        const size_t index = described.front();
+        received -= values_[index].size();
+        for (size_t at = 0; at < frames_[index].size(); at += kPiece) {
+          if (pieces-- == 0) return end;
+          call.Write(FrameBytes(frames_[index].substr(at, kPiece)));
+        }
+        call.Write(Report(jobs_[index].tensor.name, values_[index].size(), frames_[index].size()));
       }
-      call.Write(Report(jobs_[index].tensor.name, values_[index].size(), frames_[index].size()));
     }
     return end;
   }
@@ -233,11 +235,12 @@ TEST_F(RemoteRetryTest, TheSinkSeesEveryByteOnceWhereverTheCallBreaks) {
 TEST_F(RemoteRetryTest, DecodedValuesAreSeenOnceToo) {
   int calls = 0;
   daemon_.decompress = [&](grpc::ServerContext&, DecompressCall& call) {
-    const bool broken = ++calls == 1;
     v1::DecompressRequest request;
+    const bool broken = ++calls == 2;
     uint64_t missing = 0;
     size_t index = 0;
     while (call.Read(&request)) {
+      if (request.has_batch()) return NoBatches();
       if (request.has_header()) {
         index = IndexOf(request.header().name());
         missing = frames_[index].size();
@@ -258,7 +261,7 @@ TEST_F(RemoteRetryTest, DecodedValuesAreSeenOnceToo) {
     return grpc::Status::OK;
   };
   EXPECT_THAT(Client()->Decompress(unpack_, absl::InfiniteFuture(), log_), IsOk());
-  EXPECT_EQ(calls, 2);
+  EXPECT_EQ(calls, 3);
   EXPECT_THAT(log_.headers, ElementsAre("t0", "t1", "t2"));
   ASSERT_EQ(log_.outputs.size(), 3u);
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(log_.outputs[i], AsText(values_[i]));
