@@ -1,7 +1,7 @@
 // Moves tensors by every transport, and peers' bytes by the same.
 //
 //   kvc_bench_transport serve PORT_FILE sink|socket ADDRESS...
-//   kvc_bench_transport throughput|latency [--streams=N] [--tensor_bytes=N] ... KIND[,ADDRESS[,PID]]...
+//   kvc_bench_transport throughput|latency|batches [--streams=N] [--tensor_bytes=N] ... KIND[,ADDRESS[,PID]]...
 //
 // `serve` runs a peer until it is killed; PORT_FILE gets {"listen": [ADDRESS...]} once it listens. The others measure,
 // and write JSON to the standard output. ADDRESS is HOST:PORT or unix:PATH. scripts/bench_transport.py runs all of it.
@@ -17,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "bench/transport/batches.h"
 #include "bench/transport/measure.h"
 #include "bench/transport/sink.h"
 #include "bench/transport/socket.h"
@@ -30,6 +31,7 @@ ABSL_FLAG(size_t, message_bytes, 1048576, "most bytes of a tensor in one message
 ABSL_FLAG(size_t, rounds, 5, "rounds of throughput");
 ABSL_FLAG(int64_t, warm_up_ms, 100, "before each window");
 ABSL_FLAG(int64_t, window_ms, 250, "of throughput, for each contestant and round");
+ABSL_FLAG(size_t, tensors, 64, "tensors of a call, for batches");
 ABSL_FLAG(size_t, calls, 10000, "calls of each contestant, for latency");
 
 namespace kvcompress::bench {
@@ -85,7 +87,7 @@ absl::StatusOr<Entrant> ParseEntrant(const std::string& text) {
   return entrant;
 }
 
-absl::Status Measure(bool latency, const std::vector<std::string>& words) {
+absl::Status Measure(const std::string& command, const std::vector<std::string>& words) {
   KVC_ASSIGN_OR_RETURN(const Workload workload,
                        Workload::Make(absl::GetFlag(FLAGS_streams), absl::GetFlag(FLAGS_tensor_bytes),
                                       absl::GetFlag(FLAGS_message_bytes)));
@@ -96,9 +98,12 @@ absl::Status Measure(bool latency, const std::vector<std::string>& words) {
   }
   const Timing timing = {absl::GetFlag(FLAGS_rounds), std::chrono::milliseconds(absl::GetFlag(FLAGS_warm_up_ms)),
                          std::chrono::milliseconds(absl::GetFlag(FLAGS_window_ms))};
-  KVC_ASSIGN_OR_RETURN(const nlohmann::json rows, latency
-                                                      ? MeasureLatency(workload, entrants, absl::GetFlag(FLAGS_calls))
-                                                      : MeasureThroughput(workload, entrants, timing));
+  const auto measure = [&] {
+    if (command == "latency") return MeasureLatency(workload, entrants, absl::GetFlag(FLAGS_calls));
+    if (command == "throughput") return MeasureThroughput(workload, entrants, timing);
+    return MeasureBatches(absl::GetFlag(FLAGS_tensors), workload.tensor_bytes, entrants, timing);
+  };
+  KVC_ASSIGN_OR_RETURN(const nlohmann::json rows, measure());
   std::printf("%s\n", rows.dump().c_str());
   return absl::OkStatus();
 }
@@ -111,8 +116,8 @@ absl::Status Main(const std::vector<std::string>& words) {
     if (words[2] == "sink") return ServeSink(words[1], addresses);
     if (words[2] == "socket") return ServeSockets(words[1], addresses);
   }
-  if ((command == "throughput" || command == "latency") && words.size() > 1) {
-    return Measure(command == "latency", {words.begin() + 1, words.end()});
+  if ((command == "throughput" || command == "latency" || command == "batches") && words.size() > 1) {
+    return Measure(command, {words.begin() + 1, words.end()});
   }
   return absl::InvalidArgumentError(
       absl::StrFormat("usage: see --help\nkinds of contestants for throughput: %s\nfor latency: %s", ThroughputKinds(),
@@ -126,7 +131,7 @@ int main(int argc, char** argv) {
   kvcompress::KeepFreedMemory();
   signal(SIGPIPE, SIG_IGN);
   absl::SetProgramUsageMessage(
-      "\n  serve PORT_FILE sink|socket ADDRESS...\n  throughput|latency [flags] KIND[,ADDRESS[,PID]]...");
+      "\n  serve PORT_FILE sink|socket ADDRESS...\n  throughput|latency|batches [flags] KIND[,ADDRESS[,PID]]...");
   const std::vector<char*> words = absl::ParseCommandLine(argc, argv);
   const absl::Status status = kvcompress::bench::Main({words.begin() + 1, words.end()});
   if (status.ok()) return 0;
