@@ -115,7 +115,7 @@ def test_threads_may_ask_one_stream(client):
 
 
 PROGRAM = """
-import os, signal, sys, threading, time
+import os, pathlib, signal, sys, threading, time
 import kvcompress
 import numpy as np
 
@@ -124,6 +124,10 @@ TENSORS = {"small": np.ones(1000, np.float16), "large": np.ones(4 << 20, np.floa
 client.compress(TENSORS["large"])
 tensor = TENSORS[sys.argv[2]]
 os.kill(int(sys.argv[3]), signal.SIGSTOP)
+# Its threads stop one after the other, and may answer until then.
+tasks = pathlib.Path(f"/proc/{sys.argv[3]}/task")
+while not all(path.read_text().rsplit(")", 1)[1].split()[0] == "T" for path in tasks.glob("*/stat")):
+    time.sleep(0.001)
 """
 
 
