@@ -1,8 +1,8 @@
 """Storage of SGLang's hierarchical cache (HiCache): pages of its host pools as frames in a store.
 
 Tested with SGLang 0.5.23's own base class, factory and host pools, imported without a GPU, and, where SGLang is not
-installed, against the signatures of that release, with host pools of its layouts on the CPU. No model has run in SGLang
-with it.
+installed, against the signatures of that release, with host pools of its layouts on the CPU; and with a model in
+SGLang on the CPU, with stand-ins for its kernels.
 
 SGLang loads it by `--hicache-storage-backend dynamic`; see the package's README for the whole configuration.
 """
