@@ -295,8 +295,13 @@ def check_dtype(dtype: torch.dtype, what: str) -> None:
 
 def pack(frames: Sequence[Frame]) -> bytes:
     """Frames as one payload that tells its own size."""
+    return b"".join(pack_pieces(frames))
+
+
+def pack_pieces(frames: Sequence[Frame]) -> list[bytes]:
+    """A payload as the pieces that follow one another in it, whose bytes are not copied."""
     sizes = b"".join(_SIZE.pack(len(frame)) for frame in frames)
-    return b"".join([_HEADER.pack(_MAGIC, _VERSION, 0, len(frames)), sizes, *(frame.data for frame in frames)])
+    return [_HEADER.pack(_MAGIC, _VERSION, 0, len(frames)), sizes, *(frame.data for frame in frames)]
 
 
 def packed_size(frame_sizes: Sequence[int]) -> int:

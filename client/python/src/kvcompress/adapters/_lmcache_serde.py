@@ -8,7 +8,7 @@ from lmcache.v1.distributed.serde import AsyncSerdeProcessor, Deserializer, Seri
 
 from .. import InvalidArgument, KvCompressError
 from ._chunks import Part
-from ._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack
+from ._codec import Codec, Kind, check_keys, most_packed, pack_pieces, packed_size, unpack
 from ._counters import Counters
 from ._fingerprint import FINGERPRINT_BYTES, fingerprint
 from ._lmcache_metrics import publish
@@ -47,12 +47,15 @@ class KvCompressSerializer(Serializer):
         found = parts(src, self._geometry)
         specs = ["lossless" if part.exact else None for part in found]
         named = [(part.name, part.tensor) for part in found]
-        payload = pack(self._codec.compress(named, specs=specs, fingerprints=_fingerprints(key, found)))
-        buffer = memoryview(dst.byte_array).cast("B")
-        if len(payload) > len(buffer):
-            raise InvalidArgument(f"{len(payload)} bytes do not fit into {len(buffer)}")
-        buffer[: len(payload)] = payload
-        return len(payload)
+        pieces = pack_pieces(self._codec.compress(named, specs=specs, fingerprints=_fingerprints(key, found)))
+        buffer, size = memoryview(dst.byte_array).cast("B"), sum(map(len, pieces))
+        if size > len(buffer):
+            raise InvalidArgument(f"{size} bytes do not fit into {len(buffer)}")
+        at = 0
+        for piece in pieces:
+            buffer[at : at + len(piece)] = piece
+            at += len(piece)
+        return size
 
     def estimate_serialized_size(self, layout_desc: Any) -> int:
         """Bytes that no payload of this layout passes, by the daemon's own account: that of intN and raw reaches it.
