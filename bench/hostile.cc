@@ -99,7 +99,7 @@ std::vector<std::string> Chains(std::string_view wanted) {
   for (const CodecRow* row : AllCodecs()) std::ranges::for_each(row->examples, add);
   for (const NamedChain& named : AllNamedChains()) add(named.chain);
   std::ranges::sort(chains);
-  chains.erase(std::ranges::unique(chains).begin(), chains.end());
+  chains.erase(std::unique(chains.begin(), chains.end()), chains.end());
   return chains;
 }
 
@@ -112,6 +112,11 @@ absl::StatusOr<CodecChain> Resolve(const std::string& text, const TensorDesc& te
   return with.Resolve({}, tensor);
 }
 
+[[noreturn]] void Fail(const absl::Status& status) {
+  std::fprintf(stderr, "kvc_bench_hostile: %s\n", std::string(status.message()).c_str());
+  std::_Exit(1);
+}
+
 double CpuSeconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -121,10 +126,7 @@ double CpuSeconds() {
 // Of this thread's CPU, which others on the machine disturb less than they do the time of day.
 double Seconds(const std::function<absl::Status()>& work) {
   const double begin = CpuSeconds();
-  if (const absl::Status status = work(); !status.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
-    std::exit(1);
-  }
+  if (const absl::Status status = work(); !status.ok()) Fail(status);
   return CpuSeconds() - begin;
 }
 
@@ -156,10 +158,7 @@ class Table {
 
   void Measure(const std::string& spec) {
     auto chain = Resolve(spec, tensor_);
-    if (!chain.ok()) {
-      std::fprintf(stderr, "%s: %s\n", spec.c_str(), std::string(chain.status().message()).c_str());
-      std::exit(1);
-    }
+    if (!chain.ok()) Fail(chain.status());
     std::vector<Cell> cells(values_.size());
     for (int round = 0; round < rounds_; ++round) Round(*chain, cells);
     const auto too_slow = [&](const Cell& cell) {
