@@ -73,8 +73,9 @@ class Call final : public MessageCall {
     if (options_.region.empty()) {
       exchange_ = std::make_unique<ByteExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, slices_);
     } else {
-      exchange_ = std::make_unique<SharedExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, false, nullptr,
-                                                            CallMemory(options_.region, options_.region_number));
+      exchange_ =
+          std::make_unique<SharedExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, false, nullptr,
+                                                    CallMemory(options_.region, options_.region_number));
     }
     stream_ = std::make_unique<StreamCall>(channel_, MethodPath<typename D::Request>(), options_.deadline, *exchange_);
     return absl::OkStatus();
