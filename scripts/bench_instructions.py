@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Counts the instructions that the daemon takes for one CompressTensor, beside those of a gRPC service that does
-nothing: by callgrind, so two runs give the same within a few percent, whatever else the machine does. What the codec
+nothing: by callgrind, so two runs give the same within a tenth, whatever else the machine does. What the codec
 takes is left out of the ratio.
 
 usage: bench_instructions.py [--check] [--output instructions.json]
