@@ -36,7 +36,8 @@ class Daemon:
         ports = folder / "ports.json"
         listen = f"127.0.0.1:0,unix:{folder}/s"
         self.process = subprocess.Popen([binary, "--listen", listen, "--metrics-listen", "off", "--port-file", ports,
-                                         "--log-level", "error", "--shared-memory", "kvcompress-bench-"])
+                                         "--log-level", "error", "--shared-memory", "kvcompress-bench-",
+                                         "--foreign-memory", "kvcompress-bench-cache-"])
         deadline = time.monotonic() + 30
         while not ports.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:

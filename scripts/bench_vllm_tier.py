@@ -2,12 +2,14 @@
 """Measures the vLLM tier beside vLLM's own `fs` tier, which stores raw bytes: the same chunks, in one run.
 
 usage: PYTHONPATH=FOLDER bench_vllm_tier.py [--gigabytes 2] [--codec lossless --codec int4] [--folders DIR,DIR]
+                                            [--no-in-process]
 FOLDER: where a wheel of vLLM was unpacked to, or nothing where vLLM is installed.
 
 Chunks of 256 tokens are made of a model's keys and values (tests/data), each layer times a factor of its own. Store
 and load are jobs of 8 chunks, 4 at a time. Folders are forgotten by the page cache in between. GB/s and CPU seconds are
 of 10^9 bytes of CPU cache; CPU seconds are this process' and the daemon's. "longest" is the longest time that a call of
-a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone. Each codec is measured by a daemon, and in this process.
+a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone. Each codec is measured by a daemon
+that is sent copies, by one that reads the CPU cache where it stands, and in this process.
 """
 import argparse
 import contextlib
@@ -38,9 +40,10 @@ def configured():
     return tiering.offloading_config(layers=LAYERS, heads=HEADS, blocks=BLOCKS, dtype="bfloat16")
 
 
-def filled(config):
-    """A cache whose layers hold a model's values, each times a factor of its own."""
-    cache = tiering.Cache(config, ROWS)
+def filled(config, path=None):
+    """A cache whose layers hold a model's values, each times a factor of its own; with a path, one that the daemon reads
+    where it stands."""
+    cache = tiering.Cache(config, ROWS, path)
     tensors = load_file(REPOSITORY / "tests/data/smollm2.256.bf16.safetensors")
     layers = sorted({name.rpartition("_")[0] for name in tensors})
     for row in range(ROWS):
@@ -97,10 +100,20 @@ def tier_of(kind, config, cache, folder, daemon, target=None, **more):
                           target=target or daemon.paths["unix socket"][0], rotary={"theta": 1e5, "pairs": "half"}, **more)
 
 
-def measure(kind, config, cache, where, chunks, daemon, target=None):
+def wait_until_read(tier):
+    """Until the daemon has the cache."""
+    deadline = time.monotonic() + 10
+    while not tier._rows._foreign.is_ready():
+        assert time.monotonic() < deadline, "the daemon does not read the cache"
+        time.sleep(0.01)
+
+
+def measure(kind, config, cache, where, chunks, daemon, target=None, in_place=False):
     folder = pathlib.Path(where) / "tier"
     shutil.rmtree(folder, ignore_errors=True)
     steps = tiering.Steps(tier_of(kind, config, cache, folder, daemon, target))
+    if in_place:
+        wait_until_read(steps.tier)
     gigabytes, truth = chunks * tiering.row_bytes(config) / 1e9, cache.rows.copy()
     try:
         stored, stored_cpu = move(steps, chunks, False, daemon)
@@ -117,7 +130,7 @@ def measure(kind, config, cache, where, chunks, daemon, target=None):
     figures = [gigabytes / stored, gigabytes / loaded, stored_cpu / gigabytes, loaded_cpu / gigabytes,
                size / (gigabytes * 1e9)]
     row = " | ".join(f"{figure:.2f}" for figure in figures)
-    shown = f"{kind}, {target}" if target else kind
+    shown = f"{kind}, {target}" if target else f"{kind}, read in place" if in_place else kind
     print(f"| {where} | {shown} | {row} | {1e3 * steps.longest:.1f} ms |", flush=True)
 
 
@@ -147,22 +160,28 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--codec", action="append", default=[])
+    parser.add_argument("--no-in-process", dest="in_process", action="store_false")
     parser.add_argument("--folders", default=f"{REPOSITORY}/build/bench-tier,/dev/shm/kvcompress-bench-tier")
     parser.add_argument("--bin", type=pathlib.Path, default=REPOSITORY / "bin")
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = configured()
+    path = f"/dev/shm/kvcompress-bench-cache-{os.getpid()}.mmap"
     cache, chunks = filled(config), int(args.gigabytes * 1e9 / tiering.row_bytes(config))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as end:
         daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
         end.callback(daemon.stop)
+        end.callback(lambda: os.unlink(path))
+        in_place = filled(config, path)
         print("| folder | tier | store GB/s | load GB/s | CPU s/GB of stores | of loads | bytes on disk | longest |")
         print("|---|---|---|---|---|---|---|---|")
         for where in args.folders.split(","):
             measure("fs", config, cache, where, chunks, daemon)
             for kind in args.codec or ["lossless", "int4(group=64)"]:
                 measure(kind, config, cache, where, chunks, daemon)
-                measure(kind, config, cache, where, chunks, daemon, "in-process")
+                measure(kind, config, in_place, where, chunks, daemon, in_place=True)
+                if args.in_process:
+                    measure(kind, config, cache, where, chunks, daemon, "in-process")
         pauses(config, cache, daemon, is_stopped=False)
         pauses(config, cache, daemon, is_stopped=True)
 
