@@ -32,13 +32,18 @@ LARGE = 16 << 20  # bytes of tensors whose cost a byte does not depend on their 
 
 
 def collect(folder):
-    swept, kernels, scale = (json.loads((folder / f"{name}.json").read_text()) for name in ("codecs", "kernels", "scale"))
+    swept, kernels, scale = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("codecs", "kernels", "scale")
+    )
     by_spec = {row["spec"]: row for row in swept[0]["specs"]}
     chains = speeds(kernels)
     codecs = {
         spec: {
             "ratio": by_spec[spec]["compression_ratio"],
-            **{f"{way}_gb_per_s": min(by_spec[spec][f"{way}_gb_per_s"], chains.get((way, spec), math.inf)) for way in WAYS},
+            **{
+                f"{way}_gb_per_s": min(by_spec[spec][f"{way}_gb_per_s"], chains.get((way, spec), math.inf))
+                for way in WAYS
+            },
         }
         for spec in CODECS
     }

@@ -1,7 +1,7 @@
 // Whether values that a client may send make a codec slow: every chain of the registry, in both directions on one core,
 // over distributions that leave the paths that are made for the usual one.
 //
-//   kvc_bench_hostile [--check] [--quick] [--dtype=F16] [--target=AVX2] [--chain=TEXT]
+//   kvc_bench_hostile [--check] [--quick] [--dtype=F16] [--target=AVX2] [--chain=TEXT] [--output=FILE.json]
 //
 // Prints the speed for usual values, in GB/s of tensor bytes and with what a tensor has to be looked at beforehand, and
 // that for each other distribution as a part of it. Parts below a third are marked, and listed after the table; with
@@ -16,8 +16,10 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <string_view>
@@ -165,10 +167,13 @@ class Table {
       return cells[0].encode / cell.encode < kLeastPart || cells[0].decode / cell.decode < kLeastPart;
     };
     for (int round = 0; round < kMoreRounds && std::ranges::any_of(cells, too_slow); ++round) Round(*chain, cells);
-    Print("encode " + spec, &Cell::encode, cells);
-    Print("decode " + spec, &Cell::decode, cells);
+    Print("encode", spec, &Cell::encode, cells);
+    Print("decode", spec, &Cell::decode, cells);
     std::fflush(stdout);
   }
+
+  // All that was printed, by chain and direction.
+  const nlohmann::json& rows() const { return rows_; }
 
   // Whether no part is too small; says which are.
   bool Check() {
@@ -193,17 +198,23 @@ class Table {
     }
   }
 
-  void Print(const std::string& what, double Cell::*seconds, const std::vector<Cell>& cells) {
+  void Print(const std::string& direction, const std::string& spec, double Cell::*seconds,
+             const std::vector<Cell>& cells) {
     const auto speed = [&](const Cell& cell) { return static_cast<double>(decoded_.size()) * 1e-9 / (cell.*seconds); };
     std::printf("%8.2f", speed(cells[0]));
+    nlohmann::json parts;
     for (size_t i = 1; i < cells.size(); ++i) {
       const double part = speed(cells[i]) / speed(cells[0]);
       std::printf("%8.2f%c", part, part < kLeastPart ? '*' : ' ');
+      parts[Distributions()[i].name] = part;
       if (part < kLeastPart) {
-        slow_.push_back({absl::StrFormat("%s of %s", what, Distributions()[i].name), part, speed(cells[i])});
+        slow_.push_back(
+            {absl::StrFormat("%s %s of %s", direction, spec, Distributions()[i].name), part, speed(cells[i])});
       }
     }
-    std::printf("  %s\n", what.c_str());
+    std::printf("  %s %s\n", direction.c_str(), spec.c_str());
+    rows_.push_back(
+        {{"chain", spec}, {"direction", direction}, {"usual", speed(cells[0])}, {"parts", std::move(parts)}});
   }
 
   const int rounds_;
@@ -211,6 +222,7 @@ class Table {
   std::vector<std::byte> decoded_;
   std::vector<std::vector<std::byte>> values_;
   std::vector<Slow> slow_;
+  nlohmann::json rows_ = nlohmann::json::array();
 };
 
 // False where the machine or the build has no instruction set of this name.
@@ -227,7 +239,7 @@ int Main(int argc, char** argv) {
   bool check = false;
   int rounds = kRounds;
   DType dtype = DType::kF16;
-  std::string_view wanted;
+  std::string_view wanted, output;
   for (int i = 1; i < argc; ++i) {
     const std::string_view flag = argv[i];
     const std::string_view value = flag.substr(std::min(flag.find('=') + 1, flag.size()));
@@ -237,6 +249,8 @@ int Main(int argc, char** argv) {
       rounds = kQuickRounds;
     } else if (flag.starts_with("--chain=")) {
       wanted = value;
+    } else if (flag.starts_with("--output=")) {
+      output = value;
     } else if (flag.starts_with("--dtype=") && DTypeFromName(value).has_value()) {
       dtype = *DTypeFromName(value);
     } else if (!flag.starts_with("--target=") || !LimitTarget(value)) {
@@ -246,6 +260,7 @@ int Main(int argc, char** argv) {
   }
   Table table(dtype, rounds);
   for (const std::string& chain : Chains(wanted)) table.Measure(chain);
+  if (!output.empty()) std::ofstream(std::string(output)) << nlohmann::json{{"rows", table.rows()}} << '\n';
   return table.Check() || !check ? 0 : 1;
 }
 

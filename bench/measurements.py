@@ -27,7 +27,10 @@ def cell(values):
 
 
 def section(name, title, text, unit, columns, rows, reference=None):
+    """Bars are drawn of all columns that are speeds or times, unless the section says other ones."""
+    bars = [column for column in columns if column not in SIZES and "CPU" not in column]
     return {
+        "bars": bars,
         "id": name,
         "title": title,
         "text": text,
@@ -161,6 +164,27 @@ def transport(raw):
             rows,
             "embedded",
         )
+    rows = []
+    for name, ways in raw["batches"].items():
+        for way, calls in ways.items():
+            sides = {
+                f"{side} CPU s/GB": {"value": calls["many"][f"{side}_cpu_per_gb"]} for side in ("client", "server")
+            }
+            ratio = sum(calls["many"][f"{side}_cpu_per_gb"] for side in ("client", "server")) / sum(
+                calls["one"][f"{side}_cpu_per_gb"] for side in ("client", "server")
+            )
+            cells = {"speed": {"value": calls["many"]["gb_per_s"]}, **sides, "CPU of one tensor's": {"value": ratio}}
+            rows.append({"name": f"{name}, {way}", "cells": cells})
+    yield section(
+        "batches",
+        "Many small tensors",
+        "64 tensors of 512 KiB in one call of the C++ client, and the CPU of client and daemon beside that of one tensor of "
+        "the same bytes.",
+        "GB/s",
+        ["speed", "client CPU s/GB", "server CPU s/GB", "CPU of one tensor's"],
+        rows,
+    )
+    yield batches(raw["batches"])
     rows = [
         {"name": name, "cells": {key: {"value": row[key]} for key in ("p50", "p99")}}
         for name, row in raw["latency_us"].items()
@@ -174,6 +198,64 @@ def transport(raw):
         rows,
         "sink, unary tcp",
     )
+
+
+def batches(measured):
+    rows = []
+    for name, ways in measured.items():
+        for way, calls in ways.items():
+            cpu = {
+                cut: {side: row[f"{side}_cpu_per_gb"] for side in ("client", "server")} for cut, row in calls.items()
+            }
+            cells = {"speed": {"value": calls["many"]["gb_per_s"]}}
+            cells |= {f"{side} CPU s/GB": {"value": value} for side, value in cpu["many"].items()}
+            cells["CPU beside one tensor"] = {"value": sum(cpu["many"].values()) / sum(cpu["one"].values())}
+            rows.append({"name": f"{name}, {way}", "cells": cells})
+    return section(
+        "batches",
+        "Many small tensors",
+        "64 tensors of 512 KiB in one call of the C++ client, and the CPU of client and daemon together beside that of one "
+        "tensor of the same bytes.",
+        "GB/s",
+        ["speed", "client CPU s/GB", "server CPU s/GB", "CPU beside one tensor"],
+        rows,
+    )
+
+
+def hostile(raw):
+    """Of kvc_bench_hostile: a row for each chain and direction."""
+    rows = []
+    for row in raw["rows"]:
+        cells = {"usual": {"value": row["usual"]}}
+        cells |= {name: {"value": part} for name, part in row["parts"].items()}
+        rows.append({"name": f"{row['direction']} {row['chain']}", "cells": cells})
+    yield section(
+        "hostile",
+        "Values that a client may send",
+        "One core: GB/s for values that codecs are made for, and for others the part of this speed that is left.",
+        "GB/s",
+        ["usual", *raw["rows"][0]["parts"]],
+        rows,
+    ) | {"bars": ["usual"]}
+
+
+def instructions(raw):
+    rows = [
+        {
+            "name": f"{row['tensor_bytes'] >> 10} KiB",
+            "cells": {name: {"value": row[name]} for name in ("call", "codec", "nothing", "ratio")},
+        }
+        for row in raw["rows"]
+    ]
+    yield section(
+        "instructions",
+        "Instructions of a small call",
+        "Of the daemon for one CompressTensor, of these of the codec, and of a gRPC service that does nothing; the ratio is of "
+        "what is not the codec to the latter.",
+        "instructions",
+        ["call", "codec", "nothing", "ratio"],
+        rows,
+    ) | {"bars": []}
 
 
 def files(raw):
@@ -217,7 +299,9 @@ READERS = {
     "chunk": chunk,
     "codecs": codecs,
     "kernels": kernels,
+    "hostile": hostile,
     "transport": transport,
+    "instructions": instructions,
     "python": python,
     "files": files,
 }

@@ -20,7 +20,7 @@ import subprocess
 import break_even
 import compare
 import jinja2
-from measurements import SIZES, read_run
+from measurements import read_run
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -84,15 +84,12 @@ def position(value, largest):
     return max(0.0, min(100.0, 100 + 100 / 3 * math.log10(value / largest))) if value > 0 else 0.0
 
 
-def charted(column):
-    """Whether a column is drawn as bars."""
-    return column not in SIZES and "CPU" not in column
-
-
 def largest(section):
     """The value that a section's longest bar stands for."""
-    cells = ((column, cell) for row in section["rows"] for column, cell in row["cells"].items() if charted(column))
-    return max((cell["value"] for _, cell in cells), default=1)
+    bars = (
+        row["cells"][column]["value"] for row in section["rows"] for column in section["bars"] if column in row["cells"]
+    )
+    return max(bars, default=1)
 
 
 def page(run, changes):
@@ -102,7 +99,7 @@ def page(run, changes):
     environment.filters |= {"number": number, "position": position}
     changed = {(one["section"], one["row"], one["column"]): one["ratio"] for one in changes or []}
     return environment.get_template("page.html").render(
-        run=run, changes=changes, changed=changed, charted=charted, largest=largest, links=list(break_even.LINKS)
+        run=run, changes=changes, changed=changed, largest=largest, links=list(break_even.LINKS)
     )
 
 

@@ -41,7 +41,7 @@ echo
 scripts/bench_codecs.py "${check[@]}" --output $results/codecs.json || missed=1
 build/release/bench/kvc_bench_kernels "${kernels[@]}" --benchmark_out=$results/kernels.json || missed=1
 echo
-build/release/bench/kvc_bench_hostile "${common[@]}" || missed=1
+build/release/bench/kvc_bench_hostile "${common[@]}" --output=$results/hostile.json || missed=1
 echo
 scripts/bench_transport.py "${common[@]}" --output $results/transport.json || missed=1
 scripts/bench_instructions.py "${check[@]}" --output $results/instructions.json || missed=1

@@ -78,7 +78,16 @@ def targets(results):
     for path in PATHS:
         judge(f"p50 of a 64 KiB CompressTensor / unary call that does nothing, {path}",
               latency[f"daemon, unary {path}"]["p50"] / latency[f"sink, unary {path}"]["p50"], at_most=1.5)
+    for name, ways in results["batches"].items():
+        for way, calls in ways.items():
+            judge(f"CPU of 64 tensors / one of the same bytes, {name}, {way}", cpu_ratio(calls), at_most=1.3)
     return found
+
+
+def cpu_ratio(calls):
+    """CPU of client and daemon for a call with many tensors, beside that for as many bytes in one."""
+    many, one = (row["client_cpu_per_gb"] + row["server_cpu_per_gb"] for row in (calls["many"], calls["one"]))
+    return many / one
 
 
 def size(count):
@@ -133,4 +142,14 @@ def latency_table(results):
     rows = [["64 KiB, one at a time", "", "", "calls", "p50 us", "p99 us", "p99.9 us"]]
     for name, row in results["latency_us"].items():
         rows.append([name, "", "", str(row["calls"]), *(f"{row[key]:.0f}" for key in ("p50", "p99", "p99.9"))])
+    return align(rows)
+
+
+def batches_table(results):
+    rows = [["64 tensors of 512 KiB", "", "", "GB/s", "client CPU", "daemon CPU", "switches", "CPU / one tensor"]]
+    for name, ways in results["batches"].items():
+        for way, calls in ways.items():
+            many = calls["many"]
+            rows.append([name, way, "", f"{many['gb_per_s']:.2f}", f"{many['client_cpu_per_gb']:.2f}",
+                         f"{many['server_cpu_per_gb']:.2f}", f"{many['switches']:.0f}", f"{cpu_ratio(calls):.2f}"])
     return align(rows)

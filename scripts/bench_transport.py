@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from bench_report import latency_table, summarize, targets, throughput_table
+from bench_report import batches_table, latency_table, summarize, targets, throughput_table
 
 MIB = 1 << 20
 STREAMS = [1, 2, 8, 64]
@@ -52,6 +52,16 @@ CALLERS = [
     ("library copy", "library-copy", "daemon"),
     ("local", "local", None),
 ]
+# Who sends the tensors of one chunk of a cache in one call, and as many bytes as one tensor: the name in the report, the
+# kind of client, the server and the path to it.
+BATCHERS = [
+    ("library tcp", "library", "daemon", "tcp"),
+    ("library unix", "library", "daemon", "unix"),
+    ("library shm", "library-shm", "daemon", "shm"),
+    ("library copy", "library-copy", "daemon", "copy"),
+    ("local", "local", None, None),
+]
+CHUNK = {"tensors": 64, "tensor_bytes": 512 << 10}
 
 
 class Server:
@@ -118,6 +128,9 @@ class Bench:
     def measure(self, command, contestants, flags):
         """The rows that the program prints for contestants."""
         words = [entrant(kind, self.servers.get(server), name.split()[-1]) for name, kind, server in contestants]
+        return self.run(command, words, flags)
+
+    def run(self, command, words, flags):
         flags = [f"--{name}={value}" for name, value in flags.items()]
         done = subprocess.run([self.program, command, *flags, *words], stdout=subprocess.PIPE, check=True,
                               timeout=300)
@@ -130,6 +143,13 @@ class Bench:
                              "warm_up_ms": args.warm_up_ms, "window_ms": args.window_ms})
         by_name = {name: [row for row in rows if row["entrant"] == i] for i, (name, _, _) in enumerate(CONTESTANTS)}
         return {"streams": streams, "tensor_bytes": tensor_bytes, **summarize(by_name)}
+
+    def batches(self):
+        """By contestant and direction: what a call with many tensors took, and one with a single tensor of the same bytes."""
+        words = [entrant(kind, self.servers.get(server), path) for _, kind, server, path in BATCHERS]
+        rows = iter(self.run("batches", words, {**CHUNK, "rounds": self.args.rounds}))
+        return {name: {way: {"many": next(rows), "one": next(rows)} for way in ("compress", "decompress")}
+                for name, *_ in BATCHERS}
 
     def latency(self):
         rows = self.measure("latency", CALLERS, {"calls": self.args.calls, "tensor_bytes": 64 << 10})
@@ -184,6 +204,8 @@ def main():
                     results["cells"].append(bench.cell(streams, tensor_bytes))
             print("\rlatency ...                ", end="", file=sys.stderr, flush=True)
             results["latency_us"] = bench.latency()
+            print("\rbatches ...                ", end="", file=sys.stderr, flush=True)
+            results["batches"] = bench.batches()
             results["peak_rss_bytes"] = {name: server.peak_rss() for name, server in bench.servers.items()}
         finally:
             bench.stop()
@@ -193,6 +215,7 @@ def main():
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(throughput_table(results))
     print(latency_table(results))
+    print(batches_table(results))
     for target in results["targets"]:
         print(f"{'met   ' if target['met'] else 'MISSED'} {target['what']}: {target['value']:.2f} ({target['wanted']})")
     return 1 if args.check and not all(target["met"] for target in results["targets"]) else 0

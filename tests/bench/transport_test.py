@@ -32,6 +32,13 @@ def check(results):
     assert set(results["latency_us"]) == {name for name, _, _ in bench_transport.CALLERS}
     for name, row in results["latency_us"].items():
         assert row["calls"] == CALLS and 0 < row["p50"] <= row["p99"] <= row["p99.9"], f"{name}: {row}"
+    assert set(results["batches"]) == {name for name, *_ in bench_transport.BATCHERS}
+    for name, ways in results["batches"].items():
+        for way, calls in ways.items():
+            assert (calls["many"]["tensors"], calls["one"]["tensors"]) == (64, 1), name
+            for row in calls.values():
+                assert row["direction"] == way and row["gb_per_s"] > 0 and row["client_cpu_per_gb"] > 0, row
+                assert (row["server_cpu_per_gb"] > 0) == (name != "local"), row
     assert set(results["peak_rss_bytes"]) == {"socket", "sink", "daemon"}
     assert all(value > 1 << 20 for value in results["peak_rss_bytes"].values()), results["peak_rss_bytes"]
     assert len(results["targets"]) >= 10

@@ -80,7 +80,7 @@ def test_a_run_is_read_with_its_medians_and_extremes(folder):
     assert chains["memcpy"]["encode"]["value"] == 11
     cells = {row["name"]: row["cells"] for row in section(run, "codecs cache.safetensors")["rows"]}
     assert cells["int4"]["SNR dB"] == {"value": 18.0} and "SNR dB" not in cells["lossless"]
-    assert set(run["absent"]) == {"chunk", "transport", "python", "files", "others"}
+    assert set(run["absent"]) == {"chunk", "hostile", "transport", "instructions", "python", "files", "others"}
 
 
 def test_the_page_and_the_results_are_made(folder):
