@@ -6,11 +6,11 @@ usage: bench_python.py [--rounds 5] [--calls 4] [--mebibytes 64] [--bin bin] [--
 
 Tensors have 64 KiB, 1 MiB, and as many MiB as `--mebibytes` says, of which `--calls` are made a round; of the others
 up to a hundred times as many. One call at a time, int4(group=64). GB/s are 10^9 bytes of FP16 tensor a second; the
-median of the rounds counts, and the ratio is the median of each round's own ratio. "Python" is the client by the gRPC of
-C++, "grpcio" the one without its module; CPU is that of the client's process, of both, in s/GB. "into out" decompresses
-into an array that is there already; the other decompression makes a new array, whose pages the kernel must clear first.
-The C++ side is the client library under kvc_load, which hashes what comes piece by piece and keeps nothing, and connects
-once a round.
+median of the rounds counts, and the ratio is the median of each round's own ratio. "Python" is the client by the gRPC
+of C++, "grpcio" the one without its module; CPU is that of the client's process, of both, in s/GB. "into out"
+decompresses into an array that is there already; the other decompression makes a new array, whose pages the kernel
+must clear first. The C++ side is the client library under kvc_load, which hashes what comes piece by piece and keeps
+nothing, and connects once a round.
 """
 import argparse
 import json
@@ -117,7 +117,8 @@ def main():
     args = parser.parse_args()
     largest = args.mebibytes << 20
     rows = []
-    print("| path | tensor | call | C++ GB/s | Python | grpcio | Python / C++ | Python CPU s/GB | grpcio |\n" + "|---" * 9 + "|")
+    print("| path | tensor | call | C++ GB/s | Python | grpcio | Python / C++ | Python CPU s/GB | grpcio |")
+    print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
         daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
         try:

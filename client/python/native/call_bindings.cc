@@ -105,7 +105,7 @@ class Call final : public MessageSink, public CallWatch {
   // are (header, bytes), `output` is called with the number of an item and its v1::Tensor for the memory that its
   // values go to, and the results are those numbers.
   Call(std::shared_ptr<Channel> channel, const nb::sequence& items, nb::object output, std::optional<double> seconds,
-       bool in_message, nb::object region, uint64_t region_number)
+       bool in_message, nb::object region, uint64_t region_number, bool batches)
       : channel_(std::move(channel)), output_(std::move(output)) {
     auto views = std::make_shared<std::vector<View>>();
     std::vector<MessageItem> parts;
@@ -115,6 +115,7 @@ class Call final : public MessageSink, public CallWatch {
       if (compresses()) frame_bytes_.push_back({nb::cast<size_t>(item[2]), view.bytes().size() + kFrameOverhead});
     }
     MessageCallOptions options;
+    options.batches = batches;
     options.way = in_message ? MessageCallOptions::Way::kMessage : MessageCallOptions::Way::kStream;
     if (seconds) options.deadline = absl::Now() + absl::Seconds(*seconds);
     if (!region.is_none()) {
@@ -304,9 +305,9 @@ void BindCalls(nb::module_& module) {
       });
   nb::class_<Call>(module, "Call")
       .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, nb::object, std::optional<double>, bool, nb::object,
-                    uint64_t>(),
+                    uint64_t, bool>(),
            nb::arg("channel"), nb::arg("items"), nb::arg("output").none(), nb::arg("seconds").none(),
-           nb::arg("in_message"), nb::arg("region").none(), nb::arg("region_number"))
+           nb::arg("in_message"), nb::arg("region").none(), nb::arg("region_number"), nb::arg("batches"))
       .def("next", &Call::Next)
       .def("end", &Call::End)
       .def("cancel", &Call::Cancel);

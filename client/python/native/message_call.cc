@@ -71,11 +71,12 @@ class Call final : public MessageCall {
     }
     if (options_.way == MessageCallOptions::Way::kMessage) return absl::OkStatus();
     if (options_.region.empty()) {
-      exchange_ = std::make_unique<ByteExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, slices_);
+      exchange_ = std::make_unique<ByteExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, slices_,
+                                                          options_.batches);
     } else {
       exchange_ =
-          std::make_unique<SharedExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, false, nullptr,
-                                                    CallMemory(options_.region, options_.region_number));
+          std::make_unique<SharedExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, options_.batches,
+                                                    nullptr, CallMemory(options_.region, options_.region_number));
     }
     stream_ = std::make_unique<StreamCall>(channel_, MethodPath<typename D::Request>(), options_.deadline, *exchange_);
     return absl::OkStatus();

@@ -13,7 +13,7 @@ import kvcompress
 import numpy as np
 import pytest
 from daemon_helpers import wait_for
-from kvcompress import _native_calls
+from kvcompress import _core, _native_calls
 from kvcompress._native_calls import NativeStream
 from kvcompress._stream import Stream
 
@@ -172,3 +172,60 @@ def test_a_process_ends_while_a_thread_is_in_a_call(run_without_answers, size):
         time.sleep(0.3)
     """, size)
     assert done.returncode == 0, done.stderr
+
+
+def chunk():
+    """Tensors of many sizes: of none, of a few, of several messages, all smaller than what goes alone."""
+    random = np.random.default_rng(1)
+    shapes = [(0,), (1,), (3, 5), (64,), (2, 4, 64), (1 << 16,), (1 << 19,)] * 40
+    return [(f"layer_{i}_key", random.standard_normal(shape).astype(np.float16)) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_many_small_tensors_come_back_as_one_by_one(daemon, connect, shared_memory):
+    server = daemon("--shared-memory", "kv-batch-test-")
+    client, alone = connect(server, native="require", shared_memory=shared_memory), connect(server, native="off")
+    tensors = chunk()
+    frames = list(client.compress_many(tensors, "int4(group=64)"))
+    expected = list(alone.compress_many(tensors, "int4(group=64)"))
+    assert [(frame.name, frame.data) for frame in frames] == [(frame.name, frame.data) for frame in expected]
+    assert [frame.quality for frame in frames] == [frame.quality for frame in expected]
+    for (name, values), (_, exact) in zip(client.decompress_many(frames), alone.decompress_many(frames), strict=True):
+        assert values.shape == exact.shape, name
+        np.testing.assert_array_equal(values, exact, err_msg=name)
+
+
+def test_an_error_among_many_names_its_tensor_after_the_results_before_it(daemon, connect):
+    client = connect(daemon(), native="require")
+    tensors = chunk()
+    tensors[100] = ("broken", np.full(70000, np.nan, np.float16))
+    results = client.compress_many(tensors, "int4(group=64)")
+    assert [next(results).name for _ in range(100)] == [name for name, _ in tensors[:100]]
+    with pytest.raises(kvcompress.InvalidArgument, match="broken"):
+        next(results)
+    frames = list(client.compress_many(chunk(), "int4(group=64)"))
+    frames[77] = bytes(frames[77])[:-9] + bytes(9)
+    with pytest.raises(kvcompress.DataLoss):
+        list(client.decompress_many(frames))
+
+
+def test_small_tensors_share_messages_where_the_daemon_says_so(daemon, connect, monkeypatch):
+    """A daemon of before says nothing, and gets them one by one."""
+    server, asked = daemon(), []
+    begin = NativeStream._begin
+
+    def watched(stream, compresses, in_message, batches):
+        asked.append(batches)
+        return begin(stream, compresses, in_message, batches)
+
+    monkeypatch.setattr(NativeStream, "_begin", watched)
+    expected = [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")]
+    parse = _core._message_bytes
+
+    def of_before(said):
+        said.limits.max_batch_tensors = 0
+        return parse(said)
+
+    monkeypatch.setattr(_core, "_message_bytes", of_before)
+    assert [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")] == expected
+    assert asked == [True, False]

@@ -112,7 +112,14 @@ class Connection:
         # Those of any other kind are perhaps made while they are read.
         if isinstance(call.items, list | tuple) and own.native.get() is not None:
             return NativeStream(
-                own.native, call.exchange, call.items, call.left, own.pool, in_message=call.in_message, region=region
+                own.native,
+                call.exchange,
+                call.items,
+                call.left,
+                own.pool,
+                in_message=call.in_message,
+                region=region,
+                batches=call.batches,
             )
         exchange = call.exchange if region is None else SharedExchange(call.exchange, region, own.pool)
         return Stream(own.channel, exchange, call.items, call.left())

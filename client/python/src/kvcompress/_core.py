@@ -70,6 +70,7 @@ class Streaming(Generic[Result]):
     items: Any  # what the driver can iterate
     left: Left
     in_message: bool = False  # whether it is one item, which goes, and comes back, in one message
+    batches: bool = False  # whether the daemon takes small items together
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Core:
         self._learn = learn
         self._takes_items = takes_items
         self._message_bytes: int | None = None
+        self._batches = False
 
     def compress(
         self,
@@ -260,7 +262,7 @@ class Core:
             raise InvalidArgument(f"expected an iterable, not {type(items).__name__}")
         left = self._attempts(timeout).left
         most = yield from self._ready(left)
-        return Streaming(kind(most), items, left)
+        return Streaming(kind(most), items, left, batches=self._batches)
 
     def _attempts(self, timeout: float | None, policy: RetryPolicy | None = None) -> Attempts:
         return Attempts(policy or self._retry, self._timeout if timeout is None else timeout)
@@ -282,6 +284,7 @@ class Core:
             said = yield from self._ask("Capabilities", pb.CapabilitiesResponse, left)
             self._learn(said)
             self._message_bytes = _message_bytes(said)
+            self._batches = said.limits.max_batch_tensors > 0
         return self._message_bytes
 
     def _ask(self, method: str, kind: type[Parsed], left: Left, request: bytes = b"") -> Plan[Parsed]:

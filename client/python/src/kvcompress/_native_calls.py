@@ -89,6 +89,7 @@ class NativeStream(Results[Result]):
         *,
         in_message: bool = False,
         region: Region | None = None,
+        batches: bool = False,
     ):
         self._generation = _fork.generation()
         self._channel, self._left, self._pool, self._region = channel, left, pool, region
@@ -99,7 +100,7 @@ class NativeStream(Results[Result]):
         self._answered = 0
         self._outputs: dict[int, Output] = {}
         compresses = isinstance(exchange, CompressExchange)
-        self._call = self._begin(compresses, in_message) if self._items else None
+        self._call = self._begin(compresses, in_message, batches) if self._items else None
 
     def _prepare(self, exchange: Exchange[Any, Result], sources: Iterable[Any]) -> None:
         try:
@@ -108,7 +109,7 @@ class NativeStream(Results[Result]):
         except Exception as error:
             self._error = error
 
-    def _begin(self, compresses: bool, in_message: bool) -> Any:
+    def _begin(self, compresses: bool, in_message: bool, batches: bool) -> Any:
         items: list[tuple[Any, ...]] = [
             (item.header, item.data, item.most_frame_bytes()) if compresses else (item.header, item.data)
             for item in self._items
@@ -116,7 +117,7 @@ class NativeStream(Results[Result]):
         # It holds no reference to the stream, which could not be forgotten otherwise.
         output = None if compresses else _output_of(self._items, self._outputs)
         memory, number = (None, 0) if self._region is None else (self._region.bytes.data, self._region.number)
-        return _native.Call(self._channel.get(), items, output, self._left(), in_message, memory, number)
+        return _native.Call(self._channel.get(), items, output, self._left(), in_message, memory, number, batches)
 
     def __next__(self) -> Result:
         if self._generation != _fork.generation():

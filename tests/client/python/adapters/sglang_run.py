@@ -1,7 +1,7 @@
-"""Runs prompts through SGLang on the CPU, in a process of its own: sglang_run.py JSON. It reads `model`, `prompts` (lists
-of tokens), `storage` (the extra configuration of a dynamic HiCache storage, or null) and `tokens`, and prints of each
-prompt the tokens that follow, their log-probabilities, and how many tokens of it were loaded from the storage. It
-returns when `files` files lie below the storage's path."""
+"""Runs prompts through SGLang on the CPU, in a process of its own: sglang_run.py JSON. It reads `model`, `prompts`
+(lists of tokens), `storage` (the extra configuration of a dynamic HiCache storage, or null) and `tokens`, and prints
+of each prompt the tokens that follow, their log-probabilities, and how many tokens of it were loaded from the
+storage. It returns when `files` files lie below the storage's path."""
 
 import json
 import pathlib

@@ -25,6 +25,7 @@ from kvcompress.store._entry import HEADER_SIZE  # noqa: E402
 from paged_engine import BLOCK, CHUNK, HEADS, LAYERS, SIZE, Engine, make_request, output  # noqa: E402
 from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec  # noqa: E402
 
+
 @pytest.fixture
 def engine(daemon, tmp_path):
     server, made = daemon("--threads", "2"), []

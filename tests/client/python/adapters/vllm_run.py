@@ -1,6 +1,6 @@
-"""Runs prompts through vLLM on the CPU, in a process of its own: vllm_run.py JSON. It reads `model`, `prompts` (lists of
-tokens), `transfer` (a kv_transfer_config, or null) and `tokens`, and prints of each prompt the tokens that follow, their
-log-probabilities, and how many tokens of it were loaded."""
+"""Runs prompts through vLLM on the CPU, in a process of its own: vllm_run.py JSON. It reads `model`, `prompts` (lists
+of tokens), `transfer` (a kv_transfer_config, or null) and `tokens`, and prints of each prompt the tokens that follow,
+their log-probabilities, and how many tokens of it were loaded."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Lets SGLang run a model on a CPU without what it imports of GPUs: Python runs this first in each of its processes. The
-layers, the scheduler, the caches' tree, the host pools and the storage threads are SGLang's own; the kernels that copy
-between its cache and the host pool are stood in for by copies of PyTorch."""
+"""Lets SGLang run a model on a CPU without what it imports of GPUs: Python runs this first in each of its processes.
+The layers, the scheduler, the caches' tree, the host pools and the storage threads are SGLang's own; the kernels that
+copy between its cache and the host pool are stood in for by copies of PyTorch."""
 
 import importlib.abc
 import importlib.machinery
