@@ -91,7 +91,9 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
 
   void EndIfIdle() override {
     const bool is_stuck = (writing_ || finished_) && watch_.IsStuck(moved_);
-    const bool is_silent = reading_ && !writing_ && !finished_ && watch_.IsIdle(moved_);
+    // While input is held because output waits for a buffer, nothing is read: the buffer may never come.
+    const bool waits = reading_ || session_.waits_for_buffer();
+    const bool is_silent = waits && !writing_ && !finished_ && watch_.IsIdle(moved_);
     if ((!is_stuck && !is_silent) || session_.is_working() || is_idle_.exchange(true)) return;
     metrics_.OnReject(RejectReason::kStreamIdle);
     if (is_silent) {

@@ -146,6 +146,8 @@ class Session {
 
   // Whether threads have work for this session, or will have: it does not wait for its client alone.
   bool is_working() const { return stream_.blocks_in_flight() > 0; }
+  // Whether output waits for the client to give a buffer.
+  bool waits_for_buffer() const { return outlet_.waits_for_buffer(); }
 
   // Whether all has come out and no thread works for this session any more.
   bool done() const {

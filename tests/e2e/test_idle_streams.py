@@ -38,6 +38,27 @@ def test_clients_that_stand_still(daemon, stubs):
     assert client.calls_by_code("Compress", 4) == {"OK": 1, "DEADLINE_EXCEEDED": 3}
 
 
+def test_a_buffer_that_stands_after_input_which_is_not_read(daemon, stubs):
+    """The output fills the window without a buffer, and messages with bytes are not read until it has one."""
+    server = daemon("--stream-idle-timeout", "1s", "--shared-memory", PREFIX)
+    client = Client(server, stubs)
+    with Object("late", MIB) as thing:
+        registration = Registration(client)
+        region = registration.register("late", thing)
+
+        def requests():
+            header = client.header("t", [32 * MIB], "raw")
+            header.header.frame_to_buffer = True
+            yield header
+            for _ in range(64):
+                yield client.data(bytes(MIB))
+            yield stubs.pb.CompressRequest(frame_buffer=stubs.pb.SharedMemoryRange(region=region, byte_size=MIB))
+
+        assert failure(client.stub.Compress(requests(), timeout=30))[:2] == IDLE
+        registration.close()
+    client.wait_until_idle()
+
+
 def test_a_message_that_never_ends(daemon, stubs):
     server = daemon("--stream-idle-timeout", "1s")
     client = Client(server, stubs)
