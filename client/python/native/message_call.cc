@@ -1,7 +1,9 @@
 #include "client/python/native/message_call.h"
 
 #include <grpc/grpc.h>
+#include <grpcpp/channel.h>
 
+#include <algorithm>
 #include <list>
 #include <utility>
 
@@ -103,11 +105,26 @@ class Call final : public MessageCall {
   std::unique_ptr<StreamCall> stream_;
 };
 
+// Of a channel that has failed to connect: whoever calls again has waited already, and is not to wait for gRPC, too.
+// gRPC 1.51 looks at errno late, and takes some connections that are under way for failed ones: so the first failure
+// does not count.
+void AwaitConnection(grpc::Channel& channel, absl::Time deadline) {
+  constexpr absl::Duration kPatience = absl::Milliseconds(300);
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/true);
+    if (state != GRPC_CHANNEL_TRANSIENT_FAILURE) return;
+    grpc::experimental::ChannelResetConnectionBackoff(&channel);
+    const auto limit = absl::ToChronoTime(std::min(deadline, absl::Now() + kPatience));
+    while (state != GRPC_CHANNEL_READY && channel.WaitForStateChange(state, limit)) state = channel.GetState(true);
+  }
+}
+
 template <typename D>
 absl::StatusOr<std::unique_ptr<MessageCall>> Begin(std::shared_ptr<grpc::Channel> channel,
                                                    const std::vector<MessageItem>& items,
                                                    std::shared_ptr<const void> owner, const MessageCallOptions& options,
                                                    MessageSink& sink) {
+  AwaitConnection(*channel, options.deadline);
   auto call = std::make_unique<Call<D>>(std::move(channel), std::move(owner), options, sink);
   KVC_RETURN_IF_ERROR(call->Begin(items));
   return call;

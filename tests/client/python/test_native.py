@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 
 import grpc
@@ -77,6 +78,31 @@ def test_a_stream_that_nobody_works_at_ends_with_its_client(daemon, connect):
     wait_for(lambda: other.metrics().streams_in_flight == 0, "the end of the stream")
     with pytest.raises(kvcompress.Cancelled):
         list(stream)
+
+
+def test_a_daemon_that_is_back_is_found_by_the_next_calls(daemon, connect, socket_dir):
+    """Not after gRPC's own waits, which have grown meanwhile: attempts of one client, each a call without retries."""
+    address = f"unix:{socket_dir}/s"
+    server = daemon("--listen", address)
+    client = connect(address, retry=kvcompress.RetryPolicy(max_attempts=1))
+    client.compress(SMALL)
+    server.stop()
+
+    def is_found():
+        try:
+            client.compress(SMALL)
+        except kvcompress.Unavailable:
+            return False
+        return True
+
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        assert not is_found()
+        time.sleep(0.05)
+    daemon("--listen", address)
+    began = time.monotonic()
+    wait_for(is_found, "the daemon")
+    assert time.monotonic() - began < 1.5
 
 
 def test_a_stream_that_is_forgotten_is_cancelled(client):
