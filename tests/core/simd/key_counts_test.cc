@@ -77,7 +77,7 @@ TEST_P(KeyCountsTest, CountsAboutAnyInterval) {
     for (const uint32_t key : keys) {
       if (lower < key && key < upper) ++between[(key - lower) >> shift];
     }
-    EXPECT_EQ(got.below, std::ranges::count_if(keys, [&](uint32_t key) { return key < lower; }));
+    EXPECT_EQ(got.below, std::ranges::count_if(keys, [end = lower](uint32_t key) { return key < end; }));
     EXPECT_EQ(got.at_lower, std::ranges::count(keys, lower));
     EXPECT_EQ(got.at_upper, lower < upper ? std::ranges::count(keys, upper) : 0);
     EXPECT_EQ(got.between, between);
