@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace as Bag
 
 import engines
@@ -127,6 +128,7 @@ def test_a_reset_removes_what_is_being_stored(engine):
     while one.scheduler._scheduler._resets_open:
         assert one.match(make_request("b", tokens)) == 0
         one.step(output())
+        time.sleep(0.01)  # for the threads that reset
     assert not files(engine)
     assert one.scheduler._scheduler._resets_open == 0
 
