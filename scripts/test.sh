@@ -127,7 +127,7 @@ for stage in "$@"; do
     unit) run unit 2400 "release build, unit tests" ;;
     scripts) run scripts 300 "scripts, documents" ;;
     e2e) run e2e 1500 "daemon and command line, end to end" ;;
-    python) run python 900 "Python: client, types, style" ;;
+    python) run python 1800 "Python: client, types, style" ;;
     validation) run validation 600 "perplexity on compressed caches" ;;
     deploy) run deploy 300 "dashboard, alerts and manifests" ;;
     install) run install 600 "library installed and linked by a program" ;;
