@@ -5,6 +5,7 @@
 
 #include "client/remote/shared_exchange.h"
 #include "tests/client/remote/fake_daemon.h"
+#include "tests/client/remote/small_jobs.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
 
@@ -15,45 +16,11 @@ namespace {
 using namespace ::kvcompress::testing;  // NOLINT
 using ::testing::ElementsAre;
 
-constexpr size_t kTensors = 5;
+constexpr uint32_t kTensors = 5;
 
-struct Output final : CompressSink, DecompressSink {
-  absl::Status OnFrame(ByteSpan bytes) override {
-    current += AsText(bytes);
-    return absl::OkStatus();
-  }
-  absl::Status OnHeader(const TensorDesc& tensor) override {
-    described.push_back(tensor.name);
-    return absl::OkStatus();
-  }
-  absl::Status OnData(ByteSpan bytes) override { return OnFrame(bytes); }
-  absl::Status OnTensor(const TensorReport& report) override {
-    names.push_back(report.tensor.name);
-    outputs.push_back(std::exchange(current, {}));
-    return absl::OkStatus();
-  }
-
-  std::string current;
-  std::vector<std::string> described;
-  std::vector<std::string> names;
-  std::vector<std::string> outputs;
-};
-
-class BatchTest : public ::testing::Test {
+class BatchTest : public SmallJobs {
  protected:
-  BatchTest() {
-    for (size_t i = 0; i < kTensors; ++i) {
-      values_.push_back(MakeValues(DType::kF16, 200000 + 1000 * i, Distribution::kGaussian, static_cast<uint32_t>(i)));
-      sources_.emplace_back(ByteSpan(values_.back()));
-      jobs_.push_back(
-          {MakeTensor(absl::StrFormat("t%d", i), DType::kF16, {values_[i].size() / 2}), "int4", &sources_[i]});
-    }
-    Output frames;
-    EXPECT_THAT(MakeLocalClient(1)->Compress(jobs_, absl::InfiniteFuture(), frames), IsOk());
-    frames_ = frames.outputs;
-    for (const std::string& frame : frames_) frame_sources_.emplace_back(AsBytes(frame));
-    for (size_t i = 0; i < kTensors; ++i) unpack_.push_back({jobs_[i].tensor.name, &frame_sources_[i]});
-  }
+  BatchTest() : SmallJobs(kTensors, 200000) {}
   void TearDown() override { daemon_.Stop(); }
 
   v1::TensorReport ReportOn(size_t i) const {
@@ -90,14 +57,8 @@ class BatchTest : public ::testing::Test {
 
   FakeDaemon daemon_;
   std::unique_ptr<CodecClient> client_ = *MakeRemoteClient({.address = daemon_.address()});
-  std::vector<std::vector<std::byte>> values_;
-  std::deque<MemorySource> sources_;
-  std::vector<CompressJob> jobs_;
-  std::vector<std::string> frames_;
-  std::deque<MemorySource> frame_sources_;
-  std::vector<DecompressJob> unpack_;
   std::vector<v1::CompressRequest> requests_;
-  Output output_;
+  Log output_;
 };
 
 TEST_F(BatchTest, HeadersAreOneMessageAndValuesFillTheOthers) {
@@ -190,7 +151,7 @@ TEST_F(BatchTest, ValuesComeTogetherToo) {
     return grpc::Status::OK;
   };
   ASSERT_THAT(client_->Decompress(unpack_, absl::InfiniteFuture(), output_), IsOk());
-  EXPECT_THAT(output_.described, ElementsAre("t0", "t1", "t2", "t3", "t4"));
+  EXPECT_THAT(output_.headers, ElementsAre("t0", "t1", "t2", "t3", "t4"));
   ASSERT_EQ(output_.outputs.size(), kTensors);
   for (size_t i = 0; i < kTensors; ++i) EXPECT_EQ(output_.outputs[i], AsText(values_[i]));
 }

@@ -4,6 +4,7 @@
 
 #include "proto/wire/grpc/error_details.h"
 #include "tests/client/remote/fake_daemon.h"
+#include "tests/client/remote/small_jobs.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
 
@@ -15,49 +16,11 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// What came from a sink's calls, one after another.
-struct Log final : CompressSink, DecompressSink {
-  absl::Status OnFrame(ByteSpan bytes) override {
-    current += AsText(bytes);
-    return absl::OkStatus();
-  }
-  absl::Status OnHeader(const TensorDesc& tensor) override {
-    headers.push_back(tensor.name);
-    return absl::OkStatus();
-  }
-  absl::Status OnData(ByteSpan bytes) override { return OnFrame(bytes); }
-  absl::Status OnTensor(const TensorReport& report) override {
-    names.push_back(report.tensor.name);
-    outputs.push_back(std::exchange(current, {}));
-    return absl::OkStatus();
-  }
-
-  std::string current;
-  std::vector<std::string> headers;
-  std::vector<std::string> names;
-  std::vector<std::string> outputs;
-};
-
 constexpr size_t kPiece = 10000;  // bytes of output in a message
 
-class RemoteRetryTest : public ::testing::Test {
+class RemoteRetryTest : public SmallJobs {
  protected:
-  RemoteRetryTest() {
-    for (uint32_t i = 0; i < 3; ++i) {
-      values_.push_back(MakeValues(DType::kF16, 100000 + 1000 * i, Distribution::kGaussian, i));
-      sources_.emplace_back(ByteSpan(values_.back()));
-    }
-    for (size_t i = 0; i < 3; ++i) {
-      jobs_.push_back(
-          {MakeTensor(absl::StrFormat("t%d", i), DType::kF16, {values_[i].size() / 2}), "int4", &sources_[i]});
-    }
-    Log frames;
-    EXPECT_THAT(MakeLocalClient(1)->Compress(jobs_, absl::InfiniteFuture(), frames), IsOk());
-    frames_ = frames.outputs;
-    for (const std::string& frame : frames_) frame_sources_.emplace_back(AsBytes(frame));
-    for (size_t i = 0; i < 3; ++i) unpack_.push_back({jobs_[i].tensor.name, &frame_sources_[i]});
-  }
-
+  RemoteRetryTest() : SmallJobs(3, 100000) {}
   void TearDown() override { daemon_.Stop(); }
 
   std::unique_ptr<CodecClient> Client(RetryPolicy retry = {.initial_backoff = absl::Milliseconds(1)}) {
@@ -93,12 +56,6 @@ class RemoteRetryTest : public ::testing::Test {
   }
 
   FakeDaemon daemon_;
-  std::vector<std::vector<std::byte>> values_;
-  std::deque<MemorySource> sources_;
-  std::vector<CompressJob> jobs_;
-  std::vector<std::string> frames_;
-  std::deque<MemorySource> frame_sources_;
-  std::vector<DecompressJob> unpack_;
   std::vector<std::string> asked_;  // names of the tensors that the daemon was given
   std::vector<RetryEvent> events_;
   Log log_;
