@@ -1,10 +1,12 @@
-"""Models that engines run in processes of their own, and what they answer."""
+"""Processes of their own for engines: models that they run, and tests of ours with their classes."""
 
 import json
 import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
 TEXT = HERE.parents[3] / "docs" / "format.md"
@@ -25,6 +27,24 @@ def make_model(folder):
         head_dim=32, vocab_size=512, max_position_embeddings=1024, initializer_range=0.2)
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return str(folder), [torch.randint(512, (length,)).tolist() for length in LENGTHS]
+
+
+def unpacked_wheels():
+    """The folder of KVC_ENGINE_SOURCES; skips the test where there is none."""
+    folder = os.environ.get("KVC_ENGINE_SOURCES")
+    if not folder:
+        pytest.skip("KVC_ENGINE_SOURCES does not name a folder of unpacked wheels")
+    return pathlib.Path(folder)
+
+
+def pass_with_vllms_classes(*files, timeout):
+    """Runs tests with the classes of an unpacked wheel in place of stand-ins."""
+    environment = {**os.environ, "PYTHONPATH": f"{unpacked_wheels()}:{HERE}"}
+    del environment["KVC_ENGINE_SOURCES"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "vllm_imports", *(HERE / name for name in files)]
+    done = subprocess.run(command, env=environment, cwd=HERE.parents[3], check=False, capture_output=True, text=True,
+                          timeout=timeout)
+    assert done.returncode == 0, done.stdout
 
 
 def run(script, model, *, environment=None, tokens=12, **told):

@@ -4,14 +4,13 @@ import ast
 import importlib
 import importlib.metadata
 import inspect
-import os
-import pathlib
 import subprocess
 import sys
 
 import engines
 import pytest
 from engine_interfaces import FIELDS, HIT_POLICIES, HOST_POOLS, INTERFACES
+from engine_runs import unpacked_wheels
 
 ADAPTERS = {
     "KVConnectorBase_V1": ("kvcompress.adapters.vllm", "KvCompressConnector", engines.provide_vllm),
@@ -43,16 +42,9 @@ def test_an_adapter_takes_the_calls_of_its_interface(name):
                 assert theirs.default is inspect.Parameter.empty, (method, parameter)
 
 
-def sources():
-    folder = os.environ.get("KVC_ENGINE_SOURCES")
-    if not folder:
-        pytest.skip("KVC_ENGINE_SOURCES does not name a folder of unpacked wheels")
-    return pathlib.Path(folder)
-
-
 @pytest.mark.parametrize(("release", "path", "name", "methods"), INTERFACES, ids=IDS)
 def test_an_interface_is_that_of_the_release(release, path, name, methods):
-    folder = sources()
+    folder = unpacked_wheels()
     package, version = release.split()
     assert (folder / f"{package}-{version}.dist-info").is_dir()
     tree = ast.parse((folder / path).read_text())
@@ -73,13 +65,13 @@ def test_an_interface_is_that_of_the_release(release, path, name, methods):
 @pytest.mark.parametrize(("release", "path", "name", "fields"), FIELDS,
                          ids=[f"{release}: {name}" for release, _, name, _ in FIELDS])
 def test_fields_are_those_of_the_release(release, path, name, fields):
-    tree = ast.parse((sources() / path).read_text())
+    tree = ast.parse((unpacked_wheels() / path).read_text())
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     assert [node.target.id for node in found.body if isinstance(node, ast.AnnAssign)] == fields
 
 
 def class_of(release, path, name):
-    folder = sources()
+    folder = unpacked_wheels()
     package, version = release.split()
     assert (folder / f"{package}-{version}.dist-info").is_dir()
     (found,) = [node for node in ast.parse((folder / path).read_text()).body

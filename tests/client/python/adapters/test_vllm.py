@@ -5,9 +5,7 @@ import importlib.metadata
 import json
 import logging
 import os
-import pathlib
 import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace as Bag
@@ -15,6 +13,7 @@ from types import SimpleNamespace as Bag
 import engines
 import kvcompress
 import pytest
+from engine_runs import pass_with_vllms_classes
 
 torch = pytest.importorskip("torch")
 engines.provide_vllm()
@@ -455,13 +454,4 @@ def test_vllm_loads_it_by_its_configuration(tmp_path):
 @pytest.mark.timeout(1600)
 def test_under_vllms_own_scheduler():
     """These tests, and those of vllm_steps.py, with the classes of an unpacked wheel in place of stand-ins."""
-    folder = os.environ.get("KVC_ENGINE_SOURCES")
-    if not folder:
-        pytest.skip("KVC_ENGINE_SOURCES does not name a folder of unpacked wheels")
-    here = pathlib.Path(__file__).parent
-    environment = {name: value for name, value in os.environ.items() if name != "KVC_ENGINE_SOURCES"}
-    environment["PYTHONPATH"] = f"{folder}:{here}"
-    files = [here / "vllm_steps.py", here / "test_vllm.py"]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "vllm_imports", *files], env=environment,
-                          cwd=here.parents[3], capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout
+    pass_with_vllms_classes("vllm_steps.py", "test_vllm.py", timeout=1500)

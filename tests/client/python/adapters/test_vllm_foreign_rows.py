@@ -14,8 +14,7 @@ torch = pytest.importorskip("torch")
 engines.provide_vllm_tiering()
 from kvcompress import _foreign_memory  # noqa: E402
 from kvcompress.adapters._vllm_geometry import Part  # noqa: E402
-from kvcompress.adapters.vllm_tier import CompressedTier  # noqa: E402
-from tiering import HEAD_DIM, Cache, Spec, Steps, key_of, offloading_config  # noqa: E402
+from tiering import Steps, key_of, offloading_config  # noqa: E402
 
 FLAGS = ["--threads", "2", "--shared-memory", "kvc-python-", "--foreign-memory", "kvc_offload_"]
 LOGGER = _foreign_memory.__name__
@@ -27,16 +26,10 @@ def start(daemon, tmp_path):
     made, paths = [], []
 
     def make(server, config=None, *, named=True, **options):
-        config = config or offloading_config()
         path = f"/dev/shm/kvc_offload_{os.getpid()}_{len(paths)}.mmap" if named else None
-        cache = Cache(config, 8, path)
         paths.append(path)
-        options = {"target": server.address, "path": str(tmp_path / "kv"), "codec": "lossless", "head_dim": HEAD_DIM,
-                   "rotary": {"theta": 10000.0}, "streams": 2, **options}
-        steps = Steps(CompressedTier(Spec(config), cache.view, "CompressedTier", **options))
-        steps.cache = cache
-        made.append(steps)
-        return steps
+        made.append(Steps.of(server.address, tmp_path / "kv", config, cache_file=path, **options))
+        return made[-1]
 
     yield make
     for steps in made:

@@ -1,10 +1,6 @@
 """The tier: chunks of a CPU cache of vLLM's layout, stored and loaded through a real daemon, with its faults."""
 
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -12,15 +8,14 @@ import engines
 import kvcompress
 import numpy as np
 import pytest
+from engine_runs import pass_with_vllms_classes
 
 torch = pytest.importorskip("torch")
 engines.provide_vllm_tiering()
 from kvcompress.adapters._codec import pack, unpack  # noqa: E402
 from kvcompress.adapters._vllm_geometry import groups_of, head_dims_of  # noqa: E402
 from kvcompress.adapters.vllm_tier import CompressedTier  # noqa: E402
-from tiering import HEAD_DIM, HEADS, LAYERS, TOKENS, Cache, Spec, Steps, key_of, offloading_config, row_bytes  # noqa: E402
-
-ROTARY = {"theta": 10000.0}
+from tiering import HEAD_DIM, HEADS, LAYERS, TOKENS, Steps, key_of, offloading_config, row_bytes  # noqa: E402
 
 
 @pytest.fixture
@@ -31,14 +26,8 @@ def start(daemon, tmp_path):
     def make(config=None, *, server=None, rows=8, **options):
         if server is None and not servers:
             servers.append(daemon("--threads", "2"))
-        config = config or offloading_config()
-        cache = Cache(config, rows)
-        options = {"target": (server or servers[0]).address, "path": str(tmp_path / "kv"), "codec": "lossless",
-                   "head_dim": HEAD_DIM, "rotary": ROTARY, "streams": 2, **options}
-        steps = Steps(CompressedTier(Spec(config), cache.view, "CompressedTier", **options))
-        steps.cache = cache
-        made.append(steps)
-        return steps
+        made.append(Steps.of((server or servers[0]).address, tmp_path / "kv", config, rows=rows, **options))
+        return made[-1]
 
     yield make
     for steps in made:
@@ -381,13 +370,4 @@ def test_what_a_models_configuration_says_of_heads():
 @pytest.mark.timeout(400)
 def test_under_vllms_own_manager():
     """These tests, and those of vllm_manager.py, with the classes of an unpacked wheel in place of stand-ins."""
-    folder = os.environ.get("KVC_ENGINE_SOURCES")
-    if not folder:
-        pytest.skip("KVC_ENGINE_SOURCES does not name a folder of unpacked wheels")
-    here = pathlib.Path(__file__).parent
-    environment = {name: value for name, value in os.environ.items() if name != "KVC_ENGINE_SOURCES"}
-    environment["PYTHONPATH"] = f"{folder}:{here}"
-    files = [here / "vllm_manager.py", here / "test_vllm_tier.py"]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "vllm_imports", *files], env=environment,
-                          cwd=here.parents[3], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
+    pass_with_vllms_classes("vllm_manager.py", "test_vllm_tier.py", timeout=300)

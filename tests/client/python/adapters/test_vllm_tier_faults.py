@@ -10,20 +10,16 @@ import pytest
 
 pytest.importorskip("torch")
 engines.provide_vllm_tiering()
-from kvcompress.adapters.vllm_tier import CompressedTier  # noqa: E402
-from tiering import HEAD_DIM, Cache, Spec, Steps, key_of, offloading_config  # noqa: E402
+from tiering import Steps, key_of  # noqa: E402
 
 CHUNKS, LOADS, KILLS = 40, 2000, 20
 
 
 def test_a_daemon_that_is_killed_while_chunks_are_loaded(daemon, socket_dir, tmp_path):
     address = f"unix:{socket_dir}/d.sock"
-    config = offloading_config()
-    cache = Cache(config, rows=CHUNKS + 8)
-    options = {"target": address, "path": str(tmp_path / "kv"), "codec": "lossless", "head_dim": HEAD_DIM, "streams": 3,
-               "rotary": {"theta": 1e4}, "timeout": 0.5}
     running = [daemon("--listen", address)]
-    steps = Steps(CompressedTier(Spec(config), cache.view, "CompressedTier", **options))
+    steps = Steps.of(address, tmp_path / "kv", rows=CHUNKS + 8, streams=3, timeout=0.5)
+    cache = steps.cache
     for row in range(CHUNKS):
         cache.fill(row, seed=row)
     keys = [key_of(number) for number in range(CHUNKS)]

@@ -7,8 +7,10 @@ import time
 
 import numpy as np
 import torch
+from kvcompress.adapters.vllm_tier import CompressedTier
 
 LAYERS, HEADS, TOKENS, HEAD_DIM = 3, 2, 16, 32
+ROTARY = {"theta": 10000.0}
 
 
 def offloading_config(*, layers=LAYERS, heads=HEADS, blocks=1, workers=1, dtype="float16", groups=1, model="org/model",
@@ -102,6 +104,17 @@ class Steps:
 
     def __init__(self, tier):
         self.tier, self.longest, self._number, self._ended = tier, 0.0, 0, []
+
+    @staticmethod
+    def of(address, folder, config=None, *, rows=8, cache_file=None, **options):
+        """Of a new tier whose frames go through a daemon to a folder, with a CPU cache of its own: `cache`."""
+        config = config or offloading_config()
+        cache = Cache(config, rows, cache_file)
+        options = {"target": address, "path": str(folder), "codec": "lossless", "head_dim": HEAD_DIM, "rotary": ROTARY,
+                   "streams": 2, **options}
+        steps = Steps(CompressedTier(Spec(config), cache.view, "CompressedTier", **options))
+        steps.cache = cache
+        return steps
 
     def call(self, method, *arguments):
         begin = time.perf_counter()
