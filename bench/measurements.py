@@ -204,12 +204,10 @@ def batches(measured):
     rows = []
     for name, ways in measured.items():
         for way, calls in ways.items():
-            cpu = {
-                cut: {side: row[f"{side}_cpu_per_gb"] for side in ("client", "server")} for cut, row in calls.items()
-            }
-            cells = {"speed": {"value": calls["many"]["gb_per_s"]}}
-            cells |= {f"{side} CPU s/GB": {"value": value} for side, value in cpu["many"].items()}
-            cells["CPU beside one tensor"] = {"value": sum(cpu["many"].values()) / sum(cpu["one"].values())}
+            many = calls["many"]
+            cells = {"speed": {"value": many["gb_per_s"]}}
+            cells |= {f"{side} CPU s/GB": {"value": many[f"{side}_cpu_per_gb"]} for side in ("client", "server")}
+            cells["CPU beside one tensor"] = {"value": calls["cpu_ratio"]}
             rows.append({"name": f"{name}, {way}", "cells": cells})
     return section(
         "batches",

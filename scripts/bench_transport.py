@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from bench_report import batches_table, latency_table, summarize, targets, throughput_table
+from bench_report import batches_table, beside_one, latency_table, summarize, targets, throughput_table
 
 MIB = 1 << 20
 STREAMS = [1, 2, 8, 64]
@@ -148,7 +148,7 @@ class Bench:
         """By contestant and direction: what a call with many tensors took, and one with a single tensor of the same bytes."""
         words = [entrant(kind, self.servers.get(server), path) for _, kind, server, path in BATCHERS]
         rows = iter(self.run("batches", words, {**CHUNK, "rounds": self.args.rounds}))
-        return {name: {way: {"many": next(rows), "one": next(rows)} for way in ("compress", "decompress")}
+        return {name: {way: beside_one(next(rows), next(rows)) for way in ("compress", "decompress")}
                 for name, *_ in BATCHERS}
 
     def latency(self):

@@ -36,7 +36,8 @@ def check(results):
     for name, ways in results["batches"].items():
         for way, calls in ways.items():
             assert (calls["many"]["tensors"], calls["one"]["tensors"]) == (64, 1), name
-            for row in calls.values():
+            assert calls["cpu_ratio"] > 0, calls
+            for row in (calls["many"], calls["one"]):
                 assert row["direction"] == way and row["gb_per_s"] > 0 and row["client_cpu_per_gb"] > 0, row
                 assert (row["server_cpu_per_gb"] > 0) == (name != "local"), row
     assert set(results["peak_rss_bytes"]) == {"socket", "sink", "daemon"}
