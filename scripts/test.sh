@@ -32,18 +32,18 @@ cpp_tests() { ctest --preset "$1" -j "$(nproc)" --output-junit "$junit"; }
 stage_unit() { cpp_build release -DKVC_WERROR=ON && cpp_tests release; }
 stage_asan_ubsan() { build_asan_ubsan && cpp_tests asan-ubsan; }
 stage_tsan() { build_tsan && cpp_tests tsan; }
-stage_scripts() { scripts/venv.sh && .venv/bin/python -m pytest tests/scripts --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
-stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
+stage_scripts() { scripts/venv.sh && .venv/bin/python -m pytest tests/scripts --junitxml="$junit"; }
+stage_e2e() { scripts/venv.sh && .venv/bin/python -m pytest tests/e2e --junitxml="$junit"; }
 stage_python() {
-  scripts/venv.sh && cpp_build release -DKVC_PYTHON=ON kvc_python && .venv/bin/python -m pytest tests/client/python --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+  scripts/venv.sh && cpp_build release -DKVC_PYTHON=ON kvc_python && .venv/bin/python -m pytest tests/client/python --junitxml="$junit"
 }
 # Also the types and the style of the Python there.
 stage_validation() {
   scripts/venv.sh && .venv/bin/ruff check --config validation/pyproject.toml validation tests/validation &&
     (cd validation && ../.venv/bin/mypy ./*.py scripts/*.py gpt2) &&
-    .venv/bin/python -m pytest tests/validation --timeout=120 -o junit_family=xunit2 --junitxml="$junit"
+    .venv/bin/python -m pytest tests/validation --junitxml="$junit"
 }
-stage_deploy() { scripts/venv.sh && .venv/bin/python -m pytest tests/deploy --timeout=120 -o junit_family=xunit2 --junitxml="$junit"; }
+stage_deploy() { scripts/venv.sh && .venv/bin/python -m pytest tests/deploy --junitxml="$junit"; }
 stage_install() { tests/install/run.sh; }
 stage_demo() { scripts/demo.sh; }
 stage_promtool() { scripts/check_metrics.sh; }
@@ -56,7 +56,7 @@ stage_compose() { tests/container/compose.sh; }
 stage_bare() { tests/container/bare.sh; }
 stage_real_model() {
   scripts/venv.sh && .venv/bin/python scripts/real_model.py &&
-    .venv/bin/python -m pytest tests/real_model --timeout=1000 -o junit_family=xunit2 --junitxml="$junit"
+    .venv/bin/python -m pytest tests/real_model --timeout=1000 --junitxml="$junit"
 }
 
 passed=0 failed=0 skipped=0 running= fetching= building=
