@@ -80,12 +80,31 @@ def test_another_key_or_tenant_opens_nothing(keys, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("keys")
     write_key(elsewhere, "one")
     for other in (Sealer(keys, "one"), Sealer(keys, "one", tenant=b"acm"), Sealer(elsewhere, "one", tenant=b"acme")):
-        with pytest.raises(kvcompress.DataLoss, match="another key or for another tenant"):
+        with pytest.raises(kvcompress.DataLoss, match="another key, for another tenant"):
             other.open(sealed)
     write_key(elsewhere, "own")
     (elsewhere / "one").unlink()
     with pytest.raises(kvcompress.FailedPrecondition, match="key 'one' cannot be read: No such file"):
         Sealer(elsewhere, "own").open(sealed)
+
+
+@pytest.mark.parametrize("size", [100, 2 * MIB + 5])
+def test_another_fingerprint_opens_nothing(keys, size):
+    frame, sealer, whose = os.urandom(size), Sealer(keys, "one", tenant=b"acme"), b"model, layer, chunk"
+    sealed = sealer.seal(frame, fingerprint=whose)
+    assert len(sealed) == size + sealer.overhead(size)
+    assert whose not in sealed
+    assert sealer.open(sealed, fingerprint=whose) == frame
+    assert seal_reader.open_sealed(sealed, {"one": (keys / "one").read_bytes()}, b"acme", whose) == frame
+    for wrong in (b"", whose[:-1], whose + b"\0", b"another"):
+        with pytest.raises(kvcompress.DataLoss, match="under another fingerprint"):
+            sealer.open(sealed, fingerprint=wrong)
+    with pytest.raises(kvcompress.DataLoss, match="under another fingerprint"):
+        sealer.open(sealer.seal(frame), fingerprint=whose)
+    for call in (sealer.seal, sealer.open):
+        for wrong, said in (("text", "bytes, not str"), (bytes(65), "at most 64 bytes")):
+            with pytest.raises(kvcompress.InvalidArgument, match=said):
+                call(sealed, fingerprint=wrong)
 
 
 def test_keys_that_are_refused(keys):

@@ -99,7 +99,7 @@ def on_nonfinite_of(name: str) -> pb.OnNonfinite:
     return _ON_NONFINITE[name]
 
 
-def _checked_fingerprint(fingerprint: Any) -> bytes:
+def checked_fingerprint(fingerprint: Any) -> bytes:
     """b"" for None. InvalidArgument for what is none."""
     if fingerprint is None:
         return b""
@@ -157,7 +157,7 @@ class CompressItem(Item[Frame]):
         checked_text("a spec", spec)
         view = TensorView.of(tensor)
         roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
-        owner = _checked_fingerprint(fingerprint)
+        owner = checked_fingerprint(fingerprint)
         described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles, fingerprint=owner)
         choice = on_nonfinite_of(on_nonfinite)
         header = pb.CompressHeader(
@@ -206,7 +206,7 @@ class DecompressItem(Item[tuple[str, Any]]):
                 "expected frames, or pairs of a name and a frame, perhaps with dtype and shape, and fingerprint"
             )
         name, frame, expected = named[0], named[1], named[2] if len(named) > 2 else None
-        owner = _checked_fingerprint(named[3] if len(named) == 4 else fingerprint)
+        owner = checked_fingerprint(named[3] if len(named) == 4 else fingerprint)
         if out is not None:
             check_out(out)
         if framework not in (None, "numpy", "torch"):

@@ -10,12 +10,9 @@ import stat
 import struct
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ._errors import DataLoss, FailedPrecondition, InvalidArgument, Unimplemented, refusing
-
-if TYPE_CHECKING:
-    from ._items import FrameBytes
+from ._items import FrameBytes, checked_fingerprint
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -31,6 +28,7 @@ _HEADER = struct.Struct("<4sBBHQ16s")  # magic, version, bytes of the id, zero, 
 _CHUNK_BYTES, _TAG_BYTES = 1 << 20, 16
 _KEY_BYTES = 32
 _PURPOSE = b"kvcompress sealed frame"
+_NOT_OPEN = "sealed frame: it was changed, or sealed with another key, for another tenant or under another fingerprint"
 _KEY_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _OF_THREAD = threading.local()
 _HEX_KEY = re.compile(rb"[0-9A-Fa-f]{64}\n?")
@@ -62,20 +60,23 @@ class Sealer:
         """The same for sealers of one tenant."""
         return hashlib.sha256(_PURPOSE + self._tenant).hexdigest()
 
-    def seal(self, frame: "FrameBytes") -> bytes:
+    def seal(self, frame: FrameBytes, *, fingerprint: bytes | None = None) -> bytes:
+        """`fingerprint`: whose frame it is. It is not stored, and who opens the frame must say the same."""
         data, name = memoryview(frame).cast("B"), self._key_id.encode()
         salt = os.urandom(16)
         header = _HEADER.pack(_MAGIC, _VERSION, len(name), 0, len(data), salt) + name
+        bound = header + checked_fingerprint(fingerprint)
         cipher = self._cipher(self._key_id, salt)
         sealed = _scratch(len(header) + _sealed_bytes(len(data)))
         sealed[: len(header)] = header
         chunks = sealed[len(header) :]
         for nonce, plain, coded in _places(len(data)):
-            cipher.encrypt_into(nonce, data[plain], header, chunks[coded])
+            cipher.encrypt_into(nonce, data[plain], bound, chunks[coded])
         return sealed.tobytes()
 
-    def open(self, sealed: "FrameBytes") -> bytes:
-        """The frame. DataLoss for what was not sealed with that key for this tenant, or was changed since."""
+    def open(self, sealed: FrameBytes, *, fingerprint: bytes | None = None) -> bytes:
+        """The frame. DataLoss for what was not sealed with that key for this tenant and under this fingerprint, or was
+        changed since: which of these it was cannot be told."""
         view = memoryview(sealed).cast("B")
         if len(view) < _HEADER.size:
             raise DataLoss("sealed frame: cut off in its header")
@@ -92,12 +93,13 @@ class Sealer:
             cipher = self._cipher(header[_HEADER.size :].decode("ascii", "replace"), salt)
         except InvalidArgument:
             raise DataLoss("sealed frame: it has the id of no key") from None
+        bound = header + checked_fingerprint(fingerprint)
         frame, chunks = _scratch(size), view[end:]
         try:
             for nonce, plain, coded in _places(size):
-                cipher.decrypt_into(nonce, chunks[coded], header, frame[plain])
+                cipher.decrypt_into(nonce, chunks[coded], bound, frame[plain])
         except InvalidTag:
-            raise DataLoss("sealed frame: it was changed, or sealed with another key or for another tenant") from None
+            raise DataLoss(_NOT_OPEN) from None
         return frame.tobytes()
 
     def overhead(self, frame_bytes: int) -> int:

@@ -1,5 +1,7 @@
 """Fixtures of the adapters' tests: caches that look like a model's."""
 
+import secrets
+
 import pytest
 import torch
 from kvcompress.store import open_store
@@ -40,6 +42,27 @@ def turned_keys():
         return keys.float()
 
     return make
+
+
+@pytest.fixture
+def sealing(tmp_path):
+    """Options by which an adapter seals, with the key "one"; there is "two", too."""
+    pytest.importorskip("cryptography")
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / name).write_bytes(secrets.token_bytes(32))
+        (folder / name).chmod(0o600)
+    return {"keys_dir": str(folder), "seal_key": "one", "tenant": "acme"}
+
+
+@pytest.fixture(params=["plain", "sealed"])
+def others(request):
+    """Options of an adapter, and what another's frame, which is whole, is to it: one that is sealed under another
+    fingerprint cannot be told from a damaged one."""
+    if request.param == "plain":
+        return {}, "foreign"
+    return request.getfixturevalue("sealing"), "damaged"
 
 
 @pytest.fixture

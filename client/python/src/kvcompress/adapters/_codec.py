@@ -126,7 +126,7 @@ class Codec:
         """Frames of named tensors of any device, or of views in pieces, in order, by one stream; made again as a whole
         where the daemon is busy or gone for a while. `starts`: of each tensor the position of its first token, which is
         taken to be 0 where it is not known. `specs`: of each tensor a codec chain in place of this codec's.
-        `fingerprints`: what each frame carries."""
+        `fingerprints`: what each frame carries, and is sealed under."""
         count = len(tensors)
         starts, specs = starts or [0] * count, specs or [None] * count
         values = [tensor if isinstance(tensor, TensorView) else tensor.detach().cpu() for _, tensor in tensors]
@@ -150,8 +150,7 @@ class Codec:
                 )
             )
 
-        frames = self.client.with_retries(work, timeout=self.timeout)
-        return frames if self.sealer is None else [_with_data(frame, self.sealer.seal(frame.data)) for frame in frames]
+        return [self._sealed(frame) for frame in self.client.with_retries(work, timeout=self.timeout)]
 
     def _rotary_at(self, start: int) -> RotaryEmbedding | None:
         """Tokens in the middle of a sequence have no sinks among them, whatever the model."""
@@ -162,10 +161,10 @@ class Codec:
     ) -> list[torch.Tensor]:
         """Tensors of the CPU, in order, by one stream that is made again like that of `compress`. DataLoss for a frame
         that is damaged or holds something else, FingerprintMismatch for one that has not its own of `fingerprints`,
-        before memory is taken for it."""
+        before memory is taken for it; such a one that is sealed is DataLoss, too."""
         items = [
-            (*(("", frame, None) if isinstance(frame, Frame) else frame), fingerprint)
-            for frame, fingerprint in zip(map(self._opened, frames), _one_each(fingerprints, len(frames)), strict=True)
+            (*self._opened(frame, fingerprint), fingerprint)
+            for frame, fingerprint in zip(frames, _one_each(fingerprints, len(frames)), strict=True)
         ]
 
         def work(seconds: float) -> list[torch.Tensor]:
@@ -173,13 +172,24 @@ class Codec:
 
         return self.client.with_retries(work, timeout=self.timeout)
 
-    def _opened(self, frame: Frame | Stored) -> Frame | Stored:
+    def _sealed(self, frame: Frame) -> Frame:
         if self.sealer is None:
             return frame
+        return _with_data(frame, self.sealer.seal(frame.data, fingerprint=frame.fingerprint))
+
+    def _opened(
+        self, frame: Frame | Stored, fingerprint: bytes
+    ) -> tuple[str, Frame | memoryview, tuple[str, tuple[int, ...]] | None]:
+        """A sealed Frame of which no `fingerprint` is expected is opened under its own."""
         if isinstance(frame, Frame):
-            return _with_data(frame, self.sealer.open(frame.data))
-        name, data, kind = frame
-        return name, memoryview(self.sealer.open(data)), kind
+            if self.sealer is not None:
+                data = self.sealer.open(frame.data, fingerprint=fingerprint or frame.fingerprint)
+                frame = _with_data(frame, data)
+            return "", frame, None
+        if self.sealer is None:
+            return frame
+        name, sealed, kind = frame
+        return name, memoryview(self.sealer.open(sealed, fingerprint=fingerprint)), kind
 
     def most_bytes(
         self, named: Sequence[tuple[str, Kind]], specs: Sequence[str | None] | None = None, fingerprint_bytes: int = 0
