@@ -40,14 +40,10 @@ template <DType kT>
 class Decoder {
  public:
   HWY_INLINE explicit Decoder(const RotatedFormat& format)
-      : format_(format),
-        row_(format.row),
-        row_bytes_(format.row * DTypeSize(kT)),
-        levels_(kLevelTables[format.bits - 2]) {}
+      : row_(format.row), row_bytes_(format.row * DTypeSize(kT)), levels_(kLevelTables[format.bits - 2]) {}
 
   // The rows of up to kScales scales.
   HWY_INLINE void Decode(const uint8_t* scales, const uint8_t* codes, size_t rows, uint8_t* values) {
-    scale_bits_ = scales;
     codes_ = codes;
     values_ = values;
     LoadScales(scales, rows, scales_);
@@ -60,43 +56,39 @@ class Decoder {
  private:
   template <size_t kSpan>
   HWY_INLINE void DecodeShort(size_t rows) {
-    const DF df;
     constexpr size_t kAtOnce = kShortRows<kSpan>;
     size_t r = 0;
     for (; r + kAtOnce <= rows; r += kAtOnce) {
       bool are_usual = true;
       for (size_t i = 0; i < kAtOnce; ++i) are_usual &= IsUsual<kT>(row_, scales_[r + i]);
-      if (HWY_UNLIKELY(!are_usual)) {
-        DecodeLong(r, r + kAtOnce);
-        continue;
+      if (HWY_LIKELY(are_usual)) {
+        DecodeShortAt<kSpan, true>(r);
+      } else {
+        DecodeUnusual<kSpan>(r);
       }
-      uint8_t* const out = values_ + r * row_bytes_;
-      DecodeShortRows<kSpan>(row_, levels_, scales_ + r, codes_ + r * kSpan,
-                             [out, df](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); });
     }
     DecodeLong(r, rows);
   }
+  template <size_t kSpan, bool kUsual>
+  HWY_INLINE void DecodeShortAt(size_t r) {
+    DecodeShortRows<kT, kSpan, kUsual>(row_, levels_, scales_ + r, codes_ + r * kSpan, values_ + r * row_bytes_);
+  }
+  template <size_t kSpan>
+  HWY_NOINLINE void DecodeUnusual(size_t r) {
+    DecodeShortAt<kSpan, false>(r);
+  }
 
   HWY_NOINLINE void DecodeLong(size_t begin, size_t end) {
-    const DF df;
     for (size_t r = begin; r < end; ++r) {
-      const uint8_t* const codes = codes_ + r * row_.length;
-      uint8_t* const out = values_ + r * row_bytes_;
-      if (HWY_LIKELY(IsUsual<kT>(row_, scales_[r]))) {
-        DecodeRow(row_, levels_, scales_[r], codes,
-                  [out, df](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); });
-      } else {
-        scalar::DequantizeRotated(format_, scale_bits_ + 2 * r, codes, row_.length, out);
-      }
+      const auto decode = IsUsual<kT>(row_, scales_[r]) ? DecodeRow<kT, true> : DecodeRow<kT, false>;
+      decode(row_, levels_, scales_[r], codes_ + r * row_.length, values_ + r * row_bytes_);
     }
   }
 
-  const RotatedFormat& format_;
   const RotatedRow row_;
   const size_t row_bytes_;
   const LevelTable& levels_;
   HWY_ALIGN float scales_[kScales];
-  const uint8_t* scale_bits_ = nullptr;
   const uint8_t* codes_ = nullptr;
   uint8_t* values_ = nullptr;
 };

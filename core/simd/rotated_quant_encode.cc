@@ -64,8 +64,8 @@ HWY_INLINE VF RotateRow(const RotatedRow& row, const uint8_t* values, float* out
   return energy;
 }
 
-// From this energy on rows are left for the scalar code. Of F16 these may have infinities or NaN, which are numbers of
-// 2^16 and more on targets that emulate it.
+// From this energy on rows may have values that are refused. Of F16 these may have infinities or NaN, which are numbers
+// of 2^16 and more on targets that emulate it.
 template <DType kT>
 constexpr float kEnergyLimit = kT == DType::kF16 ? 0x1p32f : kMaxRotatedEnergy;
 
@@ -74,8 +74,7 @@ template <DType kT, bool kMeasure>
 class Tile {
  public:
   explicit Tile(const RotatedFormat& format)
-      : format_(format),
-        row_(format.row),
+      : row_(format.row),
         stride_(Padded(format.row)),
         levels_(kLevelTables[format.bits - 2]),
         bounds_(kBoundTables[format.bits - 2]),
@@ -87,25 +86,15 @@ class Tile {
 
   // `decoded` is there where kMeasure says so.
   HWY_INLINE bool Encode(const uint8_t* values, size_t rows, uint8_t* scales, uint8_t* codes, uint8_t* decoded) {
-    const size_t row_bytes = row_.length * DTypeSize(kT);
     if (rows < kRows) ClearLanes();
     const bool is_exact = rows == kRows && row_.length % kAtOnce == 0;  // no code is written beyond the rows'
     row_codes_ = is_exact ? codes : codes_;
     RotateRows(values, rows);
-    MakeFactors();
+    if (!MakeFactors(values, rows)) return false;
     QuantizeRows(rows);
     if (!is_exact) std::memcpy(codes, codes_, rows * row_.length);
     MakeScales(rows, scales);
-    for (size_t r = 0; r < rows; ++r) {
-      const bool is_usual = energies_[r] >= kMinRotatedEnergy && energies_[r] < kEnergyLimit<kT>;
-      uint8_t* row_decoded = kMeasure ? decoded + r * row_bytes : nullptr;
-      if (HWY_LIKELY(is_usual && (!kMeasure || IsUsual<kT>(row_, scales_[r])))) {
-        if constexpr (kMeasure) Decode(r, row_decoded);
-      } else if (!scalar::QuantizeRotated(format_, values + r * row_bytes, row_.length, scales + 2 * r,
-                                          codes + r * row_.length, row_decoded)) {
-        return false;
-      }
-    }
+    if constexpr (kMeasure) DecodeRows(rows, decoded);
     return true;
   }
 
@@ -118,14 +107,68 @@ class Tile {
     std::fill_n(square_lanes_, kRows * kLanes, 0);
   }
 
-  // Of all rows that there may be.
-  HWY_INLINE void MakeFactors() {
+  // Of all rows that there may be. False where a value is refused.
+  HWY_INLINE bool MakeFactors(const uint8_t* values, size_t rows) {
     const DF df;
     SumRows(df, energy_lanes_, energies_);
+    std::fill_n(exponents_, kRows, 0);
+    for (size_t r = 0; r < rows; ++r) {
+      const bool is_usual = energies_[r] >= kMinRotatedEnergy && energies_[r] < kEnergyLimit<kT>;
+      if (HWY_LIKELY(is_usual)) continue;
+      if (!RotateUnusual(values + r * row_.length * DTypeSize(kT), r)) return false;
+    }
     for (size_t r = 0; r < kRows; r += kLanes) {
       const VF norm = hn::Sqrt(hn::Load(df, energies_ + r));
       hn::Store(norm, df, norms_ + r);
       hn::Store(hn::Div(hn::Set(df, row_.unit), norm), df, factors_ + r);
+    }
+    return true;
+  }
+
+  // Rotates a row again whose energy was not held, or might not have been. False where a value is refused.
+  HWY_NOINLINE bool RotateUnusual(const uint8_t* values, size_t r) {
+    const DF df;
+    float* const v = v_ + r * stride_;
+    // Read once: the values may change meanwhile. As integers, magnitudes are in order, and NaN above them.
+    auto largest = hn::Zero(DI());
+    for (size_t i = 0; i < row_.length; i += kLanes) {
+      const VF x = LoadF32<kT>(df, values + i * DTypeSize(kT));
+      largest = hn::Max(largest, hn::BitCast(DI(), hn::Abs(x)));
+      hn::Store(x, df, v + i);
+    }
+    const float most = hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(DI(), largest)));
+    if (!(most <= std::min(kMaxRotatable, MaxFinite(kT)))) return false;
+    float energy = EnergyOfRow(v);
+    if (most == 0) {
+      energy = 1;  // any that gives codes of 0
+    } else if (!(energy >= kMinRotatedEnergy && energy <= kMaxRotatedEnergy)) {
+      exponents_[r] = std::ilogb(most);
+      Scale(-exponents_[r], v);
+      energy = EnergyOfRow(v);
+    }
+    energies_[r] = energy;
+    for (size_t i = 0; i < row_.length; i += kLanes) {
+      hn::Store(hn::Mul(hn::Load(df, v + i), hn::Load(df, kRotatedSigns.data() + i)), df, v + i);
+    }
+    Rotate(row_, v);
+    return true;
+  }
+  float EnergyOfRow(const float* v) const {
+    HWY_ALIGN float lanes[kLanes];
+    hn::Store(LoadRow<DType::kF32>(reinterpret_cast<const uint8_t*>(v), row_.length, [](size_t, VF) HWY_ATTR {}), DF(),
+              lanes);
+    for (size_t half = kLanes / 2; half > 0; half /= 2) {
+      for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+  }
+  // Times 2^exponent, for values below 2^(1 - exponent), rounded once.
+  void Scale(int exponent, float* v) const {
+    const DF df;
+    const int first = std::min(exponent, 100);
+    const VF by = hn::Set(df, std::ldexp(1.0f, first)), then = hn::Set(df, std::ldexp(1.0f, exponent - first));
+    for (size_t i = 0; i < row_.length; i += kLanes) {
+      hn::Store(hn::Mul(hn::Mul(hn::Load(df, v + i), by), then), df, v + i);
     }
   }
 
@@ -204,26 +247,35 @@ class Tile {
       hn::Store(F32FromF16(df, half), df, scales_ + r);
     }
     for (size_t r = 0; r < rows; ++r) {
-      if (HWY_LIKELY(IsNormalF16(bits[r]))) continue;
-      bits[r] = RotatedScaleBits(exact[r]);
+      if (HWY_LIKELY(IsNormalF16(bits[r]) && exponents_[r] == 0)) continue;
+      bits[r] = exact[r] == 0 ? 0 : RotatedScaleBits(std::ldexp(exact[r], exponents_[r]));  // 0 of a row of zeros
       scales_[r] = RotatedScaleOf(bits[r]);
     }
     std::memcpy(out, bits, 2 * rows);
   }
 
-  HWY_INLINE void Decode(size_t r, uint8_t* out) {
-    const DF df;
-    const auto store = [&](size_t i, VF v) HWY_ATTR { StoreF32<kT>(df, v, out + i * DTypeSize(kT)); };
-    if (!IsShortRow(row_)) return DecodeRow(row_, levels_, scales_[r], row_codes_ + r * row_.length, store);
-    const VF factor = hn::Set(df, scales_[r] * row_.level_unit * 0x1p-16f);
-    for (size_t i = 0; i < row_.length; i += kShorts) {
-      VisitSums(hn::Load(D16(), sums_ + r * stride_ + i), [&](size_t at, VF number) HWY_ATTR {
-        store(i + at, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i + at))));
-      });
+  HWY_INLINE void DecodeRows(size_t rows, uint8_t* out) {
+    for (size_t r = 0; r < rows; ++r, out += row_.length * DTypeSize(kT)) {
+      if (HWY_LIKELY(IsUsual<kT>(row_, scales_[r]))) {
+        Decode<true>(r, out);
+      } else {
+        DecodeUnusual(r, out);
+      }
     }
   }
+  template <bool kUsual>
+  HWY_INLINE void Decode(size_t r, uint8_t* out) {
+    if (!IsShortRow(row_)) {
+      return DecodeRow<kT, kUsual>(row_, levels_, scales_[r], row_codes_ + r * row_.length, out);
+    }
+    const RowValues<kT, kUsual> store(scales_[r], row_.level_unit * kSumUnit, out);
+    for (size_t i = 0; i < row_.length; i += kShorts) {
+      VisitSums(hn::Load(D16(), sums_ + r * stride_ + i),
+                [&](size_t at, VF number) HWY_ATTR { store(i + at, number); });
+    }
+  }
+  HWY_NOINLINE void DecodeUnusual(size_t r, uint8_t* out) { Decode<false>(r, out); }
 
-  const RotatedFormat& format_;
   const RotatedRow row_;
   const size_t stride_;
   const LevelTable& levels_;
@@ -238,6 +290,7 @@ class Tile {
   HWY_ALIGN int32_t cross_lanes_[kRows * kLanes];
   HWY_ALIGN int32_t square_lanes_[kRows * kLanes];
   HWY_ALIGN float energies_[kRows];
+  int exponents_[kRows];  // of powers of two that rows were divided by
   HWY_ALIGN float norms_[kRows];
   HWY_ALIGN float factors_[kRows];
   HWY_ALIGN float scales_[kRows];

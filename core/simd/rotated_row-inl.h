@@ -20,9 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-// Kernels take scales of which no product needs care.
-constexpr float kMinScale = 0x1p-100f;
-constexpr float kMaxScale = 0x1p100f;
+// The product of a scale from here on with a power of two that levels have is exact.
+constexpr float kMinUsualScale = 0x1p-100f;
 
 // Both transforms of a row in `v`, either way; `v` has the row's signs before and after.
 HWY_INLINE void ScaleOverlap(const RotatedRow& row, float* v) {
@@ -82,12 +81,38 @@ HWY_INLINE VF LoadLevels(const LevelTable& table, const uint8_t* codes) {
 #endif
 }
 
-// Whether a row with this scale is one for kernels: none of its values is beyond what the dtype has.
+// Whether none of the values of a row with this scale is beyond what the dtype has.
 template <DType kT>
 HWY_INLINE bool IsUsual(const RotatedRow& row, float scale) {
   const float largest = 128 * row.root * (scale * row.level_unit);  // no sum of levels with signs is larger
-  return scale >= kMinScale && scale <= kMaxScale && largest <= MaxFinite(kT);
+  return scale >= kMinUsualScale && largest <= MaxFinite(kT);
 }
+
+// Stores values of a row, whose sums of levels are numbers in units of `unit`; kUsual rows are what IsUsual says.
+template <DType kT, bool kUsual>
+class RowValues {
+ public:
+  HWY_INLINE RowValues(float scale, float unit, uint8_t* out)
+      : scale_(hn::Set(DF(), kUsual ? scale * unit : scale)), unit_(hn::Set(DF(), unit)), out_(out) {}
+
+  // Those from channel i on.
+  HWY_INLINE void operator()(size_t i, VF number) const {
+    const DF df;
+    uint8_t* const to = out_ + i * DTypeSize(kT);
+    const VF signed_scale = hn::Mul(scale_, hn::Load(df, kRotatedSigns.data() + i));
+    if constexpr (kUsual) {
+      StoreF32<kT>(df, hn::Mul(number, signed_scale), to);
+    } else {
+      // In this order a product is rounded once, also if it is subnormal. With a scale of 0 there is no -0.
+      const VF value = hn::Mul(hn::Mul(number, unit_), signed_scale);
+      StoreLimited<kT>(df, hn::IfThenElseZero(hn::Gt(scale_, hn::Zero(df)), value), to);
+    }
+  }
+
+ private:
+  const VF scale_, unit_;
+  uint8_t* const out_;
+};
 
 // ---- Rows of one transform whose sums fit 16 bits. Their vectors have channels in the order in which ReorderDemote2To
 // leaves two vectors of numbers, one block of 128 bits of each after the other, so that no move puts them in order.
@@ -141,11 +166,13 @@ HWY_INLINE void VisitSums(V16 sums, Use use) {
   use(kLanes, hn::ConvertTo(df, hn::BitCast(di, hn::InterleaveUpper(D16(), zero, sums))));
 }
 
-// Calls use(i, values) for the vectors that kShortRows usual rows of codes decode to, not yet rounded to the dtype.
-template <size_t kSpan, class Use>
+// What VisitSums gives, in levels.
+constexpr float kSumUnit = 0x1p-16f;
+
+// The values that kShortRows rows of codes decode to; usual ones, if kUsual says so.
+template <DType kT, size_t kSpan, bool kUsual>
 HWY_INLINE void DecodeShortRows(const RotatedRow& row, const LevelTable& table, const float* scales,
-                                const uint8_t* codes, Use use) {
-  const DF df;
+                                const uint8_t* codes, uint8_t* out) {
   const auto levels = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(table.bytes()));
   constexpr size_t kValues = kSpan * kShortRows<kSpan>;
   ShortRows<kSpan> v;
@@ -157,27 +184,24 @@ HWY_INLINE void DecodeShortRows(const RotatedRow& row, const LevelTable& table, 
   HadamardOfShorts<kSpan / kShorts>(v);
   HWY_UNROLL(4)
   for (size_t r = 0; r < kShortRows<kSpan>; ++r) {
-    const VF factor = hn::Set(df, scales[r] * row.level_unit * 0x1p-16f);
+    const RowValues<kT, kUsual> store(scales[r], row.level_unit * kSumUnit, out + r * kSpan * DTypeSize(kT));
     HWY_UNROLL(16)
     for (size_t i = 0; i < kSpan; i += kShorts) {
-      VisitSums(v[(r * kSpan + i) / kShorts], [&](size_t at, VF number) HWY_ATTR {
-        use(r * kSpan + i + at, hn::Mul(number, hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i + at))));
-      });
+      VisitSums(v[(r * kSpan + i) / kShorts], [&](size_t at, VF number) HWY_ATTR { store(i + at, number); });
     }
   }
 }
 
-// Calls use(i, values) for the vectors that a usual row of codes decodes to, not yet rounded to the dtype.
-template <class Use>
-HWY_INLINE void DecodeRow(const RotatedRow& row, const LevelTable& table, float scale, const uint8_t* codes, Use use) {
+// The values that a row of codes decodes to; a usual one, if kUsual says so.
+template <DType kT, bool kUsual>
+HWY_INLINE void DecodeRow(const RotatedRow& row, const LevelTable& table, float scale, const uint8_t* codes,
+                          uint8_t* out) {
   const DF df;
-  const VF factor = hn::Set(df, scale * row.level_unit);
+  const RowValues<kT, kUsual> store(scale, row.level_unit, out);
   HWY_ALIGN float v[kMaxRotatedRow];
   for (size_t i = 0; i < row.length; i += kLanes) hn::Store(LoadLevels(table, codes + i), df, v + i);
   RotateBack(row, v);
-  for (size_t i = 0; i < row.length; i += kLanes) {
-    use(i, hn::Mul(hn::Load(df, v + i), hn::Mul(factor, hn::Load(df, kRotatedSigns.data() + i))));
-  }
+  for (size_t i = 0; i < row.length; i += kLanes) store(i, hn::Load(df, v + i));
 }
 
 }  // namespace

@@ -69,7 +69,28 @@ TEST_P(RotatedTargetsTest, GivesTheBytesOfTheDefinition) {
   }
 }
 
-// Kernels take several rows at once, of which one may be none of theirs.
+// Kernels take several rows at once, of which any may need care.
+TEST_P(RotatedTargetsTest, RowsOfAnySizeAmongOthers) {
+  const float largest = std::min(MaxFinite(dtype()), kMaxRotatable);
+  const float sizes[] = {1, largest, 0, -0.0f, largest / 4, 0x1p-24f, 1, 0x1p-70f, 0x1p-130f, 0x1p-149f, largest / 64};
+  std::mt19937 random(9);
+  std::normal_distribution<float> normal;
+  for (const size_t row : {size_t{64}, size_t{96}, size_t{128}, size_t{256}, size_t{512}}) {
+    const size_t count = 67 * row;
+    std::vector<std::byte> values(count * DTypeSize(dtype()));
+    for (size_t r = 0; r < 67; ++r) {
+      // Usual ones are as many as all others, and of each of these pairs one is all over its row, one in one channel.
+      const float size = random() % 2 == 0 ? 1 : sizes[random() % std::size(sizes)];
+      const size_t every = random() % 2 == 0 ? 1 : row;
+      for (size_t i = 0; i < row; ++i) {
+        const float x = i % every == 0 ? std::clamp(size * normal(random), -largest, largest) : 0;
+        StoreFromF32(dtype(), x, values.data(), r * row + i);
+      }
+    }
+    for (const int bits : {2, 4}) ExpectSame({dtype(), bits, row}, values.data(), count);
+  }
+}
+
 TEST_P(RotatedTargetsTest, ManyRowsAmongWhichAreZerosAndTinyValues) {
   for (const size_t row : {size_t{64}, size_t{96}, size_t{128}, size_t{256}}) {
     const size_t count = 39 * row;
