@@ -5,10 +5,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <type_traits>
 #include <utility>
 
+#include "core/simd/channel_rans-inl.h"
 #include "core/simd/channel_rans_few.h"
 #include "core/simd/rans-inl.h"
 #include "core/simd/trellis.h"
@@ -18,79 +21,6 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 
 #if KVC_TARGET_RANS
 namespace {
-
-constexpr size_t kVectors = kStripChannels / kLanes;
-
-// Where the tables of kLanes channels are, in words from the first of all.
-HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
-  constexpr auto kWords = static_cast<int32_t>(sizeof(ChannelTable) / sizeof(uint32_t));
-  return hn::Mul(hn::LoadU(DI(), tables.index.data() + channel), hn::Set(DI(), kWords));
-}
-
-// Whether entries are waited for: then the lanes of an index leave its vector one by one, where that has 16 of them.
-// Vectors of fewer are too many for it.
-enum class Wait { kNo, kYes };
-
-// The entries of a table at `index` of each lane's own table, from `base` on.
-template <Wait kWait>
-HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
-  HWY_ALIGN uint32_t at[kLanes];
-  hn::Store(hn::BitCast(DU(), index), DU(), at);
-  // Keeps GCC from taking the lanes out of the register, which is sooner done but more work than memory's.
-  if constexpr (kWait == Wait::kNo || kLanes < 16) asm("" : "+m"(at));
-  return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
-}
-
-template <size_t kStateVectors>
-struct LaneStates {
-  VI lanes[kStateVectors];
-
-  explicit HWY_INLINE LaneStates(const uint32_t* from) {
-    Unrolled<kStateVectors>([&](auto v)
-                                KVC_WITHIN { lanes[v] = hn::BitCast(DI(), hn::LoadU(DU(), from + v * kLanes)); });
-  }
-  HWY_INLINE void StoreTo(uint32_t* to) const {
-    Unrolled<kStateVectors>([&](auto v) KVC_WITHIN { hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to + v * kLanes); });
-  }
-  HWY_INLINE void Reverse() {
-    Unrolled<kStateVectors>([&](auto v) KVC_WITHIN { lanes[v] = hn::Reverse(DI(), lanes[v]); });
-  }
-  // Lets the states of the other token of two be the first ones.
-  HWY_INLINE void PassTurn() {
-    if constexpr (kStateVectors > kVectors) {
-      Unrolled<kVectors>([&](auto v) KVC_WITHIN { std::swap(lanes[v], lanes[v + kVectors]); });
-    }
-  }
-};
-
-// The low bits of kLanes channels: of each how many upper and how many lower ones.
-struct LowBits {
-  VI upper, lower;
-
-  HWY_INLINE LowBits() : upper(hn::Zero(DI())), lower(hn::Zero(DI())) {}
-  HWY_INLINE LowBits(const StripTables& tables, size_t channel) {
-    const DI di;
-    const VI bits = hn::LoadU(di, tables.low_bits.data() + channel);
-    lower = hn::Min(bits, hn::Set(di, kLowBitsAtOnce));
-    upper = hn::Sub(bits, lower);
-  }
-  HWY_INLINE LowBits Reversed() const {
-    LowBits other;
-    other.upper = hn::Reverse(DI(), upper);
-    other.lower = hn::Reverse(DI(), lower);
-    return other;
-  }
-};
-
-// Whether any channel of a strip has some.
-HWY_INLINE bool HasUpperBits(const LowBits* low) {
-  VI most = low[0].upper;
-  Unrolled<kVectors>([&](auto v) KVC_WITHIN { most = hn::Max(most, low[v].upper); });
-  return !hn::AllFalse(DI(), hn::Gt(most, hn::Zero(DI())));
-}
-
-// Vectors of channels that the states take at once: a token has one group of them or two.
-constexpr size_t GroupVectors(size_t state_vectors) { return HWY_MIN(state_vectors, kVectors); }
 
 template <size_t kStateVectors, bool kHasLowBits>
 bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
@@ -380,17 +310,47 @@ bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_
   return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
 }
 
+namespace {
+
+// Returns how many tokens it has decoded: not those for which the words that are left might not suffice, and none of
+// strips that there is nothing faster for than their definition.
+size_t DecodeFast(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                  ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok) {
+  if (FillVectors(decoder.lanes, channels)) {
+    return HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, escapes, points, ok);
+  }
+  if (!AreFewLanes(decoder.lanes, channels)) return 0;
+  return DecodeFewLanes(tables, tokens, channels, states, decoder, escapes, points, ok);
+}
+
+// Likewise the last words, fewer than MaxTokenBytes, of which there may be many tokens: as many bytes before them as a
+// token takes let them suffice. *ok becomes false where these are needed.
+size_t DecodeLastWords(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                       ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok) {
+  const size_t before = MaxTokenBytes(tables);
+  if (decoder.size >= before) return 0;
+  std::array<uint8_t, 2 * kMostTokenBytes> words = {};
+  std::copy_n(decoder.words, decoder.size, words.data() + before);
+  ChannelRansDecoder last = decoder;
+  last.words = words.data();
+  last.size = before + decoder.size;
+  const size_t done = DecodeFast(tables, tokens, channels, states, last, escapes, points, ok);
+  *ok = *ok && last.size >= before;
+  decoder.states = last.states;
+  decoder.size = last.size - std::min(before, last.size);
+  return done;
+}
+
+}  // namespace
+
 bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                  ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points) {
-  size_t done = 0;
   bool ok = true;
-  if (FillVectors(decoder.lanes, channels)) {
-    done = HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, escapes, points, &ok);
-  } else if (AreFewLanes(decoder.lanes, channels)) {
-    done = DecodeFewLanes(tables, tokens, channels, states, decoder, escapes, points, &ok);
+  size_t done = 0;
+  for (const auto decode : {DecodeFast, DecodeLastWords}) {
+    done += decode(tables, tokens - done, channels, states, decoder, escapes, points + done * kStripChannels, &ok);
+    if (done == tokens || !ok) return ok;
   }
-  if (done == tokens || !ok) return ok;
-  // The words that are left might not suffice for a token.
   return scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, escapes, points + done * kStripChannels);
 }
 

@@ -86,7 +86,10 @@ struct ChannelRansDecoder {
 };
 
 // Bytes that a token of a strip takes at most.
-constexpr size_t MaxTokenBytes(const StripTables& tables) { return (tables.has_low_bits ? 6 : 2) * kStripChannels; }
+inline constexpr size_t kMostTokenBytes = 6 * kStripChannels;
+constexpr size_t MaxTokenBytes(const StripTables& tables) {
+  return tables.has_low_bits ? kMostTokenBytes : 2 * kStripChannels;
+}
 
 // Encodes the tokens of a strip of `channels` channels, from the last to the first; those before them follow. Symbols
 // are kStripChannels bytes a token, values k as many numbers, of which only low bits are read, and nothing where there

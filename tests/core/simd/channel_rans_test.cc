@@ -135,6 +135,44 @@ TEST_P(ChannelRansTest, WordsDecodeToTheirPoints) {
   }
 }
 
+// Of values that are all alike, which take next to no bits.
+TEST_P(ChannelRansTest, ManyTokensOfFewWords) {
+  for (const size_t lanes : {1, 4, 16, 32, 64}) {
+    for (const size_t odd_ones : {0, 1, 5, 40}) {
+      SCOPED_TRACE(::testing::Message() << lanes << " lanes, " << odd_ones << " odd values");
+      CodedStrip coded(2000, kStripChannels, lanes, true, false);
+      coded.strip.index = {};
+      std::ranges::fill(coded.k, 0);
+      for (size_t i = 0; i < odd_ones; ++i) coded.k[i * 1601 + 7] = 1;
+      StripStates states = {};
+      scalar::StripSymbols(coded.strip, coded.k.data(), coded.tokens, kStripChannels, &states, coded.symbols.data(),
+                           coded.escapes.data(), nullptr);
+      const std::vector<uint8_t> bytes = coded.Encode();
+      ASSERT_EQ(bytes, coded.EncodeByDefinition());
+      for (size_t missing = 0; missing + 4 * lanes <= bytes.size() && missing < 100; missing += 2) {
+        const Guarded in(bytes.data() + missing, bytes.size() - missing, Guarded::Against::kPageBefore);
+        ChannelRansDecoder decoder, defined;
+        ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
+        ASSERT_TRUE(defined.Begin(lanes, in.data(), in.size()));
+        std::vector<int32_t> points(coded.k.size()), expected(coded.k.size());
+        KnownEscapes escapes = coded.Escapes(), again = coded.Escapes();
+        escapes.beyond.resize(2 * coded.k.size(), 1);
+        again.beyond = escapes.beyond;
+        StripStates own = {}, of_definition = {};
+        const bool ok = DecodeStrip(coded.strip, coded.tokens, kStripChannels, &own, decoder, escapes, points.data());
+        ASSERT_EQ(ok, scalar::DecodeStrip(coded.strip, coded.tokens, kStripChannels, &of_definition, defined, again,
+                                          expected.data()));
+        if (!ok) continue;
+        ASSERT_EQ(points, expected);
+        ASSERT_EQ(own, of_definition);
+        ASSERT_EQ(decoder.size, defined.size);
+        ASSERT_EQ(decoder.states, defined.states);
+        ASSERT_EQ(decoder.Finish(), missing == 0);
+      }
+    }
+  }
+}
+
 // With low bits or without, and numbers of lanes that there are bodies for.
 struct Run {
   bool with_low_bits;

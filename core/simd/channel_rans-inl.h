@@ -1,0 +1,105 @@
+// What vectors of lanes are coded with (channel_rans.h), for the target that is being compiled: those of rans-inl.h.
+
+#if defined(KVCOMPRESS_SIMD_CHANNEL_RANS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVCOMPRESS_SIMD_CHANNEL_RANS_INL_H_
+#undef KVCOMPRESS_SIMD_CHANNEL_RANS_INL_H_
+#else
+#define KVCOMPRESS_SIMD_CHANNEL_RANS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "core/simd/channel_rans.h"
+#include "core/simd/half-inl.h"
+#include "core/simd/rans-inl.h"
+
+#if KVC_TARGET_RANS
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcompress::simd::HWY_NAMESPACE {
+namespace {
+
+constexpr size_t kVectors = kStripChannels / kLanes;
+
+// Where the tables of kLanes channels are, in words from the first of all.
+HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
+  constexpr auto kWords = static_cast<int32_t>(sizeof(ChannelTable) / sizeof(uint32_t));
+  return hn::Mul(hn::LoadU(DI(), tables.index.data() + channel), hn::Set(DI(), kWords));
+}
+
+// Whether entries are waited for: then the lanes of an index leave its vector one by one, where that has 16 of them.
+// Vectors of fewer are too many for it.
+enum class Wait { kNo, kYes };
+
+// The entries of a table at `index` of each lane's own table, from `base` on.
+template <Wait kWait>
+HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
+  HWY_ALIGN uint32_t at[kLanes];
+  hn::Store(hn::BitCast(DU(), index), DU(), at);
+  // Keeps GCC from taking the lanes out of the register, which is sooner done but more work than memory's.
+  if constexpr (kWait == Wait::kNo || kLanes < 16) asm("" : "+m"(at));
+  return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
+}
+
+template <size_t kStateVectors>
+struct LaneStates {
+  VI lanes[kStateVectors];
+
+  explicit HWY_INLINE LaneStates(const uint32_t* from) {
+    Unrolled<kStateVectors>([&](auto v)
+                                KVC_WITHIN { lanes[v] = hn::BitCast(DI(), hn::LoadU(DU(), from + v * kLanes)); });
+  }
+  HWY_INLINE void StoreTo(uint32_t* to) const {
+    Unrolled<kStateVectors>([&](auto v) KVC_WITHIN { hn::StoreU(hn::BitCast(DU(), lanes[v]), DU(), to + v * kLanes); });
+  }
+  HWY_INLINE void Reverse() {
+    Unrolled<kStateVectors>([&](auto v) KVC_WITHIN { lanes[v] = hn::Reverse(DI(), lanes[v]); });
+  }
+  // Lets the states of the other token of two be the first ones.
+  HWY_INLINE void PassTurn() {
+    if constexpr (kStateVectors > kVectors) {
+      Unrolled<kVectors>([&](auto v) KVC_WITHIN { std::swap(lanes[v], lanes[v + kVectors]); });
+    }
+  }
+};
+
+// The low bits of kLanes channels: of each how many upper and how many lower ones.
+struct LowBits {
+  VI upper, lower;
+
+  HWY_INLINE LowBits() : upper(hn::Zero(DI())), lower(hn::Zero(DI())) {}
+  HWY_INLINE LowBits(const StripTables& tables, size_t channel) {
+    const DI di;
+    const VI bits = hn::LoadU(di, tables.low_bits.data() + channel);
+    lower = hn::Min(bits, hn::Set(di, kLowBitsAtOnce));
+    upper = hn::Sub(bits, lower);
+  }
+  HWY_INLINE LowBits Reversed() const {
+    LowBits other;
+    other.upper = hn::Reverse(DI(), upper);
+    other.lower = hn::Reverse(DI(), lower);
+    return other;
+  }
+};
+
+// Whether any channel of a strip has some.
+HWY_INLINE bool HasUpperBits(const LowBits* low) {
+  VI most = low[0].upper;
+  Unrolled<kVectors>([&](auto v) KVC_WITHIN { most = hn::Max(most, low[v].upper); });
+  return !hn::AllFalse(DI(), hn::Gt(most, hn::Zero(DI())));
+}
+
+// Vectors of channels that the states take at once: a token has one group of them or two.
+constexpr size_t GroupVectors(size_t state_vectors) { return HWY_MIN(state_vectors, kVectors); }
+
+}  // namespace
+}  // namespace kvcompress::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // KVC_TARGET_RANS
+
+#endif  // per-target include guard
