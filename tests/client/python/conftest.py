@@ -1,5 +1,6 @@
 """Fixtures of the Python client's tests: the daemons are those of the end-to-end tests."""
 
+import asyncio
 import importlib.util
 import pathlib
 import sys
@@ -48,3 +49,36 @@ def connect():
 @pytest.fixture
 def client(daemon, connect):
     return connect(daemon("--threads", "2"))
+
+
+class Awaited:
+    """An AsyncClient with the calls of Client."""
+
+    def __init__(self, address):
+        self._client = kvcompress.AsyncClient(address, timeout=30)
+
+    def close(self):
+        asyncio.run(self._client.close())
+
+    def __getattr__(self, name):
+        async def awaited(*arguments, **options):
+            return await getattr(self._client, name)(*arguments, **options)
+
+        async def listed(*arguments, **options):
+            return [result async for result in getattr(self._client, name)(*arguments, **options)]
+
+        work = listed if name.endswith("_many") else awaited
+        return lambda *arguments, **options: asyncio.run(work(*arguments, **options))
+
+
+@pytest.fixture(params=["python", "native", "asyncio", "in_process"])
+def anyone(request, daemon, connect, monkeypatch):
+    """A client of each kind and way: they have the same calls, results and errors."""
+    if request.param == "in_process":
+        yield kvcompress.LocalClient(threads=2)
+        return
+    monkeypatch.setenv("KVCOMPRESS_NATIVE", "off" if request.param == "python" else "require")
+    server = daemon("--threads", "2", "--shared-memory", "kvc-python-")
+    client = Awaited(server.address) if request.param == "asyncio" else connect(server)
+    yield client
+    client.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
-from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, Unavailable
+from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, Unavailable, late
 
 # Seconds that a call has left at this moment; None: no limit. 0 when it is over.
 Left = Callable[[], float | None]
@@ -61,11 +61,14 @@ def checked_seconds(timeout: float | None) -> float | None:
 
 
 class Attempts:
-    """The attempts of one call, within one deadline. InvalidArgument for a timeout that is none."""
+    """The attempts of one call, within one deadline. InvalidArgument for a timeout that is none, and DeadlineExceeded
+    for 0, which gRPC may still answer within."""
 
     def __init__(self, policy: RetryPolicy, timeout: float | None):
         self._policy = policy
         seconds = checked_seconds(timeout)
+        if seconds == 0:
+            raise late()
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._made = 0
 
