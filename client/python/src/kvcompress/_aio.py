@@ -66,10 +66,15 @@ class AsyncClient(Connection):
         return self._results(self._core.compress_many(tensors, spec, profile, on_nonfinite, rotary, timeout))
 
     def decompress_many(
-        self, frames: Items[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
+        self,
+        frames: Items[FrameSource],
+        *,
+        out: Iterable[Any] | None = None,
+        as_: Framework | None = None,
+        timeout: float | None = None,
     ) -> AsyncIterator[tuple[str, Any]]:
-        """The input is as for `compress_many`."""
-        return self._results(self._core.decompress_many(frames, as_, timeout))
+        """The input is as for `compress_many`. A thread may write `out` for a moment after the call was cancelled."""
+        return self._results(self._core.decompress_many(frames, out, as_, timeout))
 
     async def with_retries(self, work: Callable[[float], Awaitable[Result]], *, timeout: float | None = None) -> Result:
         """`work` is a coroutine function, or another one whose result is awaited."""

@@ -73,13 +73,21 @@ class Client(Connection):
         return self._open(self._run(self._core.compress_many(tensors, spec, profile, on_nonfinite, rotary, timeout)))
 
     def decompress_many(
-        self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
+        self,
+        frames: Iterable[FrameSource],
+        *,
+        out: Iterable[Any] | None = None,
+        as_: Framework | None = None,
+        timeout: float | None = None,
     ) -> Results[tuple[str, Any]]:
         """Names and tensors of frames, of (name, frame), of (name, frame, (dtype, shape)), or of (name, frame, (dtype,
         shape), fingerprint), in order, on one stream; like `compress_many`. What is not known is None. DataLoss for a
         frame of another dtype ("F16", "I64", ...) or shape than its Frame or item says, FingerprintMismatch for one
-        that has another fingerprint or none, before memory is taken for its values."""
-        return self._open(self._run(self._core.decompress_many(frames, as_, timeout)))
+        that has another fingerprint or none, before memory is taken for its values.
+
+        `out` gives of each frame, in order, what its tensor is written into, as `decompress` has it, or None: memory of
+        its own, and no other frame's bytes. What it holds is undefined until its tensor comes."""
+        return self._open(self._run(self._core.decompress_many(frames, out, as_, timeout)))
 
     def with_retries(self, work: Callable[[float], Result], *, timeout: float | None = None) -> Result:
         """What `work` returns, which is called again, as the client's retry policy says, when it raises that the daemon

@@ -26,7 +26,7 @@ from ._errors import (
     refusing,
     unanswered,
 )
-from ._exchange import CompressExchange, DecompressExchange, Exchange, compress_exchanges
+from ._exchange import CompressExchange, DecompressExchange, Exchange, compress_exchanges, decompress_exchanges
 from ._frame import Frame
 from ._items import (
     CompressItem,
@@ -184,9 +184,9 @@ class Core:
         return self._many(tensors, compress_exchanges(spec, profile, on_nonfinite, rotary), timeout)
 
     def decompress_many(
-        self, frames: Items[FrameSource], as_: Framework | None, timeout: float | None
+        self, frames: Items[FrameSource], out: Iterable[Any] | None, as_: Framework | None, timeout: float | None
     ) -> Plan[Streaming[tuple[str, Any]]]:
-        return self._many(frames, lambda most: DecompressExchange(most, as_), timeout)
+        return self._many(frames, decompress_exchanges(frames, out, as_), timeout)
 
     def metrics(self, *, timeout: float | None = None) -> Plan[pb.MetricsResponse]:
         """Totals since the daemon's start, live gauges, and its build."""

@@ -4,11 +4,12 @@ An exchange belongs to one call. gRPC's thread asks it for messages while the ca
 a deque alone. What an item is wrong about ends the sending and is raised after the answers to the items before it.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Generic, TypeVar
 
-from ._errors import InvalidArgument, KvCompressError, checked_text, unanswered
+from ._errors import InvalidArgument, KvCompressError, checked_text, refusing, unanswered
 from ._frame import Frame
 from ._items import CompressItem, DecompressItem, Item, OnNonfinite, Result, on_nonfinite_of, profile_json
 from ._rotary import RotaryEmbedding, rotary_message
@@ -188,14 +189,22 @@ class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):
     report = pb.DecompressResponse.TENSOR_FIELD_NUMBER
     shared_output = pb.DecompressResponse.SHARED_DATA_FIELD_NUMBER
 
-    def __init__(self, message_bytes: int, framework: Framework | None = None):
+    def __init__(self, message_bytes: int, framework: Framework | None = None, outputs: Iterator[Any] | None = None):
+        """`outputs`: of each item, in order, where its values go; None: to memory of their own."""
         super().__init__(message_bytes)
         self._framework = framework
+        self._outputs = itertools.repeat(None) if outputs is None else outputs
         self._output: Output | None = None
         self._filled = 0
 
     def prepare(self, raw: Any) -> DecompressItem:
-        return raw if isinstance(raw, DecompressItem) else DecompressItem.of(raw, None, self._framework)
+        if isinstance(raw, DecompressItem):
+            return raw
+        try:
+            out = next(self._outputs)
+        except StopIteration:
+            raise InvalidArgument("out has fewer elements than there are frames") from None
+        return DecompressItem.of(raw, out, self._framework)
 
     def take(self, number: int, value: memoryview) -> tuple[str, Any] | None:
         if number < self.output:  # the tensor's description
@@ -215,3 +224,14 @@ class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):
             raise malformed()
         tensor, self._output = self._output.tensor, None
         return self.open.popleft().name, tensor
+
+
+def decompress_exchanges(
+    frames: Any, out: Iterable[Any] | None, framework: Framework | None
+) -> Callable[[int], DecompressExchange]:
+    """Makes the exchange of one call, whose arguments are checked at once: InvalidArgument for what is none."""
+    with refusing("out cannot be iterated"):
+        outputs = None if out is None else iter(out)
+        if isinstance(frames, Sized) and isinstance(out, Sized) and len(frames) != len(out):
+            raise InvalidArgument(f"out has {len(out)} elements for {len(frames)} frames")
+    return lambda message_bytes: DecompressExchange(message_bytes, framework, outputs)

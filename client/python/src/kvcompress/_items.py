@@ -11,7 +11,7 @@ from ._errors import DataLoss, InvalidArgument, Unimplemented, checked_text, mis
 from ._foreign_memory import Pieces
 from ._frame import Frame, frame_of
 from ._rotary import RotaryEmbedding, rotary_message
-from ._tensors import Framework, Output, TensorView, check_out, checked_size
+from ._tensors import Framework, Output, TensorView, check_apart, check_out, checked_size
 from ._wire import bytes_field, fields, malformed, parsed
 from .v1 import kvcompress_pb2 as pb
 
@@ -207,8 +207,6 @@ class DecompressItem(Item[tuple[str, Any]]):
             )
         name, frame, expected = named[0], named[1], named[2] if len(named) > 2 else None
         owner = checked_fingerprint(named[3] if len(named) == 4 else fingerprint)
-        if out is not None:
-            check_out(out)
         if framework not in (None, "numpy", "torch"):
             raise InvalidArgument(f'as_ is "numpy" or "torch", not {framework!r}')
         if isinstance(frame, Frame):
@@ -224,6 +222,9 @@ class DecompressItem(Item[tuple[str, Any]]):
         data = memoryview(frame)
         if not data.c_contiguous:
             raise InvalidArgument("the frame's bytes are not contiguous")
+        if out is not None:
+            check_out(out)
+            check_apart(out, data)
         name = name or "tensor"
         header = pb.DecompressHeader(name=name, fingerprint=owner).SerializeToString()
         return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)

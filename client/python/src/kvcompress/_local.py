@@ -17,7 +17,7 @@ from ._errors import (
     late,
     refusing,
 )
-from ._exchange import DecompressExchange, compress_exchanges
+from ._exchange import compress_exchanges, decompress_exchanges
 from ._frame import Frame
 from ._items import (
     CompressItem,
@@ -146,10 +146,16 @@ class LocalClient:
         return self._many(tensors, prepare, self._compressed, self._left(timeout))
 
     def decompress_many(
-        self, frames: Iterable[FrameSource], *, as_: Framework | None = None, timeout: float | None = None
+        self,
+        frames: Iterable[FrameSource],
+        *,
+        out: Iterable[Any] | None = None,
+        as_: Framework | None = None,
+        timeout: float | None = None,
     ) -> Iterator[tuple[str, Any]]:
         """As Client.decompress_many, but the input is read by the thread that takes the tensors."""
-        return self._many(frames, DecompressExchange(0, as_).prepare, self._decompressed, self._left(timeout))
+        prepare = decompress_exchanges(frames, out, as_)(0).prepare
+        return self._many(frames, prepare, self._decompressed, self._left(timeout))
 
     def with_retries(self, work: Callable[[float], Result], *, timeout: float | None = None) -> Result:
         """What `work` returns: here nothing is busy or gone."""

@@ -180,6 +180,15 @@ def check_out(out: Any) -> None:
         raise InvalidArgument("out must be a contiguous, writable array, or a contiguous tensor of the CPU")
 
 
+def check_apart(out: Any, data: memoryview) -> None:
+    """InvalidArgument where `out` lies over the bytes that it is decoded from, which would be read and written at once.
+    Both are contiguous."""
+    begin = out.data_ptr() if is_torch(out) else out.ctypes.data
+    source = np.frombuffer(data, np.uint8).ctypes.data if data.nbytes else 0
+    if begin < source + data.nbytes and source < begin + out.nbytes:
+        raise InvalidArgument("out lies over the bytes of its own frame")
+
+
 def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
     name, _ = _NAMES[dtype]
     if dtype in _PACKED:

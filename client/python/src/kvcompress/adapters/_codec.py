@@ -157,18 +157,23 @@ class Codec:
         return replace(self.rotary or RotaryEmbedding(), start=start) if start else self.rotary
 
     def decompress(
-        self, frames: Sequence[Frame | Stored], fingerprints: Sequence[bytes] | None = None
+        self,
+        frames: Sequence[Frame | Stored],
+        fingerprints: Sequence[bytes] | None = None,
+        out: Sequence[torch.Tensor | None] | None = None,
     ) -> list[torch.Tensor]:
         """Tensors of the CPU, in order, by one stream that is made again like that of `compress`. DataLoss for a frame
         that is damaged or holds something else, FingerprintMismatch for one that has not its own of `fingerprints`,
-        before memory is taken for it; such a one that is sealed is DataLoss, too."""
+        before memory is taken for it; such a one that is sealed is DataLoss, too. `out`: of each frame the tensor that
+        it is written into, or None; what they hold after an error is undefined."""
         items = [
             (*self._opened(frame, fingerprint), fingerprint)
             for frame, fingerprint in zip(frames, _one_each(fingerprints, len(frames)), strict=True)
         ]
 
         def work(seconds: float) -> list[torch.Tensor]:
-            return [tensor for _, tensor in self.client.decompress_many(items, as_="torch", timeout=seconds)]
+            decoded = self.client.decompress_many(items, out=out, as_="torch", timeout=seconds)
+            return [tensor for _, tensor in decoded]
 
         return self.client.with_retries(work, timeout=self.timeout)
 

@@ -13,6 +13,7 @@ from ._counters import Counters
 from ._fingerprint import FINGERPRINT_BYTES, fingerprint
 from ._lmcache_metrics import publish
 from ._lmcache_objects import Geometry, key_text, parts, pieces
+from ._scratch import Scratch
 
 # Objects that went through or failed, their bytes before and after, and seconds.
 COUNTERS = (
@@ -80,20 +81,20 @@ class KvCompressDeserializer(Deserializer):
         self._codec = codec
         self._geometry = geometry
         self._counters = counters
+        self._scratch = Scratch()
 
     def deserialize(self, src: Any, dst: Any, key: Any) -> None:
         """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout,
-        FingerprintMismatch for one that was stored under another key; `dst` is then as it was."""
+        FingerprintMismatch for one that was stored under another key; what `dst` holds is undefined then."""
         began = time.perf_counter()
         try:
             found = parts(dst, self._geometry)
             frames = unpack(memoryview(src.byte_array), [Kind.of(part.tensor) for part in found], padded=True)
-            tensors = self._codec.decompress(frames, _fingerprints(key, found))
+            targets = [part.tensor for part in found]
+            self._scratch.decompress(self._codec, frames, _fingerprints(key, found), targets)
         except KvCompressError:
             self._counters.add(undeserialized=1)
             raise
-        for part, tensor in zip(found, tensors, strict=True):
-            part.tensor.copy_(tensor)
         self._counters.add(deserialized=1, deserialize_seconds=time.perf_counter() - began)
 
 

@@ -1,0 +1,104 @@
+"""Tensors that are decoded into memory of the caller's, by every client and every way."""
+
+import kvcompress
+import numpy as np
+import pytest
+
+MIB = 1 << 20
+# In one message, in a batch, and by shared memory.
+SIZES = [0, 10, 300_000, 3 * MIB]
+
+
+def values(size, seed=1):
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float16)
+
+
+@pytest.fixture
+def arrays():
+    return [values(size, seed=size) for size in SIZES]
+
+
+def test_each_tensor_goes_to_its_own(anyone, arrays):
+    frames = [anyone.compress(array, "raw", name=str(len(array))) for array in arrays]
+    for given in (frames, (frame.data for frame in frames), [("", frame, None, None) for frame in frames]):
+        out = [None if array.size == 10 else np.empty_like(array) for array in arrays]
+        found = list(anyone.decompress_many(given, out=out))
+        assert len(found) == len(arrays)
+        for (_, tensor), array, target in zip(found, arrays, out, strict=True):
+            assert (tensor == array).all()
+            assert tensor is target or target is None
+
+
+def test_rows_of_one_array(anyone):
+    rows = values((5, 2, 3000))
+    frames = [anyone.compress(row, "raw") for row in rows]
+    out = np.zeros_like(rows)
+    assert len(list(anyone.decompress_many(iter(frames), out=out))) == 5
+    assert (out == rows).all()
+
+
+def test_tensors_of_pytorch(anyone):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    tensors = [torch.from_numpy(values(size, seed=size)).to(torch.bfloat16) for size in SIZES]
+    frames = [anyone.compress(tensor, "raw") for tensor in tensors]
+    out = [torch.empty_like(tensor) for tensor in tensors]
+    for (_, found), target in zip(anyone.decompress_many(frames, out=iter(out)), out, strict=True):
+        assert found is target
+    assert all(map(torch.equal, out, tensors))
+
+
+def test_a_number_of_outputs_that_is_not_that_of_the_frames(anyone, arrays):
+    frames = [anyone.compress(array, "raw") for array in arrays]
+    for out in ([], [np.empty_like(array) for array in arrays[1:]], [None] * 5):
+        with pytest.raises(kvcompress.InvalidArgument, match=f"out has {len(out)} elements for 4 frames"):
+            list(anyone.decompress_many(frames, out=out))
+    with pytest.raises(kvcompress.InvalidArgument, match="out has fewer elements than there are frames"):
+        list(anyone.decompress_many(iter(frames), out=[None] * 3))
+    with pytest.raises(kvcompress.InvalidArgument, match="out cannot be iterated"):
+        list(anyone.decompress_many(frames, out=5))
+
+
+def test_outputs_that_do_not_fit_are_refused_as_of_one_tensor(anyone):
+    good, frame = values(100), anyone.compress(values(100), "raw", name="n")
+    read_only = np.empty(100, np.float16)
+    read_only.flags.writeable = False
+    wrong = [read_only, np.empty(200, np.float16)[::2], [0] * 100, np.empty(100, ">f2"), np.empty(99, np.float16),
+             np.empty((10, 10), np.float16), np.empty(100, np.float32)]
+    for out in wrong:
+        with pytest.raises(kvcompress.InvalidArgument) as alone:
+            anyone.decompress(frame, out=out)
+        first = np.empty_like(good)
+        with pytest.raises(kvcompress.InvalidArgument) as among:
+            list(anyone.decompress_many([frame, frame], out=[first, out]))
+        assert str(among.value) == str(alone.value)
+
+
+@pytest.mark.parametrize("size", [100, 3 * MIB])
+def test_no_output_lies_over_its_own_frame(anyone, size):
+    array = values(size)
+    data = anyone.compress(array, "raw").data
+    memory = np.zeros(len(data) + 2 * array.nbytes, np.uint8)
+    begin = array.nbytes
+    memory[begin : begin + len(data)] = np.frombuffer(data, np.uint8)
+    frame = memory[begin : begin + len(data)].data
+    for at in (2, begin, begin + 2 * (len(data) // 2) - 2):
+        out = memory[at : at + array.nbytes].view(np.float16)
+        with pytest.raises(kvcompress.InvalidArgument, match="out lies over the bytes of its own frame"):
+            anyone.decompress(frame, out=out)
+        with pytest.raises(kvcompress.InvalidArgument, match="out lies over the bytes of its own frame"):
+            list(anyone.decompress_many([("n", frame)], out=[out]))
+    for at in (0, begin + len(data) + len(data) % 2):
+        out = memory[at : at + array.nbytes].view(np.float16)
+        assert anyone.decompress(frame, out=out) is out
+        assert (out == array).all()
+
+
+def test_a_damaged_frame_among_others(anyone, arrays):
+    frames = [("n", anyone.compress(array, "raw").data) for array in arrays]
+    flipped = bytearray(frames[2][1])
+    flipped[-100] ^= 1
+    frames[2] = ("n", flipped)
+    out = [np.empty_like(array) for array in arrays]
+    with pytest.raises(kvcompress.DataLoss):
+        list(anyone.decompress_many(frames, out=out))
+    assert (out[1] == arrays[1]).all()
