@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / folder) for folder in ("scripts", "tests/client/python/adapters")]
+import vllm_imports  # noqa: E402, F401, I001 - before all that imports vLLM
 import tiering  # noqa: E402
-import vllm_imports  # noqa: E402, F401
 from bench_python import Daemon  # noqa: E402
 
 LAYERS, HEADS, HEAD_DIM, TOKENS, BLOCKS = 30, 3, 64, 16, 16

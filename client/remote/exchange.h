@@ -137,8 +137,10 @@ class Exchange : public StreamHandler {
   bool all_sent() const { return sending_ == jobs_.size(); }
   // Whether the current job's header is, alone or in a batch.
   bool header_sent() const { return sending_ < described_; }
-  // The current job's input, and how much of it is sent.
+  // The current job's input, its size, where the daemon reads it by itself, and how much of it is sent.
   const ByteSource& source() const { return *jobs_[sending_].source; }
+  uint64_t source_bytes() const { return InputBytes(jobs_[sending_]); }
+  const v1::SharedMemoryRange* place() const { return PlaceOf(jobs_[sending_]); }
   uint64_t sent_bytes() const { return sent_bytes_; }
 
   // The header of the current job, or those of a batch that begins with it: they count as sent.
@@ -155,8 +157,8 @@ class Exchange : public StreamHandler {
   // Counts bytes of input that are sent. Returns whether they were the job's last.
   bool Sent(uint64_t bytes) {
     sent_bytes_ += bytes;
-    if (sent_bytes_ < source().size()) return false;
-    for (; header_sent() && sent_bytes_ == source().size(); sent_bytes_ = 0) ++sending_;
+    if (sent_bytes_ < source_bytes()) return false;
+    for (; header_sent() && sent_bytes_ == source_bytes(); sent_bytes_ = 0) ++sending_;
     return true;
   }
 
@@ -182,7 +184,7 @@ class Exchange : public StreamHandler {
     size_t header_bytes = 0;
     for (size_t i = sending_; i < std::min(jobs_.size(), sending_ + kMaxJobs); ++i) {
       const Job& job = jobs_[i];
-      if (job.source->size() == 0 || job.source->size() > kMaxJobBytes) break;
+      if (InputBytes(job) == 0 || InputBytes(job) > kMaxJobBytes) break;
       auto header = HeaderOf(job, to_buffers);
       header_bytes += header.ByteSizeLong();
       if (header_bytes > kMaxBatchHeaderBytes) break;
@@ -249,7 +251,7 @@ class Exchange : public StreamHandler {
   std::deque<size_t> batch_ends_;  // of what is described and not done, batches and single jobs: jobs up to its end
 };
 
-// Sends the bytes in messages.
+// Sends the bytes in messages, but for those that the daemon reads by itself.
 template <typename Replies>
 class ByteExchange final : public Exchange<Replies> {
  public:
@@ -264,6 +266,11 @@ class ByteExchange final : public Exchange<Replies> {
     Outgoing next;
     if (!this->header_sent()) {
       KVC_RETURN_IF_ERROR(SerializeMessage(this->SendHeader(/*to_buffers=*/false), next.message));
+    } else if (const v1::SharedMemoryRange* place = this->place()) {
+      typename Base::Request request;
+      Base::Direction::SharedInput(request) = *place;
+      KVC_RETURN_IF_ERROR(SerializeMessage(request, next.message));
+      this->Sent(this->source_bytes());
     } else {
       KVC_ASSIGN_OR_RETURN(next.message, NextInput());
     }
@@ -276,8 +283,8 @@ class ByteExchange final : public Exchange<Replies> {
   // As much of the current job and of those described with it as a message takes.
   absl::StatusOr<grpc::ByteBuffer> NextInput() {
     std::vector<Slice> input;
-    for (uint64_t bytes = 0; this->header_sent() && bytes < kMaxPayloadBytes;) {
-      const size_t count = std::min(kMaxPayloadBytes - bytes, this->source().size() - this->sent_bytes());
+    for (uint64_t bytes = 0; this->header_sent() && this->place() == nullptr && bytes < kMaxPayloadBytes;) {
+      const size_t count = std::min(kMaxPayloadBytes - bytes, this->source_bytes() - this->sent_bytes());
       KVC_ASSIGN_OR_RETURN(Slice slice, slices_.Read(this->source(), this->sent_bytes(), count));
       input.push_back(std::move(slice));
       this->Sent(count);
@@ -285,6 +292,9 @@ class ByteExchange final : public Exchange<Replies> {
     }
     return PayloadMessage(Base::Direction::kInput, input);
   }
+
+  // Of input that the daemon has read by itself; nothing waits for it.
+  absl::Status OnReleased(uint64_t) override { return absl::OkStatus(); }
 
   SliceReader& slices_;
 };

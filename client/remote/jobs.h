@@ -22,6 +22,17 @@ inline v1::DecompressHeader HeaderOf(const DecompressJob& job, bool to_buffers) 
   return header;
 }
 
+// The bytes of a job's input.
+template <typename Job>
+uint64_t InputBytes(const Job& job) {
+  return job.source->size();
+}
+// Where the daemon reads the input by itself; null for all whose source is sent.
+template <typename Job>
+const v1::SharedMemoryRange* PlaceOf(const Job&) {
+  return nullptr;
+}
+
 // The most bytes of output that a job can have; empty where that is not known beforehand.
 std::optional<uint64_t> MaxOutputBytes(const CompressJob& job);
 std::optional<uint64_t> MaxOutputBytes(const DecompressJob& job);

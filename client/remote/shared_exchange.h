@@ -43,8 +43,8 @@ class CallMemory {
   std::deque<uint64_t> buffers_;
 };
 
-// Sends ranges of memory that the daemon has mapped: of a source's own memory if that is mapped, else of chunks that
-// the source is copied into. Output comes in buffers.
+// Sends ranges of memory that the daemon has mapped: where a job says that it stands, of a source's own memory if that
+// is mapped, else of chunks that the source is copied into. Output comes in buffers.
 template <typename Replies>
 class SharedExchange final : public Exchange<Replies> {
  public:
@@ -119,11 +119,12 @@ class SharedExchange final : public Exchange<Replies> {
   // Whether the next input finds a chunk, or needs none.
   bool CanSendInput() {
     constexpr size_t kMaxPending = 16;
-    return in_place_ ? pending_.size() < kMaxPending : !memory_.chunks().empty();
+    return in_place_ || this->place() != nullptr ? pending_.size() < kMaxPending : !memory_.chunks().empty();
   }
 
   absl::StatusOr<std::optional<Request>> NextInput() {
     if (!CanSendInput()) return std::nullopt;
+    if (const v1::SharedMemoryRange* place = this->place()) return SendPlace(*place);
     KVC_ASSIGN_OR_RETURN(ByteSpan bytes, NextBytes(in_place_ ? kRangeBytes : CallMemory::kChunkBytes));
     std::optional<v1::SharedMemoryRange> range = Find(bytes);
     if (!range && std::exchange(in_place_, false)) return NextInput();
@@ -139,6 +140,21 @@ class SharedExchange final : public Exchange<Replies> {
       KVC_ASSIGN_OR_RETURN(pending.bytes, CopyToChunk(bytes, *pending.chunk));
       memory_.Describe(*pending.chunk, pending.bytes, Direction::SharedInput(request));
     }
+    return Await(pending, std::move(request));
+  }
+
+  // All of the current job's input.
+  Request SendPlace(const v1::SharedMemoryRange& place) {
+    Request request;
+    Direction::SharedInput(request) = place;
+    const Pending pending{.bytes = this->source_bytes()};
+    in_place_ = false;
+    this->Sent(pending.bytes);
+    return Await(pending, std::move(request));
+  }
+
+  // The request, whose input counts until it is released.
+  Request Await(const Pending& pending, Request request) {
     pending_.push_back(pending);
     unreleased_ += pending.bytes;
     return request;
@@ -151,16 +167,19 @@ class SharedExchange final : public Exchange<Replies> {
     return pool_ == nullptr ? std::nullopt : pool_->Find(bytes);
   }
 
+  // Whether the next bytes are those of a source that is described already.
+  bool FollowsInBatch() const { return this->header_sent() && this->place() == nullptr; }
+
   // The current job's next bytes, at most `limit` of them.
   absl::StatusOr<ByteSpan> NextBytes(uint64_t limit) {
-    const uint64_t left = this->source().size() - this->sent_bytes();
+    const uint64_t left = this->source_bytes() - this->sent_bytes();
     return this->source().Get(this->sent_bytes(), static_cast<size_t>(std::min(limit, left)), scratch_);
   }
 
   // Makes the range of these bytes longer by the inputs that follow them in the batch, as far as they follow them in
   // memory, too. Returns its size.
   absl::StatusOr<uint64_t> SendInPlace(ByteSpan bytes, v1::SharedMemoryRange& range) {
-    while (this->Sent(bytes.size()) && this->header_sent() && range.byte_size() < kRangeBytes) {
+    while (this->Sent(bytes.size()) && FollowsInBatch() && range.byte_size() < kRangeBytes) {
       KVC_ASSIGN_OR_RETURN(bytes, NextBytes(kRangeBytes - range.byte_size()));
       const std::optional<v1::SharedMemoryRange> next = Find(bytes);
       in_place_ = next.has_value();
@@ -177,7 +196,7 @@ class SharedExchange final : public Exchange<Replies> {
     while (true) {
       std::memcpy(memory_.At(chunk + size, bytes.size()).data(), bytes.data(), bytes.size());
       size += bytes.size();
-      if (!this->Sent(bytes.size()) || !this->header_sent() || size == CallMemory::kChunkBytes) return size;
+      if (!this->Sent(bytes.size()) || !FollowsInBatch() || size == CallMemory::kChunkBytes) return size;
       KVC_ASSIGN_OR_RETURN(bytes, NextBytes(CallMemory::kChunkBytes - size));
       if (Find(bytes)) return size;
     }

@@ -101,9 +101,9 @@ absl::Status Malformed() { return absl::InternalError("malformed"); }
 // One call of compress or decompress, for one thread at a time; any may cancel it.
 class Call final : public MessageSink, public CallWatch {
  public:
-  // `items` are (header, bytes, most output bytes) where `output` is None, and the results (frame, report). Else they
-  // are (header, bytes), `output` is called with the number of an item and its v1::Tensor for the memory that its
-  // values go to, and the results are those numbers.
+  // `items` are (header, bytes, tensor's bytes, most output bytes, place) where `output` is None, and the results
+  // (frame, report). Else they are (header, bytes), `output` is called with the number of an item and its v1::Tensor
+  // for the memory that its values go to, and the results are those numbers.
   Call(std::shared_ptr<Channel> channel, const nb::sequence& items, nb::object output, std::optional<double> seconds,
        bool in_message, nb::object region, uint64_t region_number, bool batches)
       : channel_(std::move(channel)), output_(std::move(output)) {
@@ -111,8 +111,10 @@ class Call final : public MessageSink, public CallWatch {
     std::vector<MessageItem> parts;
     for (nb::handle item : items) {
       const View& view = views->emplace_back(item[1], PyBUF_SIMPLE);
-      parts.push_back({TextOf(nb::object(item[0])), view.bytes()});
-      if (compresses()) frame_bytes_.push_back({nb::cast<size_t>(item[2]), view.bytes().size() + kFrameOverhead});
+      MessageItem& part = parts.emplace_back(MessageItem{TextOf(nb::object(item[0])), view.bytes()});
+      if (!compresses()) continue;
+      frame_bytes_.push_back({nb::cast<size_t>(item[3]), nb::cast<size_t>(item[2]) + kFrameOverhead});
+      part.place = TextOf(nb::object(item[4]));
     }
     MessageCallOptions options;
     options.batches = batches;

@@ -70,6 +70,10 @@ class Call final : public MessageCall {
         return absl::InvalidArgumentError("a header that is no message");
       }
       job.source = &sources_.emplace_back(item.bytes);
+      if (item.place.empty()) continue;
+      if (!job.place.emplace().ParseFromArray(item.place.data(), static_cast<int>(item.place.size()))) {
+        return absl::InvalidArgumentError("a place that is no message");
+      }
     }
     if (options_.way == MessageCallOptions::Way::kMessage) return absl::OkStatus();
     if (options_.region.empty()) {

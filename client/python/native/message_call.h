@@ -29,6 +29,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelO
 struct MessageItem {
   std::string_view header;  // v1::CompressHeader or v1::DecompressHeader
   ByteSpan bytes;           // values of a tensor, or a frame
+  // A v1::SharedMemoryRange: all values of a tensor, which the daemon reads by itself, and `bytes` is empty; for
+  // streams.
+  std::string_view place = {};
 };
 
 struct MessageCallOptions {
@@ -45,7 +48,7 @@ class MessageCall {
  public:
   // Begins the call. The items' bytes are read as long as `owner` is held, which may be for longer than this object
   // lives: until gRPC has given up what it had to send. It is let go of where another call is destroyed, at the latest.
-  // INVALID_ARGUMENT for headers that are none.
+  // INVALID_ARGUMENT for headers and places that are none.
   static absl::StatusOr<std::unique_ptr<MessageCall>> Compress(std::shared_ptr<grpc::Channel> channel,
                                                                const std::vector<MessageItem>& items,
                                                                std::shared_ptr<const void> owner,

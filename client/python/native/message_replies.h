@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -19,7 +20,18 @@ template <typename D>
 struct MessageJob {
   std::remove_cvref_t<decltype(typename D::Request().header())> header;
   const ByteSource* source = nullptr;
+  // Of a tensor that the daemon reads by itself, in place of the source's bytes.
+  std::optional<v1::SharedMemoryRange> place = std::nullopt;
 };
+
+template <typename D>
+uint64_t InputBytes(const MessageJob<D>& job) {
+  return job.place ? job.place->byte_size() : job.source->size();
+}
+template <typename D>
+const v1::SharedMemoryRange* PlaceOf(const MessageJob<D>& job) {
+  return job.place ? &*job.place : nullptr;
+}
 
 inline v1::CompressHeader HeaderOf(const MessageJob<CompressDirection>& job, bool to_buffers) {
   v1::CompressHeader header = job.header;

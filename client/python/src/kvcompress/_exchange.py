@@ -75,10 +75,11 @@ class Exchange(Call[Result], Generic[AnItem, Result]):
 
     def send(self, raw: Any) -> Iterator[bytes]:
         item = self.prepare(raw)
+        described = None if item.pieces is None else item.pieces.described()
         self.open.append(item)
         yield bytes_field(1, item.header)
-        if item.pieces is not None:
-            yield bytes_field(_SHARED_INPUT, item.pieces.described())
+        if described is not None:
+            yield bytes_field(_SHARED_INPUT, described)
         for at in range(0, len(item.data), self._message_bytes):
             yield bytes_field(2, item.data[at : at + self._message_bytes])
 

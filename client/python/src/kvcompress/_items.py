@@ -121,7 +121,7 @@ class Item(Generic[Result]):
         return None
 
     def size(self) -> int | None:
-        """Bytes that one message must hold, there or back; None where only the daemon can tell."""
+        """Bytes that one message must hold, there or back; None where only the daemon can tell, or none can."""
         raise NotImplementedError
 
     def request(self) -> bytes:
@@ -169,8 +169,8 @@ class CompressItem(Item[Frame]):
     def pieces(self) -> Pieces | None:
         return self.view.pieces
 
-    def size(self) -> int:
-        return self.view.size + len(self.header)
+    def size(self) -> int | None:
+        return None if self.pieces else self.view.size + len(self.header)
 
     def most_frame_bytes(self) -> int:
         return _MOST_EXPANSION * self.view.size + _MOST_OVERHEAD

@@ -95,6 +95,7 @@ class NativeStream(Results[Result]):
         self._channel, self._left, self._pool, self._region = channel, left, pool, region
         self._running = threading.Lock()
         self._items: list[Any] = []
+        self._places: list[bytes] = []  # of each item that which the daemon reads by itself
         self._error: Exception | None = None  # what the first source is wrong about that is not sent
         self._prepare(exchange, sources)
         self._answered = 0
@@ -105,14 +106,18 @@ class NativeStream(Results[Result]):
     def _prepare(self, exchange: Exchange[Any, Result], sources: Iterable[Any]) -> None:
         try:
             for source in sources:
-                self._items.append(exchange.prepare(source))
+                item = exchange.prepare(source)
+                self._places.append(b"" if item.pieces is None else item.pieces.described())
+                self._items.append(item)
         except Exception as error:
             self._error = error
 
     def _begin(self, compresses: bool, in_message: bool, batches: bool) -> Any:
         items: list[tuple[Any, ...]] = [
-            (item.header, item.data, item.most_frame_bytes()) if compresses else (item.header, item.data)
-            for item in self._items
+            (item.header, item.data, item.view.size, item.most_frame_bytes(), place)
+            if compresses
+            else (item.header, item.data)
+            for item, place in zip(self._items, self._places, strict=True)
         ]
         # It holds no reference to the stream, which could not be forgotten otherwise.
         output = None if compresses else _output_of(self._items, self._outputs)

@@ -78,8 +78,9 @@ class SharedExchange(Call[Result]):
         self._open_to_buffers = 0  # open items whose output goes to buffers
         self._chunks = deque(range(0, _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
         self._buffers = deque(range(_CHUNKS * CHUNK_BYTES, 2 * _CHUNKS * CHUNK_BYTES, CHUNK_BYTES))
-        self._sent: deque[tuple[int, int]] = deque()  # chunks that the daemon reads: where, and how much
-        self._released = 0  # bytes of the chunks that came back
+        # What the daemon reads: in which chunk, or in memory that is not ours, and how much.
+        self._sent: deque[tuple[int | None, int]] = deque()
+        self._released = 0  # bytes of what came back
         self._given: deque[int] = deque()  # buffers that the daemon has
         self._used = 0  # bytes of the first of them
 
@@ -90,6 +91,9 @@ class SharedExchange(Call[Result]):
         if not _goes_to_buffers(item):
             # The daemon reads no bytes, nor what follows them, while it waits for a buffer.
             yield from self.rest()
+            if item.pieces is not None:
+                with self._changed:
+                    self._sent.append((None, item.pieces.size))
             yield from self._inner.send(item)
             return
         with self._changed:
@@ -183,7 +187,8 @@ class SharedExchange(Call[Result]):
             while self._sent and total - self._released >= self._sent[0][1]:
                 chunk, size = self._sent.popleft()
                 self._released += size
-                self._chunks.append(chunk)
+                if chunk is not None:
+                    self._chunks.append(chunk)
             if total < self._released or (not self._sent and total != self._released):
                 raise malformed()
             self._changed.notify_all()

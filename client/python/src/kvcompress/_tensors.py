@@ -43,7 +43,7 @@ class TensorView:
     shape: tuple[int, ...]  # of values, of which PyTorch packs two of F4 into an element
     data: memoryview
     framework: Framework
-    # In place of `data`, which is empty then; for streams of any iterable but a list, which C++ would send.
+    # In place of `data`, which is empty then; for a daemon alone.
     pieces: "Pieces | None" = None
 
     @property

@@ -16,6 +16,8 @@ from kvcompress import _foreign_memory  # noqa: E402
 from kvcompress.adapters._vllm_geometry import Part  # noqa: E402
 from tiering import Steps, key_of, offloading_config  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("way")
+
 FLAGS = ["--threads", "2", "--shared-memory", "kvc-python-", "--foreign-memory", "kvc_offload_"]
 LOGGER = _foreign_memory.__name__
 

@@ -136,17 +136,12 @@ class Codec:
                 tensors, values, starts, specs, _one_each(fingerprints, count), strict=True
             )
         ]
-        in_pieces = any(isinstance(value, TensorView) for value in values)
 
         def work(seconds: float) -> list[Frame]:
             profile = self.profile or None
             return list(
                 self.client.compress_many(
-                    iter(items) if in_pieces else items,
-                    self.spec,
-                    profile=profile,
-                    on_nonfinite=self.on_nonfinite,
-                    timeout=seconds,
+                    items, self.spec, profile=profile, on_nonfinite=self.on_nonfinite, timeout=seconds
                 )
             )
 
