@@ -3,6 +3,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "core/simd/gathers.h"
 #include "core/simd/rans-inl.h"
 #include "core/simd/rans_group.h"
 
@@ -31,10 +32,91 @@ struct States {
   }
 };
 
-// Encodes a symbol in each lane; the words that leave go to `out`. Returns their number.
-HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw, VI& state, uint8_t* out) {
-  return EncodeEntries(LookUp([&](size_t lane) HWY_ATTR { return symbols[raw[lane]]; }), state, out);
+#if KVC_TARGET_AVX512
+// table[index] for each lane. With a constant mask compilers leave open which register the gather merges with, and it
+// waits for what that held before: so the mask, of all lanes, is computed.
+HWY_INLINE VI Gather(const uint32_t* table, VI index) {
+  const __mmask16 all = hn::Gt(index, hn::Set(DI(), -1)).raw;
+  return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all, index.raw, table, 4)};
 }
+#endif
+
+// The entries of symbols for each lane.
+template <bool kGather>
+HWY_INLINE VI EntriesOf(const RansSymbolTable& symbols, const uint8_t* raw) {
+#if KVC_TARGET_AVX512
+  if constexpr (kGather) return Gather(symbols.data(), hn::PromoteTo(DI(), LoadAt(DU8(), raw)));
+#endif
+  return LookUp([&](size_t lane) HWY_ATTR { return symbols[raw[lane]]; });
+}
+
+// So many vectors take each step together where they gather: a CPU does not look far enough ahead to find the gathers
+// of the others behind all steps of one.
+template <bool kGather>
+constexpr size_t kTogether = kGather ? 4 : 1;
+
+template <bool kGather>
+HWY_INLINE bool EncodeGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
+  constexpr size_t kSet = kTogether<kGather>;
+  const RansSymbolTable& symbols = encoder.symbols;
+  States states(encoder.states);
+  uint8_t* out = encoder.out + encoder.size;
+  const uint8_t* const end = encoder.out + encoder.capacity;
+  while (groups-- > 0) {
+    if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
+    Unrolled<kVectors / kSet>([&](size_t set) KVC_WITHIN {
+      const uint8_t* const bytes = raw + groups * kRansWideLanes + set * kSet * kLanes;
+      VI* const own = states.lanes + set * kSet;
+      VI entries[kSet];
+      Unrolled<kSet>([&](size_t v) KVC_WITHIN { entries[v] = EntriesOf<kGather>(symbols, bytes + v * kLanes); });
+      Unrolled<kSet>([&](size_t v) KVC_WITHIN { out += 2 * MakeRoom(entries[v], own[v], out); });
+      Unrolled<kSet>([&](size_t v) KVC_WITHIN { AddEntries(entries[v], own[v]); });
+    });
+  }
+  states.StoreTo(encoder.states);
+  encoder.size = static_cast<size_t>(out - encoder.out);
+  return true;
+}
+
+#if KVC_TARGET_AVX512
+
+// DecodeWideGroups with gathers. The states are held in falling order of lanes, as words are popped: then which words a
+// vector may take is known before it is known how many it takes.
+size_t GatherWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
+  const DI di;
+  const RansSlotTable& slots = decoder.slots;
+  const uint8_t* const words = decoder.words;
+  const uint8_t* end = words + decoder.size;
+  const auto place = [](size_t v) { return (kVectors - 1 - v) * kLanes; };
+  VI states[kVectors];
+  Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+    states[v] = hn::Reverse(di, hn::BitCast(di, hn::LoadU(DU(), decoder.states.data() + place(v))));
+  });
+  size_t group = 0;
+  for (; group < groups && end - words >= static_cast<ptrdiff_t>(2 * kRansWideLanes); ++group, raw += kRansWideLanes) {
+    VI entries[kVectors];
+    unsigned bits[kVectors];
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+      entries[v] = Gather(slots.data(), hn::And(states[v], hn::Set(di, kRansSlots - 1)));
+    });
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN { bits[v] = DecodeEntries(entries[v], states[v]); });
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+      RefillFalling(states[v], bits[v], end);
+      end -= 2 * hwy::PopCount(bits[v]);
+    });
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+      const auto symbols = hn::Reverse(DU(), hn::ShiftRight<24>(hn::BitCast(DU(), entries[v])));
+      StoreAt(hn::U8FromU32(symbols), DU8(), raw + place(v));
+    });
+  }
+  Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+    hn::StoreU(hn::BitCast(DU(), hn::Reverse(di, states[v])), DU(), decoder.states.data() + place(v));
+  });
+  decoder.size = static_cast<size_t>(end - words);
+  return group;
+}
+
+#endif  // KVC_TARGET_AVX512
 
 // Decodes a symbol in each lane, and returns which states need a word, as bits.
 HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* raw) {
@@ -49,23 +131,17 @@ HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* r
 }  // namespace
 
 bool EncodeWideGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
-  States states(encoder.states);
-  uint8_t* out = encoder.out + encoder.size;
-  const uint8_t* const end = encoder.out + encoder.capacity;
-  while (groups-- > 0) {
-    if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
-#pragma GCC unroll 16
-    for (size_t v = 0; v < kVectors; ++v) {
-      out += 2 * EncodeStep(encoder.symbols, raw + groups * kRansWideLanes + v * kLanes, states.lanes[v], out);
-    }
-  }
-  states.StoreTo(encoder.states);
-  encoder.size = static_cast<size_t>(out - encoder.out);
-  return true;
+#if KVC_TARGET_AVX512
+  if (GathersWell()) return EncodeGroups<true>(encoder, raw, groups);
+#endif
+  return EncodeGroups<false>(encoder, raw, groups);
 }
 
 // Stops in front of a group that the words that are left might not suffice for.
 size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
+#if KVC_TARGET_AVX512
+  if (GathersWell()) return GatherWideGroups(decoder, raw, groups);
+#endif
   States states(decoder.states);
   size_t size = decoder.size;
   size_t group = 0;

@@ -7,8 +7,10 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "core/simd/gathers.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
@@ -71,13 +73,22 @@ constexpr size_t kAllLanes[] = {kRansNarrowLanes, kRansWideLanes};
 
 size_t Room(size_t count, size_t lanes) { return 2 * count + 6 * lanes; }
 
-class RansTest : public ::testing::TestWithParam<int64_t> {
+// Instruction sets, on CPUs that gather well and on others.
+class RansTest : public ::testing::TestWithParam<std::tuple<int64_t, bool>> {
+ protected:
+  RansTest() { SetGathersWellForTest(std::get<1>(GetParam())); }
+  ~RansTest() override { SetGathersWellForTest(gathers_well_); }
+
  private:
-  const WithTarget with_{GetParam()};
+  const WithTarget with_{std::get<0>(GetParam())};
+  const bool gathers_well_ = GathersWell();
 };
 
-INSTANTIATE_TEST_SUITE_P(All, RansTest, ::testing::ValuesIn(UsableTargets()),
-                         [](const auto& param) { return std::string(hwy::TargetName(param.param)); });
+INSTANTIATE_TEST_SUITE_P(All, RansTest, ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::Bool()),
+                         [](const auto& param) {
+                           return std::string(hwy::TargetName(std::get<0>(param.param))) +
+                                  (std::get<1>(param.param) ? "_gathers" : "_loads");
+                         });
 
 TEST_P(RansTest, GivesTheBytesOfTheDefinitionAndBack) {
   for (const Source& source : Sources()) {
