@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "core/codec/histogram.h"
@@ -110,6 +111,29 @@ Match MatchAt(ByteSpan columns, size_t match) {
   return {NumberAt(columns, count, match, 0), NumberAt(columns, count, match, 1), NumberAt(columns, count, match, 2)};
 }
 
+// Copies `count` bytes, at most those of either room, which do not overlap, and perhaps more of them: a copy of fixed
+// size is much sooner than one of any.
+void CopyAtLeast(const std::byte* from, size_t from_room, std::byte* to, size_t to_room, size_t count) {
+  constexpr size_t kChunk = 32;
+  if (count <= kChunk && std::min(from_room, to_room) >= kChunk) {
+    std::memcpy(to, from, kChunk);
+  } else if (count > 0) {
+    std::memcpy(to, from, count);
+  }
+}
+
+// Fills the first `length` bytes of `to` with those `distance` in front of each. More may be written.
+void Repeat(size_t distance, MutableByteSpan to, size_t length) {
+  const std::byte* const from = to.data() - distance;
+  // What is repeated grows by all that has been copied, so a match within itself takes few copies.
+  for (size_t done = 0; done < length;) {
+    const size_t repeated = distance + done;
+    const size_t count = std::min(repeated, length - done);
+    CopyAtLeast(from, repeated, to.data() + done, to.size() - done, count);
+    done += count;
+  }
+}
+
 }  // namespace
 
 void FindMatches(ByteSpan raw, size_t run, Matches& matches) {
@@ -158,7 +182,7 @@ bool CopyMatches(ByteSpan columns, ByteSpan literals, MutableByteSpan raw) {
   size_t at = 0;
   const auto take = [&](size_t count) {
     if (count > literals.size() || count > raw.size() - at) return false;
-    std::ranges::copy(literals.first(count), raw.begin() + static_cast<ptrdiff_t>(at));
+    CopyAtLeast(literals.data(), literals.size(), raw.data() + at, raw.size() - at, count);
     literals = literals.subspan(count);
     at += count;
     return true;
@@ -171,12 +195,7 @@ bool CopyMatches(ByteSpan columns, ByteSpan literals, MutableByteSpan raw) {
     if (!take(match.literals) || distance == 0 || distance > at || match.length > raw.size() - at) {
       return false;
     }
-    std::byte* to = raw.data() + at;
-    if (distance >= match.length) {
-      std::memcpy(to, to - distance, match.length);
-    } else {
-      for (size_t k = 0; k < match.length; ++k) to[k] = *(to + k - distance);
-    }
+    Repeat(distance, raw.subspan(at), match.length);
     at += match.length;
   }
   return take(literals.size()) && at == raw.size();

@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
+#include <span>
 
 #include "core/codec/repetitions.h"
 #include "tests/core/codec/bytes/byte_streams.h"
+#include "tests/core/simd/guarded.h"
 #include "tests/testing/values.h"
 
 namespace kvcompress {
@@ -47,6 +50,26 @@ Bytes ColumnsOf(std::vector<std::array<uint32_t, 3>> matches) {
     for (const auto& match : matches) columns.push_back(static_cast<std::byte>(match[k / 3] >> 8 * (k % 3)));
   }
   return columns;
+}
+
+// Of every distance and length up to some of a copy's chunks, in the middle of the bytes and at their very end.
+TEST(MatchesTest, MatchesWithinThemselvesRepeat) {
+  constexpr uint32_t kMost = 70;
+  const Bytes literals = MakeBits(kMost + 40);
+  for (uint32_t distance = 1; distance <= kMost; ++distance) {
+    for (uint32_t length = 0; length <= 3 * kMost; length += length < 40 ? 1 : 17) {
+      for (const uint32_t after : {0, 1, 40}) {
+        Bytes expected(literals.begin(), literals.begin() + kMost);
+        for (uint32_t i = 0; i < length; ++i) expected.push_back(expected[expected.size() - distance]);
+        expected.insert(expected.end(), literals.begin() + kMost, literals.begin() + kMost + after);
+        const Guarded own(literals.data(), kMost + after, Guarded::Against::kPageAfter);
+        Guarded raw(expected.size(), Guarded::Against::kPageAfter);
+        ASSERT_TRUE(CopyMatches(ColumnsOf({{kMost, length, distance}}), std::as_bytes(own.bytes()),
+                                std::as_writable_bytes(std::span(raw.data(), raw.size()))));
+        ASSERT_EQ(std::memcmp(raw.data(), expected.data(), expected.size()), 0) << distance << " " << length;
+      }
+    }
+  }
 }
 
 TEST(MatchesTest, WhatDoesNotComeToTheSizeIsRefused) {
