@@ -72,6 +72,8 @@ class CompressStream {
   absl::Status Finish() const;
 
   size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  // Of these, those that have not begun to come out.
+  size_t blocks_to_deliver() const { return pipeline_.to_deliver(); }
   // Bytes of the values of those blocks, and of what is kept of their tokens until they come out.
   uint64_t bytes_in_flight() const { return bytes_in_flight_; }
   // Calls `done` on a pool thread when everything submitted so far is out, or skipped after an error or Cancel.

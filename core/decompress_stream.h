@@ -62,6 +62,8 @@ class DecompressStream {
   absl::Status Finish() const;
 
   size_t blocks_in_flight() const { return pipeline_.in_flight(); }
+  // Of these, those that have not begun to come out.
+  size_t blocks_to_deliver() const { return pipeline_.to_deliver(); }
   uint64_t bytes_in_flight() const { return bytes_in_flight_; }
   void Flush(absl::AnyInvocable<void()> done) {
     pipeline_.Submit([] {}, std::move(done));

@@ -24,6 +24,11 @@ size_t OrderedPipeline::in_flight() const {
   return items_.size();
 }
 
+size_t OrderedPipeline::to_deliver() const {
+  absl::MutexLock lock(&mutex_);
+  return items_.size() - (delivering_ ? 1 : 0);
+}
+
 void OrderedPipeline::WaitBelow(size_t limit) {
   absl::MutexLock lock(&mutex_);
   const auto below = [this, limit]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {

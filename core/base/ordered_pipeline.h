@@ -26,6 +26,8 @@ class OrderedPipeline {
 
   // Items submitted and not yet delivered.
   size_t in_flight() const;
+  // Of these, those whose delivery has not begun.
+  size_t to_deliver() const;
 
   // Blocks until fewer than `limit` items are in flight. Not for pool threads.
   void WaitBelow(size_t limit);

@@ -138,10 +138,10 @@ class Session {
   // Whether another one is there already: the next Pop gives it, unless the stream fails before.
   bool has_next() const { return outlet_.has_next(); }
 
-  // What the window is compared with.
+  // What the window is compared with. A block that is coming out counts no more: nobody would wake for it later.
   uint64_t held_bytes() const {
     return work_.outbox().held_bytes() + stream_.bytes_in_flight() +
-           kItemOverheadBytes * uint64_t{stream_.blocks_in_flight()};
+           kItemOverheadBytes * uint64_t{stream_.blocks_to_deliver()};
   }
 
   // Whether threads have work for this session, or will have: it does not wait for its client alone.

@@ -373,6 +373,20 @@ TEST_F(SessionTest, NoMessageIsLargerThanAMiB) {
   EXPECT_EQ(driver.responses[6].tensor().frame_bytes(), FrameOf(driver.responses).size());
 }
 
+TEST_F(SessionTest, AWindowOfOneByteLetsBlockAfterBlockThrough) {
+  const Bytes values = MakeValues(DType::kF16, 4 * kDefaultBlockElements, Distribution::kGaussian);
+  const std::string frame = MakeFrame(DType::kF16, values, "int4");
+  std::vector<v1::CompressRequest> requests = {Header("t", {4 * kDefaultBlockElements}, "int4")};
+  AppendChunks(requests, values, kBlock);
+  for (int i = 0; i < 100; ++i) {
+    CompressDriver driver(pool_, admission_, {.limits = {}, .window_bytes = 1});
+    ASSERT_THAT(driver.Run(requests), IsOk());
+    ASSERT_EQ(FrameOf(driver.responses), frame);
+    DecompressDriver back(pool_, admission_, {.limits = {}, .window_bytes = 1});
+    ASSERT_THAT(back.Run({FrameHeaderOf("t"), FrameData(frame), FrameHeaderOf("u"), FrameData(frame)}), IsOk());
+  }
+}
+
 TEST_F(SessionTest, AClientThatTakesNothingStopsTheInput) {
   const Bytes megabyte = testing::MakeBits(1 << 20);
   std::vector<v1::CompressRequest> requests = {Header("t", {8 << 20}, "raw")};
