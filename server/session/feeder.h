@@ -78,7 +78,13 @@ class Feeder {
     return BeginTensors();
   }
 
-  // A stream that waits for its client holds no memory.
+  // What waits to be taken has headers of so many bytes. RESOURCE_EXHAUSTED when the budget does not have them.
+  absl::Status HoldWaiting(size_t header_bytes) {
+    waiting_bytes_ = header_bytes;
+    return memory_.HoldHeaders(waiting_bytes_ + batch_bytes_);
+  }
+
+  // A stream that waits for its client holds no memory but for headers.
   void ReleaseIfIdle() {
     if (work_.totals().tensors == memory_.begun() && work_.outbox().empty()) memory_.Release();
   }
@@ -113,6 +119,7 @@ class Feeder {
     next_ = 0;
     if (is_batch_) {
       headers_.Swap(message.mutable_batch()->mutable_headers());
+      batch_bytes_ = input.header_bytes;
     } else {
       headers_.Add(std::move(*message.mutable_header()));
     }
@@ -129,7 +136,12 @@ class Feeder {
         KVC_ASSIGN_OR_RETURN(left_, Work::InputBytes(stream_, header));
       }
     }
-    return absl::OkStatus();
+    if (next_ == headers_.size() && batch_bytes_ > 0) {
+      headers_ = {};  // Clear keeps the memory
+      next_ = 0;
+      batch_bytes_ = 0;
+    }
+    return memory_.HoldHeaders(waiting_bytes_ + batch_bytes_);
   }
 
   absl::Status Begin(const Header& header) {
@@ -169,7 +181,9 @@ class Feeder {
   std::remove_cvref_t<Headers> headers_;  // of one message
   int next_ = 0;                          // index of the first that is not begun
   bool is_batch_ = false;
-  uint64_t left_ = 0;  // bytes of the current tensor's input that are still to come; of a single one, UINT64_MAX
+  size_t batch_bytes_ = 0;    // memory that they take while they are those of a batch, and not all begun
+  size_t waiting_bytes_ = 0;  // that the headers in front of the stream take
+  uint64_t left_ = 0;         // bytes of the current tensor's input that are still to come; of a single one, UINT64_MAX
 };
 
 }  // namespace kvcompress

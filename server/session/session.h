@@ -234,6 +234,8 @@ class Session {
   // Returns whether there may be more to feed.
   bool FeedPart() {
     Input<Request>* input = nullptr;
+    bool open = true;
+    size_t waiting_bytes = 0;
     {
       absl::MutexLock lock(&mutex_);
       if (flushing_) return false;
@@ -245,10 +247,15 @@ class Session {
         feeder_.ReleaseIfIdle();
         return false;
       }
-      if (!WindowIsOpen()) return false;
       input = &inputs_.front();  // stays where it is while others are added after it
+      open = WindowIsOpen();
+      if (!open) waiting_bytes = header_bytes_;
     }
-    const absl::Status status = feeder_.TakePart(*input);
+    absl::Status status = feeder_.HoldWaiting(waiting_bytes);
+    if (status.ok()) {
+      if (!open) return false;
+      status = feeder_.TakePart(*input);
+    }
     absl::MutexLock lock(&mutex_);
     if (input_status_.ok()) input_status_ = status;
     if (input->taken()) {

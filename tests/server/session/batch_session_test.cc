@@ -374,12 +374,34 @@ TEST_F(BatchSessionTest, MemoryIsAskedForTensorByTensor) {
   std::vector<BatchTensor> tensors(40, {"t", DType::kF16, "raw", Bytes(1 << 20)});
   CompressDriver driver(pool_, admission_, Options());
   driver.session.Push(Batch(tensors));
-  EXPECT_EQ(admission_.bytes(), uint64_t{2} << 20);
+  const uint64_t header_bytes = admission_.bytes() - (uint64_t{2} << 20);
+  EXPECT_LT(header_bytes, uint64_t{1} << 16);
   for (size_t i = 0; i < tensors.size(); ++i) {
     driver.PushWhenWanted(Data(Bytes(1 << 20)));
-    EXPECT_LE(admission_.bytes(), 2 * (Options().window_bytes + kBlock));
+    EXPECT_LE(admission_.bytes(), 2 * (Options().window_bytes + kBlock) + header_bytes);
   }
   EXPECT_THAT(driver.Run({}), IsOk());
+}
+
+// They take several times as much as on the wire, and a client may wait with what they are of.
+TEST_F(BatchSessionTest, HeadersAreChargedUntilTheLastTensorBegins) {
+  const std::vector<BatchTensor> tensors(500, {std::string(100, 'n'), DType::kF16, "raw", Bytes(4)});
+  const v1::CompressRequest batch = Batch(tensors);
+  const uint64_t header_bytes = batch.ByteSizeLong();
+  ASSERT_GT(header_bytes, 50'000u);
+  CompressDriver driver(pool_, admission_, Options());
+  driver.session.Push(batch);
+  EXPECT_GT(admission_.bytes(), header_bytes);
+  driver.PushWhenWanted(Data(Bytes(4 * 499 - 1)));
+  EXPECT_GT(admission_.bytes(), header_bytes);
+  driver.PushWhenWanted(Data(Bytes(1)));
+  EXPECT_LT(admission_.bytes(), 10'000u);
+  driver.PushWhenWanted(Data(Bytes(4)));
+  EXPECT_THAT(driver.Run({}), IsOk());
+
+  Admission small({.memory_budget = 50'000, .max_streams = 8});
+  CompressDriver refused(pool_, small, Options());
+  EXPECT_THAT(refused.Run({batch}), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("50000")));
 }
 
 TEST_F(BatchSessionTest, ABatchMayBeCancelledAnywhere) {

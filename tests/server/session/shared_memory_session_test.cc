@@ -250,6 +250,27 @@ TEST_F(SharedMemorySessionTest, HeadersThatCouldFillTheMemoryWhileTheyWaitAreRef
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("header above the limit")));
 }
 
+TEST_F(SharedMemorySessionTest, HeadersThatWaitForTheWindowAreCharged) {
+  PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
+  SessionOptions options = Options();
+  options.window_bytes = 1;
+  CompressDriver driver(pool_, admission_, options);
+  v1::CompressRequest next = Header("u", 1000, "", true);
+  next.mutable_header()->set_profile(R"({"version": 1, "default": "raw"})" + std::string(60'000, ' '));
+  ASSERT_EQ(driver.PushWhileWanted({Header("t", 1000, "raw", true), SharedData(Range(input_id_, 0, 2000))}), 2u);
+  while (driver.session.has_next() || !driver.session.waits_for_buffer()) {
+    v1::CompressResponse response;
+    driver.Pop(response);
+  }
+  EXPECT_LT(admission_.bytes(), 60'000u);
+  ASSERT_EQ(driver.PushWhileWanted({next}), 1u);
+  EXPECT_GT(admission_.bytes(), 60'000u);
+  EXPECT_THAT(driver.Run({FrameBuffer(Range(output_id_, 0, 4 << 20)), SharedData(Range(input_id_, 0, 2000)),
+                          FrameBuffer(Range(output_id_, 4 << 20, 4 << 20))}),
+              IsOk());
+  EXPECT_LT(admission_.bytes(), 60'000u);
+}
+
 TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutABufferForItsOutputFails) {
   PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
   EXPECT_THAT(Compress({Header("t", 1000, "int4", true), SharedData(Range(input_id_, 0, 2000))}),
