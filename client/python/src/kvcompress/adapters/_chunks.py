@@ -12,7 +12,6 @@ from ..store import Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._counters import Counters
 from ._fingerprint import fingerprint
-from ._scratch import Scratch
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ class ChunkStore:
         self._namespace = namespace
         self._codec = codec
         self._store = store
-        self._scratch = Scratch()
         self.counters = Counters()
         self._resume = 0.0  # when a daemon that did not answer is asked again
 
@@ -148,7 +146,7 @@ class ChunkStore:
             frames = [frame for _, found in read for frame in found]
             targets = [part.tensor for chunk, _ in read for part in chunk.parts]
             prints = [one for chunk, _ in read for one in self._fingerprints(chunk)]
-            self._scratch.decompress(self._codec, frames, prints, targets)
+            self._codec.decompress_into(targets, frames, prints)
         except (DataLoss, FingerprintMismatch) as error:
             if len(read) > 1:
                 return [found for one in read for found in self._decode([one])]

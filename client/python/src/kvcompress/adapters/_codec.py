@@ -172,6 +172,19 @@ class Codec:
 
         return self.client.with_retries(work, timeout=self.timeout)
 
+    def decompress_into(
+        self,
+        targets: Sequence[torch.Tensor],
+        frames: Sequence[Frame | Stored],
+        fingerprints: Sequence[bytes] | None = None,
+    ) -> None:
+        """As `decompress`, into memory of an engine's: straight where it is contiguous, else by a copy when all are
+        there. What it holds after an error is undefined."""
+        out = [target if target.is_contiguous() and target.device.type == "cpu" else None for target in targets]
+        for target, tensor in zip(targets, self.decompress(frames, fingerprints, out), strict=True):
+            if tensor is not target:
+                target.copy_(tensor)
+
     def _sealed(self, frame: Frame) -> Frame:
         if self.sealer is None:
             return frame

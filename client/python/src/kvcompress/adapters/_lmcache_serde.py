@@ -13,7 +13,6 @@ from ._counters import Counters
 from ._fingerprint import FINGERPRINT_BYTES, fingerprint
 from ._lmcache_metrics import publish
 from ._lmcache_objects import Geometry, key_text, parts, pieces
-from ._scratch import Scratch
 
 # Objects that went through or failed, their bytes before and after, and seconds.
 COUNTERS = (
@@ -81,7 +80,6 @@ class KvCompressDeserializer(Deserializer):
         self._codec = codec
         self._geometry = geometry
         self._counters = counters
-        self._scratch = Scratch()
 
     def deserialize(self, src: Any, dst: Any, key: Any) -> None:
         """`src` may be longer than what was stored. DataLoss for a payload that is damaged or of another layout,
@@ -91,7 +89,7 @@ class KvCompressDeserializer(Deserializer):
             found = parts(dst, self._geometry)
             frames = unpack(memoryview(src.byte_array), [Kind.of(part.tensor) for part in found], padded=True)
             targets = [part.tensor for part in found]
-            self._scratch.decompress(self._codec, frames, _fingerprints(key, found), targets)
+            self._codec.decompress_into(targets, frames, _fingerprints(key, found))
         except KvCompressError:
             self._counters.add(undeserialized=1)
             raise

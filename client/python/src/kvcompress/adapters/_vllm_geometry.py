@@ -6,6 +6,7 @@ for). The groups of a model that has several lie over each other: a chunk belong
 """
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from .. import InvalidArgument
 from .._foreign_memory import ForeignMemory, Pieces
 from .._tensors import TensorView
 from ._codec import DTYPES, Kind
-from ._scratch import Scratch
 from ._vllm_jobs import Chunk
 
 # vLLM's names of types of KV caches, besides those of PyTorch.
@@ -40,9 +40,10 @@ class Part:
         values = row.view(self.kind.dtype)
         return values.as_strided(self.shape, self.strides, values.storage_offset() + self.offset)
 
-    def gather(self, row: torch.Tensor, into: torch.Tensor) -> None:
-        """The values, into a tensor of the frame's."""
-        into.view(self.shape).copy_(self.view(row))
+    def gather(self, row: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+        """The values, dense, in the first bytes of `into`, of uint8."""
+        values = into[: self.kind.size].view(self.kind.dtype).view(self.shape)
+        return values.copy_(self.view(row)).view(self.kind.shape)
 
     def pieces(self, memory: ForeignMemory, row_offset: int) -> TensorView:
         """The values where they stand in a row that begins there, in bytes."""
@@ -86,7 +87,7 @@ class Rows:
         self._rows = rows
         self._foreign = foreign
         self._groups = groups
-        self._scratch = Scratch()
+        self._of_thread = threading.local()
         self.kinds = {number: {part.name: part.kind for part in group.parts} for number, group in groups.items()}
 
     def release(self) -> None:
@@ -96,19 +97,22 @@ class Rows:
         self._rows = torch.empty(0)
 
     def gather(self, number: int, chunks: Sequence[RowChunk]) -> Sequence[torch.Tensor | TensorView]:
-        group = self._groups[number]
+        """In a buffer of the thread's, which is used again: new memory costs its pages, more than the copy."""
+        group, at, tensors = self._groups[number], 0, []
         if self._foreign is not None and self._foreign.is_ready():
             width = self._rows.shape[1]
             return [part.pieces(self._foreign, chunk.row * width) for chunk in chunks for part in group.parts]
-        tensors = self._scratch.tensors(group.kinds * len(chunks))
-        rest = iter(tensors)
+        buffer = getattr(self._of_thread, "buffer", None)
+        if buffer is None or len(buffer) < len(chunks) * group.size:
+            self._of_thread.buffer = buffer = torch.empty(len(chunks) * group.size, dtype=torch.uint8)
         for chunk in chunks:
             for part in group.parts:
-                part.gather(self._rows[chunk.row], next(rest))
+                tensors.append(part.gather(self._rows[chunk.row], buffer[at:]))
+                at += part.kind.size
         return tensors
 
     def drop_buffers(self) -> None:
-        self._scratch.drop()
+        self._of_thread.buffer = None
 
     def scatter(self, number: int, chunk: RowChunk, tensors: Sequence[torch.Tensor]) -> None:
         for part, tensor in zip(self._groups[number].parts, tensors, strict=True):

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,6 @@ from .._tensors import TensorView
 from ..store import Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._fingerprint import fingerprint
-from ._scratch import Scratch
 from ._vllm_jobs import Chunk, Task
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,6 @@ class Transfer:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._warned: dict[str, float] = {}
-        self._scratch = Scratch()
 
     @property
     def is_resting(self) -> bool:
@@ -173,26 +171,19 @@ class Transfer:
 
     def _decoded(
         self, task: Task, number: int, found: Sequence[tuple[Chunk, list[Stored]]]
-    ) -> Iterator[tuple[Chunk, Sequence[torch.Tensor]]]:
-        """All of them by one stream; where one is damaged or another's, each by its own. The tensors of a chunk are
-        valid until the next one is asked for."""
-        if not found:
-            return
+    ) -> Iterable[tuple[Chunk, Sequence[torch.Tensor]]]:
+        """All of them by one stream; where one is damaged or another's, each by its own."""
         frames = [frame for _, frames in found for frame in frames]
         prints = self._fingerprints(number, [chunk for chunk, _ in found])
         per = len(self._memory.kinds[number])
         try:
-            scratch = self._scratch.tensors(list(self._memory.kinds[number].values()) * len(found))
-            tensors = self._codecs[number].decompress(frames, prints, scratch)
+            tensors = self._codecs[number].decompress(frames, fingerprints=prints) if frames else []
+            return [(chunk, tensors[at * per : (at + 1) * per]) for at, (chunk, _) in enumerate(found)]
         except (DataLoss, FingerprintMismatch) as error:
             if len(found) == 1:
                 self._lose(task, found[0][0], error)
-                return
-            for alone in found:
-                yield from self._decoded(task, number, [alone])
-            return
-        for at, (chunk, _) in enumerate(found):
-            yield chunk, tensors[at * per : (at + 1) * per]
+                return []
+        return [one for alone in found for one in self._decoded(task, number, [alone])]
 
     def _lose(self, task: Task, chunk: Chunk, error: KvCompressError) -> None:
         """What cannot be read is removed: it would be found again and again."""
