@@ -8,15 +8,14 @@ FOLDER: where a wheel of vLLM was unpacked to, or nothing where vLLM is installe
 Chunks of 256 tokens are made of a model's keys and values (tests/data), each layer times a factor of its own. Store
 and load are jobs of 8 chunks, 4 at a time. Folders are forgotten by the page cache in between. GB/s and CPU seconds are
 of 10^9 bytes of CPU cache; CPU seconds are this process' and the daemon's. "longest" is the longest time that a call of
-a scheduler's took. A daemon that is stopped, and one of one thread under load, are measured for that alone. Each codec is measured by a daemon
-that is sent copies, by one that reads the CPU cache where it stands, and in this process.
+a scheduler's took. Each codec is measured by a daemon that is sent copies, by one that reads the CPU cache where it
+stands, and in this process. bench_vllm_troubles.py measures daemons and stores that are slow, stopped or gone.
 """
 import argparse
 import contextlib
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -134,28 +133,6 @@ def measure(kind, config, cache, where, chunks, daemon, target=None, in_place=Fa
     print(f"| {where} | {shown} | {row} | {1e3 * steps.longest:.1f} ms |", flush=True)
 
 
-def pauses(config, cache, daemon, is_stopped):
-    """The longest call of a scheduler's, with a daemon that is stopped, or has more to do than it can."""
-    with tempfile.TemporaryDirectory() as folder:
-        steps = tiering.Steps(tier_of("lossless", config, cache, folder, daemon, timeout=1.0))
-        keys = [tiering.key_of(number) for number in range(ROWS)]
-        steps.store(keys, range(ROWS))
-        steps.longest = 0.0
-        if is_stopped:
-            daemon.process.send_signal(signal.SIGSTOP)
-        try:
-            for number in range(200):
-                steps.submit([keys[number % ROWS]], [number % ROWS], load=True)
-                steps.submit([tiering.key_of(1000 + number)], [number % ROWS], load=False)
-                steps.call("get_finished_jobs")
-                time.sleep(0.01)
-            steps.tier.drain_jobs()
-        finally:
-            daemon.process.send_signal(signal.SIGCONT)
-        steps.tier.shutdown()
-    print(f"longest call with a daemon that is {'stopped' if is_stopped else 'busy'}: {1e3 * steps.longest:.1f} ms")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--gigabytes", type=float, default=2.0)
@@ -182,8 +159,6 @@ def main():
                 measure(kind, config, in_place, where, chunks, daemon, in_place=True)
                 if args.in_process:
                     measure(kind, config, cache, where, chunks, daemon, "in-process")
-        pauses(config, cache, daemon, is_stopped=False)
-        pauses(config, cache, daemon, is_stopped=True)
 
 
 if __name__ == "__main__":

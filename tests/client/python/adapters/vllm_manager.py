@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from tiering import HEAD_DIM, key_of, offloading_config, row_bytes  # noqa: E402
+from traffic import Slowed  # noqa: E402
 from vllm.v1.kv_offload.base import LookupResult, Medium, ReqContext, ScheduleEndContext  # noqa: E402
 from vllm.v1.kv_offload.factory import OffloadingSpecFactory  # noqa: E402
 from vllm.v1.kv_offload.tiering.manager import TieringOffloadingManager  # noqa: E402
@@ -56,13 +57,17 @@ class Engine:
             self.step()
 
     def store(self, values):
-        """{key: values of a chunk}; as a request does that computes them."""
+        """{key: values of a chunk}; as a request does that computes them. Whether rows were free for them."""
         context, keys = self.request(), list(values)
         output = self.call("prepare_store", keys, context)
+        if output is None:
+            self.call("on_request_finished", context)
+            return False
         for key, row in zip(output.keys_to_store, output.store_spec.chunk_ids, strict=True):
             self.rows[int(row), : len(values[key])] = values[key]
         self.call("complete_store", keys, context)
         self.call("on_request_finished", context)
+        return True
 
     def load(self, keys, seconds=30):
         """{key: values} of a request that looks chunks up until each is there or not, and the answers."""
@@ -208,6 +213,68 @@ def test_a_daemon_that_is_stopped_or_gone_stops_no_request(engine):
     assert one.load(list(stored)) == {}
     one.store({key_of(51): values_of(51)})
     one.settle()
+
+
+def keep_busy(one, numbers, seconds):
+    """Loads what was stored before, and stores new chunks. How many were loaded, each as it was stored."""
+    values, end = {key_of(number): values_of(number) for number in numbers}, time.monotonic() + seconds
+    hits, number, one.longest = 0, 1000, 0.0
+    while time.monotonic() < end:
+        for _ in range(3):
+            number += 1
+            one.store({key_of(number): values_of(number)})
+            one.step()
+            assert len(one.tier._jobs._open) <= ROWS  # each holds rows of the CPU cache
+        for key, found in one.load([key_of(numbers[number % len(numbers)])]).items():
+            hits += 1
+            assert torch.equal(found[: len(values[key])], values[key])
+    assert one.longest < 0.5
+    return hits
+
+
+def begin(one, numbers):
+    for number in numbers:
+        one.store({key_of(number): values_of(number)})
+    one.settle()
+    one.forget()
+
+
+def test_a_daemon_that_runs_a_tenth_of_the_time_stops_no_request(engine):
+    one, numbers = engine(), range(4)
+    begin(one, numbers)
+    with Slowed(engine.server.process):
+        assert keep_busy(one, numbers, 3) > 0
+    one.settle()
+    one.forget()
+    assert keep_busy(one, numbers, 0.5) > 0
+
+
+def test_a_redis_that_is_stopped_and_gone_stops_no_request(engine, tmp_path):
+    from redis_servers import Server
+
+    server = Server(tmp_path)
+    try:
+        one, numbers = engine(path=server.url), range(4)
+        begin(one, numbers)
+        server.process.send_signal(signal.SIGSTOP)
+        keep_busy(one, numbers, 2)
+        server.process.send_signal(signal.SIGCONT)
+        deadline = time.monotonic() + 30
+        hits = 0
+        while not hits:
+            assert time.monotonic() < deadline
+            one.settle()
+            one.forget()  # what the CPU cache has needs no Redis
+            hits = keep_busy(one, numbers, 0.5)
+        server.stop()
+        keep_busy(one, numbers, 1)
+        server.start()
+        while not one.counters().get("kv_offload_kvcompress_stored_value_bytes"):
+            assert time.monotonic() < deadline + 30
+            keep_busy(one, numbers, 0.5)
+        one.settle()
+    finally:
+        server.stop()
 
 
 def test_stores_are_left_out_under_backpressure(engine):
