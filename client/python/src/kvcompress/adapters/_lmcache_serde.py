@@ -1,5 +1,6 @@
 """The serde of LMCache: objects of a second-level cache of LMCache's own (disk, S3, ...) as frames."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from ._counters import Counters
 from ._fingerprint import FINGERPRINT_BYTES, fingerprint
 from ._lmcache_metrics import publish
 from ._lmcache_objects import Geometry, key_text, parts, pieces
+
+logger = logging.getLogger(__name__)
 
 # Objects that went through or failed, their bytes before and after, and seconds.
 COUNTERS = (
@@ -29,6 +32,7 @@ class KvCompressSerializer(Serializer):
         self._geometry = geometry
         self._counters = counters
         self._estimates: dict[Any, int] = {}
+        self._has_warned = False
 
     def serialize(self, src: Any, dst: Any, key: Any) -> int:
         """Bytes written to the front of `dst`, which tell their own number. Children of KvCompressError."""
@@ -51,6 +55,12 @@ class KvCompressSerializer(Serializer):
         buffer, size = memoryview(dst.byte_array).cast("B"), sum(map(len, pieces))
         if size > len(buffer):
             raise InvalidArgument(f"{size} bytes do not fit into {len(buffer)}")
+        if size < len(buffer) and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "payloads of this codec are shorter than was estimated: misses of LMCache's fs, valkey, bigtable and "
+                "hfbucket; use intN with on_nonfinite 'error', or the L2 plugin in place of the serde"
+            )
         at = 0
         for piece in pieces:
             buffer[at : at + len(piece)] = piece
