@@ -189,7 +189,7 @@ constexpr std::string_view kExamples[] = {"raw|huffman", "int4(group=64)|huffman
 
 }  // namespace
 
-extern constinit const CodecRow kHuffman =
-    RowOf<Huffman>("huffman", "canonical prefix codes of at most 11 bits over each stream", kExamples);
+extern constinit const CodecRow kHuffman = RowOf<Huffman>(
+    "huffman", "canonical prefix codes of at most 11 bits over each stream; slower than rans", kExamples);
 
 }  // namespace kvcompress

@@ -54,7 +54,7 @@ class Lz4 final : public ByteCodec {
 
 constexpr std::string_view kExamples[] = {"raw|lz4(level=1)", "raw|lz4(level=-8)", "int8(group=64)|lz4(level=9)"};
 constexpr Parameter kParameters[] = {
-    Parameter::Integer("level", 1, -64, LZ4HC_CLEVEL_MAX, "below 0 faster, from 3 on smaller")};
+    Parameter::Integer("level", 1, -64, LZ4HC_CLEVEL_MAX, "below 0 faster, from 3 on smaller and slow to encode")};
 
 }  // namespace
 

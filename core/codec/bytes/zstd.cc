@@ -48,6 +48,7 @@ constexpr Parameter kParameters[] = {Parameter::Integer("level", 3, -7, 19, "bel
 
 }  // namespace
 
-extern constinit const CodecRow kZstd = RowOf<Zstd>("zstd", "Zstandard over each stream", kExamples, kParameters);
+extern constinit const CodecRow kZstd =
+    RowOf<Zstd>("zstd", "Zstandard over each stream; slow from level 1 on, as its library is", kExamples, kParameters);
 
 }  // namespace kvcompress
