@@ -7,10 +7,10 @@ usage: bench_python.py [--rounds 5] [--calls 4] [--mebibytes 64] [--bin bin] [--
 Tensors have 64 KiB, 1 MiB, and as many MiB as `--mebibytes` says, of which `--calls` are made a round; of the others
 up to a hundred times as many. One call at a time, int4(group=64). GB/s are 10^9 bytes of FP16 tensor a second; the
 median of the rounds counts, and the ratio is the median of each round's own ratio. "Python" is the client by the gRPC
-of C++, "grpcio" the one without its module; CPU is that of the client's process, of both, in s/GB. "into out"
+of C++, "grpcio" the one without its module; CPU is that of the client's process, in s/GB, of all three. "into out"
 decompresses into an array that is there already; the other decompression makes a new array, whose pages the kernel
 must clear first. The C++ side is the client library under kvc_load, which hashes what comes piece by piece and keeps
-nothing, and connects once a round.
+nothing, and connects once a round. Both sides make one call more, which does not count.
 """
 import argparse
 import json
@@ -53,12 +53,12 @@ class Daemon:
 
 
 def cpp_seconds(binaries, address, shared, size, calls, *flags):
-    """Of one call of the C++ client, whose output is hashed."""
+    """Of one call of the C++ client, whose output is hashed: on the clock, and of its process' CPU."""
     command = [binaries / "kvc_load", f"--address={address}", f"--shared_memory={str(shared).lower()}",
-               f"--tensor_bytes={size}", f"--calls={calls}", f"--codec={CODEC}", *flags]
+               f"--tensor_bytes={size}", "--warm_up=1", f"--calls={calls}", f"--codec={CODEC}", *flags]
     outcome = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)[0]
     assert outcome["codes"] == {"OK": calls}, outcome
-    return outcome["seconds"] / calls
+    return outcome["seconds"] / calls, outcome["process_cpu_seconds"] / calls
 
 
 def python_seconds(calls, work):
@@ -96,15 +96,22 @@ def measure(args, address, shared, size, calls):
 
 
 def row_of(path, size, call, by):
-    cpp = [size / seconds / 1e9 for seconds in by["cpp"]]
-    speeds = {way: [size / seconds / 1e9 for seconds, _ in by[way]] for way in WAYS}
-    cpu = {way: statistics.median(cpu for _, cpu in by[way]) / size * 1e9 for way in WAYS}
-    ratio = statistics.median(mine / its for mine, its in zip(speeds["Python"], cpp, strict=True))
-    medians = [statistics.median(each) for each in (cpp, speeds["Python"], speeds["grpcio"])]
-    cells = [f"{value:.2f}" for value in (*medians, ratio, cpu["Python"], cpu["grpcio"])]
-    print(f"| {path} | {size >> 10} KiB | {call} | {' | '.join(cells)} |", flush=True)
-    return {"path": path, "tensor_bytes": size, "call": call, "gb_per_s": speeds["Python"], "cpp_gb_per_s": cpp,
-            "grpcio_gb_per_s": speeds["grpcio"], "cpu_s_per_gb": cpu["Python"], "grpcio_cpu_s_per_gb": cpu["grpcio"]}
+    speeds = {way: [size / seconds / 1e9 for seconds, _ in by[way]] for way in by}
+    cpu = {way: [spent / size * 1e9 for _, spent in by[way]] for way in by}
+    medians = {way: statistics.median(speeds[way]) for way in by}
+    medians_cpu = {way: statistics.median(cpu[way]) for way in by}
+    cells = [*medians.values(), ratio_of(speeds["Python"], speeds["cpp"]), *medians_cpu.values(),
+             ratio_of(cpu["Python"], cpu["cpp"])]
+    print(f"| {path} | {size >> 10} KiB | {call} | {' | '.join(f'{value:.2f}' for value in cells)} |", flush=True)
+    return {"path": path, "tensor_bytes": size, "call": call, "gb_per_s": speeds["Python"],
+            "cpp_gb_per_s": speeds["cpp"], "grpcio_gb_per_s": speeds["grpcio"], "cpu_s_per_gb": medians_cpu["Python"],
+            "cpp_cpu_s_per_gb": medians_cpu["cpp"], "grpcio_cpu_s_per_gb": medians_cpu["grpcio"],
+            "cpu_ratio": cells[-1]}
+
+
+def ratio_of(mine, its):
+    """The median of the rounds' own ratios."""
+    return statistics.median(a / b for a, b in zip(mine, its, strict=True))
 
 
 def main():
@@ -117,8 +124,9 @@ def main():
     args = parser.parse_args()
     largest = args.mebibytes << 20
     rows = []
-    print("| path | tensor | call | C++ GB/s | Python | grpcio | Python / C++ | Python CPU s/GB | grpcio |")
-    print("|---" * 9 + "|")
+    print("| path | tensor | call | C++ GB/s | Python | grpcio | Python / C++ | C++ CPU s/GB | Python | grpcio | "
+          "Python / C++ |")
+    print("|---" * 11 + "|")
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
         daemon = Daemon(args.bin / "kv-compressd", pathlib.Path(folder))
         try:

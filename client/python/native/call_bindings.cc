@@ -284,6 +284,16 @@ class Call final : public MessageSink, public CallWatch {
   size_t filled_ = 0;
 };
 
+// A call with one item, and its output, in a message each: the result, or None, and then the call's end.
+nb::tuple CallWithMessage(std::shared_ptr<Channel> channel, const nb::tuple& item, nb::object output,
+                          std::optional<double> seconds) {
+  const auto items = nb::borrow<nb::sequence>(nb::make_tuple(item));
+  Call call(std::move(channel), items, std::move(output), seconds, /*in_message=*/true, nb::none(), 0, false);
+  nb::object result = call.Next();
+  if (!result.is_none()) return nb::make_tuple(std::move(result), nb::none());
+  return nb::make_tuple(nb::none(), call.End());
+}
+
 // Authorities, certificate and key.
 using Pem = std::tuple<std::string, std::string, std::string>;
 
@@ -313,6 +323,8 @@ void BindCalls(nb::module_& module) {
       .def("next", &Call::Next)
       .def("end", &Call::End)
       .def("cancel", &Call::Cancel);
+  module.def("call_with_message", &CallWithMessage, nb::arg("channel"), nb::arg("item"), nb::arg("output").none(),
+             nb::arg("seconds").none());
   module.def(
       "end",
       [](double seconds) {

@@ -1,6 +1,7 @@
 // Puts load on a daemon and tells, as JSON, what came of it: streams that start together and make calls of one tensor
 // each. `--address=local` does the same in this process: what the daemon must have answered.
 
+#include <sys/resource.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -25,6 +26,7 @@ ABSL_FLAG(std::string, address, "local", "of the daemon, as clients take it");
 ABSL_FLAG(bool, decompress, false, "send frames instead of tensors");
 ABSL_FLAG(size_t, streams, 1, "threads, each with a call in flight");
 ABSL_FLAG(size_t, calls, 1, "of each stream, one after another");
+ABSL_FLAG(size_t, warm_up, 0, "calls of each stream before those, which do not count");
 ABSL_FLAG(absl::Duration, pause, absl::ZeroDuration(), "of each stream between its calls");
 ABSL_FLAG(size_t, inputs, 64, "different tensors: stream i sends number i modulo this");
 ABSL_FLAG(uint64_t, tensor_bytes, 1 << 20, "of F16 values");
@@ -141,6 +143,7 @@ struct Outcome {
   int attempts = 0;
   absl::Duration time;          // of all calls, from the common start
   absl::Duration last_attempt;  // of the last call
+  absl::Duration cpu;           // of the process meanwhile
   std::map<std::string, int> codes;
   std::set<std::string> hashes;  // of the calls that succeeded
   std::string error;             // the last one
@@ -165,10 +168,23 @@ void OnRetry(const RetryEvent& event) {
   t_attempt_start = absl::Now() + event.delay;
 }
 
+absl::Duration ProcessCpu() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return absl::DurationFromTimeval(usage.ru_utime) + absl::DurationFromTimeval(usage.ru_stime);
+}
+
 Outcome RunStream(CodecClient& client, const Input& input) {
   Outcome outcome;
-  const absl::Time start = absl::Now();
-  for (size_t call = 0; call < absl::GetFlag(FLAGS_calls); ++call) {
+  absl::Duration cpu_before;
+  absl::Time start;
+  const size_t warm_up = absl::GetFlag(FLAGS_warm_up);
+  for (size_t call = 0; call < warm_up + absl::GetFlag(FLAGS_calls); ++call) {
+    if (call == warm_up) {
+      outcome = {};
+      cpu_before = ProcessCpu();
+      start = absl::Now();
+    }
     const absl::Time deadline = absl::Now() + absl::GetFlag(FLAGS_timeout);
     Digest digest;
     absl::Status status;
@@ -191,12 +207,14 @@ Outcome RunStream(CodecClient& client, const Input& input) {
     }
   }
   outcome.time = absl::Now() - start;
+  outcome.cpu = ProcessCpu() - cpu_before;
   return outcome;
 }
 
 nlohmann::json ToJson(const Outcome& outcome) {
   return {{"attempts", outcome.attempts},
           {"seconds", absl::ToDoubleSeconds(outcome.time)},
+          {"process_cpu_seconds", absl::ToDoubleSeconds(outcome.cpu)},
           {"last_attempt_seconds", absl::ToDoubleSeconds(outcome.last_attempt)},
           {"codes", outcome.codes},
           {"hashes", outcome.hashes},

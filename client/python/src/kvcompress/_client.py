@@ -118,7 +118,7 @@ class Client(Connection):
             case Unary():
                 return self._answer(self._channel.unary(step.method, step.request, step.timeout), step.timeout)
             case Streaming():
-                return list(self._open(step))
+                return [self._answer_of(step)] if step.in_message else list(self._open(step))
             case Work():
                 return step.function(step.seconds)
             case Wait():

@@ -124,6 +124,14 @@ class Connection:
         exchange = call.exchange if region is None else SharedExchange(call.exchange, region, own.pool)
         return Stream(own.channel, exchange, call.items, call.left())
 
+    def _answer_of(self, call: Streaming[Result]) -> Result:
+        """Of a call `in_message`, which this thread works at from beginning to end."""
+        if self._core.closed:
+            raise closed()
+        (item,) = call.items
+        result: Result = self._ours().native.answer(item, call.left)
+        return result
+
     def _close(self) -> None:
         self._core.closed = True
         self._pool.close()

@@ -229,7 +229,7 @@ class Core:
         """By one message where both the item and its result fit into one, else by a stream."""
 
         def attempt(left: Left) -> Plan[Result]:
-            most, size = (yield from self._ready(left)), item.size()
+            most, size = self._message_bytes or (yield from self._ready(left)), item.size()
             exchange = kind(most)
             in_message = size is not None and size <= most
             if in_message and not self._takes_items():

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -111,15 +110,18 @@ def closed() -> KvCompressError:
     return Cancelled("the client is closed")
 
 
-@contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+class refusing(contextlib.ContextDecorator):
     """InvalidArgument, `what` and why, for whatever a caller's argument raises that is not of this tree."""
-    try:
-        yield
-    except KvCompressError:
-        raise
-    except Exception as error:
-        raise InvalidArgument(f"{what}: {error or type(error).__name__}") from error
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, KvCompressError):
+            raise InvalidArgument(f"{self._what}: {error or kind.__name__}") from error
 
 
 def checked_text(what: str, value: Any, *, is_secret: bool = False) -> str:

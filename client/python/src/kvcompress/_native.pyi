@@ -32,7 +32,7 @@ class Call:
     def __init__(
         self,
         channel: Channel,
-        items: Sequence[tuple[bytes, Buffer, int]] | Sequence[tuple[bytes, Buffer]],
+        items: Sequence[tuple[bytes, Buffer, int, int, bytes]] | Sequence[tuple[bytes, Buffer]],
         output: Callable[[int, bytes], Buffer] | None,
         seconds: float | None,
         in_message: bool,
@@ -43,6 +43,14 @@ class Call:
     def next(self) -> tuple[bytes, bytes] | int | None: ...
     def end(self) -> tuple[int, str, float | None]: ...
     def cancel(self) -> None: ...
+
+def call_with_message(
+    channel: Channel,
+    item: tuple[bytes, Buffer, int, int, bytes] | tuple[bytes, Buffer],
+    output: Callable[[int, bytes], Buffer] | None,
+    seconds: float | None,
+) -> tuple[tuple[bytes, bytes] | int | None, tuple[int, str, float | None] | None]:
+    """Of one item in a message: what Call.next gives, or, where that is None, Call.end."""
 
 def end(seconds: float) -> None:
     """Of all calls, which are cancelled."""

@@ -12,7 +12,7 @@ import grpc
 from . import _fork
 from ._errors import Cancelled, FailedPrecondition, InvalidArgument, KvCompressError, failure, unanswered
 from ._exchange import CompressExchange, Exchange
-from ._items import Item, Result
+from ._items import CompressItem, Item, Result
 from ._retry import Left
 from ._shared_exchange import after_failure
 from ._shared_memory import Pool, Region
@@ -61,7 +61,23 @@ class NativeChannel:
         if self._made is not None:
             self._made.close()
 
-    def failure(self, code: int, text: str, retry_after: float | None) -> KvCompressError:
+    def answer(self, item: Item[Result], left: Left) -> Result:
+        """Of a call with one item, which goes, and comes back, in a message."""
+        outputs: dict[int, Output] = {}
+        output = None if isinstance(item, CompressItem) else _output_of([item], outputs)
+        end: Any
+        found, end = _native.call_with_message(self.get(), _parts_of(item), output, left())
+        if found is None:
+            raise self.failure(*end) or unanswered(left())
+        result: Result = _result_of(item, found, outputs)
+        return result
+
+    def failure(self, code: int, text: str, retry_after: float | None) -> KvCompressError | None:
+        """What a call has ended with; None: well."""
+        if code == 0:
+            return None
+        if code == _MALFORMED:
+            return malformed()
         return failure(code, text, retry_after, own_fault(self._credentials))
 
 
@@ -77,7 +93,7 @@ def _is_wanted(native: Choice | None, has_other_credentials: bool) -> bool:
 
 
 class NativeStream(Results[Result]):
-    """One call with items that are all there: by a stream, or, of one, by a message."""
+    """One call with items that are all there."""
 
     def __init__(
         self,
@@ -113,12 +129,7 @@ class NativeStream(Results[Result]):
             self._error = error
 
     def _begin(self, compresses: bool, in_message: bool, batches: bool) -> Any:
-        items: list[tuple[Any, ...]] = [
-            (item.header, item.data, item.view.size, item.most_frame_bytes(), place)
-            if compresses
-            else (item.header, item.data)
-            for item, place in zip(self._items, self._places, strict=True)
-        ]
+        items = [_parts_of(item, place) for item, place in zip(self._items, self._places, strict=True)]
         # It holds no reference to the stream, which could not be forgotten otherwise.
         output = None if compresses else _output_of(self._items, self._outputs)
         memory, number = (None, 0) if self._region is None else (self._region.bytes.data, self._region.number)
@@ -142,20 +153,17 @@ class NativeStream(Results[Result]):
     def _result(self, found: Any) -> Any:
         item = self._items[self._answered]
         self._answered += 1
-        if isinstance(found, int):
-            return item.name, self._outputs.pop(found).tensor
-        frame, report = found
-        return item.frame(frame, memoryview(report))
+        return _result_of(item, found, self._outputs)
 
     def _finish(self) -> None:
         """After the last result: raises what the call has ended with."""
-        code, text, retry_after = (0, "", None) if self._call is None else self._call.end()
-        if code == _MALFORMED:
+        end = (0, "", None) if self._call is None else self._call.end()
+        error = self._channel.failure(*end)
+        if error is not None and end[0] == _MALFORMED:
             self._give_up()
-            raise malformed()
+            raise error
         region, self._region = self._region, None
-        if code != 0:
-            error = self._channel.failure(code, text, retry_after)
+        if error is not None:
             raise error if region is None else after_failure(error, region, self._pool)
         if region is not None:
             self._pool.put_back(region)
@@ -182,6 +190,21 @@ class NativeStream(Results[Result]):
     def __del__(self) -> None:
         if hasattr(self, "_call"):
             self.close()
+
+
+def _parts_of(item: Any, place: bytes = b"") -> tuple[Any, ...]:
+    """As the module takes items; `place` is what the daemon reads by itself."""
+    if isinstance(item, CompressItem):
+        return item.header, item.data, item.view.size, item.most_frame_bytes(), place
+    return item.header, item.data
+
+
+def _result_of(item: Any, found: Any, outputs: dict[int, Output]) -> Any:
+    """Of what the module has found for it."""
+    if isinstance(found, int):
+        return item.name, outputs.pop(found).tensor
+    frame, report = found
+    return item.frame(frame, memoryview(report))
 
 
 def _output_of(items: list[Item[Any]], outputs: dict[int, Output]) -> Any:

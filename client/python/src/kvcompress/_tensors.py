@@ -1,5 +1,6 @@
 """Arrays and tensors as bytes, and back, without a copy where their layout allows it."""
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -74,12 +75,18 @@ def _refuse_dtype(dtype: object) -> InvalidArgument:
 
 
 def _of_numpy(array: Array) -> TensorView:
-    dtype = _DTYPES.get(array.dtype.name)
-    if dtype is None:
-        raise _refuse_dtype(array.dtype)
-    little = array.dtype if dtype in _OF_ML_DTYPES else array.dtype.newbyteorder("<")
+    dtype, little = _of_numpy_dtype(array.dtype)
     values = np.ascontiguousarray(array, dtype=little)
     return TensorView(dtype, array.shape, _bytes_of(values), "numpy")
+
+
+@functools.lru_cache(maxsize=64)
+def _of_numpy_dtype(dtype: "np.dtype[Any]") -> "tuple[str, np.dtype[Any]]":
+    """As safetensors names it, and how it is written."""
+    found = _DTYPES.get(dtype.name)
+    if found is None:
+        raise _refuse_dtype(dtype)
+    return found, dtype if found in _OF_ML_DTYPES else dtype.newbyteorder("<")
 
 
 def _of_torch(tensor: "torch.Tensor") -> TensorView:
@@ -189,6 +196,7 @@ def check_apart(out: Any, data: memoryview) -> None:
         raise InvalidArgument("out lies over the bytes of its own frame")
 
 
+@functools.lru_cache(maxsize=64)
 def _numpy_dtype(dtype: str) -> "np.dtype[Any]":
     name, _ = _NAMES[dtype]
     if dtype in _PACKED:
