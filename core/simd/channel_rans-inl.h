@@ -45,6 +45,28 @@ HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
   return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
 }
 
+#if KVC_TARGET_AVX512
+// The first or, where `second` says so, the second one of the pairs of entries at `index`, from `base` on. Both are
+// read, so that they do not wait for `second`. Smaller vectors have other work meanwhile.
+HWY_INLINE VI EitherAt(const uint32_t* base, VI index, hn::Mask<DI> second) {
+  HWY_ALIGN uint32_t at[kLanes];
+  hn::Store(hn::BitCast(DU(), index), DU(), at);
+  const auto two = [&](size_t lane) HWY_ATTR {
+    const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(base + at[lane]));
+    return _mm_loadh_pi(_mm_castsi128_ps(low), reinterpret_cast<const __m64*>(base + at[lane + 1]));
+  };
+  // Of each 128 bits of the result, the lower two lanes or the upper two.
+  const auto eight = [&](size_t lane) HWY_ATTR { return _mm256_set_m128(two(lane + 4), two(lane)); };
+  const auto all = [&](size_t lane) HWY_ATTR {
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(eight(lane))),
+                                               _mm256_castps_pd(eight(lane + 8)), 1));
+  };
+  const __m512 a = all(0), b = all(2);
+  const __m512 first = _mm512_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0));
+  return VI{_mm512_castps_si512(_mm512_mask_shuffle_ps(first, second.raw, a, b, _MM_SHUFFLE(3, 1, 3, 1)))};
+}
+#endif
+
 template <size_t kStateVectors>
 struct LaneStates {
   VI lanes[kStateVectors];

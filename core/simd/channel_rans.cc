@@ -110,11 +110,15 @@ HWY_INLINE VI PassValues(VI symbol, VI low, VI bits, VI& state) {
   return point;
 }
 
-// Where the slots of the states' quantizers are, of tables at `place`.
+// The entries of the slots at `index` of each lane's own table, of the quantizers that the trellis's states mean.
 template <bool kTrellis>
-HWY_INLINE VI QuantizerPlace(VI place, VI state) {
-  if constexpr (!kTrellis) return place;
-  return hn::Add(place, hn::ShiftLeft<kRansBits>(hn::ShiftRight<1>(state)));
+HWY_INLINE VI SlotEntries(const uint32_t* base, VI index, VI state) {
+  if constexpr (!kTrellis) return EntriesAt<Wait::kYes>(base, index);
+#if KVC_TARGET_AVX512
+  return EitherAt(base, index, hn::Gt(state, hn::Set(DI(), 1)));
+#else
+  return EntriesAt<Wait::kYes>(base, hn::Add(index, hn::ShiftRight<1>(state)));
+#endif
 }
 
 template <bool kTrellis, bool kHasLowBits>
@@ -195,8 +199,8 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
       constexpr size_t first = kGroup * group;
       Unrolled<kGroup>([&](auto i) KVC_WITHIN {
         constexpr size_t s = kGroup - 1 - i, v = first + s;
-        const VI slot = hn::And(states.lanes[s], hn::Set(di, kRansSlots - 1));
-        const VI entry = EntriesAt<Wait::kYes>(base, hn::Add(slot, QuantizerPlace<kTrellis>(places[v], machine[v])));
+        const VI slot = hn::And(hn::Add(states.lanes[s], states.lanes[s]), hn::Set(di, 2 * (kRansSlots - 1)));
+        const VI entry = SlotEntries<kTrellis>(base, hn::Add(slot, places[v]), machine[v]);
         symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
         value[v] = hn::Zero(di);
         largest = hn::Max(largest, symbol[v]);

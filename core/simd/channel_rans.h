@@ -29,8 +29,9 @@ constexpr int32_t ValueOf(uint8_t symbol) { return symbol % 2 != 0 ? (symbol + 1
 struct ChannelTable {
   // By the symbol's byte: its frequency, and 2^16 times its first slot.
   RansSymbolTable symbols;
-  // By quantizer and slot: 2^24 times the symbol + 2^12 times (its frequency - 1) + the slot's distance from its first.
-  std::array<RansSlotTable, 2> slots;
+  // By slot and quantizer: 2^24 times the symbol + 2^12 times (its frequency - 1) + the slot's distance from its first.
+  // Both quantizers' can be read at once, so that which of them it is need not be known before.
+  std::array<std::array<uint32_t, 2>, kRansSlots> slots;
   // The largest |k| that is no escape, by quantizer.
   std::array<uint8_t, 2> reach;
 };

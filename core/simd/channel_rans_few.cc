@@ -69,7 +69,7 @@ struct Machine {
 
   void FindSlots() {
     for (size_t c = 0; c < kStripChannels; ++c) {
-      slots[c] = first_slots[c] + (static_cast<uint32_t>(QuantizerOf(states[c])) << kRansBits);
+      slots[c] = first_slots[c] + static_cast<uint32_t>(QuantizerOf(states[c]));
     }
   }
 
@@ -114,7 +114,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, size_t channels, S
     int32_t* const row = points + t * kStripChannels;
     for (size_t first = 0; first < channels; first += kLanes) {
       ForLanesDown<kLanes>(
-          [&](size_t i) { symbols[first + i] = words.DecodeSymbol(base + machine.slots[first + i], x[i]); });
+          [&](size_t i) { symbols[first + i] = words.DecodeSymbol<2>(base + machine.slots[first + i], x[i]); });
       if (!tables.has_low_bits) continue;
       std::fill_n(row + first, kLanes, 0);
       for (size_t i = kLanes; i-- > 0;) words.DecodeBits(tables.UpperBits(first + i), x[i], row[first + i]);

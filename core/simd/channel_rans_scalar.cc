@@ -86,7 +86,7 @@ bool DecodeGroup(const StripTables& tables, size_t begin, size_t end, const Stri
   for (size_t c = end; c-- > begin;) {
     const size_t quantizer = states != nullptr ? QuantizerOf((*states)[c]) : 0;
     uint32_t& x = decoder.states[c - begin];
-    const uint32_t entry = tables[c].slots[quantizer][x % kRansSlots];
+    const uint32_t entry = tables[c].slots[x % kRansSlots][quantizer];
     symbols[c] = static_cast<uint8_t>(entry >> 24);
     low[c] = 0;
     x = ((entry >> 12 & 0xfff) + 1) * (x >> kRansBits) + (entry & 0xfff);

@@ -20,7 +20,7 @@ inline simd::ChannelTable TableOf(const std::vector<uint32_t>& first, const std:
     const auto add = [&](uint8_t symbol, uint32_t frequency) {
       table.symbols[symbol | (quantizer == 1 ? simd::kOddQuantizer : 0)] = frequency | slot << 16;
       for (uint32_t i = 0; i < frequency; ++i) {
-        table.slots[quantizer][slot++] = uint32_t{symbol} << 24 | (frequency - 1) << 12 | i;
+        table.slots[slot++][quantizer] = uint32_t{symbol} << 24 | (frequency - 1) << 12 | i;
       }
     };
     for (size_t i = 0; i < frequencies.size(); ++i) add(static_cast<uint8_t>(i), frequencies[i]);

@@ -27,7 +27,7 @@ void FillTable(double deviation, size_t quantizer, ChannelTable& table) {
   const auto add = [&](uint8_t symbol, uint32_t frequency) {
     table.symbols[symbol | (quantizer == 1 ? simd::kOddQuantizer : 0)] = frequency | slot << 16;
     for (uint32_t i = 0; i < frequency; ++i) {
-      table.slots[quantizer][slot++] = uint32_t{symbol} << 24 | (frequency - 1) << 12 | i;
+      table.slots[slot++][quantizer] = uint32_t{symbol} << 24 | (frequency - 1) << 12 | i;
     }
   };
   uint32_t frequencies[kMaxMagnitude + 1] = {};

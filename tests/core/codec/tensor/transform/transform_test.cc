@@ -382,7 +382,7 @@ TEST(TransformTablesTest, AreProbabilitiesOfAGaussianSource) {
           EXPECT_NEAR(std::sqrt(second_moment) / deviation, 1, 0.07);
         }
         for (uint32_t slot = 0; slot < simd::kRansSlots; ++slot) {
-          const uint32_t entry = tables[i].slots[quantizer][slot];
+          const uint32_t entry = tables[i].slots[slot][quantizer];
           const uint32_t symbol = tables[i].symbols[entry >> 24 | q];
           ASSERT_EQ((entry >> 12 & 0xfff) + 1, symbol & 0xffff);
           ASSERT_EQ((symbol >> 16) + (entry & 0xfff), slot);
