@@ -85,6 +85,7 @@ class Search {
   }
 
   double Excess(double log) {
+    if (has_no_signal_) return kNothingMissing;
     ErrorSums sums;
     for (const SampleBlock& block : sample_) {
       const TransformInput& input = block.input;
@@ -95,6 +96,7 @@ class Search {
       if (!EncodeTransform(format_, sinks_, StepOf(log), input, side_.data(), words_.data(), decoded_.data())) continue;
       Measure(block, sums);
     }
+    has_no_signal_ = !(sums.sum_deviations > 0) && !(sums.token_deviations > 0);
     return std::max(Missing(sums.sum_deviations, sums.sum_error_squares),
                     Missing(sums.token_deviations, sums.token_error_deviations));
   }
@@ -118,16 +120,18 @@ class Search {
 
   // How many bits of a value an SNR lacks; an SNR of nothing lacks none.
   double Missing(double signal, double noise) const {
-    if (!(signal > 0) || !(noise > 0)) return -1;
+    if (!(signal > 0) || !(noise > 0)) return kNothingMissing;
     return snr_ / kDecibelsOfABit - 0.5 * Log2(std::clamp(signal / noise, 0x1p-1000, 0x1p1000));
   }
 
   static constexpr double kDecibelsOfABit = 6.0205999132796239;
+  static constexpr double kNothingMissing = -1;
 
   const TransformFormat& format_;
   const bool sinks_;
   const double snr_;
   const std::vector<SampleBlock>& sample_;
+  bool has_no_signal_ = false;  // which no step changes
   std::vector<std::byte> side_, words_, decoded_;
   simd::TokenMeter meter_;
 };
