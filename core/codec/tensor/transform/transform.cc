@@ -231,8 +231,9 @@ extern constinit const CodecRow kTransform = {
     .name = "transform",
     .summary =
         "keys and values as attention sees them: rotary undone, means removed, trellis quantization, entropy "
-        "coding; few bits, and slow: a tenth of int4's speed with a step, where it searches for one down to a "
-        "thirtieth",
+        "coding; few bits, and slow: it encodes at a tenth of int4's speed, at a fortieth where it searches for an "
+        "SNR, "
+        "and decodes at a twentieth",
     .parameters = kParameters,
     .examples = kExamples,
     .needs_tensor = FindsStep,
