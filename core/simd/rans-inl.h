@@ -176,14 +176,16 @@ HWY_INLINE size_t MakeRoom(VI entry, VI& state, uint8_t* out) {
   return GiveWords(state, hn::Gt(hn::ShiftRight<19>(state), less_one), out);
 }
 
+// What AddEntries needs of the symbols alone.
+HWY_INLINE VF ReciprocalOf(VI entry) { return Reciprocal(hn::ConvertTo(DF(), hn::And(entry, hn::Set(DI(), 0xffff)))); }
+
 // Adds the symbols to the states, which have room for them.
-HWY_INLINE void AddEntries(VI entry, VI& state) {
+HWY_INLINE void AddEntries(VI entry, VF reciprocal, VI& state) {
   const DF df;
   const DI di;
   const VI frequency = hn::And(entry, hn::Set(di, 0xffff));
   // The quotient is below 2^19, and what is rounded moves it by less than 1/4: with that taken off it is right or one
-  // too small. The reciprocal does not wait for the state.
-  const auto reciprocal = Reciprocal(hn::ConvertTo(df, frequency));
+  // too small.
   const auto ratio = hn::Mul(hn::ConvertTo(df, state), reciprocal);
   const VI quotient = Truncate(hn::Sub(ratio, hn::Set(df, 0.25f)));
   const VI rest = hn::Sub(state, hn::Mul(quotient, frequency));
@@ -195,7 +197,7 @@ HWY_INLINE void AddEntries(VI entry, VI& state) {
 // Encodes a symbol in each lane: both of them.
 HWY_INLINE size_t EncodeEntries(VI entry, VI& state, uint8_t* out) {
   const size_t words = MakeRoom(entry, state, out);
-  AddEntries(entry, state);
+  AddEntries(entry, ReciprocalOf(entry), state);
   return words;
 }
 

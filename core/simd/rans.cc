@@ -41,48 +41,45 @@ HWY_INLINE VI Gather(const uint32_t* table, VI index) {
 }
 #endif
 
-// The entries of symbols for each lane.
-template <bool kGather>
-HWY_INLINE VI EntriesOf(const RansSymbolTable& symbols, const uint8_t* raw) {
 #if KVC_TARGET_AVX512
-  if constexpr (kGather) return Gather(symbols.data(), hn::PromoteTo(DI(), LoadAt(DU8(), raw)));
-#endif
-  return LookUp([&](size_t lane) HWY_ATTR { return symbols[raw[lane]]; });
-}
 
-// So many vectors take each step together where they gather: a CPU does not look far enough ahead to find the gathers
-// of the others behind all steps of one.
-template <bool kGather>
-constexpr size_t kTogether = kGather ? 4 : 1;
-
-template <bool kGather>
-HWY_INLINE bool EncodeGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
-  constexpr size_t kSet = kTogether<kGather>;
-  const RansSymbolTable& symbols = encoder.symbols;
+// EncodeWideGroups with gathers. All vectors take each step together, and each group's gathers stand in front of the
+// steps of the one before: a CPU does not look far enough ahead to find them behind.
+bool EncodeGathering(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
   States states(encoder.states);
   uint8_t* out = encoder.out + encoder.size;
   const uint8_t* const end = encoder.out + encoder.capacity;
+  const uint32_t* const symbols = encoder.symbols.data();
+  VI next[kVectors];
+  VF next_reciprocals[kVectors];
+  const auto look_up = [&](size_t group) KVC_WITHIN {
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+      const auto bytes = LoadAt(DU8(), raw + group * kRansWideLanes + v * kLanes);
+      next[v] = Gather(symbols, hn::PromoteTo(DI(), bytes));
+      next_reciprocals[v] = ReciprocalOf(next[v]);
+    });
+  };
+  if (groups > 0) look_up(groups - 1);
   while (groups-- > 0) {
     if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
-    Unrolled<kVectors / kSet>([&](size_t set) KVC_WITHIN {
-      const uint8_t* const bytes = raw + groups * kRansWideLanes + set * kSet * kLanes;
-      VI* const own = states.lanes + set * kSet;
-      VI entries[kSet];
-      Unrolled<kSet>([&](size_t v) KVC_WITHIN { entries[v] = EntriesOf<kGather>(symbols, bytes + v * kLanes); });
-      Unrolled<kSet>([&](size_t v) KVC_WITHIN { out += 2 * MakeRoom(entries[v], own[v], out); });
-      Unrolled<kSet>([&](size_t v) KVC_WITHIN { AddEntries(entries[v], own[v]); });
+    VI entries[kVectors];
+    VF reciprocals[kVectors];
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN {
+      entries[v] = next[v];
+      reciprocals[v] = next_reciprocals[v];
     });
+    if (groups > 0) look_up(groups - 1);
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN { out += 2 * MakeRoom(entries[v], states.lanes[v], out); });
+    Unrolled<kVectors>([&](size_t v) KVC_WITHIN { AddEntries(entries[v], reciprocals[v], states.lanes[v]); });
   }
   states.StoreTo(encoder.states);
   encoder.size = static_cast<size_t>(out - encoder.out);
   return true;
 }
 
-#if KVC_TARGET_AVX512
-
 // DecodeWideGroups with gathers. The states are held in falling order of lanes, as words are popped: then which words a
 // vector may take is known before it is known how many it takes.
-size_t GatherWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
+size_t DecodeGathering(RansDecoder& decoder, uint8_t* raw, size_t groups) {
   const DI di;
   const RansSlotTable& slots = decoder.slots;
   const uint8_t* const words = decoder.words;
@@ -118,6 +115,11 @@ size_t GatherWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
 
 #endif  // KVC_TARGET_AVX512
 
+// Encodes a symbol in each lane; the words that leave go to `out`. Returns their number.
+HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw, VI& state, uint8_t* out) {
+  return EncodeEntries(LookUp([&](size_t lane) HWY_ATTR { return symbols[raw[lane]]; }), state, out);
+}
+
 // Decodes a symbol in each lane, and returns which states need a word, as bits.
 HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* raw) {
   const DI di;
@@ -132,15 +134,27 @@ HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* r
 
 bool EncodeWideGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
 #if KVC_TARGET_AVX512
-  if (GathersWell()) return EncodeGroups<true>(encoder, raw, groups);
+  if (GathersWell()) return EncodeGathering(encoder, raw, groups);
 #endif
-  return EncodeGroups<false>(encoder, raw, groups);
+  States states(encoder.states);
+  uint8_t* out = encoder.out + encoder.size;
+  const uint8_t* const end = encoder.out + encoder.capacity;
+  while (groups-- > 0) {
+    if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
+#pragma GCC unroll 16
+    for (size_t v = 0; v < kVectors; ++v) {
+      out += 2 * EncodeStep(encoder.symbols, raw + groups * kRansWideLanes + v * kLanes, states.lanes[v], out);
+    }
+  }
+  states.StoreTo(encoder.states);
+  encoder.size = static_cast<size_t>(out - encoder.out);
+  return true;
 }
 
 // Stops in front of a group that the words that are left might not suffice for.
 size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
 #if KVC_TARGET_AVX512
-  if (GathersWell()) return GatherWideGroups(decoder, raw, groups);
+  if (GathersWell()) return DecodeGathering(decoder, raw, groups);
 #endif
   States states(decoder.states);
   size_t size = decoder.size;
