@@ -13,6 +13,7 @@
 #include "core/base/thread.h"
 #include "server/health_probe.h"
 #include "server/net/address.h"
+#include "server/net/receive_window.h"
 #include "server/telemetry/log.h"
 
 namespace kvcompress {
@@ -77,7 +78,8 @@ void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   // A connection's receive window does not grow by default: gRPC's probe for the bandwidth-delay product takes a busy
   // machine for a long line, and would let each of many connections send megabytes that no budget counts.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, options.adaptive_windows ? 1 : 0);
+  const bool probe = options.adaptive_windows || FixReceiveWindows();
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, probe ? 1 : 0);
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ class Sender:
         while sent < len(data):
             room = min(self._windows[0], self._windows[stream], len(data) - sent, 16384)
             if room <= 0:
-                if not self._hear():
+                if not self.hear():
                     break
                 continue
             self.connection.sendall(frame(0, data[sent:sent + room], 0, stream))
@@ -91,8 +91,12 @@ class Sender:
             self._windows[stream] -= room
         return sent
 
-    def _hear(self):
-        """Takes what the other side says of its windows; False when it says nothing."""
+    def window(self, stream):
+        """Bytes that may be sent; of the connection for 0."""
+        return self._windows[stream]
+
+    def hear(self):
+        """Takes what the other side says of its windows; False when it says nothing for two seconds."""
         self.connection.settimeout(2)
         try:
             more = self.connection.recv(65536)
@@ -110,6 +114,8 @@ class Sender:
                 self._windows[stream] = self._windows.get(stream, self._initial) + int.from_bytes(payload, "big")
             elif kind == SETTINGS and not flags & 1:
                 self._settings(payload)
+            elif kind == PING and not flags & 1:
+                self.connection.sendall(frame(PING, payload, flags=1))
         return True
 
     def _settings(self, payload):

@@ -11,7 +11,7 @@ import pytest
 from daemon_helpers import MIB, SERVICE, Client, Feed, failure, page, page_value, random_array, wait_for
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from http2_helpers import PREFACE, SETTINGS, connect, frame, open_call
+from http2_helpers import PREFACE, SETTINGS, Sender, connect, frame, open_call
 from load_helpers import load
 from safetensors.numpy import load_file
 
@@ -262,6 +262,31 @@ def test_a_frame_that_grows_a_thousand_times_is_held_back(daemon, stubs):
     assert page_value(page(server.metrics_address), "process_resident_memory_bytes") - before < 48 * MIB
     total = sum(len(response.data) for response in call)
     assert total == 256 * MIB
+
+
+@pytest.mark.parametrize("flags, least, most", [((), 192 << 10, 200 << 10), (("--adaptive-windows",), MIB, 1 << 30)])
+def test_the_receive_window_of_a_connection(daemon, stubs, flags, least, most):
+    """It takes a tensor of 64 KiB with its header at once, and does not grow however much comes."""
+    server = daemon(*flags)
+    client = Client(server, stubs)
+    sender = Sender(server.address)
+    sender.open(1, f"/{SERVICE}/Compress")
+
+    def windows_at_rest():
+        while sender.hear():
+            pass
+        return sender.window(0), sender.window(1)
+
+    assert all(least <= window <= most for window in windows_at_rest())
+    # What comes of it fits into the window of our side.
+    messages = [client.header("t", [16 * MIB], "int4|zstd(level=1)"), *(client.data(bytes(MIB)) for _ in range(32))]
+    for message in messages:
+        body = message.SerializeToString()
+        data = b"\0" + len(body).to_bytes(4, "big") + body
+        assert sender.send(1, data) == len(data)
+    assert all(least <= window <= most for window in windows_at_rest())
+    wait_for(lambda: client.metrics().codecs[0].tensor_bytes_in == 32 * MIB, "the tensor")
+    sender.connection.close()
 
 
 def test_many_clients_at_once(client, sample):
