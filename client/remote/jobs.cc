@@ -16,13 +16,15 @@ std::optional<uint64_t> MaxOutputBytes(const CompressJob& job) {
   return bytes.ok() ? std::optional(*bytes) : std::nullopt;
 }
 
-std::optional<uint64_t> MaxOutputBytes(const DecompressJob& job) {
+std::optional<uint64_t> MaxDecodedBytes(const ByteSource& frame) {
   std::vector<std::byte> scratch;
   const absl::StatusOr<ByteSpan> front =
-      job.source->Get(0, static_cast<size_t>(std::min<uint64_t>(kMaxHeaderBytes, job.source->size())), scratch);
+      frame.Get(0, static_cast<size_t>(std::min<uint64_t>(kMaxHeaderBytes, frame.size())), scratch);
+  if (!front.ok()) return std::nullopt;
   TensorDecompressor decompressor(kNoLimits);
-  if (!front.ok() || !decompressor.ReadHeader(*front).ok()) return std::nullopt;
-  return decompressor.header().tensor_bytes();
+  const absl::Status status = decompressor.ReadHeader(*front);
+  if (absl::IsDataLoss(status)) return 0;
+  return status.ok() ? std::optional(decompressor.header().tensor_bytes()) : std::nullopt;
 }
 
 absl::Status DaemonFault(std::string_view address, absl::StatusCode code, std::string_view what) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "client/remote/delivery.h"
+#include "client/remote/jobs.h"
 #include "core/base/byte_source.h"
 #include "core/base/bytes.h"
 #include "kvcompress/v1/kvcompress.pb.h"
@@ -47,7 +48,8 @@ inline v1::DecompressHeader HeaderOf(const MessageJob<DecompressDirection>& job,
 
 // A header may leave the choice of codec to the daemon.
 template <typename D>
-std::optional<uint64_t> MaxOutputBytes(const MessageJob<D>&) {
+std::optional<uint64_t> MaxOutputBytes(const MessageJob<D>& job) {
+  if constexpr (std::is_same_v<D, DecompressDirection>) return MaxDecodedBytes(*job.source);
   return std::nullopt;
 }
 
