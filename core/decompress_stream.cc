@@ -16,10 +16,7 @@ struct DecodeTask {
 };
 
 absl::Status DecompressStream::Begin(std::string_view name, OutputBuffers* buffers, std::string_view fingerprint) {
-  if (reader_ != nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("tensor \"%s\" begins, but the frame of tensor \"%s\" is incomplete", name, name_));
-  }
+  KVC_RETURN_IF_ERROR(Finish());
   name_ = name;
   fingerprint_ = fingerprint;
   buffers_ = buffers;

@@ -38,8 +38,8 @@ class DecompressStream {
       : limits_(limits), output_(output), pipeline_(pool, client) {}
   ~DecompressStream() { Cancel(); }
 
-  // Starts a frame; `name` goes into the report. INVALID_ARGUMENT while another frame is incomplete. `buffers`,
-  // if not null, are for its values. `fingerprint`, if not empty, is the one that it must have.
+  // Starts a frame; `name` goes into the report. DATA_LOSS when the frame before it is incomplete. `buffers`, if
+  // not null, are for its values. `fingerprint`, if not empty, is the one that it must have.
   absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr, std::string_view fingerprint = "");
   // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes after the end mark,
   // ABORTED for a frame of another fingerprint than is expected, before its header and values come out.

@@ -87,6 +87,29 @@ class TensorCallTest : public ::testing::Test {
   std::unique_ptr<CodecClient> client_;
 };
 
+// Whether a frame has its message alone, or its stream, or shares one with others, in front of it or behind.
+TEST_F(TensorCallTest, ATruncatedFrameIsDataLossWhateverFollows) {
+  for (const size_t elements : {1000, 4'000'000}) {
+    const std::vector<std::byte> values = MakeValues(DType::kF16, elements, Distribution::kGaussian);
+    const absl::StatusOr<std::string> frame =
+        MakeFrame(MakeTensor(kName, DType::kF16, {elements}), AsText(values), nullptr);
+    ASSERT_THAT(frame, IsOk());
+    const MemorySource whole(AsBytes(*frame));
+    for (const size_t size : {size_t{0}, frame->size() / 2, frame->size() - 1}) {
+      const MemorySource cut(AsBytes(std::string_view(*frame).substr(0, size)));
+      for (const std::vector<const ByteSource*>& sources : std::vector<std::vector<const ByteSource*>>{
+               {&cut}, {&cut, &whole}, {&whole, &cut}, {&whole, &cut, &whole}}) {
+        std::vector<DecompressJob> jobs;
+        for (const ByteSource* source : sources) jobs.push_back({kName, source});
+        ValueSink sink;
+        EXPECT_THAT(client_->Decompress(jobs, absl::InfiniteFuture(), sink),
+                    StatusIs(absl::StatusCode::kDataLoss, ::testing::HasSubstr("truncated")))
+            << elements << " values, " << size << " bytes, of " << sources.size();
+      }
+    }
+  }
+}
+
 TEST_F(TensorCallTest, SmallTensorsAreOneMessageAndTheSameBytes) {
   uint64_t calls = 0;
   for (const size_t elements : {0, 1, 32768, 100'000}) {

@@ -135,6 +135,33 @@ def test_damaged_and_truncated_frames(client, size):
             client.decompress(damaged)
 
 
+@pytest.fixture(params=["connection", "shared memory", "in process", "asyncio"])
+def decoded(request, daemon, connect):
+    """Decompresses a list of frames, by whatever makes the calls."""
+    server = daemon("--threads", "2", *(["--shared-memory", "kvc-python-"] if request.param == "shared memory" else []))
+
+    async def awaited(frames):
+        async with kvcompress.AsyncClient(server.address, timeout=30) as client:
+            return [pair async for pair in client.decompress_many(frames)]
+
+    if request.param == "asyncio":
+        return lambda frames: asyncio.run(awaited(frames))
+    client = kvcompress.LocalClient(threads=2) if request.param == "in process" else connect(server)
+    return lambda frames: list(client.decompress_many(frames))
+
+
+@SIZES
+def test_a_truncated_frame_among_others(client, decoded, size):
+    """Whether the end of the stream follows it, or the next frame."""
+    data = client.compress(values(size), "int4").data
+    assert len(decoded([data, data])) == 2
+    for end in (0, 7, len(data) // 2, len(data) - 1):
+        for frames in ([data, data[:end]], [data[:end], data], [data, data[:end], data]):
+            with pytest.raises(kvcompress.DataLoss, match="truncated") as error:
+                decoded(frames)
+            assert error.value.code == grpc.StatusCode.DATA_LOSS
+
+
 def test_over_a_limit_is_for_good(daemon, connect):
     client = connect(daemon("--max-tensor-bytes", "2MiB"), retry=kvcompress.RetryPolicy(initial_backoff=20))
     with pytest.raises(kvcompress.ResourceExhausted, match="limit") as error:
