@@ -14,7 +14,6 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -27,6 +26,14 @@ namespace nb = nanobind;
 
 namespace kvcompress {
 namespace {
+
+// Raises what the package raises for such a status.
+[[noreturn]] void Raise(const absl::Status& status) {
+  const nb::object error = nb::module_::import_("kvcompress._errors")
+                               .attr("from_status")(static_cast<int>(status.code()), std::string(status.message()));
+  PyErr_SetObject(error.type().ptr(), error.ptr());
+  throw nb::python_error();
+}
 
 // Threads inside calls. The interpreter waits for them at its end: none could go back into it later.
 class Threads {
@@ -67,7 +74,7 @@ Threads& AllThreads() {
 class Away {
  public:
   Away() {
-    if (AllThreads().ends()) throw std::runtime_error("the process ends");
+    if (AllThreads().ends()) Raise(absl::CancelledError("the process ends, and makes no calls any more"));
     AllThreads().Enter();
     release_.emplace();
   }
@@ -107,7 +114,11 @@ class Call final : public MessageSink, public CallWatch {
   Call(std::shared_ptr<Channel> channel, const nb::sequence& items, nb::object output, std::optional<double> seconds,
        bool in_message, nb::object region, uint64_t region_number, bool batches)
       : channel_(std::move(channel)), output_(std::move(output)) {
-    auto views = std::make_shared<std::vector<View>>();
+    // Whichever thread lets go of them last, with the GIL or without.
+    const std::shared_ptr<std::vector<View>> views(new std::vector<View>, [](std::vector<View>* last) {
+      const nb::gil_scoped_acquire acquire;
+      delete last;
+    });
     std::vector<MessageItem> parts;
     for (nb::handle item : items) {
       const View& view = views->emplace_back(item[1], PyBUF_SIMPLE);
@@ -132,7 +143,7 @@ class Call final : public MessageSink, public CallWatch {
       status = call.status();
       if (call.ok()) call_ = *std::move(call);
     }
-    if (!status.ok()) throw nb::value_error(std::string(status.message()).c_str());
+    if (!status.ok()) Raise(status);
     channel_->calls.insert(this);
   }
   ~Call() override {
@@ -302,7 +313,7 @@ std::shared_ptr<Channel> OpenChannel(std::string target, const std::optional<Pem
   if (tls) options.tls = ClientTls{std::get<0>(*tls), std::get<1>(*tls), std::get<2>(*tls), ""};
   AllThreads().Begin();
   absl::StatusOr<std::shared_ptr<grpc::Channel>> made = MakeMessageChannel(options);
-  if (!made.ok()) throw std::runtime_error(std::string(made.status().message()));
+  if (!made.ok()) Raise(made.status());
   return std::make_shared<Channel>(*std::move(made));
 }
 

@@ -1,6 +1,7 @@
 """What holds of the gRPC of C++ alone, and of the choice between the two."""
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -255,3 +256,48 @@ def test_small_tensors_share_messages_where_the_daemon_says_so(daemon, connect, 
     monkeypatch.setattr(_core, "_message_bytes", of_before)
     assert [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")] == expected
     assert asked == [True, False]
+
+
+def run_python(code, *arguments, **environment):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True,
+                          timeout=60, env={**os.environ, **environment})
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_calls_at_the_end_of_the_process_are_cancelled(daemon):
+    said = run_python("""
+        import sys
+        import kvcompress
+        import numpy as np
+        from kvcompress import _native
+
+        client, tensor = kvcompress.Client(sys.argv[1], native="require"), np.ones(1000, np.float16)
+        stream = client.compress_many([("t", tensor)])
+        _native.end(0.1)
+        for call in (client.compress, lambda tensor: client.compress_many([("t", tensor)]), lambda _: next(stream)):
+            try:
+                call(tensor)
+            except kvcompress.Cancelled as error:
+                print(error)
+    """, daemon().address)
+    assert said == 3 * "the process ends, and makes no calls any more\n"
+
+
+def test_a_channel_that_has_no_threads_says_so():
+    said = run_python("""
+        import os
+        import resource
+        import kvcompress
+        from kvcompress._native_calls import NativeChannel
+
+        channel = NativeChannel("ipv4:127.0.0.1:1", None, None, "require")
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        if os.getuid() == 0:
+            os.setuid(65534)  # no limit holds for root
+        try:
+            channel.get()
+        except kvcompress.ResourceExhausted as error:
+            print(error)
+    """)
+    assert said == "start a thread: resource temporarily unavailable\n"
