@@ -120,6 +120,7 @@ class Connection:
                 in_message=call.in_message,
                 region=region,
                 batches=call.batches,
+                forget=call.forget,
             )
         exchange = call.exchange if region is None else SharedExchange(call.exchange, region, own.pool)
         return Stream(own.channel, exchange, call.items, call.left())

@@ -71,6 +71,7 @@ class Streaming(Generic[Result]):
     left: Left
     in_message: bool = False  # whether it is one item, which goes, and comes back, in one message
     batches: bool = False  # whether the daemon takes small items together
+    forget: Callable[[], None] = lambda: None  # to be called where it does not
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ class Core:
             raise InvalidArgument(f"expected an iterable, not {type(items).__name__}")
         left = self._attempts(timeout).left
         most = yield from self._ready(left)
-        return Streaming(kind(most), items, left, batches=self._batches)
+        return Streaming(kind(most), items, left, batches=self._batches, forget=self._forget)
 
     def _attempts(self, timeout: float | None, policy: RetryPolicy | None = None) -> Attempts:
         return Attempts(policy or self._retry, self._timeout if timeout is None else timeout)
@@ -286,6 +287,10 @@ class Core:
             self._message_bytes = _message_bytes(said)
             self._batches = said.limits.max_batch_tensors > 0
         return self._message_bytes
+
+    def _forget(self) -> None:
+        """Another daemon has taken the place of the one that was asked: the next call asks again."""
+        self._message_bytes = None
 
     def _ask(self, method: str, kind: type[Parsed], left: Left, request: bytes = b"") -> Plan[Parsed]:
         return parsed(kind, (yield from self._unary(method, request, left)))

@@ -4,7 +4,7 @@ without a copy of what is sent. The thread that asks for results works at the ca
 import atexit
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import grpc
@@ -29,6 +29,8 @@ except ImportError:
 Choice = Literal["auto", "require", "off"]
 _VARIABLE = "KVCOMPRESS_NATIVE"
 _MALFORMED = -1
+# How a daemon that knows no batches answers one: it has taken nothing of it.
+_NO_BATCHES = (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload")
 # Seconds that the end of the process waits for threads inside calls, which are cancelled then.
 _PATIENCE = 2.0
 
@@ -93,7 +95,8 @@ def _is_wanted(native: Choice | None, has_other_credentials: bool) -> bool:
 
 
 class NativeStream(Results[Result]):
-    """One call with items that are all there."""
+    """One call with items that are all there. With `batches` small ones go together; a daemon that knows none, and is
+    an older one than was asked, gets the rest one by one, and `forget` is called."""
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class NativeStream(Results[Result]):
         in_message: bool = False,
         region: Region | None = None,
         batches: bool = False,
+        forget: Callable[[], None] = lambda: None,
     ):
         self._generation = _fork.generation()
         self._channel, self._left, self._pool, self._region = channel, left, pool, region
@@ -116,8 +120,9 @@ class NativeStream(Results[Result]):
         self._prepare(exchange, sources)
         self._answered = 0
         self._outputs: dict[int, Output] = {}
-        compresses = isinstance(exchange, CompressExchange)
-        self._call = self._begin(compresses, in_message, batches) if self._items else None
+        self._batches, self._forget, self._is_closed = batches, forget, False
+        self._compresses = isinstance(exchange, CompressExchange)
+        self._call = self._begin(self._compresses, in_message, batches) if self._items else None
 
     def _prepare(self, exchange: Exchange[Any, Result], sources: Iterable[Any]) -> None:
         try:
@@ -141,6 +146,9 @@ class NativeStream(Results[Result]):
         with self._running:
             try:
                 found = None if self._call is None else self._call.next()
+                if self._call is not None and found is None and self._batches and self._call.end()[:2] == _NO_BATCHES:
+                    self._begin_again()
+                    found = self._call.next()
                 if found is not None:
                     result: Result = self._result(found)
                     return result
@@ -149,6 +157,17 @@ class NativeStream(Results[Result]):
                 raise
             self._finish()
             raise StopIteration
+
+    def _begin_again(self) -> None:
+        self._forget()
+        self._give_up()
+        del self._items[: self._answered], self._places[: self._answered]
+        self._answered = 0
+        self._outputs.clear()
+        self._batches = False
+        self._call = self._begin(self._compresses, False, False)
+        if self._is_closed:  # meanwhile
+            self._call.cancel()
 
     def _result(self, found: Any) -> Any:
         item = self._items[self._answered]
@@ -177,6 +196,7 @@ class NativeStream(Results[Result]):
         if self._generation != _fork.generation():
             _fork.leave((self._call, self._region))
             return
+        self._is_closed = True
         if self._call is not None:
             self._call.cancel()
         self._give_up()

@@ -1,0 +1,68 @@
+"""Daemons that know less than those which a client has asked before."""
+
+import grpc
+import kvcompress
+import numpy as np
+from fake_server import FakeServer
+from kvcompress.v1 import kvcompress_pb2 as pb
+from test_native import MIB, chunk
+
+
+class OlderDaemon(FakeServer):
+    """Passes calls on to a daemon, and knows no batches, whatever `said` makes of its capabilities."""
+
+    def __init__(self, server, said):
+        self._channel = grpc.insecure_channel(server.address, options=[("grpc.max_receive_message_length", 8 * MIB)])
+        self.asked, self.refused, self._said = 0, 0, said
+        super().__init__(kvcompress.__version__, {"Capabilities": self._capabilities}, {
+            "Compress": lambda *call: self._passed("Compress", pb.CompressRequest, pb.CompressResponse, *call),
+            "Decompress": lambda *call: self._passed("Decompress", pb.DecompressRequest, pb.DecompressResponse, *call)})
+
+    def _capabilities(self, request, _):
+        self.asked += 1
+        said = pb.CapabilitiesResponse.FromString(
+            self._channel.unary_unary("/kvcompress.v1.KvCompression/Capabilities")(request))
+        self._said(said)
+        return said.SerializeToString()
+
+    def _passed(self, method, request, response, messages, context):
+        refusals = []
+
+        def single():
+            for message in messages:
+                if request.FromString(message).HasField("batch"):
+                    refusals.append(message)
+                    return
+                yield message
+
+        for answer in self._channel.stream_stream(f"/kvcompress.v1.KvCompression/{method}")(single()):
+            if not refusals or not response.FromString(answer).HasField("stream"):
+                yield answer
+        if refusals:
+            self.refused += 1
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "message without a payload")
+
+
+def test_an_older_daemon_that_takes_over_gets_tensors_one_by_one(daemon, connect):
+    server, first = daemon(), []
+    tensors = [("large", np.ones(4 * MIB, np.float16)), *chunk()]
+    expected = list(connect(server, native="off").compress_many(tensors, "int4(group=64)"))
+
+    def said(capabilities):
+        if first:
+            capabilities.limits.max_batch_tensors = 0
+        first.append(capabilities)
+
+    with OlderDaemon(server, said) as older:
+        client = connect(older, native="require", shared_memory=False)
+        for asked in (1, 2):
+            frames = list(client.compress_many(tensors, "int4(group=64)"))
+            assert [(frame.name, frame.data) for frame in frames] == [(frame.name, frame.data) for frame in expected]
+            assert (older.asked, older.refused) == (asked, 1)
+        first.clear()
+        client = connect(older, native="require", shared_memory=False)
+        for refused in (2, 2):
+            decoded = list(client.decompress_many(frames))
+            assert [name for name, _ in decoded] == [name for name, _ in tensors]
+            np.testing.assert_array_equal(decoded[0][1], tensors[0][1])
+            assert older.refused == refused
