@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "absl/strings/str_format.h"
 #include "core/base/half.h"
@@ -129,27 +130,93 @@ TEST(ClipRangeTest, ClipItselfIsWhatItWas) {
   EXPECT_EQ(ChainSpec::Parse("clip|raw")->text(), "clip(percentile=99.9)|raw");
 }
 
+struct FloatBounds {
+  float lower, upper;
+};
+
+// By the definition.
+FloatBounds SumInOrder(DType dtype, const std::vector<float>& values, double sigma) {
+  std::vector<double> finite;
+  for (const float x : values) {
+    if (std::isfinite(x)) finite.push_back(x);
+  }
+  const auto count = static_cast<double>(finite.size());
+  double sum = 0;
+  for (const double x : finite) sum += x;
+  const double mean = sum / count;
+  double squares = 0;
+  for (const double x : finite) squares += (x - mean) * (x - mean);
+  const double reach = sigma * std::sqrt(squares / count);
+  const auto most = static_cast<double>(MaxFinite(dtype));
+  const auto rounded = [&](double x) { return RoundTo(dtype, static_cast<float>(std::clamp(x, -most, most))); };
+  return {rounded(mean - reach), rounded(mean + reach)};
+}
+
+// Returns how many values changed.
+size_t ExpectClippedInOrder(DType dtype, const std::vector<float>& in, double sigma) {
+  const auto [lower, upper] = SumInOrder(dtype, in, sigma);
+  const auto out = Clipped(absl::StrFormat("clip_sigma(sigma=%.17g)|raw", sigma), dtype, ClipBytes(dtype, in));
+  size_t changed = 0;
+  for (size_t i = 0; i < in.size(); ++i) {
+    if (std::isnan(in[i])) {
+      EXPECT_TRUE(std::isnan(out[i]));
+      continue;
+    }
+    EXPECT_EQ(out[i], std::clamp(in[i], lower, upper)) << DTypeName(dtype) << " sigma " << sigma << " value " << i;
+    changed += out[i] != in[i];
+  }
+  return changed;
+}
+
 TEST(ClipSigmaTest, SaturatesAtDeviationsFromTheMean) {
   for (const DType dtype : kClipDTypes) {
     for (const double sigma : {0.0, 0.5, 2.0, 1000.0}) {
       std::vector<float> in = ClipFloats(dtype, MakeValues(dtype, 1000, Distribution::kGaussian));
       for (float& x : in) x = RoundTo(dtype, x + 5);  // the mean is not 0
-      double sum = 0;
-      for (const float x : in) sum += x;
-      const double mean = sum / 1000;
-      double squares = 0;
-      for (const float x : in) squares += (x - mean) * (x - mean);
-      const double reach = sigma * std::sqrt(squares / 1000);
-      const float lower = RoundTo(dtype, static_cast<float>(mean - reach));
-      const float upper = RoundTo(dtype, static_cast<float>(mean + reach));
-      const auto out = Clipped(absl::StrFormat("clip_sigma(sigma=%g)|raw", sigma), dtype, ClipBytes(dtype, in));
-      size_t changed = 0;
-      for (size_t i = 0; i < in.size(); ++i) {
-        ASSERT_EQ(out[i], std::clamp(in[i], lower, upper)) << DTypeName(dtype) << " value " << i;
-        changed += out[i] != in[i];
-      }
-      EXPECT_EQ(changed > 0, sigma <= 2);
+      EXPECT_EQ(ExpectClippedInOrder(dtype, in, sigma) > 0, sigma <= 2);
     }
+  }
+}
+
+TEST(ClipSigmaTest, ValuesOfEveryKindHaveTheBoundsOfTheDefinition) {
+  std::mt19937 random(8);
+  for (const DType dtype : kClipDTypes) {
+    for (int round = 0; round < 200; ++round) {
+      const size_t count = 1 + random() % 2000;
+      std::vector<float> in(count);
+      if (round % 4 == 0) {  // bits
+        in = ClipFloats(dtype, MakeBits(count * DTypeSize(dtype), static_cast<uint32_t>(round)));
+      } else {
+        const float mean = round % 4 == 1 ? 0 : Bell(random) * 100;
+        const float deviation = round % 4 == 3 ? 1e-3f : 1;
+        for (float& x : in) x = RoundTo(dtype, mean + Bell(random) * deviation);
+      }
+      if (std::ranges::none_of(in, [](float x) { return std::isfinite(x); })) continue;
+      ExpectClippedInOrder(dtype, in, (round % 7) * 0.5);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// A sum that loses what in another order it would not.
+TEST(ClipSigmaTest, SumsGoInTheOrderOfTheValues) {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    std::vector<float> in(1000, 1.0f);
+    in[0] = 0x1p60f;
+    in[900] = -0x1p60f;
+    const auto [lower, upper] = SumInOrder(dtype, in, 0);
+    EXPECT_EQ(lower, RoundTo(dtype, 99.0f / 1000));
+    EXPECT_EQ(ExpectClippedInOrder(dtype, in, 0), in.size());
+  }
+}
+
+// The mean lies in the middle of two neighbours, of which the even one is taken.
+TEST(ClipSigmaTest, ATieOfTheBoundGoesToTheEvenValue) {
+  for (const DType dtype : kClipDTypes) {
+    const float up = 1 + std::ldexp(1.0f, -static_cast<int>(MantissaBits(dtype)));
+    std::vector<float> in(1000, 1.0f);
+    for (size_t i = 0; i < in.size(); i += 2) in[i] = up;
+    EXPECT_EQ(ExpectClippedInOrder(dtype, in, 0), in.size() / 2);
   }
 }
 
