@@ -25,17 +25,23 @@ constexpr size_t kStep = 8;
 HWY_INLINE uint8_t* BytesOf(std::byte* at) { return reinterpret_cast<uint8_t*>(at); }
 HWY_INLINE const uint8_t* BytesOf(const std::byte* at) { return reinterpret_cast<const uint8_t*>(at); }
 
-template <typename T>
-size_t MarkVectors(const std::byte* values, size_t count, T threshold, uint8_t* mask) {
-  using Signed = std::make_signed_t<T>;  // which every target compares
+// Whose bits are set, by the signed integer `key`, which every target compares.
+template <MarkOf kMark, class D>
+HWY_INLINE hn::Mask<D> IsMarked(D d, hn::Vec<D> bits, hn::Vec<D> key) {
+  if constexpr (kMark == MarkOf::kNegative) return hn::Lt(bits, hn::Zero(d));
+  const auto magnitude = hn::And(bits, hn::Set(d, hwy::LimitsMax<hn::TFromD<D>>()));
+  if constexpr (kMark == MarkOf::kEqual) return hn::Eq(magnitude, key);
+  return hn::Not(hn::Lt(magnitude, key));
+}
+
+template <MarkOf kMark, typename T>
+size_t MarkVectors(const std::byte* values, size_t count, T key, uint8_t* mask) {
+  using Signed = std::make_signed_t<T>;
   const hn::ScalableTag<Signed> d;
   const size_t lanes = hn::Lanes(d);
-  const auto magnitude = hn::Set(d, hwy::LimitsMax<Signed>());
-  const auto least = hn::Set(d, static_cast<Signed>(threshold));
-  const auto mark = [&](size_t i) HWY_ATTR {
-    const auto keys = hn::And(LoadAt(d, BytesOf(values) + i * sizeof(T)), magnitude);
-    return hn::Not(hn::Lt(keys, least));
-  };
+  const auto wanted = hn::Set(d, static_cast<Signed>(key));
+  const auto mark = [&](size_t i)
+                        HWY_ATTR { return IsMarked<kMark>(d, LoadAt(d, BytesOf(values) + i * sizeof(T)), wanted); };
   const size_t end = count - count % std::max(lanes, kStep);
   for (size_t i = 0; i < end; i += std::max(lanes, kStep)) {
     HWY_ALIGN uint8_t bits[8] = {};
@@ -130,9 +136,14 @@ HWY_INLINE auto VisitWidth(size_t width, Visit visit) {
 }  // namespace
 
 // Those of whole vectors; they return where these end.
-size_t MarkMagnitudeVectors(DType dtype, const std::byte* values, size_t count, uint32_t threshold, uint8_t* mask) {
+size_t MarkKeyVectors(MarkOf what, DType dtype, const std::byte* values, size_t count, uint32_t key, uint8_t* bits) {
   return VisitBits(dtype, [&](auto zero) HWY_ATTR {
-    return MarkVectors(values, count, static_cast<decltype(zero)>(threshold), mask);
+    const auto own = static_cast<decltype(zero)>(key);
+    switch (what) {
+      case MarkOf::kNegative: return MarkVectors<MarkOf::kNegative>(values, count, own, bits);
+      case MarkOf::kEqual: return MarkVectors<MarkOf::kEqual>(values, count, own, bits);
+      default: return MarkVectors<MarkOf::kAtLeast>(values, count, own, bits);
+    }
   });
 }
 size_t CountMagnitudeVectors(DType dtype, const std::byte* values, size_t count, uint32_t key, size_t& equal) {
@@ -159,7 +170,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(MarkMagnitudeVectors);
+HWY_EXPORT(MarkKeyVectors);
 HWY_EXPORT(CountMagnitudeVectors);
 HWY_EXPORT(PackKeptSteps);
 HWY_EXPORT(UnpackKeptSteps);
@@ -181,6 +192,12 @@ uint32_t MagnitudeAt(DType dtype, const std::byte* values, size_t i) {
 
 bool IsKept(const std::byte* mask, size_t i) { return (std::to_integer<unsigned>(mask[i / 8]) >> i % 8 & 1) != 0; }
 
+bool IsMarked(MarkOf what, DType dtype, const std::byte* values, size_t i, uint32_t key) {
+  if (what == MarkOf::kNegative) return (values[(i + 1) * DTypeSize(dtype) - 1] & std::byte{0x80}) != std::byte{0};
+  const uint32_t magnitude = MagnitudeAt(dtype, values, i);
+  return what == MarkOf::kEqual ? magnitude == key : magnitude >= key;
+}
+
 }  // namespace
 
 size_t CountKept(const std::byte* mask, size_t bytes) {
@@ -191,14 +208,17 @@ size_t CountKept(const std::byte* mask, size_t bytes) {
   return bits;
 }
 
-size_t MarkMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t threshold, std::byte* mask) {
-  const size_t done = HWY_DYNAMIC_DISPATCH(MarkMagnitudeVectors)(dtype, values, count, threshold, Raw(mask));
-  const size_t bytes = (count + 7) / 8;
-  std::fill(mask + done / 8, mask + bytes, std::byte{0});
+void MarkValues(MarkOf what, DType dtype, const std::byte* values, size_t count, uint32_t key, std::byte* mask) {
+  const size_t done = HWY_DYNAMIC_DISPATCH(MarkKeyVectors)(what, dtype, values, count, key, Raw(mask));
+  std::fill(mask + done / 8, mask + (count + 7) / 8, std::byte{0});
   for (size_t i = done; i < count; ++i) {
-    if (MagnitudeAt(dtype, values, i) >= threshold) mask[i / 8] |= static_cast<std::byte>(1u << i % 8);
+    if (IsMarked(what, dtype, values, i, key)) mask[i / 8] |= static_cast<std::byte>(1u << i % 8);
   }
-  return CountKept(mask, bytes);
+}
+
+size_t MarkMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t threshold, std::byte* mask) {
+  MarkValues(MarkOf::kAtLeast, dtype, values, count, threshold, mask);
+  return CountKept(mask, (count + 7) / 8);
 }
 
 size_t CountMagnitude(DType dtype, const std::byte* values, size_t count, uint32_t key) {

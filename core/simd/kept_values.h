@@ -9,8 +9,17 @@
 // bytes a value. Nothing here needs alignment.
 namespace kvcompress::simd {
 
-// Sets the bits of the values with a magnitude key (key_counts.h) of `threshold` or more, and clears all others.
-// Returns how many are set.
+// Values that a mask tells from others.
+enum class MarkOf {
+  kAtLeast,   // a magnitude key (key_counts.h) of `key` or more
+  kEqual,     // just this one
+  kNegative,  // the sign bit
+};
+
+// Sets the bits of these values, and clears all others.
+void MarkValues(MarkOf what, DType dtype, const std::byte* values, size_t count, uint32_t key, std::byte* mask);
+
+// The same for kAtLeast; returns how many are set.
 size_t MarkMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t threshold, std::byte* mask);
 
 // How many values so many bytes of a mask keep.

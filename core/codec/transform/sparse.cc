@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
@@ -83,22 +85,62 @@ class Sparse final : public TensorTransform {
   }
 
  private:
-  static bool IsNegative(DType dtype, const std::byte* values, size_t i) {
-    return (values[(i + 1) * DTypeSize(dtype) - 1] & std::byte{0x80}) != std::byte{0};
+  // 64 bits of a mask of so many bytes, from this byte on.
+  static uint64_t WordAt(const std::byte* mask, size_t bytes, size_t at) {
+    std::byte word[sizeof(uint64_t)] = {};
+    std::memcpy(word, mask + at, std::min(sizeof(word), bytes - at));
+    return LoadLE<uint64_t>(word);
+  }
+
+  // The bits of the values that have the threshold's key: those with the sign bit where it is 0, and the others.
+  struct Ties {
+    Buffer negative, other;
+  };
+
+  static void FindTies(DType dtype, const std::byte* values, size_t count, uint32_t threshold, Ties& ties) {
+    const size_t bytes = (count + 7) / 8;
+    ties.negative.Resize(bytes);
+    ties.other.Resize(bytes);
+    simd::MarkValues(simd::MarkOf::kEqual, dtype, values, count, threshold, ties.other.data());
+    if (threshold > 0) {
+      std::fill_n(ties.negative.data(), bytes, std::byte{0});
+      return;
+    }
+    simd::MarkValues(simd::MarkOf::kNegative, dtype, values, count, 0, ties.negative.data());
+    for (size_t i = 0; i < bytes; ++i) {
+      ties.negative.data()[i] &= ties.other.data()[i];
+      ties.other.data()[i] &= ~ties.negative.data()[i];
+    }
   }
 
   // Of the first so many zeros.
   static uint64_t CountNegativeZeros(DType dtype, const std::byte* values, size_t count, uint64_t zeros) {
-    return VisitBits(dtype, [&](auto zero) {
-      using Bits = decltype(zero);
-      uint64_t negative = 0;
-      for (size_t i = 0; i < count && zeros > 0; ++i) {
-        const auto bits = LoadLE<Bits>(values + i * sizeof(Bits));
-        zeros -= static_cast<Bits>(bits << 1) == 0;
-        negative += bits == simd::kSignBit<Bits>;
-      }
-      return negative;
-    });
+    thread_local Ties ties;
+    FindTies(dtype, values, count, 0, ties);
+    const size_t bytes = ties.other.size();
+    uint64_t negative = 0;
+    for (size_t at = 0; at < bytes && zeros > 0; at += sizeof(uint64_t)) {
+      const uint64_t own = WordAt(ties.negative.data(), bytes, at);
+      uint64_t all = own | WordAt(ties.other.data(), bytes, at);
+      while (static_cast<uint64_t>(std::popcount(all)) > zeros) all ^= std::bit_floor(all);
+      zeros -= static_cast<uint64_t>(std::popcount(all));
+      negative += static_cast<uint64_t>(std::popcount(own & all));
+    }
+    return negative;
+  }
+
+  // Clears the bits of `mask` that are the first `drop` ones of `ties`, and returns how many there are.
+  static uint64_t DropFirst(const Buffer& ties, uint64_t drop, std::byte* mask) {
+    uint64_t dropped = 0;
+    for (size_t at = 0; at < ties.size() && dropped < drop; at += sizeof(uint64_t)) {
+      uint64_t own = WordAt(ties.data(), ties.size(), at);
+      while (dropped + static_cast<uint64_t>(std::popcount(own)) > drop) own ^= std::bit_floor(own);
+      dropped += static_cast<uint64_t>(std::popcount(own));
+      std::byte kept[sizeof(own)];
+      StoreLE(WordAt(mask, ties.size(), at) & ~own, kept);
+      std::memcpy(mask + at, kept, std::min(sizeof(kept), ties.size() - at));
+    }
+    return dropped;
   }
 
   // Makes the mask of a block, and returns how many values are kept.
@@ -109,21 +151,11 @@ class Sparse final : public TensorTransform {
     const uint64_t ties_to_drop = state.ties_to_drop[index];
     const size_t kept = simd::MarkMagnitudes(dtype, values, block.count, state.threshold, mask);
     if (ties_to_drop == 0) return kept;
-    thread_local std::vector<uint32_t> ties;
-    ties.clear();
-    simd::FindMagnitudes(dtype, values, block.count, state.threshold, state.threshold, ties);
-    uint64_t dropped = 0;
-    uint64_t negative_zeros_to_drop = state.negative_zeros_to_drop[index];
-    for (size_t k = 0; k < ties.size() && dropped < ties_to_drop; ++k) {
-      const uint32_t i = ties[k];
-      if (state.threshold == 0 && IsNegative(dtype, values, i)) {
-        if (negative_zeros_to_drop == 0) continue;
-        --negative_zeros_to_drop;
-      }
-      mask[i / 8] &= ~static_cast<std::byte>(1u << i % 8);
-      ++dropped;
-    }
-    return kept - static_cast<size_t>(dropped);
+    thread_local Ties ties;
+    FindTies(dtype, values, block.count, state.threshold, ties);
+    const uint64_t negative_zeros = state.negative_zeros_to_drop[index];
+    return kept - static_cast<size_t>(DropFirst(ties.negative, negative_zeros, mask) +
+                                      DropFirst(ties.other, ties_to_drop - negative_zeros, mask));
   }
 
   double ratio_;

@@ -59,6 +59,16 @@ TEST_P(KeptValuesTest, MarksAndCountsMagnitudes) {
     EXPECT_EQ(got, want);
     EXPECT_EQ(CountKept(got.data(), got.size()), kept);
     EXPECT_EQ(CountMagnitude(dtype(), Data(guarded), count, threshold), equal);
+    Bytes are_equal(want.size()), are_negative(want.size());
+    for (size_t i = 0; i < count; ++i) {
+      const auto bit = static_cast<std::byte>(1u << i % 8);
+      if (KeyAt(values, i) == threshold) are_equal[i / 8] |= bit;
+      if ((values[(i + 1) * width() - 1] & std::byte{0x80}) != std::byte{0}) are_negative[i / 8] |= bit;
+    }
+    MarkValues(MarkOf::kEqual, dtype(), Data(guarded), count, threshold, got.data());
+    EXPECT_EQ(got, are_equal);
+    MarkValues(MarkOf::kNegative, dtype(), Data(guarded), count, threshold, got.data());
+    EXPECT_EQ(got, are_negative);
   }
 }
 
