@@ -60,8 +60,11 @@ const std::vector<Distribution>& Distributions() {
       {"mean", [](DType, size_t, std::mt19937& random) { return 100 + Bell(random); }},
       {"means", [](DType, size_t i, std::mt19937& random) { return (i % 2 == 0 ? 100.0f : -100.0f) + Bell(random); }},
       {"tiny", [](DType d, size_t, std::mt19937& random) { return Bell(random) * SmallestNormal(d) / 64; }},
+      // Of which binary32 does not hold the squares.
+      {"small", [](DType d, size_t, std::mt19937& random) { return Bell(random) * (d == DType::kF16 ? 1 : 1e-20f); }},
       {"equal", [](DType, size_t, std::mt19937&) { return 1.5f; }},
       {"zeros", [](DType, size_t, std::mt19937&) { return 0.0f; }},
+      {"halfzero", [](DType, size_t, std::mt19937& random) { return random() % 2 == 0 ? -0.0f : Bell(random); }},
       // One in each group.
       {"outlier", [](DType, size_t i, std::mt19937& random) { return Bell(random) * (i % 64 == 9 ? 1000.0f : 1.0f); }},
       {"range",

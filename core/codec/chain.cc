@@ -248,7 +248,7 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   }
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
-  KVC_RETURN_IF_ERROR(Measure(block, scratch, fused ? nullptr : sums, tokens));
+  KVC_RETURN_IF_ERROR(Measure(block, lossless(), scratch, fused ? nullptr : sums, tokens));
   return PackStreams(payload, scratch);
 }
 
@@ -263,14 +263,16 @@ void CodecChain::AddContext(const ChainState& state, ErrorSums* sums, Block& blo
 absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload,
                                                  ErrorSums* sums, simd::TokenMeter* tokens) const {
   Scratch& scratch = ThreadScratch();
-  Buffer& side = scratch.sides[transforms_.size() - 1];
-  side.Resize(left.size());
-  std::ranges::copy(left, side.data());
+  scratch.sides[transforms_.size() - 1].Resize(left.size());
   PlaceStreams(block.tensor, 0, payload, scratch);
+  std::byte* at = payload.data() + MaxTableBytes(table_sizes());  // where it stays, but for what gets smaller before it
+  for (size_t i = 0; i + 1 < transforms_.size(); ++i) at += scratch.out[i].size;
+  std::ranges::copy(left, at);
+  scratch.out[transforms_.size() - 1] = {at, left.size()};
   const auto streams = std::span(scratch.out).subspan(transforms_.size());
   KVC_RETURN_IF_ERROR(codec_->Encode({block.tensor, block.first, 0, {}}, streams, nullptr));
   if (tokens != nullptr) tokens->Begin(TokenLayoutOf(block.tensor), block.first);
-  KVC_RETURN_IF_ERROR(Measure(block, scratch, sums, tokens));
+  KVC_RETURN_IF_ERROR(Measure(block, left.data() == block.values.data(), scratch, sums, tokens));
   return PackStreams(payload, scratch);
 }
 
@@ -280,13 +282,14 @@ bool CodecChain::FellBack(ByteSpan payload) const {
          sizes[(transforms_.size() - 1) * (1 + byte_codecs_.size())] > 0;
 }
 
-// Measures the block against what its streams decode to, which byte codecs do not change.
-absl::Status CodecChain::Measure(const Block& block, Scratch& scratch, ErrorSums* sums,
+// Measures the block against what its streams decode to, which byte codecs do not change; with `is_kept` that is the
+// values themselves.
+absl::Status CodecChain::Measure(const Block& block, bool is_kept, Scratch& scratch, ErrorSums* sums,
                                  simd::TokenMeter* tokens) const {
   const DType dtype = block.tensor.dtype;
   if ((sums == nullptr && tokens == nullptr) || IsOpaque(dtype)) return absl::OkStatus();
   const std::byte* decoded = block.values.data();
-  if (!lossless()) {  // what decodes to the same bits measures as itself
+  if (!is_kept) {
     scratch.in.clear();
     for (const StreamBuffer& stream : scratch.out) scratch.in.emplace_back(stream.data, stream.size);
     scratch.decoded.Resize(block.values.size());
@@ -294,12 +297,9 @@ absl::Status CodecChain::Measure(const Block& block, Scratch& scratch, ErrorSums
     decoded = scratch.decoded.data();
   }
   if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded, block.count, *tokens);
-  if (sums == nullptr) return absl::OkStatus();
-  if (tokens != nullptr && tokens->has_sums() && lossless()) {
-    sums->Merge(tokens->sums());
-  } else {
-    simd::MeasureErrors(dtype, block.values.data(), decoded, block.count, *sums);
-  }
+  const bool have_sums = tokens != nullptr && simd::DecodedSquaresFollow(tokens->sums());
+  if (sums != nullptr && have_sums) sums->Merge(tokens->sums());
+  if (sums != nullptr && !have_sums) simd::MeasureErrors(dtype, block.values.data(), decoded, block.count, *sums);
   return absl::OkStatus();
 }
 
@@ -379,18 +379,20 @@ absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratc
   const size_t transforms = transforms_.size();
   const size_t width = DTypeSize(tensor.dtype);
   size_t inner = values.size() / width;
-  const std::span<const ByteSpan> codec_streams = std::span(scratch.in).subspan(transforms);
-  if (transforms == 0 || (is_plain() && scratch.in[0].empty())) return codec_->Decode(tensor, codec_streams, values);
   // How many values each transform made, from the front; then the inverses from the back.
+  std::vector<size_t> undone;  // that have a side stream
   scratch.values.resize(std::max(scratch.values.size(), transforms));
   for (size_t i = 0; i < transforms; ++i) {
+    if (scratch.in[i].empty()) continue;  // there is nothing to undo
     KVC_ASSIGN_OR_RETURN(inner, transforms_[i]->InnerCount(inner, scratch.in[i]));
     scratch.values[i].Resize(inner * width);
+    undone.push_back(i);
   }
-  KVC_RETURN_IF_ERROR(codec_->Decode(tensor, codec_streams, scratch.values[transforms - 1].span()));
-  for (size_t i = transforms; i-- > 0;) {
-    const MutableByteSpan out = i == 0 ? values : scratch.values[i - 1].span();
-    KVC_RETURN_IF_ERROR(transforms_[i]->Inverse(tensor, scratch.in[i], scratch.values[i].span(), out));
+  const auto made = [&](size_t k) { return k == 0 ? values : scratch.values[undone[k - 1]].span(); };
+  KVC_RETURN_IF_ERROR(codec_->Decode(tensor, std::span(scratch.in).subspan(transforms), made(undone.size())));
+  for (size_t k = undone.size(); k > 0; --k) {
+    const size_t i = undone[k - 1];
+    KVC_RETURN_IF_ERROR(transforms_[i]->Inverse(tensor, scratch.in[i], made(k), made(k - 1)));
   }
   return absl::OkStatus();
 }

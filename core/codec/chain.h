@@ -106,7 +106,8 @@ class CodecChain {
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
   absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, MutableByteSpan values) const;
-  absl::Status Measure(const Block& block, Scratch& scratch, ErrorSums* sums, simd::TokenMeter* tokens) const;
+  absl::Status Measure(const Block& block, bool is_kept, Scratch& scratch, ErrorSums* sums,
+                       simd::TokenMeter* tokens) const;
 
   ChainSpec spec_;
   bool has_fallback_ = false;  // the last of the transforms

@@ -40,26 +40,8 @@ HWY_INLINE Bits<kT> MaxMagnitude(const uint8_t* a, const uint8_t* b, size_t byte
   return hn::GetLane(hn::MaxOfLanes(d, hn::Max(max_a, max_b)));
 }
 
-// Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
-bool DecodedSquaresFollow(const ErrorSums& sums) {
-  const double decoded_squares = sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares;
-  return decoded_squares >= sums.sum_squares / 16;
-}
-
 // What came of a run of finite values.
 enum class Outcome { kMeasured, kNeedsOtherShift, kNeedsWideLanes };
-
-// The sums of values and errors that were multiplied by `scale`, a power of two.
-ErrorSums Unscaled(ErrorSums sums, double scale) {
-  sums.sum /= scale;
-  sums.sum_squares /= scale * scale;
-  sums.sum_deviations /= scale * scale;
-  sums.sum_error_squares /= scale * scale;
-  sums.sum_abs_error /= scale;
-  sums.sum_cross /= scale * scale;
-  sums.max_abs_error /= scale;
-  return sums;
-}
 
 // Measures values that are multiplied by `scale`, and then no larger than kLaneMax; without kScaled it is 1.
 template <DType kT, bool kScaled>
@@ -86,13 +68,14 @@ HWY_INLINE Outcome MeasureRun(const uint8_t* original, const uint8_t* decoded, s
     }
     wide.Flush(lanes);
   }
-  const ErrorSums own = wide.Totals(count, lanes);
+  ErrorSums own = wide.Totals(count, lanes);
   // Made smaller, errors may have become 0.
   const bool lost_errors = scale < 1 && own.max_abs_error == 0;
   if (!SafeInLanes(own.max_abs_error) || lost_errors) return Outcome::kNeedsWideLanes;
   if (!wide.DifferencesFollow(own, lanes)) return Outcome::kNeedsOtherShift;
   if (!DecodedSquaresFollow(own)) return Outcome::kNeedsWideLanes;
-  sums = kScaled ? Unscaled(own, scale) : own;
+  if constexpr (kScaled) own.Unscale(scale, scale);
+  sums = own;
   return Outcome::kMeasured;
 }
 

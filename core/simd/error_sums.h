@@ -51,6 +51,17 @@ struct ErrorSums {
     max_channel_constant = std::max(max_channel_constant, other.max_channel_constant);
     rotary.Merge(other.rotary);
   }
+
+  // Of values and errors that were multiplied by these, powers of two; not of the sums about tokens.
+  void Unscale(double value, double error) {
+    sum /= value;
+    sum_squares /= value * value;
+    sum_deviations /= value * value;
+    sum_error_squares /= error * error;
+    sum_abs_error /= error;
+    sum_cross /= value * error;
+    max_abs_error /= error;
+  }
 };
 
 namespace simd {
@@ -66,6 +77,11 @@ namespace simd {
 // are at least 2^-33 of sum_squares. Sums depend in the last digits on the instruction set and on how a
 // run is cut, not on threads.
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);
+
+// Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
+inline bool DecodedSquaresFollow(const ErrorSums& sums) {
+  return sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares >= sums.sum_squares / 16;
+}
 
 namespace scalar {
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);

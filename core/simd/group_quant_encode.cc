@@ -7,12 +7,14 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/base/half.h"
 #include "core/simd/group_codes-inl.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
 #include "core/simd/scales-inl.h"
 #include "core/simd/sums-inl.h"
+#include "core/simd/value_limits.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -284,24 +286,40 @@ HWY_EXPORT(CompiledTargetName);
 
 namespace {
 
-// Measures, by what they are decoded to, values that have been quantized; for `tokens` as well, if not null.
-void MeasureDecoded(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
-                    const uint8_t* codes, ErrorSums& sums, TokenMeter* tokens) {
+// Calls visit(values, decoded, count) for a few values at a time that have been quantized.
+template <typename Visit>
+void ForEachDecoded(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
+                    const uint8_t* codes, Visit visit) {
   constexpr size_t kTile = 16 * kMaxGroup;
   uint8_t decoded[kTile * sizeof(float)];
-  if (tokens != nullptr) tokens->BeginExact();
   for (const ValueRun& run : runs) {
     for (size_t at = 0; at < run.count; at += kTile) {
       const size_t count = std::min(kTile, run.count - at);
-      const auto* values = static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype);
       Dequantize(format, scales, codes, count, decoded);
-      MeasureErrors(format.dtype, values, decoded, count, sums);
-      if (tokens != nullptr) tokens->AddDecoded(format.dtype, values, decoded, count);
+      visit(static_cast<const uint8_t*>(run.values) + at * DTypeSize(format.dtype), decoded, count);
       scales += 2 * GroupCount(format.group, count);
       codes += PackedBytes(format.bits, format.group, count);
     }
   }
-  if (tokens != nullptr) (void)tokens->End();  // it always holds
+}
+
+// Measures values that have been quantized, for `tokens`, for which binary32 did not hold the sums.
+void MeasureAgain(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
+                  const uint8_t* codes, TokenMeter& tokens) {
+  const auto ends = [&] {
+    ForEachDecoded(format, runs, scales, codes, [&](const void* values, const void* decoded, size_t count) {
+      tokens.AddDecoded(format.dtype, values, decoded, count);
+    });
+    return tokens.End();
+  };
+  float largest = 0;
+  for (const ValueRun& run : runs) {
+    const uint32_t bits = LargestFinite(format.dtype, static_cast<const std::byte*>(run.values), run.count);
+    largest = std::max(largest, LoadAsF32(format.dtype, &bits, 0));
+  }
+  if (tokens.BeginScaled(largest) && ends()) return;
+  tokens.BeginExact();
+  (void)ends();  // it always does
 }
 
 }  // namespace
@@ -327,10 +345,13 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
     if (tokens != nullptr) tokens->Add(format.dtype, values, errors, tail);
   }
   if (tokens != nullptr) {
-    has_sums = tokens->End();
-    if (has_sums) sums->Merge(tokens->sums());
+    if (!tokens->End()) MeasureAgain(format, runs, scale_out, code_out, *tokens);
+    sums->Merge(tokens->sums());
+  } else if (!has_sums) {
+    ForEachDecoded(format, runs, scale_out, code_out, [&](const void* values, const void* decoded, size_t count) {
+      MeasureErrors(format.dtype, values, decoded, count, *sums);
+    });
   }
-  if (!has_sums) MeasureDecoded(format, runs, scale_out, code_out, *sums, tokens);
   return true;
 }
 

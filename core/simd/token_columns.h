@@ -6,7 +6,8 @@
 #include "core/simd/token_sums.h"
 
 // The kernels of TokenMeter (token_meter.h). Values are a matrix, of which each column has sums of its own; sums over
-// columns are made in 16 lanes. So all targets give the same bits.
+// columns are made in 16 lanes. So vectors of any length give the same bits; of errors, targets that round products
+// before they add them give others in the last digits.
 namespace kvcompress::simd {
 
 // Planes of a column's sums: the first x and the first error, sums about these, those of |e| and of x e, the largest
@@ -43,16 +44,26 @@ struct ErrorSource {
   size_t width(DType dtype) const { return is_decoded ? DTypeSize(dtype) : sizeof(float); }
 };
 
-// Rows of `columns` values of `dtype` each, and their errors.
+// Powers of two by which values and errors are multiplied, so that binary32 holds their squares.
+struct ErrorScales {
+  float value = 1;
+  float error = 1;
+
+  bool operator==(const ErrorScales&) const = default;
+};
+
+// Rows of `columns` values of `dtype` each, and their errors. Only errors that come as decoded values are scaled.
 struct ErrorRows {
   DType dtype;
   const void* x;
   ErrorSource errors;
   size_t rows;
   size_t columns;
+  ErrorScales scales = {};
 };
 
-// Adds rows to the chunk, to the columns from `column` on; the first of them begins the chunk if `begins`.
+// Adds rows, whose values may be decoded to themselves, to the chunk, to the columns from `column` on; the first of
+// them begins the chunk if `begins`.
 void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column);
 
 // Sums over all columns.
@@ -119,6 +130,9 @@ enum ExactPlane {
   kExactFirstError,
   kExactErrorSum,
   kExactErrorSquares,
+  kExactAbsError,
+  kExactCross,
+  kExactMaxError,
   kExactPlanes
 };
 
@@ -129,7 +143,8 @@ struct ExactBlock {
   static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
 };
 
-// Adds rows with what their values are decoded to. False if an error was left out.
+// Adds rows with what their values are decoded to; nothing is an error where that is the values themselves. False if an
+// error was left out.
 [[nodiscard]] bool AddExactRows(const ErrorRows& rows, ExactBlock* blocks, size_t column);
 
 }  // namespace kvcompress::simd

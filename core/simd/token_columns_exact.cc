@@ -10,15 +10,16 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-// The exact sums of one vector of columns.
-template <class D>
+// The exact sums of one vector of columns. Without kErrors values are decoded to themselves.
+template <class D, bool kErrors>
 class ExactSums {
  public:
   using V = hn::Vec<D>;
 
-  // Of the columns that begin with this lane of a block.
-  HWY_INLINE ExactSums(const ExactBlock& block, size_t lane) {
+  // Of the columns that begin with this lane of a block, of values with magnitudes up to `most`.
+  HWY_INLINE ExactSums(const ExactBlock& block, size_t lane, float most) {
     const D d;
+    most_ = hn::Set(d, most);
     count_ = hn::LoadU(d, block.planes[kExactCount] + lane);
     first_ = hn::LoadU(d, block.planes[kExactFirst] + lane);
     sum_ = hn::LoadU(d, block.planes[kExactSum] + lane);
@@ -26,7 +27,10 @@ class ExactSums {
     first_error_ = hn::LoadU(d, block.planes[kExactFirstError] + lane);
     error_sum_ = hn::LoadU(d, block.planes[kExactErrorSum] + lane);
     error_squares_ = hn::LoadU(d, block.planes[kExactErrorSquares] + lane);
-    all_have_first_ = HaveFirst();
+    abs_error_ = hn::LoadU(d, block.planes[kExactAbsError] + lane);
+    cross_ = hn::LoadU(d, block.planes[kExactCross] + lane);
+    max_error_ = hn::LoadU(d, block.planes[kExactMaxError] + lane);
+    begun_here_ = lost_ = hn::Zero(d);
   }
   HWY_INLINE void Store(ExactBlock& block, size_t lane) const {
     const D d;
@@ -34,80 +38,94 @@ class ExactSums {
     hn::StoreU(first_, d, block.planes[kExactFirst] + lane);
     hn::StoreU(sum_, d, block.planes[kExactSum] + lane);
     hn::StoreU(squares_, d, block.planes[kExactSquares] + lane);
+    if constexpr (!kErrors) return;
     hn::StoreU(first_error_, d, block.planes[kExactFirstError] + lane);
     hn::StoreU(error_sum_, d, block.planes[kExactErrorSum] + lane);
     hn::StoreU(error_squares_, d, block.planes[kExactErrorSquares] + lane);
+    hn::StoreU(abs_error_, d, block.planes[kExactAbsError] + lane);
+    hn::StoreU(cross_, d, block.planes[kExactCross] + lane);
+    hn::StoreU(max_error_, d, block.planes[kExactMaxError] + lane);
   }
 
-  // Both at most `most`, or not finite. False if a value counts of which the error is not finite.
-  HWY_INLINE bool Add(V value, V decoded, V most) {
+  // Lets columns without a finite value so far begin with these, if they are finite. Returns whether all columns have
+  // begun. To be called before Add of any row, for one after the other until it is true.
+  HWY_INLINE bool Begin(V value, V decoded) {
     const D d;
-    const auto counts = hn::Le(hn::Abs(value), most);
-    const auto is_held = hn::Le(hn::Abs(decoded), most);
-    V error = hn::Sub(value, decoded);
-    V one = hn::Set(d, 1.0);
-    bool holds = true;
-    if (HWY_UNLIKELY(!all_have_first_ || !hn::AllTrue(d, hn::And(counts, is_held)))) {
-      holds = hn::AllFalse(d, hn::AndNot(is_held, counts));
-      error = hn::IfThenElseZero(hn::And(counts, is_held), error);
-      const auto begins = hn::And(counts, hn::Eq(count_, hn::Zero(d)));
-      first_ = hn::IfThenElse(begins, value, first_);
-      first_error_ = hn::IfThenElse(begins, error, first_error_);
-      // What does not count adds nothing.
-      value = hn::IfThenElse(counts, value, first_);
-      error = hn::IfThenElse(counts, error, first_error_);
-      one = hn::IfThenElseZero(counts, one);
+    const auto has_begun = hn::Gt(hn::Add(count_, begun_here_), hn::Zero(d));
+    const auto counts = hn::Le(hn::Abs(value), most_);
+    const auto begins = hn::AndNot(has_begun, counts);
+    first_ = hn::IfThenElse(begins, value, first_);
+    if constexpr (kErrors) {
+      const auto is_held = hn::And(begins, hn::Le(hn::Abs(decoded), most_));
+      first_error_ = hn::IfThenElse(is_held, hn::Sub(value, decoded), first_error_);
     }
-    const V deviation = hn::Sub(value, first_);
-    const V error_deviation = hn::Sub(error, first_error_);
-    count_ = hn::Add(count_, one);
+    begun_here_ = hn::Add(begun_here_, hn::IfThenElseZero(begins, hn::Set(d, 1.0)));
+    return hn::AllTrue(d, hn::Or(has_begun, begins));
+  }
+
+  HWY_INLINE void Add(V value, V decoded) {
+    const D d;
+    const auto counts = hn::Le(hn::Abs(value), most_);
+    const V deviation = hn::IfThenElseZero(counts, hn::Sub(value, first_));
+    count_ = hn::Add(count_, hn::IfThenElseZero(counts, hn::Set(d, 1.0)));
     sum_ = hn::Add(sum_, deviation);
     squares_ = hn::Add(squares_, hn::Mul(deviation, deviation));
+    if constexpr (!kErrors) return;
+    const auto is_held = hn::Le(hn::Abs(decoded), most_);
+    const auto measured = hn::And(counts, is_held);
+    lost_ = hn::IfThenElse(hn::AndNot(is_held, counts), hn::Set(d, 1.0), lost_);
+    const V error = hn::IfThenElseZero(measured, hn::Sub(value, decoded));
+    const V error_deviation = hn::IfThenElseZero(measured, hn::Sub(error, first_error_));
+    const V magnitude = hn::Abs(error);
     error_sum_ = hn::Add(error_sum_, error_deviation);
     error_squares_ = hn::Add(error_squares_, hn::Mul(error_deviation, error_deviation));
-    if (HWY_UNLIKELY(!all_have_first_)) all_have_first_ = HaveFirst();
-    return holds;
+    abs_error_ = hn::Add(abs_error_, magnitude);
+    cross_ = hn::Add(cross_, hn::IfThenElseZero(measured, hn::Mul(value, error)));
+    max_error_ = hn::Max(max_error_, magnitude);
   }
 
- private:
-  HWY_INLINE bool HaveFirst() const { return hn::AllTrue(D(), hn::Gt(count_, hn::Zero(D()))); }
+  // Whether every value that counts had an error that is finite.
+  HWY_INLINE bool HoldsAll() const { return hn::AllTrue(D(), hn::Eq(lost_, hn::Zero(D()))); }
 
-  V count_, first_, sum_, squares_, first_error_, error_sum_, error_squares_;
-  bool all_have_first_;
+ private:
+  V most_;
+  V count_, first_, sum_, squares_, first_error_, error_sum_, error_squares_, abs_error_, cross_, max_error_;
+  V begun_here_, lost_;
 };
 
 // AddExactRows for the columns of `rows` from `offset` on, a vector of them, which are those from `column` on.
-template <DType kT, class D>
+template <DType kT, bool kErrors, class D>
 HWY_INLINE bool AddExactStrip(const ErrorRows& rows, size_t offset, ExactBlock* blocks, size_t column) {
   constexpr size_t kSize = DTypeSize(kT);
   const D d;
   const hn::Rebind<float, D> df;
-  const auto most = hn::Set(d, MaxFinite(kT));
+  const auto* const x = static_cast<const uint8_t*>(rows.x) + offset * kSize;
+  const auto* const y = static_cast<const uint8_t*>(rows.errors.at) + offset * kSize;
+  const size_t step = rows.columns * kSize;
+  const auto load = [&](const uint8_t* from, size_t row)
+                        HWY_ATTR { return hn::PromoteTo(d, LoadF32<kT>(df, from + row * step)); };
   ExactBlock& block = blocks[column / ExactBlock::kColumns];
   const size_t lane = column % ExactBlock::kColumns;
-  ExactSums<D> sums(block, lane);
-  bool holds = true;
+  ExactSums<D, kErrors> sums(block, lane, MaxFinite(kT));
   for (size_t row = 0; row < rows.rows; ++row) {
-    const size_t at = (row * rows.columns + offset) * kSize;
-    const auto value = hn::PromoteTo(d, LoadF32<kT>(df, static_cast<const uint8_t*>(rows.x) + at));
-    const auto decoded = hn::PromoteTo(d, LoadF32<kT>(df, static_cast<const uint8_t*>(rows.errors.at) + at));
-    holds &= sums.Add(value, decoded, most);
+    if (sums.Begin(load(x, row), load(y, row))) break;
   }
+  for (size_t row = 0; row < rows.rows; ++row) sums.Add(load(x, row), load(y, row));
   sums.Store(block, lane);
-  return holds;
+  return sums.HoldsAll();
 }
 
-template <DType kT>
+template <DType kT, bool kErrors>
 bool AddExactRowsAs(const ErrorRows& rows, ExactBlock* blocks, size_t column) {
   using DD = hn::ScalableTag<double>;
   const size_t lanes = hn::Lanes(DD());
   bool holds = true;
   for (size_t i = 0; i < rows.columns;) {
     if ((column + i) % lanes == 0 && rows.columns - i >= lanes) {
-      holds &= AddExactStrip<kT, DD>(rows, i, blocks, column + i);
+      holds &= AddExactStrip<kT, kErrors, DD>(rows, i, blocks, column + i);
       i += lanes;
     } else {
-      holds &= AddExactStrip<kT, hn::CappedTag<double, 1>>(rows, i, blocks, column + i);
+      holds &= AddExactStrip<kT, kErrors, hn::CappedTag<double, 1>>(rows, i, blocks, column + i);
       ++i;
     }
   }
@@ -117,8 +135,11 @@ bool AddExactRowsAs(const ErrorRows& rows, ExactBlock* blocks, size_t column) {
 }  // namespace
 
 bool AddToExactColumns(const ErrorRows& rows, ExactBlock* blocks, size_t column) {
-  return VisitDType(rows.dtype,
-                    [&](auto t) HWY_ATTR { return AddExactRowsAs<decltype(t)::value>(rows, blocks, column); });
+  return VisitDType(rows.dtype, [&](auto t) HWY_ATTR {
+    constexpr DType kT = decltype(t)::value;
+    return rows.errors.at == rows.x ? AddExactRowsAs<kT, false>(rows, blocks, column)
+                                    : AddExactRowsAs<kT, true>(rows, blocks, column);
+  });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE

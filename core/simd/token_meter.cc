@@ -7,6 +7,7 @@
 
 #include "core/base/half.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/value_limits.h"
 
 namespace kvcompress::simd {
 namespace {
@@ -18,18 +19,39 @@ constexpr uint64_t kMinWidth = 64;
 // Sums of squares between these have lost nothing that matters to the largest or the smallest numbers of binary32.
 constexpr double kMaxSquares = 0x1p100;
 constexpr double kMinSquares = 0x1p-96;
+// What the largest magnitude is scaled to: of as many values as a block has, the squares of differences stay below
+// kMaxSquares.
+constexpr int kScaledExponent = 38;
+
+// The power of two that brings `largest`, which is finite, there, as far as binary32 has it.
+float ScaleFor(double largest) {
+  if (largest == 0) return 1;
+  return std::ldexp(1.0f, std::clamp(kScaledExponent - std::ilogb(largest), -126, 127));
+}
 
 }  // namespace
 
 void TokenMeter::Begin(const TokenLayout& layout, uint64_t first) {
   layout_ = layout;
   first_ = first % layout.sequence();
-  exact_ = false;
+  BeginAs(false, {});
+}
+
+void TokenMeter::BeginAs(bool exact, ErrorScales scales) {
+  exact_ = exact;
+  scales_ = scales;
   sums_.Clear();
   errors_ = {};
   magnitude_ = deviations_ = error_deviations_ = varies_ = error_varies_ = 0;
   has_rows_ = false;
   BeginStretch(first_);
+}
+
+bool TokenMeter::BeginScaled(float largest) {
+  const double largest_error = errors_.max_abs_error;
+  if (!std::isfinite(largest) || !std::isfinite(largest_error)) return false;
+  BeginAs(false, {.value = ScaleFor(largest), .error = ScaleFor(largest_error)});
+  return true;
 }
 
 void TokenMeter::BeginStretch(uint64_t begin) {
@@ -55,7 +77,7 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
     const size_t columns = std::min(left, width_ - column_);
     const size_t whole_rows = exact_ ? left / width_ : std::min(left / width_, kChunkRows - row_);
     const size_t rows = columns == width_ ? whole_rows : 1;
-    const ErrorRows added{dtype, x, errors, rows, columns};
+    const ErrorRows added{dtype, x, errors, rows, columns, scales_};
     if (!exact_) {
       AddRows(added, row_ == 0, chunk_.data(), column_);
     } else if (!AddExactRows(added, exact_blocks_.data(), column_)) {
@@ -96,22 +118,19 @@ void TokenMeter::MergeChunk() {
 
 void TokenMeter::EndStretch() {
   if (exact_) {
-    MeasureStretchExactly();
+    SumColumnsExactly();
   } else {
-    MeasureStretch();
+    MergeChunk();
   }
+  AddSums();
+  has_rows_ = has_rows_ || count_ > width_;
+  JoinTokens();
+  moments_.Unscale(scales_.value, scales_.error);
   if (count_ == layout_.sequence()) return moments_.AddTo(sums_.closed);
   TokenStretch& stretch = begin_ > 0 ? sums_.head : sums_.tail;
   stretch.first = begin_;
   stretch.count = count_;
   std::swap(stretch.channels, moments_);
-}
-
-void TokenMeter::MeasureStretch() {
-  MergeChunk();
-  AddSums();
-  has_rows_ = has_rows_ || count_ > width_;
-  JoinTokens();
 }
 
 // Merges the columns of the tokens of a row to those of the first.
@@ -132,13 +151,13 @@ void TokenMeter::AddSums() {
   error_deviations_ += moments_.error_deviations();
 
   const MomentTotals of_columns = TotalsOf(moments_);
+  if (of_columns.count == 0) return;
   deviations_ += of_columns.deviations;
   ErrorSums sums;
-  sums.count = count_;
+  sums.count = static_cast<uint64_t>(of_columns.count);
   sums.sum = of_columns.sum;
   sums.sum_squares = of_columns.deviations + of_columns.mean_squares;
-  sums.sum_deviations =
-      of_columns.deviations + DeviationsOfMeans(moments_, of_columns.sum / static_cast<double>(count_));
+  sums.sum_deviations = of_columns.deviations + DeviationsOfMeans(moments_, of_columns.sum / of_columns.count);
   sums.sum_error_squares = moments_.error_deviations() + of_columns.error_mean_squares;
   sums.sum_abs_error = totals_.Sum(kTotalAbsError);
   sums.sum_cross = totals_.Sum(kTotalCross);
@@ -148,7 +167,12 @@ void TokenMeter::AddSums() {
 
 bool TokenMeter::End() {
   if (count_ > 0) EndStretch();
-  if (exact_) return true;
+  const bool held = exact_ || IsHeld();
+  errors_.Unscale(scales_.value, scales_.error);
+  return held;
+}
+
+bool TokenMeter::IsHeld() const {
   const auto is_held = [](double squares, double terms) { return squares >= kMinSquares || terms == 0; };
   const bool is_small = has_rows_ && !(is_held(deviations_, varies_) && is_held(error_deviations_, error_varies_));
   // Of the products of values and errors, columns of one value have no other sign.
@@ -159,13 +183,8 @@ bool TokenMeter::End() {
          has_products;
 }
 
-void TokenMeter::BeginExact() {
-  exact_ = true;
-  sums_.Clear();
-  BeginStretch(first_);
-}
-
-void TokenMeter::MeasureStretchExactly() {
+// Makes moments and totals of the columns of a stretch.
+void TokenMeter::SumColumnsExactly() {
   moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   for (size_t i = 0; i < moments_.size(); ++i) {
     const auto of = [&](ExactPlane plane) {
@@ -178,58 +197,61 @@ void TokenMeter::MeasureStretchExactly() {
     moments_.plane(kMean)[i] = of(kExactFirst) + of(kExactSum) / count;
     moments_.plane(kDeviations)[i] = deviations(of(kExactSum), of(kExactSquares));
     moments_.plane(kErrorMean)[i] = of(kExactFirstError) + of(kExactErrorSum) / count;
-    moments_.AddErrorDeviations(deviations(of(kExactErrorSum), of(kExactErrorSquares)));
+    const size_t lane = i % ColumnBlock::kColumns;
+    totals_.lanes[kErrorDeviations][lane] += deviations(of(kExactErrorSum), of(kExactErrorSquares));
+    totals_.lanes[kTotalAbsError][lane] += of(kExactAbsError);
+    totals_.lanes[kTotalCross][lane] += of(kExactCross);
+    double& max_error = totals_.lanes[kTotalMaxError][lane];
+    max_error = std::max(max_error, of(kExactMaxError));
   }
-  if (has_infinite_error_) moments_.AddErrorDeviations(std::numeric_limits<double>::infinity());
-  JoinTokens();
+  if (!has_infinite_error_) return;
+  for (const ColumnTotal total : {kErrorDeviations, kTotalAbsError, kTotalMaxError}) {
+    totals_.lanes[total][0] = std::numeric_limits<double>::infinity();
+  }
 }
 
 namespace {
 
-// Calls visit(dtype, original, decoded, count) for a few values at a time, of which the dtype is one that kernels know,
-// as long as it returns true.
-template <typename Visit>
-bool ForEachRun(DType dtype, const void* original, const void* decoded, size_t count, Visit visit) {
+// Of the finite values.
+float LargestMagnitude(DType dtype, const void* values, size_t count) {
+  const uint32_t bits = LargestFinite(dtype, static_cast<const std::byte*>(values), count);
+  return LoadAsF32(dtype, &bits, 0);
+}
+
+// Adds a run to `tokens`, as values of a dtype that kernels know.
+void AddRun(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
+  if (!IsF8(dtype)) return tokens.AddDecoded(dtype, original, decoded, count);
+  // F16 holds every value of the F8 types.
   constexpr size_t kRun = 4096;
   uint8_t wide_x[2 * kRun], wide_y[2 * kRun];
   for (size_t begin = 0; begin < count; begin += kRun) {
     const size_t n = std::min(kRun, count - begin);
-    const auto* x = static_cast<const uint8_t*>(original) + begin * DTypeSize(dtype);
-    const auto* y = static_cast<const uint8_t*>(decoded) + begin * DTypeSize(dtype);
-    DType kernel_dtype = dtype;
-    if (IsF8(dtype)) {  // F16 holds every value of the F8 types
-      WidenF8(dtype, x, n, wide_x);
-      WidenF8(dtype, y, n, wide_y);
-      x = wide_x;
-      y = wide_y;
-      kernel_dtype = DType::kF16;
-    }
-    if (!visit(kernel_dtype, x, y, n)) return false;
+    WidenF8(dtype, static_cast<const uint8_t*>(original) + begin, n, wide_x);
+    if (original != decoded) WidenF8(dtype, static_cast<const uint8_t*>(decoded) + begin, n, wide_y);
+    tokens.AddDecoded(DType::kF16, wide_x, original == decoded ? wide_x : wide_y, n);
   }
-  return true;
+}
+
+bool IsFinite(DType dtype, const void* values, size_t count) {
+  return FindOutOfRange(dtype, values, count, MaxFinite(dtype)) == count;
 }
 
 }  // namespace
 
-void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
+void MeasureTokensAgain(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
+  if (original != decoded && IsFinite(dtype, original, count) && IsFinite(dtype, decoded, count) &&
+      tokens.BeginScaled(LargestMagnitude(dtype, original, count))) {
+    AddRun(dtype, original, decoded, count, tokens);
+    if (tokens.End()) return;
+  }
   tokens.BeginExact();
-  ForEachRun(dtype, original, decoded, count, [&](DType kernel_dtype, const uint8_t* x, const uint8_t* y, size_t n) {
-    tokens.AddDecoded(kernel_dtype, x, y, n);
-    return true;
-  });
+  AddRun(dtype, original, decoded, count, tokens);
   (void)tokens.End();  // it always holds
 }
 
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
-  const auto add_finite = [&](DType kernel_dtype, const uint8_t* x, const uint8_t* y, size_t n) {
-    const float most = MaxFinite(kernel_dtype);
-    if (FindOutOfRange(kernel_dtype, x, n, most) < n) return false;
-    if (y != x && FindOutOfRange(kernel_dtype, y, n, most) < n) return false;
-    tokens.AddDecoded(kernel_dtype, x, y, n);
-    return true;
-  };
-  if (ForEachRun(dtype, original, decoded, count, add_finite) && tokens.End()) return;
-  MeasureTokensExactly(dtype, original, decoded, count, tokens);
+  AddRun(dtype, original, decoded, count, tokens);
+  if (!tokens.End()) MeasureTokensAgain(dtype, original, decoded, count, tokens);
 }
 
 }  // namespace kvcompress::simd

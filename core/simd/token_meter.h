@@ -14,9 +14,10 @@ namespace kvcompress::simd {
 // Makes the TokenSums and the ErrorSums of one run after another; its memory is there for the next.
 //
 // Sums are made about one of a channel's own values, so that no constant takes digits from them, and in an order that
-// the layout alone decides: they are equal to the bit on all instruction sets and however a run is cut into calls.
-// Deviations are exact to 1e-4 relative, and to about 1e-6 over many values; the other sums, to about 1e-6 of the sum
-// of their terms' magnitudes.
+// the layout alone decides: they are equal to the bit however a run is cut into calls. Without errors they are equal on
+// all instruction sets, too; with errors, on those that add products before they round them, and in all but the last
+// digits on others. Deviations are exact to 1e-4 relative, and to about 1e-6 over many values; the other sums, to about
+// 1e-6 of the sum of their terms' magnitudes.
 class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.
@@ -25,39 +26,43 @@ class TokenMeter {
   void Add(DType dtype, const void* x, const float* errors, size_t count) {
     AddErrors(dtype, x, {errors, false}, count);
   }
-  // The same with what these values are decoded to, of `dtype` as well. All are finite, but for a run that is measured
-  // exactly.
+  // The same with what these values are decoded to, of `dtype` as well: in all calls of a run the values themselves, or
+  // in none.
   void AddDecoded(DType dtype, const void* x, const void* decoded, size_t count) {
     AddErrors(dtype, x, {decoded, true}, count);
   }
   // Ends the run. False where a value is not finite or binary32 did not hold the sums: then the run is to be measured
-  // again, from BeginExact on.
+  // again, from BeginScaled or BeginExact on.
   [[nodiscard]] bool End();
 
-  // The same run once more, in binary64, by AddDecoded and End, which then is true. Values that are not finite are left
-  // out, and an error that is not makes the deviations of errors infinite.
-  void BeginExact();
+  // The same run once more, after End was false, by AddDecoded and End: values, of which `largest` is the largest
+  // magnitude, and errors are scaled such that binary32 holds more of their squares. False where that cannot be.
+  [[nodiscard]] bool BeginScaled(float largest);
+  // The same in binary64; End then is true. Values that are not finite are left out, and an error that is not makes the
+  // sums of errors infinite.
+  void BeginExact() { BeginAs(true, {}); }
 
-  // Of the run, once it has ended: the sums that are not about tokens, unless it was measured exactly.
-  bool has_sums() const { return !exact_; }
+  // Of the run, once it has ended well: the sums that are not about tokens.
   const ErrorSums& sums() const { return errors_; }
   void Take(TokenSums& sums) { std::swap(sums, sums_); }
 
  private:
+  void BeginAs(bool exact, ErrorScales scales);
   void BeginStretch(uint64_t begin);
   void EndStretch();
   void MergeChunk();
-  void MeasureStretch();
-  void MeasureStretchExactly();
+  void SumColumnsExactly();
   void JoinTokens();
   void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
   void AddSums();
+  bool IsHeld() const;
 
   TokenLayout layout_;
   uint64_t first_ = 0;  // of the run, in its sequence
   TokenSums sums_;
   ErrorSums errors_;
-  // What tells whether binary32 held the sums of the run.
+  ErrorScales scales_;
+  // What tells whether binary32 held the sums of the run, scaled.
   double magnitude_ = 0;                          // kTotalMagnitude
   double deviations_ = 0, error_deviations_ = 0;  // of the columns
   double varies_ = 0, error_varies_ = 0;          // kTotalVaries and kTotalErrorVaries
@@ -84,7 +89,7 @@ class TokenMeter {
 
 // Measures the run that `tokens` has begun, `count` values of `dtype`, and ends it. Errors are those of MeasureErrors.
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
-// The same in binary64, also of a run that was measured already.
-void MeasureTokensExactly(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
+// The same of a run for which End was false.
+void MeasureTokensAgain(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
 
 }  // namespace kvcompress::simd

@@ -27,6 +27,16 @@ void ChannelMoments::Assign(size_t size) {
   stride_ = size_ = size;
 }
 
+void ChannelMoments::Unscale(double value, double error) {
+  if (value == 1 && error == 1) return;
+  for (size_t i = 0; i < size_; ++i) {
+    plane(kMean)[i] /= value;
+    plane(kDeviations)[i] /= value * value;
+    plane(kErrorMean)[i] /= error;
+  }
+  error_deviations_ /= error * error;
+}
+
 void ChannelMoments::Merge(const ChannelMoments& other, size_t first, size_t count, size_t to) {
   double error_deviations = 0;
   for (size_t i = 0; i < count; ++i) {

@@ -52,6 +52,8 @@ class ChannelMoments {
   double error_deviations() const { return error_deviations_; }
   void AddErrorDeviations(double sum) { error_deviations_ += sum; }
 
+  // Of values and errors that were multiplied by these, powers of two.
+  void Unscale(double value, double error);
   // Adds those of `count` channels of `other`, from `first` on, to the own from `to` on: Chan, Golub, LeVeque 1983.
   // The error deviations within the channels of `other` are left to be added.
   void Merge(const ChannelMoments& other, size_t first, size_t count, size_t to);

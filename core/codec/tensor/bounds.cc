@@ -23,14 +23,14 @@ std::optional<double> NoiseOf(double snr_db) {
   return static_cast<float>(std::pow(10.0, -snr_db / 10));
 }
 
-// Sets `sums` to those of the values, unless these are not all finite or binary32 does not hold the sums.
+// Sets `sums` to those of the values.
 double TokenDeviations(const Block& block, ErrorSums& sums) {
   thread_local simd::TokenMeter meter;
   thread_local TokenSums tokens;
   const std::byte* const values = block.values.data();
   meter.Begin(block.tokens.layout, block.tokens.first);
   simd::MeasureTokens(block.tensor.dtype, values, values, block.count, meter);
-  if (meter.has_sums()) sums = meter.sums();
+  sums = meter.sums();
   meter.Take(tokens);
   ErrorSums all = tokens.closed;
   for (const TokenStretch* stretch : {&tokens.head, &tokens.tail}) stretch->channels.AddTo(all);

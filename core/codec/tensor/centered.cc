@@ -179,8 +179,12 @@ class CenteredCodec final : public TensorCodec {
     }
     std::vector<std::byte> decoded(values.size());
     KVC_RETURN_IF_ERROR(Decode(block.tensor, streams, decoded));
-    simd::MeasureErrors(dtype, values.data(), decoded.data(), block.count, sums);
-    if (tokens != nullptr) simd::MeasureTokensExactly(dtype, values.data(), decoded.data(), block.count, *tokens);
+    if (tokens == nullptr) {
+      simd::MeasureErrors(dtype, values.data(), decoded.data(), block.count, sums);
+    } else {
+      simd::MeasureTokensAgain(dtype, values.data(), decoded.data(), block.count, *tokens);
+      sums.Merge(tokens->sums());
+    }
     return absl::OkStatus();
   }
 

@@ -253,9 +253,11 @@ class Rotated final : public RowCodec {
       values.insert(values.end(), begin, begin + run.count * width);
     }
     Reader(Format(tensor), sinks, from).Read(runs.count(), decoded.data());
-    simd::MeasureErrors(tensor.dtype, values.data(), decoded.data(), runs.count(), sums);
-    if (tokens == nullptr) return;
-    simd::MeasureTokensExactly(tensor.dtype, values.data(), decoded.data(), runs.count(), *tokens);
+    if (tokens == nullptr) {
+      return simd::MeasureErrors(tensor.dtype, values.data(), decoded.data(), runs.count(), sums);
+    }
+    simd::MeasureTokensAgain(tensor.dtype, values.data(), decoded.data(), runs.count(), *tokens);
+    sums.Merge(tokens->sums());
   }
 
   int bits_;

@@ -104,9 +104,7 @@ class Transform final : public TensorCodec {
     }
     if (tokens != nullptr) {
       tokens->AddDecoded(dtype, values.data(), decoded.data(), block.count);
-      if (!tokens->End()) simd::MeasureTokensExactly(dtype, values.data(), decoded.data(), block.count, *tokens);
-    }
-    if (tokens != nullptr && tokens->has_sums()) {
+      if (!tokens->End()) simd::MeasureTokensAgain(dtype, values.data(), decoded.data(), block.count, *tokens);
       sums->Merge(tokens->sums());
     } else if (sums != nullptr) {
       simd::MeasureErrors(dtype, values.data(), decoded.data(), block.count, *sums);
