@@ -147,7 +147,7 @@ class SharedExchange final : public Exchange<Replies> {
   Request SendPlace(const v1::SharedMemoryRange& place) {
     Request request;
     Direction::SharedInput(request) = place;
-    const Pending pending{.bytes = this->source_bytes()};
+    const Pending pending{.bytes = this->source_bytes(), .chunk = std::nullopt};
     in_place_ = false;
     this->Sent(pending.bytes);
     return Await(pending, std::move(request));
