@@ -28,6 +28,7 @@ struct CodecChain::Scratch {
   simd::TokenMeter tokens;
   std::vector<size_t> bounds;
   std::vector<uint32_t> sizes;  // the table
+  std::vector<size_t> undone;   // which transforms have a side stream
   std::vector<StreamBuffer> out;
   std::vector<ByteSpan> in;
 };
@@ -376,11 +377,11 @@ absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload,
 
 // Decodes scratch.in.
 absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratch, MutableByteSpan values) const {
-  const size_t transforms = transforms_.size();
-  const size_t width = DTypeSize(tensor.dtype);
+  const size_t transforms = transforms_.size(), width = DTypeSize(tensor.dtype);
   size_t inner = values.size() / width;
   // How many values each transform made, from the front; then the inverses from the back.
-  std::vector<size_t> undone;  // that have a side stream
+  std::vector<size_t>& undone = scratch.undone;
+  undone.clear();
   scratch.values.resize(std::max(scratch.values.size(), transforms));
   for (size_t i = 0; i < transforms; ++i) {
     if (scratch.in[i].empty()) continue;  // there is nothing to undo
@@ -390,9 +391,8 @@ absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratc
   }
   const auto made = [&](size_t k) { return k == 0 ? values : scratch.values[undone[k - 1]].span(); };
   KVC_RETURN_IF_ERROR(codec_->Decode(tensor, std::span(scratch.in).subspan(transforms), made(undone.size())));
-  for (size_t k = undone.size(); k > 0; --k) {
-    const size_t i = undone[k - 1];
-    KVC_RETURN_IF_ERROR(transforms_[i]->Inverse(tensor, scratch.in[i], made(k), made(k - 1)));
+  for (size_t k = undone.size(); k-- > 0;) {
+    KVC_RETURN_IF_ERROR(transforms_[undone[k]]->Inverse(tensor, scratch.in[undone[k]], made(k + 1), made(k)));
   }
   return absl::OkStatus();
 }
