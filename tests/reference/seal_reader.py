@@ -16,7 +16,7 @@ def open_sealed(sealed, keys, tenant=b"", fingerprint=b""):
     extracted = hmac.digest(salt, key, hashlib.sha256)
     derived = hmac.digest(extracted, b"kvcompress sealed frame" + tenant + b"\x01", hashlib.sha256)
     frame, at = b"", len(header)
-    for index in range(-(-size // 2**20)):
+    for index in range(max(1, -(-size // 2**20))):
         end = at + min(2**20, size - len(frame)) + 16
         frame += AESGCM(derived).decrypt(struct.pack("<QI", index, 0), sealed[at:end], header + fingerprint)
         at = end

@@ -119,20 +119,25 @@ class Sealer:
 
 def _sealed_bytes(frame_bytes: int) -> int:
     """Of the chunks of a frame of that size, their tags included."""
-    return frame_bytes + _TAG_BYTES * -(-frame_bytes // _CHUNK_BYTES)
+    return frame_bytes + _TAG_BYTES * len(_begins(frame_bytes))
+
+
+def _begins(frame_bytes: int) -> range:
+    """Of the chunks. One without bytes stands for a frame of none: its tag is that of the header and fingerprint."""
+    return range(0, max(frame_bytes, 1), _CHUNK_BYTES)
 
 
 def _places(frame_bytes: int) -> Iterator[tuple[bytes, slice, slice]]:
     """Of each chunk the nonce, and where it is in the frame and among the sealed chunks."""
-    for index, at in enumerate(range(0, frame_bytes, _CHUNK_BYTES)):
+    for index, at in enumerate(_begins(frame_bytes)):
         end, tags = min(at + _CHUNK_BYTES, frame_bytes), index * _TAG_BYTES
         yield index.to_bytes(12, "little"), slice(at, end), slice(at + tags, end + tags + _TAG_BYTES)
 
 
 def _scratch(size: int) -> memoryview:
     """Memory that this thread had for the frame before: fresh pages take longer than the cipher."""
-    held = getattr(_OF_THREAD, "scratch", b"")
-    if len(held) < size:
+    held = getattr(_OF_THREAD, "scratch", None)
+    if held is None or len(held) < size:
         held = _OF_THREAD.scratch = bytearray(size)
     return memoryview(held)[:size]
 
