@@ -1,5 +1,7 @@
 """Tensors that are decoded into memory of the caller's, by every client and every way."""
 
+from collections import deque
+
 import kvcompress
 import numpy as np
 import pytest
@@ -47,6 +49,40 @@ def test_tensors_of_pytorch(anyone):
     assert all(map(torch.equal, out, tensors))
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("size", SIZES)
+def test_a_matrix_of_numpy_which_has_two_axes_whatever_is_done_to_it(anyone, size):
+    array = values((1, size))
+    frame, out = anyone.compress(np.asmatrix(array), "raw"), np.asmatrix(np.zeros_like(array))
+    assert anyone.decompress(frame, out=out) is out
+    assert (out == array).all()
+    ((_, found),) = anyone.decompress_many(iter([frame]), out=[np.asmatrix(np.zeros_like(array))])
+    assert (found == array).all()
+
+
+class Ended(BaseException):
+    """What is no Exception, as SystemExit is."""
+
+
+@pytest.mark.parametrize("error", [Ended, SystemExit, GeneratorExit, KeyboardInterrupt])
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+def test_an_input_that_ends_by_what_is_no_exception_ends_the_call(anyone, size, error):
+    frame = anyone.compress(values(size), "raw")
+
+    def given(first):
+        yield first
+        raise error("of the input")
+
+    for arguments, options in (
+        ((deque([frame] * 3),), {"out": given(None)}),
+        (([frame] * 3,), {"out": given(None)}),
+        ((given(frame),), {}),
+    ):
+        with pytest.raises(error, match="of the input"):
+            list(anyone.decompress_many(*arguments, **options, timeout=10))
+    assert len(list(anyone.decompress_many([frame]))) == 1
+
+
 def test_a_number_of_outputs_that_is_not_that_of_the_frames(anyone, arrays):
     frames = [anyone.compress(array, "raw") for array in arrays]
     for out in ([], [np.empty_like(array) for array in arrays[1:]], [None] * 5):
@@ -56,6 +92,12 @@ def test_a_number_of_outputs_that_is_not_that_of_the_frames(anyone, arrays):
         list(anyone.decompress_many(iter(frames), out=[None] * 3))
     with pytest.raises(kvcompress.InvalidArgument, match="out cannot be iterated"):
         list(anyone.decompress_many(frames, out=5))
+
+
+def test_outputs_that_are_more_than_the_frames_are_not_asked_for(anyone, arrays):
+    frames, out = [anyone.compress(array, "raw") for array in arrays], iter([None] * 4 + ["rest"])
+    assert len(list(anyone.decompress_many(frames, out=out))) == 4
+    assert list(out) == ["rest"]
 
 
 def test_outputs_that_do_not_fit_are_refused_as_of_one_tensor(anyone):

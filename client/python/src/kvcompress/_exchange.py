@@ -27,8 +27,12 @@ class Call(Generic[Result]):
     method: str
     error: BaseException | None = None  # what ended the sending before its time
 
-    def send(self, raw: Any) -> Iterator[bytes]:
-        """The messages of one of the caller's items."""
+    def prepare(self, raw: Any) -> Any:
+        """The item that a caller's iterable gave."""
+        raise NotImplementedError
+
+    def send(self, item: Any) -> Iterator[bytes]:
+        """The messages of an item."""
         raise NotImplementedError
 
     def rest(self) -> Iterator[bytes]:
@@ -70,11 +74,9 @@ class Exchange(Call[Result], Generic[AnItem, Result]):
         self.open: deque[AnItem] = deque()  # items that were sent, and are not answered yet
 
     def prepare(self, raw: Any) -> AnItem:
-        """The item that a caller's iterable gave."""
         raise NotImplementedError
 
-    def send(self, raw: Any) -> Iterator[bytes]:
-        item = self.prepare(raw)
+    def send(self, item: AnItem) -> Iterator[bytes]:
         described = None if item.pieces is None else item.pieces.described()
         self.open.append(item)
         yield bytes_field(1, item.header)

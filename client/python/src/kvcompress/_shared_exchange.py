@@ -86,8 +86,10 @@ class SharedExchange(Call[Result]):
 
     # Of gRPC's thread.
 
-    def send(self, raw: Any) -> Iterator[bytes]:
-        item = self._inner.prepare(raw)
+    def prepare(self, raw: Any) -> Any:
+        return self._inner.prepare(raw)
+
+    def send(self, item: Item[Any]) -> Iterator[bytes]:
         if not _goes_to_buffers(item):
             # The daemon reads no bytes, nor what follows them, while it waits for a buffer.
             yield from self.rest()

@@ -61,9 +61,25 @@ class Stream(Results[Result]):
 
 def _requests(exchange: Call[Any], items: Iterable[Any]) -> Iterator[bytes]:
     # It holds no reference to the stream, which could not be forgotten otherwise.
+    prepared = _prepared(exchange, items)
     try:
-        for item in items:
+        while (item := _following(exchange, prepared)) is not None:
             yield from exchange.send(item)
     except Exception as error:
         exchange.error = error
     yield from exchange.rest()
+
+
+def _prepared(exchange: Call[Any], items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        yield exchange.prepare(item)
+
+
+def _following(exchange: Call[Any], prepared: Iterator[Any]) -> Any:
+    """The next item; None at their end. An input may raise anything, SystemExit, too: that would end gRPC's thread, and
+    the call would wait for what it sends."""
+    try:
+        return next(prepared, None)
+    except BaseException as error:
+        exchange.error = error
+        return None

@@ -117,7 +117,8 @@ def _numpy_of(tensor: "torch.Tensor") -> Array:
 
 
 def _bytes_of(array: Array) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+    # np.matrix keeps two axes whatever is done to it.
+    return np.asarray(array).reshape(-1).view(np.uint8).data
 
 
 def checked_size(dtype: str, shape: tuple[int, ...]) -> int:
