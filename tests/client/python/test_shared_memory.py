@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -20,6 +21,7 @@ import pytest
 from daemon_helpers import page, page_value, wait_for
 from fake_server import FakeServer, capabilities
 from kvcompress import _shared_memory
+from kvcompress._framing import ends_with_its_bytes
 from kvcompress.v1 import kvcompress_pb2 as pb
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -151,6 +153,45 @@ def test_what_is_wrong_with_an_item_is_raised_after_the_results_before_it(client
         client.decompress(damaged)
     assert client.transport == SHARED
     assert (client.decompress(frame) == values(6 * MIB)).all()
+
+
+def test_frames_whose_sizes_do_not_add_up_are_data_loss_at_once(client):
+    """The daemon waits for the rest of them, and for no buffer, when all of them is there."""
+    array = values(6 * MIB)  # more than there are buffers for
+    whole = client.compress(array, "raw").data
+    shape = ("F16", array.shape)
+    longer = bytearray(client.compress(array[: 2 * MIB], "planes|rans").data)
+    end = longer.rindex(b"KVCE")
+    last = end - 12 - int.from_bytes(longer[-12:-8], "little")  # where its block begins
+    longer[last : last + 4] = (int.from_bytes(longer[-12:-8], "little") + 1000).to_bytes(4, "little")
+    cut = [whole[:size] for size in (0, 10, 100, MIB, 3 * MIB, len(whole) // 2, len(whole) - 100, len(whole) - 1)]
+    for data in [*cut, whole[:-1] + b"x", whole + b"x", bytes(longer)]:
+        for frames in ([("n", data)], [("n", data, shape)], [("n", data, shape), ("n", whole)]):
+            with pytest.raises((kvcompress.DataLoss, kvcompress.InvalidArgument)):
+                list(client.decompress_many(deque(frames), timeout=5))
+    assert (client.decompress(whole) == array).all()
+    assert client.transport == SHARED
+
+
+def test_frames_that_are_whole_are_known(client):
+    arrays = [values(100_000), values(3 * MIB).reshape(3, -1), values(300_000).view(np.uint8)]
+    frames = [client.compress(array, spec, fingerprint=fingerprint).data
+              for array in arrays for spec in ("raw", "int4", "planes|rans") for fingerprint in (None, b"whose")]
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        packed = torch.zeros(300_000, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        frames.append(client.compress(packed, "raw").data)
+    for frame in map(memoryview, frames):
+        assert ends_with_its_bytes(frame)
+        assert not ends_with_its_bytes(memoryview(bytes(frame) + b"x"))
+        for size in (*range(64), len(frame) // 2, *range(len(frame) - 64, len(frame))):
+            assert not ends_with_its_bytes(frame[:size])
+    hostile = bytearray(frames[0])
+    for at in (*range(64), *range(len(hostile) - 64, len(hostile))):
+        for flipped in (1, 0x80, 0xFF):
+            hostile[at] ^= flipped
+            ends_with_its_bytes(memoryview(hostile))  # raises nothing
+            hostile[at] ^= flipped
 
 
 def test_calls_side_by_side(server, client):

@@ -1,5 +1,6 @@
 """One tensor or one frame of the caller's: what is sent for it, and what its answer means."""
 
+import functools
 import json
 import operator
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from ._errors import DataLoss, InvalidArgument, Unimplemented, checked_text, mismatch, refusing
 from ._foreign_memory import Pieces
 from ._frame import Frame, frame_of
+from ._framing import ends_with_its_bytes
 from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output, TensorView, check_apart, check_out, checked_size
 from ._wire import bytes_field, fields, malformed, parsed
@@ -124,6 +126,11 @@ class Item(Generic[Result]):
         """Bytes that one message must hold, there or back; None where only the daemon can tell, or none can."""
         raise NotImplementedError
 
+    @property
+    def is_all_there(self) -> bool:
+        """Whether the daemon, once it has all bytes of the item, waits for no more of them."""
+        return True
+
     def request(self) -> bytes:
         """All of it in one message."""
         return bytes_field(1, self.header) + bytes_field(2, self.data)
@@ -228,6 +235,10 @@ class DecompressItem(Item[tuple[str, Any]]):
         name = name or "tensor"
         header = pb.DecompressHeader(name=name, fingerprint=owner).SerializeToString()
         return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)
+
+    @functools.cached_property
+    def is_all_there(self) -> bool:
+        return ends_with_its_bytes(self.data)
 
     def size(self) -> int | None:
         return None if self.expected is None else max(len(self.data), checked_size(*self.expected))
