@@ -78,7 +78,7 @@ def test_sglang(daemon, options):
         found = storage.batch_get_v1([keys[number] for number in chosen], indices)
         for number, hit in zip(chosen, found, strict=True):
             page = slice(number * PAGE, (number + 1) * PAGE)
-            assert torch.equal(pool.kv_buffer[:, page], before[:, page]) if hit else not pool.kv_buffer[:, page].any()
+            assert not hit or torch.equal(pool.kv_buffer[:, page], before[:, page])
         hits += sum(found)
         killer.after(done, all(found))
     check(storage.stats(), hits, killer)
@@ -111,7 +111,7 @@ def test_lmcache(daemon, options, kv_values):
         bitmap = wait(adapter.get_load_event_fd(), adapter.query_load_result, task)
         found = [bitmap.test(place) for place in range(AT_ONCE)]
         for target, number, hit in zip(targets, chosen, found, strict=True):
-            assert torch.equal(target.raw, sources[number].raw) if hit else not target.raw.any()
+            assert not hit or torch.equal(target.raw, sources[number].raw)
         hits += sum(found)
         killer.after(done, all(found))
     assert adapter.report_status()["is_healthy"]
