@@ -78,11 +78,6 @@ namespace simd {
 // run is cut, not on threads.
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);
 
-// Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
-inline bool DecodedSquaresFollow(const ErrorSums& sums) {
-  return sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares >= sums.sum_squares / 16;
-}
-
 namespace scalar {
 void MeasureErrors(DType dtype, const void* original, const void* decoded, size_t count, ErrorSums& sums);
 }  // namespace scalar

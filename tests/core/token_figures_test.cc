@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -72,6 +73,25 @@ ErrorSums SpanSums(const TensorDesc& tensor, std::string_view codec, const Bytes
 }
 
 double Decibels(const ErrorSums& sums) { return 10 * std::log10(sums.token_deviations / sums.token_error_deviations); }
+
+// Sums of errors do not come of deviations from the first token's error, which may be the only large one.
+TEST(TokenFiguresTest, TheErrorOfOneTokenIsMeasuredAsItIs) {
+  const TensorDesc tensor =
+      TensorOf({{1, 1, 64, 64}, {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim}}, DType::kF32);
+  std::vector<float> values(64 * 64);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = 100 + 100 * static_cast<float>(i % 64) / 64;
+  std::fill_n(values.begin(), 64, 1.9532051f);
+  Bytes bytes(values.size() * sizeof(float)), decoded;
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  const ErrorSums sums = SpanSums(tensor, "sparse(ratio=0.015625)|raw", bytes, decoded);
+  double error_squares = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double error = values[i] - static_cast<double>(LoadAsF32(DType::kF32, decoded.data(), i));
+    error_squares += error * error;
+  }
+  EXPECT_GT(error_squares, 0);
+  EXPECT_NEAR(sums.sum_error_squares, error_squares, 1e-6 * error_squares);
+}
 
 // Products of a value and its error that binary32 does not hold, in columns of which no square tells.
 TEST(TokenFiguresTest, ProductsOfEveryMagnitudeAreMeasured) {
