@@ -155,7 +155,10 @@ class Call final : public MessageSink, public CallWatch {
   // The next result; None at the end of the call. Raises what the output's function, or a signal's handler, has raised.
   nb::object Next() {
     if (results_.empty() && !end_) Run();
-    if (results_.empty()) return nb::none();
+    if (results_.empty()) {
+      if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+      return nb::none();
+    }
     nb::object result = std::move(results_.front());
     results_.pop_front();
     return result;
@@ -230,9 +233,9 @@ class Call final : public MessageSink, public CallWatch {
     if (AllThreads().ends()) cancelled_ = true;
     if (cancelled_) return true;
     const nb::gil_scoped_acquire acquire;
-    return !Guard([] {
-              if (PyErr_CheckSignals() != 0) throw nb::python_error();
-            }).ok();
+    if (PyErr_CheckSignals() == 0) return false;
+    interrupt_ = std::make_exception_ptr(nb::python_error());
+    return true;
   }
 
  private:
@@ -243,17 +246,18 @@ class Call final : public MessageSink, public CallWatch {
       const Away away;
       end_ = call_->Run(*this);
     }
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    if (interrupt_) std::rethrow_exception(std::exchange(interrupt_, nullptr));
   }
 
-  // What Python raises meanwhile ends the call, and is raised by Next.
+  // What Python raises meanwhile ends the call, and is raised by Next: an Exception after the results before it, others
+  // at once, as nobody may ask for these results.
   template <typename Work>
   absl::Status Guard(Work work) {
     try {
       work();
       return absl::OkStatus();
-    } catch (const nb::python_error&) {
-      error_ = std::current_exception();
+    } catch (const nb::python_error& raised) {
+      (raised.matches(PyExc_Exception) ? error_ : interrupt_) = std::current_exception();
       return absl::CancelledError("Python raised");
     }
   }
@@ -286,6 +290,7 @@ class Call final : public MessageSink, public CallWatch {
   std::atomic<bool> cancelled_ = false;
   std::optional<StreamEnd> end_;
   std::exception_ptr error_;
+  std::exception_ptr interrupt_;
   std::deque<nb::object> results_;
   // Of the current item.
   size_t index_ = 0;

@@ -64,11 +64,20 @@ class Awaited:
         async def awaited(*arguments, **options):
             return await getattr(self._client, name)(*arguments, **options)
 
-        async def listed(*arguments, **options):
-            return [result async for result in getattr(self._client, name)(*arguments, **options)]
+        async def listed(results, *arguments, **options):
+            async for result in getattr(self._client, name)(*arguments, **options):
+                results.append(result)
 
-        work = listed if name.endswith("_many") else awaited
-        return lambda *arguments, **options: asyncio.run(work(*arguments, **options))
+        def iterated(*arguments, **options):
+            results = []
+            try:
+                asyncio.run(listed(results, *arguments, **options))
+            finally:
+                yield from results  # those before an error
+
+        if name.endswith("_many"):
+            return iterated
+        return lambda *arguments, **options: asyncio.run(awaited(*arguments, **options))
 
 
 @pytest.fixture(params=["python", "native", "asyncio", "in_process"])

@@ -14,8 +14,8 @@ import grpc
 import kvcompress
 import numpy as np
 import pytest
-from daemon_helpers import wait_for
-from kvcompress import _core, _native_calls
+from daemon_helpers import page, page_value, wait_for
+from kvcompress import _core, _items, _native_calls
 from kvcompress._native_calls import NativeStream
 from kvcompress._stream import Stream
 
@@ -256,6 +256,52 @@ def test_small_tensors_share_messages_where_the_daemon_says_so(daemon, connect, 
     monkeypatch.setattr(_core, "_message_bytes", of_before)
     assert [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")] == expected
     assert asked == [True, False]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_memory_of_a_call_that_does_not_begin_is_given_back(daemon, connect, error):
+    server = daemon("--shared-memory", "kvc-native-")
+    client = connect(server, native="require")
+    frame = client.compress(SMALL, "raw")
+
+    def ends():
+        yield None
+        raise error
+
+    class Ends(list):
+        def __iter__(self):
+            yield "t", SMALL
+            raise error
+
+    for _ in range(12):
+        with pytest.raises(error):
+            client.decompress_many([frame, frame], out=ends())
+        with pytest.raises(error):
+            client.compress_many(Ends([1, 2]), "raw")
+        assert page_value(page(server.metrics_address), "kvcompress_shared_memory_regions") == 1
+    assert len(list(client.decompress_many([frame, frame]))) == 2
+
+
+def test_an_interrupt_while_memory_is_chosen_comes_before_results(client, monkeypatch):
+    """Whoever asks for no more results would never see it."""
+    output, interrupts = _items.DecompressItem.output, []
+
+    def interrupted(item, described):
+        if item.name == "2":
+            interrupts.append(item)
+            raise KeyboardInterrupt
+        return output(item, described)
+
+    frames = [client.compress(SMALL, "raw", name=str(number)) for number in range(4)]
+    monkeypatch.setattr(_items.DecompressItem, "output", interrupted)
+    stream = client.decompress_many(frames)
+
+    def take():
+        while not interrupts:
+            next(stream)
+
+    with pytest.raises(KeyboardInterrupt):
+        take()
 
 
 def run_python(code, *arguments, **environment):

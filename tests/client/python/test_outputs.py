@@ -115,6 +115,35 @@ def test_outputs_that_do_not_fit_are_refused_as_of_one_tensor(anyone):
         assert str(among.value) == str(alone.value)
 
 
+def taken(stream):
+    """The results, and the error that ended them."""
+    results = []
+    try:
+        for result in stream:
+            results.append(result)
+    except kvcompress.KvCompressError as error:
+        return results, error
+    return results, None
+
+
+@pytest.mark.parametrize("size", [100, 300_000, 3 * MIB])
+def test_results_before_an_output_that_does_not_fit_come(anyone, size):
+    array = values(size)
+    frames = [anyone.compress(array, "raw", name=str(number)) for number in range(5)]
+    out = [np.empty_like(array) for _ in frames]
+    expected = [(str(number), frame.data, ("F16", (size + (number == 3),))) for number, frame in enumerate(frames)]
+    for given, outputs, error in (
+        (frames, [*out[:3], np.empty(size + 1, np.float16), out[4]], kvcompress.InvalidArgument),
+        (expected, out, kvcompress.DataLoss),
+    ):
+        found, raised = taken(anyone.decompress_many(given, out=outputs))
+        assert [name for name, _ in found] == ["0", "1", "2"]
+        assert type(raised) is error
+        for (_, tensor), target in zip(found, outputs, strict=False):
+            assert tensor is target
+            assert (tensor == array).all()
+
+
 @pytest.mark.parametrize("size", [100, 3 * MIB])
 def test_no_output_lies_over_its_own_frame(anyone, size):
     array = values(size)

@@ -113,6 +113,7 @@ class NativeStream(Results[Result]):
     ):
         self._generation = _fork.generation()
         self._channel, self._left, self._pool, self._region = channel, left, pool, region
+        self._call: Any = None
         self._running = threading.Lock()
         self._items: list[Any] = []
         self._places: list[bytes] = []  # of each item that which the daemon reads by itself
