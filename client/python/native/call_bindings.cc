@@ -4,7 +4,6 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,9 +16,9 @@
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/python/native/message_call.h"
+#include "client/python/native/process.h"
 #include "client/python/native/view.h"
 
 namespace nb = nanobind;
@@ -27,79 +26,10 @@ namespace nb = nanobind;
 namespace kvcompress {
 namespace {
 
-// Raises what the package raises for such a status.
-[[noreturn]] void Raise(const absl::Status& status) {
-  const nb::object error = nb::module_::import_("kvcompress._errors")
-                               .attr("from_status")(static_cast<int>(status.code()), std::string(status.message()));
-  PyErr_SetObject(error.type().ptr(), error.ptr());
-  throw nb::python_error();
-}
-
-// Threads inside calls. The interpreter waits for them at its end: none could go back into it later.
-class Threads {
- public:
-  void Enter() {
-    absl::MutexLock lock(&mutex_);
-    ++inside_;
-  }
-  void Leave() {
-    absl::MutexLock lock(&mutex_);
-    --inside_;
-  }
-  bool ends() const { return ends_; }
-  // Of this process, which makes a channel.
-  void Begin() { process_ = getpid(); }
-  // Cancels all calls, and waits for their threads. A child of a fork has none of them.
-  void End(absl::Duration patience) {
-    if (process_ != getpid()) return;
-    ends_ = true;
-    absl::MutexLock lock(&mutex_);
-    const auto empty = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return inside_ == 0; };
-    mutex_.AwaitWithTimeout(absl::Condition(&empty), patience);
-  }
-
- private:
-  std::atomic<pid_t> process_ = 0;
-  std::atomic<bool> ends_ = false;
-  absl::Mutex mutex_;
-  int inside_ ABSL_GUARDED_BY(mutex_) = 0;
-};
-
-Threads& AllThreads() {
-  static auto& threads = *new Threads;
-  return threads;
-}
-
-// While a thread works without the GIL.
-class Away {
- public:
-  Away() {
-    if (AllThreads().ends()) Raise(absl::CancelledError("the process ends, and makes no calls any more"));
-    AllThreads().Enter();
-    release_.emplace();
-  }
-  Away(const Away&) = delete;
-  Away& operator=(const Away&) = delete;
-  ~Away() {
-    release_.reset();
-    AllThreads().Leave();
-  }
-
- private:
-  std::optional<nb::gil_scoped_release> release_;
-};
-
 class Call;
 
 struct Channel {
-  explicit Channel(std::shared_ptr<grpc::Channel> made) : channel(std::move(made)) {}
-  ~Channel() {
-    // In a child of a fork gRPC's destructors would wait for threads that are not there.
-    if (process != getpid()) new std::shared_ptr<grpc::Channel>(std::move(channel));
-  }
-
-  const pid_t process = getpid();  // whose channel it is
-  std::shared_ptr<grpc::Channel> channel;
+  OfProcess<std::shared_ptr<grpc::Channel>> channel;
   std::set<Call*> calls;  // needs the GIL
 };
 
@@ -139,16 +69,15 @@ class Call final : public MessageSink, public CallWatch {
     absl::Status status;
     {
       const Away away;
-      auto call = begin(channel_->channel, parts, views, options, *this);
+      auto call = begin(*channel_->channel, parts, views, options, *this);
       status = call.status();
-      if (call.ok()) call_ = *std::move(call);
+      if (call.ok()) call_ = OfProcess<MessageCall>(call->release());
     }
     if (!status.ok()) Raise(status);
     channel_->calls.insert(this);
   }
   ~Call() override {
     channel_->calls.erase(this);
-    if (channel_->process != getpid()) (void)call_.release();
     Py_XDECREF(frame_);
   }
 
@@ -230,7 +159,7 @@ class Call final : public MessageSink, public CallWatch {
   bool Pauses() override { return !results_.empty(); }
 
   bool Cancels() override {
-    if (AllThreads().ends()) cancelled_ = true;
+    if (Threads::Own().ends()) cancelled_ = true;
     if (cancelled_) return true;
     const nb::gil_scoped_acquire acquire;
     if (PyErr_CheckSignals() == 0) return false;
@@ -286,7 +215,7 @@ class Call final : public MessageSink, public CallWatch {
 
   std::vector<FrameBytes> frame_bytes_;  // of each item's frame
   std::optional<View> region_;
-  std::unique_ptr<MessageCall> call_;
+  OfProcess<MessageCall> call_;
   std::atomic<bool> cancelled_ = false;
   std::optional<StreamEnd> end_;
   std::exception_ptr error_;
@@ -316,10 +245,10 @@ using Pem = std::tuple<std::string, std::string, std::string>;
 std::shared_ptr<Channel> OpenChannel(std::string target, const std::optional<Pem>& tls, std::string token) {
   ChannelOptions options{.target = std::move(target), .tls = std::nullopt, .token = std::move(token)};
   if (tls) options.tls = ClientTls{std::get<0>(*tls), std::get<1>(*tls), std::get<2>(*tls), ""};
-  AllThreads().Begin();
   absl::StatusOr<std::shared_ptr<grpc::Channel>> made = MakeMessageChannel(options);
   if (!made.ok()) Raise(made.status());
-  return std::make_shared<Channel>(*std::move(made));
+  using Shared = std::shared_ptr<grpc::Channel>;
+  return std::shared_ptr<Channel>(new Channel{OfProcess<Shared>(new Shared(*std::move(made))), {}});
 }
 
 }  // namespace
@@ -344,8 +273,9 @@ void BindCalls(nb::module_& module) {
   module.def(
       "end",
       [](double seconds) {
+        Threads& threads = Threads::Own();
         const nb::gil_scoped_release release;
-        AllThreads().End(absl::Seconds(seconds));
+        threads.End(absl::Seconds(seconds));
       },
       nb::arg("seconds"));
 }

@@ -11,12 +11,18 @@
 
 #include "client/python/native/call_bindings.h"
 #include "client/python/native/message_codec.h"
+#include "client/python/native/process.h"
 #include "client/python/native/view.h"
 
 namespace nb = nanobind;
 
 namespace kvcompress {
 namespace {
+
+// Its threads are of the process that made it.
+struct Codec {
+  OfProcess<MessageCodec> codec;
+};
 
 nb::bytes BytesOf(ByteSpan bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
@@ -32,7 +38,7 @@ absl::Time DeadlineIn(const std::optional<double>& seconds) {
 }
 
 // Of (header, values) pairs: a list of (frame, report) pairs, and the error that ended it.
-nb::tuple Compress(MessageCodec& codec, const nb::sequence& items, std::optional<double> seconds) {
+nb::tuple Compress(const Codec& own, const nb::sequence& items, std::optional<double> seconds) {
   std::vector<View> views;
   std::vector<MessageCodec::Tensor> tensors;
   for (nb::handle item : items) {
@@ -42,27 +48,27 @@ nb::tuple Compress(MessageCodec& codec, const nb::sequence& items, std::optional
   std::vector<MessageCodec::Made> made;
   absl::Status status;
   {
-    const nb::gil_scoped_release release;
-    made = codec.Compress(tensors, DeadlineIn(seconds), status);
+    const Away away;
+    made = own.codec->Compress(tensors, DeadlineIn(seconds), status);
   }
   nb::list results;
   for (const MessageCodec::Made& one : made) {
     results.append(nb::make_tuple(BytesOf(one.frame.span()), nb::bytes(one.report.data(), one.report.size())));
   }
-  codec.Recycle(std::move(made));
+  own.codec->Recycle(std::move(made));
   return nb::make_tuple(results, ErrorOf(status));
 }
 
 // What a frame holds, and None; or None, and the error.
-nb::tuple Describe(const MessageCodec& codec, std::string_view name, nb::handle frame) {
+nb::tuple Describe(const Codec& own, std::string_view name, nb::handle frame) {
   const View view(frame, PyBUF_SIMPLE);
-  const absl::StatusOr<std::string> tensor = codec.Describe(name, view.bytes());
+  const absl::StatusOr<std::string> tensor = own.codec->Describe(name, view.bytes());
   if (!tensor.ok()) return nb::make_tuple(nb::none(), ErrorOf(tensor.status()));
   return nb::make_tuple(nb::bytes(tensor->data(), tensor->size()), nb::none());
 }
 
 // Of (header, frame, values) triples: how many were decoded into their values, and the error that ended it.
-nb::tuple Decompress(MessageCodec& codec, const nb::sequence& items, std::optional<double> seconds) {
+nb::tuple Decompress(const Codec& own, const nb::sequence& items, std::optional<double> seconds) {
   std::vector<View> views;
   std::vector<MessageCodec::Frame> frames;
   for (nb::handle item : items) {
@@ -73,31 +79,33 @@ nb::tuple Decompress(MessageCodec& codec, const nb::sequence& items, std::option
   size_t done = 0;
   absl::Status status;
   {
-    const nb::gil_scoped_release release;
-    done = codec.Decompress(frames, DeadlineIn(seconds), status);
+    const Away away;
+    done = own.codec->Decompress(frames, DeadlineIn(seconds), status);
   }
   return nb::make_tuple(done, ErrorOf(status));
 }
 
-nb::tuple MaxFrameBytes(const MessageCodec& codec, const nb::sequence& headers) {
+nb::tuple MaxFrameBytes(const Codec& own, const nb::sequence& headers) {
   std::vector<std::string_view> texts;
   for (nb::handle header : headers) texts.push_back(TextOf(header));
-  const absl::StatusOr<std::vector<uint64_t>> bytes = codec.MaxFrameBytes(texts);
+  const absl::StatusOr<std::vector<uint64_t>> bytes = own.codec->MaxFrameBytes(texts);
   if (!bytes.ok()) return nb::make_tuple(nb::none(), ErrorOf(bytes.status()));
   return nb::make_tuple(nb::cast(*bytes), nb::none());
 }
 
 NB_MODULE(_native, module) {
   nb::set_leak_warnings(false);  // what a child of a fork leaves alone is no leak
+  PrepareToFork();
   BindCalls(module);
-  nb::class_<MessageCodec>(module, "Codec")
+  nb::class_<Codec>(module, "Codec")
       .def(
           "__init__",
-          [](MessageCodec* self, size_t threads, std::string default_codec, std::string artifacts) {
-            new (self) MessageCodec({threads, std::move(default_codec), std::move(artifacts)});
+          [](Codec* self, size_t threads, std::string default_codec, std::string artifacts) {
+            const MessageCodec::Options options{threads, std::move(default_codec), std::move(artifacts)};
+            new (self) Codec{OfProcess<MessageCodec>(new MessageCodec(options))};
           },
           nb::arg("threads"), nb::arg("default_codec"), nb::arg("artifacts"))
-      .def_prop_ro("threads", &MessageCodec::threads)
+      .def_prop_ro("threads", [](const Codec& own) { return own.codec->threads(); })
       .def("compress", &Compress, nb::arg("items"), nb::arg("seconds").none())
       .def("describe", &Describe, nb::arg("name"), nb::arg("frame"))
       .def("decompress", &Decompress, nb::arg("items"), nb::arg("seconds").none())

@@ -225,6 +225,92 @@ print(codes, [frame.data for frame in client.compress_many(tensors, "int8")] == 
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 0, 0] True\n", "")
 
 
+@pytest.mark.parametrize("ending", [
+    "del client, stream",
+    "client.compress(array, 'raw'); del client, stream",
+    "client.compress(array, 'raw'); sys.exit(0)",
+    "sys.exit(0)",
+    "client.__exit__(); del client, stream",
+    "frames = [frame.data for frame in stream]; sys.exit(0 if frames == 5 * [wanted] else 3)",
+])
+def test_a_child_of_a_fork_leaves_its_parent_s_codec_alone(ending):
+    program = f"""
+import os, signal, sys
+import kvcompress
+import numpy as np
+
+client, array = kvcompress.LocalClient(threads=2), np.ones(5000, np.float16)
+wanted = client.compress(array, "raw").data
+stream = client.compress_many(5 * [("t", array)], "raw")
+pids = []
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(15)
+        {ending}
+        os._exit(0)
+    pids.append(pid)
+print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
+assert client.compress(array, "raw").data == wanted
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 0, 0, 0]\n", "")
+
+
+@pytest.mark.parametrize("work", [
+    "client.compress(small, 'kv3')",
+    "client.decompress(frame)",
+    "list(client.compress_many(20 * [('t', small)], 'kv3'))",
+    "list(client.decompress_many(20 * [frame]))",
+])
+def test_a_process_ends_while_a_daemon_thread_is_in_a_call(work):
+    program = f"""
+import contextlib, sys, threading, time
+import kvcompress
+import numpy as np
+
+client, small = kvcompress.LocalClient(threads=2), np.ones(1 << 18, np.float16)
+frame = client.compress(small, "kv3")
+
+def call():
+    with contextlib.suppress(kvcompress.Cancelled):
+        while True:
+            {work}
+
+for _ in range(2):
+    threading.Thread(target=call, daemon=True).start()
+time.sleep(0.2)
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 7, done.stderr
+
+
+def test_a_process_ends_while_a_call_takes_longer_than_it_waits():
+    program = """
+import atexit, sys, threading, time
+import kvcompress
+import numpy as np
+from kvcompress import _native
+
+atexit.unregister(_native.end)
+atexit.register(time.sleep, 1)  # what comes after it
+atexit.register(_native.end, 0.01)
+client, large = kvcompress.LocalClient(), np.ones(16 << 20, np.float16)
+
+def call():
+    client.compress(large, "kv3")
+    print("was not left alone", flush=True)
+
+thread = threading.Thread(target=call, daemon=True)
+thread.start()
+time.sleep(0.05)
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
 def test_without_the_module_the_package_says_so():
     program = """
 import sys

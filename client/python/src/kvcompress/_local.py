@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from . import _fork
 from ._core import version
 from ._errors import (
     Cancelled,
@@ -177,11 +176,10 @@ class LocalClient:
         return pb.CapabilitiesResponse(build=build, default_codec=self._settings[1], max_frame_bytes=sizes)
 
     def _own(self) -> Any:
-        """The codec of this process. That of a parent has threads that are not here."""
+        """The codec of this process. That of a parent has threads that are not here, and is never destroyed."""
         if self._is_closed:
             raise Cancelled("the client is closed")
         if self._process != os.getpid():
-            _fork.leave(self._codec)
             self._codec, self._process = _native.Codec(*self._settings), os.getpid()
         return self._codec
 
