@@ -1,5 +1,6 @@
 """The store in a Redis: Debian's server, one of its own for each test, and servers that are slow, stopped or gone."""
 
+import faulthandler
 import logging
 import os
 import signal
@@ -349,10 +350,18 @@ def test_a_url_is_checked_and_not_told(url, error):
 def test_a_child_of_a_fork_has_the_store(serve, connect):
     # A child of a process as large as this one is slow at first.
     store = connect(f"{serve().url}?timeout=20")
-    store.put("a", b"1")
+    assert store.put("a", b"1")
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os._exit(0 if store.get("a", 1) == b"1" and store.put("b", b"2") else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        with open(writer, "w") as told:
+            faulthandler.dump_traceback_later(15, file=told)
+            logging.getLogger().addHandler(logging.StreamHandler(told))
+            is_well = store.get("a", 1) == b"1" and store.put("b", b"2")
+            told.flush()
+            os._exit(0 if is_well else 1)
+    os.close(writer)
+    with open(reader) as told:
+        assert (os.waitpid(child, 0)[1], told.read()) == (0, "")
     assert store.get("b", 1) == b"2"
     assert store.stats().errors == 0
