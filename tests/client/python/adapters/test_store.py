@@ -181,3 +181,33 @@ def test_a_child_of_a_fork_has_the_store(make):
             thread.join()
     assert store.get("a", 1) == b"1"
     assert store.stats().errors == 0
+
+
+@pytest.mark.parametrize("step", ["pause", "resume"])
+def test_a_store_that_fails_in_a_fork_leaves_the_others_alone(make, monkeypatch, caplog, step):
+    stores = [make() for _ in range(8)]  # a fork takes them in any order
+    broken = stores[3]
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(broken, step, fail)
+    child = os.fork()
+    others = [store for store in stores if store is not broken]
+    is_well = all([bounded(store.put, "a", b"1") for store in others])
+    if child == 0:
+        os._exit(0 if is_well else 1)
+    assert is_well
+    assert os.waitpid(child, 0)[1] == 0
+    assert "OSError: no" in caplog.text
+    monkeypatch.undo()
+    broken.resume(is_child=False)
+
+
+def bounded(call, *arguments):
+    """What it returns; None where it waits for long."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(call(*arguments)), daemon=True)
+    thread.start()
+    thread.join(5)
+    return answers[0] if answers else None

@@ -130,7 +130,7 @@ class RedisStore(Store):
 
     def resume(self, is_child: bool) -> None:
         super().resume(is_child)
-        if is_child:
+        if is_child and not self._is_closed:
             self._asked.clear()
             self._lanes = self._start()
 

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 logger = logging.getLogger("kvcompress.store")
 
@@ -148,13 +149,21 @@ _paused: list[Store] = []
 
 def _pause() -> None:
     for store in list(_stores):
-        store.pause()
         _paused.append(store)
+        _take(store.pause)
 
 
 def _resume(is_child: bool) -> None:
     while _paused:
-        _paused.pop().resume(is_child)
+        _take(_paused.pop().resume, is_child)
+
+
+def _take(step: Callable[..., None], *arguments: Any) -> None:
+    """The others take theirs even where one store fails: they would stay locked for good."""
+    try:
+        step(*arguments)
+    except Exception as error:
+        logger.exception("a store does not come through a fork: %s: %s", type(error).__name__, error)
 
 
 os.register_at_fork(
