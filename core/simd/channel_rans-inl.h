@@ -11,9 +11,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "core/simd/channel_rans.h"
+#include "core/simd/gathers.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/rans-inl.h"
 
@@ -31,17 +33,20 @@ HWY_INLINE VI PlacesOf(const StripTables& tables, size_t channel) {
   return hn::Mul(hn::LoadU(DI(), tables.index.data() + channel), hn::Set(DI(), kWords));
 }
 
-// Whether entries are waited for: then the lanes of an index leave its vector one by one, where that has 16 of them.
-// Vectors of fewer are too many for it.
-enum class Wait { kNo, kYes };
+// How entries are looked up: by a gather, or lane by lane. Where they are waited for, the lanes of an index then leave
+// its vector one by one, if that has 16 of them: vectors of fewer are too many for it.
+enum class LookUps { kGather, kLanes, kAwaitedLanes };
 
 // The entries of a table at `index` of each lane's own table, from `base` on.
-template <Wait kWait>
+template <LookUps kLookUps>
 HWY_INLINE VI EntriesAt(const uint32_t* base, VI index) {
+#if KVC_TARGET_AVX512
+  if constexpr (kLookUps == LookUps::kGather) return Gather(base, index);
+#endif
   HWY_ALIGN uint32_t at[kLanes];
   hn::Store(hn::BitCast(DU(), index), DU(), at);
   // Keeps GCC from taking the lanes out of the register, which is sooner done but more work than memory's.
-  if constexpr (kWait == Wait::kNo || kLanes < 16) asm("" : "+m"(at));
+  if constexpr (kLookUps == LookUps::kLanes || kLanes < 16) asm("" : "+m"(at));
   return LookUp([&](size_t lane) HWY_ATTR { return base[at[lane]]; });
 }
 
@@ -117,6 +122,23 @@ HWY_INLINE bool HasUpperBits(const LowBits* low) {
 
 // Vectors of channels that the states take at once: a token has one group of them or two.
 constexpr size_t GroupVectors(size_t state_vectors) { return HWY_MIN(state_vectors, kVectors); }
+
+// Calls `body` with the number of vectors that so many lanes take, as a constant.
+template <class Body>
+HWY_INLINE auto WithStateVectors(size_t lanes, Body body) {
+  if (lanes == kMinVectorLanes) return body(std::integral_constant<size_t, kMinVectorLanes / kLanes>());
+  return lanes == kStripChannels ? body(std::integral_constant<size_t, kVectors>())
+                                 : body(std::integral_constant<size_t, 2 * kVectors>());
+}
+
+// Calls `body` with how entries are looked up, as a constant.
+template <LookUps kElse, class Body>
+HWY_INLINE auto WithLookUps(Body body) {
+#if KVC_TARGET_AVX512
+  if (GathersWell()) return body(std::integral_constant<LookUps, LookUps::kGather>());
+#endif
+  return body(std::integral_constant<LookUps, kElse>());
+}
 
 }  // namespace
 }  // namespace kvcompress::simd::HWY_NAMESPACE

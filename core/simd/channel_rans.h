@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/base/dtype.h"
 #include "core/simd/rans.h"
 
 // The entropy coder of the codec `transform` (docs/format.md, "transform"): the arithmetic of rans.h, with a table for
@@ -108,14 +109,32 @@ class EscapeReader {
   ~EscapeReader() = default;
 };
 
-// Decodes the tokens of a strip, kStripChannels points each, and passes the states on. Without `states`, all is of the
-// first quantizer. False when the words are used up, or an escape is none that an encoder has.
+// Where values of `dtype`, which has a kernel, are placed, those of a token `stride` after those of the token before.
+struct PlacedValues {
+  DType dtype;
+  void* first;
+  size_t stride;
+
+  PlacedValues After(size_t tokens) const {
+    return {dtype, static_cast<std::byte*>(first) + tokens * stride * DTypeSize(dtype), stride};
+  }
+};
+// What points become: point unit + mean of their channel, limited to the finite range of the dtype and rounded.
+struct Placing {
+  PlacedValues values;
+  float unit;
+  const float* means;
+};
+
+// Decodes the tokens of a strip, places what their points become, and passes the states on. Without `states`, all is of
+// the first quantizer. False when the words are used up, or an escape is none that an encoder has.
 [[nodiscard]] bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                               ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points);
+                               ChannelRansDecoder& decoder, EscapeReader& escapes, const Placing& placing);
 
 namespace scalar {
 [[nodiscard]] bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
                                size_t channels, ChannelRansEncoder& encoder);
+// Makes kStripChannels points of each token.
 [[nodiscard]] bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
                                ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points);
 // The value of a channel that is an escape, from its low bits. False where it is none that an encoder has.

@@ -69,6 +69,26 @@ HWY_INLINE VI LookUp(EntryOf entry_of) {
 #endif
 }
 
+#if KVC_TARGET_AVX512
+// table[index] for each lane. With a constant mask compilers leave open which register the gather merges with, and it
+// waits for what that held before: so the mask, of all lanes, is computed.
+HWY_INLINE VI Gather(const uint32_t* table, VI index) {
+  const __mmask16 all = hn::Gt(index, hn::Set(DI(), -1)).raw;
+  return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all, index.raw, table, 4)};
+}
+// Of the pairs of entries at `index`, from `table` on, the first one or, where `second` is 1 and not 0, the second one.
+// Both are read, so that they do not wait for `second`.
+HWY_INLINE VI GatherEither(const uint32_t* table, VI index, VI second) {
+  const __mmask8 all = hn::Gt(index, hn::Set(DI(), -1)).raw & 0xff;
+  const auto eight = [&](__m256i at)
+                         HWY_ATTR { return _mm512_mask_i32gather_epi64(_mm512_setzero_si512(), all, at, table, 4); };
+  const __m512i lower = eight(_mm512_castsi512_si256(index.raw));
+  const __m512i upper = eight(_mm512_extracti64x4_epi64(index.raw, 1));
+  const VI twice = hn::Add(hn::Iota(DI(), 0), hn::Iota(DI(), 0));
+  return VI{_mm512_permutex2var_epi32(lower, hn::Add(twice, second).raw, upper)};
+}
+#endif
+
 // A mask as bits.
 HWY_INLINE unsigned BitsOf(hn::Mask<DI> mask) {
 #if KVC_TARGET_AVX512

@@ -33,15 +33,6 @@ struct States {
 };
 
 #if KVC_TARGET_AVX512
-// table[index] for each lane. With a constant mask compilers leave open which register the gather merges with, and it
-// waits for what that held before: so the mask, of all lanes, is computed.
-HWY_INLINE VI Gather(const uint32_t* table, VI index) {
-  const __mmask16 all = hn::Gt(index, hn::Set(DI(), -1)).raw;
-  return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all, index.raw, table, 4)};
-}
-#endif
-
-#if KVC_TARGET_AVX512
 
 // EncodeWideGroups with gathers. All vectors take each step together, and each group's gathers stand in front of the
 // steps of the one before: a CPU does not look far enough ahead to find them behind.

@@ -174,13 +174,14 @@ void FillStripAll(const float* values, size_t stride, size_t tokens, size_t chan
 }
 
 template <DType kT>
-void PlaceAs(const int32_t* points, size_t tokens, float unit, const float* means, uint8_t* out, size_t stride) {
+void PlaceAs(const int32_t* points, size_t tokens, const Placing& placing) {
   const DF df;
-  const VF by = hn::Set(df, unit);
+  const VF by = hn::Set(df, placing.unit);
   constexpr size_t kVectors = kStripChannels / kLanes;
   VF mean[kVectors];
-  for (size_t v = 0; v < kVectors; ++v) mean[v] = hn::LoadU(df, means + v * kLanes);
-  for (size_t t = 0; t < tokens; ++t, out += stride * sizeof(Bits<kT>)) {
+  for (size_t v = 0; v < kVectors; ++v) mean[v] = hn::LoadU(df, placing.means + v * kLanes);
+  auto* out = static_cast<uint8_t*>(placing.values.first);
+  for (size_t t = 0; t < tokens; ++t, out += placing.values.stride * sizeof(Bits<kT>)) {
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
       const VF point = hn::ConvertTo(df, hn::LoadU(DI(), points + t * kStripChannels + v * kLanes));
@@ -189,12 +190,9 @@ void PlaceAs(const int32_t* points, size_t tokens, float unit, const float* mean
   }
 }
 
-void PlaceStripAll(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
-                   const PlacedValues& values) {
-  if (channels != kStripChannels) return scalar::PlaceStrip(points, tokens, channels, unit, means, values);
-  VisitDType(values.dtype, [&](auto type) {
-    PlaceAs<type>(points, tokens, unit, means, static_cast<uint8_t*>(values.first), values.stride);
-  });
+void PlaceStripAll(const int32_t* points, size_t tokens, size_t channels, const Placing& placing) {
+  if (channels != kStripChannels) return scalar::PlaceStrip(points, tokens, channels, placing);
+  VisitDType(placing.values.dtype, [&](auto type) { PlaceAs<type>(points, tokens, placing); });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -236,9 +234,8 @@ void FillStrip(const float* values, size_t stride, size_t tokens, size_t channel
                float* strip) {
   HWY_DYNAMIC_DISPATCH(FillStripAll)(values, stride, tokens, channels, means, factor, strip);
 }
-void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
-                const PlacedValues& values) {
-  HWY_DYNAMIC_DISPATCH(PlaceStripAll)(points, tokens, channels, unit, means, values);
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing) {
+  HWY_DYNAMIC_DISPATCH(PlaceStripAll)(points, tokens, channels, placing);
 }
 
 }  // namespace kvcompress::simd

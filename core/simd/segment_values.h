@@ -32,15 +32,8 @@ void AddToChannels(const float* addends, size_t channels, float* values, size_t 
 // channels are 0.
 void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
                float* strip);
-// Where values of `dtype`, which has a kernel, are placed, those of a token `stride` after those of the token before.
-struct PlacedValues {
-  DType dtype;
-  void* first;
-  size_t stride;
-};
-// point unit + mean of the points of a strip, the inverse, limited to the finite range of the dtype and rounded.
-void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
-                const PlacedValues& values);
+// The inverse: places what the points of a strip become.
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing);
 
 namespace scalar {
 float LoadScaled(DType dtype, const void* values, size_t count, float factor, float* out);
@@ -53,8 +46,7 @@ void TokenEnergies(const float* values, size_t tokens, size_t channels, const fl
 void AddToChannels(const float* addends, size_t channels, float* values, size_t count);
 void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
                float* strip);
-void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
-                const PlacedValues& values);
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing);
 }  // namespace scalar
 
 }  // namespace kvcompress::simd

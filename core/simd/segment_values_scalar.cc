@@ -73,13 +73,13 @@ void FillStrip(const float* values, size_t stride, size_t tokens, size_t channel
   }
 }
 
-void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, float unit, const float* means,
-                const PlacedValues& values) {
-  const float most = MaxFinite(values.dtype);
+void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing) {
+  const PlacedValues& to = placing.values;
+  const float most = MaxFinite(to.dtype);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t c = 0; c < channels; ++c) {
-      const float value = static_cast<float>(points[t * kStripChannels + c]) * unit + means[c];
-      StoreFromF32(values.dtype, std::clamp(value, -most, most), values.first, t * values.stride + c);
+      const float value = static_cast<float>(points[t * kStripChannels + c]) * placing.unit + placing.means[c];
+      StoreFromF32(to.dtype, std::clamp(value, -most, most), to.first, t * to.stride + c);
     }
   }
 }

@@ -70,10 +70,7 @@ void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k
     PlainQuantize(y, 1, k + at);
     scalar::StripSymbols(tables, k + at, 1, kStripChannels, nullptr, symbols + at, escapes + t, points);
     if (strip.unit == 0) continue;
-    auto* const placed = static_cast<std::byte*>(strip.placed.first);
-    const size_t before = t * strip.placed.stride * DTypeSize(strip.placed.dtype);
-    scalar::PlaceStrip(points, 1, kStripChannels, strip.unit, strip.placed_means,
-                       {strip.placed.dtype, placed + before, strip.placed.stride});
+    scalar::PlaceStrip(points, 1, kStripChannels, {strip.placed.After(t), strip.unit, strip.placed_means});
   }
 }
 

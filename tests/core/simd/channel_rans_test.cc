@@ -4,11 +4,17 @@
 #include <hwy/targets.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <random>
+#include <span>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "core/simd/gathers.h"
+#include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/strip_tables.h"
@@ -23,13 +29,23 @@ using ::kvcompress::testing::StripOf;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
-class ChannelRansTest : public ::testing::TestWithParam<int64_t> {
+// Instruction sets, on CPUs that gather well and on others.
+class ChannelRansTest : public ::testing::TestWithParam<std::tuple<int64_t, bool>> {
+ protected:
+  ChannelRansTest() { SetGathersWellForTest(std::get<1>(GetParam())); }
+  ~ChannelRansTest() override { SetGathersWellForTest(gathers_well_); }
+
  private:
-  const WithTarget with_{GetParam()};
+  const WithTarget with_{std::get<0>(GetParam())};
+  const bool gathers_well_ = GathersWell();
 };
 
-INSTANTIATE_TEST_SUITE_P(All, ChannelRansTest, ::testing::ValuesIn(UsableTargets()),
-                         [](const auto& param) { return std::string(hwy::TargetName(param.param)); });
+INSTANTIATE_TEST_SUITE_P(All, ChannelRansTest,
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::Bool()),
+                         [](const auto& param) {
+                           return std::string(hwy::TargetName(std::get<0>(param.param))) +
+                                  (std::get<1>(param.param) ? "_gathers" : "_loads");
+                         });
 
 // Escapes that are known.
 class KnownEscapes final : public EscapeReader {
@@ -38,6 +54,22 @@ class KnownEscapes final : public EscapeReader {
 
   std::vector<int32_t> beyond;
   size_t read = 0;
+};
+
+// Points as DecodeStrip places them where they are to become themselves.
+class Points {
+ public:
+  explicit Points(size_t count) : values_(count) {}
+
+  Placing placing() { return {{DType::kF32, values_.data(), kStripChannels}, 1, no_means_.data()}; }
+  int32_t operator[](size_t i) const { return static_cast<int32_t>(values_[i]); }
+  bool operator==(const std::vector<int32_t>& points) const {
+    return std::equal(points.begin(), points.end(), values_.begin(), values_.end());
+  }
+
+ private:
+  std::vector<float> values_;
+  std::array<float, kStripChannels> no_means_ = {};
 };
 
 // What a strip of random values is coded as.
@@ -114,11 +146,11 @@ TEST_P(ChannelRansTest, WordsDecodeToTheirPoints) {
           ChannelRansDecoder decoder;
           ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
           StripStates states = {};
-          std::vector<int32_t> points(coded.k.size());
+          Points points(coded.k.size());
           KnownEscapes escapes = coded.Escapes();
           EXPECT_EQ(escapes.beyond.empty(), kind % 2 == 0);
           ASSERT_TRUE(DecodeStrip(coded.strip, coded.tokens, channels, trellis ? &states : nullptr, decoder, escapes,
-                                  points.data()));
+                                  points.placing()));
           EXPECT_EQ(escapes.read, escapes.beyond.size());
           EXPECT_TRUE(decoder.Finish());
           StripStates expected = {};
@@ -131,6 +163,36 @@ TEST_P(ChannelRansTest, WordsDecodeToTheirPoints) {
           }
         }
       }
+    }
+  }
+}
+
+// As the definition does, in all dtypes, and nothing beside them.
+TEST_P(ChannelRansTest, PointsBecomeValues) {
+  constexpr size_t kStride = kStripChannels + 5;
+  std::array<float, kStripChannels> means;
+  for (size_t c = 0; c < kStripChannels; ++c) means[c] = 0.3f * static_cast<float>(c) - 5;
+  for (const auto& [lanes, channels] :
+       {std::pair<size_t, size_t>{64, 32}, {32, 32}, {16, 32}, {4, 32}, {4, 20}, {8, 20}}) {
+    for (const DType dtype : kKernelDTypes) {
+      SCOPED_TRACE(::testing::Message() << lanes << " lanes " << channels << " channels " << DTypeName(dtype));
+      CodedStrip coded(300, channels, lanes, true, true, true);
+      const std::vector<uint8_t> bytes = coded.Encode();
+      ChannelRansDecoder decoder, defined;
+      ASSERT_TRUE(decoder.Begin(lanes, bytes.data(), bytes.size()));
+      ASSERT_TRUE(defined.Begin(lanes, bytes.data(), bytes.size()));
+      StripStates own = {}, of_definition = {};
+      KnownEscapes escapes = coded.Escapes(), again = escapes;
+      std::vector<int32_t> points(coded.k.size());
+      ASSERT_TRUE(
+          scalar::DecodeStrip(coded.strip, coded.tokens, channels, &of_definition, defined, again, points.data()));
+      std::vector<uint8_t> want(((coded.tokens - 1) * kStride + channels) * DTypeSize(dtype), 0x2a);
+      Guarded got(want.size(), Guarded::Against::kPageAfter);
+      std::ranges::copy(want, got.data());
+      scalar::PlaceStrip(points.data(), coded.tokens, channels, {{dtype, want.data(), kStride}, 0.7f, means.data()});
+      ASSERT_TRUE(DecodeStrip(coded.strip, coded.tokens, channels, &own, decoder, escapes,
+                              {{dtype, got.data(), kStride}, 0.7f, means.data()}));
+      EXPECT_TRUE(std::ranges::equal(want, std::span(got.data(), got.size())));
     }
   }
 }
@@ -154,16 +216,18 @@ TEST_P(ChannelRansTest, ManyTokensOfFewWords) {
         ChannelRansDecoder decoder, defined;
         ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
         ASSERT_TRUE(defined.Begin(lanes, in.data(), in.size()));
-        std::vector<int32_t> points(coded.k.size()), expected(coded.k.size());
+        Points points(coded.k.size());
+        std::vector<int32_t> expected(coded.k.size());
         KnownEscapes escapes = coded.Escapes(), again = coded.Escapes();
         escapes.beyond.resize(2 * coded.k.size(), 1);
         again.beyond = escapes.beyond;
         StripStates own = {}, of_definition = {};
-        const bool ok = DecodeStrip(coded.strip, coded.tokens, kStripChannels, &own, decoder, escapes, points.data());
+        const bool ok =
+            DecodeStrip(coded.strip, coded.tokens, kStripChannels, &own, decoder, escapes, points.placing());
         ASSERT_EQ(ok, scalar::DecodeStrip(coded.strip, coded.tokens, kStripChannels, &of_definition, defined, again,
                                           expected.data()));
         if (!ok) continue;
-        ASSERT_EQ(points, expected);
+        ASSERT_TRUE(points == expected);
         ASSERT_EQ(own, of_definition);
         ASSERT_EQ(decoder.size, defined.size);
         ASSERT_EQ(decoder.states, defined.states);
@@ -205,8 +269,9 @@ TEST_P(ChannelRansTest, EscapesThatNoEncoderHasAreNoticed) {
         ChannelRansDecoder decoder;
         ASSERT_TRUE(decoder.Begin(lanes, bytes.data(), bytes.size()));
         StripStates states = {};
-        std::vector<int32_t> points(coded.k.size());
-        EXPECT_FALSE(DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, escapes, points.data()));
+        Points points(coded.k.size());
+        EXPECT_FALSE(
+            DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, escapes, points.placing()));
         EXPECT_EQ(escapes.read, at + 1);
       }
     }
@@ -223,10 +288,11 @@ TEST_P(ChannelRansTest, WordsThatEndEarlyAreNoticed) {
       ChannelRansDecoder decoder;
       ASSERT_TRUE(decoder.Begin(lanes, in.data(), in.size()));
       StripStates states = {};
-      std::vector<int32_t> points(coded.k.size());
+      Points points(coded.k.size());
       KnownEscapes escapes = coded.Escapes();
       escapes.beyond.resize(coded.k.size(), 1);  // what is read without its first words may be anything
-      const bool ok = DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, escapes, points.data());
+      const bool ok =
+          DecodeStrip(coded.strip, coded.tokens, kStripChannels, &states, decoder, escapes, points.placing());
       EXPECT_FALSE(ok && decoder.Finish());
     }
   }

@@ -152,8 +152,8 @@ TEST_P(SegmentValuesTest, StripsAreFilledAndPlacedAsTheDefinitionDoes) {
       std::vector<uint8_t> want_placed(values.size() * DTypeSize(dtype), 0x2a);
       Guarded placed(want_placed.size(), Guarded::Against::kPageAfter);
       std::memcpy(placed.data(), want_placed.data(), want_placed.size());
-      scalar::PlaceStrip(points.data(), kTokens, channels, 0.013f, means.data(), {dtype, want_placed.data(), stride});
-      PlaceStrip(points.data(), kTokens, channels, 0.013f, in_means.data(), {dtype, placed.data(), stride});
+      scalar::PlaceStrip(points.data(), kTokens, channels, {{dtype, want_placed.data(), stride}, 0.013f, means.data()});
+      PlaceStrip(points.data(), kTokens, channels, {{dtype, placed.data(), stride}, 0.013f, in_means.data()});
       EXPECT_EQ(std::memcmp(placed.data(), want_placed.data(), want_placed.size()), 0) << channels;
       EXPECT_TRUE(std::isfinite(LoadAsF32(dtype, want_placed.data(), 0)));
     }

@@ -15,13 +15,9 @@ namespace {
 
 using simd::kStripChannels;
 
-// Tokens of a strip that are points before they become values, in the first cache.
-constexpr size_t kPieceTokens = 128;
-
 // Buffers that a thread uses again for every block.
 struct Scratch {
   std::vector<float> values;
-  std::vector<int32_t> points = std::vector<int32_t>(kPieceTokens * kStripChannels);
   simd::RotaryTable turns;
 
   static Scratch& OfThread() {
@@ -96,16 +92,13 @@ class Decoder {
     bool ok = true;
     ForEachSpan(segment, [&](const TokenSpan& span) {
       const simd::StripTables coding = StripCoding(tables_, classes, span.class_shift);
-      for (size_t t = span.begin; ok && t < span.end;) {
-        const size_t tokens = std::min(kPieceTokens, span.end - t);
-        ok = simd::DecodeStrip(coding, tokens, classes.size(), format_.trellis ? &states : nullptr, rans_, escapes_,
-                               scratch.points.data());
-        if (ok) {
-          reconstruction_.Place(segment, {first_channel, classes.size(), t, tokens, span.step_shift},
-                                scratch.points.data(), scratch.values.data());
-        }
-        t += tokens;
-      }
+      const Reconstruction::Piece piece{first_channel, classes.size(), span.begin, span.end - span.begin,
+                                        span.step_shift};
+      const Reconstruction::Scale scale = reconstruction_.ScaleOf(segment, piece);
+      const simd::Placing placing{reconstruction_.PlaceOf(segment, piece, scratch.values.data()), scale.unit,
+                                  scale.means.data()};
+      ok = ok && simd::DecodeStrip(coding, piece.tokens, piece.channels, format_.trellis ? &states : nullptr, rans_,
+                                   escapes_, placing);
     });
     return ok;
   }

@@ -20,8 +20,8 @@ simd::PlacedValues Reconstruction::PlaceOf(const Segment& segment, const Piece& 
 
 void Reconstruction::Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const {
   const Scale scale = ScaleOf(segment, piece);
-  simd::PlaceStrip(points, piece.tokens, piece.channels, scale.unit, scale.means.data(),
-                   PlaceOf(segment, piece, values));
+  simd::PlaceStrip(points, piece.tokens, piece.channels,
+                   {PlaceOf(segment, piece, values), scale.unit, scale.means.data()});
 }
 
 void Reconstruction::Finish(const Segment& segment, simd::RotaryTable& turns, float* values) {

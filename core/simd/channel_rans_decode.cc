@@ -1,7 +1,5 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "core/simd/channel_rans.cc"
-#include "core/simd/channel_rans.h"
-
+#define HWY_TARGET_INCLUDE "core/simd/channel_rans_decode.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -9,11 +7,12 @@
 #include <array>
 #include <bit>
 #include <type_traits>
-#include <utility>
 
 #include "core/simd/channel_rans-inl.h"
+#include "core/simd/channel_rans.h"
 #include "core/simd/channel_rans_few.h"
 #include "core/simd/rans-inl.h"
+#include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -21,58 +20,6 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 
 #if KVC_TARGET_RANS
 namespace {
-
-template <size_t kStateVectors, bool kHasLowBits>
-bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
-                  ChannelRansEncoder& encoder) {
-  constexpr size_t kGroup = GroupVectors(kStateVectors);
-  if (tokens == 0) return true;
-  const uint32_t* const base = tables.all->symbols.data();
-  VI places[kVectors];
-  LowBits low[kVectors];
-  Unrolled<kVectors>([&](auto v) KVC_WITHIN {
-    places[v] = PlacesOf(tables, v * kLanes);
-    if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes);
-  });
-  const bool has_upper_bits = kHasLowBits && HasUpperBits(low);
-  // Entries are looked up a token ahead: what waits for the states should not hold them up.
-  VI entries[kVectors], next[kVectors];
-  const auto look_up = [&](size_t t) KVC_WITHIN {
-    Unrolled<kVectors>([&](auto v) KVC_WITHIN {
-      const VI symbol = hn::PromoteTo(DI(), LoadAt(DU8(), symbols + t * kStripChannels + v * kLanes));
-      next[v] = EntriesAt<Wait::kNo>(base, hn::Add(symbol, places[v]));
-    });
-  };
-  look_up(tokens - 1);
-  LaneStates<kStateVectors> states(encoder.states.data());
-  uint8_t* out = encoder.out + encoder.size;
-  const uint8_t* const end = encoder.out + encoder.capacity;
-  while (tokens-- > 0) {
-    if (static_cast<size_t>(end - out) < MaxTokenBytes(tables)) return false;
-    states.PassTurn();
-    Unrolled<kVectors>([&](auto v) KVC_WITHIN { entries[v] = next[v]; });
-    look_up(tokens - (tokens > 0));
-    Unrolled<kVectors / kGroup>([&](auto i) KVC_WITHIN {
-      constexpr size_t first = kVectors - kGroup * (i + 1);
-      if constexpr (kHasLowBits) {
-        const int32_t* const row = k + tokens * kStripChannels + first * kLanes;
-        Unrolled<kGroup>([&](auto s) KVC_WITHIN {
-          out += 2 * EncodeBits(hn::LoadU(DI(), row + s * kLanes), low[first + s].lower, states.lanes[s], out);
-        });
-        if (HWY_UNLIKELY(has_upper_bits)) {
-          Unrolled<kGroup>([&](auto s) KVC_WITHIN {
-            const VI value = hn::ShiftRight<kLowBitsAtOnce>(hn::LoadU(DI(), row + s * kLanes));
-            out += 2 * EncodeBits(value, low[first + s].upper, states.lanes[s], out);
-          });
-        }
-      }
-      Unrolled<kGroup>([&](auto s) KVC_WITHIN { out += 2 * EncodeEntries(entries[first + s], states.lanes[s], out); });
-    });
-  }
-  states.StoreTo(encoder.states.data());
-  encoder.size = static_cast<size_t>(out - encoder.out);
-  return true;
-}
 
 // Symbols as points, and the states passed on.
 template <bool kTrellis>
@@ -111,13 +58,14 @@ HWY_INLINE VI PassValues(VI symbol, VI low, VI bits, VI& state) {
 }
 
 // The entries of the slots at `index` of each lane's own table, of the quantizers that the trellis's states mean.
-template <bool kTrellis>
+template <bool kTrellis, LookUps kLookUps>
 HWY_INLINE VI SlotEntries(const uint32_t* base, VI index, VI state) {
-  if constexpr (!kTrellis) return EntriesAt<Wait::kYes>(base, index);
+  if constexpr (!kTrellis) return EntriesAt<kLookUps>(base, index);
 #if KVC_TARGET_AVX512
+  if constexpr (kLookUps == LookUps::kGather) return GatherEither(base, index, hn::ShiftRight<1>(state));
   return EitherAt(base, index, hn::Gt(state, hn::Set(DI(), 1)));
 #else
-  return EntriesAt<Wait::kYes>(base, hn::Add(index, hn::ShiftRight<1>(state)));
+  return EntriesAt<kLookUps>(base, hn::Add(index, hn::ShiftRight<1>(state)));
 #endif
 }
 
@@ -172,10 +120,51 @@ HWY_INLINE bool PassEscapes(const StripTables& tables, const VI* symbol, const V
   return true;
 }
 
+// Places what the points of tokens become, one token after the other.
+class TokenPlacer {
+ public:
+  explicit HWY_INLINE TokenPlacer(const Placing& placing)
+      : unit_(hn::Set(DF(), placing.unit)),
+        dtype_(placing.values.dtype),
+        stride_(placing.values.stride * DTypeSize(dtype_)),
+        to_(static_cast<uint8_t*>(placing.values.first)) {
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN { means_[v] = hn::LoadU(DF(), placing.means + v * kLanes); });
+  }
+
+  // Next the token with these points.
+  HWY_INLINE void operator()(const VI (&points)[kVectors]) {
+    // A branch that always goes one way, in place of as many bodies of the loop around it.
+    if (dtype_ == DType::kF16) {
+      Store<DType::kF16>(points);
+    } else if (dtype_ == DType::kBF16) {
+      Store<DType::kBF16>(points);
+    } else {
+      Store<DType::kF32>(points);
+    }
+    to_ += stride_;
+  }
+
+ private:
+  template <DType kT>
+  HWY_INLINE void Store(const VI (&points)[kVectors]) const {
+    const DF df;
+    Unrolled<kVectors>([&](auto v) KVC_WITHIN {
+      const VF scaled = hn::Mul(hn::ConvertTo(df, points[v]), unit_);
+      StoreLimited<kT>(df, hn::Add(scaled, means_[v]), to_ + v * kLanes * sizeof(Bits<kT>));
+    });
+  }
+
+  VF means_[kVectors];
+  const VF unit_;
+  const DType dtype_;
+  const size_t stride_;
+  uint8_t* to_;
+};
+
 // Vectors of lanes are in falling order, as words are popped.
-template <size_t kStateVectors, bool kTrellis, bool kHasLowBits>
+template <size_t kStateVectors, bool kTrellis, bool kHasLowBits, LookUps kLookUps>
 size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trellis, ChannelRansDecoder& decoder,
-                    EscapeReader& escapes, int32_t* points, bool* ok) {
+                    EscapeReader& escapes, const Placing& placing, bool* ok) {
   constexpr size_t kGroup = GroupVectors(kStateVectors);
   const DI di;
   const uint32_t* const base = tables.all->slots[0].data();
@@ -189,18 +178,19 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
     if constexpr (kHasLowBits) low[v] = LowBits(tables, v * kLanes).Reversed();
   });
   const bool has_upper_bits = kHasLowBits && HasUpperBits(low);
+  TokenPlacer place(placing);
   const uint8_t* end = decoder.words + decoder.size;
   const uint8_t* const last = decoder.words + MaxTokenBytes(tables);
   size_t t = 0;
   for (; t < tokens && end >= last && *ok; ++t) {
-    VI symbol[kVectors], value[kVectors];
+    VI symbol[kVectors], value[kVectors], points[kVectors];
     VI largest = hn::Zero(di);
     Unrolled<kVectors / kGroup>([&](auto group) KVC_WITHIN {
       constexpr size_t first = kGroup * group;
       Unrolled<kGroup>([&](auto i) KVC_WITHIN {
         constexpr size_t s = kGroup - 1 - i, v = first + s;
         const VI slot = hn::And(hn::Add(states.lanes[s], states.lanes[s]), hn::Set(di, 2 * (kRansSlots - 1)));
-        const VI entry = SlotEntries<kTrellis>(base, hn::Add(slot, places[v]), machine[v]);
+        const VI entry = SlotEntries<kTrellis, kLookUps>(base, hn::Add(slot, places[v]), machine[v]);
         symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
         value[v] = hn::Zero(di);
         largest = hn::Max(largest, symbol[v]);
@@ -220,15 +210,16 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
       }
     });
     states.PassTurn();
-    int32_t* const row = points + t * kStripChannels;
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Eq(largest, hn::Set(di, kEscape))))) {
+      int32_t row[kStripChannels];
       *ok = PassEscapes<kTrellis, kHasLowBits>(tables, symbol, value, low, escapes, machine, row);
-      continue;
+      Unrolled<kVectors>([&](auto v) KVC_WITHIN { points[v] = hn::LoadU(di, row + v * kLanes); });
+    } else {
+      Unrolled<kVectors>([&](auto v) KVC_WITHIN {
+        points[v] = hn::Reverse(di, PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]));
+      });
     }
-    Unrolled<kVectors>([&](auto v) KVC_WITHIN {
-      const VI point = PassToken<kTrellis, kHasLowBits>(symbol[v], value[v], low[v], machine[v]);
-      hn::StoreU(hn::Reverse(di, point), di, row + v * kLanes);
-    });
+    place(points);
   }
   states.Reverse();
   states.StoreTo(decoder.states.data());
@@ -237,31 +228,18 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
   return t;
 }
 
-// Calls `body` with the number of vectors that so many lanes take, as a constant.
-template <class Body>
-HWY_INLINE auto WithStateVectors(size_t lanes, Body body) {
-  if (lanes == kMinVectorLanes) return body(std::integral_constant<size_t, kMinVectorLanes / kLanes>());
-  return lanes == kStripChannels ? body(std::integral_constant<size_t, kVectors>())
-                                 : body(std::integral_constant<size_t, 2 * kVectors>());
-}
-
 }  // namespace
 
-// Whole strips, in half as many lanes as channels or more.
-bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
-                     ChannelRansEncoder& encoder) {
-  return WithStateVectors(encoder.lanes, [&](auto vectors) HWY_ATTR {
-    return tables.has_low_bits ? EncodeTokens<vectors, true>(tables, symbols, k, tokens, encoder)
-                               : EncodeTokens<vectors, false>(tables, symbols, k, tokens, encoder);
-  });
-}
-
-// Likewise; leaves tokens undone for which the words that are left might not suffice.
+// Whole strips, in half as many lanes as channels or more; leaves tokens undone for which the words that are left might
+// not suffice.
 size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* states, ChannelRansDecoder& decoder,
-                       EscapeReader& escapes, int32_t* points, bool* ok) {
+                       EscapeReader& escapes, const Placing& placing, bool* ok) {
   return WithStateVectors(decoder.lanes, [&](auto vectors) HWY_ATTR {
     const auto decode = [&](auto trellis, auto low_bits) HWY_ATTR {
-      return DecodeTokens<vectors, trellis, low_bits>(tables, tokens, states, decoder, escapes, points, ok);
+      return WithLookUps<LookUps::kAwaitedLanes>([&](auto look_ups) HWY_ATTR {
+        return DecodeTokens<vectors, trellis, low_bits, look_ups>(tables, tokens, states, decoder, escapes, placing,
+                                                                  ok);
+      });
     };
     const auto decode_with = [&](auto trellis) HWY_ATTR {
       return tables.has_low_bits ? decode(trellis, std::true_type()) : decode(trellis, std::false_type());
@@ -272,18 +250,12 @@ size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* st
 
 #else
 
-bool EncodeInVectors(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens,
-                     ChannelRansEncoder& encoder) {
-  if (AreFewLanes(encoder.lanes, kStripChannels)) {
-    return EncodeFewLanes(tables, symbols, k, tokens, kStripChannels, encoder);
-  }
-  return scalar::EncodeStrip(tables, symbols, k, tokens, kStripChannels, encoder);
-}
-
 size_t DecodeInVectors(const StripTables& tables, size_t tokens, StripStates* states, ChannelRansDecoder& decoder,
-                       EscapeReader& escapes, int32_t* points, bool* ok) {
+                       EscapeReader& escapes, const Placing& placing, bool* ok) {
   if (!AreFewLanes(decoder.lanes, kStripChannels)) return 0;
-  return DecodeFewLanes(tables, tokens, kStripChannels, states, decoder, escapes, points, ok);
+  return internal::PlacePieces(tokens, kStripChannels, placing, ok, [&](size_t count, int32_t* points) {
+    return DecodeFewLanes(tables, count, kStripChannels, states, decoder, escapes, points, ok);
+  });
 }
 
 #endif
@@ -296,41 +268,27 @@ namespace kvcompress::simd {
 
 namespace {
 
-HWY_EXPORT(EncodeInVectors);
+using internal::PlacePieces;
+
 HWY_EXPORT(DecodeInVectors);
-
-bool FillVectors(size_t lanes, size_t channels) { return channels == kStripChannels && lanes >= kMinVectorLanes; }
-
-}  // namespace
-
-bool EncodeStrip(const StripTables& tables, const uint8_t* symbols, const int32_t* k, size_t tokens, size_t channels,
-                 ChannelRansEncoder& encoder) {
-  if (FillVectors(encoder.lanes, channels)) {
-    return HWY_DYNAMIC_DISPATCH(EncodeInVectors)(tables, symbols, k, tokens, encoder);
-  }
-  if (AreFewLanes(encoder.lanes, channels)) {
-    return EncodeFewLanes(tables, symbols, k, tokens, channels, encoder);
-  }
-  return scalar::EncodeStrip(tables, symbols, k, tokens, channels, encoder);
-}
-
-namespace {
 
 // Returns how many tokens it has decoded: not those for which the words that are left might not suffice, and none of
 // strips that there is nothing faster for than their definition.
 size_t DecodeFast(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                  ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok) {
+                  ChannelRansDecoder& decoder, EscapeReader& escapes, const Placing& placing, bool* ok) {
   if (FillVectors(decoder.lanes, channels)) {
-    return HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, escapes, points, ok);
+    return HWY_DYNAMIC_DISPATCH(DecodeInVectors)(tables, tokens, states, decoder, escapes, placing, ok);
   }
   if (!AreFewLanes(decoder.lanes, channels)) return 0;
-  return DecodeFewLanes(tables, tokens, channels, states, decoder, escapes, points, ok);
+  return PlacePieces(tokens, channels, placing, ok, [&](size_t count, int32_t* points) {
+    return DecodeFewLanes(tables, count, channels, states, decoder, escapes, points, ok);
+  });
 }
 
 // Likewise the last words, fewer than MaxTokenBytes, of which there may be many tokens: as many bytes before them as a
 // token takes let them suffice. *ok becomes false where these are needed.
 size_t DecodeLastWords(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                       ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points, bool* ok) {
+                       ChannelRansDecoder& decoder, EscapeReader& escapes, const Placing& placing, bool* ok) {
   const size_t before = MaxTokenBytes(tables);
   if (decoder.size >= before) return 0;
   std::array<uint8_t, 2 * kMostTokenBytes> words = {};
@@ -338,24 +296,34 @@ size_t DecodeLastWords(const StripTables& tables, size_t tokens, size_t channels
   ChannelRansDecoder last = decoder;
   last.words = words.data();
   last.size = before + decoder.size;
-  const size_t done = DecodeFast(tables, tokens, channels, states, last, escapes, points, ok);
+  const size_t done = DecodeFast(tables, tokens, channels, states, last, escapes, placing, ok);
   *ok = *ok && last.size >= before;
   decoder.states = last.states;
   decoder.size = last.size - std::min(before, last.size);
   return done;
 }
 
+// Any words and strips.
+size_t DecodeByDefinition(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
+                          ChannelRansDecoder& decoder, EscapeReader& escapes, const Placing& placing, bool* ok) {
+  return PlacePieces(tokens, channels, placing, ok, [&](size_t count, int32_t* points) {
+    *ok = scalar::DecodeStrip(tables, count, channels, states, decoder, escapes, points);
+    return count;
+  });
+}
+
 }  // namespace
 
 bool DecodeStrip(const StripTables& tables, size_t tokens, size_t channels, StripStates* states,
-                 ChannelRansDecoder& decoder, EscapeReader& escapes, int32_t* points) {
+                 ChannelRansDecoder& decoder, EscapeReader& escapes, const Placing& placing) {
   bool ok = true;
   size_t done = 0;
-  for (const auto decode : {DecodeFast, DecodeLastWords}) {
-    done += decode(tables, tokens - done, channels, states, decoder, escapes, points + done * kStripChannels, &ok);
-    if (done == tokens || !ok) return ok;
+  for (const auto decode : {DecodeFast, DecodeLastWords, DecodeByDefinition}) {
+    const Placing rest{placing.values.After(done), placing.unit, placing.means};
+    done += decode(tables, tokens - done, channels, states, decoder, escapes, rest, &ok);
+    if (done == tokens || !ok) break;
   }
-  return scalar::DecodeStrip(tables, tokens - done, channels, states, decoder, escapes, points + done * kStripChannels);
+  return ok;
 }
 
 }  // namespace kvcompress::simd
