@@ -1,11 +1,15 @@
 """Calls without a network: the steps that they name, and what becomes of answers and failures."""
 
+import copy
+import dataclasses
+import pickle
+
 import grpc
 import kvcompress
 import numpy as np
 import pytest
 from fake_server import capabilities
-from kvcompress._core import Core, Streaming, Unary, Wait
+from kvcompress._core import Core, Message, Streaming, Unary, Wait
 from kvcompress._errors import from_rpc
 from kvcompress.v1 import kvcompress_pb2 as pb
 
@@ -69,6 +73,39 @@ def test_a_small_tensor_goes_by_one_message_and_a_large_one_by_a_stream(core):
     steps, many = run(core.compress_many([("t", SMALL)], "raw", None, "error", None, None))
     assert steps == []
     assert (many.exchange.method, many.items) == ("Compress", [("t", SMALL)])
+
+
+def test_a_driver_that_takes_items_is_given_small_tensors_as_they_are():
+    core = Core(60, POLICY, lambda said: None, lambda: True)
+    (_, step), found = run(core.compress(SMALL, "raw", name="t"), OFFER, "frame")
+    assert isinstance(step, Message)
+    assert step.item.data == SMALL.tobytes()
+    assert 59 < step.left() <= 60
+    assert found == "frame"
+
+
+def test_a_frame_is_the_same_whether_its_report_is_read_or_not(core):
+    quality = kvcompress.Quality(1.0, 0.5, 16.0, 0.75, 2.0, "POOR", 8.0)
+    report = pb.TensorReport(name="t", codec="raw", tensor_bytes=20, frame_bytes=5, violations=["rmse"],
+                             policy="others", quality=pb.Quality(**dataclasses.asdict(quality)), codec_seconds=0.5,
+                             nonfinite_blocks=1)
+    answer = pb.CompressTensorResponse(report=report, frame=b"frame").SerializeToString()
+    run(core.wait_ready(), pb.MetricsResponse().SerializeToString(), OFFER)
+
+    def made():
+        return run(core.compress(SMALL, "raw", name="t"), answer)[1]
+
+    equal = kvcompress.Frame(b"frame", "t", "raw", "F16", (10,), 20, 5, quality, ("rmse",), 0.5, policy="others",
+                             nonfinite_blocks=1)
+    for other in (made(), copy.copy(made()), copy.deepcopy(made()), pickle.loads(pickle.dumps(made())),
+                  dataclasses.replace(made())):
+        assert (other.policy, other.rotary, other.passed_through) == ("others", None, False)
+        assert vars(other) == vars(equal)
+    assert (made() == equal, hash(made()), repr(made())) == (True, hash(equal), repr(equal))
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = made().no_such
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made().name = "u"
 
 
 def test_what_is_tried_again_and_after_which_wait(core):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Concatenate, TypeVar
 
 from ._connection import MAX_MESSAGES, Connection
-from ._core import Arguments, Core, Items, Plan, Step, Streaming, Unary, Wait, Work, method_of
+from ._core import Arguments, Core, Items, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import DeadlineExceeded, closed, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
@@ -97,6 +97,9 @@ class AsyncClient(Connection):
 
     async def _do(self, step: Step) -> Any:
         match step:
+            case Message():
+                (answer,) = await self._list(Streaming(step.exchange(0), [step.item], step.left, in_message=True))
+                return answer
             case Unary():
                 return await _within(step.timeout, self._channel.unary(step.method, step.request, step.timeout), late)
             case Streaming():

@@ -6,7 +6,7 @@ from concurrent import futures
 from typing import Any, Concatenate
 
 from ._connection import Connection
-from ._core import Arguments, Core, Plan, Step, Streaming, Unary, Wait, Work, method_of
+from ._core import Arguments, Core, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
@@ -115,10 +115,12 @@ class Client(Connection):
 
     def _do(self, step: Step) -> Any:
         match step:
+            case Message():
+                return self._answer_of(step)
             case Unary():
                 return self._answer(self._channel.unary(step.method, step.request, step.timeout), step.timeout)
             case Streaming():
-                return [self._answer_of(step)] if step.in_message else list(self._open(step))
+                return list(self._open(step))
             case Work():
                 return step.function(step.seconds)
             case Wait():

@@ -8,7 +8,7 @@ import grpc
 
 from . import _fork
 from ._channel import Channel, no_sharing
-from ._core import Core, Streaming
+from ._core import Core, Message, Streaming
 from ._errors import InvalidArgument, closed
 from ._items import Result
 from ._native_calls import Choice, NativeChannel, NativeStream
@@ -125,13 +125,12 @@ class Connection:
         exchange = call.exchange if region is None else SharedExchange(call.exchange, region, own.pool)
         return Stream(own.channel, exchange, call.items, call.left())
 
-    def _answer_of(self, call: Streaming[Result]) -> Result:
-        """Of a call `in_message`, which this thread works at from beginning to end."""
-        if self._core.closed:
+    def _answer_of(self, call: Message[Result]) -> Result:
+        """By this thread, from beginning to end."""
+        own = self._ours()
+        if own.core.closed:
             raise closed()
-        (item,) = call.items
-        result: Result = self._ours().native.answer(item, call.left)
-        return result
+        return own.native.answer(call.item, call.left)
 
     def _close(self) -> None:
         self._core.closed = True

@@ -62,6 +62,15 @@ class Unary:
     timeout: float | None  # seconds
 
 
+@dataclass(slots=True)
+class Message(Generic[Result]):
+    """One item, which goes, and comes back, in one message; for a driver that takes items."""
+
+    item: Item[Result]
+    exchange: type[Exchange[Any, Result]]
+    left: Left
+
+
 @dataclass(frozen=True)
 class Streaming(Generic[Result]):
     """Items by a stream. As a step, it gives the list of the results."""
@@ -69,7 +78,7 @@ class Streaming(Generic[Result]):
     exchange: Exchange[Any, Result]
     items: Any  # what the driver can iterate
     left: Left
-    in_message: bool = False  # whether it is one item, which goes, and comes back, in one message
+    in_message: bool = False  # whether it is one item, as of Message
     batches: bool = False  # whether the daemon takes small items together
     forget: Callable[[], None] = lambda: None  # to be called where it does not
 
@@ -87,7 +96,7 @@ class Wait:
     seconds: float
 
 
-Step = Unary | Streaming[Any] | Work | Wait
+Step = Message[Any] | Unary | Streaming[Any] | Work | Wait
 Plan = Generator[Step, Any, Result]
 
 
@@ -224,20 +233,20 @@ class Core:
 
         return self._retried(attempt, timeout)
 
-    def _one(
-        self, item: Item[Result], kind: Callable[[int], Exchange[Any, Result]], timeout: float | None
-    ) -> Plan[Result]:
+    def _one(self, item: Item[Result], kind: type[Exchange[Any, Result]], timeout: float | None) -> Plan[Result]:
         """By one message where both the item and its result fit into one, else by a stream."""
 
         def attempt(left: Left) -> Plan[Result]:
             most, size = self._message_bytes or (yield from self._ready(left)), item.size()
-            exchange = kind(most)
             in_message = size is not None and size <= most
             if in_message and not self._takes_items():
-                return item.answer((yield from self._unary(exchange.method + "Tensor", item.request(), left)))
+                return item.answer((yield from self._unary(kind.method + "Tensor", item.request(), left)))
             result: Result
             try:
-                (result,) = yield Streaming(exchange, [item], left, in_message)
+                if in_message:
+                    result = yield Message(item, kind, left)
+                else:
+                    (result,) = yield Streaming(kind(most), [item], left)
             except Unavailable as error:
                 yield from self._explain(error, left)
                 raise

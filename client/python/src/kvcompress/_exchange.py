@@ -164,7 +164,7 @@ class CompressExchange(Exchange[CompressItem, Frame]):
 
     def take(self, number: int, value: memoryview) -> Frame | None:
         if number == self.report:
-            return self.open.popleft().frame(self.parts.join(), value)
+            return self.open.popleft().frame(self.parts.join(), bytes(value))
         if self.parts.size + len(value) > self.open[0].most_frame_bytes():
             raise malformed()
         self.parts.append(value)

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ._errors import KvCompressError
 from ._tensors import Framework
+from ._wire import parsed
 from .v1 import kvcompress_pb2 as pb
 
 
@@ -52,10 +54,14 @@ class Frame:
     violations: tuple[str, ...]  # quality thresholds that were missed
     codec_seconds: float  # of the daemon's threads
     framework: Framework = "numpy"  # of the tensor that it was made from
-    policy: str = ""  # "others": neither key nor value, so it has the profile's codec of others
-    nonfinite_blocks: int = 0  # that are stored as they are, for a value that the codec refuses
-    rotary: RotaryGain | None = None  # of codecs that find out whether a rotary embedding is better undone
-    passed_through: bool = False  # of a dtype that is kept bit for bit whatever the codec; `quality` is None then
+    # A report is read when it is first asked for. A default that stands in the class, as factories do not, would hide
+    # that it is not read yet.
+    policy: str = field(default_factory=str)  # "others": neither key nor value, so it has the profile's codec of others
+    nonfinite_blocks: int = field(default_factory=int)  # stored as they are, for a value that the codec refuses
+    # Of codecs that find out whether a rotary embedding is better undone.
+    rotary: RotaryGain | None = field(default_factory=lambda: None)
+    # Of a dtype that is kept bit for bit whatever the codec; `quality` is None then.
+    passed_through: bool = field(default_factory=bool)
     fingerprint: bytes = b""  # that the frame carries
 
     @property
@@ -68,6 +74,19 @@ class Frame:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _read_report(self.__dict__)
+        return self.__dict__
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            _read_report(self.__dict__)
+            try:
+                return self.__dict__[name]
+            except KeyError:
+                raise AttributeError(f"a Frame has no attribute {name!r}", name=name, obj=self) from None
 
 
 def _snr(quality: pb.Quality, field_name: str, is_exact: bool) -> float:
@@ -88,25 +107,44 @@ def _rotary(report: pb.TensorReport) -> RotaryGain | None:
     return RotaryGain(undone_share=gain.turned / gain.values, saved_bits_per_value=gain.bits / gain.values)
 
 
-def frame_of(data: bytes, report: pb.TensorReport, dtype: str, shape: tuple[int, ...], framework: Framework) -> Frame:
-    if report.frame_bytes != len(data):
-        raise KvCompressError(f"a frame of {report.frame_bytes} bytes came as {len(data)}")
-    found = report.quality
-    quality = None
-    if report.HasField("quality"):
-        quality = Quality(
-            rmse=found.rmse, mean_abs_error=found.mean_abs_error,
-            snr_db=_snr(found, "snr_db", found.max_error == 0), cosine_similarity=found.cosine_similarity,
-            max_error=found.max_error, level=found.level,
-            token_snr_db=_snr(found, "token_snr_db", _no_token_error(report.sums)),
-        )  # fmt: skip
-    return Frame(
-        data=data, name=report.name, codec=report.codec, dtype=dtype, shape=shape, tensor_bytes=report.tensor_bytes,
-        frame_bytes=report.frame_bytes, quality=quality, violations=tuple(report.violations),
-        codec_seconds=report.codec_seconds, framework=framework,
-        policy=report.policy,
-        nonfinite_blocks=report.nonfinite_blocks,
-        rotary=_rotary(report),
+_REPORT = "_report"  # that was not read yet, in a Frame's dictionary
+
+
+def frame_of(data: bytes, report: bytes, dtype: str, shape: tuple[int, ...], framework: Framework) -> Frame:
+    """Of the daemon's answers; KvCompressError for what cannot be one."""
+    message = parsed(pb.TensorReport, report)
+    if message.frame_bytes != len(data):
+        raise KvCompressError(f"a frame of {message.frame_bytes} bytes came as {len(data)}")
+    frame = object.__new__(Frame)
+    fields = frame.__dict__
+    fields["data"], fields["dtype"], fields["shape"], fields["framework"] = data, dtype, shape, framework
+    fields["name"], fields["fingerprint"] = message.name, message.fingerprint
+    fields[_REPORT] = report
+    return frame
+
+
+def _read_report(fields: dict[str, Any]) -> None:
+    """Of a Frame, unless they are all there. In several threads at once it does the same several times."""
+    text = fields.get(_REPORT)
+    if text is None:
+        return
+    report = pb.TensorReport.FromString(text)
+    fields.update(
+        codec=report.codec, tensor_bytes=report.tensor_bytes, frame_bytes=report.frame_bytes,
+        quality=_quality(report), violations=tuple(report.violations), codec_seconds=report.codec_seconds,
+        policy=report.policy, nonfinite_blocks=report.nonfinite_blocks, rotary=_rotary(report),
         passed_through=report.passed_through,
-        fingerprint=report.fingerprint,
+    )  # fmt: skip
+    fields.pop(_REPORT, None)
+
+
+def _quality(report: pb.TensorReport) -> Quality | None:
+    if not report.HasField("quality"):
+        return None
+    found = report.quality
+    return Quality(
+        rmse=found.rmse, mean_abs_error=found.mean_abs_error,
+        snr_db=_snr(found, "snr_db", found.max_error == 0), cosine_similarity=found.cosine_similarity,
+        max_error=found.max_error, level=found.level,
+        token_snr_db=_snr(found, "token_snr_db", _no_token_error(report.sums)),
     )  # fmt: skip

@@ -112,7 +112,40 @@ def checked_fingerprint(fingerprint: Any) -> bytes:
     return fingerprint
 
 
-@dataclass(frozen=True)
+# A header is two parts, as a message may be in serialized form. Both are often those of a call before.
+@functools.lru_cache(maxsize=256)
+def _tensor_field(name: str, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], fingerprint: bytes) -> bytes:
+    roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes]
+    described = pb.Tensor(name=name, dtype=_DTYPES[dtype], shape=shape, axes=roles, fingerprint=fingerprint)
+    return pb.CompressHeader(tensor=described).SerializeToString()
+
+
+def _codec_fields(spec: str, profile: str, choice: pb.OnNonfinite, rotary: RotaryEmbedding | None) -> bytes:
+    fields = pb.CompressHeader(codec=spec, profile=profile, on_nonfinite=choice, rotary=rotary_message(rotary))
+    return fields.SerializeToString()
+
+
+@functools.lru_cache(maxsize=64)
+def _spec_fields(spec: str, choice: pb.OnNonfinite) -> bytes:
+    return _codec_fields(spec, "", choice, None)
+
+
+@functools.lru_cache(maxsize=256)
+def _decompress_header(name: str, fingerprint: bytes) -> bytes:
+    return pb.DecompressHeader(name=name, fingerprint=fingerprint).SerializeToString()
+
+
+@functools.lru_cache(maxsize=256)
+def _described(message: bytes) -> tuple[str, tuple[int, ...], bytes]:
+    """Dtype, shape and fingerprint of a tensor that a daemon describes."""
+    tensor = parsed(pb.Tensor, message)
+    dtype = _DTYPE_NAMES.get(tensor.dtype)
+    if dtype is None:
+        raise malformed()
+    return dtype, tuple(tensor.shape), tensor.fingerprint
+
+
+@dataclass
 class Item(Generic[Result]):
     header: bytes  # a message, serialized
     data: memoryview
@@ -140,7 +173,7 @@ class Item(Generic[Result]):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass
 class CompressItem(Item[Frame]):
     view: TensorView
     fingerprint: bytes
@@ -157,20 +190,21 @@ class CompressItem(Item[Frame]):
         rotary: RotaryEmbedding | None = None,
         fingerprint: bytes | None = None,
     ) -> "CompressItem":
-        unknown = [axis for axis in axes or () if axis not in _ROLES]
-        if unknown:
-            raise InvalidArgument(f"unknown axis {unknown[0]!r}: use one of {', '.join(_ROLES)}")
+        axes = tuple(axes or ())
+        for axis in axes:
+            if axis not in _ROLES:
+                raise InvalidArgument(f"unknown axis {axis!r}: use one of {', '.join(_ROLES)}")
         checked_text("a name", name)
         checked_text("a spec", spec)
         view = TensorView.of(tensor)
-        roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes or ()]
         owner = checked_fingerprint(fingerprint)
-        described = pb.Tensor(name=name, dtype=_DTYPES[view.dtype], shape=view.shape, axes=roles, fingerprint=owner)
         choice = on_nonfinite_of(on_nonfinite)
-        header = pb.CompressHeader(
-            tensor=described, codec=spec, profile=profile, on_nonfinite=choice, rotary=rotary_message(rotary)
-        )
-        return CompressItem(header.SerializeToString(), view.data, view, owner)
+        if profile or rotary is not None:
+            codec = _codec_fields(spec, profile, choice, rotary)
+        else:
+            codec = _spec_fields(spec, choice)
+        header = _tensor_field(name, view.dtype, view.shape, axes, owner) + codec
+        return CompressItem(header, view.data, view, owner)
 
     @property
     def pieces(self) -> Pieces | None:
@@ -184,17 +218,17 @@ class CompressItem(Item[Frame]):
 
     def answer(self, response: bytes) -> Frame:
         found = dict(fields(response))
-        return self.frame(bytes(found.get(2, b"")), found.get(1, memoryview(b"")))
+        return self.frame(bytes(found.get(2, b"")), bytes(found.get(1, b"")))
 
-    def frame(self, data: bytes, report: memoryview) -> Frame:
+    def frame(self, data: bytes, report: bytes) -> Frame:
         view = self.view
-        frame = frame_of(data, parsed(pb.TensorReport, report), view.dtype, view.shape, view.framework)
+        frame = frame_of(data, report, view.dtype, view.shape, view.framework)
         if frame.fingerprint != self.fingerprint:
             raise Unimplemented("the daemon does not know fingerprints")
         return frame
 
 
-@dataclass(frozen=True)
+@dataclass
 class DecompressItem(Item[tuple[str, Any]]):
     name: str
     framework: Framework
@@ -233,8 +267,9 @@ class DecompressItem(Item[tuple[str, Any]]):
             check_out(out)
             check_apart(out, data)
         name = name or "tensor"
-        header = pb.DecompressHeader(name=name, fingerprint=owner).SerializeToString()
-        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)
+        return DecompressItem(
+            _decompress_header(name, owner), data.cast("B"), name, framework or "numpy", expected, out, owner
+        )
 
     @functools.cached_property
     def is_all_there(self) -> bool:
@@ -254,12 +289,9 @@ class DecompressItem(Item[tuple[str, Any]]):
 
     def output(self, header: memoryview) -> Output:
         """The buffer for the tensor that the daemon describes, which must be the one that the frame was made from."""
-        described = parsed(pb.Tensor, header)
-        dtype, shape = _DTYPE_NAMES.get(described.dtype), tuple(described.shape)
-        if dtype is None:
-            raise malformed()
-        if self.fingerprint not in (b"", described.fingerprint):  # also of a daemon that does not know fingerprints
-            raise mismatch(self.name, described.fingerprint, self.fingerprint)
+        dtype, shape, fingerprint = _described(bytes(header))
+        if self.fingerprint not in (b"", fingerprint):  # also of a daemon that does not know fingerprints
+            raise mismatch(self.name, fingerprint, self.fingerprint)
         if self.expected not in (None, (dtype, shape)):
             raise DataLoss(f'frame "{self.name}" holds {dtype} {list(shape)}, and not what was compressed')
         checked_size(dtype, shape)

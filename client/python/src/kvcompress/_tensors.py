@@ -36,7 +36,7 @@ _OF_ML_DTYPES = {dtype for dtype, (name, _) in _NAMES.items() if name == "bfloat
 _MAX_RANK = 8
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TensorView:
     """A tensor's values, row-major and little-endian, where they stand."""
 
@@ -146,14 +146,15 @@ class Output:
     def __init__(self, dtype: str, shape: tuple[int, ...], framework: Framework, out: Any = None):
         if out is None:
             out = _empty(dtype, shape, framework)
+            data = _bytes_of(_numpy_of(out) if framework == "torch" else out)
         else:
             with refusing("out cannot be written into"):
                 check_out(out)
                 found = TensorView.of(out)
             if (found.dtype, found.shape) != (dtype, shape):
                 raise InvalidArgument(f"out is {found.dtype} {list(found.shape)}, and the tensor {dtype} {list(shape)}")
-        self.tensor = out
-        self.data = _bytes_of(_numpy_of(out.detach()) if is_torch(out) else out)
+            data = found.data  # its own bytes, as it is contiguous
+        self.tensor, self.data = out, data
 
 
 def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
@@ -191,9 +192,8 @@ def check_out(out: Any) -> None:
 def check_apart(out: Any, data: memoryview) -> None:
     """InvalidArgument where `out` lies over the bytes that it is decoded from, which would be read and written at once.
     Both are contiguous."""
-    begin = out.data_ptr() if is_torch(out) else out.ctypes.data
-    source = np.frombuffer(data, np.uint8).ctypes.data if data.nbytes else 0
-    if begin < source + data.nbytes and source < begin + out.nbytes:
+    target = _numpy_of(out.detach()) if is_torch(out) else out
+    if data.nbytes and np.may_share_memory(target, np.frombuffer(data, np.uint8)):
         raise InvalidArgument("out lies over the bytes of its own frame")
 
 
