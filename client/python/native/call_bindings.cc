@@ -138,8 +138,11 @@ class Call final : public MessageSink, public CallWatch {
     return absl::OkStatus();
   }
 
-  absl::Status OnReport(std::string report) override {
-    if (!compresses() && (!output_view_ || filled_ != output_bytes_.size())) return Malformed();
+  absl::Status OnReport(const v1::TensorReport& message) override {
+    if (compresses() ? filled_ != message.frame_bytes() : !output_view_ || filled_ != output_bytes_.size()) {
+      return Malformed();
+    }
+    const std::string report = compresses() ? message.SerializeAsString() : std::string();
     const nb::gil_scoped_acquire acquire;
     return Guard([&] {
       if (compresses()) {

@@ -58,9 +58,9 @@ std::optional<uint64_t> MaxOutputBytes(const MessageJob<D>& job) {
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
-  virtual absl::Status OnTensor(std::string_view tensor) = 0;  // a v1::Tensor: what the current frame holds
-  virtual absl::Status OnBytes(ByteSpan bytes) = 0;            // the next ones of the current frame or tensor
-  virtual absl::Status OnReport(std::string report) = 0;       // a v1::TensorReport, which ends a job
+  virtual absl::Status OnTensor(std::string_view tensor) = 0;         // a v1::Tensor: what the current frame holds
+  virtual absl::Status OnBytes(ByteSpan bytes) = 0;                   // the next ones of the current frame or tensor
+  virtual absl::Status OnReport(const v1::TensorReport& report) = 0;  // which ends a job
 };
 
 // The daemon's answers to one call, serialized. What cannot be an answer is INTERNAL.
@@ -100,7 +100,7 @@ class MessageReplies {
   absl::Status OnBytes(const Job&, ByteSpan bytes) { return sink_.OnBytes(bytes); }
   absl::Status OnReport(const Job&, const v1::TensorReport& report) {
     is_described_ = false;
-    return sink_.OnReport(report.SerializeAsString());
+    return sink_.OnReport(report);
   }
 
  private:

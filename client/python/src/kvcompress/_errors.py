@@ -1,10 +1,13 @@
 """What calls raise: one tree, with the daemon's own sentence in each."""
 
-import contextlib
+import functools
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import grpc
+
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 class KvCompressError(Exception):
@@ -110,11 +113,23 @@ def closed() -> KvCompressError:
     return Cancelled("the client is closed")
 
 
-class refusing(contextlib.ContextDecorator):
-    """InvalidArgument, `what` and why, for whatever a caller's argument raises that is not of this tree."""
+class refusing:
+    """InvalidArgument, `what` and why, for whatever a caller's argument raises that is not of this tree. For a
+    block, or for a whole function."""
 
     def __init__(self, what: str):
         self._what = what
+
+    def __call__(self, work: Work) -> Work:
+        @functools.wraps(work)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            try:
+                return work(*arguments, **options)
+            except Exception as error:
+                self.__exit__(type(error), error, None)
+                raise
+
+        return checked  # type: ignore[return-value]
 
     def __enter__(self) -> None:
         pass

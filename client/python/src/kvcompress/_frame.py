@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._errors import KvCompressError
+from ._errors import KvCompressError, Unimplemented
 from ._tensors import Framework
 from ._wire import parsed
 from .v1 import kvcompress_pb2 as pb
@@ -107,25 +107,29 @@ def _rotary(report: pb.TensorReport) -> RotaryGain | None:
     return RotaryGain(undone_share=gain.turned / gain.values, saved_bits_per_value=gain.bits / gain.values)
 
 
-_REPORT = "_report"  # that was not read yet, in a Frame's dictionary
-
-
-def frame_of(data: bytes, report: bytes, dtype: str, shape: tuple[int, ...], framework: Framework) -> Frame:
-    """Of the daemon's answers; KvCompressError for what cannot be one."""
-    message = parsed(pb.TensorReport, report)
-    if message.frame_bytes != len(data):
-        raise KvCompressError(f"a frame of {message.frame_bytes} bytes came as {len(data)}")
+def frame_of(
+    data: bytes, report: bytes, name: str, dtype: str, shape: tuple[int, ...], framework: Framework, fingerprint: bytes
+) -> Frame:
+    """Of a tensor, by a report that is right."""
     frame = object.__new__(Frame)
-    fields = frame.__dict__
-    fields["data"], fields["dtype"], fields["shape"], fields["framework"] = data, dtype, shape, framework
-    fields["name"], fields["fingerprint"] = message.name, message.fingerprint
-    fields[_REPORT] = report
+    frame.__dict__.update(
+        data=data, name=name, dtype=dtype, shape=shape, framework=framework, fingerprint=fingerprint, _report=report
+    )
     return frame
+
+
+def check_report(report: bytes, frame: bytes, fingerprint: bytes) -> None:
+    """KvCompressError for what cannot be a daemon's report on a frame that is to have the fingerprint."""
+    message = parsed(pb.TensorReport, report)
+    if message.frame_bytes != len(frame):
+        raise KvCompressError(f"a frame of {message.frame_bytes} bytes came as {len(frame)}")
+    if message.fingerprint != fingerprint:
+        raise Unimplemented("the daemon does not know fingerprints")
 
 
 def _read_report(fields: dict[str, Any]) -> None:
     """Of a Frame, unless they are all there. In several threads at once it does the same several times."""
-    text = fields.get(_REPORT)
+    text = fields.get("_report")
     if text is None:
         return
     report = pb.TensorReport.FromString(text)
@@ -135,7 +139,7 @@ def _read_report(fields: dict[str, Any]) -> None:
         policy=report.policy, nonfinite_blocks=report.nonfinite_blocks, rotary=_rotary(report),
         passed_through=report.passed_through,
     )  # fmt: skip
-    fields.pop(_REPORT, None)
+    fields.pop("_report", None)
 
 
 def _quality(report: pb.TensorReport) -> Quality | None:

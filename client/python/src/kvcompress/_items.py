@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from ._errors import DataLoss, InvalidArgument, Unimplemented, checked_text, mismatch, refusing
+from ._errors import DataLoss, InvalidArgument, checked_text, mismatch, refusing
 from ._foreign_memory import Pieces
-from ._frame import Frame, frame_of
+from ._frame import Frame, check_report, frame_of
 from ._framing import ends_with_its_bytes
 from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output, TensorView, check_apart, check_out, checked_size
@@ -175,6 +175,7 @@ class Item(Generic[Result]):
 
 @dataclass
 class CompressItem(Item[Frame]):
+    name: str
     view: TensorView
     fingerprint: bytes
 
@@ -204,7 +205,7 @@ class CompressItem(Item[Frame]):
         else:
             codec = _spec_fields(spec, choice)
         header = _tensor_field(name, view.dtype, view.shape, axes, owner) + codec
-        return CompressItem(header, view.data, view, owner)
+        return CompressItem(header, view.data, name, view, owner)
 
     @property
     def pieces(self) -> Pieces | None:
@@ -220,12 +221,12 @@ class CompressItem(Item[Frame]):
         found = dict(fields(response))
         return self.frame(bytes(found.get(2, b"")), bytes(found.get(1, b"")))
 
-    def frame(self, data: bytes, report: bytes) -> Frame:
+    def frame(self, data: bytes, report: bytes, *, is_right: bool = False) -> Frame:
+        """Of a daemon's answer, unless the report on it is known to be right."""
+        if not is_right:
+            check_report(report, data, self.fingerprint)
         view = self.view
-        frame = frame_of(data, report, view.dtype, view.shape, view.framework)
-        if frame.fingerprint != self.fingerprint:
-            raise Unimplemented("the daemon does not know fingerprints")
-        return frame
+        return frame_of(data, report, self.name, view.dtype, view.shape, view.framework, self.fingerprint)
 
 
 @dataclass

@@ -201,7 +201,7 @@ class LocalClient:
     def _compressed(self, items: list[CompressItem], left: Left) -> Iterator[Frame]:
         made, error = self._own().compress([(item.header, item.data) for item in items], _seconds(left))
         for item, (frame, report) in zip(items, made, strict=False):
-            yield item.frame(frame, report)
+            yield item.frame(frame, report, is_right=True)
         _check(error)
 
     def _decompressed(self, items: list[DecompressItem], left: Left) -> Iterator[tuple[str, Any]]:

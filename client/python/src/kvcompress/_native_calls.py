@@ -225,7 +225,7 @@ def _result_of(item: Any, found: Any, outputs: dict[int, Output]) -> Any:
     if isinstance(found, int):
         return item.name, outputs.pop(found).tensor
     frame, report = found
-    return item.frame(frame, report)
+    return item.frame(frame, report, is_right=not item.fingerprint)  # the module has compared sizes
 
 
 def _output_of(items: list[Item[Any]], outputs: dict[int, Output]) -> Any:
