@@ -157,22 +157,6 @@ void AddToChannelsAll(const float* addends, size_t channels, float* values, size
   }
 }
 
-void FillStripAll(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
-                  float* strip) {
-  if (channels != kStripChannels) {
-    return scalar::FillStrip(values, stride, tokens, channels, means, factor, strip);
-  }
-  const DF df;
-  const VF by = hn::Set(df, factor);
-  for (size_t c = 0; c < kStripChannels; c += kLanes) {
-    const VF mean = hn::LoadU(df, means + c);
-    for (size_t t = 0; t < tokens; ++t) {
-      const VF distance = hn::Sub(hn::LoadU(df, values + t * stride + c), mean);
-      hn::StoreU(hn::Mul(distance, by), df, strip + t * kStripChannels + c);
-    }
-  }
-}
-
 template <DType kT>
 void PlaceAs(const int32_t* points, size_t tokens, const Placing& placing) {
   const DF df;
@@ -207,7 +191,6 @@ HWY_EXPORT(ChannelSumsAll);
 HWY_EXPORT(ChannelSquaresAll);
 HWY_EXPORT(TokenEnergiesAll);
 HWY_EXPORT(AddToChannelsAll);
-HWY_EXPORT(FillStripAll);
 HWY_EXPORT(PlaceStripAll);
 
 float LoadScaled(DType dtype, const void* values, size_t count, float factor, float* out) {
@@ -229,10 +212,6 @@ void TokenEnergies(const float* values, size_t tokens, size_t channels, const fl
 }
 void AddToChannels(const float* addends, size_t channels, float* values, size_t count) {
   HWY_DYNAMIC_DISPATCH(AddToChannelsAll)(addends, channels, values, count);
-}
-void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
-               float* strip) {
-  HWY_DYNAMIC_DISPATCH(FillStripAll)(values, stride, tokens, channels, means, factor, strip);
 }
 void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing) {
   HWY_DYNAMIC_DISPATCH(PlaceStripAll)(points, tokens, channels, placing);

@@ -28,11 +28,7 @@ void TokenEnergies(const float* values, size_t tokens, size_t channels, const fl
 // Adds to the values of tokens those of `addends`, one of each channel; `count` need not be whole tokens.
 void AddToChannels(const float* addends, size_t channels, float* values, size_t count);
 
-// (value - mean) factor of `channels` channels, `stride` apart from token to token, into a strip; the strip's other
-// channels are 0.
-void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
-               float* strip);
-// The inverse: places what the points of a strip become.
+// Places what the points of `channels` channels of a strip become.
 void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing);
 
 namespace scalar {
@@ -44,8 +40,6 @@ void ChannelSquares(const float* values, size_t tokens, size_t channels, const u
 void TokenEnergies(const float* values, size_t tokens, size_t channels, const float* means, const float* weights,
                    float* energies);
 void AddToChannels(const float* addends, size_t channels, float* values, size_t count);
-void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
-               float* strip);
 void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing);
 }  // namespace scalar
 

@@ -64,15 +64,6 @@ void AddToChannels(const float* addends, size_t channels, float* values, size_t 
   for (size_t i = 0; i < count; ++i) values[i] += addends[i % channels];
 }
 
-void FillStrip(const float* values, size_t stride, size_t tokens, size_t channels, const float* means, float factor,
-               float* strip) {
-  for (size_t t = 0; t < tokens; ++t) {
-    float* const row = strip + t * kStripChannels;
-    for (size_t c = 0; c < channels; ++c) row[c] = (values[t * stride + c] - means[c]) * factor;
-    std::fill(row + channels, row + kStripChannels, 0.0f);
-  }
-}
-
 void PlaceStrip(const int32_t* points, size_t tokens, size_t channels, const Placing& placing) {
   const PlacedValues& to = placing.values;
   const float most = MaxFinite(to.dtype);

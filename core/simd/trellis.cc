@@ -6,7 +6,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
+#include <type_traits>
 
 #include "core/simd/half-inl.h"
 
@@ -15,214 +16,172 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
 using VI = hn::Vec<DI>;
+using MI = hn::Mask<DI>;
 using DU8 = hn::Rebind<uint8_t, DU>;
 
 // Vectors of channels that are worked on side by side, so that each hides the others' latency.
-constexpr size_t kBeside = kLanes >= 8 ? 2 : 1;
+constexpr size_t kBeside = 2;
 constexpr size_t kBesideChannels = kBeside * kLanes;
-// Tokens whose decisions, a bit for each of four states, fill a lane.
-constexpr size_t kTokensAWord = 8;
+// A bit for each of these channels.
+using ChannelBits = std::conditional_t<kLanes == 16, uint32_t, std::conditional_t<kLanes == 8, uint16_t, uint8_t>>;
+static_assert(8 * sizeof(ChannelBits) == kBesideChannels);
 
-// The costs of the four states, and their decisions of the last tokens, the latest in the lowest bits.
-struct Paths {
-  VF cost[4];
-  VI decisions;
-
-  HWY_INLINE Paths() : decisions(hn::Zero(DI())) {
-    cost[0] = hn::Zero(DF());
-    cost[1] = cost[2] = cost[3] = hn::Set(DF(), 1e30f);
+HWY_INLINE ChannelBits BitsOf(const MI (&masks)[kBeside]) {
+#if KVC_TARGET_AVX512
+  return _cvtmask32_u32(_mm512_kunpackw(masks[1].raw, masks[0].raw));
+#else
+  uint32_t bits = 0;
+  for (size_t v = 0; v < kBeside; ++v) {
+    uint8_t bytes[8];  // as Highway asks for
+    hn::StoreMaskBits(DI(), masks[v], bytes);
+    bits |= uint32_t{bytes[0]} << (v * kLanes);
   }
+  return static_cast<ChannelBits>(bits);
+#endif
+}
 
-  // The steps of scalar::TrellisQuantize.
-  HWY_INLINE void Take(VF y) {
-    const DF df;
-    const DI di;
-    const VF two = hn::Set(df, 2);
-    const VF one = hn::Set(df, 1);
-    const VF a = hn::Abs(y);
-    const VF u = hn::Sub(a, hn::Mul(hn::Set(df, 4), hn::Round(hn::Mul(a, hn::Set(df, 0.25f)))));
-    const VF to0 = hn::Abs(u);
-    const VF to2 = hn::Sub(two, to0);
-    const VF to1 = hn::Sub(two, hn::Abs(hn::Add(u, one)));
-    const VF to3 = hn::IfThenElse(hn::Lt(a, hn::Set(df, 1.5f)), a, hn::Sub(two, hn::Abs(hn::Sub(u, one))));
-    const VF s0 = hn::Mul(to0, to0), s1 = hn::Mul(to1, to1), s2 = hn::Mul(to2, to2), s3 = hn::Mul(to3, to3);
-    const VF first[4] = {hn::Add(cost[0], s0), hn::Add(cost[2], s3), hn::Add(cost[0], s2), hn::Add(cost[2], s1)};
-    const VF second[4] = {hn::Add(cost[1], s2), hn::Add(cost[3], s1), hn::Add(cost[1], s0), hn::Add(cost[3], s3)};
-    VI bits = hn::ShiftLeft<4>(decisions);
-#pragma GCC unroll 4
-    for (int s = 0; s < 4; ++s) {
-      const auto taken = hn::RebindMask(di, hn::Lt(second[s], first[s]));
-      bits = hn::Or(bits, hn::IfThenElseZero(taken, hn::Set(di, 1 << s)));
-      cost[s] = hn::Min(second[s], first[s]);
-    }
-    decisions = bits;
+// The lanes of vector v.
+HWY_INLINE MI MaskOf(ChannelBits bits, size_t v) {
+#if KVC_TARGET_AVX512
+  return MI{static_cast<__mmask16>(bits >> (v * kLanes))};
+#else
+  const uint8_t bytes[8] = {static_cast<uint8_t>(bits >> (v * kLanes))};
+  return hn::LoadMaskBits(DI(), bytes);
+#endif
+}
+
+// What is to be quantized of kBeside vectors of channels.
+struct Source {
+  const float* values;
+  size_t stride;
+  VF means[kBeside];
+  VF factor;
+
+  HWY_INLINE Source(const StripSpan& span, size_t first)
+      : values(span.values + first), stride(span.stride), factor(hn::Set(DF(), span.factor)) {
+    for (size_t v = 0; v < kBeside; ++v) means[v] = hn::LoadU(DF(), span.means + first + v * kLanes);
   }
-
-  // The state in which the cheapest path ends.
-  HWY_INLINE VI Last() const {
-    const DI di;
-    const auto bit_of = [di](auto mask)
-                            HWY_ATTR { return hn::IfThenElseZero(hn::RebindMask(di, mask), hn::Set(di, 1)); };
-    const auto high = hn::Lt(hn::Min(cost[2], cost[3]), hn::Min(cost[0], cost[1]));
-    const VI of_high = hn::Add(hn::Set(di, 2), bit_of(hn::Lt(cost[3], cost[2])));
-    return hn::IfThenElse(hn::RebindMask(di, high), of_high, bit_of(hn::Lt(cost[1], cost[0])));
+  HWY_INLINE VF operator()(size_t token, size_t v) const {
+    return hn::Mul(hn::Sub(hn::LoadU(DF(), values + token * stride + v * kLanes), means[v]), factor);
   }
 };
 
-// The value of `y` that the path took into `state`, which becomes the state before; `bits` are the token's decisions.
-HWY_INLINE VI StepBack(VF y, VI bits, VI& state) {
+// The step of scalar::TrellisForward for a vector of channels; which states' second ways are cheaper.
+HWY_INLINE void Step(VF y, VF (&cost)[4], MI (&seconds)[4]) {
   const DF df;
-  const DI di;
-  const VI one = hn::Set(di, 1);
-  const VI second = hn::And(hn::Shr(bits, state), one);
-  const VI quantizer = hn::And(state, one);
-  const VI odd = hn::Xor(hn::ShiftRight<1>(state), second);
+  const VF two = hn::Set(df, 2);
+  const VF one = hn::Set(df, 1);
   const VF a = hn::Abs(y);
-  const VF shift = hn::ConvertTo(df, hn::Sub(quantizer, hn::Add(odd, odd)));
-  const VI half = Nearest(hn::Mul(hn::Add(a, shift), hn::Set(df, 0.25f)));
-  VI value = hn::Add(hn::Add(half, half), odd);
-  const auto is_zero = hn::And(hn::RebindMask(di, hn::Lt(a, hn::Set(df, 1.5f))), hn::Gt(quantizer, odd));
-  value = hn::IfThenZeroElse(is_zero, value);
-  const VI sign = hn::ShiftRight<31>(hn::BitCast(di, y));
-  state = hn::Add(hn::Add(quantizer, quantizer), second);
-  return hn::Sub(hn::Xor(value, sign), sign);
+  const VF u = hn::Sub(a, hn::Mul(hn::Set(df, 4), hn::Round(hn::Mul(a, hn::Set(df, 0.25f)))));
+  const VF to0 = hn::Abs(u);
+  const VF to2 = hn::Sub(two, to0);
+  const VF to1 = hn::Sub(two, hn::Abs(hn::Add(u, one)));
+  const VF to3 = hn::IfThenElse(hn::Lt(a, hn::Set(df, 1.5f)), a, hn::Sub(two, hn::Abs(hn::Sub(u, one))));
+  const VF s0 = hn::Mul(to0, to0), s1 = hn::Mul(to1, to1), s2 = hn::Mul(to2, to2), s3 = hn::Mul(to3, to3);
+  const VF first[4] = {hn::Add(cost[0], s0), hn::Add(cost[2], s3), hn::Add(cost[0], s2), hn::Add(cost[2], s1)};
+  const VF second[4] = {hn::Add(cost[1], s2), hn::Add(cost[3], s1), hn::Add(cost[1], s0), hn::Add(cost[3], s3)};
+#pragma GCC unroll 4
+  for (int s = 0; s < 4; ++s) {
+    seconds[s] = hn::RebindMask(DI(), hn::Lt(second[s], first[s]));
+    cost[s] = hn::Min(second[s], first[s]);
+  }
 }
 
-void QuantizeBeside(const float* y, size_t tokens, uint32_t* decisions, int32_t* k) {
+// TrellisForward of kBesideChannels channels.
+void ForwardBeside(const StripSpan& span, size_t first, TrellisCosts& costs, uint8_t* decisions) {
+  const DF df;
+  const Source source(span, first);
+  VF cost[kBeside][4];
+  for (size_t s = 0; s < 4; ++s) {
+    for (size_t v = 0; v < kBeside; ++v) cost[v][s] = hn::LoadU(df, costs.of_state[s] + first + v * kLanes);
+  }
+  for (size_t t = 0; t < span.tokens; ++t) {
+    MI seconds[kBeside][4];
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kBeside; ++v) Step(source(t, v), cost[v], seconds[v]);
+#pragma GCC unroll 4
+    for (size_t s = 0; s < 4; ++s) {
+      const ChannelBits bits = BitsOf({seconds[0][s], seconds[1][s]});
+      std::memcpy(decisions + t * sizeof(TrellisDecisions) + s * sizeof(uint32_t), &bits, sizeof(bits));
+    }
+  }
+  for (size_t s = 0; s < 4; ++s) {
+    for (size_t v = 0; v < kBeside; ++v) hn::StoreU(cost[v][s], df, costs.of_state[s] + first + v * kLanes);
+  }
+}
+
+// scalar::ValueFor of a vector.
+HWY_INLINE VI ValueFor(VF y, MI odd, MI quantizer) {
   const DF df;
   const DI di;
-  Paths paths[kBeside];
-  for (size_t t = 0; t < tokens; ++t) {
-#pragma GCC unroll 2
-    for (size_t v = 0; v < kBeside; ++v) paths[v].Take(hn::LoadU(df, y + t * kStripChannels + v * kLanes));
-    if (t % kTokensAWord == kTokensAWord - 1) {
-      for (size_t v = 0; v < kBeside; ++v) {
-        hn::StoreU(hn::BitCast(DU(), paths[v].decisions), DU(),
-                   decisions + t / kTokensAWord * kBesideChannels + v * kLanes);
-      }
-    }
-  }
-  // The last tokens' decisions are at hand.
-  VI state[kBeside], words[kBeside];
-  for (size_t v = 0; v < kBeside; ++v) {
-    state[v] = paths[v].Last();
-    words[v] = paths[v].decisions;
-  }
-  for (size_t t = tokens; t-- > 0;) {
-#pragma GCC unroll 2
-    for (size_t v = 0; v < kBeside; ++v) {
-      const size_t at = t * kStripChannels + v * kLanes;
-      hn::StoreU(StepBack(hn::LoadU(df, y + at), words[v], state[v]), di, k + at);
-      words[v] = hn::BitCast(di, hn::ShiftRight<4>(hn::BitCast(DU(), words[v])));
-    }
-    if (t % kTokensAWord == 0 && t > 0) {
-      for (size_t v = 0; v < kBeside; ++v) {
-        words[v] = hn::BitCast(di, hn::LoadU(DU(), decisions + (t / kTokensAWord - 1) * kBesideChannels + v * kLanes));
-      }
-    }
-  }
+  const VF a = hn::Abs(y);
+  const VF even_shift = hn::IfThenElseZero(hn::RebindMask(df, quantizer), hn::Set(df, 1));
+  const VF shift = hn::IfThenElse(hn::RebindMask(df, odd), hn::Sub(even_shift, hn::Set(df, 2)), even_shift);
+  const VI half = Nearest(hn::Mul(hn::Add(a, shift), hn::Set(df, 0.25f)));
+  const VI value = hn::Or(hn::Add(half, half), hn::IfThenElseZero(odd, hn::Set(di, 1)));
+  const MI is_small = hn::RebindMask(di, hn::Lt(a, hn::Set(df, 1.5f)));
+  const MI is_zero = hn::And(hn::AndNot(odd, quantizer), is_small);
+  const VI sign = hn::ShiftRight<31>(hn::BitCast(di, y));
+  return hn::Sub(hn::Xor(hn::IfThenZeroElse(is_zero, value), sign), sign);
 }
 
-// How kLanes channels of a strip are coded, and their states.
+// How kLanes channels of a strip are coded.
 struct SymbolLanes {
-  VI low_bits, reach[2], state;
+  VI low_bits, reach[2];
 
-  SymbolLanes(const StripTables& tables, size_t channels, size_t first, const StripStates* states) {
+  SymbolLanes(const StripTables& tables, size_t first) {
     const DI di;
-    HWY_ALIGN int32_t lanes[3][kLanes];
+    HWY_ALIGN int32_t lanes[2][kLanes];
     for (size_t i = 0; i < kLanes; ++i) {
-      // Channels that are not there have no escapes.
-      const size_t c = first + i;
-      for (size_t q = 0; q < 2; ++q) {
-        lanes[q][i] = c < channels ? tables[c].reach[q] : std::numeric_limits<int32_t>::max();
-      }
-      lanes[2][i] = states != nullptr ? (*states)[c] : 0;
+      for (size_t q = 0; q < 2; ++q) lanes[q][i] = tables[first + i].reach[q];
     }
     low_bits = hn::LoadU(di, tables.low_bits.data() + first);
     reach[0] = hn::Load(di, lanes[0]);
     reach[1] = hn::Load(di, lanes[1]);
-    state = hn::Load(di, lanes[2]);
   }
 };
 
-// The symbols of a token's channels, kLanes of them, and their states passed on; which are escapes.
+// The symbols of kLanes channels of a token; returns which are escapes. Of the first quantizer, if not kTrellis.
 template <bool kTrellis>
-HWY_INLINE hn::Mask<DI> SymbolsOf(VI k, SymbolLanes& lanes, uint8_t* symbols, int32_t* points) {
+HWY_INLINE MI SymbolsOf(VI k, MI quantizer, const SymbolLanes& lanes, uint8_t* symbols) {
   const DI di;
   const VI one = hn::Set(di, 1);
   const VI high = hn::Shr(k, lanes.low_bits);
   const VI magnitude = hn::Abs(high);
-  VI reach = lanes.reach[0];
-  VI quantizer = hn::Zero(di);
-  if constexpr (kTrellis) {
-    quantizer = hn::ShiftRight<1>(lanes.state);
-    reach = hn::IfThenElse(hn::Eq(quantizer, one), lanes.reach[1], lanes.reach[0]);
-    const VI odd = hn::And(hn::Xor(k, lanes.state), one);
-    lanes.state = hn::Or(hn::Add(odd, odd), quantizer);
-  }
-  const auto escape = hn::Gt(magnitude, reach);
+  const VI reach = kTrellis ? hn::IfThenElse(quantizer, lanes.reach[1], lanes.reach[0]) : lanes.reach[0];
+  const MI escape = hn::Gt(magnitude, reach);
   VI symbol = hn::Sub(hn::Add(magnitude, magnitude), hn::IfThenElseZero(hn::Gt(high, hn::Zero(di)), one));
   symbol = hn::IfThenElse(escape, hn::Set(di, kEscape), symbol);
-  symbol = hn::Or(symbol, hn::ShiftLeft<7>(quantizer));
+  if constexpr (kTrellis) symbol = hn::Or(symbol, hn::IfThenElseZero(quantizer, hn::Set(di, kOddQuantizer)));
   StoreAt(hn::U8FromU32(hn::BitCast(DU(), symbol)), DU8(), symbols);
-  if (points != nullptr) {
-    const VI nearer = hn::Max(hn::Min(k, quantizer), hn::Neg(quantizer));
-    hn::StoreU(hn::Sub(hn::Add(k, k), nearer), di, points);
-  }
   return escape;
-}
-
-// Bit `first` + i for lane i.
-HWY_INLINE uint32_t BitsFrom(hn::Mask<DI> mask, size_t first) {
-  uint8_t bytes[8];  // as Highway asks for
-  hn::StoreMaskBits(DI(), mask, bytes);
-  uint32_t bits = bytes[0];
-  if constexpr (kLanes > 8) bits |= uint32_t{bytes[1]} << 8;
-  return bits << first;
-}
-
-// StripSymbols of kBesideChannels channels.
-template <bool kTrellis>
-void SymbolsBeside(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, size_t first,
-                   StripStates* states, uint8_t* symbols, uint32_t* escapes, int32_t* points) {
-  const DI di;
-  static_assert(kBeside <= 2);
-  SymbolLanes lanes[] = {{tables, channels, first, states},
-                         {tables, channels, first + kBesideChannels - kLanes, states}};
-  for (size_t t = 0; t < tokens; ++t) {
-    uint32_t escaped = 0;
-#pragma GCC unroll 2
-    for (size_t v = 0; v < kBeside; ++v) {
-      const size_t at = t * kStripChannels + first + v * kLanes;
-      int32_t* const to = points != nullptr ? points + at : nullptr;
-      escaped |= BitsFrom(SymbolsOf<kTrellis>(hn::LoadU(di, k + at), lanes[v], symbols + at, to), v * kLanes);
-    }
-    escapes[t] |= escaped << first;
-  }
-  if constexpr (kTrellis) {
-    for (size_t v = 0; v < kBeside; ++v) {
-      StoreAt(hn::U8FromU32(hn::BitCast(DU(), lanes[v].state)), DU8(), states->data() + first + v * kLanes);
-    }
-  }
 }
 
 // What kLanes channels of a strip are decoded to goes to values of a dtype, or nowhere.
 struct NotPlaced {
-  NotPlaced(const PlainStrip&, size_t) {}
-  HWY_INLINE void operator()(size_t, VI) const {}
+  NotPlaced(const Placing&, size_t) {}
+  template <bool kTrellis>
+  HWY_INLINE void Place(size_t, VI, MI) const {}
 };
 template <DType kT>
 class Placed {
  public:
-  Placed(const PlainStrip& strip, size_t first)
-      : mean_(hn::LoadU(DF(), strip.placed_means + first)),
-        unit_(hn::Set(DF(), strip.unit)),
-        to_(static_cast<uint8_t*>(strip.placed.first) + first * sizeof(Bits<kT>)),
-        stride_(strip.placed.stride * sizeof(Bits<kT>)) {}
-  HWY_INLINE void operator()(size_t token, VI k) const {
+  Placed(const Placing& placing, size_t first)
+      : mean_(hn::LoadU(DF(), placing.means + first)),
+        unit_(hn::Set(DF(), placing.unit)),
+        to_(static_cast<uint8_t*>(placing.values.first) + first * sizeof(Bits<kT>)),
+        stride_(placing.values.stride * sizeof(Bits<kT>)) {}
+  template <bool kTrellis>
+  HWY_INLINE void Place(size_t token, VI k, MI quantizer) const {
     const DF df;
-    const VF point = hn::ConvertTo(df, hn::Add(k, k));
-    StoreLimited<kT>(df, hn::Add(hn::Mul(point, unit_), mean_), to_ + token * stride_);
+    const DI di;
+    VI point = hn::Add(k, k);
+    if constexpr (kTrellis) {
+      const VI sign = hn::Max(hn::Min(k, hn::Set(di, 1)), hn::Set(di, -1));
+      point = hn::Sub(point, hn::IfThenElseZero(quantizer, sign));
+    }
+    const VF scaled = hn::Mul(hn::ConvertTo(df, point), unit_);
+    StoreLimited<kT>(df, hn::Add(scaled, mean_), to_ + token * stride_);
   }
 
  private:
@@ -231,78 +190,126 @@ class Placed {
   const size_t stride_;
 };
 
-// How kLanes channels are quantized, coded and placed.
-template <class Place>
-struct PlainLanes {
-  SymbolLanes lanes;
-  VF mean;
-  Place place;
+// Codes and places kBesideChannels channels of tokens.
+template <bool kTrellis, class Place>
+class Coder {
+ public:
+  Coder(const StripTables& tables, const StripSpan& span, size_t first, const CodedSymbols& out)
+      : lanes_{{tables, first}, {tables, first + kLanes}},
+        places_{{span.placing, first}, {span.placing, first + kLanes}},
+        first_(first),
+        out_(out),
+        keeps_all_(tables.has_low_bits) {}
 
-  PlainLanes(const StripTables& tables, const PlainStrip& strip, size_t first)
-      : lanes(tables, kStripChannels, first, nullptr),
-        mean(hn::LoadU(DF(), strip.means + first)),
-        place(strip, first) {}
+  HWY_INLINE void operator()(size_t token, const VI (&k)[kBeside], const MI (&quantizers)[kBeside]) const {
+    const size_t at = token * kStripChannels + first_;
+    MI escape[kBeside];
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kBeside; ++v) {
+      escape[v] = SymbolsOf<kTrellis>(k[v], quantizers[v], lanes_[v], out_.symbols + at + v * kLanes);
+      places_[v].template Place<kTrellis>(token, k[v], quantizers[v]);
+    }
+    const ChannelBits escapes = BitsOf(escape);
+    if (HWY_LIKELY(escapes == 0 && !keeps_all_)) return;
+    out_.escapes[token] |= uint32_t{escapes} << first_;
+    for (size_t v = 0; v < kBeside; ++v) hn::StoreU(k[v], DI(), out_.k + at + v * kLanes);
+  }
+
+ private:
+  const SymbolLanes lanes_[kBeside];
+  const Place places_[kBeside];
+  const size_t first_;
+  const CodedSymbols out_;
+  const bool keeps_all_;
 };
 
 // PlainSymbols of kBesideChannels channels.
 template <class Place>
-void PlainSymbolsBeside(const StripTables& tables, const PlainStrip& strip, size_t first, int32_t* k, uint8_t* symbols,
-                        uint32_t* escapes) {
-  const DF df;
-  const DI di;
-  static_assert(kBeside <= 2);
-  PlainLanes<Place> lanes[] = {{tables, strip, first}, {tables, strip, first + kBesideChannels - kLanes}};
-  const VF factor = hn::Set(df, strip.factor);
-  for (size_t t = 0; t < strip.tokens; ++t) {
-    const float* const values = strip.values + t * strip.stride + first;
-    const size_t at = t * kStripChannels + first;
-    VI own[kBeside];
-    uint32_t escaped = 0;
+void PlainBeside(const StripTables& tables, const StripSpan& span, size_t first, const CodedSymbols& out) {
+  const Source source(span, first);
+  const Coder<false, Place> code(tables, span, first, out);
+  const MI none = MaskOf(0, 0);
+  for (size_t t = 0; t < span.tokens; ++t) {
+    VI k[kBeside];
+#pragma GCC unroll 2
+    for (size_t v = 0; v < kBeside; ++v) k[v] = Nearest(hn::Mul(source(t, v), hn::Set(DF(), 0.5f)));
+    code(t, k, {none, none});
+  }
+}
+
+// TrellisBack of kBesideChannels channels. The states are those of these channels.
+template <class Place>
+void BackBeside(const StripTables& tables, const StripSpan& span, size_t first, const uint8_t* decisions,
+                ChannelBits& end_high, ChannelBits& end_low, const CodedSymbols& out) {
+  ChannelBits high = end_high, low = end_low;
+  const Source source(span, first);
+  const Coder<true, Place> code(tables, span, first, out);
+  for (size_t t = span.tokens; t-- > 0;) {
+    ChannelBits into[4];
+    for (size_t s = 0; s < 4; ++s) {
+      std::memcpy(&into[s], decisions + t * sizeof(TrellisDecisions) + s * sizeof(uint32_t), sizeof(ChannelBits));
+    }
+    const auto either = [](ChannelBits second, ChannelBits a, ChannelBits b) {
+      return static_cast<ChannelBits>(a ^ ((a ^ b) & second));
+    };
+    const ChannelBits second = either(high, either(low, into[0], into[1]), either(low, into[2], into[3]));
+    const auto odd = static_cast<ChannelBits>(high ^ second);
+    VI k[kBeside];
+    MI quantizers[kBeside];
 #pragma GCC unroll 2
     for (size_t v = 0; v < kBeside; ++v) {
-      const VF y = hn::Mul(hn::Sub(hn::LoadU(df, values + v * kLanes), lanes[v].mean), factor);
-      own[v] = Nearest(hn::Mul(y, hn::Set(df, 0.5f)));
-      escaped |= BitsFrom(SymbolsOf<false>(own[v], lanes[v].lanes, symbols + at + v * kLanes, nullptr), v * kLanes);
-      lanes[v].place(t, own[v]);
+      quantizers[v] = MaskOf(low, v);
+      k[v] = ValueFor(source(t, v), MaskOf(odd, v), quantizers[v]);
     }
-    if (HWY_LIKELY(escaped == 0 && !tables.has_low_bits)) continue;
-    escapes[t] |= escaped << first;
-    for (size_t v = 0; v < kBeside; ++v) hn::StoreU(own[v], di, k + at + v * kLanes);
+    high = low;
+    low = second;
+    code(t, k, quantizers);
   }
+  end_high = high;
+  end_low = low;
+}
+
+// Calls visit(place) with a type that places as the span says.
+template <class Visit>
+void WithPlace(const StripSpan& span, Visit visit) {
+  if (span.placing.unit == 0) return visit(static_cast<NotPlaced*>(nullptr));
+  VisitDType(span.placing.values.dtype, [&](auto type) { visit(static_cast<Placed<type>*>(nullptr)); });
 }
 
 }  // namespace
 
-void QuantizeAll(const float* y, size_t tokens, uint32_t* decisions, int32_t* k) {
-  for (size_t c = 0; c < kStripChannels; c += kBesideChannels) QuantizeBeside(y + c, tokens, decisions, k + c);
-}
-
-void QuantizePlainAll(const float* y, size_t tokens, int32_t* k) {
-  const DF df;
-  for (size_t i = 0; i < tokens * kStripChannels; i += kLanes) {
-    hn::StoreU(Nearest(hn::Mul(hn::LoadU(df, y + i), hn::Set(df, 0.5f))), DI(), k + i);
-  }
-}
-
-void SymbolsAll(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
-                uint8_t* symbols, uint32_t* escapes, int32_t* points) {
-  std::fill_n(escapes, tokens, 0u);
-  const auto symbols_beside = states != nullptr ? SymbolsBeside<true> : SymbolsBeside<false>;
-  for (size_t first = 0; first < channels; first += kBesideChannels) {
-    symbols_beside(tables, k, tokens, channels, first, states, symbols, escapes, points);
-  }
-}
-
-void PlainSymbolsAll(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols,
-                     uint32_t* escapes) {
-  std::fill_n(escapes, strip.tokens, 0u);
+void ForwardAll(const StripSpan& span, TrellisCosts& costs, TrellisDecisions* decisions) {
+  auto* const bytes = reinterpret_cast<uint8_t*>(decisions);
   for (size_t first = 0; first < kStripChannels; first += kBesideChannels) {
-    if (strip.unit == 0) {
-      PlainSymbolsBeside<NotPlaced>(tables, strip, first, k, symbols, escapes);
-      continue;
-    }
-    VisitDType(strip.placed.dtype,
-               [&](auto type) { PlainSymbolsBeside<Placed<type>>(tables, strip, first, k, symbols, escapes); });
+    ForwardBeside(span, first, costs, bytes + first / 8);
+  }
+}
+
+void BackAll(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,
+             const CodedSymbols& out) {
+  std::fill_n(out.escapes, span.tokens, 0u);
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(decisions);
+  uint32_t high = 0, low = 0;
+  for (size_t first = 0; first < kStripChannels; first += kBesideChannels) {
+    auto own_high = static_cast<ChannelBits>(ends.high >> first), own_low = static_cast<ChannelBits>(ends.low >> first);
+    WithPlace(span, [&](auto* place) {
+      using Place = std::remove_pointer_t<decltype(place)>;
+      BackBeside<Place>(tables, span, first, bytes + first / 8, own_high, own_low, out);
+    });
+    high |= uint32_t{own_high} << first;
+    low |= uint32_t{own_low} << first;
+  }
+  ends.high = high;
+  ends.low = low;
+}
+
+void PlainAll(const StripTables& tables, const StripSpan& span, const CodedSymbols& out) {
+  std::fill_n(out.escapes, span.tokens, 0u);
+  for (size_t first = 0; first < kStripChannels; first += kBesideChannels) {
+    WithPlace(span, [&](auto* place) {
+      using Place = std::remove_pointer_t<decltype(place)>;
+      PlainBeside<Place>(tables, span, first, out);
+    });
   }
 }
 
@@ -312,24 +319,21 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
-HWY_EXPORT(QuantizeAll);
-HWY_EXPORT(QuantizePlainAll);
-HWY_EXPORT(SymbolsAll);
-HWY_EXPORT(PlainSymbolsAll);
+HWY_EXPORT(ForwardAll);
+HWY_EXPORT(BackAll);
+HWY_EXPORT(PlainAll);
 
-void TrellisQuantize(const float* y, size_t tokens, uint32_t* decisions, int32_t* k) {
-  HWY_DYNAMIC_DISPATCH(QuantizeAll)(y, tokens, decisions, k);
+void TrellisForward(const StripSpan& span, TrellisCosts& costs, TrellisDecisions* decisions) {
+  HWY_DYNAMIC_DISPATCH(ForwardAll)(span, costs, decisions);
 }
 
-void PlainQuantize(const float* y, size_t tokens, int32_t* k) { HWY_DYNAMIC_DISPATCH(QuantizePlainAll)(y, tokens, k); }
-
-void PlainSymbols(const StripTables& tables, const PlainStrip& strip, int32_t* k, uint8_t* symbols, uint32_t* escapes) {
-  HWY_DYNAMIC_DISPATCH(PlainSymbolsAll)(tables, strip, k, symbols, escapes);
+void TrellisBack(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,
+                 const CodedSymbols& out) {
+  HWY_DYNAMIC_DISPATCH(BackAll)(tables, span, decisions, ends, out);
 }
 
-void StripSymbols(const StripTables& tables, const int32_t* k, size_t tokens, size_t channels, StripStates* states,
-                  uint8_t* symbols, uint32_t* escapes, int32_t* points) {
-  HWY_DYNAMIC_DISPATCH(SymbolsAll)(tables, k, tokens, channels, states, symbols, escapes, points);
+void PlainSymbols(const StripTables& tables, const StripSpan& span, const CodedSymbols& out) {
+  HWY_DYNAMIC_DISPATCH(PlainAll)(tables, span, out);
 }
 
 }  // namespace kvcompress::simd

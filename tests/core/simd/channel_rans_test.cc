@@ -24,6 +24,7 @@ namespace kvcompress::simd {
 namespace {
 
 using ::kvcompress::testing::Guarded;
+using ::kvcompress::testing::MakeSymbols;
 using ::kvcompress::testing::SomeTables;
 using ::kvcompress::testing::StripOf;
 using ::kvcompress::testing::UsableTargets;
@@ -99,9 +100,7 @@ struct CodedStrip {
     }
     symbols.resize(k.size());
     escapes.resize(tokens);
-    StripStates states = {};
-    scalar::StripSymbols(strip, k.data(), tokens, channels, trellis ? &states : nullptr, symbols.data(), escapes.data(),
-                         nullptr);
+    MakeSymbols(strip, k, channels, trellis, symbols, escapes);
     words.resize(8 * k.size() + 1000);
   }
 
@@ -206,9 +205,7 @@ TEST_P(ChannelRansTest, ManyTokensOfFewWords) {
       coded.strip.index = {};
       std::ranges::fill(coded.k, 0);
       for (size_t i = 0; i < odd_ones; ++i) coded.k[i * 1601 + 7] = 1;
-      StripStates states = {};
-      scalar::StripSymbols(coded.strip, coded.k.data(), coded.tokens, kStripChannels, &states, coded.symbols.data(),
-                           coded.escapes.data(), nullptr);
+      MakeSymbols(coded.strip, coded.k, kStripChannels, true, coded.symbols, coded.escapes);
       const std::vector<uint8_t> bytes = coded.Encode();
       ASSERT_EQ(bytes, coded.EncodeByDefinition());
       for (size_t missing = 0; missing + 4 * lanes <= bytes.size() && missing < 100; missing += 2) {

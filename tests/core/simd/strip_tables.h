@@ -47,4 +47,24 @@ inline simd::StripTables StripOf(const std::vector<simd::ChannelTable>& tables, 
   return strip;
 }
 
+// The symbols of values, of the quantizers that the trellis's states say, or of the first; escapes[t] says which
+// channels of token t have one.
+inline void MakeSymbols(const simd::StripTables& tables, const std::vector<int32_t>& k, size_t channels, bool trellis,
+                        std::vector<uint8_t>& symbols, std::vector<uint32_t>& escapes) {
+  simd::StripStates states = {};
+  for (size_t t = 0; t < escapes.size(); ++t) {
+    escapes[t] = 0;
+    for (size_t c = 0; c < channels; ++c) {
+      const size_t at = t * simd::kStripChannels + c;
+      const size_t quantizer = simd::QuantizerOf(states[c]);
+      const int32_t high = k[at] >> tables.low_bits[c];
+      const bool escape = std::abs(high) > tables[c].reach[quantizer];
+      escapes[t] |= uint32_t{escape} << c;
+      const uint8_t symbol = escape ? simd::kEscape : simd::SymbolOf(high);
+      symbols[at] = static_cast<uint8_t>(symbol | (quantizer != 0 ? simd::kOddQuantizer : 0));
+      if (trellis) states[c] = simd::NextState(states[c], k[at] % 2 != 0);
+    }
+  }
+}
+
 }  // namespace kvcompress::testing

@@ -37,6 +37,10 @@ struct TransformSizes {
 std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
                                               const TransformInput& input, std::byte* side, std::byte* words,
                                               std::byte* decoded = nullptr);
+// For what a block is decoded to alone: does not encode the words where they surely take less than its values, so that
+// there is room for them, but what they and the side information are is of no meaning. False where a value is refused.
+bool ReconstructTransform(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
+                          std::byte* side, std::byte* words, std::byte* decoded);
 
 // The classes that an encoder finds for a block's values with this step. False where one is refused.
 bool CountClasses(const TransformFormat& format, bool sinks, float step, const TransformInput& input,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -88,17 +89,16 @@ class Decoder {
  private:
   bool DecodeStrip(const Segment& segment, size_t first_channel, Scratch& scratch) {
     const std::span<const int> classes = StripClasses(segment, first_channel);
+    const Reconstruction::Scale scale = reconstruction_.ScaleOf(segment, first_channel, classes.size());
+    const simd::PlacedValues placed = reconstruction_.PlaceOf(segment, first_channel, scratch.values.data());
     simd::StripStates states = {};
     bool ok = true;
     ForEachSpan(segment, [&](const TokenSpan& span) {
       const simd::StripTables coding = StripCoding(tables_, classes, span.class_shift);
-      const Reconstruction::Piece piece{first_channel, classes.size(), span.begin, span.end - span.begin,
-                                        span.step_shift};
-      const Reconstruction::Scale scale = reconstruction_.ScaleOf(segment, piece);
-      const simd::Placing placing{reconstruction_.PlaceOf(segment, piece, scratch.values.data()), scale.unit,
+      const simd::Placing placing{placed.After(span.begin), std::ldexp(scale.unit, -span.step_shift),
                                   scale.means.data()};
-      ok = ok && simd::DecodeStrip(coding, piece.tokens, piece.channels, format_.trellis ? &states : nullptr, rans_,
-                                   escapes_, placing);
+      ok = ok && simd::DecodeStrip(coding, span.end - span.begin, classes.size(), format_.trellis ? &states : nullptr,
+                                   rans_, escapes_, placing);
     });
     return ok;
   }

@@ -28,12 +28,20 @@ struct Escape {
   int32_t reach;
 };
 
+// Tokens of a strip that have one step and one size.
+struct StripPart {
+  size_t first_token;
+  simd::StripTables coding;
+  simd::StripSpan values;
+};
+
 // Buffers that a thread uses again for every block.
 struct Scratch {
   std::vector<float> values;
-  std::vector<float> strip;
-  std::vector<int32_t> quantized, points;
-  std::vector<uint32_t> decisions;
+  std::vector<float> strip;  // with fewer channels than others
+  std::vector<StripPart> parts;
+  std::vector<int32_t> quantized;
+  std::vector<simd::TrellisDecisions> decisions;
   std::vector<uint32_t> escaped;  // which channels of each token
   std::vector<uint8_t> symbols;
   std::vector<int32_t> low;  // the values of spans of strips that have low bits
@@ -49,10 +57,11 @@ struct Scratch {
 
 class Encoder {
  public:
-  Encoder(const TransformFormat& format, bool sinks, float step, const TransformInput& input)
+  Encoder(const TransformFormat& format, bool sinks, float step, const TransformInput& input, bool needs_words = true)
       : format_(format),
         input_(input),
         sinks_(sinks),
+        needs_words_(needs_words),
         step_(step),
         tables_(ChannelTables(format.trellis)),
         basis_(format.artifact.get(), input.layout),
@@ -97,10 +106,11 @@ class Encoder {
     for (Escape& escape : scratch_.escapes) models.CodeEscape(writer, escape.reach, escape.high);
     const std::optional<size_t> text_bytes = writer.Finish();
     sizes.side = header_bytes + text_bytes.value_or(0);
-    sizes.words = EncodeSymbols(segments, words);
     sizes.rotary = gain_;
     sizes.step = step_;
     const size_t stored = input_.count * DTypeSize(input_.dtype);
+    if (!needs_words_ && text_bytes && sizes.side + MostWordBytes(sizes.classes) < stored) return true;
+    sizes.words = EncodeSymbols(segments, words);
     return text_bytes && sizes.words > 0 && sizes.side + sizes.words < stored;
   }
 
@@ -142,6 +152,16 @@ class Encoder {
     }
   }
 
+  // The room that values of these classes take at most: the rarest symbols each, and their low bits.
+  size_t MostWordBytes(const ClassCounts& classes) const {
+    constexpr double kMostBits = simd::kRansBits + 0.01;  // a state loses next to nothing with what is rare
+    double bits = 0;
+    for (size_t i = 0; i < ClassCounts::kClasses; ++i) {
+      bits += classes.values[i] * (kMostBits + CodedClass(static_cast<int>(i) + kMinClass).low_bits);
+    }
+    return static_cast<size_t>(bits / 8) + 1 + simd::kMostTokenBytes + 4 * LanesFor(input_.count);
+  }
+
   // Returns the largest magnitude as it is.
   float LoadInUnits() {
     return simd::LoadScaled(input_.dtype, input_.values, input_.count, 1 / UnitOf(format_.trellis, step_),
@@ -180,83 +200,86 @@ class Encoder {
   void QuantizeStrip(const Segment& segment, size_t first_channel, float* values) {
     const std::span<const int> classes = StripClasses(segment, first_channel);
     const size_t channels = classes.size();
-    const size_t tokens = segment.tokens;
-    if (!format_.trellis && channels == kStripChannels) return QuantizePlain(segment, first_channel, values);
-    scratch_.strip.resize(tokens * kStripChannels);
-    scratch_.quantized.resize(tokens * kStripChannels);
-    if (reconstruction_ != nullptr) scratch_.points.resize(tokens * kStripChannels);
-    FillStrip(segment, first_channel, channels, values);
-    if (format_.trellis) {
-      scratch_.decisions.resize(4 * tokens);
-      simd::TrellisQuantize(scratch_.strip.data(), tokens, scratch_.decisions.data(), scratch_.quantized.data());
-    } else {
-      simd::PlainQuantize(scratch_.strip.data(), tokens, scratch_.quantized.data());
+    const std::array<float, kStripChannels> means = MeansOf(segment, first_channel, channels);
+    simd::StripSpan strip{.values = values + first_channel,
+                          .stride = segment.channels,
+                          .tokens = segment.tokens,
+                          .means = means.data(),
+                          .factor = 1};
+    Reconstruction::Scale scale{.unit = 0};
+    simd::PlacedValues placed = {};
+    if (reconstruction_ != nullptr) {
+      scale = reconstruction_->ScaleOf(segment, first_channel, channels);
+      placed = reconstruction_->PlaceOf(segment, first_channel, values);
+      strip.placing = {placed, scale.unit, scale.means.data()};
     }
-    const size_t at = scratch_.symbols.size();
-    scratch_.symbols.resize(at + tokens * kStripChannels);
-    simd::StripStates states = {};
+    if (channels == kStripChannels) return QuantizeSpans(segment, classes, strip);
+    PadStrip(strip, channels);
+    QuantizeSpans(segment, classes, strip);
+    if (reconstruction_ == nullptr) return;
+    for (size_t t = 0; t < segment.tokens; ++t) {
+      simd::NarrowLimited(placed.dtype, scratch_.strip.data() + t * kStripChannels, channels, placed.After(t).first);
+    }
+  }
+
+  // Copies the values of a strip that has fewer channels, for those that are not there zeros, to be decoded in place.
+  void PadStrip(simd::StripSpan& strip, size_t channels) {
+    scratch_.strip.assign(strip.tokens * kStripChannels, 0.0f);
+    for (size_t t = 0; t < strip.tokens; ++t) {
+      std::copy_n(strip.values + t * strip.stride, channels, scratch_.strip.data() + t * kStripChannels);
+    }
+    strip.values = scratch_.strip.data();
+    strip.stride = kStripChannels;
+    strip.placing.values = {DType::kF32, scratch_.strip.data(), kStripChannels};
+  }
+
+  void QuantizeSpans(const Segment& segment, std::span<const int> classes, const simd::StripSpan& strip) {
+    std::vector<StripPart>& parts = scratch_.parts;
+    parts.clear();
     ForEachSpan(segment, [&](const TokenSpan& span) {
-      const simd::StripTables coding = StripCoding(tables_, classes, span.class_shift);
-      MakeSymbols(coding, span, channels, states, scratch_.symbols.data() + at + span.begin * kStripChannels);
-      if (reconstruction_ == nullptr) return;
-      reconstruction_->Place(segment, {first_channel, channels, span.begin, span.end - span.begin, span.step_shift},
-                             scratch_.points.data(), values);
+      StripPart part{span.begin, StripCoding(tables_, classes, span.class_shift), strip};
+      part.values.values += span.begin * strip.stride;
+      part.values.tokens = span.end - span.begin;
+      part.values.factor = static_cast<float>(1 << span.step_shift);
+      part.values.placing.unit = std::ldexp(strip.placing.unit, -span.step_shift);
+      if (reconstruction_ != nullptr) part.values.placing.values = strip.placing.values.After(span.begin);
+      parts.push_back(part);
     });
-  }
-
-  // Of the quantized values of a span of a strip: symbols, points where they are asked for, and what symbols leave out.
-  void MakeSymbols(const simd::StripTables& coding, const TokenSpan& span, size_t channels, simd::StripStates& states,
-                   uint8_t* symbols) {
-    const size_t tokens = span.end - span.begin;
-    const int32_t* const k = scratch_.quantized.data() + span.begin * kStripChannels;
-    scratch_.escaped.resize(tokens);
-    simd::StripSymbols(coding, k, tokens, channels, format_.trellis ? &states : nullptr, symbols,
-                       scratch_.escaped.data(), reconstruction_ != nullptr ? scratch_.points.data() : nullptr);
-    if (coding.has_low_bits) scratch_.low.insert(scratch_.low.end(), k, k + tokens * kStripChannels);
-    KeepEscapes(coding, k, symbols);
-  }
-
-  // A whole strip without the trellis, in one pass.
-  void QuantizePlain(const Segment& segment, size_t first_channel, float* values) {
-    const std::array<float, kStripChannels> means = MeansOf(segment, first_channel, kStripChannels);
+    scratch_.quantized.resize(strip.tokens * kStripChannels);
+    scratch_.escaped.resize(strip.tokens);
     const size_t at = scratch_.symbols.size();
-    scratch_.symbols.resize(at + segment.tokens * kStripChannels);
-    ForEachSpan(segment, [&](const TokenSpan& span) {
-      const size_t tokens = span.end - span.begin;
-      const simd::StripTables coding = StripCoding(tables_, StripClasses(segment, first_channel), span.class_shift);
-      Reconstruction::Scale scale{.unit = 0};
-      simd::PlacedValues placed = {};
-      if (reconstruction_ != nullptr) {
-        const Reconstruction::Piece piece{first_channel, kStripChannels, span.begin, tokens, span.step_shift};
-        scale = reconstruction_->ScaleOf(segment, piece);
-        placed = reconstruction_->PlaceOf(segment, piece, values);
+    scratch_.symbols.resize(at + strip.tokens * kStripChannels);
+    const auto coded = [&](const StripPart& part) {
+      const size_t first = part.first_token * kStripChannels;
+      return simd::CodedSymbols{scratch_.symbols.data() + at + first, scratch_.escaped.data() + part.first_token,
+                                scratch_.quantized.data() + first};
+    };
+    if (format_.trellis) {
+      scratch_.decisions.resize(strip.tokens);
+      simd::TrellisCosts costs;
+      for (const StripPart& part : parts) {
+        simd::TrellisForward(part.values, costs, scratch_.decisions.data() + part.first_token);
       }
-      const simd::PlainStrip strip{.values = values + span.begin * segment.channels + first_channel,
-                                   .stride = segment.channels,
-                                   .tokens = tokens,
-                                   .means = means.data(),
-                                   .factor = static_cast<float>(1 << span.step_shift),
-                                   .placed_means = scale.means.data(),
-                                   .unit = scale.unit,
-                                   .placed = placed};
-      std::vector<int32_t>& quantized = coding.has_low_bits ? scratch_.low : scratch_.quantized;
-      const size_t before = coding.has_low_bits ? quantized.size() : 0;
-      quantized.resize(std::max(quantized.size(), before + tokens * kStripChannels));
-      scratch_.escaped.resize(tokens);
-      uint8_t* const symbols = scratch_.symbols.data() + at + span.begin * kStripChannels;
-      simd::PlainSymbols(coding, strip, quantized.data() + before, symbols, scratch_.escaped.data());
-      KeepEscapes(coding, quantized.data() + before, symbols);
-    });
+      simd::TrellisEnds ends(costs);
+      for (size_t i = parts.size(); i-- > 0;) {
+        const StripPart& part = parts[i];
+        simd::TrellisBack(part.coding, part.values, scratch_.decisions.data() + part.first_token, ends, coded(part));
+      }
+    } else {
+      for (const StripPart& part : parts) simd::PlainSymbols(part.coding, part.values, coded(part));
+    }
+    for (const StripPart& part : parts) Keep(part.coding, part.values.tokens, coded(part));
   }
 
-  // Of the tokens that have some, as scratch_.escaped says.
-  void KeepEscapes(const simd::StripTables& coding, const int32_t* k, const uint8_t* symbols) {
-    for (size_t t = 0; t < scratch_.escaped.size(); ++t) {
-      for (uint32_t left = scratch_.escaped[t]; left != 0; left &= left - 1) {
+  // What symbols leave out: low bits, and escapes.
+  void Keep(const simd::StripTables& coding, size_t tokens, const simd::CodedSymbols& coded) {
+    if (coding.has_low_bits) scratch_.low.insert(scratch_.low.end(), coded.k, coded.k + tokens * kStripChannels);
+    for (size_t t = 0; t < tokens; ++t) {
+      for (uint32_t left = coded.escapes[t]; left != 0; left &= left - 1) {
         const auto c = static_cast<size_t>(std::countr_zero(left));
         const size_t at = t * kStripChannels + c;
-        const size_t quantizer = (symbols[at] & simd::kOddQuantizer) != 0 ? 1 : 0;
-        scratch_.escapes.push_back({k[at] >> coding.low_bits[c], coding[c].reach[quantizer]});
+        const size_t quantizer = (coded.symbols[at] & simd::kOddQuantizer) != 0 ? 1 : 0;
+        scratch_.escapes.push_back({coded.k[at] >> coding.low_bits[c], coding[c].reach[quantizer]});
       }
     }
   }
@@ -266,16 +289,6 @@ class Encoder {
     std::array<float, kStripChannels> means = {};
     for (size_t c = 0; c < channels; ++c) means[c] = static_cast<float>(segment.means[first_channel + c]) * 0.5f;
     return means;
-  }
-
-  // What is to be quantized, in units of each token's step.
-  void FillStrip(const Segment& segment, size_t first_channel, size_t channels, const float* values) {
-    const std::array<float, kStripChannels> means = MeansOf(segment, first_channel, channels);
-    ForEachSpan(segment, [&](const TokenSpan& span) {
-      simd::FillStrip(values + span.begin * segment.channels + first_channel, segment.channels, span.end - span.begin,
-                      channels, means.data(), static_cast<float>(1 << span.step_shift),
-                      scratch_.strip.data() + span.begin * kStripChannels);
-    });
   }
 
   // The entropy coder goes from the last symbol to the first.
@@ -308,6 +321,7 @@ class Encoder {
   const TransformFormat& format_;
   const TransformInput& input_;
   const bool sinks_;
+  const bool needs_words_;
   float step_;
   const std::span<const simd::ChannelTable> tables_;
   SegmentBasis basis_;
@@ -327,12 +341,12 @@ bool CountClasses(const TransformFormat& format, bool sinks, float step, const T
   return true;
 }
 
-std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
-                                              const TransformInput& input, std::byte* side, std::byte* words,
-                                              std::byte* decoded) {
+namespace {
+
+std::optional<TransformSizes> EncodeOrStore(Encoder& encoder, float step, const TransformInput& input, std::byte* side,
+                                            std::byte* words, std::byte* decoded) {
   TransformSizes sizes = {};
   if (input.count == 0) return sizes;
-  Encoder encoder(format, sinks, step, input);
   if (!encoder.Load()) return std::nullopt;
   if (step > 0 && encoder.Encode(side, words, decoded, sizes)) return sizes;
   std::byte* const values = WriteHeader({BlockForm::kStored, 0, {}}, false, side);
@@ -340,6 +354,21 @@ std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, boo
   std::copy_n(input.values, bytes, values);
   if (decoded != nullptr) std::copy_n(input.values, bytes, decoded);
   return TransformSizes{.side = 1 + bytes, .words = 0, .step = sizes.step};
+}
+
+}  // namespace
+
+std::optional<TransformSizes> EncodeTransform(const TransformFormat& format, bool sinks, float step,
+                                              const TransformInput& input, std::byte* side, std::byte* words,
+                                              std::byte* decoded) {
+  Encoder encoder(format, sinks, step, input);
+  return EncodeOrStore(encoder, step, input, side, words, decoded);
+}
+
+bool ReconstructTransform(const TransformFormat& format, bool sinks, float step, const TransformInput& input,
+                          std::byte* side, std::byte* words, std::byte* decoded) {
+  Encoder encoder(format, sinks, step, input, false);
+  return EncodeOrStore(encoder, step, input, side, words, decoded).has_value();
 }
 
 }  // namespace kvcompress

@@ -1,27 +1,18 @@
 #include "core/codec/tensor/transform/reconstruction.h"
 
-#include <cmath>
-
 namespace kvcompress {
 
-Reconstruction::Scale Reconstruction::ScaleOf(const Segment& segment, const Piece& piece) const {
-  Scale scale{.unit = std::ldexp(unit_, -piece.step_shift)};
-  for (size_t c = 0; c < piece.channels; ++c) {
-    scale.means[c] = static_cast<float>(segment.means[piece.first_channel + c]) * (unit_ * 0.5f);
+Reconstruction::Scale Reconstruction::ScaleOf(const Segment& segment, size_t first_channel, size_t channels) const {
+  Scale scale{.unit = unit_};
+  for (size_t c = 0; c < channels; ++c) {
+    scale.means[c] = static_cast<float>(segment.means[first_channel + c]) * (unit_ * 0.5f);
   }
   return scale;
 }
 
-simd::PlacedValues Reconstruction::PlaceOf(const Segment& segment, const Piece& piece, float* values) const {
-  const size_t first = piece.first_token * segment.channels + piece.first_channel;
-  if (!IsFinal(segment)) return {DType::kF32, values + first, segment.channels};
-  return {dtype_, block_ + (segment.first + first) * DTypeSize(dtype_), segment.channels};
-}
-
-void Reconstruction::Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const {
-  const Scale scale = ScaleOf(segment, piece);
-  simd::PlaceStrip(points, piece.tokens, piece.channels,
-                   {PlaceOf(segment, piece, values), scale.unit, scale.means.data()});
+simd::PlacedValues Reconstruction::PlaceOf(const Segment& segment, size_t first_channel, float* values) const {
+  if (!IsFinal(segment)) return {DType::kF32, values + first_channel, segment.channels};
+  return {dtype_, block_ + (segment.first + first_channel) * DTypeSize(dtype_), segment.channels};
 }
 
 void Reconstruction::Finish(const Segment& segment, simd::RotaryTable& turns, float* values) {

@@ -26,22 +26,16 @@ class Reconstruction {
         dtype_(dtype),
         block_(block) {}
 
-  // Tokens of a strip, from `first_token` on, that have one step: their points to the values, or coefficients, of the
-  // segment.
-  struct Piece {
-    size_t first_channel, channels;
-    size_t first_token, tokens;
-    int step_shift;
-  };
   // A point times `unit`, and its channel's mean, is a value.
   struct Scale {
     float unit;
     std::array<float, simd::kStripChannels> means = {};
   };
-  Scale ScaleOf(const Segment& segment, const Piece& piece) const;
-  // Where they go: into the block, if that is all that is to be done with them, else into the segment's `values`.
-  simd::PlacedValues PlaceOf(const Segment& segment, const Piece& piece, float* values) const;
-  void Place(const Segment& segment, const Piece& piece, const int32_t* points, float* values) const;
+  // Of a strip's tokens that are not special.
+  Scale ScaleOf(const Segment& segment, size_t first_channel, size_t channels) const;
+  // Where a strip's values go: into the block, if that is all that is to be done with them, else into the segment's
+  // `values`.
+  simd::PlacedValues PlaceOf(const Segment& segment, size_t first_channel, float* values) const;
 
   // Makes values of the block of a segment's, all of which are placed.
   void Finish(const Segment& segment, simd::RotaryTable& turns, float* values);

@@ -93,7 +93,8 @@ class Search {
       side_.resize(MaxSideBytes(input.count, width));
       words_.resize(MaxWordBytes(input.count, width));
       decoded_.resize(input.count * width);
-      if (!EncodeTransform(format_, sinks_, StepOf(log), input, side_.data(), words_.data(), decoded_.data())) continue;
+      const float step = StepOf(log);
+      if (!ReconstructTransform(format_, sinks_, step, input, side_.data(), words_.data(), decoded_.data())) continue;
       Measure(block, sums);
     }
     has_no_signal_ = !(sums.sum_deviations > 0) && !(sums.token_deviations > 0);
