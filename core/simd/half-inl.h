@@ -17,6 +17,9 @@
 
 #undef KVC_TARGET_AVX512
 #define KVC_TARGET_AVX512 (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL)
+// Whether there are no instructions for binary16.
+#undef KVC_EMULATES_F16
+#define KVC_EMULATES_F16 (HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_EMU128)
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -57,25 +60,23 @@ HWY_INLINE void PrefetchForWriting(const uint8_t* at) {
 template <class DF, class DU16 = hn::Rebind<uint16_t, DF>>
 HWY_INLINE hn::Vec<DU16> F16FromF32(DF df, hn::Vec<DF> v) {
   const DU16 du16;
-#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_EMU128
-  // No instruction for it, and Highway's emulation truncates: the steps of F32ToF16 of base/half.cc.
-  const hn::RebindToUnsigned<DF> du;
+#if KVC_EMULATES_F16
+  // Highway's emulation truncates. Beside the rounder the last digit of binary32 is that of binary16, of subnormal
+  // numbers, too: what the sum has beyond it is the mantissa, whose first bit counts as one more in the exponent.
   const hn::RebindToSigned<DF> di;
-  const auto bits = hn::BitCast(du, v);
-  const auto magnitude = hn::And(bits, hn::Set(du, 0x7fffffffu));
-  const auto sign = hn::ShiftRight<16>(hn::Xor(bits, magnitude));
-  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1));
-  const auto rounded = hn::Add(hn::Add(magnitude, hn::Set(du, 0xfffu - 0x38000000u)), odd);
-  const auto normal = hn::ShiftRight<13>(rounded);
-  const auto shifted = hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f));
-  const auto subnormal = hn::Sub(hn::BitCast(du, shifted), hn::Set(du, 0x3f000000u));
-  // Magnitudes are below 2^31, so that signed comparisons order them.
-  const auto as_int = hn::BitCast(di, magnitude);
-  auto half = hn::IfThenElse(hn::RebindMask(du, hn::Lt(as_int, hn::Set(di, 0x38800000))), subnormal, normal);
-  half = hn::IfThenElse(hn::RebindMask(du, hn::Gt(as_int, hn::Set(di, 0x477fefff))), hn::Set(du, 0x7c00u), half);
-  const auto quiet = hn::Or(hn::Set(du, 0x7e00u), hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 0x3ffu)));
-  half = hn::IfThenElse(hn::RebindMask(du, hn::Gt(as_int, hn::Set(di, 0x7f800000))), quiet, half);
-  return hn::DemoteTo(du16, hn::BitCast(di, hn::Or(half, sign)));
+  const auto sign = hn::ShiftRight<16>(hn::BitCast(hn::RebindToUnsigned<DF>(), hn::And(v, hn::Set(df, -0.0f))));
+  const auto magnitude = hn::Min(hn::Abs(v), hn::Set(df, 0x1p16f));
+  const auto exponent_bits = hn::BitCast(df, hn::Set(di, 0x7f800000));
+  const auto power = hn::BitCast(di, hn::Max(hn::And(magnitude, exponent_bits), hn::Set(df, 0x1p-14f)));
+  const auto rounder = hn::Add(power, hn::Set(di, 13 << 23));
+  const auto mantissa = hn::Sub(hn::BitCast(di, hn::Add(magnitude, hn::BitCast(df, rounder))), rounder);
+  auto half = hn::Add(mantissa, hn::Sub(hn::ShiftRight<13>(power), hn::Set(di, 113 << 10)));
+  const auto is_nan = hn::Ne(v, v);
+  if (HWY_UNLIKELY(!hn::AllFalse(df, is_nan))) {
+    const auto payload = hn::And(hn::ShiftRight<13>(hn::BitCast(di, v)), hn::Set(di, 0x3ff));
+    half = hn::IfThenElse(hn::RebindMask(di, is_nan), hn::Or(payload, hn::Set(di, 0x7e00)), half);
+  }
+  return hn::DemoteTo(du16, hn::Or(half, hn::BitCast(di, sign)));
 #else
   (void)df;
   return hn::BitCast(du16, hn::DemoteTo(hn::Rebind<hwy::float16_t, DF>(), v));
@@ -85,7 +86,20 @@ HWY_INLINE hn::Vec<DU16> F16FromF32(DF df, hn::Vec<DF> v) {
 // binary16 to binary32. Infinities and NaN become some number of 65536 and more on targets that emulate.
 template <class DF>
 HWY_INLINE hn::Vec<DF> F32FromF16(DF df, hn::Vec<hn::Rebind<uint16_t, DF>> v) {
+#if KVC_EMULATES_F16
+  // Half of the steps of Highway's. Of the exponents one is right for normal numbers. With one more, 2^-14 is to be
+  // taken off subnormal ones. Where either is wrong, it gives the larger number.
+  const hn::RebindToSigned<DF> di;
+  const auto wide = hn::PromoteTo(di, hn::BitCast(hn::Rebind<int16_t, DF>(), v));
+  const auto sign = hn::And(wide, hn::Set(di, hwy::LimitsMin<int32_t>()));
+  const auto magnitude = hn::And(hn::ShiftLeft<13>(wide), hn::Set(di, 0x0fffe000));
+  const auto normal = hn::BitCast(df, hn::Add(magnitude, hn::Set(di, 112 << 23)));
+  const auto with_power = hn::BitCast(df, hn::Add(magnitude, hn::Set(di, 113 << 23)));
+  const auto subnormal = hn::Sub(with_power, hn::Set(df, 0x1p-14f));
+  return hn::Or(hn::Min(normal, subnormal), hn::BitCast(df, sign));
+#else
   return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::float16_t, DF>(), v));
+#endif
 }
 
 // The bits of a float rounded to bfloat16, in the upper halves; the lower halves are rubbish. Not for NaN with a
@@ -151,7 +165,14 @@ HWY_INLINE hn::Vec<DF> RoundTo(DF df, hn::Vec<DF> v) {
   if constexpr (kT == DType::kF32) {
     return v;
   } else if constexpr (kT == DType::kF16) {
+#if KVC_EMULATES_F16
+    // As F16FromF32 does it, but for -0, of which it makes 0.
+    const auto power = hn::And(v, hn::BitCast(df, hn::Set(hn::RebindToSigned<DF>(), 0x7f800000)));
+    const auto rounder = hn::Mul(hn::Max(power, hn::Set(df, 0x1p-14f)), hn::Set(df, 0x1.8p13f));
+    return hn::Sub(hn::Add(v, rounder), rounder);
+#else
     return F32FromF16(df, F16FromF32(df, v));
+#endif
   } else {
     static_assert(kT == DType::kBF16);
     const hn::RebindToUnsigned<DF> du;
