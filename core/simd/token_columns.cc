@@ -5,87 +5,56 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <limits>
+#include <optional>
+
 #include "core/simd/half-inl.h"
+#include "core/simd/subnormals.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 
-#if !HWY_NATIVE_FMA
-// a b + c, rounded once, of as many lanes as there are of binary64.
-template <class D, class V>
-HWY_INLINE V FusedMulAddWide(D d, V a, V b, V c) {
-  const hn::Rebind<double, D> wide;
-  const hn::RebindToSigned<decltype(wide)> bits;
-  const auto product = hn::Mul(hn::PromoteTo(wide, a), hn::PromoteTo(wide, b));  // exact
-  const auto added = hn::PromoteTo(wide, c);
-  const auto sum = hn::Add(product, added);
-  const auto sum_bits = hn::BitCast(bits, sum);
-  // Rounded once more, the sum may go the wrong way only where it lies in the middle of two numbers of binary32 or, as
-  // subnormal ones are elsewhere, below the normal ones.
-  const auto in_middle = hn::Eq(hn::And(sum_bits, hn::Set(bits, 0x1fffffff)), hn::Set(bits, 0x10000000));
-  const auto magnitude = hn::Abs(sum);
-  const auto is_subnormal = hn::And(hn::Lt(magnitude, hn::Set(wide, 0x1p-126)), hn::Gt(magnitude, hn::Zero(wide)));
-  if (HWY_LIKELY(hn::AllFalse(wide, hn::Or(hn::RebindMask(wide, in_middle), is_subnormal)))) {
-    return hn::DemoteTo(d, sum);
-  }
-  // What the sum lost (Knuth's two-sum). To be rounded once more it has to be rounded to odd: then the last digit tells
-  // that there was something behind it.
-  const auto back = hn::Sub(sum, product);
-  const auto lost = hn::Add(hn::Sub(product, hn::Sub(sum, back)), hn::Sub(added, back));
-  const auto zero = hn::Zero(wide);
-  const auto is_even = hn::Eq(hn::And(sum_bits, hn::Set(bits, 1)), hn::Zero(bits));
-  const auto inwards = hn::Xor(hn::Lt(sum_bits, hn::Zero(bits)), hn::RebindMask(bits, hn::Lt(lost, zero)));
-  const auto is_inexact = hn::RebindMask(bits, hn::Or(hn::Lt(lost, zero), hn::Gt(lost, zero)));
-  const auto step = hn::IfThenElse(inwards, hn::Set(bits, -1), hn::Set(bits, 1));
-  const auto odd = hn::Add(sum_bits, hn::IfThenElseZero(hn::And(is_even, is_inexact), step));
-  return hn::DemoteTo(d, hn::BitCast(wide, odd));
-}
-#endif
-
-// a b + c, rounded once, on targets that have no instruction for it, too.
-template <class D, class V>
-HWY_INLINE V FusedMulAdd([[maybe_unused]] D d, V a, V b, V c) {
-#if HWY_NATIVE_FMA
-  return hn::MulAdd(a, b, c);
-#else
-  if constexpr (hn::MaxLanes(D()) == 1) {
-    return FusedMulAddWide(d, a, b, c);
-  } else {
-    const hn::Half<D> half;
-    return hn::Combine(d, FusedMulAddWide(half, hn::UpperHalf(half, a), hn::UpperHalf(half, b), hn::UpperHalf(half, c)),
-                       FusedMulAddWide(half, hn::LowerHalf(half, a), hn::LowerHalf(half, b), hn::LowerHalf(half, c)));
-  }
-#endif
-}
-
-// LoadF32 that leaves what is not finite so on targets without an instruction for it, too: there Highway makes numbers
-// beyond those of F16 of it.
-template <DType kT, class D>
-HWY_INLINE hn::Vec<D> LoadAny(D d, const uint8_t* from) {
-  const auto value = LoadF32<kT>(d, from);
-#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_EMU128
+// Whether all values are finite, where LoadF32 does not leave them so that are not: without an instruction for it they
+// become numbers beyond those of F16.
+template <DType kT>
+HWY_INLINE bool LeavesFinite([[maybe_unused]] const void* values, [[maybe_unused]] size_t count) {
+#if KVC_EMULATES_F16
   if constexpr (kT == DType::kF16) {
-    const auto infinity = hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0x7f800000u));
-    return hn::IfThenElse(hn::Gt(hn::Abs(value), hn::Set(d, MaxFinite(kT))), hn::Or(value, infinity), value);
+    const hn::ScalableTag<int16_t> d;
+    const hn::CappedTag<int16_t, 1> one;
+    const auto* const from = static_cast<const uint8_t*>(values);
+    const auto magnitude = [from](auto tag, size_t i) HWY_ATTR {
+      return hn::And(LoadAt(tag, from + 2 * i), hn::Set(tag, hwy::LimitsMax<int16_t>()));
+    };
+    auto max = hn::Zero(d);
+    auto max_of_rest = hn::Zero(one);
+    size_t i = 0;
+    for (; i + hn::Lanes(d) <= count; i += hn::Lanes(d)) max = hn::Max(max, magnitude(d, i));
+    for (; i < count; ++i) max_of_rest = hn::Max(max_of_rest, magnitude(one, i));
+    const int16_t largest = std::max(hn::GetLane(hn::MaxOfLanes(d, max)), hn::GetLane(max_of_rest));
+    return largest < static_cast<int16_t>(InfinityBits(kT));
   }
 #endif
-  return value;
+  return true;
 }
 
 // The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length. With
 // kMarks they tell whether anything varies; without kErrors there are none, and then the sums are the same on all
 // targets, too.
-template <class D, bool kMarks, bool kErrors>
+template <class D, bool kMarks, bool kErrors, bool kLosable>
 class Sums {
  public:
   using V = hn::Vec<D>;
 
   HWY_INLINE Sums() = default;  // for the target, as those of the vectors are
 
-  HWY_INLINE void Begin(V value, V error) {
+  // `change` is in which bits a value was decoded to another one.
+  HWY_INLINE void Begin(V value, V error, V change) {
     const D d;
     first_ = value;
+    change_ = change;
     first_error_ = error;
     sum_ = squares_ = error_sum_ = error_squares_ = bits_ = error_bits_ = hn::Zero(d);
     abs_error_ = max_error_ = hn::Abs(first_error_);
@@ -114,25 +83,30 @@ class Sums {
     abs_error_ = hn::LoadU(d, block.planes[kAbsError] + lane);
     cross_ = hn::LoadU(d, block.planes[kCross] + lane);
     max_error_ = hn::LoadU(d, block.planes[kMaxError] + lane);
+    change_ = hn::Zero(d);
     if constexpr (kMarks) error_bits_ = hn::LoadU(d, block.planes[kErrorVaries] + lane);
   }
   HWY_INLINE void Store(ColumnBlock& block, size_t lane) const {
     const D d;
     hn::StoreU(sum_, d, block.planes[kSum] + lane);
     hn::StoreU(squares_, d, block.planes[kSquares] + lane);
-    if constexpr (kMarks) hn::StoreU(MarkOf(bits_), d, block.planes[kVaries] + lane);
+    if constexpr (kMarks) hn::StoreU(MarkOf(bits_, first_), d, block.planes[kVaries] + lane);
     if constexpr (!kErrors) return;
     StoreErrors(block, lane);
-    if constexpr (kMarks) hn::StoreU(MarkOf(error_bits_), d, block.planes[kErrorVaries] + lane);
+    // Where what is lost in decoding counts as 0, it varies as well.
+    const V lost =
+        kLosable ? hn::IfThenElseZero(hn::Eq(max_error_, hn::Zero(d)), MarkOf(change_, hn::Zero(d))) : hn::Zero(d);
+    if constexpr (kMarks)
+      hn::StoreU(hn::Or(MarkOf(error_bits_, first_error_), lost), d, block.planes[kErrorVaries] + lane);
   }
-  HWY_INLINE void Add(V value, V error) {
+  HWY_INLINE void Add(V value, V error, V change) {
     const D d;
     const V deviation = hn::Sub(value, first_);
     // The same sum, on CPUs that convert and add in one place and multiply in another, by the idle one.
-    sum_ = hn::MulAdd(deviation, hn::Set(d, 1.0f), sum_);
-    if constexpr (kMarks) bits_ = hn::Or(bits_, deviation);
+    sum_ = HWY_NATIVE_FMA ? hn::MulAdd(deviation, hn::Set(d, 1.0f), sum_) : hn::Add(deviation, sum_);
+    if constexpr (kMarks) bits_ = hn::Or(bits_, hn::Xor(value, first_));
     if constexpr (!kErrors) {
-      squares_ = FusedMulAdd(d, deviation, deviation, squares_);
+      squares_ = hn::Add(squares_, hn::Mul(deviation, deviation));  // rounded twice on all targets
       return;
     }
     squares_ = hn::MulAdd(deviation, deviation, squares_);
@@ -143,7 +117,8 @@ class Sums {
     abs_error_ = hn::Add(abs_error_, magnitude);
     cross_ = hn::MulAdd(value, error, cross_);
     max_error_ = hn::Max(max_error_, magnitude);
-    if constexpr (kMarks) error_bits_ = hn::Or(error_bits_, error_deviation);
+    if constexpr (kLosable) change_ = hn::Or(change_, change);
+    if constexpr (kMarks) error_bits_ = hn::Or(error_bits_, hn::Xor(error, first_error_));
   }
 
  private:
@@ -156,16 +131,19 @@ class Sums {
     hn::StoreU(max_error_, d, block.planes[kMaxError] + lane);
   }
 
-  // 1 where any deviation was not 0, of either sign.
-  static HWY_INLINE V MarkOf(V bits) {
+  // 1 where any number differed from the first in these bits, unless both were 0, of either sign.
+  static HWY_INLINE V MarkOf(V bits, V first) {
     const D d;
     const hn::RebindToUnsigned<D> du;
-    const auto is_zero = hn::Eq(hn::ShiftLeft<1>(hn::BitCast(du, bits)), hn::Zero(du));
-    return hn::IfThenZeroElse(hn::RebindMask(d, is_zero), hn::Set(d, 1.0f));
+    const auto without_sign = [&](V v) HWY_ATTR { return hn::ShiftLeft<1>(hn::BitCast(du, v)); };
+    const auto first_is_zero = hn::Eq(without_sign(first), hn::Zero(du));
+    const auto differing = hn::IfThenElse(first_is_zero, without_sign(bits), hn::BitCast(du, bits));
+    return hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(differing, hn::Zero(du))), hn::Set(d, 1.0f));
   }
 
   V first_, sum_, squares_, first_error_, error_sum_, error_squares_, abs_error_, cross_, max_error_;
-  V bits_, error_bits_;  // of all deviations, or'ed
+  V bits_, error_bits_;  // in which numbers differed from the first: exact where subnormal deviations count as 0
+  V change_;             // of all values
 };
 
 // How errors come.
@@ -184,8 +162,9 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
   const uint8_t* errors = static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize;
   [[maybe_unused]] const V value_scale = hn::Set(d, rows.scales.value);
   [[maybe_unused]] const V error_scale = hn::Set(d, rows.scales.error);
-  const auto load = [&](size_t k, V& value, V& error) HWY_ATTR {
-    value = LoadAny<kT>(d, x + k * lanes * kSize);
+  const auto load = [&](size_t k, V& value, V& error, V& change) HWY_ATTR {
+    value = LoadF32<kT>(d, x + k * lanes * kSize);
+    change = hn::Zero(d);
     if constexpr (kErrors == Errors::kNone) {
       error = hn::Zero(d);
       return;
@@ -194,7 +173,9 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
     if constexpr (kErrors == Errors::kGiven) {
       error = LoadAt(d, at);
     } else {
-      error = hn::Sub(value, LoadAny<kT>(d, at));
+      const V decoded = LoadF32<kT>(d, at);
+      error = hn::Sub(value, decoded);
+      change = hn::Xor(value, decoded);
     }
     if constexpr (kErrors == Errors::kDecodedScaled) {
       value = hn::Mul(value, value_scale);
@@ -206,13 +187,14 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
     errors += rows.columns * kErrorSize;
   };
   // No two values, and no two errors, of F16 are so close that the square of their difference becomes 0.
-  Sums<D, kT != DType::kF16, kErrors != Errors::kNone> sums[kVectors];
-  V value, error;
+  constexpr bool kMarks = kT != DType::kF16;
+  Sums<D, kMarks, kErrors != Errors::kNone, kMarks && kErrors == Errors::kDecoded> sums[kVectors];
+  V value, error, change;
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
     if (begins) {
-      load(k, value, error);
-      sums[k].Begin(value, error);
+      load(k, value, error, change);
+      sums[k].Begin(value, error, change);
       sums[k].StoreFirst(blocks[at / kBlock], at % kBlock);
     } else {
       sums[k].Load(blocks[at / kBlock], at % kBlock);
@@ -221,8 +203,8 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
   if (begins) advance();
   for (size_t row = begins; row < rows.rows; ++row) {
     for (size_t k = 0; k < kVectors; ++k) {
-      load(k, value, error);
-      sums[k].Add(value, error);
+      load(k, value, error, change);
+      sums[k].Add(value, error, change);
     }
     advance();
   }
@@ -251,6 +233,11 @@ HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* block
       ++i;
     }
   }
+  if (kErrors == Errors::kGiven) return;
+  const size_t count = rows.rows * rows.columns;
+  if (LeavesFinite<kT>(rows.x, count) && (kErrors == Errors::kNone || LeavesFinite<kT>(rows.errors.at, count))) return;
+  blocks[column / ColumnBlock::kColumns].planes[kSum][column % ColumnBlock::kColumns] =
+      std::numeric_limits<float>::infinity();
 }
 
 }  // namespace
@@ -274,6 +261,9 @@ namespace kvcompress::simd {
 HWY_EXPORT(AddToColumns);
 
 void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
+  // Of F16 no sum is subnormal.
+  std::optional<SubnormalsAreZero> guard;
+  if (rows.dtype != DType::kF16 && rows.scales == ErrorScales()) guard.emplace();
   HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, begins, chunk, column);
 }
 

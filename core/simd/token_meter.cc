@@ -16,9 +16,10 @@ namespace {
 constexpr size_t kChunkRows = 64;
 // Rows of fewer channels are joined to about this width.
 constexpr uint64_t kMinWidth = 64;
-// Sums of squares between these have lost nothing that matters to the largest or the smallest numbers of binary32.
+// Sums of squares between these have lost nothing that matters to the largest or the smallest numbers of binary32, of
+// which each square may have lost 2^-126.
 constexpr double kMaxSquares = 0x1p100;
-constexpr double kMinSquares = 0x1p-96;
+constexpr double kMinSquares = 0x1p-80;
 // What the largest magnitude is scaled to: of as many values as a block has, the squares of differences stay below
 // kMaxSquares.
 constexpr int kScaledExponent = 38;
@@ -48,7 +49,8 @@ void TokenMeter::BeginAs(bool exact, ErrorScales scales) {
 }
 
 bool TokenMeter::BeginScaled(float largest) {
-  const double largest_error = errors_.max_abs_error;
+  // Subnormal errors have counted as 0.
+  const double largest_error = errors_.max_abs_error > 0 ? errors_.max_abs_error : double{largest};
   if (!std::isfinite(largest) || !std::isfinite(largest_error)) return false;
   BeginAs(false, {.value = ScaleFor(largest), .error = ScaleFor(largest_error)});
   return true;

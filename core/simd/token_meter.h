@@ -15,15 +15,15 @@ namespace kvcompress::simd {
 //
 // Sums are made about one of a channel's own values, so that no constant takes digits from them, and in an order that
 // the layout alone decides: they are equal to the bit however a run is cut into calls. Without errors they are equal on
-// all instruction sets, too; with errors, on those that add products before they round them, and in all but the last
-// digits on others. Deviations are exact to 1e-4 relative, and to about 1e-6 over many values, and so are the squares
-// of errors, which come of deviations from a channel's first error; the other sums, to about 1e-6 of the sum of their
-// terms' magnitudes.
+// all instruction sets of a kind of CPU, too, of which x86 leaves out what is subnormal; with errors, on those that add
+// products before they round them, and in all but the last digits on others. Deviations are exact to 1e-4 relative, and
+// to about 1e-6 over many values, and so are the squares of errors, which come of deviations from a channel's first
+// error; the other sums, to about 1e-6 of the sum of their terms' magnitudes.
 class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.
   void Begin(const TokenLayout& layout, uint64_t first);
-  // The next values of the run, `count` of `dtype`, and their errors.
+  // The next values of the run, `count` of `dtype`, all of them finite, and their errors.
   void Add(DType dtype, const void* x, const float* errors, size_t count) {
     AddErrors(dtype, x, {errors, false}, count);
   }

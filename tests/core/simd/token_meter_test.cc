@@ -233,6 +233,34 @@ TEST(TokenMeterTest, MagnitudesOfEveryKindAreMeasured) {
   }
 }
 
+// What varies, or what decoding loses, is subnormal in binary32, beside other numbers.
+TEST(TokenMeterTest, SubnormalDeviationsAndErrorsAreMeasured) {
+  const TokenLayout layout{.tokens = 500, .channels = 64};
+  const size_t count = 2 * 500 * 64;
+  for (const int64_t target : UsableTargets()) {
+    const WithTarget with(target);
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      for (const float factor : {0.0f, 1.0f, 1e-30f}) {
+        SCOPED_TRACE(::testing::Message() << TargetName() << ' ' << DTypeName(dtype) << ' ' << factor);
+        const Values numbers = KeyLikeValues(dtype, count, 64, 3);
+        Values x(numbers.size()), y(numbers.size());
+        for (size_t i = 0; i < count; ++i) {
+          const float number = LoadAsF32(dtype, numbers.data(), i);
+          StoreFromF32(dtype, i % 2 == 0 ? number * factor : number * 1e-39f, x.data(), i);
+          StoreFromF32(dtype, i % 2 == 0 ? number * factor : 0, y.data(), i);
+        }
+        const ErrorSums want = TokenFigures(layout, dtype, x, y);
+        for (const Values& decoded : {y, x}) {
+          const ErrorSums got = MeasureInRuns(layout, dtype, x, decoded, 10'000);
+          EXPECT_NEAR(got.token_deviations, want.token_deviations, 1e-4 * want.token_deviations);
+          const double errors = decoded == x ? 0 : want.token_error_deviations;
+          EXPECT_NEAR(got.token_error_deviations, errors, 1e-4 * errors);
+        }
+      }
+    }
+  }
+}
+
 TEST(TokenMeterTest, ValuesThatAreNotFiniteAreLeftOut) {
   const TokenLayout layout{.tokens = 100, .channels = 64};
   const size_t count = 3 * 100 * 64;
