@@ -26,28 +26,35 @@ absl::Status TensorDecompressor::TakeHeader(ByteSpan& rest, std::string_view fin
   return CheckTensorBytes(header.tensor_bytes(), limits_);
 }
 
-absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, MutableByteSpan values,
+// Of the block that was read last.
+absl::Status TensorDecompressor::DecodeInto(StridedSpan<std::byte>& values) {
+  const FrameHeader& header = reader_.header();
+  const FrameBlock& block = reader_.block();
+  const size_t bytes = header.BlockElements(block.index) * DTypeSize(header.tensor.dtype);
+  if (const MutableByteSpan together = values.Together(); together.size() >= bytes) {
+    values.Skip(bytes);
+    return DecodeFrameBlock(header, *chain_, block, together.first(bytes));
+  }
+  block_values_.Resize(bytes);
+  KVC_RETURN_IF_ERROR(DecodeFrameBlock(header, *chain_, block, block_values_.span()));
+  values.Write(block_values_.span());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, StridedSpan<std::byte> values,
                                                       std::string_view fingerprint) {
   KVC_RETURN_IF_ERROR(TakeHeader(frame, fingerprint));
-  const FrameHeader& header = reader_.header();
-  const uint64_t total = header.tensor_bytes();
-  if (values.size() < total) {
+  const uint64_t total = reader_.header().tensor_bytes();
+  if (values.left() < total) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("frame: room for %d bytes of values that take %d", values.size(), total));
+        absl::StrFormat("frame: room for %d bytes of values that take %d", values.left(), total));
   }
-  size_t written = 0;
   while (true) {
     KVC_ASSIGN_OR_RETURN(const FrameReader::Part part, reader_.Next(frame));
     switch (part) {
-      case FrameReader::Part::kBlock: {
-        const FrameBlock& block = reader_.block();
-        const size_t value_bytes = header.BlockElements(block.index) * DTypeSize(header.tensor.dtype);
-        KVC_RETURN_IF_ERROR(DecodeFrameBlock(header, *chain_, block, values.subspan(written, value_bytes)));
-        written += value_bytes;
-        break;
-      }
+      case FrameReader::Part::kBlock: KVC_RETURN_IF_ERROR(DecodeInto(values)); break;
       case FrameReader::Part::kEnd:
-        if (frame.empty()) return written;
+        if (frame.empty()) return total;
         return absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", frame.size()));
       case FrameReader::Part::kHeader:
       case FrameReader::Part::kNeedMore: return reader_.Truncated();

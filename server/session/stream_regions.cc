@@ -45,7 +45,7 @@ absl::StatusOr<StridedInput> StreamRegions::Strided(const v1::SharedMemoryRange&
   std::vector<StridedBytes::Level> levels;
   for (const v1::SharedMemoryLevel& level : range.levels()) levels.push_back({level.count(), level.stride()});
   KVC_ASSIGN_OR_RETURN(StridedBytes bytes,
-                       StridedBytes::In(region->bytes(), range.offset(), range.byte_size(), std::move(levels)));
+                       StridedBytes::In(region->bytes(), range.offset(), range.byte_size(), levels));
   return StridedInput{std::move(bytes), HoldInput(std::move(region), range.byte_size())};
 }
 

@@ -1,8 +1,5 @@
 #include "server/shm/strided_bytes.h"
 
-#include <algorithm>
-#include <cstring>
-
 #include "absl/strings/str_format.h"
 
 namespace kvcompress {
@@ -33,7 +30,7 @@ bool EndsWithin(uint64_t room, const std::vector<Level>& levels) {
 }  // namespace
 
 absl::StatusOr<StridedBytes> StridedBytes::In(ByteSpan memory, uint64_t offset, uint64_t size,
-                                              std::vector<Level> levels) {
+                                              const std::vector<Level>& levels) {
   if (levels.empty() || levels.size() > kMaxLevels) {
     return absl::InvalidArgumentError(
         absl::StrFormat("shared memory range of %d levels: expected 1 to %d", levels.size(), kMaxLevels));
@@ -48,46 +45,9 @@ absl::StatusOr<StridedBytes> StridedBytes::In(ByteSpan memory, uint64_t offset, 
     return absl::InvalidArgumentError(absl::StrFormat(
         "shared memory range of %d pieces of %d bytes from %d on ends behind its region", pieces, piece, offset));
   }
-  return StridedBytes(memory.data() + offset, size, piece, std::move(levels));
-}
-
-StridedBytes::StridedBytes(const std::byte* begin, uint64_t size, uint64_t piece, std::vector<Level> levels)
-    : begin_(begin), size_(size), piece_(piece) {
-  for (auto level = levels.rbegin(); level != levels.rend(); ++level) {
-    if (level->count == 1) continue;
-    if (levels_.empty() && level->stride == piece_) {
-      piece_ *= level->count;
-    } else if (!levels_.empty() && level->stride == levels_.back().count * levels_.back().stride) {
-      levels_.back().count *= level->count;
-    } else {
-      levels_.push_back(*level);
-    }
-  }
-  std::ranges::reverse(levels_);
-}
-
-void StridedBytes::Read(MutableByteSpan to) {
-  while (!to.empty()) {
-    uint64_t index = next_ / piece_;
-    uint64_t within = next_ % piece_;
-    const std::byte* at = begin_;
-    uint64_t run = 1;  // pieces up to the end of the innermost level
-    uint64_t stride = 0;
-    for (size_t level = levels_.size(); level-- > 0;) {
-      const uint64_t step = index % levels_[level].count;
-      at += step * levels_[level].stride;
-      index /= levels_[level].count;
-      if (level + 1 < levels_.size()) continue;
-      run = levels_[level].count - step;
-      stride = levels_[level].stride;
-    }
-    for (; run > 0 && !to.empty(); --run, at += stride, within = 0) {
-      const uint64_t take = std::min<uint64_t>(piece_ - within, to.size());
-      std::memcpy(to.data(), at + within, take);
-      to = to.subspan(take);
-      next_ += take;
-    }
-  }
+  std::vector<StridedLevel> signed_levels;
+  for (const auto& [count, stride] : levels) signed_levels.push_back({count, static_cast<int64_t>(stride)});
+  return StridedBytes(StridedSpan(memory.data() + offset, piece, std::span<const StridedLevel>(signed_levels)));
 }
 
 }  // namespace kvcompress

@@ -74,7 +74,7 @@ TEST_P(MessageCodecTest, TensorsComeBack) {
     v1::Tensor tensor;
     ASSERT_TRUE(tensor.ParseFromString(*described));
     EXPECT_EQ(tensor.shape(0), kValues);
-    frames.push_back({header, made[i].frame.span(), BytesOf(decoded[i])});
+    frames.push_back({header, made[i].frame.span(), StridedSpan(BytesOf(decoded[i]))});
   }
   EXPECT_EQ(codec_.Decompress(frames, absl::InfiniteFuture(), status_), frames.size());
   EXPECT_THAT(status_, IsOk());
@@ -131,11 +131,11 @@ TEST_P(MessageCodecTest, DamagedFramesAndOutputsThatDoNotFit) {
   std::vector<float> decoded(kValues), other(kValues);
   Buffer damaged = Buffer::Copy(made[0].frame.span());
   damaged.data()[1000] ^= std::byte{1};
-  std::vector<MessageCodec::Frame> frames = {{frame_header, made[0].frame.span(), BytesOf(decoded)},
-                                             {frame_header, damaged.span(), BytesOf(other)}};
+  std::vector<MessageCodec::Frame> frames = {{frame_header, made[0].frame.span(), StridedSpan(BytesOf(decoded))},
+                                             {frame_header, damaged.span(), StridedSpan(BytesOf(other))}};
   EXPECT_EQ(codec_.Decompress(frames, absl::InfiniteFuture(), status_), 1u);
   EXPECT_THAT(status_, StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor \"t\": frame: block 0")));
-  frames[1] = {frame_header, made[0].frame.span(), BytesOf(other).first(100)};
+  frames[1] = {frame_header, made[0].frame.span(), StridedSpan(BytesOf(other).first(100))};
   EXPECT_EQ(codec_.Decompress(frames, absl::InfiniteFuture(), status_), 1u);
   EXPECT_THAT(status_, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tensor \"t\"")));
   EXPECT_THAT(codec_.Describe("t", {}).status(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor \"t\"")));

@@ -114,6 +114,17 @@ TEST(SpanCodecTest, FramesAndErrorsAreThoseOfTheStreams) {
         ASSERT_THAT(written, IsOk());
         EXPECT_EQ(*written, values.size());
         EXPECT_EQ(Bytes(back.end() - 64, back.end()), Bytes(64, std::byte{0x5a}));
+        // Every other value of memory, which is not touched between them.
+        const size_t size_of = DTypeSize(dtype);
+        Bytes apart(2 * values.size(), std::byte{0x5a});
+        Bytes expected_apart = apart;
+        for (size_t at = 0; at < values.size(); at += size_of) {
+          std::memcpy(expected_apart.data() + 2 * at, back.data() + at, size_of);
+        }
+        const StridedLevel level{values.size() / size_of, static_cast<int64_t>(2 * size_of)};
+        const StridedSpan<std::byte> spread(apart.data(), size_of, std::span(&level, 1));
+        EXPECT_EQ(decompressor.Decompress(frame, spread).value_or(0), values.size());
+        EXPECT_EQ(apart, expected_apart);
         ErrorSums decoded;
         simd::MeasureErrors(dtype, values.data(), back.data(), values.size() / DTypeSize(dtype), decoded);
         EXPECT_EQ(decoded.count, sums.count);

@@ -118,30 +118,30 @@ class Call final : public MessageSink, public CallWatch {
     const nb::gil_scoped_acquire acquire;
     return Guard([&] {
       const nb::object memory = output_(index_, nb::bytes(tensor.data(), tensor.size()));
-      output_bytes_ = output_view_.emplace(memory, PyBUF_WRITABLE).bytes();
+      values_ = output_view_.emplace(memory, PyBUF_WRITABLE | PyBUF_STRIDES).elements();
     });
   }
 
   absl::Status OnBytes(ByteSpan bytes) override {
-    if (compresses() ? bytes.size() > frame_bytes_[index_].most - filled_
-                     : !output_view_ || bytes.size() > output_bytes_.size() - filled_) {
-      return Malformed();
+    if (!compresses()) {
+      if (!output_view_ || bytes.size() > values_.left()) return Malformed();
+      values_.Write(bytes);
+      return absl::OkStatus();
     }
+    if (bytes.size() > frame_bytes_[index_].most - filled_) return Malformed();
     if (bytes.empty()) return absl::OkStatus();
-    if (compresses() && bytes.size() > output_bytes_.size() - filled_) {
+    if (bytes.size() > frame_room_.size() - filled_) {
       const nb::gil_scoped_acquire acquire;
       absl::Status grown = Guard([&] { GrowFrame(filled_ + bytes.size()); });
       if (!grown.ok()) return grown;
     }
-    std::memcpy(output_bytes_.data() + filled_, bytes.data(), bytes.size());
+    std::memcpy(frame_room_.data() + filled_, bytes.data(), bytes.size());
     filled_ += bytes.size();
     return absl::OkStatus();
   }
 
   absl::Status OnReport(const v1::TensorReport& message) override {
-    if (compresses() ? filled_ != message.frame_bytes() : !output_view_ || filled_ != output_bytes_.size()) {
-      return Malformed();
-    }
+    if (compresses() ? filled_ != message.frame_bytes() : !output_view_ || values_.left() > 0) return Malformed();
     const std::string report = compresses() ? message.SerializeAsString() : std::string();
     const nb::gil_scoped_acquire acquire;
     return Guard([&] {
@@ -149,12 +149,12 @@ class Call final : public MessageSink, public CallWatch {
         ResizeFrame(filled_);
         nb::object frame = nb::steal(std::exchange(frame_, nullptr));
         results_.push_back(nb::make_tuple(std::move(frame), nb::bytes(report.data(), report.size())));
+        frame_room_ = {};
+        filled_ = 0;
       } else {
         output_view_.reset();
         results_.push_back(nb::cast(index_));
       }
-      output_bytes_ = {};
-      filled_ = 0;
       ++index_;
     });
   }
@@ -195,17 +195,17 @@ class Call final : public MessageSink, public CallWatch {
   }
 
   // At once to what frames have at most, but for few codecs: memory that is not written to costs nothing.
-  void GrowFrame(size_t size) { ResizeFrame(std::max({size, 2 * output_bytes_.size(), frame_bytes_[index_].likely})); }
+  void GrowFrame(size_t size) { ResizeFrame(std::max({size, 2 * frame_room_.size(), frame_bytes_[index_].likely})); }
 
   // Of the frame that grows: an object that nobody else has seen.
   void ResizeFrame(size_t size) {
     if (frame_ == nullptr) {
       frame_ = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
-    } else if (size != output_bytes_.size()) {
+    } else if (size != frame_room_.size()) {
       _PyBytes_Resize(&frame_, static_cast<Py_ssize_t>(size));
     }
     if (frame_ == nullptr) throw nb::python_error();
-    output_bytes_ = {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(frame_)), size};
+    frame_room_ = {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(frame_)), size};
   }
 
   const std::shared_ptr<Channel> channel_;
@@ -227,8 +227,9 @@ class Call final : public MessageSink, public CallWatch {
   // Of the current item.
   size_t index_ = 0;
   std::optional<View> output_view_;
+  StridedSpan<std::byte> values_;  // of the output
   PyObject* frame_ = nullptr;
-  MutableByteSpan output_bytes_;
+  MutableByteSpan frame_room_;  // of the frame
   size_t filled_ = 0;
 };
 

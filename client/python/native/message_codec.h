@@ -13,6 +13,7 @@
 #include "core/artifact/artifact_store.h"
 #include "core/base/buffer.h"
 #include "core/base/bytes.h"
+#include "core/base/strided_span.h"
 #include "core/base/thread_pool.h"
 #include "core/tensor_report.h"
 
@@ -52,9 +53,9 @@ class MessageCodec {
   absl::StatusOr<std::string> Describe(std::string_view name, ByteSpan frame) const;
 
   struct Frame {
-    std::string_view header;  // v1::DecompressHeader
-    ByteSpan frame;           // that nobody writes meanwhile
-    MutableByteSpan values;   // as many bytes as its tensor has
+    std::string_view header;        // v1::DecompressHeader
+    ByteSpan frame;                 // that nobody writes meanwhile
+    StridedSpan<std::byte> values;  // as many bytes as its tensor has
   };
   // Returns how many of the frames were decoded before the first that failed; after that `status` is as of
   // TensorDecompressor. The values of a frame that failed, and of those that follow it, are undefined.

@@ -74,7 +74,8 @@ nb::tuple Decompress(const Codec& own, const nb::sequence& items, std::optional<
   for (nb::handle item : items) {
     const View& frame = views.emplace_back(item[1], PyBUF_SIMPLE);
     const ByteSpan bytes = frame.bytes();
-    frames.push_back({TextOf(nb::object(item[0])), bytes, views.emplace_back(item[2], PyBUF_WRITABLE).bytes()});
+    const View& values = views.emplace_back(item[2], PyBUF_WRITABLE | PyBUF_STRIDES);
+    frames.push_back({TextOf(nb::object(item[0])), bytes, values.elements()});
   }
   size_t done = 0;
   absl::Status status;

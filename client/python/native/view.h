@@ -2,14 +2,18 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+#include <array>
+#include <span>
 #include <string_view>
 #include <utility>
 
 #include "core/base/bytes.h"
+#include "core/base/strided_span.h"
 
 namespace kvcompress {
 
-// The bytes of a Python object that has contiguous ones, which stay where they are as long as this lives.
+// The bytes of a Python object, which stay where they are as long as this lives.
 class View {
  public:
   View(nanobind::handle object, int flags) {
@@ -19,7 +23,19 @@ class View {
   View& operator=(View&&) = delete;
   ~View() { PyBuffer_Release(&buffer_); }
 
+  // Of an object that was asked for contiguous ones.
   MutableByteSpan bytes() const { return {static_cast<std::byte*>(buffer_.buf), static_cast<size_t>(buffer_.len)}; }
+  // Of one that was asked for its strides (PyBUF_STRIDES) and has at most kMaxLevels axes, in the order of its
+  // elements.
+  StridedSpan<std::byte> elements() const {
+    std::array<StridedLevel, StridedSpan<std::byte>::kMaxLevels> levels{};
+    const size_t axes = std::min(levels.size(), static_cast<size_t>(buffer_.ndim));
+    for (size_t axis = 0; axis < axes; ++axis) {
+      levels[axis] = {static_cast<uint64_t>(buffer_.shape[axis]), buffer_.strides[axis]};
+    }
+    return {static_cast<std::byte*>(buffer_.buf), static_cast<uint64_t>(buffer_.itemsize),
+            std::span<const StridedLevel>(levels).first(axes)};
+  }
 
  private:
   Py_buffer buffer_ = {};

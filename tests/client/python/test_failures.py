@@ -95,8 +95,8 @@ def test_outputs_that_do_not_fit(client):
     frame = client.compress(values(100), "raw")
     read_only = np.empty(100, np.float16)
     read_only.flags.writeable = False
-    for out in (read_only, np.empty(200, np.float16)[::2], [0] * 100, np.empty(100, ">f2")):
-        with pytest.raises(kvcompress.InvalidArgument, match="out must be a contiguous, writable array"):
+    for out in (read_only, read_only[::-1], [0] * 100, np.empty(100, ">f2")):
+        with pytest.raises(kvcompress.InvalidArgument, match="out must be a writable array"):
             client.decompress(frame, out=out)
     for source in (frame, bytes(frame)):
         for out in (np.empty(99, np.float16), np.empty((10, 10), np.float16), np.empty(100, np.float32)):

@@ -225,6 +225,7 @@ class DecompressExchange(Exchange[DecompressItem, tuple[str, Any]]):
             return None
         if self._filled != len(buffer):
             raise malformed()
+        self._output.filled()
         tensor, self._output = self._output.tensor, None
         return self.open.popleft().name, tensor
 

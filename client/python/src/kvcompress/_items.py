@@ -286,6 +286,7 @@ class DecompressItem(Item[tuple[str, Any]]):
         if len(data) != len(output.data):
             raise malformed()
         output.data[:] = data
+        output.filled()
         return self.name, output.tensor
 
     def output(self, header: memoryview) -> Output:

@@ -215,7 +215,7 @@ class LocalClient:
             except KvCompressError as raised:  # after the items before it
                 fault = raised
                 break
-        ready = [(item.header, item.data, output.data) for item, output in zip(items, outputs, strict=False)]
+        ready = [(item.header, item.data, output.elements) for item, output in zip(items, outputs, strict=False)]
         done, failure = codec.decompress(ready, _seconds(left))
         for item, output in zip(items[:done], outputs, strict=False):
             yield item.name, output.tensor

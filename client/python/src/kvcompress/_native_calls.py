@@ -233,7 +233,7 @@ def _output_of(items: list[Item[Any]], outputs: dict[int, Output]) -> Any:
         item: Any = items[index]
         made: Output = item.output(memoryview(described))
         outputs[index] = made
-        return made.data
+        return made.elements
 
     return output
 

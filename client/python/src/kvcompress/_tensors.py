@@ -34,6 +34,7 @@ _PACKED = {"F4": 2}
 _DTYPES = {name: dtype for dtype, (name, _) in _NAMES.items()}
 _OF_ML_DTYPES = {dtype for dtype, (name, _) in _NAMES.items() if name == "bfloat16" or name.startswith("float8")}
 _MAX_RANK = 8
+_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
 @dataclass(slots=True)
@@ -57,11 +58,7 @@ class TensorView:
         """InvalidArgument for what is no dense array of numbers in this process' memory."""
         if isinstance(tensor, TensorView):
             return tensor
-        if is_torch(tensor):
-            return _of_torch(tensor)
-        if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):
-            raise InvalidArgument(f"expected a NumPy array or a PyTorch tensor, not {type(tensor).__name__}")
-        return _of_numpy(tensor)
+        return _of_torch(tensor) if is_torch(tensor) else _of_numpy(tensor)
 
 
 def is_torch(value: Any) -> bool:
@@ -74,10 +71,19 @@ def _refuse_dtype(dtype: object) -> InvalidArgument:
     return InvalidArgument(f"dtype {dtype} is none that safetensors has: there are {', '.join(sorted(_DTYPES))}")
 
 
+def kind_of(tensor: Any) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape, as of its TensorView; InvalidArgument as of that."""
+    if is_torch(tensor):
+        return _kind_of_torch(tensor)
+    if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):
+        raise InvalidArgument(f"expected a NumPy array or a PyTorch tensor, not {type(tensor).__name__}")
+    return _of_numpy_dtype(tensor.dtype)[0], tensor.shape
+
+
 def _of_numpy(array: Array) -> TensorView:
-    dtype, little = _of_numpy_dtype(array.dtype)
-    values = np.ascontiguousarray(array, dtype=little)
-    return TensorView(dtype, array.shape, _bytes_of(values), "numpy")
+    dtype, shape = kind_of(array)
+    values = np.ascontiguousarray(array, dtype=_of_numpy_dtype(array.dtype)[1])
+    return TensorView(dtype, shape, _bytes_of(values), "numpy")
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,7 +95,7 @@ def _of_numpy_dtype(dtype: "np.dtype[Any]") -> "tuple[str, np.dtype[Any]]":
     return found, dtype if found in _OF_ML_DTYPES else dtype.newbyteorder("<")
 
 
-def _of_torch(tensor: "torch.Tensor") -> TensorView:
+def _kind_of_torch(tensor: "torch.Tensor") -> tuple[str, tuple[int, ...]]:
     import torch
 
     dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
@@ -102,18 +108,22 @@ def _of_torch(tensor: "torch.Tensor") -> TensorView:
         if not shape:
             raise InvalidArgument(f"a tensor of {tensor.dtype} needs an axis, along which its values lie")
         shape = (*shape[:-1], shape[-1] * _PACKED[dtype])
+    return dtype, shape
+
+
+def _of_torch(tensor: "torch.Tensor") -> TensorView:
+    dtype, shape = _kind_of_torch(tensor)
     plain = tensor.detach().resolve_conj().resolve_neg()
-    return TensorView(dtype, shape, _bytes_of(_numpy_of(plain)), "torch")
+    return TensorView(dtype, shape, _bytes_of(_integers_of(plain).contiguous().numpy()), "torch")
 
 
-def _numpy_of(tensor: "torch.Tensor") -> Array:
-    """The memory of a tensor, or of a contiguous copy. NumPy has not all types, and PyTorch copies not all of them, so
-    integers of their size stand in."""
+def _integers_of(tensor: "torch.Tensor") -> "torch.Tensor":
+    """The same memory. NumPy has not all types, and PyTorch copies not all of them, so integers of their size stand
+    in."""
     import torch
 
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    array: Array = tensor.view(integers[tensor.dtype.itemsize]).contiguous().numpy()
-    return array
+    return tensor.view(integers[tensor.dtype.itemsize])
 
 
 def _bytes_of(array: Array) -> memoryview:
@@ -141,20 +151,46 @@ def torch_dtypes() -> "dict[torch.dtype, str]":
 
 
 class Output:
-    """Where the values of one tensor go: `tensor`, and the bytes of it."""
+    """Where the values of one tensor go: `tensor`, and the memory of it, which may have gaps."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...], framework: Framework, out: Any = None):
         if out is None:
             out = _empty(dtype, shape, framework)
-            data = _bytes_of(_numpy_of(out) if framework == "torch" else out)
         else:
             with refusing("out cannot be written into"):
                 check_out(out)
-                found = TensorView.of(out)
-            if (found.dtype, found.shape) != (dtype, shape):
-                raise InvalidArgument(f"out is {found.dtype} {list(found.shape)}, and the tensor {dtype} {list(shape)}")
-            data = found.data  # its own bytes, as it is contiguous
-        self.tensor, self.data = out, data
+                found = kind_of(out)
+            if found != (dtype, shape):
+                raise InvalidArgument(f"out is {found[0]} {list(found[1])}, and the tensor {dtype} {list(shape)}")
+        self.tensor = out
+        self._memory = _memory_of(out)
+
+    @property
+    def elements(self) -> memoryview:
+        """As they lie in memory, with strides."""
+        return self._memory.data
+
+    @functools.cached_property
+    def _row_major(self) -> Array:
+        return self._memory if self._memory.flags.c_contiguous else np.empty_like(self._memory, order="C")
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes one after another, for who cannot write into memory with gaps: `filled` tells that they are
+        there."""
+        return _bytes_of(self._row_major)
+
+    def filled(self) -> None:
+        if self._row_major is not self._memory:
+            np.copyto(self._memory, self._row_major)
+
+
+def _memory_of(out: Any) -> Array:
+    """As integers of the size of its elements."""
+    if is_torch(out):
+        array: Array = _integers_of(out.detach()).numpy()
+        return array
+    return np.asarray(out).view(_INTEGERS[out.dtype.itemsize])
 
 
 def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
@@ -182,19 +218,33 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
 def check_out(out: Any) -> None:
     """InvalidArgument unless values can be written straight into `out`."""
     if is_torch(out):
-        good = out.is_contiguous() and out.device.type == "cpu" and not out.is_neg() and not out.is_conj()
+        good = out.device.type == "cpu" and not out.is_neg() and not out.is_conj()
     else:
-        good = isinstance(out, np.ndarray) and out.flags.c_contiguous and out.flags.writeable and out.dtype.isnative
+        good = isinstance(out, np.ndarray) and out.flags.writeable and out.dtype.isnative
     if not good:
-        raise InvalidArgument("out must be a contiguous, writable array, or a contiguous tensor of the CPU")
+        raise InvalidArgument("out must be a writable array, or a dense tensor of the CPU")
+    if not _are_apart(_memory_of(out) if is_torch(out) else out):
+        raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
 
 
 def check_apart(out: Any, data: memoryview) -> None:
-    """InvalidArgument where `out` lies over the bytes that it is decoded from, which would be read and written at once.
-    Both are contiguous."""
-    target = _numpy_of(out.detach()) if is_torch(out) else out
-    if data.nbytes and np.may_share_memory(target, np.frombuffer(data, np.uint8)):
+    """InvalidArgument where `out` lies over or around the bytes that it is decoded from, which would be read and
+    written at once."""
+    memory = _memory_of(out) if is_torch(out) else out
+    if data.nbytes and np.may_share_memory(memory, np.frombuffer(data, np.uint8)):
         raise InvalidArgument("out lies over the bytes of its own frame")
+
+
+def _are_apart(array: Array) -> bool:
+    """Whether each axis steps over all that have smaller steps, so that no two elements share a byte."""
+    if array.flags.c_contiguous:
+        return True
+    end = array.itemsize
+    for stride, count in sorted((abs(stride), count) for count, stride in zip(array.shape, array.strides, strict=True)):
+        if count > 1 and stride < end:
+            return False
+        end += stride * (count - 1)
+    return True
 
 
 @functools.lru_cache(maxsize=64)

@@ -178,9 +178,9 @@ class Codec:
         frames: Sequence[Frame | Stored],
         fingerprints: Sequence[bytes] | None = None,
     ) -> None:
-        """As `decompress`, into memory of an engine's: straight where it is contiguous, else by a copy when all are
-        there. What it holds after an error is undefined."""
-        out = [target if target.is_contiguous() and target.device.type == "cpu" else None for target in targets]
+        """As `decompress`, into memory of an engine's, with or without gaps: straight into that of the CPU, else by a
+        copy when all are there. What it holds after an error is undefined."""
+        out = [target if target.device.type == "cpu" else None for target in targets]
         for target, tensor in zip(targets, self.decompress(frames, fingerprints, out), strict=True):
             if tensor is not target:
                 target.copy_(tensor)
