@@ -12,30 +12,21 @@ cache with anything but what was asked for, or, of a miss, with anything new.
 import argparse
 import contextlib
 import pathlib
-import signal
 import sys
 import tempfile
 
 import torch
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY / folder) for folder in ("scripts", "tests/client/python/adapters")]
+sys.path[:0] = [str(REPOSITORY / folder) for folder in ("scripts", "tests/client/python/adapters", "tests/e2e")]
 import bench_vllm_tier as tier  # noqa: E402
 import tiering  # noqa: E402
 from bench_python import Daemon  # noqa: E402
+from process_helpers import stopped  # noqa: E402
 from redis_servers import Server  # noqa: E402
 from traffic import Slowed, Traffic  # noqa: E402
 
 SOURCES, TARGETS, STORES = 4, 16, 48
-
-
-@contextlib.contextmanager
-def stopped(process):
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager

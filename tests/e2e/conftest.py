@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -107,11 +106,7 @@ class Daemon:
         return channel
 
     def signal(self, number):
-        """After SIGSTOP the daemon has stopped: its threads do one after the other, and may answer until then."""
         self.process.send_signal(number)
-        tasks = pathlib.Path(f"/proc/{self.pid}/task")
-        while number == signal.SIGSTOP and any(" T " not in path.read_text() for path in tasks.glob("*/stat")):
-            time.sleep(0.001)
 
     def wait(self, timeout=30):
         return self.process.wait(timeout)

@@ -1,7 +1,6 @@
 """What goes wrong, and what it is raised as."""
 
 import asyncio
-import pathlib
 import signal
 import threading
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from daemon_helpers import Feed, wait_for
 from kvcompress.v1 import kvcompress_pb2 as pb
+from process_helpers import stopped
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -22,14 +22,6 @@ FAST = kvcompress.RetryPolicy(initial_backoff=0.01, max_backoff=0.02)
 
 def values(size, dtype=np.float16):
     return np.random.default_rng(1).standard_normal(size).astype(dtype)
-
-
-def stop(server):
-    """Stops the daemon's threads, all of them."""
-    server.signal(signal.SIGSTOP)
-    tasks = pathlib.Path(f"/proc/{server.pid}/task")
-    wait_for(lambda: all(path.read_text().rsplit(")", 1)[1].split()[0] == "T" for path in tasks.glob("*/stat")),
-             "a stopped daemon")
 
 
 class Gate:
@@ -189,16 +181,13 @@ def test_deadlines(daemon, connect, size):
     server = daemon("--threads", "1")
     client = connect(server, timeout=1)
     client.wait_ready(10)
-    stop(server)
-    try:
+    with stopped(server.process):
         for call in (lambda: client.compress(values(size)), lambda: list(client.compress_many([("t", values(size))]))):
             started = time.monotonic()
             with pytest.raises(kvcompress.DeadlineExceeded) as error:
                 call()
             assert isinstance(error.value, TimeoutError)
             assert 0.9 < time.monotonic() - started < 5
-    finally:
-        server.signal(signal.SIGCONT)
 
 
 def test_a_daemon_that_drains(daemon, connect):
@@ -337,8 +326,7 @@ def test_asyncio_failures_and_cancellation(daemon):
                     await client.compress(values(size), "int9")
                 with pytest.raises(kvcompress.DataLoss):
                     await client.decompress((await client.compress(values(size))).data[:-1])
-            stop(server)
-            try:
+            with stopped(server.process):
                 for size in (10, 2 * MIB):
                     task = asyncio.create_task(client.compress(values(size)))
                     await asyncio.sleep(0.2)
@@ -347,8 +335,6 @@ def test_asyncio_failures_and_cancellation(daemon):
                         await task
                 with pytest.raises(kvcompress.DeadlineExceeded):
                     await client.compress(values(10), timeout=0.2)
-            finally:
-                server.signal(signal.SIGCONT)
 
             async def endless():
                 while True:

@@ -2,7 +2,6 @@
 server, and loads them through another one, which has nothing in memory."""
 
 import importlib.metadata
-import signal
 import time
 
 import pytest
@@ -11,6 +10,7 @@ if "lmcache" not in importlib.metadata.packages_distributions():
     pytest.skip("LMCache is not installed: its server is run here", allow_module_level=True)
 torch = pytest.importorskip("torch")
 from lmcache_server import BLOCK, CHUNK, Server, Worker  # noqa: E402
+from process_helpers import stopped  # noqa: E402
 
 CHUNKS = 3
 TOKENS = list(range(CHUNKS * CHUNK))
@@ -96,12 +96,9 @@ def test_a_stopped_daemon_is_a_miss_and_the_server_goes_on(start, plugin, tmp_pa
     l2 = plugin(codec="lossless")
     stored_and_loaded(start, l2, tmp_path / "kv", kv_values)
     server, worker = start(l2)
-    plugin.daemon.signal(signal.SIGSTOP)
-    try:
+    with stopped(plugin.daemon.process):
         assert worker.load(TOKENS, HALF) == 0
         assert worker.store(TOKENS[:CHUNK], 0)  # in the server's memory
         assert worker.load(TOKENS[:CHUNK], HALF) == 1
-    finally:
-        plugin.daemon.signal(signal.SIGCONT)
     assert server.process.poll() is None
     worker.close()

@@ -1,6 +1,5 @@
 """The tier: chunks of a CPU cache of vLLM's layout, stored and loaded through a real daemon, with its faults."""
 
-import signal
 import threading
 import time
 
@@ -15,6 +14,7 @@ engines.provide_vllm_tiering()
 from kvcompress.adapters._codec import pack, unpack  # noqa: E402
 from kvcompress.adapters._vllm_geometry import groups_of, head_dims_of  # noqa: E402
 from kvcompress.adapters.vllm_tier import CompressedTier  # noqa: E402
+from process_helpers import stopped  # noqa: E402
 from tiering import HEAD_DIM, HEADS, LAYERS, TOKENS, Steps, key_of, offloading_config, row_bytes  # noqa: E402
 
 
@@ -225,8 +225,7 @@ def test_a_daemon_that_is_stopped_holds_up_nobody(start, daemon):
     keys = [key_of(number) for number in range(4)]
     one.store(keys, range(4))
     one.longest = 0.0
-    server.signal(signal.SIGSTOP)
-    try:
+    with stopped(server.process):
         begin = time.monotonic()
         for key, row in zip(keys, range(4), strict=True):
             one.submit([key], [row + 4], load=True)
@@ -240,8 +239,6 @@ def test_a_daemon_that_is_stopped_holds_up_nobody(start, daemon):
         assert len(list(one.tier.get_finished_jobs())) == 1
         assert not one.tier.has_pending_work()
         assert one.longest < 0.1
-    finally:
-        server.signal(signal.SIGCONT)
     assert sum(one.failures().values()) == 8
 
 

@@ -1,7 +1,6 @@
 """The tier while its daemon runs a tenth of the time, and while its Redis is slow, stopped, gone and back: no call
 waits, no row holds what was not asked for, jobs stay bounded, and it is well again afterwards."""
 
-import signal
 import time
 
 import engines
@@ -10,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 engines.provide_vllm_tiering()
 from kvcompress.adapters import vllm_tier  # noqa: E402
+from process_helpers import stopped  # noqa: E402
 from tiering import Steps  # noqa: E402
 from traffic import Slowed, Traffic  # noqa: E402
 
@@ -88,11 +88,8 @@ def test_a_redis_that_is_stopped_for_seconds(traffic, redis_server):
 
     one = traffic(redis_server.url)
     time.sleep(_FOUND)  # until what it has is not believed any more without asking
-    redis_server.process.send_signal(signal.SIGSTOP)
-    try:
+    with stopped(redis_server.process):
         seen = check(one.run(3))
-    finally:
-        redis_server.process.send_signal(signal.SIGCONT)
     assert seen.misses > 0
     assert seen.unstored > 0
     is_well_again(one)

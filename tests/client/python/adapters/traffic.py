@@ -2,12 +2,12 @@
 
 import collections
 import random
-import signal
 import threading
 import time
 from dataclasses import dataclass
 
 import numpy as np
+from process_helpers import stopped
 from tiering import key_of
 
 POISON = 0x5A  # of rows into which nothing was loaded
@@ -26,9 +26,8 @@ class Slowed:
     def _run(self):
         is_over = False
         while not is_over:
-            self._process.send_signal(signal.SIGSTOP)
-            is_over = self._is_over.wait((1 - self._share) * self._period)
-            self._process.send_signal(signal.SIGCONT)
+            with stopped(self._process):
+                is_over = self._is_over.wait((1 - self._share) * self._period)
             is_over = is_over or self._is_over.wait(self._share * self._period)
 
     def __enter__(self):

@@ -2,13 +2,13 @@
 CPU cache in /dev/shm, called as vLLM's scheduler calls them. test_vllm_tier.py runs this where vLLM can be imported."""
 
 import os
-import signal
 import time
 import uuid
 
 import pytest
 
 torch = pytest.importorskip("torch")
+from process_helpers import stopped  # noqa: E402
 from tiering import HEAD_DIM, key_of, offloading_config, row_bytes  # noqa: E402
 from traffic import Slowed  # noqa: E402
 from vllm.v1.kv_offload.base import LookupResult, Medium, ReqContext, ScheduleEndContext  # noqa: E402
@@ -193,17 +193,14 @@ def test_a_daemon_that_is_stopped_or_gone_stops_no_request(engine):
     one.settle()
     one.forget()
     one.longest = 0.0
-    engine.server.signal(signal.SIGSTOP)
     begin = time.monotonic()
-    try:
+    with stopped(engine.server.process):
         assert one.load(list(stored)) == {}
         one.store({key_of(50): values_of(50)})
         one.settle()
         assert time.monotonic() - begin < 6
         assert one.longest < 0.1
         one.forget()
-    finally:
-        engine.server.signal(signal.SIGCONT)
     deadline = time.monotonic() + 20
     while set(one.load(list(stored))) != set(stored):
         assert time.monotonic() < deadline
@@ -256,9 +253,8 @@ def test_a_redis_that_is_stopped_and_gone_stops_no_request(engine, tmp_path):
     try:
         one, numbers = engine(path=server.url), range(4)
         begin(one, numbers)
-        server.process.send_signal(signal.SIGSTOP)
-        keep_busy(one, numbers, 2)
-        server.process.send_signal(signal.SIGCONT)
+        with stopped(server.process):
+            keep_busy(one, numbers, 2)
         deadline = time.monotonic() + 30
         hits = 0
         while not hits:
