@@ -19,7 +19,7 @@ std::string Ratio(double value) { return absl::StrFormat("%.3f", value); }
 
 std::string Decibels(std::optional<double> snr_db) {
   if (!snr_db) return "-";
-  return *snr_db == kInfiniteSnrDb ? "exact" : absl::StrFormat("%.1f", *snr_db);
+  return *snr_db == kInfiniteSnrDb ? "exact" : FixedText(*snr_db, 1);
 }
 
 // The most significant plane first, as people write bytes.

@@ -58,9 +58,9 @@ std::string WhoText(const Loss& loss) {
 
 std::string WarningText(std::string_view codec, const Loss& loss) {
   return absl::StrFormat(
-      "%s have channels whose constant is up to %.3g times their deviation: %s loses them (token SNR %.1f dB, SNR "
-      "%.1f dB); kv4, quant(bits=4,per=channel,symmetric=false) or -min-snr keep them",
-      WhoText(loss), loss.constant, codec, *loss.worst.token_snr_db, *loss.worst.snr_db);
+      "%s have channels whose constant is up to %.3g times their deviation: %s loses them (token SNR %s dB, SNR "
+      "%s dB); kv4, quant(bits=4,per=channel,symmetric=false) or -min-snr keep them",
+      WhoText(loss), loss.constant, codec, FixedText(*loss.worst.token_snr_db, 1), FixedText(*loss.worst.snr_db, 1));
 }
 
 }  // namespace

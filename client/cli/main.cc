@@ -106,7 +106,7 @@ absl::StatusOr<std::unique_ptr<CodecClient>> MakeClient(const CliOptions& option
 
 std::string SnrText(std::optional<double> snr_db) {
   if (!snr_db) return "none";
-  return *snr_db == kInfiniteSnrDb ? "infinite" : absl::StrFormat("%.2f dB", *snr_db);
+  return *snr_db == kInfiniteSnrDb ? "infinite" : FixedText(*snr_db, 2) + " dB";
 }
 
 void PrintWarnings(const std::vector<std::string>& warnings) {

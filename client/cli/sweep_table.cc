@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "client/cli/printable.h"
 #include "client/cli/table.h"
+#include "core/quality/quality.h"
 
 namespace kvcompress {
 namespace {
@@ -24,7 +25,7 @@ std::string Label(const Json& spec) {
 std::string Decibels(const Json& spec, const char* kind, const char* figure) {
   if (!spec.contains(kind) || !spec[kind].contains(figure)) return "-";
   const Json& part = spec[kind];
-  if (!part[figure].is_null()) return absl::StrFormat("%.1f", part[figure].get<double>());
+  if (!part[figure].is_null()) return FixedText(part[figure].get<double>(), 1);
   return part["max_error"] == 0 ? "exact" : "-";
 }
 

@@ -111,16 +111,16 @@ QualityLevel LevelOf(const Quality& quality) {
   return QualityLevel::kPoor;
 }
 
-namespace {
-
-// The text of printf's %f with kDigits digits, for a small part of what formatting takes: a small tensor may miss four
-// thresholds.
-template <int kDigits>
-std::string Fixed(double value) {
+// For a small part of what absl's formatting takes: a small tensor may miss four thresholds.
+std::string FixedText(double value, int digits) {
   char text[512];
-  const auto [end, error] = std::to_chars(std::begin(text), std::end(text), value, std::chars_format::fixed, kDigits);
-  return {text, error == std::errc() ? end : text};
+  const auto [end, error] = std::to_chars(std::begin(text), std::end(text), value, std::chars_format::fixed, digits);
+  const std::string_view fixed(text, error == std::errc() ? static_cast<size_t>(end - text) : 0);
+  const bool is_zero = fixed.find_first_not_of("-.0") == fixed.npos;
+  return std::string(is_zero && fixed.starts_with('-') ? fixed.substr(1) : fixed);
 }
+
+namespace {
 
 // Of a tensor without an SNR.
 std::vector<Violation> CheckMagnitude(const Quality& quality, const Thresholds& thresholds) {
@@ -137,21 +137,21 @@ std::vector<Violation> CheckThresholds(const Quality& quality, const Thresholds&
   std::vector<Violation> violations;
   // Negated, so that a NaN is a violation.
   if (!(quality.rmse <= thresholds.max_rmse)) {
-    violations.push_back(
-        {ViolationKind::kRmse, absl::StrCat("RMSE ", Fixed<4>(quality.rmse), " > ", Fixed<4>(thresholds.max_rmse))});
+    violations.push_back({ViolationKind::kRmse,
+                          absl::StrCat("RMSE ", FixedText(quality.rmse, 4), " > ", FixedText(thresholds.max_rmse, 4))});
   }
   if (!(quality.max_error <= thresholds.max_error)) {
-    violations.push_back({ViolationKind::kMaxError, absl::StrCat("MaxError ", Fixed<4>(quality.max_error), " > ",
-                                                                 Fixed<4>(thresholds.max_error))});
+    violations.push_back({ViolationKind::kMaxError, absl::StrCat("MaxError ", FixedText(quality.max_error, 4), " > ",
+                                                                 FixedText(thresholds.max_error, 4))});
   }
   if (!(quality.cosine_similarity >= thresholds.min_cosine)) {
-    violations.push_back({ViolationKind::kCosine, absl::StrCat("CosineSim ", Fixed<4>(quality.cosine_similarity), " < ",
-                                                               Fixed<4>(thresholds.min_cosine))});
+    violations.push_back({ViolationKind::kCosine, absl::StrCat("CosineSim ", FixedText(quality.cosine_similarity, 4),
+                                                               " < ", FixedText(thresholds.min_cosine, 4))});
   }
   if (!(*snr_db >= thresholds.min_snr_db)) {
     const char* const name = snr_db == quality.snr_db ? "SNR " : "TokenSNR ";
-    violations.push_back(
-        {ViolationKind::kSnr, absl::StrCat(name, Fixed<2>(*snr_db), "dB < ", Fixed<2>(thresholds.min_snr_db), "dB")});
+    violations.push_back({ViolationKind::kSnr, absl::StrCat(name, FixedText(*snr_db, 2), "dB < ",
+                                                            FixedText(thresholds.min_snr_db, 2), "dB")});
   }
   return violations;
 }

@@ -75,6 +75,9 @@ inline constexpr std::array kViolationKinds = {ViolationKind::kRmse, ViolationKi
 
 std::string_view ViolationKindName(ViolationKind kind);  // "rmse", "max_error", "cosine", "snr"
 
+// A figure with so many digits behind the point; what rounds to zero has no sign, which would be that of noise.
+std::string FixedText(double value, int digits);
+
 struct Violation {
   ViolationKind kind;
   std::string text;  // "RMSE 0.1234 > 0.1000"

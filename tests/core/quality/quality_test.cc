@@ -199,6 +199,13 @@ TEST(QualityTest, ViolationTextsAreTheReferences) {
   for (const Violation& violation : CheckThresholds(bad)) texts.push_back(violation.text);
   EXPECT_THAT(texts, ::testing::ElementsAre("RMSE 0.1234 > 0.1000", "MaxError 0.6000 > 0.5000",
                                             "CosineSim 0.9800 < 0.9900", "SNR 17.10dB < 18.00dB"));
+  const Quality noise{.rmse = 0.1234, .snr_db = -0.004, .cosine_similarity = -0.00004, .max_error = 0.1};
+  texts.clear();
+  for (const Violation& violation : CheckThresholds(noise)) texts.push_back(violation.text);
+  EXPECT_THAT(texts,
+              ::testing::ElementsAre("RMSE 0.1234 > 0.1000", "CosineSim 0.0000 < 0.9900", "SNR 0.00dB < 18.00dB"));
+  EXPECT_EQ(FixedText(-0.006, 2), "-0.01");
+  EXPECT_EQ(FixedText(-0.04, 1), "0.0");
   const Quality at_the_limit{
       .rmse = 0.10, .mean_abs_error = 0.1, .snr_db = 18.0, .cosine_similarity = 0.99, .max_error = 0.50};
   EXPECT_TRUE(CheckThresholds(at_the_limit).empty());
