@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from daemon_helpers import page, page_value, wait_for
 from kvcompress import _core, _items, _native_calls
-from kvcompress._native_calls import NativeStream
+from kvcompress._channel import Channel
+from kvcompress._native_calls import NativeChannel, NativeStream
 from kvcompress._stream import Stream
 
 MIB = 1 << 20
@@ -280,6 +281,30 @@ def test_memory_of_a_call_that_does_not_begin_is_given_back(daemon, connect, err
             client.compress_many(Ends([1, 2]), "raw")
         assert page_value(page(server.metrics_address), "kvcompress_shared_memory_regions") == 1
     assert len(list(client.decompress_many([frame, frame]))) == 2
+
+
+@pytest.mark.parametrize("way", ["require", "off"])
+def test_memory_of_a_call_that_finds_no_channel_is_given_back(daemon, connect, monkeypatch, way):
+    server = daemon("--shared-memory", "kvc-native-")
+    client = connect(server, native=way)
+    tensors = [("t", SMALL)]
+    expected = [bytes(frame) for frame in client.compress_many(tensors, "raw")]
+
+    def refuse(*_):
+        raise kvcompress.ResourceExhausted("no thread is left")
+
+    stream = Channel.stream
+    with monkeypatch.context() as patch:
+        if way == "require":
+            patch.setattr(NativeChannel, "get", refuse)
+        else:
+            patch.setattr(Channel, "stream", lambda own, method, *rest: (
+                refuse() if method == "Compress" else stream(own, method, *rest)))
+        for _ in range(12):
+            with pytest.raises(kvcompress.ResourceExhausted, match="no thread is left"):
+                client.compress_many(tensors, "raw")
+    assert [bytes(frame) for frame in client.compress_many(tensors, "raw")] == expected
+    assert page_value(page(server.metrics_address), "kvcompress_shared_memory_regions") == 1
 
 
 def test_an_interrupt_while_memory_is_chosen_comes_before_results(client, monkeypatch):

@@ -108,9 +108,10 @@ class Connection:
         if self._core.closed:
             raise closed()
         own = self._ours()
-        region = None if call.in_message or not isinstance(call.items, Sequence) else own.pool.take(call.left)
         # Those of any other kind are perhaps made while they are read.
-        if isinstance(call.items, list | tuple) and own.native.get() is not None:
+        is_native = isinstance(call.items, list | tuple) and own.native.get() is not None
+        region = None if call.in_message or not isinstance(call.items, Sequence) else own.pool.take(call.left)
+        if is_native:
             return NativeStream(
                 own.native,
                 call.exchange,

@@ -25,7 +25,11 @@ class Stream(Results[Result]):
     def __init__(self, channel: Channel, exchange: Call[Result], items: Iterable[Any], timeout: float | None):
         self._exchange = exchange
         self._generation = _fork.generation()
-        self._answers = channel.stream(exchange.method, _requests(exchange, items), exchange.over, timeout)
+        try:
+            self._answers = channel.stream(exchange.method, _requests(exchange, items), exchange.over, timeout)
+        except BaseException:
+            exchange.give_up()
+            raise
 
     def __next__(self) -> Result:
         if self._generation != _fork.generation():
