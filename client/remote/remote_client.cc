@@ -66,6 +66,29 @@ bool RefusesBatches(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::INVALID_ARGUMENT && status.error_message() == kNoPayload;
 }
 
+// Something that a daemon has refused because it does not know it. Thread-safe.
+class Refusal {
+ public:
+  explicit Refusal(absl::Duration pause) : pause_(pause) {}
+
+  void Begin() { until_ = absl::ToUnixNanos(absl::Now() + pause_); }
+  // Whether the daemon is not asked for it.
+  bool holds() const { return absl::GetCurrentTimeNanos() < until_; }
+
+ private:
+  const absl::Duration pause_;
+  std::atomic<int64_t> until_ = 0;
+};
+
+// As the codec in this process refuses it; a daemon would wait for the rest, and guess axes from the tensor's name.
+absl::Status CheckJob(const CompressJob& job) {
+  KVC_ASSIGN_OR_RETURN(const uint64_t elements, ValidateTensor(job.tensor));
+  const uint64_t bytes = elements * DTypeSize(job.tensor.dtype);
+  if (job.source->size() == bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": %d bytes instead of the %d that its shape says",
+                                                    job.tensor.name, job.source->size(), bytes));
+}
+
 // A likely cause of an end of the connection that gRPC only describes.
 std::string Suspicion(const std::string& message, const RemoteOptions& options) {
   const auto says = [&](std::string_view text) { return message.find(text) != message.npos; };
@@ -79,16 +102,18 @@ std::string Suspicion(const std::string& message, const RemoteOptions& options) 
 class RemoteClient final : public CodecClient {
  public:
   RemoteClient(const RemoteOptions& options, const ChannelTarget& target)
-      : options_(options), channel_(MakeChannel(target, options)) {
+      : options_(options),
+        channel_(MakeChannel(target, options)),
+        tensor_calls_refused_(options.pause),
+        batches_refused_(options.pause) {
     // A list of daemons cannot share memory: the next call may go to another of them.
     if (options.shared_memory && target.local && !target.spread) {
-      pool_ = std::make_unique<SharedMemoryPool>(channel_, options.connect_timeout);
+      pool_ = std::make_unique<SharedMemoryPool>(channel_, options.connect_timeout, options.pause);
     }
   }
 
   absl::Status Compress(std::span<const CompressJob> jobs, absl::Time deadline, CompressSink& sink) override {
-    // A description without axes is refused here: a daemon would guess them from the tensor's name.
-    for (const CompressJob& job : jobs) KVC_RETURN_IF_ERROR(ValidateTensor(job.tensor).status());
+    for (const CompressJob& job : jobs) KVC_RETURN_IF_ERROR(CheckJob(job));
     return Call<CompressReplies>(jobs, deadline, sink);
   }
   absl::Status Decompress(std::span<const DecompressJob> jobs, absl::Time deadline, DecompressSink& sink) override {
@@ -127,9 +152,8 @@ class RemoteClient final : public CodecClient {
   std::unique_ptr<SharedMemoryPool> pool_;  // null: all bytes go through the channel
   std::atomic<bool> was_reached_ = false;
   std::atomic<bool> last_was_shared_ = false;
-  // Whether daemons take calls for one tensor, and batches: older ones do not.
-  std::atomic<bool> takes_tensor_calls_ = true;
-  std::atomic<bool> takes_batches_ = true;
+  Refusal tensor_calls_refused_;
+  Refusal batches_refused_;
 };
 
 // Waits for the channel. A daemon that was never reached is given up at once; one that was has until connect_timeout to
@@ -205,12 +229,12 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
   const std::string& method = MethodPath<typename Replies::Direction::Request>();
   delivery.BeginAttempt();
   SliceReader slices;
-  if (jobs.size() == 1 && takes_tensor_calls_ && FitsTensorCall(jobs[0])) {
+  if (jobs.size() == 1 && !tensor_calls_refused_.holds() && FitsTensorCall(jobs[0])) {
     shared = last_was_shared_ = false;
     StreamEnd end = CallTensor<Replies>(channel_, deadline, options_.address, jobs[0], sink, delivery, slices);
     slices.WaitUntilReleased(absl::InfiniteFuture());
     if (end.status.error_code() != grpc::StatusCode::UNIMPLEMENTED) return end;
-    takes_tensor_calls_ = false;
+    tensor_calls_refused_.Begin();
   }
   std::unique_ptr<RegisteredMemory> memory = shared ? pool_->Take(deadline) : nullptr;
   shared = last_was_shared_ = memory != nullptr;
@@ -240,13 +264,13 @@ absl::Status RemoteClient::Call(std::span<const typename Replies::Job> jobs, abs
     const absl::Status connected = Connect(deadline);
     if (!connected.ok()) return last.ok() || !absl::IsUnavailable(connected) ? connected : last;
     if (jobs.empty()) return absl::OkStatus();
-    const bool batches = takes_batches_;
+    const bool batches = !batches_refused_.holds();
     bool shared = may_share;
     const StreamEnd end =
         Attempt<Replies>(jobs.subspan(delivery.jobs_done()), deadline, sink, delivery, batches, shared);
     if (!end.handler.ok()) return end.handler;
     if (batches && RefusesBatches(end.status)) {
-      takes_batches_ = false;
+      batches_refused_.Begin();
       continue;
     }
     last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);

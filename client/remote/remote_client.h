@@ -56,6 +56,8 @@ struct RemoteOptions {
   // Whether bytes may go through shared memory. They do if the daemon offers it and is reached by a unix socket or a
   // loopback address; else they go through the connection.
   bool shared_memory = true;
+  // How long a daemon that lacks something, as older ones do, is not asked for it: another may take its place.
+  absl::Duration pause = absl::Minutes(1);
   // Before each wait, from the thread that calls.
   std::function<void(const RetryEvent&)> on_retry = [](const RetryEvent&) {};
 };

@@ -1,9 +1,12 @@
 """Daemons that know less than those which a client has asked before."""
 
+import time
+
 import grpc
 import kvcompress
 import numpy as np
 from fake_server import FakeServer
+from kvcompress import _core
 from kvcompress.v1 import kvcompress_pb2 as pb
 from test_native import MIB, chunk
 
@@ -66,3 +69,27 @@ def test_an_older_daemon_that_takes_over_gets_tensors_one_by_one(daemon, connect
             assert [name for name, _ in decoded] == [name for name, _ in tensors]
             np.testing.assert_array_equal(decoded[0][1], tensors[0][1])
             assert older.refused == refused
+
+
+def test_a_newer_daemon_that_takes_over_gets_small_tensors_together(daemon, connect, monkeypatch):
+    """And shared memory, which the older one did not offer: after a while, as nobody tells of the change."""
+    server, taken_over = daemon("--shared-memory", "kvc-older-"), []
+
+    def said(capabilities):
+        if not taken_over:
+            capabilities.limits.max_batch_tensors = 0
+            capabilities.transports.remove(pb.TRANSPORT_SHARED_MEMORY)
+
+    with OlderDaemon(server, said) as older:
+        client = connect(older, native="require")
+        for asked, refused in ((1, 0), (1, 0)):
+            assert len(list(client.compress_many(chunk(), "int4(group=64)"))) == len(chunk())
+            assert (older.asked, older.refused) == (asked, refused)
+            assert client.transport == "connection (the daemon does not offer shared memory)"
+        taken_over.append(True)
+        real = time.monotonic
+        monkeypatch.setattr(_core.time, "monotonic", lambda: real() + 61)
+        # The stand-in refuses a batch: that is how a client shows that it has learned of them.
+        list(client.compress_many(chunk(), "int4(group=64)"))
+        assert (older.asked, older.refused) == (2, 1)
+        assert "does not offer" not in client.transport

@@ -200,6 +200,23 @@ TEST_F(BatchTest, AnOlderDaemonGetsTensorsOneByOneAndIsNotAskedTwice) {
   EXPECT_EQ(batches, 1);
 }
 
+TEST_F(BatchTest, ANewerDaemonThatTakesOverGetsTensorsTogether) {
+  constexpr absl::Duration kPause = absl::Milliseconds(300);
+  client_ = *MakeRemoteClient({.address = daemon_.address(), .pause = kPause});
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
+    v1::CompressRequest request;
+    call.Read(&request);
+    return request.has_batch() ? NoBatches() : grpc::Status(grpc::INVALID_ARGUMENT, "one by one");
+  };
+  EXPECT_THAT(client_->Compress(jobs_, absl::InfiniteFuture(), output_),
+              StatusIs(absl::StatusCode::kInvalidArgument, "one by one"));
+  Serve(Answers(size_t{1} << 20));
+  absl::SleepFor(kPause);
+  ASSERT_THAT(client_->Compress(jobs_, absl::InfiniteFuture(), output_), IsOk());
+  EXPECT_EQ(requests_.front().batch().headers_size(), static_cast<int>(kTensors));
+  EXPECT_EQ(output_.outputs, frames_);
+}
+
 // Large tensors, and those without bytes, have a header of their own; so have those of more headers than a message
 // takes.
 TEST_F(BatchTest, BatchesAreOfSmallTensors) {

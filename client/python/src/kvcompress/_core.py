@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import inspect
 import math
+import time
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -49,6 +50,8 @@ Arguments = ParamSpec("Arguments")
 Given = TypeVar("Given")
 Method = TypeVar("Method", bound=Callable[..., Any])
 Items = Iterable[Given] | AsyncIterable[Given]
+# Seconds until a daemon that lacks something is asked again: another one may have taken its place.
+_PAUSE = 60.0
 # Of a message besides the payload: tags, lengths, a header of the longest name, and some to spare.
 _MESSAGE_OVERHEAD = 4096
 
@@ -134,8 +137,9 @@ class Core:
         self._retry = retry
         self._learn = learn
         self._takes_items = takes_items
-        self._message_bytes: int | None = None
+        self._message_bytes = 0
         self._batches = False
+        self._ask_again = 0.0  # time.monotonic()
 
     def compress(
         self,
@@ -237,7 +241,8 @@ class Core:
         """By one message where both the item and its result fit into one, else by a stream."""
 
         def attempt(left: Left) -> Plan[Result]:
-            most, size = self._message_bytes or (yield from self._ready(left)), item.size()
+            most = self._message_bytes if time.monotonic() < self._ask_again else (yield from self._ready(left))
+            size = item.size()
             in_message = size is not None and size <= most
             if in_message and not self._takes_items():
                 return item.answer((yield from self._unary(kind.method + "Tensor", item.request(), left)))
@@ -290,16 +295,18 @@ class Core:
 
     def _ready(self, left: Left) -> Plan[int]:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
-        if self._message_bytes is None:
+        if time.monotonic() >= self._ask_again:
             said = yield from self._ask("Capabilities", pb.CapabilitiesResponse, left)
             self._learn(said)
             self._message_bytes = _message_bytes(said)
             self._batches = said.limits.max_batch_tensors > 0
+            has_all = self._batches and pb.TRANSPORT_SHARED_MEMORY in said.transports
+            self._ask_again = math.inf if has_all else time.monotonic() + _PAUSE
         return self._message_bytes
 
     def _forget(self) -> None:
         """Another daemon has taken the place of the one that was asked: the next call asks again."""
-        self._message_bytes = None
+        self._ask_again = 0.0
 
     def _ask(self, method: str, kind: type[Parsed], left: Left, request: bytes = b"") -> Plan[Parsed]:
         return parsed(kind, (yield from self._unary(method, request, left)))

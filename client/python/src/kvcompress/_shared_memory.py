@@ -172,6 +172,7 @@ class Pool:
         self.used_last = False  # by the last call that could
         self._channel = channel
         self._prefix = ""  # of keys; empty until the daemon has said
+        self._no_offer = ""  # why the daemon has none, as it has said last
         self._lock = threading.Lock()
         self._dropped: deque[Region] = deque()
         self._link: Link | None = None
@@ -183,17 +184,17 @@ class Pool:
 
     @property
     def transport(self) -> str:
-        if self.why_not:
-            return f"connection ({self.why_not})"
+        if why_not := self.why_not or self._no_offer:
+            return f"connection ({why_not})"
         return "shared memory" if self.used_last else "connection"
 
     def learn(self, said: pb.CapabilitiesResponse) -> None:
         """What the daemon offers."""
-        self._prefix = said.shared_memory_prefix
+        self._prefix, self._no_offer = said.shared_memory_prefix, ""
         if pb.TRANSPORT_SHARED_MEMORY not in said.transports:
-            self.why_not = self.why_not or "the daemon does not offer shared memory"
+            self._no_offer = "the daemon does not offer shared memory"
         elif not _can_begin_a_key(self._prefix, 128):
-            self.why_not = self.why_not or "the daemon asks for keys that cannot be"
+            self._no_offer = "the daemon asks for keys that cannot be"
 
     def take(self, left: Left) -> Region | None:
         """Memory for one call, once the daemon's offer is known; None where there is none, or none in time."""
@@ -206,7 +207,7 @@ class Pool:
 
     def _take(self, left: Left) -> Region | None:
         with self._lock:
-            if self.why_not and not self._resumes():
+            if self._no_offer or (self.why_not and not self._resumes()):
                 return None
             if self._link is not None and not self._link.is_alive():
                 self._forget()
