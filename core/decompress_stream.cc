@@ -15,13 +15,15 @@ struct DecodeTask {
   TensorReport report;
 };
 
-absl::Status DecompressStream::Begin(std::string_view name, OutputBuffers* buffers, std::string_view fingerprint) {
+absl::Status DecompressStream::Begin(std::string_view name, OutputBuffers* buffers, std::string_view fingerprint,
+                                     std::optional<uint64_t> frame_bytes) {
   KVC_RETURN_IF_ERROR(Finish());
   name_ = name;
   fingerprint_ = fingerprint;
+  frame_bytes_ = frame_bytes;
   buffers_ = buffers;
   reader_ = std::make_unique<FrameReader>();
-  return absl::OkStatus();
+  return frame_bytes == 0 ? Finish() : absl::OkStatus();
 }
 
 absl::Status DecompressStream::Named(const absl::Status& status) const { return OfTensor(name_, status); }
@@ -34,7 +36,7 @@ absl::Status DecompressStream::Append(ByteSpan bytes) {
 absl::Status DecompressStream::Decompress(std::string_view name, const ByteSource& source, size_t window,
                                           std::string_view fingerprint) {
   constexpr uint64_t kReadBytes = uint64_t{1} << 20;
-  KVC_RETURN_IF_ERROR(Begin(name, nullptr, fingerprint));
+  KVC_RETURN_IF_ERROR(Begin(name, nullptr, fingerprint, source.size()));
   std::vector<std::byte> scratch;
   for (uint64_t offset = 0; offset < source.size();) {
     KVC_ASSIGN_OR_RETURN(ByteSpan bytes, source.Get(offset, std::min(kReadBytes, source.size() - offset), scratch));
@@ -44,9 +46,8 @@ absl::Status DecompressStream::Decompress(std::string_view name, const ByteSourc
       KVC_RETURN_IF_ERROR(AppendPart(bytes));
     }
     if (cancelled_) return absl::OkStatus();
-    if (!in_tensor() && offset < source.size()) return BytesBehindEnd(source.size() - offset);
   }
-  return Finish();
+  return absl::OkStatus();
 }
 
 std::optional<Footprint> DecompressStream::footprint() const {
@@ -59,7 +60,12 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
   if (reader_ == nullptr) {
     return absl::InvalidArgumentError(absl::StrFormat("%d bytes of data outside a frame", bytes.size()));
   }
-  const absl::StatusOr<FrameReader::Part> part = reader_->Next(bytes);
+  const uint64_t left = frame_bytes_ ? *frame_bytes_ - reader_->bytes_read() : bytes.size();
+  const auto most = static_cast<size_t>(std::min<uint64_t>(left, bytes.size()));
+  ByteSpan rest = bytes.first(most);
+  const absl::StatusOr<FrameReader::Part> part = reader_->Next(rest);
+  const size_t taken = most - rest.size();
+  bytes = bytes.subspan(taken);
   if (!part.ok()) return Named(part.status());
   switch (*part) {
     case FrameReader::Part::kNeedMore: break;
@@ -68,6 +74,7 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
       break;
     case FrameReader::Part::kBlock: SubmitBlock(reader_->TakeBlock()); break;
     case FrameReader::Part::kEnd: {
+      if (left > taken) return BytesBehindEnd(left - taken);
       auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
         if (cancelled_ || failed_) return;
         task->report.frame_bytes = frame_bytes;
@@ -77,11 +84,10 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
       pipeline_.Submit([] {}, std::move(deliver));
       task_ = nullptr;
       reader_ = nullptr;
-      if (!bytes.empty()) return BytesBehindEnd(bytes.size());
       break;
     }
   }
-  return absl::OkStatus();
+  return taken == left && frame_bytes_ ? Finish() : absl::OkStatus();
 }
 
 absl::Status DecompressStream::BytesBehindEnd(uint64_t count) const {

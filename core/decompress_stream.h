@@ -39,10 +39,13 @@ class DecompressStream {
   ~DecompressStream() { Cancel(); }
 
   // Starts a frame; `name` goes into the report. DATA_LOSS when the frame before it is incomplete. `buffers`, if
-  // not null, are for its values. `fingerprint`, if not empty, is the one that it must have.
-  absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr, std::string_view fingerprint = "");
-  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, INVALID_ARGUMENT for bytes after the end mark,
-  // ABORTED for a frame of another fingerprint than is expected, before its header and values come out.
+  // not null, are for its values. `fingerprint`, if not empty, is the one that it must have. `frame_bytes`, where it is
+  // known, is the frame's size: what follows is another's.
+  absl::Status Begin(std::string_view name, OutputBuffers* buffers = nullptr, std::string_view fingerprint = "",
+                     std::optional<uint64_t> frame_bytes = std::nullopt);
+  // The next bytes of the frame. DATA_LOSS for what cannot be a frame, and for one that has not ended with its size,
+  // INVALID_ARGUMENT for bytes after the end mark, ABORTED for a frame of another fingerprint than is expected, before
+  // its header and values come out.
   absl::Status Append(ByteSpan bytes);
   // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
   // end. What it takes is copied once, before any of it is looked at.
@@ -85,6 +88,7 @@ class DecompressStream {
   uint64_t taken_ = 0;
   std::string name_;
   std::string fingerprint_;  // that is expected
+  std::optional<uint64_t> frame_bytes_;
   OutputBuffers* buffers_ = nullptr;
   std::unique_ptr<FrameReader> reader_;
   std::shared_ptr<DecodeTask> task_;

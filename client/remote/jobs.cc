@@ -22,9 +22,8 @@ std::optional<uint64_t> MaxDecodedBytes(const ByteSource& frame) {
       frame.Get(0, static_cast<size_t>(std::min<uint64_t>(kMaxHeaderBytes, frame.size())), scratch);
   if (!front.ok()) return std::nullopt;
   TensorDecompressor decompressor(kNoLimits);
-  const absl::Status status = decompressor.ReadHeader(*front);
-  if (absl::IsDataLoss(status)) return 0;
-  return status.ok() ? std::optional(decompressor.header().tensor_bytes()) : std::nullopt;
+  if (!decompressor.ReadHeader(*front).ok()) return std::nullopt;
+  return decompressor.header().tensor_bytes();
 }
 
 absl::Status DaemonFault(std::string_view address, absl::StatusCode code, std::string_view what) {

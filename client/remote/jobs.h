@@ -35,7 +35,6 @@ const v1::SharedMemoryRange* PlaceOf(const Job&) {
 
 // The most bytes of output that a job can have; empty where that is not known beforehand.
 std::optional<uint64_t> MaxOutputBytes(const CompressJob& job);
-// Of a frame whose header is damaged or cut off, nothing: a stream that gave buffers for more would wait for it.
 std::optional<uint64_t> MaxDecodedBytes(const ByteSource& frame);
 inline std::optional<uint64_t> MaxOutputBytes(const DecompressJob& job) { return MaxDecodedBytes(*job.source); }
 

@@ -84,12 +84,14 @@ void CompressStreamWork::SendStreamReport(double seconds) {
 absl::Status DecompressStreamWork::Begin(Stream& stream, const v1::DecompressHeader& header, const SessionOptions&,
                                          OutputBuffers* buffers) {
   KVC_RETURN_IF_ERROR(CheckHeader(header));
-  return stream.Begin(header.name(), buffers, header.fingerprint());
+  const std::optional<uint64_t> size = header.has_frame_bytes() ? std::optional(header.frame_bytes()) : std::nullopt;
+  return stream.Begin(header.name(), buffers, header.fingerprint(), size);
 }
 
 absl::StatusOr<uint64_t> DecompressStreamWork::InputBytes(const Stream&, const v1::DecompressHeader& header) {
-  if (header.frame_bytes() > 0) return header.frame_bytes();
-  return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": a frame of 0 bytes in a batch", header.name()));
+  if (header.has_frame_bytes()) return header.frame_bytes();
+  return absl::InvalidArgumentError(
+      absl::StrFormat("tensor \"%s\": a frame in a batch whose size is not told", header.name()));
 }
 
 void DecompressStreamWork::OnHeader(const TensorDesc& tensor, uint64_t /*elements*/) {

@@ -65,9 +65,9 @@ Bytes CompressWhole(ThreadPool& pool, const TensorDesc& tensor, std::string_view
 
 // The first error of decompressing `frame` in pieces of `piece` bytes, wherever it comes up.
 absl::Status Decompress(ThreadPool& pool, ByteSpan frame, Tensors& out, size_t piece = 1000,
-                        std::string_view fingerprint = "") {
+                        std::string_view fingerprint = "", std::optional<uint64_t> frame_bytes = std::nullopt) {
   DecompressStream stream(pool, {}, out);
-  absl::Status status = stream.Begin("t", nullptr, fingerprint);
+  absl::Status status = stream.Begin("t", nullptr, fingerprint, frame_bytes);
   for (size_t at = 0; at < frame.size() && status.ok(); at += piece) {
     status = stream.Append(frame.subspan(at, std::min(piece, frame.size() - at)));
   }
@@ -190,11 +190,14 @@ TEST_F(CompressorTest, EveryTruncationAndEveryTailIsRefused) {
     EXPECT_THAT(Decompress(pool_, ByteSpan(frame).first(size), out),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor \"t\": frame: truncated")));
   }
-  Bytes longer = frame;
-  longer.push_back(std::byte{0});
-  Tensors out;
-  EXPECT_THAT(Decompress(pool_, longer, out),
-              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"t\": 1 bytes behind the frame's end mark"));
+  for (const size_t tail : {1, 3'000'000}) {
+    Bytes longer = frame;
+    longer.resize(frame.size() + tail);
+    Tensors out;
+    EXPECT_THAT(Decompress(pool_, longer, out, 1000, "", longer.size()),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         absl::StrFormat("tensor \"t\": %d bytes behind the frame's end mark", tail)));
+  }
 }
 
 TEST_F(CompressorTest, BlocksCannotBeSwapped) {

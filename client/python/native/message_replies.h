@@ -42,7 +42,6 @@ inline v1::CompressHeader HeaderOf(const MessageJob<CompressDirection>& job, boo
 inline v1::DecompressHeader HeaderOf(const MessageJob<DecompressDirection>& job, bool to_buffers) {
   v1::DecompressHeader header = job.header;
   header.set_data_to_buffer(to_buffers);
-  header.set_frame_bytes(job.source->size());
   return header;
 }
 

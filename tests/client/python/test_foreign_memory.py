@@ -89,6 +89,18 @@ def test_pieces_outside_of_the_memory_end_the_call(client, foreign, values):
     assert len(frames_of(client, [values[:3]])) == 1
 
 
+@pytest.mark.parametrize("rows", [9, 11])
+def test_pieces_that_are_no_tensor_of_this_shape_are_refused(client, foreign, values, rows):
+    key, _ = sides(foreign, rows)
+    wrong = TensorView(key.dtype, (10, HEADS, SIZE), key.data, key.framework, key.pieces)
+    stream = client.compress_many([("a", values[:3]), ("b", wrong)], "int8", timeout=5)
+    assert next(stream).name == "a"
+    with pytest.raises(kvcompress.InvalidArgument, match=r"pieces of \d+ bytes are no F16 \[10, 60, 64\]"):
+        next(stream)
+    with pytest.raises(kvcompress.InvalidArgument, match="pieces of"):
+        client.compress(wrong, "int8", timeout=5)
+
+
 def test_memory_that_the_daemon_has_lost_is_an_error_in_its_turn(client, foreign, values):
     key, _ = sides(foreign, 10)
     foreign.close()

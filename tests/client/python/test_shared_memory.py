@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -21,8 +20,8 @@ import pytest
 from daemon_helpers import page, page_value, wait_for
 from fake_server import FakeServer, capabilities
 from kvcompress import _shared_memory
-from kvcompress._framing import ends_with_its_bytes
 from kvcompress.v1 import kvcompress_pb2 as pb
+from process_helpers import stopped
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -46,15 +45,6 @@ def end_pause(monkeypatch):
 
 def regions(server):
     return page_value(page(server.metrics_address), "kvcompress_shared_memory_regions")
-
-
-@contextlib.contextmanager
-def stopped(server):
-    server.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -155,45 +145,6 @@ def test_what_is_wrong_with_an_item_is_raised_after_the_results_before_it(client
     assert (client.decompress(frame) == values(6 * MIB)).all()
 
 
-def test_frames_whose_sizes_do_not_add_up_are_data_loss_at_once(client):
-    """The daemon waits for the rest of them, and for no buffer, when all of them is there."""
-    array = values(6 * MIB)  # more than there are buffers for
-    whole = client.compress(array, "raw").data
-    shape = ("F16", array.shape)
-    longer = bytearray(client.compress(array[: 2 * MIB], "planes|rans").data)
-    end = longer.rindex(b"KVCE")
-    last = end - 12 - int.from_bytes(longer[-12:-8], "little")  # where its block begins
-    longer[last : last + 4] = (int.from_bytes(longer[-12:-8], "little") + 1000).to_bytes(4, "little")
-    cut = [whole[:size] for size in (0, 10, 100, MIB, 3 * MIB, len(whole) // 2, len(whole) - 100, len(whole) - 1)]
-    for data in [*cut, whole[:-1] + b"x", whole + b"x", bytes(longer)]:
-        for frames in ([("n", data)], [("n", data, shape)], [("n", data, shape), ("n", whole)]):
-            with pytest.raises((kvcompress.DataLoss, kvcompress.InvalidArgument)):
-                list(client.decompress_many(deque(frames), timeout=5))
-    assert (client.decompress(whole) == array).all()
-    assert client.transport == SHARED
-
-
-def test_frames_that_are_whole_are_known(client):
-    arrays = [values(100_000), values(3 * MIB).reshape(3, -1), values(300_000).view(np.uint8)]
-    frames = [client.compress(array, spec, fingerprint=fingerprint).data
-              for array in arrays for spec in ("raw", "int4", "planes|rans") for fingerprint in (None, b"whose")]
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    if hasattr(torch, "float4_e2m1fn_x2"):
-        packed = torch.zeros(300_000, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-        frames.append(client.compress(packed, "raw").data)
-    for frame in map(memoryview, frames):
-        assert ends_with_its_bytes(frame)
-        assert not ends_with_its_bytes(memoryview(bytes(frame) + b"x"))
-        for size in (*range(64), len(frame) // 2, *range(len(frame) - 64, len(frame))):
-            assert not ends_with_its_bytes(frame[:size])
-    hostile = bytearray(frames[0])
-    for at in (*range(64), *range(len(hostile) - 64, len(hostile))):
-        for flipped in (1, 0x80, 0xFF):
-            hostile[at] ^= flipped
-            ends_with_its_bytes(memoryview(hostile))  # raises nothing
-            hostile[at] ^= flipped
-
-
 def test_calls_side_by_side(server, client):
     arrays = [values(3 * MIB, seed) for seed in range(12)]
     errors = []
@@ -236,7 +187,7 @@ def test_streams_that_nobody_finishes_leave_nothing(server, connect):
 
 def test_a_deadline(server, client):
     client.compress(values(2 * MIB))
-    with stopped(server), deadline_exceeded(within=5):
+    with stopped(server.process), deadline_exceeded(within=5):
         client.compress(values(16 * MIB), "raw", timeout=1)
     assert len(client.compress(values(2 * MIB))) > 0
 
@@ -244,7 +195,7 @@ def test_a_deadline(server, client):
 def test_a_deadline_while_memory_is_registered(server, client):
     """What comes too late is for the next call."""
     client.wait_ready(10)
-    with stopped(server), deadline_exceeded(within=1):
+    with stopped(server.process), deadline_exceeded(within=1):
         client.compress(values(2 * MIB), timeout=0.3)
     wait_for(lambda: len(client._pool._idle) == 1, "the memory")
     assert len(client.compress(values(2 * MIB))) > 0
@@ -259,7 +210,7 @@ def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(s
         lambda: client.compress(array, "raw", timeout=0.5),
         lambda: list(client.compress_many([("t", array)], "raw", timeout=0.5)),
     ]
-    with stopped(server):
+    with stopped(server.process):
         for call in 2 * calls:
             with deadline_exceeded(within=1):
                 call()
@@ -270,7 +221,7 @@ def test_a_short_deadline_is_that_of_its_call_alone(server, client):
     """Another one, which has the time, gets the memory that both wanted."""
     client.wait_ready(10)
     with ThreadPoolExecutor(1) as patient:
-        with stopped(server):
+        with stopped(server.process):
             frame = patient.submit(client.compress, values(2 * MIB), "raw", timeout=60)
             time.sleep(0.2)
             for _ in range(2):
@@ -373,7 +324,7 @@ def test_an_asyncio_task_that_is_cancelled_while_it_gets_memory_leaves_none(serv
     async def work():
         async with kvcompress.AsyncClient(server.address, timeout=30) as client:
             await client.wait_ready(10)
-            with stopped(server):
+            with stopped(server.process):
                 task = asyncio.create_task(client.compress(values(2 * MIB), "raw"))
                 await asyncio.sleep(0.3)
                 task.cancel()

@@ -326,8 +326,13 @@ TEST_F(BatchSessionTest, FramesThatAreNotWhatTheirHeadersSayAreNamed) {
   EXPECT_THAT(
       run({sizes[0], sizes[1] + 2, sizes[2]}, all),
       StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"layer_0_key\": 2 bytes behind the frame's end mark"));
-  EXPECT_THAT(run({sizes[0], 0, sizes[2]}, all),
-              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"layer_0_key\": a frame of 0 bytes in a batch"));
+  EXPECT_THAT(
+      run({sizes[0], 0, sizes[2]}, all),
+      StatusIs(absl::StatusCode::kDataLoss, "tensor \"layer_0_key\": frame: truncated in its header (after 0 bytes)"));
+  v1::DecompressRequest untold;
+  untold.mutable_batch()->add_headers()->set_name("t");
+  EXPECT_THAT(Decompress({untold, FramePiece(all)}),
+              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"t\": a frame in a batch whose size is not told"));
   EXPECT_THAT(run(sizes, all.substr(0, all.size() - 1)),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer_1_key")));
   EXPECT_THAT(run(sizes, all + "x"), StatusIs(absl::StatusCode::kInvalidArgument,

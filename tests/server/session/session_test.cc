@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "absl/time/clock.h"
 #include "core/base/half.h"
 #include "tests/server/session/session_harness.h"
 #include "tests/testing/status_matchers.h"
@@ -330,6 +331,25 @@ TEST_F(SessionTest, MalformedDecompressStreamsAreRefusedWithTheirReason) {
   };
   for (const auto& test : cases) {
     EXPECT_THAT(Decompress(test.requests), StatusIs(test.status.code(), std::string(test.status.message())));
+  }
+}
+
+// Although the stream stays open, as that of a client does that has buffers to give.
+TEST_F(SessionTest, AFrameThatIsCutOffEndsTheStreamOnceItsSizeHasCome) {
+  const std::string frame = MakeFrame(DType::kF16, Bytes(600'000), "raw");
+  for (const size_t size : {size_t{0}, size_t{5}, size_t{300'000}, frame.size() - 1}) {
+    v1::DecompressRequest header = FrameHeaderOf("t");
+    header.mutable_header()->set_frame_bytes(size);
+    DecompressDriver driver(pool_, admission_, Options());
+    driver.session.Push(header);
+    if (size > 0) driver.PushWhenWanted(FrameData(frame.substr(0, size)));
+    v1::DecompressResponse response;
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    while (!driver.session.done() && absl::Now() < deadline) {
+      if (!driver.Pop(response)) absl::SleepFor(absl::Milliseconds(1));
+    }
+    ASSERT_TRUE(driver.session.done()) << size;
+    EXPECT_THAT(driver.session.status(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("frame: truncated")));
   }
 }
 

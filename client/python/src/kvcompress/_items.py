@@ -11,10 +11,9 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from ._errors import DataLoss, InvalidArgument, checked_text, mismatch, refusing
 from ._foreign_memory import Pieces
 from ._frame import Frame, check_report, frame_of
-from ._framing import ends_with_its_bytes
 from ._rotary import RotaryEmbedding, rotary_message
 from ._tensors import Framework, Output, TensorView, check_apart, check_out, checked_size
-from ._wire import bytes_field, fields, malformed, parsed
+from ._wire import bytes_field, fields, malformed, parsed, varint
 from .v1 import kvcompress_pb2 as pb
 
 Result = TypeVar("Result")
@@ -130,6 +129,10 @@ def _spec_fields(spec: str, choice: pb.OnNonfinite) -> bytes:
     return _codec_fields(spec, "", choice, None)
 
 
+# The field's tag, in front of a varint.
+_FRAME_BYTES = varint(pb.DecompressHeader.FRAME_BYTES_FIELD_NUMBER << 3)
+
+
 @functools.lru_cache(maxsize=256)
 def _decompress_header(name: str, fingerprint: bytes) -> bytes:
     return pb.DecompressHeader(name=name, fingerprint=fingerprint).SerializeToString()
@@ -158,11 +161,6 @@ class Item(Generic[Result]):
     def size(self) -> int | None:
         """Bytes that one message must hold, there or back; None where only the daemon can tell, or none can."""
         raise NotImplementedError
-
-    @property
-    def is_all_there(self) -> bool:
-        """Whether the daemon, once it has all bytes of the item, waits for no more of them."""
-        return True
 
     def request(self) -> bytes:
         """All of it in one message."""
@@ -198,6 +196,9 @@ class CompressItem(Item[Frame]):
         checked_text("a name", name)
         checked_text("a spec", spec)
         view = TensorView.of(tensor)
+        if view.pieces and view.size != checked_size(view.dtype, view.shape):
+            # The daemon would wait for the rest.
+            raise InvalidArgument(f"pieces of {view.size} bytes are no {view.dtype} {list(view.shape)}")
         owner = checked_fingerprint(fingerprint)
         choice = on_nonfinite_of(on_nonfinite)
         if profile or rotary is not None:
@@ -268,13 +269,8 @@ class DecompressItem(Item[tuple[str, Any]]):
             check_out(out)
             check_apart(out, data)
         name = name or "tensor"
-        return DecompressItem(
-            _decompress_header(name, owner), data.cast("B"), name, framework or "numpy", expected, out, owner
-        )
-
-    @functools.cached_property
-    def is_all_there(self) -> bool:
-        return ends_with_its_bytes(self.data)
+        header = _decompress_header(name, owner) + _FRAME_BYTES + varint(data.nbytes)
+        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)
 
     def size(self) -> int | None:
         return None if self.expected is None else max(len(self.data), checked_size(*self.expected))

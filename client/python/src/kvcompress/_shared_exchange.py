@@ -27,9 +27,7 @@ _LOSSES = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCo
 
 
 def _goes_to_buffers(item: Item[Any]) -> bool:
-    # A frame that is cut off would keep the stream open: buffers are given until its tensor is there, and the daemon
-    # waits for its rest until the stream, or the next item, says that there is none.
-    return (item.size() or len(item.data)) >= WORTH_BYTES and item.is_all_there
+    return (item.size() or len(item.data)) >= WORTH_BYTES
 
 
 def after_failure(error: KvCompressError, region: Region, pool: Pool) -> KvCompressError:
