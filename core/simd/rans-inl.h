@@ -70,16 +70,22 @@ HWY_INLINE VI LookUp(EntryOf entry_of) {
 }
 
 #if KVC_TARGET_AVX512
-// table[index] for each lane. With a constant mask compilers leave open which register the gather merges with, and it
-// waits for what that held before: so the mask, of all lanes, is computed.
+// The mask of all lanes, for gathers. Where compilers know that it is one, they leave open which register a gather
+// merges with, and it waits for what that held before.
+HWY_INLINE __mmask16 AllLanes() {
+  __mmask16 all = 0xffff;
+  asm("" : "+Yk"(all));
+  return all;
+}
+
+// table[index] for each lane.
 HWY_INLINE VI Gather(const uint32_t* table, VI index) {
-  const __mmask16 all = hn::Gt(index, hn::Set(DI(), -1)).raw;
-  return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all, index.raw, table, 4)};
+  return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), AllLanes(), index.raw, table, 4)};
 }
 // Of the pairs of entries at `index`, from `table` on, the first one or, where `second` is 1 and not 0, the second one.
 // Both are read, so that they do not wait for `second`.
 HWY_INLINE VI GatherEither(const uint32_t* table, VI index, VI second) {
-  const __mmask8 all = hn::Gt(index, hn::Set(DI(), -1)).raw & 0xff;
+  const auto all = static_cast<__mmask8>(AllLanes());
   const auto eight = [&](__m256i at)
                          HWY_ATTR { return _mm512_mask_i32gather_epi64(_mm512_setzero_si512(), all, at, table, 4); };
   const __m512i lower = eight(_mm512_castsi512_si256(index.raw));
@@ -157,8 +163,12 @@ HWY_INLINE VI SpreadLanes(VI v, unsigned bits) { return Permute(v, kPermutations
 HWY_INLINE size_t GiveWords(VI& x, hn::Mask<DI> full, uint8_t* out) {
   const DI di;
   const unsigned bits = BitsOf(full);
+#if KVC_TARGET_AVX512
+  StoreAt(hn::Vec<DU16>{_mm512_cvtepi32_epi16(PackLanes(x, bits).raw)}, DU16(), out);
+#else
   const VI words = PackLanes(hn::And(x, hn::Set(di, 0xffff)), bits);
   StoreAt(hn::DemoteTo(DU16(), words), DU16(), out);
+#endif
   x = hn::IfThenElse(full, hn::ShiftRight<16>(x), x);
   return hwy::PopCount(bits);
 }
@@ -206,9 +216,14 @@ HWY_INLINE void AddEntries(VI entry, VF reciprocal, VI& state) {
   const VI frequency = hn::And(entry, hn::Set(di, 0xffff));
   // The quotient is below 2^19, and what is rounded moves it by less than 1/4: with that taken off it is right or one
   // too small.
-  const auto ratio = hn::Mul(hn::ConvertTo(df, state), reciprocal);
-  const VI quotient = Truncate(hn::Sub(ratio, hn::Set(df, 0.25f)));
+  const VI quotient = Truncate(hn::MulSub(hn::ConvertTo(df, state), reciprocal, hn::Set(df, 0.25f)));
+#if KVC_TARGET_AVX512
+  // The rest is less than twice the frequency: its lower 16 bits are all, and products of 16 bits take half the time.
+  const __m512i product = _mm512_mullo_epi16(quotient.raw, frequency.raw);
+  const VI rest{_mm512_maskz_sub_epi16(0x55555555, state.raw, product)};
+#else
   const VI rest = hn::Sub(state, hn::Mul(quotient, frequency));
+#endif
   const VI next = hn::Add(hn::Add(hn::ShiftLeft<kRansBits>(quotient), rest), hn::ShiftRight<16>(entry));
   const VI one_more = hn::Sub(hn::Set(di, kRansSlots), frequency);
   state = hn::Add(next, hn::IfThenElseZero(hn::Gt(rest, hn::Sub(frequency, hn::Set(di, 1))), one_more));
@@ -245,7 +260,13 @@ HWY_INLINE void Refill(VI& state, unsigned bits, const uint8_t* words) {
 // taken, so that few vectors do not wait for it. Reads a whole vector.
 HWY_INLINE void RefillFalling(VI& state, unsigned bits, const uint8_t* end) {
   const DI di;
-  const VI words = hn::Reverse(di, hn::PromoteTo(di, LoadAt(DU16(), end - 2 * kLanes)));
+  const auto loaded = LoadAt(DU16(), end - 2 * kLanes);
+#if KVC_TARGET_AVX512
+  const __m512i from = hn::Reverse(di, hn::Iota(di, 0)).raw;  // the word of each lane
+  const VI words{_mm512_maskz_permutexvar_epi16(0x55555555, from, _mm512_castsi256_si512(loaded.raw))};
+#else
+  const VI words = hn::Reverse(di, hn::PromoteTo(di, loaded));
+#endif
   const VI filled = hn::Or(hn::ShiftLeft<16>(state), SpreadLanes(words, bits));
   state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
 }
