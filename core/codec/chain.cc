@@ -188,10 +188,14 @@ void CodecChain::AddContext(const ChainState& state, ErrorSums* sums, Block& blo
 absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload,
                                                  ErrorSums* sums, simd::TokenMeter* tokens) const {
   Scratch& scratch = ThreadScratch();
-  scratch.sides[transforms_.size() - 1].Resize(left.size());
+  Buffer& side = scratch.sides[transforms_.size() - 1];
+  side.Resize(left.size());
   PlaceStreams(block.tensor, 0, payload, scratch);
-  std::byte* at = payload.data() + MaxTableBytes(table_sizes());  // where it stays, but for what gets smaller before it
-  for (size_t i = 0; i + 1 < transforms_.size(); ++i) at += scratch.out[i].size;
+  std::byte* at = side.data();
+  if (byte_codecs_.empty()) {  // where it stays, but for what gets smaller before it
+    at = payload.data() + MaxTableBytes(table_sizes());
+    for (size_t i = 0; i + 1 < transforms_.size(); ++i) at += scratch.out[i].size;
+  }
   std::ranges::copy(left, at);
   scratch.out[transforms_.size() - 1] = {at, left.size()};
   const auto streams = std::span(scratch.out).subspan(transforms_.size());

@@ -49,7 +49,8 @@ void CodecChain::PlaceStreams(const TensorDesc& tensor, size_t count, MutableByt
   }
 }
 
-// Runs the byte codecs, and moves every stream to its place after the table. Returns the payload's size.
+// Runs the byte codecs, of which the last writes to a stream's place after the table, and moves streams there that none
+// makes smaller. Returns the payload's size.
 absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch& scratch) const {
   scratch.coded.resize(std::max(scratch.coded.size(), byte_codecs_.size()));
   scratch.sizes.clear();
@@ -59,10 +60,11 @@ absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch&
     scratch.sizes.push_back(static_cast<uint32_t>(stream.size()));
     for (size_t k = 0; k < byte_codecs_.size(); ++k) {
       if (!stream.empty()) {  // an empty one cannot get smaller, and not every library bears it
-        Buffer& coded = scratch.coded[k];
-        coded.Resize(stream.size());
-        KVC_ASSIGN_OR_RETURN(const size_t size, byte_codecs_[k]->Encode(stream, coded.span()));
-        if (size > 0 && size < stream.size()) stream = coded.span().first(size);
+        const bool is_last = k + 1 == byte_codecs_.size();
+        if (!is_last) scratch.coded[k].Resize(stream.size());
+        const MutableByteSpan coded = is_last ? MutableByteSpan(at, stream.size()) : scratch.coded[k].span();
+        KVC_ASSIGN_OR_RETURN(const size_t size, byte_codecs_[k]->Encode(stream, coded));
+        if (size > 0 && size < stream.size()) stream = coded.first(size);
       }
       scratch.sizes.push_back(static_cast<uint32_t>(stream.size()));
     }
