@@ -1,6 +1,7 @@
 #include "core/codec/magnitude.h"
 
 #include <cmath>
+#include <utility>
 
 namespace kvcompress {
 namespace {
@@ -17,9 +18,8 @@ uint32_t LargestKey(KeyOrder order, DType dtype) {
   return VisitBits(dtype, [&](auto zero) -> uint32_t { return simd::MaxKey<decltype(zero)>(order); });
 }
 
-// Keys between which the one at `rank` is likely to lie, by a sample of the values.
-absl::StatusOr<KeyRange> GuessRange(const ByteSource& source, DType dtype, size_t block_elements, KeyOrder order,
-                                    uint64_t rank) {
+absl::StatusOr<std::vector<uint32_t>> SampleKeys(const ByteSource& source, DType dtype, size_t block_elements,
+                                                 KeyOrder order) {
   constexpr uint64_t kMaxSamples = 16384;
   constexpr uint64_t kMinSamples = 512;
   const uint64_t count = source.size() / DTypeSize(dtype);
@@ -36,64 +36,103 @@ absl::StatusOr<KeyRange> GuessRange(const ByteSource& source, DType dtype, size_
       }
     });
   }));
-  const double part = static_cast<double>(rank) / static_cast<double>(count);
-  const auto size = static_cast<double>(samples.size());
-  // Five deviations of how many of the samples come before the one at `rank`.
-  const double doubt = 5 * std::sqrt(size * part * (1 - part)) + 2;
-  const auto key_at = [&](double place) {
-    const auto nth = samples.begin() + static_cast<ptrdiff_t>(place);
-    std::nth_element(samples.begin(), nth, samples.end());
-    return *nth;
-  };
-  KeyRange range{0, LargestKey(order, dtype)};
-  if (part * size - doubt >= 0) range.lower = key_at(part * size - doubt);
-  if (part * size + doubt < size) range.upper = key_at(part * size + doubt);
-  return range;
+  return samples;
 }
 
-}  // namespace
-
-// Counts the keys about the ends of a range, which becomes smaller until the key at `rank` is known: after one look at
-// the values, most often, and always where keys have 16 bits and the sample told the truth.
-absl::Status SelectKey(const ByteSource& source, DType dtype, size_t block_elements, KeyOrder order, uint64_t& rank,
-                       uint32_t& key) {
-  constexpr uint32_t kBuckets = 1u << 15;
-  KeyRange possible{0, LargestKey(order, dtype)};
-  KeyRange range{possible.upper, possible.upper};
-  if (rank < source.size() / DTypeSize(dtype)) {
-    KVC_ASSIGN_OR_RETURN(range, GuessRange(source, dtype, block_elements, order, rank));
-  }
-  for (;;) {
-    int shift = 0;
-    while ((range.upper - range.lower) >> shift >= kBuckets) ++shift;
-    KeyCounts counts(range.lower, range.upper, shift);
-    KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      simd::CountKeys(order, dtype, values, n, counts);
-    }));
-    if (rank < counts.below && range.lower > possible.lower) {
-      range = possible = {possible.lower, range.lower - 1};
-      continue;
-    }
-    uint64_t left = rank - counts.below;
-    const auto found = [&](uint32_t found_key) {
-      key = found_key;
-      rank = left;
-      return absl::OkStatus();
+// A key that is sought: the keys about the ends of a range are counted, which becomes smaller until the key is known:
+// after one look at the values, most often, and always where keys have 16 bits and the sample told the truth.
+class Search {
+ public:
+  Search(RankedKey& wanted, uint64_t count, KeyRange all, std::vector<uint32_t>& samples)
+      : wanted_(&wanted), possible_(all), range_{all.upper, all.upper} {
+    if (wanted.rank >= count) return;
+    // Between which keys the one at `rank` is likely to lie.
+    const double part = static_cast<double>(wanted.rank) / static_cast<double>(count);
+    const auto size = static_cast<double>(samples.size());
+    // Deviations of how many of the samples come before the one at `rank`: with more of them, counting more keys costs
+    // more than the second looks that it spares.
+    const double doubt = 3.5 * std::sqrt(size * part * (1 - part)) + 2;
+    const auto key_at = [&](double place) {
+      const auto nth = samples.begin() + static_cast<ptrdiff_t>(place);
+      std::nth_element(samples.begin(), nth, samples.end());
+      return *nth;
     };
-    if (left < counts.at_lower || range.lower == possible.upper) return found(range.lower);
+    range_ = all;
+    if (part * size - doubt >= 0) range_.lower = key_at(part * size - doubt);
+    if (part * size + doubt < size) range_.upper = key_at(part * size + doubt);
+  }
+
+  KeyCounts NewCounts() const {
+    constexpr uint32_t kBuckets = 1u << 15;
+    int shift = 0;
+    while ((range_.upper - range_.lower) >> shift >= kBuckets) ++shift;
+    return {range_.lower, range_.upper, shift};
+  }
+
+  // Whether `counts` of all values tell the key; else the range is smaller.
+  bool Finds(const KeyCounts& counts) {
+    if (wanted_->rank < counts.below && range_.lower > possible_.lower) {
+      return Narrow({possible_.lower, range_.lower - 1});
+    }
+    uint64_t left = wanted_->rank - counts.below;
+    if (left < counts.at_lower || range_.lower == possible_.upper) return Set(range_.lower, left);
     left -= counts.at_lower;
     size_t bucket = 0;
     while (bucket < counts.between.size() && counts.between[bucket] <= left) left -= counts.between[bucket++];
     if (bucket < counts.between.size()) {
-      const auto first = static_cast<uint32_t>(range.lower + (bucket << shift));
-      if (shift == 0) return found(first);
-      range = possible = {first, std::min(range.upper, first + (1u << shift) - 1)};
-    } else if (left < counts.at_upper || range.upper == possible.upper) {
-      return found(range.upper);
-    } else {
-      range = possible = {range.upper + 1, possible.upper};
+      const auto first = static_cast<uint32_t>(range_.lower + (bucket << counts.shift));
+      if (counts.shift == 0) return Set(first, left);
+      return Narrow({first, std::min(range_.upper, first + (1u << counts.shift) - 1)});
     }
+    if (left < counts.at_upper || range_.upper == possible_.upper) return Set(range_.upper, left);
+    return Narrow({range_.upper + 1, possible_.upper});
   }
+
+ private:
+  bool Set(uint32_t key, uint64_t place) {
+    *wanted_ = {.rank = place, .key = key};
+    return true;
+  }
+  bool Narrow(KeyRange range) {
+    range_ = possible_ = range;
+    return false;
+  }
+
+  RankedKey* wanted_;
+  KeyRange possible_;
+  KeyRange range_;
+};
+
+}  // namespace
+
+absl::Status SelectKeys(const ByteSource& source, DType dtype, size_t block_elements, KeyOrder order,
+                        std::span<RankedKey> wanted) {
+  const uint64_t count = source.size() / DTypeSize(dtype);
+  KVC_ASSIGN_OR_RETURN(std::vector<uint32_t> samples, SampleKeys(source, dtype, block_elements, order));
+  std::vector<Search> searches;
+  for (RankedKey& one : wanted) searches.emplace_back(one, count, KeyRange{0, LargestKey(order, dtype)}, samples);
+  while (!searches.empty()) {
+    std::vector<KeyCounts> counts;
+    for (const Search& search : searches) counts.push_back(search.NewCounts());
+    KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
+      for (KeyCounts& own : counts) simd::CountKeys(order, dtype, values, n, own);
+    }));
+    std::vector<Search> left;
+    for (size_t i = 0; i < searches.size(); ++i) {
+      if (!searches[i].Finds(counts[i])) left.push_back(searches[i]);
+    }
+    searches = std::move(left);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SelectKey(const ByteSource& source, DType dtype, size_t block_elements, KeyOrder order, uint64_t& rank,
+                       uint32_t& key) {
+  RankedKey wanted{.rank = rank};
+  KVC_RETURN_IF_ERROR(SelectKeys(source, dtype, block_elements, order, {&wanted, 1}));
+  rank = wanted.rank;
+  key = wanted.key;
+  return absl::OkStatus();
 }
 
 }  // namespace kvcompress

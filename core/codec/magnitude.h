@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -32,8 +33,18 @@ absl::Status ForEachBlock(const ByteSource& source, DType dtype, size_t block_el
   return absl::OkStatus();
 }
 
-// The key of the value that stands at `rank`, counted from 0, when all are sorted; the largest key there is where
-// `rank` is their number. On return `rank` is the place, from 0, among the values that have exactly this key.
+// A place among a tensor's values when all are sorted, counted from 0, and what SelectKeys says of it.
+struct RankedKey {
+  uint64_t rank;
+  uint32_t key = 0;
+};
+
+// The keys of the values that stand at these ranks, which are sought together; the largest key there is where a rank is
+// the number of values. On return `rank` is the place, from 0, among the values that have exactly this key.
+absl::Status SelectKeys(const ByteSource& source, DType dtype, size_t block_elements, simd::KeyOrder order,
+                        std::span<RankedKey> wanted);
+
+// The same for one of them.
 absl::Status SelectKey(const ByteSource& source, DType dtype, size_t block_elements, simd::KeyOrder order,
                        uint64_t& rank, uint32_t& key);
 

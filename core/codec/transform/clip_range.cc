@@ -1,10 +1,12 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "core/base/status_macros.h"
 #include "core/codec/magnitude.h"
 #include "core/codec/registry.h"
 #include "core/codec/transform/clip_bounds.h"
+#include "core/simd/kept_values.h"
 
 namespace kvcompress {
 namespace {
@@ -25,11 +27,20 @@ absl::StatusOr<Census> CountFinite(const ByteSource& source, DType dtype, size_t
   };
   simd::KeyCounts to_first(key_of(true), key_of(true), 0);
   simd::KeyCounts to_last(key_of(false), key_of(false), 0);
+  Census census;
+  Buffer mask;
   KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
+    mask.Resize((n + 7) / 8);
+    if (simd::MarkMagnitudes(dtype, values, n, most + 1, mask.data()) == 0) {
+      census.finite += n;
+      return;
+    }
     simd::CountKeys(simd::KeyOrder::kValue, dtype, values, n, to_first);
     simd::CountKeys(simd::KeyOrder::kValue, dtype, values, n, to_last);
   }));
-  return Census{.finite = to_last.below + to_last.at_lower - to_first.below, .below = to_first.below};
+  census.finite += to_last.below + to_last.at_lower - to_first.below;
+  census.below = to_first.below;
+  return census;
 }
 
 // docs/format.md, "clip_range".
@@ -42,13 +53,14 @@ class ClipRange final : public ClipToBounds {
     auto bounds = std::make_unique<ClipBounds>();
     KVC_ASSIGN_OR_RETURN(const Census census, CountFinite(source, tensor.dtype, block_elements));
     if (census.finite == 0) return bounds;
-    const auto select = [&](double percentile, uint32_t& key) {
+    const auto rank_of = [&](double percentile) {
       const double wanted = std::ceil(percentile * static_cast<double>(census.finite) / 100);
-      uint64_t rank = census.below + std::clamp<uint64_t>(static_cast<uint64_t>(wanted), 1, census.finite) - 1;
-      return SelectKey(source, tensor.dtype, block_elements, simd::KeyOrder::kValue, rank, key);
+      return census.below + std::clamp<uint64_t>(static_cast<uint64_t>(wanted), 1, census.finite) - 1;
     };
-    KVC_RETURN_IF_ERROR(select(low_, bounds->lower));
-    KVC_RETURN_IF_ERROR(select(high_, bounds->upper));
+    std::array<RankedKey, 2> ends = {RankedKey{rank_of(low_)}, RankedKey{rank_of(high_)}};
+    KVC_RETURN_IF_ERROR(SelectKeys(source, tensor.dtype, block_elements, simd::KeyOrder::kValue, ends));
+    bounds->lower = ends[0].key;
+    bounds->upper = ends[1].key;
     return bounds;
   }
 

@@ -11,12 +11,13 @@
 namespace kvcompress {
 namespace {
 
-// Which values of a tensor become zero: those with a key below `threshold`, and of those with just that key the first
-// ones in the tensor's order, until the count is right.
+// Which values of a tensor become zero: those with a key below `threshold`, and of those with just that key, the ties,
+// the first ones in the tensor's order, until the count is right.
 class SparseState final : public TensorState {
  public:
   uint32_t threshold = 0;
   size_t block_elements = 1;
+  size_t blocks_without_ties = 0;      // so many first blocks drop all of theirs, and the others `ties_to_drop`
   std::vector<uint64_t> ties_to_drop;  // of each block
   // Of these, how many are -0. A block comes without the values that transforms before dropped, which count as +0 here:
   // among equal zeros it then has other ones first, and which of them goes is seen of -0 alone.
@@ -42,7 +43,9 @@ class Sparse final : public TensorTransform {
     uint64_t left = drop;  // of these, not yet told apart: those with the threshold's key
     KVC_RETURN_IF_ERROR(SelectKey(source, dtype, block_elements, simd::KeyOrder::kMagnitude, left, state->threshold));
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
-      const uint64_t ties = std::min<uint64_t>(simd::CountMagnitude(dtype, values, n, state->threshold), left);
+      const uint64_t own = left == 0 ? 0 : simd::CountMagnitude(dtype, values, n, state->threshold);
+      const uint64_t ties = std::min(own, left);
+      if (ties == own && left > 0) ++state->blocks_without_ties;
       state->ties_to_drop.push_back(ties);
       state->negative_zeros_to_drop.push_back(state->threshold == 0 ? CountNegativeZeros(dtype, values, n, ties) : 0);
       left -= ties;
@@ -143,14 +146,21 @@ class Sparse final : public TensorTransform {
     return dropped;
   }
 
+  static uint32_t LargestMagnitudeKey(DType dtype) {
+    return VisitBits(dtype,
+                     [](auto zero) -> uint32_t { return simd::MaxKey<decltype(zero)>(simd::KeyOrder::kMagnitude); });
+  }
+
   // Makes the mask of a block, and returns how many values are kept.
   static size_t MarkKept(const Block& block, const SparseState& state, std::byte* mask) {
     const DType dtype = block.tensor.dtype;
     const std::byte* const values = block.values.data();
     const auto index = static_cast<size_t>(block.first / state.block_elements);
     const uint64_t ties_to_drop = state.ties_to_drop[index];
-    const size_t kept = simd::MarkMagnitudes(dtype, values, block.count, state.threshold, mask);
-    if (ties_to_drop == 0) return kept;
+    const bool drops_all = index < state.blocks_without_ties && state.threshold < LargestMagnitudeKey(dtype);
+    const uint32_t least = state.threshold + (drops_all ? 1 : 0);
+    const size_t kept = simd::MarkMagnitudes(dtype, values, block.count, least, mask);
+    if (ties_to_drop == 0 || drops_all) return kept;
     thread_local Ties ties;
     FindTies(dtype, values, block.count, state.threshold, ties);
     const uint64_t negative_zeros = state.negative_zeros_to_drop[index];
