@@ -19,10 +19,10 @@ constexpr auto kLog2 = [] {
 
 constexpr size_t kMaxBytes = size_t{1} << 31;
 constexpr size_t kSampledBytes = size_t{1} << 15;
+constexpr size_t kRun = 64;
+constexpr size_t kEvery = 16;
 
 Histogram CountSample(ByteSpan raw) {
-  constexpr size_t kRun = 64;
-  constexpr size_t kEvery = 16;
   thread_local std::vector<std::byte> sample;
   sample.resize(raw.size() / (kRun * kEvery) * kRun);
   for (size_t i = 0; i < sample.size(); i += kRun) std::memcpy(sample.data() + i, raw.data() + i * kEvery, kRun);
@@ -34,7 +34,22 @@ bool Shrinks(const Histogram& sample) {
   return EntropyBits(sample) < 8 * (size - size / 128);
 }
 
-// CountBytes, faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that.
+// Whether pairs are counted sooner than bytes: in a stream that is long, where the second ones of pairs, as a sample of
+// them shows, are few enough for the counters of theirs to stay in the cache: half a KiB for each.
+bool HasFewPairs(ByteSpan raw) {
+  constexpr size_t kPairedBytes = size_t{1} << 16;
+  constexpr uint64_t kMostBits = 25;  // in quarters
+  if (raw.size() < kPairedBytes) return false;
+  Histogram counts = {};
+  size_t sampled = 0;
+  for (size_t at = 0; at + kRun <= raw.size(); at += kRun * kEvery, sampled += kRun / 2) {
+    for (size_t i = 1; i < kRun; i += 2) ++counts[std::to_integer<size_t>(raw[at + i])];
+  }
+  return 4 * EntropyBits(counts) < kMostBits * sampled;
+}
+
+// CountBytes, faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that, or if
+// pairs are.
 Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {
   // More bytes than these, outside of the few, are better counted one by one like the others.
   constexpr uint64_t kOthersOf = 64;
@@ -46,9 +61,16 @@ Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {
   std::copy_n(symbols.begin(), few.size(), few.begin());
   uint64_t others = 0;
   for (size_t i = few.size(); i < symbols.size(); ++i) others += sample[symbols[i]];
-  if (others > std::accumulate(sample.begin(), sample.end(), uint64_t{0}) / kOthersOf) return CountBytes(raw);
+  const auto sampled = std::accumulate(sample.begin(), sample.end(), uint64_t{0});
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(raw.data());
   Histogram counts = {};
-  simd::CountFew(few, reinterpret_cast<const uint8_t*>(raw.data()), raw.size(), counts);
+  if (others <= sampled / kOthersOf) {
+    simd::CountFew(few, bytes, raw.size(), counts);
+  } else if (HasFewPairs(raw)) {
+    simd::CountPairs(bytes, raw.size(), counts);
+  } else {
+    counts = CountBytes(raw);
+  }
   return counts;
 }
 

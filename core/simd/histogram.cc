@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "core/simd/half-inl.h"
 
@@ -61,6 +62,27 @@ size_t CountFewVectors(const std::array<uint8_t, kFewSymbols>& symbols, const ui
   return at;
 }
 
+// Adds pairs that are counted, by the second byte and then by the first, to the counts of both, and makes them zero.
+void TakePairs(uint16_t* pairs, std::array<uint32_t, 256>& counts) {
+  const hn::ScalableTag<uint32_t> d32;
+  const hn::Rebind<uint16_t, decltype(d32)> half;
+  const hn::ScalableTag<uint16_t> d16;
+  for (size_t second = 0; second < 256; ++second) {
+    uint16_t* const row = pairs + 256 * second;
+    auto any = hn::Zero(d16);
+    for (size_t first = 0; first < 256; first += hn::Lanes(d16)) any = hn::Or(any, hn::LoadU(d16, row + first));
+    if (hn::AllTrue(d16, hn::Eq(any, hn::Zero(d16)))) continue;
+    auto of_row = hn::Zero(d32);
+    for (size_t first = 0; first < 256; first += hn::Lanes(d32)) {
+      const auto own = hn::PromoteTo(d32, hn::LoadU(half, row + first));
+      hn::StoreU(hn::Add(hn::LoadU(d32, counts.data() + first), own), d32, counts.data() + first);
+      hn::StoreU(hn::Zero(half), half, row + first);
+      of_row = hn::Add(of_row, own);
+    }
+    counts[second] += hn::GetLane(hn::SumOfLanes(d32, of_row));
+  }
+}
+
 }  // namespace kvcompress::simd::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -68,10 +90,33 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(CountFewVectors);
+HWY_EXPORT(TakePairs);
 
 void CountFew(const std::array<uint8_t, kFewSymbols>& symbols, const uint8_t* raw, size_t size,
               std::array<uint32_t, 256>& counts) {
   for (size_t i = HWY_DYNAMIC_DISPATCH(CountFewVectors)(symbols, raw, size, counts); i < size; ++i) ++counts[raw[i]];
+}
+
+void CountPairs(const uint8_t* raw, size_t size, std::array<uint32_t, 256>& counts) {
+  constexpr size_t kAtOnce = 8;
+  constexpr size_t kMost = 2 * 65535 / kAtOnce * kAtOnce;  // bytes whose pairs 16 bits count, were all the same
+  constexpr size_t kLeast = 4096;                          // are sooner counted one by one than the table is read
+  thread_local std::vector<uint16_t> table;                // all zero between calls
+  table.resize(65536);
+  uint16_t* const pairs = table.data();
+  size_t i = 0;
+  while (size - i >= kLeast) {
+    for (const size_t end = i + std::min(kMost, (size - i) / kAtOnce * kAtOnce); i < end; i += kAtOnce) {
+      uint64_t bytes;
+      std::memcpy(&bytes, raw + i, sizeof(bytes));
+      ++pairs[bytes & 0xffff];
+      ++pairs[bytes >> 16 & 0xffff];
+      ++pairs[bytes >> 32 & 0xffff];
+      ++pairs[bytes >> 48];
+    }
+    HWY_DYNAMIC_DISPATCH(TakePairs)(pairs, counts);
+  }
+  for (; i < size; ++i) ++counts[raw[i]];
 }
 
 }  // namespace kvcompress::simd

@@ -25,7 +25,8 @@ class HistogramTest : public ::testing::TestWithParam<int64_t> {
 TEST_P(HistogramTest, CountsEveryByte) {
   std::array<uint8_t, kFewSymbols> symbols;
   std::iota(symbols.begin(), symbols.end(), uint8_t{250});  // wraps: 250 to 255 and 0 to 9
-  for (const size_t size : {0, 1, 15, 16, 17, 63, 64, 65, 1000, 255 * 16, 255 * 64, 255 * 64 + 1, 100'003}) {
+  for (const size_t size :
+       {0, 1, 15, 16, 17, 63, 64, 65, 1000, 255 * 16, 255 * 64, 255 * 64 + 1, 100'003, 2 * 65535, 300'001}) {
     for (const unsigned different : {1u, 8u, 20u, 256u}) {
       auto raw = testing::MakeBits(size, different);
       std::array<uint32_t, 256> want = {};
@@ -37,7 +38,10 @@ TEST_P(HistogramTest, CountsEveryByte) {
         const Guarded bytes(raw.data(), raw.size(), against);
         std::array<uint32_t, 256> counts = {};
         counts[7] = 3;  // what is there already stays
+        std::array<uint32_t, 256> by_pairs = counts;
         CountFew(symbols, bytes.data(), size, counts);
+        CountPairs(bytes.data(), size, by_pairs);
+        EXPECT_EQ(counts, by_pairs) << size << " bytes, " << different << " different";
         counts[7] -= 3;
         EXPECT_EQ(counts, want) << size << " bytes, " << different << " different";
       }
