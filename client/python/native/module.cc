@@ -96,7 +96,7 @@ nb::tuple MaxFrameBytes(const Codec& own, const nb::sequence& headers) {
 
 NB_MODULE(_native, module) {
   nb::set_leak_warnings(false);  // what a child of a fork leaves alone is no leak
-  PrepareToFork();
+  PrepareMutexes();
   BindCalls(module);
   nb::class_<Codec>(module, "Codec")
       .def(

@@ -18,7 +18,10 @@ void Raise(const absl::Status& status) {
   throw nb::python_error();
 }
 
-void PrepareToFork() { (void)absl::base_internal::NominalCPUFrequency(); }
+void PrepareMutexes() {
+  (void)absl::base_internal::NominalCPUFrequency();
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+}
 
 Threads& Threads::Own() {
   static std::atomic<Threads*> known = nullptr;

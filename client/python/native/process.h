@@ -19,8 +19,9 @@ namespace kvcompress {
 [[noreturn]] void Raise(const absl::Status& status);
 
 // Has absl measure now what its mutexes ask for as soon as two threads wait at one, which takes milliseconds: a child
-// of a fork in the middle of that would wait for ever.
-void PrepareToFork();
+// of a fork in the middle of that would wait for ever. And has them look for no deadlocks, as a build of absl with
+// assertions does, in a graph of all mutexes with a lock of its own: gRPC's, too, are such mutexes.
+void PrepareMutexes();
 
 // Destroys nothing in a child of a fork: destructors would wait for threads that are not there.
 template <typename T>
