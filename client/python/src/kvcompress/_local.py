@@ -113,8 +113,10 @@ class LocalClient:
     ) -> Frame:
         """As Client.compress."""
         item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary, fingerprint)
-        (frame,) = self._compressed([item], self._left(timeout))
-        return frame
+        made, error = self._own().compress(((item.header, item.data),), _seconds(self._left(timeout)))
+        _check(error)
+        ((frame, report),) = made
+        return item.frame(frame, report, is_right=True)
 
     def decompress(
         self,
