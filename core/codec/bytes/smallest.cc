@@ -18,6 +18,7 @@ constexpr std::string_view kExamples[] = {"planes(split=coded,delta=auto)|smalle
 }  // namespace
 
 extern constinit const CodecRow kSmallest = RowOf<Smallest>(
-    "smallest", "entropy coding of each stream, and of runs that repeat only where they do, at GB/s", kExamples);
+    "smallest", "entropy coding of each stream, as rans, and of runs that repeat only where they do, which is slow",
+    kExamples);
 
 }  // namespace kvcompress

@@ -286,7 +286,9 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
 
 extern constinit const CodecRow kBounded = {
     .name = "bounded",
-    .summary = "for each block the smallest of intN, quant and lossless that keeps the bounds; 0: no bound",
+    .summary =
+        "for each block the smallest of intN, quant and lossless that keeps the bounds; 0: no bound; slow: it "
+        "encodes at 1 GB/s",
     .parameters = kParameters,
     .examples = kExamples,
     .has_codecs = true,

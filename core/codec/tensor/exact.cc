@@ -262,10 +262,11 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
 
 }  // namespace
 
-extern constinit const CodecRow kExact = {
-    .name = "exact",
-    .summary = "every bit kept, in the fewest bytes at GB/s: planes, entropy coding, and matches where runs repeat",
-    .examples = kExamples,
-    .make_tensor_codec = Make};
+extern constinit const CodecRow kExact = {.name = "exact",
+                                          .summary =
+                                              "every bit kept, in few bytes: planes, entropy coding, and matches where "
+                                              "runs repeat; encodes at 1 to 2 GB/s, and is slow where runs repeat",
+                                          .examples = kExamples,
+                                          .make_tensor_codec = Make};
 
 }  // namespace kvcompress

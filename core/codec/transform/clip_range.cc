@@ -82,12 +82,13 @@ constexpr Parameter kRangeParameters[] = {
 
 }  // namespace
 
-extern constinit const CodecRow kClipRange = {.name = "clip_range",
-                                              .summary = "values outside of two percentiles of the tensor saturate",
-                                              .parameters = kRangeParameters,
-                                              .examples = kRangeExamples,
-                                              .needs_tensor = NeedsTensor,
-                                              .check = CheckRange,
-                                              .make_transform = Make<TensorTransform, ClipRange>};
+extern constinit const CodecRow kClipRange = {
+    .name = "clip_range",
+    .summary = "values outside of two percentiles of the tensor saturate; slow: it encodes at 1 to 2 GB/s",
+    .parameters = kRangeParameters,
+    .examples = kRangeExamples,
+    .needs_tensor = NeedsTensor,
+    .check = CheckRange,
+    .make_transform = Make<TensorTransform, ClipRange>};
 
 }  // namespace kvcompress

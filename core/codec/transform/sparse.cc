@@ -179,7 +179,9 @@ constexpr Parameter kParameters[] = {Parameter::Real("ratio", 0.5, 0, 1, "the fr
 
 extern constinit const CodecRow kSparse = {
     .name = "sparse",
-    .summary = "the given fraction of a tensor's values, the smallest in magnitude, becomes zero",
+    .summary =
+        "the given fraction of a tensor's values, the smallest in magnitude, becomes zero; slow: it "
+        "encodes at 1 to 2 GB/s",
     .parameters = kParameters,
     .examples = kExamples,
     .needs_tensor = NeedsTensor,
