@@ -30,6 +30,9 @@ constexpr int32_t ValueOf(uint8_t symbol) { return symbol % 2 != 0 ? (symbol + 1
 struct ChannelTable {
   // By the symbol's byte: its frequency, and 2^16 times its first slot.
   RansSymbolTable symbols;
+  // By slot: the byte of the first quantizer's symbol, and 2^8 times that of the second one's. It is small: those of
+  // several tables stay in the first cache.
+  std::array<uint16_t, kRansSlots> symbols_at;
   // By slot and quantizer: 2^24 times the symbol + 2^12 times (its frequency - 1) + the slot's distance from its first.
   // Both quantizers' can be read at once, so that which of them it is need not be known before.
   std::array<std::array<uint32_t, 2>, kRansSlots> slots;

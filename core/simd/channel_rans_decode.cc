@@ -62,11 +62,44 @@ template <bool kTrellis, LookUps kLookUps>
 HWY_INLINE VI SlotEntries(const uint32_t* base, VI index, VI state) {
   if constexpr (!kTrellis) return EntriesAt<kLookUps>(base, index);
 #if KVC_TARGET_AVX512
-  if constexpr (kLookUps == LookUps::kGather) return GatherEither(base, index, hn::ShiftRight<1>(state));
   return EitherAt(base, index, hn::Gt(state, hn::Set(DI(), 1)));
 #else
   return EntriesAt<kLookUps>(base, hn::Add(index, hn::ShiftRight<1>(state)));
 #endif
+}
+
+#if KVC_TARGET_AVX512
+// The symbols of these states, which are taken from them, and which states need a word: with a gather of both
+// quantizers' symbols, which does not wait for the trellis's states, and one of what these take. The tables of the
+// former are a quarter of those that have all at once, which the first cache does not hold for more than one class of
+// channels.
+template <bool kTrellis>
+HWY_INLINE VI GatherSymbols(const StripTables& tables, VI places, VI machine, VI& state, unsigned& bits) {
+  const DI di;
+  const VI bytes_before = hn::ShiftLeft<2>(places);
+  const VI slot = hn::And(state, hn::Set(di, kRansSlots - 1));
+  const VI both = GatherAt(tables.all->symbols_at.data(), hn::Add(hn::Add(slot, slot), bytes_before));
+  const VI own = kTrellis ? hn::Shr(both, hn::ShiftLeft<3>(hn::ShiftRight<1>(machine))) : both;
+  const VI byte = hn::And(own, hn::Set(di, 0xff));
+  const VI entry = GatherAt(tables.all->symbols.data(), hn::Add(hn::ShiftLeft<2>(byte), bytes_before));
+  const VI product = hn::Mul(hn::And(entry, hn::Set(di, 0xffff)), hn::ShiftRight<kRansBits>(state));
+  state = hn::Add(product, hn::Sub(slot, hn::ShiftRight<16>(entry)));
+  bits = BitsOf(hn::Lt(state, hn::Set(di, kRansLow)));
+  return hn::And(byte, hn::Set(di, kOddQuantizer - 1));
+}
+#endif
+
+// Likewise by any way.
+template <bool kTrellis, LookUps kLookUps>
+HWY_INLINE VI TakeSymbols(const StripTables& tables, VI places, VI machine, VI& state, unsigned& bits) {
+  const DI di;
+#if KVC_TARGET_AVX512
+  if constexpr (kLookUps == LookUps::kGather) return GatherSymbols<kTrellis>(tables, places, machine, state, bits);
+#endif
+  const VI slot = hn::And(hn::Add(state, state), hn::Set(di, 2 * (kRansSlots - 1)));
+  const VI entry = SlotEntries<kTrellis, kLookUps>(tables.all->slots[0].data(), hn::Add(slot, places), machine);
+  bits = DecodeEntries(entry, state);
+  return hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
 }
 
 template <bool kTrellis, bool kHasLowBits>
@@ -167,7 +200,6 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
                     EscapeReader& escapes, const Placing& placing, bool* ok) {
   constexpr size_t kGroup = GroupVectors(kStateVectors);
   const DI di;
-  const uint32_t* const base = tables.all->slots[0].data();
   LaneStates<kStateVectors> states(decoder.states.data());
   states.Reverse();
   VI places[kVectors], machine[kVectors];
@@ -189,12 +221,10 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, StripStates* trell
       constexpr size_t first = kGroup * group;
       Unrolled<kGroup>([&](auto i) KVC_WITHIN {
         constexpr size_t s = kGroup - 1 - i, v = first + s;
-        const VI slot = hn::And(hn::Add(states.lanes[s], states.lanes[s]), hn::Set(di, 2 * (kRansSlots - 1)));
-        const VI entry = SlotEntries<kTrellis, kLookUps>(base, hn::Add(slot, places[v]), machine[v]);
-        symbol[v] = hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(DU(), entry)));
+        unsigned bits;
+        symbol[v] = TakeSymbols<kTrellis, kLookUps>(tables, places[v], machine[v], states.lanes[s], bits);
         value[v] = hn::Zero(di);
         largest = hn::Max(largest, symbol[v]);
-        const unsigned bits = DecodeEntries(entry, states.lanes[s]);
         RefillFalling(states.lanes[s], bits, end);
         end -= 2 * hwy::PopCount(bits);
       });

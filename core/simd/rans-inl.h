@@ -82,16 +82,9 @@ HWY_INLINE __mmask16 AllLanes() {
 HWY_INLINE VI Gather(const uint32_t* table, VI index) {
   return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), AllLanes(), index.raw, table, 4)};
 }
-// Of the pairs of entries at `index`, from `table` on, the first one or, where `second` is 1 and not 0, the second one.
-// Both are read, so that they do not wait for `second`.
-HWY_INLINE VI GatherEither(const uint32_t* table, VI index, VI second) {
-  const auto all = static_cast<__mmask8>(AllLanes());
-  const auto eight = [&](__m256i at)
-                         HWY_ATTR { return _mm512_mask_i32gather_epi64(_mm512_setzero_si512(), all, at, table, 4); };
-  const __m512i lower = eight(_mm512_castsi512_si256(index.raw));
-  const __m512i upper = eight(_mm512_extracti64x4_epi64(index.raw, 1));
-  const VI twice = hn::Add(hn::Iota(DI(), 0), hn::Iota(DI(), 0));
-  return VI{_mm512_permutex2var_epi32(lower, hn::Add(twice, second).raw, upper)};
+// The numbers at these bytes after `bytes`.
+HWY_INLINE VI GatherAt(const void* bytes, VI at) {
+  return VI{_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), AllLanes(), at.raw, bytes, 1)};
 }
 #endif
 

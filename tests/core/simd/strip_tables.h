@@ -20,6 +20,8 @@ inline simd::ChannelTable TableOf(const std::vector<uint32_t>& first, const std:
     const auto add = [&](uint8_t symbol, uint32_t frequency) {
       table.symbols[symbol | (quantizer == 1 ? simd::kOddQuantizer : 0)] = frequency | slot << 16;
       for (uint32_t i = 0; i < frequency; ++i) {
+        const uint32_t byte = quantizer == 0 ? symbol : (uint32_t{symbol} | simd::kOddQuantizer) << 8;
+        table.symbols_at[slot] = static_cast<uint16_t>(table.symbols_at[slot] | byte);
         table.slots[slot++][quantizer] = uint32_t{symbol} << 24 | (frequency - 1) << 12 | i;
       }
     };
