@@ -108,9 +108,12 @@ class Search {
 absl::Status SelectKeys(const ByteSource& source, DType dtype, size_t block_elements, KeyOrder order,
                         std::span<RankedKey> wanted) {
   const uint64_t count = source.size() / DTypeSize(dtype);
-  KVC_ASSIGN_OR_RETURN(std::vector<uint32_t> samples, SampleKeys(source, dtype, block_elements, order));
   std::vector<Search> searches;
-  for (RankedKey& one : wanted) searches.emplace_back(one, count, KeyRange{0, LargestKey(order, dtype)}, samples);
+  {  // What is counted takes the memory of the samples: with both at once the heap would grow, and shrink after each
+     // call.
+    KVC_ASSIGN_OR_RETURN(std::vector<uint32_t> samples, SampleKeys(source, dtype, block_elements, order));
+    for (RankedKey& one : wanted) searches.emplace_back(one, count, KeyRange{0, LargestKey(order, dtype)}, samples);
+  }
   while (!searches.empty()) {
     std::vector<KeyCounts> counts;
     for (const Search& search : searches) counts.push_back(search.NewCounts());
