@@ -14,7 +14,7 @@
 #include "core/simd/pack-inl.h"
 #include "core/simd/scales-inl.h"
 #include "core/simd/sums-inl.h"
-#include "core/simd/value_limits.h"
+#include "core/simd/token_meter.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -306,20 +306,13 @@ void ForEachDecoded(const GroupQuantFormat& format, std::span<const ValueRun> ru
 // Measures values that have been quantized, for `tokens`, for which binary32 did not hold the sums.
 void MeasureAgain(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
                   const uint8_t* codes, TokenMeter& tokens) {
-  const auto ends = [&] {
+  float largest = 0;
+  for (const ValueRun& run : runs) largest = std::max(largest, LargestMagnitude(format.dtype, run.values, run.count));
+  tokens.MeasureAgain(largest, [&] {
     ForEachDecoded(format, runs, scales, codes, [&](const void* values, const void* decoded, size_t count) {
       tokens.AddDecoded(format.dtype, values, decoded, count);
     });
-    return tokens.End();
-  };
-  float largest = 0;
-  for (const ValueRun& run : runs) {
-    const uint32_t bits = LargestFinite(format.dtype, static_cast<const std::byte*>(run.values), run.count);
-    largest = std::max(largest, LoadAsF32(format.dtype, &bits, 0));
-  }
-  if (tokens.BeginScaled(largest) && ends()) return;
-  tokens.BeginExact();
-  (void)ends();  // it always does
+  });
 }
 
 }  // namespace

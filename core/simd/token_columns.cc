@@ -40,34 +40,42 @@ HWY_INLINE bool LeavesFinite([[maybe_unused]] const void* values, [[maybe_unused
   return true;
 }
 
+// How errors come.
+enum class Errors { kNone, kGiven, kDecoded, kDecodedAgain };
+
 // The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length. With
-// kMarks they tell whether anything varies; without kErrors there are none, and then the sums are the same on all
-// targets, too.
-template <class D, bool kMarks, bool kErrors, bool kLosable>
+// kMarks they tell whether anything varies; without errors they are the same on all targets, too.
+template <class D, bool kMarks, Errors kErrors>
 class Sums {
  public:
   using V = hn::Vec<D>;
 
   HWY_INLINE Sums() = default;  // for the target, as those of the vectors are
 
-  // `change` is in which bits a value was decoded to another one.
+  // `change` is in which bits a value was decoded to another one; where errors are given, those of the error.
   HWY_INLINE void Begin(V value, V error, V change) {
     const D d;
     first_ = value;
-    change_ = change;
     first_error_ = error;
-    sum_ = squares_ = error_sum_ = error_squares_ = bits_ = error_bits_ = hn::Zero(d);
-    abs_error_ = max_error_ = hn::Abs(first_error_);
-    cross_ = hn::Mul(first_, first_error_);
+    change_ = change;
+    sum_ = squares_ = error_squares_ = bits_ = error_bits_ = hn::Zero(d);
+    error_sum_ = kAgain ? hn::Zero(d) : error;
+    energy_ = hn::Mul(error, error);
+    abs_error_ = max_error_ = hn::Abs(error);
+    cross_ = hn::Mul(value, error);
   }
   // Begins a block, from this lane on, with planes that Store leaves as they are.
   HWY_INLINE void StoreFirst(ColumnBlock& block, size_t lane) const {
     const D d;
     hn::StoreU(first_, d, block.planes[kFirst] + lane);
     hn::StoreU(first_error_, d, block.planes[kFirstError] + lane);
-    if constexpr (!kErrors) StoreErrors(block, lane);
+    hn::StoreU(hn::Zero(d), d, block.planes[kEnergy] + lane);
+    if constexpr (kErrors == Errors::kNone) {
+      StoreErrors(block, lane);
+      hn::StoreU(error_squares_, d, block.planes[kErrorSquares] + lane);
+    }
     if constexpr (!kMarks) hn::StoreU(hn::Zero(d), d, block.planes[kVaries] + lane);
-    if constexpr (!kMarks || !kErrors) hn::StoreU(hn::Zero(d), d, block.planes[kErrorVaries] + lane);
+    if constexpr (!kMarks || kErrors == Errors::kNone) hn::StoreU(hn::Zero(d), d, block.planes[kErrorVaries] + lane);
   }
   // The sums that begin with this lane of a block.
   HWY_INLINE void Load(const ColumnBlock& block, size_t lane) {
@@ -76,28 +84,30 @@ class Sums {
     sum_ = hn::LoadU(d, block.planes[kSum] + lane);
     squares_ = hn::LoadU(d, block.planes[kSquares] + lane);
     if constexpr (kMarks) bits_ = hn::LoadU(d, block.planes[kVaries] + lane);
-    if constexpr (!kErrors) return;
-    first_error_ = hn::LoadU(d, block.planes[kFirstError] + lane);
+    if constexpr (kErrors == Errors::kNone) return;
     error_sum_ = hn::LoadU(d, block.planes[kErrorSum] + lane);
-    error_squares_ = hn::LoadU(d, block.planes[kErrorSquares] + lane);
+    energy_ = hn::LoadU(d, block.planes[kRunEnergy] + lane);
     abs_error_ = hn::LoadU(d, block.planes[kAbsError] + lane);
     cross_ = hn::LoadU(d, block.planes[kCross] + lane);
     max_error_ = hn::LoadU(d, block.planes[kMaxError] + lane);
-    change_ = hn::Zero(d);
-    if constexpr (kMarks) error_bits_ = hn::LoadU(d, block.planes[kErrorVaries] + lane);
+    if constexpr (kMarks) change_ = hn::LoadU(d, block.planes[kErrorVaries] + lane);
+    if constexpr (!kAgain) return;
+    first_error_ = hn::LoadU(d, block.planes[kFirstError] + lane);
+    error_squares_ = hn::LoadU(d, block.planes[kErrorSquares] + lane);
+    error_bits_ = change_;
   }
   HWY_INLINE void Store(ColumnBlock& block, size_t lane) const {
     const D d;
     hn::StoreU(sum_, d, block.planes[kSum] + lane);
     hn::StoreU(squares_, d, block.planes[kSquares] + lane);
     if constexpr (kMarks) hn::StoreU(MarkOf(bits_, first_), d, block.planes[kVaries] + lane);
-    if constexpr (!kErrors) return;
+    if constexpr (kErrors == Errors::kNone) return;
     StoreErrors(block, lane);
-    // Where what is lost in decoding counts as 0, it varies as well.
-    const V lost =
-        kLosable ? hn::IfThenElseZero(hn::Eq(max_error_, hn::Zero(d)), MarkOf(change_, hn::Zero(d))) : hn::Zero(d);
-    if constexpr (kMarks)
-      hn::StoreU(hn::Or(MarkOf(error_bits_, first_error_), lost), d, block.planes[kErrorVaries] + lane);
+    if constexpr (kMarks) {
+      const V mark = kAgain ? MarkOf(error_bits_, first_error_) : MarkOf(change_, hn::Zero(d));
+      hn::StoreU(mark, d, block.planes[kErrorVaries] + lane);
+    }
+    if constexpr (kAgain) hn::StoreU(error_squares_, d, block.planes[kErrorSquares] + lane);
   }
   HWY_INLINE void Add(V value, V error, V change) {
     const D d;
@@ -105,27 +115,41 @@ class Sums {
     // The same sum, on CPUs that convert and add in one place and multiply in another, by the idle one.
     sum_ = HWY_NATIVE_FMA ? hn::MulAdd(deviation, hn::Set(d, 1.0f), sum_) : hn::Add(deviation, sum_);
     if constexpr (kMarks) bits_ = hn::Or(bits_, hn::Xor(value, first_));
-    if constexpr (!kErrors) {
+    if constexpr (kErrors == Errors::kNone) {
       squares_ = hn::Add(squares_, hn::Mul(deviation, deviation));  // rounded twice on all targets
       return;
     }
     squares_ = hn::MulAdd(deviation, deviation, squares_);
-    const V error_deviation = hn::Sub(error, first_error_);
     const V magnitude = hn::Abs(error);
-    error_sum_ = hn::Add(error_sum_, error_deviation);
-    error_squares_ = hn::MulAdd(error_deviation, error_deviation, error_squares_);
+    if constexpr (kAgain) {
+      const V error_deviation = hn::Sub(error, first_error_);
+      error_sum_ = hn::Add(error_sum_, error_deviation);
+      error_squares_ = hn::MulAdd(error_deviation, error_deviation, error_squares_);
+      if constexpr (kMarks) error_bits_ = hn::Or(error_bits_, hn::Xor(error, first_error_));
+    } else {
+      error_sum_ = hn::Add(error_sum_, error);
+      if constexpr (kMarks) change_ = hn::Or(change_, change);
+    }
+    energy_ = hn::MulAdd(error, error, energy_);
     abs_error_ = hn::Add(abs_error_, magnitude);
     cross_ = hn::MulAdd(value, error, cross_);
     max_error_ = hn::Max(max_error_, magnitude);
-    if constexpr (kLosable) change_ = hn::Or(change_, change);
-    if constexpr (kMarks) error_bits_ = hn::Or(error_bits_, hn::Xor(error, first_error_));
+  }
+  HWY_INLINE void EndRun(ColumnBlock& block, size_t lane) {
+    if constexpr (kErrors == Errors::kNone) return;
+    const D d;
+    float* const sum = block.planes[kEnergy] + lane;
+    hn::StoreU(hn::Add(hn::LoadU(d, sum), energy_), d, sum);
+    energy_ = hn::Zero(d);
   }
 
  private:
+  static constexpr bool kAgain = kErrors == Errors::kDecodedAgain;
+
   HWY_INLINE void StoreErrors(ColumnBlock& block, size_t lane) const {
     const D d;
     hn::StoreU(error_sum_, d, block.planes[kErrorSum] + lane);
-    hn::StoreU(error_squares_, d, block.planes[kErrorSquares] + lane);
+    hn::StoreU(energy_, d, block.planes[kRunEnergy] + lane);
     hn::StoreU(abs_error_, d, block.planes[kAbsError] + lane);
     hn::StoreU(cross_, d, block.planes[kCross] + lane);
     hn::StoreU(max_error_, d, block.planes[kMaxError] + lane);
@@ -141,17 +165,16 @@ class Sums {
     return hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(differing, hn::Zero(du))), hn::Set(d, 1.0f));
   }
 
-  V first_, sum_, squares_, first_error_, error_sum_, error_squares_, abs_error_, cross_, max_error_;
+  V first_, sum_, squares_, error_sum_, abs_error_, cross_, max_error_;
+  V energy_;  // of the run of rows at hand
+  V first_error_, error_squares_;
   V bits_, error_bits_;  // in which numbers differed from the first: exact where subnormal deviations count as 0
   V change_;             // of all values
 };
 
-// How errors come.
-enum class Errors { kNone, kGiven, kDecoded, kDecodedScaled };
-
 // AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
 template <DType kT, Errors kErrors, class D, size_t kVectors>
-HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, ColumnBlock* blocks, size_t column) {
+HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, size_t first_row, ColumnBlock* blocks, size_t column) {
   constexpr size_t kSize = DTypeSize(kT);
   constexpr size_t kBlock = ColumnBlock::kColumns;
   constexpr size_t kErrorSize = kErrors == Errors::kGiven ? sizeof(float) : kSize;
@@ -160,8 +183,9 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
   const size_t lanes = hn::Lanes(d);
   const uint8_t* x = static_cast<const uint8_t*>(rows.x) + offset * kSize;
   const uint8_t* errors = static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize;
-  [[maybe_unused]] const V value_scale = hn::Set(d, rows.scales.value);
-  [[maybe_unused]] const V error_scale = hn::Set(d, rows.scales.error);
+  const ErrorScales scales = rows.again.value_or(ErrorScales());
+  [[maybe_unused]] const V value_scale = hn::Set(d, scales.value);
+  [[maybe_unused]] const V error_scale = hn::Set(d, scales.error);
   const auto load = [&](size_t k, V& value, V& error, V& change) HWY_ATTR {
     value = LoadF32<kT>(d, x + k * lanes * kSize);
     change = hn::Zero(d);
@@ -171,13 +195,13 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
     }
     const uint8_t* const at = errors + k * lanes * kErrorSize;
     if constexpr (kErrors == Errors::kGiven) {
-      error = LoadAt(d, at);
+      change = error = LoadAt(d, at);
     } else {
       const V decoded = LoadF32<kT>(d, at);
       error = hn::Sub(value, decoded);
       change = hn::Xor(value, decoded);
     }
-    if constexpr (kErrors == Errors::kDecodedScaled) {
+    if constexpr (kErrors == Errors::kDecodedAgain) {
       value = hn::Mul(value, value_scale);
       error = hn::Mul(error, error_scale);
     }
@@ -188,11 +212,11 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
   };
   // No two values, and no two errors, of F16 are so close that the square of their difference becomes 0.
   constexpr bool kMarks = kT != DType::kF16;
-  Sums<D, kMarks, kErrors != Errors::kNone, kMarks && kErrors == Errors::kDecoded> sums[kVectors];
+  Sums<D, kMarks, kErrors> sums[kVectors];
   V value, error, change;
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
-    if (begins) {
+    if (first_row == 0) {
       load(k, value, error, change);
       sums[k].Begin(value, error, change);
       sums[k].StoreFirst(blocks[at / kBlock], at % kBlock);
@@ -200,13 +224,24 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
       sums[k].Load(blocks[at / kBlock], at % kBlock);
     }
   }
-  if (begins) advance();
-  for (size_t row = begins; row < rows.rows; ++row) {
-    for (size_t k = 0; k < kVectors; ++k) {
-      load(k, value, error, change);
-      sums[k].Add(value, error, change);
+  if (first_row == 0) advance();
+  size_t row = std::max<size_t>(first_row, 1);
+  while (row < first_row + rows.rows) {
+    constexpr size_t kRunRows = ColumnBlock::kRunRows;
+    const size_t run_end = row - row % kRunRows + kRunRows;
+    const size_t end = std::min(first_row + rows.rows, run_end);
+    for (; row < end; ++row) {
+      for (size_t k = 0; k < kVectors; ++k) {
+        load(k, value, error, change);
+        sums[k].Add(value, error, change);
+      }
+      advance();
     }
-    advance();
+    if (row < run_end) break;
+    for (size_t k = 0; k < kVectors; ++k) {
+      const size_t at = column + k * lanes;
+      sums[k].EndRun(blocks[at / kBlock], at % kBlock);
+    }
   }
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
@@ -215,7 +250,7 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, bool begins, Colu
 }
 
 template <DType kT, Errors kErrors>
-HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* blocks, size_t column) {
+HWY_INLINE void AddRowsAs(const ErrorRows& rows, size_t first_row, ColumnBlock* blocks, size_t column) {
   // As many vectors as registers hold the sums of: they leave the additions of one row time until the next.
   constexpr size_t kVectors = KVC_TARGET_AVX512 ? 2 : 1;
   size_t i = 0;
@@ -223,13 +258,13 @@ HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* block
     const size_t at = column + i;
     const size_t left = rows.columns - i;
     if (at % kLanes == 0 && left >= kVectors * kLanes) {
-      AddStrip<kT, kErrors, DF, kVectors>(rows, i, begins, blocks, at);
+      AddStrip<kT, kErrors, DF, kVectors>(rows, i, first_row, blocks, at);
       i += kVectors * kLanes;
     } else if (at % kLanes == 0 && left >= kLanes) {
-      AddStrip<kT, kErrors, DF, 1>(rows, i, begins, blocks, at);
+      AddStrip<kT, kErrors, DF, 1>(rows, i, first_row, blocks, at);
       i += kLanes;
     } else {
-      AddStrip<kT, kErrors, hn::CappedTag<float, 1>, 1>(rows, i, begins, blocks, at);
+      AddStrip<kT, kErrors, hn::CappedTag<float, 1>, 1>(rows, i, first_row, blocks, at);
       ++i;
     }
   }
@@ -242,13 +277,13 @@ HWY_INLINE void AddRowsAs(const ErrorRows& rows, bool begins, ColumnBlock* block
 
 }  // namespace
 
-void AddToColumns(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
+void AddToColumns(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t column) {
   VisitDType(rows.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
-    if (!rows.errors.is_decoded) return AddRowsAs<kT, Errors::kGiven>(rows, begins, chunk, column);
-    if (rows.errors.at == rows.x) return AddRowsAs<kT, Errors::kNone>(rows, begins, chunk, column);
-    if (rows.scales == ErrorScales()) return AddRowsAs<kT, Errors::kDecoded>(rows, begins, chunk, column);
-    AddRowsAs<kT, Errors::kDecodedScaled>(rows, begins, chunk, column);
+    if (!rows.errors.is_decoded) return AddRowsAs<kT, Errors::kGiven>(rows, row, chunk, column);
+    if (rows.errors.at == rows.x) return AddRowsAs<kT, Errors::kNone>(rows, row, chunk, column);
+    if (rows.again) return AddRowsAs<kT, Errors::kDecodedAgain>(rows, row, chunk, column);
+    AddRowsAs<kT, Errors::kDecoded>(rows, row, chunk, column);
   });
 }
 
@@ -260,11 +295,11 @@ namespace kvcompress::simd {
 
 HWY_EXPORT(AddToColumns);
 
-void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column) {
+void AddRows(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t column) {
   // Of F16 no sum is subnormal.
   std::optional<SubnormalsAreZero> guard;
-  if (rows.dtype != DType::kF16 && rows.scales == ErrorScales()) guard.emplace();
-  HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, begins, chunk, column);
+  if (rows.dtype != DType::kF16 && !rows.again) guard.emplace();
+  HWY_DYNAMIC_DISPATCH(AddToColumns)(rows, row, chunk, column);
 }
 
 }  // namespace kvcompress::simd

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 
 #include "core/base/dtype.h"
 #include "core/simd/token_sums.h"
@@ -10,19 +11,24 @@
 // before they add them give others in the last digits.
 namespace kvcompress::simd {
 
-// Planes of a column's sums: the first x and the first error, sums about these, those of |e| and of x e, the largest
-// |e|, and whether x or the error ever differs from the first: 0 where it does not, and for F16, of which squares tell.
+// Planes of a column's sums: the first x and sums about it; those of e, e^2, |e| and x e; the largest |e|; whether x
+// ever differs from the first, and whether there is an error: 0 where not, and for F16, of which squares tell. Where
+// rows are measured again, the first error, the sums of errors are about it, and whether one differs from it. The
+// energy, the sum of e^2 itself, is made of those of runs of rows; that of a run which has not ended has a plane of its
+// own.
 enum ColumnPlane {
   kFirst,
   kSum,
   kSquares,
-  kFirstError,
   kErrorSum,
-  kErrorSquares,
+  kEnergy,
+  kRunEnergy,
   kAbsError,
   kCross,
   kMaxError,
   kVaries,
+  kFirstError,
+  kErrorSquares,
   kErrorVaries,
   kColumnPlanes
 };
@@ -31,6 +37,7 @@ enum ColumnPlane {
 // distances.
 struct ColumnBlock {
   static constexpr size_t kColumns = 16;
+  static constexpr size_t kRunRows = 16;
   alignas(64) float planes[kColumnPlanes][kColumns];
 
   static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
@@ -48,27 +55,27 @@ struct ErrorSource {
 struct ErrorScales {
   float value = 1;
   float error = 1;
-
-  bool operator==(const ErrorScales&) const = default;
 };
 
-// Rows of `columns` values of `dtype` each, and their errors. Only errors that come as decoded values are scaled.
+// Rows of `columns` values of `dtype` each, and their errors. Where they are measured `again`, by these scales, errors
+// come as decoded values.
 struct ErrorRows {
   DType dtype;
   const void* x;
   ErrorSource errors;
   size_t rows;
   size_t columns;
-  ErrorScales scales = {};
+  std::optional<ErrorScales> again = {};
 };
 
 // Adds rows, whose values may be decoded to themselves, to the chunk, to the columns from `column` on; the first of
-// them begins the chunk if `begins`.
-void AddRows(const ErrorRows& rows, bool begins, ColumnBlock* chunk, size_t column);
+// them is `row` of the chunk.
+void AddRows(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t column);
 
 // Sums over all columns.
 enum ColumnTotal {
   kErrorDeviations,  // about each column's mean
+  kTotalEnergy,      // of e^2
   kTotalAbsError,    // of |e|
   kTotalCross,       // of x e
   kTotalMaxError,    // the largest |e|
@@ -91,13 +98,14 @@ struct ColumnRange {
   size_t begin, end;
   double rows;         // in the chunk, at least 1
   double rows_before;  // in the chunks before it
+  bool again;          // errors have sums about the first one
 };
 
 // Adds the sums of a chunk to the moments of the chunks before it, and to the totals.
 void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals);
 
 // Sums over the columns of moments, each as often as the column has values.
-enum MomentTotal { kTotalCount, kTotalSum, kTotalDeviations, kTotalMeanSquares, kTotalErrorMeanSquares, kMomentTotals };
+enum MomentTotal { kTotalCount, kTotalSum, kTotalDeviations, kTotalMeanSquares, kMomentTotals };
 
 // In the lanes of ColumnTotals.
 struct MomentLanes {
@@ -106,10 +114,9 @@ struct MomentLanes {
 
 struct MomentTotals {
   double count;
-  double sum;                 // of x
-  double deviations;          // of x about its column's mean, squared
-  double mean_squares;        // of the mean of x
-  double error_mean_squares;  // of the mean of e
+  double sum;           // of x
+  double deviations;    // of x about its column's mean, squared
+  double mean_squares;  // of the mean of x
 };
 
 MomentTotals TotalsOf(const ChannelMoments& moments);

@@ -14,12 +14,15 @@ namespace {
 
 // Additions to a sum in binary32: a sum of so many equal terms is exact to 1e-6.
 constexpr size_t kChunkRows = 64;
+static_assert(kChunkRows / ColumnBlock::kRunRows == 4);  // what TokenMeter promises of squares of errors counts these
 // Rows of fewer channels are joined to about this width.
 constexpr uint64_t kMinWidth = 64;
 // Sums of squares between these have lost nothing that matters to the largest or the smallest numbers of binary32, of
 // which each square may have lost 2^-126.
 constexpr double kMaxSquares = 0x1p100;
 constexpr double kMinSquares = 0x1p-80;
+// Deviations of errors, as what their mean leaves of their energy, are exact to 1e-4 where they are so much of it.
+constexpr double kLeastDeviations = 1.0 / 8;
 // What the largest magnitude is scaled to: of as many values as a block has, the squares of differences stay below
 // kMaxSquares.
 constexpr int kScaledExponent = 38;
@@ -38,9 +41,9 @@ void TokenMeter::Begin(const TokenLayout& layout, uint64_t first) {
   BeginAs(false, {});
 }
 
-void TokenMeter::BeginAs(bool exact, ErrorScales scales) {
+void TokenMeter::BeginAs(bool exact, std::optional<ErrorScales> again) {
   exact_ = exact;
-  scales_ = scales;
+  again_ = again;
   sums_.Clear();
   errors_ = {};
   magnitude_ = deviations_ = error_deviations_ = varies_ = error_varies_ = 0;
@@ -52,7 +55,7 @@ bool TokenMeter::BeginScaled(float largest) {
   // Subnormal errors have counted as 0.
   const double largest_error = errors_.max_abs_error > 0 ? errors_.max_abs_error : double{largest};
   if (!std::isfinite(largest) || !std::isfinite(largest_error)) return false;
-  BeginAs(false, {.value = ScaleFor(largest), .error = ScaleFor(largest_error)});
+  BeginAs(false, ErrorScales{.value = ScaleFor(largest), .error = ScaleFor(largest_error)});
   return true;
 }
 
@@ -79,9 +82,9 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
     const size_t columns = std::min(left, width_ - column_);
     const size_t whole_rows = exact_ ? left / width_ : std::min(left / width_, kChunkRows - row_);
     const size_t rows = columns == width_ ? whole_rows : 1;
-    const ErrorRows added{dtype, x, errors, rows, columns, scales_};
+    const ErrorRows added{dtype, x, errors, rows, columns, again_};
     if (!exact_) {
-      AddRows(added, row_ == 0, chunk_.data(), column_);
+      AddRows(added, row_, chunk_.data(), column_);
     } else if (!AddExactRows(added, exact_blocks_.data(), column_)) {
       has_infinite_error_ = true;
     }
@@ -109,7 +112,8 @@ void TokenMeter::MergeChunk() {
   if (rows_before_ == 0) moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   const auto merge = [this](size_t begin, size_t end, size_t rows) {
     if (begin == end || rows == 0) return;
-    const ColumnRange range{begin, end, static_cast<double>(rows), static_cast<double>(rows_before_)};
+    const ColumnRange range{begin, end, static_cast<double>(rows), static_cast<double>(rows_before_),
+                            again_.has_value()};
     MergeColumns(chunk_.data(), range, moments_, totals_);
   };
   merge(0, column_, row_ + 1);
@@ -127,7 +131,7 @@ void TokenMeter::EndStretch() {
   AddSums();
   has_rows_ = has_rows_ || count_ > width_;
   JoinTokens();
-  moments_.Unscale(scales_.value, scales_.error);
+  if (again_) moments_.Unscale(again_->value, again_->error);
   if (count_ == layout_.sequence()) return moments_.AddTo(sums_.closed);
   TokenStretch& stretch = begin_ > 0 ? sums_.head : sums_.tail;
   stretch.first = begin_;
@@ -146,7 +150,8 @@ void TokenMeter::JoinTokens() {
 
 // Adds what the columns' moments and the totals come to.
 void TokenMeter::AddSums() {
-  moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
+  // Of one value the energy has no deviation, but a last digit.
+  if (exact_ || count_ > width_) moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
   magnitude_ += totals_.Sum(kTotalMagnitude);
   varies_ += totals_.Sum(kTotalVaries);
   error_varies_ += totals_.Sum(kTotalErrorVaries);
@@ -160,7 +165,7 @@ void TokenMeter::AddSums() {
   sums.sum = of_columns.sum;
   sums.sum_squares = of_columns.deviations + of_columns.mean_squares;
   sums.sum_deviations = of_columns.deviations + DeviationsOfMeans(moments_, of_columns.sum / of_columns.count);
-  sums.sum_error_squares = moments_.error_deviations() + of_columns.error_mean_squares;
+  sums.sum_error_squares = totals_.Sum(kTotalEnergy);
   sums.sum_abs_error = totals_.Sum(kTotalAbsError);
   sums.sum_cross = totals_.Sum(kTotalCross);
   sums.max_abs_error = totals_.Max(kTotalMaxError);
@@ -170,19 +175,20 @@ void TokenMeter::AddSums() {
 bool TokenMeter::End() {
   if (count_ > 0) EndStretch();
   const bool held = exact_ || IsHeld();
-  errors_.Unscale(scales_.value, scales_.error);
+  if (again_) errors_.Unscale(again_->value, again_->error);
   return held;
 }
 
 bool TokenMeter::IsHeld() const {
   const auto is_held = [](double squares, double terms) { return squares >= kMinSquares || terms == 0; };
-  const bool is_small = has_rows_ && !(is_held(deviations_, varies_) && is_held(error_deviations_, error_varies_));
-  // Of the products of values and errors, columns of one value have no other sign.
-  const bool has_products = std::isfinite(errors_.sum_cross) &&
-                            is_held(errors_.sum_squares, errors_.sum_error_squares) &&
-                            is_held(errors_.sum_error_squares, errors_.sum_error_squares);
-  return magnitude_ + deviations_ + error_deviations_ + errors_.max_abs_error < kMaxSquares && !is_small &&
-         has_products;
+  const bool has_deviations =
+      !has_rows_ ||
+      (is_held(deviations_, varies_) && (again_ ? is_held(error_deviations_, error_varies_)
+                                                : error_deviations_ >= kLeastDeviations * errors_.sum_error_squares));
+  return is_held(errors_.sum_squares, errors_.sum_error_squares) &&
+         is_held(errors_.sum_error_squares, errors_.max_abs_error + error_varies_) &&
+         magnitude_ + errors_.sum_error_squares + deviations_ + error_deviations_ < kMaxSquares &&
+         std::isfinite(errors_.sum_cross) && has_deviations;
 }
 
 // Makes moments and totals of the columns of a stretch.
@@ -195,30 +201,33 @@ void TokenMeter::SumColumnsExactly() {
     const double count = of(kExactCount);
     if (count == 0) continue;
     const auto deviations = [count](double sum, double squares) { return std::max(0.0, squares - sum * sum / count); };
+    const double error_mean = of(kExactFirstError) + of(kExactErrorSum) / count;
+    const double error_from_mean = deviations(of(kExactErrorSum), of(kExactErrorSquares));
     moments_.plane(kCount)[i] = count;
     moments_.plane(kMean)[i] = of(kExactFirst) + of(kExactSum) / count;
     moments_.plane(kDeviations)[i] = deviations(of(kExactSum), of(kExactSquares));
-    moments_.plane(kErrorMean)[i] = of(kExactFirstError) + of(kExactErrorSum) / count;
+    moments_.plane(kErrorMean)[i] = error_mean;
     const size_t lane = i % ColumnBlock::kColumns;
-    totals_.lanes[kErrorDeviations][lane] += deviations(of(kExactErrorSum), of(kExactErrorSquares));
+    totals_.lanes[kErrorDeviations][lane] += error_from_mean;
+    totals_.lanes[kTotalEnergy][lane] += error_from_mean + count * error_mean * error_mean;
     totals_.lanes[kTotalAbsError][lane] += of(kExactAbsError);
     totals_.lanes[kTotalCross][lane] += of(kExactCross);
     double& max_error = totals_.lanes[kTotalMaxError][lane];
     max_error = std::max(max_error, of(kExactMaxError));
   }
   if (!has_infinite_error_) return;
-  for (const ColumnTotal total : {kErrorDeviations, kTotalAbsError, kTotalMaxError}) {
+  for (const ColumnTotal total : {kErrorDeviations, kTotalEnergy, kTotalAbsError, kTotalMaxError}) {
     totals_.lanes[total][0] = std::numeric_limits<double>::infinity();
   }
 }
 
-namespace {
-
-// Of the finite values.
 float LargestMagnitude(DType dtype, const void* values, size_t count) {
+  if (FindOutOfRange(dtype, values, count, MaxFinite(dtype)) < count) return std::numeric_limits<float>::infinity();
   const uint32_t bits = LargestFinite(dtype, static_cast<const std::byte*>(values), count);
   return LoadAsF32(dtype, &bits, 0);
 }
+
+namespace {
 
 // Adds a run to `tokens`, as values of a dtype that kernels know.
 void AddRun(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
@@ -234,21 +243,13 @@ void AddRun(DType dtype, const void* original, const void* decoded, size_t count
   }
 }
 
-bool IsFinite(DType dtype, const void* values, size_t count) {
-  return FindOutOfRange(dtype, values, count, MaxFinite(dtype)) == count;
-}
-
 }  // namespace
 
 void MeasureTokensAgain(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
-  if (original != decoded && IsFinite(dtype, original, count) && IsFinite(dtype, decoded, count) &&
-      tokens.BeginScaled(LargestMagnitude(dtype, original, count))) {
-    AddRun(dtype, original, decoded, count, tokens);
-    if (tokens.End()) return;
-  }
-  tokens.BeginExact();
-  AddRun(dtype, original, decoded, count, tokens);
-  (void)tokens.End();  // it always holds
+  // Values without errors are the same on all instruction sets in binary64 alone.
+  const float largest =
+      original == decoded ? std::numeric_limits<float>::infinity() : LargestMagnitude(dtype, original, count);
+  tokens.MeasureAgain(largest, [&] { AddRun(dtype, original, decoded, count, tokens); });
 }
 
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {

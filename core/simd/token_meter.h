@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,12 +14,17 @@ namespace kvcompress::simd {
 
 // Makes the TokenSums and the ErrorSums of one run after another; its memory is there for the next.
 //
-// Sums are made about one of a channel's own values, so that no constant takes digits from them, and in an order that
-// the layout alone decides: they are equal to the bit however a run is cut into calls. Without errors they are equal on
-// all instruction sets of a kind of CPU, too, of which x86 leaves out what is subnormal; with errors, on those that add
-// products before they round them, and in all but the last digits on others. Deviations are exact to 1e-4 relative, and
-// to about 1e-6 over many values, and so are the squares of errors, which come of deviations from a channel's first
-// error; the other sums, to about 1e-6 of the sum of their terms' magnitudes.
+// Sums are made in an order that the layout alone decides: they are equal to the bit however a run is cut into calls.
+// Without errors they are equal on all instruction sets of a kind of CPU, too, of which x86 leaves out what is
+// subnormal; with errors, on those that add products before they round them, and in all but the last digits on others.
+//
+// The squares of errors are added as they are, 16 in a lane of binary32 and 4 of these sums, whence they go to
+// binary64: they are exact to 22 * 2^-24, or 1.3e-6, whatever the errors are, and the RMSE to half of that; the largest
+// error has its own rounding alone. Values are summed about one of a channel's own, so that no constant takes digits
+// from their deviations. Deviations of values and errors, and the squares of values, are exact to 1e-4 relative, and to
+// about 1e-6 over many values; the other sums, to about 1e-6 of the sum of their terms' magnitudes. An error that is
+// next to constant in most channels would take digits from its deviations: such a run is measured again, about an error
+// of each channel.
 class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.
@@ -33,22 +39,32 @@ class TokenMeter {
     AddErrors(dtype, x, {decoded, true}, count);
   }
   // Ends the run. False where a value is not finite or binary32 did not hold the sums: then the run is to be measured
-  // again, from BeginScaled or BeginExact on.
+  // again.
   [[nodiscard]] bool End();
 
-  // The same run once more, after End was false, by AddDecoded and End: values, of which `largest` is the largest
-  // magnitude, and errors are scaled such that binary32 holds more of their squares. False where that cannot be.
-  [[nodiscard]] bool BeginScaled(float largest);
-  // The same in binary64; End then is true. Values that are not finite are left out, and an error that is not makes the
-  // sums of errors infinite.
-  void BeginExact() { BeginAs(true, {}); }
+  // Measures the same run once more, after End was false, and ends it: `add` adds all of it by AddDecoded. Values, of
+  // which `largest` is the largest magnitude, and errors are scaled such that binary32 holds more of their squares;
+  // where that does not do, or a magnitude is infinite, binary64 does. Values that are not finite are left out, and an
+  // error that is not makes the sums of errors infinite.
+  template <class Add>
+  void MeasureAgain(float largest, Add add) {
+    if (BeginScaled(largest)) {
+      add();
+      if (End()) return;
+    }
+    BeginExact();
+    add();
+    (void)End();  // it always holds
+  }
 
   // Of the run, once it has ended well: the sums that are not about tokens.
   const ErrorSums& sums() const { return errors_; }
   void Take(TokenSums& sums) { std::swap(sums, sums_); }
 
  private:
-  void BeginAs(bool exact, ErrorScales scales);
+  bool BeginScaled(float largest);
+  void BeginExact() { BeginAs(true, {}); }
+  void BeginAs(bool exact, std::optional<ErrorScales> again);
   void BeginStretch(uint64_t begin);
   void EndStretch();
   void MergeChunk();
@@ -62,7 +78,7 @@ class TokenMeter {
   uint64_t first_ = 0;  // of the run, in its sequence
   TokenSums sums_;
   ErrorSums errors_;
-  ErrorScales scales_;
+  std::optional<ErrorScales> again_;
   // What tells whether binary32 held the sums of the run, scaled.
   double magnitude_ = 0;                          // kTotalMagnitude
   double deviations_ = 0, error_deviations_ = 0;  // of the columns
@@ -87,6 +103,9 @@ class TokenMeter {
   bool has_infinite_error_ = false;
   std::vector<ExactBlock> exact_blocks_;
 };
+
+// The largest magnitude of the values; infinite where one is not finite.
+float LargestMagnitude(DType dtype, const void* values, size_t count);
 
 // Measures the run that `tokens` has begun, `count` values of `dtype`, and ends it. Errors are those of MeasureErrors.
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);

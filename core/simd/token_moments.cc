@@ -25,7 +25,8 @@ class ColumnMerger {
         means_(moments.plane(kMean)),
         deviations_(moments.plane(kDeviations)),
         error_means_(moments.plane(kErrorMean)),
-        lane_(lane) {
+        lane_(lane),
+        again_(range.again) {
     const D d;
     const double rows = range.rows_before + range.rows;
     count_ = hn::Set(d, rows);
@@ -41,10 +42,13 @@ class ColumnMerger {
     const V first = Load(block, kFirst);
     const V sum = Load(block, kSum);
     const V deviations = MergeMean(first, sum, Load(block, kSquares), means_ + column);
+    const V energy = hn::Add(Load(block, kEnergy), Load(block, kRunEnergy));
+    const V first_error = again_ ? Load(block, kFirstError) : hn::Zero(d);
+    const V error_squares = again_ ? Load(block, kErrorSquares) : energy;
     hn::StoreU(hn::Add(hn::LoadU(d, deviations_ + column), deviations), d, deviations_ + column);
     hn::StoreU(count_, d, counts_ + column);
-    Add(kErrorDeviations,
-        MergeMean(Load(block, kFirstError), Load(block, kErrorSum), Load(block, kErrorSquares), error_means_ + column));
+    Add(kErrorDeviations, MergeMean(first_error, Load(block, kErrorSum), error_squares, error_means_ + column));
+    Add(kTotalEnergy, energy);
     Add(kTotalAbsError, Load(block, kAbsError));
     Add(kTotalCross, Load(block, kCross));
     totals_[kTotalMaxError] = hn::Max(totals_[kTotalMaxError], Load(block, kMaxError));
@@ -81,6 +85,7 @@ class ColumnMerger {
   const ColumnBlock* const chunk_;
   double *const counts_, *const means_, *const deviations_, *const error_means_;
   const size_t lane_;
+  const bool again_;
   V count_, per_row_, share_, weight_;
   V totals_[kColumnTotals];
 };
@@ -93,7 +98,6 @@ class MomentSums {
       : counts_(moments.plane(kCount)),
         means_(moments.plane(kMean)),
         deviations_(moments.plane(kDeviations)),
-        error_means_(moments.plane(kErrorMean)),
         lane_(lane) {
     for (size_t i = 0; i < kMomentTotals; ++i) sums_[i] = hn::LoadU(D(), sums.lanes[i] + lane);
   }
@@ -101,15 +105,12 @@ class MomentSums {
   HWY_INLINE void Add(size_t column) {
     const D d;
     const V count = hn::LoadU(d, counts_ + column);
-    const V mean = hn::LoadU(d, means_ + column);
-    const V deviations = hn::LoadU(d, deviations_ + column);
-    const V error_mean = hn::LoadU(d, error_means_ + column);
-    const V sum = hn::Mul(count, mean);
     Add(kTotalCount, count);
+    const V mean = hn::LoadU(d, means_ + column);
+    const V sum = hn::Mul(count, mean);
     Add(kTotalSum, sum);
-    Add(kTotalDeviations, deviations);
+    Add(kTotalDeviations, hn::LoadU(d, deviations_ + column));
     Add(kTotalMeanSquares, hn::Mul(sum, mean));
-    Add(kTotalErrorMeanSquares, hn::Mul(hn::Mul(count, error_mean), error_mean));
   }
 
   HWY_INLINE void Store(MomentLanes& sums) const {
@@ -121,7 +122,7 @@ class MomentSums {
 
   HWY_INLINE void Add(MomentTotal total, V sum) { sums_[total] = hn::Add(sums_[total], sum); }
 
-  const double *const counts_, *const means_, *const deviations_, *const error_means_;
+  const double *const counts_, *const means_, *const deviations_;
   const size_t lane_;
   V sums_[kMomentTotals];
 };
@@ -230,8 +231,7 @@ MomentTotals TotalsOf(const ChannelMoments& moments) {
   return {.count = SumOf(sums.lanes[kTotalCount]),
           .sum = SumOf(sums.lanes[kTotalSum]),
           .deviations = SumOf(sums.lanes[kTotalDeviations]),
-          .mean_squares = SumOf(sums.lanes[kTotalMeanSquares]),
-          .error_mean_squares = SumOf(sums.lanes[kTotalErrorMeanSquares])};
+          .mean_squares = SumOf(sums.lanes[kTotalMeanSquares])};
 }
 
 double MaxConstant(const ChannelMoments& moments) {

@@ -93,6 +93,45 @@ TEST(TokenFiguresTest, TheErrorOfOneTokenIsMeasuredAsItIs) {
   EXPECT_NEAR(sums.sum_error_squares, error_squares, 1e-6 * error_squares);
 }
 
+// Whichever codec a block goes through and whatever its values are.
+TEST(TokenFiguresTest, ErrorsOfEveryPathAreThoseOfBinary64) {
+  const Shaped shaped{{1, 2, 512, 64}, {AxisRole::kBatch, AxisRole::kHeads, AxisRole::kSeq, AxisRole::kHeadDim}};
+  constexpr size_t kCount = size_t{2} * 512 * 64;
+  using Change = float (*)(float x, size_t token, size_t channel);
+  const Change changes[] = {
+      [](float x, size_t, size_t) { return x; },
+      [](float x, size_t token, size_t) { return token == 0 ? 300 * x : x; },
+      [](float x, size_t token, size_t channel) { return token + channel == 0 ? 6e4f : x / 1024; },
+      [](float x, size_t, size_t channel) { return (channel % 2 == 0 ? 100.0f : -100.0f) + x / 64; },
+      [](float x, size_t token, size_t channel) {
+        return std::ldexp(x, static_cast<int>((token + channel) % 24) - 12);
+      },
+  };
+  for (const DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    const TensorDesc tensor = TensorOf(shaped, dtype);
+    for (size_t k = 0; k < std::size(changes); ++k) {
+      Bytes values = MakeValues(dtype, kCount, Distribution::kGaussian), decoded;
+      for (size_t i = 0; i < kCount; ++i) {
+        StoreFromF32(dtype, changes[k](LoadAsF32(dtype, values.data(), i), i / 64 % 512, i % 64), values.data(), i);
+      }
+      for (const char* codec :
+           {"int4", "int8|zstd", "rotated", "rotated(mean=channel)", "transform(step=0.25)", "quant(bits=4)",
+            "clip_sigma(sigma=3)|int4", "clamp|int4", "sparse(ratio=0.5)|int4", "sparse(ratio=0.01)|raw"}) {
+        SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << ' ' << codec << ", change " << k);
+        const ErrorSums got = SpanSums(tensor, codec, values, decoded);
+        ErrorSums want;
+        simd::scalar::MeasureErrors(dtype, values.data(), decoded.data(), kCount, want);
+        EXPECT_EQ(got.count, want.count);
+        EXPECT_NEAR(got.sum_error_squares, want.sum_error_squares, 22 * 0x1p-24 * want.sum_error_squares);
+        EXPECT_NEAR(got.max_abs_error, want.max_abs_error, 0x1p-24 * want.max_abs_error);
+        EXPECT_NEAR(got.sum_abs_error, want.sum_abs_error, 4e-6 * want.sum_abs_error);
+        EXPECT_NEAR(got.sum_squares, want.sum_squares, 1e-4 * want.sum_squares);
+        EXPECT_NEAR(got.sum_deviations, want.sum_deviations, 1e-4 * want.sum_deviations);
+      }
+    }
+  }
+}
+
 // Products of a value and its error that binary32 does not hold, in columns of which no square tells.
 TEST(TokenFiguresTest, ProductsOfEveryMagnitudeAreMeasured) {
   const TensorDesc tensor = TensorOf({{19, 1}, {AxisRole::kSeq, AxisRole::kHeadDim}}, DType::kF32);
