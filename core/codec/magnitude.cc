@@ -116,6 +116,7 @@ absl::Status SelectKeys(const ByteSource& source, DType dtype, size_t block_elem
   }
   while (!searches.empty()) {
     std::vector<KeyCounts> counts;
+    counts.reserve(searches.size());
     for (const Search& search : searches) counts.push_back(search.NewCounts());
     KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
       for (KeyCounts& own : counts) simd::CountKeys(order, dtype, values, n, own);

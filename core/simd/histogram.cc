@@ -99,9 +99,9 @@ void CountFew(const std::array<uint8_t, kFewSymbols>& symbols, const uint8_t* ra
 
 void CountPairs(const uint8_t* raw, size_t size, std::array<uint32_t, 256>& counts) {
   constexpr size_t kAtOnce = 8;
-  constexpr size_t kMost = 2 * 65535 / kAtOnce * kAtOnce;  // bytes whose pairs 16 bits count, were all the same
-  constexpr size_t kLeast = 4096;                          // are sooner counted one by one than the table is read
-  thread_local std::vector<uint16_t> table;                // all zero between calls
+  constexpr size_t kMost = size_t{2} * 65535 / kAtOnce * kAtOnce;  // bytes whose pairs 16 bits count, were all the same
+  constexpr size_t kLeast = 4096;            // are sooner counted one by one than the table is read
+  thread_local std::vector<uint16_t> table;  // all zero between calls
   table.resize(65536);
   uint16_t* const pairs = table.data();
   size_t i = 0;

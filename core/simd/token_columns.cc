@@ -172,28 +172,31 @@ class Sums {
   V change_;             // of all values
 };
 
-// AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
-template <DType kT, Errors kErrors, class D, size_t kVectors>
-HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, size_t first_row, ColumnBlock* blocks, size_t column) {
-  constexpr size_t kSize = DTypeSize(kT);
-  constexpr size_t kBlock = ColumnBlock::kColumns;
-  constexpr size_t kErrorSize = kErrors == Errors::kGiven ? sizeof(float) : kSize;
+// The values and errors of a strip's rows, one row after another, of the columns of `rows` from `offset` on.
+template <DType kT, Errors kErrors, class D>
+class StripRows {
   using V = hn::Vec<D>;
-  const D d;
-  const size_t lanes = hn::Lanes(d);
-  const uint8_t* x = static_cast<const uint8_t*>(rows.x) + offset * kSize;
-  const uint8_t* errors = static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize;
-  const ErrorScales scales = rows.again.value_or(ErrorScales());
-  [[maybe_unused]] const V value_scale = hn::Set(d, scales.value);
-  [[maybe_unused]] const V error_scale = hn::Set(d, scales.error);
-  const auto load = [&](size_t k, V& value, V& error, V& change) HWY_ATTR {
-    value = LoadF32<kT>(d, x + k * lanes * kSize);
+
+ public:
+  HWY_INLINE StripRows(const ErrorRows& rows, size_t offset)
+      : x_(static_cast<const uint8_t*>(rows.x) + offset * kSize),
+        errors_(static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize),
+        columns_(rows.columns) {
+    const ErrorScales scales = rows.again.value_or(ErrorScales());
+    value_scale_ = hn::Set(D(), scales.value);
+    error_scale_ = hn::Set(D(), scales.error);
+  }
+  // Vector `k` of the row.
+  HWY_INLINE void Load(size_t k, V& value, V& error, V& change) const {
+    const D d;
+    const size_t lane = k * hn::Lanes(d);
+    value = LoadF32<kT>(d, x_ + lane * kSize);
     change = hn::Zero(d);
     if constexpr (kErrors == Errors::kNone) {
       error = hn::Zero(d);
       return;
     }
-    const uint8_t* const at = errors + k * lanes * kErrorSize;
+    const uint8_t* const at = errors_ + lane * kErrorSize;
     if constexpr (kErrors == Errors::kGiven) {
       change = error = LoadAt(d, at);
     } else {
@@ -202,29 +205,46 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, size_t first_row,
       change = hn::Xor(value, decoded);
     }
     if constexpr (kErrors == Errors::kDecodedAgain) {
-      value = hn::Mul(value, value_scale);
-      error = hn::Mul(error, error_scale);
+      value = hn::Mul(value, value_scale_);
+      error = hn::Mul(error, error_scale_);
     }
-  };
-  const auto advance = [&] {
-    x += rows.columns * kSize;
-    errors += rows.columns * kErrorSize;
-  };
+  }
+  HWY_INLINE void Advance() {
+    x_ += columns_ * kSize;
+    errors_ += columns_ * kErrorSize;
+  }
+
+ private:
+  static constexpr size_t kSize = DTypeSize(kT);
+  static constexpr size_t kErrorSize = kErrors == Errors::kGiven ? sizeof(float) : kSize;
+
+  const uint8_t* x_;
+  const uint8_t* errors_;
+  size_t columns_;
+  V value_scale_, error_scale_;
+};
+
+// AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
+template <DType kT, Errors kErrors, class D, size_t kVectors>
+HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, size_t first_row, ColumnBlock* blocks, size_t column) {
+  constexpr size_t kBlock = ColumnBlock::kColumns;
+  const size_t lanes = hn::Lanes(D());
+  StripRows<kT, kErrors, D> strip(rows, offset);
   // No two values, and no two errors, of F16 are so close that the square of their difference becomes 0.
   constexpr bool kMarks = kT != DType::kF16;
   Sums<D, kMarks, kErrors> sums[kVectors];
-  V value, error, change;
+  hn::Vec<D> value, error, change;
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * lanes;
     if (first_row == 0) {
-      load(k, value, error, change);
+      strip.Load(k, value, error, change);
       sums[k].Begin(value, error, change);
       sums[k].StoreFirst(blocks[at / kBlock], at % kBlock);
     } else {
       sums[k].Load(blocks[at / kBlock], at % kBlock);
     }
   }
-  if (first_row == 0) advance();
+  if (first_row == 0) strip.Advance();
   size_t row = std::max<size_t>(first_row, 1);
   while (row < first_row + rows.rows) {
     constexpr size_t kRunRows = ColumnBlock::kRunRows;
@@ -232,10 +252,10 @@ HWY_INLINE void AddStrip(const ErrorRows& rows, size_t offset, size_t first_row,
     const size_t end = std::min(first_row + rows.rows, run_end);
     for (; row < end; ++row) {
       for (size_t k = 0; k < kVectors; ++k) {
-        load(k, value, error, change);
+        strip.Load(k, value, error, change);
         sums[k].Add(value, error, change);
       }
-      advance();
+      strip.Advance();
     }
     if (row < run_end) break;
     for (size_t k = 0; k < kVectors; ++k) {

@@ -44,9 +44,9 @@ absl::StatusOr<StridedInput> StreamRegions::Strided(const v1::SharedMemoryRange&
   KVC_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> region, Use(range.region()));
   std::vector<StridedBytes::Level> levels;
   for (const v1::SharedMemoryLevel& level : range.levels()) levels.push_back({level.count(), level.stride()});
-  KVC_ASSIGN_OR_RETURN(StridedBytes bytes,
+  KVC_ASSIGN_OR_RETURN(const StridedBytes bytes,
                        StridedBytes::In(region->bytes(), range.offset(), range.byte_size(), levels));
-  return StridedInput{std::move(bytes), HoldInput(std::move(region), range.byte_size())};
+  return StridedInput{bytes, HoldInput(std::move(region), range.byte_size())};
 }
 
 std::shared_ptr<const void> StreamRegions::HoldInput(std::shared_ptr<SharedRegion> region, uint64_t bytes) {

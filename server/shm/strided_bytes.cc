@@ -46,6 +46,7 @@ absl::StatusOr<StridedBytes> StridedBytes::In(ByteSpan memory, uint64_t offset, 
         "shared memory range of %d pieces of %d bytes from %d on ends behind its region", pieces, piece, offset));
   }
   std::vector<StridedLevel> signed_levels;
+  signed_levels.reserve(levels.size());
   for (const auto& [count, stride] : levels) signed_levels.push_back({count, static_cast<int64_t>(stride)});
   return StridedBytes(StridedSpan(memory.data() + offset, piece, std::span<const StridedLevel>(signed_levels)));
 }
