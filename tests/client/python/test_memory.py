@@ -1,8 +1,10 @@
 """What calls over many tensors hold at a time."""
 
+import gc
 import time
 import tracemalloc
 
+import kvcompress
 import numpy as np
 import pytest
 
@@ -60,3 +62,23 @@ def test_decompress_many_reads_only_what_it_can_send(client):
         tracemalloc.stop()
     assert (count, source.made) == (COUNT - 1, COUNT)
     assert peak < BOUND
+
+
+def test_names_and_specs_that_are_refused_are_not_kept(client):
+    array = np.ones((4, 64), np.float16)
+    frame = client.compress(array, "raw")
+    tracemalloc.start()
+    try:
+        for number in range(8):
+            text = "x" * (MIB + number)
+            with pytest.raises(kvcompress.InvalidArgument):
+                client.compress(array, "raw", name=text)
+            with pytest.raises(kvcompress.InvalidArgument):
+                client.compress(array, text)
+            with pytest.raises(kvcompress.InvalidArgument):
+                list(client.decompress_many([(text, frame)]))
+        gc.collect()
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < 4 * MIB

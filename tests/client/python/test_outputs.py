@@ -117,6 +117,18 @@ def test_heads_of_pytorch_between_layers(anyone, tokens):
     assert not pool[:, :, ::3].any()
 
 
+def test_outputs_without_memory_of_their_own_are_refused(anyone):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    fakes = pytest.importorskip("torch._subclasses.fake_tensor")
+    frame = anyone.compress(values((4, 6)), "raw")
+    with fakes.FakeTensorMode():
+        fake = torch.zeros(4, 6, dtype=torch.float16)
+    for out in (torch.zeros(4, 6).to_sparse(), torch.zeros(4, 6, device="meta"), fake,
+                torch.zeros(4, 6, dtype=torch.complex128)):
+        with pytest.raises(kvcompress.InvalidArgument, match="out must be a writable array, or a dense tensor"):
+            anyone.decompress(frame, out=out)
+
+
 def test_outputs_whose_elements_share_memory_are_refused(anyone):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     frame = anyone.compress(values((4, 6)), "raw")

@@ -4,7 +4,7 @@ import functools
 import json
 import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -111,6 +111,15 @@ def checked_fingerprint(fingerprint: Any) -> bytes:
     return fingerprint
 
 
+# Characters; no daemon takes longer names and specs.
+_LONGEST_KEPT = 1024
+
+
+def _kept(make: "functools._lru_cache_wrapper[bytes]", text: str) -> Callable[..., bytes]:
+    """`make`, which keeps what it makes, unless a daemon is going to refuse the text."""
+    return make if len(text) <= _LONGEST_KEPT else make.__wrapped__
+
+
 # A header is two parts, as a message may be in serialized form. Both are often those of a call before.
 @functools.lru_cache(maxsize=256)
 def _tensor_field(name: str, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], fingerprint: bytes) -> bytes:
@@ -204,8 +213,8 @@ class CompressItem(Item[Frame]):
         if profile or rotary is not None:
             codec = _codec_fields(spec, profile, choice, rotary)
         else:
-            codec = _spec_fields(spec, choice)
-        header = _tensor_field(name, view.dtype, view.shape, axes, owner) + codec
+            codec = _kept(_spec_fields, spec)(spec, choice)
+        header = _kept(_tensor_field, name)(name, view.dtype, view.shape, axes, owner) + codec
         return CompressItem(header, view.data, name, view, owner)
 
     @property
@@ -269,7 +278,7 @@ class DecompressItem(Item[tuple[str, Any]]):
             check_out(out)
             check_apart(out, data)
         name = name or "tensor"
-        header = _decompress_header(name, owner) + _FRAME_BYTES + varint(data.nbytes)
+        header = _kept(_decompress_header, name)(name, owner) + _FRAME_BYTES + varint(data.nbytes)
         return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)
 
     def size(self) -> int | None:

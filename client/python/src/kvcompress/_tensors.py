@@ -218,13 +218,24 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
 def check_out(out: Any) -> None:
     """InvalidArgument unless values can be written straight into `out`."""
     if is_torch(out):
-        good = out.device.type == "cpu" and not out.is_neg() and not out.is_conj()
+        good = _is_dense(out) and not out.is_neg() and not out.is_conj()
     else:
         good = isinstance(out, np.ndarray) and out.flags.writeable and out.dtype.isnative
     if not good:
         raise InvalidArgument("out must be a writable array, or a dense tensor of the CPU")
     if not _are_apart(_memory_of(out) if is_torch(out) else out):
         raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Whether its values lie in memory of the CPU; of other layouts, and without values, there is none to write to."""
+    if tensor.device.type != "cpu":
+        return False
+    try:
+        _memory_of(tensor)
+    except (RuntimeError, TypeError, LookupError):
+        return False
+    return True
 
 
 def check_apart(out: Any, data: memoryview) -> None:
