@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "core/base/thread_pool.h"
 #include "server/session/session.h"
 
@@ -102,6 +104,19 @@ struct Driver {
       if (!Pop(response) && !session.wants_input()) signal.Wait();
     }
     session.Push(std::move(request));
+  }
+
+  // Whether `holds()` comes to be true; takes responses meanwhile. A pool thread that feeds the session takes what is
+  // pushed then, so that Push may be over before it is fed.
+  template <typename Condition>
+  bool Soon(const Condition& holds) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    while (!holds()) {
+      if (absl::Now() > deadline) return false;
+      Response response;
+      if (!Pop(response)) absl::SleepFor(absl::Milliseconds(1));
+    }
+    return true;
   }
 
   // The whole stream, half-close included.
