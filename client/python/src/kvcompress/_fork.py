@@ -109,14 +109,13 @@ class Gate:
                 return
             self._changed.wait_for(lambda: self._forking is None)
             self._forking = threading.get_ident()
+            self._look_until(lambda: not _is_resuming())
             # Results are taken meanwhile, or the daemon would take no messages.
             self._changed.wait_for(lambda: not self._sending, _PATIENCE)
             readers = self._receiving
             self._changed.wait_for(lambda: self._sending.isdisjoint(readers.values()), _PATIENCE_WITH_READERS)
             self._is_closed = True
-            end = time.monotonic() + _PATIENCE
-            while not self._is_quiet() and time.monotonic() < end:
-                self._changed.wait(0.001)
+            self._look_until(self._is_quiet)
             still = list(self._sending)
         # Once it waits for the fork's end, messages that are sent after all do no harm.
         for stream in still:
@@ -129,6 +128,12 @@ class Gate:
             self._changed.notify_all()
         for work in later:
             self.soon(work)
+
+    def _look_until(self, is_so: Callable[[], bool]) -> None:
+        """Where nobody tells when it is."""
+        end = time.monotonic() + _PATIENCE
+        while not is_so() and time.monotonic() < end:
+            self._changed.wait(0.001)
 
     def _is_open(self) -> bool:
         return not self._is_closed or self._forking == threading.get_ident()
@@ -143,6 +148,17 @@ class Gate:
             return False
         frames = sys._current_frames()
         return all(frames[thread].f_code is threading.Condition.wait.__code__ for thread in self._receiving)
+
+
+def _is_resuming() -> bool:
+    """Whether a thread of gRPC's that the fork before this one has stopped has not gone on yet. gRPC takes it for one
+    that is still stopped: it would go on in the middle of this fork."""
+    state = getattr(sys.modules.get("grpc._cython.cygrpc"), "_fork_state", None)
+    stopped = getattr(state, "fork_in_progress_condition", None)
+    return stopped is not None and any(
+        frame.f_code is threading.Condition.wait.__code__ and frame.f_locals["self"] is stopped
+        for frame in sys._current_frames().values()
+    )
 
 
 class _Process:
