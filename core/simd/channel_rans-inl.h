@@ -15,7 +15,7 @@
 #include <utility>
 
 #include "core/simd/channel_rans.h"
-#include "core/simd/gathers.h"
+#include "core/simd/cpu_features.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/rans-inl.h"
 

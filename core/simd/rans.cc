@@ -3,9 +3,10 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "core/simd/gathers.h"
+#include "core/simd/cpu_features.h"
 #include "core/simd/rans-inl.h"
 #include "core/simd/rans_group.h"
+#include "core/simd/rans_halves-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -125,6 +126,9 @@ HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* r
 
 bool EncodeWideGroups(RansEncoder& encoder, const uint8_t* raw, size_t groups) {
 #if KVC_TARGET_AVX512
+  if (HalvesTable table; PermutesBytes() && table.Make(encoder.symbols)) {
+    return EncodeHalves(table, encoder, raw, groups);
+  }
   if (GathersWell()) return EncodeGathering(encoder, raw, groups);
 #endif
   States states(encoder.states);

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/simd/gathers.h"
+#include "core/simd/cpu_features.h"
 #include "core/simd/segment_values.h"
 #include "core/simd/trellis.h"
 #include "tests/core/simd/guarded.h"

@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "core/simd/gathers.h"
+#include "core/simd/cpu_features.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
@@ -73,21 +73,43 @@ constexpr size_t kAllLanes[] = {kRansNarrowLanes, kRansWideLanes};
 
 size_t Room(size_t count, size_t lanes) { return 2 * count + 6 * lanes; }
 
-// Instruction sets, on CPUs that gather well and on others.
-class RansTest : public ::testing::TestWithParam<std::tuple<int64_t, bool>> {
+// How entries of tables are looked up.
+enum class LookUps { kLoads, kGathers, kPermutations };
+
+std::string NameOf(LookUps look_ups) {
+  constexpr const char* kNames[] = {"loads", "gathers", "permutations"};
+  return kNames[static_cast<size_t>(look_ups)];
+}
+
+std::vector<LookUps> UsableLookUps() {
+  std::vector<LookUps> usable = {LookUps::kLoads, LookUps::kGathers};
+  if (PermutesBytes()) usable.push_back(LookUps::kPermutations);
+  return usable;
+}
+
+// Instruction sets, on CPUs that gather well, on those that permute bytes, and on others.
+class RansTest : public ::testing::TestWithParam<std::tuple<int64_t, LookUps>> {
  protected:
-  RansTest() { SetGathersWellForTest(std::get<1>(GetParam())); }
-  ~RansTest() override { SetGathersWellForTest(gathers_well_); }
+  RansTest() {
+    SetGathersWellForTest(std::get<1>(GetParam()) == LookUps::kGathers);
+    SetPermutesBytesForTest(std::get<1>(GetParam()) == LookUps::kPermutations);
+  }
+  ~RansTest() override {
+    SetGathersWellForTest(gathers_well_);
+    SetPermutesBytesForTest(permutes_bytes_);
+  }
 
  private:
   const WithTarget with_{std::get<0>(GetParam())};
   const bool gathers_well_ = GathersWell();
+  const bool permutes_bytes_ = PermutesBytes();
 };
 
-INSTANTIATE_TEST_SUITE_P(All, RansTest, ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::Bool()),
+INSTANTIATE_TEST_SUITE_P(All, RansTest,
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(UsableLookUps())),
                          [](const auto& param) {
-                           return std::string(hwy::TargetName(std::get<0>(param.param))) +
-                                  (std::get<1>(param.param) ? "_gathers" : "_loads");
+                           return std::string(hwy::TargetName(std::get<0>(param.param))) + "_" +
+                                  NameOf(std::get<1>(param.param));
                          });
 
 TEST_P(RansTest, GivesTheBytesOfTheDefinitionAndBack) {
@@ -184,6 +206,15 @@ TEST_P(RansTest, RefusesWhatNoEncoderWrote) {
 
 // All quotients near the borders of their range, where an approximate division would go wrong.
 TEST_P(RansTest, DividesExactly) {
+  const auto check = [](const Source& source, const Bytes& raw, uint32_t frequency) {
+    for (const size_t lanes : kAllLanes) {
+      Bytes expected(Room(raw.size(), lanes)), got(expected.size());
+      const size_t size =
+          scalar::RansEncode(source.symbols, raw.data(), raw.size(), lanes, expected.data(), expected.size());
+      ASSERT_EQ(RansEncode(source.symbols, raw.data(), raw.size(), lanes, got.data(), got.size()), size);
+      ASSERT_EQ(got, expected) << frequency;
+    }
+  };
   for (const uint32_t frequency : {1u, 2u, 3u, 7u, 127u, 255u, 1000u, 2047u, 2049u, 4093u, 4095u}) {
     std::array<uint32_t, 256> frequencies = {};
     frequencies[0] = kRansSlots - frequency;
@@ -193,14 +224,23 @@ TEST_P(RansTest, DividesExactly) {
       std::mt19937 random(seed);
       Bytes raw(kRansWideLanes * 200);
       for (uint8_t& byte : raw) byte = random() % 3 == 0 ? 0 : 9;
-      for (const size_t lanes : kAllLanes) {
-        Bytes expected(Room(raw.size(), lanes)), got(expected.size());
-        const size_t size =
-            scalar::RansEncode(source.symbols, raw.data(), raw.size(), lanes, expected.data(), expected.size());
-        ASSERT_EQ(RansEncode(source.symbols, raw.data(), raw.size(), lanes, got.data(), got.size()), size);
-        ASSERT_EQ(got, expected) << frequency;
-      }
+      check(source, raw, frequency);
     }
+  }
+  // Every frequency, among others below which no symbol has to be for the states to be held in halves.
+  for (uint32_t frequency = 1; frequency < kRansSlots - 1; ++frequency) {
+    std::array<uint32_t, 256> frequencies = {};
+    frequencies[200] = frequency;
+    uint32_t left = kRansSlots - frequency;
+    for (size_t s = 7; left > 0; s += 23) {
+      frequencies[s] = std::min(left, 611u);
+      left -= frequencies[s];
+    }
+    const Source source(frequencies);
+    std::mt19937 random(frequency);
+    Bytes raw(kRansWideLanes * 20);
+    for (uint8_t& byte : raw) byte = random() % 8 == 0 ? 7 : 200;
+    check(source, raw, frequency);
   }
 }
 

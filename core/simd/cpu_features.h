@@ -6,7 +6,11 @@ namespace kvcompress::simd {
 // AVX512-FP16. Those before them hold gathers back (CVE-2022-40982), and Zen 5's take twice as long as loads.
 bool GathersWell();
 
-// Makes it answer this in place of what the CPU says.
+// Whether it permutes bytes and shifts pairs of words, in AVX-512 (VBMI and VBMI2).
+bool PermutesBytes();
+
+// Makes them answer this in place of what the CPU says. To permute bytes the CPU has to be able to.
 void SetGathersWellForTest(bool well);
+void SetPermutesBytesForTest(bool permutes);
 
 }  // namespace kvcompress::simd

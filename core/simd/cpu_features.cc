@@ -1,4 +1,4 @@
-#include "core/simd/gathers.h"
+#include "core/simd/cpu_features.h"
 
 #include <atomic>
 
@@ -20,6 +20,19 @@ bool AskCpu() {
 #endif
 }
 
+bool AskForVbmi() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vbmi") != 0 && __builtin_cpu_supports("avx512vbmi2") != 0;
+#else
+  return false;
+#endif
+}
+
+std::atomic<bool>& Permutes() {
+  static std::atomic<bool> permutes = AskForVbmi();
+  return permutes;
+}
+
 std::atomic<bool>& Well() {
   static std::atomic<bool> well = AskCpu();
   return well;
@@ -29,5 +42,7 @@ std::atomic<bool>& Well() {
 
 bool GathersWell() { return Well().load(std::memory_order_relaxed); }
 void SetGathersWellForTest(bool well) { Well() = well; }
+bool PermutesBytes() { return Permutes().load(std::memory_order_relaxed); }
+void SetPermutesBytesForTest(bool permutes) { Permutes() = permutes; }
 
 }  // namespace kvcompress::simd
