@@ -12,7 +12,7 @@ from ._errors import DataLoss, InvalidArgument, checked_text, mismatch, refusing
 from ._foreign_memory import Pieces
 from ._frame import Frame, check_report, frame_of
 from ._rotary import RotaryEmbedding, rotary_message
-from ._tensors import Framework, Output, TensorView, check_apart, check_out, checked_size
+from ._tensors import Framework, Output, TensorView, checked_size
 from ._wire import bytes_field, fields, malformed, parsed, varint
 from .v1 import kvcompress_pb2 as pb
 
@@ -244,7 +244,7 @@ class DecompressItem(Item[tuple[str, Any]]):
     name: str
     framework: Framework
     expected: DtypeAndShape | None = None  # where they are known
-    out: Any = None
+    out: Output | None = None  # of the caller's
     fingerprint: bytes = b""  # that the frame must have
 
     @staticmethod
@@ -274,12 +274,10 @@ class DecompressItem(Item[tuple[str, Any]]):
         data = memoryview(frame)
         if not data.c_contiguous:
             raise InvalidArgument("the frame's bytes are not contiguous")
-        if out is not None:
-            check_out(out)
-            check_apart(out, data)
+        output = None if out is None else Output.over(out, data)
         name = name or "tensor"
         header = _kept(_decompress_header, name)(name, owner) + _FRAME_BYTES + varint(data.nbytes)
-        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, out, owner)
+        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, output, owner)
 
     def size(self) -> int | None:
         return None if self.expected is None else max(len(self.data), checked_size(*self.expected))
@@ -294,7 +292,7 @@ class DecompressItem(Item[tuple[str, Any]]):
         output.filled()
         return self.name, output.tensor
 
-    def output(self, header: memoryview) -> Output:
+    def output(self, header: bytes | memoryview) -> Output:
         """The buffer for the tensor that the daemon describes, which must be the one that the frame was made from."""
         dtype, shape, fingerprint = _described(bytes(header))
         if self.fingerprint not in (b"", fingerprint):  # also of a daemon that does not know fingerprints
@@ -302,4 +300,7 @@ class DecompressItem(Item[tuple[str, Any]]):
         if self.expected not in (None, (dtype, shape)):
             raise DataLoss(f'frame "{self.name}" holds {dtype} {list(shape)}, and not what was compressed')
         checked_size(dtype, shape)
-        return Output(dtype, shape, self.framework, self.out)
+        if self.out is None:
+            return Output.new(dtype, shape, self.framework)
+        self.out.check_holds(dtype, shape)
+        return self.out

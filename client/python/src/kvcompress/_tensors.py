@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Framework = Literal["numpy", "torch"]
 Array = npt.NDArray[Any]
+Kind = tuple[str, tuple[int, ...]]  # dtype, as safetensors names it, and shape
 
 # Of PyTorch and, some of them with ml_dtypes alone, of NumPy; and bytes of an element.
 _NAMES = {
@@ -34,7 +35,9 @@ _PACKED = {"F4": 2}
 _DTYPES = {name: dtype for dtype, (name, _) in _NAMES.items()}
 _OF_ML_DTYPES = {dtype for dtype, (name, _) in _NAMES.items() if name == "bfloat16" or name.startswith("float8")}
 _MAX_RANK = 8
-_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
+# Of NumPy and of PyTorch, by the bytes of an element. NumPy has not all types, and PyTorch copies not all of them, so
+# integers of their size stand in.
+_INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
 
 @dataclass(slots=True)
@@ -71,8 +74,8 @@ def _refuse_dtype(dtype: object) -> InvalidArgument:
     return InvalidArgument(f"dtype {dtype} is none that safetensors has: there are {', '.join(sorted(_DTYPES))}")
 
 
-def kind_of(tensor: Any) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape, as of its TensorView; InvalidArgument as of that."""
+def kind_of(tensor: Any) -> Kind:
+    """As of its TensorView; InvalidArgument as of that."""
     if is_torch(tensor):
         return _kind_of_torch(tensor)
     if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):
@@ -95,12 +98,10 @@ def _of_numpy_dtype(dtype: "np.dtype[Any]") -> "tuple[str, np.dtype[Any]]":
     return found, dtype if found in _OF_ML_DTYPES else dtype.newbyteorder("<")
 
 
-def _kind_of_torch(tensor: "torch.Tensor") -> tuple[str, tuple[int, ...]]:
+def _kind_of_torch(tensor: "torch.Tensor") -> Kind:
     import torch
 
-    dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None:
-        raise _refuse_dtype(tensor.dtype)
+    dtype = _of_torch_dtype(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise InvalidArgument(f"the tensor is {tensor.layout} on {tensor.device}: use tensor.cpu(), and a dense layout")
     shape = tuple(tensor.shape)
@@ -111,6 +112,14 @@ def _kind_of_torch(tensor: "torch.Tensor") -> tuple[str, tuple[int, ...]]:
     return dtype, shape
 
 
+@functools.lru_cache(maxsize=64)
+def _of_torch_dtype(dtype: "torch.dtype") -> str:
+    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise _refuse_dtype(dtype)
+    return found
+
+
 def _of_torch(tensor: "torch.Tensor") -> TensorView:
     dtype, shape = _kind_of_torch(tensor)
     plain = tensor.detach().resolve_conj().resolve_neg()
@@ -118,12 +127,10 @@ def _of_torch(tensor: "torch.Tensor") -> TensorView:
 
 
 def _integers_of(tensor: "torch.Tensor") -> "torch.Tensor":
-    """The same memory. NumPy has not all types, and PyTorch copies not all of them, so integers of their size stand
-    in."""
+    """The same memory."""
     import torch
 
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.view(integers[tensor.dtype.itemsize])
+    return tensor.view(getattr(torch, _INTEGERS[tensor.dtype.itemsize]))
 
 
 def _bytes_of(array: Array) -> memoryview:
@@ -131,6 +138,7 @@ def _bytes_of(array: Array) -> memoryview:
     return np.asarray(array).reshape(-1).view(np.uint8).data
 
 
+@functools.lru_cache(maxsize=256)
 def checked_size(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor that a daemon describes. InvalidArgument for a dtype that Python does not have."""
     if dtype not in _NAMES:
@@ -153,17 +161,38 @@ def torch_dtypes() -> "dict[torch.dtype, str]":
 class Output:
     """Where the values of one tensor go: `tensor`, and the memory of it, which may have gaps."""
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], framework: Framework, out: Any = None):
-        if out is None:
-            out = _empty(dtype, shape, framework)
-        else:
-            with refusing("out cannot be written into"):
-                check_out(out)
-                found = kind_of(out)
-            if found != (dtype, shape):
-                raise InvalidArgument(f"out is {found[0]} {list(found[1])}, and the tensor {dtype} {list(shape)}")
-        self.tensor = out
-        self._memory = _memory_of(out)
+    def __init__(self, tensor: Any, kind: Kind, memory: Array):
+        """`memory`: as integers of the size of its elements."""
+        self.tensor = tensor
+        self._kind = kind
+        self._memory = memory
+
+    @staticmethod
+    @refusing("out cannot be written into")
+    def over(out: Any, data: memoryview) -> "Output":
+        """InvalidArgument unless values that are decoded from `data` can be written straight into `out`."""
+        memory = _dense_memory_of(out) if is_torch(out) else _writable_memory_of(out)
+        if memory is None:
+            raise InvalidArgument("out must be a writable array, or a dense tensor of the CPU")
+        kind = kind_of(out)
+        if not _are_apart(memory):
+            raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
+        # Where it lies over or around the bytes, these would be read and written at once.
+        if data.nbytes and np.may_share_memory(memory, np.frombuffer(data, np.uint8)):
+            raise InvalidArgument("out lies over the bytes of its own frame")
+        return Output(out, kind, memory)
+
+    @staticmethod
+    def new(dtype: str, shape: tuple[int, ...], framework: Framework) -> "Output":
+        made = _empty(dtype, shape, framework)
+        memory = _integers_of(made).numpy() if framework == "torch" else _memory_of(made)
+        return Output(made, (dtype, shape), memory)
+
+    def check_holds(self, dtype: str, shape: tuple[int, ...]) -> None:
+        """InvalidArgument unless it is for a tensor like that."""
+        if self._kind != (dtype, shape):
+            found, extents = self._kind
+            raise InvalidArgument(f"out is {found} {list(extents)}, and the tensor {dtype} {list(shape)}")
 
     @property
     def elements(self) -> memoryview:
@@ -185,12 +214,27 @@ class Output:
             np.copyto(self._memory, self._row_major)
 
 
-def _memory_of(out: Any) -> Array:
-    """As integers of the size of its elements."""
-    if is_torch(out):
+def _memory_of(array: Array) -> Array:
+    return np.asarray(array).view(_INTEGERS[array.dtype.itemsize])
+
+
+def _writable_memory_of(out: Any) -> Array | None:
+    """None where there is none."""
+    if not isinstance(out, np.ndarray) or not out.flags.writeable or not out.dtype.isnative:
+        return None
+    _of_numpy_dtype(out.dtype)
+    return _memory_of(out)
+
+
+def _dense_memory_of(out: "torch.Tensor") -> Array | None:
+    """Of the CPU; None where there is none, or it holds other values than the tensor."""
+    if out.device.type != "cpu" or out.is_neg() or out.is_conj():
+        return None
+    try:
         array: Array = _integers_of(out.detach()).numpy()
-        return array
-    return np.asarray(out).view(_INTEGERS[out.dtype.itemsize])
+    except (RuntimeError, TypeError, LookupError):  # of other layouts, and without values
+        return None
+    return array
 
 
 def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
@@ -213,37 +257,6 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
         return make(shape, dtype=kind)
     except (MemoryError, RuntimeError, ValueError):  # of PyTorch, and of NumPy for what no machine has
         raise ResourceExhausted(f"there is no memory for a tensor {dtype} {list(shape)}") from None
-
-
-def check_out(out: Any) -> None:
-    """InvalidArgument unless values can be written straight into `out`."""
-    if is_torch(out):
-        good = _is_dense(out) and not out.is_neg() and not out.is_conj()
-    else:
-        good = isinstance(out, np.ndarray) and out.flags.writeable and out.dtype.isnative
-    if not good:
-        raise InvalidArgument("out must be a writable array, or a dense tensor of the CPU")
-    if not _are_apart(_memory_of(out) if is_torch(out) else out):
-        raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
-
-
-def _is_dense(tensor: Any) -> bool:
-    """Whether its values lie in memory of the CPU; of other layouts, and without values, there is none to write to."""
-    if tensor.device.type != "cpu":
-        return False
-    try:
-        _memory_of(tensor)
-    except (RuntimeError, TypeError, LookupError):
-        return False
-    return True
-
-
-def check_apart(out: Any, data: memoryview) -> None:
-    """InvalidArgument where `out` lies over or around the bytes that it is decoded from, which would be read and
-    written at once."""
-    memory = _memory_of(out) if is_torch(out) else out
-    if data.nbytes and np.may_share_memory(memory, np.frombuffer(data, np.uint8)):
-        raise InvalidArgument("out lies over the bytes of its own frame")
 
 
 def _are_apart(array: Array) -> bool:

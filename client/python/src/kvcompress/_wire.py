@@ -1,5 +1,6 @@
 """Messages of protobuf, and the few parts of its encoding that let payloads pass by message objects."""
 
+import functools
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ _LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}
 
 
+@functools.lru_cache(maxsize=256)
 def varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
