@@ -33,6 +33,11 @@ struct Channel {
   std::set<Call*> calls;  // needs the GIL
 };
 
+// Of a call with a message, by any thread, and before it has begun, too.
+struct Cancellation {
+  std::atomic<bool> is_wanted = false;
+};
+
 absl::Status Malformed() { return absl::InternalError("malformed"); }
 
 // One call of compress or decompress, for one thread at a time; any may cancel it.
@@ -42,8 +47,9 @@ class Call final : public MessageSink, public CallWatch {
   // (frame, report). Else they are (header, bytes), `output` is called with the number of an item and its v1::Tensor
   // for the memory that its values go to, and the results are those numbers.
   Call(std::shared_ptr<Channel> channel, const nb::sequence& items, nb::object output, std::optional<double> seconds,
-       bool in_message, nb::object region, uint64_t region_number, bool batches)
-      : channel_(std::move(channel)), output_(std::move(output)) {
+       nb::object region, uint64_t region_number, bool batches,
+       MessageCallOptions::Way way = MessageCallOptions::Way::kStream, const Cancellation* cancellation = nullptr)
+      : channel_(std::move(channel)), output_(std::move(output)), cancellation_(cancellation) {
     // Whichever thread lets go of them last, with the GIL or without.
     const std::shared_ptr<std::vector<View>> views(new std::vector<View>, [](std::vector<View>* last) {
       const nb::gil_scoped_acquire acquire;
@@ -59,7 +65,7 @@ class Call final : public MessageSink, public CallWatch {
     }
     MessageCallOptions options;
     options.batches = batches;
-    options.way = in_message ? MessageCallOptions::Way::kMessage : MessageCallOptions::Way::kStream;
+    options.way = way;
     if (seconds) options.deadline = absl::Now() + absl::Seconds(*seconds);
     if (!region.is_none()) {
       options.region = region_.emplace(region, PyBUF_WRITABLE).bytes();
@@ -162,7 +168,7 @@ class Call final : public MessageSink, public CallWatch {
   bool Pauses() override { return !results_.empty(); }
 
   bool Cancels() override {
-    if (Threads::Own().ends()) cancelled_ = true;
+    if (Threads::Own().ends() || (cancellation_ != nullptr && cancellation_->is_wanted)) cancelled_ = true;
     if (cancelled_) return true;
     const nb::gil_scoped_acquire acquire;
     if (PyErr_CheckSignals() == 0) return false;
@@ -210,6 +216,7 @@ class Call final : public MessageSink, public CallWatch {
 
   const std::shared_ptr<Channel> channel_;
   const nb::object output_;
+  const Cancellation* const cancellation_;
   struct FrameBytes {
     size_t most;
     size_t likely;
@@ -235,9 +242,10 @@ class Call final : public MessageSink, public CallWatch {
 
 // A call with one item, and its output, in a message each: the result, or None, and then the call's end.
 nb::tuple CallWithMessage(std::shared_ptr<Channel> channel, const nb::tuple& item, nb::object output,
-                          std::optional<double> seconds) {
+                          std::optional<double> seconds, const Cancellation* cancellation) {
   const auto items = nb::borrow<nb::sequence>(nb::make_tuple(item));
-  Call call(std::move(channel), items, std::move(output), seconds, /*in_message=*/true, nb::none(), 0, false);
+  Call call(std::move(channel), items, std::move(output), seconds, nb::none(), 0, false,
+            MessageCallOptions::Way::kMessage, cancellation);
   nb::object result = call.Next();
   if (!result.is_none()) return nb::make_tuple(std::move(result), nb::none());
   return nb::make_tuple(nb::none(), call.End());
@@ -264,16 +272,19 @@ void BindCalls(nb::module_& module) {
       .def("close", [](const Channel& channel) {
         for (Call* call : channel.calls) call->Cancel();
       });
+  nb::class_<Cancellation>(module, "Cancellation").def(nb::init<>()).def("cancel", [](Cancellation& own) {
+    own.is_wanted = true;
+  });
   nb::class_<Call>(module, "Call")
-      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, nb::object, std::optional<double>, bool, nb::object,
+      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, nb::object, std::optional<double>, nb::object,
                     uint64_t, bool>(),
            nb::arg("channel"), nb::arg("items"), nb::arg("output").none(), nb::arg("seconds").none(),
-           nb::arg("in_message"), nb::arg("region").none(), nb::arg("region_number"), nb::arg("batches"))
+           nb::arg("region").none(), nb::arg("region_number"), nb::arg("batches"))
       .def("next", &Call::Next)
       .def("end", &Call::End)
       .def("cancel", &Call::Cancel);
   module.def("call_with_message", &CallWithMessage, nb::arg("channel"), nb::arg("item"), nb::arg("output").none(),
-             nb::arg("seconds").none());
+             nb::arg("seconds").none(), nb::arg("cancellation").none());
   module.def(
       "end",
       [](double seconds) {

@@ -1,5 +1,6 @@
 """What holds of the gRPC of C++ alone, and of the choice between the two."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -15,6 +16,7 @@ import kvcompress
 import numpy as np
 import pytest
 from daemon_helpers import page, page_value, wait_for
+from fake_server import FakeServer
 from kvcompress import _core, _items, _native_calls
 from kvcompress._channel import Channel
 from kvcompress._native_calls import NativeChannel, NativeStream
@@ -242,9 +244,9 @@ def test_small_tensors_share_messages_where_the_daemon_says_so(daemon, connect, 
     server, asked = daemon(), []
     begin = NativeStream._begin
 
-    def watched(stream, compresses, in_message, batches):
+    def watched(stream, compresses, batches):
         asked.append(batches)
-        return begin(stream, compresses, in_message, batches)
+        return begin(stream, compresses, batches)
 
     monkeypatch.setattr(NativeStream, "_begin", watched)
     expected = [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")]
@@ -257,6 +259,29 @@ def test_small_tensors_share_messages_where_the_daemon_says_so(daemon, connect, 
     monkeypatch.setattr(_core, "_message_bytes", of_before)
     assert [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")] == expected
     assert asked == [True, False]
+
+
+def test_a_message_of_a_task_that_is_cancelled_ends():
+    begun, ended = threading.Event(), threading.Event()
+
+    def never(_, context):
+        context.add_callback(ended.set)
+        begun.set()
+        ended.wait(20)
+        return b""
+
+    async def work(address):
+        async with kvcompress.AsyncClient(address, timeout=60, native="require") as client:
+            task = asyncio.create_task(client.compress(SMALL, "raw"))
+            await asyncio.to_thread(begun.wait, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(ended.wait, 10)
+
+    with FakeServer(_core.version(), unary={"CompressTensor": never}) as server:
+        asyncio.run(work(server.address))
+    assert begun.is_set()
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])

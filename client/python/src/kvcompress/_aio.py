@@ -11,6 +11,7 @@ from ._core import Arguments, Core, Items, Message, Plan, Step, Streaming, Unary
 from ._errors import DeadlineExceeded, closed, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
+from ._native_calls import new_cancellation
 from ._retry import GRACE, Left
 from ._rotary import RotaryEmbedding
 from ._stream import Results
@@ -98,8 +99,7 @@ class AsyncClient(Connection):
     async def _do(self, step: Step) -> Any:
         match step:
             case Message():
-                (answer,) = await self._list(Streaming(step.exchange(0), [step.item], step.left, in_message=True))
-                return answer
+                return await self._message(step)
             case Unary():
                 return await _within(step.timeout, self._channel.unary(step.method, step.request, step.timeout), late)
             case Streaming():
@@ -112,18 +112,25 @@ class AsyncClient(Connection):
     def _takes_items(self) -> bool:
         return self._messages < MAX_MESSAGES and super()._takes_items()
 
+    async def _message(self, call: Message[Result]) -> Result:
+        cancellation, threads = new_cancellation(), self._ours().message_threads
+        self._messages += 1
+        try:
+            return await self._in_thread(call.left, self._answer_of, call, cancellation, threads=threads)
+        except BaseException:
+            cancellation.cancel()
+            raise
+        finally:
+            self._messages -= 1
+
     async def _list(self, call: Streaming[Result]) -> list[Result]:
         """By one thread, from the beginning of the call to its end."""
         work = _Listing(self, call)
-        self._messages += call.in_message
         try:
-            threads = self._ours().message_threads if call.in_message else self._threads
-            return await self._in_thread(call.left, work.run, threads=threads)
+            return await self._in_thread(call.left, work.run)
         except BaseException:
             work.close()
             raise
-        finally:
-            self._messages -= call.in_message
 
     async def _results(self, call: Plan[Streaming[Result]] | Streaming[Result]) -> AsyncIterator[Result]:
         call = call if isinstance(call, Streaming) else await self._run(call)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -110,7 +110,7 @@ class Connection:
         own = self._ours()
         # Those of any other kind are perhaps made while they are read.
         is_native = isinstance(call.items, list | tuple) and own.native.get() is not None
-        region = None if call.in_message or not isinstance(call.items, Sequence) else own.pool.take(call.left)
+        region = own.pool.take(call.left) if isinstance(call.items, Sequence) else None
         if is_native:
             return NativeStream(
                 own.native,
@@ -118,7 +118,6 @@ class Connection:
                 call.items,
                 call.left,
                 own.pool,
-                in_message=call.in_message,
                 region=region,
                 batches=call.batches,
                 forget=call.forget,
@@ -126,12 +125,12 @@ class Connection:
         exchange = call.exchange if region is None else SharedExchange(call.exchange, region, own.pool)
         return Stream(own.channel, exchange, call.items, call.left())
 
-    def _answer_of(self, call: Message[Result]) -> Result:
+    def _answer_of(self, call: Message[Result], cancellation: Any = None) -> Result:
         """By this thread, from beginning to end."""
         own = self._ours()
         if own.core.closed:
             raise closed()
-        return own.native.answer(call.item, call.left)
+        return own.native.answer(call.item, call.left, cancellation)
 
     def _close(self) -> None:
         self._core.closed = True

@@ -70,7 +70,6 @@ class Message(Generic[Result]):
     """One item, which goes, and comes back, in one message; for a driver that takes items."""
 
     item: Item[Result]
-    exchange: type[Exchange[Any, Result]]
     left: Left
 
 
@@ -81,7 +80,6 @@ class Streaming(Generic[Result]):
     exchange: Exchange[Any, Result]
     items: Any  # what the driver can iterate
     left: Left
-    in_message: bool = False  # whether it is one item, as of Message
     batches: bool = False  # whether the daemon takes small items together
     forget: Callable[[], None] = lambda: None  # to be called where it does not
 
@@ -249,7 +247,7 @@ class Core:
             result: Result
             try:
                 if in_message:
-                    result = yield Message(item, kind, left)
+                    result = yield Message(item, left)
                 else:
                     (result,) = yield Streaming(kind(most), [item], left)
             except Unavailable as error:

@@ -26,6 +26,12 @@ class Channel:
     def close(self) -> None:
         """Cancels its calls."""
 
+class Cancellation:
+    """Of a call with a message, by any thread, and before it has begun, too."""
+
+    def __init__(self) -> None: ...
+    def cancel(self) -> None: ...
+
 class Call:
     """MessageCall of client/python/native."""
 
@@ -35,7 +41,6 @@ class Call:
         items: Sequence[tuple[bytes, Buffer, int, int, bytes]] | Sequence[tuple[bytes, Buffer]],
         output: Callable[[int, bytes], Buffer] | None,
         seconds: float | None,
-        in_message: bool,
         region: Buffer | None,
         region_number: int,
         batches: bool,
@@ -49,6 +54,7 @@ def call_with_message(
     item: tuple[bytes, Buffer, int, int, bytes] | tuple[bytes, Buffer],
     output: Callable[[int, bytes], Buffer] | None,
     seconds: float | None,
+    cancellation: Cancellation | None,
 ) -> tuple[tuple[bytes, bytes] | int | None, tuple[int, str, float | None] | None]:
     """Of one item in a message: what Call.next gives, or, where that is None, Call.end."""
 

@@ -63,12 +63,12 @@ class NativeChannel:
         if self._made is not None:
             self._made.close()
 
-    def answer(self, item: Item[Result], left: Left) -> Result:
-        """Of a call with one item, which goes, and comes back, in a message."""
+    def answer(self, item: Item[Result], left: Left, cancellation: Any = None) -> Result:
+        """Of a call with one item, which goes, and comes back, in a message; `cancellation` is a new_cancellation."""
         outputs: dict[int, Output] = {}
         output = None if isinstance(item, CompressItem) else _output_of([item], outputs)
         end: Any
-        found, end = _native.call_with_message(self.get(), _parts_of(item), output, left())
+        found, end = _native.call_with_message(self.get(), _parts_of(item), output, left(), cancellation)
         if found is None:
             raise self.failure(*end) or unanswered(left())
         result: Result = _result_of(item, found, outputs)
@@ -94,6 +94,11 @@ def _is_wanted(native: Choice | None, has_other_credentials: bool) -> bool:
     return choice != "off" and _native is not None and not has_other_credentials
 
 
+def new_cancellation() -> Any:
+    """By which any thread cancels a call of another, before it has begun, too."""
+    return _native.Cancellation()
+
+
 class NativeStream(Results[Result]):
     """One call with items that are all there. With `batches` small ones go together; a daemon that knows none, and is
     an older one than was asked, gets the rest one by one, and `forget` is called."""
@@ -106,7 +111,6 @@ class NativeStream(Results[Result]):
         left: Left,
         pool: Pool,
         *,
-        in_message: bool = False,
         region: Region | None = None,
         batches: bool = False,
         forget: Callable[[], None] = lambda: None,
@@ -123,7 +127,7 @@ class NativeStream(Results[Result]):
         self._outputs: dict[int, Output] = {}
         self._batches, self._forget, self._is_closed = batches, forget, False
         self._compresses = isinstance(exchange, CompressExchange)
-        self._call = self._begin(self._compresses, in_message, batches) if self._items else None
+        self._call = self._begin(self._compresses, batches) if self._items else None
 
     def _prepare(self, exchange: Exchange[Any, Result], sources: Iterable[Any]) -> None:
         try:
@@ -134,12 +138,12 @@ class NativeStream(Results[Result]):
         except Exception as error:
             self._error = error
 
-    def _begin(self, compresses: bool, in_message: bool, batches: bool) -> Any:
+    def _begin(self, compresses: bool, batches: bool) -> Any:
         items = [_parts_of(item, place) for item, place in zip(self._items, self._places, strict=True)]
         # It holds no reference to the stream, which could not be forgotten otherwise.
         output = None if compresses else _output_of(self._items, self._outputs)
         memory, number = (None, 0) if self._region is None else (self._region.bytes.data, self._region.number)
-        return _native.Call(self._channel.get(), items, output, self._left(), in_message, memory, number, batches)
+        return _native.Call(self._channel.get(), items, output, self._left(), memory, number, batches)
 
     def __next__(self) -> Result:
         if self._generation != _fork.generation():
@@ -166,7 +170,7 @@ class NativeStream(Results[Result]):
         self._answered = 0
         self._outputs.clear()
         self._batches = False
-        self._call = self._begin(self._compresses, False, False)
+        self._call = self._begin(self._compresses, False)
         if self._is_closed:  # meanwhile
             self._call.cancel()
 
@@ -231,7 +235,7 @@ def _result_of(item: Any, found: Any, outputs: dict[int, Output]) -> Any:
 def _output_of(items: list[Item[Any]], outputs: dict[int, Output]) -> Any:
     def output(index: int, described: bytes) -> memoryview:
         item: Any = items[index]
-        made: Output = item.output(memoryview(described))
+        made: Output = item.output(described)
         outputs[index] = made
         return made.elements
 
