@@ -66,6 +66,12 @@ absl::Status Compress(const Prepared& prepared, ByteSpan values, MessageCodec::M
   return absl::OkStatus();
 }
 
+// An error of the frame that has this v1::DecompressHeader.
+absl::Status OfHeader(std::string_view text, const absl::Status& status) {
+  KVC_ASSIGN_OR_RETURN(const auto header, Parse<v1::DecompressHeader>(text));
+  return OfTensor(header.name(), status);
+}
+
 absl::Status Decompress(TensorDecompressor& decompressor, const MessageCodec::Frame& frame) {
   KVC_ASSIGN_OR_RETURN(const auto header, Parse<v1::DecompressHeader>(frame.header));
   KVC_RETURN_IF_ERROR(CheckHeader(header));
@@ -161,12 +167,22 @@ void MessageCodec::Recycle(std::vector<Made> made) {
   }
 }
 
-absl::StatusOr<std::string> MessageCodec::Describe(std::string_view name, ByteSpan frame) const {
+std::vector<std::string> MessageCodec::Describe(std::span<const Frame> frames, absl::Status& status) const {
+  std::vector<std::string> described;
+  described.reserve(frames.size());
   TensorDecompressor decompressor(limits_);
-  if (const absl::Status status = decompressor.ReadHeader(frame); !status.ok()) return OfTensor(name, status);
   v1::Tensor message;
-  ToMessage(decompressor.header().tensor, message);
-  return message.SerializeAsString();
+  for (const Frame& frame : frames) {
+    status = decompressor.ReadHeader(frame.frame);
+    if (!status.ok()) {
+      status = OfHeader(frame.header, status);
+      break;
+    }
+    message.Clear();
+    ToMessage(decompressor.header().tensor, message);
+    described.push_back(message.SerializeAsString());
+  }
+  return described;
 }
 
 size_t MessageCodec::Decompress(std::span<const Frame> frames, absl::Time deadline, absl::Status& status) {

@@ -49,14 +49,15 @@ class MessageCodec {
   // The memory of frames that were read, for frames to come: fresh memory costs more than a fast codec does.
   void Recycle(std::vector<Made> made);
 
-  // What a frame says that it holds: a v1::Tensor. `name` is of errors.
-  absl::StatusOr<std::string> Describe(std::string_view name, ByteSpan frame) const;
-
   struct Frame {
     std::string_view header;        // v1::DecompressHeader
     ByteSpan frame;                 // that nobody writes meanwhile
     StridedSpan<std::byte> values;  // as many bytes as its tensor has
   };
+  // What the frames say that they hold, each a v1::Tensor, before the first that cannot be read: `status` is as of
+  // TensorDecompressor::ReadHeader.
+  std::vector<std::string> Describe(std::span<const Frame> frames, absl::Status& status) const;
+
   // Returns how many of the frames were decoded before the first that failed; after that `status` is as of
   // TensorDecompressor. The values of a frame that failed, and of those that follow it, are undefined.
   size_t Decompress(std::span<const Frame> frames, absl::Time deadline, absl::Status& status);

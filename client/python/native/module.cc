@@ -59,12 +59,20 @@ nb::tuple Compress(const Codec& own, const nb::sequence& items, std::optional<do
   return nb::make_tuple(results, ErrorOf(status));
 }
 
-// What a frame holds, and None; or None, and the error.
-nb::tuple Describe(const Codec& own, std::string_view name, nb::handle frame) {
-  const View view(frame, PyBUF_SIMPLE);
-  const absl::StatusOr<std::string> tensor = own.codec->Describe(name, view.bytes());
-  if (!tensor.ok()) return nb::make_tuple(nb::none(), ErrorOf(tensor.status()));
-  return nb::make_tuple(nb::bytes(tensor->data(), tensor->size()), nb::none());
+// Of (header, frame) pairs: a list of what the frames hold, and the error that ended it.
+nb::tuple Describe(const Codec& own, const nb::sequence& items) {
+  std::vector<View> views;
+  std::vector<MessageCodec::Frame> frames;
+  for (nb::handle item : items) {
+    const View& frame = views.emplace_back(item[1], PyBUF_SIMPLE);
+    frames.push_back({TextOf(nb::object(item[0])), frame.bytes(), {}});
+  }
+  absl::Status status;
+  nb::list results;
+  for (const std::string& tensor : own.codec->Describe(frames, status)) {
+    results.append(nb::bytes(tensor.data(), tensor.size()));
+  }
+  return nb::make_tuple(results, ErrorOf(status));
 }
 
 // Of (header, frame, values) triples: how many were decoded into their values, and the error that ended it.
@@ -108,7 +116,7 @@ NB_MODULE(_native, module) {
           nb::arg("threads"), nb::arg("default_codec"), nb::arg("artifacts"))
       .def_prop_ro("threads", [](const Codec& own) { return own.codec->threads(); })
       .def("compress", &Compress, nb::arg("items"), nb::arg("seconds").none())
-      .def("describe", &Describe, nb::arg("name"), nb::arg("frame"))
+      .def("describe", &Describe, nb::arg("items"))
       .def("decompress", &Decompress, nb::arg("items"), nb::arg("seconds").none())
       .def("max_frame_bytes", &MaxFrameBytes, nb::arg("headers"));
 }

@@ -207,23 +207,21 @@ class LocalClient:
         _check(error)
 
     def _decompressed(self, items: list[DecompressItem], left: Left) -> Iterator[tuple[str, Any]]:
-        codec, outputs, error, fault = self._own(), [], None, None
-        for item in items:
-            described, error = codec.describe(item.name, item.data)
-            if error is not None:
-                break
-            try:
-                outputs.append(item.output(memoryview(described)))
-            except KvCompressError as raised:  # after the items before it
-                fault = raised
-                break
+        codec, outputs, fault = self._own(), [], None
+        described, error = codec.describe([(item.header, item.data) for item in items])
+        try:
+            for item, tensor in zip(items, described, strict=False):
+                outputs.append(item.output(tensor))
+        except KvCompressError as raised:  # after the items before it
+            fault = raised
         ready = [(item.header, item.data, output.elements) for item, output in zip(items, outputs, strict=False)]
         done, failure = codec.decompress(ready, _seconds(left))
         for item, output in zip(items[:done], outputs, strict=False):
             yield item.name, output.tensor
-        _check(failure or error)
+        _check(failure)
         if fault is not None:
             raise fault
+        _check(error)
 
 
 def _batches(sources: Iterable[Any], prepare: Callable[[Any], Item[Any]]) -> Iterator[list[Any]]:
