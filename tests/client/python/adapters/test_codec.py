@@ -23,7 +23,7 @@ def frames(codec, kv_values):
 
 
 def test_a_payload_gives_its_frames_back(codec, frames, kv_values):
-    payload = pack(frames)
+    payload = b"".join(pack(frames))
     assert len(payload) == packed_size([len(frame) for frame in frames])
     for found in (unpack(payload, KINDS), unpack(payload + b"rest", KINDS, padded=True)):
         assert [bytes(data) for _, data, _ in found] == [frame.data for frame in frames]
@@ -31,7 +31,7 @@ def test_a_payload_gives_its_frames_back(codec, frames, kv_values):
     tensors = codec.decompress(unpack(payload, KINDS))
     assert (tensors[2] - kv_values((1, 2, 40, 32), seed=2)).abs().max() < 0.3
     assert pack([]) == pack([])
-    assert unpack(pack([]), []) == []
+    assert unpack(b"".join(pack([])), []) == []
     assert all(torch.equal(*pair) for pair in zip(codec.decompress(frames), tensors, strict=True))
 
 
@@ -47,7 +47,7 @@ def test_values_that_a_codec_refuses_are_stored(codec, kv_values):
 
 
 def test_a_payload_that_was_changed_is_data_loss(frames):
-    payload = pack(frames)
+    payload = b"".join(pack(frames))
     for cut in (0, 5, 12, 35, len(payload) - 1):
         with pytest.raises(kvcompress.DataLoss):
             unpack(payload[:cut], KINDS)
@@ -60,17 +60,20 @@ def test_a_payload_that_was_changed_is_data_loss(frames):
         unpack(huge, KINDS)
 
 
-@pytest.mark.parametrize("place", ["table", "frame"])
-def test_no_bit_of_a_payload_changes_a_value_unseen(codec, frames, place):
-    payload = bytearray(pack(frames))
-    payload[15 if place == "table" else 300] ^= 4
-    with pytest.raises(kvcompress.DataLoss):
-        codec.decompress(unpack(payload, KINDS))
+def test_no_bit_of_a_payload_changes_a_value_unseen(codec, frames):
+    """A store makes no checksum of it."""
+    whole = b"".join(pack(frames))
+    table = packed_size([0] * len(frames))
+    for at in [*range(8 * table), *range(8 * table, 8 * len(whole), 61)]:
+        payload = bytearray(whole)
+        payload[at // 8] ^= 1 << at % 8
+        with pytest.raises(kvcompress.DataLoss):
+            codec.decompress(unpack(payload, KINDS))
 
 
 def test_a_frame_of_another_tensor_is_data_loss(codec, frames):
     with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):
-        codec.decompress(unpack(pack(frames[:1]), [Kind(torch.float16, (1, 2, 41, 32))]))
+        codec.decompress(unpack(b"".join(pack(frames[:1])), [Kind(torch.float16, (1, 2, 41, 32))]))
 
 
 def test_each_frame_is_held_to_its_own_fingerprint(codec, kv_values):
@@ -78,7 +81,7 @@ def test_each_frame_is_held_to_its_own_fingerprint(codec, kv_values):
     marks = [b"a", b"b" * 64, b""]
     frames = codec.compress(named, fingerprints=marks)
     assert [frame.fingerprint for frame in frames] == marks
-    stored = unpack(pack(frames), KINDS)
+    stored = unpack(b"".join(pack(frames)), KINDS)
     for kept in (frames, stored):
         tensors = codec.decompress(kept, marks)
         assert all(torch.equal(*pair) for pair in zip(tensors, codec.decompress(kept), strict=True))
@@ -104,7 +107,7 @@ def test_sealed_frames_open_with_their_key_and_fingerprint_alone(codec, kv_value
     named = [(f"layer_{i}_key", kv_values((1, 2, 40, 32), seed=i)) for i in range(3)]
     plain = codec.decompress(codec.compress(named, fingerprints=[b"a", b"b", b"c"]))
     frames = sealing[0].compress(named, fingerprints=[b"a", b"b", b"c"])
-    stored = unpack(pack(frames), KINDS)
+    stored = unpack(b"".join(pack(frames)), KINDS)
     for kept in (frames, stored):
         for opener in sealing[:2]:
             for tensor, wanted in zip(opener.decompress(kept, [b"a", b"b", b"c"]), plain, strict=True):
@@ -179,7 +182,7 @@ def test_an_engines_memory_is_decoded_into(codec, monkeypatch):
     targets = [whole[0], whole[1:3, :, :, :8].transpose(0, 1), whole[3].view(torch.int16), whole[1, :, :, 8:]]
     tensors = [torch.arange(target.numel()).to(target.dtype).view(target.shape) for target in targets]
     frames = codec.compress([(str(number), tensor) for number, tensor in enumerate(tensors)])
-    kept = unpack(pack(frames), [Kind.of(tensor) for tensor in tensors])
+    kept = unpack(b"".join(pack(frames)), [Kind.of(tensor) for tensor in tensors])
     given, real = [], kvcompress.Client.decompress_many
     monkeypatch.setattr(kvcompress.Client, "decompress_many", lambda client, items, **options: given.append(
         options["out"]) or real(client, items, **options))

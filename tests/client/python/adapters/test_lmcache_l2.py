@@ -137,11 +137,13 @@ def test_a_damaged_object_is_a_miss_of_its_own(adapter, filled, others):
     one._store.put(texts[2], bytes(one._store.get(texts[3], 1 << 20)))
     targets = [blank(memory) for memory in objects]
     assert load(one, keys, targets) == [False, False, False, True, True]
-    assert not any(target.raw.any() for target in targets[:3])
+    assert not any(target.raw.any() for target in targets[1:3])
     assert all(torch.equal(target.raw, memory.raw) for target, memory in zip(targets[3:], objects[3:], strict=True))
     found = one.report_status()
-    assert (found["loaded"], found["missing"], found[counter]) == (2, 2, 1)
-    assert one._store.stats().lost == 2
+    wanted = {"loaded": 2, "missing": 1, "damaged": 1}
+    wanted[counter] = wanted.get(counter, 0) + 1
+    assert {name: found[name] for name in wanted} == wanted
+    assert one._store.stats().lost == 1
     assert look_up(one, keys) == [False, False, False, True, True]
     assert store(one, keys, objects).bytes_transferred() > 0
     assert load(one, keys, targets) == [True] * 5

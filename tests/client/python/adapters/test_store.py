@@ -48,6 +48,20 @@ def test_a_payload_is_free_again_after_it_was_put(make, kind):
     assert store.get("a", 256) == bytes(range(256))
 
 
+def test_a_payload_may_come_in_pieces(make):
+    store, pieces = make(), (b"1", bytearray(b"23"), b"", memoryview(b"4567"))
+    assert store.put_many([("a", pieces), ("b", ()), ("c", b"89")]) == [True] * 3
+    assert store.get_many(["a", "b", "c"], 7) == [b"1234567", b"", b"89"]
+    assert store.get("a", 6) is None
+    assert (store.stats().bytes_in, store.stats().lost) == (9, 1)
+
+
+def test_pieces_above_the_capacity_are_not_stored(make):
+    store = make(capacity=5_000_000)
+    assert not store.put("a", (bytes(3_000_000), bytes(3_000_000)))
+    assert store.put("b", (bytes(2_000_000), bytes(2_000_000)))
+
+
 def test_a_put_replaces(make):
     store = make()
     assert store.put("a", bytes(1000))

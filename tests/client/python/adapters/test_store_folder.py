@@ -8,7 +8,8 @@ import time
 
 import pytest
 from folder_files import SIZE, files, used
-from kvcompress.store import _files, open_store
+from kvcompress.store import SelfChecked, _files, open_store
+from kvcompress.store._entry import Parts
 from kvcompress.store._index import Index
 
 
@@ -74,10 +75,12 @@ def test_a_read_goes_on_to_the_end(store, monkeypatch):
     assert store.get("a", len(payload)) == payload
 
 
+@pytest.mark.parametrize("checks", [tuple, SelfChecked])
 @pytest.mark.parametrize("damage", ["bit", "cut", "longer", "empty", "of another key", "a link", "a pipe", "a folder"])
-def test_what_is_not_what_was_stored_is_lost(store, tmp_path, damage):
+def test_what_is_not_what_was_stored_is_lost(store, tmp_path, damage, checks):
+    """Of a payload that checks itself only what is around it is the store's to check."""
     payload = bytes(range(200))
-    store.put_many([("a", payload), ("b", payload[::-1])])
+    store.put_many([("a", checks([payload[:50], payload[50:]])), ("b", payload[::-1])])
     path, other = store._path("a"), store._path("b")
     whole = path.read_bytes()
     path.unlink()
@@ -92,12 +95,13 @@ def test_what_is_not_what_was_stored_is_lost(store, tmp_path, damage):
         changed = {"cut": whole[:-1], "longer": whole + b"\0", "empty": b"", "of another key": other.read_bytes()}
         path.write_bytes(changed.get(damage, whole))
     if damage == "bit":
-        for at in range(8 * len(whole)):
+        checked = whole if checks is tuple else whole[:-200]
+        for at in range(8 * len(checked)):
             changed = bytearray(whole)
             changed[at // 8] ^= 1 << at % 8
             path.write_bytes(changed)
             assert store.get("a", 200) is None
-        assert store.stats().lost == 8 * len(whole)
+        assert store.stats().lost == 8 * len(checked)
     else:
         assert store.get("a", 200) is None
         assert store.stats().lost == 1
@@ -153,7 +157,7 @@ def abandoned(folder):
     held = []
 
     def leave(is_alive):
-        unfinished = _files.Files(folder).write(b"x" * 20, memoryview(bytes(1000)))
+        unfinished = _files.Files(folder).write(b"x" * 20, Parts(bytes(1000)))
         held.append(unfinished)
         if not is_alive:
             fcntl.flock(unfinished._descriptor, fcntl.LOCK_UN)

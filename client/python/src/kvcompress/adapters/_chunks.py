@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, InvalidArgument, KvCompressError, Unavailable
-from ..store import Store
+from ..store import SelfChecked, Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._counters import Counters
 from ._fingerprint import fingerprint
@@ -94,7 +94,7 @@ class ChunkStore:
             self._failed(error, chunks, "unsaved")
             return [None] * len(chunks)
         kept = self._store.put_many([(chunk.key, payload) for chunk, payload in zip(chunks, payloads, strict=True)])
-        sizes = [len(payload) if is_kept else None for payload, is_kept in zip(payloads, kept, strict=True)]
+        sizes = [sum(map(len, pieces)) if is_kept else None for pieces, is_kept in zip(payloads, kept, strict=True)]
         self.counters.add(
             saved=sum(kept),
             unsaved=len(kept) - sum(kept),
@@ -104,7 +104,7 @@ class ChunkStore:
         )
         return sizes
 
-    def _compress(self, chunks: Sequence[Chunk]) -> list[bytes]:
+    def _compress(self, chunks: Sequence[Chunk]) -> list[SelfChecked]:
         self._check_daemon()
         parts = [part for chunk in chunks for part in chunk.parts]
         frames = iter(

@@ -22,6 +22,7 @@ from .. import (
     tls,
 )
 from .._tensors import TensorView, torch_dtypes
+from ..store import SelfChecked
 from ..v1 import kvcompress_pb2 as pb
 
 if TYPE_CHECKING:
@@ -316,15 +317,12 @@ def check_dtype(dtype: torch.dtype, what: str) -> None:
         raise InvalidArgument(f"{what} is {dtype}, which is none of {', '.join(map(str, DTYPES))}")
 
 
-def pack(frames: Sequence[Frame]) -> bytes:
-    """Frames as one payload that tells its own size."""
-    return b"".join(pack_pieces(frames))
-
-
-def pack_pieces(frames: Sequence[Frame]) -> list[bytes]:
-    """A payload as the pieces that follow one another in it, whose bytes are not copied."""
+def pack(frames: Sequence[Frame]) -> SelfChecked:
+    """Frames as one payload that tells its own size, in pieces, so that no frame is copied. Its table of sizes has to
+    come to the payload's own, and each frame has checksums."""
     sizes = b"".join(_SIZE.pack(len(frame)) for frame in frames)
-    return [_HEADER.pack(_MAGIC, _VERSION, 0, len(frames)), sizes, *(frame.data for frame in frames)]
+    header = _HEADER.pack(_MAGIC, _VERSION, 0, len(frames))
+    return SelfChecked([header, sizes, *(frame.data for frame in frames)])
 
 
 def packed_size(frame_sizes: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from lmcache.v1.distributed.serde import AsyncSerdeProcessor, Deserializer, Seri
 
 from .. import InvalidArgument, KvCompressError
 from ._chunks import Part
-from ._codec import Codec, Kind, check_keys, most_packed, pack_pieces, packed_size, unpack
+from ._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack
 from ._counters import Counters
 from ._fingerprint import FINGERPRINT_BYTES, fingerprint
 from ._lmcache_metrics import publish
@@ -51,7 +51,7 @@ class KvCompressSerializer(Serializer):
         found = parts(src, self._geometry)
         specs = ["lossless" if part.exact else None for part in found]
         named = [(part.name, part.tensor) for part in found]
-        pieces = pack_pieces(self._codec.compress(named, specs=specs, fingerprints=_fingerprints(key, found)))
+        pieces = pack(self._codec.compress(named, specs=specs, fingerprints=_fingerprints(key, found)))
         buffer, size = memoryview(dst.byte_array).cast("B"), sum(map(len, pieces))
         if size > len(buffer):
             raise InvalidArgument(f"{size} bytes do not fit into {len(buffer)}")

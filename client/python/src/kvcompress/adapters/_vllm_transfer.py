@@ -141,7 +141,7 @@ class Transfer:
         )
         self._fail(task, "store", [chunk for chunk, done in zip(chunks, put, strict=True) if not done])
         self.count("stored_value_bytes", len(chunks) * self._size[number])
-        self.count("stored_frame_bytes", sum(map(len, payloads)))
+        self.count("stored_frame_bytes", sum(len(piece) for pieces in payloads for piece in pieces))
         return there + [chunk.key for chunk, done in zip(chunks, put, strict=True) if done]
 
     def _fingerprints(self, number: int, chunks: Sequence[Chunk]) -> list[bytes]:

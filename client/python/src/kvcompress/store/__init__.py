@@ -11,9 +11,9 @@ import os
 from .. import InvalidArgument
 from ._folder import FolderStore
 from ._memory import MemoryStore
-from ._store import Payload, Store, Stored, StoreStats
+from ._store import Payload, SelfChecked, Store, Stored, StoreStats
 
-__all__ = ["Payload", "Store", "StoreStats", "Stored", "open_store"]
+__all__ = ["Payload", "SelfChecked", "Store", "StoreStats", "Stored", "open_store"]
 
 _REDIS = ("redis://", "rediss://", "unix://")
 

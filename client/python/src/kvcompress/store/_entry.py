@@ -4,11 +4,12 @@ import hashlib
 import struct
 import zlib
 
-from ._store import Payload
+from ._store import Payload, Piece, SelfChecked
 
 # Magic, version, bytes of the payload, id, CRC-32 of the payload; 64 bytes, so that a payload stays aligned.
 _HEADER = struct.Struct("<4sIQ20sI24x")
 _MAGIC, _VERSION = b"KVCE", 1
+_SELF_CHECKED = 2  # the version of an entry whose CRC-32 is 0, because its payload checks itself
 HEADER_SIZE = _HEADER.size
 ID_SIZE = 20
 
@@ -31,23 +32,36 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def header_of(entry_id: bytes, payload: memoryview) -> bytes:
-    return _HEADER.pack(_MAGIC, _VERSION, len(payload), entry_id, zlib.crc32(payload))
+class Parts:
+    """What is put under a key: the pieces of its payload, `size` bytes together."""
+
+    def __init__(self, payload: Payload):
+        self.pieces = [memoryview(piece).cast("B") for piece in (payload if isinstance(payload, tuple) else (payload,))]
+        self.size = sum(map(len, self.pieces))
+        self._version = _SELF_CHECKED if isinstance(payload, SelfChecked) else _VERSION
+
+    def header(self, entry_id: bytes) -> bytes:
+        checksum = 0
+        for piece in self.pieces if self._version == _VERSION else ():
+            checksum = zlib.crc32(piece, checksum)
+        return _HEADER.pack(_MAGIC, self._version, self.size, entry_id, checksum)
 
 
-def payload_of(entry_id: bytes, entry: Payload) -> memoryview | str:
-    """A view of the payload, or what is wrong with the entry. No bit of it can be changed unseen by chance."""
+def payload_of(entry_id: bytes, entry: Piece) -> memoryview | str:
+    """A view of the payload, or what is wrong with the entry. No bit of it can be changed unseen by chance, except in a
+    payload that checks itself."""
     view = memoryview(entry)
     if len(view) < HEADER_SIZE:
         return f"{len(view)} bytes are no entry"
     magic, version, size, found, _ = _HEADER.unpack_from(view)
     payload = view[HEADER_SIZE:]
-    if magic != _MAGIC or version != _VERSION:
+    if magic != _MAGIC or version not in (_VERSION, _SELF_CHECKED):
         return "this is no entry of a store"
     if found != entry_id:
         return "this is the entry of another key"
     if size != len(payload):
         return f"{len(payload)} bytes are there of {size}"
-    if header_of(entry_id, payload) != view[:HEADER_SIZE]:
+    parts = Parts(payload if version == _VERSION else SelfChecked([payload]))
+    if parts.header(entry_id) != view[:HEADER_SIZE]:
         return "the checksum differs"
     return payload

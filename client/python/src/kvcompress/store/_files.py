@@ -9,7 +9,7 @@ import secrets
 import stat
 from typing import Any
 
-from ._entry import HEADER_SIZE, ID_SIZE, header_of, payload_of
+from ._entry import HEADER_SIZE, ID_SIZE, Parts, payload_of
 
 _SUFFIX, _UNFINISHED = ".kvc", "unfinished"
 # Entries lie in shards, folders that are named by the first digits of the ids: 10 million make some 2400 in each.
@@ -57,12 +57,12 @@ class Files:
             raise Lost(f"{path}: {payload}")
         return payload
 
-    def write(self, entry_id: bytes, payload: memoryview) -> "Unfinished":
+    def write(self, entry_id: bytes, parts: Parts) -> "Unfinished":
         try:
-            return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, payload)
+            return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, parts)
         except FileNotFoundError:  # someone has removed the folder
             self._make()
-            return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, payload)
+            return Unfinished(self._unfinished, self.path_of(entry_id), entry_id, parts)
 
     def unlink(self, entry_id: bytes) -> None:
         self.path_of(entry_id).unlink(missing_ok=True)
@@ -103,15 +103,15 @@ class Unfinished:
     """A whole entry, `size` bytes, that goes at the end of a `with` where it has not got its name. Until then it is
     locked, which tells others that its writer lives."""
 
-    def __init__(self, folder: pathlib.Path, path: pathlib.Path, entry_id: bytes, payload: memoryview):
+    def __init__(self, folder: pathlib.Path, path: pathlib.Path, entry_id: bytes, parts: Parts):
         self.entry_id = entry_id
-        self.size = HEADER_SIZE + len(payload)
+        self.size = HEADER_SIZE + parts.size
         self._path = path
         self._descriptor = -1
         self._has_name = False
         try:
             self._create(folder)
-            for left in (memoryview(header_of(entry_id, payload)), payload):
+            for left in (memoryview(parts.header(entry_id)), *parts.pieces):
                 while left:
                     left = left[os.write(self._descriptor, left) :]
         except BaseException:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ._entry import HEADER_SIZE, Ids
+from ._entry import HEADER_SIZE, Ids, Parts
 from ._files import SHARDS, Files, Lost, Unfinished, ids_of_shard
 from ._filter import Filter
 from ._index import MOST_EVICTED, Index
@@ -149,42 +149,42 @@ class FolderStore(Store):
 
     def put_many(self, items: Iterable[tuple[str, Payload]]) -> list[bool]:
         stored: list[bool] = []
-        batch: list[tuple[str, memoryview]] = []
+        batch: list[tuple[str, Parts]] = []
         size = 0
         for key, payload in items:
-            batch.append((key, memoryview(payload).cast("B")))
-            size += len(batch[-1][1])
+            batch.append((key, Parts(payload)))
+            size += batch[-1][1].size
             if len(batch) == _BATCH or size > _BATCH_BYTES:
                 stored += self._put(batch)
                 batch, size = [], 0
         return stored + self._put(batch)
 
-    def _put(self, batch: Sequence[tuple[str, memoryview]]) -> list[bool]:
+    def _put(self, batch: Sequence[tuple[str, Parts]]) -> list[bool]:
         """Of a key that is there twice, the last wins."""
         if not batch or self._is_closed:
             return [False] * len(batch)
         with contextlib.ExitStack() as held:
             written: dict[bytes, Unfinished] = {}
-            for key, payload in batch:
-                unfinished = self._write(self._ids.of(key), payload)
+            for key, parts in batch:
+                unfinished = self._write(self._ids.of(key), parts)
                 if unfinished is not None:
                     held.enter_context(unfinished)
                     written[unfinished.entry_id] = unfinished
             named = {entry_id for entry_id in self._admitted(written) if self._name(written[entry_id])}
         stored = [self._ids.of(key) in named for key, _ in batch]
-        self._counters.add(bytes_in=sum(len(payload) for (_, payload), done in zip(batch, stored, strict=True) if done))
+        self._counters.add(bytes_in=sum(parts.size for (_, parts), done in zip(batch, stored, strict=True) if done))
         self._compare_some()
         return stored
 
-    def _write(self, entry_id: bytes, payload: memoryview) -> Unfinished | None:
+    def _write(self, entry_id: bytes, parts: Parts) -> Unfinished | None:
         """None where the disk does not take it, even after others have gone."""
-        size = HEADER_SIZE + len(payload)
+        size = HEADER_SIZE + parts.size
         if self._capacity is not None and size > self._capacity:
             self._counters.trouble("an entry is not stored", f"{size} bytes are above the capacity")
             return None
         for is_last in (False, True):
             try:
-                return self._files.write(entry_id, payload)
+                return self._files.write(entry_id, parts)
             except OSError as error:
                 if is_last or error.errno not in _FULL or not self._make_space(size):
                     self._counters.trouble("an entry is not stored", error)

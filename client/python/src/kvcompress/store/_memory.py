@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from ._entry import Parts
 from ._store import Payload, Store, Stored, StoreStats
 
 
@@ -46,11 +47,12 @@ class MemoryStore(Store):
         return [self._put(key, payload) for key, payload in items]
 
     def _put(self, key: str, payload: Payload) -> bool:
-        size = memoryview(payload).nbytes
+        parts = Parts(payload)
+        size = parts.size
         if self._capacity is not None and size > self._capacity:
             self._counters.trouble("an entry is not stored", f"{size} bytes are above the capacity")
             return False
-        copy, evicted = bytes(payload), 0
+        copy, evicted = b"".join(parts.pieces), 0
         with self._lock:
             self._used += size - len(self._entries.pop(key, b""))
             while self._capacity is not None and self._used > self._capacity:

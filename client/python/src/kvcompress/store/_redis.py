@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .. import InvalidArgument
-from ._entry import HEADER_SIZE, Ids, header_of, payload_of
+from ._entry import HEADER_SIZE, Ids, Parts, payload_of
 from ._lanes import Breaker, Lanes, Refused
 from ._recent import Recent
 from ._store import Payload, Store, Stored, StoreStats
@@ -285,8 +285,8 @@ class RedisStore(Store):
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         for key, payload in items:
-            view, entry_id = memoryview(payload).cast("B"), self._ids.of(key)
-            batch.append((entry_id, b"".join((header_of(entry_id, view), view))))
+            parts, entry_id = Parts(payload), self._ids.of(key)
+            batch.append((entry_id, b"".join((parts.header(entry_id), *parts.pieces))))
             size += len(batch[-1][1])
             if size > _EXCHANGE or len(batch) == _KEYS:
                 stored += self._put(batch, size)

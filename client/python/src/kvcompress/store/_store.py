@@ -12,8 +12,17 @@ from typing import Any
 
 logger = logging.getLogger("kvcompress.store")
 
-Payload = bytes | bytearray | memoryview  # one that is put
+Piece = bytes | bytearray | memoryview
+Payload = Piece | tuple[Piece, ...]  # one that is put, perhaps in pieces that follow one another in it
 Stored = bytes | memoryview  # one that is got
+
+
+class SelfChecked(tuple[Piece, ...]):
+    """Pieces of a payload whose reader finds all damage by itself: a store makes no checksum of it."""
+
+    __slots__ = ()
+
+
 # Seconds in which a trouble of one kind is logged once: a full disk is one for every entry.
 _LOG_PAUSE = 60.0
 
@@ -75,7 +84,7 @@ class Store(abc.ABC):
     refuses raises nothing: it is a miss, or not stored, is counted in `stats`, and logged at most once a minute.
 
     An entry that is there may be gone when it is asked for: what `exists` says is a hint. What `get` gives is what was
-    put under this key, whole."""
+    put under this key, whole; of one that checks itself (SelfChecked) the key and the size alone are sure."""
 
     def __init__(self) -> None:
         self._counters = Counters()
@@ -120,8 +129,8 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def put_many(self, items: Iterable[tuple[str, Payload]]) -> list[bool]:
-        """Whether each is stored. One replaces what was there, at once or not at all. Payloads are of contiguous
-        memory, which is free again when this returns."""
+        """Whether each is stored. One replaces what was there, at once or not at all. Payloads, or their pieces, are of
+        contiguous memory, which is free again when this returns."""
 
     @abc.abstractmethod
     def remove(self, key: str) -> None: ...
