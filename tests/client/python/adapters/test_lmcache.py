@@ -245,6 +245,29 @@ def test_the_estimate_is_tight(serde, filled, codec):
     assert len(stored.raw) < len(source.raw) * {"i": 0.6, "r": 1.03}[codec[0]]
 
 
+@pytest.mark.parametrize("codec", ["lossless", "int4(group=32)", "kv4"])
+def test_padded_payloads_have_one_size_and_come_back(serde, filled, codec, caplog):
+    one, source = serde(codec=codec, padded_to=0.95), filled(KV)
+    stored = buffer_for(one, source)
+    stored.raw[:] = 255
+    assert one._serializer.serialize(source, stored, KEY) == len(stored.raw) == int(0.95 * len(source.raw))
+    assert not stored.raw[-64:].any()  # nothing of what the buffer held before
+    target = Memory(source.shapes, source.dtypes)
+    one._deserializer.deserialize(stored, target, KEY)
+    assert torch.equal(target.raw, source.raw) == (codec == "lossless")
+    assert (target.tensor.float() - source.tensor.float()).abs().max() < 1
+    assert "shorter" not in caplog.text
+
+
+def test_what_cannot_be_padded_is_an_error(serde, filled):
+    one, source = serde(padded_to=0.1), filled(KV)
+    with pytest.raises(kvcompress.InvalidArgument, match="do not fit into"):
+        one._serializer.serialize(source, buffer_for(one, source), KEY)
+    for wrong in (0, -1, 3, "1", True):
+        with pytest.raises(kvcompress.InvalidArgument, match="padded_to is"):
+            serde(padded_to=wrong)
+
+
 def test_a_chunk_with_nan_is_stored_unless_told_otherwise(serde, filled):
     source = filled(KV)
     source.raw[100:102] = 255

@@ -25,12 +25,14 @@ COUNTERS = (
 
 
 class KvCompressSerializer(Serializer):
-    """Calls wait in gRPC, which lets other threads of Python run."""
+    """Calls wait in gRPC, which lets other threads of Python run. With `padded_to` payloads have this part of their
+    object's bytes, whatever the codec makes of it; what does not fit is an error."""
 
-    def __init__(self, codec: Codec, geometry: Geometry, counters: Counters):
+    def __init__(self, codec: Codec, geometry: Geometry, counters: Counters, padded_to: float | None = None):
         self._codec = codec
         self._geometry = geometry
         self._counters = counters
+        self._padded_to = padded_to
         self._estimates: dict[Any, int] = {}
         self._has_warned = False
 
@@ -55,24 +57,29 @@ class KvCompressSerializer(Serializer):
         buffer, size = memoryview(dst.byte_array).cast("B"), sum(map(len, pieces))
         if size > len(buffer):
             raise InvalidArgument(f"{size} bytes do not fit into {len(buffer)}")
-        if size < len(buffer) and not self._has_warned:
+        if self._padded_to is None and size < len(buffer) and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "payloads of this codec are shorter than was estimated: misses of LMCache's fs, valkey, bigtable and "
-                "hfbucket; use intN with on_nonfinite 'error', or the L2 plugin in place of the serde"
+                "hfbucket; use padded_to, or intN with on_nonfinite 'error', or the L2 plugin in place of the serde"
             )
         at = 0
         for piece in pieces:
             buffer[at : at + len(piece)] = piece
             at += len(piece)
-        return size
+        if self._padded_to is None:
+            return size
+        buffer[size:] = bytes(len(buffer) - size)
+        return len(buffer)
 
     def estimate_serialized_size(self, layout_desc: Any) -> int:
         """Bytes that no payload of this layout passes, by the daemon's own account: that of intN and raw reaches it.
-        Without a daemon it is a bound of ours, some times larger. Nothing is refused."""
+        Without a daemon it is a bound of ours, some times larger. Nothing is refused. With `padded_to` it is that."""
         layout = (tuple(map(tuple, layout_desc.shapes)), tuple(layout_desc.dtypes))
         if layout not in self._estimates:
             found = pieces(*layout, self._geometry)
+            if self._padded_to is not None:
+                return int(self._padded_to * sum(piece.kind.size for piece in found))
             try:
                 most = self._codec.most_bytes(
                     [(piece.name, piece.kind) for piece in found],
@@ -112,13 +119,16 @@ def _fingerprints(key: Any, found: Sequence[Part]) -> list[bytes]:
 
 def create(config: Mapping[str, Any]) -> AsyncSerdeProcessor:
     """Of the keys beside `type` in an L2 adapter's `serde` object."""
-    check_keys(config, {"max_workers", "head_dim", "latents"})
+    check_keys(config, {"max_workers", "head_dim", "latents", "padded_to"})
+    padded_to = config.get("padded_to")
+    if padded_to is not None and not (type(padded_to) in (int, float) and 0 < padded_to <= 2):
+        raise InvalidArgument(f"padded_to is {padded_to!r}, and no part of an object's bytes, such as 0.75")
     codec = codec_of(config)
     geometry = Geometry.from_config(config, by_layer=codec.tells_layers_apart)
     counters = Counters()
     publish("serde", counters.values, COUNTERS)
     return AsyncSerdeProcessor(
-        KvCompressSerializer(codec, geometry, counters),
+        KvCompressSerializer(codec, geometry, counters, padded_to),
         KvCompressDeserializer(codec, geometry, counters),
         max_workers=int(config.get("max_workers", 4)),
     )
