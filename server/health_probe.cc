@@ -79,7 +79,13 @@ absl::Status ProbeHealth(const Options& options) {
   queue.Shutdown();
   while (queue.Next(&tag, &ok)) {
   }
-  if (!status.ok()) return absl::UnavailableError(absl::StrFormat("%s: %s", target, status.error_message()));
+  if (!status.ok()) {
+    const bool refused = status.error_message().find("Connection refused") != std::string::npos;
+    const bool plaintext = options.tls_cert.empty() && !IsUnixAddress(target);
+    return absl::UnavailableError(
+        absl::StrFormat("%s: %s%s", target, status.error_message(),
+                        plaintext && !refused ? " (one with TLS is asked with its --tls-cert and --tls-key)" : ""));
+  }
   grpc::Slice slice;
   const bool serving = response.DumpToSingleSlice(&slice).ok() && slice.size() == sizeof(kServing) &&
                        std::equal(slice.begin(), slice.end(), kServing);

@@ -47,6 +47,10 @@ absl::Status CheckUnixPath(std::string_view address, std::string_view path) {
 
 // Checks the end of `address`, HOST:PORT, and returns the host.
 absl::StatusOr<std::string> ParseHost(std::string_view address, std::string_view host_and_port) {
+  if (const size_t scheme = host_and_port.find("://"); scheme != std::string_view::npos) {
+    return NoAddress(address,
+                     absl::StrFormat("use HOST:PORT or unix:PATH, without %s", host_and_port.substr(0, scheme + 3)));
+  }
   const size_t colon = host_and_port.rfind(':');
   if (colon == std::string_view::npos || colon == 0 || colon + 1 == host_and_port.size()) {
     return NoAddress(address, "use HOST:PORT or unix:PATH");

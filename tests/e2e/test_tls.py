@@ -199,6 +199,7 @@ def test_the_health_probe_speaks_it_too(bin_dir, daemon, authority, pair):
         assert run(bin_dir, "--healthcheck", "--listen", server.address, *flags).returncode == 0
         without = run(bin_dir, "--healthcheck", "--listen", server.address)
         assert without.returncode == 1 and server.address in without.stderr
+        assert without.stderr.endswith("(one with TLS is asked with its --tls-cert and --tls-key)\n")
 
 
 def test_files_that_cannot_be_used_end_the_start(bin_dir, tmp_path, authority, pair):

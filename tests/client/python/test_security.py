@@ -189,6 +189,7 @@ def test_a_host_that_does_not_exist_is_named_at_once(kind):
     ("localhost:", "use HOST:PORT or unix:PATH"),
     (":50051", "use HOST:PORT or unix:PATH"),
     ("unix:", "use HOST:PORT or unix:PATH"),
+    ("https://host:1", "use HOST:PORT or unix:PATH, without https://"),
     ("::1:50051", "an IPv6 address stands in brackets, for example [::1]:50051"),
     ("10.0.0.1:1,10.0.0.2:1", "a list of IP addresses stands behind ipv4: or ipv6:"),
     ("unix:/" + "a" * 107, "the path of a unix socket has at most 107 bytes, and this one has 108"),

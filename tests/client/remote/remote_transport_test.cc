@@ -185,6 +185,11 @@ TEST(ParseAddressTest, APortThatNoDaemonCanHaveIsNamed) {
   EXPECT_THAT(ParseAddress("127.0.0.1:65535"), IsOk());
   EXPECT_THAT(ParseAddress("::1:50051"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("an IPv6 address stands in brackets")));
+  for (const char* address : {"https://host:1", "grpc://127.0.0.1:50051", "https://host"}) {
+    EXPECT_THAT(ParseAddress(address),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("use HOST:PORT or unix:PATH, without ")))
+        << address;
+  }
 }
 
 TEST(ParseAddressTest, ASocketPathThatTheSystemCannotHoldIsNamed) {

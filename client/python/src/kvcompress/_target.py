@@ -27,6 +27,8 @@ def check_target(target: str) -> None:
     elif colon and scheme == "dns":
         _check_host_and_port(target, rest.rpartition("/")[2])
     elif not target.startswith(_UNCHECKED):
+        if rest.startswith("//"):
+            raise _no_address(target, f"use HOST:PORT or unix:PATH, without {scheme}://")
         if "," in target:
             raise _no_address(target, "a list of IP addresses stands behind ipv4: or ipv6:")
         _check_host_and_port(target, target)
