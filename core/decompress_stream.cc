@@ -74,7 +74,10 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
       break;
     case FrameReader::Part::kBlock: SubmitBlock(reader_->TakeBlock()); break;
     case FrameReader::Part::kEnd: {
-      if (left > taken) return BytesBehindEnd(left - taken);
+      if (left > taken) {
+        return Named(frame_bytes_ ? FrameEndsEarly(reader_->bytes_read(), *frame_bytes_)
+                                  : BytesBehindFrame(left - taken));
+      }
       auto deliver = [this, task = std::move(task_), frame_bytes = reader_->bytes_read()] {
         if (cancelled_ || failed_) return;
         task->report.frame_bytes = frame_bytes;
@@ -88,10 +91,6 @@ absl::Status DecompressStream::AppendPart(ByteSpan& bytes) {
     }
   }
   return taken == left && frame_bytes_ ? Finish() : absl::OkStatus();
-}
-
-absl::Status DecompressStream::BytesBehindEnd(uint64_t count) const {
-  return Named(absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", count)));
 }
 
 absl::Status DecompressStream::StartTensor() {

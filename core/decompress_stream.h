@@ -78,7 +78,6 @@ class DecompressStream {
   absl::Status StartTensor();
   void SubmitBlock(FrameReader::Block block);
   absl::Status Named(const absl::Status& status) const;
-  absl::Status BytesBehindEnd(uint64_t count) const;
 
   Limits limits_;
   DecompressOutput& output_;

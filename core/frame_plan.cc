@@ -142,6 +142,14 @@ absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEn
   return chain;
 }
 
+absl::Status FrameEndsEarly(uint64_t bytes, uint64_t told) {
+  return absl::InvalidArgumentError(absl::StrFormat("the frame ends after %d of %d bytes", bytes, told));
+}
+
+absl::Status BytesBehindFrame(uint64_t count) {
+  return absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", count));
+}
+
 absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,
                               MutableByteSpan values) {
   // Decoding trusts nothing, so the checksum can wait until its pass finds the payload in cache.

@@ -68,6 +68,12 @@ absl::StatusOr<size_t> EncodeFrameBlock(const FrameHeader& header, const CodecCh
 // DATA_LOSS for one that does not take such a tensor.
 absl::StatusOr<CodecChain> ChainOfFrame(const FrameHeader& header, const CodecEnvironment& environment = {});
 
+// Of a frame of `bytes` bytes that was said to have `told`, which is more.
+absl::Status FrameEndsEarly(uint64_t bytes, uint64_t told);
+
+// Of a frame that `count` bytes follow.
+absl::Status BytesBehindFrame(uint64_t count);
+
 // Fills `values`, as many bytes as the block's elements take. DATA_LOSS, naming the block, when its checksum is wrong
 // or no encoder wrote it.
 absl::Status DecodeFrameBlock(const FrameHeader& header, const CodecChain& chain, const FrameBlock& block,

@@ -43,6 +43,7 @@ absl::Status TensorDecompressor::DecodeInto(StridedSpan<std::byte>& values) {
 
 absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, StridedSpan<std::byte> values,
                                                       std::string_view fingerprint) {
+  const size_t size = frame.size();
   KVC_RETURN_IF_ERROR(TakeHeader(frame, fingerprint));
   const uint64_t total = reader_.header().tensor_bytes();
   if (values.left() < total) {
@@ -55,7 +56,7 @@ absl::StatusOr<size_t> TensorDecompressor::Decompress(ByteSpan frame, StridedSpa
       case FrameReader::Part::kBlock: KVC_RETURN_IF_ERROR(DecodeInto(values)); break;
       case FrameReader::Part::kEnd:
         if (frame.empty()) return total;
-        return absl::InvalidArgumentError(absl::StrFormat("%d bytes behind the frame's end mark", frame.size()));
+        return FrameEndsEarly(size - frame.size(), size);
       case FrameReader::Part::kHeader:
       case FrameReader::Part::kNeedMore: return reader_.Truncated();
     }

@@ -1,5 +1,7 @@
 #include "server/session/tensor_call.h"
 
+#include <algorithm>
+
 #include "core/frame_plan.h"
 #include "proto/wire/convert.h"
 #include "proto/wire/headers/headers.h"
@@ -40,6 +42,7 @@ void CompressTensorWork::Answer(const TensorReport& report, SessionObserver& obs
 absl::Status DecompressTensorWork::Prepare(const v1::DecompressHeader& header, const SessionOptions& options) {
   name_ = header.name();
   fingerprint_ = header.fingerprint();
+  if (header.has_frame_bytes()) frame_bytes_ = header.frame_bytes();
   if (Direction::ToBuffers(header)) return NoBuffers();
   KVC_RETURN_IF_ERROR(CheckHeader(header));
   decompressor_ = TensorDecompressor(options.limits);
@@ -47,10 +50,15 @@ absl::Status DecompressTensorWork::Prepare(const v1::DecompressHeader& header, c
 }
 
 absl::StatusOr<Buffer> DecompressTensorWork::Run(std::span<const ByteSpan> frames, TensorReport& report) {
-  const ByteSpan frame = frames[0];
+  const uint64_t came = frames[0].size();
+  const uint64_t told = frame_bytes_.value_or(came);
+  const ByteSpan frame = frames[0].first(static_cast<size_t>(std::min(came, told)));
   Buffer values(static_cast<size_t>(max_output_bytes()));
   if (const absl::Status status = decompressor_.Decompress(frame, values.span(), fingerprint_).status(); !status.ok()) {
     return OfTensor(name_, status);
+  }
+  if (told != came) {
+    return OfTensor(name_, told > came ? FrameEndsEarly(came, told) : BytesBehindFrame(came - told));
   }
   Describe(decompressor_.header(), chain(), report);
   report.tensor.name = name_;

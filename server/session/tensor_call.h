@@ -54,7 +54,8 @@ class DecompressTensorWork {
 
  private:
   std::string name_;
-  std::string fingerprint_;  // that is expected
+  std::string fingerprint_;              // that is expected
+  std::optional<uint64_t> frame_bytes_;  // that the frame is said to have
   TensorDecompressor decompressor_;
 };
 

@@ -196,7 +196,8 @@ TEST_F(CompressorTest, EveryTruncationAndEveryTailIsRefused) {
     Tensors out;
     EXPECT_THAT(Decompress(pool_, longer, out, 1000, "", longer.size()),
                 StatusIs(absl::StatusCode::kInvalidArgument,
-                         absl::StrFormat("tensor \"t\": %d bytes behind the frame's end mark", tail)));
+                         absl::StrFormat("tensor \"t\": the frame ends after %d of %d bytes", frame.size(),
+                                         frame.size() + tail)));
   }
 }
 

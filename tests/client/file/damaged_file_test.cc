@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include "absl/strings/str_format.h"
 #include "core/file/compressed_file.h"
 #include "tests/client/file/file_harness.h"
 
@@ -87,7 +88,8 @@ TEST_F(DamagedFileTest, EntriesThatAreNotExactlyAFrame) {
   EXPECT_THAT(fault(frame, "I8", {size}), StatusIs(absl::StatusCode::kInvalidArgument,
                                                    "tensor \"a\": entry is I8 of rank 1, but frames are U8 of rank 1"));
   EXPECT_THAT(fault(frame + "abc", "U8", {size + 3}),
-              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"a\": 3 bytes behind the frame's end mark"));
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       absl::StrFormat("tensor \"a\": the frame ends after %d of %d bytes", size, size + 3)));
   EXPECT_THAT(fault(frame.substr(0, size - 1), "U8", {size - 1}),
               StatusIs(absl::StatusCode::kDataLoss, StartsWith("tensor \"a\": ")));
   EXPECT_THAT(fault(frame.substr(0, 20), "U8", {20}),

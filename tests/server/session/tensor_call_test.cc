@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
+#include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
 #include "proto/wire/convert.h"
 #include "tests/server/session/session_harness.h"
@@ -14,6 +17,7 @@ namespace {
 
 using testing::Distribution;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using testing::IsOk;
 using testing::MakeTensor;
 using testing::MakeValues;
@@ -177,6 +181,33 @@ TEST_F(TensorCallTest, ShortIsWhatIsSmallAndFast) {
   EXPECT_TRUE(is_short(131'072, "int4"));
   EXPECT_FALSE(is_short(131'136, "int4"));
   EXPECT_FALSE(is_short(5000, "int4|zstd"));
+}
+
+TEST_F(TensorCallTest, AFrameOfAnotherSizeThanItsHeaderSaysIsRefused) {
+  v1::CompressTensorResponse compressed;
+  const absl::StatusOr<std::string> frame = Compress("int4", values_.size(), compressed);
+  ASSERT_THAT(frame, IsOk());
+  const uint64_t size = frame->size();
+  const auto decompress = [&](uint64_t told, const std::string& bytes) {
+    v1::DecompressTensorRequest request = ToDecompress("t");
+    request.mutable_header()->set_frame_bytes(told);
+    DecompressTensorCall call;
+    v1::DecompressTensorResponse response;
+    return Run(call, request, Pieces(AsBytes(bytes), bytes.size()), response);
+  };
+  EXPECT_THAT(decompress(size, *frame), IsOk());
+  for (const uint64_t told : {size + 1, std::numeric_limits<uint64_t>::max()}) {
+    EXPECT_THAT(decompress(told, *frame),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         absl::StrFormat("tensor \"t\": the frame ends after %d of %d bytes", size, told)));
+  }
+  for (const uint64_t told : {uint64_t{0}, uint64_t{5}, size - 1}) {
+    EXPECT_THAT(decompress(told, *frame),
+                StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor \"t\": frame: truncated")));
+  }
+  EXPECT_THAT(decompress(size, *frame + "xyz"),
+              StatusIs(absl::StatusCode::kInvalidArgument, "tensor \"t\": 3 bytes behind the frame's end mark"));
+  EXPECT_EQ(observer_.decompressed, 1);
 }
 
 TEST_F(TensorCallTest, WhatCannotBeIsRefused) {
