@@ -13,6 +13,7 @@
 #include "core/base/half.h"
 #include "core/simd/exact_terms.h"
 #include "core/simd/half-inl.h"
+#include "core/simd/subnormals-inl.h"
 #include "core/simd/sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -55,10 +56,12 @@ HWY_INLINE Outcome MeasureRun(const uint8_t* original, const uint8_t* decoded, s
   const DF df;
   constexpr size_t kStep = hn::MaxLanes(DF()) * DTypeSize(kT);
   const size_t bytes = count * DTypeSize(kT);
-  const VF scales = hn::Set(df, scale);
+  const bool is_enlarged = kT != DType::kF16 && scale > 1;  // some may be subnormal
+  const VF scales = hn::Set(df, is_enlarged ? scale / kEnlarging : scale);
   const auto load = [&](const uint8_t* from) HWY_ATTR {
     const VF value = LoadF32<kT>(df, from);
-    return kScaled ? hn::Mul(value, scales) : value;
+    if constexpr (!kScaled) return value;
+    return hn::Mul(is_enlarged ? Enlarge(df, value) : value, scales);
   };
   LaneSums lanes(kScaled ? shift * scale : shift);
   WideSums wide;

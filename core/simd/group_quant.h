@@ -85,6 +85,9 @@ struct ValueRun {
 [[nodiscard]] bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs, void* scales,
                                 void* codes, ErrorSums* sums, TokenMeter* tokens = nullptr);
 
+// Whether a value is subnormal in binary32.
+bool HasSubnormals(DType dtype, std::span<const ValueRun> runs);
+
 // The inverse. `scales` and `codes` hold any bits; every pattern decodes to something.
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);
 

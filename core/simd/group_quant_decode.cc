@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
+#include "core/simd/subnormals-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -44,9 +46,23 @@ HWY_INLINE void LoadScales(const uint8_t* scales, size_t groups, float* out) {
   }
 }
 
-// Decodes a group of codes, a byte each, whose bits above `bits` are 0.
-template <DType kT>
-HWY_INLINE void DecodeBytes(int bits, size_t group, float scale, const uint8_t* codes, uint8_t* values) {
+HWY_INLINE bool IsSubnormal(float scale) { return scale < std::numeric_limits<float>::min() && scale != 0; }
+
+// Products with a subnormal scale.
+HWY_INLINE VF SmallProducts(VF numbers, VF scale) {
+  const DF df;
+  return Reduce(df, hn::Mul(numbers, Enlarge(df, scale)));
+}
+
+// Products with any scale.
+HWY_INLINE VF Products(VF numbers, float scale) {
+  const VF scales = hn::Set(DF(), scale);
+  return HWY_UNLIKELY(IsSubnormal(scale)) ? SmallProducts(numbers, scales) : hn::Mul(numbers, scales);
+}
+
+// Decodes a group of codes, a byte each, whose bits above `bits` are 0; kIsSmall where the scale is subnormal.
+template <DType kT, bool kIsSmall>
+HWY_INLINE void DecodeBytesAs(int bits, size_t group, float scale, const uint8_t* codes, uint8_t* values) {
   const DF df;
   const DI di;
   const hn::Rebind<uint8_t, DF> du8;
@@ -55,8 +71,16 @@ HWY_INLINE void DecodeBytes(int bits, size_t group, float scale, const uint8_t* 
   for (size_t i = 0; i < group; i += kLanes) {
     const auto code = hn::PromoteTo(di, LoadAt(du8, codes + i));
     const auto number = hn::ConvertTo(df, hn::Sub(hn::Xor(code, sign), sign));
-    StoreF32<kT>(df, hn::Mul(number, scales), values + i * DTypeSize(kT));
+    const VF product = kIsSmall ? SmallProducts(number, scales) : hn::Mul(number, scales);
+    StoreF32<kT>(df, product, values + i * DTypeSize(kT));
   }
+}
+template <DType kT>
+HWY_INLINE void DecodeBytes(int bits, size_t group, float scale, const uint8_t* codes, uint8_t* values) {
+  if constexpr (kT != DType::kF16) {
+    if (HWY_UNLIKELY(IsSubnormal(scale))) return DecodeBytesAs<kT, true>(bits, group, scale, codes, values);
+  }
+  DecodeBytesAs<kT, false>(bits, group, scale, codes, values);
 }
 
 HWY_ALIGN constexpr float kNibbleCodes[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
@@ -68,7 +92,7 @@ HWY_ALIGN constexpr float kNibbleCodes[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6
 template <DType kT>
 HWY_INLINE void DecodeNibbles(size_t group, float scale, const uint8_t* packed, uint8_t* values) {
   const DF df;
-  const VF products = hn::Mul(hn::Load(df, kNibbleCodes), hn::Set(df, scale));
+  const VF products = Products(hn::Load(df, kNibbleCodes), scale);
   const size_t bytes = group / 2;
   if constexpr (kT == DType::kF32) {
     for (size_t i = 0; i < bytes; i += 16) {
@@ -103,12 +127,11 @@ HWY_INLINE void DecodeNibbles(size_t group, float scale, const uint8_t* packed, 
 template <DType kT>
 HWY_INLINE hn::Vec<hn::Full128<uint16_t> > EightValues(float scale, size_t from) {
   const DF df;
-  const VF scales = hn::Set(df, scale);
-  const auto lower = Narrow<kT>(df, hn::Mul(hn::Load(df, kNibbleCodes + from), scales));
+  const auto lower = Narrow<kT>(df, Products(hn::Load(df, kNibbleCodes + from), scale));
   if constexpr (kLanes == 8) {
     return lower;
   } else {
-    const auto upper = Narrow<kT>(df, hn::Mul(hn::Load(df, kNibbleCodes + from + 4), scales));
+    const auto upper = Narrow<kT>(df, Products(hn::Load(df, kNibbleCodes + from + 4), scale));
     return hn::Combine(hn::Full128<uint16_t>(), upper, lower);
   }
 }

@@ -13,6 +13,8 @@
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
 #include "core/simd/scales-inl.h"
+#include "core/simd/subnormals-inl.h"
+#include "core/simd/subnormals.h"
 #include "core/simd/sums-inl.h"
 #include "core/simd/token_meter.h"
 
@@ -29,6 +31,9 @@ constexpr size_t kPrefetchCodes = 1024;
 // What is measured on the way: nothing, ErrorSums, or all that a TokenMeter does.
 enum class Measure { kNothing, kErrors, kTokens };
 
+// Of groups that are not usual, some are so small that their values are enlarged.
+enum class Group { kUsual, kUnusual, kSmall };
+
 // How the codes of a group are made: its `divisor` is the tile's, or the scale where the group is unusual.
 struct GroupScales {
   float scale;
@@ -36,21 +41,29 @@ struct GroupScales {
   float qmax;
 };
 
-// Quantizes a group. Codes leave as bytes, or packed as 4-bit codes when kNibbles.
-template <DType kT, size_t kGroup, bool kNibbles, bool kUnusual, Measure kMeasure>
+// Quantizes a group. Codes leave as bytes, or packed as 4-bit codes when kNibbles. Scales of a small one are enlarged.
+template <DType kT, size_t kGroup, bool kNibbles, Group kKind, Measure kMeasure>
 HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, uint8_t* out, LaneSums& sums,
                               [[maybe_unused]] float* errors) {
   const DF df;
   constexpr size_t kSize = DTypeSize(kT);
   const Decoder<kT, kNibbles> decode(scales.scale);
   const VF divisors = hn::Set(df, scales.divisor);
+  const auto load = [&](size_t at) HWY_ATTR {
+    const VF x = LoadF32<kT>(df, values + at * kSize);
+    return kKind == Group::kSmall ? Enlarge(df, x) : x;
+  };
   const auto round = [&](VF x) HWY_ATTR {
-    if constexpr (kUnusual) return RoundAndClamp(x, divisors, hn::Set(df, scales.qmax));
+    if constexpr (kKind != Group::kUsual) return RoundAndClamp(x, divisors, hn::Set(df, scales.qmax));
     return Round<kT>(x, divisors);
   };
   const auto measure = [&](size_t at, VF x, const Codes& codes) HWY_ATTR {
     if constexpr (kMeasure == Measure::kNothing) return;
-    const VF error = hn::Sub(x, decode(codes));
+    VF error = hn::Sub(x, decode(codes));
+    if constexpr (kKind == Group::kSmall) {
+      error = Reduce(df, error);
+      x = Reduce(df, x);
+    }
     if constexpr (kMeasure == Measure::kErrors) {
       sums.Add(x, error);
     } else {
@@ -66,12 +79,12 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, 
     VU low_bytes[16 / kLanes];
     for (size_t v = 0; v < 16 / kLanes; ++v) {
       const size_t at = i + v * kLanes;
-      const VF x = LoadF32<kT>(df, values + at * kSize);
+      const VF x = load(at);
       const Codes codes = round(x);
       measure(at, x, codes);
       low_bytes[v] = codes.bits;
       if constexpr (kNibbles) {
-        const VF upper = LoadF32<kT>(df, values + (at + kBytes) * kSize);
+        const VF upper = load(at + kBytes);
         const Codes upper_codes = round(upper);
         measure(at + kBytes, upper, upper_codes);
         low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
@@ -118,8 +131,8 @@ class Quantizer {
     return true;
   }
 
-  // Adds what all runs came to. False where binary32 did not hold it.
-  HWY_NOINLINE bool AddSums(ErrorSums& sums) {
+  // Adds what all runs, which are these, came to. False where binary32 did not hold it.
+  HWY_NOINLINE bool AddSums(std::span<const ValueRun> runs, ErrorSums& sums) {
     wide_.Flush(lanes_);
     const ErrorSums total = wide_.Totals(total_groups_ * group_, lanes_);
     // F16, and the values of groups that are not unusual, are small, and not too small beside their errors.
@@ -127,6 +140,7 @@ class Quantizer {
     const bool is_held =
         kT == DType::kF16 || !has_unusual_ || (total.sum_squares >= kLeastSquares && total.sum_squares <= kMostSquares);
     if (!is_held || !SafeInLanes(total.max_abs_error) || !wide_.DifferencesFollow(total, lanes_)) return false;
+    if (total.max_abs_error == 0 && HasSubnormals(kT, runs)) return false;
     sums.Merge(total);
     return true;
   }
@@ -167,7 +181,7 @@ class Quantizer {
     for (size_t g = 0; g < n; ++g) {
       if (HWY_LIKELY(!tile.unusual[g])) {
         const GroupScales scales{tile.scale[g], tile.divisor[g], limits_.qmax};
-        QuantizeGroup<kT, kGroup, kNibbles, false, kMeasure>(values, scales, out, lanes, errors);
+        QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, out, lanes, errors);
       } else {
         lanes = EncodeUnusual<kGroup>(values, tile.scale[g], out, lanes, errors);
       }
@@ -199,8 +213,15 @@ class Quantizer {
   // By value, so that the lanes of other groups stay in registers.
   template <size_t kGroup>
   HWY_NOINLINE LaneSums EncodeUnusual(const uint8_t* values, float scale, uint8_t* out, LaneSums lanes, float* errors) {
-    const GroupScales scales{scale, scale, limits_.qmax};
-    QuantizeGroup<kT, kGroup, kNibbles, true, kMeasure>(values, scales, out, lanes, errors);
+    GroupScales scales{scale, scale, limits_.qmax};
+    if constexpr (kT != DType::kF16) {
+      if (scale < kSmallScale) {
+        scales.scale = scales.divisor = hn::GetLane(Enlarge(DF(), hn::Set(DF(), scale)));
+        QuantizeGroup<kT, kGroup, kNibbles, Group::kSmall, kMeasure>(values, scales, out, lanes, errors);
+        return lanes;
+      }
+    }
+    QuantizeGroup<kT, kGroup, kNibbles, Group::kUnusual, kMeasure>(values, scales, out, lanes, errors);
     return lanes;
   }
 
@@ -246,7 +267,7 @@ bool QuantizeWith(const GroupQuantFormat& format, std::span<const ValueRun> runs
     return quantizer.Run(values, groups, scale_out, code_out);
   };
   if (!ForEachRun(format, runs, scales, codes, fast)) return false;
-  if constexpr (kMeasure == Measure::kErrors) *has_sums = quantizer.AddSums(*sums);
+  if constexpr (kMeasure == Measure::kErrors) *has_sums = quantizer.AddSums(runs, *sums);
   return true;
 }
 
@@ -263,7 +284,9 @@ bool QuantizeAs(const GroupQuantFormat& format, std::span<const ValueRun> runs, 
 
 }  // namespace
 
-// QuantizeRuns for whole groups. `has_sums` becomes false where sums without tokens did not come to anything.
+// QuantizeRuns for whole groups, on a thread that may compute with 0 in place of subnormal numbers: scales and codes
+// are as if it did not, errors of subnormal values may become 0. `has_sums` becomes false where sums without tokens did
+// not come to anything.
 bool QuantizeGroups(const GroupQuantFormat& format, std::span<const ValueRun> runs, uint8_t* scales, uint8_t* codes,
                     ErrorSums* sums, TokenMeter* tokens, bool* has_sums) {
   return VisitDType(format.dtype, [&](auto t) HWY_ATTR {
@@ -322,7 +345,10 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
   bool has_sums = true;
-  if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums, tokens, &has_sums)) return false;
+  {
+    const SubnormalsAreZero guard;
+    if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums, tokens, &has_sums)) return false;
+  }
   if (!runs.empty()) {
     size_t groups = 0;
     for (const ValueRun& run : runs) groups += run.count / format.group;
@@ -338,7 +364,8 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
     if (tokens != nullptr) tokens->Add(format.dtype, values, errors, tail);
   }
   if (tokens != nullptr) {
-    if (!tokens->End()) MeasureAgain(format, runs, scale_out, code_out, *tokens);
+    const bool is_held = tokens->End() && (tokens->sums().max_abs_error > 0 || !HasSubnormals(format.dtype, runs));
+    if (!is_held) MeasureAgain(format, runs, scale_out, code_out, *tokens);
     sums->Merge(tokens->sums());
   } else if (!has_sums) {
     ForEachDecoded(format, runs, scale_out, code_out, [&](const void* values, const void* decoded, size_t count) {

@@ -6,6 +6,7 @@
 #include "core/base/half.h"
 #include "core/simd/exact_terms.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/value_limits.h"
 
 namespace kvcompress::simd {
 
@@ -51,6 +52,11 @@ size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit
     }
     return count;
   });
+}
+
+bool HasSubnormals(DType dtype, std::span<const ValueRun> runs) {
+  return std::ranges::any_of(runs,
+                             [dtype](const ValueRun& run) { return HasSubnormals(dtype, run.values, run.count); });
 }
 
 namespace scalar {

@@ -15,6 +15,7 @@
 
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
+#include "core/simd/subnormals-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -144,22 +145,44 @@ HWY_INLINE VF ScalesOf(hn::Vec<DI> bits) {
   return hn::IfThenElse(is_bf16, hn::BitCast(df, hn::ShiftLeft<16>(magnitude)), scale);
 }
 
+// max / qmax, rounded as binary32 has it, also where that is subnormal, which the thread need not compute with. `max`
+// is enlarged in the lanes that `is_small` has; then so is the quotient.
+HWY_INLINE VF Quotients(VF max, float qmax, hn::Mask<DF> is_small) {
+  const DF df;
+  const hn::Repartition<double, DF> dd;
+  const hn::Half<DF> half;
+  // In binary64 no quotient that is not a tie is next to one.
+  const auto of_half = [&](hn::Vec<hn::Half<DF>> v) HWY_ATTR {
+    const auto quotient = hn::Div(hn::PromoteTo(dd, v), hn::Set(dd, double{qmax}));
+    // The sum rounds to subnormal numbers' last digit, enlarged.
+    const auto magic = hn::Set(dd, 0x1.8p52 * double{kEnlargedDigit});
+    const auto rounded = hn::Sub(hn::Add(quotient, magic), magic);
+    return hn::DemoteTo(half, hn::IfThenElse(hn::Lt(quotient, hn::Set(dd, double{kEnlargedMin})), rounded, quotient));
+  };
+  const VF quotient = hn::Combine(df, of_half(hn::UpperHalf(half, max)), of_half(hn::LowerHalf(half, max)));
+  return hn::IfThenElse(is_small, Reduce(df, quotient), quotient);
+}
+
 // What GroupScale makes of `bits`, the quotients of the largest magnitudes `max` and qmax rounded to F16. One step is
-// always enough: it is more than the rounding took.
+// always enough: it is more than the rounding took. This thread may compute with 0 in place of subnormal numbers.
 template <DType kT>
 HWY_NOINLINE hn::Vec<DI> CorrectScales(const ScaleLimits& limits, VF max, hn::Vec<DI> bits) {
   const DF df;
   const DI di;
   const auto one = hn::Set(di, 1);
-  const VF qmax = hn::Set(df, limits.qmax);
+  [[maybe_unused]] const VF qmax = hn::Set(df, limits.qmax);
+  [[maybe_unused]] const auto is_small = hn::Lt(max, hn::Set(df, 1.0f));
   if constexpr (kT != DType::kF16) {
     const auto is_normal = hn::And(hn::Gt(bits, hn::Set(di, kSmallestNormalF16 - 1)),
                                    hn::Lt(bits, hn::Set(di, int{InfinityBits(DType::kF16)})));
-    const auto is_zero = hn::RebindMask(di, hn::Eq(max, hn::Zero(df)));
-    const auto bf16 = hn::BitCast(di, hn::ShiftRight<16>(RoundToUpperHalf(df, hn::Div(max, qmax))));
+    const auto is_zero = hn::Eq(hn::BitCast(di, max), hn::Zero(di));
+    max = hn::IfThenElse(is_small, Enlarge(df, max), max);
+    const auto bf16 = hn::BitCast(di, hn::ShiftRight<16>(RoundToUpperHalf(df, Quotients(max, limits.qmax, is_small))));
     bits = hn::IfThenElse(hn::Or(is_normal, is_zero), bits, hn::Or(bf16, hn::Set(di, 0x8000)));
   }
-  const VF reach = hn::Mul(hn::Set(df, limits.qmax + 0.5f), ScalesOf<kT>(bits));
+  VF scale = ScalesOf<kT>(bits);
+  if constexpr (kT != DType::kF16) scale = hn::IfThenElse(is_small, Enlarge(df, scale), scale);
+  const VF reach = hn::Mul(hn::Set(df, limits.qmax + 0.5f), scale);
   bits = hn::Add(bits, hn::IfThenElseZero(hn::RebindMask(di, hn::Lt(reach, max)), one));
   if constexpr (kT == DType::kF16) {
     const VF least_infinite = hn::Set(df, 65520.0f);  // of what is rounded to F16
@@ -169,7 +192,8 @@ HWY_NOINLINE hn::Vec<DI> CorrectScales(const ScaleLimits& limits, VF max, hn::Ve
   return bits;
 }
 
-// Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of range.
+// Computes the scales of groups with the largest magnitudes `maxima`. Returns false if one is out of range. This thread
+// may compute with 0 in place of subnormal numbers.
 template <DType kT>
 HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, Tile& tile) {
   const DF df;
@@ -191,7 +215,9 @@ HWY_NOINLINE bool TileScales(const ScaleLimits& limits, const Bits<kT>* maxima, 
     const auto wide = hn::PromoteTo(di, scale_bits);
     const auto outside = hn::Or(hn::VecFromMask(di, hn::Lt(wide, hn::Set(di, limits.first_fine))),
                                 hn::VecFromMask(di, hn::Gt(wide, hn::Set(di, limits.last_fine))));
-    const VF unusual = hn::IfThenElseZero(hn::Gt(max, hn::Zero(df)), hn::BitCast(df, outside));
+    // By their bits: a subnormal one may count as 0 to this thread.
+    const auto is_positive = hn::RebindMask(df, hn::Gt(hn::BitCast(di, max), hn::Zero(di)));
+    const VF unusual = hn::IfThenElseZero(is_positive, hn::BitCast(df, outside));
     any_unusual = hn::Or(any_unusual, unusual);
     hn::Store(hn::BitCast(di, unusual), di, tile.unusual + i);
     if (HWY_UNLIKELY(!hn::AllTrue(di, hn::Eq(hn::BitCast(di, unusual), hn::Zero(di))))) {

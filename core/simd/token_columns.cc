@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "core/simd/half-inl.h"
+#include "core/simd/subnormals-inl.h"
 #include "core/simd/subnormals.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -41,7 +42,8 @@ HWY_INLINE bool LeavesFinite([[maybe_unused]] const void* values, [[maybe_unused
 }
 
 // How errors come.
-enum class Errors { kNone, kGiven, kDecoded, kDecodedAgain };
+enum class Errors { kNone, kGiven, kDecoded, kDecodedAgain, kDecodedSmallAgain };
+constexpr bool IsAgain(Errors errors) { return errors >= Errors::kDecodedAgain; }
 
 // The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length. With
 // kMarks they tell whether anything varies; without errors they are the same on all targets, too.
@@ -144,7 +146,7 @@ class Sums {
   }
 
  private:
-  static constexpr bool kAgain = kErrors == Errors::kDecodedAgain;
+  static constexpr bool kAgain = IsAgain(kErrors);
 
   HWY_INLINE void StoreErrors(ColumnBlock& block, size_t lane) const {
     const D d;
@@ -183,8 +185,9 @@ class StripRows {
         errors_(static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize),
         columns_(rows.columns) {
     const ErrorScales scales = rows.again.value_or(ErrorScales());
-    value_scale_ = hn::Set(D(), scales.value);
-    error_scale_ = hn::Set(D(), scales.error);
+    constexpr float kBefore = kErrors == Errors::kDecodedSmallAgain ? kEnlarging : 1;
+    value_scale_ = hn::Set(D(), scales.value / kBefore);
+    error_scale_ = hn::Set(D(), scales.error / kBefore);
   }
   // Vector `k` of the row.
   HWY_INLINE void Load(size_t k, V& value, V& error, V& change) const {
@@ -200,11 +203,15 @@ class StripRows {
     if constexpr (kErrors == Errors::kGiven) {
       change = error = LoadAt(d, at);
     } else {
-      const V decoded = LoadF32<kT>(d, at);
+      V decoded = LoadF32<kT>(d, at);
+      if constexpr (kErrors == Errors::kDecodedSmallAgain) {
+        value = Enlarge(d, value);
+        decoded = Enlarge(d, decoded);
+      }
       error = hn::Sub(value, decoded);
       change = hn::Xor(value, decoded);
     }
-    if constexpr (kErrors == Errors::kDecodedAgain) {
+    if constexpr (IsAgain(kErrors)) {
       value = hn::Mul(value, value_scale_);
       error = hn::Mul(error, error_scale_);
     }
@@ -302,6 +309,11 @@ void AddToColumns(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t 
     constexpr DType kT = decltype(t)::value;
     if (!rows.errors.is_decoded) return AddRowsAs<kT, Errors::kGiven>(rows, row, chunk, column);
     if (rows.errors.at == rows.x) return AddRowsAs<kT, Errors::kNone>(rows, row, chunk, column);
+    if constexpr (kT != DType::kF16) {
+      if (rows.again && rows.again->OfSubnormals()) {
+        return AddRowsAs<kT, Errors::kDecodedSmallAgain>(rows, row, chunk, column);
+      }
+    }
     if (rows.again) return AddRowsAs<kT, Errors::kDecodedAgain>(rows, row, chunk, column);
     AddRowsAs<kT, Errors::kDecoded>(rows, row, chunk, column);
   });

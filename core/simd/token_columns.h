@@ -55,6 +55,9 @@ struct ErrorSource {
 struct ErrorScales {
   float value = 1;
   float error = 1;
+
+  // Whether the largest value and the largest error are below 2^-80: most may be subnormal then.
+  bool OfSubnormals() const { return value >= 0x1p120f && error >= 0x1p120f; }
 };
 
 // Rows of `columns` values of `dtype` each, and their errors. Where they are measured `again`, by these scales, errors

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "core/base/half.h"
-#include "core/simd/group_quant.h"
 #include "core/simd/value_limits.h"
 
 namespace kvcompress::simd {
@@ -222,9 +221,8 @@ void TokenMeter::SumColumnsExactly() {
 }
 
 float LargestMagnitude(DType dtype, const void* values, size_t count) {
-  if (FindOutOfRange(dtype, values, count, MaxFinite(dtype)) < count) return std::numeric_limits<float>::infinity();
-  const uint32_t bits = LargestFinite(dtype, static_cast<const std::byte*>(values), count);
-  return LoadAsF32(dtype, &bits, 0);
+  const uint32_t bits = LargestBits(dtype, static_cast<const std::byte*>(values), count);
+  return bits > MaxFiniteBits(dtype) ? std::numeric_limits<float>::infinity() : LoadAsF32(dtype, &bits, 0);
 }
 
 namespace {

@@ -5,11 +5,15 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
+#include "core/simd/subnormals-inl.h"
+#include "core/simd/subnormals.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -39,13 +43,39 @@ class Cells {
   VF scale_, offset_;
 };
 
+// Differences over scales, of which some are small.
+HWY_INLINE VF SmallQuotients(VF differences, VF scales) {
+  const DF df;
+  const auto is_small = AreSmall(scales);
+  // What is beyond this is beyond all codes, too.
+  const VF limit = hn::Set(df, 0x1p60f);
+  const VF limited = hn::Max(hn::Min(differences, limit), hn::Neg(limit));
+  return hn::Div(hn::IfThenElse(is_small, Enlarge(df, limited), differences),
+                 hn::IfThenElse(is_small, Enlarge(df, scales), scales));
+}
+
+// Codes times scales, of which some are small.
+HWY_INLINE VF SmallProducts(VF codes, VF scales) {
+  const DF df;
+  const auto is_small = AreSmall(scales);
+  const VF product = hn::Mul(codes, hn::IfThenElse(is_small, Enlarge(df, scales), scales));
+  return hn::IfThenElse(is_small, Reduce(df, product), product);
+}
+
+// How a call does what it does. kMayBeSmall: some scales may be small, and this thread computes with subnormal numbers.
+template <bool kIsWide, bool kHasColumns, bool kMayBeSmall>
+struct Way {
+  static constexpr bool kWide = kIsWide, kColumns = kHasColumns, kSmall = kMayBeSmall;
+};
+
 // Codes of n >= kStep values.
-template <DType kT, bool kWide, bool kColumns>
+template <DType kT, class W>
 HWY_INLINE void EncodeRun(const UniformFormat& format, const uint8_t* values, size_t n, const float* scales,
                           const float* offsets, CodeBytes codes) {
   const DF df;
   const DU du;
-  const Cells<kColumns> cells(scales, offsets);
+  constexpr bool kWide = W::kWide;
+  const Cells<W::kColumns> cells(scales, offsets);
   const VF lo = hn::Set(df, static_cast<float>(format.min_code()));
   const VF hi = hn::Set(df, static_cast<float>(format.max_code()));
   // The sum leaves the nearest integer, plus the even zero(), in its low bits.
@@ -61,7 +91,8 @@ HWY_INLINE void EncodeRun(const UniformFormat& format, const uint8_t* values, si
       const VF scale = cells.scale(j);
       const VF divisor = hn::IfThenElse(hn::Eq(scale, hn::Zero(df)), hn::Set(df, 1.0f), scale);
       const VF x = LoadF32<kT>(df, values + j * sizeof(Bits<kT>));
-      const VF number = hn::Div(hn::Sub(x, cells.offset(j)), divisor);
+      const VF difference = hn::Sub(x, cells.offset(j));
+      const VF number = W::kSmall ? SmallQuotients(difference, divisor) : hn::Div(difference, divisor);
       high[v] = hn::BitCast(du, hn::Add(hn::Min(hn::Max(number, lo), hi), magic));
       if constexpr (kWide) {
         low[v] = hn::And(high[v], low_mask);
@@ -75,13 +106,13 @@ HWY_INLINE void EncodeRun(const UniformFormat& format, const uint8_t* values, si
   }
 }
 
-template <DType kT, bool kWide, bool kColumns>
+template <DType kT, class W>
 HWY_INLINE void DecodeRun(const UniformFormat& format, ConstCodeBytes codes, size_t n, const float* scales,
                           const float* offsets, uint8_t* values) {
   const DF df;
   const DI di;
   const hn::Rebind<uint8_t, DF> du8;
-  const Cells<kColumns> cells(scales, offsets);
+  const Cells<W::kColumns> cells(scales, offsets);
   const VF limit = hn::Set(df, MaxFinite(kT));
   const VF lower = hn::Neg(limit);
   const auto zero = hn::Set(di, format.zero());
@@ -90,61 +121,83 @@ HWY_INLINE void DecodeRun(const UniformFormat& format, ConstCodeBytes codes, siz
     const size_t at = std::min(i, n - kStep);
     for (size_t j = at; j < at + kStep; j += kLanes) {
       auto code = hn::PromoteTo(di, LoadAt(du8, codes.high + j));
-      if constexpr (kWide) {
+      if constexpr (W::kWide) {
         code = hn::Or(hn::ShiftLeftSame(code, low_bits), hn::PromoteTo(di, LoadAt(du8, codes.low + j)));
       }
-      const VF product = hn::Mul(hn::ConvertTo(df, hn::Sub(code, zero)), cells.scale(j));
+      const VF number = hn::ConvertTo(df, hn::Sub(code, zero));
+      const VF product = W::kSmall ? SmallProducts(number, cells.scale(j)) : hn::Mul(number, cells.scale(j));
       const VF value = hn::Min(hn::Max(hn::Add(product, cells.offset(j)), lower), limit);
       StoreF32<kT>(df, value, values + j * sizeof(Bits<kT>));
     }
   }
 }
 
-template <DType kT, bool kWide, bool kColumns>
+template <DType kT, class W>
 void EncodeAs(const UniformFormat& format, const CellLayout& layout, const uint8_t* values, size_t count,
               const float* scales, const float* offsets, CodeBytes codes) {
   ForEachRun(layout, count, [&](size_t first, size_t n, size_t cell) HWY_ATTR {
     const uint8_t* from = values + first * sizeof(Bits<kT>);
     const float* cell_offsets = offsets != nullptr ? offsets + cell : nullptr;
-    const CodeBytes to = {codes.high + first, kWide ? codes.low + first : nullptr};
-    if (n < kStep) return scalar::QuantizeRun(format, from, n, scales + cell, cell_offsets, kColumns, to);
-    EncodeRun<kT, kWide, kColumns>(format, from, n, scales + cell, cell_offsets, to);
+    const CodeBytes to = {codes.high + first, W::kWide ? codes.low + first : nullptr};
+    if (n < kStep) return scalar::QuantizeRun(format, from, n, scales + cell, cell_offsets, W::kColumns, to);
+    EncodeRun<kT, W>(format, from, n, scales + cell, cell_offsets, to);
   });
 }
 
-template <DType kT, bool kWide, bool kColumns>
+template <DType kT, class W>
 void DecodeAs(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
               const float* scales, const float* offsets, uint8_t* values) {
   ForEachRun(layout, count, [&](size_t first, size_t n, size_t cell) HWY_ATTR {
     uint8_t* to = values + first * sizeof(Bits<kT>);
     const float* cell_offsets = offsets != nullptr ? offsets + cell : nullptr;
-    const ConstCodeBytes from = {codes.high + first, kWide ? codes.low + first : nullptr};
-    if (n < kStep) return scalar::DequantizeRun(format, from, n, scales + cell, cell_offsets, kColumns, to);
-    DecodeRun<kT, kWide, kColumns>(format, from, n, scales + cell, cell_offsets, to);
+    const ConstCodeBytes from = {codes.high + first, W::kWide ? codes.low + first : nullptr};
+    if (n < kStep) return scalar::DequantizeRun(format, from, n, scales + cell, cell_offsets, W::kColumns, to);
+    DecodeRun<kT, W>(format, from, n, scales + cell, cell_offsets, to);
   });
+}
+
+// Calls visit with a Way. Of F16 no product or quotient is subnormal.
+template <DType kT, typename Visit>
+HWY_INLINE void VisitWay(bool is_wide, bool has_columns, bool may_be_small, Visit visit) {
+  const auto with = [&]<bool kSmall>() HWY_ATTR {
+    if (is_wide) return has_columns ? visit(Way<true, true, kSmall>()) : visit(Way<true, false, kSmall>());
+    return has_columns ? visit(Way<false, true, kSmall>()) : visit(Way<false, false, kSmall>());
+  };
+  if constexpr (kT != DType::kF16) {
+    if (may_be_small) return with.template operator()<true>();
+  }
+  with.template operator()<false>();
 }
 
 }  // namespace
 
+// Whether any scale is small.
+bool HasSmallScales(const float* scales, size_t cells) {
+  const DF df;
+  size_t i = 0;
+  for (; i + kLanes <= cells; i += kLanes) {
+    if (!hn::AllFalse(df, AreSmall(hn::LoadU(df, scales + i)))) return true;
+  }
+  return std::any_of(scales + i, scales + cells, [](float scale) { return scale > 0 && scale < kSmallScale; });
+}
+
 void EncodeUniform(const UniformFormat& format, const CellLayout& layout, const uint8_t* values, size_t count,
-                   const float* scales, const float* offsets, CodeBytes codes) {
+                   const float* scales, const float* offsets, CodeBytes codes, bool may_be_small) {
   VisitDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
-    const bool columns = layout.stretch != 0;
-    const auto encode = format.bits > 8 ? (columns ? EncodeAs<kT, true, true> : EncodeAs<kT, true, false>)
-                                        : (columns ? EncodeAs<kT, false, true> : EncodeAs<kT, false, false>);
-    encode(format, layout, values, count, scales, offsets, codes);
+    VisitWay<kT>(format.bits > 8, layout.stretch != 0, may_be_small, [&](auto way) HWY_ATTR {
+      EncodeAs<kT, decltype(way)>(format, layout, values, count, scales, offsets, codes);
+    });
   });
 }
 
 void DecodeUniform(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
-                   const float* scales, const float* offsets, uint8_t* values) {
+                   const float* scales, const float* offsets, uint8_t* values, bool may_be_small) {
   VisitDType(format.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
-    const bool columns = layout.stretch != 0;
-    const auto decode = format.bits > 8 ? (columns ? DecodeAs<kT, true, true> : DecodeAs<kT, true, false>)
-                                        : (columns ? DecodeAs<kT, false, true> : DecodeAs<kT, false, false>);
-    decode(format, layout, codes, count, scales, offsets, values);
+    VisitWay<kT>(format.bits > 8, layout.stretch != 0, may_be_small, [&](auto way) HWY_ATTR {
+      DecodeAs<kT, decltype(way)>(format, layout, codes, count, scales, offsets, values);
+    });
   });
 }
 
@@ -157,6 +210,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvcompress::simd {
 
+HWY_EXPORT(HasSmallScales);
 HWY_EXPORT(EncodeUniform);
 HWY_EXPORT(DecodeUniform);
 HWY_EXPORT(PackWhole);
@@ -169,16 +223,25 @@ constexpr size_t kPackGroup = 128;
 const uint8_t* Bytes(const void* from) { return static_cast<const uint8_t*>(from); }
 uint8_t* Bytes(void* to) { return static_cast<uint8_t*>(to); }
 
+bool MayBeSmall(const UniformFormat& format, const CellLayout& layout, size_t count, const float* scales) {
+  return format.dtype != DType::kF16 && HWY_DYNAMIC_DISPATCH(HasSmallScales)(scales, layout.cells(count));
+}
+
 }  // namespace
 
 void UniformQuantize(const UniformFormat& format, const CellLayout& layout, const void* values, size_t count,
                      const float* scales, const float* offsets, CodeBytes codes) {
-  HWY_DYNAMIC_DISPATCH(EncodeUniform)(format, layout, Bytes(values), count, scales, offsets, codes);
+  const bool may_be_small = MayBeSmall(format, layout, count, scales);
+  // Without small scales a subnormal number is as good as 0 beside half a code.
+  std::optional<SubnormalsAreZero> guard;
+  if (!may_be_small && format.dtype != DType::kF16) guard.emplace();
+  HWY_DYNAMIC_DISPATCH(EncodeUniform)(format, layout, Bytes(values), count, scales, offsets, codes, may_be_small);
 }
 
 void UniformDequantize(const UniformFormat& format, const CellLayout& layout, ConstCodeBytes codes, size_t count,
                        const float* scales, const float* offsets, void* values) {
-  HWY_DYNAMIC_DISPATCH(DecodeUniform)(format, layout, codes, count, scales, offsets, Bytes(values));
+  HWY_DYNAMIC_DISPATCH(DecodeUniform)
+  (format, layout, codes, count, scales, offsets, Bytes(values), MayBeSmall(format, layout, count, scales));
 }
 
 size_t PackedCodeBytes(int bits, size_t count) { return PackedBytes(bits, kPackGroup, count); }

@@ -7,7 +7,10 @@
 #include <cstring>
 
 #include "core/simd/half-inl.h"
+#include "core/simd/key_counts.h"
+#include "core/simd/subnormals-inl.h"
 #include "core/simd/uniform_quant.h"
+#include "core/simd/value_limits.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -181,8 +184,24 @@ void WidenAs(const uint8_t* elements, size_t count, float* out) {
 constexpr size_t kStep = 16;
 constexpr size_t kVectors = kStep / kLanes;
 
+// Of values below this, 2^-64, squares are subnormal.
 template <DType kT>
-HWY_INLINE float RunEnergy(const uint8_t* values, size_t n) {
+constexpr uint32_t kSubnormalSquareBits = uint32_t{63} << MantissaBits(kT);
+// Whether their sum can be made of enlarged values: where they are rounded once.
+template <DType kT>
+constexpr bool kEnlargesSquares = kT == DType::kBF16 || (kT == DType::kF32 && HWY_NATIVE_FMA);
+
+// Squares, or, of values that are enlarged and have subnormal ones, squares that are rounded as these are.
+template <bool kEnlarged>
+HWY_INLINE VF SquaresOf(VF x) {
+  const DF df;
+  if constexpr (!kEnlarged) return hn::Mul(x, x);
+  const VF magic = hn::Set(df, 6.0f);  // its last digit is the smallest number, times the square of kEnlarging
+  return hn::Sub(hn::MulAdd(x, x, magic), magic);
+}
+
+template <DType kT, bool kEnlarged>
+HWY_INLINE float RunEnergyAs(const uint8_t* values, size_t n) {
   const DF df;
   constexpr size_t kWidth = sizeof(Bits<kT>);
   VF lanes[kVectors];
@@ -190,7 +209,7 @@ HWY_INLINE float RunEnergy(const uint8_t* values, size_t n) {
   const auto add = [&](const uint8_t* from) HWY_ATTR {
     for (size_t v = 0; v < kVectors; ++v) {
       const VF x = LoadF32<kT>(df, from + v * kLanes * kWidth);
-      lanes[v] = hn::Add(lanes[v], hn::Mul(x, x));
+      lanes[v] = hn::Add(lanes[v], SquaresOf<kEnlarged>(kEnlarged ? Enlarge(df, x) : x));
     }
   };
   size_t i = 0;
@@ -205,7 +224,19 @@ HWY_INLINE float RunEnergy(const uint8_t* values, size_t n) {
   for (size_t half = kStep / 2; half > 0; half /= 2) {
     for (size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
   }
-  return sums[0];
+  if constexpr (!kEnlarged) return sums[0];
+  return hn::GetLane(Reduce(df, Reduce(df, hn::Set(df, sums[0]))));
+}
+
+template <DType kT>
+HWY_INLINE float RunEnergy(const uint8_t* values, size_t n) {
+  if constexpr (kEnlargesSquares<kT>) {
+    const auto* const bytes = reinterpret_cast<const std::byte*>(values);
+    constexpr uint32_t kLimit = kSubnormalSquareBits<kT>;
+    const bool may_be_small = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits<kT>>(bytes)) < kLimit;  // by the first one
+    if (may_be_small && LargestFinite(kT, bytes, n) < kLimit) return RunEnergyAs<kT, true>(values, n);
+  }
+  return RunEnergyAs<kT, false>(values, n);
 }
 
 template <DType kT>

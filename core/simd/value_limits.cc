@@ -73,6 +73,23 @@ size_t LargestOfVectors(Bits most_finite, const std::byte* values, size_t count,
   return i;
 }
 
+// Of magnitudes that are not 0 the least, less 1, of the whole vectors; returns where they end.
+template <typename Bits>
+size_t LeastOfVectors(const std::byte* values, size_t count, uint32_t& least) {
+  const hn::ScalableTag<Bits> d;
+  const auto* const in = reinterpret_cast<const uint8_t*>(values);
+  auto min = hn::Set(d, hwy::LimitsMax<Bits>());
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= count; i += hn::Lanes(d)) {
+    const auto magnitude = hn::And(LoadAt(d, in + i * sizeof(Bits)), hn::Set(d, MaxKey<Bits>(KeyOrder::kMagnitude)));
+    min = hn::Min(min, hn::Sub(magnitude, hn::Set(d, Bits{1})));
+  }
+  HWY_ALIGN Bits lanes[hn::MaxLanes(d)];
+  hn::Store(min, d, lanes);
+  least = *std::ranges::min_element(lanes);
+  return i;
+}
+
 template <typename Bits>
 void ClampAll(Bits infinity, const std::byte* values, size_t count, uint32_t limit, uint32_t of_infinity,
               std::byte* out) {
@@ -102,6 +119,10 @@ size_t LargestFiniteVectors(DType dtype, const std::byte* values, size_t count, 
   });
 }
 
+size_t LeastMagnitudeVectors(DType dtype, const std::byte* values, size_t count, uint32_t& least) {
+  return VisitBits(dtype, [&](auto zero) HWY_ATTR { return LeastOfVectors<decltype(zero)>(values, count, least); });
+}
+
 void ClampMagnitudeVectors(DType dtype, const std::byte* values, size_t count, uint32_t limit, uint32_t of_infinity,
                            std::byte* out) {
   VisitBits(dtype, [&](auto zero) HWY_ATTR {
@@ -117,24 +138,53 @@ namespace kvcompress::simd {
 
 HWY_EXPORT(LimitKeyVectors);
 HWY_EXPORT(LargestFiniteVectors);
+HWY_EXPORT(LeastMagnitudeVectors);
 HWY_EXPORT(ClampMagnitudeVectors);
 
 void LimitKeys(DType dtype, const std::byte* values, size_t count, uint32_t lower, uint32_t upper, std::byte* out) {
   HWY_DYNAMIC_DISPATCH(LimitKeyVectors)(dtype, values, count, lower, upper, out);
 }
 
-uint32_t LargestFinite(DType dtype, const std::byte* values, size_t count) {
-  const uint32_t most_finite = MaxFiniteBits(dtype);
+namespace {
+
+uint32_t LargestUpTo(uint32_t most, DType dtype, const std::byte* values, size_t count) {
   uint32_t largest = 0;
-  const size_t done = HWY_DYNAMIC_DISPATCH(LargestFiniteVectors)(dtype, values, count, most_finite, largest);
+  const size_t done = HWY_DYNAMIC_DISPATCH(LargestFiniteVectors)(dtype, values, count, most, largest);
   VisitBits(dtype, [&](auto zero) {
     using Bits = decltype(zero);
     for (size_t i = done; i < count; ++i) {
       const uint32_t magnitude = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits>(values + i * sizeof(Bits)));
-      if (magnitude <= most_finite) largest = std::max(largest, magnitude);
+      if (magnitude <= most) largest = std::max(largest, magnitude);
     }
   });
   return largest;
+}
+
+}  // namespace
+
+uint32_t LargestFinite(DType dtype, const std::byte* values, size_t count) {
+  return LargestUpTo(MaxFiniteBits(dtype), dtype, values, count);
+}
+
+uint32_t LargestBits(DType dtype, const std::byte* values, size_t count) {
+  return LargestUpTo(~uint32_t{0} >> (33 - 8 * DTypeSize(dtype)), dtype, values, count);
+}
+
+bool HasSubnormals(DType dtype, const void* values, size_t count) {
+  if (dtype != DType::kBF16 && dtype != DType::kF32) return false;
+  const auto* const from = static_cast<const std::byte*>(values);
+  uint32_t least;
+  const size_t done = HWY_DYNAMIC_DISPATCH(LeastMagnitudeVectors)(dtype, from, count, least);
+  const uint32_t least_normal = uint32_t{1} << MantissaBits(dtype);
+  if (least < least_normal - 1) return true;
+  return VisitBits(dtype, [&](auto zero) {
+    using Bits = decltype(zero);
+    for (size_t i = done; i < count; ++i) {
+      const uint32_t magnitude = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits>(from + i * sizeof(Bits)));
+      if (magnitude != 0 && magnitude < least_normal) return true;
+    }
+    return false;
+  });
 }
 
 void ClampMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t limit, uint32_t of_infinity,

@@ -20,6 +20,12 @@ void LimitKeys(DType dtype, const std::byte* values, size_t count, uint32_t lowe
 // The bits of the largest finite magnitude that a value has; 0 if none is finite.
 uint32_t LargestFinite(DType dtype, const std::byte* values, size_t count);
 
+// The bits of the largest magnitude, NaN and infinities above all.
+uint32_t LargestBits(DType dtype, const std::byte* values, size_t count);
+
+// Whether a value is subnormal in binary32.
+bool HasSubnormals(DType dtype, const void* values, size_t count);
+
 // Finite magnitudes above that of the bits `limit` become this, infinities that of `of_infinity`, with their signs. NaN
 // becomes +0.
 void ClampMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t limit, uint32_t of_infinity,

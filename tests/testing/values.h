@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -50,6 +52,22 @@ inline std::vector<std::byte> MakeBits(size_t bytes, uint32_t seed = 1) {
   std::vector<std::byte> result(bytes);
   for (std::byte& byte : result) byte = static_cast<std::byte>(random());
   return result;
+}
+
+// Values of every magnitude that binary32 has, subnormal ones beside others: runs of `run` at one magnitude each, in
+// which one value in four has any other, smaller one, or is 0.
+inline std::vector<std::byte> MakeMagnitudes(DType dtype, size_t count, size_t run, float largest, uint32_t seed = 1) {
+  std::mt19937 random(seed);
+  std::vector<std::byte> bytes(count * DTypeSize(dtype));
+  int exponent = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (i % run == 0)
+      exponent = random() % 2 == 0 ? -120 - static_cast<int>(random() % 30) : static_cast<int>(random() % 260) - 148;
+    const int own = random() % 4 == 0 ? exponent - static_cast<int>(random() % 60) : exponent;
+    const float value = std::ldexp(Bell(random), own);
+    StoreFromF32(dtype, std::min(std::max(value, -largest), largest), bytes.data(), i);
+  }
+  return bytes;
 }
 
 inline TensorDesc MakeTensor(std::string name, DType dtype, std::vector<uint64_t> shape) {

@@ -173,6 +173,27 @@ TEST_P(WideTargetsTest, SumsHoldForTinyValues) {
   }
 }
 
+// Groups of any magnitude, with subnormal values beside others.
+TEST_P(WideTargetsTest, SameBytesForSubnormalValues) {
+  for (const size_t group : kAllGroups) {
+    for (const int bits : kAllBits) {
+      for (const uint32_t seed : {1, 2, 3}) {
+        const auto values = testing::MakeMagnitudes(dtype(), group * 150 + 9, group, LargestQuantizable(), seed);
+        ExpectSame({dtype(), bits, group}, values.data(), group * 150 + 9, Guarded::Against::kPageAfter);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// What has a code of its own is not lost, and the rest, which is subnormal, is.
+TEST_P(WideTargetsTest, ErrorsOfSubnormalValuesAloneAreFound) {
+  constexpr size_t kCount = 64 * 20;
+  std::vector<uint8_t> values(kCount * DTypeSize(dtype()));
+  for (size_t i = 0; i < kCount; ++i) StoreFromF32(dtype(), i % 64 == 5 ? 7.0f : 0x1p-130f, values.data(), i);
+  ExpectSame({dtype(), 4, 64}, values.data(), kCount, Guarded::Against::kPageAfter);
+}
+
 TEST_P(TargetsTest, SameBytesAtEveryAlignment) {
   constexpr size_t kCount = 64 * 20 + 5;
   const auto values = testing::MakeValues(dtype(), kCount, Distribution::kGaussian);

@@ -141,6 +141,23 @@ TEST_P(UniformTargetsTest, SameBytesForTiesAtEveryMagnitude) {
   }
 }
 
+// Cells of any magnitude, runs and columns, with subnormal values beside others.
+TEST_P(UniformTargetsTest, SameBytesForSubnormalValues) {
+  for (const int bits : {2, 4, 8, 11}) {
+    for (const bool symmetric : {true, false}) {
+      const UniformFormat format = {dtype(), bits, symmetric};
+      const float largest = std::fmin(0x1p120f, MaxFinite(dtype()));
+      for (const size_t run : {1, 16, 80}) {
+        const auto values = testing::MakeMagnitudes(dtype(), 80 * 40, run, largest, static_cast<uint32_t>(bits));
+        for (const CellLayout& layout : Layouts(80 * 40)) {
+          ExpectSame(format, layout, values, kAfter);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
 // Codes that no encoder writes.
 TEST_P(UniformTargetsTest, ScalesOfZeroGiveTheSameZeroForAnyCode) {
   const WithTarget with(target());

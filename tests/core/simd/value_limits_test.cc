@@ -82,6 +82,25 @@ TEST_P(ValueLimitsTest, FindsTheLargestFiniteMagnitude) {
   }
 }
 
+TEST_P(ValueLimitsTest, FindsTheLargestBitsAndSubnormalValues) {
+  std::mt19937 random(12);
+  for (int round = 0; round < 200; ++round) {
+    const size_t count = 1 + random() % 200;
+    auto values = testing::MakeValues(dtype(), count, testing::Distribution::kOutliers, static_cast<uint32_t>(round));
+    const bool is_subnormal = round % 2 == 0;
+    StoreFromF32(dtype(), is_subnormal ? -0x1p-127f : 0x1p-126f, values.data(), random() % count);
+    uint32_t want = 0;
+    for (size_t i = 0; i < count; ++i) {
+      want = std::max(want, Key(KeyOrder::kMagnitude, values.data() + i * width()));
+    }
+    EXPECT_EQ(LargestBits(dtype(), values.data(), count), want);
+    const bool holds = dtype() == DType::kBF16 || dtype() == DType::kF32;
+    EXPECT_EQ(HasSubnormals(dtype(), values.data(), count), is_subnormal && holds);
+    StoreFromF32(dtype(), std::numeric_limits<float>::quiet_NaN(), values.data(), random() % count);
+    EXPECT_GT(LargestBits(dtype(), values.data(), count), MaxFiniteBits(dtype()));
+  }
+}
+
 TEST_P(ValueLimitsTest, ClampsMagnitudesInfinitiesAndNan) {
   std::mt19937 random(11);
   for (int round = 0; round < 100; ++round) {
