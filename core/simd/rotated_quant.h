@@ -79,12 +79,23 @@ struct RotatedRow {
   float level_unit;     // 2^-k: a level's size before the scale
 
   size_t second() const { return length - span; }  // where the second transform begins; 0: there is none
+  // Whether binary32 holds the products of a scale and sums of levels, which are below 2^7 span.
+  bool has_exact_products() const { return second() == 0 && span <= 512; }
 
   // The scale with which levels have the least error, where `cross` is the sum of their products with the coefficients.
   float ScaleOf(int32_t cross, int32_t squares, float norm) const {
     return static_cast<float>(cross) / static_cast<float>(squares) * norm / scale_divisor;
   }
 };
+
+// Whether a row's energy is certainly too small to be computed from its values: these are all below 2^-64. Of most rows
+// one value tells.
+bool IsSmallRow(const RotatedFormat& format, const std::byte* row);
+
+// On a thread that computes with 0 in place of subnormal numbers: the energy of `count` values, of which one is 1 or
+// more, and `value` times 2^exponent, both as on any other.
+float ExactEnergy(const float* values, size_t count);
+float ExactPower(float value, int exponent);
 
 // The energy of a row, whose squares 16 lanes have added up.
 inline float EnergyOf(float* lanes) {

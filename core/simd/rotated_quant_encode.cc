@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
@@ -13,6 +14,8 @@
 #include "core/simd/rotated_quant.h"
 #include "core/simd/rotated_row-inl.h"
 #include "core/simd/row_sums-inl.h"
+#include "core/simd/subnormals-inl.h"
+#include "core/simd/subnormals.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -136,15 +139,16 @@ class Tile {
       largest = hn::Max(largest, hn::BitCast(DI(), hn::Abs(x)));
       hn::Store(x, df, v + i);
     }
-    const float most = hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(DI(), largest)));
+    const auto most_bits = hn::MaxOfLanes(DI(), largest);
+    const float most = hn::GetLane(hn::BitCast(df, most_bits));
     if (!(most <= std::min(kMaxRotatable, MaxFinite(kT)))) return false;
     float energy = EnergyOfRow(v);
-    if (most == 0) {
+    if (hn::GetLane(most_bits) == 0) {
       energy = 1;  // any that gives codes of 0
     } else if (!(energy >= kMinRotatedEnergy && energy <= kMaxRotatedEnergy)) {
       exponents_[r] = std::ilogb(most);
       Scale(-exponents_[r], v);
-      energy = EnergyOfRow(v);
+      energy = HasSubnormalSquares(v) ? ExactEnergy(v, row_.length) : EnergyOfRow(v);
     }
     energies_[r] = energy;
     for (size_t i = 0; i < row_.length; i += kLanes) {
@@ -162,9 +166,27 @@ class Tile {
     }
     return lanes[0];
   }
+  bool HasSubnormalSquares(const float* v) const {
+    const DF df;
+    const DI di;
+    const auto limit = hn::BitCast(di, hn::Set(df, 0x1p-62f));
+    auto found = hn::Zero(di);
+    for (size_t i = 0; i < row_.length; i += kLanes) {
+      const auto bits = hn::BitCast(di, hn::Abs(hn::Load(df, v + i)));
+      found = hn::Or(found, hn::IfThenElseZero(hn::Lt(bits, limit), bits));
+    }
+    return !hn::AllTrue(di, hn::Eq(found, hn::Zero(di)));
+  }
   // Times 2^exponent, for values below 2^(1 - exponent), rounded once.
   void Scale(int exponent, float* v) const {
     const DF df;
+    if (exponent >= kEnlargingExponent) {
+      const VF rest = hn::Set(df, std::ldexp(1.0f, exponent - kEnlargingExponent));
+      for (size_t i = 0; i < row_.length; i += kLanes) {
+        hn::Store(hn::Mul(Enlarge(df, hn::Load(df, v + i)), rest), df, v + i);
+      }
+      return;
+    }
     const int first = std::min(exponent, 100);
     const VF by = hn::Set(df, std::ldexp(1.0f, first)), then = hn::Set(df, std::ldexp(1.0f, exponent - first));
     for (size_t i = 0; i < row_.length; i += kLanes) {
@@ -248,7 +270,7 @@ class Tile {
     }
     for (size_t r = 0; r < rows; ++r) {
       if (HWY_LIKELY(IsNormalF16(bits[r]) && exponents_[r] == 0)) continue;
-      bits[r] = exact[r] == 0 ? 0 : RotatedScaleBits(std::ldexp(exact[r], exponents_[r]));  // 0 of a row of zeros
+      bits[r] = exact[r] == 0 ? 0 : RotatedScaleBits(ExactPower(exact[r], exponents_[r]));  // 0 of a row of zeros
       scales_[r] = RotatedScaleOf(bits[r]);
     }
     std::memcpy(out, bits, 2 * rows);
@@ -268,7 +290,7 @@ class Tile {
     if (!IsShortRow(row_)) {
       return DecodeRow<kT, kUsual>(row_, levels_, scales_[r], row_codes_ + r * row_.length, out);
     }
-    const RowValues<kT, kUsual> store(scales_[r], row_.level_unit * kSumUnit, out);
+    const RowValues<kT, kUsual> store(row_, scales_[r], row_.level_unit * kSumUnit, out);
     for (size_t i = 0; i < row_.length; i += kShorts) {
       VisitSums(hn::Load(D16(), sums_ + r * stride_ + i),
                 [&](size_t at, VF number) HWY_ATTR { store(i + at, number); });
@@ -312,7 +334,8 @@ bool QuantizeAs(const RotatedFormat& format, const uint8_t* values, size_t rows,
 
 }  // namespace
 
-// QuantizeRotated for KernelRows().
+// QuantizeRotated for KernelRows(), all below 2^-64 and with exact products where this thread computes with 0 in place
+// of subnormal numbers.
 bool QuantizeRotatedRows(const RotatedFormat& format, const uint8_t* values, size_t rows, uint8_t* scales,
                          uint8_t* codes, uint8_t* decoded) {
   return VisitDType(format.dtype, [&](auto t) HWY_ATTR {
@@ -335,12 +358,27 @@ bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t cou
   const auto* from = static_cast<const uint8_t*>(values);
   auto* scale_out = static_cast<uint8_t*>(scales);
   const size_t rows = KernelRows(format, count);
-  const size_t done = rows * format.row;
-  const size_t done_bytes = done * DTypeSize(format.dtype);
+  const size_t row_bytes = format.row * DTypeSize(format.dtype);
   auto* const to = static_cast<uint8_t*>(decoded);
-  return HWY_DYNAMIC_DISPATCH(QuantizeRotatedRows)(format, from, rows, scale_out, codes, to) &&
-         scalar::QuantizeRotated(format, from + done_bytes, count - done, scale_out + 2 * rows, codes + done,
-                                 to != nullptr ? to + done_bytes : nullptr);
+  const bool may_be_small = format.dtype != DType::kF16 && RotatedRow(format.row).has_exact_products();
+  const auto is_small = [&](size_t r) {
+    return may_be_small && IsSmallRow(format, reinterpret_cast<const std::byte*>(from + r * row_bytes));
+  };
+  for (size_t r = 0; r < rows;) {
+    const bool are_small = is_small(r);
+    size_t end = r + 1;
+    while (end < rows && is_small(end) == are_small) ++end;
+    std::optional<SubnormalsAreZero> guard;
+    if (are_small) guard.emplace();
+    if (!HWY_DYNAMIC_DISPATCH(QuantizeRotatedRows)(format, from + r * row_bytes, end - r, scale_out + 2 * r,
+                                                   codes + r * format.row,
+                                                   to != nullptr ? to + r * row_bytes : nullptr)) {
+      return false;
+    }
+    r = end;
+  }
+  return scalar::QuantizeRotated(format, from + rows * row_bytes, count - rows * format.row, scale_out + 2 * rows,
+                                 codes + rows * format.row, to != nullptr ? to + rows * row_bytes : nullptr);
 }
 
 }  // namespace kvcompress::simd

@@ -6,6 +6,7 @@
 #include "core/base/half.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/rotated_quant.h"
+#include "core/simd/value_limits.h"
 
 namespace kvcompress::simd {
 namespace {
@@ -107,6 +108,53 @@ uint16_t RotatedScaleBits(float scale) {
 
 float RotatedScaleOf(uint16_t bits) {
   return (bits & kBfloat16) != 0 ? BF16ToF32(static_cast<uint16_t>(bits ^ kBfloat16)) : F16ToF32(bits);
+}
+
+namespace {
+
+// A number that is not negative, rounded to binary32. It is one that no float holds on a thread that has 0 for it, so
+// that the bits are made of it.
+uint32_t RoundedBits(double number) {
+  if (number >= 0x1p-126) return std::bit_cast<uint32_t>(static_cast<float>(number));
+  // The sum has the digits of subnormal numbers as its last ones.
+  constexpr double kMagic = 0x1p52 * 0x1p-149;
+  return static_cast<uint32_t>(std::bit_cast<uint64_t>(number + kMagic) - std::bit_cast<uint64_t>(kMagic));
+}
+
+double RoundedNumber(double number) {
+  const uint32_t bits = RoundedBits(number);
+  return bits >> 23 != 0 ? double{std::bit_cast<float>(bits)} : bits * 0x1p-149;
+}
+
+}  // namespace
+
+bool IsSmallRow(const RotatedFormat& format, const std::byte* row) {
+  const uint32_t limit = uint32_t{63} << MantissaBits(format.dtype);
+  const size_t width = DTypeSize(format.dtype);
+  for (size_t i = 0; i < format.row; i += 5) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, row + i * width, width);
+    const uint32_t magnitude = width == 2 ? bits & 0x7fff : bits & 0x7fffffff;
+    if (magnitude >= limit) return false;
+    if (magnitude > 0) return LargestFinite(format.dtype, row, format.row) < limit;
+  }
+  return false;
+}
+
+float ExactEnergy(const float* values, size_t count) {
+  // Sums and products of binary32 that binary64 has rounded are as if they were rounded once.
+  double sums[16] = {};
+  for (size_t i = 0; i < count; ++i) {
+    sums[i % 16] = RoundedNumber(sums[i % 16] + RoundedNumber(double{values[i]} * values[i]));
+  }
+  for (size_t half = 8; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) sums[i] = RoundedNumber(sums[i] + sums[i + half]);
+  }
+  return static_cast<float>(sums[0]);
+}
+
+float ExactPower(float value, int exponent) {
+  return std::bit_cast<float>(RoundedBits(std::ldexp(double{value}, exponent)));
 }
 
 namespace scalar {

@@ -15,6 +15,7 @@
 #include "core/simd/hadamard-inl.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/rotated_quant.h"
+#include "core/simd/subnormals-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -92,15 +93,21 @@ HWY_INLINE bool IsUsual(const RotatedRow& row, float scale) {
 template <DType kT, bool kUsual>
 class RowValues {
  public:
-  HWY_INLINE RowValues(float scale, float unit, uint8_t* out)
-      : scale_(hn::Set(DF(), kUsual ? scale * unit : scale)), unit_(hn::Set(DF(), unit)), out_(out) {}
+  HWY_INLINE RowValues(const RotatedRow& row, float scale, float unit, uint8_t* out)
+      : scale_(hn::Set(DF(), kUsual ? scale * unit : scale)), unit_(hn::Set(DF(), unit)), out_(out) {
+    if constexpr (kUsual) return;
+    is_small_ = row.has_exact_products() && !hn::AllFalse(DF(), AreSmall(scale_));
+    if (is_small_) scale_ = Enlarge(DF(), scale_);
+  }
 
   // Those from channel i on.
   HWY_INLINE void operator()(size_t i, VF number) const {
     const DF df;
     uint8_t* const to = out_ + i * DTypeSize(kT);
     const VF signed_scale = hn::Mul(scale_, hn::Load(df, kRotatedSigns.data() + i));
-    if constexpr (kUsual) {
+    if (!kUsual && is_small_) {
+      StoreF32<kT>(df, Reduce(df, hn::Mul(hn::Mul(number, unit_), signed_scale)), to);
+    } else if constexpr (kUsual) {
       StoreF32<kT>(df, hn::Mul(number, signed_scale), to);
     } else {
       // In this order a product is rounded once, also if it is subnormal. With a scale of 0 there is no -0.
@@ -110,7 +117,8 @@ class RowValues {
   }
 
  private:
-  const VF scale_, unit_;
+  VF scale_, unit_;
+  bool is_small_ = false;  // and the scale enlarged
   uint8_t* const out_;
 };
 
@@ -184,7 +192,7 @@ HWY_INLINE void DecodeShortRows(const RotatedRow& row, const LevelTable& table, 
   HadamardOfShorts<kSpan / kShorts>(v);
   HWY_UNROLL(4)
   for (size_t r = 0; r < kShortRows<kSpan>; ++r) {
-    const RowValues<kT, kUsual> store(scales[r], row.level_unit * kSumUnit, out + r * kSpan * DTypeSize(kT));
+    const RowValues<kT, kUsual> store(row, scales[r], row.level_unit * kSumUnit, out + r * kSpan * DTypeSize(kT));
     HWY_UNROLL(16)
     for (size_t i = 0; i < kSpan; i += kShorts) {
       VisitSums(v[(r * kSpan + i) / kShorts], [&](size_t at, VF number) HWY_ATTR { store(i + at, number); });
@@ -197,7 +205,7 @@ template <DType kT, bool kUsual>
 HWY_INLINE void DecodeRow(const RotatedRow& row, const LevelTable& table, float scale, const uint8_t* codes,
                           uint8_t* out) {
   const DF df;
-  const RowValues<kT, kUsual> store(scale, row.level_unit, out);
+  const RowValues<kT, kUsual> store(row, scale, row.level_unit, out);
   HWY_ALIGN float v[kMaxRotatedRow];
   for (size_t i = 0; i < row.length; i += kLanes) hn::Store(LoadLevels(table, codes + i), df, v + i);
   RotateBack(row, v);

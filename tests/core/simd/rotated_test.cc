@@ -91,6 +91,17 @@ TEST_P(RotatedTargetsTest, RowsOfAnySizeAmongOthers) {
   }
 }
 
+// Rows of any magnitude, whose own values are of many.
+TEST_P(RotatedTargetsTest, SameBytesForSubnormalValues) {
+  const float largest = std::min(MaxFinite(dtype()), kMaxRotatable);
+  for (const size_t row : {size_t{64}, size_t{80}, size_t{128}, size_t{256}, size_t{512}, size_t{1024}}) {
+    for (const size_t run : {row, 3 * row}) {
+      const auto values = testing::MakeMagnitudes(dtype(), 70 * row, run, largest, static_cast<uint32_t>(row + run));
+      for (const int bits : {2, 4}) ExpectSame({dtype(), bits, row}, values.data(), 70 * row);
+    }
+  }
+}
+
 TEST_P(RotatedTargetsTest, ManyRowsAmongWhichAreZerosAndTinyValues) {
   for (const size_t row : {size_t{64}, size_t{96}, size_t{128}, size_t{256}}) {
     const size_t count = 39 * row;
