@@ -241,12 +241,37 @@ HWY_INLINE unsigned DecodeEntries(VI entry, VI& state) {
   return BitsOf(hn::Lt(state, hn::Set(di, kRansLow)));
 }
 
+#if HWY_TARGET == HWY_AVX2
+// For each set of lanes, which of the words that lie in order go to which lane; the other lanes get 0.
+struct WordShuffles {
+  HWY_ALIGN uint8_t from[size_t{1} << kLanes][2 * kLanes];
+};
+constexpr WordShuffles MakeWordShuffles() {
+  WordShuffles made = {};
+  for (unsigned bits = 0; bits < 1u << kLanes; ++bits) {
+    uint8_t next = 0;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const bool takes = (bits >> lane & 1) != 0;
+      for (size_t byte = 0; byte < 2; ++byte) made.from[bits][2 * lane + byte] = takes ? next++ : 0x80;
+    }
+  }
+  return made;
+}
+constexpr WordShuffles kWordShuffles = MakeWordShuffles();
+#endif
+
 // Gives the lanes of `bits`, which are those that need one, the words at `words`, in order. Reads a whole vector.
 HWY_INLINE void Refill(VI& state, unsigned bits, const uint8_t* words) {
   const DI di;
+  const auto is_low = hn::Lt(state, hn::Set(di, kRansLow));
+#if HWY_TARGET == HWY_AVX2
+  const __m128i own = _mm_shuffle_epi8(LoadAt(DU16(), words).raw, LoadAt(DU16(), kWordShuffles.from[bits]).raw);
+  const VI shift = hn::And(hn::VecFromMask(di, is_low), hn::Set(di, 16));
+  state = hn::Or(VI{_mm256_sllv_epi32(state.raw, shift.raw)}, VI{_mm256_cvtepu16_epi32(own)});
+#else
   const VI word = SpreadLanes(hn::PromoteTo(di, LoadAt(DU16(), words)), bits);
-  const VI filled = hn::Or(hn::ShiftLeft<16>(state), word);
-  state = hn::IfThenElse(hn::Lt(state, hn::Set(di, kRansLow)), filled, state);
+  state = hn::IfThenElse(is_low, hn::Or(hn::ShiftLeft<16>(state), word), state);
+#endif
 }
 
 // Refill for lanes in falling order, with the words that end at `end`: which these are does not depend on how many are

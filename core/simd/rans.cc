@@ -112,14 +112,45 @@ HWY_INLINE size_t EncodeStep(const RansSymbolTable& symbols, const uint8_t* raw,
   return EncodeEntries(LookUp([&](size_t lane) HWY_ATTR { return symbols[raw[lane]]; }), state, out);
 }
 
-// Decodes a symbol in each lane, and returns which states need a word, as bits.
-HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, uint8_t* raw) {
-  const DI di;
-  HWY_ALIGN int32_t index[kLanes];
-  hn::Store(hn::And(state, hn::Set(di, kRansSlots - 1)), di, index);
-  const VI entry = LookUp([&](size_t lane) HWY_ATTR { return slots[static_cast<size_t>(index[lane])]; });
-  StoreAt(hn::U8FromU32(hn::ShiftRight<24>(hn::BitCast(DU(), entry))), DU8(), raw);
+// The entry of each lane's slot.
+HWY_INLINE VI EntriesOf(const RansSlotTable& slots, VI state) {
+  HWY_ALIGN uint32_t index[kLanes];
+  hn::Store(hn::BitCast(DU(), hn::And(state, hn::Set(DI(), kRansSlots - 1))), DU(), index);
+#if HWY_TARGET == HWY_AVX2
+  asm("" : "+m"(index));  // GCC would take each lane out of the register, by shuffles
+  // Loads that fill a vector take no port for shuffles, of which there is one, and any port blends.
+  const auto all = [&](size_t lane) HWY_ATTR { return _mm256_set1_epi32(static_cast<int>(slots[index[lane]])); };
+  const __m256i lower =
+      _mm256_blend_epi32(_mm256_blend_epi32(all(0), all(1), 0x02), _mm256_blend_epi32(all(2), all(3), 0x08), 0x0c);
+  const __m256i upper =
+      _mm256_blend_epi32(_mm256_blend_epi32(all(4), all(5), 0x20), _mm256_blend_epi32(all(6), all(7), 0x80), 0xc0);
+  return VI{_mm256_blend_epi32(lower, upper, 0xf0)};
+#else
+  return LookUp([&](size_t lane) HWY_ATTR { return slots[index[lane]]; });
+#endif
+}
+
+// Decodes a symbol in each lane, whose entry it writes to `entry`. Returns which states need a word, as bits.
+HWY_INLINE unsigned DecodeStep(const RansSlotTable& slots, VI& state, VI& entry) {
+  entry = EntriesOf(slots, state);
   return DecodeEntries(entry, state);
+}
+
+// Vectors whose symbols are stored together, for fewer shuffles.
+constexpr size_t kStoredTogether = HWY_TARGET == HWY_AVX2 ? 4 : 1;
+
+HWY_INLINE void StoreSymbols(const VI (&entries)[kStoredTogether], uint8_t* raw) {
+#if HWY_TARGET == HWY_AVX2
+  const auto symbols = [&](size_t i) HWY_ATTR { return _mm256_srli_epi32(entries[i].raw, 24); };
+  const __m256i words0 = _mm256_packus_epi32(symbols(0), symbols(1));
+  const __m256i words2 = _mm256_packus_epi32(symbols(2), symbols(3));
+  // Four lanes of each vector, then the other four.
+  const __m256i bytes = _mm256_packus_epi16(words0, words2);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  StoreAt(VI{_mm256_permutevar8x32_epi32(bytes, order)}, DI(), raw);
+#else
+  StoreAt(hn::U8FromU32(hn::ShiftRight<24>(hn::BitCast(DU(), entries[0]))), DU8(), raw);
+#endif
 }
 
 }  // namespace
@@ -155,12 +186,14 @@ size_t DecodeWideGroups(RansDecoder& decoder, uint8_t* raw, size_t groups) {
   size_t size = decoder.size;
   size_t group = 0;
   for (; group < groups && size >= 2 * kRansWideLanes; ++group) {
+    VI entries[kStoredTogether];
     // The highest lanes first, as words are popped: then a vector waits only for those in front of it.
 #pragma GCC unroll 16
     for (size_t v = kVectors; v-- > 0;) {
-      const unsigned bits = DecodeStep(decoder.slots, states.lanes[v], raw + group * kRansWideLanes + v * kLanes);
+      const unsigned bits = DecodeStep(decoder.slots, states.lanes[v], entries[v % kStoredTogether]);
       size -= 2 * hwy::PopCount(bits);
       Refill(states.lanes[v], bits, decoder.words + size);  // what it reads past the last word are the states
+      if (v % kStoredTogether == 0) StoreSymbols(entries, raw + group * kRansWideLanes + v * kLanes);
     }
   }
   states.StoreTo(decoder.states);
