@@ -201,7 +201,7 @@ def saved_dtype(setup: Setup, model: Any) -> str:
     if setup.cache_dtype != "auto":
         return setup.cache_dtype
     # The configuration has the type of the weights also where the model computes in another.
-    stored = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or model.dtype
+    stored = getattr(model.config, "dtype" if hasattr(model.config, "dtype") else "torch_dtype", None) or model.dtype
     name = str(stored).removeprefix("torch.")
     return "float16" if name == "float32" else name
 

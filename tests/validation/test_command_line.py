@@ -53,6 +53,7 @@ def test_quick_test_is_a_measurement_and_says_that_it_is_synthetic():
     assert done.returncode == 0, done.stderr
     assert "synthetic: shows that the pipeline works, nothing about a trained model" in done.stdout
     assert "Result:            PASSED: the change is below the threshold of 1000000000.0" in done.stdout
+    assert "deprecated" not in done.stderr
     result = run_quick_test(verbose=False)
     assert isinstance(result, Published) and Published is ValidationResult
     assert result.synthetic and result.perplexity_measured and result.change.kl > 0

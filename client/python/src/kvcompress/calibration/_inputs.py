@@ -102,7 +102,7 @@ def cache_dtype_of(model: Any) -> Any:
     """That of the weights, also where the model computes in another; 16 bits of 32."""
     import torch
 
-    stored = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or model.dtype
+    stored = getattr(model.config, "dtype" if hasattr(model.config, "dtype") else "torch_dtype", None) or model.dtype
     return torch.bfloat16 if stored == torch.bfloat16 else torch.float16
 
 
