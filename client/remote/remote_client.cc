@@ -55,10 +55,13 @@ bool IsRetryable(const StreamEnd& end) {
          (code == grpc::StatusCode::RESOURCE_EXHAUSTED && end.retry_delay.has_value());
 }
 
-// Whether the daemon may have lost the shared memory of a call that ended so.
+// Whether the daemon may have lost the shared memory of a call that ended so. FAILED_PRECONDITION is of other things,
+// too: an artifact that the daemon lacks.
 bool LosesRegions(const grpc::Status& status) {
-  return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE ||
-         status.error_code() == grpc::StatusCode::FAILED_PRECONDITION;
+  if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
+    return status.error_message().starts_with("shared memory");
+  }
+  return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE;
 }
 
 // Whether this is how a daemon that knows no batches answers one.

@@ -145,6 +145,18 @@ def test_what_is_wrong_with_an_item_is_raised_after_the_results_before_it(client
     assert (client.decompress(frame) == values(6 * MIB)).all()
 
 
+def test_an_artifact_that_the_daemon_lacks_costs_no_memory(client):
+    spec = f"kv(bits=3,artifact={'0' * 32})"
+    tensor = values((1, 8, 2048, 128))
+    client.compress(tensor, "raw")
+    for _ in range(2 * _shared_memory._MOST_LOSSES):
+        with pytest.raises(kvcompress.FailedPrecondition, match="artifact 0"):
+            list(client.compress_many([("layer_0_key", tensor)], spec))
+        with pytest.raises(kvcompress.FailedPrecondition, match="artifact 0"):
+            client.compress(tensor, spec, name="layer_0_key")
+        assert client.transport == SHARED
+
+
 def test_calls_side_by_side(server, client):
     arrays = [values(3 * MIB, seed) for seed in range(12)]
     errors = []

@@ -22,17 +22,23 @@ CHUNK_BYTES = 4 << 20
 # Of tensor or frame: below this the messages about shared memory cost more than the bytes.
 WORTH_BYTES = 2 << 20
 _CHUNKS = REGION_BYTES // CHUNK_BYTES // 2
-# Of calls whose regions the daemon does not have any more.
-_LOSSES = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
 
 
 def _goes_to_buffers(item: Item[Any]) -> bool:
     return (item.size() or len(item.data)) >= WORTH_BYTES
 
 
+def _is_loss(error: KvCompressError) -> bool:
+    """Whether the daemon does not have the call's region any more, or not all of it. FAILED_PRECONDITION is of other
+    things, too: an artifact that the daemon lacks."""
+    if error.code == grpc.StatusCode.FAILED_PRECONDITION:
+        return error.detail.startswith("shared memory")
+    return error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
+
+
 def after_failure(error: KvCompressError, region: Region, pool: Pool) -> KvCompressError:
     """What to raise for a call with a region that ended with `error`."""
-    if error.code not in _LOSSES:
+    if not _is_loss(error):
         # The daemon may still be writing to it.
         pool.drop(region)
         return error
