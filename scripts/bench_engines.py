@@ -3,13 +3,15 @@
 which keep raw bytes: the same values, in turns, in one run.
 
 usage: bench_engines.py [--engine sglang lmcache serde] [--gigabytes 2] [--rounds 3] [--folder DIR]
-                        [--codec lossless "int4(group=64)"] [--by daemon in-process] [--bin bin]
+                        [--codec lossless lossless-fast "int4(group=64)"] [--by daemon in-process] [--bin bin]
 
 Needs the engines' Python packages; of SGLang no more than what its HiCache imports. Values are those of heads
 of a real cache, BF16: 32 layers of 8 heads of 64 channels. Pages of SGLang have 64 tokens and go in batches of 128, as
 its controller moves them; objects of LMCache have 256 tokens and go in tasks of 16. GB/s are 10^9 bytes of tensors a
 second, the best of the rounds; CPU seconds are of this process and the daemon together. Files are in the page cache,
-and count as blocks on the disk, without a store's index and filter, which are 64 MiB and a little.
+and count as blocks on the disk, without a store's index and filter, which are 64 MiB and a little. Where a virtual
+machine has not touched its memory yet, the page cache alone costs some 2 CPU seconds a GB that is written: of one codec
+and another, and of raw files, as many bytes as they have.
 """
 import argparse
 import os
@@ -331,7 +333,7 @@ def main():
     parser.add_argument("--folder", type=pathlib.Path, help="on the disk, or tmpfs, to measure")
     parser.add_argument("--by", nargs="+", default=["daemon"], choices=["daemon", "in-process"],
                         help="where the codec runs: in-process is this process")
-    parser.add_argument("--codec", nargs="+", default=["lossless", "int4(group=64)"])
+    parser.add_argument("--codec", nargs="+", default=["lossless", "lossless-fast", "int4(group=64)"])
     parser.add_argument("--bin", type=pathlib.Path, default=pathlib.Path("bin"))
     args = parser.parse_args()
     torch.set_num_threads(1)

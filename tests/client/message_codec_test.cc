@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <thread>
+#include <utility>
 
 #include "kvcompress/v1/kvcompress.pb.h"
 #include "tests/testing/status_matchers.h"
@@ -39,6 +40,7 @@ std::vector<float> Values(float first) {
 }
 
 ByteSpan BytesOf(const std::vector<float>& values) { return std::as_bytes(std::span(values)); }
+StridedSpan<const std::byte> ElementsOf(const std::vector<float>& values) { return StridedSpan(BytesOf(values)); }
 MutableByteSpan BytesOf(std::vector<float>& values) { return std::as_writable_bytes(std::span(values)); }
 
 class MessageCodecTest : public ::testing::TestWithParam<size_t> {
@@ -49,6 +51,22 @@ class MessageCodecTest : public ::testing::TestWithParam<size_t> {
 
 INSTANTIATE_TEST_SUITE_P(Threads, MessageCodecTest, ::testing::Values(1, 2, 7));
 
+TEST_P(MessageCodecTest, ValuesWithGapsAreReadInTheirOrder) {
+  const std::vector<float> values = Values(1);
+  std::vector<float> turned(values.size());  // columns of the same rows
+  constexpr uint64_t kRows = 300;
+  constexpr uint64_t kColumns = kValues / kRows;
+  for (uint64_t i = 0; i < kValues; ++i) turned[i % kColumns * kRows + i / kColumns] = values[i];
+  const StridedLevel levels[] = {{kRows, sizeof(float)}, {kColumns, kRows * sizeof(float)}};
+  const std::string header = Header("t", "exact");
+  std::vector<MessageCodec::Tensor> tensors(5,
+                                            {header, {BytesOf(std::as_const(turned)).data(), sizeof(float), levels}});
+  tensors[2].values = ElementsOf(values);
+  const std::vector<MessageCodec::Made> made = codec_.Compress(tensors, absl::InfiniteFuture(), status_);
+  ASSERT_THAT(status_, IsOk());
+  for (const MessageCodec::Made& one : made) EXPECT_EQ(AsText(one.frame.span()), AsText(made[2].frame.span()));
+}
+
 TEST_P(MessageCodecTest, TensorsComeBack) {
   std::vector<std::vector<float>> values;
   std::vector<std::string> headers;
@@ -57,7 +75,7 @@ TEST_P(MessageCodecTest, TensorsComeBack) {
     headers.push_back(Header("t", "raw"));
   }
   std::vector<MessageCodec::Tensor> tensors;
-  for (size_t i = 0; i < values.size(); ++i) tensors.push_back({headers[i], BytesOf(values[i])});
+  for (size_t i = 0; i < values.size(); ++i) tensors.push_back({headers[i], ElementsOf(values[i])});
   const std::vector<MessageCodec::Made> made = codec_.Compress(tensors, absl::InfiniteFuture(), status_);
   ASSERT_THAT(status_, IsOk());
   ASSERT_EQ(made.size(), values.size());
@@ -87,8 +105,8 @@ TEST_P(MessageCodecTest, TensorsComeBack) {
 TEST_P(MessageCodecTest, MemoryOfFramesThatWereReadMakesTheSameFrames) {
   const std::vector<float> values = Values(1);
   const std::string whole = Header("t", "raw"), part = Header("t", "int4", kValues / 3);
-  const MessageCodec::Tensor large{whole, BytesOf(values)},
-      small{part, BytesOf(values).first(kValues / 3 * sizeof(float))};
+  const MessageCodec::Tensor large{whole, ElementsOf(values)},
+      small{part, StridedSpan(std::as_bytes(std::span(values).first(kValues / 3)))};
   std::vector<std::vector<std::byte>> first;
   for (int round = 0; round < 3; ++round) {
     const std::vector<MessageCodec::Tensor> tensors{large, small, small, large, small};
@@ -109,18 +127,18 @@ TEST_P(MessageCodecTest, TheFirstFaultEndsTheCall) {
   std::vector<float> bad = good;
   bad[3] = std::numeric_limits<float>::quiet_NaN();
   const std::string header = Header("good", "int8"), wrong = Header("wrong", "int8");
-  std::vector<MessageCodec::Tensor> tensors(40, {header, BytesOf(good)});
-  tensors[11] = {wrong, BytesOf(bad)};
-  tensors[12] = {wrong, BytesOf(bad)};
+  std::vector<MessageCodec::Tensor> tensors(40, {header, ElementsOf(good)});
+  tensors[11] = {wrong, ElementsOf(bad)};
+  tensors[12] = {wrong, ElementsOf(bad)};
   EXPECT_EQ(codec_.Compress(tensors, absl::InfiniteFuture(), status_).size(), 11u);
   EXPECT_THAT(status_, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tensor \"wrong\": value 3 is NaN")));
 
   // A header that is wrong ends it as well, unless a value before it does.
   const std::string unknown = Header("unknown", "int9");
-  tensors[20] = {unknown, BytesOf(good)};
+  tensors[20] = {unknown, ElementsOf(good)};
   EXPECT_EQ(codec_.Compress(tensors, absl::InfiniteFuture(), status_).size(), 11u);
   EXPECT_THAT(status_.message(), HasSubstr("value 3 is NaN"));
-  tensors[5] = {unknown, BytesOf(good)};
+  tensors[5] = {unknown, ElementsOf(good)};
   EXPECT_EQ(codec_.Compress(tensors, absl::InfiniteFuture(), status_).size(), 5u);
   EXPECT_THAT(status_.message(), HasSubstr("int9"));
 }
@@ -128,7 +146,7 @@ TEST_P(MessageCodecTest, TheFirstFaultEndsTheCall) {
 TEST_P(MessageCodecTest, DamagedFramesAndOutputsThatDoNotFit) {
   const std::vector<float> values = Values(1);
   const std::string header = Header("t", ""), frame_header = FrameHeader("t");
-  const MessageCodec::Tensor tensor = {header, BytesOf(values)};
+  const MessageCodec::Tensor tensor = {header, ElementsOf(values)};
   std::vector<MessageCodec::Made> made = codec_.Compress({&tensor, 1}, absl::InfiniteFuture(), status_);
   ASSERT_EQ(made.size(), 1u);
   std::vector<float> decoded(kValues), other(kValues);
@@ -148,7 +166,7 @@ TEST_P(MessageCodecTest, DamagedFramesAndOutputsThatDoNotFit) {
 
 TEST_P(MessageCodecTest, WhatIsNoMessage) {
   const std::vector<float> values = Values(1);
-  const MessageCodec::Tensor tensor = {"\xff\xff", BytesOf(values)};
+  const MessageCodec::Tensor tensor = {"\xff\xff", ElementsOf(values)};
   EXPECT_TRUE(codec_.Compress({&tensor, 1}, absl::InfiniteFuture(), status_).empty());
   EXPECT_THAT(status_,
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no message of kvcompress.v1.CompressHeader")));
@@ -159,7 +177,7 @@ TEST_P(MessageCodecTest, WhatIsNoMessage) {
 TEST_P(MessageCodecTest, NothingBeginsAfterTheDeadline) {
   const std::vector<float> values = Values(1);
   const std::string header = Header("t", "raw");
-  const std::vector<MessageCodec::Tensor> tensors(10, {header, BytesOf(values)});
+  const std::vector<MessageCodec::Tensor> tensors(10, {header, ElementsOf(values)});
   EXPECT_TRUE(codec_.Compress(tensors, absl::Now() - absl::Seconds(1), status_).empty());
   EXPECT_THAT(status_, StatusIs(absl::StatusCode::kDeadlineExceeded, "deadline exceeded"));
 }
@@ -167,7 +185,7 @@ TEST_P(MessageCodecTest, NothingBeginsAfterTheDeadline) {
 TEST_P(MessageCodecTest, ThreadsShareIt) {
   const std::vector<float> values = Values(1);
   const std::string header = Header("t", "int8");
-  const std::vector<MessageCodec::Tensor> tensors(10, {header, BytesOf(values)});
+  const std::vector<MessageCodec::Tensor> tensors(10, {header, ElementsOf(values)});
   std::vector<std::thread> threads;
   std::vector<size_t> made(4);
   for (size_t& count : made) {

@@ -51,6 +51,14 @@ std::string ReportOf(const TensorReport& report) {
   return message.SerializeAsString();
 }
 
+// All of it: where it stands, or, of what has gaps, in `gathered`.
+ByteSpan Together(StridedSpan<const std::byte> values, Buffer& gathered) {
+  if (const ByteSpan whole = values.Together(); whole.size() == values.left()) return whole;
+  gathered.Resize(static_cast<size_t>(values.left()));
+  values.Read(gathered.span());
+  return gathered.span();
+}
+
 absl::Status Compress(const Prepared& prepared, ByteSpan values, MessageCodec::Made& made) {
   const TensorCompressor& compressor = prepared.compressor;
   const absl::Time start = absl::Now();
@@ -139,9 +147,9 @@ std::vector<MessageCodec::Made> MessageCodec::Compress(std::span<const Tensor> t
   std::vector<Made> made(prepared.size());
   status = header_status;
   const size_t done = ForEach(prepared.size(), deadline, status, [&] {
-    return [&](size_t i) {
+    return [&, gathered = Buffer()](size_t i) mutable {
       made[i].frame = Spare();
-      return kvcompress::Compress(prepared[i], tensors[i].values, made[i]);
+      return kvcompress::Compress(prepared[i], Together(tensors[i].values, gathered), made[i]);
     };
   });
   made.resize(done);

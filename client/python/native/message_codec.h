@@ -36,8 +36,8 @@ class MessageCodec {
 
   // Both are read until the call returns.
   struct Tensor {
-    std::string_view header;  // v1::CompressHeader
-    ByteSpan values;
+    std::string_view header;              // v1::CompressHeader
+    StridedSpan<const std::byte> values;  // in the order of the tensor's elements
   };
   struct Made {
     Buffer frame;

@@ -42,8 +42,8 @@ nb::tuple Compress(const Codec& own, const nb::sequence& items, std::optional<do
   std::vector<View> views;
   std::vector<MessageCodec::Tensor> tensors;
   for (nb::handle item : items) {
-    views.emplace_back(item[1], PyBUF_SIMPLE);
-    tensors.push_back({TextOf(nb::object(item[0])), views.back().bytes()});
+    views.emplace_back(item[1], PyBUF_STRIDES);
+    tensors.push_back({TextOf(nb::object(item[0])), views.back().elements<const std::byte>()});
   }
   std::vector<MessageCodec::Made> made;
   absl::Status status;

@@ -27,8 +27,9 @@ class View {
   MutableByteSpan bytes() const { return {static_cast<std::byte*>(buffer_.buf), static_cast<size_t>(buffer_.len)}; }
   // Of one that was asked for its strides (PyBUF_STRIDES) and has at most kMaxLevels axes, in the order of its
   // elements.
-  StridedSpan<std::byte> elements() const {
-    std::array<StridedLevel, StridedSpan<std::byte>::kMaxLevels> levels{};
+  template <typename Byte = std::byte>
+  StridedSpan<Byte> elements() const {
+    std::array<StridedLevel, StridedSpan<Byte>::kMaxLevels> levels{};
     const size_t axes = std::min(levels.size(), static_cast<size_t>(buffer_.ndim));
     for (size_t axis = 0; axis < axes; ++axis) {
       levels[axis] = {static_cast<uint64_t>(buffer_.shape[axis]), buffer_.strides[axis]};

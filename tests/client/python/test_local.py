@@ -10,6 +10,7 @@ import time
 import kvcompress
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 SPECS = ["int4(group=64)", "kv3", "lossless", "mixed", "rotated(bits=4)", "near-lossless"]
@@ -44,6 +45,29 @@ def test_frames_and_reports_are_those_of_a_daemon(client, local, cache, spec):
             other.name, other.codec, other.shape, other.quality, other.violations, other.framework, other.rotary)
     for name, tensor in local.decompress_many(theirs):
         assert (tensor == client.decompress(ours[list(cache).index(name)])).all()
+
+
+def test_tensors_with_gaps_are_read_where_they_stand(client, local):
+    whole = torch.randn(6, 40, 3, 16, generator=torch.Generator().manual_seed(1))
+    tensors = {
+        "turned": whole.permute(1, 2, 0, 3).bfloat16(),
+        "sliced": whole.half()[1:5, ::2, :, 3:9],
+        "repeated": whole[:1, :, :1].half().expand(4, 40, 3, 16),
+        "of one value": whole[0, :, 0, 0],
+        "bytes": whole.to(torch.float8_e4m3fn).transpose(0, 3),
+        "of 8 bytes": whole.long().transpose(1, 2),
+        "empty": whole[:0].transpose(1, 2),
+        "of many axes": whole.reshape(6, 2, 2, 2, 5, 3, 2, 2, 4).transpose(0, 8)[0],
+        "as it is": whole,
+    }
+    assert not any(tensor.is_contiguous() for name, tensor in tensors.items() if name not in ("empty", "as it is"))
+    theirs, ours = frames_of(client, tensors, "lossless"), frames_of(local, tensors, "lossless")
+    assert [frame.data for frame in ours] == [frame.data for frame in theirs]
+    assert [local.compress(tensor, "lossless", name=name).data for name, tensor in tensors.items()] == [
+        frame.data for frame in ours
+    ]
+    for tensor, (name, found) in zip(tensors.values(), local.decompress_many(ours), strict=True):
+        assert torch.equal(found.float(), tensor.float()), name
 
 
 def test_a_profile_and_what_stands_beside_it(client, local, cache):

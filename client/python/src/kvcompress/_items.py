@@ -197,6 +197,7 @@ class CompressItem(Item[Frame]):
         on_nonfinite: OnNonfinite = "error",
         rotary: RotaryEmbedding | None = None,
         fingerprint: bytes | None = None,
+        view_of: Callable[[Any], TensorView] = TensorView.of,
     ) -> "CompressItem":
         axes = tuple(axes or ())
         for axis in axes:
@@ -204,7 +205,7 @@ class CompressItem(Item[Frame]):
                 raise InvalidArgument(f"unknown axis {axis!r}: use one of {', '.join(_ROLES)}")
         checked_text("a name", name)
         checked_text("a spec", spec)
-        view = TensorView.of(tensor)
+        view = view_of(tensor)
         if view.pieces and view.size != checked_size(view.dtype, view.shape):
             # The daemon would wait for the rest.
             raise InvalidArgument(f"pieces of {view.size} bytes are no {view.dtype} {list(view.shape)}")

@@ -31,7 +31,7 @@ from ._items import (
 )
 from ._retry import NO_RETRY, Attempts, Left, checked_seconds
 from ._rotary import RotaryEmbedding
-from ._tensors import Framework
+from ._tensors import Framework, TensorView
 from .v1 import kvcompress_pb2 as pb
 
 try:
@@ -112,7 +112,10 @@ class LocalClient:
         timeout: float | None = None,
     ) -> Frame:
         """As Client.compress."""
-        item = CompressItem.of(name, tensor, spec, axes, profile_json(profile, spec), on_nonfinite, rotary, fingerprint)
+        text = profile_json(profile, spec)
+        item = CompressItem.of(
+            name, tensor, spec, axes, text, on_nonfinite, rotary, fingerprint, view_of=TensorView.with_gaps
+        )
         made, error = self._own().compress(((item.header, item.data),), _seconds(self._left(timeout)))
         _check(error)
         ((frame, report),) = made
@@ -143,8 +146,9 @@ class LocalClient:
         timeout: float | None = None,
     ) -> Iterator[Frame]:
         """As Client.compress_many, but the input is read by the thread that takes the frames."""
-        prepare = compress_exchanges(spec, profile, on_nonfinite, rotary)(0).prepare
-        return self._many(tensors, prepare, self._compressed, self._left(timeout))
+        exchange = compress_exchanges(spec, profile, on_nonfinite, rotary)(0)
+        exchange.view_of = TensorView.with_gaps
+        return self._many(tensors, exchange.prepare, self._compressed, self._left(timeout))
 
     def decompress_many(
         self,

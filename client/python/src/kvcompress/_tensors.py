@@ -54,7 +54,7 @@ class TensorView:
     @property
     def size(self) -> int:
         """In bytes."""
-        return len(self.data) if self.pieces is None else self.pieces.size
+        return self.data.nbytes if self.pieces is None else self.pieces.size
 
     @staticmethod
     def of(tensor: Any) -> "TensorView":
@@ -62,6 +62,12 @@ class TensorView:
         if isinstance(tensor, TensorView):
             return tensor
         return _of_torch(tensor) if is_torch(tensor) else _of_numpy(tensor)
+
+    @staticmethod
+    def with_gaps(tensor: Any) -> "TensorView":
+        """As `of`, but where a tensor of PyTorch has gaps or axes in another order, `data` are its elements with their
+        strides, for who reads them so."""
+        return _of_torch(tensor, may_have_gaps=True) if is_torch(tensor) else TensorView.of(tensor)
 
 
 def is_torch(value: Any) -> bool:
@@ -120,10 +126,12 @@ def _of_torch_dtype(dtype: "torch.dtype") -> str:
     return found
 
 
-def _of_torch(tensor: "torch.Tensor") -> TensorView:
+def _of_torch(tensor: "torch.Tensor", *, may_have_gaps: bool = False) -> TensorView:
     dtype, shape = _kind_of_torch(tensor)
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    return TensorView(dtype, shape, _bytes_of(_integers_of(plain).contiguous().numpy()), "torch")
+    plain = _integers_of(tensor.detach().resolve_conj().resolve_neg())
+    if may_have_gaps and not plain.is_contiguous() and plain.dim() <= _MAX_RANK:
+        return TensorView(dtype, shape, plain.numpy().data, "torch")
+    return TensorView(dtype, shape, _bytes_of(plain.contiguous().numpy()), "torch")
 
 
 def _integers_of(tensor: "torch.Tensor") -> "torch.Tensor":
