@@ -13,6 +13,7 @@
 #include "core/codec/registry.h"
 #include "core/codec/stream_table.h"
 #include "core/codec/transformed_source.h"
+#include "core/simd/exact_terms.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/token_meter.h"
 
@@ -220,7 +221,7 @@ absl::Status CodecChain::Measure(const Block& block, bool is_kept, Scratch& scra
     decoded = scratch.decoded.data();
   }
   if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded, block.count, *tokens);
-  const bool have_sums = tokens != nullptr && is_kept;  // else they lose digits to the error of a first token
+  const bool have_sums = tokens != nullptr && simd::DecodedSquaresFollow(tokens->sums());
   if (sums != nullptr && have_sums) sums->Merge(tokens->sums());
   if (sums != nullptr && !have_sums) simd::MeasureErrors(dtype, block.values.data(), decoded, block.count, *sums);
   return absl::OkStatus();

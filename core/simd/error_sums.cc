@@ -41,11 +41,6 @@ HWY_INLINE Bits<kT> MaxMagnitude(const uint8_t* a, const uint8_t* b, size_t byte
   return hn::GetLane(hn::MaxOfLanes(d, hn::Max(max_a, max_b)));
 }
 
-// Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
-bool DecodedSquaresFollow(const ErrorSums& sums) {
-  return sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares >= sums.sum_squares / 16;
-}
-
 // What came of a run of finite values.
 enum class Outcome { kMeasured, kNeedsOtherShift, kNeedsWideLanes };
 

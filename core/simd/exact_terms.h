@@ -7,6 +7,11 @@
 
 namespace kvcompress::simd {
 
+// Whether the squares of the decoded values, which are a difference of these sums, are large enough to be left by it.
+inline bool DecodedSquaresFollow(const ErrorSums& sums) {
+  return sums.sum_squares - 2 * sums.sum_cross + sums.sum_error_squares >= sums.sum_squares / 16;
+}
+
 // The terms of ErrorSums in binary64, added up. Those of x and of its deviations are sums about `first`, one of the x:
 // what is small beside x, as where all x are next to equal, is not lost. Nor are the squares of the decoded values
 // where these are small beside x: what is left of the difference of the other sums would be their rounding, so

@@ -63,6 +63,7 @@ class Sums {
     sum_ = squares_ = error_squares_ = bits_ = error_bits_ = hn::Zero(d);
     error_sum_ = kAgain ? hn::Zero(d) : error;
     energy_ = hn::Mul(error, error);
+    if constexpr (kDecoded) value_energy_ = hn::Mul(value, value);
     abs_error_ = max_error_ = hn::Abs(error);
     cross_ = hn::Mul(value, error);
   }
@@ -71,7 +72,9 @@ class Sums {
     const D d;
     hn::StoreU(first_, d, block.planes[kFirst] + lane);
     hn::StoreU(first_error_, d, block.planes[kFirstError] + lane);
-    hn::StoreU(hn::Zero(d), d, block.planes[kEnergy] + lane);
+    for (const ColumnPlane plane : {kEnergy, kAbsError, kCross, kValueEnergy, kRunValueEnergy}) {
+      hn::StoreU(hn::Zero(d), d, block.planes[plane] + lane);
+    }
     if constexpr (kErrors == Errors::kNone) {
       StoreErrors(block, lane);
       hn::StoreU(error_squares_, d, block.planes[kErrorSquares] + lane);
@@ -89,8 +92,9 @@ class Sums {
     if constexpr (kErrors == Errors::kNone) return;
     error_sum_ = hn::LoadU(d, block.planes[kErrorSum] + lane);
     energy_ = hn::LoadU(d, block.planes[kRunEnergy] + lane);
-    abs_error_ = hn::LoadU(d, block.planes[kAbsError] + lane);
-    cross_ = hn::LoadU(d, block.planes[kCross] + lane);
+    abs_error_ = hn::LoadU(d, block.planes[kRunAbsError] + lane);
+    cross_ = hn::LoadU(d, block.planes[kRunCross] + lane);
+    if constexpr (kDecoded) value_energy_ = hn::LoadU(d, block.planes[kRunValueEnergy] + lane);
     max_error_ = hn::LoadU(d, block.planes[kMaxError] + lane);
     if constexpr (kMarks) change_ = hn::LoadU(d, block.planes[kErrorVaries] + lane);
     if constexpr (!kAgain) return;
@@ -133,27 +137,36 @@ class Sums {
       if constexpr (kMarks) change_ = hn::Or(change_, change);
     }
     energy_ = hn::MulAdd(error, error, energy_);
+    if constexpr (kDecoded) value_energy_ = hn::MulAdd(value, value, value_energy_);
     abs_error_ = hn::Add(abs_error_, magnitude);
     cross_ = hn::MulAdd(value, error, cross_);
     max_error_ = hn::Max(max_error_, magnitude);
   }
   HWY_INLINE void EndRun(ColumnBlock& block, size_t lane) {
     if constexpr (kErrors == Errors::kNone) return;
-    const D d;
-    float* const sum = block.planes[kEnergy] + lane;
-    hn::StoreU(hn::Add(hn::LoadU(d, sum), energy_), d, sum);
-    energy_ = hn::Zero(d);
+    MoveTo(block.planes[kEnergy] + lane, energy_);
+    MoveTo(block.planes[kAbsError] + lane, abs_error_);
+    MoveTo(block.planes[kCross] + lane, cross_);
+    if constexpr (kDecoded) MoveTo(block.planes[kValueEnergy] + lane, value_energy_);
   }
 
  private:
   static constexpr bool kAgain = IsAgain(kErrors);
+  static constexpr bool kDecoded = kAgain || kErrors == Errors::kDecoded;
+
+  static HWY_INLINE void MoveTo(float* sums, V& own) {
+    const D d;
+    hn::StoreU(hn::Add(hn::LoadU(d, sums), own), d, sums);
+    own = hn::Zero(d);
+  }
 
   HWY_INLINE void StoreErrors(ColumnBlock& block, size_t lane) const {
     const D d;
     hn::StoreU(error_sum_, d, block.planes[kErrorSum] + lane);
     hn::StoreU(energy_, d, block.planes[kRunEnergy] + lane);
-    hn::StoreU(abs_error_, d, block.planes[kAbsError] + lane);
-    hn::StoreU(cross_, d, block.planes[kCross] + lane);
+    hn::StoreU(abs_error_, d, block.planes[kRunAbsError] + lane);
+    hn::StoreU(cross_, d, block.planes[kRunCross] + lane);
+    if constexpr (kDecoded) hn::StoreU(value_energy_, d, block.planes[kRunValueEnergy] + lane);
     hn::StoreU(max_error_, d, block.planes[kMaxError] + lane);
   }
 
@@ -167,8 +180,8 @@ class Sums {
     return hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(differing, hn::Zero(du))), hn::Set(d, 1.0f));
   }
 
-  V first_, sum_, squares_, error_sum_, abs_error_, cross_, max_error_;
-  V energy_;  // of the run of rows at hand
+  V first_, sum_, squares_, error_sum_, max_error_;
+  V energy_, abs_error_, cross_, value_energy_;  // of the run of rows at hand
   V first_error_, error_squares_;
   V bits_, error_bits_;  // in which numbers differed from the first: exact where subnormal deviations count as 0
   V change_;             // of all values

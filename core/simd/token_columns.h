@@ -11,11 +11,11 @@
 // before they add them give others in the last digits.
 namespace kvcompress::simd {
 
-// Planes of a column's sums: the first x and sums about it; those of e, e^2, |e| and x e; the largest |e|; whether x
-// ever differs from the first, and whether there is an error: 0 where not, and for F16, of which squares tell. Where
-// rows are measured again, the first error, the sums of errors are about it, and whether one differs from it. The
-// energy, the sum of e^2 itself, is made of those of runs of rows; that of a run which has not ended has a plane of its
-// own.
+// Planes of a column's sums: the first x and sums about it; those of e; the largest |e|; whether x ever differs from
+// the first, and whether there is an error: 0 where not, and for F16, of which squares tell. Where rows are measured
+// again, the first error, the sums of errors are about it, and whether one differs from it. The energy, the sum of e^2
+// itself, those of |e| and x e, and where errors come as decoded values that of x^2, are made of those of runs of rows;
+// those of a run which has not ended have planes of their own.
 enum ColumnPlane {
   kFirst,
   kSum,
@@ -24,7 +24,11 @@ enum ColumnPlane {
   kEnergy,
   kRunEnergy,
   kAbsError,
+  kRunAbsError,
   kCross,
+  kRunCross,
+  kValueEnergy,
+  kRunValueEnergy,
   kMaxError,
   kVaries,
   kFirstError,
@@ -77,13 +81,14 @@ void AddRows(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t colum
 
 // Sums over all columns.
 enum ColumnTotal {
-  kErrorDeviations,  // about each column's mean
-  kTotalEnergy,      // of e^2
-  kTotalAbsError,    // of |e|
-  kTotalCross,       // of x e
-  kTotalMaxError,    // the largest |e|
-  kTotalMagnitude,   // of the first x and the sums of x
-  kTotalVaries,      // of the marks that x varies
+  kErrorDeviations,   // about each column's mean
+  kTotalEnergy,       // of e^2
+  kTotalAbsError,     // of |e|
+  kTotalCross,        // of x e
+  kTotalValueEnergy,  // of x^2, where errors come as decoded values that differ from these
+  kTotalMaxError,     // the largest |e|
+  kTotalMagnitude,    // of the first x and the sums of x
+  kTotalVaries,       // of the marks that x varies
   kTotalErrorVaries,
   kColumnTotals
 };

@@ -46,7 +46,7 @@ void TokenMeter::BeginAs(bool exact, std::optional<ErrorScales> again) {
   sums_.Clear();
   errors_ = {};
   magnitude_ = deviations_ = error_deviations_ = varies_ = error_varies_ = 0;
-  has_rows_ = false;
+  has_rows_ = has_value_energy_ = false;
   BeginStretch(first_);
 }
 
@@ -76,6 +76,7 @@ void TokenMeter::BeginStretch(uint64_t begin) {
 }
 
 void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count) {
+  has_value_energy_ = !exact_ && errors.is_decoded && errors.at != x;
   while (count > 0) {
     const auto left = static_cast<size_t>(std::min<uint64_t>(count, layout_.sequence() - begin_ - count_));
     const size_t columns = std::min(left, width_ - column_);
@@ -162,7 +163,8 @@ void TokenMeter::AddSums() {
   ErrorSums sums;
   sums.count = static_cast<uint64_t>(of_columns.count);
   sums.sum = of_columns.sum;
-  sums.sum_squares = of_columns.deviations + of_columns.mean_squares;
+  sums.sum_squares =
+      has_value_energy_ ? totals_.Sum(kTotalValueEnergy) : of_columns.deviations + of_columns.mean_squares;
   sums.sum_deviations = of_columns.deviations + DeviationsOfMeans(moments_, of_columns.sum / of_columns.count);
   sums.sum_error_squares = totals_.Sum(kTotalEnergy);
   sums.sum_abs_error = totals_.Sum(kTotalAbsError);
@@ -184,7 +186,9 @@ bool TokenMeter::IsHeld() const {
       !has_rows_ ||
       (is_held(deviations_, varies_) && (again_ ? is_held(error_deviations_, error_varies_)
                                                 : error_deviations_ >= kLeastDeviations * errors_.sum_error_squares));
-  return is_held(errors_.sum_squares, errors_.sum_error_squares) &&
+  const bool has_squares =
+      !has_value_energy_ || (is_held(errors_.sum_squares, magnitude_) && errors_.sum_squares < kMaxSquares);
+  return has_squares && is_held(errors_.sum_squares, errors_.sum_error_squares) &&
          is_held(errors_.sum_error_squares, errors_.max_abs_error + error_varies_) &&
          magnitude_ + errors_.sum_error_squares + deviations_ + error_deviations_ < kMaxSquares &&
          std::isfinite(errors_.sum_cross) && has_deviations;

@@ -19,12 +19,12 @@ namespace kvcompress::simd {
 // subnormal; with errors, on those that add products before they round them, and in all but the last digits on others.
 //
 // The squares of errors are added as they are, 16 in a lane of binary32 and 4 of these sums, whence they go to
-// binary64: they are exact to 22 * 2^-24, or 1.3e-6, whatever the errors are, and the RMSE to half of that; the largest
-// error has its own rounding alone. Values are summed about one of a channel's own, so that no constant takes digits
-// from their deviations. Deviations of values and errors, and the squares of values, are exact to 1e-4 relative, and to
-// about 1e-6 over many values; the other sums, to about 1e-6 of the sum of their terms' magnitudes. An error that is
-// next to constant in most channels would take digits from its deviations: such a run is measured again, about an error
-// of each channel.
+// binary64: they are exact to 22 * 2^-24, or 1.3e-6, whatever the errors are, and the RMSE to half of that; and so are
+// their magnitudes, their products with values, of the sum of these products' magnitudes, and of AddDecoded the squares
+// of values. The largest error has its own rounding alone. Values are summed about one of a channel's own, so that no
+// constant takes digits from their deviations. Deviations of values and errors, and elsewhere the squares of values,
+// are exact to 1e-4 relative, and to about 1e-6 over many values. An error that is next to constant in most channels
+// would take digits from its deviations: such a run is measured again, about an error of each channel.
 class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.
@@ -84,6 +84,7 @@ class TokenMeter {
   double deviations_ = 0, error_deviations_ = 0;  // of the columns
   double varies_ = 0, error_varies_ = 0;          // kTotalVaries and kTotalErrorVaries
   bool has_rows_ = false;                         // a column has more than one value
+  bool has_value_energy_ = false;                 // kTotalValueEnergy
 
   // The stretch at hand.
   uint64_t begin_ = 0;  // in its sequence

@@ -42,15 +42,16 @@ class ColumnMerger {
     const V first = Load(block, kFirst);
     const V sum = Load(block, kSum);
     const V deviations = MergeMean(first, sum, Load(block, kSquares), means_ + column);
-    const V energy = hn::Add(Load(block, kEnergy), Load(block, kRunEnergy));
+    const V energy = LoadRuns(block, kEnergy, kRunEnergy);
     const V first_error = again_ ? Load(block, kFirstError) : hn::Zero(d);
     const V error_squares = again_ ? Load(block, kErrorSquares) : energy;
     hn::StoreU(hn::Add(hn::LoadU(d, deviations_ + column), deviations), d, deviations_ + column);
     hn::StoreU(count_, d, counts_ + column);
     Add(kErrorDeviations, MergeMean(first_error, Load(block, kErrorSum), error_squares, error_means_ + column));
     Add(kTotalEnergy, energy);
-    Add(kTotalAbsError, Load(block, kAbsError));
-    Add(kTotalCross, Load(block, kCross));
+    Add(kTotalAbsError, LoadRuns(block, kAbsError, kRunAbsError));
+    Add(kTotalCross, LoadRuns(block, kCross, kRunCross));
+    Add(kTotalValueEnergy, LoadRuns(block, kValueEnergy, kRunValueEnergy));
     totals_[kTotalMaxError] = hn::Max(totals_[kTotalMaxError], Load(block, kMaxError));
     Add(kTotalMagnitude, hn::Add(hn::Abs(first), hn::Abs(sum)));
     Add(kTotalVaries, Load(block, kVaries));
@@ -68,6 +69,10 @@ class ColumnMerger {
 
   HWY_INLINE V Load(const ColumnBlock& block, ColumnPlane plane) const {
     return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<float, D>(), block.planes[plane] + lane_));
+  }
+  // Of the runs that have ended, and of the one that has not.
+  HWY_INLINE V LoadRuns(const ColumnBlock& block, ColumnPlane ended, ColumnPlane run) const {
+    return hn::Add(Load(block, ended), Load(block, run));
   }
   HWY_INLINE void Add(ColumnTotal total, V sum) { totals_[total] = hn::Add(totals_[total], sum); }
 

@@ -24,7 +24,7 @@ using ::kvcompress::testing::WithTarget;
 
 constexpr uint64_t kErrorTokens = 300, kErrorChannels = 80;
 constexpr size_t kErrorCount = kErrorTokens * kErrorChannels;
-constexpr double kSquaresBound = 22 * 0x1p-24;  // of the squares, relative
+constexpr double kSquaresBound = 22 * 0x1p-24;  // of sums, relative to those of their terms' magnitudes
 
 struct ErrorCase {
   std::string name;
@@ -87,7 +87,7 @@ std::vector<ErrorCase> ErrorCases() {
 }
 
 struct ExactErrors {
-  long double squares = 0;
+  long double squares = 0, magnitudes = 0, cross = 0, cross_magnitudes = 0, value_squares = 0;
   double largest = 0;
 };
 
@@ -95,7 +95,12 @@ ExactErrors ExactErrorsOf(const ErrorCase& one) {
   ExactErrors exact;
   for (size_t i = 0; i < kErrorCount; ++i) {
     const double error = static_cast<double>(one.x[i]) - static_cast<double>(one.decoded[i]);
+    const long double x = one.x[i];
     exact.squares += static_cast<long double>(error) * error;
+    exact.magnitudes += std::abs(error);
+    exact.cross += x * error;
+    exact.cross_magnitudes += std::abs(x * error);
+    exact.value_squares += x * x;
     exact.largest = std::max(exact.largest, std::abs(error));
   }
   return exact;
@@ -106,7 +111,7 @@ std::vector<std::byte> BytesOfErrors(const std::vector<float>& values) {
   return {begin, begin + values.size() * sizeof(float)};
 }
 
-TEST(TokenErrorsTest, SquaresOfErrorsAreExactWhateverTheErrorsAre) {
+TEST(TokenErrorsTest, SumsAreExactWhateverTheErrorsAre) {
   const TokenLayout layout{.tokens = kErrorTokens, .channels = kErrorChannels};
   for (const ErrorCase& one : ErrorCases()) {
     const ExactErrors want = ExactErrorsOf(one);
@@ -122,6 +127,12 @@ TEST(TokenErrorsTest, SquaresOfErrorsAreExactWhateverTheErrorsAre) {
       EXPECT_NEAR(meter.sums().sum_error_squares, static_cast<double>(want.squares),
                   kSquaresBound * static_cast<double>(want.squares));
       EXPECT_NEAR(meter.sums().max_abs_error, want.largest, 0x1p-24 * want.largest);
+      const auto near = [](double got, long double exact, long double magnitudes) {
+        EXPECT_NEAR(got, static_cast<double>(exact), kSquaresBound * static_cast<double>(magnitudes));
+      };
+      near(meter.sums().sum_abs_error, want.magnitudes, want.magnitudes);
+      near(meter.sums().sum_cross, want.cross, want.cross_magnitudes);
+      near(meter.sums().sum_squares, want.value_squares, want.value_squares);
       meter.Take(sums);
       EXPECT_NEAR(sums.closed.token_error_deviations, tokens.token_error_deviations,
                   1e-4 * tokens.token_error_deviations);
