@@ -1,5 +1,7 @@
 #include "core/codec/magnitude.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -25,6 +27,7 @@ absl::StatusOr<std::vector<uint32_t>> SampleKeys(const ByteSource& source, DType
   const uint64_t count = source.size() / DTypeSize(dtype);
   const uint64_t wanted = std::clamp(count / 64, kMinSamples, kMaxSamples);
   std::vector<uint32_t> samples;
+  samples.reserve(wanted + source.size() / (block_elements * DTypeSize(dtype)) + 1);
   uint64_t random = 0x9e3779b97f4a7c15;
   KVC_RETURN_IF_ERROR(ForEachBlock(source, dtype, block_elements, [&](const std::byte* values, size_t n) {
     VisitBits(dtype, [&](auto zero) {
@@ -39,11 +42,43 @@ absl::StatusOr<std::vector<uint32_t>> SampleKeys(const ByteSource& source, DType
   return samples;
 }
 
+// Keys of samples, of which those at some places in their order are asked for. By buckets of the keys' first bits, most
+// samples are told apart without a branch that nobody foresees.
+class SampledKeys {
+ public:
+  SampledKeys(std::vector<uint32_t> keys, uint32_t largest) : keys_(std::move(keys)), near_(keys_.size()) {
+    while (largest >> shift_ >= counts_.size()) ++shift_;
+    for (const uint32_t key : keys_) ++counts_[key >> shift_];
+  }
+
+  size_t size() const { return keys_.size(); }
+
+  // The one at this place, from 0, below size().
+  uint32_t At(size_t place) {
+    uint32_t bucket = 0;
+    while (counts_[bucket] <= place) place -= counts_[bucket++];
+    size_t count = 0;
+    for (const uint32_t key : keys_) {
+      near_[count] = key;
+      count += key >> shift_ == bucket ? 1 : 0;
+    }
+    const auto nth = near_.begin() + static_cast<ptrdiff_t>(place);
+    std::nth_element(near_.begin(), nth, near_.begin() + static_cast<ptrdiff_t>(count));
+    return *nth;
+  }
+
+ private:
+  std::vector<uint32_t> keys_;
+  std::vector<uint32_t> near_;  // keys of a bucket, and what is overwritten
+  int shift_ = 0;
+  std::array<uint32_t, 1024> counts_ = {};
+};
+
 // A key that is sought: the keys about the ends of a range are counted, which becomes smaller until the key is known:
 // after one look at the values, most often, and always where keys have 16 bits and the sample told the truth.
 class Search {
  public:
-  Search(RankedKey& wanted, uint64_t count, KeyRange all, std::vector<uint32_t>& samples)
+  Search(RankedKey& wanted, uint64_t count, KeyRange all, SampledKeys& samples)
       : wanted_(&wanted), possible_(all), range_{all.upper, all.upper} {
     if (wanted.rank >= count) return;
     // Between which keys the one at `rank` is likely to lie.
@@ -52,11 +87,7 @@ class Search {
     // Deviations of how many of the samples come before the one at `rank`: with more of them, counting more keys costs
     // more than the second looks that it spares.
     const double doubt = 3.5 * std::sqrt(size * part * (1 - part)) + 2;
-    const auto key_at = [&](double place) {
-      const auto nth = samples.begin() + static_cast<ptrdiff_t>(place);
-      std::nth_element(samples.begin(), nth, samples.end());
-      return *nth;
-    };
+    const auto key_at = [&](double place) { return samples.At(static_cast<size_t>(place)); };
     range_ = all;
     if (part * size - doubt >= 0) range_.lower = key_at(part * size - doubt);
     if (part * size + doubt < size) range_.upper = key_at(part * size + doubt);
@@ -111,8 +142,10 @@ absl::Status SelectKeys(const ByteSource& source, DType dtype, size_t block_elem
   std::vector<Search> searches;
   {  // What is counted takes the memory of the samples: with both at once the heap would grow, and shrink after each
      // call.
-    KVC_ASSIGN_OR_RETURN(std::vector<uint32_t> samples, SampleKeys(source, dtype, block_elements, order));
-    for (RankedKey& one : wanted) searches.emplace_back(one, count, KeyRange{0, LargestKey(order, dtype)}, samples);
+    const KeyRange all{0, LargestKey(order, dtype)};
+    KVC_ASSIGN_OR_RETURN(std::vector<uint32_t> keys, SampleKeys(source, dtype, block_elements, order));
+    SampledKeys samples(std::move(keys), all.upper);
+    for (RankedKey& one : wanted) searches.emplace_back(one, count, all, samples);
   }
   while (!searches.empty()) {
     std::vector<KeyCounts> counts;

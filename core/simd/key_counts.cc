@@ -47,27 +47,31 @@ size_t CountVectors(const std::byte* values, size_t count, KeyCounts& counts) {
   const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
   const auto lower = hn::Set(d, SignedKey<kOrder, T>(counts.lower));
   const auto upper = hn::Set(d, SignedKey<kOrder, T>(counts.upper));
-  size_t below = 0, above_lower = 0, below_upper = 0, above = 0;
+  size_t below = 0, at_lower = 0, at_upper = 0;
+  uint64_t* const buckets = counts.between.data();
+  const uint32_t first = counts.lower;
+  const int shift = counts.shift;
   size_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     const auto keys = SignedKeysOf<kOrder>(d, LoadAt(d, bytes + i * sizeof(T)));
-    const auto is_above_lower = hn::Gt(keys, lower);
-    const auto is_below_upper = hn::Lt(keys, upper);
-    below += hn::CountTrue(d, hn::Lt(keys, lower));
-    above_lower += hn::CountTrue(d, is_above_lower);
-    below_upper += hn::CountTrue(d, is_below_upper);
-    above += hn::CountTrue(d, hn::Gt(keys, upper));
-    const auto is_between = hn::And(is_above_lower, is_below_upper);
-    if (HWY_LIKELY(hn::AllFalse(d, is_between))) continue;
+    const auto is_below = hn::Lt(keys, lower);
+    const auto is_outside = hn::Or(is_below, hn::Gt(keys, upper));
+    below += hn::CountTrue(d, is_below);
+    if (HWY_LIKELY(hn::AllTrue(d, is_outside))) continue;
+    const auto is_lower = hn::Eq(keys, lower);
+    const auto is_upper = hn::Eq(keys, upper);
+    at_lower += hn::CountTrue(d, is_lower);
+    at_upper += hn::CountTrue(d, is_upper);
+    const auto is_between = hn::Not(hn::Or(is_outside, hn::Or(is_lower, is_upper)));
     for (uint64_t between = BitsOf(d, is_between); between != 0; between &= between - 1) {
       const size_t at = i + static_cast<size_t>(std::countr_zero(between));
       const uint32_t key = KeyOf(kOrder, LoadLE<T>(values + at * sizeof(T)));
-      ++counts.between[(key - counts.lower) >> counts.shift];
+      ++buckets[(key - first) >> shift];
     }
   }
   counts.below += below;
-  counts.at_lower += i - above_lower - below;
-  if (counts.lower < counts.upper) counts.at_upper += i - below_upper - above;
+  counts.at_lower += at_lower;
+  if (counts.lower < counts.upper) counts.at_upper += at_upper;
   return i;
 }
 
