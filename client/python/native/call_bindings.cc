@@ -43,13 +43,13 @@ absl::Status Malformed() { return absl::InternalError("malformed"); }
 // One call of compress or decompress, for one thread at a time; any may cancel it.
 class Call final : public MessageSink, public CallWatch {
  public:
-  // `items` are (header, bytes, tensor's bytes, most output bytes, place) where `output` is None, and the results
-  // (frame, report). Else they are (header, bytes), `output` is called with the number of an item and its v1::Tensor
-  // for the memory that its values go to, and the results are those numbers.
-  Call(std::shared_ptr<Channel> channel, const nb::sequence& items, nb::object output, std::optional<double> seconds,
-       nb::object region, uint64_t region_number, bool batches,
-       MessageCallOptions::Way way = MessageCallOptions::Way::kStream, const Cancellation* cancellation = nullptr)
-      : channel_(std::move(channel)), output_(std::move(output)), cancellation_(cancellation) {
+  // All `items` are (header, bytes, tensor's bytes, most output bytes, place), and the results (frame, report); or all
+  // are (header, bytes, target), where a target is called with a v1::Tensor for the memory that the values go to, and
+  // the result.
+  Call(std::shared_ptr<Channel> channel, const nb::sequence& items, std::optional<double> seconds, nb::object region,
+       uint64_t region_number, bool batches, MessageCallOptions::Way way = MessageCallOptions::Way::kStream,
+       const Cancellation* cancellation = nullptr)
+      : channel_(std::move(channel)), cancellation_(cancellation) {
     // Whichever thread lets go of them last, with the GIL or without.
     const std::shared_ptr<std::vector<View>> views(new std::vector<View>, [](std::vector<View>* last) {
       const nb::gil_scoped_acquire acquire;
@@ -59,7 +59,10 @@ class Call final : public MessageSink, public CallWatch {
     for (nb::handle item : items) {
       const View& view = views->emplace_back(item[1], PyBUF_SIMPLE);
       MessageItem& part = parts.emplace_back(MessageItem{TextOf(nb::object(item[0])), view.bytes()});
-      if (!compresses()) continue;
+      if (nb::len(item) == 3) {
+        targets_.emplace_back(item[2]);
+        continue;
+      }
       frame_bytes_.push_back({nb::cast<size_t>(item[3]), nb::cast<size_t>(item[2]) + kFrameOverhead});
       part.place = TextOf(nb::object(item[4]));
     }
@@ -123,8 +126,9 @@ class Call final : public MessageSink, public CallWatch {
     if (output_view_) return Malformed();
     const nb::gil_scoped_acquire acquire;
     return Guard([&] {
-      const nb::object memory = output_(index_, nb::bytes(tensor.data(), tensor.size()));
-      values_ = output_view_.emplace(memory, PyBUF_WRITABLE | PyBUF_STRIDES).elements();
+      const nb::object made = targets_[index_](nb::bytes(tensor.data(), tensor.size()));
+      values_ = output_view_.emplace(made[0], PyBUF_WRITABLE | PyBUF_STRIDES).elements();
+      result_ = made[1];
     });
   }
 
@@ -159,7 +163,7 @@ class Call final : public MessageSink, public CallWatch {
         filled_ = 0;
       } else {
         output_view_.reset();
-        results_.push_back(nb::cast(index_));
+        results_.push_back(std::move(result_));
       }
       ++index_;
     });
@@ -177,7 +181,7 @@ class Call final : public MessageSink, public CallWatch {
   }
 
  private:
-  bool compresses() const { return output_.is_none(); }
+  bool compresses() const { return targets_.empty(); }
 
   void Run() {
     {
@@ -215,7 +219,6 @@ class Call final : public MessageSink, public CallWatch {
   }
 
   const std::shared_ptr<Channel> channel_;
-  const nb::object output_;
   const Cancellation* const cancellation_;
   struct FrameBytes {
     size_t most;
@@ -224,6 +227,7 @@ class Call final : public MessageSink, public CallWatch {
   static constexpr size_t kFrameOverhead = 4096;
 
   std::vector<FrameBytes> frame_bytes_;  // of each item's frame
+  std::vector<nb::object> targets_;      // or of each frame's values
   std::optional<View> region_;
   OfProcess<MessageCall> call_;
   std::atomic<bool> cancelled_ = false;
@@ -235,17 +239,17 @@ class Call final : public MessageSink, public CallWatch {
   size_t index_ = 0;
   std::optional<View> output_view_;
   StridedSpan<std::byte> values_;  // of the output
+  nb::object result_;              // once these are all there
   PyObject* frame_ = nullptr;
   MutableByteSpan frame_room_;  // of the frame
   size_t filled_ = 0;
 };
 
 // A call with one item, and its output, in a message each: the result, or None, and then the call's end.
-nb::tuple CallWithMessage(std::shared_ptr<Channel> channel, const nb::tuple& item, nb::object output,
-                          std::optional<double> seconds, const Cancellation* cancellation) {
+nb::tuple CallWithMessage(std::shared_ptr<Channel> channel, const nb::tuple& item, std::optional<double> seconds,
+                          const Cancellation* cancellation) {
   const auto items = nb::borrow<nb::sequence>(nb::make_tuple(item));
-  Call call(std::move(channel), items, std::move(output), seconds, nb::none(), 0, false,
-            MessageCallOptions::Way::kMessage, cancellation);
+  Call call(std::move(channel), items, seconds, nb::none(), 0, false, MessageCallOptions::Way::kMessage, cancellation);
   nb::object result = call.Next();
   if (!result.is_none()) return nb::make_tuple(std::move(result), nb::none());
   return nb::make_tuple(nb::none(), call.End());
@@ -276,15 +280,14 @@ void BindCalls(nb::module_& module) {
     own.is_wanted = true;
   });
   nb::class_<Call>(module, "Call")
-      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, nb::object, std::optional<double>, nb::object,
-                    uint64_t, bool>(),
-           nb::arg("channel"), nb::arg("items"), nb::arg("output").none(), nb::arg("seconds").none(),
-           nb::arg("region").none(), nb::arg("region_number"), nb::arg("batches"))
+      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, std::optional<double>, nb::object, uint64_t, bool>(),
+           nb::arg("channel"), nb::arg("items"), nb::arg("seconds").none(), nb::arg("region").none(),
+           nb::arg("region_number"), nb::arg("batches"))
       .def("next", &Call::Next)
       .def("end", &Call::End)
       .def("cancel", &Call::Cancel);
-  module.def("call_with_message", &CallWithMessage, nb::arg("channel"), nb::arg("item"), nb::arg("output").none(),
-             nb::arg("seconds").none(), nb::arg("cancellation").none());
+  module.def("call_with_message", &CallWithMessage, nb::arg("channel"), nb::arg("item"), nb::arg("seconds").none(),
+             nb::arg("cancellation").none());
   module.def(
       "end",
       [](double seconds) {

@@ -244,9 +244,9 @@ def test_small_tensors_share_messages_where_the_daemon_says_so(daemon, connect, 
     server, asked = daemon(), []
     begin = NativeStream._begin
 
-    def watched(stream, compresses, batches):
+    def watched(stream, batches):
         asked.append(batches)
-        return begin(stream, compresses, batches)
+        return begin(stream, batches)
 
     monkeypatch.setattr(NativeStream, "_begin", watched)
     expected = [bytes(frame) for frame in connect(server).compress_many(chunk(), "int4(group=64)")]

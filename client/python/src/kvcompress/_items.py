@@ -253,13 +253,15 @@ class DecompressItem(Item[tuple[str, Any]]):
     def of(
         source: FrameSource, out: Any = None, framework: Framework | None = None, fingerprint: bytes | None = None
     ) -> "DecompressItem":
-        named = source if isinstance(source, tuple) else ("", source)
-        if len(named) not in (2, 3, 4):
-            raise InvalidArgument(
-                "expected frames, or pairs of a name and a frame, perhaps with dtype and shape, and fingerprint"
-            )
-        name, frame, expected = named[0], named[1], named[2] if len(named) > 2 else None
-        owner = checked_fingerprint(named[3] if len(named) == 4 else fingerprint)
+        name, frame, expected = "", source, None
+        if isinstance(source, tuple):
+            if len(source) not in (2, 3, 4):
+                raise InvalidArgument(
+                    "expected frames, or pairs of a name and a frame, perhaps with dtype and shape, and fingerprint"
+                )
+            name, frame, expected = source[0], source[1], source[2] if len(source) > 2 else None
+            fingerprint = source[3] if len(source) == 4 else fingerprint
+        owner = checked_fingerprint(fingerprint)
         if framework not in (None, "numpy", "torch"):
             raise InvalidArgument(f'as_ is "numpy" or "torch", not {framework!r}')
         if isinstance(frame, Frame):
@@ -292,6 +294,11 @@ class DecompressItem(Item[tuple[str, Any]]):
         output.data[:] = data
         output.filled()
         return self.name, output.tensor
+
+    def target(self, header: bytes) -> tuple[memoryview, tuple[str, Any]]:
+        """The memory of `output`, and the result once it is filled."""
+        output = self.output(header)
+        return output.elements, (self.name, output.tensor)
 
     def output(self, header: bytes | memoryview) -> Output:
         """The buffer for the tensor that the daemon describes, which must be the one that the frame was made from."""

@@ -211,17 +211,17 @@ class LocalClient:
         _check(error)
 
     def _decompressed(self, items: list[DecompressItem], left: Left) -> Iterator[tuple[str, Any]]:
-        codec, outputs, fault = self._own(), [], None
+        codec, targets, fault = self._own(), [], None
         described, error = codec.describe([(item.header, item.data) for item in items])
         try:
             for item, tensor in zip(items, described, strict=False):
-                outputs.append(item.output(tensor))
+                targets.append(item.target(tensor))
         except KvCompressError as raised:  # after the items before it
             fault = raised
-        ready = [(item.header, item.data, output.elements) for item, output in zip(items, outputs, strict=False)]
+        ready = [(item.header, item.data, memory) for item, (memory, _) in zip(items, targets, strict=False)]
         done, failure = codec.decompress(ready, _seconds(left))
-        for item, output in zip(items[:done], outputs, strict=False):
-            yield item.name, output.tensor
+        for _, result in targets[:done]:
+            yield result
         _check(failure)
         if fault is not None:
             raise fault

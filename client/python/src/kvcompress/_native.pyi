@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from typing_extensions import Buffer
 
@@ -32,30 +33,33 @@ class Cancellation:
     def __init__(self) -> None: ...
     def cancel(self) -> None: ...
 
+# Of a tensor: header, values, their bytes, most output bytes, place. Of a frame: header, bytes, and what is called with
+# its v1::Tensor for the memory that the values go to, and the result.
+_Item = tuple[bytes, Buffer, int, int, bytes] | tuple[bytes, Buffer, Callable[[bytes], tuple[Buffer, tuple[str, Any]]]]
+_Result = tuple[bytes, bytes] | tuple[str, Any]
+
 class Call:
     """MessageCall of client/python/native."""
 
     def __init__(
         self,
         channel: Channel,
-        items: Sequence[tuple[bytes, Buffer, int, int, bytes]] | Sequence[tuple[bytes, Buffer]],
-        output: Callable[[int, bytes], Buffer] | None,
+        items: Sequence[_Item],
         seconds: float | None,
         region: Buffer | None,
         region_number: int,
         batches: bool,
     ) -> None: ...
-    def next(self) -> tuple[bytes, bytes] | int | None: ...
+    def next(self) -> _Result | None: ...
     def end(self) -> tuple[int, str, float | None]: ...
     def cancel(self) -> None: ...
 
 def call_with_message(
     channel: Channel,
-    item: tuple[bytes, Buffer, int, int, bytes] | tuple[bytes, Buffer],
-    output: Callable[[int, bytes], Buffer] | None,
+    item: _Item,
     seconds: float | None,
     cancellation: Cancellation | None,
-) -> tuple[tuple[bytes, bytes] | int | None, tuple[int, str, float | None] | None]:
+) -> tuple[_Result | None, tuple[int, str, float | None] | None]:
     """Of one item in a message: what Call.next gives, or, where that is None, Call.end."""
 
 def end(seconds: float) -> None:

@@ -11,13 +11,12 @@ import grpc
 
 from . import _fork
 from ._errors import Cancelled, FailedPrecondition, InvalidArgument, KvCompressError, failure, unanswered
-from ._exchange import CompressExchange, Exchange
+from ._exchange import Exchange
 from ._items import CompressItem, Item, Result
 from ._retry import Left
 from ._shared_exchange import after_failure
 from ._shared_memory import Pool, Region
 from ._stream import Results
-from ._tensors import Output
 from ._tls import own_fault, pem_of
 from ._wire import malformed
 
@@ -65,13 +64,11 @@ class NativeChannel:
 
     def answer(self, item: Item[Result], left: Left, cancellation: Any = None) -> Result:
         """Of a call with one item, which goes, and comes back, in a message; `cancellation` is a new_cancellation."""
-        outputs: dict[int, Output] = {}
-        output = None if isinstance(item, CompressItem) else _output_of([item], outputs)
         end: Any
-        found, end = _native.call_with_message(self.get(), _parts_of(item), output, left(), cancellation)
+        found, end = _native.call_with_message(self.get(), _parts_of(item), left(), cancellation)
         if found is None:
             raise self.failure(*end) or unanswered(left())
-        result: Result = _result_of(item, found, outputs)
+        result: Result = _result_of(item, found)
         return result
 
     def failure(self, code: int, text: str, retry_after: float | None) -> KvCompressError | None:
@@ -124,10 +121,8 @@ class NativeStream(Results[Result]):
         self._error: Exception | None = None  # what the first source is wrong about that is not sent
         self._prepare(exchange, sources)
         self._answered = 0
-        self._outputs: dict[int, Output] = {}
         self._batches, self._forget, self._is_closed = batches, forget, False
-        self._compresses = isinstance(exchange, CompressExchange)
-        self._call = self._begin(self._compresses, batches) if self._items else None
+        self._call = self._begin(batches) if self._items else None
 
     def _prepare(self, exchange: Exchange[Any, Result], sources: Iterable[Any]) -> None:
         try:
@@ -138,12 +133,11 @@ class NativeStream(Results[Result]):
         except Exception as error:
             self._error = error
 
-    def _begin(self, compresses: bool, batches: bool) -> Any:
+    def _begin(self, batches: bool) -> Any:
+        # None holds a reference to the stream, which could not be forgotten otherwise.
         items = [_parts_of(item, place) for item, place in zip(self._items, self._places, strict=True)]
-        # It holds no reference to the stream, which could not be forgotten otherwise.
-        output = None if compresses else _output_of(self._items, self._outputs)
         memory, number = (None, 0) if self._region is None else (self._region.bytes.data, self._region.number)
-        return _native.Call(self._channel.get(), items, output, self._left(), memory, number, batches)
+        return _native.Call(self._channel.get(), items, self._left(), memory, number, batches)
 
     def __next__(self) -> Result:
         if self._generation != _fork.generation():
@@ -168,16 +162,15 @@ class NativeStream(Results[Result]):
         self._give_up()
         del self._items[: self._answered], self._places[: self._answered]
         self._answered = 0
-        self._outputs.clear()
         self._batches = False
-        self._call = self._begin(self._compresses, False)
+        self._call = self._begin(False)
         if self._is_closed:  # meanwhile
             self._call.cancel()
 
     def _result(self, found: Any) -> Any:
         item = self._items[self._answered]
         self._answered += 1
-        return _result_of(item, found, self._outputs)
+        return _result_of(item, found)
 
     def _finish(self) -> None:
         """After the last result: raises what the call has ended with."""
@@ -221,25 +214,15 @@ def _parts_of(item: Any, place: bytes = b"") -> tuple[Any, ...]:
     """As the module takes items; `place` is what the daemon reads by itself."""
     if isinstance(item, CompressItem):
         return item.header, item.data, item.view.size, item.most_frame_bytes(), place
-    return item.header, item.data
+    return item.header, item.data, item.target
 
 
-def _result_of(item: Any, found: Any, outputs: dict[int, Output]) -> Any:
+def _result_of(item: Any, found: Any) -> Any:
     """Of what the module has found for it."""
-    if isinstance(found, int):
-        return item.name, outputs.pop(found).tensor
+    if not isinstance(item, CompressItem):
+        return found
     frame, report = found
     return item.frame(frame, report, is_right=not item.fingerprint)  # the module has compared sizes
-
-
-def _output_of(items: list[Item[Any]], outputs: dict[int, Output]) -> Any:
-    def output(index: int, described: bytes) -> memoryview:
-        item: Any = items[index]
-        made: Output = item.output(described)
-        outputs[index] = made
-        return made.elements
-
-    return output
 
 
 if _native is not None:

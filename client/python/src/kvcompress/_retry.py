@@ -55,7 +55,7 @@ _MOST_SECONDS = 1e9
 def checked_seconds(timeout: float | None) -> float | None:
     if timeout is None:
         return None
-    if not isinstance(timeout, float | int | Real) or not timeout >= 0:
+    if not isinstance(timeout, (float, int, Real)) or not timeout >= 0:
         raise InvalidArgument(f"a timeout is a number of seconds, not {timeout!r}")
     return None if timeout > _MOST_SECONDS else float(timeout)
 
