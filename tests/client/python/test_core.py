@@ -84,6 +84,17 @@ def test_a_driver_that_takes_items_is_given_small_tensors_as_they_are():
     assert found == "frame"
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_tensor_of_the_recommended_size_goes_by_a_message_unless_streams_share_memory(shares):
+    core = Core(60, POLICY, lambda said: None, lambda: True, lambda: shares)
+    run(core.wait_ready(), pb.MetricsResponse().SerializeToString(), OFFER)
+    most = 1 << 20  # as the offer recommends
+    for size, by_message in ((most // 4, True), (most, not shares), (most + 8192, False)):
+        frame = kvcompress.Frame(bytes(5), "t", "raw", "F16", (size // 2,), size, 5, None, (), 0.5)
+        for plan in (core.compress(np.ones(size // 2, np.float16)), core.decompress(frame)):
+            assert isinstance(next(plan), Message if by_message else Streaming)
+
+
 def test_a_frame_is_the_same_whether_its_report_is_read_or_not(core):
     quality = kvcompress.Quality(1.0, 0.5, 16.0, 0.75, 2.0, "POOR", 8.0)
     report = pb.TensorReport(name="t", codec="raw", tensor_bytes=20, frame_bytes=5, violations=["rmse"],

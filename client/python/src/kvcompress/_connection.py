@@ -62,7 +62,7 @@ class Connection:
         channel = Channel(target, credentials, token)
         pool = Pool(channel, no_sharing(target, shared_memory))
         native_channel = NativeChannel(target, credentials, token, native)
-        core = Core(timeout, retry, pool.learn, self._takes_items)
+        core = Core(timeout, retry, pool.learn, self._takes_items, lambda: pool.is_offered)
         threads = ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="kvcompress")
         message_threads = ThreadPoolExecutor(MAX_MESSAGES, thread_name_prefix="kvcompress-message")
         return _Own(_fork.generation(), channel, pool, core, native_channel, threads, message_threads)

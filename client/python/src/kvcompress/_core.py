@@ -121,7 +121,8 @@ def version() -> str:
 
 class Core:
     """The plans of one client. `learn` is given what the daemon says of itself, `takes_items` says whether the driver
-    sends items in messages by itself. `closed` is set when the client is."""
+    sends items in messages by itself, `shares` whether it has memory for streams that the daemon shares. `closed` is
+    set when the client is."""
 
     def __init__(
         self,
@@ -129,13 +130,16 @@ class Core:
         retry: RetryPolicy,
         learn: Callable[[pb.CapabilitiesResponse], None],
         takes_items: Callable[[], bool] = lambda: False,
+        shares: Callable[[], bool] = lambda: False,
     ):
         self.closed = False
         self._timeout = timeout
         self._retry = retry
         self._learn = learn
         self._takes_items = takes_items
+        self._shares = shares
         self._message_bytes = 0
+        self._alone_bytes = 0
         self._batches = False
         self._ask_again = 0.0  # time.monotonic()
 
@@ -241,7 +245,8 @@ class Core:
         def attempt(left: Left) -> Plan[Result]:
             most = self._message_bytes if time.monotonic() < self._ask_again else (yield from self._ready(left))
             size = item.size()
-            in_message = size is not None and size <= most
+            # A tensor of the recommended size is cheaper in a message than in a stream, unless that shares memory.
+            in_message = size is not None and size <= (most // 2 if self._shares() else self._alone_bytes)
             if in_message and not self._takes_items():
                 return item.answer((yield from self._unary(kind.method + "Tensor", item.request(), left)))
             result: Result
@@ -297,6 +302,9 @@ class Core:
             said = yield from self._ask("Capabilities", pb.CapabilitiesResponse, left)
             self._learn(said)
             self._message_bytes = _message_bytes(said)
+            # With a header.
+            largest = min(said.limits.max_message_bytes, self._message_bytes + 2 * _MESSAGE_OVERHEAD)
+            self._alone_bytes = largest - _MESSAGE_OVERHEAD
             self._batches = said.limits.max_batch_tensors > 0
             has_all = self._batches and pb.TRANSPORT_SHARED_MEMORY in said.transports
             self._ask_again = math.inf if has_all else time.monotonic() + _PAUSE

@@ -183,6 +183,11 @@ class Pool:
         self._losses = 0  # since a call went well
 
     @property
+    def is_offered(self) -> bool:
+        """As far as is known."""
+        return not (self.why_not or self._no_offer)
+
+    @property
     def transport(self) -> str:
         if why_not := self.why_not or self._no_offer:
             return f"connection ({why_not})"
