@@ -6,90 +6,33 @@
 
 #include "core/codec/bytes/huffman_code.h"
 #include "core/codec/registry.h"
+#include "core/simd/prefix_codes.h"
 
 namespace kvcompress {
 namespace {
 
-constexpr size_t kParts = 4;
+constexpr size_t kParts = simd::kPrefixStreams;
 constexpr size_t kSizesBytes = 4 * (kParts - 1);
-
-// Between two looks at the bits' position at least 57 bits are at hand: five codes.
-constexpr size_t kCodesAtOnce = 5;
-constexpr size_t kRunBytes = 4;
 
 // Part k of n bytes: ceil(n / kParts) of them, the later parts fewer where they run out.
 size_t PartBegin(size_t n, size_t k) { return std::min(n, k * ((n + kParts - 1) / kParts)); }
 
-// Writes the codes of `raw` at `out`, and returns their end. Writes up to 8 bytes after it.
-std::byte* EncodePart(const CodeTable& codes, ByteSpan raw, std::byte* out) {
-  uint64_t pending = 0;
-  uint64_t held = 0;
-  const auto append = [&](std::byte byte) {
-    const uint64_t code = codes[std::to_integer<size_t>(byte)];
-    pending |= (code >> 4) << held;
-    held += code & 15;
-  };
-  const auto flush = [&] {
-    StoreLE(pending, out);
-    out += held / 8;
-    pending >>= held & ~uint64_t{7};  // at most 56
-    held %= 8;
-  };
-  size_t i = 0;
-  for (; i + kCodesAtOnce <= raw.size(); i += kCodesAtOnce) {
-    for (size_t k = 0; k < kCodesAtOnce; ++k) append(raw[i + k]);
-    flush();
+simd::PrefixCodes CodesOf(const CodeLengths& lengths) {
+  const CodeTable codes = MakeCodes(lengths);
+  simd::PrefixCodes made;
+  for (size_t s = 0; s < 256; ++s) {
+    made.bits[s] = codes[s] >> 4;
+    made.lengths[s] = codes[s] & 15;
   }
-  for (; i < raw.size(); ++i) append(raw[i]);
-  flush();
-  if (held > 0) *out++ = static_cast<std::byte>(pending);
-  return out;
-}
-
-// One part while it is decoded.
-struct Part {
-  const std::byte* in;  // where the byte of the next bit is
-  uint32_t bit;         // which of its bits
-  const std::byte* in_end;
-  std::byte* out;
-  std::byte* out_end;
-
-  // Whether a whole step may read and write.
-  bool HasRoom() const { return in_end - in >= 8 && out_end - out >= static_cast<ptrdiff_t>(kCodesAtOnce * kRunBytes); }
-};
-
-// Decodes whole steps of all of `parts`, side by side, while each has room.
-template <size_t N>
-void DecodeSteps(const RunTable& runs, Part* parts) {
-  std::array<Part, N> own;
-  std::copy_n(parts, N, own.begin());
-  while (std::all_of(own.begin(), own.end(), [](const Part& part) { return part.HasRoom(); })) {
-    // The highest bit marks how far the bits have moved.
-    std::array<uint64_t, N> bits;
-    for (size_t k = 0; k < N; ++k) bits[k] = (LoadLE<uint64_t>(own[k].in) | uint64_t{1} << 63) >> own[k].bit;
-    for (size_t code = 0; code < kCodesAtOnce; ++code) {
-      for (size_t k = 0; k < N; ++k) {
-        const uint64_t run = runs[bits[k] % kCodeSlots];
-        bits[k] >>= run & 63;
-        StoreLE(static_cast<uint32_t>(run >> 32), own[k].out);
-        own[k].out += run >> 8 & 0xff;
-      }
-    }
-    for (size_t k = 0; k < N; ++k) {
-      const auto moved = static_cast<uint32_t>(std::countl_zero(bits[k]));
-      own[k].in += moved / 8;
-      own[k].bit = moved % 8;
-    }
-  }
-  std::copy_n(own.begin(), N, parts);
+  return made;
 }
 
 // Decodes what is left of a part, code by code. False if its bits do not end where its bytes do.
-bool DecodeRest(const SymbolTable& symbols, Part part) {
+bool DecodeRest(const SymbolTable& symbols, simd::PrefixStream part) {
   uint64_t pending = 0;
   uint32_t held = 0;
   const auto fill = [&] {
-    for (; held <= 56 && part.in < part.in_end; held += 8) pending |= std::to_integer<uint64_t>(*part.in++) << held;
+    for (; held <= 56 && part.in < part.in_end; held += 8) pending |= uint64_t{*part.in++} << held;
   };
   fill();
   if (held < part.bit) return false;
@@ -100,7 +43,7 @@ bool DecodeRest(const SymbolTable& symbols, Part part) {
     const uint32_t entry = symbols[pending % kCodeSlots];
     const uint32_t length = entry >> 8;
     if (length > held) return false;
-    *part.out++ = static_cast<std::byte>(entry & 0xff);
+    *part.out++ = static_cast<uint8_t>(entry);
     pending >>= length;
     held -= length;
   }
@@ -128,10 +71,12 @@ class Huffman final : public ByteCodec {
     std::memcpy(encoded.data(), text.data(), text_size);
     std::byte* sizes = encoded.data() + text_size;
     std::byte* at = sizes + kSizesBytes;
-    const CodeTable codes = MakeCodes(lengths);
+    const simd::PrefixCodes codes = CodesOf(lengths);
     for (size_t k = 0; k < kParts; ++k) {
       const size_t begin = PartBegin(raw.size(), k);
-      std::byte* end = EncodePart(codes, raw.subspan(begin, PartBegin(raw.size(), k + 1) - begin), at);
+      const size_t size = PartBegin(raw.size(), k + 1) - begin;
+      auto* const end = reinterpret_cast<std::byte*>(simd::EncodePrefixCodes(
+          codes, reinterpret_cast<const uint8_t*>(raw.data()) + begin, size, reinterpret_cast<uint8_t*>(at)));
       if (k + 1 < kParts) StoreLE(static_cast<uint32_t>(end - at), sizes + 4 * k);
       at = end;
     }
@@ -146,39 +91,42 @@ class Huffman final : public ByteCodec {
     CodeLengths lengths;
     const size_t text_size = ReadLengths(encoded, lengths);
     if (text_size == 0) return absl::DataLossError("huffman: code lengths are damaged");
-    std::array<Part, kParts> parts;
+    Parts parts;
     if (!FindParts(encoded.subspan(text_size), raw, parts)) {
       return absl::DataLossError("huffman: parts do not fit their stream");
     }
     thread_local SymbolTable symbols;
     MakeSymbolTable(lengths, symbols);
     if (raw.size() >= kRunsFrom) {
-      thread_local RunTable runs;
+      thread_local simd::PrefixRuns runs;
       MakeRunTable(symbols, runs);
-      DecodeSteps<kParts>(runs, parts.data());
-      for (Part& part : parts) DecodeSteps<1>(runs, &part);
+      simd::DecodePrefixRuns(runs, parts);
     }
-    for (const Part& part : parts) {
+    for (const simd::PrefixStream& part : parts) {
       if (!DecodeRest(symbols, part)) return absl::DataLossError("huffman: a part does not decode to its size");
     }
     return absl::OkStatus();
   }
 
  private:
+  using Parts = std::array<simd::PrefixStream, kParts>;
+
   // Fewer bytes are decoded sooner code by code than the table of runs is made.
   static constexpr size_t kRunsFrom = 4096;
 
-  static bool FindParts(ByteSpan in, MutableByteSpan raw, std::array<Part, kParts>& parts) {
+  static bool FindParts(ByteSpan in, MutableByteSpan raw, Parts& parts) {
     if (in.size() < kSizesBytes) return false;
     ByteSpan rest = in.subspan(kSizesBytes);
+    auto* const out = reinterpret_cast<uint8_t*>(raw.data());
     for (size_t k = 0; k < kParts; ++k) {
       const size_t size = k + 1 < kParts ? LoadLE<uint32_t>(in.data() + 4 * k) : rest.size();
       if (size > rest.size()) return false;
-      parts[k] = {.in = rest.data(),
+      const auto* const begin = reinterpret_cast<const uint8_t*>(rest.data());
+      parts[k] = {.in = begin,
                   .bit = 0,
-                  .in_end = rest.data() + size,
-                  .out = raw.data() + PartBegin(raw.size(), k),
-                  .out_end = raw.data() + PartBegin(raw.size(), k + 1)};
+                  .in_end = begin + size,
+                  .out = out + PartBegin(raw.size(), k),
+                  .out_end = out + PartBegin(raw.size(), k + 1)};
       rest = rest.subspan(size);
     }
     return true;

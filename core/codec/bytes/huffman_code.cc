@@ -18,10 +18,13 @@ std::array<uint32_t, kMaxCodeBits + 1> FirstCodes(const CodeLengths& lengths) {
   return first;
 }
 
+// The lowest `bits` bits in the opposite order.
 uint32_t Reverse(uint32_t code, int bits) {
-  uint32_t reversed = 0;
-  for (int i = 0; i < bits; ++i) reversed |= (code >> i & 1) << (bits - 1 - i);
-  return reversed;
+  code = (code & 0x5555) << 1 | (code >> 1 & 0x5555);
+  code = (code & 0x3333) << 2 | (code >> 2 & 0x3333);
+  code = (code & 0x0f0f) << 4 | (code >> 4 & 0x0f0f);
+  code = (code & 0x00ff) << 8 | code >> 8;
+  return code >> (16 - bits);
 }
 
 }  // namespace
@@ -81,7 +84,7 @@ void MakeSymbolTable(const CodeLengths& lengths, SymbolTable& table) {
   }
 }
 
-void MakeRunTable(const SymbolTable& symbols, RunTable& runs) {
+void MakeRunTable(const SymbolTable& symbols, simd::PrefixRuns& runs) {
   for (uint32_t slot = 0; slot < kCodeSlots; ++slot) {
     uint32_t bytes = 0;
     uint32_t used = 0;

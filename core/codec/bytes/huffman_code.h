@@ -5,12 +5,13 @@
 
 #include "core/base/bytes.h"
 #include "core/codec/histogram.h"
+#include "core/simd/prefix_codes.h"
 
 // Canonical prefix codes of at most 11 bits for byte values. Bits of a stream go from the low end of each byte up, so
 // codes are held with their first bit lowest.
 namespace kvcompress {
 
-inline constexpr int kMaxCodeBits = 11;
+inline constexpr int kMaxCodeBits = simd::kMaxPrefixBits;
 inline constexpr uint32_t kCodeSlots = 1u << kMaxCodeBits;
 
 // The bits of each byte value's code; 0 for those that have none.
@@ -28,10 +29,8 @@ CodeTable MakeCodes(const CodeLengths& lengths);
 using SymbolTable = std::array<uint16_t, kCodeSlots>;
 void MakeSymbolTable(const CodeLengths& lengths, SymbolTable& table);
 
-// The same for all codes that these bits hold whole, up to four: bits 0 to 7 their length together, 8 to 15 their
-// number, 32 to 63 the byte values.
-using RunTable = std::array<uint64_t, kCodeSlots>;
-void MakeRunTable(const SymbolTable& symbols, RunTable& runs);
+// The same for all codes that these bits hold whole, up to four.
+void MakeRunTable(const SymbolTable& symbols, simd::PrefixRuns& runs);
 
 // The text of the lengths, at most kMaxLengthsBytes: 4 bits each, of an absent value and those after it 4 + 8.
 inline constexpr size_t kMaxLengthsBytes = 256;

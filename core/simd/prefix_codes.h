@@ -1,0 +1,40 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+// The loops of the byte codec `huffman` (docs/format.md, "huffman"): codes of at most 11 bits for bytes, one after the
+// other from the low end of each byte up. Nothing here allocates or needs alignment.
+namespace kvcompress::simd {
+
+inline constexpr int kMaxPrefixBits = 11;
+
+// The bits of each symbol's code, the first one lowest, and their number.
+struct PrefixCodes {
+  std::array<uint64_t, 256> bits;
+  std::array<uint64_t, 256> lengths;
+};
+
+// Writes the codes of `size` bytes at `out`, and returns their end. Writes up to 8 bytes after it.
+uint8_t* EncodePrefixCodes(const PrefixCodes& codes, const uint8_t* raw, size_t size, uint8_t* out);
+
+// For the next kMaxPrefixBits bits of a stream, all codes that they hold whole, up to four: bits 0 to 7 their length
+// together, 8 to 15 their number, 32 to 63 the symbols.
+using PrefixRuns = std::array<uint64_t, size_t{1} << kMaxPrefixBits>;
+
+// What is left of a stream of codes while it is decoded.
+struct PrefixStream {
+  const uint8_t* in;  // where the byte of the next bit is
+  uint32_t bit;       // which of its bits
+  const uint8_t* in_end;
+  uint8_t* out;
+  uint8_t* out_end;
+};
+
+// Decodes streams side by side until each is near an end of its bytes, of those that are read or those that are
+// written: a few dozen are left.
+inline constexpr size_t kPrefixStreams = 4;
+void DecodePrefixRuns(const PrefixRuns& runs, std::array<PrefixStream, kPrefixStreams>& streams);
+
+}  // namespace kvcompress::simd
