@@ -43,12 +43,13 @@ constexpr std::chrono::milliseconds kShutdownGrace{500};
 size_t OrMost(size_t asked, size_t all) { return asked != 0 ? asked : (all * 3 + 3) / 4; }
 
 SessionOptions ToSessionOptions(const Options& options, size_t threads, ArtifactStore& artifacts,
-                                const RegionTable& regions) {
+                                const RegionTable& regions, CompressPlans& plans) {
   return {.limits = {.max_tensor_bytes = options.max_tensor_bytes,
                      .environment = {.artifacts = options.artifacts.empty() ? nullptr : &artifacts}},
           .default_codec = options.default_codec,
           .window_bytes = DefaultWindowBytes(threads),
-          .regions = options.shared_memory_prefix.empty() ? nullptr : &regions};
+          .regions = options.shared_memory_prefix.empty() ? nullptr : &regions,
+          .plans = &plans};
 }
 
 // Bounds what a single connection may cost.
@@ -103,7 +104,7 @@ Daemon::Daemon(const Options& options)
                   }}),
       shared_memory_(regions_, options_.shared_memory_prefix, options_.foreign_memory_prefix, admission_, *metrics_),
       artifacts_({.directory = options.artifacts, .max_memory_bytes = options.artifact_memory}),
-      service_(options_, pool_, ToSessionOptions(options, pool_.size(), artifacts_, regions_), admission_,
+      service_(options_, pool_, ToSessionOptions(options, pool_.size(), artifacts_, regions_, plans_), admission_,
                shared_memory_, guard_, *metrics_),
       acceptor_({.max_connections = options.max_connections,
                  .max_connections_per_client = OrMost(options.max_connections_per_client, options.max_connections),

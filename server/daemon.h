@@ -17,6 +17,7 @@
 #include "server/rpc/service.h"
 #include "server/rpc/shared_memory_streams.h"
 #include "server/session/admission.h"
+#include "server/session/compress_plans.h"
 #include "server/shm/regions.h"
 #include "server/telemetry/metrics.h"
 
@@ -56,6 +57,7 @@ class Daemon {
   Admission admission_;
   MemoryGuard guard_;
   RegionTable regions_;
+  CompressPlans plans_;
   SharedMemoryStreams shared_memory_;
   ArtifactStore artifacts_;
   Service service_;

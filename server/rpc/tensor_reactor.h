@@ -65,8 +65,10 @@ class TensorReactor final : public grpc::ServerUnaryReactor, public IdleWatch::W
     KVC_ASSIGN_OR_RETURN(ticket_, admission.AdmitStream(std::move(client)));
     typename Call::Request request;
     std::optional<SplitMessage> split = SplitAtPayload(message, Direction::kTensorInput);
-    if (split && request.ParseFromString(split->head)) {
-      return call_.Start(request, std::move(split->payload), options, ticket_);
+    if (split && (call_.Recall(split->head, options) || request.ParseFromString(split->head))) {
+      KVC_RETURN_IF_ERROR(call_.Start(request, std::move(split->payload), options, ticket_));
+      call_.Keep(split->head, options);
+      return absl::OkStatus();
     }
     KVC_RETURN_IF_ERROR(ParseRequest(message, kMaxHeadBytes, Direction::kTensorInput, request));
     auto owner = std::make_shared<const std::string>(std::move(Direction::Input(request)));

@@ -9,6 +9,8 @@
 
 namespace kvcompress {
 
+class CompressPlans;
+
 struct SessionOptions {
   Limits limits;
   std::string default_codec = "int4(group=64)";
@@ -16,6 +18,7 @@ struct SessionOptions {
   // client has not taken. Tensors that a codec must see whole come on top.
   uint64_t window_bytes = 0;
   const RegionTable* regions = nullptr;  // null: no shared memory
+  CompressPlans* plans = nullptr;        // of calls for one tensor; null: none are kept
 };
 
 // A window for a pool of this many threads: for each thread two blocks of F16, one in work and one waiting, and eight

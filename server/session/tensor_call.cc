@@ -13,24 +13,34 @@ absl::Status NoBuffers() { return absl::InvalidArgumentError("buffers are for ou
 
 }  // namespace
 
+bool CompressTensorWork::Recall(std::string_view head, const SessionOptions& options) {
+  if (options.plans != nullptr) plan_ = options.plans->Find(head);
+  return plan_ != nullptr;
+}
+
+void CompressTensorWork::Keep(std::string_view head, const SessionOptions& options) const {
+  if (options.plans != nullptr) options.plans->Keep(head, plan_);
+}
+
 absl::Status CompressTensorWork::Prepare(const v1::CompressHeader& header, const SessionOptions& options) {
   if (Direction::ToBuffers(header)) return NoBuffers();
   KVC_ASSIGN_OR_RETURN(CompressHeaders::Job job, CompressHeaders().Read(header, options.default_codec));
-  policy_ = std::move(job.policy);
-  KVC_ASSIGN_OR_RETURN(compressor_, TensorCompressor::Create(std::move(job.tensor), job.codec, options.limits));
+  KVC_ASSIGN_OR_RETURN(TensorCompressor compressor,
+                       TensorCompressor::Create(std::move(job.tensor), job.codec, options.limits));
+  plan_ = std::make_shared<const CompressPlan>(CompressPlan{std::move(compressor), std::move(job.policy)});
   return absl::OkStatus();
 }
 
 absl::StatusOr<Buffer> CompressTensorWork::Run(std::span<const ByteSpan> values, TensorReport& report) {
   Buffer frame(static_cast<size_t>(max_output_bytes()));
   const absl::StatusOr<size_t> size = values.size() == 1
-                                          ? compressor_->Compress(values[0], frame.span(), &report.sums)
-                                          : compressor_->CompressPieces(values, frame.span(), &report.sums);
+                                          ? compressor().Compress(values[0], frame.span(), &report.sums)
+                                          : compressor().CompressPieces(values, frame.span(), &report.sums);
   KVC_ASSIGN_OR_RETURN(report.frame_bytes, size);
   frame.Resize(static_cast<size_t>(report.frame_bytes));
-  Describe(compressor_->header(), chain(), report);
-  report.policy = policy_;
-  report.nonfinite_blocks = compressor_->FallbackBlocks(frame.span());
+  Describe(compressor().header(), chain(), report);
+  report.policy = plan_->policy;
+  report.nonfinite_blocks = compressor().FallbackBlocks(frame.span());
   return frame;
 }
 

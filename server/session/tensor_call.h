@@ -2,17 +2,18 @@
 
 #include <algorithm>
 #include <chrono>
-#include <optional>
+#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "core/base/status_macros.h"
-#include "core/tensor_compressor.h"
 #include "core/tensor_decompressor.h"
 #include "proto/wire/direction.h"
 #include "server/session/admission.h"
+#include "server/session/compress_plans.h"
 #include "server/session/options.h"
 #include "server/session/stream_work.h"
 
@@ -23,27 +24,34 @@ class CompressTensorWork {
  public:
   using Direction = CompressDirection;
 
+  // Takes the plan of a request that begins with these bytes before its tensor, if it is kept: then it is prepared.
+  bool Recall(std::string_view head, const SessionOptions& options);
+  // Keeps its plan for the next such request.
+  void Keep(std::string_view head, const SessionOptions& options) const;
   // Checks everything but the values.
   absl::Status Prepare(const v1::CompressHeader& header, const SessionOptions& options);
   // Whether Run takes the input in pieces, at most kMaxBlockPieces.
-  bool takes_pieces() const { return compressor_->takes_pieces(); }
+  bool takes_pieces() const { return compressor().takes_pieces(); }
   // Reads what the input says of itself.
   absl::Status Open(ByteSpan) { return absl::OkStatus(); }
-  const CodecChain& chain() const { return compressor_->chain(); }
-  uint64_t max_output_bytes() const { return compressor_->max_frame_bytes(); }
+  const CodecChain& chain() const { return compressor().chain(); }
+  uint64_t max_output_bytes() const { return compressor().max_frame_bytes(); }
   // Makes the output, and fills in the report.
   absl::StatusOr<Buffer> Run(std::span<const ByteSpan> values, TensorReport& report);
   static void Answer(const TensorReport& report, SessionObserver& observer, v1::CompressTensorResponse& response);
 
  private:
-  std::optional<TensorCompressor> compressor_;
-  std::string policy_;
+  const TensorCompressor& compressor() const { return plan_->compressor; }
+
+  std::shared_ptr<const CompressPlan> plan_;
 };
 
 class DecompressTensorWork {
  public:
   using Direction = DecompressDirection;
 
+  static bool Recall(std::string_view, const SessionOptions&) { return false; }
+  static void Keep(std::string_view, const SessionOptions&) {}
   absl::Status Prepare(const v1::DecompressHeader& header, const SessionOptions& options);
   bool takes_pieces() const { return false; }
   absl::Status Open(ByteSpan frame) { return OfTensor(name_, decompressor_.ReadHeader(frame, fingerprint_)); }
@@ -68,11 +76,21 @@ class TensorCall {
   using Request = typename Direction::TensorRequest;
   using Response = typename Direction::TensorResponse;
 
+  // Whether requests before have told what this one has before its tensor, of which `head` is the bytes: then Start
+  // looks at no field of it.
+  bool Recall(std::string_view head, const SessionOptions& options) {
+    return is_recalled_ = work_.Recall(head, options);
+  }
+  // Lets the next request with this head recall it. After Start.
+  void Keep(std::string_view head, const SessionOptions& options) const {
+    if (!is_recalled_) work_.Keep(head, options);
+  }
+
   // Takes the request, whose bytes are `input`, and asks for the memory that the rest needs.
   absl::Status Start(const Request& request, std::vector<Slice> input, const SessionOptions& options,
                      Admission::Ticket& ticket) {
     pieces_ = std::move(input);
-    KVC_RETURN_IF_ERROR(ticket.Count(work_.Prepare(request.header(), options)));
+    if (!is_recalled_) KVC_RETURN_IF_ERROR(ticket.Count(work_.Prepare(request.header(), options)));
     // The input stays as it came only where the codec takes it so.
     const bool as_it_came = work_.takes_pieces() && pieces_.size() <= kMaxBlockPieces;
     if (pieces_.size() > 1 && !as_it_came) {
@@ -112,6 +130,7 @@ class TensorCall {
 
  private:
   Work work_;
+  bool is_recalled_ = false;
   std::vector<Slice> pieces_;    // of the input
   std::vector<ByteSpan> input_;  // the bytes of pieces_; one of no bytes where there is none
   uint64_t input_bytes_ = 0;

@@ -120,6 +120,52 @@ TEST_F(TensorCallTest, PiecesAreCopiedOnlyForCodecsThatNeedThemInOne) {
   EXPECT_EQ(copied("int4", 7), values_.size()) << "too many pieces";
 }
 
+TEST_F(TensorCallTest, ARequestLikeOneBeforeIsRecalledAndAnsweredAlike) {
+  CompressPlans plans;
+  options_.plans = &plans;
+  v1::CompressTensorRequest request = ToCompress(5000, "");
+  request.mutable_header()->set_profile(R"({"version": 1, "default": "int8", "others": "int8"})");
+  const std::string head = request.SerializeAsString();
+  std::vector<std::string> frames, reports;
+  for (const bool is_known : {false, true, true}) {
+    CompressTensorCall call;
+    EXPECT_EQ(call.Recall(head, options_), is_known);
+    v1::CompressTensorResponse response;
+    const absl::StatusOr<std::string> frame =
+        Run(call, is_known ? v1::CompressTensorRequest() : request, Pieces(values_, 10'000), response);
+    ASSERT_THAT(frame, IsOk());
+    call.Keep(head, options_);
+    EXPECT_FALSE(response.report().policy().empty());
+    response.mutable_report()->clear_codec_seconds();
+    frames.push_back(*frame);
+    reports.push_back(response.SerializeAsString());
+  }
+  EXPECT_THAT(frames, ::testing::Each(frames[0]));
+  EXPECT_THAT(reports, ::testing::Each(reports[0]));
+  EXPECT_FALSE(CompressTensorCall().Recall(ToCompress(4999, "").SerializeAsString(), options_));
+  CompressTensorCall call;
+  ASSERT_TRUE(call.Recall(head, options_));
+  EXPECT_EQ(call.Start({}, Pieces(ByteSpan(values_).first(9998), 10'000), options_, ticket_).code(),
+            absl::StatusCode::kOk);
+  v1::CompressTensorResponse response;
+  EXPECT_EQ(call.Run(observer_, response).status().code(), absl::StatusCode::kInvalidArgument) << "too few bytes";
+}
+
+TEST_F(TensorCallTest, OnlyPlansOfShortHeadersAndFastCodecsAreKept) {
+  CompressPlans plans;
+  options_.plans = &plans;
+  const auto is_kept = [&](const std::string& head, std::string codec) {
+    CompressTensorCall call;
+    EXPECT_THAT(call.Start(ToCompress(5000, std::move(codec)), Pieces(values_, 10'000), options_, ticket_), IsOk());
+    call.Keep(head, options_);
+    return CompressTensorCall().Recall(head, options_);
+  };
+  EXPECT_TRUE(is_kept(std::string(CompressPlans::kMaxBytes, 'x'), "int4"));
+  EXPECT_FALSE(is_kept(std::string(CompressPlans::kMaxBytes + 1, 'x'), "int4"));
+  EXPECT_FALSE(is_kept("a", "int4|zstd"));
+  EXPECT_FALSE(DecompressTensorCall().Recall("a", options_));
+}
+
 TEST_F(TensorCallTest, ATensorWithoutElementsNeedsNoInput) {
   CompressTensorCall call;
   v1::CompressTensorResponse response;
