@@ -95,6 +95,12 @@ def test_a_tensor_of_the_recommended_size_goes_by_a_message_unless_streams_share
             assert isinstance(next(plan), Message if by_message else Streaming)
 
 
+def test_without_a_driver_that_takes_items_no_size_shares_memory_for_a_message_alone():
+    core = Core(60, POLICY, lambda said: None, lambda: False, lambda: True)
+    run(core.wait_ready(), pb.MetricsResponse().SerializeToString(), OFFER)
+    assert isinstance(next(core.compress(np.ones(1 << 19, np.float16))), Unary)
+
+
 def test_a_frame_is_the_same_whether_its_report_is_read_or_not(core):
     quality = kvcompress.Quality(1.0, 0.5, 16.0, 0.75, 2.0, "POOR", 8.0)
     report = pb.TensorReport(name="t", codec="raw", tensor_bytes=20, frame_bytes=5, violations=["rmse"],

@@ -281,7 +281,9 @@ def test_machines_without_room_for_it(client, monkeypatch, refuses):
     monkeypatch.undo()
     client.compress(array)
     assert client.transport == "connection ([Errno 28] No space left on device)"
+    assert not client._pool.is_offered
     end_pause(monkeypatch)
+    assert client._pool.is_offered
     client.compress(array)
     assert client.transport == SHARED
 

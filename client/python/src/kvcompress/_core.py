@@ -245,9 +245,12 @@ class Core:
         def attempt(left: Left) -> Plan[Result]:
             most = self._message_bytes if time.monotonic() < self._ask_again else (yield from self._ready(left))
             size = item.size()
-            # A tensor of the recommended size is cheaper in a message than in a stream, unless that shares memory.
-            in_message = size is not None and size <= (most // 2 if self._shares() else self._alone_bytes)
-            if in_message and not self._takes_items():
+            # A tensor of the recommended size is cheaper in a message than in a stream, unless that shares memory, as
+            # who takes items does for any size.
+            takes_items = self._takes_items()
+            alone = most // 2 if takes_items and self._shares() else self._alone_bytes
+            in_message = size is not None and size <= alone
+            if in_message and not takes_items:
                 return item.answer((yield from self._unary(kind.method + "Tensor", item.request(), left)))
             result: Result
             try:

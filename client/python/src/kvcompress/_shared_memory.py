@@ -184,8 +184,8 @@ class Pool:
 
     @property
     def is_offered(self) -> bool:
-        """As far as is known."""
-        return not (self.why_not or self._no_offer)
+        """As far as is known; again once a pause is over."""
+        return not self._no_offer and (not self.why_not or self._is_pause_over())
 
     @property
     def transport(self) -> str:
@@ -311,8 +311,12 @@ class Pool:
         if not self.why_not:
             self.why_not, self._paused_until = why, time.monotonic() + _PAUSE
 
+    def _is_pause_over(self) -> bool:
+        until = self._paused_until
+        return until is not None and time.monotonic() >= until
+
     def _resumes(self) -> bool:
-        if self._paused_until is None or time.monotonic() < self._paused_until:
+        if not self._is_pause_over():
             return False
         self.why_not, self._paused_until, self._losses = "", None, 0
         return True
