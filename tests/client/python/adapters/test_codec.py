@@ -7,6 +7,7 @@ import kvcompress
 import pytest
 
 torch = pytest.importorskip("torch")
+from kvcompress._payload import SelfChecked  # noqa: E402
 from kvcompress.adapters._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack  # noqa: E402
 
 KINDS = [Kind(torch.float16, (1, 2, 40, 32))] * 3
@@ -69,6 +70,23 @@ def test_no_bit_of_a_payload_changes_a_value_unseen(codec, frames):
         payload[at // 8] ^= 1 << at % 8
         with pytest.raises(kvcompress.DataLoss):
             codec.decompress(unpack(payload, KINDS))
+
+
+def test_frames_check_themselves_unless_they_are_sealed(codec, frames, sealing):
+    """A fault in one that is sealed may look like another key."""
+    sealer = Codec.from_config({"target": "in-process", **sealing}).sealer
+    sealed = [replace(frame, data=sealer.seal(frame.data)) for frame in frames]
+    assert isinstance(pack(frames), SelfChecked)
+    assert not isinstance(pack(sealed), SelfChecked)
+    assert not isinstance(pack([*frames[1:], sealed[0]]), SelfChecked)
+
+
+def test_sizes_that_are_wrong_together_are_data_loss(frames):
+    payload = bytearray(b"".join(pack(frames)))
+    for at, change in ((12, 8), (20, -8)):
+        struct.pack_into("<Q", payload, at, struct.unpack_from("<Q", payload, at)[0] + change)
+    with pytest.raises(kvcompress.DataLoss, match="frame 1 of 3 does not begin where the table says"):
+        unpack(payload, KINDS)
 
 
 def test_a_frame_of_another_tensor_is_data_loss(codec, frames):

@@ -3,6 +3,7 @@ where it is installed, and else with stand-ins of its interface."""
 
 import importlib.metadata
 import math
+import struct
 import subprocess
 import sys
 import time
@@ -295,6 +296,17 @@ def test_damage_is_an_error(serde, filled):
     stored.raw[size // 2] ^= 1
     with pytest.raises(kvcompress.DataLoss, match="not what was compressed"):
         one._deserializer.deserialize(stored, other, KEY)
+
+
+def test_a_size_that_reaches_into_the_padding_is_damage(serde, filled):
+    one, source = serde(), filled(KV)
+    stored = buffer_for(one, source)
+    one._serializer.serialize(source, stored, KEY)
+    (count,) = struct.unpack_from("<I", stored.byte_array, 8)
+    last = 12 + 8 * (count - 1)
+    struct.pack_into("<Q", stored.byte_array, last, struct.unpack_from("<Q", stored.byte_array, last)[0] + 16)
+    with pytest.raises(kvcompress.DataLoss):
+        one._deserializer.deserialize(stored, Memory(source.shapes, source.dtypes), KEY)
 
 
 def test_an_estimate_needs_no_daemon_and_refuses_nothing(serde, filled):

@@ -174,7 +174,9 @@ def test_what_killed_processes_leave_unfinished_goes(folder, abandoned):
     assert not dead.exists()
     assert alive.exists()
     again = abandoned(is_alive=False)
+    os.mkfifo(again.parent / "pipe")  # that nobody writes to
     store.clear()
+    assert not (again.parent / "pipe").exists()
     assert not again.exists()
     assert alive.exists()
     store.close()

@@ -1,5 +1,6 @@
 """The tier: chunks of a CPU cache of vLLM's layout, stored and loaded through a real daemon, with its faults."""
 
+import pathlib
 import threading
 import time
 
@@ -183,6 +184,17 @@ def test_what_is_damaged_is_missed_alone(start):
     assert (one.cache.rows[5:] == 7).all()
     assert np.array_equal(one.cache.rows[[0, 3]], before[[0, 3]])
     assert [one.lookup(key, "later") for key in keys] == ["HIT", "MISS", "MISS", "HIT", "MISS"]
+
+
+def test_what_has_no_key_is_missed_alone(start, sealing):
+    writers = [start(**{**sealing, "seal_key": name}) for name in ("one", "two")]
+    for number, one in enumerate(writers):
+        one.cache.fill(number, seed=number)
+        assert one.store([key_of(number)], [number]).success
+    (pathlib.Path(sealing["keys_dir"]) / "two").unlink()
+    reader = start(**sealing)
+    assert set(reader.load([key_of(0), key_of(1)], [2, 3]).successful_keys) == {key_of(0)}
+    assert reader.failures() == {"refused": 1}
 
 
 def test_what_could_not_be_loaded_is_not_promised_again_to_its_request(start):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import DataLoss, DeadlineExceeded, FingerprintMismatch, InvalidArgument, KvCompressError, Unavailable
-from ..store import SelfChecked, Store
+from .._payload import Piece
+from ..store import Store
 from ._codec import Codec, Kind, Stored, most_packed, pack, unpack
 from ._counters import Counters
 from ._fingerprint import fingerprint
@@ -104,7 +105,7 @@ class ChunkStore:
         )
         return sizes
 
-    def _compress(self, chunks: Sequence[Chunk]) -> list[SelfChecked]:
+    def _compress(self, chunks: Sequence[Chunk]) -> list[tuple[Piece, ...]]:
         self._check_daemon()
         parts = [part for chunk in chunks for part in chunk.parts]
         frames = iter(
@@ -147,12 +148,12 @@ class ChunkStore:
             targets = [part.tensor for chunk, _ in read for part in chunk.parts]
             prints = [one for chunk, _ in read for one in self._fingerprints(chunk)]
             self._codec.decompress_into(targets, frames, prints)
-        except (DataLoss, FingerprintMismatch) as error:
-            if len(read) > 1:
-                return [found for one in read for found in self._decode([one])]
-            self._lost(error, read[0][0], "damaged" if isinstance(error, DataLoss) else "foreign")
-            return [False]
         except KvCompressError as error:
+            if len(read) > 1 and isinstance(error, self._codec.errors_of_one):
+                return [found for one in read for found in self._decode([one])]
+            if isinstance(error, (DataLoss, FingerprintMismatch)):
+                self._lost(error, read[0][0], "damaged" if isinstance(error, DataLoss) else "foreign")
+                return [False]
             self._failed(error, [chunk for chunk, _ in read], "undecoded")
             return [False] * len(read)
         for chunk, _ in read:

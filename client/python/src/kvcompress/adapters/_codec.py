@@ -12,17 +12,20 @@ import torch
 from .. import (
     Client,
     DataLoss,
+    FailedPrecondition,
+    FingerprintMismatch,
     Frame,
     InvalidArgument,
     KvCompressError,
     LocalClient,
     OnNonfinite,
     RotaryEmbedding,
+    Unimplemented,
     profile_json,
     tls,
 )
+from .._payload import Piece, SelfChecked
 from .._tensors import TensorView, torch_dtypes
-from ..store import SelfChecked
 from ..v1 import kvcompress_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ Stored = tuple[str, memoryview, tuple[str, tuple[int, ...]]]
 
 _MAGIC, _VERSION = b"KVCB", 1
 _HEADER = struct.Struct("<4sHHI")  # magic, version, zero, number of frames
+_BARE, _SEALED = b"KVCF", b"KVCS"  # how a frame begins
 _SIZE = struct.Struct("<Q")  # of each frame, in bytes
 
 
@@ -151,6 +155,12 @@ class Codec:
     def _rotary_at(self, start: int) -> RotaryEmbedding | None:
         """Tokens in the middle of a sequence have no sinks among them, whatever the model."""
         return replace(self.rotary or RotaryEmbedding(), start=start) if start else self.rotary
+
+    @property
+    def errors_of_one(self) -> tuple[type[KvCompressError], ...]:
+        """What decompress raises because of a single one of its frames: the others can be had without it."""
+        of_seals = () if self.sealer is None else (FailedPrecondition, Unimplemented)  # its key, its version
+        return (DataLoss, FingerprintMismatch, *of_seals)
 
     def decompress(
         self,
@@ -317,12 +327,13 @@ def check_dtype(dtype: torch.dtype, what: str) -> None:
         raise InvalidArgument(f"{what} is {dtype}, which is none of {', '.join(map(str, DTYPES))}")
 
 
-def pack(frames: Sequence[Frame]) -> SelfChecked:
+def pack(frames: Sequence[Frame]) -> tuple[Piece, ...]:
     """Frames as one payload that tells its own size, in pieces, so that no frame is copied. Its table of sizes has to
-    come to the payload's own, and each frame has checksums."""
+    come to the payload's own, and each frame has checksums. In one that is sealed a fault may look like another key."""
     sizes = b"".join(_SIZE.pack(len(frame)) for frame in frames)
     header = _HEADER.pack(_MAGIC, _VERSION, 0, len(frames))
-    return SelfChecked([header, sizes, *(frame.data for frame in frames)])
+    pieces = (header, sizes, *(frame.data for frame in frames))
+    return SelfChecked(pieces) if all(frame.data[:4] == _BARE for frame in frames) else pieces
 
 
 def packed_size(frame_sizes: Sequence[int]) -> int:
@@ -349,6 +360,9 @@ def unpack(payload: bytes | memoryview, kinds: Sequence[Kind], *, padded: bool =
         (size,) = _SIZE.unpack_from(view, _HEADER.size + _SIZE.size * index)
         if size > len(view) - at:
             raise DataLoss(f"the payload is cut off in frame {index} of {count}")
+        # A table of which two sizes are wrong, but not their sum, is found here.
+        if view[at : at + 4] not in (_BARE, _SEALED):
+            raise DataLoss(f"frame {index} of {count} does not begin where the table says")
         frames.append((str(index), view[at : at + size], (DTYPES[kind.dtype], kind.shape)))
         at += size
     if at != len(view) and not padded:

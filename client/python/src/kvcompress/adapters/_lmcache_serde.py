@@ -7,7 +7,7 @@ from typing import Any
 
 from lmcache.v1.distributed.serde import AsyncSerdeProcessor, Deserializer, Serializer
 
-from .. import InvalidArgument, KvCompressError
+from .. import DataLoss, InvalidArgument, KvCompressError
 from ._chunks import Part
 from ._codec import Codec, Kind, check_keys, most_packed, pack, packed_size, unpack
 from ._counters import Counters
@@ -107,8 +107,10 @@ class KvCompressDeserializer(Deserializer):
             frames = unpack(memoryview(src.byte_array), [Kind.of(part.tensor) for part in found], padded=True)
             targets = [part.tensor for part in found]
             self._codec.decompress_into(targets, frames, _fingerprints(key, found))
-        except KvCompressError:
+        except KvCompressError as error:
             self._counters.add(undeserialized=1)
+            if isinstance(error, InvalidArgument):  # bytes of the padding are taken for the last frame's
+                raise DataLoss(str(error)) from None
             raise
         self._counters.add(deserialized=1, deserialize_seconds=time.perf_counter() - began)
 

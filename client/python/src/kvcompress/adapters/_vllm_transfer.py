@@ -172,16 +172,19 @@ class Transfer:
     def _decoded(
         self, task: Task, number: int, found: Sequence[tuple[Chunk, list[Stored]]]
     ) -> Iterable[tuple[Chunk, Sequence[torch.Tensor]]]:
-        """All of them by one stream; where one is damaged or another's, each by its own."""
+        """All of them by one stream; where one is damaged, another's or has no key, each by its own."""
         frames = [frame for _, frames in found for frame in frames]
         prints = self._fingerprints(number, [chunk for chunk, _ in found])
         per = len(self._memory.kinds[number])
         try:
             tensors = self._codecs[number].decompress(frames, fingerprints=prints) if frames else []
             return [(chunk, tensors[at * per : (at + 1) * per]) for at, (chunk, _) in enumerate(found)]
-        except (DataLoss, FingerprintMismatch) as error:
+        except self._codecs[number].errors_of_one as error:
             if len(found) == 1:
-                self._lose(task, found[0][0], error)
+                if isinstance(error, (DataLoss, FingerprintMismatch)):
+                    self._lose(task, found[0][0], error)
+                else:
+                    self._fail(task, "refused", [found[0][0]], error)
                 return []
         return [one for alone in found for one in self._decoded(task, number, [alone])]
 

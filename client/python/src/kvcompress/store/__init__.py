@@ -9,9 +9,10 @@ nothing that is not whole. README.md says how to choose.
 import os
 
 from .. import InvalidArgument
+from .._payload import Payload, SelfChecked
 from ._folder import FolderStore
 from ._memory import MemoryStore
-from ._store import Payload, SelfChecked, Store, Stored, StoreStats
+from ._store import Store, Stored, StoreStats
 
 __all__ = ["Payload", "SelfChecked", "Store", "StoreStats", "Stored", "open_store"]
 

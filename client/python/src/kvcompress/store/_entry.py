@@ -4,7 +4,7 @@ import hashlib
 import struct
 import zlib
 
-from ._store import Payload, Piece, SelfChecked
+from .._payload import Payload, Piece, SelfChecked
 
 # Magic, version, bytes of the payload, id, CRC-32 of the payload; 64 bytes, so that a payload stays aligned.
 _HEADER = struct.Struct("<4sIQ20sI24x")

@@ -83,7 +83,7 @@ class Files:
     def sweep(self) -> None:
         """Removes what processes left unfinished that have ended: nothing of it is locked."""
         for path in self._unfinished.iterdir():
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+            with contextlib.suppress(OSError), open(path, "rb", opener=_open) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from .._payload import Payload
 from ._entry import HEADER_SIZE, Ids, Parts
 from ._files import SHARDS, Files, Lost, Unfinished, ids_of_shard
 from ._filter import Filter
 from ._index import MOST_EVICTED, Index
-from ._store import Payload, Store, Stored, StoreStats
+from ._store import Store, Stored, StoreStats
 
 # Of how many calls that put something one compares a shard with the index, besides those after the machine's start.
 _COMPARE_EVERY = 256

@@ -5,8 +5,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from .._payload import Payload
 from ._entry import Parts
-from ._store import Payload, Store, Stored, StoreStats
+from ._store import Store, Stored, StoreStats
 
 
 class MemoryStore(Store):
@@ -52,7 +53,7 @@ class MemoryStore(Store):
         if self._capacity is not None and size > self._capacity:
             self._counters.trouble("an entry is not stored", f"{size} bytes are above the capacity")
             return False
-        copy, evicted = b"".join(parts.pieces), 0
+        copy, evicted = payload if type(payload) is bytes else b"".join(parts.pieces), 0
         with self._lock:
             self._used += size - len(self._entries.pop(key, b""))
             while self._capacity is not None and self._used > self._capacity:

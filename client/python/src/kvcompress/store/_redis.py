@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .. import InvalidArgument
+from .._payload import Payload
 from ._entry import HEADER_SIZE, Ids, Parts, payload_of
 from ._lanes import Breaker, Lanes, Refused
 from ._recent import Recent
-from ._store import Payload, Store, Stored, StoreStats
+from ._store import Store, Stored, StoreStats
 
 try:
     import redis

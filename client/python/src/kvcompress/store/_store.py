@@ -10,18 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .._payload import Payload
+
 logger = logging.getLogger("kvcompress.store")
 
-Piece = bytes | bytearray | memoryview
-Payload = Piece | tuple[Piece, ...]  # one that is put, perhaps in pieces that follow one another in it
-Stored = bytes | memoryview  # one that is got
-
-
-class SelfChecked(tuple[Piece, ...]):
-    """Pieces of a payload whose reader finds all damage by itself: a store makes no checksum of it."""
-
-    __slots__ = ()
-
+Stored = bytes | memoryview  # a payload that is got
 
 # Seconds in which a trouble of one kind is logged once: a full disk is one for every entry.
 _LOG_PAUSE = 60.0
