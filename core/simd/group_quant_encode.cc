@@ -140,7 +140,8 @@ class Quantizer {
     const bool is_held =
         kT == DType::kF16 || !has_unusual_ || (total.sum_squares >= kLeastSquares && total.sum_squares <= kMostSquares);
     if (!is_held || !SafeInLanes(total.max_abs_error) || !wide_.DifferencesFollow(total, lanes_)) return false;
-    if (total.max_abs_error == 0 && HasSubnormals(kT, runs)) return false;
+    // Subnormal errors count as 0.
+    if (total.max_abs_error == 0 && (has_small_ || HasSubnormals(kT, runs))) return false;
     sums.Merge(total);
     return true;
   }
@@ -216,6 +217,7 @@ class Quantizer {
     GroupScales scales{scale, scale, limits_.qmax};
     if constexpr (kT != DType::kF16) {
       if (scale < kSmallScale) {
+        has_small_ = true;
         scales.scale = scales.divisor = hn::GetLane(Enlarge(DF(), hn::Set(DF(), scale)));
         QuantizeGroup<kT, kGroup, kNibbles, Group::kSmall, kMeasure>(values, scales, out, lanes, errors);
         return lanes;
@@ -244,6 +246,7 @@ class Quantizer {
   size_t additions_ = 0;
   size_t total_groups_ = 0;
   bool has_unusual_ = false;
+  bool has_small_ = false;  // groups whose errors may be subnormal
 };
 
 // Calls visit(run, groups, scales, codes) for the whole groups of each run, until one call returns false.

@@ -33,7 +33,8 @@ namespace kvcompress::simd::HWY_NAMESPACE {
 // 1; it must have 16 bits, and d is right where (R + 1) D <= 2^(s+15).
 constexpr uint32_t kDivisors = 2048;
 
-// M for each f, or 0 where the above does not hold: nowhere up to 947, and in a seventh of those up to 1536.
+// M for each f, or 0 where the above does not hold: nowhere up to 947, and in one of 17 from there to
+// 1536.
 constexpr std::array<uint16_t, kDivisors> MakeMultipliers() {
   std::array<uint16_t, kDivisors> made = {};
   for (uint64_t f = 1; f < kDivisors; ++f) {

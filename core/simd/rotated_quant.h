@@ -88,9 +88,9 @@ struct RotatedRow {
   }
 };
 
-// Whether a row's energy is certainly too small to be computed from its values: these are all below 2^-64. Of most rows
-// one value tells.
-bool IsSmallRow(const RotatedFormat& format, const std::byte* row);
+// Whether `count` values are all below 2^-64 and not all 0, so that no row's energy can be computed from its values. Of
+// most one value tells.
+bool AreSmall(DType dtype, const std::byte* values, size_t count);
 
 // On a thread that computes with 0 in place of subnormal numbers: the energy of `count` values, of which one is 1 or
 // more, and `value` times 2^exponent, both as on any other.

@@ -361,15 +361,19 @@ bool QuantizeRotated(const RotatedFormat& format, const void* values, size_t cou
   const size_t row_bytes = format.row * DTypeSize(format.dtype);
   auto* const to = static_cast<uint8_t*>(decoded);
   const bool may_be_small = format.dtype != DType::kF16 && RotatedRow(format.row).has_exact_products();
-  const auto is_small = [&](size_t r) {
-    return may_be_small && IsSmallRow(format, reinterpret_cast<const std::byte*>(from + r * row_bytes));
+  // Of so many rows at a time, so that tiles stay whole.
+  constexpr size_t kTogether = 64;
+  const auto are_small = [&](size_t r) {
+    return may_be_small && AreSmall(format.dtype, reinterpret_cast<const std::byte*>(from + r * row_bytes),
+                                    std::min(kTogether, rows - r) * format.row);
   };
   for (size_t r = 0; r < rows;) {
-    const bool are_small = is_small(r);
-    size_t end = r + 1;
-    while (end < rows && is_small(end) == are_small) ++end;
+    const bool is_guarded = are_small(r);
+    size_t end = r + kTogether;
+    while (end < rows && are_small(end) == is_guarded) end += kTogether;
+    end = std::min(end, rows);
     std::optional<SubnormalsAreZero> guard;
-    if (are_small) guard.emplace();
+    if (is_guarded) guard.emplace();
     if (!HWY_DYNAMIC_DISPATCH(QuantizeRotatedRows)(format, from + r * row_bytes, end - r, scale_out + 2 * r,
                                                    codes + r * format.row,
                                                    to != nullptr ? to + r * row_bytes : nullptr)) {

@@ -128,15 +128,15 @@ double RoundedNumber(double number) {
 
 }  // namespace
 
-bool IsSmallRow(const RotatedFormat& format, const std::byte* row) {
-  const uint32_t limit = uint32_t{63} << MantissaBits(format.dtype);
-  const size_t width = DTypeSize(format.dtype);
-  for (size_t i = 0; i < format.row; i += 5) {
+bool AreSmall(DType dtype, const std::byte* values, size_t count) {
+  const uint32_t limit = uint32_t{63} << MantissaBits(dtype);
+  const size_t width = DTypeSize(dtype);
+  for (size_t i = 0; i < count; i += 5) {
     uint32_t bits = 0;
-    std::memcpy(&bits, row + i * width, width);
+    std::memcpy(&bits, values + i * width, width);
     const uint32_t magnitude = width == 2 ? bits & 0x7fff : bits & 0x7fffffff;
     if (magnitude >= limit) return false;
-    if (magnitude > 0) return LargestFinite(format.dtype, row, format.row) < limit;
+    if (magnitude > 0) return LargestBits(dtype, values, count) < limit;
   }
   return false;
 }

@@ -219,7 +219,8 @@ class StripRows {
       V decoded = LoadF32<kT>(d, at);
       if constexpr (kErrors == Errors::kDecodedSmallAgain) {
         value = Enlarge(d, value);
-        decoded = Enlarge(d, decoded);
+        // NaN and infinities stay.
+        decoded = hn::IfThenElse(hn::Lt(hn::Abs(decoded), hn::Set(d, 0x1p62f)), Enlarge(d, decoded), decoded);
       }
       error = hn::Sub(value, decoded);
       change = hn::Xor(value, decoded);

@@ -60,7 +60,7 @@ struct ErrorScales {
   float value = 1;
   float error = 1;
 
-  // Whether the largest value and the largest error are below 2^-80: most may be subnormal then.
+  // Whether the largest value and the largest error are below 2^-81: most may be subnormal then.
   bool OfSubnormals() const { return value >= 0x1p120f && error >= 0x1p120f; }
 };
 

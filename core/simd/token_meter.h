@@ -20,11 +20,12 @@ namespace kvcompress::simd {
 //
 // The squares of errors are added as they are, 16 in a lane of binary32 and 4 of these sums, whence they go to
 // binary64: they are exact to 22 * 2^-24, or 1.3e-6, whatever the errors are, and the RMSE to half of that; and so are
-// their magnitudes, their products with values, of the sum of these products' magnitudes, and of AddDecoded the squares
-// of values. The largest error has its own rounding alone. Values are summed about one of a channel's own, so that no
-// constant takes digits from their deviations. Deviations of values and errors, and elsewhere the squares of values,
-// are exact to 1e-4 relative, and to about 1e-6 over many values. An error that is next to constant in most channels
-// would take digits from its deviations: such a run is measured again, about an error of each channel.
+// their magnitudes, their products with values, of the sum of these products' magnitudes and but for products that
+// binary32 does not hold beside the squares, and of AddDecoded the squares of values. The largest error has its own
+// rounding alone. Values are summed about one of a channel's own, so that no constant takes digits from their
+// deviations. Deviations of values and errors, and elsewhere the squares of values, are exact to 1e-4 relative, and to
+// about 1e-6 over many values. An error that is next to constant in most channels would take digits from its
+// deviations: such a run is measured again, about an error of each channel.
 class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.

@@ -234,7 +234,7 @@ HWY_INLINE float RunEnergy(const uint8_t* values, size_t n) {
     const auto* const bytes = reinterpret_cast<const std::byte*>(values);
     constexpr uint32_t kLimit = kSubnormalSquareBits<kT>;
     const bool may_be_small = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits<kT>>(bytes)) < kLimit;  // by the first one
-    if (may_be_small && LargestFinite(kT, bytes, n) < kLimit) return RunEnergyAs<kT, true>(values, n);
+    if (may_be_small && LargestBits(kT, bytes, n) < kLimit) return RunEnergyAs<kT, true>(values, n);
   }
   return RunEnergyAs<kT, false>(values, n);
 }

@@ -57,7 +57,7 @@ void LimitAll(Bits infinity, const std::byte* values, size_t count, uint32_t low
 }
 
 template <typename Bits>
-size_t LargestOfVectors(Bits most_finite, const std::byte* values, size_t count, uint32_t& largest) {
+size_t LargestOfVectors(Bits most, const std::byte* values, size_t count, uint32_t& largest) {
   const SignedD<Bits> d;
   const auto* const in = reinterpret_cast<const uint8_t*>(values);
   auto max = hn::Zero(d);
@@ -65,7 +65,7 @@ size_t LargestOfVectors(Bits most_finite, const std::byte* values, size_t count,
   for (; i + hn::Lanes(d) <= count; i += hn::Lanes(d)) {
     const auto bits = LoadAt(d, in + i * sizeof(Bits));
     const auto magnitude = hn::And(bits, hn::Set(d, Signed<Bits>(MaxKey<Bits>(KeyOrder::kMagnitude))));
-    max = hn::Max(max, hn::IfThenZeroElse(hn::Gt(magnitude, hn::Set(d, Signed<Bits>(most_finite))), magnitude));
+    max = hn::Max(max, hn::IfThenZeroElse(hn::Gt(magnitude, hn::Set(d, Signed<Bits>(most))), magnitude));
   }
   HWY_ALIGN std::make_signed_t<Bits> lanes[hn::MaxLanes(d)];
   hn::Store(max, d, lanes);
@@ -111,11 +111,10 @@ void LimitKeyVectors(DType dtype, const std::byte* values, size_t count, uint32_
   });
 }
 
-// LargestFinite for the whole vectors; returns where they end.
-size_t LargestFiniteVectors(DType dtype, const std::byte* values, size_t count, uint32_t most_finite,
-                            uint32_t& largest) {
+// The largest magnitude up to `most` of the whole vectors; returns where they end.
+size_t LargestUpToVectors(DType dtype, const std::byte* values, size_t count, uint32_t most, uint32_t& largest) {
   return VisitBits(dtype, [&](auto zero) HWY_ATTR {
-    return LargestOfVectors(static_cast<decltype(zero)>(most_finite), values, count, largest);
+    return LargestOfVectors(static_cast<decltype(zero)>(most), values, count, largest);
   });
 }
 
@@ -137,7 +136,7 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(LimitKeyVectors);
-HWY_EXPORT(LargestFiniteVectors);
+HWY_EXPORT(LargestUpToVectors);
 HWY_EXPORT(LeastMagnitudeVectors);
 HWY_EXPORT(ClampMagnitudeVectors);
 
@@ -149,7 +148,7 @@ namespace {
 
 uint32_t LargestUpTo(uint32_t most, DType dtype, const std::byte* values, size_t count) {
   uint32_t largest = 0;
-  const size_t done = HWY_DYNAMIC_DISPATCH(LargestFiniteVectors)(dtype, values, count, most, largest);
+  const size_t done = HWY_DYNAMIC_DISPATCH(LargestUpToVectors)(dtype, values, count, most, largest);
   VisitBits(dtype, [&](auto zero) {
     using Bits = decltype(zero);
     for (size_t i = done; i < count; ++i) {

@@ -91,13 +91,16 @@ TEST_P(RotatedTargetsTest, RowsOfAnySizeAmongOthers) {
   }
 }
 
-// Rows of any magnitude, whose own values are of many.
+// Rows of any magnitude, whose own values are of many, and so many small ones that they are quantized apart.
 TEST_P(RotatedTargetsTest, SameBytesForSubnormalValues) {
   const float largest = std::min(MaxFinite(dtype()), kMaxRotatable);
   for (const size_t row : {size_t{64}, size_t{80}, size_t{128}, size_t{256}, size_t{512}, size_t{1024}}) {
     for (const size_t run : {row, 3 * row}) {
-      const auto values = testing::MakeMagnitudes(dtype(), 70 * row, run, largest, static_cast<uint32_t>(row + run));
-      for (const int bits : {2, 4}) ExpectSame({dtype(), bits, row}, values.data(), 70 * row);
+      const auto seed = static_cast<uint32_t>(row + run);
+      auto values = testing::MakeMagnitudes(dtype(), 200 * row, run, largest, seed);
+      const auto small = testing::MakeMagnitudes(dtype(), 130 * row, run, 0x1p-66f, seed);
+      std::ranges::copy(small, values.begin());
+      for (const int bits : {2, 4}) ExpectSame({dtype(), bits, row}, values.data(), 200 * row);
     }
   }
 }

@@ -194,6 +194,17 @@ TEST_P(WideTargetsTest, ErrorsOfSubnormalValuesAloneAreFound) {
   ExpectSame({dtype(), 4, 64}, values.data(), kCount, Guarded::Against::kPageAfter);
 }
 
+// Of values that are not subnormal themselves.
+TEST_P(WideTargetsTest, SubnormalErrorsAloneAreFound) {
+  constexpr size_t kCount = 64 * 20;
+  std::vector<uint8_t> values(kCount * DTypeSize(dtype()));
+  for (size_t i = 0; i < kCount; ++i) {
+    const float value = i < 64 ? (i % 2 == 0 ? 7.0f : -7.0f) : i % 64 == 0 ? 7 * 0x1p-126f : 1.25f * 0x1p-126f;
+    StoreFromF32(dtype(), value, values.data(), i);
+  }
+  ExpectSame({dtype(), 4, 64}, values.data(), kCount, Guarded::Against::kPageAfter);
+}
+
 TEST_P(TargetsTest, SameBytesAtEveryAlignment) {
   constexpr size_t kCount = 64 * 20 + 5;
   const auto values = testing::MakeValues(dtype(), kCount, Distribution::kGaussian);

@@ -261,6 +261,30 @@ TEST(TokenMeterTest, SubnormalDeviationsAndErrorsAreMeasured) {
   }
 }
 
+// Beside values whose squares binary32 does not hold.
+TEST(TokenMeterTest, ATinyValueThatIsDecodedToNaNIsAnInfiniteError) {
+  const TokenLayout layout{.tokens = 8, .channels = 64};
+  const size_t count = 8 * 64;
+  for (const int64_t target : UsableTargets()) {
+    const WithTarget with(target);
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      SCOPED_TRACE(::testing::Message() << TargetName() << ' ' << DTypeName(dtype));
+      const Values numbers = KeyLikeValues(dtype, count, 64, 3);
+      Values x(numbers.size()), y(numbers.size());
+      for (size_t i = 0; i < count; ++i) {
+        const float number = LoadAsF32(dtype, numbers.data(), i) * 0x1p-100f;
+        StoreFromF32(dtype, number, x.data(), i);
+        StoreFromF32(dtype, 1.05f * number, y.data(), i);
+      }
+      StoreFromF32(dtype, std::numeric_limits<float>::quiet_NaN(), y.data(), 100);
+      TokenMeter meter;
+      meter.Begin(layout, 0);
+      MeasureTokens(dtype, x.data(), y.data(), count, meter);
+      EXPECT_EQ(meter.sums().max_abs_error, kInfiniteValue);
+    }
+  }
+}
+
 TEST(TokenMeterTest, ValuesThatAreNotFiniteAreLeftOut) {
   const TokenLayout layout{.tokens = 100, .channels = 64};
   const size_t count = 3 * 100 * 64;
