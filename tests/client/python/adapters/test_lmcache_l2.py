@@ -140,10 +140,12 @@ def test_a_damaged_object_is_a_miss_of_its_own(adapter, filled, others):
     assert not any(target.raw.any() for target in targets[1:3])
     assert all(torch.equal(target.raw, memory.raw) for target, memory in zip(targets[3:], objects[3:], strict=True))
     found = one.report_status()
-    wanted = {"loaded": 2, "missing": 1, "damaged": 1}
+    # The bit is found by the store where frames are sealed, and by the frame's reader elsewhere.
+    lost = 2 if options else 1
+    wanted = {"loaded": 2, "missing": lost, "damaged": 2 - lost}
     wanted[counter] = wanted.get(counter, 0) + 1
     assert {name: found[name] for name in wanted} == wanted
-    assert one._store.stats().lost == 1
+    assert one._store.stats().lost == lost
     assert look_up(one, keys) == [False, False, False, True, True]
     assert store(one, keys, objects).bytes_transferred() > 0
     assert load(one, keys, targets) == [True] * 5
