@@ -3,8 +3,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/base/bytes.h"
 #include "core/base/half.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/key_counts.h"
 #include "core/simd/rotated_quant.h"
 #include "core/simd/value_limits.h"
 
@@ -130,15 +132,15 @@ double RoundedNumber(double number) {
 
 bool AreSmall(DType dtype, const std::byte* values, size_t count) {
   const uint32_t limit = uint32_t{63} << MantissaBits(dtype);
-  const size_t width = DTypeSize(dtype);
-  for (size_t i = 0; i < count; i += 5) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, values + i * width, width);
-    const uint32_t magnitude = width == 2 ? bits & 0x7fff : bits & 0x7fffffff;
-    if (magnitude >= limit) return false;
-    if (magnitude > 0) return LargestBits(dtype, values, count) < limit;
-  }
-  return false;
+  return VisitBits(dtype, [&](auto zero) {
+    using Bits = decltype(zero);
+    for (size_t i = 0; i < count; i += 5) {
+      const uint32_t magnitude = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits>(values + i * sizeof(Bits)));
+      if (magnitude >= limit) return false;
+      if (magnitude > 0) return LargestBits(dtype, values, count) < limit;
+    }
+    return false;
+  });
 }
 
 float ExactEnergy(const float* values, size_t count) {
