@@ -164,26 +164,6 @@ def transport(raw):
             rows,
             "embedded",
         )
-    rows = []
-    for name, ways in raw["batches"].items():
-        for way, calls in ways.items():
-            sides = {
-                f"{side} CPU s/GB": {"value": calls["many"][f"{side}_cpu_per_gb"]} for side in ("client", "server")
-            }
-            ratio = sum(calls["many"][f"{side}_cpu_per_gb"] for side in ("client", "server")) / sum(
-                calls["one"][f"{side}_cpu_per_gb"] for side in ("client", "server")
-            )
-            cells = {"speed": {"value": calls["many"]["gb_per_s"]}, **sides, "CPU of one tensor's": {"value": ratio}}
-            rows.append({"name": f"{name}, {way}", "cells": cells})
-    yield section(
-        "batches",
-        "Many small tensors",
-        "64 tensors of 512 KiB in one call of the C++ client, and the CPU of client and daemon beside that of one tensor of "
-        "the same bytes.",
-        "GB/s",
-        ["speed", "client CPU s/GB", "server CPU s/GB", "CPU of one tensor's"],
-        rows,
-    )
     yield batches(raw["batches"])
     rows = [
         {"name": name, "cells": {key: {"value": row[key]} for key in ("p50", "p99")}}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes one page of a run of the benchmarks: results.json and page.html from the results that the programs left in a
-folder.
+"""Makes one page of a run of the benchmarks: results.json, page.html and page.md from the results that the programs left
+in a folder.
 
 usage: page.py begin FOLDER                       before they run: notes the machine and how busy it is
        page.py end FOLDER [--against OLD.json]    after they ran
@@ -103,6 +103,14 @@ def page(run, changes):
     )
 
 
+def markdown(run):
+    """The tables of a run, for documents."""
+    files = jinja2.FileSystemLoader(HERE)
+    environment = jinja2.Environment(loader=files, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": number, "cell": lambda text: str(text).replace("|", "\\|")}
+    return environment.get_template("page.md").render(run=run).strip() + "\n"
+
+
 def print_changes(changes):
     for one in changes:
         print(
@@ -120,6 +128,7 @@ def end(folder, against):
         changes = compare.changes(json.loads(against.read_text()), run)
         print_changes(changes)
     (folder / "page.html").write_text(page(run, changes))
+    (folder / "page.md").write_text(markdown(run))
     for name, why in run["absent"].items():
         print(f"left out: {name}: {why}")
     print(

@@ -9,7 +9,7 @@
 #   --peers      install other people's codecs from PyPI, each into an environment of its own below build/peers; without it
 #                those take part that are there
 #   --against    show what differs by more than noise from another run
-# results: build/bench/page.html, build/bench/results.json
+# results: build/bench/page.html and page.md, build/bench/results.json
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/daemon.sh

@@ -95,6 +95,10 @@ def test_the_page_and_the_results_are_made(folder):
     for row in ("int4", "theirs", "lossless", "200 Gb/s", "others: is not installed"):
         assert row in page
     assert "encode <b>" not in page and "&lt;b&gt;" in page
+    tables = (folder / "page.md").read_text()
+    assert "\n| | ratio | SNR dB | encode GB/s | decode GB/s |\n|---|---|---|---|---|\n| memcpy |  |  | 10.0 | 10.0 |\n" in tables
+    assert "\n| int4 | 4.00 | 18.0 | 8.00 | 16.0 |\n| lossless | 1.50 |  | 1.00 | 2.00 |\n" in tables
+    assert "\n- others: is not installed\n" in tables
 
 
 def test_serial_and_pipelined_speed_ups():
