@@ -2,7 +2,7 @@
 
 import math
 
-from measurements import SIZES
+from measurements import OUTSIDE, SIZES
 
 LEAST = 0.05  # a difference of less is none, whatever the noise seems to be
 # What a speed that was measured once may be off by, in either run.
@@ -27,14 +27,16 @@ def beside_reference(section, column):
 
 def changes(old, new):
     """Of every cell that both runs have and whose ranges do not meet: section, row, column, old and new value (beside
-    the reference of the section), and new / old; the largest
-    change first. Sizes and SNRs have no noise: any change of them counts."""
+    the reference of the section), and new / old; the largest change first. Sizes and SNRs have no noise: any change of
+    them counts. Differences are left out."""
     before = {section["id"]: section for section in old["sections"]}
     found = []
     for section in new["sections"]:
         if section["id"] not in before:
             continue
         for column in section["columns"]:
+            if column in OUTSIDE:
+                continue
             exact = column in SIZES
             left, right = (
                 beside_reference({**side, "reference": None} if exact else side, column)

@@ -5,12 +5,14 @@ import statistics
 
 MIB = 1 << 20
 PATHS = ("tcp", "unix")
-# Ratios that a round gives, because both contestants took their turn in it.
+# Ratios that a round gives, because all its contestants took their turn in it: the first one's speed in that of the others,
+# which of two is that of one after the other.
 RATIOS = {
     **{f"sink/socket {path}": (f"sink {path}", f"socket {path}") for path in PATHS},
     **{f"daemon/sink {path}": (f"daemon {path}", f"sink {path}") for path in PATHS},
     "shm/tcp": ("daemon shm", "daemon tcp"),
     "shm/embedded": ("daemon shm", "embedded"),
+    **{f"daemon/allowed {path}": (f"daemon {path}", f"sink {path}", "embedded") for path in PATHS},
 }
 
 
@@ -34,21 +36,30 @@ def summarize(rows_by_name):
         contestants[name] = entry
     codec_cpu(contestants)
     ratios = {}
-    for ratio, (left, right) in RATIOS.items():
-        both = zip(rows_by_name[left], rows_by_name[right])
-        ratios[ratio] = statistics.median(speed(a) / speed(b) if speed(b) else math.inf for a, b in both)
+    for ratio, names in RATIOS.items():
+        rounds = zip(*(map(speed, rows_by_name[name]) for name in names))
+        ratios[ratio] = statistics.median(beside(ours, others) for ours, *others in rounds)
     return {"contestants": contestants, "ratios": ratios}
 
 
+def beside(ours, others):
+    """A speed in that of others, one after the other."""
+    return ours * sum(1 / other for other in others) if all(others) else math.inf
+
+
 def codec_cpu(contestants):
-    """User CPU of the daemon outside the codec. The codec's own is what the daemon says, or what the embedded codec takes
-    beside it where that is less: the daemon's clock runs on while a thread waits for a core."""
+    """User CPU of the daemon outside the codec, and outside the codec and gRPC. The codec's own is what the daemon says, or
+    what the embedded codec takes beside it where that is less: the daemon's clock runs on while a thread waits for a core.
+    gRPC's is that of the service that does nothing on the same path."""
     embedded = contestants["embedded"]["client_user_s_per_gb"]
     for name, entry in contestants.items():
         if not name.startswith("daemon") or entry["server_user_s_per_gb"] is None or embedded is None:
             continue
         codec = min(embedded, entry.get("codec_s_per_gb", embedded))
         entry["outside_codec_s_per_gb"] = entry["server_user_s_per_gb"] - codec
+        sink = contestants.get(name.replace("daemon", "sink"), {}).get("server_user_s_per_gb")
+        if sink is not None:
+            entry["outside_codec_and_grpc_s_per_gb"] = entry["outside_codec_s_per_gb"] - sink
 
 
 def targets(results):
@@ -66,18 +77,18 @@ def targets(results):
         return statistics.median(cell["ratios"][name] for cell in large)
 
     for path in PATHS:
-        judge(f"Compress over {path} / gRPC that does nothing", ratio(f"daemon/sink {path}"), at_least=0.9)
+        judge(f"Compress over {path} / what gRPC that does nothing and the codec allow together",
+              ratio(f"daemon/allowed {path}"), at_least=0.9)
         judge(f"gRPC that does nothing / raw socket, {path}", ratio(f"sink/socket {path}"), at_least=0.8)
-    judge("shared memory / Compress over tcp", ratio("shm/tcp"), at_least=8)
     judge("shared memory / embedded codec", ratio("shm/embedded"), at_least=0.7)
     for path in PATHS:
-        outside = [cell["contestants"][f"daemon {path}"].get("outside_codec_s_per_gb") for cell in large]
-        judge(f"daemon's user CPU outside the codec, s/GB, {path}",
-              statistics.median(value for value in outside if value is not None), at_most=0.1)
+        outside = [cell["contestants"][f"daemon {path}"].get("outside_codec_and_grpc_s_per_gb") for cell in large]
+        judge(f"daemon's user CPU outside the codec and gRPC, s/GB, {path}",
+              statistics.median(value for value in outside if value is not None), at_most=0.08)
     latency = results["latency_us"]
     for path in PATHS:
         judge(f"p50 of a 64 KiB CompressTensor / unary call that does nothing, {path}",
-              latency[f"daemon, unary {path}"]["p50"] / latency[f"sink, unary {path}"]["p50"], at_most=1.5)
+              latency[f"daemon, unary {path}"]["p50"] / latency[f"sink, unary {path}"]["p50"], at_most=1.4)
     for name, ways in results["batches"].items():
         for way, calls in ways.items():
             judge(f"CPU of 64 tensors / one of the same bytes, {name}, {way}", calls["cpu_ratio"], at_most=1.3)
@@ -106,12 +117,16 @@ def align(rows):
 
 
 def throughput_table(results):
-    rows = [["streams", "tensor", "path", "socket", "sink", "ours", "library", "sink/socket", "ours/sink", "ours/tcp",
-             "ours/embedded", "client CPU", "daemon CPU", "outside codec"]]
+    rows = [["streams", "tensor", "path", "socket", "sink", "ours", "library", "sink/socket", "ours/sink", "ours/allowed",
+             "ours/tcp", "ours/embedded", "client CPU", "daemon CPU", "outside codec", "and gRPC"]]
 
     def cpu(entry, side):
         user, system = (entry[f"{side}_{kind}_s_per_gb"] for kind in ("user", "system"))
         return "" if user is None else f"{user:.2f}+{system:.2f}"
+
+    def outside(entry, whom):
+        value = entry.get(f"outside_{whom}_s_per_gb")
+        return "" if value is None else f"{value:.2f}"
 
     for cell in results["cells"]:
         contestants, ratios = cell["contestants"], cell["ratios"]
@@ -124,15 +139,14 @@ def throughput_table(results):
 
         for path in (*PATHS, "shm"):
             entry = contestants[f"daemon {path}"]
-            outside = entry.get("outside_codec_s_per_gb")
             rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), path, gb(f"socket {path}"), gb(f"sink {path}"),
                          gb(f"daemon {path}"), gb(f"library {path}"), of(f"sink/socket {path}"), of(f"daemon/sink {path}"),
-                         of(f"{path}/tcp"), of(f"{path}/embedded"), cpu(entry, "client"), cpu(entry, "server"),
-                         "" if outside is None else f"{outside:.2f}"])
+                         of(f"daemon/allowed {path}"), of(f"{path}/tcp"), of(f"{path}/embedded"), cpu(entry, "client"),
+                         cpu(entry, "server"), outside(entry, "codec"), outside(entry, "codec_and_grpc")])
         rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), "shm copy", "", "", "", gb("library copy"), "", "", "",
-                     "", cpu(contestants["library copy"], "client"), cpu(contestants["library copy"], "server"), ""])
+                     "", "", cpu(contestants["library copy"], "client"), cpu(contestants["library copy"], "server"), "", ""])
         rows.append([str(cell["streams"]), size(cell["tensor_bytes"]), "embedded", "", "", gb("embedded"), gb("local"), "",
-                     "", "", "", cpu(contestants["embedded"], "client"), "", ""])
+                     "", "", "", "", cpu(contestants["embedded"], "client"), "", "", ""])
     facts = results["machine"]
     title = f"GB/s of FP16 tensors, int4(group=64); CPU in s/GB, user+system. {facts['cpu']}, {facts['cores']} cores\n"
     rss = ", ".join(f"{name} {value / MIB:.0f} MiB" for name, value in results["peak_rss_bytes"].items())
