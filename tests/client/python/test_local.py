@@ -1,6 +1,7 @@
 """The codec in this process beside a daemon: the same frames and errors, without one; threads, forks, deadlines."""
 
 import concurrent.futures
+import inspect
 import os
 import subprocess
 import sys
@@ -378,3 +379,22 @@ def test_memory_is_given_back(local):
     for _ in range(20):
         work()
     assert resident() - before < 32 << 20
+
+
+def test_calls_of_the_process_need_no_client(local):
+    keys = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    frame = kvcompress.compress(keys, "kv3", name="layer_0_key", fingerprint=b"mine")
+    assert frame.data == local.compress(keys, "kv3", name="layer_0_key", fingerprint=b"mine").data
+    assert kvcompress.compress(keys).codec == "int4(group=64)"
+    back = kvcompress.decompress(frame, fingerprint=b"mine")
+    assert torch.equal(back, local.decompress(frame))
+    with pytest.raises(kvcompress.FingerprintMismatch):
+        kvcompress.decompress(frame, fingerprint=b"another's")
+
+
+@pytest.mark.parametrize("name", ["compress", "decompress"])
+def test_calls_of_the_process_have_the_arguments_of_the_client(name):
+    call, method = getattr(kvcompress, name), getattr(kvcompress.LocalClient, name)
+    _, *wanted = inspect.signature(method).parameters.values()
+    assert list(inspect.signature(call).parameters.values()) == wanted
+    assert "process" in inspect.getdoc(call)

@@ -75,7 +75,7 @@ def test_the_examples_of_the_manual_print_what_the_manual_says(daemon):
     manual = (PACKAGE / "README.md").read_text()
     examples = re.findall(r"```python\n((?:(?!```).)*)```\n\nprints\n\n((?:    [^\n]*\n)+)", manual, re.DOTALL)
     assert sum("127.0.0.1:50051" in example for example, _ in examples) == 1
-    assert sum("LocalClient" in example for example, _ in examples) == 1
+    assert sum("kvcompress.compress(" in example for example, _ in examples) == 1
     for example, output in examples:
         said = run(sys.executable, "-c", example.replace("127.0.0.1:50051", daemon().address), cwd=REPOSITORY)
         assert said == textwrap.dedent(output)

@@ -20,7 +20,7 @@ from ._errors import (
 )
 from ._frame import Frame, Quality, RotaryGain
 from ._items import OnNonfinite, profile_json
-from ._local import LocalClient
+from ._local import LocalClient, compress, decompress
 from ._retry import NO_RETRY, RetryPolicy
 from ._rotary import RotaryEmbedding, RotaryScaling
 from ._tls import tls
@@ -51,6 +51,8 @@ __all__ = [
     "Unimplemented",
     "VersionMismatch",
     "__version__",
+    "compress",
+    "decompress",
     "profile_json",
     "tls",
 ]

@@ -1,10 +1,12 @@
 """The codec in this process, without a daemon: the C++ library as a module of Python, which works without the GIL."""
 
+import functools
+import inspect
 import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from ._core import version
 from ._errors import (
@@ -44,6 +46,8 @@ except ImportError as error:
 DEFAULT_CODEC = "int4(group=64)"
 # Items of a stream that are worked at together: few enough that results come soon, and do not fill the memory.
 _MOST_ITEMS, _MOST_BYTES = 256, 64 << 20
+
+Arguments = ParamSpec("Arguments")
 
 
 class LocalClient:
@@ -226,6 +230,40 @@ class LocalClient:
         if fault is not None:
             raise fault
         _check(error)
+
+
+@functools.cache
+def _shared() -> LocalClient:
+    return LocalClient()
+
+
+def _of_the_process(
+    method: Callable[Concatenate[LocalClient, Arguments], Result], says: str
+) -> Callable[Arguments, Result]:
+    """`method` of the one LocalClient that a process shares, which the first call makes."""
+
+    @functools.wraps(method)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return method(_shared(), *args, **kwargs)
+
+    signature = inspect.signature(method)
+    vars(call)["__signature__"] = signature.replace(parameters=list(signature.parameters.values())[1:])
+    call.__doc__ = says
+    return call
+
+
+compress = _of_the_process(
+    LocalClient.compress,
+    """A Frame of `tensor`, made in this process by the chain `spec`, int4 unless it says otherwise: as
+    LocalClient.compress, of a client that the process shares. FailedPrecondition where the package was built without
+    the codec.""",
+)
+decompress = _of_the_process(
+    LocalClient.decompress,
+    """The tensor of `frame`, an array or a tensor as the frame was made from, in this process: as
+    LocalClient.decompress, of a client that the process shares. FailedPrecondition where the package was built without
+    the codec.""",
+)
 
 
 def _batches(sources: Iterable[Any], prepare: Callable[[Any], Item[Any]]) -> Iterator[list[Any]]:
