@@ -20,8 +20,11 @@ struct PrefixCodes {
 uint8_t* EncodePrefixCodes(const PrefixCodes& codes, const uint8_t* raw, size_t size, uint8_t* out);
 
 // For the next kMaxPrefixBits bits of a stream, all codes that they hold whole, up to four: bits 0 to 7 their length
-// together, 8 to 15 their number, 32 to 63 the symbols.
+// together, 16 to 47 the symbols, 56 to 63 their number. Added up, five of them keep both sums apart.
 using PrefixRuns = std::array<uint64_t, size_t{1} << kMaxPrefixBits>;
+
+// `codes` is complete: every sequence of kMaxPrefixBits bits begins with one.
+void MakePrefixRuns(const PrefixCodes& codes, PrefixRuns& runs);
 
 // What is left of a stream of codes while it is decoded.
 struct PrefixStream {

@@ -15,15 +15,12 @@
 
 #include "core/simd/rans-inl.h"
 #include "core/simd/rans_group.h"
+#include "core/simd/symbols-inl.h"
 
 #if KVC_TARGET_AVX512
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
-
-// Of functions with AVX512-VBMI and AVX512-VBMI2, which this target does not promise.
-#undef KVC_VBMI
-#define KVC_VBMI __attribute__((target("avx512vbmi,avx512vbmi2")))
 
 // A state x < 2^19 f is divided by its symbol's frequency f, a number of s bits, in two steps that multiply by
 // M = ceil(2^(s+15) / f) - 1, which has 16 bits:
@@ -72,25 +69,6 @@ struct HalvesTable {
   }
 };
 
-// 64 symbols, of which table[symbol] is looked up.
-struct Symbols {
-  __m512i bytes;
-  __mmask64 bit6, bit7, both;
-
-  KVC_VBMI explicit HWY_INLINE Symbols(__m512i from)
-      : bytes(from),
-        bit6(_mm512_test_epi8_mask(from, _mm512_set1_epi8(0x40))),
-        bit7(_mm512_movepi8_mask(from)),
-        both(_kand_mask64(bit6, bit7)) {}
-
-  KVC_VBMI HWY_INLINE __m512i LookUp(const uint8_t* table) const {
-    __m512i found = _mm512_permutexvar_epi8(bytes, _mm512_load_si512(table));
-    found = _mm512_mask_permutexvar_epi8(found, bit6, bytes, _mm512_load_si512(table + 64));
-    found = _mm512_mask_permutexvar_epi8(found, bit7, bytes, _mm512_load_si512(table + 128));
-    return _mm512_mask_permutexvar_epi8(found, both, bytes, _mm512_load_si512(table + 192));
-  }
-};
-
 // 32 states, their upper and their lower halves.
 struct HalvesOfStates {
   __m512i upper, lower;
@@ -130,11 +108,9 @@ KVC_VBMI inline bool EncodeHalves(const HalvesTable& table, internal::RansEncode
   HalvesOfStates back = {_mm512_load_si512(halves[1] + kHalf), _mm512_load_si512(halves[0] + kHalf)};
   uint8_t* out = encoder.out + encoder.size;
   const uint8_t* const end = encoder.out + encoder.capacity;
-  // From bytes in this order, those for the lower lanes are unpacked by unpacklo, and those for the upper by unpackhi.
-  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   while (groups-- > 0) {
     if (static_cast<size_t>(end - out) < internal::RansRoom(kRansWideLanes)) return false;
-    const Symbols symbols(_mm512_permutexvar_epi64(order, _mm512_loadu_si512(raw + groups * kRansWideLanes)));
+    const Symbols symbols(raw + groups * kRansWideLanes);
     __m512i front_numbers[HalvesTable::kNumbers], back_numbers[HalvesTable::kNumbers];
 #pragma GCC unroll 3
     for (size_t i = 0; i < HalvesTable::kNumbers; ++i) {

@@ -17,16 +17,6 @@ constexpr size_t kSizesBytes = 4 * (kParts - 1);
 // Part k of n bytes: ceil(n / kParts) of them, the later parts fewer where they run out.
 size_t PartBegin(size_t n, size_t k) { return std::min(n, k * ((n + kParts - 1) / kParts)); }
 
-simd::PrefixCodes CodesOf(const CodeLengths& lengths) {
-  const CodeTable codes = MakeCodes(lengths);
-  simd::PrefixCodes made;
-  for (size_t s = 0; s < 256; ++s) {
-    made.bits[s] = codes[s] >> 4;
-    made.lengths[s] = codes[s] & 15;
-  }
-  return made;
-}
-
 // Decodes what is left of a part, code by code. False if its bits do not end where its bytes do.
 bool DecodeRest(const SymbolTable& symbols, simd::PrefixStream part) {
   uint64_t pending = 0;
@@ -71,7 +61,7 @@ class Huffman final : public ByteCodec {
     std::memcpy(encoded.data(), text.data(), text_size);
     std::byte* sizes = encoded.data() + text_size;
     std::byte* at = sizes + kSizesBytes;
-    const simd::PrefixCodes codes = CodesOf(lengths);
+    const simd::PrefixCodes codes = MakeCodes(lengths);
     for (size_t k = 0; k < kParts; ++k) {
       const size_t begin = PartBegin(raw.size(), k);
       const size_t size = PartBegin(raw.size(), k + 1) - begin;
@@ -95,11 +85,12 @@ class Huffman final : public ByteCodec {
     if (!FindParts(encoded.subspan(text_size), raw, parts)) {
       return absl::DataLossError("huffman: parts do not fit their stream");
     }
+    const simd::PrefixCodes codes = MakeCodes(lengths);
     thread_local SymbolTable symbols;
-    MakeSymbolTable(lengths, symbols);
+    MakeSymbolTable(codes, symbols);
     if (raw.size() >= kRunsFrom) {
       thread_local simd::PrefixRuns runs;
-      MakeRunTable(symbols, runs);
+      simd::MakePrefixRuns(codes, runs);
       simd::DecodePrefixRuns(runs, parts);
     }
     for (const simd::PrefixStream& part : parts) {

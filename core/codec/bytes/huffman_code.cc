@@ -1,7 +1,7 @@
 #include "core/codec/bytes/huffman_code.h"
 
 #include <algorithm>
-#include <span>
+#include <limits>
 
 #include "core/codec/bits.h"
 
@@ -40,65 +40,67 @@ CodeLengths OptimalLengths(const Histogram& counts) {
   }
   std::sort(symbols.begin(), symbols.begin() + static_cast<ptrdiff_t>(m));
 
-  std::array<std::array<bool, 512>, kMaxCodeBits> is_symbol;
+  // One that is smaller than all and one that is larger stand around both.
+  std::array<uint64_t, 258> weights, packages;
+  weights[0] = packages[0] = 0;
+  for (size_t i = 0; i < m; ++i) weights[i + 1] = symbols[i] >> 8;
+  weights[m + 1] = std::numeric_limits<uint64_t>::max();
+  std::array<std::array<uint16_t, 512>, kMaxCodeBits> symbols_before;  // each entry of a list
   std::array<uint64_t, 512> list;
-  std::array<uint64_t, 256> packages;
   size_t size = 0;
-  for (auto& level : is_symbol) {
+  for (auto& before : symbols_before) {
     const size_t package_count = size / 2;
-    for (size_t i = 0; i < package_count; ++i) packages[i] = list[2 * i] + list[2 * i + 1];
-    size = 0;
-    for (size_t s = 0, p = 0; s < m || p < package_count; ++size) {
-      level[size] = p == package_count || (s < m && symbols[s] >> 8 <= packages[p]);
-      list[size] = level[size] ? symbols[s++] >> 8 : packages[p++];
+    for (size_t i = 0; i < package_count; ++i) packages[i + 1] = list[2 * i] + list[2 * i + 1];
+    packages[package_count + 1] = std::numeric_limits<uint64_t>::max() - 1;
+    size = m + package_count;
+    before[size] = static_cast<uint16_t>(m);
+    // Merged from both ends at once, without branches: what comes next waits for what came before.
+    size_t low = 0, high = m;  // the symbols up to here, and from here on, are in the list
+    for (size_t i = 0, end = size; i < end; ++i) {
+      const uint64_t symbol = weights[low + 1], package = packages[i - low + 1];
+      const uint64_t last_symbol = weights[high], last_package = packages[end - high];
+      list[i] = std::min(symbol, package);
+      before[i] = static_cast<uint16_t>(low);
+      low += symbol <= package ? 1 : 0;
+      high -= last_symbol > last_package ? 1 : 0;
+      --end;
+      list[end] = std::max(last_symbol, last_package);
+      before[end] = static_cast<uint16_t>(high);
     }
   }
 
-  CodeLengths lengths = {};
+  std::array<uint8_t, 257> ends = {};  // how many levels take so many symbols
   size_t taken = 2 * m - 2;
   for (size_t level = kMaxCodeBits; level-- > 0;) {
-    const auto own = static_cast<size_t>(std::count(is_symbol[level].begin(), is_symbol[level].begin() + taken, true));
-    for (size_t i = 0; i < own; ++i) ++lengths[symbols[i] & 0xff];
+    const size_t own = symbols_before[level][taken];
+    ++ends[own];
     taken = 2 * (taken - own);
+  }
+  CodeLengths lengths = {};
+  uint8_t length = 0;
+  for (size_t i = m; i-- > 0;) {
+    length = static_cast<uint8_t>(length + ends[i + 1]);
+    lengths[symbols[i] & 0xff] = length;
   }
   return lengths;
 }
 
-CodeTable MakeCodes(const CodeLengths& lengths) {
+simd::PrefixCodes MakeCodes(const CodeLengths& lengths) {
   auto next = FirstCodes(lengths);
-  CodeTable codes = {};
+  simd::PrefixCodes codes = {};
   for (size_t s = 0; s < 256; ++s) {
-    const uint8_t bits = lengths[s];
-    if (bits > 0) codes[s] = static_cast<uint16_t>(Reverse(next[bits]++, bits) << 4 | bits);
+    codes.lengths[s] = lengths[s];
+    if (lengths[s] > 0) codes.bits[s] = Reverse(next[lengths[s]]++, lengths[s]);
   }
   return codes;
 }
 
-void MakeSymbolTable(const CodeLengths& lengths, SymbolTable& table) {
-  const CodeTable codes = MakeCodes(lengths);
+void MakeSymbolTable(const simd::PrefixCodes& codes, SymbolTable& table) {
   for (size_t s = 0; s < 256; ++s) {
-    const uint32_t bits = lengths[s];
+    const uint64_t bits = codes.lengths[s];
     if (bits == 0) continue;
     const auto entry = static_cast<uint16_t>(bits << 8 | s);
-    for (uint32_t slot = codes[s] >> 4; slot < kCodeSlots; slot += 1u << bits) table[slot] = entry;
-  }
-}
-
-void MakeRunTable(const SymbolTable& symbols, simd::PrefixRuns& runs) {
-  for (uint32_t slot = 0; slot < kCodeSlots; ++slot) {
-    uint32_t bytes = 0;
-    uint32_t used = 0;
-    uint32_t count = 0;
-    uint32_t fits = 1;
-    for (uint32_t i = 0; i < 4; ++i) {
-      const uint32_t entry = symbols[slot >> used];
-      const uint32_t length = entry >> 8;
-      fits &= used + length <= kMaxCodeBits;
-      bytes |= (entry & 0xff) << 8 * i;
-      used += fits ? length : 0;
-      count += fits;
-    }
-    runs[slot] = uint64_t{bytes} << 32 | count << 8 | used;
+    for (uint64_t slot = codes.bits[s]; slot < kCodeSlots; slot += uint64_t{1} << bits) table[slot] = entry;
   }
 }
 

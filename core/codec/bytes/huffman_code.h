@@ -20,17 +20,12 @@ using CodeLengths = std::array<uint8_t, 256>;
 // The lengths with the fewest bits for `counts`, which has at least two byte values.
 CodeLengths OptimalLengths(const Histogram& counts);
 
-// The code of each byte value, with its length in the low 4 bits and its bits above those.
-using CodeTable = std::array<uint16_t, 256>;
-CodeTable MakeCodes(const CodeLengths& lengths);
+simd::PrefixCodes MakeCodes(const CodeLengths& lengths);
 
 // For the next kMaxCodeBits bits of a stream, the byte value that they begin with, and in bits 8 to 11 its code's
 // length.
 using SymbolTable = std::array<uint16_t, kCodeSlots>;
-void MakeSymbolTable(const CodeLengths& lengths, SymbolTable& table);
-
-// The same for all codes that these bits hold whole, up to four.
-void MakeRunTable(const SymbolTable& symbols, simd::PrefixRuns& runs);
+void MakeSymbolTable(const simd::PrefixCodes& codes, SymbolTable& table);
 
 // The text of the lengths, at most kMaxLengthsBytes: 4 bits each, of an absent value and those after it 4 + 8.
 inline constexpr size_t kMaxLengthsBytes = 256;

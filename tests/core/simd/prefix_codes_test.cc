@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <deque>
+#include <memory>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "core/simd/cpu_features.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
@@ -42,7 +45,7 @@ PrefixRuns RunsOf(const PrefixCodes& codes, size_t symbols) {
       bytes |= s << 8 * count++;
       used += codes.lengths[s];
     }
-    runs[slot] = bytes << 32 | count << 8 | used;
+    runs[slot] = count << 56 | bytes << 16 | used;
   }
   return runs;
 }
@@ -66,15 +69,46 @@ Bytes Draw(size_t size, size_t symbols, uint32_t seed) {
   return raw;
 }
 
-class PrefixCodesTest : public ::testing::TestWithParam<int64_t> {
+// Codes of 2 to 11 bits for all byte values.
+PrefixCodes ManyCodes() {
+  PrefixCodes codes = {};
+  uint64_t slot = 0;
+  for (size_t i = 0; i < 256; ++i) {
+    const size_t s = i * 37 % 256;
+    const uint64_t length = i < 1 ? 2 : i < 3 ? 4 : i < 7 ? 6 : i < 136 ? 8 : 11;
+    codes.lengths[s] = length;
+    for (uint64_t bit = 0; bit < length; ++bit) codes.bits[s] |= (slot >> (kMaxPrefixBits - 1 - bit) & 1) << bit;
+    slot += uint64_t{1} << (kMaxPrefixBits - length);
+  }
+  EXPECT_EQ(slot, uint64_t{1} << kMaxPrefixBits);
+  return codes;
+}
+
+PrefixCodes CodesFor(size_t symbols) { return symbols == 256 ? ManyCodes() : UnaryCodes(symbols); }
+
+TEST(PrefixRunsTest, AreTheCodesThatASlotHoldsWhole) {
+  const auto runs = std::make_unique<PrefixRuns>();
+  for (const size_t symbols : {2u, 5u, 12u, 256u}) {
+    const PrefixCodes codes = CodesFor(symbols);
+    MakePrefixRuns(codes, *runs);
+    EXPECT_EQ(*runs, RunsOf(codes, symbols)) << symbols;
+  }
+}
+
+// With and without instructions that a target does not promise.
+class PrefixCodesTest : public ::testing::TestWithParam<std::tuple<int64_t, bool>> {
  protected:
-  const WithTarget with_{GetParam()};
+  PrefixCodesTest() { SetPermutesBytesForTest(permutes_ && std::get<1>(GetParam())); }
+  ~PrefixCodesTest() override { SetPermutesBytesForTest(permutes_); }
+
+  const WithTarget with_{std::get<0>(GetParam())};
+  const bool permutes_ = PermutesBytes();
 };
 
 TEST_P(PrefixCodesTest, EncodesBitAfterBit) {
-  for (const size_t symbols : {2u, 5u, 12u}) {
-    const PrefixCodes codes = UnaryCodes(symbols);
-    for (const size_t size : {0u, 1u, 4u, 5u, 6u, 39u, 40u, 10'001u}) {
+  for (const size_t symbols : {2u, 5u, 12u, 256u}) {
+    const PrefixCodes codes = CodesFor(symbols);
+    for (const size_t size : {0u, 1u, 4u, 5u, 6u, 39u, 40u, 63u, 64u, 65u, 127u, 128u, 129u, 191u, 192u, 10'001u}) {
       const Bytes raw = Draw(size, symbols, static_cast<uint32_t>(size));
       const Bytes expected = Encoded(codes, raw);
       const Guarded in(raw.data(), size, Guarded::Against::kPageAfter);
@@ -87,10 +121,12 @@ TEST_P(PrefixCodesTest, EncodesBitAfterBit) {
 
 // Also where the bytes of a stream end before its symbols do, or the other way round, and where streams differ in size.
 TEST_P(PrefixCodesTest, DecodesUntilAStreamIsNearItsEnd) {
-  constexpr size_t kMostLeft = 8 * 8 + 5 * 4;  // bits of 8 bytes, and symbols of a step
-  for (const size_t symbols : {2u, 5u, 12u}) {
-    const PrefixCodes codes = UnaryCodes(symbols);
-    const PrefixRuns runs = RunsOf(codes, symbols);
+  constexpr ptrdiff_t kBytesLeft = 16;                  // fewer than a step needs
+  constexpr size_t kMostLeft = 8 * kBytesLeft + 5 * 4;  // their bits, and symbols of a step
+  for (const size_t symbols : {2u, 5u, 12u, 256u}) {
+    const PrefixCodes codes = CodesFor(symbols);
+    const auto runs = std::make_unique<PrefixRuns>();
+    MakePrefixRuns(codes, *runs);
     for (const size_t size : {0u, 7u, 100u, 5000u}) {
       const Bytes raw = Draw(4 * size, symbols, 3);
       std::array<PrefixStream, kPrefixStreams> streams;
@@ -105,11 +141,11 @@ TEST_P(PrefixCodesTest, DecodesUntilAStreamIsNearItsEnd) {
       for (size_t k = 0; k < streams.size(); ++k) {
         streams[k] = {ins[k].data(), 0, ins[k].data() + ins[k].size(), outs[k].data(), outs[k].data() + outs[k].size()};
       }
-      DecodePrefixRuns(runs, streams);
+      DecodePrefixRuns(*runs, streams);
       for (size_t k = 0; k < streams.size(); ++k) {
         const auto done = static_cast<size_t>(streams[k].out - outs[k].data());
         ASSERT_LE(done, outs[k].size());
-        EXPECT_TRUE(outs[k].size() - done <= kMostLeft || ins[k].data() + ins[k].size() - streams[k].in <= 8);
+        EXPECT_TRUE(outs[k].size() - done <= kMostLeft || ins[k].data() + ins[k].size() - streams[k].in < kBytesLeft);
         EXPECT_TRUE(std::equal(outs[k].data(), outs[k].data() + done, raw.begin() + static_cast<ptrdiff_t>(k * size)));
         const Bytes before(raw.begin() + static_cast<ptrdiff_t>(k * size),
                            raw.begin() + static_cast<ptrdiff_t>(k * size + done));
@@ -121,8 +157,12 @@ TEST_P(PrefixCodesTest, DecodesUntilAStreamIsNearItsEnd) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, PrefixCodesTest, ::testing::ValuesIn(UsableTargets()),
-                         [](const auto& test) { return std::string(hwy::TargetName(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Targets, PrefixCodesTest,
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::Bool()),
+                         [](const auto& test) {
+                           return std::string(hwy::TargetName(std::get<0>(test.param))) +
+                                  (std::get<1>(test.param) ? "_permutes" : "");
+                         });
 
 }  // namespace
 }  // namespace kvcompress::simd
