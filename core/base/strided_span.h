@@ -49,7 +49,7 @@ class StridedSpan {
       from = from.subspan(part.size());
     });
   }
-  // Passes over bytes: at most as many as Together() has.
+  // Passes over bytes: at most left().
   void Skip(uint64_t bytes) { next_ += bytes; }
 
  private:

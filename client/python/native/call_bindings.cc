@@ -43,7 +43,7 @@ absl::Status Malformed() { return absl::InternalError("malformed"); }
 // One call of compress or decompress, for one thread at a time; any may cancel it.
 class Call final : public MessageSink, public CallWatch {
  public:
-  // All `items` are (header, bytes, tensor's bytes, most output bytes, place), and the results (frame, report); or all
+  // All `items` are (header, values, their bytes, most output bytes, place), and the results (frame, report); or all
   // are (header, bytes, target), where a target is called with a v1::Tensor for the memory that the values go to, and
   // the result.
   Call(std::shared_ptr<Channel> channel, const nb::sequence& items, std::optional<double> seconds, nb::object region,
@@ -57,8 +57,9 @@ class Call final : public MessageSink, public CallWatch {
     });
     std::vector<MessageItem> parts;
     for (nb::handle item : items) {
-      const View& view = views->emplace_back(item[1], PyBUF_SIMPLE);
-      MessageItem& part = parts.emplace_back(MessageItem{TextOf(nb::object(item[0])), view.bytes()});
+      const View& view = views->emplace_back(item[1], PyBUF_STRIDES);
+      MessageItem& part =
+          parts.emplace_back(MessageItem{TextOf(nb::object(item[0])), view.elements<const std::byte>()});
       if (nb::len(item) == 3) {
         targets_.emplace_back(item[2]);
         continue;
@@ -204,8 +205,12 @@ class Call final : public MessageSink, public CallWatch {
     }
   }
 
-  // At once to what frames have at most, but for few codecs: memory that is not written to costs nothing.
-  void GrowFrame(size_t size) { ResizeFrame(std::max({size, 2 * frame_room_.size(), frame_bytes_[index_].likely})); }
+  // At once to what frames have at most, but for few codecs.
+  void GrowFrame(size_t size) {
+    const size_t likely =
+        std::min(frame_bytes_[index_].most, call_->MostFrameBytes(index_).value_or(frame_bytes_[index_].likely));
+    ResizeFrame(std::max({size, 2 * frame_room_.size(), likely}));
+  }
 
   // Of the frame that grows: an object that nobody else has seen.
   void ResizeFrame(size_t size) {

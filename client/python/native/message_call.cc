@@ -13,6 +13,8 @@
 #include "client/remote/shared_exchange.h"
 #include "core/base/status_macros.h"
 #include "core/base/thread.h"
+#include "core/frame_plan.h"
+#include "proto/wire/headers/headers.h"
 
 namespace kvcompress {
 namespace {
@@ -47,6 +49,35 @@ Lent& LentBytes() {
   return lent;
 }
 
+// Pieces at any distances, gathered a part at a time; what is one piece is read where it stands.
+class StridedSource final : public ByteSource {
+ public:
+  explicit StridedSource(StridedSpan<const std::byte> bytes) : bytes_(bytes) {}
+
+  uint64_t size() const override { return bytes_.left(); }
+
+  absl::StatusOr<ByteSpan> Get(uint64_t offset, size_t count, std::vector<std::byte>& scratch) const override {
+    if (offset > size() || count > size() - offset) return absl::OutOfRangeError("read past the end of the values");
+    StridedSpan<const std::byte> rest = bytes_;
+    rest.Skip(offset);
+    if (const ByteSpan together = rest.Together(); together.size() >= count) return together.first(count);
+    scratch.resize(count);
+    rest.Read(scratch);
+    return ByteSpan(scratch);
+  }
+
+ private:
+  const StridedSpan<const std::byte> bytes_;
+};
+
+// By the codec that the header names: empty where it leaves the choice to the daemon, or names what only that has.
+std::optional<uint64_t> MaxFrameBytesOf(CompressHeaders& headers, const v1::CompressHeader& header) {
+  const absl::StatusOr<CompressHeaders::Job> job = headers.Read(header, /*default_codec=*/"");
+  if (!job.ok() || job->codec.empty()) return std::nullopt;
+  const absl::StatusOr<uint64_t> bytes = MaxFrameBytes(job->tensor, job->codec);
+  return bytes.ok() ? std::optional(*bytes) : std::nullopt;
+}
+
 template <typename D>
 class Call final : public MessageCall {
  public:
@@ -64,12 +95,17 @@ class Call final : public MessageCall {
   absl::Status Begin(const std::vector<MessageItem>& items) {
     sources_.reserve(items.size());
     jobs_.reserve(items.size());
+    CompressHeaders headers;
     for (const MessageItem& item : items) {
       MessageJob<D>& job = jobs_.emplace_back();
       if (!job.header.ParseFromArray(item.header.data(), static_cast<int>(item.header.size()))) {
         return absl::InvalidArgumentError("a header that is no message");
       }
       job.source = &sources_.emplace_back(item.bytes);
+      if constexpr (std::is_same_v<D, CompressDirection>) {
+        const bool is_stream = options_.way == MessageCallOptions::Way::kStream;
+        if (is_stream) job.most_frame_bytes = MaxFrameBytesOf(headers, job.header);
+      }
       if (item.place.empty()) continue;
       if (!job.place.emplace().ParseFromArray(item.place.data(), static_cast<int>(item.place.size()))) {
         return absl::InvalidArgumentError("a place that is no message");
@@ -95,13 +131,14 @@ class Call final : public MessageCall {
   void Cancel() override {
     if (stream_ != nullptr) stream_->Cancel();
   }
+  std::optional<uint64_t> MostFrameBytes(size_t item) const override { return jobs_[item].most_frame_bytes; }
 
  private:
   const std::shared_ptr<grpc::Channel> channel_;
   std::shared_ptr<const void> owner_;
   const MessageCallOptions options_;
   MessageSink& sink_;
-  std::vector<MemorySource> sources_;
+  std::vector<StridedSource> sources_;
   std::vector<MessageJob<D>> jobs_;
   Delivery delivery_;
   SliceReader slices_;

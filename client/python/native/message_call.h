@@ -13,6 +13,7 @@
 #include "client/python/native/message_replies.h"
 #include "client/remote/remote_client.h"
 #include "client/remote/remote_stream.h"
+#include "core/base/strided_span.h"
 
 // A daemon's codec for callers of another language: tensors are described by the service's messages, serialized, and
 // their bytes stay where they are.
@@ -27,8 +28,8 @@ struct ChannelOptions {
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options);
 
 struct MessageItem {
-  std::string_view header;  // v1::CompressHeader or v1::DecompressHeader
-  ByteSpan bytes;           // values of a tensor, or a frame
+  std::string_view header;             // v1::CompressHeader or v1::DecompressHeader
+  StridedSpan<const std::byte> bytes;  // values of a tensor, or a frame
   // A v1::SharedMemoryRange: all values of a tensor, which the daemon reads by itself, and `bytes` is empty; for
   // streams.
   std::string_view place = {};
@@ -62,6 +63,9 @@ class MessageCall {
   // As StreamCall.
   virtual std::optional<StreamEnd> Run(CallWatch& watch) = 0;
   virtual void Cancel() = 0;
+  // The most bytes that the frame of an item can have; empty for a call with a message, and where only the daemon
+  // knows.
+  virtual std::optional<uint64_t> MostFrameBytes(size_t item) const = 0;
 };
 
 }  // namespace kvcompress

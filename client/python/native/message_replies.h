@@ -23,6 +23,8 @@ struct MessageJob {
   const ByteSource* source = nullptr;
   // Of a tensor that the daemon reads by itself, in place of the source's bytes.
   std::optional<v1::SharedMemoryRange> place = std::nullopt;
+  // Of a tensor's frame, where the header says enough; a daemon may know what it leaves out.
+  std::optional<uint64_t> most_frame_bytes = std::nullopt;
 };
 
 template <typename D>
@@ -45,11 +47,10 @@ inline v1::DecompressHeader HeaderOf(const MessageJob<DecompressDirection>& job,
   return header;
 }
 
-// A header may leave the choice of codec to the daemon.
 template <typename D>
 std::optional<uint64_t> MaxOutputBytes(const MessageJob<D>& job) {
   if constexpr (std::is_same_v<D, DecompressDirection>) return MaxDecodedBytes(*job.source);
-  return std::nullopt;
+  return job.most_frame_bytes;
 }
 
 // Receives what a call makes, in the order of its jobs, from the thread that runs it. An error that is returned ends

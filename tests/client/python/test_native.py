@@ -15,6 +15,7 @@ import grpc
 import kvcompress
 import numpy as np
 import pytest
+import torch
 from daemon_helpers import page, page_value, wait_for
 from fake_server import FakeServer
 from kvcompress import _core, _items, _native_calls
@@ -127,6 +128,25 @@ def test_tensors_are_let_go_of(client):
         del array, out
         assert kept() is None
         assert gone() is None
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_tensors_with_gaps_are_read_where_they_stand(daemon, connect, monkeypatch, shared_memory):
+    whole = np.random.default_rng(1).standard_normal((6, 512, 4, 128)).astype(np.float16)
+    tensors = {"pages": whole[:, :300].transpose(0, 2, 1, 3), "every other": whole[::2, ::-1, :, :64],
+               "large": np.concatenate([whole] * 4).transpose(2, 0, 1, 3), "small": whole[0, :40, 1],
+               "one": whole[:1, :1, :, ::2], "none": whole[:, :0, ::2],
+               "again": np.broadcast_to(whole[0, 0], (30, 4, 128))}
+    items = [(name, tensor, "lossless") for name, tensor in tensors.items()]
+    items += [(f"torch {name}", torch.from_numpy(np.asarray(whole)).transpose(1, 2)[:, :, :300], "lossless")
+              for name in ("a", "b")]
+    wanted = [frame.data for frame in kvcompress.LocalClient().compress_many(
+        (name, np.ascontiguousarray(tensor), spec) for name, tensor, spec in items)]
+    client = connect(daemon("--shared-memory", "kvc-python-"), native="require", shared_memory=shared_memory)
+    monkeypatch.setattr(np, "ascontiguousarray", None)
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    assert [frame.data for frame in client.compress_many(items)] == wanted
+    assert [client.compress(tensor, spec, name=name).data for name, tensor, spec in items] == wanted
 
 
 def test_threads_may_ask_one_stream(client):

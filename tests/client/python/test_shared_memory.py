@@ -452,6 +452,25 @@ def test_what_a_daemon_says_of_memory_is_checked(connect, lie):
     assert objects() == []
 
 
+@pytest.mark.parametrize(("spec", "buffers"), [("int4(group=64)", 1), ("lossless", 4)])
+def test_a_call_gives_what_its_frames_can_fill_and_has_said_all_before_an_answer(connect, spec, buffers):
+    given = []
+
+    def compress(requests, context):
+        requests = [pb.CompressRequest.FromString(request) for request in requests]  # ends where the client has
+        given.extend(request for request in requests if request.HasField("frame_buffer"))
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as a test wants it")
+
+    with FakeServer(
+        kvcompress.__version__, {"Capabilities": offer}, {"SharedMemory": register, "Compress": compress}
+    ) as server:
+        client = connect(server, native="require", timeout=10)
+        with pytest.raises(kvcompress.InvalidArgument, match="as a test wants it"):
+            client.compress(values(3 * MIB // 2), spec)
+        client.close()
+    assert len(given) == buffers
+
+
 def test_a_process_that_ends_does_not_wait_for_memory(server):
     code = f"""
 import numpy as np, os, signal, kvcompress

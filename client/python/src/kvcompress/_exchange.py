@@ -13,7 +13,7 @@ from ._errors import InvalidArgument, KvCompressError, checked_text, refusing, u
 from ._frame import Frame
 from ._items import CompressItem, DecompressItem, Item, OnNonfinite, Result, on_nonfinite_of, profile_json
 from ._rotary import RotaryEmbedding, rotary_message
-from ._tensors import Framework, Output, TensorView
+from ._tensors import Framework, Output
 from ._wire import bytes_field, fields, malformed
 from .v1 import kvcompress_pb2 as pb
 
@@ -129,7 +129,6 @@ class CompressExchange(Exchange[CompressItem, Frame]):
     output = pb.CompressResponse.FRAME_FIELD_NUMBER
     report = pb.CompressResponse.TENSOR_FIELD_NUMBER
     shared_output = pb.CompressResponse.SHARED_FRAME_FIELD_NUMBER
-    view_of = staticmethod(TensorView.of)
 
     def __init__(
         self,
@@ -161,7 +160,6 @@ class CompressExchange(Exchange[CompressItem, Frame]):
             on_nonfinite=self._on_nonfinite,
             rotary=rotary,
             fingerprint=raw[4] if len(raw) == 5 else None,
-            view_of=self.view_of,
         )
 
     def take(self, number: int, value: memoryview) -> Frame | None:

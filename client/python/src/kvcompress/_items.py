@@ -12,7 +12,7 @@ from ._errors import DataLoss, InvalidArgument, checked_text, mismatch, refusing
 from ._foreign_memory import Pieces
 from ._frame import Frame, check_report, frame_of
 from ._rotary import RotaryEmbedding, rotary_message
-from ._tensors import Framework, Output, TensorView, checked_size
+from ._tensors import Framework, Output, TensorView, checked_size, dense
 from ._wire import bytes_field, fields, malformed, parsed, varint
 from .v1 import kvcompress_pb2 as pb
 
@@ -160,7 +160,12 @@ def _described(message: bytes) -> tuple[str, tuple[int, ...], bytes]:
 @dataclass
 class Item(Generic[Result]):
     header: bytes  # a message, serialized
-    data: memoryview
+    elements: memoryview  # of a tensor, as TensorView has them; or a frame's bytes
+
+    @functools.cached_property
+    def data(self) -> memoryview:
+        """The bytes one after another, for who cannot read them with gaps."""
+        return dense(self.elements)
 
     @property
     def pieces(self) -> Pieces | None:
@@ -197,7 +202,6 @@ class CompressItem(Item[Frame]):
         on_nonfinite: OnNonfinite = "error",
         rotary: RotaryEmbedding | None = None,
         fingerprint: bytes | None = None,
-        view_of: Callable[[Any], TensorView] = TensorView.of,
     ) -> "CompressItem":
         axes = tuple(axes or ())
         for axis in axes:
@@ -205,7 +209,7 @@ class CompressItem(Item[Frame]):
                 raise InvalidArgument(f"unknown axis {axis!r}: use one of {', '.join(_ROLES)}")
         checked_text("a name", name)
         checked_text("a spec", spec)
-        view = view_of(tensor)
+        view = TensorView.of(tensor)
         if view.pieces and view.size != checked_size(view.dtype, view.shape):
             # The daemon would wait for the rest.
             raise InvalidArgument(f"pieces of {view.size} bytes are no {view.dtype} {list(view.shape)}")

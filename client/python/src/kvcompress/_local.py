@@ -33,7 +33,7 @@ from ._items import (
 )
 from ._retry import NO_RETRY, Attempts, Left, checked_seconds
 from ._rotary import RotaryEmbedding
-from ._tensors import Framework, TensorView
+from ._tensors import Framework
 from .v1 import kvcompress_pb2 as pb
 
 try:
@@ -117,10 +117,8 @@ class LocalClient:
     ) -> Frame:
         """As Client.compress."""
         text = profile_json(profile, spec)
-        item = CompressItem.of(
-            name, tensor, spec, axes, text, on_nonfinite, rotary, fingerprint, view_of=TensorView.with_gaps
-        )
-        made, error = self._own().compress(((item.header, item.data),), _seconds(self._left(timeout)))
+        item = CompressItem.of(name, tensor, spec, axes, text, on_nonfinite, rotary, fingerprint)
+        made, error = self._own().compress(((item.header, item.elements),), _seconds(self._left(timeout)))
         _check(error)
         ((frame, report),) = made
         return item.frame(frame, report, is_right=True)
@@ -150,9 +148,8 @@ class LocalClient:
         timeout: float | None = None,
     ) -> Iterator[Frame]:
         """As Client.compress_many, but the input is read by the thread that takes the frames."""
-        exchange = compress_exchanges(spec, profile, on_nonfinite, rotary)(0)
-        exchange.view_of = TensorView.with_gaps
-        return self._many(tensors, exchange.prepare, self._compressed, self._left(timeout))
+        prepare = compress_exchanges(spec, profile, on_nonfinite, rotary)(0).prepare
+        return self._many(tensors, prepare, self._compressed, self._left(timeout))
 
     def decompress_many(
         self,
@@ -209,7 +206,7 @@ class LocalClient:
         return itertools.chain.from_iterable(work(items, left) for items in _batches(sources, prepare))
 
     def _compressed(self, items: list[CompressItem], left: Left) -> Iterator[Frame]:
-        made, error = self._own().compress([(item.header, item.data) for item in items], _seconds(left))
+        made, error = self._own().compress([(item.header, item.elements) for item in items], _seconds(left))
         for item, (frame, report) in zip(items, made, strict=False):
             yield item.frame(frame, report, is_right=True)
         _check(error)

@@ -213,7 +213,7 @@ class NativeStream(Results[Result]):
 def _parts_of(item: Any, place: bytes = b"") -> tuple[Any, ...]:
     """As the module takes items; `place` is what the daemon reads by itself."""
     if isinstance(item, CompressItem):
-        return item.header, item.data, item.view.size, item.most_frame_bytes(), place
+        return item.header, item.elements, item.view.size, item.most_frame_bytes(), place
     return item.header, item.data, item.target
 
 

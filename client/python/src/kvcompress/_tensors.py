@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.ma import MaskedArray  # np.ma is imported by its first use, which a fork may happen in the middle of
 
+from . import _recycled
 from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, refusing
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ _INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
 @dataclass(slots=True)
 class TensorView:
-    """A tensor's values, row-major and little-endian, where they stand."""
+    """A tensor's values, little-endian, where they stand: perhaps with gaps, or axes in another order in memory."""
 
     dtype: str  # as safetensors names it: F16, BF16, F32, F8_E4M3, I64, ...
     shape: tuple[int, ...]  # of values, of which PyTorch packs two of F4 into an element
-    data: memoryview
+    data: memoryview  # elements, as integers or bytes, with their strides
     framework: Framework
     # In place of `data`, which is empty then; for a daemon alone.
     pieces: "Pieces | None" = None
@@ -62,12 +63,6 @@ class TensorView:
         if isinstance(tensor, TensorView):
             return tensor
         return _of_torch(tensor) if is_torch(tensor) else _of_numpy(tensor)
-
-    @staticmethod
-    def with_gaps(tensor: Any) -> "TensorView":
-        """As `of`, but where a tensor of PyTorch has gaps or axes in another order, `data` are its elements with their
-        strides, for who reads them so."""
-        return _of_torch(tensor, may_have_gaps=True) if is_torch(tensor) else TensorView.of(tensor)
 
 
 def is_torch(value: Any) -> bool:
@@ -91,8 +86,10 @@ def kind_of(tensor: Any) -> Kind:
 
 def _of_numpy(array: Array) -> TensorView:
     dtype, shape = kind_of(array)
-    values = np.ascontiguousarray(array, dtype=_of_numpy_dtype(array.dtype)[1])
-    return TensorView(dtype, shape, _bytes_of(values), "numpy")
+    written = _of_numpy_dtype(array.dtype)[1]
+    if array.dtype != written or array.ndim > _MAX_RANK:
+        array = np.ascontiguousarray(array, dtype=written).reshape(-1)
+    return TensorView(dtype, shape, _memory_of(array).data, "numpy")
 
 
 @functools.lru_cache(maxsize=64)
@@ -126,12 +123,12 @@ def _of_torch_dtype(dtype: "torch.dtype") -> str:
     return found
 
 
-def _of_torch(tensor: "torch.Tensor", *, may_have_gaps: bool = False) -> TensorView:
+def _of_torch(tensor: "torch.Tensor") -> TensorView:
     dtype, shape = _kind_of_torch(tensor)
     plain = _integers_of(tensor.detach().resolve_conj().resolve_neg())
-    if may_have_gaps and not plain.is_contiguous() and plain.dim() <= _MAX_RANK:
-        return TensorView(dtype, shape, plain.numpy().data, "torch")
-    return TensorView(dtype, shape, _bytes_of(plain.contiguous().numpy()), "torch")
+    if plain.dim() > _MAX_RANK:
+        plain = plain.reshape(-1)
+    return TensorView(dtype, shape, plain.numpy().data, "torch")
 
 
 def _integers_of(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -139,6 +136,12 @@ def _integers_of(tensor: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return tensor.view(getattr(torch, _INTEGERS[tensor.dtype.itemsize]))
+
+
+def dense(elements: memoryview) -> memoryview:
+    """The bytes of them all, one after another: a copy, where they are not."""
+    is_dense = elements.format == "B" and elements.ndim == 1 and elements.c_contiguous
+    return elements if is_dense else _bytes_of(np.ascontiguousarray(elements))
 
 
 def _bytes_of(array: Array) -> memoryview:
@@ -246,12 +249,14 @@ def _dense_memory_of(out: "torch.Tensor") -> Array | None:
 
 
 def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
+    size = checked_size(dtype, shape)
     if framework == "torch":
         try:
             import torch
         except ImportError:
             raise InvalidArgument('as_="torch" needs torch, which is not installed') from None
         make: Any = torch.empty
+        over: Any = torch.from_numpy
         kind = getattr(torch, _NAMES[dtype][0], None)
         if kind is None:
             raise InvalidArgument(f"the tensor is {dtype}, which PyTorch {torch.__version__} does not have")
@@ -260,10 +265,12 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
                 raise InvalidArgument(f"the tensor is {dtype} {list(shape)}, whose last axis PyTorch cannot pack")
             shape = (*shape[:-1], shape[-1] // packed)
     else:
-        make, kind = np.empty, _numpy_dtype(dtype)
+        make, over, kind = np.empty, np.asarray, _numpy_dtype(dtype)
     try:
-        return make(shape, dtype=kind)
-    except (MemoryError, RuntimeError, ValueError):  # of PyTorch, and of NumPy for what no machine has
+        memory = _recycled.memory(size)
+        return make(shape, dtype=kind) if memory is None else over(memory).view(kind).reshape(shape)
+    # Of PyTorch, of memory that is mapped, and of NumPy for what no machine has.
+    except (MemoryError, RuntimeError, OSError, OverflowError, ValueError):
         raise ResourceExhausted(f"there is no memory for a tensor {dtype} {list(shape)}") from None
 
 
