@@ -22,51 +22,79 @@ constexpr size_t kSampledBytes = size_t{1} << 15;
 constexpr size_t kRun = 64;
 constexpr size_t kEvery = 16;
 
-Histogram CountSample(ByteSpan raw) {
-  thread_local std::vector<std::byte> sample;
-  sample.resize(raw.size() / (kRun * kEvery) * kRun);
-  for (size_t i = 0; i < sample.size(); i += kRun) std::memcpy(sample.data() + i, raw.data() + i * kEvery, kRun);
-  return CountBytes(sample);
+// Equal bytes in a row would wait for each other's counter: so each of eight neighbours has its own.
+constexpr size_t kWays = 8;
+using Ways = std::array<Histogram, kWays>;
+
+void CountWays(ByteSpan raw, Ways& counts) {
+  size_t i = 0;
+  for (; i + kWays <= raw.size(); i += kWays) {
+    const auto bytes = LoadLE<uint64_t>(raw.data() + i);
+    for (size_t way = 0; way < kWays; ++way) ++counts[way][bytes >> 8 * way & 0xff];
+  }
+  for (; i < raw.size(); ++i) ++counts[i % kWays][std::to_integer<size_t>(raw[i])];
 }
 
+// Adds every `step`th of the ways to `sum`.
+void AddWays(const Ways& counts, size_t first, size_t step, Histogram& sum) {
+  for (size_t way = first; way < kWays; way += step) {
+    for (size_t s = 0; s < sum.size(); ++s) sum[s] += counts[way][s];
+  }
+}
+
+// Part of a stream, and the second bytes of its pairs.
+struct Sample {
+  Histogram all = {};
+  Histogram seconds = {};
+};
+
+Sample CountSample(ByteSpan raw) {
+  thread_local std::vector<std::byte> bytes;
+  bytes.resize(raw.size() / (kRun * kEvery) * kRun);
+  for (size_t i = 0; i < bytes.size(); i += kRun) std::memcpy(bytes.data() + i, raw.data() + i * kEvery, kRun);
+  Ways counts = {};
+  CountWays(bytes, counts);
+  Sample sample;
+  AddWays(counts, 1, 2, sample.seconds);
+  sample.all = sample.seconds;
+  AddWays(counts, 0, 2, sample.all);
+  return sample;
+}
+
+uint64_t Total(const Histogram& counts) { return std::accumulate(counts.begin(), counts.end(), uint64_t{0}); }
+
 bool Shrinks(const Histogram& sample) {
-  const auto size = std::accumulate(sample.begin(), sample.end(), uint64_t{0});
+  const uint64_t size = Total(sample);
   return EntropyBits(sample) < 8 * (size - size / 128);
 }
 
-// Whether pairs are counted sooner than bytes: in a stream that is long, where the second ones of pairs, as a sample of
-// them shows, are few enough for the counters of theirs to stay in the cache: half a KiB for each.
-bool HasFewPairs(ByteSpan raw) {
+// Whether pairs are counted sooner than bytes: in a stream that is long, where the second ones of pairs are few enough
+// for the counters of theirs to stay in the cache: half a KiB for each.
+bool HasFewPairs(const Sample& sample, size_t size) {
   constexpr size_t kPairedBytes = size_t{1} << 16;
   constexpr uint64_t kMostBits = 25;  // in quarters
-  if (raw.size() < kPairedBytes) return false;
-  Histogram counts = {};
-  size_t sampled = 0;
-  for (size_t at = 0; at + kRun <= raw.size(); at += kRun * kEvery, sampled += kRun / 2) {
-    for (size_t i = 1; i < kRun; i += 2) ++counts[std::to_integer<size_t>(raw[at + i])];
-  }
-  return 4 * EntropyBits(counts) < kMostBits * sampled;
+  return size >= kPairedBytes && 4 * EntropyBits(sample.seconds) < kMostBits * Total(sample.seconds);
 }
 
-// CountBytes, faster if the bytes are few different ones and `sample`, a histogram of part of them, shows that, or if
-// pairs are.
-Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {
+// CountBytes, faster if the bytes are few different ones, or pairs of them are, as the sample of them shows.
+Histogram CountBytesLike(const Sample& sample, ByteSpan raw) {
   // More bytes than these, outside of the few, are better counted one by one like the others.
   constexpr uint64_t kOthersOf = 64;
   std::array<uint8_t, 256> symbols;
   std::iota(symbols.begin(), symbols.end(), uint8_t{0});
-  std::partial_sort(symbols.begin(), symbols.begin() + simd::kFewSymbols, symbols.end(),
-                    [&](uint8_t a, uint8_t b) { return sample[a] != sample[b] ? sample[a] > sample[b] : a < b; });
+  const auto more_often = [&all = sample.all](uint8_t a, uint8_t b) {
+    return all[a] != all[b] ? all[a] > all[b] : a < b;
+  };
+  std::partial_sort(symbols.begin(), symbols.begin() + simd::kFewSymbols, symbols.end(), more_often);
   std::array<uint8_t, simd::kFewSymbols> few;
   std::copy_n(symbols.begin(), few.size(), few.begin());
   uint64_t others = 0;
-  for (size_t i = few.size(); i < symbols.size(); ++i) others += sample[symbols[i]];
-  const auto sampled = std::accumulate(sample.begin(), sample.end(), uint64_t{0});
+  for (size_t i = few.size(); i < symbols.size(); ++i) others += sample.all[symbols[i]];
   const auto* const bytes = reinterpret_cast<const uint8_t*>(raw.data());
   Histogram counts = {};
-  if (others <= sampled / kOthersOf) {
+  if (others <= Total(sample.all) / kOthersOf) {
     simd::CountFew(few, bytes, raw.size(), counts);
-  } else if (HasFewPairs(raw)) {
+  } else if (HasFewPairs(sample, raw.size())) {
     simd::CountPairs(bytes, raw.size(), counts);
   } else {
     counts = CountBytes(raw);
@@ -77,19 +105,10 @@ Histogram CountBytesLike(const Histogram& sample, ByteSpan raw) {
 }  // namespace
 
 Histogram CountBytes(ByteSpan raw) {
-  // Equal bytes in a row would wait for each other's counter: so each of eight neighbours has its own.
-  constexpr size_t kWays = 8;
-  std::array<Histogram, kWays> counts = {};
-  size_t i = 0;
-  for (; i + kWays <= raw.size(); i += kWays) {
-    const auto bytes = LoadLE<uint64_t>(raw.data() + i);
-    for (size_t way = 0; way < kWays; ++way) ++counts[way][bytes >> 8 * way & 0xff];
-  }
-  for (; i < raw.size(); ++i) ++counts[0][std::to_integer<size_t>(raw[i])];
+  Ways counts = {};
+  CountWays(raw, counts);
   Histogram sum = {};
-  for (const Histogram& count : counts) {
-    for (size_t s = 0; s < 256; ++s) sum[s] += count[s];
-  }
+  AddWays(counts, 0, 1, sum);
   return sum;
 }
 
@@ -104,14 +123,14 @@ uint64_t EntropyBits(const Histogram& counts) {
 }
 
 bool SeemsToShrink(ByteSpan raw) {
-  return raw.size() < kSampledBytes || (raw.size() <= kMaxBytes && Shrinks(CountSample(raw)));
+  return raw.size() < kSampledBytes || (raw.size() <= kMaxBytes && Shrinks(CountSample(raw).all));
 }
 
 std::optional<Histogram> CountIfItShrinks(ByteSpan raw) {
   if (raw.size() < kSampledBytes) return CountBytes(raw);
   if (raw.size() > kMaxBytes) return std::nullopt;
-  const Histogram sample = CountSample(raw);
-  if (!Shrinks(sample)) return std::nullopt;
+  const Sample sample = CountSample(raw);
+  if (!Shrinks(sample.all)) return std::nullopt;
   return CountBytesLike(sample, raw);
 }
 
