@@ -18,7 +18,7 @@ constexpr size_t kSizesBytes = 4 * (kParts - 1);
 size_t PartBegin(size_t n, size_t k) { return std::min(n, k * ((n + kParts - 1) / kParts)); }
 
 // Decodes what is left of a part, code by code. False if its bits do not end where its bytes do.
-bool DecodeRest(const SymbolTable& symbols, simd::PrefixStream part) {
+bool DecodeRest(const simd::PrefixCodes& codes, const simd::PrefixRuns& runs, simd::PrefixStream part) {
   uint64_t pending = 0;
   uint32_t held = 0;
   const auto fill = [&] {
@@ -30,10 +30,10 @@ bool DecodeRest(const SymbolTable& symbols, simd::PrefixStream part) {
   held -= part.bit;
   while (part.out < part.out_end) {
     fill();
-    const uint32_t entry = symbols[pending % kCodeSlots];
-    const uint32_t length = entry >> 8;
+    const auto symbol = static_cast<uint8_t>(runs[pending % kCodeSlots] >> 16);
+    const auto length = static_cast<uint32_t>(codes.lengths[symbol]);
     if (length > held) return false;
-    *part.out++ = static_cast<uint8_t>(entry);
+    *part.out++ = symbol;
     pending >>= length;
     held -= length;
   }
@@ -86,24 +86,17 @@ class Huffman final : public ByteCodec {
       return absl::DataLossError("huffman: parts do not fit their stream");
     }
     const simd::PrefixCodes codes = MakeCodes(lengths);
-    thread_local SymbolTable symbols;
-    MakeSymbolTable(codes, symbols);
-    if (raw.size() >= kRunsFrom) {
-      thread_local simd::PrefixRuns runs;
-      simd::MakePrefixRuns(codes, runs);
-      simd::DecodePrefixRuns(runs, parts);
-    }
+    thread_local simd::PrefixRuns runs;
+    simd::MakePrefixRuns(codes, runs);
+    simd::DecodePrefixRuns(runs, parts);
     for (const simd::PrefixStream& part : parts) {
-      if (!DecodeRest(symbols, part)) return absl::DataLossError("huffman: a part does not decode to its size");
+      if (!DecodeRest(codes, runs, part)) return absl::DataLossError("huffman: a part does not decode to its size");
     }
     return absl::OkStatus();
   }
 
  private:
   using Parts = std::array<simd::PrefixStream, kParts>;
-
-  // Fewer bytes are decoded sooner code by code than the table of runs is made.
-  static constexpr size_t kRunsFrom = 4096;
 
   static bool FindParts(ByteSpan in, MutableByteSpan raw, Parts& parts) {
     if (in.size() < kSizesBytes) return false;
@@ -129,6 +122,9 @@ constexpr std::string_view kExamples[] = {"raw|huffman", "int4(group=64)|huffman
 }  // namespace
 
 extern constinit const CodecRow kHuffman = RowOf<Huffman>(
-    "huffman", "canonical prefix codes of at most 11 bits over each stream; slower than rans", kExamples);
+    "huffman",
+    "canonical prefix codes of at most 11 bits over each stream, at 1 to 2 GB/s of the bytes that are coded; "
+    "slow over raw, where all are",
+    kExamples);
 
 }  // namespace kvcompress

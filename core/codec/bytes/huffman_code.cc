@@ -95,15 +95,6 @@ simd::PrefixCodes MakeCodes(const CodeLengths& lengths) {
   return codes;
 }
 
-void MakeSymbolTable(const simd::PrefixCodes& codes, SymbolTable& table) {
-  for (size_t s = 0; s < 256; ++s) {
-    const uint64_t bits = codes.lengths[s];
-    if (bits == 0) continue;
-    const auto entry = static_cast<uint16_t>(bits << 8 | s);
-    for (uint64_t slot = codes.bits[s]; slot < kCodeSlots; slot += uint64_t{1} << bits) table[slot] = entry;
-  }
-}
-
 uint8_t* WriteLengths(const CodeLengths& lengths, uint8_t* out) {
   BitWriter writer(out);
   uint32_t sum = 0;

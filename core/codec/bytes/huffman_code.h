@@ -22,11 +22,6 @@ CodeLengths OptimalLengths(const Histogram& counts);
 
 simd::PrefixCodes MakeCodes(const CodeLengths& lengths);
 
-// For the next kMaxCodeBits bits of a stream, the byte value that they begin with, and in bits 8 to 11 its code's
-// length.
-using SymbolTable = std::array<uint16_t, kCodeSlots>;
-void MakeSymbolTable(const simd::PrefixCodes& codes, SymbolTable& table);
-
 // The text of the lengths, at most kMaxLengthsBytes: 4 bits each, of an absent value and those after it 4 + 8.
 inline constexpr size_t kMaxLengthsBytes = 256;
 // Returns the end of what it wrote.
