@@ -4,6 +4,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -46,10 +47,10 @@ HWY_INLINE void LoadScales(const uint8_t* scales, size_t groups, float* out) {
   }
 }
 
-HWY_INLINE bool IsSubnormal(float scale) { return scale < std::numeric_limits<float>::min() && scale != 0; }
+HWY_INLINE bool IsSubnormal(float scale) { return scale != 0 && std::fabs(scale) < std::numeric_limits<float>::min(); }
 
 // Products with a subnormal scale.
-HWY_INLINE VF SmallProducts(VF numbers, VF scale) {
+HWY_INLINE VF SubnormalProducts(VF numbers, VF scale) {
   const DF df;
   return Reduce(df, hn::Mul(numbers, Enlarge(df, scale)));
 }
@@ -57,7 +58,7 @@ HWY_INLINE VF SmallProducts(VF numbers, VF scale) {
 // Products with any scale.
 HWY_INLINE VF Products(VF numbers, float scale) {
   const VF scales = hn::Set(DF(), scale);
-  return HWY_UNLIKELY(IsSubnormal(scale)) ? SmallProducts(numbers, scales) : hn::Mul(numbers, scales);
+  return HWY_UNLIKELY(IsSubnormal(scale)) ? SubnormalProducts(numbers, scales) : hn::Mul(numbers, scales);
 }
 
 // Decodes a group of codes, a byte each, whose bits above `bits` are 0; kIsSmall where the scale is subnormal.
@@ -71,7 +72,7 @@ HWY_INLINE void DecodeBytesAs(int bits, size_t group, float scale, const uint8_t
   for (size_t i = 0; i < group; i += kLanes) {
     const auto code = hn::PromoteTo(di, LoadAt(du8, codes + i));
     const auto number = hn::ConvertTo(df, hn::Sub(hn::Xor(code, sign), sign));
-    const VF product = kIsSmall ? SmallProducts(number, scales) : hn::Mul(number, scales);
+    const VF product = kIsSmall ? SubnormalProducts(number, scales) : hn::Mul(number, scales);
     StoreF32<kT>(df, product, values + i * DTypeSize(kT));
   }
 }
