@@ -3,6 +3,9 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "core/simd/cpu_features.h"
 #include "core/simd/rans-inl.h"
 #include "core/simd/rans_group.h"
@@ -232,12 +235,37 @@ size_t RansEncode(const RansSymbolTable& symbols, const uint8_t* raw, size_t cou
   return has_room ? encoder.Finish() : 0;
 }
 
+namespace {
+
+// Decodes wide groups for which the words that are left might not suffice, although of bytes that nearly all are the
+// same one word may do for many groups: zeros in front of the words let kernels go on. False where a group takes one.
+bool DecodeLastGroups(internal::RansDecoder& decoder, uint8_t* raw, size_t groups) {
+  constexpr size_t kGroupBytes = 2 * kRansWideLanes;  // of words, at most
+  uint8_t words[3 * kGroupBytes] = {};                // and room behind them, where some kernels look
+  std::memcpy(words + kGroupBytes, decoder.words, std::min(decoder.size, kGroupBytes));
+  internal::RansDecoder last(decoder.slots, decoder.lanes, words);
+  last.states = decoder.states;
+  last.size = kGroupBytes + decoder.size;
+  const size_t done = HWY_DYNAMIC_DISPATCH(DecodeWideGroups)(last, raw, groups);
+  if (done < groups || last.size < kGroupBytes) return false;
+  decoder.states = last.states;
+  decoder.size = last.size - kGroupBytes;
+  return true;
+}
+
+}  // namespace
+
 bool RansDecode(const RansSlotTable& slots, const uint8_t* in, size_t size, size_t lanes, uint8_t* raw, size_t count) {
   internal::RansDecoder decoder(slots, lanes, in);
   if (!decoder.Begin(size)) return false;
   const size_t groups = count / lanes;
-  const size_t done = lanes == kRansWideLanes ? HWY_DYNAMIC_DISPATCH(DecodeWideGroups)(decoder, raw, groups)
-                                              : decoder.DecodeSideBySide<kRansNarrowLanes>(raw, groups);
+  const bool is_wide = lanes == kRansWideLanes;
+  size_t done = is_wide ? HWY_DYNAMIC_DISPATCH(DecodeWideGroups)(decoder, raw, groups)
+                        : decoder.DecodeSideBySide<kRansNarrowLanes>(raw, groups);
+  if (is_wide && done < groups) {
+    if (!DecodeLastGroups(decoder, raw + done * lanes, groups - done)) return false;
+    done = groups;
+  }
   for (size_t at = done * lanes; at < count; at += lanes) {
     if (!decoder.DecodeGroup(raw + at, std::min(lanes, count - at))) return false;
   }
