@@ -13,7 +13,6 @@ namespace kvcompress {
 namespace {
 
 constexpr int kSlotBits = 13;
-constexpr uint32_t kNowhere = ~uint32_t{0};
 // After 2^kHurry bytes without a match every other byte is looked at, then every third.
 constexpr int kHurry = 10;
 // Places within a match are remembered in such steps.
@@ -42,52 +41,91 @@ constexpr uint64_t FirstBytes(size_t count) { return count < 8 ? (uint64_t{1} <<
 class Finder {
  public:
   Finder(ByteSpan raw, size_t run)
-      : raw_(raw), run_(run), again_(run / 2), run_mask_(FirstBytes(run)), again_mask_(FirstBytes(again_)) {
-    places_.fill(kNowhere);
-  }
+      : raw_(raw), run_(run), again_(run / 2), run_mask_(FirstBytes(run)), again_mask_(FirstBytes(again_)) {}
 
   // Calls `found` with at most `limit` matches.
   template <typename Found>
   void Find(size_t limit, Found found) {
+    if (raw_.size() < 8) return;
     size_t literals = 0;  // begin here
-    size_t distance = 0;  // of the last match
-    for (size_t at = 0; limit > 0 && at + 8 <= raw_.size();) {
-      size_t before = 0;
-      size_t length = 0;
-      if (distance > 0 && Agree(at - distance, at, again_mask_)) {
-        before = at - distance;
-        length = LengthIfEnough(before, at, again_);
-      }
-      if (length == 0) {
-        const uint32_t place = std::exchange(places_[Slot(at)], static_cast<uint32_t>(at));
-        if (place != kNowhere && Agree(place, at, run_mask_)) {
-          before = place;
-          length = LengthIfEnough(before, at, run_);
-        }
-      }
-      if (length == 0) {
-        at += 1 + ((at - literals) >> kHurry);
-        continue;
-      }
-      size_t begin = at;
+    // A slot that no place has yet is as good as one of place 0: what stands there agrees with nothing of another slot.
+    Remember(0);
+    at_ = 1;
+    while (limit > 0) {
+      size_t length = NextMatch(literals);
+      if (length == 0) return;
+      size_t begin = at_, before = before_;
       for (; begin > literals && before > 0 && raw_[begin - 1] == raw_[before - 1]; ++length) --begin, --before;
       --limit;
-      found(Match{begin - literals, length, begin - before == distance ? 0 : begin - before});
-      distance = begin - before;
+      found(Match{begin - literals, length, begin - before == distance_ ? 0 : begin - before});
+      distance_ = begin - before;
       const size_t end = begin + length;
-      for (size_t k = at + kMatchStep; k < end && k + 8 <= raw_.size(); k += kMatchStep) {
-        places_[Slot(k)] = static_cast<uint32_t>(k);
-      }
-      literals = at = end;
+      for (size_t k = at_ + kMatchStep; k < end && k + 8 <= raw_.size(); k += kMatchStep) Remember(k);
+      literals = at_ = end;
     }
   }
 
  private:
-  uint64_t Word(size_t at) const { return LoadLE<uint64_t>(raw_.data() + at); }
-  bool Agree(size_t a, size_t b, uint64_t mask) const { return ((Word(a) ^ Word(b)) & mask) == 0; }
-  size_t Slot(size_t at) const { return (Word(at) & run_mask_) * 0x9e3779b97f4a7c15 >> (64 - kSlotBits); }
+  // Moves at_ and before_ to where the next match and what it repeats have been found; returns how far they are equal
+  // from there on, 0 where there is no match any more.
+  size_t NextMatch(size_t literals) {
+    const size_t end_of_words = raw_.size() - 7;
+    const size_t end_of_runs = raw_.size() - std::min(raw_.size(), run_ - 1);
+    size_t length = 0;
+    while (length == 0 && at_ < end_of_words) {
+      const size_t step = 1 + ((at_ - literals) >> kHurry);
+      const size_t stop = std::min(end_of_words, literals + (step << kHurry));
+      const bool has_long_runs = run_ > 8 && at_ < end_of_runs;
+      length = has_long_runs ? Look<true>(step, std::min(stop, end_of_runs)) : Look<false>(step, stop);
+    }
+    return length;
+  }
 
+  // Looks at every `step`th place before `stop` until one has a match. With kLong runs are longer than a word, and all
+  // of one is there at each place: then two words are compared, as many places agree in one where few bytes are usual.
+  template <bool kLong>
+  size_t Look(size_t step, size_t stop) {
+    const size_t second = kLong ? std::min<size_t>(8, run_ - 8) : 0;
+    const size_t distance = distance_;
+    const auto end_at = [this](size_t at, size_t before, size_t length) {
+      at_ = at;
+      before_ = before;
+      return length;
+    };
+    size_t at = at_;
+    for (; at < stop; at += step) {
+      const uint64_t word = Word(at);
+      if (distance > 0 && ((Word(at - distance) ^ word) & again_mask_) == 0) {
+        const size_t length = LengthIfEnough(at - distance, at, again_);
+        if (length > 0) return end_at(at, at - distance, length);
+      }
+      const uint32_t place = std::exchange(places_[SlotOf(word)], static_cast<uint32_t>(at));
+      uint64_t differ = (Word(place) ^ word) & run_mask_;
+      if constexpr (kLong) differ |= Word(place + second) ^ Word(at + second);
+      if (differ == 0) {
+        const size_t length = LengthIfEnough(place, at, run_);
+        if (length > 0) return end_at(at, place, length);
+      }
+    }
+    return end_at(at, 0, 0);
+  }
+
+  uint64_t Word(size_t at) const { return LoadLE<uint64_t>(raw_.data() + at); }
+  size_t SlotOf(uint64_t word) const { return (word & run_mask_) * 0x9e3779b97f4a7c15 >> (64 - kSlotBits); }
+  void Remember(size_t at) { places_[SlotOf(Word(at))] = static_cast<uint32_t>(at); }
+
+  // How far both are equal, where that is enough; else 0. Their first words are, as far as `enough` goes.
   size_t LengthIfEnough(size_t before, size_t at, size_t enough) const {
+    if (enough > 8) {
+      if (at + enough > raw_.size()) return 0;
+      // All of it, in words that may overlap: without a branch for each.
+      uint64_t differ = 0;
+      for (const size_t from : {size_t{8}, size_t{16}, enough - 8}) {
+        const size_t i = std::min(from, enough - 8);
+        differ |= Word(before + i) ^ Word(at + i);
+      }
+      if (differ != 0) return 0;
+    }
     const size_t length = EqualBytes(raw_, before, at);
     return length < enough ? 0 : length;
   }
@@ -97,7 +135,10 @@ class Finder {
   const size_t again_;  // at the distance of the match before, which costs less
   const uint64_t run_mask_;
   const uint64_t again_mask_;
-  std::array<uint32_t, size_t{1} << kSlotBits> places_;
+  size_t at_ = 0;
+  size_t before_ = 0;
+  size_t distance_ = 0;  // of the last match
+  std::array<uint32_t, size_t{1} << kSlotBits> places_ = {};
 };
 
 size_t NumberAt(ByteSpan columns, size_t count, size_t match, size_t number) {

@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
+#include <map>
 #include <random>
 #include <span>
+#include <utility>
 
 #include "core/codec/repetitions.h"
 #include "tests/core/codec/bytes/byte_streams.h"
@@ -41,6 +45,72 @@ TEST(MatchesTest, RoundTrips) {
   Bytes periodic(10'000);
   for (size_t i = 0; i < periodic.size(); ++i) periodic[i] = static_cast<std::byte>(i % 37);
   ExpectRoundTrip(periodic, 8);
+}
+
+// The matches of a search that looks at one place after another, which the bytes depend on.
+Bytes ColumnsOfPlainSearch(const Bytes& raw, size_t run) {
+  std::vector<std::array<size_t, 3>> found;
+  std::map<uint64_t, size_t> places;  // by their slots
+  const auto slot = [&](size_t at) {
+    uint64_t word = 0;
+    std::memcpy(&word, raw.data() + at, std::min<size_t>(run, 8));
+    return word * 0x9e3779b97f4a7c15 >> 51;
+  };
+  const auto length = [&](size_t before, size_t at, size_t least) {
+    size_t equal = 0;
+    while (at + equal < raw.size() && raw[before + equal] == raw[at + equal]) ++equal;
+    return equal < least ? 0 : equal;
+  };
+  size_t literals = 0, distance = 0;
+  for (size_t at = 0; found.size() < raw.size() / kMatchColumns && at + 8 <= raw.size();) {
+    size_t before = at - distance;
+    size_t equal = distance > 0 ? length(before, at, run / 2) : 0;
+    if (equal == 0) {
+      const auto [place, is_new] = places.try_emplace(slot(at), at);
+      before = std::exchange(place->second, at);
+      equal = is_new ? 0 : length(before, at, run);
+    }
+    if (equal == 0) {
+      at += 1 + ((at - literals) >> 10);
+      continue;
+    }
+    const size_t end = at + equal;
+    for (size_t k = at + 8; k < end && k + 8 <= raw.size(); k += 8) places[slot(k)] = k;
+    for (; at > literals && before > 0 && raw[at - 1] == raw[before - 1]; --at) --before;
+    found.push_back({at - literals, end - at, at - before == distance ? 0 : at - before});
+    distance = at - before;
+    literals = at = end;
+  }
+  Bytes columns;
+  for (size_t k = 0; k < kMatchColumns; ++k) {
+    for (const auto& match : found) columns.push_back(static_cast<std::byte>(match[k / 3] >> 8 * (k % 3)));
+  }
+  return columns;
+}
+
+TEST(MatchesTest, AreThoseOfAPlainSearch) {
+  std::mt19937 random(1);
+  const auto expect = [](const Bytes& raw, size_t run) {
+    Matches matches;
+    FindMatches(raw, run, matches);
+    EXPECT_EQ(matches.columns, ColumnsOfPlainSearch(raw, run)) << raw.size() << " " << run;
+  };
+  for (const size_t run : {4, 5, 8, 9, 13, 16, 17, 21, 29, 32}) {
+    for (size_t size = 0; size <= 80; ++size) {
+      expect(Bytes(size, std::byte{7}), run);
+      expect(Geometric(size, 0.2), run);
+    }
+    for (const double base : {0.01, 0.3, 0.9}) expect(Geometric(50'000, base), run);
+    // Half of it one byte, and pieces that stand in it twice.
+    Bytes raw = Geometric(60'000, 0.8);
+    for (std::byte& byte : raw) byte = random() % 2 == 0 ? std::byte{1} : byte;
+    for (size_t at = 1000; at + 200 < raw.size(); at += 150 + random() % 500) {
+      std::copy_n(raw.begin() + static_cast<ptrdiff_t>(random() % (at - 100)), random() % 90,
+                  raw.begin() + static_cast<ptrdiff_t>(at));
+    }
+    expect(raw, run);
+    expect(MakeBits(60'000), run);
+  }
 }
 
 // One number of a match, as a column of three bytes would have it.
