@@ -87,6 +87,10 @@ struct ValueRun {
 
 // Whether a value is subnormal in binary32.
 bool HasSubnormals(DType dtype, std::span<const ValueRun> runs);
+// The largest magnitude; infinite where a value is not finite.
+float LargestMagnitude(DType dtype, std::span<const ValueRun> runs);
+// The same where a TokenMeter had to measure the values again for sure; else 0.
+float LargestOfSmall(DType dtype, std::span<const ValueRun> runs);
 
 // The inverse. `scales` and `codes` hold any bits; every pattern decodes to something.
 void Dequantize(const GroupQuantFormat& format, const void* scales, const void* codes, size_t count, void* values);

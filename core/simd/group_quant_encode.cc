@@ -329,11 +329,10 @@ void ForEachDecoded(const GroupQuantFormat& format, std::span<const ValueRun> ru
   }
 }
 
-// Measures values that have been quantized, for `tokens`, for which binary32 did not hold the sums.
+// Measures values that have been quantized, of which `largest` is the largest magnitude, for `tokens`, for which
+// binary32 does not hold the sums.
 void MeasureAgain(const GroupQuantFormat& format, std::span<const ValueRun> runs, const uint8_t* scales,
-                  const uint8_t* codes, TokenMeter& tokens) {
-  float largest = 0;
-  for (const ValueRun& run : runs) largest = std::max(largest, LargestMagnitude(format.dtype, run.values, run.count));
+                  const uint8_t* codes, float largest, TokenMeter& tokens) {
   tokens.MeasureAgain(largest, [&] {
     ForEachDecoded(format, runs, scales, codes, [&](const void* values, const void* decoded, size_t count) {
       tokens.AddDecoded(format.dtype, values, decoded, count);
@@ -348,9 +347,15 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
   auto* scale_out = static_cast<uint8_t*>(scales);
   auto* code_out = static_cast<uint8_t*>(codes);
   bool has_sums = true;
+  // Such values are measured once all are quantized.
+  const float small = tokens != nullptr ? LargestOfSmall(format.dtype, runs) : 0;
+  TokenMeter* const meter = small > 0 ? nullptr : tokens;
   {
     const SubnormalsAreZero guard;
-    if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, sums, tokens, &has_sums)) return false;
+    ErrorSums* const measured = small > 0 ? nullptr : sums;
+    if (!HWY_DYNAMIC_DISPATCH(QuantizeGroups)(format, runs, scale_out, code_out, measured, meter, &has_sums)) {
+      return false;
+    }
   }
   if (!runs.empty()) {
     size_t groups = 0;
@@ -364,11 +369,15 @@ bool QuantizeRuns(const GroupQuantFormat& format, std::span<const ValueRun> runs
                           tokens == nullptr && has_sums ? sums : nullptr, tokens == nullptr ? nullptr : errors)) {
       return false;
     }
-    if (tokens != nullptr) tokens->Add(format.dtype, values, errors, tail);
+    if (meter != nullptr) meter->Add(format.dtype, values, errors, tail);
   }
   if (tokens != nullptr) {
-    const bool is_held = tokens->End() && (tokens->sums().max_abs_error > 0 || !HasSubnormals(format.dtype, runs));
-    if (!is_held) MeasureAgain(format, runs, scale_out, code_out, *tokens);
+    const bool is_held =
+        small == 0 && tokens->End() && (tokens->sums().max_abs_error > 0 || !HasSubnormals(format.dtype, runs));
+    if (!is_held) {
+      MeasureAgain(format, runs, scale_out, code_out, small > 0 ? small : LargestMagnitude(format.dtype, runs),
+                   *tokens);
+    }
     sums->Merge(tokens->sums());
   } else if (!has_sums) {
     ForEachDecoded(format, runs, scale_out, code_out, [&](const void* values, const void* decoded, size_t count) {

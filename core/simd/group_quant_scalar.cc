@@ -2,10 +2,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "core/base/half.h"
 #include "core/simd/exact_terms.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/token_meter.h"
 #include "core/simd/value_limits.h"
 
 namespace kvcompress::simd {
@@ -57,6 +59,24 @@ size_t FindOutOfRange(DType dtype, const void* values, size_t count, float limit
 bool HasSubnormals(DType dtype, std::span<const ValueRun> runs) {
   return std::ranges::any_of(runs,
                              [dtype](const ValueRun& run) { return HasSubnormals(dtype, run.values, run.count); });
+}
+
+float LargestMagnitude(DType dtype, std::span<const ValueRun> runs) {
+  float largest = 0;
+  for (const ValueRun& run : runs) largest = std::max(largest, LargestMagnitude(dtype, run.values, run.count));
+  return largest;
+}
+
+float LargestOfSmall(DType dtype, std::span<const ValueRun> runs) {
+  float largest = 0;
+  size_t count = 0;
+  for (const ValueRun& run : runs) {
+    const std::optional<float> own = LargestOfSmall(dtype, run.values, run.count);
+    count += run.count;
+    if (!own || count > kMostOfSmall) return 0;
+    largest = std::max(largest, *own);
+  }
+  return largest;
 }
 
 namespace scalar {

@@ -20,6 +20,9 @@ constexpr uint64_t kMinWidth = 64;
 // which each square may have lost 2^-126.
 constexpr double kMaxSquares = 0x1p100;
 constexpr double kMinSquares = 0x1p-80;
+// The squares of kMostOfSmall values below this come to less.
+constexpr float kSmall = 0x1p-50f;
+static_assert(double{kSmall} * double{kSmall} * kMostOfSmall < kMinSquares);
 // Deviations of errors, as what their mean leaves of their energy, are exact to 1e-4 where they are so much of it.
 constexpr double kLeastDeviations = 1.0 / 8;
 // What the largest magnitude is scaled to: of as many values as a block has, the squares of differences stay below
@@ -229,6 +232,14 @@ float LargestMagnitude(DType dtype, const void* values, size_t count) {
   return bits > MaxFiniteBits(dtype) ? std::numeric_limits<float>::infinity() : LoadAsF32(dtype, &bits, 0);
 }
 
+std::optional<float> LargestOfSmall(DType dtype, const void* values, size_t count) {
+  constexpr size_t kFew = 16;
+  if (dtype == DType::kF16 || IsF8(dtype) || count > kMostOfSmall) return {};
+  if (LargestMagnitude(dtype, values, std::min(kFew, count)) >= kSmall) return {};
+  const float largest = LargestMagnitude(dtype, values, count);
+  return largest < kSmall ? std::optional(largest) : std::nullopt;
+}
+
 namespace {
 
 // Adds a run to `tokens`, as values of a dtype that kernels know.
@@ -255,7 +266,10 @@ void MeasureTokensAgain(DType dtype, const void* original, const void* decoded, 
 }
 
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens) {
-  AddRun(dtype, original, decoded, count, tokens);
+  const auto add = [&] { AddRun(dtype, original, decoded, count, tokens); };
+  const std::optional<float> small = original == decoded ? std::nullopt : LargestOfSmall(dtype, original, count);
+  if (small.value_or(0) > 0) return tokens.MeasureAgain(*small, add);
+  add();
   if (!tokens.End()) MeasureTokensAgain(dtype, original, decoded, count, tokens);
 }
 

@@ -109,6 +109,11 @@ class TokenMeter {
 // The largest magnitude of the values; infinite where one is not finite.
 float LargestMagnitude(DType dtype, const void* values, size_t count);
 
+// The same where it is certain that binary32 does not hold the sum of the values' squares, if any is not 0: a run of up
+// to kMostOfSmall such values is measured as if it were once more, by MeasureAgain. Of most values the first few tell.
+inline constexpr size_t kMostOfSmall = size_t{1} << 19;
+std::optional<float> LargestOfSmall(DType dtype, const void* values, size_t count);
+
 // Measures the run that `tokens` has begun, `count` values of `dtype`, and ends it. Errors are those of MeasureErrors.
 void MeasureTokens(DType dtype, const void* original, const void* decoded, size_t count, TokenMeter& tokens);
 // The same of a run for which End was false.

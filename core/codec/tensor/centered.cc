@@ -166,13 +166,23 @@ class CenteredCodec final : public TensorCodec {
     std::vector<ByteSpan> streams;
     for (const StreamBuffer& stream : encoded) streams.emplace_back(stream.data, stream.size);
     if (tokens != nullptr) {
-      alignas(64) std::byte decoded[4 * kTile];
-      KVC_RETURN_IF_ERROR(DecodeTiles(block.tensor, streams, block.count, [&](size_t at, size_t n, const float* tile) {
-        const std::byte* const own = values.data() + at * width;
-        simd::NarrowLimited(dtype, tile, n, decoded);
-        tokens->AddDecoded(dtype, own, decoded, n);
-      }));
-      if (tokens->End()) {
+      absl::Status status;
+      const auto add = [&] {
+        alignas(64) std::byte decoded[4 * kTile];
+        status = DecodeTiles(block.tensor, streams, block.count, [&](size_t at, size_t n, const float* tile) {
+          const std::byte* const own = values.data() + at * width;
+          simd::NarrowLimited(dtype, tile, n, decoded);
+          tokens->AddDecoded(dtype, own, decoded, n);
+        });
+      };
+      const float small = simd::LargestOfSmall(dtype, values.data(), block.count).value_or(0);
+      if (small > 0) {
+        tokens->MeasureAgain(small, add);
+      } else {
+        add();
+      }
+      KVC_RETURN_IF_ERROR(status);
+      if (small > 0 || tokens->End()) {
         sums.Merge(tokens->sums());
         return absl::OkStatus();
       }

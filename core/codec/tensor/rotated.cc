@@ -122,20 +122,24 @@ class Rotated final : public RowCodec {
     const SinkRows sinks = has_sinks_ ? SinkRows(tensor, row, block.first, static_cast<uint64_t>(sinks_)) : SinkRows();
     const size_t sink_values = sinks.Count(row, runs.count());
     const size_t count = runs.count() - sink_values;
-    WriteCursor to{streams[0].data, {bits_, streams[1].data}};
     streams[0].size = ScaleBytes(row, count);
     streams[1].size = simd::PackedCodeBytes(bits_, count);
     if (has_sinks_) {
-      to.sink_scales = streams[3].data;
-      to.sink_codes = streams[4].data;
       sinks.Store(streams[2].data);
       streams[2].size = SinkRows::kBytes;
       streams[3].size = sink_values / row * SinkScaleBytes(row);
       streams[4].size = sink_values / row * SinkCodeBytes(row);
     }
-    if (!EncodeRuns(tensor, runs, sinks, to, tokens)) return absl::InvalidArgumentError("");
-    to.codes.Finish();
-    if (tokens != nullptr && tokens->End()) {
+    bool held = true;
+    const auto encode = [&] { held = held && EncodeRuns(tensor, runs, sinks, streams, tokens); };
+    const float small = tokens != nullptr ? simd::LargestOfSmall(tensor.dtype, runs.runs()) : 0;
+    if (small > 0) {
+      tokens->MeasureAgain(small, encode);
+    } else {
+      encode();
+    }
+    if (!held) return absl::InvalidArgumentError("");
+    if (small > 0 || (tokens != nullptr && tokens->End())) {
       sums->Merge(tokens->sums());
     } else if (sums != nullptr) {
       ReadCursor from{streams[0].data, {bits_, streams[1].data, count}};
@@ -198,8 +202,13 @@ class Rotated final : public RowCodec {
     return are_finite;
   }
   // False where a value is refused.
-  bool EncodeRuns(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks, WriteCursor& to,
-                  simd::TokenMeter* tokens) const {
+  bool EncodeRuns(const TensorDesc& tensor, const ValueRuns& runs, const SinkRows& sinks,
+                  std::span<const StreamBuffer> streams, simd::TokenMeter* tokens) const {
+    WriteCursor to{streams[0].data, {bits_, streams[1].data}};
+    if (has_sinks_) {
+      to.sink_scales = streams[3].data;
+      to.sink_codes = streams[4].data;
+    }
     const size_t width = DTypeSize(tensor.dtype);
     const size_t row = RowLength(tensor);
     size_t begin = 0;
@@ -216,6 +225,7 @@ class Rotated final : public RowCodec {
       if (!held) return false;
       begin += run.count;
     }
+    to.codes.Finish();
     return true;
   }
 
