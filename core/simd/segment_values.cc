@@ -9,6 +9,7 @@
 
 #include "core/simd/half-inl.h"
 #include "core/simd/row_sums-inl.h"
+#include "core/simd/subnormals-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
@@ -34,13 +35,29 @@ template <DType kT>
 VI LoadScaledAs(const uint8_t* values, size_t count, float factor, float* out) {
   const DF df;
   const DI di;
-  const VF by = hn::Set(df, factor);
   VI largest = hn::Zero(di);
-  ForEachVector(count, [&](size_t i) HWY_ATTR {
-    const VF value = LoadF32<kT>(df, values + i * sizeof(Bits<kT>));
-    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(value)));
-    hn::StoreU(hn::Mul(value, by), df, out + i);
-  });
+  const auto load_all = [&](auto scaled) HWY_ATTR {
+    ForEachVector(count, [&](size_t i) HWY_ATTR {
+      const VF value = LoadF32<kT>(df, values + i * sizeof(Bits<kT>));
+      largest = hn::Max(largest, hn::BitCast(di, hn::Abs(value)));
+      hn::StoreU(scaled(value), df, out + i);
+    });
+  };
+  const VF by = hn::Set(df, factor);
+  const VF by_enlarged = hn::Set(df, factor / kEnlarging);
+  // Products with subnormal numbers take long: none is made of the factor 1, and of one that leaves no product
+  // subnormal, of enlarged numbers.
+  constexpr float kLeavesNormal = 0x1p42f;
+  if (factor == 1) {
+    load_all([](VF value) HWY_ATTR { return value; });
+  } else if (kT != DType::kF16 && factor >= kLeavesNormal) {
+    load_all([&](VF value) HWY_ATTR {
+      const auto is_small = hn::Lt(hn::Abs(value), hn::Set(df, 1.0f));
+      return hn::Mul(hn::IfThenElse(is_small, Enlarge(df, value), value), hn::IfThenElse(is_small, by_enlarged, by));
+    });
+  } else {
+    load_all([&](VF value) HWY_ATTR { return hn::Mul(value, by); });
+  }
   return largest;
 }
 

@@ -16,13 +16,13 @@ double LogVariances(const float* values, size_t tokens, size_t channels);
 // Of a run of `values` whose LogVariances are these: it is turned back if that makes its channels narrower.
 simd::RotaryGain TurnGain(double as_it_is, double turned_back, size_t channels, size_t values);
 
-// Turns a run of `count` values back if that makes the channels of its first tokens narrower. turn_back(at, n, values)
-// is to turn n of the values, from `at` on, which are whole tokens.
+// Turns a run of `count` values back if that makes the channels of its first kTurnedTokens narrower. turn_back(at, n,
+// values) is to turn n of the values, from `at` on, which are whole tokens.
+inline constexpr size_t kTurnedTokens = 128;
 template <class TurnBack>
 simd::RotaryGain TurnBackIfNarrower(float* values, size_t count, size_t channels, TurnBack turn_back) {
-  constexpr size_t kSampleTokens = 128;
   thread_local std::vector<float> turned;
-  const size_t tokens = std::min(kSampleTokens, count / channels);
+  const size_t tokens = std::min(kTurnedTokens, count / channels);
   const size_t sample = tokens * channels;
   turned.assign(values, values + sample);
   turn_back(size_t{0}, sample, turned.data());

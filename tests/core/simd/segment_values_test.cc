@@ -71,6 +71,24 @@ TEST_P(SegmentValuesTest, ScaledValuesAndTheirMagnitudeAreThoseOfTheDefinition) 
   }
 }
 
+// Of every size, by factors that make none of them subnormal, and one that nearly does.
+TEST_P(SegmentValuesTest, SubnormalValuesAreLoadedAsTheyAre) {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    const size_t count = 4096;
+    const Floats sizes = GaussianValues(count, 1, 5);
+    std::vector<std::byte> elements(count * DTypeSize(dtype));
+    for (size_t i = 0; i < count; ++i) {
+      StoreFromF32(dtype, std::ldexp(sizes[i], static_cast<int>(i % 280) - 150), elements.data(), i);
+    }
+    for (const float factor : {1.0f, 0x1p42f, 0x1.fffffep41f, 0x1.345678p60f, 0x1.fedcbap99f, 0x1p101f}) {
+      Floats want(count), got(count);
+      EXPECT_EQ(LoadScaled(dtype, elements.data(), count, factor, got.data()),
+                scalar::LoadScaled(dtype, elements.data(), count, factor, want.data()));
+      EXPECT_TRUE(got == want) << DTypeName(dtype) << " " << factor;
+    }
+  }
+}
+
 TEST_P(SegmentValuesTest, AddsToEachChannelItsOwn) {
   for (const size_t channels : {1, 5, 16, 40, 64}) {
     const Floats addends = GaussianValues(channels, 1, 8);

@@ -15,6 +15,7 @@
 #include "core/codec/tensor/transform/strip.h"
 #include "core/codec/tensor/turn_gain.h"
 #include "core/simd/segment_values.h"
+#include "core/simd/token_meter.h"
 #include "core/simd/trellis.h"
 
 namespace kvcompress {
@@ -71,6 +72,11 @@ class Encoder {
   // refused.
   bool Load() {
     scratch_.values.resize(input_.count);
+    is_nothing_ = IsNothing();
+    if (is_nothing_) {
+      std::ranges::fill(scratch_.values, 0.0f);
+      return true;
+    }
     const float largest = LoadInUnits();
     if (!(largest <= std::min(kMaxTransformable, MaxFinite(input_.dtype)))) return false;
     constexpr float kReach = 0x1p-21f;
@@ -163,9 +169,18 @@ class Encoder {
   }
 
   // Returns the largest magnitude as it is.
-  float LoadInUnits() {
-    return simd::LoadScaled(input_.dtype, input_.values, input_.count, 1 / UnitOf(format_.trellis, step_),
-                            scratch_.values.data());
+  float LoadInUnits() { return LoadInUnits(0, input_.count); }
+  float LoadInUnits(size_t first, size_t count) {
+    return simd::LoadScaled(input_.dtype, input_.values + first * DTypeSize(input_.dtype), count,
+                            1 / UnitOf(format_.trellis, step_), scratch_.values.data() + first);
+  }
+
+  // Whether all values, and their squares beside any number that is compared or added to them, are so small that what
+  // is coded is the same as of zeros. What is left to them is whether to turn back.
+  bool IsNothing() const {
+    if (!basis_.is_none() || !(step_ >= kMinStep && step_ <= kMaxStep)) return false;
+    const std::optional<float> small = simd::LargestOfSmall(input_.dtype, input_.values, input_.count);
+    return small && *small < 0x1p-40f * UnitOf(format_.trellis, step_);
   }
 
   // Makes coefficients of a segment's values, and returns what is expected of these.
@@ -184,12 +199,16 @@ class Encoder {
   void TurnBack(Segment& segment, float* values) {
     const size_t channels = segment.channels;
     const auto turn_back = [&](size_t at, size_t n, float* part) {
+      if (is_nothing_ && at > 0) return;  // zeros
       TurnTokens(format_, input_.layout, segment, at / channels, n / channels, simd::RotaryTurn::kBack, scratch_.turns,
                  part);
     };
     if (!first_gain_) {
+      const size_t sample = std::min(kTurnedTokens, segment.tokens) * channels;
+      if (is_nothing_) LoadInUnits(segment.first, sample);
       first_gain_ = TurnBackIfNarrower(values, segment.count(), channels, turn_back);
-    } else if (first_gain_->turned > 0) {
+      if (is_nothing_) std::fill_n(values, sample, 0.0f);
+    } else if (first_gain_->turned > 0 && !is_nothing_) {
       turn_back(0, segment.count(), values);
     }
     segment.turned = first_gain_->turned > 0;
@@ -323,6 +342,7 @@ class Encoder {
   const bool sinks_;
   const bool needs_words_;
   float step_;
+  bool is_nothing_ = false;
   const std::span<const simd::ChannelTable> tables_;
   SegmentBasis basis_;
   const Reconstruction* reconstruction_ = nullptr;  // while what is decoded is asked for

@@ -103,8 +103,7 @@ class Transform final : public TensorCodec {
       return absl::InvalidArgumentError("");
     }
     if (tokens != nullptr) {
-      tokens->AddDecoded(dtype, values.data(), decoded.data(), block.count);
-      if (!tokens->End()) simd::MeasureTokensAgain(dtype, values.data(), decoded.data(), block.count, *tokens);
+      simd::MeasureTokens(dtype, values.data(), decoded.data(), block.count, *tokens);
       sums->Merge(tokens->sums());
     } else if (sums != nullptr) {
       simd::MeasureErrors(dtype, values.data(), decoded.data(), block.count, *sums);
