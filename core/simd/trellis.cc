@@ -285,6 +285,26 @@ void ForwardAll(const StripSpan& span, TrellisCosts& costs, TrellisDecisions* de
   }
 }
 
+TrellisEnds EndsAll(const TrellisCosts& costs) {
+  const DF df;
+  TrellisEnds ends;
+  for (size_t first = 0; first < kStripChannels; first += kBesideChannels) {
+    MI high[kBeside], low[kBeside];
+    for (size_t v = 0; v < kBeside; ++v) {
+      VF cost[4];
+      for (size_t s = 0; s < 4; ++s) cost[s] = hn::Load(df, costs.of_state[s] + first + v * kLanes);
+      const auto is_high = hn::Lt(hn::Min(cost[2], cost[3]), hn::Min(cost[0], cost[1]));
+      const auto is_low =
+          hn::Or(hn::And(is_high, hn::Lt(cost[3], cost[2])), hn::AndNot(is_high, hn::Lt(cost[1], cost[0])));
+      high[v] = hn::RebindMask(DI(), is_high);
+      low[v] = hn::RebindMask(DI(), is_low);
+    }
+    ends.high |= uint32_t{BitsOf(high)} << first;
+    ends.low |= uint32_t{BitsOf(low)} << first;
+  }
+  return ends;
+}
+
 void BackAll(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,
              const CodedSymbols& out) {
   std::fill_n(out.escapes, span.tokens, 0u);
@@ -320,12 +340,15 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(ForwardAll);
+HWY_EXPORT(EndsAll);
 HWY_EXPORT(BackAll);
 HWY_EXPORT(PlainAll);
 
 void TrellisForward(const StripSpan& span, TrellisCosts& costs, TrellisDecisions* decisions) {
   HWY_DYNAMIC_DISPATCH(ForwardAll)(span, costs, decisions);
 }
+
+TrellisEnds CheapestEnds(const TrellisCosts& costs) { return HWY_DYNAMIC_DISPATCH(EndsAll)(costs); }
 
 void TrellisBack(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,
                  const CodedSymbols& out) {

@@ -63,10 +63,9 @@ void TrellisForward(const StripSpan& span, TrellisCosts& costs, TrellisDecisions
 struct TrellisEnds {
   uint32_t high = 0;
   uint32_t low = 0;
-
-  // Those of the cheapest paths.
-  explicit TrellisEnds(const TrellisCosts& costs);
 };
+// Those of the cheapest paths.
+TrellisEnds CheapestEnds(const TrellisCosts& costs);
 // From the states after a span to those before it.
 void TrellisBack(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,
                  const CodedSymbols& out);
@@ -74,6 +73,7 @@ void TrellisBack(const StripTables& tables, const StripSpan& span, const Trellis
 namespace scalar {
 void PlainSymbols(const StripTables& tables, const StripSpan& span, const CodedSymbols& out);
 void TrellisForward(const StripSpan& span, TrellisCosts& costs, TrellisDecisions* decisions);
+TrellisEnds CheapestEnds(const TrellisCosts& costs);
 void TrellisBack(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,
                  const CodedSymbols& out);
 }  // namespace scalar

@@ -7,16 +7,6 @@
 
 namespace kvcompress::simd {
 
-TrellisEnds::TrellisEnds(const TrellisCosts& costs) {
-  for (size_t c = 0; c < kStripChannels; ++c) {
-    const auto cost = [&](size_t state) { return costs.of_state[state][c]; };
-    const bool is_high = std::min(cost(2), cost(3)) < std::min(cost(0), cost(1));
-    const bool is_low = is_high ? cost(3) < cost(2) : cost(1) < cost(0);
-    high |= uint32_t{is_high} << c;
-    low |= uint32_t{is_low} << c;
-  }
-}
-
 namespace scalar {
 namespace {
 
@@ -103,6 +93,18 @@ void TrellisForward(const StripSpan& span, TrellisCosts& costs, TrellisDecisions
       }
     }
   }
+}
+
+TrellisEnds CheapestEnds(const TrellisCosts& costs) {
+  TrellisEnds ends;
+  for (size_t c = 0; c < kStripChannels; ++c) {
+    const auto cost = [&](size_t state) { return costs.of_state[state][c]; };
+    const bool is_high = std::min(cost(2), cost(3)) < std::min(cost(0), cost(1));
+    const bool is_low = is_high ? cost(3) < cost(2) : cost(1) < cost(0);
+    ends.high |= uint32_t{is_high} << c;
+    ends.low |= uint32_t{is_low} << c;
+  }
+  return ends;
 }
 
 void TrellisBack(const StripTables& tables, const StripSpan& span, const TrellisDecisions* decisions, TrellisEnds& ends,

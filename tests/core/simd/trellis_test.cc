@@ -58,7 +58,7 @@ std::vector<int32_t> Quantized(const std::vector<float>& y, size_t tokens) {
   std::vector<int32_t> k(y.size());
   TrellisCosts costs;
   scalar::TrellisForward(Whole(y, tokens), costs, decisions.data());
-  TrellisEnds ends(costs);
+  TrellisEnds ends = scalar::CheapestEnds(costs);
   scalar::TrellisBack(strip, Whole(y, tokens), decisions.data(), ends, {symbols.data(), escapes.data(), k.data()});
   EXPECT_EQ(ends.high, 0);
   EXPECT_EQ(ends.low, 0);
@@ -122,10 +122,11 @@ struct Coded {
 struct Kernels {
   decltype(&PlainSymbols) plain;
   decltype(&TrellisForward) forward;
+  decltype(&CheapestEnds) ends;
   decltype(&TrellisBack) back;
 };
-constexpr Kernels kDefinition{scalar::PlainSymbols, scalar::TrellisForward, scalar::TrellisBack};
-constexpr Kernels kFast{PlainSymbols, TrellisForward, TrellisBack};
+constexpr Kernels kDefinition{scalar::PlainSymbols, scalar::TrellisForward, scalar::CheapestEnds, scalar::TrellisBack};
+constexpr Kernels kFast{PlainSymbols, TrellisForward, CheapestEnds, TrellisBack};
 
 // Where in their rows a strip's values lie, and how they are quantized and placed.
 struct Case {
@@ -169,7 +170,7 @@ Coded Code(const Kernels& kernels, const Case& how, const std::vector<float>& va
   std::vector<TrellisDecisions> decisions(tokens);
   TrellisCosts costs;
   for (size_t i = 0; i < spans.size(); ++i) kernels.forward(spans[i], costs, decisions.data() + begins[i]);
-  TrellisEnds ends(costs);
+  TrellisEnds ends = kernels.ends(costs);
   for (size_t i = spans.size(); i-- > 0;) {
     kernels.back(coding, spans[i], decisions.data() + begins[i], ends, to_span(i));
   }

@@ -279,7 +279,7 @@ class Encoder {
       for (const StripPart& part : parts) {
         simd::TrellisForward(part.values, costs, scratch_.decisions.data() + part.first_token);
       }
-      simd::TrellisEnds ends(costs);
+      simd::TrellisEnds ends = simd::CheapestEnds(costs);
       for (size_t i = parts.size(); i-- > 0;) {
         const StripPart& part = parts[i];
         simd::TrellisBack(part.coding, part.values, scratch_.decisions.data() + part.first_token, ends, coded(part));

@@ -186,7 +186,7 @@ class SideModels {
       return true;
     }
     const int32_t expected_mean = before != nullptr ? before->means[c] : 0;
-    const int shift = MeanShift(segment.classes[c], segment.tokens);
+    const int shift = simd::MeanShift(segment.classes[c], segment.tokens);
     int32_t steps = (segment.means[c] - expected_mean) / (1 << shift);
     mean_[before != nullptr].CodeSigned(coder, steps);
     const int64_t mean = expected_mean + int64_t{steps} * (1 << shift);
@@ -198,12 +198,6 @@ class SideModels {
   static constexpr uint32_t kMaxStepShift = 3;
   static constexpr int kMaxClassShift = 100;
   static constexpr int32_t kMaxMean = 1 << 24;
-
-  // The mean of a channel of this class differs from what is expected by a multiple of 2^shift: the fewer the tokens,
-  // the less can it be known, and gain.
-  static int MeanShift(int of, size_t tokens) {
-    return std::clamp((of + 13 - 2 * static_cast<int>(std::bit_width(tokens) - 1)) / 4, 0, 20);
-  }
 
  private:
   BitContext turned_, has_means_, repeats_;

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 
 #include "core/codec/tensor/transform/side.h"
 #include "core/codec/tensor/transform/tables.h"
+#include "core/simd/channel_classes.h"
 #include "core/simd/segment_values.h"
 
 namespace kvcompress {
@@ -25,9 +25,6 @@ constexpr float kFloor = 0.0625f;
 
 // A token that reaches farther gets no finer step: points could not follow.
 constexpr float kMaxFineReach = 0x1p20f;
-
-// About the bits of a value of a channel of this class.
-float BitsOf(int of) { return static_cast<float>(std::max(of + 5, 0)) * 0.25f; }
 
 // Means and variances of the channels over the tokens that are not special, and second moments.
 void Moments(const float* values, size_t tokens, size_t channels, SegmentStatistics& s) {
@@ -80,109 +77,77 @@ void FindSpecial(const SegmentInput& input, Segment& segment, SegmentStatistics&
   if (segment.special.size() > sinks) Moments(input.values, segment.tokens, segment.channels, s);
 }
 
-// About the bits of a number that the side information has, beyond those of 0, which is the usual one; by its
-// magnitude.
-float BitsBeyondZero(int32_t number) {
-  static constexpr auto kByWidth = [] {
-    std::array<float, 33> bits = {};
-    for (size_t width = 1; width < bits.size(); ++width) bits[width] = 1 + 1.5f * static_cast<float>(width);
-    return bits;
-  }();
-  return kByWidth[static_cast<size_t>(std::bit_width(static_cast<uint32_t>(std::abs(number))))];
+simd::ChannelSpan ChannelsOf(size_t tokens, const SegmentStatistics& s) {
+  return {s.means.size(), tokens, s.means.data(), s.variances.data()};
 }
 
-// The nearest integer, the even one of two. A call of std::nearbyint takes longer than all else that a channel needs.
-int32_t Nearest(float value) {
-  constexpr double kNoFraction = 0x1.8p52;
-  return static_cast<int32_t>(value + kNoFraction - kNoFraction);
-}
-
-// 2^-shift.
-float PowerBelowOne(int shift) { return std::bit_cast<float>(static_cast<uint32_t>(127 - shift) << 23); }
-
-// What the channels' variances say of their classes and means.
-void TakeVariances(size_t tokens, SegmentStatistics& s) {
-  const size_t channels = s.variances.size();
-  s.classes.resize(channels);
-  s.mean_costs.resize(channels);
-  for (size_t c = 0; c < channels; ++c) s.classes[c] = ClassOf(s.variances[c]);
-  const float of_all = static_cast<float>(tokens) * 0.18f;
-  for (size_t c = 0; c < channels; ++c) s.mean_costs[c] = of_all / (s.variances[c] + 0.35f);
-}
-
-// Whether means are worth their bits.
-bool MeansPay(size_t tokens, const SegmentStatistics& s) {
+// Whether means are worth their bits. Sets the variances' classes.
+bool MeansPay(size_t tokens, SegmentStatistics& s) {
+  s.classes.resize(s.means.size());
+  s.savings.resize(s.means.size());
+  simd::ClassesOfVariances(ChannelsOf(tokens, s), s.classes.data(), s.savings.data());
   float saved = 0;
-  for (size_t c = 0; c < s.means.size(); ++c) {
-    const float without = BitsOf(ClassOf(s.variances[c] + s.means[c] * s.means[c]));
-    const float with = BitsOf(s.classes[c]);
-    const float mean = 2 * s.means[c] * PowerBelowOne(SideModels::MeanShift(s.classes[c], tokens));
-    saved += static_cast<float>(tokens) * (without - with) - (2 + BitsBeyondZero(static_cast<int32_t>(mean)));
-  }
+  for (const float bits : s.savings) saved += bits;
   return saved > 0;
 }
 
-// The mean of a channel, `own` in halves of a unit, as it is coded where `expected` is, in multiples of 2^shift off it:
-// that one, where the difference costs less than it would. `squared`: the bits of being off, for its square.
-int32_t ChooseMean(float own, float squared, int32_t expected, int shift, float& bits) {
-  const auto steps = Nearest((own - static_cast<float>(expected)) * PowerBelowOne(shift));
-  const int32_t mean = expected + steps * (1 << shift);
-  const auto cost = [&](int32_t of) {
-    const float off = own - static_cast<float>(of);
-    return squared * off * off;
-  };
-  const float of_expected = cost(expected) + 1;
-  const float of_own = cost(mean) + (1 + BitsBeyondZero(steps));
-  bits += std::min(of_expected, of_own);
-  return of_expected <= of_own ? expected : mean;
-}
-
-// Likewise its class: one between its own and the expected one, as each step off costs bits, too. How far off its own
-// follows from how far that is from the expected one.
+// The class of a channel as it is coded is one between its own and the expected one, as each step off costs bits. How
+// far off its own follows from how far that is from the expected one.
 void ChooseClassSteps(size_t tokens, SegmentStatistics& s) {
   if (s.class_steps_tokens == tokens) return;
   s.class_steps_tokens = tokens;
   constexpr float kBitsOff = 0.044f;  // of a value, a quarter of an octave off
-  for (int far = 0; far <= kMaxClass - kMinClass; ++far) {
-    ClassStep best{0, 1 + BitsBeyondZero(far)};
+  constexpr int kFarthest = kMaxClass - kMinClass;
+  for (int far = 0; far <= kFarthest; ++far) {
+    ClassStep best{0, 1 + simd::BitsBeyondZero(far)};
     for (int off = 1; off <= std::min(far, 8); ++off) {
       const float cost =
-          (1 + BitsBeyondZero(far - off)) + kBitsOff * static_cast<float>(tokens) * static_cast<float>(off * off);
+          (1 + simd::BitsBeyondZero(far - off)) + kBitsOff * static_cast<float>(tokens) * static_cast<float>(off * off);
       if (cost < best.bits) best = {off, cost};
     }
-    s.class_steps[static_cast<size_t>(far)] = best;
+    s.class_steps[static_cast<size_t>(kFarthest - far)] = best;
+    s.class_steps[static_cast<size_t>(kFarthest + far)] = {-best.off, best.bits};
   }
 }
 
-int ChooseClass(int own, int expected, const SegmentStatistics& s, float& bits) {
-  const ClassStep& step = s.class_steps[static_cast<size_t>(std::abs(own - expected))];
-  bits += step.bits;
-  return own > expected ? own - step.off : own + step.off;
-}
-
-// Sets classes and means as they are coded with the segment `before` to expect them from, or without; returns about
-// what they and their differences from the best ones cost in bits.
-float ChooseChannels(const Segment* before, const SegmentStatistics& s, Segment& segment) {
+// Chooses classes and means as they are coded with the segment `before` to expect them from, or without.
+void ChooseChannels(const Segment* before, const Segment& segment, const SegmentStatistics& s, ChannelChoice& choice) {
   const size_t channels = segment.channels;
-  segment.classes.resize(channels);
-  segment.means.assign(channels, 0);
-  float bits = 0;
+  const simd::ChannelSpan span = ChannelsOf(segment.tokens, s);
+  choice.classes.resize(channels);
+  choice.means.assign(channels, 0);
+  choice.class_bits.resize(channels);
+  choice.mean_bits.assign(channels, 0);
+  const auto choose_means = [&](const std::vector<int>& classes) {
+    const int32_t* const expected = before != nullptr ? before->means.data() : nullptr;
+    simd::ChooseMeans(span, classes.data(), expected, choice.means.data(), choice.mean_bits.data());
+  };
+  // How far off the mean is widens the class, which in turn says how far off it may be.
+  if (segment.has_means) choose_means(s.classes);
+  simd::ClassesAboutMeans(span, choice.means.data(), choice.classes.data());
+  int expected = 0;
   for (size_t c = 0; c < channels; ++c) {
-    const float own = 2 * s.means[c];
-    const int32_t expected_mean = before != nullptr ? before->means[c] : 0;
-    const auto choose_mean = [&](int of, float& cost) {
-      const int shift = SideModels::MeanShift(of, segment.tokens);
-      segment.means[c] = ChooseMean(own, s.mean_costs[c], expected_mean, shift, cost);
-    };
-    // How far off the mean is widens the class, which in turn says how far off it may be.
-    float ignored = 0;
-    if (segment.has_means) choose_mean(s.classes[c], ignored);
-    const float off = (own - static_cast<float>(segment.means[c])) * 0.5f;
-    const int expected = before != nullptr ? before->classes[c] : c > 0 ? segment.classes[c - 1] : 0;
-    segment.classes[c] = ChooseClass(ClassOf(s.variances[c] + off * off), expected, s, bits);
-    if (segment.has_means) choose_mean(segment.classes[c], bits);
+    if (before != nullptr) expected = before->classes[c];
+    const int own = choice.classes[c];
+    const ClassStep& step = s.class_steps[static_cast<size_t>(own - expected + kMaxClass - kMinClass)];
+    choice.class_bits[c] = step.bits;
+    expected = own + step.off;
+    choice.classes[c] = expected;
   }
-  return bits;
+  if (segment.has_means) choose_means(choice.classes);
+}
+
+// Whether the segment before says so much of this one that it saves bits. Both sums are made at once, as each addition
+// waits for the one before it.
+bool RepeatingPays(const SegmentStatistics& s) {
+  float alone = 0, repeated = 0;
+  for (size_t c = 0; c < s.alone.classes.size(); ++c) {
+    alone += s.alone.class_bits[c];
+    repeated += s.repeated.class_bits[c];
+    alone += s.alone.mean_bits[c];
+    repeated += s.repeated.mean_bits[c];
+  }
+  return repeated < alone;
 }
 
 }  // namespace
@@ -195,17 +160,16 @@ size_t SinksOf(const TransformFormat& format, const Segment& segment) {
 
 void DescribeSegment(const SegmentInput& input, Segment& segment, SegmentStatistics& s) {
   FindSpecial(input, segment, s);
-  TakeVariances(segment.tokens, s);
   segment.has_means = MeansPay(segment.tokens, s);
   ChooseClassSteps(segment.tokens, s);
-  const float alone = ChooseChannels(nullptr, s, segment);
-  if (input.before == nullptr || input.before->channels != segment.channels) return;
-  s.classes_alone.swap(segment.classes);
-  s.means_alone.swap(segment.means);
-  segment.repeats = ChooseChannels(input.before, s, segment) < alone;
-  if (segment.repeats) return;
-  s.classes_alone.swap(segment.classes);
-  s.means_alone.swap(segment.means);
+  ChooseChannels(nullptr, segment, s, s.alone);
+  if (input.before != nullptr && input.before->channels == segment.channels) {
+    ChooseChannels(input.before, segment, s, s.repeated);
+    segment.repeats = RepeatingPays(s);
+  }
+  const ChannelChoice& choice = segment.repeats ? s.repeated : s.alone;
+  segment.classes = choice.classes;
+  segment.means = choice.means;
 }
 
 }  // namespace kvcompress

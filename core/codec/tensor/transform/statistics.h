@@ -10,23 +10,31 @@
 // that they are the same on every CPU.
 namespace kvcompress {
 
-// How far a channel's class is off its own towards the expected one, and what that costs in bits.
+// How far a channel's class is off its own, towards the expected one, and what that costs in bits.
 struct ClassStep {
   int off;
   float bits;
 };
 
+// Classes and means of all channels as they are coded, and about what they and their differences from the best ones
+// cost in bits.
+struct ChannelChoice {
+  std::vector<int> classes;
+  std::vector<int32_t> means;
+  std::vector<float> class_bits, mean_bits;
+};
+
 // Buffers of a thread's: of each channel, of each token.
 struct SegmentStatistics {
   std::vector<float> means, variances, weights;
-  std::vector<int> classes;       // of the variances
-  std::vector<float> mean_costs;  // bits of a mean that is off, for the square of half a unit
+  std::vector<int> classes;    // of the variances
+  std::vector<float> savings;  // bits that means save
   std::vector<float> energies;
   std::vector<uint8_t> is_special;
-  std::vector<int> classes_alone;  // as they are chosen without the segment before
-  std::vector<int32_t> means_alone;
-  std::array<ClassStep, kMaxClass - kMinClass + 1> class_steps;  // by how far its own is from the expected one
-  size_t class_steps_tokens = 0;                                 // of a segment that these are for
+  ChannelChoice alone, repeated;  // without and with the segment before
+  // By how far a class is above the expected one, from as far below as can be.
+  std::array<ClassStep, 2 * (kMaxClass - kMinClass) + 1> class_steps;
+  size_t class_steps_tokens = 0;  // of a segment that these are for
 };
 
 struct SegmentInput {
