@@ -36,6 +36,7 @@ class Search {
       (trial.excess > 0 ? missed : met) = trial;
       if (met && met->excess > -kClose) break;
       if (missed && met && missed->log - met->log < kClose / 4) break;
+      if (trial.excess > 0 && StepOf(log) == kMinStep) break;  // as all smaller ones
       if (last && trial.log != last->log) {
         slope = std::clamp((trial.excess - last->excess) / (trial.log - last->log), 0.3, 1.5);
       }
