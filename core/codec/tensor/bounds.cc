@@ -83,14 +83,15 @@ bool Judge::Keeps(ByteSpan values, ErrorSums e, double slack, const std::functio
   const double share = slack * static_cast<double>(e.count) / static_cast<double>(count_);
   const bool kept = allowance_.LargestErrorIsKept(e.max_abs_error * (1 + kDoubt)) &&
                     e.sum_error_squares * (1 + kDoubt) <= share * low_;
-  const bool missed = !allowance_.LargestErrorIsKept(e.max_abs_error * (1 - kDoubt)) ||
-                      e.sum_error_squares * (1 - kDoubt) > share * high_;
+  const bool missed = Misses(e) || e.sum_error_squares * (1 - kDoubt) > share * high_;
   if (kept || missed) return kept;
   const ByteSpan decoded = decode();
   e = {};
   simd::scalar::MeasureErrors(dtype_, values.data(), decoded.data(), values.size() / DTypeSize(dtype_), e);
   return allowance_.LargestErrorIsKept(e.max_abs_error) && e.sum_error_squares <= share * Exact();
 }
+
+bool Judge::Misses(const ErrorSums& e) const { return !allowance_.LargestErrorIsKept(e.max_abs_error * (1 - kDoubt)); }
 
 double Judge::Exact() {
   if (!exact_) {

@@ -33,6 +33,7 @@ class Allowance {
   // Whether the bound of blocks that have tokens depends on these.
   bool looks_at_tokens() const { return token_noise_.has_value(); }
 
+  bool looks_at_largest_error() const { return max_error_ > 0; }
   bool LargestErrorIsKept(double max_abs_error) const;
 
   // The largest sum of e^2 for a block of values with the sums `x`, and, if it has tokens, those deviations about the
@@ -64,6 +65,9 @@ class Judge {
   // Whether `values`, the block's or some of them, with errors `e`, keep `slack` times their share of what the block is
   // allowed. `decode` gives what the values decode to.
   bool Keeps(ByteSpan values, ErrorSums e, double slack, const std::function<ByteSpan()>& decode);
+
+  // Whether some of its values have such errors that no others help.
+  bool Misses(const ErrorSums& e) const;
 
  private:
   double Exact();

@@ -8,6 +8,7 @@
 #include "core/codec/rotary_parameters.h"
 #include "core/codec/tensor/channel_means.h"
 #include "core/codec/tensor/sink_rows.h"
+#include "core/codec/tensor/value_runs.h"
 #include "core/simd/error_sums.h"
 #include "core/simd/rotated_quant.h"
 #include "core/simd/segment_values.h"
@@ -21,24 +22,8 @@ Buffer& CenteredOfThread() {
   thread_local Buffer centered;
   return centered;
 }
-Buffer& JoinedOfThread() {
-  thread_local Buffer joined;
-  return joined;
-}
 
 constexpr size_t kTile = 4096;  // values that are decoded together
-
-// The pieces of a block as one.
-ByteSpan Join(std::span<const ByteSpan> pieces) {
-  if (pieces.size() == 1) return pieces[0];
-  Buffer& joined = JoinedOfThread();
-  size_t size = 0;
-  for (const ByteSpan piece : pieces) size += piece.size();
-  joined.Resize(size);
-  std::byte* to = joined.data();
-  for (const ByteSpan piece : pieces) to = std::copy(piece.begin(), piece.end(), to);
-  return joined.span();
-}
 
 // One more stream has the place among tokens, and the means of each run of tokens that are no sinks.
 class CenteredCodec final : public TensorCodec {
@@ -73,7 +58,7 @@ class CenteredCodec final : public TensorCodec {
   absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
                             simd::TokenMeter* tokens) const override {
     const DType dtype = block.tensor.dtype;
-    const ByteSpan values = Join(block.pieces);
+    const ByteSpan values = JoinPieces(block.pieces);
     const size_t row = RowLength(block.tensor);
     const TokenLayout layout = TokenLayoutOf(block.tensor);
     SinkRows place(block.tensor, row, block.first, sinks_);
