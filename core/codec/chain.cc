@@ -174,7 +174,8 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
   }
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
-  KVC_RETURN_IF_ERROR(Measure(block, lossless(), scratch, fused ? nullptr : sums, tokens));
+  const ByteSpan inner = lossless() ? block.values : codec_->lossless() ? values : ByteSpan();
+  KVC_RETURN_IF_ERROR(Measure(block, inner, scratch, fused ? nullptr : sums, tokens));
   return PackStreams(payload, scratch);
 }
 
@@ -202,22 +203,25 @@ absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan le
   const auto streams = std::span(scratch.out).subspan(transforms_.size());
   KVC_RETURN_IF_ERROR(codec_->Encode({block.tensor, block.first, 0, {}}, streams, nullptr));
   if (tokens != nullptr) tokens->Begin(TokenLayoutOf(block.tensor), block.first);
-  KVC_RETURN_IF_ERROR(Measure(block, left.data() == block.values.data(), scratch, sums, tokens));
+  const ByteSpan inner = left.data() == block.values.data() ? block.values : ByteSpan();
+  KVC_RETURN_IF_ERROR(Measure(block, inner, scratch, sums, tokens));
   return PackStreams(payload, scratch);
 }
 
-// Measures the block against what its streams decode to, which byte codecs do not change; with `is_kept` that is the
-// values themselves.
-absl::Status CodecChain::Measure(const Block& block, bool is_kept, Scratch& scratch, ErrorSums* sums,
+// Measures the block against what its streams decode to, which byte codecs do not change. `inner` is what the tensor
+// codec decodes to, where that is known, and the block's values where nothing changes them.
+absl::Status CodecChain::Measure(const Block& block, ByteSpan inner, Scratch& scratch, ErrorSums* sums,
                                  simd::TokenMeter* tokens) const {
   const DType dtype = block.tensor.dtype;
   if ((sums == nullptr && tokens == nullptr) || IsOpaque(dtype)) return absl::OkStatus();
-  const std::byte* decoded = block.values.data();
-  if (!is_kept) {
+  const auto sides = std::span(scratch.out).first(transforms_.size());
+  const bool is_undone = std::ranges::all_of(sides, [](const StreamBuffer& side) { return side.size == 0; });
+  const std::byte* decoded = inner.data();
+  if (inner.data() != block.values.data() && (inner.empty() || !is_undone)) {
     scratch.in.clear();
     for (const StreamBuffer& stream : scratch.out) scratch.in.emplace_back(stream.data, stream.size);
     scratch.decoded.Resize(block.values.size());
-    KVC_RETURN_IF_ERROR(DecodeStreams(block.tensor, scratch, scratch.decoded.span()));
+    KVC_RETURN_IF_ERROR(DecodeStreams(block.tensor, scratch, inner, scratch.decoded.span()));
     decoded = scratch.decoded.data();
   }
   if (tokens != nullptr) simd::MeasureTokens(dtype, block.values.data(), decoded, block.count, *tokens);

@@ -105,8 +105,8 @@ class CodecChain {
   void PlaceStreams(const TensorDesc& tensor, size_t count, MutableByteSpan payload, Scratch& scratch) const;
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
-  absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, MutableByteSpan values) const;
-  absl::Status Measure(const Block& block, bool is_kept, Scratch& scratch, ErrorSums* sums,
+  absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, ByteSpan inner, MutableByteSpan values) const;
+  absl::Status Measure(const Block& block, ByteSpan inner, Scratch& scratch, ErrorSums* sums,
                        simd::TokenMeter* tokens) const;
 
   ChainSpec spec_;

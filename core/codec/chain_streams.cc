@@ -127,11 +127,12 @@ absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload,
   Scratch& scratch = ThreadScratch();
   StreamBounds(tensor, values.size() / DTypeSize(tensor.dtype), scratch.bounds);
   KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
-  return DecodeStreams(tensor, scratch, values);
+  return DecodeStreams(tensor, scratch, {}, values);
 }
 
-// Decodes scratch.in.
-absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratch, MutableByteSpan values) const {
+// Decodes scratch.in. `known`, if not empty, is what the tensor codec decodes to.
+absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratch, ByteSpan known,
+                                       MutableByteSpan values) const {
   const size_t transforms = transforms_.size(), width = DTypeSize(tensor.dtype);
   size_t inner = values.size() / width;
   // How many values each transform made, from the front; then the inverses from the back.
@@ -141,13 +142,17 @@ absl::Status CodecChain::DecodeStreams(const TensorDesc& tensor, Scratch& scratc
   for (size_t i = 0; i < transforms; ++i) {
     if (scratch.in[i].empty()) continue;  // there is nothing to undo
     KVC_ASSIGN_OR_RETURN(inner, transforms_[i]->InnerCount(inner, scratch.in[i]));
-    scratch.values[i].Resize(inner * width);
+    if (known.empty()) scratch.values[i].Resize(inner * width);
     undone.push_back(i);
   }
   const auto made = [&](size_t k) { return k == 0 ? values : scratch.values[undone[k - 1]].span(); };
-  KVC_RETURN_IF_ERROR(codec_->Decode(tensor, std::span(scratch.in).subspan(transforms), made(undone.size())));
+  if (known.empty()) {
+    KVC_RETURN_IF_ERROR(codec_->Decode(tensor, std::span(scratch.in).subspan(transforms), made(undone.size())));
+  }
   for (size_t k = undone.size(); k-- > 0;) {
-    KVC_RETURN_IF_ERROR(transforms_[undone[k]]->Inverse(tensor, scratch.in[undone[k]], made(k + 1), made(k)));
+    const bool is_known = !known.empty() && k + 1 == undone.size();
+    const ByteSpan from = is_known ? known : ByteSpan(made(k + 1));
+    KVC_RETURN_IF_ERROR(transforms_[undone[k]]->Inverse(tensor, scratch.in[undone[k]], from, made(k)));
   }
   return absl::OkStatus();
 }

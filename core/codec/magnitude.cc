@@ -79,7 +79,7 @@ class SampledKeys {
 class Search {
  public:
   Search(RankedKey& wanted, uint64_t count, KeyRange all, SampledKeys& samples)
-      : wanted_(&wanted), possible_(all), range_{all.upper, all.upper} {
+      : wanted_(&wanted), count_(count), possible_(all), range_{all.upper, all.upper} {
     if (wanted.rank >= count) return;
     // Between which keys the one at `rank` is likely to lie.
     const double part = static_cast<double>(wanted.rank) / static_cast<double>(count);
@@ -94,9 +94,10 @@ class Search {
   }
 
   KeyCounts NewCounts() const {
-    constexpr uint32_t kBuckets = 1u << 15;
+    // More of them than there are values to count cost more than they tell.
+    const uint64_t buckets = std::clamp<uint64_t>(count_, 1u << 12, 1u << 15);
     int shift = 0;
-    while ((range_.upper - range_.lower) >> shift >= kBuckets) ++shift;
+    while ((range_.upper - range_.lower) >> shift > buckets) ++shift;
     return {range_.lower, range_.upper, shift};
   }
 
@@ -130,6 +131,7 @@ class Search {
   }
 
   RankedKey* wanted_;
+  uint64_t count_;
   KeyRange possible_;
   KeyRange range_;
 };

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "core/base/bytes.h"
+#include "core/simd/cpu_features.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/kept_tables.h"
 #include "core/simd/key_counts.h"
@@ -43,6 +44,13 @@ size_t MarkVectors(const std::byte* values, size_t count, T key, uint8_t* mask) 
   const auto mark = [&](size_t i)
                         HWY_ATTR { return IsMarked<kMark>(d, LoadAt(d, BytesOf(values) + i * sizeof(T)), wanted); };
   const size_t end = count - count % std::max(lanes, kStep);
+#if KVC_TARGET_AVX512
+  for (size_t i = 0; i < end; i += lanes) {
+    const auto bits = mark(i).raw;
+    std::memcpy(mask + i / 8, &bits, sizeof(bits));
+  }
+  return end;
+#endif
   for (size_t i = 0; i < end; i += std::max(lanes, kStep)) {
     HWY_ALIGN uint8_t bits[8] = {};
     hn::StoreMaskBits(d, mark(i), bits);
@@ -78,11 +86,74 @@ struct Unit {
   static HWY_INLINE size_t MaskOf(uint8_t byte, size_t j) { return byte >> (j * kValues) & ((1u << kValues) - 1); }
 };
 
+#if KVC_TARGET_AVX512
+// Of functions with AVX512-VBMI2, which this target does not promise.
+#undef KVC_VBMI2
+#define KVC_VBMI2 __attribute__((target("avx512vbmi2")))
+
+// The mask of a vector of 64 bytes.
+template <size_t kWidth>
+using WholeMask = std::conditional_t<kWidth == 1, __mmask64, std::conditional_t<kWidth == 2, __mmask32, __mmask16>>;
+constexpr size_t kWholeBytes = 64;
+
+template <size_t kWidth>
+HWY_INLINE WholeMask<kWidth> LoadWholeMask(const uint8_t* mask) {
+  WholeMask<kWidth> bits;
+  std::memcpy(&bits, mask, sizeof(bits));
+  return bits;
+}
+
+// PackSteps for whole vectors; returns how many steps these have, and moves `out` behind what it has written.
+template <size_t kWidth>
+KVC_VBMI2 size_t PackVectors(const uint8_t* values, size_t steps, const uint8_t* mask, uint8_t*& out) {
+  constexpr size_t kSteps = sizeof(WholeMask<kWidth>);
+  size_t step = 0;
+  for (; step + kSteps <= steps; step += kSteps, values += kWholeBytes) {
+    const auto kept = LoadWholeMask<kWidth>(mask + step);
+    const __m512i v = _mm512_loadu_si512(values);
+    __m512i packed;
+    if constexpr (kWidth == 1) packed = _mm512_maskz_compress_epi8(kept, v);
+    if constexpr (kWidth == 2) packed = _mm512_maskz_compress_epi16(kept, v);
+    if constexpr (kWidth == 4) packed = _mm512_maskz_compress_epi32(kept, v);
+    _mm512_storeu_si512(out, packed);
+    out += static_cast<size_t>(std::popcount(uint64_t{kept})) * kWidth;
+  }
+  return step;
+}
+
+// UnpackSteps for whole vectors, likewise.
+template <size_t kWidth>
+KVC_VBMI2 size_t UnpackVectors(const uint8_t*& kept, const uint8_t* end, size_t steps, const uint8_t* mask,
+                               uint8_t*& out) {
+  constexpr size_t kSteps = sizeof(WholeMask<kWidth>);
+  size_t step = 0;
+  for (; step + kSteps <= steps && static_cast<size_t>(end - kept) >= kWholeBytes; step += kSteps) {
+    const auto is_kept = LoadWholeMask<kWidth>(mask + step);
+    const __m512i v = _mm512_loadu_si512(kept);
+    __m512i unpacked;
+    if constexpr (kWidth == 1) unpacked = _mm512_maskz_expand_epi8(is_kept, v);
+    if constexpr (kWidth == 2) unpacked = _mm512_maskz_expand_epi16(is_kept, v);
+    if constexpr (kWidth == 4) unpacked = _mm512_maskz_expand_epi32(is_kept, v);
+    _mm512_storeu_si512(out, unpacked);
+    out += kWholeBytes;
+    kept += static_cast<size_t>(std::popcount(uint64_t{is_kept})) * kWidth;
+  }
+  return step;
+}
+#endif
+
 template <size_t kWidth>
 void PackSteps(const uint8_t* values, size_t steps, const uint8_t* mask, uint8_t* out) {
   using U = Unit<kWidth>;
   const typename U::D d;
-  for (size_t step = 0; step < steps; ++step) {
+  size_t step = 0;
+#if KVC_TARGET_AVX512
+  if (PermutesBytes()) {
+    step = PackVectors<kWidth>(values, steps, mask, out);
+    values += step * kStep * kWidth;
+  }
+#endif
+  for (; step < steps; ++step) {
     for (size_t j = 0; j < kStep / U::kValues; ++j, values += U::kBytes) {
       const size_t kept = U::MaskOf(mask[step], j);
       const auto indices = hn::LoadU(d, kKeptTables<kWidth>.pack[kept].data());
@@ -99,6 +170,9 @@ size_t UnpackSteps(const uint8_t* kept, size_t kept_bytes, size_t steps, const u
   const typename U::D d;
   const uint8_t* const end = kept + kept_bytes;
   size_t step = 0;
+#if KVC_TARGET_AVX512
+  if (PermutesBytes()) step = UnpackVectors<kWidth>(kept, end, steps, mask, out);
+#endif
   for (; step < steps && static_cast<size_t>(end - kept) >= kStep * kWidth; ++step) {
     for (size_t j = 0; j < kStep / U::kValues; ++j, out += U::kBytes) {
       const size_t bits = U::MaskOf(mask[step], j);
@@ -115,7 +189,18 @@ void ZeroSteps(const uint8_t* values, size_t steps, const uint8_t* mask, uint8_t
   using U = Unit<kWidth>;
   const typename U::D d;
   const hn::RebindToSigned<typename U::D> di;
-  for (size_t step = 0; step < steps; ++step) {
+  size_t step = 0;
+#if KVC_TARGET_AVX512
+  constexpr size_t kSteps = sizeof(WholeMask<kWidth>);
+  for (; step + kSteps <= steps; step += kSteps, values += kWholeBytes, out += kWholeBytes) {
+    const auto kept = LoadWholeMask<kWidth>(mask + step);
+    const __m512i v = _mm512_loadu_si512(values);
+    if constexpr (kWidth == 1) _mm512_storeu_si512(out, _mm512_maskz_mov_epi8(kept, v));
+    if constexpr (kWidth == 2) _mm512_storeu_si512(out, _mm512_maskz_mov_epi16(kept, v));
+    if constexpr (kWidth == 4) _mm512_storeu_si512(out, _mm512_maskz_mov_epi32(kept, v));
+  }
+#endif
+  for (; step < steps; ++step) {
     for (size_t j = 0; j < kStep / U::kValues; ++j, values += U::kBytes, out += U::kBytes) {
       const auto indices = hn::LoadU(d, kKeptTables<kWidth>.unpack[U::MaskOf(mask[step], j)].data());
       const auto is_dropped = hn::RebindMask(d, hn::Lt(hn::BitCast(di, indices), hn::Zero(di)));

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/simd/cpu_features.h"
 #include "core/simd/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -75,26 +76,47 @@ size_t CountVectors(const std::byte* values, size_t count, KeyCounts& counts) {
   return i;
 }
 
-template <typename T>
-size_t FindVectors(const std::byte* values, size_t count, uint32_t least, uint32_t most,
-                   std::vector<uint32_t>& indices) {
-  const hn::ScalableTag<std::make_signed_t<T>> d;
-  const size_t lanes = hn::Lanes(d);
+#if KVC_TARGET_AVX512
+// The same for 16-bit keys, of which no branch depends on where they lie: those within the interval are moved together
+// first, which takes AVX512-VBMI2, and this target does not promise that.
+template <KeyOrder kOrder>
+__attribute__((target("avx512vbmi2"))) size_t CountWords(const std::byte* values, size_t count, KeyCounts& counts) {
+  const hn::ScalableTag<int16_t> d;
+  constexpr size_t kBatch = 512;
+  constexpr size_t kWords = hn::MaxLanes(hn::ScalableTag<int16_t>());
+  alignas(64) uint16_t batch[kBatch + kWords];
   const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
-  const auto lower = hn::Set(d, SignedKey<KeyOrder::kMagnitude, T>(least));
-  const uint32_t most_there_is = MaxKey<T>(KeyOrder::kMagnitude);
-  const auto upper = hn::Set(d, SignedKey<KeyOrder::kMagnitude, T>(std::min(most, most_there_is)));
-  size_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    const auto keys = SignedKeysOf<KeyOrder::kMagnitude>(d, LoadAt(d, bytes + i * sizeof(T)));
-    const auto is_found = hn::Not(hn::Or(hn::Lt(keys, lower), hn::Gt(keys, upper)));
-    if (HWY_LIKELY(hn::AllFalse(d, is_found))) continue;
-    for (uint64_t found = BitsOf(d, is_found); found != 0; found &= found - 1) {
-      indices.push_back(static_cast<uint32_t>(i + static_cast<size_t>(std::countr_zero(found))));
+  const auto lower = hn::Set(d, SignedKey<kOrder, uint16_t>(counts.lower));
+  const auto upper = hn::Set(d, SignedKey<kOrder, uint16_t>(counts.upper));
+  constexpr uint32_t kToKey = kOrder == KeyOrder::kMagnitude ? 0 : kSignBit<uint16_t>;
+  size_t batched = 0;
+  const auto empty_batch = [&] {
+    for (size_t j = 0; j < batched; ++j) {
+      const uint32_t key = batch[j] ^ kToKey;
+      if (key == counts.lower) {
+        ++counts.at_lower;
+      } else if (key == counts.upper) {
+        ++counts.at_upper;
+      } else {
+        ++counts.between[(key - counts.lower) >> counts.shift];
+      }
     }
+    batched = 0;
+  };
+  size_t i = 0;
+  for (; i + kWords <= count; i += kWords) {
+    const auto keys = SignedKeysOf<kOrder>(d, LoadAt(d, bytes + i * sizeof(uint16_t)));
+    const __mmask32 is_below = hn::Lt(keys, lower).raw;
+    const auto is_within = static_cast<__mmask32>(~(is_below | hn::Gt(keys, upper).raw));
+    counts.below += static_cast<uint64_t>(std::popcount(is_below));
+    _mm512_storeu_si512(batch + batched, _mm512_maskz_compress_epi16(is_within, keys.raw));
+    batched += static_cast<size_t>(std::popcount(is_within));
+    if (HWY_UNLIKELY(batched >= kBatch)) empty_batch();
   }
+  empty_batch();
   return i;
 }
+#endif
 
 }  // namespace
 
@@ -102,16 +124,17 @@ size_t FindVectors(const std::byte* values, size_t count, uint32_t least, uint32
 size_t CountKeyVectors(KeyOrder order, DType dtype, const std::byte* values, size_t count, KeyCounts& counts) {
   return VisitBits(dtype, [&](auto zero) HWY_ATTR {
     using T = decltype(zero);
+#if KVC_TARGET_AVX512
+    if constexpr (sizeof(T) == sizeof(uint16_t)) {
+      if (PermutesBytes()) {
+        return order == KeyOrder::kMagnitude ? CountWords<KeyOrder::kMagnitude>(values, count, counts)
+                                             : CountWords<KeyOrder::kValue>(values, count, counts);
+      }
+    }
+#endif
     return order == KeyOrder::kMagnitude ? CountVectors<KeyOrder::kMagnitude, T>(values, count, counts)
                                          : CountVectors<KeyOrder::kValue, T>(values, count, counts);
   });
-}
-
-// FindMagnitudes for the whole vectors; returns where they end.
-size_t FindMagnitudeVectors(DType dtype, const std::byte* values, size_t count, uint32_t least, uint32_t most,
-                            std::vector<uint32_t>& indices) {
-  return VisitBits(
-      dtype, [&](auto zero) HWY_ATTR { return FindVectors<decltype(zero)>(values, count, least, most, indices); });
 }
 
 }  // namespace kvcompress::simd::HWY_NAMESPACE
@@ -121,7 +144,6 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(CountKeyVectors);
-HWY_EXPORT(FindMagnitudeVectors);
 
 KeyCounts::KeyCounts(uint32_t lower_key, uint32_t upper_key, int bucket_shift)
     : lower(lower_key), upper(upper_key), shift(bucket_shift), between((size_t{upper_key - lower_key} >> shift) + 1) {}
@@ -141,18 +163,6 @@ void CountKeys(KeyOrder order, DType dtype, const std::byte* values, size_t coun
       } else if (key == counts.upper) {
         ++counts.at_upper;
       }
-    }
-  });
-}
-
-void FindMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t least, uint32_t most,
-                    std::vector<uint32_t>& indices) {
-  const size_t done = HWY_DYNAMIC_DISPATCH(FindMagnitudeVectors)(dtype, values, count, least, most, indices);
-  VisitBits(dtype, [&](auto zero) {
-    using Bits = decltype(zero);
-    for (size_t i = done; i < count; ++i) {
-      const uint32_t key = KeyOf(KeyOrder::kMagnitude, LoadLE<Bits>(values + i * sizeof(Bits)));
-      if (least <= key && key <= most) indices.push_back(static_cast<uint32_t>(i));
     }
   });
 }

@@ -45,11 +45,7 @@ struct KeyCounts {
   KeyCounts(uint32_t lower_key, uint32_t upper_key, int bucket_shift);
 };
 
-// Adds `count` values of `dtype`, which is not opaque. Fast where few keys lie between the ends of the interval.
+// Adds `count` values of `dtype`, which is not opaque. The faster, the fewer keys lie between the ends of the interval.
 void CountKeys(KeyOrder order, DType dtype, const std::byte* values, size_t count, KeyCounts& counts);
-
-// Appends the indices of the values with a magnitude key from `least` to `most`. Fast where they are few.
-void FindMagnitudes(DType dtype, const std::byte* values, size_t count, uint32_t least, uint32_t most,
-                    std::vector<uint32_t>& indices);
 
 }  // namespace kvcompress::simd

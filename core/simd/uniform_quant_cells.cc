@@ -8,6 +8,7 @@
 
 #include "core/simd/half-inl.h"
 #include "core/simd/key_counts.h"
+#include "core/simd/row_sums-inl.h"
 #include "core/simd/subnormals-inl.h"
 #include "core/simd/uniform_quant.h"
 #include "core/simd/value_limits.h"
@@ -41,6 +42,22 @@ HWY_INLINE Bits<kT> FromOrderKey(Bits<kT> key) {
   return bits == kTop ? Bits<kT>{0} : bits;
 }
 
+// The smallest key of a vector.
+template <class D>
+HWY_INLINE hn::TFromD<D> MinOfKeys(D d, hn::Vec<D> keys) {
+#if KVC_TARGET_AVX512 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+  if constexpr (sizeof(hn::TFromD<D>) == 2) {
+    if constexpr (hn::MaxLanes(D()) > 8) {
+      const hn::Half<D> half;
+      return MinOfKeys(half, hn::Min(hn::LowerHalf(half, keys), hn::UpperHalf(half, keys)));
+    } else {
+      return static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_minpos_epu16(keys.raw)));
+    }
+  }
+#endif
+  return hn::GetLane(hn::MinOfLanes(d, keys));
+}
+
 template <DType kT>
 HWY_INLINE void RunRange(const uint8_t* values, size_t n, uint8_t* min_out, uint8_t* max_out) {
   const DKey<kT> d;
@@ -56,8 +73,8 @@ HWY_INLINE void RunRange(const uint8_t* values, size_t n, uint8_t* min_out, uint
     min = hn::Min(min, keys);
     max = hn::Max(max, keys);
   }
-  const Bits<kT> lowest = FromOrderKey<kT>(hn::GetLane(hn::MinOfLanes(d, min)));
-  const Bits<kT> largest = FromOrderKey<kT>(hn::GetLane(hn::MaxOfLanes(d, max)));
+  const Bits<kT> lowest = FromOrderKey<kT>(MinOfKeys(d, min));
+  const Bits<kT> largest = FromOrderKey<kT>(static_cast<Bits<kT>>(~MinOfKeys(d, hn::Not(max))));
   std::memcpy(min_out, &lowest, kWidth);
   std::memcpy(max_out, &largest, kWidth);
 }
@@ -200,6 +217,19 @@ HWY_INLINE VF SquaresOf(VF x) {
   return hn::Sub(hn::MulAdd(x, x, magic), magic);
 }
 
+// The sum of a vector: upper halves are added to lower ones until one lane is left.
+template <class D>
+HWY_INLINE float AddLanes(D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D()) > 4) {
+    const hn::Half<D> half;
+    return AddLanes(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    (void)d;
+    v = hn::Add(v, hn::Shuffle1032(v));
+    return hn::GetLane(hn::Add(v, hn::Shuffle2301(v)));
+  }
+}
+
 template <DType kT, bool kEnlarged>
 HWY_INLINE float RunEnergyAs(const uint8_t* values, size_t n) {
   const DF df;
@@ -219,13 +249,9 @@ HWY_INLINE float RunEnergyAs(const uint8_t* values, size_t n) {
     std::memcpy(tail, values + i * kWidth, (n - i) * kWidth);
     add(tail);
   }
-  HWY_ALIGN float sums[kStep];
-  for (size_t v = 0; v < kVectors; ++v) hn::Store(lanes[v], df, sums + v * kLanes);
-  for (size_t half = kStep / 2; half > 0; half /= 2) {
-    for (size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
-  }
-  if constexpr (!kEnlarged) return sums[0];
-  return hn::GetLane(Reduce(df, Reduce(df, hn::Set(df, sums[0]))));
+  const float energy = AddLanes(df, AddVectors(lanes));
+  if constexpr (!kEnlarged) return energy;
+  return hn::GetLane(Reduce(df, Reduce(df, hn::Set(df, energy))));
 }
 
 template <DType kT>

@@ -2,15 +2,15 @@
 
 namespace kvcompress {
 
-size_t WriteIndexList(std::span<const uint32_t> indices, std::byte* out) {
+size_t WriteIndexList(ByteSpan mask, std::byte* out) {
   const std::byte* const begin = out;
   uint32_t next = 0;  // the smallest index that can follow
-  for (const uint32_t index : indices) {
+  ForEachMarked(mask, [&](uint32_t index) {
     uint32_t gap = index - next;
     next = index + 1;
     for (; gap >= 0x80; gap >>= 7) *out++ = static_cast<std::byte>(gap | 0x80);
     *out++ = static_cast<std::byte>(gap);
-  }
+  });
   return static_cast<size_t>(out - begin);
 }
 

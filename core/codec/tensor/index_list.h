@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -12,8 +13,18 @@ namespace kvcompress {
 
 constexpr size_t MaxIndexListBytes(size_t count) { return 4 * count; }
 
-// Returns the number of bytes written.
-size_t WriteIndexList(std::span<const uint32_t> indices, std::byte* out);
+// Calls visit(index) for the bits of a mask (core/simd/kept_values.h) that are set; it has whole words of 8 bytes.
+template <typename Visit>
+void ForEachMarked(ByteSpan mask, Visit visit) {
+  for (size_t at = 0; at < mask.size(); at += sizeof(uint64_t)) {
+    for (auto bits = LoadLE<uint64_t>(mask.data() + at); bits != 0; bits &= bits - 1) {
+      visit(static_cast<uint32_t>(8 * at + static_cast<size_t>(std::countr_zero(bits))));
+    }
+  }
+}
+
+// Writes the indices of these bits, and returns the number of bytes.
+size_t WriteIndexList(ByteSpan mask, std::byte* out);
 
 // Reads `count` indices below `limit` that fill `bytes`; DATA_LOSS for anything that WriteIndexList does not write.
 absl::Status ReadIndexList(ByteSpan bytes, size_t count, size_t limit, std::vector<uint32_t>& indices);

@@ -20,9 +20,10 @@ class Outliers {
   size_t Count(size_t count) const { return static_cast<size_t>(fraction_ * static_cast<double>(count)); }
   void StreamBounds(DType dtype, size_t count, std::span<size_t> bounds) const;
 
-  // Moves the outliers among `values` to the streams, and leaves +0 in their places. INVALID_ARGUMENT, without a text,
-  // for one above `max_magnitude`.
-  absl::Status Take(DType dtype, float max_magnitude, MutableByteSpan values, std::span<StreamBuffer> streams) const;
+  // Writes the outliers among `values` to the streams, and to `rest` the values with +0 in their places.
+  // INVALID_ARGUMENT, without a text, for one above `max_magnitude`.
+  absl::Status Take(DType dtype, float max_magnitude, ByteSpan values, std::span<StreamBuffer> streams,
+                    Buffer& rest) const;
   absl::Status Put(DType dtype, std::span<const ByteSpan> streams, MutableByteSpan values) const;
 
  private:
