@@ -213,7 +213,17 @@ def batches(measured):
 
 
 def hostile(raw):
-    """Of kvc_bench_hostile: a row for each chain and direction."""
+    """Of kvc_bench_hostile: chains below their targets, and a row for each chain and direction."""
+    rows = [{"name": row["name"], "cells": {"usual": {"value": row["usual"]}}} for row in raw["slow"]]
+    yield section(
+        "slow chains",
+        "Chains below their targets",
+        "One core, usual values in cache: those below 2 GB/s encoded or 4 decoded (half of it without AVX-512). Those that "
+        "no help text calls slow are misses.",
+        "GB/s",
+        ["usual"],
+        rows,
+    )
     rows = []
     for row in raw["rows"]:
         cells = {"usual": {"value": row["usual"]}}

@@ -101,6 +101,19 @@ def test_the_page_and_the_results_are_made(folder):
     assert "\n- others: is not installed\n" in tables
 
 
+def test_chains_below_their_targets_are_listed():
+    raw = {
+        "rows": [{"direction": "encode", "chain": "a", "usual": 1.5, "parts": {"zeros": 0.5}}],
+        "slow": [{"name": "encode a", "usual": 1.5}, {"name": "decode b (called slow)", "usual": 0.5}],
+    }
+    run = {"sections": list(measurements.hostile(raw))}
+    assert [(row["name"], row["cells"]["usual"]["value"]) for row in section(run, "slow chains")["rows"]] == [
+        ("encode a", 1.5),
+        ("decode b (called slow)", 0.5),
+    ]
+    assert section(run, "hostile")["rows"][0]["cells"] == {"usual": {"value": 1.5}, "zeros": {"value": 0.5}}
+
+
 def test_serial_and_pipelined_speed_ups():
     # 1 GB over 2 GB/s: raw 0.5 s each way. By a codec of ratio 4: 0.125 s on the link, 0.125 to encode, 0.0625 to decode.
     assert break_even.speed_up(4, 8, 16, 2, pipelined=False) == pytest.approx(1.0 / (0.25 + 0.1875))
