@@ -2,6 +2,8 @@
 
 #include <malloc.h>
 
+#include <cstdlib>
+
 namespace kvcompress {
 
 void KeepFreedMemory() {
@@ -12,6 +14,16 @@ void KeepFreedMemory() {
   mallopt(M_TRIM_THRESHOLD, 512 * kMiB);  // what the top of a heap may keep
   mallopt(M_TOP_PAD, 16 * kMiB);          // grow in few steps
   // NOLINTEND(concurrency-mt-unsafe)
+#endif
+}
+
+void KeepFreedChunks() {
+#ifdef __GLIBC__
+  constexpr size_t kBytes = size_t{31} << 20;
+  // NOLINTNEXTLINE(cppcoreguidelines-no-malloc): its allocator is meant
+  void* volatile chunk = std::malloc(kBytes);  // is mapped, and never touched
+  // NOLINTNEXTLINE(cppcoreguidelines-no-malloc)
+  std::free(chunk);
 #endif
 }
 

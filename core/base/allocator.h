@@ -8,4 +8,9 @@ namespace kvcompress {
 // main(), before the first thread; no effect where the C library is not glibc.
 void KeepFreedMemory();
 
+// For a module of a process that is not ours: has glibc do at once what it does by itself where a chunk of nearly 32
+// MiB is freed. From then on chunks up to that size are of the heap, and stay with it. Nothing happens where the
+// process has settings of its own, by mallopt or the environment.
+void KeepFreedChunks();
+
 }  // namespace kvcompress

@@ -11,6 +11,7 @@
 #include "client/remote/channel.h"
 #include "client/remote/exchange.h"
 #include "client/remote/shared_exchange.h"
+#include "core/base/allocator.h"
 #include "core/base/status_macros.h"
 #include "core/base/thread.h"
 #include "core/frame_plan.h"
@@ -175,6 +176,7 @@ absl::StatusOr<std::unique_ptr<MessageCall>> Begin(std::shared_ptr<grpc::Channel
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options) {
   grpc_init();  // for good: gRPC reads its environment once
+  KeepFreedChunks();
   // gRPC ends the process when it cannot start a thread.
   KVC_RETURN_IF_ERROR(ThreadReserve::Take(GrpcThreads()).status());
   RemoteOptions remote;

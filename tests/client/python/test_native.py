@@ -417,3 +417,22 @@ def test_a_channel_that_has_no_threads_says_so():
             print(error)
     """)
     assert said == "start a thread: resource temporarily unavailable\n"
+
+
+def test_memory_that_calls_free_stays_with_the_process(daemon):
+    code = """
+import resource, sys
+import numpy as np
+import kvcompress
+arrays = [(str(i), np.full(262144, i, np.float16)) for i in range(64)]
+with kvcompress.Client(sys.argv[1], native="require") as client:
+    frames = list(client.compress_many(arrays, "raw"))
+    for _ in range(3):
+        list(client.decompress_many(frames, out=[array for _, array in arrays]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        list(client.decompress_many(frames, out=[array for _, array in arrays]))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
+"""
+    faults = int(run_python(code, daemon().address))
+    assert faults < 1000, faults  # of 8192 pages

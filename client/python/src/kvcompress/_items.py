@@ -287,7 +287,7 @@ class DecompressItem(Item[tuple[str, Any]]):
         return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, output, owner)
 
     def size(self) -> int | None:
-        return None if self.expected is None else max(len(self.data), checked_size(*self.expected))
+        return None if self.expected is None else max(self.elements.nbytes, checked_size(*self.expected))
 
     def answer(self, response: bytes) -> tuple[str, Any]:
         found = dict(fields(response))

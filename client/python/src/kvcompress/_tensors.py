@@ -39,6 +39,7 @@ _MAX_RANK = 8
 # Of NumPy and of PyTorch, by the bytes of an element. NumPy has not all types, and PyTorch copies not all of them, so
 # integers of their size stand in.
 _INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
+_NUMPY_INTEGERS = {size: np.dtype(name) for size, name in _INTEGERS.items()}
 
 
 @dataclass(slots=True)
@@ -79,14 +80,19 @@ def kind_of(tensor: Any) -> Kind:
     """As of its TensorView; InvalidArgument as of that."""
     if is_torch(tensor):
         return _kind_of_torch(tensor)
-    if not isinstance(tensor, np.ndarray) or isinstance(tensor, MaskedArray):
-        raise InvalidArgument(f"expected a NumPy array or a PyTorch tensor, not {type(tensor).__name__}")
-    return _of_numpy_dtype(tensor.dtype)[0], tensor.shape
+    return _array(tensor)[0], tensor.shape
+
+
+def _array(value: Any) -> "tuple[str, np.dtype[Any]]":
+    """Of a NumPy array, as _of_numpy_dtype; InvalidArgument for what is none."""
+    if not isinstance(value, np.ndarray) or isinstance(value, MaskedArray):
+        raise InvalidArgument(f"expected a NumPy array or a PyTorch tensor, not {type(value).__name__}")
+    return _of_numpy_dtype(value.dtype)
 
 
 def _of_numpy(array: Array) -> TensorView:
-    dtype, shape = kind_of(array)
-    written = _of_numpy_dtype(array.dtype)[1]
+    dtype, written = _array(array)
+    shape = array.shape
     if array.dtype != written or array.ndim > _MAX_RANK:
         array = np.ascontiguousarray(array, dtype=written).reshape(-1)
     return TensorView(dtype, shape, _memory_of(array).data, "numpy")
@@ -226,7 +232,7 @@ class Output:
 
 
 def _memory_of(array: Array) -> Array:
-    return np.asarray(array).view(_INTEGERS[array.dtype.itemsize])
+    return np.asarray(array).view(_NUMPY_INTEGERS[array.itemsize])
 
 
 def _writable_memory_of(out: Any) -> Array | None:
