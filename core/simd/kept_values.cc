@@ -23,7 +23,6 @@ namespace {
 // Steps of 8 values: one byte of the mask.
 constexpr size_t kStep = 8;
 
-HWY_INLINE uint8_t* BytesOf(std::byte* at) { return reinterpret_cast<uint8_t*>(at); }
 HWY_INLINE const uint8_t* BytesOf(const std::byte* at) { return reinterpret_cast<const uint8_t*>(at); }
 
 // Whose bits are set, by the signed integer `key`, which every target compares.

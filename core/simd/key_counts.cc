@@ -77,7 +77,7 @@ size_t CountVectors(const std::byte* values, size_t count, KeyCounts& counts) {
 }
 
 #if KVC_TARGET_AVX512
-// The same for 16-bit keys, of which no branch depends on where they lie: those within the interval are moved together
+// The same for 16-bit keys, of which no branch depends on where they lie: those between the ends are moved together
 // first, which takes AVX512-VBMI2, and this target does not promise that.
 template <KeyOrder kOrder>
 __attribute__((target("avx512vbmi2"))) size_t CountWords(const std::byte* values, size_t count, KeyCounts& counts) {
@@ -89,17 +89,10 @@ __attribute__((target("avx512vbmi2"))) size_t CountWords(const std::byte* values
   const auto lower = hn::Set(d, SignedKey<kOrder, uint16_t>(counts.lower));
   const auto upper = hn::Set(d, SignedKey<kOrder, uint16_t>(counts.upper));
   constexpr uint32_t kToKey = kOrder == KeyOrder::kMagnitude ? 0 : kSignBit<uint16_t>;
-  size_t batched = 0;
+  size_t below = 0, at_lower = 0, at_upper = 0, batched = 0;
   const auto empty_batch = [&] {
     for (size_t j = 0; j < batched; ++j) {
-      const uint32_t key = batch[j] ^ kToKey;
-      if (key == counts.lower) {
-        ++counts.at_lower;
-      } else if (key == counts.upper) {
-        ++counts.at_upper;
-      } else {
-        ++counts.between[(key - counts.lower) >> counts.shift];
-      }
+      ++counts.between[((batch[j] ^ kToKey) - counts.lower) >> counts.shift];
     }
     batched = 0;
   };
@@ -107,13 +100,21 @@ __attribute__((target("avx512vbmi2"))) size_t CountWords(const std::byte* values
   for (; i + kWords <= count; i += kWords) {
     const auto keys = SignedKeysOf<kOrder>(d, LoadAt(d, bytes + i * sizeof(uint16_t)));
     const __mmask32 is_below = hn::Lt(keys, lower).raw;
-    const auto is_within = static_cast<__mmask32>(~(is_below | hn::Gt(keys, upper).raw));
-    counts.below += static_cast<uint64_t>(std::popcount(is_below));
-    _mm512_storeu_si512(batch + batched, _mm512_maskz_compress_epi16(is_within, keys.raw));
-    batched += static_cast<size_t>(std::popcount(is_within));
+    const __mmask32 is_above = hn::Gt(keys, upper).raw;
+    const __mmask32 is_lower = hn::Eq(keys, lower).raw;
+    const __mmask32 is_upper = hn::Eq(keys, upper).raw;
+    const auto is_between = static_cast<__mmask32>(~(is_below | is_above | is_lower | is_upper));
+    below += static_cast<size_t>(std::popcount(is_below));
+    at_lower += static_cast<size_t>(std::popcount(is_lower));
+    at_upper += static_cast<size_t>(std::popcount(is_upper));
+    _mm512_storeu_si512(batch + batched, _mm512_maskz_compress_epi16(is_between, keys.raw));
+    batched += static_cast<size_t>(std::popcount(is_between));
     if (HWY_UNLIKELY(batched >= kBatch)) empty_batch();
   }
   empty_batch();
+  counts.below += below;
+  counts.at_lower += at_lower;
+  if (counts.lower < counts.upper) counts.at_upper += at_upper;
   return i;
 }
 #endif

@@ -1,6 +1,7 @@
 #include "core/codec/tensor/largest.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "core/base/status_macros.h"
@@ -8,6 +9,11 @@
 #include "core/simd/kept_values.h"
 
 namespace kvcompress {
+namespace {
+
+constexpr size_t kFew = 1024;  // of which a sample tells no more than all of them
+
+}  // namespace
 
 absl::Status MarkLargest(DType dtype, ByteSpan values, size_t wanted, Buffer& mask) {
   const size_t count = values.size() / DTypeSize(dtype);
@@ -20,7 +26,14 @@ absl::Status MarkLargest(DType dtype, ByteSpan values, size_t wanted, Buffer& ma
 
   uint64_t rank = count - wanted;
   uint32_t threshold = 0;
-  KVC_RETURN_IF_ERROR(SelectKey(MemorySource(values), dtype, count, simd::KeyOrder::kMagnitude, rank, threshold));
+  if (count <= kFew) {
+    std::array<uint32_t, kFew> keys;
+    for (size_t i = 0; i < count; ++i) keys[i] = MagnitudeKey(dtype, values.data(), i);
+    std::nth_element(keys.begin(), keys.begin() + rank, keys.begin() + count);
+    threshold = keys[rank];
+  } else {
+    KVC_RETURN_IF_ERROR(SelectKey(MemorySource(values), dtype, count, simd::KeyOrder::kMagnitude, rank, threshold));
+  }
   const uint32_t largest =
       VisitBits(dtype, [](auto zero) -> uint32_t { return simd::MaxKey<decltype(zero)>(simd::KeyOrder::kMagnitude); });
   size_t left = wanted;
