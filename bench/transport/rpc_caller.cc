@@ -20,7 +20,7 @@ class UnaryCaller final : public Caller {
     *head.mutable_header() = HeaderOf(workload);
     request_ = PayloadMessage(v1::CompressTensorRequest::kDataFieldNumber,
                               {{.bytes = Values().first(static_cast<size_t>(workload.tensor_bytes)), .owner = nullptr}},
-                              head.SerializeAsString());
+                              &head);
   }
 
   absl::Status Call() override {

@@ -37,8 +37,8 @@ StreamEnd CallTensor(const std::shared_ptr<grpc::Channel>& channel, absl::Time d
   if (!input.ok()) return {input.status(), {}, {}};
   typename Direction::TensorRequest head;
   *head.mutable_header() = HeaderOf(job, /*to_buffers=*/false);
-  grpc::ByteBuffer request = PayloadMessage(Direction::kTensorInput, {*std::exchange(input, absl::CancelledError())},
-                                            head.SerializeAsString());
+  grpc::ByteBuffer request =
+      PayloadMessage(Direction::kTensorInput, {*std::exchange(input, absl::CancelledError())}, &head);
   grpc::ByteBuffer reply;
   StreamEnd end = CallUnary(channel, MethodPath<typename Direction::TensorRequest>(), deadline, request, reply, watch);
   request.Clear();

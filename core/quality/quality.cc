@@ -1,8 +1,10 @@
 #include "core/quality/quality.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
+#include <cstdint>
 #include <iterator>
 #include <string>
 #include <system_error>
@@ -111,13 +113,41 @@ QualityLevel LevelOf(const Quality& quality) {
   return QualityLevel::kPoor;
 }
 
-// For a small part of what absl's formatting takes: a small tensor may miss four thresholds.
+// A small tensor may miss four thresholds, each with two numbers: those of usual size are exact integers here, rounded
+// half to even as std::to_chars does, for a part of its time.
 std::string FixedText(double value, int digits) {
+  constexpr std::array<uint32_t, 5> kPowers = {1, 10, 100, 1000, 10000};
   char text[512];
-  const auto [end, error] = std::to_chars(std::begin(text), std::end(text), value, std::chars_format::fixed, digits);
-  const std::string_view fixed(text, error == std::errc() ? static_cast<size_t>(end - text) : 0);
-  const bool is_zero = fixed.find_first_not_of("-.0") == fixed.npos;
-  return std::string(is_zero && fixed.starts_with('-') ? fixed.substr(1) : fixed);
+  if (!(std::abs(value) < 0x1p40) || static_cast<size_t>(digits) >= kPowers.size()) {
+    const auto [end, error] = std::to_chars(std::begin(text), std::end(text), value, std::chars_format::fixed, digits);
+    const std::string_view fixed(text, error == std::errc() ? static_cast<size_t>(end - text) : 0);
+    const bool is_zero = fixed.find_first_not_of("-.0") == fixed.npos;
+    return std::string(is_zero && fixed.starts_with('-') ? fixed.substr(1) : fixed);
+  }
+  const uint32_t power = kPowers[static_cast<size_t>(digits)];
+  int exponent = 0;
+  const auto mantissa = static_cast<uint64_t>(std::ldexp(std::frexp(std::abs(value), &exponent), 53));
+  const int shift = 53 - exponent;  // the value is mantissa / 2^shift
+  uint64_t rounded = 0;
+  if (shift < 100) {  // else it is less than half of the last digit
+    using Wide = unsigned __int128;
+    const Wide scaled = Wide{mantissa} * power;
+    rounded = static_cast<uint64_t>(scaled >> shift);
+    const Wide rest = scaled - (Wide{rounded} << shift);
+    const Wide half = Wide{1} << (shift - 1);
+    if (rest > half || (rest == half && rounded % 2 == 1)) ++rounded;
+  }
+  char* at = text;
+  if (value < 0 && rounded > 0) *at++ = '-';
+  at = std::to_chars(at, std::end(text), rounded / power).ptr;
+  if (digits == 0) return {text, at};
+  *at++ = '.';
+  uint64_t rest = rounded % power;
+  for (uint32_t digit = power / 10; digit > 0; digit /= 10) {
+    *at++ = static_cast<char>('0' + rest / digit);
+    rest %= digit;
+  }
+  return {text, at};
 }
 
 namespace {

@@ -109,7 +109,8 @@ struct ColumnRange {
   bool again;          // errors have sums about the first one
 };
 
-// Adds the sums of a chunk to the moments of the chunks before it, and to the totals.
+// Adds the sums of a chunk to the moments of the chunks before it, which it sets where there are none, and to the
+// totals.
 void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals);
 
 // Sums over the columns of moments, each as often as the column has values.

@@ -112,7 +112,7 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
 
 // Ends the chunk: the columns of its last row have one row more than the others, if that is not whole.
 void TokenMeter::MergeChunk() {
-  if (rows_before_ == 0) moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
+  if (rows_before_ == 0) moments_.Begin(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   const auto merge = [this](size_t begin, size_t end, size_t rows) {
     if (begin == end || rows == 0) return;
     const ColumnRange range{begin, end, static_cast<double>(rows), static_cast<double>(rows_before_),
@@ -131,8 +131,11 @@ void TokenMeter::EndStretch() {
   } else {
     MergeChunk();
   }
-  AddSums();
+  const MomentTotals of_columns = AddSums();
   has_rows_ = has_rows_ || count_ > width_;
+  if (count_ == layout_.sequence() && width_ == layout_.channels && !again_) {
+    return moments_.AddTo(sums_.closed, of_columns);
+  }
   JoinTokens();
   if (again_) moments_.Unscale(again_->value, again_->error);
   if (count_ == layout_.sequence()) return moments_.AddTo(sums_.closed);
@@ -152,7 +155,7 @@ void TokenMeter::JoinTokens() {
 }
 
 // Adds what the columns' moments and the totals come to.
-void TokenMeter::AddSums() {
+MomentTotals TokenMeter::AddSums() {
   // Of one value the energy has no deviation, but a last digit.
   if (exact_ || count_ > width_) moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
   magnitude_ += totals_.Sum(kTotalMagnitude);
@@ -161,7 +164,7 @@ void TokenMeter::AddSums() {
   error_deviations_ += moments_.error_deviations();
 
   const MomentTotals of_columns = TotalsOf(moments_);
-  if (of_columns.count == 0) return;
+  if (of_columns.count == 0) return of_columns;
   deviations_ += of_columns.deviations;
   ErrorSums sums;
   sums.count = static_cast<uint64_t>(of_columns.count);
@@ -174,6 +177,7 @@ void TokenMeter::AddSums() {
   sums.sum_cross = totals_.Sum(kTotalCross);
   sums.max_abs_error = totals_.Max(kTotalMaxError);
   errors_.Merge(sums);
+  return of_columns;
 }
 
 bool TokenMeter::End() {

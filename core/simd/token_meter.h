@@ -72,7 +72,8 @@ class TokenMeter {
   void SumColumnsExactly();
   void JoinTokens();
   void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
-  void AddSums();
+  // Returns the totals of the columns.
+  MomentTotals AddSums();
   bool IsHeld() const;
 
   TokenLayout layout_;

@@ -26,6 +26,7 @@ class ColumnMerger {
         deviations_(moments.plane(kDeviations)),
         error_means_(moments.plane(kErrorMean)),
         lane_(lane),
+        is_first_(range.rows_before == 0),
         again_(range.again) {
     const D d;
     const double rows = range.rows_before + range.rows;
@@ -45,7 +46,7 @@ class ColumnMerger {
     const V energy = LoadRuns(block, kEnergy, kRunEnergy);
     const V first_error = again_ ? Load(block, kFirstError) : hn::Zero(d);
     const V error_squares = again_ ? Load(block, kErrorSquares) : energy;
-    hn::StoreU(hn::Add(hn::LoadU(d, deviations_ + column), deviations), d, deviations_ + column);
+    hn::StoreU(hn::Add(Before(deviations_ + column), deviations), d, deviations_ + column);
     hn::StoreU(count_, d, counts_ + column);
     Add(kErrorDeviations, MergeMean(first_error, Load(block, kErrorSum), error_squares, error_means_ + column));
     Add(kTotalEnergy, energy);
@@ -76,12 +77,14 @@ class ColumnMerger {
   }
   HWY_INLINE void Add(ColumnTotal total, V sum) { totals_[total] = hn::Add(totals_[total], sum); }
 
+  HWY_INLINE V Before(const double* moments) const { return is_first_ ? hn::Zero(D()) : hn::LoadU(D(), moments); }
+
   // Merges the mean, and returns by how much the deviations grow: Chan, Golub, LeVeque 1983.
   HWY_INLINE V MergeMean(V first, V sum, V squares, double* means) const {
     const D d;
     const V from_first = hn::Mul(sum, per_row_);
     const V within = hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, from_first)));
-    const V before = hn::LoadU(d, means);
+    const V before = Before(means);
     const V between = hn::Sub(hn::Add(first, from_first), before);
     hn::StoreU(hn::Add(before, hn::Mul(between, share_)), d, means);
     return hn::Add(within, hn::Mul(hn::Mul(between, between), weight_));
@@ -90,6 +93,7 @@ class ColumnMerger {
   const ColumnBlock* const chunk_;
   double *const counts_, *const means_, *const deviations_, *const error_means_;
   const size_t lane_;
+  const bool is_first_;
   const bool again_;
   V count_, per_row_, share_, weight_;
   V totals_[kColumnTotals];

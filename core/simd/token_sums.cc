@@ -22,7 +22,12 @@ TokenLayout TokenLayoutOf(const TensorDesc& tensor) {
 }
 
 void ChannelMoments::Assign(size_t size) {
-  moments_.assign(kMomentPlanes * size, 0);
+  Begin(size);
+  std::fill_n(moments_.begin(), kMomentPlanes * size, 0.0);
+}
+
+void ChannelMoments::Begin(size_t size) {
+  if (moments_.size() < kMomentPlanes * size) moments_.resize(kMomentPlanes * size);
   error_deviations_ = 0;
   stride_ = size_ = size;
 }
@@ -54,8 +59,9 @@ void ChannelMoments::Merge(const ChannelMoments& other, size_t first, size_t cou
   error_deviations_ += error_deviations;
 }
 
-void ChannelMoments::AddTo(ErrorSums& sums) const {
-  const simd::MomentTotals totals = simd::TotalsOf(*this);
+void ChannelMoments::AddTo(ErrorSums& sums) const { AddTo(sums, simd::TotalsOf(*this)); }
+
+void ChannelMoments::AddTo(ErrorSums& sums, const simd::MomentTotals& totals) const {
   ErrorSums own;
   own.token_count = static_cast<uint64_t>(totals.count);
   own.token_deviations = totals.deviations;

@@ -19,6 +19,10 @@
 // are kept until the runs are put together in their order.
 namespace kvcompress {
 
+namespace simd {
+struct MomentTotals;
+}
+
 struct TokenLayout {
   uint64_t tokens = 0;
   uint64_t channels = 0;
@@ -42,6 +46,8 @@ class ChannelMoments {
   size_t size() const { return size_; }
   // Of `size` channels without values.
   void Assign(size_t size);
+  // Of `size` channels, whose moments are to be set.
+  void Begin(size_t size);
   // Leaves the first `size` channels.
   void Shrink(size_t size) { size_ = size; }
 
@@ -57,8 +63,9 @@ class ChannelMoments {
   // Adds those of `count` channels of `other`, from `first` on, to the own from `to` on: Chan, Golub, LeVeque 1983.
   // The error deviations within the channels of `other` are left to be added.
   void Merge(const ChannelMoments& other, size_t first, size_t count, size_t to);
-  // Adds what the channels, which are those of a whole sequence, come to.
+  // Adds what the channels, which are those of a whole sequence, come to. Their totals are TotalsOf.
   void AddTo(ErrorSums& sums) const;
+  void AddTo(ErrorSums& sums, const simd::MomentTotals& totals) const;
 
  private:
   std::vector<double> moments_;

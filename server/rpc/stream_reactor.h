@@ -152,7 +152,7 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     if (!session_.Pop(outgoing)) return;
     write_start_ = Clock::now();
     if (!outgoing.bytes.empty()) {
-      outgoing_ = PayloadMessage(Direction::kOutput, outgoing.bytes, outgoing.response.SerializeAsString());
+      outgoing_ = PayloadMessage(Direction::kOutput, outgoing.bytes, &outgoing.response);
     } else if (const absl::Status status = SerializeMessage(outgoing.response, outgoing_); !status.ok()) {
       return session_.Fail(status);
     }

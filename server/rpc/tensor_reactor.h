@@ -80,7 +80,7 @@ class TensorReactor final : public grpc::ServerUnaryReactor, public IdleWatch::W
     if (context_->IsCancelled()) return absl::CancelledError("the client has cancelled");
     typename Call::Response head;
     KVC_ASSIGN_OR_RETURN(Slice output, call_.Run(metrics_, head));
-    *response_ = PayloadMessage(Direction::kTensorOutput, {std::move(output)}, head.SerializeAsString());
+    *response_ = PayloadMessage(Direction::kTensorOutput, {std::move(output)}, &head);
     return absl::OkStatus();
   }
 

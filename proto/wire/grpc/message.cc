@@ -2,6 +2,7 @@
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/wire_format_lite.h>
+#include <grpc/slice.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 
 #include <algorithm>
@@ -144,16 +145,20 @@ size_t BytesBesides(const grpc::ByteBuffer& message, uint32_t field) {
   return message.Length() - payload;
 }
 
-grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head) {
+grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload,
+                                const google::protobuf::MessageLite* head) {
   size_t length = 0;
   for (const Slice& slice : payload) length += slice.bytes.size();
   uint8_t prefix[2 * kMaxVarintBytes];
   const size_t prefix_bytes = WritePrefix(field << 3 | kLengthDelimited, length, prefix);
-  std::string front(head);
-  front.append(reinterpret_cast<const char*>(prefix), prefix_bytes);
+  const size_t head_bytes = head != nullptr ? head->ByteSizeLong() : 0;
+  grpc_slice front = grpc_slice_malloc(head_bytes + prefix_bytes);
+  uint8_t* at = GRPC_SLICE_START_PTR(front);
+  if (head != nullptr) at = head->SerializeWithCachedSizesToArray(at);
+  std::copy_n(prefix, prefix_bytes, at);
   GrpcSlices slices;
   slices.reserve(1 + payload.size());
-  slices.emplace_back(front.data(), front.size());
+  slices.emplace_back(front, grpc::Slice::STEAL_REF);
   for (const Slice& slice : payload) slices.push_back(Share(slice));
   return {slices.data(), slices.size()};
 }

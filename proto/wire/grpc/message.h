@@ -1,5 +1,6 @@
 #pragma once
 
+#include <google/protobuf/message_lite.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/support/byte_buffer.h>
 
@@ -33,9 +34,10 @@ std::optional<SplitMessage> SplitAtPayload(const grpc::ByteBuffer& message, uint
 // The payload of a message that has no other field; empty for any other message.
 std::optional<std::vector<Slice>> PayloadOf(const grpc::ByteBuffer& message, uint32_t field);
 
-// A message of the serialized fields `head` and, after them, the field `field` with the bytes of `payload`. gRPC holds
-// the slices until they are sent.
-grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload, std::string_view head = {});
+// A message of the fields of `head`, if there is one, and, after them, the field `field` with the bytes of `payload`.
+// gRPC holds the slices until they are sent.
+grpc::ByteBuffer PayloadMessage(uint32_t field, const std::vector<Slice>& payload,
+                                const google::protobuf::MessageLite* head = nullptr);
 
 // Most bytes of a message besides its payload: a header with a profile.
 inline constexpr size_t kMaxHeadBytes = size_t{80} << 10;

@@ -2,9 +2,13 @@
 
 #include <gmock/gmock.h>
 
+#include <charconv>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_format.h"
@@ -209,6 +213,41 @@ TEST(QualityTest, ViolationTextsAreTheReferences) {
   const Quality at_the_limit{
       .rmse = 0.10, .mean_abs_error = 0.1, .snr_db = 18.0, .cosine_similarity = 0.99, .max_error = 0.50};
   EXPECT_TRUE(CheckThresholds(at_the_limit).empty());
+}
+
+// Numbers are rounded as std::to_chars does: the exact value, half to even.
+TEST(QualityTest, FixedTextsAreThoseOfTheStandardLibrary) {
+  const auto expected = [](double value, int digits) {
+    char text[512];
+    const auto end = std::to_chars(std::begin(text), std::end(text), value, std::chars_format::fixed, digits).ptr;
+    std::string fixed(text, end);
+    const bool is_zero = fixed.find_first_not_of("-.0") == std::string::npos;
+    return is_zero && fixed.starts_with('-') ? fixed.substr(1) : fixed;
+  };
+  std::vector<double> values = {0.0,
+                                0.1,
+                                0.99995,
+                                0.99999,
+                                18.0,
+                                1e-300,
+                                5e-324,
+                                0x1p-60,
+                                0x1p39,
+                                0x1p40,
+                                1e300,
+                                std::numeric_limits<double>::infinity(),
+                                std::numeric_limits<double>::quiet_NaN()};
+  for (int i = 0; i < 4096; ++i) values.push_back(i / 32768.0);  // some end in a half of the last digit
+  for (int i = 0; i < 256; ++i) values.push_back(i + 0.5);
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<double> exponents(-14, 13);
+  for (int i = 0; i < 20000; ++i) values.push_back(std::pow(10, exponents(random)));
+  for (const double value : values) {
+    for (const int digits : {0, 1, 2, 4, 6}) {
+      ASSERT_EQ(FixedText(value, digits), expected(value, digits)) << value << " with " << digits;
+      ASSERT_EQ(FixedText(-value, digits), expected(-value, digits)) << -value << " with " << digits;
+    }
+  }
 }
 
 TEST(QualityMergerTest, MeansAreUnweightedOverTensors) {
