@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -82,7 +83,9 @@ class UsualSpeeds {
     return std::ranges::any_of(spec.stages(), [](const StageSpec& stage) { return IsCalledSlow(stage); });
   }
   static bool IsCalledSlow(const StageSpec& stage) {
-    const auto says_so = [](std::string_view text) { return text.find("slow") != std::string_view::npos; };
+    // Not "slower than", nor what else is slowed.
+    static const std::regex slow(R"(\bslow(est)?\b)");
+    const auto says_so = [](std::string_view text) { return std::regex_search(text.begin(), text.end(), slow); };
     bool is_slow = says_so(stage.codec->summary);
     for (size_t i = 0; i < stage.values.size(); ++i) {
       const Parameter& parameter = stage.codec->parameters[i];
