@@ -25,7 +25,7 @@ class UsualSpeeds {
     const double least = Least(decodes);
     if (gb_per_s >= least) return;
     const auto spec = ChainSpec::Parse(chain);
-    below_.push_back({decodes, chain, gb_per_s, gb_per_s / least, spec.ok() && IsCalledSlow(*spec)});
+    below_.push_back({decodes, chain, gb_per_s, gb_per_s / least, spec.ok() && IsCalledSlow(decodes, *spec)});
   }
 
   // Whether all that are below are called slow; lists what is below.
@@ -78,21 +78,29 @@ class UsualSpeeds {
     return (decodes ? 4 : 2) * (has_avx512 ? 1 : target == "AVX2" ? 0.5 : 0.25);
   }
 
-  // By the text of a codec, or that of a parameter that is not as it is by default.
-  static bool IsCalledSlow(const ChainSpec& spec) {
-    return std::ranges::any_of(spec.stages(), [](const StageSpec& stage) { return IsCalledSlow(stage); });
-  }
-  static bool IsCalledSlow(const StageSpec& stage) {
-    // Not "slower than", nor what else is slowed.
+  // A text that speaks of one direction says nothing of the other. "slower" is no "slow".
+  static bool SaysSlow(bool decodes, std::string_view text) {
     static const std::regex slow(R"(\bslow(est)?\b)");
-    const auto says_so = [](std::string_view text) { return std::regex_search(text.begin(), text.end(), slow); };
+    const bool has_other = text.find(Verb(!decodes)) != std::string_view::npos;
+    const bool has_this = text.find(Verb(decodes)) != std::string_view::npos;
+    return std::regex_search(text.begin(), text.end(), slow) && (has_this || !has_other);
+  }
+
+  // By the text of a codec, or that of a parameter that is not as it is by default.
+  static bool IsCalledSlow(bool decodes, const ChainSpec& spec) {
+    return std::ranges::any_of(spec.stages(),
+                               [decodes](const StageSpec& stage) { return IsCalledSlow(decodes, stage); });
+  }
+  static bool IsCalledSlow(bool decodes, const StageSpec& stage) {
+    const auto says_so = [decodes](std::string_view text) { return SaysSlow(decodes, text); };
     bool is_slow = says_so(stage.codec->summary);
     for (size_t i = 0; i < stage.values.size(); ++i) {
       const Parameter& parameter = stage.codec->parameters[i];
       is_slow = is_slow || (stage.values[i] != parameter.fallback && says_so(parameter.meaning));
     }
-    return is_slow ||
-           std::ranges::any_of(stage.parts, [](const StageSpec::Part& part) { return IsCalledSlow(part.chain); });
+    return is_slow || std::ranges::any_of(stage.parts, [decodes](const StageSpec::Part& part) {
+             return IsCalledSlow(decodes, part.chain);
+           });
   }
 
   std::vector<Below> below_;

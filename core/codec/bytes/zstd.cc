@@ -48,7 +48,8 @@ constexpr Parameter kParameters[] = {Parameter::Integer("level", 3, -7, 19, "bel
 
 }  // namespace
 
-extern constinit const CodecRow kZstd =
-    RowOf<Zstd>("zstd", "Zstandard over each stream; slow from level 1 on, as its library is", kExamples, kParameters);
+extern constinit const CodecRow kZstd = RowOf<Zstd>(
+    "zstd", "Zstandard over each stream; slow, as its library is: it encodes at 0.2 to 2 GB/s and decodes at 1 to 3.5",
+    kExamples, kParameters);
 
 }  // namespace kvcompress

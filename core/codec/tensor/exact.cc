@@ -265,7 +265,7 @@ MadeCodec<TensorCodec> Make(const CodecArgs& args) {
 extern constinit const CodecRow kExact = {.name = "exact",
                                           .summary =
                                               "every bit kept, in few bytes: planes, entropy coding, and matches where "
-                                              "runs repeat; encodes at 1 to 2 GB/s, and is slow where runs repeat",
+                                              "runs repeat; slow: it encodes at 1 to 2 GB/s, at less where runs repeat",
                                           .examples = kExamples,
                                           .make_tensor_codec = Make};
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -390,6 +391,12 @@ def test_calls_of_the_process_need_no_client(local):
     assert torch.equal(back, local.decompress(frame))
     with pytest.raises(kvcompress.FingerprintMismatch):
         kvcompress.decompress(frame, fingerprint=b"another's")
+
+
+@pytest.mark.parametrize("name", ["compress", "decompress"])
+def test_calls_of_the_process_can_be_sent_to_others(name):
+    call = getattr(kvcompress, name)
+    assert pickle.loads(pickle.dumps(call)) is call
 
 
 @pytest.mark.parametrize("name", ["compress", "decompress"])

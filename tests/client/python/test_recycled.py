@@ -2,6 +2,8 @@
 
 import gc
 import multiprocessing
+import subprocess
+import sys
 import threading
 
 import kvcompress
@@ -58,6 +60,29 @@ def test_tensors_of_pytorch_hold_their_memory(anyone):
     del storage
     others = [anyone.decompress(frame) for _ in range(3)]
     assert where in {other.data_ptr() for other in others}
+
+
+def test_tensors_of_pytorch_are_no_views():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    client = kvcompress.LocalClient()
+    frame = client.compress(torch.randn(MIB // 4), "raw")
+    with torch.no_grad():
+        found = client.decompress(frame)
+    found.detach_()
+    found.mul_(torch.ones(1, requires_grad=True))
+    assert found.requires_grad
+
+
+def test_the_end_of_the_process_is_silent():
+    code = """
+import os
+import numpy as np
+import kvcompress
+client = kvcompress.LocalClient()
+os.kept = client.decompress(client.compress(np.zeros(1 << 19, np.float16), "raw"))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
 
 
 def test_no_more_is_kept_than_said(spare):

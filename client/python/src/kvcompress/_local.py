@@ -245,7 +245,7 @@ def _of_the_process(
 
     signature = inspect.signature(method)
     vars(call)["__signature__"] = signature.replace(parameters=list(signature.parameters.values())[1:])
-    call.__doc__ = says
+    call.__qualname__, call.__doc__ = method.__name__, says  # the former for pickle
     return call
 
 

@@ -14,6 +14,8 @@ _LEAST = 128 << 10
 _LEAST_OF_LARGE_PAGES = 4 << 20  # as NumPy has it
 # Of all that is kept.
 _MOST = 64 << 20
+# Results at a time: each may be a mapping of its own, of which the kernel gives a process 65530.
+_MOST_LENT = 16384
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -22,10 +24,22 @@ class _Spare:
     """Memory by its size. What ends a result may happen anywhere, and so inside of these methods: who finds the lock
     taken goes without."""
 
+    # Of the class: at the end of the process a result may outlive what its modules hold.
+    _kind, _most = mmap.mmap, _MOST
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[int, list[mmap.mmap]] = {}  # that of the size which came back last is last
         self._bytes = 0
+        self._lent: set[int] = set()  # identities: adding and discarding need no lock
+
+    @property
+    def has_lent_all(self) -> bool:
+        return len(self._lent) >= _MOST_LENT
+
+    def lend(self, memory: mmap.mmap) -> mmap.mmap:
+        self._lent.add(id(memory))
+        return memory
 
     def take(self, size: int) -> mmap.mmap | None:
         if not self._lock.acquire(blocking=False):
@@ -39,15 +53,19 @@ class _Spare:
         finally:
             self._lock.release()
 
-    def give(self, memory: mmap.mmap) -> None:
-        if len(memory) > _MOST or not self._lock.acquire(blocking=False):
+    def give(self, memory: Any) -> None:
+        """What is no memory of this module is left alone."""
+        if not isinstance(memory, self._kind):
+            return
+        self._lent.discard(id(memory))
+        if len(memory) > self._most or not self._lock.acquire(blocking=False):
             return
         try:
             same = self._idle.pop(len(memory), [])
             same.append(memory)
             self._idle[len(memory)] = same
             self._bytes += len(memory)
-            while self._bytes > _MOST:
+            while self._bytes > self._most:
                 self._drop_oldest()
         finally:
             self._lock.release()
@@ -69,16 +87,15 @@ class _Lent(np.ndarray[Any, np.dtype[np.uint8]]):
     the base of what does."""
 
     def __del__(self, _give: Any = _spare.give) -> None:
-        if isinstance(self.base, mmap.mmap):
-            _give(self.base)
+        _give(self.base)
 
 
 def memory(size: int) -> Bytes | None:
-    """For one result of so many bytes; what is in it is undefined. None for few, which the C library keeps by itself;
-    OSError where there is none."""
-    if size < _LEAST:
+    """For one result of so many bytes; what is in it is undefined. None for few, which the C library keeps by itself,
+    and where very many are lent; OSError where there is none."""
+    if size < _LEAST or _spare.has_lent_all:
         return None
-    return _Lent(size, np.uint8, _spare.take(size) or _fresh(size)).view(np.ndarray)
+    return _Lent(size, np.uint8, _spare.lend(_spare.take(size) or _fresh(size))).view(np.ndarray)
 
 
 def _fresh(size: int) -> mmap.mmap:

@@ -274,7 +274,10 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
         make, over, kind = np.empty, np.asarray, _numpy_dtype(dtype)
     try:
         memory = _recycled.memory(size)
-        return make(shape, dtype=kind) if memory is None else over(memory).view(kind).reshape(shape)
+        if memory is None:
+            return make(shape, dtype=kind)
+        made = over(memory).view(kind).reshape(shape)
+        return made.detach() if framework == "torch" else made  # no view, which autograd treats otherwise
     # Of PyTorch, of memory that is mapped, and of NumPy for what no machine has.
     except (MemoryError, RuntimeError, OSError, OverflowError, ValueError):
         raise ResourceExhausted(f"there is no memory for a tensor {dtype} {list(shape)}") from None
