@@ -40,7 +40,7 @@ class CodecChain {
   bool is_fast() const { return is_plain() && byte_codecs_.empty() && codec_->is_fast(); }
 
   // Whether a block may come in pieces.
-  bool takes_pieces() const { return encodes_pieces() && !needs_tensor(); }
+  bool takes_pieces() const { return encodes_pieces() && !codec_->joins_pieces() && !needs_tensor(); }
 
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
   bool tolerates_changing_values() const { return is_plain() && codec_->tolerates_changing_values(); }
@@ -105,7 +105,7 @@ class CodecChain {
   void PlaceStreams(const TensorDesc& tensor, size_t count, MutableByteSpan payload, Scratch& scratch) const;
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
   absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
-  absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, ByteSpan inner, MutableByteSpan values) const;
+  absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, ByteSpan known, MutableByteSpan values) const;
   absl::Status Measure(const Block& block, ByteSpan inner, Scratch& scratch, ErrorSums* sums,
                        simd::TokenMeter* tokens) const;
 

@@ -143,6 +143,8 @@ class TensorCodec {
   virtual bool measures() const { return false; }
   // Whether EncodePieces may be called. Such a codec measures().
   virtual bool takes_pieces() const { return false; }
+  // Whether EncodePieces needs them in one: then whoever has several puts them together first, and counts the copy.
+  virtual bool joins_pieces() const { return false; }
   // Encode for the values of all of the block's pieces, with the same result to the bit.
   // `tokens`, if not null, has begun a run, which is these values, and ends it; then `sums` is not null.
   virtual absl::Status EncodePieces(const Block&, std::span<StreamBuffer> /*streams*/, ErrorSums*,

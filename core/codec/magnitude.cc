@@ -75,7 +75,7 @@ class SampledKeys {
 };
 
 // A key that is sought: the keys about the ends of a range are counted, which becomes smaller until the key is known:
-// after one look at the values, most often, and always where keys have 16 bits and the sample told the truth.
+// after one look at the values, most often, and nearly always where keys have 16 bits and the sample told the truth.
 class Search {
  public:
   Search(RankedKey& wanted, uint64_t count, KeyRange all, SampledKeys& samples)

@@ -216,10 +216,12 @@ namespace {
 struct RunFiller {
   PrefixRuns& runs;
   const PrefixCodes& codes;
+  const uint64_t most;                                // symbols of a run
   std::array<uint8_t, 256> symbols;                   // by length
   std::array<size_t, kMaxPrefixBits + 1> up_to = {};  // how many have codes of at most so many bits
 
-  RunFiller(const PrefixCodes& from, PrefixRuns& to) : runs(to), codes(from) {
+  RunFiller(const PrefixCodes& from, PrefixRuns& to, uint64_t most_symbols)
+      : runs(to), codes(from), most(most_symbols) {
     for (const uint64_t length : codes.lengths) ++up_to[length];
     up_to[0] = 0;  // symbols without codes are not counted
     for (size_t length = 1; length <= kMaxPrefixBits; ++length) up_to[length] += up_to[length - 1];
@@ -238,7 +240,7 @@ struct RunFiller {
       const uint64_t next_bytes = bytes | uint64_t{s} << 8 * count;
       const uint64_t run = (count + 1) << 56 | next_bytes << 16 | next_length;
       for (uint64_t slot = next; slot < runs.size(); slot += uint64_t{1} << next_length) runs[slot] = run;
-      if (count + 1 < 4) Fill(next, next_length, count + 1, next_bytes);
+      if (count + 1 < most) Fill(next, next_length, count + 1, next_bytes);
     }
   }
 };
@@ -251,7 +253,9 @@ HWY_EXPORT(DecodeRuns);
 uint8_t* EncodePrefixCodes(const PrefixCodes& codes, const uint8_t* raw, size_t size, uint8_t* out) {
   return HWY_DYNAMIC_DISPATCH(EncodeCodes)(codes, raw, size, out);
 }
-void MakePrefixRuns(const PrefixCodes& codes, PrefixRuns& runs) { RunFiller(codes, runs).Fill(0, 0, 0, 0); }
+void MakePrefixRuns(const PrefixCodes& codes, PrefixRuns& runs, size_t most) {
+  RunFiller(codes, runs, most).Fill(0, 0, 0, 0);
+}
 void DecodePrefixRuns(const PrefixRuns& runs, std::array<PrefixStream, kPrefixStreams>& streams) {
   HWY_DYNAMIC_DISPATCH(DecodeRuns)(runs, streams);
 }

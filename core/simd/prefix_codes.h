@@ -23,8 +23,9 @@ uint8_t* EncodePrefixCodes(const PrefixCodes& codes, const uint8_t* raw, size_t 
 // together, 16 to 47 the symbols, 56 to 63 their number. Added up, five of them keep both sums apart.
 using PrefixRuns = std::array<uint64_t, size_t{1} << kMaxPrefixBits>;
 
-// `codes` is complete: every sequence of kMaxPrefixBits bits begins with one.
-void MakePrefixRuns(const PrefixCodes& codes, PrefixRuns& runs);
+// `codes` is complete: every sequence of kMaxPrefixBits bits begins with one. Runs of at most `most` codes, up to four:
+// the fewer, the sooner they are made.
+void MakePrefixRuns(const PrefixCodes& codes, PrefixRuns& runs, size_t most = 4);
 
 // What is left of a stream of codes while it is decoded.
 struct PrefixStream {

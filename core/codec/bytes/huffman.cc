@@ -87,7 +87,7 @@ class Huffman final : public ByteCodec {
     }
     const simd::PrefixCodes codes = MakeCodes(lengths);
     thread_local simd::PrefixRuns runs;
-    simd::MakePrefixRuns(codes, runs);
+    simd::MakePrefixRuns(codes, runs, raw.size() < kRunsFrom ? 1 : 4);
     simd::DecodePrefixRuns(runs, parts);
     for (const simd::PrefixStream& part : parts) {
       if (!DecodeRest(codes, runs, part)) return absl::DataLossError("huffman: a part does not decode to its size");
@@ -97,6 +97,9 @@ class Huffman final : public ByteCodec {
 
  private:
   using Parts = std::array<simd::PrefixStream, kParts>;
+
+  // Fewer bytes are decoded sooner code by code than longer runs are made.
+  static constexpr size_t kRunsFrom = 2048;
 
   static bool FindParts(ByteSpan in, MutableByteSpan raw, Parts& parts) {
     if (in.size() < kSizesBytes) return false;

@@ -122,6 +122,7 @@ class Bounded final : public TensorCodec {
 
   bool measures() const override { return true; }
   bool takes_pieces() const override { return true; }
+  bool joins_pieces() const override { return true; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     return EncodeWhole(block, streams, sums, nullptr);

@@ -48,6 +48,7 @@ class CenteredCodec final : public TensorCodec {
 
   bool measures() const override { return true; }
   bool takes_pieces() const override { return true; }
+  bool joins_pieces() const override { return true; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};

@@ -34,11 +34,11 @@ PrefixCodes UnaryCodes(size_t symbols) {
   return codes;
 }
 
-PrefixRuns RunsOf(const PrefixCodes& codes, size_t symbols) {
+PrefixRuns RunsOf(const PrefixCodes& codes, size_t symbols, size_t most) {
   PrefixRuns runs = {};
   for (uint64_t slot = 0; slot < runs.size(); ++slot) {
     uint64_t used = 0, count = 0, bytes = 0;
-    while (count < 4) {
+    while (count < most) {
       size_t s = 0;
       while ((slot >> used & ((uint64_t{1} << codes.lengths[s]) - 1)) != codes.bits[s]) ++s;
       if (s >= symbols || used + codes.lengths[s] > kMaxPrefixBits) break;
@@ -90,8 +90,10 @@ TEST(PrefixRunsTest, AreTheCodesThatASlotHoldsWhole) {
   const auto runs = std::make_unique<PrefixRuns>();
   for (const size_t symbols : {2u, 5u, 12u, 256u}) {
     const PrefixCodes codes = CodesFor(symbols);
-    MakePrefixRuns(codes, *runs);
-    EXPECT_EQ(*runs, RunsOf(codes, symbols)) << symbols;
+    for (const size_t most : {1, 4}) {
+      MakePrefixRuns(codes, *runs, most);
+      EXPECT_EQ(*runs, RunsOf(codes, symbols, most)) << symbols << " " << most;
+    }
   }
 }
 

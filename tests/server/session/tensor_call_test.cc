@@ -117,6 +117,9 @@ TEST_F(TensorCallTest, PiecesAreCopiedOnlyForCodecsThatNeedThemInOne) {
   EXPECT_EQ(copied("raw", values_.size()), 0u);
   EXPECT_EQ(copied("raw", 999), values_.size());
   EXPECT_EQ(copied("int4", 999), 0u);
+  for (const char* joins : {"bounded(min_snr=30)", "transform(step=0.25)", "rotated(bits=4,mean=channel)"}) {
+    EXPECT_EQ(copied(joins, 999), values_.size()) << joins;
+  }
   EXPECT_EQ(copied("int4", 7), values_.size()) << "too many pieces";
 }
 

@@ -85,14 +85,18 @@ TEST(TinyValuesTest, AreCodedAsTheUsualWayCodesThem) {
   }
 }
 
-// Subnormal values and steps that are not far above them.
-TEST(TinyValuesTest, SubnormalValuesKeepWhatStepsLeave) {
-  const std::vector<float> values = Values(false);
+// Subnormal values are loaded as they are, by the smallest steps: whether they turn is seen.
+TEST(TinyValuesTest, SubnormalValuesTellWhetherTheyTurn) {
+  std::vector<float> values = Values(true);
+  for (float& value : values) value = std::round(8 * value) / 8;  // subnormal values have room for this
   for (const DType dtype : {DType::kBF16, DType::kF32}) {
-    const TransformFormat format{.trellis = true, .rotary = {}};
-    const Coded subnormal = Code(format, dtype, kMinStep, values, 0x1p-127f);
-    const Coded usual = Code(format, dtype, kMinStep * 0x1p64f, values, 0x1p-127f * 0x1p64f);
+    const TransformFormat format{.trellis = true, .rotary = {.theta = 10000}};
+    const Coded subnormal = Code(format, dtype, kMinStep, values, 0x1p-128f);
+    const Coded usual = Code(format, dtype, kMinStep * 0x1p64f, values, 0x1p-128f * 0x1p64f);
     EXPECT_EQ(subnormal.words, usual.words) << DTypeName(dtype);
+    EXPECT_GT(subnormal.rotary.turned, 0) << DTypeName(dtype);
+    EXPECT_EQ(subnormal.rotary.turned, usual.rotary.turned) << DTypeName(dtype);
+    EXPECT_EQ(subnormal.rotary.bits, usual.rotary.bits) << DTypeName(dtype);
   }
 }
 
