@@ -207,6 +207,7 @@ absl::Status CompressStream::AppendPart(Slice& bytes) {
 void CompressStream::Take(Slice piece, size_t capacity) {
   const bool copying = pending_.copy.size() > 0;
   if (!copying && !task_->chain.needs_tensor() && pending_.pieces.size() < kMaxPieces) {
+    if (pending_.pieces.empty() && filled_ == 0 && piece.bytes.size() < capacity) pending_.pieces.reserve(8);
     pending_.pieces.push_back(std::move(piece));
     return;
   }

@@ -59,6 +59,8 @@ class CompressStream {
   absl::Status AppendPart(Slice& bytes);
   // Whether the current tensor still waits for bytes.
   bool in_tensor() const { return task_ != nullptr; }
+  // Whether the bytes that came last have not made a block whole.
+  bool in_block() const { return filled_ > 0; }
   // Bytes of values that have come, of all tensors.
   uint64_t values_taken() const { return taken_; }
   // Of the tensor that Append feeds; empty when there is none.

@@ -50,6 +50,8 @@ class DecompressStream {
   // The same, but takes from the front of `bytes` no more than completes a part of the frame: its header, a block, its
   // end. What it takes is copied once, before any of it is looked at.
   absl::Status AppendPart(ByteSpan& bytes);
+  // Whether bytes that wait do not make a block whole: here each part may.
+  bool in_block() const { return false; }
   bool in_tensor() const { return reader_ != nullptr; }
   // Bytes of values whose blocks have come, of all tensors.
   uint64_t values_taken() const { return taken_; }

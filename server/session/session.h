@@ -254,7 +254,10 @@ class Session {
     absl::Status status = feeder_.HoldWaiting(waiting_bytes);
     if (status.ok()) {
       if (!open) return false;
-      status = feeder_.TakePart(*input);
+      // Up to the end of a block: before it nothing changes of what the window looks at.
+      do {
+        status = feeder_.TakePart(*input);
+      } while (status.ok() && !input->taken() && stream_.in_block());
     }
     absl::MutexLock lock(&mutex_);
     if (input_status_.ok()) input_status_ = status;
