@@ -88,7 +88,7 @@ struct Unit {
 #if KVC_TARGET_AVX512
 // Of functions with AVX512-VBMI2, which this target does not promise.
 #undef KVC_VBMI2
-#define KVC_VBMI2 __attribute__((target("avx512vbmi2")))
+#define KVC_VBMI2 __attribute__((target(HWY_TARGET_STR ",avx512vbmi2")))
 
 // The mask of a vector of 64 bytes.
 template <size_t kWidth>
