@@ -15,12 +15,7 @@ namespace {
 
 using VI = hn::Vec<DI>;
 
-// Calls visit(i) for each vector of `count` channels, kLanes or more; the last one overlaps the one before it where it
-// would not fit: what is read is never what is written.
-template <class Visit>
-HWY_INLINE void ForEachVector(size_t count, Visit visit) {
-  for (size_t i = 0; i < count; i += kLanes) visit(HWY_MIN(i, count - kLanes));
-}
+// Below, ForEachVector may do a channel twice: what is read is never what is written.
 
 // ClassOf of variances, none of which is NaN.
 HWY_INLINE VI ClassesOf(VF ratio) {

@@ -17,6 +17,10 @@
 
 #undef KVC_TARGET_AVX512
 #define KVC_TARGET_AVX512 (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL)
+// Of functions with AVX512-VBMI and AVX512-VBMI2, which that target does not promise (PermutesBytes); with all that it
+// does promise, for what they inline.
+#undef KVC_VBMI
+#define KVC_VBMI __attribute__((target(HWY_TARGET_STR ",avx512vbmi,avx512vbmi2")))
 // Whether there are no instructions for binary16.
 #undef KVC_EMULATES_F16
 #define KVC_EMULATES_F16 (HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_EMU128)
@@ -187,6 +191,13 @@ using DU = hn::RebindToUnsigned<DF>;
 using VF = hn::Vec<DF>;
 using VU = hn::Vec<DU>;
 constexpr size_t kLanes = hn::MaxLanes(DF());
+
+// Calls visit(i) for each vector of `count` values; the last one overlaps the one before it where it would not fit.
+// Only for what may be done twice, and count >= kLanes.
+template <class Visit>
+HWY_INLINE void ForEachVector(size_t count, Visit visit) {
+  for (size_t i = 0; i < count; i += kLanes) visit(HWY_MIN(i, count - kLanes));
+}
 
 // The nearest integers, ties to even; any for what has none of 32 bits.
 HWY_INLINE hn::Vec<DI> Nearest(VF v) {

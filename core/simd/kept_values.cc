@@ -86,10 +86,6 @@ struct Unit {
 };
 
 #if KVC_TARGET_AVX512
-// Of functions with AVX512-VBMI2, which this target does not promise.
-#undef KVC_VBMI2
-#define KVC_VBMI2 __attribute__((target(HWY_TARGET_STR ",avx512vbmi2")))
-
 // The mask of a vector of 64 bytes.
 template <size_t kWidth>
 using WholeMask = std::conditional_t<kWidth == 1, __mmask64, std::conditional_t<kWidth == 2, __mmask32, __mmask16>>;
@@ -104,7 +100,7 @@ HWY_INLINE WholeMask<kWidth> LoadWholeMask(const uint8_t* mask) {
 
 // PackSteps for whole vectors; returns how many steps these have, and moves `out` behind what it has written.
 template <size_t kWidth>
-KVC_VBMI2 size_t PackVectors(const uint8_t* values, size_t steps, const uint8_t* mask, uint8_t*& out) {
+KVC_VBMI size_t PackVectors(const uint8_t* values, size_t steps, const uint8_t* mask, uint8_t*& out) {
   constexpr size_t kSteps = sizeof(WholeMask<kWidth>);
   size_t step = 0;
   for (; step + kSteps <= steps; step += kSteps, values += kWholeBytes) {
@@ -122,8 +118,8 @@ KVC_VBMI2 size_t PackVectors(const uint8_t* values, size_t steps, const uint8_t*
 
 // UnpackSteps for whole vectors, likewise.
 template <size_t kWidth>
-KVC_VBMI2 size_t UnpackVectors(const uint8_t*& kept, const uint8_t* end, size_t steps, const uint8_t* mask,
-                               uint8_t*& out) {
+KVC_VBMI size_t UnpackVectors(const uint8_t*& kept, const uint8_t* end, size_t steps, const uint8_t* mask,
+                              uint8_t*& out) {
   constexpr size_t kSteps = sizeof(WholeMask<kWidth>);
   size_t step = 0;
   for (; step + kSteps <= steps && static_cast<size_t>(end - kept) >= kWholeBytes; step += kSteps) {

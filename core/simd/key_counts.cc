@@ -80,8 +80,7 @@ size_t CountVectors(const std::byte* values, size_t count, KeyCounts& counts) {
 // The same for 16-bit keys, of which no branch depends on where they lie: those between the ends are moved together
 // first, which takes AVX512-VBMI2, and this target does not promise that.
 template <KeyOrder kOrder>
-__attribute__((target(HWY_TARGET_STR ",avx512vbmi2"))) size_t CountWords(const std::byte* values, size_t count,
-                                                                         KeyCounts& counts) {
+KVC_VBMI size_t CountWords(const std::byte* values, size_t count, KeyCounts& counts) {
   const hn::ScalableTag<int16_t> d;
   constexpr size_t kBatch = 512;
   constexpr size_t kWords = hn::MaxLanes(hn::ScalableTag<int16_t>());

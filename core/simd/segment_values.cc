@@ -17,13 +17,6 @@ namespace {
 
 using VI = hn::Vec<DI>;
 
-// Calls visit(i) for each vector of `count` values; the last one overlaps the one before it where it would not fit.
-// Only for what may be done twice, and count >= kLanes.
-template <class Visit>
-HWY_INLINE void ForEachVector(size_t count, Visit visit) {
-  for (size_t i = 0; i < count; i += kLanes) visit(HWY_MIN(i, count - kLanes));
-}
-
 template <DType kT>
 void NarrowAs(const float* values, size_t count, uint8_t* out) {
   ForEachVector(count, [&](size_t i) HWY_ATTR {

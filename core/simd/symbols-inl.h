@@ -18,10 +18,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 
-// Of functions with AVX512-VBMI and AVX512-VBMI2, which this target does not promise.
-#undef KVC_VBMI
-#define KVC_VBMI __attribute__((target(HWY_TARGET_STR ",avx512vbmi,avx512vbmi2")))
-
 // 64 symbols, of which table[symbol] is looked up. Where the results are unpacked with others, unpacklo gives those of
 // the first 32 symbols and unpackhi those of the other 32.
 struct Symbols {
