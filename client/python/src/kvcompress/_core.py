@@ -40,7 +40,7 @@ from ._items import (
     TensorSource,
     profile_json,
 )
-from ._retry import WAIT_READY, Attempts, Left, RetryPolicy
+from ._retry import WAIT_READY, Attempts, Left, RetryPolicy, checked_seconds
 from ._rotary import RotaryEmbedding
 from ._tensors import Framework
 from ._wire import Parsed, parsed
@@ -133,7 +133,7 @@ class Core:
         shares: Callable[[], bool] = lambda: False,
     ):
         self.closed = False
-        self._timeout = timeout
+        self._timeout = checked_seconds(timeout)
         self._retry = retry
         self._learn = learn
         self._takes_items = takes_items
@@ -245,11 +245,12 @@ class Core:
         def attempt(left: Left) -> Plan[Result]:
             most = self._message_bytes if time.monotonic() < self._ask_again else (yield from self._ready(left))
             size = item.size()
+            takes_items = self._takes_items()
             # A tensor of the recommended size is cheaper in a message than in a stream, unless that shares memory, as
             # who takes items does for any size.
-            takes_items = self._takes_items()
-            alone = most // 2 if takes_items and self._shares() else self._alone_bytes
-            in_message = size is not None and size <= alone
+            in_message = size is not None and (
+                size <= most // 2 or (size <= self._alone_bytes and not (takes_items and self._shares()))
+            )
             if in_message and not takes_items:
                 return item.answer((yield from self._unary(kind.method + "Tensor", item.request(), left)))
             result: Result
@@ -286,7 +287,7 @@ class Core:
         return Streaming(kind(most), items, left, batches=self._batches, forget=self._forget)
 
     def _attempts(self, timeout: float | None, policy: RetryPolicy | None = None) -> Attempts:
-        return Attempts(policy or self._retry, self._timeout if timeout is None else timeout)
+        return Attempts(policy or self._retry, self._timeout if timeout is None else checked_seconds(timeout))
 
     def _retried(
         self, attempt: Callable[[Left], Plan[Result]], timeout: float | None, policy: RetryPolicy | None = None

@@ -1,13 +1,9 @@
 """What calls raise: one tree, with the daemon's own sentence in each."""
 
-import functools
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-
-Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 class KvCompressError(Exception):
@@ -113,30 +109,23 @@ def closed() -> KvCompressError:
     return Cancelled("the client is closed")
 
 
+def refusal(what: str, error: BaseException) -> InvalidArgument:
+    """`what` and why, for an error that is not of this tree, and which a caller's argument has raised."""
+    return InvalidArgument(f"{what}: {error or type(error).__name__}")
+
+
 class refusing:
-    """InvalidArgument, `what` and why, for whatever a caller's argument raises that is not of this tree. For a
-    block, or for a whole function."""
+    """Raises the refusal for whatever a block raises that is not of this tree."""
 
     def __init__(self, what: str):
         self._what = what
-
-    def __call__(self, work: Work) -> Work:
-        @functools.wraps(work)
-        def checked(*arguments: Any, **options: Any) -> Any:
-            try:
-                return work(*arguments, **options)
-            except Exception as error:
-                self.__exit__(type(error), error, None)
-                raise
-
-        return checked  # type: ignore[return-value]
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, KvCompressError):
-            raise InvalidArgument(f"{self._what}: {error or kind.__name__}") from error
+            raise refusal(self._what, error) from error
 
 
 def checked_text(what: str, value: Any, *, is_secret: bool = False) -> str:

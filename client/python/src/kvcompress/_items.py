@@ -4,11 +4,11 @@ import functools
 import json
 import operator
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast, get_args
 
-from ._errors import DataLoss, InvalidArgument, checked_text, mismatch, refusing
+from ._errors import DataLoss, InvalidArgument, KvCompressError, checked_text, mismatch, refusal, refusing
 from ._foreign_memory import Pieces
 from ._frame import Frame, check_report, frame_of
 from ._rotary import RotaryEmbedding, rotary_message
@@ -18,6 +18,7 @@ from .v1 import kvcompress_pb2 as pb
 
 Result = TypeVar("Result")
 FrameBytes = bytes | bytearray | memoryview
+_FRAME_TYPES = get_args(FrameBytes)
 # What iterables of the caller may give. A spec of None is the call's. A fingerprint is what the tensor's frame carries.
 TensorSource = (
     tuple[str, Any]
@@ -111,31 +112,35 @@ def checked_fingerprint(fingerprint: Any) -> bytes:
     return fingerprint
 
 
-# Characters; no daemon takes longer names and specs.
+# Characters; no daemon takes longer names and specs, and headers of such are not kept.
 _LONGEST_KEPT = 1024
 
 
-def _kept(make: "functools._lru_cache_wrapper[bytes]", text: str) -> Callable[..., bytes]:
-    """`make`, which keeps what it makes, unless a daemon is going to refuse the text."""
-    return make if len(text) <= _LONGEST_KEPT else make.__wrapped__
-
-
-# A header is two parts, as a message may be in serialized form. Both are often those of a call before.
-@functools.lru_cache(maxsize=256)
-def _tensor_field(name: str, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], fingerprint: bytes) -> bytes:
+# Headers are often those of a call before, whose parts need no other look.
+@functools.lru_cache(maxsize=512)
+def _compress_header(
+    name: str,
+    spec: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    fingerprint: bytes,
+    on_nonfinite: OnNonfinite,
+    profile: str = "",
+    rotary: RotaryEmbedding | None = None,
+) -> bytes:
+    checked_text("a name", name)
+    checked_text("a spec", spec)
+    for axis in axes:
+        if axis not in _ROLES:
+            raise InvalidArgument(f"unknown axis {axis!r}: use one of {', '.join(_ROLES)}")
     roles = [cast(pb.AxisRole, _ROLES.index(axis)) for axis in axes]
     described = pb.Tensor(name=name, dtype=_DTYPES[dtype], shape=shape, axes=roles, fingerprint=fingerprint)
-    return pb.CompressHeader(tensor=described).SerializeToString()
-
-
-def _codec_fields(spec: str, profile: str, choice: pb.OnNonfinite, rotary: RotaryEmbedding | None) -> bytes:
-    fields = pb.CompressHeader(codec=spec, profile=profile, on_nonfinite=choice, rotary=rotary_message(rotary))
-    return fields.SerializeToString()
-
-
-@functools.lru_cache(maxsize=64)
-def _spec_fields(spec: str, choice: pb.OnNonfinite) -> bytes:
-    return _codec_fields(spec, "", choice, None)
+    choice = on_nonfinite_of(on_nonfinite)
+    header = pb.CompressHeader(
+        tensor=described, codec=spec, profile=profile, on_nonfinite=choice, rotary=rotary_message(rotary)
+    )
+    return header.SerializeToString()
 
 
 # The field's tag, in front of a varint.
@@ -144,7 +149,8 @@ _FRAME_BYTES = varint(pb.DecompressHeader.FRAME_BYTES_FIELD_NUMBER << 3)
 
 @functools.lru_cache(maxsize=256)
 def _decompress_header(name: str, fingerprint: bytes) -> bytes:
-    return pb.DecompressHeader(name=name, fingerprint=fingerprint).SerializeToString()
+    checked_text("a name", name)
+    return pb.DecompressHeader(name=name or "tensor", fingerprint=fingerprint).SerializeToString()
 
 
 @functools.lru_cache(maxsize=256)
@@ -189,10 +195,10 @@ class Item(Generic[Result]):
 class CompressItem(Item[Frame]):
     name: str
     view: TensorView
+    tensor_bytes: int
     fingerprint: bytes
 
     @staticmethod
-    @refusing("the tensor cannot be sent")
     def of(
         name: str,
         tensor: Any,
@@ -203,34 +209,34 @@ class CompressItem(Item[Frame]):
         rotary: RotaryEmbedding | None = None,
         fingerprint: bytes | None = None,
     ) -> "CompressItem":
-        axes = tuple(axes or ())
-        for axis in axes:
-            if axis not in _ROLES:
-                raise InvalidArgument(f"unknown axis {axis!r}: use one of {', '.join(_ROLES)}")
-        checked_text("a name", name)
-        checked_text("a spec", spec)
-        view = TensorView.of(tensor)
-        if view.pieces and view.size != checked_size(view.dtype, view.shape):
-            # The daemon would wait for the rest.
-            raise InvalidArgument(f"pieces of {view.size} bytes are no {view.dtype} {list(view.shape)}")
-        owner = checked_fingerprint(fingerprint)
-        choice = on_nonfinite_of(on_nonfinite)
-        if profile or rotary is not None:
-            codec = _codec_fields(spec, profile, choice, rotary)
-        else:
-            codec = _kept(_spec_fields, spec)(spec, choice)
-        header = _kept(_tensor_field, name)(name, view.dtype, view.shape, axes, owner) + codec
-        return CompressItem(header, view.data, name, view, owner)
+        try:
+            view = TensorView.of(tensor)
+            size = view.size
+            if view.pieces and size != checked_size(view.dtype, view.shape):
+                # The daemon would wait for the rest.
+                raise InvalidArgument(f"pieces of {size} bytes are no {view.dtype} {list(view.shape)}")
+            owner = b"" if fingerprint is None else checked_fingerprint(fingerprint)
+            described = (name, spec, view.dtype, view.shape, tuple(axes or ()), owner, on_nonfinite)
+            is_text = isinstance(name, str) and isinstance(spec, str)
+            if profile or rotary is not None or not is_text or len(name) > _LONGEST_KEPT or len(spec) > _LONGEST_KEPT:
+                header = _compress_header.__wrapped__(*described, profile, rotary)
+            else:
+                header = _compress_header(*described)
+        except KvCompressError:
+            raise
+        except Exception as error:
+            raise refusal("the tensor cannot be sent", error) from error
+        return CompressItem(header, view.data, name, view, size, owner)
 
     @property
     def pieces(self) -> Pieces | None:
         return self.view.pieces
 
     def size(self) -> int | None:
-        return None if self.pieces else self.view.size + len(self.header)
+        return None if self.view.pieces else self.tensor_bytes + len(self.header)
 
     def most_frame_bytes(self) -> int:
-        return _MOST_EXPANSION * self.view.size + _MOST_OVERHEAD
+        return _MOST_EXPANSION * self.tensor_bytes + _MOST_OVERHEAD
 
     def answer(self, response: bytes) -> Frame:
         found = dict(fields(response))
@@ -253,38 +259,42 @@ class DecompressItem(Item[tuple[str, Any]]):
     fingerprint: bytes = b""  # that the frame must have
 
     @staticmethod
-    @refusing("expected a frame")
     def of(
         source: FrameSource, out: Any = None, framework: Framework | None = None, fingerprint: bytes | None = None
     ) -> "DecompressItem":
-        name, frame, expected = "", source, None
-        if isinstance(source, tuple):
-            if len(source) not in (2, 3, 4):
-                raise InvalidArgument(
-                    "expected frames, or pairs of a name and a frame, perhaps with dtype and shape, and fingerprint"
-                )
-            name, frame, expected = source[0], source[1], source[2] if len(source) > 2 else None
-            fingerprint = source[3] if len(source) == 4 else fingerprint
-        owner = checked_fingerprint(fingerprint)
-        if framework not in (None, "numpy", "torch"):
-            raise InvalidArgument(f'as_ is "numpy" or "torch", not {framework!r}')
-        if isinstance(frame, Frame):
-            name, framework = name or frame.name, framework or frame.framework
-            expected, frame = (frame.dtype, frame.shape), frame.data
-        if expected is not None:
-            expected = (expected[0], tuple(map(operator.index, expected[1])))
-        if expected is not None and expected[0] not in _DTYPES:
-            raise InvalidArgument(f"a frame's dtype is one of {', '.join(_DTYPES)}, not {expected[0]!r}")
-        if not isinstance(frame, FrameBytes):
-            raise InvalidArgument(f"expected a Frame or its bytes, not {type(frame).__name__}")
-        checked_text("a name", name)
-        data = memoryview(frame)
-        if not data.c_contiguous:
-            raise InvalidArgument("the frame's bytes are not contiguous")
-        output = None if out is None else Output.over(out, data)
-        name = name or "tensor"
-        header = _kept(_decompress_header, name)(name, owner) + _FRAME_BYTES + varint(data.nbytes)
-        return DecompressItem(header, data.cast("B"), name, framework or "numpy", expected, output, owner)
+        try:
+            name, frame, expected = "", source, None
+            if isinstance(source, tuple):
+                if len(source) not in (2, 3, 4):
+                    raise InvalidArgument(
+                        "expected frames, or pairs of a name and a frame, perhaps with dtype and shape, and fingerprint"
+                    )
+                name, frame, expected = source[0], source[1], source[2] if len(source) > 2 else None
+                fingerprint = source[3] if len(source) == 4 else fingerprint
+            owner = b"" if fingerprint is None else checked_fingerprint(fingerprint)
+            if framework not in (None, "numpy", "torch"):
+                raise InvalidArgument(f'as_ is "numpy" or "torch", not {framework!r}')
+            if isinstance(frame, Frame):
+                name, framework = name or frame.name, framework or frame.framework
+                expected, frame = (frame.dtype, frame.shape), frame.data
+            if expected is not None:
+                expected = (expected[0], tuple(map(operator.index, expected[1])))
+                if expected[0] not in _DTYPES:
+                    raise InvalidArgument(f"a frame's dtype is one of {', '.join(_DTYPES)}, not {expected[0]!r}")
+            if not isinstance(frame, _FRAME_TYPES):
+                raise InvalidArgument(f"expected a Frame or its bytes, not {type(frame).__name__}")
+            is_kept = isinstance(name, str) and len(name) <= _LONGEST_KEPT
+            described = (_decompress_header if is_kept else _decompress_header.__wrapped__)(name, owner)
+            data = memoryview(frame)
+            if not data.c_contiguous:
+                raise InvalidArgument("the frame's bytes are not contiguous")
+            output = None if out is None else Output.over(out, data)
+            header = described + _FRAME_BYTES + varint(data.nbytes)
+        except KvCompressError:
+            raise
+        except Exception as error:
+            raise refusal("expected a frame", error) from error
+        return DecompressItem(header, data.cast("B"), name or "tensor", framework or "numpy", expected, output, owner)
 
     def size(self) -> int | None:
         return None if self.expected is None else max(self.elements.nbytes, checked_size(*self.expected))
@@ -311,7 +321,6 @@ class DecompressItem(Item[tuple[str, Any]]):
             raise mismatch(self.name, fingerprint, self.fingerprint)
         if self.expected not in (None, (dtype, shape)):
             raise DataLoss(f'frame "{self.name}" holds {dtype} {list(shape)}, and not what was compressed')
-        checked_size(dtype, shape)
         if self.out is None:
             return Output.new(dtype, shape, self.framework)
         self.out.check_holds(dtype, shape)

@@ -191,7 +191,7 @@ class LocalClient:
         return self._codec
 
     def _left(self, timeout: float | None) -> Left:
-        return Attempts(NO_RETRY, self._timeout if timeout is None else timeout).left
+        return Attempts(NO_RETRY, self._timeout if timeout is None else checked_seconds(timeout)).left
 
     def _many(
         self,

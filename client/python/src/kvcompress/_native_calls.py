@@ -213,8 +213,8 @@ class NativeStream(Results[Result]):
 def _parts_of(item: Any, place: bytes = b"") -> tuple[Any, ...]:
     """As the module takes items; `place` is what the daemon reads by itself."""
     if isinstance(item, CompressItem):
-        return item.header, item.elements, item.view.size, item.most_frame_bytes(), place
-    return item.header, item.data, item.target
+        return item.header, item.elements, item.tensor_bytes, item.most_frame_bytes(), place
+    return item.header, item.elements, item.target
 
 
 def _result_of(item: Any, found: Any) -> Any:

@@ -61,12 +61,11 @@ def checked_seconds(timeout: float | None) -> float | None:
 
 
 class Attempts:
-    """The attempts of one call, within one deadline. InvalidArgument for a timeout that is none, and DeadlineExceeded
-    for 0, which gRPC may still answer within."""
+    """The attempts of one call, within one deadline, of checked seconds: DeadlineExceeded for 0, which gRPC may still
+    answer within."""
 
-    def __init__(self, policy: RetryPolicy, timeout: float | None):
+    def __init__(self, policy: RetryPolicy, seconds: float | None):
         self._policy = policy
-        seconds = checked_seconds(timeout)
         if seconds == 0:
             raise late()
         self._deadline = None if seconds is None else time.monotonic() + seconds

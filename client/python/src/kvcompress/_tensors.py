@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numpy.ma import MaskedArray  # np.ma is imported by its first use, which a fork may happen in the middle of
 
 from . import _recycled
-from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, refusing
+from ._errors import InvalidArgument, KvCompressError, ResourceExhausted, refusal
 
 if TYPE_CHECKING:
     import torch
@@ -185,18 +185,23 @@ class Output:
         self._memory = memory
 
     @staticmethod
-    @refusing("out cannot be written into")
     def over(out: Any, data: memoryview) -> "Output":
         """InvalidArgument unless values that are decoded from `data` can be written straight into `out`."""
-        memory = _dense_memory_of(out) if is_torch(out) else _writable_memory_of(out)
-        if memory is None:
-            raise InvalidArgument("out must be a writable array, or a dense tensor of the CPU")
-        kind = kind_of(out)
-        if not _are_apart(memory):
-            raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
-        # Where it lies over or around the bytes, these would be read and written at once.
-        if data.nbytes and np.may_share_memory(memory, np.frombuffer(data, np.uint8)):
-            raise InvalidArgument("out lies over the bytes of its own frame")
+        try:
+            memory = _dense_memory_of(out) if is_torch(out) else _writable_memory_of(out)
+            if memory is None:
+                raise InvalidArgument("out must be a writable array, or a dense tensor of the CPU")
+            kind = kind_of(out)
+            if not (memory.flags.c_contiguous or _are_apart(memory)):
+                raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
+            # Where it lies over or around the bytes, these would be read and written at once. Nothing that can be
+            # written lies over an object of bytes.
+            if type(data.obj) is not bytes and data.nbytes and _shares_memory(memory, data):
+                raise InvalidArgument("out lies over the bytes of its own frame")
+        except KvCompressError:
+            raise
+        except Exception as error:
+            raise refusal("out cannot be written into", error) from error
         return Output(out, kind, memory)
 
     @staticmethod
@@ -283,10 +288,12 @@ def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
         raise ResourceExhausted(f"there is no memory for a tensor {dtype} {list(shape)}") from None
 
 
+def _shares_memory(array: Array, data: memoryview) -> bool:
+    return np.may_share_memory(array, np.frombuffer(data, np.uint8))
+
+
 def _are_apart(array: Array) -> bool:
     """Whether each axis steps over all that have smaller steps, so that no two elements share a byte."""
-    if array.flags.c_contiguous:
-        return True
     end = array.itemsize
     for stride, count in sorted((abs(stride), count) for count, stride in zip(array.shape, array.strides, strict=True)):
         if count > 1 and stride < end:
