@@ -1,5 +1,6 @@
 """Daemons that know less than those which a client has asked before."""
 
+import itertools
 import time
 
 import grpc
@@ -93,3 +94,48 @@ def test_a_newer_daemon_that_takes_over_gets_small_tensors_together(daemon, conn
         list(client.compress_many(chunk(), "int4(group=64)"))
         assert (older.asked, older.refused) == (2, 1)
         assert "does not offer" not in client.transport
+
+
+class NarrowDaemon(FakeServer):
+    """Passes on what comes in messages, and ends calls whose output is to go to buffers: as a daemon does whose frames
+    are larger than its client reckons, once it has no more buffers."""
+
+    def __init__(self, server):
+        self._channel = grpc.insecure_channel(server.address, options=[("grpc.max_receive_message_length", 8 * MIB)])
+        self.refused = 0
+        capabilities = self._channel.unary_unary("/kvcompress.v1.KvCompression/Capabilities")
+        super().__init__(kvcompress.__version__, {"Capabilities": lambda request, _: capabilities(request)}, {
+            "SharedMemory": self._shared_memory,
+            "Compress": lambda *call: self._passed("Compress", *call)})
+
+    def _shared_memory(self, messages, _):
+        for message in messages:
+            asked, answer = pb.SharedMemoryRequest.FromString(message), pb.SharedMemoryResponse()
+            if asked.HasField("register"):
+                answer.challenge = b"challenge"
+            if asked.HasField("confirm"):
+                answer.regions.add(name=asked.confirm.name, region=1)
+            yield answer.SerializeToString()
+
+    def _passed(self, method, messages, context):
+        beginning = next(messages)
+        first = pb.CompressRequest.FromString(beginning)
+        if any(header.frame_to_buffer for header in (first.header, *first.batch.headers)):
+            self.refused += 1
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION,
+                          "the stream was half-closed, but its output needs another buffer")
+        yield from self._channel.stream_stream(f"/kvcompress.v1.KvCompression/{method}")(
+            itertools.chain([beginning], messages))
+
+
+def test_frames_that_need_more_memory_than_was_given_come_in_messages(daemon, connect):
+    server = daemon("--shared-memory", "kvc-narrow-")
+    tensor = np.ones(4 * MIB, np.float16)
+    expected = connect(server).compress(tensor, "int4(group=64)")
+    with NarrowDaemon(server) as narrow:
+        client = connect(narrow, native="require", retry=kvcompress.NO_RETRY)
+        assert client.compress(tensor, "int4(group=64)").data == expected.data
+        frames = list(client.compress_many([("tensor", tensor), *chunk()], "int4(group=64)"))
+        assert frames[0].data == expected.data
+        assert [frame.name for frame in frames[1:]] == [name for name, _ in chunk()]
+        assert narrow.refused == 2

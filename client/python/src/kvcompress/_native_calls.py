@@ -28,8 +28,15 @@ except ImportError:
 Choice = Literal["auto", "require", "off"]
 _VARIABLE = "KVCOMPRESS_NATIVE"
 _MALFORMED = -1
-# How a daemon that knows no batches answers one: it has taken nothing of it.
-_NO_BATCHES = (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload")
+# How a daemon of another version ends a call whose rest can be sent again, plainly: it knows no batches, and has taken
+# nothing of one; or its frames need more memory than the module, which reckons that beforehand, has given.
+_MISUNDERSTANDINGS = (
+    (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload"),
+    (
+        grpc.StatusCode.FAILED_PRECONDITION.value[0],
+        "the stream was half-closed, but its output needs another buffer",
+    ),
+)
 # Seconds that the end of the process waits for threads inside calls, which are cancelled then.
 _PATIENCE = 2.0
 
@@ -97,8 +104,8 @@ def new_cancellation() -> Any:
 
 
 class NativeStream(Results[Result]):
-    """One call with items that are all there. With `batches` small ones go together; a daemon that knows none, and is
-    an older one than was asked, gets the rest one by one, and `forget` is called."""
+    """One call with items that are all there. With `batches` small ones go together. A daemon of another version than
+    was asked may take them otherwise: then the rest goes one by one in messages, and `forget` is called."""
 
     def __init__(
         self,
@@ -145,7 +152,7 @@ class NativeStream(Results[Result]):
         with self._running:
             try:
                 found = None if self._call is None else self._call.next()
-                if self._call is not None and found is None and self._batches and self._call.end()[:2] == _NO_BATCHES:
+                if self._call is not None and found is None and self._is_misunderstood():
                     self._begin_again()
                     found = self._call.next()
                 if found is not None:
@@ -156,6 +163,10 @@ class NativeStream(Results[Result]):
                 raise
             self._finish()
             raise StopIteration
+
+    def _is_misunderstood(self) -> bool:
+        is_plain = not self._batches and self._region is None
+        return not is_plain and self._call.end()[:2] in _MISUNDERSTANDINGS
 
     def _begin_again(self) -> None:
         self._forget()
