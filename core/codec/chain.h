@@ -40,7 +40,7 @@ class CodecChain {
   bool is_fast() const { return is_plain() && byte_codecs_.empty() && codec_->is_fast(); }
 
   // Whether a block may come in pieces.
-  bool takes_pieces() const { return encodes_pieces() && !codec_->joins_pieces() && !needs_tensor(); }
+  bool takes_pieces() const { return is_plain() && codec_->takes_pieces() == Pieces::kMany && !needs_tensor(); }
 
   // Whether EncodeBlock may be given values that someone else writes while it reads them; see TensorCodec.
   bool tolerates_changing_values() const { return is_plain() && codec_->tolerates_changing_values(); }
@@ -84,7 +84,7 @@ class CodecChain {
   friend class ChainSpec;
 
   // Whether the tensor codec is given the block's values as they are.
-  bool encodes_pieces() const { return is_plain() && codec_->takes_pieces(); }
+  bool encodes_pieces() const { return is_plain() && codec_->takes_pieces() != Pieces::kNone; }
   bool is_plain() const { return transforms_.size() == (has_fallback_ ? 1 : 0); }
   size_t stream_count() const { return transforms_.size() + codec_->stream_count(); }
   size_t table_sizes() const { return stream_count() * (1 + byte_codecs_.size()); }

@@ -50,8 +50,8 @@ struct Block {
   uint64_t first;  // index of its first value in the tensor; of no meaning after a transform
   size_t count;
   ByteSpan values;  // count * DTypeSize(tensor.dtype) bytes
-  // In place of `values`, where they lie in several places that may end within a value: at most kMaxBlockPieces, and
-  // only for a codec that takes_pieces().
+  // In place of `values`, for EncodePieces: one that has them all, or, for a codec that takes_pieces() in any number,
+  // up to kMaxBlockPieces that may end within a value.
   std::span<const ByteSpan> pieces = {};
   // For a part of a tensor that has a chain of its own; CodecChain knows it of whole tensors. No tokens: there are
   // none, or it is not known, after a transform that left values out.
@@ -104,6 +104,9 @@ struct StreamBuffer {
   size_t size = 0;
 };
 
+// In how many pieces a block may come to EncodePieces. kNone: it may not be called.
+enum class Pieces { kNone, kOne, kMany };
+
 // A block of values to named byte streams (codes, scales, planes, ...) and back. Only lossless ones are given opaque
 // dtypes, and of the F8 types only they and those with codecs within (f8_codec.h).
 class TensorCodec {
@@ -141,10 +144,8 @@ class TensorCodec {
 
   // Whether Encode adds the error terms to `sums` itself, in the same pass over the data.
   virtual bool measures() const { return false; }
-  // Whether EncodePieces may be called. Such a codec measures().
-  virtual bool takes_pieces() const { return false; }
-  // Whether EncodePieces needs them in one: then whoever has several puts them together first, and counts the copy.
-  virtual bool joins_pieces() const { return false; }
+  // Not kNone: such a codec measures(). For kOne whoever has several puts them together first, and counts the copy.
+  virtual Pieces takes_pieces() const { return Pieces::kNone; }
   // Encode for the values of all of the block's pieces, with the same result to the bit.
   // `tokens`, if not null, has begun a run, which is these values, and ends it; then `sums` is not null.
   virtual absl::Status EncodePieces(const Block&, std::span<StreamBuffer> /*streams*/, ErrorSums*,

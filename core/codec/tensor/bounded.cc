@@ -11,7 +11,6 @@
 #include "core/codec/registry.h"
 #include "core/codec/tensor/bounds.h"
 #include "core/codec/tensor/channel_noise.h"
-#include "core/codec/tensor/value_runs.h"
 #include "core/simd/token_meter.h"
 
 namespace kvcompress {
@@ -121,8 +120,7 @@ class Bounded final : public TensorCodec {
   }
 
   bool measures() const override { return true; }
-  bool takes_pieces() const override { return true; }
-  bool joins_pieces() const override { return true; }
+  Pieces takes_pieces() const override { return Pieces::kOne; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     return EncodeWhole(block, streams, sums, nullptr);
@@ -130,7 +128,7 @@ class Bounded final : public TensorCodec {
 
   absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
                             simd::TokenMeter* tokens) const override {
-    const Block whole{block.tensor, block.first, block.count, JoinPieces(block.pieces), {}, block.tokens};
+    const Block whole{block.tensor, block.first, block.count, block.pieces[0], {}, block.tokens};
     return EncodeWhole(whole, streams, sums, tokens);
   }
 
@@ -271,8 +269,9 @@ class Bounded final : public TensorCodec {
     const ByteSpan values = block.values;
     if (tokens != nullptr) tokens->Begin(block.tokens.layout, block.tokens.first);
     const Block pieces{block.tensor, block.first, block.count, {}, {&values, 1}, block.tokens};
-    const absl::Status encoded = codec.takes_pieces() ? codec.EncodePieces(pieces, streams, &sums, tokens)
-                                                      : codec.Encode(block, streams, nullptr);
+    const bool measures = codec.takes_pieces() != Pieces::kNone;
+    const absl::Status encoded =
+        measures ? codec.EncodePieces(pieces, streams, &sums, tokens) : codec.Encode(block, streams, nullptr);
     if (absl::IsInvalidArgument(encoded)) return false;  // a value that it cannot hold
     KVC_RETURN_IF_ERROR(encoded);
 
@@ -285,7 +284,7 @@ class Bounded final : public TensorCodec {
       status = codec.Decode(block.tensor, std::span(in).first(streams.size()), decoded.span());
       return decoded.span();
     };
-    if (!codec.takes_pieces()) {
+    if (!measures) {
       decode();
       if (tokens != nullptr) {
         simd::MeasureTokens(dtype, values.data(), decoded.data(), block.count, *tokens);

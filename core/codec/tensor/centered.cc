@@ -8,7 +8,6 @@
 #include "core/codec/rotary_parameters.h"
 #include "core/codec/tensor/channel_means.h"
 #include "core/codec/tensor/sink_rows.h"
-#include "core/codec/tensor/value_runs.h"
 #include "core/simd/error_sums.h"
 #include "core/simd/rotated_quant.h"
 #include "core/simd/segment_values.h"
@@ -47,8 +46,7 @@ class CenteredCodec final : public TensorCodec {
   }
 
   bool measures() const override { return true; }
-  bool takes_pieces() const override { return true; }
-  bool joins_pieces() const override { return true; }
+  Pieces takes_pieces() const override { return Pieces::kOne; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};
@@ -59,7 +57,7 @@ class CenteredCodec final : public TensorCodec {
   absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
                             simd::TokenMeter* tokens) const override {
     const DType dtype = block.tensor.dtype;
-    const ByteSpan values = JoinPieces(block.pieces);
+    const ByteSpan values = block.pieces[0];
     const size_t row = RowLength(block.tensor);
     const TokenLayout layout = TokenLayoutOf(block.tensor);
     SinkRows place(block.tensor, row, block.first, sinks_);

@@ -36,7 +36,7 @@ class IntGroup final : public TensorCodec {
     return absl::OkStatus();
   }
 
-  bool takes_pieces() const override { return true; }
+  Pieces takes_pieces() const override { return Pieces::kMany; }
 
   absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
                             simd::TokenMeter* tokens) const override {

@@ -107,7 +107,7 @@ class Rotated final : public RowCodec {
   }
 
   bool measures() const override { return true; }
-  bool takes_pieces() const override { return true; }
+  Pieces takes_pieces() const override { return Pieces::kMany; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     const Block pieces{block.tensor, block.first, block.count, {}, {&block.values, 1}};

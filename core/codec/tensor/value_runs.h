@@ -11,19 +11,6 @@
 
 namespace kvcompress {
 
-// The pieces of a block as one: the only one as it is, else in memory of this thread's, which is good until the next
-// block.
-inline ByteSpan JoinPieces(std::span<const ByteSpan> pieces) {
-  if (pieces.size() == 1) return pieces[0];
-  thread_local Buffer joined;
-  size_t size = 0;
-  for (const ByteSpan piece : pieces) size += piece.size();
-  joined.Resize(size);
-  std::byte* to = joined.data();
-  for (const ByteSpan piece : pieces) to = std::copy(piece.begin(), piece.end(), to);
-  return joined.span();
-}
-
 // The pieces of a block as runs of whole groups of values: a group that lies in more than one piece is put together in
 // memory of this thread's, which is good until the next one makes its runs.
 class ValueRuns {

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "core/artifact/artifact_store.h"
@@ -65,8 +64,7 @@ class Transform final : public TensorCodec {
   }
 
   bool measures() const override { return true; }
-  bool takes_pieces() const override { return true; }
-  bool joins_pieces() const override { return true; }
+  Pieces takes_pieces() const override { return Pieces::kOne; }
 
   absl::Status Encode(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums) const override {
     return EncodeValues(block, block.values, streams, sums, nullptr);
@@ -74,11 +72,7 @@ class Transform final : public TensorCodec {
 
   absl::Status EncodePieces(const Block& block, std::span<StreamBuffer> streams, ErrorSums* sums,
                             simd::TokenMeter* tokens) const override {
-    if (block.pieces.size() == 1) return EncodeValues(block, block.pieces[0], streams, sums, tokens);
-    thread_local std::vector<std::byte> values;
-    values.clear();
-    for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());
-    return EncodeValues(block, values, streams, sums, tokens);
+    return EncodeValues(block, block.pieces[0], streams, sums, tokens);
   }
 
   absl::Status Decode(const TensorDesc& tensor, std::span<const ByteSpan> streams,
