@@ -130,14 +130,14 @@ absl::StatusOr<CodecChain> Resolve(const std::string& text, const TensorDesc& te
   return with.Resolve({}, tensor);
 }
 
+bool IsLibrary(std::string_view codec) { return codec == "zstd" || codec == "lz4"; }
+
 // The library that a chain ends in the codec of, where the help text of that calls it slow; empty for others.
 std::string_view SlowLibrary(const std::string& text, bool decodes) {
   const auto spec = ChainSpec::Parse(text);
   if (!spec.ok()) return {};
   const StageSpec& last = spec->stages().back();
-  if (last.codec->name == "zstd" && last.Int("level") >= 1) return "zstd";
-  if (last.codec->name == "lz4" && last.Int("level") >= 3 && !decodes) return "lz4";
-  return {};
+  return IsLibrary(last.codec->name) && UsualSpeeds::IsCalledSlow(decodes, last) ? last.codec->name : "";
 }
 
 [[noreturn]] void Fail(const absl::Status& status) {

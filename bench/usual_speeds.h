@@ -28,6 +28,19 @@ class UsualSpeeds {
     below_.push_back({decodes, chain, gb_per_s, gb_per_s / least, spec.ok() && IsCalledSlow(decodes, *spec)});
   }
 
+  // Whether a help text calls a stage slow: that of its codec, or of a parameter that is not as it is by default.
+  static bool IsCalledSlow(bool decodes, const StageSpec& stage) {
+    const auto says_so = [decodes](std::string_view text) { return SaysSlow(decodes, text); };
+    bool is_slow = says_so(stage.codec->summary);
+    for (size_t i = 0; i < stage.values.size(); ++i) {
+      const Parameter& parameter = stage.codec->parameters[i];
+      is_slow = is_slow || (stage.values[i] != parameter.fallback && says_so(parameter.meaning));
+    }
+    return is_slow || std::ranges::any_of(stage.parts, [decodes](const StageSpec::Part& part) {
+             return IsCalledSlow(decodes, part.chain);
+           });
+  }
+
   // Whether all that are below are called slow; lists what is below.
   bool Check() {
     std::ranges::sort(below_, {}, [](const Below& one) { return std::pair(one.is_called_slow, one.part); });
@@ -86,21 +99,9 @@ class UsualSpeeds {
     return std::regex_search(text.begin(), text.end(), slow) && (has_this || !has_other);
   }
 
-  // By the text of a codec, or that of a parameter that is not as it is by default.
   static bool IsCalledSlow(bool decodes, const ChainSpec& spec) {
     return std::ranges::any_of(spec.stages(),
                                [decodes](const StageSpec& stage) { return IsCalledSlow(decodes, stage); });
-  }
-  static bool IsCalledSlow(bool decodes, const StageSpec& stage) {
-    const auto says_so = [decodes](std::string_view text) { return SaysSlow(decodes, text); };
-    bool is_slow = says_so(stage.codec->summary);
-    for (size_t i = 0; i < stage.values.size(); ++i) {
-      const Parameter& parameter = stage.codec->parameters[i];
-      is_slow = is_slow || (stage.values[i] != parameter.fallback && says_so(parameter.meaning));
-    }
-    return is_slow || std::ranges::any_of(stage.parts, [decodes](const StageSpec::Part& part) {
-             return IsCalledSlow(decodes, part.chain);
-           });
   }
 
   std::vector<Below> below_;
