@@ -16,7 +16,8 @@ namespace kvcompress::simd {
 namespace {
 
 using ::kvcompress::testing::Guarded;
-using ::kvcompress::testing::TargetAndDTypeName;
+using ::kvcompress::testing::MayPermuteBytes;
+using ::kvcompress::testing::TargetDTypeAndPermutesName;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
@@ -24,7 +25,7 @@ using Bytes = std::vector<std::byte>;
 
 const std::byte* Data(const Guarded& guarded) { return reinterpret_cast<const std::byte*>(guarded.data()); }
 
-class KeptValuesTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>> {
+class KeptValuesTest : public ::testing::TestWithParam<std::tuple<int64_t, DType, bool>> {
  protected:
   DType dtype() const { return std::get<1>(GetParam()); }
   size_t width() const { return DTypeSize(dtype()); }
@@ -37,6 +38,7 @@ class KeptValuesTest : public ::testing::TestWithParam<std::tuple<int64_t, DType
 
  private:
   const WithTarget with_{std::get<0>(GetParam())};
+  const MayPermuteBytes permutes_{std::get<2>(GetParam())};
 };
 
 TEST_P(KeptValuesTest, MarksAndCountsMagnitudes) {
@@ -105,8 +107,9 @@ TEST_P(KeptValuesTest, PacksAndUnpacks) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KeptValuesTest,
-                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kValueDTypes)),
-                         TargetAndDTypeName);
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kValueDTypes),
+                                            ::testing::Bool()),
+                         TargetDTypeAndPermutesName);
 
 }  // namespace
 }  // namespace kvcompress::simd

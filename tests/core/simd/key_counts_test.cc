@@ -15,7 +15,8 @@ namespace kvcompress::simd {
 namespace {
 
 using ::kvcompress::testing::Guarded;
-using ::kvcompress::testing::TargetAndDTypeName;
+using ::kvcompress::testing::MayPermuteBytes;
+using ::kvcompress::testing::TargetDTypeAndPermutesName;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
@@ -42,7 +43,7 @@ TEST(KeyOfTest, OrdersLikeTheValues) {
   }
 }
 
-class KeyCountsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>> {
+class KeyCountsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType, bool>> {
  protected:
   DType dtype() const { return std::get<1>(GetParam()); }
 
@@ -58,6 +59,7 @@ class KeyCountsTest : public ::testing::TestWithParam<std::tuple<int64_t, DType>
 
  private:
   const WithTarget with_{std::get<0>(GetParam())};
+  const MayPermuteBytes permutes_{std::get<2>(GetParam())};
 };
 
 TEST_P(KeyCountsTest, CountsAboutAnyInterval) {
@@ -85,8 +87,9 @@ TEST_P(KeyCountsTest, CountsAboutAnyInterval) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KeyCountsTest,
-                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kValueDTypes)),
-                         TargetAndDTypeName);
+                         ::testing::Combine(::testing::ValuesIn(UsableTargets()), ::testing::ValuesIn(kValueDTypes),
+                                            ::testing::Bool()),
+                         TargetDTypeAndPermutesName);
 
 }  // namespace
 }  // namespace kvcompress::simd

@@ -11,7 +11,6 @@
 #include <tuple>
 #include <vector>
 
-#include "core/simd/cpu_features.h"
 #include "tests/core/simd/guarded.h"
 #include "tests/core/simd/with_target.h"
 
@@ -19,6 +18,7 @@ namespace kvcompress::simd {
 namespace {
 
 using ::kvcompress::testing::Guarded;
+using ::kvcompress::testing::MayPermuteBytes;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
 
@@ -100,11 +100,8 @@ TEST(PrefixRunsTest, AreTheCodesThatASlotHoldsWhole) {
 // With and without instructions that a target does not promise.
 class PrefixCodesTest : public ::testing::TestWithParam<std::tuple<int64_t, bool>> {
  protected:
-  PrefixCodesTest() { SetPermutesBytesForTest(permutes_ && std::get<1>(GetParam())); }
-  ~PrefixCodesTest() override { SetPermutesBytesForTest(permutes_); }
-
   const WithTarget with_{std::get<0>(GetParam())};
-  const bool permutes_ = PermutesBytes();
+  const MayPermuteBytes permutes_{std::get<1>(GetParam())};
 };
 
 TEST_P(PrefixCodesTest, EncodesBitAfterBit) {

@@ -204,6 +204,29 @@ TEST_P(RansTest, RefusesWhatNoEncoderWrote) {
   }
 }
 
+// Where words end within the last whole group. What zeros in place of them stand for asks for one more in the group
+// after it, which is not whole.
+TEST_P(RansTest, RefusesWordsThatAreCutOffOfTheLastWholeGroup) {
+  std::array<uint32_t, 256> frequencies = {};
+  frequencies[0] = 1;
+  frequencies[5] = 200;
+  frequencies[9] = kRansSlots - 201;
+  const Source source(frequencies);
+  Bytes raw(4 * kRansWideLanes - 1, 9);
+  std::fill_n(raw.begin() + 2 * kRansWideLanes, kRansWideLanes, 0);
+  std::fill(raw.begin() + 3 * kRansWideLanes, raw.end(), 5);
+  Bytes coded(Room(raw.size(), kRansWideLanes));
+  coded.resize(RansEncode(source.symbols, raw.data(), raw.size(), kRansWideLanes, coded.data(), coded.size()));
+  ASSERT_EQ(coded.size(), 4 * kRansWideLanes + 2 * (kRansWideLanes - 1));
+  for (size_t cut = 0; cut < 2 * kRansWideLanes; cut += 2) {
+    const Guarded in(coded.data() + cut, coded.size() - cut, Guarded::Against::kPageBefore);
+    Guarded out(raw.size(), Guarded::Against::kPageAfter);
+    const bool ok = RansDecode(source.slots, in.data(), in.size(), kRansWideLanes, out.data(), out.size());
+    EXPECT_EQ(ok, cut == 0) << cut;
+    EXPECT_TRUE(cut > 0 || std::equal(raw.begin(), raw.end(), out.data()));
+  }
+}
+
 // All quotients near the borders of their range, where an approximate division would go wrong.
 TEST_P(RansTest, DividesExactly) {
   const auto check = [](const Source& source, const Bytes& raw, uint32_t frequency) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/dtype.h"
+#include "core/simd/cpu_features.h"
 
 namespace kvcompress::testing {
 
@@ -30,10 +31,27 @@ class WithTarget {
   }
 };
 
+// Lets the kernels permute bytes, where this CPU does, or keeps them from it while it lives.
+class MayPermuteBytes {
+ public:
+  explicit MayPermuteBytes(bool may) { simd::SetPermutesBytesForTest(may && permutes_); }
+  MayPermuteBytes(const MayPermuteBytes&) = delete;
+  MayPermuteBytes& operator=(const MayPermuteBytes&) = delete;
+  ~MayPermuteBytes() { simd::SetPermutesBytesForTest(permutes_); }
+
+ private:
+  const bool permutes_ = simd::PermutesBytes();
+};
+
 // The name of an instance of a suite over instruction sets and element types.
 inline std::string TargetAndDTypeName(const ::testing::TestParamInfo<std::tuple<int64_t, DType>>& param) {
   return std::string(hwy::TargetName(std::get<0>(param.param))) + "_" +
          std::string(DTypeName(std::get<1>(param.param)));
+}
+// The same, and whether kernels may permute bytes.
+inline std::string TargetDTypeAndPermutesName(const ::testing::TestParamInfo<std::tuple<int64_t, DType, bool>>& param) {
+  const auto& [target, dtype, permutes] = param.param;
+  return TargetAndDTypeName({{target, dtype}, param.index}) + (permutes ? "_permutes" : "");
 }
 
 }  // namespace kvcompress::testing
