@@ -53,24 +53,31 @@ bool EncodeTokens(const StripTables& tables, const uint8_t* symbols, const int32
   return true;
 }
 
-// The states of a strip's trellises, and where the slots of the tables are that they mean.
+// The states of a strip's trellises, and where the symbols of the quantizers that they mean are, by slot.
 struct Machine {
   StripStates states = {};
-  uint32_t first_slots[kStripChannels];  // of the first quantizers
-  uint32_t slots[kStripChannels];
+  const ChannelTable* tables[kStripChannels];
+  uint8_t quantizers[kStripChannels];
 
-  Machine(const StripTables& tables, const StripStates* from) {
+  Machine(const StripTables& strip, const StripStates* from) {
     if (from != nullptr) states = *from;
-    for (size_t c = 0; c < kStripChannels; ++c) {
-      first_slots[c] = static_cast<uint32_t>(tables.index[c]) * (sizeof(ChannelTable) / sizeof(uint32_t));
-    }
-    FindSlots();
+    for (size_t c = 0; c < kStripChannels; ++c) tables[c] = &strip[c];
+    FindQuantizers();
   }
 
-  void FindSlots() {
-    for (size_t c = 0; c < kStripChannels; ++c) {
-      slots[c] = first_slots[c] + static_cast<uint32_t>(QuantizerOf(states[c]));
-    }
+  void FindQuantizers() {
+    for (size_t c = 0; c < kStripChannels; ++c) quantizers[c] = static_cast<uint8_t>(QuantizerOf(states[c]));
+  }
+
+  // By the symbol, of which tables stay in the first cache where those of entries by slot do not.
+  uint8_t Decode(size_t c, WordReader& words, uint32_t& x) const {
+    const uint32_t slot = x % kRansSlots;
+    const ChannelTable& table = *tables[c];
+    const uint8_t byte = reinterpret_cast<const uint8_t*>(&table.symbols_at[slot])[quantizers[c]];
+    const uint32_t entry = table.symbols[byte];
+    x = (entry & 0xffff) * (x >> kRansBits) + slot - (entry >> 16);
+    words.Refill(x);
+    return byte & static_cast<uint8_t>(~kOddQuantizer);
   }
 
   // Symbols, none of which is an escape, as points, and the states passed on. In bytes, for vectors of all channels.
@@ -89,7 +96,7 @@ struct Machine {
       small[c] = static_cast<int8_t>((point ^ sign) - sign);
     }
     std::copy_n(small, kStripChannels, points);
-    if constexpr (kTrellis) FindSlots();
+    if constexpr (kTrellis) FindQuantizers();
   }
 };
 
@@ -107,14 +114,12 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, size_t channels, S
   WordReader words{decoder.words + decoder.size};
   const uint8_t* const last = decoder.words + MaxTokenBytes(tables);
   Machine machine(tables, kTrellis ? states : nullptr);
-  const uint32_t* const base = tables.all->slots[0].data();
   uint8_t symbols[kStripChannels] = {};
   size_t t = 0;
   for (; t < tokens && words.end >= last && *ok; ++t) {
     int32_t* const row = points + t * kStripChannels;
     for (size_t first = 0; first < channels; first += kLanes) {
-      ForLanesDown<kLanes>(
-          [&](size_t i) { symbols[first + i] = words.DecodeSymbol<2>(base + machine.slots[first + i], x[i]); });
+      ForLanesDown<kLanes>([&](size_t i) { symbols[first + i] = machine.Decode(first + i, words, x[i]); });
       if (!tables.has_low_bits) continue;
       std::fill_n(row + first, kLanes, 0);
       for (size_t i = kLanes; i-- > 0;) words.DecodeBits(tables.UpperBits(first + i), x[i], row[first + i]);
@@ -126,7 +131,7 @@ size_t DecodeTokens(const StripTables& tables, size_t tokens, size_t channels, S
     }
     if (!tables.has_low_bits) std::fill_n(row, channels, 0);
     *ok = scalar::PassToken(tables, symbols, channels, kTrellis ? &machine.states : nullptr, escapes, row);
-    machine.FindSlots();
+    machine.FindQuantizers();
   }
   std::copy_n(x, kLanes, decoder.states.data());
   decoder.size = static_cast<size_t>(words.end - decoder.words);

@@ -122,7 +122,7 @@ struct RansDecoder {
     WordReader reader{words + size};
     size_t group = 0;
     for (; group < groups && reader.end - words >= static_cast<ptrdiff_t>(2 * kLanes); ++group, raw += kLanes) {
-      ForLanesDown<kLanes>([&](size_t lane) { raw[lane] = reader.DecodeSymbol(slots.data(), x[lane]); });
+      ForLanesDown<kLanes>([&](size_t lane) { raw[lane] = reader.DecodeSymbol(slots, x[lane]); });
     }
     std::ranges::copy(x, states.begin());
     size = static_cast<size_t>(reader.end - words);

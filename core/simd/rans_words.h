@@ -83,10 +83,8 @@ struct WordReader {
     end = is_low ? next : end;
 #endif
   }
-  // `slots` are the entries of a RansSlotTable, kStride after one another.
-  template <size_t kStride = 1>
-  uint8_t DecodeSymbol(const uint32_t* slots, uint32_t& x) {
-    const uint32_t entry = slots[kStride * (x % kRansSlots)];
+  uint8_t DecodeSymbol(const RansSlotTable& slots, uint32_t& x) {
+    const uint32_t entry = slots[x % kRansSlots];
     const uint32_t high = x >> kRansBits;
     x = (entry >> 12 & 0xfff) * high + high + (entry & 0xfff);
     Refill(x);
