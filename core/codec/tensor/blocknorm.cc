@@ -165,7 +165,9 @@ constexpr Parameter kParameters[] = {
 }  // namespace
 
 extern constinit const CodecRow kBlockNorm =
-    RowOf<BlockNorm>("blocknorm", "uniform integers of normalized blocks, those of most energy with exact scales",
+    RowOf<BlockNorm>("blocknorm",
+                     "uniform integers of normalized blocks, those of most energy with exact scales; "
+                     "slow to encode, at 1.5 to 2.3 GB/s",
                      kExamples, kParameters);
 
 }  // namespace kvcompress
