@@ -64,6 +64,11 @@ bool LosesRegions(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE;
 }
 
+// Whether frames need more buffers than this client, of another version than the daemon, reckons for them.
+bool LacksBuffers(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::FAILED_PRECONDITION && status.error_message() == kNoBuffer;
+}
+
 // Whether this is how a daemon that knows no batches answers one.
 bool RefusesBatches(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::INVALID_ARGUMENT && status.error_message() == kNoPayload;
@@ -277,7 +282,7 @@ absl::Status RemoteClient::Call(std::span<const typename Replies::Job> jobs, abs
       continue;
     }
     last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);
-    if (shared && LosesRegions(end.status)) {
+    if (shared && (LosesRegions(end.status) || LacksBuffers(end.status))) {
       may_share = false;
       if (!IsRetryable(end)) continue;
     }

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/base/status_macros.h"
+#include "proto/wire/direction.h"
 #include "server/session/outbox.h"
 #include "server/session/stream_regions.h"
 
@@ -46,7 +47,7 @@ class Outlet {
         waits_for_buffer_ = !regions_.has_buffer();
         if (waits_for_buffer_ && joined_parts_ > 0) return Tell(outgoing);
         if (waits_for_buffer_ && half_closed) {
-          return absl::FailedPreconditionError("the stream was half-closed, but its output needs another buffer");
+          return absl::FailedPreconditionError(kNoBuffer);
         }
         if (waits_for_buffer_) return false;
         if (FillBuffer()) return Tell(outgoing);

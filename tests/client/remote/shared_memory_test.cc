@@ -257,6 +257,17 @@ TEST_F(SharedMemoryTest, ADaemonThatForgetsIsAskedAnew) {
   EXPECT_EQ(questions_, 2);
 }
 
+TEST_F(SharedMemoryTest, FramesThatNeedMoreBuffersThanWereGivenComeInMessages) {
+  int calls = 0;
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
+    return ++calls == 1 ? grpc::Status(grpc::FAILED_PRECONDITION, kNoBuffer) : Serve(call);
+  };
+  ASSERT_THAT(Compress(values_), IsOk());
+  EXPECT_EQ(frames_.frame, frame_);
+  EXPECT_EQ(client_->Transport(), "connection");
+  EXPECT_EQ(calls, 2);
+}
+
 class SharedMemoryPoolTest : public SharedMemoryTest {
  protected:
   static constexpr absl::Duration kPause = absl::Milliseconds(200);
