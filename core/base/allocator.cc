@@ -1,8 +1,11 @@
 #include "core/base/allocator.h"
 
 #include <malloc.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <memory>
 
 namespace kvcompress {
 
@@ -24,6 +27,17 @@ void KeepFreedChunks() {
   void* volatile chunk = std::malloc(kBytes);  // is mapped, and never touched
   // NOLINTNEXTLINE(cppcoreguidelines-no-malloc)
   std::free(chunk);
+#endif
+}
+
+void UseLargePages(MutableByteSpan chunk) {
+#ifdef MADV_HUGEPAGE
+  constexpr size_t kLeastBytes = size_t{32} << 20;
+  if (chunk.size() < kLeastBytes) return;
+  void* first_page = chunk.data();
+  size_t bytes = chunk.size();
+  if (std::align(static_cast<size_t>(sysconf(_SC_PAGESIZE)), 1, first_page, bytes) == nullptr) return;
+  (void)madvise(first_page, bytes, MADV_HUGEPAGE);
 #endif
 }
 

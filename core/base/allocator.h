@@ -1,5 +1,7 @@
 #pragma once
 
+#include "core/base/bytes.h"
+
 namespace kvcompress {
 
 // Tells the C library's allocator to keep what is freed for the next allocation instead of returning it to the kernel.
@@ -12,5 +14,10 @@ void KeepFreedMemory();
 // MiB is freed. From then on chunks up to that size are of the heap, and stay with it. Nothing happens where the
 // process has settings of its own, by mallopt or the environment.
 void KeepFreedChunks();
+
+// For a chunk that glibc has just mapped, and unmaps when it is freed, as it does with all from 32 MiB: asks the kernel
+// for large pages, as faulting in small ones costs more than the codec's work. No effect for smaller chunks, and where
+// the kernel has no large pages.
+void UseLargePages(MutableByteSpan chunk);
 
 }  // namespace kvcompress

@@ -20,6 +20,7 @@
 #include "client/python/native/message_call.h"
 #include "client/python/native/process.h"
 #include "client/python/native/view.h"
+#include "core/base/allocator.h"
 
 namespace nb = nanobind;
 
@@ -220,7 +221,9 @@ class Call final : public MessageSink, public CallWatch {
       _PyBytes_Resize(&frame_, static_cast<Py_ssize_t>(size));
     }
     if (frame_ == nullptr) throw nb::python_error();
+    const bool grows = size > frame_room_.size();
     frame_room_ = {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(frame_)), size};
+    if (grows) UseLargePages(frame_room_);
   }
 
   const std::shared_ptr<Channel> channel_;

@@ -6,6 +6,7 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "client/python/native/message_codec.h"
 #include "client/python/native/process.h"
 #include "client/python/native/view.h"
+#include "core/base/allocator.h"
 
 namespace nb = nanobind;
 
@@ -24,7 +26,14 @@ struct Codec {
   OfProcess<MessageCodec> codec;
 };
 
-nb::bytes BytesOf(ByteSpan bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+nb::object BytesOf(ByteSpan bytes) {
+  PyObject* made = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes.size()));
+  if (made == nullptr) throw nb::python_error();
+  const MutableByteSpan copy(reinterpret_cast<std::byte*>(PyBytes_AS_STRING(made)), bytes.size());
+  UseLargePages(copy);
+  std::ranges::copy(bytes, copy.begin());
+  return nb::steal(made);
+}
 
 // None, or a code of gRPC and a text.
 nb::object ErrorOf(const absl::Status& status) {

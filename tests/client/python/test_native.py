@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from kvcompress._stream import Stream
 
 MIB = 1 << 20
 SMALL, LARGE = np.ones(1000, np.float16), np.ones(4 * MIB, np.float16)
+_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+LARGE_PAGES = _SETTING.read_text() if _SETTING.exists() else "[never]"
 
 
 def way_of(client):
@@ -436,3 +439,21 @@ with kvcompress.Client(sys.argv[1], native="require") as client:
 """
     faults = int(run_python(code, daemon().address))
     assert faults < 1000, faults  # of 8192 pages
+
+
+@pytest.mark.skipif("[never]" in LARGE_PAGES, reason="this kernel has no large pages")
+@pytest.mark.parametrize("local", [False, True])
+def test_frames_that_glibc_maps_are_faulted_in_by_large_pages(daemon, local):
+    code = """
+import resource, sys
+import numpy as np
+import kvcompress
+array = np.ones(20 << 20, np.float16)
+with kvcompress.LocalClient() if len(sys.argv) < 2 else kvcompress.Client(sys.argv[1], native="require") as client:
+    len(client.compress(array, "raw"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    len(client.compress(array, "raw"))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(run_python(code, *([] if local else [daemon().address])))
+    assert faults < 3000, faults  # of 10240 pages
