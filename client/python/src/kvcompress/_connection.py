@@ -105,12 +105,13 @@ class Connection:
     def _open(self, call: Streaming[Result]) -> Results[Result]:
         """Begins the call, over shared memory where there is some. Not where items are made one after the other: who
         makes one only when the result of another is there would wait for ever, as buffers come from the same thread."""
-        if self._core.closed:
-            raise closed()
         own = self._ours()
+        if own.core.closed:
+            raise closed()
         # Those of any other kind are perhaps made while they are read.
-        is_native = isinstance(call.items, list | tuple) and own.native.get() is not None
-        region = own.pool.take(call.left) if isinstance(call.items, Sequence) else None
+        is_list = isinstance(call.items, (list, tuple))
+        is_native = is_list and own.native.get() is not None
+        region = own.pool.take(call.left) if is_list or isinstance(call.items, Sequence) else None
         if is_native:
             return NativeStream(
                 own.native,

@@ -28,6 +28,7 @@ except ImportError:
 Choice = Literal["auto", "require", "off"]
 _VARIABLE = "KVCOMPRESS_NATIVE"
 _MALFORMED = -1
+_WELL = (0, "", None)
 # How a daemon of another version ends a call whose rest can be sent again, plainly: it knows no batches, and has taken
 # nothing of one; or its frames need more memory than the module, which reckons that beforehand, has given.
 _MISUNDERSTANDINGS = (
@@ -151,22 +152,25 @@ class NativeStream(Results[Result]):
             raise Cancelled("the stream belongs to the process that this one was forked from")
         with self._running:
             try:
-                found = None if self._call is None else self._call.next()
-                if self._call is not None and found is None and self._is_misunderstood():
+                found, end = self._following()
+                if end[:2] in _MISUNDERSTANDINGS and (self._batches or self._region is not None):
                     self._begin_again()
-                    found = self._call.next()
+                    found, end = self._following()
                 if found is not None:
-                    result: Result = self._result(found)
+                    item = self._items[self._answered]
+                    self._answered += 1
+                    result: Result = _result_of(item, found)
                     return result
             except BaseException:
                 self.close()
                 raise
-            self._finish()
+            self._finish(*end)
             raise StopIteration
 
-    def _is_misunderstood(self) -> bool:
-        is_plain = not self._batches and self._region is None
-        return not is_plain and self._call.end()[:2] in _MISUNDERSTANDINGS
+    def _following(self) -> tuple[Any, tuple[int, str, float | None]]:
+        """What the module finds next; None at the end of the call, and how that was."""
+        found = None if self._call is None else self._call.next()
+        return found, _WELL if found is not None or self._call is None else self._call.end()
 
     def _begin_again(self) -> None:
         self._forget()
@@ -178,16 +182,10 @@ class NativeStream(Results[Result]):
         if self._is_closed:  # meanwhile
             self._call.cancel()
 
-    def _result(self, found: Any) -> Any:
-        item = self._items[self._answered]
-        self._answered += 1
-        return _result_of(item, found)
-
-    def _finish(self) -> None:
+    def _finish(self, code: int, text: str, retry_after: float | None) -> None:
         """After the last result: raises what the call has ended with."""
-        end = (0, "", None) if self._call is None else self._call.end()
-        error = self._channel.failure(*end)
-        if error is not None and end[0] == _MALFORMED:
+        error = self._channel.failure(code, text, retry_after)
+        if error is not None and code == _MALFORMED:
             self._give_up()
             raise error
         region, self._region = self._region, None

@@ -203,8 +203,8 @@ class Pool:
 
     def take(self, left: Left) -> Region | None:
         """Memory for one call, once the daemon's offer is known; None where there is none, or none in time."""
-        with contextlib.suppress(IndexError):  # other threads do the same
-            while True:
+        while self._dropped:
+            with contextlib.suppress(IndexError):  # other threads do the same
                 self._unregister(self._dropped.pop())
         region = self._take(left)
         self.used_last = region is not None
