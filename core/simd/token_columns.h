@@ -107,14 +107,17 @@ struct ColumnRange {
   double rows;         // in the chunk, at least 1
   double rows_before;  // in the chunks before it
   bool again;          // errors have sums about the first one
+  bool has_marks;      // kVaries and kErrorVaries are not all 0
+  bool has_values;     // nor is kValueEnergy
 };
 
 // Adds the sums of a chunk to the moments of the chunks before it, which it sets where there are none, and to the
 // totals.
 void MergeColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments, ColumnTotals& totals);
 
-// Sums over the columns of moments, each as often as the column has values.
-enum MomentTotal { kTotalCount, kTotalSum, kTotalDeviations, kTotalMeanSquares, kMomentTotals };
+// Sums over the columns of moments, each as often as the column has values; and the largest squares of a column's mean
+// in its deviations.
+enum MomentTotal { kTotalCount, kTotalSum, kTotalDeviations, kTotalMeanSquares, kTotalMaxConstant, kMomentTotals };
 
 // In the lanes of ColumnTotals.
 struct MomentLanes {
@@ -126,12 +129,14 @@ struct MomentTotals {
   double sum;           // of x
   double deviations;    // of x about its column's mean, squared
   double mean_squares;  // of the mean of x
+  double max_constant;  // the largest |mean of x| / standard deviation of x of a column that varies; 0 if none does
 };
 
 MomentTotals TotalsOf(const ChannelMoments& moments);
 
-// The largest |mean of x| / standard deviation of x of a column that varies; 0 if none does.
-double MaxConstant(const ChannelMoments& moments);
+// MergeColumns of the last chunk, of all columns, and TotalsOf, in one pass.
+MomentTotals MergeLastColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
+                              ColumnTotals& totals);
 
 // The sum of (mean of x of its column - `mean`)^2 over all values.
 double DeviationsOfMeans(const ChannelMoments& moments, double mean);

@@ -79,6 +79,7 @@ void TokenMeter::BeginStretch(uint64_t begin) {
 }
 
 void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count) {
+  has_marks_ = dtype != DType::kF16;
   has_value_energy_ = !exact_ && errors.is_decoded && errors.at != x;
   while (count > 0) {
     const auto left = static_cast<size_t>(std::min<uint64_t>(count, layout_.sequence() - begin_ - count_));
@@ -110,14 +111,21 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
   }
 }
 
+ColumnRange TokenMeter::RangeOf(size_t begin, size_t end, size_t rows) const {
+  return {.begin = begin,
+          .end = end,
+          .rows = static_cast<double>(rows),
+          .rows_before = static_cast<double>(rows_before_),
+          .again = again_.has_value(),
+          .has_marks = has_marks_,
+          .has_values = has_value_energy_ || again_.has_value()};
+}
+
 // Ends the chunk: the columns of its last row have one row more than the others, if that is not whole.
 void TokenMeter::MergeChunk() {
   if (rows_before_ == 0) moments_.Begin(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   const auto merge = [this](size_t begin, size_t end, size_t rows) {
-    if (begin == end || rows == 0) return;
-    const ColumnRange range{begin, end, static_cast<double>(rows), static_cast<double>(rows_before_),
-                            again_.has_value()};
-    MergeColumns(chunk_.data(), range, moments_, totals_);
+    if (begin < end && rows > 0) MergeColumns(chunk_.data(), RangeOf(begin, end, rows), moments_, totals_);
   };
   merge(0, column_, row_ + 1);
   merge(column_, moments_.size(), row_);
@@ -125,13 +133,19 @@ void TokenMeter::MergeChunk() {
   row_ = 0;
 }
 
-void TokenMeter::EndStretch() {
-  if (exact_) {
-    SumColumnsExactly();
-  } else {
+MomentTotals TokenMeter::MergeLastChunk() {
+  if (column_ > 0 || row_ == 0) {
     MergeChunk();
+    return TotalsOf(moments_);
   }
-  const MomentTotals of_columns = AddSums();
+  if (rows_before_ == 0) moments_.Begin(width_);
+  return MergeLastColumns(chunk_.data(), RangeOf(0, width_, row_), moments_, totals_);
+}
+
+void TokenMeter::EndStretch() {
+  if (exact_) SumColumnsExactly();
+  const MomentTotals of_columns = exact_ ? TotalsOf(moments_) : MergeLastChunk();
+  AddSums(of_columns);
   has_rows_ = has_rows_ || count_ > width_;
   if (count_ == layout_.sequence() && width_ == layout_.channels && !again_) {
     return moments_.AddTo(sums_.closed, of_columns);
@@ -155,7 +169,7 @@ void TokenMeter::JoinTokens() {
 }
 
 // Adds what the columns' moments and the totals come to.
-MomentTotals TokenMeter::AddSums() {
+void TokenMeter::AddSums(const MomentTotals& of_columns) {
   // Of one value the energy has no deviation, but a last digit.
   if (exact_ || count_ > width_) moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
   magnitude_ += totals_.Sum(kTotalMagnitude);
@@ -163,8 +177,7 @@ MomentTotals TokenMeter::AddSums() {
   error_varies_ += totals_.Sum(kTotalErrorVaries);
   error_deviations_ += moments_.error_deviations();
 
-  const MomentTotals of_columns = TotalsOf(moments_);
-  if (of_columns.count == 0) return of_columns;
+  if (of_columns.count == 0) return;
   deviations_ += of_columns.deviations;
   ErrorSums sums;
   sums.count = static_cast<uint64_t>(of_columns.count);
@@ -177,7 +190,6 @@ MomentTotals TokenMeter::AddSums() {
   sums.sum_cross = totals_.Sum(kTotalCross);
   sums.max_abs_error = totals_.Max(kTotalMaxError);
   errors_.Merge(sums);
-  return of_columns;
 }
 
 bool TokenMeter::End() {

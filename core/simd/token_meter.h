@@ -68,12 +68,14 @@ class TokenMeter {
   void BeginAs(bool exact, std::optional<ErrorScales> again);
   void BeginStretch(uint64_t begin);
   void EndStretch();
+  ColumnRange RangeOf(size_t begin, size_t end, size_t rows) const;
   void MergeChunk();
+  // Ends the last chunk, and returns the totals of the columns.
+  MomentTotals MergeLastChunk();
   void SumColumnsExactly();
   void JoinTokens();
   void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
-  // Returns the totals of the columns.
-  MomentTotals AddSums();
+  void AddSums(const MomentTotals& of_columns);
   bool IsHeld() const;
 
   TokenLayout layout_;
@@ -87,6 +89,7 @@ class TokenMeter {
   double varies_ = 0, error_varies_ = 0;          // kTotalVaries and kTotalErrorVaries
   bool has_rows_ = false;                         // a column has more than one value
   bool has_value_energy_ = false;                 // kTotalValueEnergy
+  bool has_marks_ = false;                        // kTotalVaries and kTotalErrorVaries
 
   // The stretch at hand.
   uint64_t begin_ = 0;  // in its sequence

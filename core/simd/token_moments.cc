@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <iterator>
 
 #include "core/simd/token_columns.h"
@@ -13,6 +14,12 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
+
+// Of some columns.
+template <class D>
+struct Moments {
+  hn::Vec<D> count, mean, deviations;
+};
 
 // Merges columns, as many at once as there are lanes, all of which lie in the same lanes of their blocks.
 template <class D>
@@ -27,7 +34,9 @@ class ColumnMerger {
         error_means_(moments.plane(kErrorMean)),
         lane_(lane),
         is_first_(range.rows_before == 0),
-        again_(range.again) {
+        again_(range.again),
+        has_marks_(range.has_marks),
+        has_values_(range.has_values) {
     const D d;
     const double rows = range.rows_before + range.rows;
     count_ = hn::Set(d, rows);
@@ -37,26 +46,33 @@ class ColumnMerger {
     for (size_t total = 0; total < kColumnTotals; ++total) totals_[total] = hn::LoadU(d, totals.lanes[total] + lane);
   }
 
-  HWY_INLINE void Merge(size_t column) {
+  // Returns the column's moments.
+  HWY_INLINE Moments<D> Merge(size_t column) {
     const D d;
     const ColumnBlock& block = chunk_[column / ColumnBlock::kColumns];
     const V first = Load(block, kFirst);
     const V sum = Load(block, kSum);
-    const V deviations = MergeMean(first, sum, Load(block, kSquares), means_ + column);
+    V mean, error_mean;
+    const V added = MergeMean(first, sum, Load(block, kSquares), means_ + column, mean);
+    const V deviations = hn::Add(Before(deviations_ + column), added);
     const V energy = LoadRuns(block, kEnergy, kRunEnergy);
     const V first_error = again_ ? Load(block, kFirstError) : hn::Zero(d);
     const V error_squares = again_ ? Load(block, kErrorSquares) : energy;
-    hn::StoreU(hn::Add(Before(deviations_ + column), deviations), d, deviations_ + column);
+    hn::StoreU(deviations, d, deviations_ + column);
     hn::StoreU(count_, d, counts_ + column);
-    Add(kErrorDeviations, MergeMean(first_error, Load(block, kErrorSum), error_squares, error_means_ + column));
+    Add(kErrorDeviations,
+        MergeMean(first_error, Load(block, kErrorSum), error_squares, error_means_ + column, error_mean));
     Add(kTotalEnergy, energy);
     Add(kTotalAbsError, LoadRuns(block, kAbsError, kRunAbsError));
     Add(kTotalCross, LoadRuns(block, kCross, kRunCross));
-    Add(kTotalValueEnergy, LoadRuns(block, kValueEnergy, kRunValueEnergy));
+    if (has_values_) Add(kTotalValueEnergy, LoadRuns(block, kValueEnergy, kRunValueEnergy));
     totals_[kTotalMaxError] = hn::Max(totals_[kTotalMaxError], Load(block, kMaxError));
     Add(kTotalMagnitude, hn::Add(hn::Abs(first), hn::Abs(sum)));
-    Add(kTotalVaries, Load(block, kVaries));
-    Add(kTotalErrorVaries, Load(block, kErrorVaries));
+    if (has_marks_) {
+      Add(kTotalVaries, Load(block, kVaries));
+      Add(kTotalErrorVaries, Load(block, kErrorVaries));
+    }
+    return {count_, mean, deviations};
   }
 
   HWY_INLINE void Store(ColumnTotals& totals) const {
@@ -79,14 +95,15 @@ class ColumnMerger {
 
   HWY_INLINE V Before(const double* moments) const { return is_first_ ? hn::Zero(D()) : hn::LoadU(D(), moments); }
 
-  // Merges the mean, and returns by how much the deviations grow: Chan, Golub, LeVeque 1983.
-  HWY_INLINE V MergeMean(V first, V sum, V squares, double* means) const {
+  // Merges `mean`, and returns by how much the deviations grow: Chan, Golub, LeVeque 1983.
+  HWY_INLINE V MergeMean(V first, V sum, V squares, double* means, V& mean) const {
     const D d;
     const V from_first = hn::Mul(sum, per_row_);
     const V within = hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, from_first)));
     const V before = Before(means);
     const V between = hn::Sub(hn::Add(first, from_first), before);
-    hn::StoreU(hn::Add(before, hn::Mul(between, share_)), d, means);
+    mean = hn::Add(before, hn::Mul(between, share_));
+    hn::StoreU(mean, d, means);
     return hn::Add(within, hn::Mul(hn::Mul(between, between), weight_));
   }
 
@@ -94,7 +111,7 @@ class ColumnMerger {
   double *const counts_, *const means_, *const deviations_, *const error_means_;
   const size_t lane_;
   const bool is_first_;
-  const bool again_;
+  const bool again_, has_marks_, has_values_;
   V count_, per_row_, share_, weight_;
   V totals_[kColumnTotals];
 };
@@ -103,23 +120,21 @@ class ColumnMerger {
 template <class D>
 class MomentSums {
  public:
-  HWY_INLINE MomentSums(const ChannelMoments& moments, const MomentLanes& sums, size_t lane)
-      : counts_(moments.plane(kCount)),
-        means_(moments.plane(kMean)),
-        deviations_(moments.plane(kDeviations)),
-        lane_(lane) {
+  HWY_INLINE MomentSums(const MomentLanes& sums, size_t lane) : lane_(lane) {
     for (size_t i = 0; i < kMomentTotals; ++i) sums_[i] = hn::LoadU(D(), sums.lanes[i] + lane);
   }
 
-  HWY_INLINE void Add(size_t column) {
+  HWY_INLINE void Add(const Moments<D>& moments) {
     const D d;
-    const V count = hn::LoadU(d, counts_ + column);
-    Add(kTotalCount, count);
-    const V mean = hn::LoadU(d, means_ + column);
-    const V sum = hn::Mul(count, mean);
+    const V sum = hn::Mul(moments.count, moments.mean);
+    Add(kTotalCount, moments.count);
     Add(kTotalSum, sum);
-    Add(kTotalDeviations, hn::LoadU(d, deviations_ + column));
-    Add(kTotalMeanSquares, hn::Mul(sum, mean));
+    Add(kTotalDeviations, moments.deviations);
+    Add(kTotalMeanSquares, hn::Mul(sum, moments.mean));
+    const V squares = hn::Mul(hn::Mul(moments.mean, moments.mean), moments.count);
+    const V constant =
+        hn::IfThenElseZero(hn::Gt(moments.deviations, hn::Zero(d)), hn::Div(squares, moments.deviations));
+    sums_[kTotalMaxConstant] = hn::Max(sums_[kTotalMaxConstant], constant);
   }
 
   HWY_INLINE void Store(MomentLanes& sums) const {
@@ -131,7 +146,6 @@ class MomentSums {
 
   HWY_INLINE void Add(MomentTotal total, V sum) { sums_[total] = hn::Add(sums_[total], sum); }
 
-  const double *const counts_, *const means_, *const deviations_;
   const size_t lane_;
   V sums_[kMomentTotals];
 };
@@ -163,24 +177,25 @@ void MergeChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, Chann
   });
 }
 
-void SumMoments(const ChannelMoments& moments, MomentLanes& sums) {
-  VisitColumns(0, moments.size(), [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
-    MomentSums<decltype(d)> own(moments, sums, lane);
-    for (size_t column = begin; column < end; column += ColumnBlock::kColumns) own.Add(column);
+void MergeLastChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
+                           ColumnTotals& totals, MomentLanes& sums) {
+  VisitColumns(range.begin, range.end, [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
+    ColumnMerger<decltype(d)> merger(chunk, range, moments, totals, lane);
+    MomentSums<decltype(d)> own(sums, lane);
+    for (size_t column = begin; column < end; column += ColumnBlock::kColumns) own.Add(merger.Merge(column));
+    merger.Store(totals);
     own.Store(sums);
   });
 }
 
-void FindMaxConstant(const ChannelMoments& moments, double* lanes) {
+void SumMoments(const ChannelMoments& moments, MomentLanes& sums) {
   VisitColumns(0, moments.size(), [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
-    auto most = hn::LoadU(d, lanes + lane);
+    MomentSums<decltype(d)> own(sums, lane);
     for (size_t column = begin; column < end; column += ColumnBlock::kColumns) {
-      const auto mean = hn::LoadU(d, moments.plane(kMean) + column);
-      const auto squares = hn::Mul(hn::Mul(mean, mean), hn::LoadU(d, moments.plane(kCount) + column));
-      const auto deviations = hn::LoadU(d, moments.plane(kDeviations) + column);
-      most = hn::Max(most, hn::IfThenElseZero(hn::Gt(deviations, hn::Zero(d)), hn::Div(squares, deviations)));
+      own.Add({hn::LoadU(d, moments.plane(kCount) + column), hn::LoadU(d, moments.plane(kMean) + column),
+               hn::LoadU(d, moments.plane(kDeviations) + column)});
     }
-    hn::StoreU(most, d, lanes + lane);
+    own.Store(sums);
   });
 }
 
@@ -204,24 +219,35 @@ HWY_AFTER_NAMESPACE();
 namespace kvcompress::simd {
 
 HWY_EXPORT(MergeChunkColumns);
+HWY_EXPORT(MergeLastChunkColumns);
 HWY_EXPORT(SumMoments);
 HWY_EXPORT(SumBetween);
-HWY_EXPORT(FindMaxConstant);
 
 namespace {
 
 // In pairs, which do not wait for each other.
-double SumOf(const double (&lanes)[ColumnBlock::kColumns]) {
-  double sums[ColumnBlock::kColumns / 2];
-  for (size_t i = 0; i < std::size(sums); ++i) sums[i] = lanes[i] + lanes[i + std::size(sums)];
-  for (size_t half = std::size(sums) / 2; half > 0; half /= 2) {
-    for (size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+template <class Join>
+double Reduce(const double (&lanes)[ColumnBlock::kColumns], Join join) {
+  double joined[ColumnBlock::kColumns / 2];
+  for (size_t i = 0; i < std::size(joined); ++i) joined[i] = join(lanes[i], lanes[i + std::size(joined)]);
+  for (size_t half = std::size(joined) / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) joined[i] = join(joined[i], joined[i + half]);
   }
-  return sums[0];
+  return joined[0];
 }
 
+double SumOf(const double (&lanes)[ColumnBlock::kColumns]) { return Reduce(lanes, std::plus<double>()); }
+
 double MaxOf(const double (&lanes)[ColumnBlock::kColumns]) {
-  return *std::max_element(std::begin(lanes), std::end(lanes));
+  return Reduce(lanes, [](double a, double b) { return std::max(a, b); });
+}
+
+MomentTotals TotalsOf(const MomentLanes& sums) {
+  return {.count = SumOf(sums.lanes[kTotalCount]),
+          .sum = SumOf(sums.lanes[kTotalSum]),
+          .deviations = SumOf(sums.lanes[kTotalDeviations]),
+          .mean_squares = SumOf(sums.lanes[kTotalMeanSquares]),
+          .max_constant = std::sqrt(MaxOf(sums.lanes[kTotalMaxConstant]))};
 }
 
 }  // namespace
@@ -237,16 +263,14 @@ double ColumnTotals::Max(ColumnTotal total) const { return MaxOf(lanes[total]); 
 MomentTotals TotalsOf(const ChannelMoments& moments) {
   MomentLanes sums;
   HWY_DYNAMIC_DISPATCH(SumMoments)(moments, sums);
-  return {.count = SumOf(sums.lanes[kTotalCount]),
-          .sum = SumOf(sums.lanes[kTotalSum]),
-          .deviations = SumOf(sums.lanes[kTotalDeviations]),
-          .mean_squares = SumOf(sums.lanes[kTotalMeanSquares])};
+  return TotalsOf(sums);
 }
 
-double MaxConstant(const ChannelMoments& moments) {
-  double lanes[ColumnBlock::kColumns] = {};
-  HWY_DYNAMIC_DISPATCH(FindMaxConstant)(moments, lanes);
-  return std::sqrt(MaxOf(lanes));
+MomentTotals MergeLastColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
+                              ColumnTotals& totals) {
+  MomentLanes sums;
+  HWY_DYNAMIC_DISPATCH(MergeLastChunkColumns)(chunk, range, moments, totals, sums);
+  return TotalsOf(sums);
 }
 
 double DeviationsOfMeans(const ChannelMoments& moments, double mean) {

@@ -66,7 +66,7 @@ void ChannelMoments::AddTo(ErrorSums& sums, const simd::MomentTotals& totals) co
   own.token_count = static_cast<uint64_t>(totals.count);
   own.token_deviations = totals.deviations;
   own.token_error_deviations = error_deviations_;
-  own.max_channel_constant = simd::MaxConstant(*this);
+  own.max_channel_constant = totals.max_constant;
   sums.Merge(own);
 }
 
