@@ -78,7 +78,8 @@ class TensorReactor final : public grpc::ServerUnaryReactor, public IdleWatch::W
   // Fills the response.
   absl::Status Run() {
     if (context_->IsCancelled()) return absl::CancelledError("the client has cancelled");
-    typename Call::Response head;
+    thread_local typename Call::Response head;  // with the memory of the call before
+    head.Clear();
     KVC_ASSIGN_OR_RETURN(Slice output, call_.Run(metrics_, head));
     *response_ = PayloadMessage(Direction::kTensorOutput, {std::move(output)}, &head);
     return absl::OkStatus();
