@@ -292,6 +292,9 @@ void CompressStream::SubmitBlock(const std::shared_ptr<EncodeTask>& task, uint64
     output_.OnFrame(block->output.Take(block->size));
     if (last) output_.OnTensor(report);
   };
+  const bool came = task->source == nullptr;
+  if (came && holds_ && task->chain.IsShort(count * task->width()))
+    return pipeline_.Hold(std::move(work), std::move(deliver));
   pipeline_.Submit(std::move(work), std::move(deliver));
 }
 

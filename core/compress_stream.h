@@ -20,7 +20,8 @@
 // may be pushed in pieces (a network stream) or read by the workers from a source (a file); both give the same bytes.
 namespace kvcompress {
 
-// Receives what a stream makes: in order, one call at a time, on pool threads. After OnError nothing follows.
+// Receives what a stream makes: in order, one call at a time, on threads that work on blocks. After OnError nothing
+// follows.
 class CompressOutput {
  public:
   virtual ~CompressOutput() = default;
@@ -82,6 +83,9 @@ class CompressStream {
   void Flush(absl::AnyInvocable<void()> done) {
     pipeline_.Submit([] {}, std::move(done));
   }
+  // From here on blocks that come, and take no longer than the way to another thread, are held for WorkOnHeld, or none.
+  void set_holds(bool holds) { holds_ = holds; }
+  void WorkOnHeld() { pipeline_.WorkOnHeld(); }
   // Blocks until fewer than `limit` blocks are in flight. Not from the output's calls.
   void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
   // Makes the remaining work end at once, without further output. From any thread.
@@ -103,7 +107,8 @@ class CompressStream {
   BlockInput pending_;                // its next block, or all of it where the chain must see the whole
   size_t filled_ = 0;
   uint64_t received_ = 0;
-  uint64_t taken_ = 0;        // of all tensors
+  uint64_t taken_ = 0;  // of all tensors
+  bool holds_ = false;
   OrderedPipeline pipeline_;  // last: its destructor waits for jobs that use the members above
 };
 

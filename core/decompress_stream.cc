@@ -141,6 +141,7 @@ void DecompressStream::SubmitBlock(FrameReader::Block encoded) {
     task->report.codec_seconds += decoded->seconds;
     output_.OnData(decoded->output.Take(static_cast<size_t>(value_bytes)));
   };
+  if (holds_ && task_->chain.IsShort(value_bytes)) return pipeline_.Hold(std::move(work), std::move(deliver));
   pipeline_.Submit(std::move(work), std::move(deliver));
 }
 

@@ -73,6 +73,8 @@ class DecompressStream {
   void Flush(absl::AnyInvocable<void()> done) {
     pipeline_.Submit([] {}, std::move(done));
   }
+  void set_holds(bool holds) { holds_ = holds; }
+  void WorkOnHeld() { pipeline_.WorkOnHeld(); }
   void WaitBelow(size_t limit) { pipeline_.WaitBelow(limit); }
   void Cancel() { cancelled_ = true; }
 
@@ -93,6 +95,7 @@ class DecompressStream {
   OutputBuffers* buffers_ = nullptr;
   std::unique_ptr<FrameReader> reader_;
   std::shared_ptr<DecodeTask> task_;
+  bool holds_ = false;
   OrderedPipeline pipeline_;
 };
 

@@ -5,6 +5,14 @@
 namespace kvcompress {
 
 void OrderedPipeline::Submit(absl::AnyInvocable<void()> work, absl::AnyInvocable<void()> deliver) {
+  queue_.Push(Add(std::move(work), std::move(deliver)));
+}
+
+void OrderedPipeline::Hold(absl::AnyInvocable<void()> work, absl::AnyInvocable<void()> deliver) {
+  queue_.Hold(Add(std::move(work), std::move(deliver)));
+}
+
+ThreadPool::Job OrderedPipeline::Add(absl::AnyInvocable<void()> work, absl::AnyInvocable<void()> deliver) {
   Item* item;
   {
     absl::MutexLock lock(&mutex_);
@@ -12,11 +20,11 @@ void OrderedPipeline::Submit(absl::AnyInvocable<void()> work, absl::AnyInvocable
     item = items_.back().get();
     item->deliver = std::move(deliver);
   }
-  queue_.Push([this, item, work = std::move(work)]() mutable {
+  return [this, item, work = std::move(work)]() mutable {
     work();
     work = nullptr;
     OnWorkDone(item);
-  });
+  };
 }
 
 size_t OrderedPipeline::in_flight() const {

@@ -14,7 +14,7 @@ namespace kvcompress {
 
 // Work on a pool whose results come out in the order in which it went in. Each item has a `work` part, which runs on
 // any thread at the same time as others, and a `deliver` part, which runs after it, in the order of submission, on a
-// pool thread, never two at a time.
+// thread that works, never two at a time.
 class OrderedPipeline {
  public:
   // `client`: as ThreadPool::Queue's.
@@ -23,6 +23,9 @@ class OrderedPipeline {
   ~OrderedPipeline() { WaitBelow(1); }
 
   void Submit(absl::AnyInvocable<void()> work, absl::AnyInvocable<void()> deliver);
+  // The same, and the caller calls WorkOnHeld next, as ThreadPool::Queue says.
+  void Hold(absl::AnyInvocable<void()> work, absl::AnyInvocable<void()> deliver);
+  void WorkOnHeld() { queue_.WorkOnHeld(); }
 
   // Items submitted and not yet delivered.
   size_t in_flight() const;
@@ -38,6 +41,7 @@ class OrderedPipeline {
     bool done = false;
   };
 
+  ThreadPool::Job Add(absl::AnyInvocable<void()> work, absl::AnyInvocable<void()> deliver);
   void OnWorkDone(Item* item);
 
   mutable absl::Mutex mutex_;

@@ -56,34 +56,40 @@ size_t ThreadPool::queued() const {
 }
 
 void ThreadPool::Work() {
-  using Clock = std::chrono::steady_clock;
   absl::MutexLock lock(&mutex_);
   while (true) {
     mutex_.Await(absl::Condition(
-        +[](ThreadPool* pool)
-             ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool->mutex_) { return !pool->turns_.empty() || pool->stopping_; },
+        +[](ThreadPool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool->mutex_) {
+          return pool->turns_.empty() ? pool->stopping_ : pool->in_work_ < pool->threads_.size();
+        },
         this));
     if (turns_.empty()) return;
-    Client& client = turns_.Next();
-    const std::shared_ptr<Line> line = client.lines.Next().shared_from_this();
-    Job job = std::move(line->jobs.front());
-    line->jobs.pop_front();
-    --queued_;
-    const double of_client = turns_.Begin(client);
-    const double of_line = client.lines.Begin(*line);
-    if (line->jobs.empty()) client.lines.Remove(*line);
-    if (client.lines.empty()) turns_.Remove(client);
-
-    mutex_.Unlock();
-    const Clock::time_point start = Clock::now();
-    job();
-    job = nullptr;
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    mutex_.Lock();
-
-    client.lines.End(*line, of_line, seconds);
-    turns_.End(client, of_client, seconds);
+    WorkOn(turns_.Next().lines.Next(), true);
   }
+}
+
+void ThreadPool::WorkOn(Line& line, bool goes_on) {
+  using Clock = std::chrono::steady_clock;
+  const std::shared_ptr<Line> kept = line.shared_from_this();
+  Client& client = line.client;
+  Job job = std::move(line.jobs.front());
+  line.jobs.pop_front();
+  --queued_;
+  ++in_work_;
+  const double of_client = turns_.Begin(client);
+  const double of_line = client.lines.Begin(line);
+  if (line.jobs.empty() || !goes_on) StopWaiting(line);
+
+  mutex_.Unlock();
+  const Clock::time_point start = Clock::now();
+  job();
+  job = nullptr;
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  mutex_.Lock();
+
+  --in_work_;
+  client.lines.End(line, of_line, seconds);
+  turns_.End(client, of_client, seconds);
 }
 
 std::shared_ptr<ThreadPool::Line> ThreadPool::AddLine(std::string_view client) {
@@ -102,9 +108,18 @@ void ThreadPool::RemoveLine(Line& line) {
   absl::MutexLock lock(&mutex_);
   queued_ -= line.jobs.size();
   dropped = std::exchange(line.jobs, {});
+  StopWaiting(line);
+  --line.client.queues;
+}
+
+void ThreadPool::Wait(Line& line) {
+  line.client.lines.Add(line);
+  turns_.Add(line.client);
+}
+
+void ThreadPool::StopWaiting(Line& line) {
   line.client.lines.Remove(line);
   if (line.client.lines.empty()) turns_.Remove(line.client);
-  --line.client.queues;
 }
 
 void ThreadPool::ForgetClients() {
@@ -122,8 +137,23 @@ void ThreadPool::Queue::Push(Job job) {
   absl::MutexLock lock(&pool_.mutex_);
   line_->jobs.push_back(std::move(job));
   ++pool_.queued_;
-  line_->client.lines.Add(*line_);
-  pool_.turns_.Add(line_->client);
+  pool_.Wait(*line_);
+}
+
+void ThreadPool::Queue::Hold(Job job) {
+  absl::MutexLock lock(&pool_.mutex_);
+  line_->jobs.push_back(std::move(job));
+  ++pool_.queued_;
+}
+
+void ThreadPool::Queue::WorkOnHeld() {
+  absl::MutexLock lock(&pool_.mutex_);
+  while (!line_->jobs.empty()) {
+    const bool may_work = pool_.turns_.empty() && pool_.in_work_ < pool_.threads_.size();
+    pool_.Wait(*line_);
+    if (!may_work) return;
+    pool_.WorkOn(*line_, false);
+  }
 }
 
 }  // namespace kvcompress

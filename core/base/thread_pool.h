@@ -57,6 +57,11 @@ class ThreadPool {
     Queue& operator=(const Queue&) = delete;
 
     void Push(Job job);
+    // The same, but the caller calls WorkOnHeld next, and no thread is woken for the job before that.
+    void Hold(Job job);
+    // Does what is held on the calling thread, in place of one of the pool's, to which it must not belong: as long as
+    // fewer jobs are in work than the pool has threads, and no other waits. The rest is left to the pool's.
+    void WorkOnHeld();
 
    private:
     ThreadPool& pool_;
@@ -79,8 +84,13 @@ class ThreadPool {
   };
 
   void Work();
+  // Does the first job of the line, which waits for a turn. Whether it `goes_on` to wait with the jobs that it has
+  // left.
+  void WorkOn(Line& line, bool goes_on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<Line> AddLine(std::string_view client);
   void RemoveLine(Line& line);
+  void Wait(Line& line) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StopWaiting(Line& line) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Forgets clients without queues, unless they have had more than their part.
   void ForgetClients() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -88,6 +98,7 @@ class ThreadPool {
   std::map<std::string, Client, std::less<>> clients_ ABSL_GUARDED_BY(mutex_);
   FairTurns<Client> turns_ ABSL_GUARDED_BY(mutex_);
   size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t in_work_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   size_t wanted_ = 0;
   std::vector<std::thread> threads_;

@@ -1,5 +1,7 @@
 #include "server/rpc/service.h"
 
+#include <grpc/support/cpu.h>
+
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -7,6 +9,7 @@
 #include "proto/wire/methods.h"
 #include "server/rpc/call.h"
 #include "server/rpc/capabilities.h"
+#include "server/rpc/receiving_threads.h"
 #include "server/rpc/stream_reactor.h"
 #include "server/rpc/tensor_reactor.h"
 
@@ -44,7 +47,11 @@ template <typename Session>
 Service::Streaming* Service::Start(Context* context) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(Client(*context));
   if (!ticket.ok()) return new Refusal(context, MethodName<typename Session::Request>(), metrics_, ticket.status());
-  return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket), guard_, idle_watch_);
+  const auto may_work = [this] {
+    return MayWorkWhereReceived(ReceivingThreads(gpr_cpu_num_cores()), pool_.size(), admission_.streams());
+  };
+  return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket), guard_, idle_watch_,
+                                    may_work);
 }
 
 template <typename Call>

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -21,8 +22,9 @@
 namespace kvcompress {
 
 // Moves messages between a stream and its session: one read and one write are in flight at a time. Every reaction, and
-// every wake-up from the pool, calls Pump(), which does what the session allows at the moment. The codec's work is the
-// pool's; reactions pass on, as slices, what gRPC has received and what the codec has made.
+// every wake-up from the pool, calls Pump(), which does what the session allows at the moment. Reactions pass on, as
+// slices, what gRPC has received and what the codec has made. The codec's work is the pool's, but for short blocks:
+// those the reaction to a message does itself, when it may.
 //
 // The end: Pump() sends the status when the session is done, which is after its last job in the pool, and no write is
 // in flight. Nothing touches a deleted reactor: gRPC calls OnDone after all other reactions have returned, and ~Session
@@ -41,10 +43,11 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   using Clock = IdleWatch::Clock;
 
   StreamReactor(grpc::CallbackServerContext* context, Metrics& metrics, ThreadPool& pool, const SessionOptions& options,
-                Admission::Ticket ticket, MemoryGuard& guard, IdleWatch& watch)
+                Admission::Ticket ticket, MemoryGuard& guard, IdleWatch& watch, std::function<bool()> may_work)
       : context_(context),
         metrics_(metrics),
         watch_(watch),
+        may_work_(std::move(may_work)),
         record_(context, MethodName<Request>(), metrics),
         delivered_(guard.DeliveredTo(record_.peer())),
         session_(pool, options, std::move(ticket), metrics, [this] { Pump(); }) {
@@ -53,10 +56,11 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   }
 
   void OnReadDone(bool ok) override {
+    bool holds = false;
     if (ok) {
       metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
       MemoryGuard::Count(*delivered_, incoming_.Length());
-      Take(incoming_);
+      holds = Take(incoming_);
       incoming_.Clear();
     } else if (context_->IsCancelled()) {
       session_.Cancel();
@@ -66,6 +70,8 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     }
     reading_ = false;
     Pump();
+    // After the next read has begun, which another of gRPC's threads goes on with.
+    if (holds) session_.WorkOnHeld();
   }
 
   void OnWriteDone(bool ok) override {
@@ -138,13 +144,17 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     this->Finish(ToGrpcStatus(status));
   }
 
-  void Take(const grpc::ByteBuffer& message) {
+  // Returns whether the session may have held work.
+  bool Take(const grpc::ByteBuffer& message) {
     if (std::optional<std::vector<Slice>> payload = PayloadOf(message, Direction::kInput)) {
-      return session_.Push(*std::move(payload));
+      const bool holds = may_work_();
+      holds ? session_.PushAndHold(*std::move(payload)) : session_.Push(*std::move(payload));
+      return holds;
     }
     Request request;
     const absl::Status parsed = ParseRequest(message, kMaxHeadBytes, Direction::kInput, request);
     parsed.ok() ? session_.Push(std::move(request)) : session_.Fail(parsed);
+    return false;
   }
 
   void StartNextWrite() {
@@ -174,6 +184,7 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   grpc::CallbackServerContext* const context_;
   Metrics& metrics_;
   IdleWatch& watch_;
+  const std::function<bool()> may_work_;  // on a block in the reaction to its message
   CallRecord record_;
   const std::shared_ptr<DeliveredBytes> delivered_;  // of the connection
 

@@ -25,9 +25,9 @@ namespace kvcompress {
 
 // One stream, from its first message to its status, without a transport. Messages go in by Push, one at a time and only
 // while wants_input(); responses come out by Pop, in order. Payloads are slices both ways: what came is held until it
-// is encoded or decoded, what goes out is what the codec wrote. `wake` is called, from pool threads and without locks,
-// when either may have changed. The session ends when done() says so. Its status is that of the first fault in the
-// order of the stream, whatever the threads' timing; the responses that precede the fault come out first.
+// is encoded or decoded, what goes out is what the codec wrote. `wake` is called, from threads that work on blocks and
+// without locks, when either may have changed. The session ends when done() says so. Its status is that of the first
+// fault in the order of the stream, whatever the threads' timing; the responses that precede the fault come out first.
 //
 // Push, HalfClose and Fail come from one thread at a time, and so does Pop; the others from any.
 //
@@ -78,6 +78,10 @@ class Session {
   }
   // A message that carries these bytes.
   void Push(std::vector<Slice> payload) { Queue({.bytes = std::move(payload)}); }
+  // The same, and the caller calls WorkOnHeld next, once it has asked for more input: what it has in its CPU's cache
+  // may be encoded or decoded there, if the codec is fast.
+  void PushAndHold(std::vector<Slice> payload) { Queue({.bytes = std::move(payload)}, true); }
+  void WorkOnHeld() { stream_.WorkOnHeld(); }
   // No more messages.
   void HalfClose() {
     {
@@ -193,7 +197,7 @@ class Session {
 
   bool WindowIsOpen() const { return held_bytes() < options_.window_bytes; }
 
-  void Queue(Input<Request> input) {
+  void Queue(Input<Request> input, bool holds = false) {
     {
       absl::MutexLock lock(&mutex_);
       if (!start_) start_ = Clock::now();
@@ -201,7 +205,7 @@ class Session {
       header_bytes_ += input.header_bytes;
       inputs_.push_back(std::move(input));
     }
-    Feed();
+    Feed(holds);
   }
 
   // While output goes to buffers, messages are read even when the window is shut, because one of them may give the next
@@ -223,9 +227,11 @@ class Session {
     return cancelled_ || !input_status_.ok() || (half_closed_ && inputs_.empty()) || !work_.error().ok();
   }
 
-  // Gives the stream as much of the input as the window takes. Whoever brings input, or takes output, calls.
-  void Feed() {
-    feeding_.Run([this] {
+  // Gives the stream as much of the input as the window takes. Whoever brings input, or takes output, calls; `holds`:
+  // and then WorkOnHeld.
+  void Feed(bool holds = false) {
+    feeding_.Run([this, holds] {
+      stream_.set_holds(holds);
       while (FeedPart()) {
       }
     });

@@ -109,11 +109,7 @@ class TensorCall {
   }
 
   // Whether Run takes less time than the way to another thread.
-  bool is_short() const {
-    // Some 20 us at the speed of a fast codec, one block of 16-bit values.
-    constexpr uint64_t kShortBytes = uint64_t{256} << 10;
-    return work_.chain().is_fast() && std::max(input_bytes_, work_.max_output_bytes()) <= kShortBytes;
-  }
+  bool is_short() const { return work_.chain().IsShort(std::max(input_bytes_, work_.max_output_bytes())); }
 
   // Returns the output, and fills in the rest of the response. After Start.
   absl::StatusOr<Slice> Run(SessionObserver& observer, Response& response) {

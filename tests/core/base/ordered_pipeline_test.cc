@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
@@ -132,6 +133,109 @@ TEST(ThreadPoolTest, AClientThatComesBackForEachJobKeepsWhatItHasHad) {
   EXPECT_GE(turn - order.begin(), static_cast<std::ptrdiff_t>(before) + 10);
 }
 
+TEST(ThreadPoolTest, WhoHoldsJobsDoesThem) {
+  ThreadPool pool(2);
+  ThreadPool::Queue queue(pool);
+  std::vector<int> order;  // of this thread alone
+  for (int i = 0; i < 5; ++i) {
+    queue.Hold([&order, i, me = std::this_thread::get_id()] {
+      EXPECT_EQ(std::this_thread::get_id(), me);
+      order.push_back(i);
+    });
+  }
+  absl::SleepFor(absl::Milliseconds(20));
+  EXPECT_EQ(pool.queued(), 5u);
+  queue.WorkOnHeld();
+  EXPECT_THAT(order, ::testing::ElementsAre(0, 1, 2, 3, 4));
+  EXPECT_EQ(pool.queued(), 0u);
+  queue.WorkOnHeld();  // nothing is held
+}
+
+TEST(ThreadPoolTest, HeldJobsThatNobodyDidGoWithTheirQueue) {
+  ThreadPool pool(1);
+  {
+    ThreadPool::Queue queue(pool);
+    queue.Hold([] { FAIL(); });
+  }
+  EXPECT_EQ(pool.queued(), 0u);
+}
+
+TEST(ThreadPoolTest, WhoHoldsJobsLeavesThemWhileAllThreadsWork) {
+  ThreadPool pool(1);
+  ThreadPool::Queue busy(pool);
+  ThreadPool::Queue queue(pool);
+  absl::Notification started;
+  absl::Notification go;
+  busy.Push([&] {
+    started.Notify();
+    go.WaitForNotification();
+  });
+  started.WaitForNotification();
+  absl::Notification done;
+  queue.Hold([&done, me = std::this_thread::get_id()] {
+    EXPECT_NE(std::this_thread::get_id(), me);
+    done.Notify();
+  });
+  queue.WorkOnHeld();
+  EXPECT_FALSE(done.HasBeenNotified());
+  go.Notify();
+  done.WaitForNotification();
+}
+
+TEST(ThreadPoolTest, WhoHoldsJobsLeavesThemWhenOthersWait) {
+  ThreadPool pool(1);
+  ThreadPool::Queue queue(pool, "one");
+  ThreadPool::Queue other(pool, "other");
+  std::vector<int> order;  // one thread at a time works
+  absl::Notification done;
+  queue.Hold([&] {
+    // The pool's thread may not begin before this has returned.
+    other.Push([&] { order.push_back(10); });
+    absl::SleepFor(absl::Milliseconds(20));
+    order.push_back(0);
+  });
+  queue.Hold([&] { order.push_back(1); });
+  queue.Hold([&] {
+    order.push_back(2);
+    done.Notify();
+  });
+  queue.WorkOnHeld();
+  done.WaitForNotification();
+  EXPECT_THAT(order, ::testing::ElementsAre(0, 10, 1, 2));
+}
+
+TEST(ThreadPoolTest, NoMoreWorkAtATimeThanThePoolHasThreads) {
+  constexpr int kWorkers = 4;
+  constexpr int kJobs = 400;
+  ThreadPool pool(2);
+  std::atomic<int> working = 0;
+  std::atomic<int> most = 0;
+  std::atomic<int> ran = 0;
+  const auto job = [&] {
+    const int now = ++working;
+    for (int before = most; before < now && !most.compare_exchange_weak(before, now);) {
+    }
+    absl::SleepFor(absl::Microseconds(50));
+    --working;
+    ++ran;
+  };
+  std::vector<std::thread> threads;
+  std::vector<std::unique_ptr<ThreadPool::Queue>> queues;
+  for (int i = 0; i < kWorkers; ++i) queues.push_back(std::make_unique<ThreadPool::Queue>(pool));
+  for (const auto& queue : queues) {
+    threads.emplace_back([&job, queue = queue.get()] {
+      for (int j = 0; j < kJobs; ++j) {
+        j % 5 == 0 ? queue->Push(job) : queue->Hold(job);
+        if (j % 3 == 0) queue->WorkOnHeld();
+      }
+      queue->WorkOnHeld();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  while (ran < kWorkers * kJobs) absl::SleepFor(absl::Microseconds(50));
+  EXPECT_EQ(most, 2);
+}
+
 TEST(OrderedPipelineTest, DeliversInOrderOneAtATime) {
   ThreadPool pool(4);
   std::vector<int> delivered;
@@ -151,6 +255,35 @@ TEST(OrderedPipelineTest, DeliversInOrderOneAtATime) {
   }
   std::vector<int> expected(500);
   std::iota(expected.begin(), expected.end(), 0);
+  EXPECT_EQ(delivered, expected);
+}
+
+TEST(OrderedPipelineTest, DeliversInOrderWhateverThreadWorks) {
+  ThreadPool pool(3);
+  std::vector<int> delivered;
+  absl::Mutex submitting;
+  int next = 0;
+  OrderedPipeline pipeline(pool);
+  const auto submit = [&] {
+    for (bool more = true; more;) {
+      {
+        absl::MutexLock lock(&submitting);
+        const int i = next++;
+        auto work = [i] { absl::SleepFor(absl::Microseconds((i * 37) % 90)); };
+        auto deliver = [&delivered, i] { delivered.push_back(i); };
+        i % 4 == 0 ? pipeline.Submit(work, deliver) : pipeline.Hold(work, deliver);
+        more = i < 500;
+      }
+      pipeline.WorkOnHeld();
+    }
+  };
+  std::thread another(submit);
+  submit();
+  another.join();
+  pipeline.WaitBelow(1);
+  std::vector<int> expected(delivered.size());
+  std::iota(expected.begin(), expected.end(), 0);
+  EXPECT_GE(delivered.size(), 501u);
   EXPECT_EQ(delivered, expected);
 }
 

@@ -7,6 +7,7 @@
 #include "client/remote/remote_stream.h"
 #include "proto/wire/methods.h"
 #include "server/daemon.h"
+#include "server/rpc/receiving_threads.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvcompress {
@@ -40,6 +41,17 @@ class ServiceTest : public ::testing::Test {
   std::unique_ptr<Daemon> daemon_;
   std::shared_ptr<grpc::Channel> channel_;
 };
+
+TEST(ReceivingThreadsTest, WorkWhereTheyCannotLeaveCpusIdle) {
+  EXPECT_EQ(ReceivingThreads(1), 2u);
+  EXPECT_EQ(ReceivingThreads(8), 4u);
+  EXPECT_EQ(ReceivingThreads(128), 16u);
+  EXPECT_TRUE(MayWorkWhereReceived(2, 2, 256));   // two CPUs are busy with what gRPC's threads do
+  EXPECT_TRUE(MayWorkWhereReceived(16, 4, 256));  // as the cgroup has it
+  EXPECT_TRUE(MayWorkWhereReceived(4, 8, 2));
+  EXPECT_FALSE(MayWorkWhereReceived(4, 8, 3));
+  EXPECT_FALSE(MayWorkWhereReceived(2, 3, 2));
+}
 
 // A parser would make many times as many bytes of it.
 TEST_F(ServiceTest, NoMethodParsesAMessageBeforeItsSizeIsChecked) {

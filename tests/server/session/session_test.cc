@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <limits>
+#include <thread>
 
 #include "absl/time/clock.h"
 #include "core/base/half.h"
@@ -457,6 +459,126 @@ TEST_F(SessionTest, CancelDropsEverythingAndEndsSoon) {
     }
     EXPECT_EQ(admission_.bytes(), 0u);
     EXPECT_EQ(admission_.streams(), 0u);
+  }
+}
+
+TEST_F(SessionTest, ShortBlocksThatAreHeldWaitForTheThreadThatBroughtThem) {
+  const auto nothing_comes = [](auto& driver) {
+    absl::SleepFor(absl::Milliseconds(20));
+    return driver.session.is_working() && !driver.session.has_next();
+  };
+  const Bytes values(2 * kBlock);
+  CompressDriver encoding(pool_, admission_, Options());
+  encoding.session.Push(Header("t", {kBlock}));
+  encoding.session.PushAndHold({Slice::Of(Buffer::Copy(values))});
+  EXPECT_TRUE(nothing_comes(encoding));
+  encoding.session.WorkOnHeld();
+  EXPECT_TRUE(encoding.session.has_next());
+  EXPECT_FALSE(encoding.session.is_working());
+
+  DecompressDriver decoding(pool_, admission_, Options());
+  decoding.session.Push(FrameHeaderOf("t"));
+  const std::string frame = MakeFrame(DType::kF16, values, "int4(group=64)");
+  constexpr size_t kHead = 4096;
+  constexpr size_t kEnd = 64;  // with it comes more than blocks, which is the pool's
+  decoding.session.Push({Slice::Of(Buffer::Copy(AsBytes(frame).first(kHead)))});
+  ASSERT_TRUE(decoding.Soon([&] { return !decoding.session.is_working(); }));
+  for (v1::DecompressResponse header; decoding.Pop(header);) {
+  }
+  decoding.session.PushAndHold({Slice::Of(Buffer::Copy(AsBytes(frame).subspan(kHead, frame.size() - kHead - kEnd)))});
+  EXPECT_TRUE(nothing_comes(decoding));
+  decoding.session.WorkOnHeld();
+  EXPECT_FALSE(decoding.session.is_working());
+
+  // What takes longer is the pool's at once.
+  for (const auto& [dtype, codec] :
+       {std::pair(v1::DTYPE_F16, "raw|cabac"), std::pair(v1::DTYPE_F32, "int4(group=64)")}) {
+    CompressDriver slow(pool_, admission_, Options());
+    slow.session.Push(Header("t", {2 * kBlock / (dtype == v1::DTYPE_F32 ? 4 : 2)}, codec, dtype));
+    slow.session.PushAndHold({Slice::Of(Buffer::Copy(values))});
+    EXPECT_TRUE(slow.Soon([&] { return !slow.session.is_working(); })) << codec;
+    slow.session.WorkOnHeld();
+  }
+}
+
+// Plays gRPC's threads: each in turn brings a message, and then works on what it held while the next one brings
+// another.
+class Receivers {
+ public:
+  Receivers(CompressSession& session, ByteSpan bytes, size_t chunk) : session_(session), bytes_(bytes), chunk_(chunk) {
+    for (std::thread& thread : threads_) thread = std::thread([this] { Receive(); });
+  }
+  ~Receivers() {
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  void Receive() {
+    while (BringMessage()) session_.WorkOnHeld();
+  }
+  bool BringMessage() {
+    absl::MutexLock lock(&mutex_);
+    while (!session_.wants_input()) {
+      if (session_.done() || !session_.status().ok()) return false;
+      absl::SleepFor(absl::Microseconds(20));
+    }
+    if (bytes_.empty()) {
+      if (!std::exchange(closed_, true)) session_.HalfClose();
+      return false;
+    }
+    const ByteSpan piece = bytes_.first(std::min(chunk_, bytes_.size()));
+    bytes_ = bytes_.subspan(piece.size());
+    session_.PushAndHold({Slice::Of(Buffer::Copy(piece))});
+    return true;
+  }
+
+  CompressSession& session_;
+  absl::Mutex mutex_;
+  ByteSpan bytes_ ABSL_GUARDED_BY(mutex_);
+  const size_t chunk_;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  std::array<std::thread, 3> threads_;
+};
+
+TEST_F(SessionTest, BlocksComeInOrderWhateverThreadTheyAreEncodedOn) {
+  const Bytes values = MakeValues(DType::kF16, 5'000'000, Distribution::kGaussian);
+  for (const std::string codec : {"int4(group=64)", "int4(group=64)|lz4"}) {
+    const std::string expected = MakeFrame(DType::kF16, values, codec);
+    CompressDriver driver(pool_, admission_, Options());
+    driver.session.Push(Header("t", {5'000'000}, codec));
+    {
+      const Receivers receivers(driver.session, values, (1 << 20) - 6);
+      while (!driver.session.done()) {
+        v1::CompressResponse response;
+        if (driver.Pop(response)) {
+          driver.responses.push_back(std::move(response));
+        } else if (!driver.session.done()) {
+          driver.signal.Wait();
+        }
+      }
+    }
+    EXPECT_THAT(driver.session.status(), IsOk());
+    EXPECT_EQ(Shape(driver.responses), "fts");
+    EXPECT_EQ(FrameOf(driver.responses), expected);
+  }
+}
+
+TEST_F(SessionTest, CancelWhileBlocksAreEncodedWhereTheyCame) {
+  const Bytes values(40'000'000);
+  for (int i = 0; i < 20; ++i) {
+    {
+      CompressDriver driver(pool_, admission_, Options());
+      driver.session.Push(Header("t", {20'000'000}));
+      const Receivers receivers(driver.session, values, 1 << 20);
+      for (int taken = 0; taken < i % 3;) {
+        v1::CompressResponse response;
+        taken += driver.Pop(response) ? 1 : 0;
+      }
+      driver.session.Cancel();
+      while (!driver.session.done()) driver.signal.Wait();
+      EXPECT_THAT(driver.session.status(), StatusIs(absl::StatusCode::kCancelled, "the client has cancelled"));
+    }
+    EXPECT_EQ(admission_.bytes(), 0u);
   }
 }
 
