@@ -5,4 +5,6 @@ cd "$(dirname "$0")/.."
 
 mode=(-i)
 [ "${1:-}" != --check ] || mode=(--dry-run --Werror)
-find core server client proto tests bench -name '*.h' -o -name '*.cc' | sort | xargs --no-run-if-empty clang-format-14 "${mode[@]}"
+# Not what pip builds in the Python package's folder.
+find core server client proto tests bench -name build -prune -o '(' -name '*.h' -o -name '*.cc' ')' -print |
+  sort | xargs --no-run-if-empty clang-format-14 "${mode[@]}"

@@ -50,7 +50,8 @@ def read_includes(root: pathlib.Path) -> dict[str, list[tuple[int, str]]]:
     includes: dict[str, list[tuple[int, str]]] = {}
     for top in HOUSE:
         for path in sorted((root / top).rglob("*")):
-            if path.suffix not in (".h", ".cc", ".in"):
+            # pip builds the Python package in its folder.
+            if path.suffix not in (".h", ".cc", ".in") or "build" in path.relative_to(root).parts:
                 continue
             found = []
             for number, line in enumerate(path.read_text().splitlines(), 1):

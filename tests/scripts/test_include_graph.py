@@ -55,5 +55,9 @@ def test_paths_that_are_not_of_the_tree_are_faults(tmp_path):
         'core/base/a.h:3: "core/base/gone.h" does not exist']
 
 
+def test_what_pip_builds_is_not_of_the_tree(tmp_path):
+    assert faults(tmp_path, {"core/base/a.h": [], "client/python/build/temp/native/core/a.h": ["core/gone.h"]}) == []
+
+
 def test_a_folder_without_a_floor_is_a_fault(tmp_path):
     assert faults(tmp_path, {"core/attic/a.h": []}) == ["core/attic/a.h:1: its folder core/attic has no floor"]
