@@ -170,7 +170,7 @@ absl::StatusOr<size_t> CodecChain::EncodeWhole(const Block& block, const ChainSt
       codec_->Encode(transformed, std::span(scratch.out).subspan(transforms_.size()), fused ? sums : nullptr);
   if (absl::IsInvalidArgument(encoded) && has_fallback_) {
     if (sums != nullptr) *sums = before;
-    return EncodeRefused(block, values, payload, sums, tokens);
+    return EncodeRefused(block, {&values, 1}, payload, sums, tokens);
   }
   if (absl::IsInvalidArgument(encoded) && encoded.message().empty()) return ValueFault(block);
   KVC_RETURN_IF_ERROR(encoded);
@@ -185,26 +185,29 @@ void CodecChain::AddContext(const ChainState& state, ErrorSums* sums, Block& blo
   if (sums != nullptr) block.rotary = &sums->rotary;
 }
 
-// The payload of a block that the codec has refused, of which the transforms before the fallback have left these
-// values: they are the fallback's side stream, and the codec has none.
-absl::StatusOr<size_t> CodecChain::EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload,
+// The payload of a block that the codec has refused, of which the transforms before the fallback have left `pieces`:
+// they are the fallback's side stream, and the codec has none. They are read once, as someone else may write to them.
+absl::StatusOr<size_t> CodecChain::EncodeRefused(Block block, std::span<const ByteSpan> pieces, MutableByteSpan payload,
                                                  ErrorSums* sums, simd::TokenMeter* tokens) const {
   Scratch& scratch = ThreadScratch();
+  size_t bytes = 0;
+  for (const ByteSpan piece : pieces) bytes += piece.size();
   Buffer& side = scratch.sides[transforms_.size() - 1];
-  side.Resize(left.size());
+  side.Resize(bytes);
   PlaceStreams(block.tensor, 0, payload, scratch);
   std::byte* at = side.data();
   if (byte_codecs_.empty()) {  // where it stays, but for what gets smaller before it
     at = payload.data() + MaxTableBytes(table_sizes());
     for (size_t i = 0; i + 1 < transforms_.size(); ++i) at += scratch.out[i].size;
   }
-  std::ranges::copy(left, at);
-  scratch.out[transforms_.size() - 1] = {at, left.size()};
+  const ByteSpan left(at, bytes);
+  for (const ByteSpan piece : pieces) at = std::ranges::copy(piece, at).out;
+  scratch.out[transforms_.size() - 1] = {at - bytes, bytes};
   const auto streams = std::span(scratch.out).subspan(transforms_.size());
   KVC_RETURN_IF_ERROR(codec_->Encode({block.tensor, block.first, 0, {}}, streams, nullptr));
   if (tokens != nullptr) tokens->Begin(TokenLayoutOf(block.tensor), block.first);
-  const ByteSpan inner = left.data() == block.values.data() ? block.values : ByteSpan();
-  KVC_RETURN_IF_ERROR(Measure(block, inner, scratch, sums, tokens));
+  if (is_plain()) block.values = left;
+  KVC_RETURN_IF_ERROR(Measure(block, is_plain() ? left : ByteSpan(), scratch, sums, tokens));
   return PackStreams(payload, scratch);
 }
 
@@ -240,13 +243,14 @@ absl::StatusOr<size_t> CodecChain::EncodePieces(Block block, const ChainState& s
   AddContext(state, sums, block);
   const absl::Status encoded =
       codec_->EncodePieces(block, std::span(scratch.out).subspan(transforms_.size()), sums, tokens);
+  if (absl::IsInvalidArgument(encoded) && has_fallback_) {
+    if (sums != nullptr) *sums = before;
+    return EncodeRefused(block, block.pieces, payload, sums, tokens);
+  }
   if (absl::IsInvalidArgument(encoded)) {
     std::vector<std::byte> values;
     for (const ByteSpan piece : block.pieces) values.insert(values.end(), piece.begin(), piece.end());
-    const Block whole{block.tensor, block.first, block.count, values};
-    if (!has_fallback_) return ValueFault(whole);
-    if (sums != nullptr) *sums = before;
-    return EncodeRefused(whole, values, payload, sums, tokens);
+    return ValueFault({block.tensor, block.first, block.count, values});
   }
   KVC_RETURN_IF_ERROR(encoded);
   return PackStreams(payload, scratch);

@@ -98,8 +98,8 @@ class CodecChain {
                                       simd::TokenMeter* tokens) const;
   // Tells the codec's block what Analyze learned, where a tensor's tokens are, and where gains are added up.
   void AddContext(const ChainState& state, ErrorSums* sums, Block& block) const;
-  absl::StatusOr<size_t> EncodeRefused(const Block& block, ByteSpan left, MutableByteSpan payload, ErrorSums* sums,
-                                       simd::TokenMeter* tokens) const;
+  absl::StatusOr<size_t> EncodeRefused(Block block, std::span<const ByteSpan> pieces, MutableByteSpan payload,
+                                       ErrorSums* sums, simd::TokenMeter* tokens) const;
   absl::Status ValueFault(const Block& block) const;
 
   struct Scratch;
@@ -107,7 +107,7 @@ class CodecChain {
   absl::StatusOr<ByteSpan> Transform(const Block& block, const ChainState& state, Scratch& scratch) const;
   void PlaceStreams(const TensorDesc& tensor, size_t count, MutableByteSpan payload, Scratch& scratch) const;
   absl::StatusOr<size_t> PackStreams(MutableByteSpan payload, Scratch& scratch) const;
-  absl::Status UnpackStreams(ByteSpan payload, Scratch& scratch) const;
+  absl::Status UnpackStreams(ByteSpan payload, MutableByteSpan values, Scratch& scratch) const;
   absl::Status DecodeStreams(const TensorDesc& tensor, Scratch& scratch, ByteSpan known, MutableByteSpan values) const;
   absl::Status Measure(const Block& block, ByteSpan inner, Scratch& scratch, ErrorSums* sums,
                        simd::TokenMeter* tokens) const;

@@ -74,8 +74,9 @@ absl::StatusOr<size_t> CodecChain::PackStreams(MutableByteSpan payload, Scratch&
   return WriteStreamTable(scratch.sizes, compact_, payload.first(static_cast<size_t>(at - payload.data())));
 }
 
-// Checks the payload's table and undoes the byte codecs: scratch.in[i] becomes stream i.
-absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const {
+// Checks the payload's table and undoes the byte codecs: scratch.in[i] becomes stream i. A stream that is all values of
+// a block is decoded to `values`, where it belongs, if these are not empty.
+absl::Status CodecChain::UnpackStreams(ByteSpan payload, MutableByteSpan values, Scratch& scratch) const {
   const size_t stages = byte_codecs_.size();
   if (!ReadStreamTable(compact_, stream_count(), stages, payload, scratch.sizes)) {
     return absl::DataLossError("payload is shorter than its stream table");
@@ -93,13 +94,18 @@ absl::Status CodecChain::UnpackStreams(ByteSpan payload, Scratch& scratch) const
     if (size_after[stages] > payload.size()) return absl::DataLossError("stream ends behind its payload");
     ByteSpan stream = payload.first(size_after[stages]);
     payload = payload.subspan(stream.size());
+    const bool is_refused_block = has_fallback_ && is_plain() && i == 0 && size_after[0] == values.size();
     Buffer* holder = nullptr;
     for (size_t k = stages; k-- > 0;) {
       if (size_after[k] == stream.size()) continue;
-      holder = k == 0 ? &scratch.streams[i] : &scratch.coded[k];
-      holder->Resize(size_after[k]);
-      KVC_RETURN_IF_ERROR(byte_codecs_[k]->Decode(stream, holder->span()));
-      stream = holder->span();
+      MutableByteSpan decoded = values;
+      if (k > 0 || !is_refused_block) {
+        holder = k == 0 ? &scratch.streams[i] : &scratch.coded[k];
+        holder->Resize(size_after[k]);
+        decoded = holder->span();
+      }
+      KVC_RETURN_IF_ERROR(byte_codecs_[k]->Decode(stream, decoded));
+      stream = decoded;
     }
     // The next stream uses the holder again.
     if (holder != nullptr && holder != &scratch.streams[i]) std::swap(*holder, scratch.streams[i]);
@@ -118,7 +124,7 @@ bool CodecChain::FellBack(ByteSpan payload) const {
 absl::StatusOr<std::string> CodecChain::ChosenCodec(const TensorDesc& tensor, size_t count, ByteSpan payload) const {
   Scratch& scratch = ThreadScratch();
   StreamBounds(tensor, count, scratch.bounds);
-  KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
+  KVC_RETURN_IF_ERROR(UnpackStreams(payload, {}, scratch));
   if (!chooses()) return spec_.tensor_codec().text();
   return codec_->Chosen(std::span(scratch.in).subspan(transforms_.size()));
 }
@@ -126,7 +132,7 @@ absl::StatusOr<std::string> CodecChain::ChosenCodec(const TensorDesc& tensor, si
 absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const {
   Scratch& scratch = ThreadScratch();
   StreamBounds(tensor, values.size() / DTypeSize(tensor.dtype), scratch.bounds);
-  KVC_RETURN_IF_ERROR(UnpackStreams(payload, scratch));
+  KVC_RETURN_IF_ERROR(UnpackStreams(payload, values, scratch));
   return DecodeStreams(tensor, scratch, {}, values);
 }
 
