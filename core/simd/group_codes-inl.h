@@ -50,6 +50,17 @@ HWY_INLINE Codes Round(VF x, VF divisor) {
   }
 }
 
+// The same for a group that is unusual by its small scale alone, of which no quotient is beyond qmax + 1/2: of F16 and
+// BF16, whose reciprocals are then far from the ends of binary32.
+template <DType kT>
+HWY_INLINE Codes RoundSmall(VF x, VF divisor, VF qmax) {
+  static_assert(!kDividesExactly<kT>);
+  const DF df;
+  const VF magic = hn::Set(df, 0x1.8p23f);
+  const VF sum = hn::Min(hn::MulAdd(x, divisor, magic), hn::Add(magic, qmax));
+  return {hn::Sub(sum, magic), hn::BitCast(DU(), sum)};
+}
+
 // The same by the definition, for any group.
 HWY_INLINE Codes RoundAndClamp(VF x, VF scale, VF qmax) {
   const DF df;

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "core/base/half.h"
-#include "core/simd/group_codes-inl.h"
+#include "core/simd/group_encode-inl.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
@@ -21,80 +21,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace kvcompress::simd::HWY_NAMESPACE {
 namespace {
-
-// How far ahead of their use values are fetched.
-constexpr size_t kPrefetchBytes = 8192;
-// How far ahead of the codes the lines are fetched that they are written to: stores that wait for memory would hold up
-// those of errors, which do not.
-constexpr size_t kPrefetchCodes = 1024;
-
-// What is measured on the way: nothing, ErrorSums, or all that a TokenMeter does.
-enum class Measure { kNothing, kErrors, kTokens };
-
-// Of groups that are not usual, some are so small that their values are enlarged.
-enum class Group { kUsual, kUnusual, kSmall };
-
-// How the codes of a group are made: its `divisor` is the tile's, or the scale where the group is unusual.
-struct GroupScales {
-  float scale;
-  float divisor;
-  float qmax;
-};
-
-// Quantizes a group. Codes leave as bytes, or packed as 4-bit codes when kNibbles. Scales of a small one are enlarged.
-template <DType kT, size_t kGroup, bool kNibbles, Group kKind, Measure kMeasure>
-HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, uint8_t* out, LaneSums& sums,
-                              [[maybe_unused]] float* errors) {
-  const DF df;
-  constexpr size_t kSize = DTypeSize(kT);
-  const Decoder<kT, kNibbles> decode(scales.scale);
-  const VF divisors = hn::Set(df, scales.divisor);
-  const auto load = [&](size_t at) HWY_ATTR {
-    const VF x = LoadF32<kT>(df, values + at * kSize);
-    return kKind == Group::kSmall ? Enlarge(df, x) : x;
-  };
-  const auto round = [&](VF x) HWY_ATTR {
-    if constexpr (kKind != Group::kUsual) return RoundAndClamp(x, divisors, hn::Set(df, scales.qmax));
-    return Round<kT>(x, divisors);
-  };
-  const auto measure = [&](size_t at, VF x, const Codes& codes) HWY_ATTR {
-    if constexpr (kMeasure == Measure::kNothing) return;
-    VF error = hn::Sub(x, decode(codes));
-    if constexpr (kKind == Group::kSmall) {
-      error = Reduce(df, error);
-      x = Reduce(df, x);
-    }
-    if constexpr (kMeasure == Measure::kErrors) {
-      sums.Add(x, error);
-    } else {
-      hn::StoreU(error, df, errors + at);
-    }
-  };
-  constexpr size_t kBytes = kNibbles ? kGroup / 2 : kGroup;
-  for (size_t i = 0; i < kBytes; i += 16) {
-    // Linear in i, so that each line is asked for once, although nibbles pair the two halves of a group.
-    constexpr size_t kStep = 16 * kSize * (kNibbles ? 2 : 1);
-    PrefetchAhead<kPrefetchBytes>(values + i / 16 * kStep, kStep);
-    if (i % kCacheLine == 0) PrefetchForWriting<kPrefetchCodes>(out + i);
-    VU low_bytes[16 / kLanes];
-    for (size_t v = 0; v < 16 / kLanes; ++v) {
-      const size_t at = i + v * kLanes;
-      const VF x = load(at);
-      const Codes codes = round(x);
-      measure(at, x, codes);
-      low_bytes[v] = codes.bits;
-      if constexpr (kNibbles) {
-        const VF upper = load(at + kBytes);
-        const Codes upper_codes = round(upper);
-        measure(at + kBytes, upper, upper_codes);
-        low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
-      }
-    }
-    StoreLowBytes(low_bytes, out + i);
-  }
-}
-
-// ---- Calls
 
 // One call: runs of whole groups, tile by tile. What it sums up does not depend on where runs end.
 template <DType kT, bool kNibbles, Measure kMeasure>
@@ -176,16 +102,56 @@ class Quantizer {
 
   template <size_t kGroup>
   HWY_INLINE void EncodeGroups(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
-    const uint8_t* values = values_ + begin * kGroup * DTypeSize(kT);
-    float* errors = ErrorsAt(0);
+    if (HWY_LIKELY(!tile.any_unusual)) {
+      EncodeUsual<kGroup>(begin, n, tile, out);
+    } else {
+      EncodeAny<kGroup>(begin, n, tile, out);
+    }
+  }
+
+  template <size_t kGroup>
+  HWY_INLINE void EncodeUsual(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
+    ForEachGroup<kGroup>(begin, n, [&](size_t g, const uint8_t* values, LaneSums& lanes, float* errors) HWY_ATTR {
+      const GroupScales scales{tile.scale[g], tile.divisor[g], limits_.qmax};
+      QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, OutOf<kGroup>(out, g), lanes,
+                                                                   errors);
+    });
+  }
+
+  // Of a tile with groups that are not usual.
+  template <size_t kGroup>
+  HWY_NOINLINE void EncodeAny(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
+    ForEachGroup<kGroup>(begin, n, [&](size_t g, const uint8_t* values, LaneSums& lanes, float* errors) HWY_ATTR {
+      uint8_t* const to = OutOf<kGroup>(out, g);
+      const float scale = tile.scale[g];
+      GroupScales scales{scale, tile.divisor[g], limits_.qmax};
+      if (!tile.unusual[g]) {
+        return QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, to, lanes, errors);
+      }
+      if constexpr (kT != DType::kF16) {
+        if (scale < kSmallScale) {
+          has_small_ = true;
+          scales.scale = hn::GetLane(Enlarge(DF(), hn::Set(DF(), scale)));
+          scales.divisor = kDividesExactly<kT> ? scales.scale : kTieBump / scales.scale;
+          return QuantizeGroup<kT, kGroup, kNibbles, Group::kSmall, kMeasure>(values, scales, to, lanes, errors);
+        }
+      }
+      scales.divisor = scale;
+      QuantizeGroup<kT, kGroup, kNibbles, Group::kUnusual, kMeasure>(values, scales, to, lanes, errors);
+    });
+  }
+
+  template <size_t kGroup>
+  static HWY_INLINE uint8_t* OutOf(uint8_t* out, size_t g) {
+    return out + g * (kNibbles ? kGroup / 2 : kGroup);
+  }
+
+  // Calls encode(g, values, lanes, errors) for the groups of a tile.
+  template <size_t kGroup, class Encode>
+  HWY_INLINE void ForEachGroup(size_t begin, size_t n, Encode encode) {
     LaneSums lanes = lanes_;
     for (size_t g = 0; g < n; ++g) {
-      if (HWY_LIKELY(!tile.unusual[g])) {
-        const GroupScales scales{tile.scale[g], tile.divisor[g], limits_.qmax};
-        QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, out, lanes, errors);
-      } else {
-        lanes = EncodeUnusual<kGroup>(values, tile.scale[g], out, lanes, errors);
-      }
+      encode(g, values_ + (begin + g) * kGroup * DTypeSize(kT), lanes, ErrorsAt(g));
       if constexpr (kMeasure == Measure::kErrors) {
         additions_ += kGroup / kLanes;
         if (additions_ >= LaneSums::kFlushAfter) {
@@ -193,9 +159,6 @@ class Quantizer {
           additions_ = 0;
         }
       }
-      values += kGroup * DTypeSize(kT);
-      out += kNibbles ? kGroup / 2 : kGroup;
-      if constexpr (kMeasure == Measure::kTokens) errors += kGroup;
     }
     lanes_ = lanes;
   }
@@ -209,22 +172,6 @@ class Quantizer {
   // Where the errors of a group of the tile go.
   HWY_INLINE float* ErrorsAt(size_t g) {
     return kMeasure == Measure::kTokens ? errors_ + (filled_ + g) * group_ : nullptr;
-  }
-
-  // By value, so that the lanes of other groups stay in registers.
-  template <size_t kGroup>
-  HWY_NOINLINE LaneSums EncodeUnusual(const uint8_t* values, float scale, uint8_t* out, LaneSums lanes, float* errors) {
-    GroupScales scales{scale, scale, limits_.qmax};
-    if constexpr (kT != DType::kF16) {
-      if (scale < kSmallScale) {
-        has_small_ = true;
-        scales.scale = scales.divisor = hn::GetLane(Enlarge(DF(), hn::Set(DF(), scale)));
-        QuantizeGroup<kT, kGroup, kNibbles, Group::kSmall, kMeasure>(values, scales, out, lanes, errors);
-        return lanes;
-      }
-    }
-    QuantizeGroup<kT, kGroup, kNibbles, Group::kUnusual, kMeasure>(values, scales, out, lanes, errors);
-    return lanes;
   }
 
   const GroupQuantFormat& format_;

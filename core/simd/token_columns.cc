@@ -6,6 +6,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -187,6 +188,17 @@ class Sums {
   V change_;             // of all values
 };
 
+// 2^exponent v, where that is below 2^127, as Enlarge does it.
+template <class D>
+HWY_INLINE hn::Vec<D> EnlargeBy(D d, int exponent, hn::Vec<D> v) {
+  const hn::RebindToSigned<D> di;
+  const auto magnitude = hn::BitCast(di, hn::Abs(v));
+  const auto normal = hn::BitCast(d, hn::Add(magnitude, hn::Set(di, exponent << 23)));
+  const auto with_power = hn::BitCast(d, hn::Add(magnitude, hn::Set(di, (exponent + 1) << 23)));
+  const auto power = hn::BitCast(d, hn::Set(di, (exponent + 1) << 23));
+  return hn::CopySignToAbs(hn::Min(normal, hn::Sub(with_power, power)), v);
+}
+
 // The values and errors of a strip's rows, one row after another, of the columns of `rows` from `offset` on.
 template <DType kT, Errors kErrors, class D>
 class StripRows {
@@ -198,9 +210,12 @@ class StripRows {
         errors_(static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize),
         columns_(rows.columns) {
     const ErrorScales scales = rows.again.value_or(ErrorScales());
-    constexpr float kBefore = kErrors == Errors::kDecodedSmallAgain ? kEnlarging : 1;
-    value_scale_ = hn::Set(D(), scales.value / kBefore);
-    error_scale_ = hn::Set(D(), scales.error / kBefore);
+    value_scale_ = hn::Set(D(), scales.value);
+    error_scale_ = hn::Set(D(), scales.error);
+    if constexpr (kErrors == Errors::kDecodedSmallAgain) {
+      value_exponent_ = std::ilogb(scales.value);
+      error_exponent_ = std::ilogb(scales.error);
+    }
   }
   // Vector `k` of the row.
   HWY_INLINE void Load(size_t k, V& value, V& error, V& change) const {
@@ -216,16 +231,16 @@ class StripRows {
     if constexpr (kErrors == Errors::kGiven) {
       change = error = LoadAt(d, at);
     } else {
-      V decoded = LoadF32<kT>(d, at);
-      if constexpr (kErrors == Errors::kDecodedSmallAgain) {
-        value = Enlarge(d, value);
-        // NaN and infinities stay.
-        decoded = hn::IfThenElse(hn::Lt(hn::Abs(decoded), hn::Set(d, 0x1p62f)), Enlarge(d, decoded), decoded);
-      }
+      const V decoded = LoadF32<kT>(d, at);
       error = hn::Sub(value, decoded);
       change = hn::Xor(value, decoded);
     }
-    if constexpr (IsAgain(kErrors)) {
+    if constexpr (kErrors == Errors::kDecodedSmallAgain) {
+      value = EnlargeBy(d, value_exponent_, value);
+      // Of other errors no square is held, enlarged or not; nor of NaN.
+      const auto is_small = hn::Lt(hn::Abs(error), hn::Set(d, 0x1p-40f));
+      error = hn::IfThenElse(is_small, EnlargeBy(d, error_exponent_, error), hn::Set(d, hwy::HighestValue<float>()));
+    } else if constexpr (IsAgain(kErrors)) {
       value = hn::Mul(value, value_scale_);
       error = hn::Mul(error, error_scale_);
     }
@@ -243,6 +258,7 @@ class StripRows {
   const uint8_t* errors_;
   size_t columns_;
   V value_scale_, error_scale_;
+  int value_exponent_ = 0, error_exponent_ = 0;
 };
 
 // AddRows for kVectors vectors of columns, the columns of `rows` from `offset` on, which are those from `column` on.
