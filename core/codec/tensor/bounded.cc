@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/bytes.h"
 #include "core/base/status_macros.h"
 #include "core/codec/f8_codec.h"
 #include "core/codec/registry.h"
@@ -83,6 +85,25 @@ void TakeSample(ByteSpan values, size_t width, Buffer& sample) {
 constexpr size_t kFirstRows = 128;
 constexpr uint64_t kLeastRow = 32;  // shorter rows share scales
 constexpr size_t kLeastParts = 4;   // that the block is longer
+
+// What any scales without offsets leave of a block's errors at least, where values of binary32 are so small that it is
+// something: all scales, and so what codes come to, are multiples of the smallest bfloat16.
+ErrorSums LeastErrors(DType dtype, ByteSpan values) {
+  ErrorSums least;
+  if (dtype != DType::kF32) return least;
+  const std::optional<float> largest = simd::LargestOfSmall(dtype, values.data(), values.size() / sizeof(float));
+  // Of magnitudes below that the bits count the smallest numbers of binary32.
+  if (!largest || *largest >= 0x1p-125f) return least;
+  constexpr uint32_t kStep = 1 << 16;
+  uint64_t squares = 0;
+  for (size_t i = 0; i < values.size(); i += sizeof(float)) {
+    const uint32_t above = LoadLE<uint32_t>(values.data() + i) % kStep;
+    const uint64_t error = std::min(above, kStep - above);
+    squares += error * error;
+  }
+  least.sum_error_squares = std::ldexp(static_cast<double>(squares), -2 * 149);
+  return least;
+}
 
 struct Scratch {
   Buffer sample;
@@ -198,23 +219,29 @@ class Bounded final : public TensorCodec {
     const TensorDesc& tensor = block.tensor;
     const ByteSpan values = block.values;
     const size_t width = DTypeSize(tensor.dtype);
+    const ErrorSums least = LeastErrors(tensor.dtype, values);
+    const bool scales_miss = judge.Misses(least);
     const bool sampled = block.count >= kMinSampledBlock;
     if (sampled) TakeSample(values, width, scratch.sample);
     std::optional<ChannelNoise> noise;
+    bool more_bits_help = true;  // to channels
     for (size_t i = 0; i + 1 < codecs_.size(); ++i) {
       const TensorCodec& codec = *codecs_[i];
       // Where a value has a byte, what takes as much or more is no better than the lossless rung.
       if (width == 1 && MostBytes(codec, tensor, values.size()) >= values.size()) continue;
       if (const int bits = kLadder[i].channel_bits; bits > 0) {
-        if (!judge.looks_at_tokens()) continue;
+        if (!judge.looks_at_tokens() || !more_bits_help) continue;
         if (!noise) noise.emplace(tensor.dtype, tensor.shape.back(), values);
         if (noise->ErrorSquares(bits) > kChannelSlack * judge.ErrorSquares()) continue;
+        more_bits_help = !noise->HasLeastScales(bits);
+      } else if (scales_miss) {
+        continue;
       } else if (sampled) {
         ErrorSums unused;
         KVC_ASSIGN_OR_RETURN(const bool kept, SomeKeep(codec, tensor, scratch.sample.span(), judge, unused));
         if (!kept) continue;
       }
-      KVC_ASSIGN_OR_RETURN(const bool missed, FirstMiss(codec, block, judge));
+      KVC_ASSIGN_OR_RETURN(const bool missed, FirstMiss(codec, block, judge, least));
       if (missed) continue;
       sums = {};
       KVC_ASSIGN_OR_RETURN(const bool kept, Keeps(codec, block, judge, 1, Inner(streams, codec), sums, tokens));
@@ -233,9 +260,12 @@ class Bounded final : public TensorCodec {
     return Keeps(codec, {tensor, 0, count, values}, judge, kSampleSlack, streams, sums, nullptr);
   }
 
-  // Whether the first values of a block tell that all of them miss a bound: for a largest error one value is enough.
-  absl::StatusOr<bool> FirstMiss(const TensorCodec& codec, const Block& block, Judge& judge) const {
-    if (!allowance_.looks_at_largest_error() || block.tensor.shape.empty()) return false;
+  // Whether the first values of a block tell that all of them miss a bound: for a largest error one value is enough,
+  // and a part of them where scales make large errors of small values.
+  absl::StatusOr<bool> FirstMiss(const TensorCodec& codec, const Block& block, Judge& judge,
+                                 const ErrorSums& least) const {
+    const bool may_tell = allowance_.looks_at_largest_error() || least.sum_error_squares > 0;
+    if (!may_tell || block.tensor.shape.empty()) return false;
     const uint64_t row = block.tensor.shape.back();
     if (row < kLeastRow || row > block.count || row * kFirstRows * kLeastParts > block.count) return false;
     ErrorSums sums;

@@ -91,7 +91,9 @@ bool Judge::Keeps(ByteSpan values, ErrorSums e, double slack, const std::functio
   return allowance_.LargestErrorIsKept(e.max_abs_error) && e.sum_error_squares <= share * Exact();
 }
 
-bool Judge::Misses(const ErrorSums& e) const { return !allowance_.LargestErrorIsKept(e.max_abs_error * (1 - kDoubt)); }
+bool Judge::Misses(const ErrorSums& e) const {
+  return !allowance_.LargestErrorIsKept(e.max_abs_error * (1 - kDoubt)) || e.sum_error_squares * (1 - kDoubt) > high_;
+}
 
 double Judge::Exact() {
   if (!exact_) {

@@ -66,7 +66,7 @@ class Judge {
   // allowed. `decode` gives what the values decode to.
   bool Keeps(ByteSpan values, ErrorSums e, double slack, const std::function<ByteSpan()>& decode);
 
-  // Whether some of its values have such errors that no others help.
+  // Whether some of its values have such errors, or errors at least as large, that no others help.
   bool Misses(const ErrorSums& e) const;
 
  private:

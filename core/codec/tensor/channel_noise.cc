@@ -41,6 +41,8 @@ ChannelNoise::ChannelNoise(DType dtype, uint64_t extent, ByteSpan values) {
     values = wide.span();
     dtype = DType::kF16;
   }
+  constexpr uint16_t kLeast = 1;
+  least_scale_ = LoadAsF32(simd::ScaleDType(dtype), &kLeast, 0);
   const simd::CellLayout layout = {.row = static_cast<size_t>(std::clamp<uint64_t>(extent, 1, count)),
                                    .run = static_cast<size_t>(std::clamp<uint64_t>(extent, 1, count)),
                                    .stretch = kGroup};
@@ -76,6 +78,12 @@ double ChannelNoise::ErrorSquares(int bits) const {
     squares[i % squares.size()] += scale > steps_[i] ? scale * scale : 0;
   }
   return std::accumulate(squares.begin(), squares.end(), 0.0) * values_per_cell_ / 12;
+}
+
+bool ChannelNoise::HasLeastScales(int bits) const {
+  // A scale of 0 is of a range next to which the smallest number is large: either way all codes of its cell are 0.
+  const double most = least_scale_ * (std::ldexp(1, bits) - 1);
+  return std::ranges::all_of(ranges_, [most](double range) { return range <= most; });
 }
 
 }  // namespace kvcompress

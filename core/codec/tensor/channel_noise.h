@@ -20,10 +20,14 @@ class ChannelNoise {
   // scales of channels.
   double ErrorSquares(int bits) const;
 
+  // Whether no scale is above the smallest number of its dtype: then more bits change no error.
+  bool HasLeastScales(int bits) const;
+
  private:
   // Of each cell: its largest less its smallest value, and the step between neighbours of its largest magnitude.
   std::vector<double> ranges_, steps_;
   double values_per_cell_ = 0;
+  double least_scale_ = 0;
 };
 
 }  // namespace kvcompress

@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <map>
+#include <random>
+#include <set>
 
 #include "absl/strings/str_format.h"
 #include "core/base/file.h"
@@ -183,6 +185,34 @@ TEST(BoundedTest, BoundsThatIntNReachesAreKeptByIt) {
         << one.bounds.spec() << ": " << QualityOf(outcome.sums).snr_db.value_or(-1) << " dB, max error "
         << outcome.sums.max_abs_error;
   }
+}
+
+// Scales are multiples of 2^-133, and so what is decoded: of values about as small, more bits change nothing.
+TEST(BoundedTest, OfTinyValuesNoCodecThatKeepsTheBoundsIsPassedOver) {
+  const std::vector<std::string> ladder = {"int2(group=32)", "int3(group=64)", "int4(group=128)", "int4(group=64)",
+                                           "int4(group=32)", "int5(group=64)", "int6(group=64)",  "int8(group=64)",
+                                           "int8(group=32)", kQuant10,         kQuant12,          kLossless};
+  constexpr size_t kCount = 1 << 15;
+  std::set<std::string> all_chosen;
+  for (const float factor : {0x1p-134f, 0x1p-132f, 0x1p-130f, 0x1p-127f, 0x1p-124f}) {
+    std::mt19937 random(1);
+    Bytes values(kCount * sizeof(float));
+    for (size_t i = 0; i < kCount; ++i) StoreFromF32(DType::kF32, Bell(random) * factor, values.data(), i);
+    for (const double cosine : {0.9, 0.99, 0.999, 0.99999}) {
+      const Bounds bounds{.min_cosine = cosine};
+      const Outcome outcome = EncodeBlocks(bounds.spec(), DType::kF32, values, kCount);
+      ExpectKept(bounds, outcome.sums);
+      const std::string chosen = outcome.chosen.begin()->first;
+      all_chosen.insert(chosen);
+      const double allowed = (1 - cosine * cosine) * outcome.sums.sum_squares;
+      for (const std::string& cheaper : ladder) {
+        if (cheaper == chosen) break;
+        const Outcome other = EncodeBlocks(cheaper, DType::kF32, values, kCount);
+        EXPECT_GT(other.sums.sum_error_squares, 0.999 * allowed) << factor << ' ' << cosine << ' ' << cheaper;
+      }
+    }
+  }
+  EXPECT_GT(all_chosen.size(), 4);
 }
 
 TEST(BoundedTest, BlocksChooseForThemselves) {
