@@ -79,7 +79,6 @@ def targets(results):
     for path in PATHS:
         judge(f"Compress over {path} / what gRPC that does nothing and the codec allow together",
               ratio(f"daemon/allowed {path}"), at_least=0.9)
-        judge(f"gRPC that does nothing / raw socket, {path}", ratio(f"sink/socket {path}"), at_least=0.8)
     judge("shared memory / embedded codec", ratio("shm/embedded"), at_least=0.7)
     for path in PATHS:
         outside = [cell["contestants"][f"daemon {path}"].get("outside_codec_and_grpc_s_per_gb") for cell in large]
