@@ -57,6 +57,8 @@ class TensorReactor final : public grpc::ServerUnaryReactor, public IdleWatch::W
  private:
   using Direction = typename Call::Direction;
 
+  static constexpr int kMostKeptHeadBytes = 16 << 10;
+
   // Lets a call that ended in its reaction end without another thread, like gRPC's own reactor for such calls.
   bool InternalInlineable() override { return !queue_; }
 
@@ -82,6 +84,7 @@ class TensorReactor final : public grpc::ServerUnaryReactor, public IdleWatch::W
     head.Clear();
     KVC_ASSIGN_OR_RETURN(Slice output, call_.Run(metrics_, head));
     *response_ = PayloadMessage(Direction::kTensorOutput, {std::move(output)}, &head);
+    if (head.GetCachedSize() > kMostKeptHeadBytes) head = {};  // no thread holds on to a header of a megabyte
     return absl::OkStatus();
   }
 
