@@ -68,7 +68,7 @@ void ThreadPool::Work() {
   }
 }
 
-void ThreadPool::WorkOn(Line& line, bool goes_on) {
+void ThreadPool::WorkOn(Line& line, bool goes_on) noexcept {
   using Clock = std::chrono::steady_clock;
   const std::shared_ptr<Line> kept = line.shared_from_this();
   Client& client = line.client;

@@ -86,7 +86,7 @@ class ThreadPool {
   void Work();
   // Does the first job of the line, which waits for a turn. Whether it `goes_on` to wait with the jobs that it has
   // left.
-  void WorkOn(Line& line, bool goes_on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WorkOn(Line& line, bool goes_on) noexcept ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<Line> AddLine(std::string_view client);
   void RemoveLine(Line& line);
   void Wait(Line& line) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

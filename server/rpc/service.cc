@@ -1,7 +1,5 @@
 #include "server/rpc/service.h"
 
-#include <grpc/support/cpu.h>
-
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -9,7 +7,6 @@
 #include "proto/wire/methods.h"
 #include "server/rpc/call.h"
 #include "server/rpc/capabilities.h"
-#include "server/rpc/receiving_threads.h"
 #include "server/rpc/stream_reactor.h"
 #include "server/rpc/tensor_reactor.h"
 
@@ -47,11 +44,8 @@ template <typename Session>
 Service::Streaming* Service::Start(Context* context) {
   absl::StatusOr<Admission::Ticket> ticket = admission_.AdmitStream(Client(*context));
   if (!ticket.ok()) return new Refusal(context, MethodName<typename Session::Request>(), metrics_, ticket.status());
-  const auto may_work = [this] {
-    return MayWorkWhereReceived(ReceivingThreads(gpr_cpu_num_cores()), pool_.size(), admission_.streams());
-  };
   return new StreamReactor<Session>(context, metrics_, pool_, options_, *std::move(ticket), guard_, idle_watch_,
-                                    may_work);
+                                    receiving_, admission_);
 }
 
 template <typename Call>

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <grpc/support/cpu.h>
+
 #include "core/base/thread_pool.h"
 #include "kvcompress/v1/kvcompress.grpc.pb.h"
 #include "server/config/options.h"
 #include "server/net/memory_guard.h"
 #include "server/rpc/idle_watch.h"
+#include "server/rpc/receiving_threads.h"
 #include "server/rpc/shared_memory_streams.h"
 #include "server/session/admission.h"
 #include "server/session/session.h"
@@ -57,6 +60,7 @@ class Service final : public RawService {
         shared_memory_(shared_memory),
         guard_(guard),
         metrics_(metrics),
+        receiving_(gpr_cpu_num_cores(), pool.size()),
         idle_watch_(daemon_options.stream_idle_timeout) {}
 
   // RESOURCE_EXHAUSTED when there is no thread for what it needs. Before the first call.
@@ -88,6 +92,7 @@ class Service final : public RawService {
   SharedMemoryStreams& shared_memory_;
   MemoryGuard& guard_;
   kvcompress::Metrics& metrics_;
+  ReceivingThreads receiving_;
   IdleWatch idle_watch_;
 };
 

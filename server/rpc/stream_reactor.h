@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -17,6 +16,7 @@
 #include "server/net/memory_guard.h"
 #include "server/rpc/call.h"
 #include "server/rpc/idle_watch.h"
+#include "server/rpc/receiving_threads.h"
 #include "server/session/session.h"
 
 namespace kvcompress {
@@ -43,11 +43,13 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   using Clock = IdleWatch::Clock;
 
   StreamReactor(grpc::CallbackServerContext* context, Metrics& metrics, ThreadPool& pool, const SessionOptions& options,
-                Admission::Ticket ticket, MemoryGuard& guard, IdleWatch& watch, std::function<bool()> may_work)
+                Admission::Ticket ticket, MemoryGuard& guard, IdleWatch& watch, ReceivingThreads& receiving,
+                const Admission& admission)
       : context_(context),
         metrics_(metrics),
         watch_(watch),
-        may_work_(std::move(may_work)),
+        receiving_(receiving),
+        admission_(admission),
         record_(context, MethodName<Request>(), metrics),
         delivered_(guard.DeliveredTo(record_.peer())),
         session_(pool, options, std::move(ticket), metrics, [this] { Pump(); }) {
@@ -56,11 +58,11 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   }
 
   void OnReadDone(bool ok) override {
-    bool holds = false;
+    bool works = false;
     if (ok) {
       metrics_.OnStage(Metrics::Stage::kRead, SecondsSince(read_start_));
       MemoryGuard::Count(*delivered_, incoming_.Length());
-      holds = Take(incoming_);
+      works = Take(incoming_);
       incoming_.Clear();
     } else if (context_->IsCancelled()) {
       session_.Cancel();
@@ -70,8 +72,10 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     }
     reading_ = false;
     Pump();
+    if (!works) return;
     // After the next read has begun, which another of gRPC's threads goes on with.
-    if (holds) session_.WorkOnHeld();
+    session_.WorkOnHeld();
+    receiving_.EndWork();
   }
 
   void OnWriteDone(bool ok) override {
@@ -144,12 +148,12 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     this->Finish(ToGrpcStatus(status));
   }
 
-  // Returns whether the session may have held work.
+  // Returns whether this thread works on what the session may hold.
   bool Take(const grpc::ByteBuffer& message) {
     if (std::optional<std::vector<Slice>> payload = PayloadOf(message, Direction::kInput)) {
-      const bool holds = may_work_();
-      holds ? session_.PushAndHold(*std::move(payload)) : session_.Push(*std::move(payload));
-      return holds;
+      const bool works = receiving_.BeginWork(admission_.streams());
+      works ? session_.PushAndHold(*std::move(payload)) : session_.Push(*std::move(payload));
+      return works;
     }
     Request request;
     const absl::Status parsed = ParseRequest(message, kMaxHeadBytes, Direction::kInput, request);
@@ -184,7 +188,8 @@ class StreamReactor final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   grpc::CallbackServerContext* const context_;
   Metrics& metrics_;
   IdleWatch& watch_;
-  const std::function<bool()> may_work_;  // on a block in the reaction to its message
+  ReceivingThreads& receiving_;
+  const Admission& admission_;
   CallRecord record_;
   const std::shared_ptr<DeliveredBytes> delivered_;  // of the connection
 

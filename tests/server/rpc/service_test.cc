@@ -43,14 +43,24 @@ class ServiceTest : public ::testing::Test {
 };
 
 TEST(ReceivingThreadsTest, WorkWhereTheyCannotLeaveCpusIdle) {
-  EXPECT_EQ(ReceivingThreads(1), 2u);
-  EXPECT_EQ(ReceivingThreads(8), 4u);
-  EXPECT_EQ(ReceivingThreads(128), 16u);
-  EXPECT_TRUE(MayWorkWhereReceived(2, 2, 256));   // two CPUs are busy with what gRPC's threads do
-  EXPECT_TRUE(MayWorkWhereReceived(16, 4, 256));  // as the cgroup has it
-  EXPECT_TRUE(MayWorkWhereReceived(4, 8, 2));
-  EXPECT_FALSE(MayWorkWhereReceived(4, 8, 3));
-  EXPECT_FALSE(MayWorkWhereReceived(2, 3, 2));
+  EXPECT_EQ(ReceivingThreads(1, 1).count(), 2u);
+  EXPECT_EQ(ReceivingThreads(8, 8).count(), 4u);
+  EXPECT_EQ(ReceivingThreads(128, 128).count(), 16u);
+  EXPECT_TRUE(ReceivingThreads(2, 2).BeginWork(256));   // two CPUs are busy with what gRPC's threads do
+  EXPECT_TRUE(ReceivingThreads(64, 4).BeginWork(256));  // as the cgroup has it
+  EXPECT_TRUE(ReceivingThreads(8, 8).BeginWork(2));
+  EXPECT_FALSE(ReceivingThreads(8, 8).BeginWork(3));
+  EXPECT_FALSE(ReceivingThreads(2, 3).BeginWork(2));
+}
+
+TEST(ReceivingThreadsTest, OneGoesOnReceiving) {
+  ReceivingThreads threads(8, 4);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(threads.BeginWork(1));
+  EXPECT_FALSE(threads.BeginWork(1));
+  EXPECT_FALSE(threads.BeginWork(1));
+  threads.EndWork();
+  EXPECT_TRUE(threads.BeginWork(1));
+  EXPECT_FALSE(threads.BeginWork(1));
 }
 
 // A parser would make many times as many bytes of it.
