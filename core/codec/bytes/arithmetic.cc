@@ -12,6 +12,8 @@ namespace {
 // they are constant, which lets the lanes work side by side.
 class ByteModel {
  public:
+  static constexpr size_t kMaxStep = 4096;  // the most bytes between two changes
+
   ByteModel() {
     for (uint32_t s = 0; s <= 256; ++s) starts_[s] = s << (kRangeBits - 8);
     IndexStarts();
@@ -57,7 +59,6 @@ class ByteModel {
 
  private:
   static constexpr size_t kMinStep = 16;
-  static constexpr size_t kMaxStep = 4096;
   static constexpr uint32_t kMaxTotal = 1 << 16;
   static constexpr int kIndexShift = 4;
 
@@ -102,12 +103,16 @@ class Arithmetic final : public ByteCodec {
     ByteModel model;
     for (size_t at = 0; at < raw.size();) {
       const size_t end = std::min(raw.size(), ByteModel::NextChange(at));
+      // In memory of its own, which the model learns from: someone else may write to `raw`.
+      std::array<std::byte, ByteModel::kMaxStep> step;
+      const MutableByteSpan run = std::span(step).first(end - at);
       if (lanes == 1) {
-        DecodeRun<1>(model, decoders, raw.subspan(at, end - at));
+        DecodeRun<1>(model, decoders, run);
       } else {
-        DecodeRun<kRangeLanes>(model, decoders, raw.subspan(at, end - at));
+        DecodeRun<kRangeLanes>(model, decoders, run);
       }
-      model.Change(raw.subspan(at, end - at));
+      std::ranges::copy(run, raw.data() + at);
+      model.Change(run);
       at = end;
     }
     if (!EndRangeLanes(lanes, decoders)) return absl::DataLossError("arithmetic: stream does not decode to its size");
