@@ -1,6 +1,7 @@
 """Tensors that are decoded into memory of the caller's, by every client and every way."""
 
 import itertools
+import warnings
 from collections import deque
 
 import kvcompress
@@ -253,6 +254,22 @@ def test_results_before_an_output_that_does_not_fit_come(anyone, size):
         for (_, tensor), target in zip(found, outputs, strict=False):
             assert tensor is target
             assert (tensor == array).all()
+
+
+def test_no_tensor_lies_over_the_bytes_of_its_frame(anyone):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    frame = anyone.compress(values(1000), "raw")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch makes a tensor that can be written over bytes that cannot
+        out = torch.frombuffer(frame.data, dtype=torch.float16, count=1000)
+    with pytest.raises(kvcompress.InvalidArgument, match="out lies over the bytes of its own frame"):
+        anyone.decompress(frame, out=out)
+
+
+def test_frames_of_no_bytes_are_refused(anyone):
+    for frame in (memoryview(np.zeros((0, 4), np.uint8)), memoryview(b"")):
+        with pytest.raises(kvcompress.KvCompressError):
+            anyone.decompress(frame)
 
 
 @pytest.mark.parametrize("size", [100, 3 * MIB])

@@ -290,11 +290,12 @@ class DecompressItem(Item[tuple[str, Any]]):
                 raise InvalidArgument("the frame's bytes are not contiguous")
             output = None if out is None else Output.over(out, data)
             header = described + _FRAME_BYTES + varint(data.nbytes)
+            data = data.cast("B")
         except KvCompressError:
             raise
         except Exception as error:
             raise refusal("expected a frame", error) from error
-        return DecompressItem(header, data.cast("B"), name or "tensor", framework or "numpy", expected, output, owner)
+        return DecompressItem(header, data, name or "tensor", framework or "numpy", expected, output, owner)
 
     def size(self) -> int | None:
         return None if self.expected is None else max(self.elements.nbytes, checked_size(*self.expected))

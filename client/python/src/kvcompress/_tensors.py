@@ -194,9 +194,10 @@ class Output:
             kind = kind_of(out)
             if not (memory.flags.c_contiguous or _are_apart(memory)):
                 raise InvalidArgument("out has elements that lie over one another, or whose axes are interwoven")
-            # Where it lies over or around the bytes, these would be read and written at once. Nothing that can be
-            # written lies over an object of bytes.
-            if type(data.obj) is not bytes and data.nbytes and _shares_memory(memory, data):
+            # Where it lies over or around the bytes, these would be read and written at once. No array of NumPy that
+            # can be written lies over an object of bytes.
+            is_apart = type(data.obj) is bytes and not is_torch(out)
+            if not is_apart and data.nbytes and _shares_memory(memory, data):
                 raise InvalidArgument("out lies over the bytes of its own frame")
         except KvCompressError:
             raise
