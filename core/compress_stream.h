@@ -79,7 +79,7 @@ class CompressStream {
   size_t blocks_to_deliver() const { return pipeline_.to_deliver(); }
   // Bytes of the values of those blocks, and of what is kept of their tokens until they come out.
   uint64_t bytes_in_flight() const { return bytes_in_flight_; }
-  // Calls `done` on a pool thread when everything submitted so far is out, or skipped after an error or Cancel.
+  // Calls `done` on a thread that works when everything submitted so far is out, or skipped after an error or Cancel.
   void Flush(absl::AnyInvocable<void()> done) {
     pipeline_.Submit([] {}, std::move(done));
   }

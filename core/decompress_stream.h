@@ -19,7 +19,7 @@
 // Streams of frames to tensors: the mirror of compress_stream.h.
 namespace kvcompress {
 
-// Receives what a stream makes: in order, one call at a time, on pool threads. After OnError nothing follows.
+// Receives what a stream makes: in order, one call at a time, on threads that work. After OnError nothing follows.
 class DecompressOutput {
  public:
   virtual ~DecompressOutput() = default;

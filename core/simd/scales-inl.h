@@ -115,7 +115,8 @@ struct Tile {
   // the code 0 at scale 0.
   HWY_ALIGN float divisor[kTileGroups];
   HWY_ALIGN uint16_t scale_bits[kTileGroups];
-  HWY_ALIGN int32_t unusual[kTileGroups];  // not 0: codes are quotients by the scale, and need clamping
+  // Not 0: codes are quotients by the scale, or products where it is small, and need clamping.
+  HWY_ALIGN int32_t unusual[kTileGroups];
   bool any_unusual;
 };
 

@@ -78,8 +78,12 @@ TEST_P(RoundingTest, EveryF16AtManyScales) {
 }
 
 TEST_P(RoundingTest, EveryBF16AtManyScales) {
-  for (const uint16_t scale : Scales()) {
-    const float max_abs = BF16ToF32(F32ToBF16(static_cast<float>(QMax(bits())) * F16ToF32(scale)));
+  std::vector<float> scales;
+  for (const uint16_t scale : Scales()) scales.push_back(F16ToF32(scale));
+  constexpr uint16_t kSmall[] = {0x0001, 0x0003, 0x007f, 0x0080, 0x0081, 0x00ff, 0x20ff};
+  for (const uint16_t small : kSmall) scales.push_back(BF16ToF32(small));
+  for (const float scale : scales) {
+    const float max_abs = BF16ToF32(F32ToBF16(static_cast<float>(QMax(bits())) * scale));
     std::vector<float> values;
     for (uint32_t bf16 = 0; BF16ToF32(static_cast<uint16_t>(bf16)) <= max_abs; ++bf16) {
       values.push_back(BF16ToF32(static_cast<uint16_t>(bf16)));
