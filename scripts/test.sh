@@ -4,7 +4,7 @@
 # stage has the CPU seconds of its processes, which other work on the machine hardly changes.
 # usage: test.sh [STAGE...]     all stages without arguments
 # KVC_TIER=long: a minute per fuzzer instead of seconds, clang-tidy's path-sensitive analyzer, images from the sources,
-# `make demo` on a bare machine, and what codecs do to a model that people use, which comes from PyPI.
+# `make demo` and the wheel on a bare machine, and what codecs do to a model that people use, which comes from PyPI.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export KVC_TIER=${KVC_TIER:-short}
@@ -54,6 +54,7 @@ stage_container() { tests/container/image.sh; }
 # After `container`, whose images it takes.
 stage_compose() { tests/container/compose.sh; }
 stage_bare() { tests/container/bare.sh; }
+stage_wheel() { tests/container/wheel.sh; }
 stage_real_model() {
   scripts/venv.sh && .venv/bin/python scripts/real_model.py &&
     .venv/bin/python -m pytest tests/real_model --timeout=1000 --junitxml="$junit"
@@ -108,7 +109,7 @@ run() {
 }
 
 all=(format unit scripts tidy e2e python validation deploy install demo promtool asan_ubsan tsan fuzz container compose)
-[ "$KVC_TIER" != long ] || all+=(bare real_model)
+[ "$KVC_TIER" != long ] || all+=(bare wheel real_model)
 if [ $# -eq 0 ]; then
   set -- "${all[@]}"
   # What comes over the network comes while the compilers work.
@@ -140,8 +141,9 @@ for stage in "$@"; do
     container) run container 900 "image built and run in a Docker engine" ;;
     compose) run compose 1500 "compose files run, replicas killed and drained" ;;
     bare) run bare 1500 "demo on a bare debian:bookworm-slim" ;;
+    wheel) run wheel 1500 "wheel on a bare debian:bookworm-slim" ;;
     real_model) run real_model 1800 "a real model on compressed caches" ;;
-    *) echo "test.sh: unknown stage $stage; there are: ${all[*]} bare real_model" >&2; exit 2 ;;
+    *) echo "test.sh: unknown stage $stage; there are: ${all[*]} bare wheel real_model" >&2; exit 2 ;;
   esac
 done
 
