@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/base/float_environment.h"
 #include "core/base/half.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain_scratch.h"
@@ -72,6 +73,7 @@ bool CodecChain::needs_tensor() const {
 
 absl::StatusOr<ChainState> CodecChain::Analyze(const TensorDesc& tensor, const ByteSource& values,
                                                size_t block_elements) const {
+  const UsualFloatEnvironment environment;
   ChainState state;
   for (size_t i = 0; i < transforms_.size(); ++i) {
     const TransformedSource before(tensor, values, std::span(transforms_).first(i), state);
@@ -135,6 +137,7 @@ absl::StatusOr<ByteSpan> CodecChain::Transform(const Block& block, const ChainSt
 
 absl::StatusOr<size_t> CodecChain::EncodeBlock(const Block& block, const ChainState& state, MutableByteSpan payload,
                                                ErrorSums* sums, TokenSums* tokens) const {
+  const UsualFloatEnvironment environment;
   simd::TokenMeter* meter = nullptr;
   if (tokens != nullptr) {
     tokens->Clear();

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/base/float_environment.h"
 #include "core/base/status_macros.h"
 #include "core/codec/chain.h"
 #include "core/codec/chain_scratch.h"
@@ -130,6 +131,7 @@ absl::StatusOr<std::string> CodecChain::ChosenCodec(const TensorDesc& tensor, si
 }
 
 absl::Status CodecChain::DecodeBlock(const TensorDesc& tensor, ByteSpan payload, MutableByteSpan values) const {
+  const UsualFloatEnvironment environment;
   Scratch& scratch = ThreadScratch();
   StreamBounds(tensor, values.size() / DTypeSize(tensor.dtype), scratch.bounds);
   KVC_RETURN_IF_ERROR(UnpackStreams(payload, values, scratch));
