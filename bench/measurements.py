@@ -14,6 +14,8 @@ more than once. Cells of columns that are no speeds (ratio, SNR) have a value al
 import json
 import statistics
 
+import targets
+
 SPEEDS = ("encode", "decode")
 SIZES = ("ratio", "SNR dB", "bytes")  # columns that no noise changes
 # The daemon's user CPU, by column what bench_report.py calls it: differences, which noise changes by more than they are.
@@ -306,6 +308,8 @@ READERS = {
     "files": files,
 }
 
+FORMED = {"chunk": targets.chunk, "python": targets.python}  # targets that programs do not judge themselves
+
 
 def read_run(folder):
     """The run whose programs left their results, NAME.json, in a folder."""
@@ -317,6 +321,8 @@ def read_run(folder):
             continue
         raw = json.loads(path.read_text())
         run["sections"] += reader(raw)
+        if name in FORMED:
+            run["targets"] += FORMED[name](raw)
         if isinstance(raw, dict):
             run["targets"] += raw.get("targets", [])
             run["absent"] |= raw.get("absent", {})

@@ -121,6 +121,7 @@ def print_changes(changes):
 
 
 def end(folder, against):
+    """Whether all targets are met."""
     run = finish(read_run(folder))
     (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
     changes = None
@@ -135,6 +136,7 @@ def end(folder, against):
         f"{folder / 'page.html'} and {folder / 'results.json'}: {len(run['sections'])} tables, "
         f"{sum(not target['met'] for target in run['targets'])} of {len(run['targets'])} targets missed"
     )
+    return all(target["met"] for target in run["targets"])
 
 
 def main():
@@ -144,6 +146,7 @@ def main():
     last = steps.add_parser("end")
     last.add_argument("folder", type=pathlib.Path)
     last.add_argument("--against", type=pathlib.Path, help="results.json of another run")
+    last.add_argument("--check", action="store_true", help="fail when a target is missed")
     both = steps.add_parser("compare")
     both.add_argument("old", type=pathlib.Path)
     both.add_argument("new", type=pathlib.Path)
@@ -151,7 +154,8 @@ def main():
     if args.step == "begin":
         begin(args.folder)
     elif args.step == "end":
-        end(args.folder, args.against)
+        met = end(args.folder, args.against)
+        return 1 if args.check and not met else 0
     else:
         changes = compare.changes(*(json.loads(path.read_text()) for path in (args.old, args.new)))
         print_changes(changes)

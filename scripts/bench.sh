@@ -55,5 +55,5 @@ daemon_start "$work"
 scripts/bench_files.py "$work" "$daemon_address" --output $results/files.json
 daemon_stop
 echo
-.venv/bin/python bench/page.py end $results "${against[@]}"
+.venv/bin/python bench/page.py end $results "${against[@]}" "${check[@]}" || missed=1
 exit $missed

@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCH))
 import break_even  # noqa: E402
 import compare  # noqa: E402
 import measurements  # noqa: E402
+import targets  # noqa: E402
 
 KERNELS = {
     "benchmarks": [
@@ -68,6 +69,45 @@ def folder(tmp_path):
 def section(run, name):
     (found,) = (one for one in run["sections"] if one["id"] == name)
     return found
+
+
+def test_targets_are_formed_of_the_worst_cell_of_a_path():
+    def row(path, size, call, speed, cpu_ratio):
+        speeds = {"gb_per_s": speed, "cpp_gb_per_s": [1.0, 2.0, 4.0]}
+        return {"path": path, "tensor_bytes": size, "call": call, "cpu_ratio": cpu_ratio, **speeds}
+
+    rows = [
+        row("TCP", 64 << 10, "compress", [0.1] * 3, 1.2),
+        row("TCP", 64 << 10, "decompress", [0.1] * 3, 1.4),
+        row("TCP", 1 << 20, "compress", [1.0, 1.9, 0.1], 2.0),
+        row("TCP", 64 << 20, "compress", [0.9, 1.6, 4.0], 2.0),
+        row("unix socket", 1 << 20, "compress", [1.0, 2.0, 4.0], 1.0),
+    ]
+    assert [(one["what"], one["value"], one["met"]) for one in targets.python({"rows": rows})] == [
+        ("speed of the Python client / C++ client, TCP, least from 1 MiB: compress of 64 MiB", 0.9, True),
+        ("CPU of the Python client / C++ client, TCP, most at 64 KiB: decompress", 1.4, False),
+        ("speed of the Python client / C++ client, unix socket, least from 1 MiB: compress of 1 MiB", 1.0, True),
+    ]
+
+
+def test_a_store_of_frames_and_a_daemon_are_judged_beside_those_that_compute_nothing():
+    def row(name, store, load):
+        return {"name": name, "store": {"gb_per_s": [store]}, "load": {"gb_per_s": [load]}}
+
+    rows = [
+        row("redis, raw", 1.0, 2.0),
+        row("redis, kv3", 2.0, 1.0),
+        row("flight, tcp", 2.0, 2.0),
+        row("daemon, tcp, int4(group=64)", 3.0, 1.0),
+        row("daemon, unix, int4(group=64)", 3.0, 1.0),
+        row("in the process, int4(group=64)", 9.0, 9.0),
+    ]
+    assert [(one["what"], one["value"], one["met"]) for one in targets.chunk({"rows": rows})] == [
+        ("Redis with kv3 / raw, store of a chunk", 2.0, True),
+        ("Redis with kv3 / raw, load of a chunk", 0.5, False),
+        ("Python client over tcp by int4(group=64) / Arrow Flight, store of a chunk", 1.5, True),
+        ("Python client over tcp by int4(group=64) / Arrow Flight, load of a chunk", 0.5, False),
+    ]
 
 
 def test_a_run_is_read_with_its_medians_and_extremes(folder):

@@ -1,0 +1,47 @@
+"""Targets that are formed of what programs have measured, not by the programs: of the Python client beside the C++
+client and Arrow Flight, and of a store that keeps frames beside one that keeps values as they are."""
+
+import statistics
+
+
+def python(raw):
+    """Of a path the cell that is worst counts."""
+    rows = raw["rows"]
+    for path in dict.fromkeys(row["path"] for row in rows):
+        large = [row for row in rows if row["path"] == path and row["tensor_bytes"] >= 1 << 20]
+        small = [row for row in rows if row["path"] == path and row["tensor_bytes"] == 64 << 10]
+        if large:
+            ratios = {f"{row['call']} of {row['tensor_bytes'] >> 20} MiB": _ratio(row) for row in large}
+            worst = min(ratios, key=ratios.get)
+            yield _at_least(0.9, f"speed of the Python client / C++ client, {path}, least from 1 MiB: {worst}", ratios[worst])
+        if small:
+            ratios = {row["call"]: row["cpu_ratio"] for row in small}
+            worst = max(ratios, key=ratios.get)
+            yield _at_most(1.3, f"CPU of the Python client / C++ client, {path}, most at 64 KiB: {worst}", ratios[worst])
+
+
+def chunk(raw):
+    rows = {row["name"]: row for row in raw["rows"]}
+    for name, row in rows.items():
+        server, _, rest = name.partition(", ")
+        path, _, spec = rest.partition(", ")
+        peer = {"redis": "redis, raw", "daemon": f"flight, {path}"}.get(server)
+        if name == peer or peer not in rows:
+            continue
+        what = f"Redis with {rest} / raw" if server == "redis" else f"Python client over {path} by {spec} / Arrow Flight"
+        for way in ("store", "load"):
+            speeds = zip(row[way]["gb_per_s"], rows[peer][way]["gb_per_s"], strict=True)
+            yield _at_least(1, f"{what}, {way} of a chunk", statistics.median(mine / its for mine, its in speeds))
+
+
+def _ratio(row):
+    """The median of the rounds' own ratios."""
+    return statistics.median(mine / its for mine, its in zip(row["gb_per_s"], row["cpp_gb_per_s"], strict=True))
+
+
+def _at_least(limit, what, value):
+    return {"what": what, "value": value, "wanted": f"at least {limit}", "met": value >= limit}
+
+
+def _at_most(limit, what, value):
+    return {"what": what, "value": value, "wanted": f"at most {limit}", "met": value <= limit}
