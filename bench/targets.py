@@ -13,11 +13,15 @@ def python(raw):
         if large:
             ratios = {f"{row['call']} of {row['tensor_bytes'] >> 20} MiB": _ratio(row) for row in large}
             worst = min(ratios, key=ratios.get)
-            yield _at_least(0.9, f"speed of the Python client / C++ client, {path}, least from 1 MiB: {worst}", ratios[worst])
+            yield _at_least(
+                0.9, f"speed of the Python client / C++ client, {path}, least from 1 MiB: {worst}", ratios[worst]
+            )
         if small:
             ratios = {row["call"]: row["cpu_ratio"] for row in small}
             worst = max(ratios, key=ratios.get)
-            yield _at_most(1.3, f"CPU of the Python client / C++ client, {path}, most at 64 KiB: {worst}", ratios[worst])
+            yield _at_most(
+                1.3, f"CPU of the Python client / C++ client, {path}, most at 64 KiB: {worst}", ratios[worst]
+            )
 
 
 def chunk(raw):
@@ -28,7 +32,9 @@ def chunk(raw):
         peer = {"redis": "redis, raw", "daemon": f"flight, {path}"}.get(server)
         if name == peer or peer not in rows:
             continue
-        what = f"Redis with {rest} / raw" if server == "redis" else f"Python client over {path} by {spec} / Arrow Flight"
+        what = (
+            f"Redis with {rest} / raw" if server == "redis" else f"Python client over {path} by {spec} / Arrow Flight"
+        )
         for way in ("store", "load"):
             speeds = zip(row[way]["gb_per_s"], rows[peer][way]["gb_per_s"], strict=True)
             yield _at_least(1, f"{what}, {way} of a chunk", statistics.median(mine / its for mine, its in speeds))
