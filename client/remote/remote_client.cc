@@ -55,19 +55,13 @@ bool IsRetryable(const StreamEnd& end) {
          (code == grpc::StatusCode::RESOURCE_EXHAUSTED && end.retry_delay.has_value());
 }
 
-// Whether the daemon may have lost the shared memory of a call that ended so. FAILED_PRECONDITION is of other things,
-// too: an artifact that the daemon lacks.
-bool LosesRegions(const grpc::Status& status) {
-  if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
-    return status.error_message().starts_with("shared memory");
-  }
-  return status.error_code() == grpc::StatusCode::NOT_FOUND || status.error_code() == grpc::StatusCode::UNAVAILABLE;
+// Whether the daemon may have lost the shared memory of a call that ended so.
+bool LosesRegions(const StreamEnd& end) {
+  return end.reason == v1::SHARED_MEMORY_LOST || end.status.error_code() == grpc::StatusCode::UNAVAILABLE;
 }
 
-// Whether frames need more buffers than this client, of another version than the daemon, reckons for them.
-bool LacksBuffers(const grpc::Status& status) {
-  return status.error_code() == grpc::StatusCode::FAILED_PRECONDITION && status.error_message() == kNoBuffer;
-}
+// Whether output needs more buffers than this client, of another version than the daemon, reckons for it.
+bool LacksBuffers(const StreamEnd& end) { return end.reason == v1::OUTPUT_BUFFERS_TOO_SMALL; }
 
 // Whether this is how a daemon that knows no batches answers one.
 bool RefusesBatches(const grpc::Status& status) {
@@ -248,9 +242,10 @@ StreamEnd RemoteClient::Attempt(std::span<const typename Replies::Job> jobs, abs
   shared = last_was_shared_ = memory != nullptr;
   if (shared) {
     SharedExchange<Replies> exchange(options_.address, jobs, deadline, sink, delivery, batches, pool_.get(),
-                                     CallMemory(memory->bytes(), memory->region()));
+                                     CallMemory(memory->bytes(), memory->region()), memory->output_is_larger());
     StreamEnd end = RunStream(channel_, method, deadline, exchange);
-    if (LosesRegions(end.status)) pool_->Forget(*memory);
+    if (LosesRegions(end)) pool_->Forget(*memory);
+    if (LacksBuffers(end)) memory->OnLargerOutput();
     // Otherwise the daemon may still be writing to the memory.
     if (end.handler.ok() && end.status.ok()) pool_->PutBack(std::move(memory));
     return end;
@@ -282,7 +277,7 @@ absl::Status RemoteClient::Call(std::span<const typename Replies::Job> jobs, abs
       continue;
     }
     last = Verdict(CodeOf(end), end.status.error_message(), delivery.jobs_done(), jobs.size(), deadline);
-    if (shared && (LosesRegions(end.status) || LacksBuffers(end.status))) {
+    if (shared && (LosesRegions(end) || LacksBuffers(end))) {
       may_share = false;
       if (!IsRetryable(end)) continue;
     }

@@ -23,10 +23,23 @@ std::optional<absl::Duration> Pushback(const grpc::ClientContext& context) {
   return absl::Milliseconds(milliseconds);
 }
 
+// Why a call by shared memory has ended, where the daemon gives no reason: those of version 0.1.0 are known by what
+// they say.
+v1::ErrorReason ReasonInWords(const grpc::Status& status) {
+  if (status.error_code() == grpc::StatusCode::NOT_FOUND) return v1::SHARED_MEMORY_LOST;
+  if (status.error_code() != grpc::StatusCode::FAILED_PRECONDITION) return v1::ERROR_REASON_UNSPECIFIED;
+  const std::string& text = status.error_message();
+  if (text.starts_with("shared memory")) return v1::SHARED_MEMORY_LOST;
+  return text.ends_with("needs another room") ? v1::OUTPUT_BUFFERS_TOO_SMALL : v1::ERROR_REASON_UNSPECIFIED;
+}
+
 StreamEnd EndOf(const grpc::ClientContext& context, grpc::Status status, absl::Status handler) {
-  std::optional<absl::Duration> retry_delay = Pushback(context);
-  if (!retry_delay) retry_delay = RetryDelay(status);
-  return {std::move(handler), std::move(status), retry_delay};
+  if (status.ok()) return {std::move(handler), std::move(status), std::nullopt};
+  const ErrorDetails details = DetailsOf(status);
+  const std::optional<absl::Duration> pushback = Pushback(context);
+  const v1::ErrorReason reason =
+      details.reason != v1::ERROR_REASON_UNSPECIFIED ? details.reason : ReasonInWords(status);
+  return {std::move(handler), std::move(status), pushback ? pushback : details.retry_delay, reason};
 }
 
 // The events of one call, which `watch` looks after, where there is one.

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kvcompress/v1/kvcompress.pb.h"
 
 namespace kvcompress {
 
@@ -34,6 +35,8 @@ struct StreamEnd {
   grpc::Status status;   // of the call
   // How long the server wants us to wait before the next call.
   std::optional<absl::Duration> retry_delay;
+  // Which reason it gives.
+  v1::ErrorReason reason = v1::ERROR_REASON_UNSPECIFIED;
 };
 
 // Looks after a call while a thread works at it.

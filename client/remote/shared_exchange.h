@@ -44,7 +44,8 @@ class CallMemory {
 };
 
 // Sends ranges of memory that the daemon has mapped: where a job says that it stands, of a source's own memory if that
-// is mapped, else of chunks that the source is copied into. Output comes in buffers.
+// is mapped, else of chunks that the source is copied into. Output comes in buffers: as many as the most output takes,
+// or, where that is not known or `output_is_larger` than is reckoned here, as many as it turns out to need.
 template <typename Replies>
 class SharedExchange final : public Exchange<Replies> {
  public:
@@ -55,8 +56,12 @@ class SharedExchange final : public Exchange<Replies> {
   using typename Base::Request;
 
   SharedExchange(std::string_view address, std::span<const Job> jobs, absl::Time deadline, typename Base::Sink& sink,
-                 Delivery& delivery, bool batches, const SharedMemoryPool* pool, CallMemory memory)
-      : Base(address, jobs, deadline, sink, delivery, batches), pool_(pool), memory_(std::move(memory)) {}
+                 Delivery& delivery, bool batches, const SharedMemoryPool* pool, CallMemory memory,
+                 bool output_is_larger)
+      : Base(address, jobs, deadline, sink, delivery, batches),
+        pool_(pool),
+        memory_(std::move(memory)),
+        buffers_wanted_(output_is_larger ? kUnknown : 0) {}
 
   absl::StatusOr<std::optional<Outgoing>> Next() override {
     KVC_ASSIGN_OR_RETURN(std::optional<Request> request, NextRequest());
@@ -241,7 +246,7 @@ class SharedExchange final : public Exchange<Replies> {
 
   const SharedMemoryPool* const pool_;  // whose memory is read in place; null: none is
   CallMemory memory_;
-  uint64_t buffers_wanted_ = 0;  // for the jobs that are described
+  uint64_t buffers_wanted_;  // for the jobs that are described
   uint64_t buffers_given_ = 0;
   std::deque<GivenBuffer> given_;
   bool in_place_ = false;  // the current job's source lies in memory that the daemon has mapped

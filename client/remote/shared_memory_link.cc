@@ -130,6 +130,10 @@ class SharedMemoryLink::Stream {
 
 RegisteredMemory::~RegisteredMemory() { link_->Unregister(name_); }
 
+bool RegisteredMemory::output_is_larger() const { return link_->output_is_larger_; }
+
+void RegisteredMemory::OnLargerOutput() { link_->output_is_larger_ = true; }
+
 absl::StatusOr<std::shared_ptr<SharedMemoryLink>> SharedMemoryLink::Open(const std::shared_ptr<grpc::Channel>& channel,
                                                                          absl::Time deadline) {
   grpc::ClientContext context;

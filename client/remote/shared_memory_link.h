@@ -2,6 +2,7 @@
 
 #include <grpcpp/channel.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,10 @@ class RegisteredMemory {
   MutableByteSpan bytes() const { return mapping_.bytes(); }
   uint64_t region() const { return region_; }  // the daemon's name for it
   const SharedMemoryLink* link() const { return link_.get(); }
+
+  // Whether a call has found that the daemon, of another version, makes larger output than is reckoned here.
+  bool output_is_larger() const;
+  void OnLargerOutput();
 
  private:
   const std::shared_ptr<SharedMemoryLink> link_;
@@ -64,6 +69,7 @@ class SharedMemoryLink : public std::enable_shared_from_this<SharedMemoryLink> {
   absl::StatusOr<std::string> KeyPrefix(absl::Time deadline);
 
   const std::string prefix_;  // of all clients
+  std::atomic<bool> output_is_larger_ = false;
   mutable absl::Mutex mutex_;
   bool asking_ ABSL_GUARDED_BY(mutex_) = false;  // a thread is in Ask, and has the stream for itself
   bool lost_ ABSL_GUARDED_BY(mutex_) = false;

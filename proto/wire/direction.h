@@ -14,8 +14,6 @@ namespace kvcompress {
 inline constexpr int kMaxBatchTensors = 1024;
 // What a daemon says to a message whose payload it does not know, as those do that know no batches.
 inline constexpr char kNoPayload[] = "message without a payload";
-// And to a client that gives no more buffers, where output needs another.
-inline constexpr char kNoBuffer[] = "the stream was half-closed, but its output needs another buffer";
 
 struct CompressDirection {
   // Of a stream.

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "core/base/utf8.h"
+#include "proto/wire/error_reason.h"
 #include "proto/wire/grpc/error_details.h"
 #include "server/net/address.h"
 #include "server/net/tokens.h"
@@ -104,11 +105,10 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     message += "...";
   }
   const auto code = static_cast<grpc::StatusCode>(status.raw_code());
+  ErrorDetails details{.reason = ReasonOf(status)};
   int64_t milliseconds = 0;
-  if (absl::SimpleAtoi(RetryPushback(status), &milliseconds)) {
-    return RetryableStatus(code, message, absl::Milliseconds(milliseconds));
-  }
-  return {code, message};
+  if (absl::SimpleAtoi(RetryPushback(status), &milliseconds)) details.retry_delay = absl::Milliseconds(milliseconds);
+  return MakeStatus(code, message, details);
 }
 
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext& context) {

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "core/base/status_macros.h"
 #include "proto/wire/direction.h"
+#include "proto/wire/error_reason.h"
 #include "server/session/outbox.h"
 #include "server/session/stream_regions.h"
 
@@ -47,7 +48,9 @@ class Outlet {
         waits_for_buffer_ = !regions_.has_buffer();
         if (waits_for_buffer_ && joined_parts_ > 0) return Tell(outgoing);
         if (waits_for_buffer_ && half_closed) {
-          return absl::FailedPreconditionError(kNoBuffer);
+          return WithReason(
+              absl::FailedPreconditionError("the stream was half-closed, but its output needs another buffer"),
+              v1::OUTPUT_BUFFERS_TOO_SMALL);
         }
         if (waits_for_buffer_) return false;
         if (FillBuffer()) return Tell(outgoing);

@@ -5,19 +5,27 @@
 
 #include "absl/strings/str_format.h"
 #include "core/base/status_macros.h"
+#include "proto/wire/error_reason.h"
 
 namespace kvcompress {
+namespace {
+
+absl::Status Lost(absl::Status status) { return WithReason(std::move(status), v1::SHARED_MEMORY_LOST); }
+
+}  // namespace
 
 absl::Status StreamRegions::CheckEnabled() const {
-  return table_ == nullptr ? absl::FailedPreconditionError("shared memory is not enabled") : absl::OkStatus();
+  // What had the region may have been started again without.
+  return table_ == nullptr ? Lost(absl::FailedPreconditionError("shared memory is not enabled")) : absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<SharedRegion>> StreamRegions::Use(uint64_t id) {
   KVC_RETURN_IF_ERROR(CheckEnabled());
   // A region that this stream uses already stays its own after it was unregistered.
   if (const auto found = used_.find(id); found != used_.end()) return found->second;
-  KVC_ASSIGN_OR_RETURN(std::shared_ptr<SharedRegion> region, table_->Find(id));
-  used_.emplace(id, region);
+  absl::StatusOr<std::shared_ptr<SharedRegion>> region = table_->Find(id);
+  if (!region.ok()) return Lost(region.status());
+  used_.emplace(id, *region);
   return region;
 }
 
@@ -184,8 +192,8 @@ absl::Status StreamRegions::Check() const {
   absl::MutexLock lock(&mutex_);
   for (const auto& [id, region] : used_) {
     if (!region->intact()) {
-      return absl::FailedPreconditionError(absl::StrFormat(
-          "shared memory region %016x has lost memory: its object was cut short, or /dev/shm is full", id));
+      return Lost(absl::FailedPreconditionError(absl::StrFormat(
+          "shared memory region %016x has lost memory: its object was cut short, or /dev/shm is full", id)));
     }
   }
   return absl::OkStatus();

@@ -22,6 +22,7 @@ struct StridedInput {
 };
 
 // What a stream uses of registered regions: ranges that stand for its input, and buffers for its output. Thread-safe.
+// What a region that is not there, or not whole, leads to has the reason SHARED_MEMORY_LOST.
 //
 // All output passes through Fill, in order, which copies it to the buffers. Where the sizes of the output are known
 // ahead, blocks Take their parts of the buffers before they are made: Fill finds them there, and copies nothing.

@@ -11,6 +11,8 @@ import threading
 import grpc
 import pytest
 from daemon_helpers import MIB, Client, Feed, failure, page, page_value, random_array, wait_for
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from http2_helpers import Forwarder
 from shm_helpers import PREFIX, Object, Registration, SharedClient, failure_code, mappings, values
 
@@ -36,6 +38,14 @@ def thing():
 def figures(server):
     text = page(server.metrics_address)
     return tuple(page_value(text, f"kvcompress_shared_memory_{what}") for what in ("regions", "bytes"))
+
+
+def reason(call):
+    """What google.rpc.ErrorInfo says in the details of a call's status, read by the stock library."""
+    (detail,) = rpc_status.from_call(call).details
+    info = error_details_pb2.ErrorInfo()
+    assert detail.Unpack(info) and info.domain == "kvcompress"
+    return info.reason
 
 
 def answers(stream):
@@ -122,6 +132,7 @@ def test_a_client_that_cancels_leaves_nothing(server, client, thing):
     shared = SharedClient(client, thing, region)
     call = client.stub.Compress(shared.compress_requests("t", random_array(64), 0, 4096, 4096), timeout=30)
     assert failure(call)[0] == grpc.StatusCode.NOT_FOUND
+    assert reason(call) == "SHARED_MEMORY_LOST"
 
 
 def test_a_client_that_is_killed_leaves_nothing(server, client, stubs, thing):
@@ -270,10 +281,21 @@ def test_an_object_cut_short_fails_the_call_and_not_the_daemon(server, client):
             feed.close()
             code, text = failure_code(call)
             assert code == grpc.StatusCode.FAILED_PRECONDITION, text
+            assert reason(call) == "SHARED_MEMORY_LOST"
             thing.truncate(8 * MIB)
             stream.unregister("r")
         assert client.compress({"t": array})[0]["t"]
         client.wait_until_idle()
+
+
+def test_a_stream_that_gives_too_little_memory_for_its_output(client):
+    array = random_array((512, 2048))
+    with Object("a", 8 * MIB) as thing:
+        stream = Registration(client)
+        shared = SharedClient(client, thing, stream.register("r", thing))
+        call = client.stub.Compress(shared.compress_requests("t", array, 0, 4 * MIB, 4096), timeout=30)
+        assert failure_code(call)[0] == grpc.StatusCode.FAILED_PRECONDITION
+        assert reason(call) == "OUTPUT_BUFFERS_TOO_SMALL"
 
 
 @pytest.mark.parametrize("what", ["frame", "buffer"])

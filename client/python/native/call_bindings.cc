@@ -48,8 +48,8 @@ class Call final : public MessageSink, public CallWatch {
   // are (header, bytes, target), where a target is called with a v1::Tensor for the memory that the values go to, and
   // the result.
   Call(std::shared_ptr<Channel> channel, const nb::sequence& items, std::optional<double> seconds, nb::object region,
-       uint64_t region_number, bool batches, MessageCallOptions::Way way = MessageCallOptions::Way::kStream,
-       const Cancellation* cancellation = nullptr)
+       uint64_t region_number, bool output_is_larger, bool batches,
+       MessageCallOptions::Way way = MessageCallOptions::Way::kStream, const Cancellation* cancellation = nullptr)
       : channel_(std::move(channel)), cancellation_(cancellation) {
     // Whichever thread lets go of them last, with the GIL or without.
     const std::shared_ptr<std::vector<View>> views(new std::vector<View>, [](std::vector<View>* last) {
@@ -69,6 +69,7 @@ class Call final : public MessageSink, public CallWatch {
       part.place = TextOf(nb::object(item[4]));
     }
     MessageCallOptions options;
+    options.output_is_larger = output_is_larger;
     options.batches = batches;
     options.way = way;
     if (seconds) options.deadline = absl::Now() + absl::Seconds(*seconds);
@@ -104,19 +105,19 @@ class Call final : public MessageSink, public CallWatch {
     return result;
   }
 
-  // Of a call that has ended: a code of gRPC, or -1 for answers that cannot be; a text; and after how many seconds the
-  // daemon wants to be asked again.
-  std::tuple<int, std::string, std::optional<double>> End() const {
+  // Of a call that has ended: a code of gRPC, or -1 for answers that cannot be; a text; after how many seconds the
+  // daemon wants to be asked again; and its v1::ErrorReason.
+  std::tuple<int, std::string, std::optional<double>, int> End() const {
     if (!end_->handler.ok()) {
       const bool late = absl::IsDeadlineExceeded(end_->handler);
-      return {late ? static_cast<int>(grpc::StatusCode::DEADLINE_EXCEEDED) : -1, "", std::nullopt};
+      return {late ? static_cast<int>(grpc::StatusCode::DEADLINE_EXCEEDED) : -1, "", std::nullopt, 0};
     }
     std::optional<double> delay;
     if (end_->retry_delay) delay = absl::ToDoubleSeconds(*end_->retry_delay);
     grpc::StatusCode code = end_->status.error_code();
     // Not by us: it has met a connection that its daemon closed.
     if (code == grpc::StatusCode::CANCELLED && !cancelled_) code = grpc::StatusCode::UNAVAILABLE;
-    return {code, end_->status.error_message(), delay};
+    return {code, end_->status.error_message(), delay, end_->reason};
   }
 
   void Cancel() {
@@ -257,7 +258,8 @@ class Call final : public MessageSink, public CallWatch {
 nb::tuple CallWithMessage(std::shared_ptr<Channel> channel, const nb::tuple& item, std::optional<double> seconds,
                           const Cancellation* cancellation) {
   const auto items = nb::borrow<nb::sequence>(nb::make_tuple(item));
-  Call call(std::move(channel), items, seconds, nb::none(), 0, false, MessageCallOptions::Way::kMessage, cancellation);
+  Call call(std::move(channel), items, seconds, nb::none(), 0, false, false, MessageCallOptions::Way::kMessage,
+            cancellation);
   nb::object result = call.Next();
   if (!result.is_none()) return nb::make_tuple(std::move(result), nb::none());
   return nb::make_tuple(nb::none(), call.End());
@@ -288,9 +290,10 @@ void BindCalls(nb::module_& module) {
     own.is_wanted = true;
   });
   nb::class_<Call>(module, "Call")
-      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, std::optional<double>, nb::object, uint64_t, bool>(),
+      .def(nb::init<std::shared_ptr<Channel>, const nb::sequence&, std::optional<double>, nb::object, uint64_t, bool,
+                    bool>(),
            nb::arg("channel"), nb::arg("items"), nb::arg("seconds").none(), nb::arg("region").none(),
-           nb::arg("region_number"), nb::arg("batches"))
+           nb::arg("region_number"), nb::arg("output_is_larger"), nb::arg("batches"))
       .def("next", &Call::Next)
       .def("end", &Call::End)
       .def("cancel", &Call::Cancel);

@@ -117,9 +117,9 @@ class Call final : public MessageCall {
       exchange_ = std::make_unique<ByteExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, slices_,
                                                           options_.batches);
     } else {
-      exchange_ =
-          std::make_unique<SharedExchange<Replies>>("", jobs_, options_.deadline, sink_, delivery_, options_.batches,
-                                                    nullptr, CallMemory(options_.region, options_.region_number));
+      exchange_ = std::make_unique<SharedExchange<Replies>>(
+          "", jobs_, options_.deadline, sink_, delivery_, options_.batches, nullptr,
+          CallMemory(options_.region, options_.region_number), options_.output_is_larger);
     }
     stream_ = std::make_unique<StreamCall>(channel_, MethodPath<typename D::Request>(), options_.deadline, *exchange_);
     return absl::OkStatus();

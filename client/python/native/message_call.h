@@ -41,7 +41,8 @@ struct MessageCallOptions {
   absl::Time deadline = absl::InfiniteFuture();
   MutableByteSpan region;  // that the daemon has mapped, for the bytes of a stream; empty: they go in messages
   uint64_t region_number = 0;
-  bool batches = false;  // whether small items may share messages, which the daemon says that it takes
+  bool output_is_larger = false;  // than is reckoned here, as a call with the region has found
+  bool batches = false;           // whether small items may share messages, which the daemon says that it takes
 };
 
 // One call, which one thread works at.

@@ -5,35 +5,62 @@
 namespace kvcompress {
 namespace {
 
+constexpr char kErrorInfoUrl[] = "type.googleapis.com/google.rpc.ErrorInfo";
 constexpr char kRetryInfoUrl[] = "type.googleapis.com/google.rpc.RetryInfo";
+constexpr char kDomain[] = "kvcompress";
+
+void Add(const char* url, const google::protobuf::MessageLite& detail, rpc::Status& status) {
+  google::protobuf::Any& any = *status.add_details();
+  any.set_type_url(url);
+  any.set_value(detail.SerializeAsString());
+}
+
+void ReadErrorInfo(const std::string& bytes, ErrorDetails& details) {
+  rpc::ErrorInfo info;
+  if (!info.ParseFromString(bytes) || info.domain() != kDomain) return;
+  v1::ErrorReason_Parse(info.reason(), &details.reason);
+}
+
+void ReadRetryInfo(const std::string& bytes, ErrorDetails& details) {
+  rpc::RetryInfo info;
+  if (!info.ParseFromString(bytes) || !info.has_retry_delay()) return;
+  const google::protobuf::Duration& delay = info.retry_delay();
+  if (delay.seconds() < 0 || delay.nanos() < 0 || delay.nanos() >= 1'000'000'000) return;
+  details.retry_delay = absl::Seconds(delay.seconds()) + absl::Nanoseconds(delay.nanos());
+}
 
 }  // namespace
 
-grpc::Status RetryableStatus(grpc::StatusCode code, const std::string& message, absl::Duration delay) {
-  rpc::RetryInfo info;
-  info.mutable_retry_delay()->set_seconds(absl::IDivDuration(delay, absl::Seconds(1), &delay));
-  info.mutable_retry_delay()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(delay)));
+grpc::Status MakeStatus(grpc::StatusCode code, const std::string& message, const ErrorDetails& details) {
   rpc::Status status;
+  if (details.reason != v1::ERROR_REASON_UNSPECIFIED) {
+    rpc::ErrorInfo info;
+    info.set_reason(v1::ErrorReason_Name(details.reason));
+    info.set_domain(kDomain);
+    Add(kErrorInfoUrl, info, status);
+  }
+  if (details.retry_delay) {
+    absl::Duration rest;
+    rpc::RetryInfo info;
+    info.mutable_retry_delay()->set_seconds(absl::IDivDuration(*details.retry_delay, absl::Seconds(1), &rest));
+    info.mutable_retry_delay()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
+    Add(kRetryInfoUrl, info, status);
+  }
+  if (status.details().empty()) return {code, message};
   status.set_code(code);
   status.set_message(message);
-  google::protobuf::Any& detail = *status.add_details();
-  detail.set_type_url(kRetryInfoUrl);
-  detail.set_value(info.SerializeAsString());
   return {code, message, status.SerializeAsString()};
 }
 
-std::optional<absl::Duration> RetryDelay(const grpc::Status& status) {
-  rpc::Status details;
-  if (!details.ParseFromString(status.error_details())) return std::nullopt;
-  for (const google::protobuf::Any& detail : details.details()) {
-    rpc::RetryInfo info;
-    if (detail.type_url() != kRetryInfoUrl || !info.ParseFromString(detail.value()) || !info.has_retry_delay())
-      continue;
-    const google::protobuf::Duration& delay = info.retry_delay();
-    if (delay.seconds() < 0 || delay.nanos() < 0 || delay.nanos() >= 1'000'000'000) continue;
-    return absl::Seconds(delay.seconds()) + absl::Nanoseconds(delay.nanos());
+ErrorDetails DetailsOf(const grpc::Status& status) {
+  ErrorDetails details;
+  rpc::Status sent;
+  if (status.error_details().empty() || !sent.ParseFromString(status.error_details())) return details;
+  for (const google::protobuf::Any& detail : sent.details()) {
+    if (detail.type_url() == kErrorInfoUrl) ReadErrorInfo(detail.value(), details);
+    if (detail.type_url() == kRetryInfoUrl) ReadRetryInfo(detail.value(), details);
   }
-  return std::nullopt;
+  return details;
 }
 
 }  // namespace kvcompress

@@ -6,13 +6,19 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "kvcompress/v1/kvcompress.pb.h"
 
 namespace kvcompress {
 
-// A status whose details (grpc-status-details-bin) are a google.rpc.RetryInfo: the same call may succeed after `delay`.
-grpc::Status RetryableStatus(grpc::StatusCode code, const std::string& message, absl::Duration delay);
+// What the details of a status (grpc-status-details-bin) tell programs.
+struct ErrorDetails {
+  std::optional<absl::Duration> retry_delay = std::nullopt;  // google.rpc.RetryInfo: the call may succeed after it
+  v1::ErrorReason reason = v1::ERROR_REASON_UNSPECIFIED;     // google.rpc.ErrorInfo
+};
 
-// What the RetryInfo of `status` says, whoever has sent it; empty when there is none that makes sense.
-std::optional<absl::Duration> RetryDelay(const grpc::Status& status);
+grpc::Status MakeStatus(grpc::StatusCode code, const std::string& message, const ErrorDetails& details);
+
+// Of a status, whoever has sent it, without what makes no sense.
+ErrorDetails DetailsOf(const grpc::Status& status);
 
 }  // namespace kvcompress

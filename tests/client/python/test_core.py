@@ -9,8 +9,9 @@ import kvcompress
 import numpy as np
 import pytest
 from fake_server import capabilities
+from google.rpc import error_details_pb2, status_pb2
 from kvcompress._core import Core, Message, Streaming, Unary, Wait
-from kvcompress._errors import from_rpc
+from kvcompress._status import from_rpc
 from kvcompress.v1 import kvcompress_pb2 as pb
 
 SMALL, LARGE = np.ones(10, np.float16), np.ones(1 << 20, np.float16)
@@ -20,8 +21,9 @@ POLICY = kvcompress.RetryPolicy(max_attempts=3, initial_backoff=1, multiplier=2,
 
 
 class Failure(grpc.RpcError):
-    def __init__(self, code, pushback=None):
-        self._code, self._trailers = code, [("grpc-retry-pushback-ms", pushback)] if pushback else []
+    def __init__(self, code, pushback=None, details=None):
+        sent = {"grpc-retry-pushback-ms": pushback, "grpc-status-details-bin": details}
+        self._code, self._trailers = code, [(key, value) for key, value in sent.items() if value]
 
     def code(self):
         return self._code
@@ -160,3 +162,26 @@ def test_what_fails_after_the_client_is_closed_is_cancelled(core):
     core.closed = True
     _, error = run(core.metrics(), ValueError("Cannot invoke RPC on closed channel!"))
     assert (type(error), str(error)) == (kvcompress.Cancelled, "the client is closed")
+
+
+def details(reason="SHARED_MEMORY_LOST", domain="kvcompress"):
+    status = status_pb2.Status(code=5, message="gone")
+    status.details.add().Pack(error_details_pb2.RetryInfo())
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=domain))
+    return status.SerializeToString()
+
+
+@pytest.mark.parametrize(("sent", "reason"), [
+    (details(), pb.SHARED_MEMORY_LOST),
+    (details("OUTPUT_BUFFERS_TOO_SMALL"), pb.OUTPUT_BUFFERS_TOO_SMALL),
+    (details("OF_A_LATER_VERSION"), 0),
+    (details("\u00fc"), 0),
+    (details(domain="another"), 0),
+    (details()[:-1], 0),
+    (b"not protobuf", 0),
+    (b"\xff" * 100, 0),
+    ("text", 0),
+    (None, 0),
+])
+def test_reasons_of_failures(sent, reason):
+    assert from_rpc(Failure(grpc.StatusCode.NOT_FOUND, details=sent)).reason == reason

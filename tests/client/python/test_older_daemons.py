@@ -6,7 +6,10 @@ import time
 import grpc
 import kvcompress
 import numpy as np
+import pytest
 from fake_server import FakeServer
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 from kvcompress import _core
 from kvcompress.v1 import kvcompress_pb2 as pb
 from test_native import MIB, chunk
@@ -96,46 +99,94 @@ def test_a_newer_daemon_that_takes_over_gets_small_tensors_together(daemon, conn
         assert "does not offer" not in client.transport
 
 
-class NarrowDaemon(FakeServer):
-    """Passes on what comes in messages, and ends calls whose output is to go to buffers: as a daemon does whose frames
-    are larger than its client reckons, once it has no more buffers."""
+class Between(FakeServer):
+    """Passes calls on to a daemon with shared memory, and their messages as `change` makes them, which is given the
+    headers of each and the context. `to_buffers` has of each Compress whether its output was to go to buffers."""
 
-    def __init__(self, server):
+    def __init__(self, server, change):
         self._channel = grpc.insecure_channel(server.address, options=[("grpc.max_receive_message_length", 8 * MIB)])
-        self.refused = 0
+        self._change, self.to_buffers = change, []
         capabilities = self._channel.unary_unary("/kvcompress.v1.KvCompression/Capabilities")
         super().__init__(kvcompress.__version__, {"Capabilities": lambda request, _: capabilities(request)}, {
-            "SharedMemory": self._shared_memory,
-            "Compress": lambda *call: self._passed("Compress", *call)})
+            "SharedMemory": lambda messages, _: self._stream("SharedMemory", messages), "Compress": self._compress})
 
-    def _shared_memory(self, messages, _):
-        for message in messages:
-            asked, answer = pb.SharedMemoryRequest.FromString(message), pb.SharedMemoryResponse()
-            if asked.HasField("register"):
-                answer.challenge = b"challenge"
-            if asked.HasField("confirm"):
-                answer.regions.add(name=asked.confirm.name, region=1)
-            yield answer.SerializeToString()
+    def _stream(self, method, messages):
+        return self._channel.stream_stream(f"/kvcompress.v1.KvCompression/{method}")(messages)
 
-    def _passed(self, method, messages, context):
-        beginning = next(messages)
-        first = pb.CompressRequest.FromString(beginning)
-        if any(header.frame_to_buffer for header in (first.header, *first.batch.headers)):
-            self.refused += 1
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION,
-                          "the stream was half-closed, but its output needs another buffer")
-        yield from self._channel.stream_stream(f"/kvcompress.v1.KvCompression/{method}")(
-            itertools.chain([beginning], messages))
+    def _changed(self, message, context, begins=False):
+        request = pb.CompressRequest.FromString(message)
+        headers = [request.header] if request.HasField("header") else list(request.batch.headers)
+        if begins:
+            self.to_buffers.append(any(header.frame_to_buffer for header in headers))
+        self._change(headers, context)
+        return request.SerializeToString()
+
+    def _compress(self, messages, context):
+        first = self._changed(next(messages), context, begins=True)
+        following = (self._changed(message, context) for message in messages)
+        try:
+            yield from self._stream("Compress", itertools.chain([first], following))
+        except grpc.RpcError as error:
+            context.set_trailing_metadata(error.trailing_metadata())
+            context.abort(error.code(), "in words that change")
 
 
-def test_frames_that_need_more_memory_than_was_given_come_in_messages(daemon, connect):
-    server = daemon("--shared-memory", "kvc-narrow-")
+def test_frames_that_need_more_memory_than_was_given_come_in_messages_and_are_expected(daemon, connect):
+    """One call is made again; those that follow give the memory at once."""
+    server = daemon("--shared-memory", "kvc-larger-")
     tensor = np.ones(4 * MIB, np.float16)
-    expected = connect(server).compress(tensor, "int4(group=64)")
-    with NarrowDaemon(server) as narrow:
-        client = connect(narrow, native="require", retry=kvcompress.NO_RETRY)
-        assert client.compress(tensor, "int4(group=64)").data == expected.data
-        frames = list(client.compress_many([("tensor", tensor), *chunk()], "int4(group=64)"))
-        assert frames[0].data == expected.data
-        assert [frame.name for frame in frames[1:]] == [name for name, _ in chunk()]
-        assert narrow.refused == 2
+    expected = connect(server).compress(tensor, "raw").data
+
+    def enlarge(headers, _):
+        for header in headers:
+            header.codec = "raw"
+
+    with Between(server, enlarge) as larger:
+        client = connect(larger, native="require", retry=kvcompress.NO_RETRY)
+        assert client.compress(tensor, "int4(group=64)").data == expected
+        assert larger.to_buffers == [True, False]
+        for _ in range(3):
+            assert client.compress(tensor, "int4(group=64)").data == expected
+            frames = list(client.compress_many([("tensor", tensor)] * 3, "int4(group=64)"))
+            assert [frame.data for frame in frames] == [expected] * 3
+        assert larger.to_buffers == [True, False] + [True] * 6
+
+
+LOST = error_details_pb2.ErrorInfo(reason="SHARED_MEMORY_LOST", domain="kvcompress")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(("code", "text", "info", "is_loss"), [
+    (grpc.StatusCode.NOT_FOUND, "in words that change", LOST, True),
+    (grpc.StatusCode.FAILED_PRECONDITION, "in words that change", LOST, True),
+    (grpc.StatusCode.FAILED_PRECONDITION, "there is no artifact", None, False),
+    (grpc.StatusCode.FAILED_PRECONDITION, "there is no artifact", error_details_pb2.ErrorInfo(
+        reason="SHARED_MEMORY_LOST", domain="another"), False),
+    # As 0.1.0 says it.
+    (grpc.StatusCode.NOT_FOUND, "no shared memory region 0000000000000007", None, True),
+    (grpc.StatusCode.FAILED_PRECONDITION, "shared memory is not enabled", None, True),
+])
+def test_shared_memory_that_a_daemon_has_lost(daemon, connect, code, text, info, is_loss):
+    server, ends = daemon("--shared-memory", "kvc-forgetful-"), []
+    tensor = np.ones(4 * MIB, np.float16)
+
+    def end(_, context):
+        if not ends:
+            ends.append(code)
+            status = status_pb2.Status(code=code.value[0], message=text)
+            if info is not None:
+                status.details.add().Pack(info)
+            context.abort_with_status(rpc_status.to_status(status))
+
+    with Between(server, end) as forgetful:
+        client = connect(forgetful, retry=kvcompress.NO_RETRY)
+        if is_loss:
+            with pytest.raises(kvcompress.Unavailable, match=text) as error:
+                client.compress(tensor)
+            assert (error.value.code, error.value.retry_after) == (code, 0)
+        else:
+            with pytest.raises(kvcompress.FailedPrecondition, match=text):
+                client.compress(tensor)
+        client.compress(tensor)
+        assert client.transport == "shared memory"
+        assert forgetful.to_buffers == [True, True]

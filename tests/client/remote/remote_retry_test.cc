@@ -121,7 +121,7 @@ TEST_F(RemoteRetryTest, AHintInTheDetailsIsWaitedFor) {
   int calls = 0;
   daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
     if (++calls > 1) return Serve(call);
-    return RetryableStatus(grpc::RESOURCE_EXHAUSTED, "full", absl::Milliseconds(20));
+    return MakeStatus(grpc::RESOURCE_EXHAUSTED, "full", {.retry_delay = absl::Milliseconds(20)});
   };
   EXPECT_THAT(Client()->Compress(jobs_, absl::InfiniteFuture(), log_), IsOk());
   ASSERT_EQ(events_.size(), 1u);

@@ -72,7 +72,7 @@ class SharedMemoryTest : public ::testing::Test {
     mutex_.Await(absl::Condition(&answers_));
   }
 
-  // Answers tensors that came as ranges, with frames that go to buffers.
+  // Answers tensors that came as ranges, with frames that go to buffers: once it has as many of them as it needs.
   grpc::Status Serve(CompressCall& call, const std::function<void(v1::SharedMemoryRange&)>& twist = {}) {
     v1::CompressRequest request;
     std::vector<v1::SharedMemoryRange> buffers;
@@ -88,7 +88,7 @@ class SharedMemoryTest : public ::testing::Test {
         response.set_input_released(taken);
         call.Write(response);
       }
-      if (received_.size() < values_.size()) continue;
+      if (received_.size() < values_.size() || (taken > 0 && buffers.size() < buffers_needed_)) continue;
       if (taken == 0) {
         call.Write(FrameBytes(frame_));
       } else {
@@ -102,7 +102,7 @@ class SharedMemoryTest : public ::testing::Test {
       call.Write(Report("t", values_.size(), frame_.size()));
       received_.clear();
     }
-    return grpc::Status::OK;
+    return std::exchange(received_, "").empty() ? grpc::Status::OK : too_few_buffers_;
   }
 
   absl::Status Compress(ByteSpan values) {
@@ -130,6 +130,8 @@ class SharedMemoryTest : public ::testing::Test {
   FakeDaemon daemon_;
   SharedMapping memory_;
   std::string received_;
+  size_t buffers_needed_ = 1;
+  grpc::Status too_few_buffers_;
   const std::vector<std::byte> values_ = MakeValues(DType::kF16, 700000, Distribution::kGaussian);
   const std::string frame_ = MakeFrame();
   std::unique_ptr<CodecClient> client_ = *MakeRemoteClient({.address = daemon_.address()});
@@ -246,26 +248,65 @@ TEST_F(SharedMemoryTest, AnOlderDaemonIsNotAskedTwice) {
 
 TEST_F(SharedMemoryTest, ADaemonThatForgetsIsAskedAnew) {
   int calls = 0;
-  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
-    return ++calls == 1 ? grpc::Status(grpc::NOT_FOUND, "no shared memory region") : Serve(call);
-  };
-  ASSERT_THAT(Compress(values_), IsOk());
-  EXPECT_EQ(frames_.frame, frame_);
-  EXPECT_EQ(client_->Transport(), "connection");
-  ASSERT_THAT(Compress(values_), IsOk());
-  EXPECT_EQ(client_->Transport(), "shared memory");
-  EXPECT_EQ(questions_, 2);
+  grpc::Status loss;
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) { return ++calls % 3 == 1 ? loss : Serve(call); };
+  const ErrorDetails lost{.reason = v1::SHARED_MEMORY_LOST};
+  int questions = 0;
+  for (const grpc::Status& status : {MakeStatus(grpc::NOT_FOUND, "in words that change", lost),
+                                     MakeStatus(grpc::FAILED_PRECONDITION, "in words that change", lost),
+                                     // As 0.1.0 says it.
+                                     grpc::Status(grpc::NOT_FOUND, "no shared memory region 0000000000000007"),
+                                     grpc::Status(grpc::FAILED_PRECONDITION, "shared memory is not enabled")}) {
+    loss = status;
+    ASSERT_THAT(Compress(values_), IsOk());
+    EXPECT_EQ(frames_.frame, frame_);
+    EXPECT_EQ(client_->Transport(), "connection");
+    EXPECT_EQ(questions_, ++questions);
+    ASSERT_THAT(Compress(values_), IsOk());
+    EXPECT_EQ(client_->Transport(), "shared memory");
+    EXPECT_EQ(questions_, questions + 1);
+  }
 }
 
-TEST_F(SharedMemoryTest, FramesThatNeedMoreBuffersThanWereGivenComeInMessages) {
+TEST_F(SharedMemoryTest, OtherFailedPreconditionsAreNoLoss) {
+  int calls = 0;
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
+    ++calls;
+    return grpc::Status(grpc::FAILED_PRECONDITION, "there is no artifact 1234");
+  };
+  for (int i = 1; i <= 2; ++i) {
+    EXPECT_THAT(Compress(values_), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no artifact")));
+    EXPECT_EQ(calls, i);
+  }
+  EXPECT_EQ(questions_, 1);
+}
+
+// The call whose client does not know yet is made again, in messages; those that follow are made once.
+TEST_F(SharedMemoryTest, OutputThatNeedsMoreBuffersThanAreReckonedIsRemembered) {
   int calls = 0;
   daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
-    return ++calls == 1 ? grpc::Status(grpc::FAILED_PRECONDITION, kNoBuffer) : Serve(call);
+    ++calls;
+    return Serve(call);
   };
-  ASSERT_THAT(Compress(values_), IsOk());
-  EXPECT_EQ(frames_.frame, frame_);
-  EXPECT_EQ(client_->Transport(), "connection");
-  EXPECT_EQ(calls, 2);
+  buffers_needed_ = 2;
+  for (const grpc::Status& status :
+       {MakeStatus(grpc::FAILED_PRECONDITION, "in words that change", {.reason = v1::OUTPUT_BUFFERS_TOO_SMALL}),
+        // As 0.1.0 says it.
+        grpc::Status(grpc::FAILED_PRECONDITION, "the stream was half-closed, but its output needs another room")}) {
+    client_ = *MakeRemoteClient({.address = daemon_.address()});
+    too_few_buffers_ = status;
+    calls = 0;
+    ASSERT_THAT(Compress(values_), IsOk());
+    EXPECT_EQ(frames_.frame, frame_);
+    EXPECT_EQ(client_->Transport(), "connection");
+    EXPECT_EQ(calls, 2);
+    for (int i = 3; i <= 5; ++i) {
+      ASSERT_THAT(Compress(values_), IsOk());
+      EXPECT_EQ(frames_.frame, frame_);
+      EXPECT_EQ(client_->Transport(), "shared memory");
+      EXPECT_EQ(calls, i);
+    }
+  }
 }
 
 class SharedMemoryPoolTest : public SharedMemoryTest {

@@ -273,11 +273,12 @@ TEST_F(SharedMemorySessionTest, HeadersThatWaitForTheWindowAreCharged) {
 
 TEST_F(SharedMemorySessionTest, AStreamThatEndsWithoutABufferForItsOutputFails) {
   PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
-  EXPECT_THAT(Compress({Header("t", 1000, "int4", true), SharedData(Range(input_id_, 0, 2000))}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another buffer")));
-  EXPECT_THAT(Compress({Header("t", 1000, "int4", true), FrameBuffer(Range(output_id_, 0, 100)),
-                        SharedData(Range(input_id_, 0, 2000))}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another buffer")));
+  const v1::CompressRequest header = Header("t", 1000, "int4", true), data = SharedData(Range(input_id_, 0, 2000));
+  for (const absl::Status& status :
+       {Compress({header, data}), Compress({header, FrameBuffer(Range(output_id_, 0, 100)), data})}) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("needs another buffer")));
+    EXPECT_EQ(ReasonOf(status), v1::OUTPUT_BUFFERS_TOO_SMALL);
+  }
   for (const auto& response : responses_) EXPECT_FALSE(response.has_tensor());
 }
 
@@ -326,21 +327,24 @@ TEST_F(SharedMemorySessionTest, RangesAreCheckedAgainstTheirRegions) {
   EXPECT_THAT(Compress({header, FrameBuffer(Range(input_id_, 0, 0))}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("0 bytes")));
   table_.Remove(input_id_);
-  EXPECT_THAT(Compress({header, SharedData(Range(input_id_, 0, 16))}),
-              StatusIs(absl::StatusCode::kNotFound, HasSubstr("no shared memory region")));
+  const absl::Status unknown = Compress({header, SharedData(Range(input_id_, 0, 16))});
+  EXPECT_THAT(unknown, StatusIs(absl::StatusCode::kNotFound, HasSubstr("no shared memory region")));
+  EXPECT_EQ(ReasonOf(unknown), v1::SHARED_MEMORY_LOST);
 
   SessionOptions options = Options();
   options.regions = nullptr;
   CompressDriver driver(pool_, admission_, options);
-  EXPECT_THAT(driver.Run({header, SharedData(Range(output_id_, 0, 16))}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not enabled")));
+  const absl::Status off = driver.Run({header, SharedData(Range(output_id_, 0, 16))});
+  EXPECT_THAT(off, StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not enabled")));
+  EXPECT_EQ(ReasonOf(off), v1::SHARED_MEMORY_LOST);
 }
 
 TEST_F(SharedMemorySessionTest, NothingOfARegionThatLostMemoryIsReported) {
   PutInput(MakeValues(DType::kF16, 1000, Distribution::kGaussian));
   input_->is_intact = false;
-  EXPECT_THAT(Compress({Header("t", 1000, "int4", false), SharedData(Range(input_id_, 0, 2000))}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("has lost memory")));
+  const absl::Status status = Compress({Header("t", 1000, "int4", false), SharedData(Range(input_id_, 0, 2000))});
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("has lost memory")));
+  EXPECT_EQ(ReasonOf(status), v1::SHARED_MEMORY_LOST);
   for (const auto& response : responses_) EXPECT_FALSE(response.has_tensor());
 }
 

@@ -275,9 +275,9 @@ TEST(StatusTest, LongMessagesAreCutAtACharacter) {
 
 TEST(StatusTest, RefusalsThatPassSayWhenToTryAgain) {
   Admission admission({.max_streams = 0});
-  EXPECT_EQ(RetryDelay(ToGrpcStatus(admission.AdmitStream().status())), absl::Milliseconds(100));
+  EXPECT_EQ(DetailsOf(ToGrpcStatus(admission.AdmitStream().status())).retry_delay, absl::Milliseconds(100));
   admission.StartDraining();
-  EXPECT_EQ(RetryDelay(ToGrpcStatus(admission.AdmitStream().status())), std::nullopt);
+  EXPECT_EQ(DetailsOf(ToGrpcStatus(admission.AdmitStream().status())).retry_delay, std::nullopt);
 }
 
 }  // namespace

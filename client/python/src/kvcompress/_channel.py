@@ -8,7 +8,8 @@ from concurrent.futures import Future
 import grpc
 
 from . import _fork
-from ._errors import FailedPrecondition, InvalidArgument, KvCompressError, checked_text, from_rpc, late
+from ._errors import FailedPrecondition, InvalidArgument, KvCompressError, checked_text, late
+from ._status import from_rpc
 from ._target import check_target, is_local
 from ._tls import own_fault
 

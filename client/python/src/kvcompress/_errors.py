@@ -8,13 +8,17 @@ import grpc
 
 class KvCompressError(Exception):
     """Root of all errors of a call. `code` is gRPC's, None where the daemon was not asked; `retry_after` is the seconds
-    after which the daemon asks to be called again, None where it does not."""
+    after which the daemon asks to be called again, None where it does not; `reason` is the ErrorReason that it gives,
+    of kvcompress.v1."""
 
-    def __init__(self, detail: str, code: grpc.StatusCode | None = None, retry_after: float | None = None):
+    def __init__(
+        self, detail: str, code: grpc.StatusCode | None = None, retry_after: float | None = None, reason: int = 0
+    ):
         super().__init__(detail)
         self.detail = detail
         self.code = code
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class InvalidArgument(KvCompressError, ValueError):
@@ -166,25 +170,10 @@ def _lasting(said: str, own_fault: str) -> KvCompressError | None:
     return FailedPrecondition(f"connect to {found[0]}: {meaning}" if found else meaning)
 
 
-def from_rpc(error: grpc.RpcError, own_fault: str = "") -> KvCompressError:
-    """The exception for a failed call. `own_fault` says what is wrong with this side's certificate."""
-    call: Any = error  # RpcError itself declares none of these methods
-    return failure(call.code().value[0], call.details() or "", _pushback(call.trailing_metadata()), own_fault)
-
-
-def failure(number: int, said: str, retry_after: float | None, own_fault: str = "") -> KvCompressError:
-    """The same by the number of gRPC's code, and what gRPC says."""
+def failure(number: int, said: str, retry_after: float | None, reason: int = 0, own_fault: str = "") -> KvCompressError:
+    """The exception for a failed call: by the number of gRPC's code, what gRPC says and what the daemon tells programs.
+    `own_fault` says what is wrong with this side's certificate."""
     code = _BY_NUMBER[number]
     if code == grpc.StatusCode.UNAVAILABLE and (lasting := _lasting(said, own_fault)):
         return lasting
-    return _BY_CODE.get(code, KvCompressError)(said or code.name, code, retry_after)
-
-
-def _pushback(trailers: Any) -> float | None:
-    """Seconds of the trailer grpc-retry-pushback-ms; None without one, and where it says not to come again."""
-    for key, value in trailers or ():
-        if key == "grpc-retry-pushback-ms":
-            text = value if isinstance(value, str) else value.decode("ascii", "replace")
-            if text.isascii() and text.isdigit() and len(text) <= 10:
-                return int(text) / 1000
-    return None
+    return _BY_CODE.get(code, KvCompressError)(said or code.name, code, retry_after, reason)

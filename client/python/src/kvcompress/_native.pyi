@@ -4,6 +4,8 @@ from typing import Any
 from typing_extensions import Buffer
 
 _Error = tuple[int, str] | None
+# A code of gRPC's, a text, after how many seconds the daemon wants to be asked again, and its ErrorReason.
+_End = tuple[int, str, float | None, int]
 
 class Codec:
     """MessageCodec of client/python/native. Errors are a number of gRPC's and a text."""
@@ -48,10 +50,11 @@ class Call:
         seconds: float | None,
         region: Buffer | None,
         region_number: int,
+        output_is_larger: bool,
         batches: bool,
     ) -> None: ...
     def next(self) -> _Result | None: ...
-    def end(self) -> tuple[int, str, float | None]: ...
+    def end(self) -> _End: ...
     def cancel(self) -> None: ...
 
 def call_with_message(
@@ -59,7 +62,7 @@ def call_with_message(
     item: _Item,
     seconds: float | None,
     cancellation: Cancellation | None,
-) -> tuple[_Result | None, tuple[int, str, float | None] | None]:
+) -> tuple[_Result | None, _End | None]:
     """Of one item in a message: what Call.next gives, or, where that is None, Call.end."""
 
 def end(seconds: float) -> None:

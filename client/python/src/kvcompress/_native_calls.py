@@ -19,6 +19,7 @@ from ._shared_memory import Pool, Region
 from ._stream import Results
 from ._tls import own_fault, pem_of
 from ._wire import malformed
+from .v1 import kvcompress_pb2 as pb
 
 try:
     from . import _native
@@ -28,16 +29,9 @@ except ImportError:
 Choice = Literal["auto", "require", "off"]
 _VARIABLE = "KVCOMPRESS_NATIVE"
 _MALFORMED = -1
-_WELL = (0, "", None)
-# How a daemon of another version ends a call whose rest can be sent again, plainly: it knows no batches, and has taken
-# nothing of one; or its frames need more memory than the module, which reckons that beforehand, has given.
-_MISUNDERSTANDINGS = (
-    (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload"),
-    (
-        grpc.StatusCode.FAILED_PRECONDITION.value[0],
-        "the stream was half-closed, but its output needs another buffer",
-    ),
-)
+_WELL = (0, "", None, 0)
+# How a daemon that knows no batches ends a call with one, of which it has taken nothing.
+_NO_BATCHES = (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload")
 # Seconds that the end of the process waits for threads inside calls, which are cancelled then.
 _PATIENCE = 2.0
 
@@ -79,13 +73,13 @@ class NativeChannel:
         result: Result = _result_of(item, found)
         return result
 
-    def failure(self, code: int, text: str, retry_after: float | None) -> KvCompressError | None:
+    def failure(self, code: int, text: str, retry_after: float | None, reason: int) -> KvCompressError | None:
         """What a call has ended with; None: well."""
         if code == 0:
             return None
         if code == _MALFORMED:
             return malformed()
-        return failure(code, text, retry_after, own_fault(self._credentials))
+        return failure(code, text, retry_after, reason, own_fault(self._credentials))
 
 
 def _is_wanted(native: Choice | None, has_other_credentials: bool) -> bool:
@@ -106,7 +100,8 @@ def new_cancellation() -> Any:
 
 class NativeStream(Results[Result]):
     """One call with items that are all there. With `batches` small ones go together. A daemon of another version than
-    was asked may take them otherwise: then the rest goes one by one in messages, and `forget` is called."""
+    was asked may take them otherwise: then the rest goes one by one in messages; `forget` is called where that knows no
+    batches."""
 
     def __init__(
         self,
@@ -145,7 +140,8 @@ class NativeStream(Results[Result]):
         # None holds a reference to the stream, which could not be forgotten otherwise.
         items = [_parts_of(item, place) for item, place in zip(self._items, self._places, strict=True)]
         memory, number = (None, 0) if self._region is None else (self._region.bytes.data, self._region.number)
-        return _native.Call(self._channel.get(), items, self._left(), memory, number, batches)
+        output_is_larger = self._region is not None and self._region.link.output_is_larger
+        return _native.Call(self._channel.get(), items, self._left(), memory, number, output_is_larger, batches)
 
     def __next__(self) -> Result:
         if self._generation != _fork.generation():
@@ -153,7 +149,7 @@ class NativeStream(Results[Result]):
         with self._running:
             try:
                 found, end = self._following()
-                if end[:2] in _MISUNDERSTANDINGS and (self._batches or self._region is not None):
+                if found is None and self._is_misunderstood(end):
                     self._begin_again()
                     found, end = self._following()
                 if found is not None:
@@ -167,13 +163,23 @@ class NativeStream(Results[Result]):
             self._finish(*end)
             raise StopIteration
 
-    def _following(self) -> tuple[Any, tuple[int, str, float | None]]:
+    def _following(self) -> tuple[Any, tuple[int, str, float | None, int]]:
         """What the module finds next; None at the end of the call, and how that was."""
         found = None if self._call is None else self._call.next()
         return found, _WELL if found is not None or self._call is None else self._call.end()
 
+    def _is_misunderstood(self, end: tuple[int, str, float | None, int]) -> bool:
+        """Whether a daemon of another version has ended the call so that the rest can be sent again, plainly. What that
+        tells of the daemon is known to the calls that follow."""
+        if self._batches and end[:2] == _NO_BATCHES:
+            self._forget()
+            return True
+        if self._region is not None and end[3] == pb.OUTPUT_BUFFERS_TOO_SMALL:
+            self._region.link.output_is_larger = True
+            return True
+        return False
+
     def _begin_again(self) -> None:
-        self._forget()
         self._give_up()
         del self._items[: self._answered], self._places[: self._answered]
         self._answered = 0
@@ -182,9 +188,9 @@ class NativeStream(Results[Result]):
         if self._is_closed:  # meanwhile
             self._call.cancel()
 
-    def _finish(self, code: int, text: str, retry_after: float | None) -> None:
+    def _finish(self, code: int, text: str, retry_after: float | None, reason: int) -> None:
         """After the last result: raises what the call has ended with."""
-        error = self._channel.failure(code, text, retry_after)
+        error = self._channel.failure(code, text, retry_after, reason)
         if error is not None and code == _MALFORMED:
             self._give_up()
             raise error

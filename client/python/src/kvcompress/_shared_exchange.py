@@ -29,11 +29,12 @@ def _goes_to_buffers(item: Item[Any]) -> bool:
 
 
 def _is_loss(error: KvCompressError) -> bool:
-    """Whether the daemon does not have the call's region any more, or not all of it. FAILED_PRECONDITION is of other
-    things, too: an artifact that the daemon lacks."""
-    if error.code == grpc.StatusCode.FAILED_PRECONDITION:
-        return error.detail.startswith("shared memory")
-    return error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
+    """Whether the daemon may not have the call's region any more, or not all of it."""
+    if error.reason:
+        return error.reason == pb.SHARED_MEMORY_LOST
+    # Daemons of version 0.1.0 give no reasons, and are known by what they say.
+    is_said = error.code == grpc.StatusCode.FAILED_PRECONDITION and error.detail.startswith("shared memory")
+    return is_said or error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
 
 
 def after_failure(error: KvCompressError, region: Region, pool: Pool) -> KvCompressError:
@@ -44,7 +45,7 @@ def after_failure(error: KvCompressError, region: Region, pool: Pool) -> KvCompr
         return error
     pool.forget(region.link)
     # The call can be made again at once, with other memory or without.
-    return error if isinstance(error, Unavailable) else Unavailable(error.detail, error.code, 0.0)
+    return error if isinstance(error, Unavailable) else Unavailable(error.detail, error.code, 0.0, error.reason)
 
 
 class _CopiedParts(Parts):

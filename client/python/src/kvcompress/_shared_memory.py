@@ -97,6 +97,7 @@ class Link:
         self._sent = 0
         self._answered = 0
         self._key_prefix = ""  # of this stream's keys, once the daemon has been asked
+        self.output_is_larger = False  # than the native module reckons: the daemon is of another version
         questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._questions = questions
         # The thread that waits for questions ends with the call.
