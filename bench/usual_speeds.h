@@ -28,13 +28,12 @@ class UsualSpeeds {
     below_.push_back({decodes, chain, gb_per_s, gb_per_s / least, spec.ok() && IsCalledSlow(decodes, *spec)});
   }
 
-  // Whether a help text calls a stage slow: that of its codec, or of a parameter that is not as it is by default.
+  // Whether a help text calls a stage slow: that of its codec, or of a parameter whose value it is about.
   static bool IsCalledSlow(bool decodes, const StageSpec& stage) {
-    const auto says_so = [decodes](std::string_view text) { return SaysSlow(decodes, text); };
-    bool is_slow = says_so(stage.codec->summary);
+    bool is_slow = SaysSlow(decodes, stage.codec->summary);
     for (size_t i = 0; i < stage.values.size(); ++i) {
       const Parameter& parameter = stage.codec->parameters[i];
-      is_slow = is_slow || (stage.values[i] != parameter.fallback && says_so(parameter.meaning));
+      is_slow = is_slow || (SaysSlow(decodes, parameter.meaning) && IsAbout(parameter, stage.values[i]));
     }
     return is_slow || std::ranges::any_of(stage.parts, [decodes](const StageSpec::Part& part) {
              return IsCalledSlow(decodes, part.chain);
@@ -97,6 +96,19 @@ class UsualSpeeds {
     const bool has_other = text.find(Verb(!decodes)) != std::string_view::npos;
     const bool has_this = text.find(Verb(decodes)) != std::string_view::npos;
     return std::regex_search(text.begin(), text.end(), slow) && (has_this || !has_other);
+  }
+
+  // Whether what a parameter's help text calls slow is this value: "of 32 are slow", "from 3 on", "where it is large",
+  // which is above what it is by default; else any but that.
+  static bool IsAbout(const Parameter& parameter, double value) {
+    static const std::regex one(R"(\bof (\d+) (?:is|are) slow\b)"), least(R"(\bfrom (\d+) on\b[^;]*\bslow\b)"),
+        large(R"(\bslow where it is large\b)");
+    const std::string text(parameter.meaning);
+    std::smatch found;
+    if (std::regex_search(text, found, one)) return value == std::stod(found[1]);
+    if (std::regex_search(text, found, least)) return value >= std::stod(found[1]);
+    if (std::regex_search(text, large)) return value > parameter.fallback;
+    return value != parameter.fallback;
   }
 
   static bool IsCalledSlow(bool decodes, const ChainSpec& spec) {
