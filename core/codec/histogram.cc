@@ -126,6 +126,10 @@ bool SeemsToShrink(ByteSpan raw) {
   return raw.size() < kSampledBytes || (raw.size() <= kMaxBytes && Shrinks(CountSample(raw).all));
 }
 
+Histogram CountBytesSoon(ByteSpan raw) {
+  return raw.size() < kSampledBytes ? CountBytes(raw) : CountBytesLike(CountSample(raw), raw);
+}
+
 std::optional<Histogram> CountIfItShrinks(ByteSpan raw) {
   if (raw.size() < kSampledBytes) return CountBytes(raw);
   if (raw.size() > kMaxBytes) return std::nullopt;

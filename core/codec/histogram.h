@@ -13,6 +13,8 @@ namespace kvcompress {
 using Histogram = std::array<uint32_t, 256>;
 
 Histogram CountBytes(ByteSpan raw);
+// The same, faster for long streams where the bytes are few different ones, or pairs of them are.
+Histogram CountBytesSoon(ByteSpan raw);
 
 // The binary logarithm of n > 0 in units of 1/4096, rounded down: integers, so that every machine decides alike.
 constexpr uint32_t FixedLog2(uint32_t n) {

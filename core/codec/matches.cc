@@ -18,12 +18,6 @@ constexpr int kHurry = 10;
 // Places within a match are remembered in such steps.
 constexpr size_t kMatchStep = 8;
 
-struct Match {
-  size_t literals;
-  size_t length;
-  size_t distance;
-};
-
 // How many bytes from `a` and from `b` > `a` on are equal.
 size_t EqualBytes(ByteSpan raw, size_t a, size_t b) {
   const size_t begin = b;
@@ -43,9 +37,8 @@ class Finder {
   Finder(ByteSpan raw, size_t run)
       : raw_(raw), run_(run), again_(run / 2), run_mask_(FirstBytes(run)), again_mask_(FirstBytes(again_)) {}
 
-  // Calls `found` with at most `limit` matches.
-  template <typename Found>
-  void Find(size_t limit, Found found) {
+  // Adds at most `limit` matches.
+  void Find(size_t limit, std::vector<Match>& found) {
     if (raw_.size() < 8) return;
     size_t literals = 0;  // begin here
     // A slot that no place has yet is as good as one of place 0: what stands there agrees with nothing of another slot.
@@ -57,8 +50,10 @@ class Finder {
       size_t begin = at_, before = before_;
       for (; begin > literals && before > 0 && raw_[begin - 1] == raw_[before - 1]; ++length) --begin, --before;
       --limit;
-      found(Match{begin - literals, length, begin - before == distance_ ? 0 : begin - before});
-      distance_ = begin - before;
+      const size_t distance = begin - before;
+      found.push_back({static_cast<uint32_t>(begin - literals), static_cast<uint32_t>(length),
+                       static_cast<uint32_t>(distance == distance_ ? 0 : distance)});
+      distance_ = distance;
       const size_t end = begin + length;
       for (size_t k = at_ + kMatchStep; k < end && k + 8 <= raw_.size(); k += kMatchStep) Remember(k);
       literals = at_ = end;
@@ -141,9 +136,17 @@ class Finder {
   std::array<uint32_t, size_t{1} << kSlotBits> places_ = {};
 };
 
-size_t NumberAt(ByteSpan columns, size_t count, size_t match, size_t number) {
-  size_t value = 0;
-  for (size_t k = 0; k < 3; ++k) value |= std::to_integer<size_t>(columns[(3 * number + k) * count + match]) << 8 * k;
+// A byte of a match, as it stands in column `k`.
+uint8_t ColumnByte(const Match& match, size_t k) {
+  const uint32_t number = k < 3 ? match.literals : k < 6 ? match.length : match.distance;
+  return static_cast<uint8_t>(number >> 8 * (k % 3));
+}
+
+uint32_t NumberAt(ByteSpan columns, size_t count, size_t match, size_t number) {
+  uint32_t value = 0;
+  for (size_t k = 0; k < 3; ++k) {
+    value |= std::to_integer<uint32_t>(columns[(3 * number + k) * count + match]) << 8 * k;
+  }
   return value;
 }
 
@@ -163,6 +166,25 @@ void CopyAtLeast(const std::byte* from, size_t from_room, std::byte* to, size_t 
   }
 }
 
+// Sets `bytes` to the `size` literals of `raw`, or to the bytes that are matched, one after the other.
+template <bool kLiterals>
+void Gather(ByteSpan raw, std::span<const Match> found, size_t size, std::vector<std::byte>& bytes) {
+  bytes.resize(size);
+  MutableByteSpan to(bytes);
+  size_t at = 0;
+  const auto take = [&](size_t count) {
+    CopyAtLeast(raw.data() + at, raw.size() - at, to.data(), to.size(), count);
+    to = to.subspan(count);
+  };
+  for (const Match& match : found) {
+    if (kLiterals) take(match.literals);
+    at += match.literals;
+    if (!kLiterals) take(match.length);
+    at += match.length;
+  }
+  if (kLiterals) take(raw.size() - at);
+}
+
 // Fills the first `length` bytes of `to` with those `distance` in front of each. More may be written.
 void Repeat(size_t distance, MutableByteSpan to, size_t length) {
   const std::byte* const from = to.data() - distance;
@@ -177,35 +199,50 @@ void Repeat(size_t distance, MutableByteSpan to, size_t length) {
 
 }  // namespace
 
-void FindMatches(ByteSpan raw, size_t run, Matches& matches) {
-  thread_local std::vector<Match> found;
+void FindMatches(ByteSpan raw, size_t run, std::vector<Match>& found) {
   found.clear();
-  matches.literals.clear();
-  size_t at = 0;
-  Finder(raw, run).Find(raw.size() / kMatchColumns, [&](const Match& match) {
-    found.push_back(match);
-    matches.literals.insert(matches.literals.end(), raw.begin() + static_cast<ptrdiff_t>(at),
-                            raw.begin() + static_cast<ptrdiff_t>(at + match.literals));
-    at += match.literals + match.length;
-  });
-  matches.literals.insert(matches.literals.end(), raw.begin() + static_cast<ptrdiff_t>(at), raw.end());
+  Finder(raw, run).Find(raw.size() / kMatchColumns, found);
+}
+
+size_t MatchedBytes(std::span<const Match> found) {
+  size_t matched = 0;
+  for (const Match& match : found) matched += match.length;
+  return matched;
+}
+
+void SplitMatches(ByteSpan raw, std::span<const Match> found, Matches& matches) {
+  Gather<true>(raw, found, raw.size() - MatchedBytes(found), matches.literals);
   matches.columns.resize(found.size() * kMatchColumns);
-  for (size_t i = 0; i < found.size(); ++i) {
-    const std::array<size_t, 3> numbers = {found[i].literals, found[i].length, found[i].distance};
-    for (size_t k = 0; k < kMatchColumns; ++k) {
-      matches.columns[k * found.size() + i] = static_cast<std::byte>(numbers[k / 3] >> 8 * (k % 3));
-    }
+  for (size_t k = 0; k < kMatchColumns; ++k) {
+    std::byte* const column = matches.columns.data() + k * found.size();
+    for (size_t i = 0; i < found.size(); ++i) column[i] = std::byte{ColumnByte(found[i], k)};
   }
 }
 
-uint64_t MatchedBits(ByteSpan raw, size_t run) {
-  thread_local Matches matches;
-  FindMatches(raw, run, matches);
-  uint64_t bits = EntropyBits(CountBytes(matches.literals));
-  for (size_t k = 0; k < kMatchColumns; ++k) {
-    bits += EntropyBits(CountBytes(ByteSpan(matches.columns).subspan(k * matches.count(), matches.count())));
+Histogram CountLiteralBytes(ByteSpan raw, const Histogram& counts, std::span<const Match> found) {
+  thread_local std::vector<std::byte> fewer;
+  const size_t matched = MatchedBytes(found);
+  if (matched > raw.size() / 2) {
+    Gather<true>(raw, found, raw.size() - matched, fewer);
+    return CountBytesSoon(fewer);
   }
-  return bits;
+  Gather<false>(raw, found, matched, fewer);
+  Histogram literals = CountBytesSoon(fewer);
+  for (size_t s = 0; s < literals.size(); ++s) literals[s] = counts[s] - literals[s];
+  return literals;
+}
+
+uint64_t ColumnBits(std::span<const Match> found, size_t column) {
+  std::array<Histogram, 2> counts = {};  // equal bytes in a row would wait for each other's counter
+  unsigned any = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const uint8_t byte = ColumnByte(found[i], column);
+    any |= byte;
+    ++counts[i % 2][byte];
+  }
+  if (any == 0) return 0;  // as is usual for high bytes
+  for (size_t s = 0; s < counts[0].size(); ++s) counts[0][s] += counts[1][s];
+  return EntropyBits(counts[0]);
 }
 
 bool CountLiterals(ByteSpan columns, size_t size, size_t& literals) {

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "core/base/status_macros.h"
 #include "core/codec/histogram.h"
@@ -24,12 +27,12 @@ constexpr size_t kMatchHeadBytes = 1 + 4 + 4 * (kMatchColumns + 1);
 // Shorter streams do not gain by matches.
 constexpr size_t kMinMatchedBytes = 512;
 
-// A stream by rANS: the lanes, levels, words and states. Nothing is written until Write.
+// A stream of `count` bytes by rANS: the lanes, levels, words and states. Nothing is written until Write.
 class RansStream {
  public:
-  // `counts`: null where no coding seems to make `raw` smaller.
-  RansStream(ByteSpan raw, const Histogram* counts) : raw_(raw), lanes_(RansLanes(raw.size())) {
-    if (counts == nullptr || raw.empty()) return;
+  // `counts`: null where no coding seems to make the bytes fewer.
+  RansStream(size_t count, const Histogram* counts) : count_(count), lanes_(RansLanes(count)) {
+    if (counts == nullptr || count == 0) return;
     head_[0] = static_cast<uint8_t>(lanes_);
     head_size_ = 1 + WriteLevels(*counts, head_.data() + 1, frequencies_);
     size_ = head_size_;
@@ -38,23 +41,24 @@ class RansStream {
 
   bool shrinks() const { return size_ <= most() && head_size_ > 0; }
   // About the bytes that it takes; as many as there are if it does not shrink.
-  size_t size() const { return shrinks() ? size_ : raw_.size(); }
+  size_t size() const { return shrinks() ? size_ : count_; }
 
-  // Returns the bytes written, at most out.size(); 0 where it does not shrink or fit.
-  size_t Write(MutableByteSpan out) const {
+  // Writes `raw`, the bytes that were counted. Returns the bytes written, at most out.size(); 0 where it does not
+  // shrink or `size` does not fit.
+  size_t Write(ByteSpan raw, MutableByteSpan out) const {
     const size_t room = std::min(out.size(), most());
     if (!shrinks() || size_ > room) return 0;
     std::memcpy(out.data(), head_.data(), head_size_);
     if (OnlySymbol(frequencies_)) return head_size_;
-    const size_t size = EncodeRans(frequencies_, lanes_, raw_, out.first(room).subspan(head_size_));
+    const size_t size = EncodeRans(frequencies_, lanes_, raw, out.first(room).subspan(head_size_));
     return size == 0 ? 0 : head_size_ + size;
   }
 
  private:
   // The most bytes that are worth it: fewer than there are, for as many stand for the bytes themselves.
-  size_t most() const { return raw_.size() - std::max<size_t>(1, raw_.size() / 128); }
+  size_t most() const { return count_ - std::max<size_t>(1, count_ / 128); }
 
-  const ByteSpan raw_;
+  const size_t count_;
   const size_t lanes_;
   size_t head_size_ = 0;
   size_t size_ = 0;
@@ -78,16 +82,18 @@ absl::Status DecodeRansStream(ByteSpan encoded, MutableByteSpan raw) {
 }
 
 // The columns of matches and the literals, each by rANS or as it is. Returns the bytes written, at most out.size(); 0
-// where they do not fit.
-size_t WriteMatches(const Matches& matches, MutableByteSpan out) {
+// where they do not fit. `literals`: their histogram, if it is known.
+size_t WriteMatches(const Matches& matches, const Histogram* literals, MutableByteSpan out) {
   if (out.size() < kMatchHeadBytes) return 0;
   out[0] = kMatchStream;
   std::byte* entry = out.data() + 1;
   StoreLE(static_cast<uint32_t>(matches.count()), entry);
   size_t at = kMatchHeadBytes;
-  const auto write = [&](ByteSpan part) {
-    const std::optional<Histogram> counts = part.empty() ? std::nullopt : CountIfItShrinks(part);
-    size_t size = RansStream(part, counts ? &*counts : nullptr).Write(out.subspan(at));
+  const auto write = [&](ByteSpan part, const Histogram* known) {
+    std::optional<Histogram> own;
+    if (known != nullptr && !SeemsToShrink(part)) known = nullptr;
+    if (known == nullptr && !part.empty()) own = CountIfItShrinks(part);
+    size_t size = RansStream(part.size(), own ? &*own : known).Write(part, out.subspan(at));
     if (size == 0) {
       size = part.size();
       if (size > out.size() - at) return false;
@@ -98,9 +104,23 @@ size_t WriteMatches(const Matches& matches, MutableByteSpan out) {
     return true;
   };
   for (size_t k = 0; k < kMatchColumns; ++k) {
-    if (!write(ByteSpan(matches.columns).subspan(k * matches.count(), matches.count()))) return 0;
+    if (!write(ByteSpan(matches.columns).subspan(k * matches.count(), matches.count()), nullptr)) return 0;
   }
-  return write(matches.literals) ? at : 0;
+  return write(matches.literals, literals) ? at : 0;
+}
+
+// Whether WriteMatches may fit in `room` bytes; false only where it surely does not. Of literals it writes, at the
+// least, what they seem to take. Of columns rANS writes more than 31/32 of their entropy: between two words of 16 bits
+// a state, which is 2^15 at least, loses less than 0.4 bits by rounding.
+bool MayFit(std::span<const Match> found, const Histogram& literals, size_t room) {
+  const size_t count = std::accumulate(literals.begin(), literals.end(), size_t{0});
+  size_t least = kMatchHeadBytes + RansStream(count, &literals).size();
+  // From that which most often takes most: the low bytes of distances.
+  for (const size_t column : {6, 7, 0, 3, 8, 1, 4, 2, 5}) {
+    if (least > room) return false;
+    least += ColumnBits(found, column) * 31 / (size_t{32} * 8);
+  }
+  return least <= room;
 }
 
 absl::Status DecodeMatches(ByteSpan encoded, MutableByteSpan raw) {
@@ -140,17 +160,25 @@ absl::Status DecodeMatches(ByteSpan encoded, MutableByteSpan raw) {
 size_t EncodeSmallest(ByteSpan raw, bool may_match, MutableByteSpan encoded) {
   if (raw.empty()) return 0;
   const std::optional<Histogram> counts = CountIfItShrinks(raw);
-  const RansStream rans(raw, counts ? &*counts : nullptr);
+  const RansStream rans(raw.size(), counts ? &*counts : nullptr);
   const size_t best = std::min(encoded.size(), rans.size());
   const size_t run = MatchLengthFor(raw.size(), 8 * rans.size());
   if (may_match && raw.size() >= kMinMatchedBytes && raw.size() <= kMaxMatchedBytes &&
       IsWorthMatching(RepeatingRuns(raw, run), raw.size())) {
+    thread_local std::vector<Match> found;
     thread_local Matches matches;
-    FindMatches(raw, run, matches);
-    const size_t size = WriteMatches(matches, encoded.first(best - best / 256));
-    if (size > 0) return size;
+    FindMatches(raw, run, found);
+    const MutableByteSpan room = encoded.first(best - best / 256);
+    std::optional<Histogram> literals;
+    // Where more bytes are matched, that most often pays.
+    if (counts && MatchedBytes(found) <= raw.size() / 2) literals = CountLiteralBytes(raw, *counts, found);
+    if (!literals || MayFit(found, *literals, room.size())) {
+      SplitMatches(raw, found, matches);
+      const size_t size = WriteMatches(matches, literals ? &*literals : nullptr, room);
+      if (size > 0) return size;
+    }
   }
-  return rans.Write(encoded);
+  return rans.Write(raw, encoded);
 }
 
 absl::Status DecodeSmallest(ByteSpan encoded, MutableByteSpan raw) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "core/simd/half-inl.h"
@@ -92,6 +93,15 @@ namespace kvcompress::simd {
 HWY_EXPORT(CountFewVectors);
 HWY_EXPORT(TakePairs);
 
+namespace {
+
+// Counts each of eight bytes so many times.
+void AddBytes(uint64_t bytes, uint32_t times, std::array<uint32_t, 256>& counts) {
+  for (int k = 0; k < 64; k += 8) counts[bytes >> k & 0xff] += times;
+}
+
+}  // namespace
+
 void CountFew(const std::array<uint8_t, kFewSymbols>& symbols, const uint8_t* raw, size_t size,
               std::array<uint32_t, 256>& counts) {
   for (size_t i = HWY_DYNAMIC_DISPATCH(CountFewVectors)(symbols, raw, size, counts); i < size; ++i) ++counts[raw[i]];
@@ -106,14 +116,25 @@ void CountPairs(const uint8_t* raw, size_t size, std::array<uint32_t, 256>& coun
   uint16_t* const pairs = table.data();
   size_t i = 0;
   while (size - i >= kLeast) {
+    // Equal pairs in a row would wait for each other's counter.
+    uint64_t before;
+    uint32_t again = 0;
+    std::memcpy(&before, raw + i, sizeof(before));
     for (const size_t end = i + std::min(kMost, (size - i) / kAtOnce * kAtOnce); i < end; i += kAtOnce) {
       uint64_t bytes;
       std::memcpy(&bytes, raw + i, sizeof(bytes));
+      if (bytes == before) {
+        ++again;
+        continue;
+      }
+      if (again > 0) AddBytes(before, std::exchange(again, 0), counts);
+      before = bytes;
       ++pairs[bytes & 0xffff];
       ++pairs[bytes >> 16 & 0xffff];
       ++pairs[bytes >> 32 & 0xffff];
       ++pairs[bytes >> 48];
     }
+    AddBytes(before, again, counts);
     HWY_DYNAMIC_DISPATCH(TakePairs)(pairs, counts);
   }
   for (; i < size; ++i) ++counts[raw[i]];

@@ -55,10 +55,14 @@ class PlanesOfBlock {
   };
   Cost SampledCost(size_t width) const {
     const std::vector<std::byte>& highest = Sample(0);
-    Cost cost = {.unmatched = EntropyBits(CountBytes(highest)), .matched = 0};
-    cost.matched = MatchedBits(highest, MatchLengthFor(highest.size(), cost.unmatched));
+    const Histogram counts = CountBytesSoon(highest);
+    Cost cost = {.unmatched = EntropyBits(counts), .matched = 0};
+    thread_local std::vector<Match> found;
+    FindMatches(highest, MatchLengthFor(highest.size(), cost.unmatched), found);
+    cost.matched = EntropyBits(CountLiteralBytes(highest, counts, found));
+    for (size_t k = 0; k < kMatchColumns; ++k) cost.matched += ColumnBits(found, k);
     for (size_t p = 1; p < width; ++p) {
-      const uint64_t lower = EntropyBits(CountBytes(Sample(p)));
+      const uint64_t lower = EntropyBits(CountBytesSoon(Sample(p)));
       cost.unmatched += lower;
       cost.matched += lower;
     }

@@ -21,9 +21,16 @@ namespace {
 using namespace ::kvcompress::testing;  // NOLINT
 using Bytes = std::vector<std::byte>;
 
-void ExpectRoundTrip(const Bytes& raw, size_t run) {
+Matches MatchesIn(const Bytes& raw, size_t run) {
+  std::vector<Match> found;
   Matches matches;
-  FindMatches(raw, run, matches);
+  FindMatches(raw, run, found);
+  SplitMatches(raw, found, matches);
+  return matches;
+}
+
+void ExpectRoundTrip(const Bytes& raw, size_t run) {
+  const Matches matches = MatchesIn(raw, run);
   size_t literals = 0;
   ASSERT_TRUE(CountLiterals(matches.columns, raw.size(), literals));
   EXPECT_EQ(literals, matches.literals.size());
@@ -91,9 +98,7 @@ Bytes ColumnsOfPlainSearch(const Bytes& raw, size_t run) {
 TEST(MatchesTest, AreThoseOfAPlainSearch) {
   std::mt19937 random(1);
   const auto expect = [](const Bytes& raw, size_t run) {
-    Matches matches;
-    FindMatches(raw, run, matches);
-    EXPECT_EQ(matches.columns, ColumnsOfPlainSearch(raw, run)) << raw.size() << " " << run;
+    EXPECT_EQ(MatchesIn(raw, run).columns, ColumnsOfPlainSearch(raw, run)) << raw.size() << " " << run;
   };
   for (const size_t run : {4, 5, 8, 9, 13, 16, 17, 21, 29, 32}) {
     for (size_t size = 0; size <= 80; ++size) {
@@ -110,6 +115,22 @@ TEST(MatchesTest, AreThoseOfAPlainSearch) {
     }
     expect(raw, run);
     expect(MakeBits(60'000), run);
+  }
+}
+
+TEST(MatchesTest, AreCountedWithoutBeingSplit) {
+  for (const double base : {0.01, 0.3, 0.9}) {
+    for (const size_t run : {4, 8, 32}) {
+      const Bytes raw = Geometric(50'000, base);
+      std::vector<Match> found;
+      FindMatches(raw, run, found);
+      const Matches matches = MatchesIn(raw, run);
+      EXPECT_EQ(CountLiteralBytes(raw, CountBytes(raw), found), CountBytes(matches.literals)) << base << " " << run;
+      for (size_t k = 0; k < kMatchColumns; ++k) {
+        const ByteSpan column = ByteSpan(matches.columns).subspan(k * found.size(), found.size());
+        EXPECT_EQ(ColumnBits(found, k), EntropyBits(CountBytes(column))) << base << " " << run << " " << k;
+      }
+    }
   }
 }
 

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "core/codec/matches.h"
+#include "core/codec/repetitions.h"
+#include "core/codec/smallest_stream.h"
 #include "tests/core/codec/bytes/byte_streams.h"
 #include "tests/core/codec/chain_harness.h"
 #include "tests/testing/status_matchers.h"
@@ -91,6 +94,52 @@ TEST_F(SmallestTest, ReachesTheEntropyOfSmallStreams) {
           << base << " " << size;
     }
   }
+}
+
+// Also where matches save next to nothing, which is not always seen before all parts are coded.
+TEST_F(SmallestTest, TakesMatchesWhereTheySaveEnough) {
+  std::mt19937 random(3);
+  size_t barely = 0, not_quite = 0;
+  for (int trial = 0; trial < 300; ++trial) {
+    Bytes raw = Geometric(10'000 + random() % 50'000, 0.5 + 0.05 * (trial % 10));
+    const size_t length = 8 + random() % 24;
+    for (size_t at = 2000; at + length < raw.size(); at += length + random() % 300) {
+      std::copy_n(raw.begin() + static_cast<ptrdiff_t>(random() % 1900), length,
+                  raw.begin() + static_cast<ptrdiff_t>(at));
+    }
+    const auto size_of = [](const Bytes& part) {
+      Bytes out(part.size());
+      const size_t size = EncodeSmallest(part, false, out);
+      return size > 0 ? size : part.size();
+    };
+    const size_t plain = size_of(raw);
+    std::vector<Match> found;
+    const size_t run = MatchLengthFor(raw.size(), 8 * plain);
+    if (!IsWorthMatching(RepeatingRuns(raw, run), raw.size())) continue;
+    FindMatches(raw, run, found);
+    Matches matches;
+    SplitMatches(raw, found, matches);
+    size_t matched = 1 + 4 + 4 * (kMatchColumns + 1) + size_of(matches.literals);
+    for (size_t k = 0; k < kMatchColumns; ++k) {
+      const auto column = matches.columns.begin() + static_cast<ptrdiff_t>(k * found.size());
+      matched += size_of(Bytes(column, column + static_cast<ptrdiff_t>(found.size())));
+    }
+    // What coding will take is known but for some bytes.
+    constexpr size_t kUnsure = 40;
+    const size_t most = plain - plain / 256;
+    const Bytes encoded = Encode(raw);
+    if (matched + kUnsure < most) {
+      ASSERT_EQ(encoded[0], std::byte{1}) << trial;
+      ASSERT_EQ(encoded.size(), matched) << trial;
+      barely += matched + matched / 50 > most;
+    } else if (matched > most + kUnsure) {
+      ASSERT_NE(encoded[0], std::byte{1}) << trial;
+      ASSERT_EQ(encoded.size(), plain) << trial;
+      not_quite += matched < most + most / 50;
+    }
+  }
+  EXPECT_GT(barely, 10);
+  EXPECT_GT(not_quite, 10);
 }
 
 TEST_F(SmallestTest, RowsThatRepeatTakeLittleMoreThanTheDifferentOnes) {
