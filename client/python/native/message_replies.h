@@ -58,7 +58,7 @@ std::optional<uint64_t> MaxOutputBytes(const MessageJob<D>& job) {
 class MessageSink {
  public:
   virtual ~MessageSink() = default;
-  virtual absl::Status OnTensor(std::string_view tensor) = 0;         // a v1::Tensor: what the current frame holds
+  virtual absl::Status OnTensor(const v1::Tensor& tensor) = 0;        // what the current frame holds
   virtual absl::Status OnBytes(ByteSpan bytes) = 0;                   // the next ones of the current frame or tensor
   virtual absl::Status OnReport(const v1::TensorReport& report) = 0;  // which ends a job
 };
@@ -106,7 +106,7 @@ class MessageReplies {
  private:
   absl::Status Describe(const v1::Tensor& tensor) {
     is_described_ = true;
-    return sink_.OnTensor(tensor.SerializeAsString());
+    return sink_.OnTensor(tensor);
   }
 
   Sink& sink_;

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/base/bytes.h"
 #include "core/base/strided_span.h"
@@ -19,9 +21,27 @@ class View {
   View(nanobind::handle object, int flags) {
     if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw nanobind::python_error();
   }
-  View(View&& other) noexcept : buffer_(std::exchange(other.buffer_, Py_buffer{})) {}
+  // Nothing of an object that does not lend its bytes like that.
+  static std::optional<View> Of(nanobind::handle object, int flags) {
+    View view;
+    if (PyObject_GetBuffer(object.ptr(), &view.buffer_, flags) == 0) return view;
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  View(View&& other) noexcept : buffer_(other.buffer_) {
+    // Of objects like bytes these lie in the buffer itself.
+    if (buffer_.shape == &other.buffer_.len) buffer_.shape = &buffer_.len;
+    if (buffer_.strides == &other.buffer_.itemsize) buffer_.strides = &buffer_.itemsize;
+    other.buffer_ = {};
+  }
   View& operator=(View&&) = delete;
   ~View() { PyBuffer_Release(&buffer_); }
+
+  // As the module struct writes it, of an object that was asked for it (PyBUF_FORMAT).
+  std::string_view format() const { return buffer_.format; }
+  size_t axes() const { return static_cast<size_t>(buffer_.ndim); }
+  // Of one that was asked for its strides.
+  std::vector<uint64_t> shape() const { return {buffer_.shape, buffer_.shape + buffer_.ndim}; }
 
   // Of an object that was asked for contiguous ones.
   MutableByteSpan bytes() const { return {static_cast<std::byte*>(buffer_.buf), static_cast<size_t>(buffer_.len)}; }
@@ -39,6 +59,8 @@ class View {
   }
 
  private:
+  View() = default;
+
   Py_buffer buffer_ = {};
 };
 

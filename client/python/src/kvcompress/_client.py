@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import Any, Concatenate
+from typing import Any, Concatenate, cast
 
 from ._connection import Connection
 from ._core import Arguments, Core, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
-from ._errors import late
+from ._errors import KvCompressError, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
+from ._native_calls import PlainCall, plain_compress, plain_decompress
 from ._retry import GRACE
 from ._rotary import RotaryEmbedding
 from ._stream import Results
@@ -17,13 +18,24 @@ from ._tensors import Framework
 
 
 def _blocking(
-    plan: Callable[Concatenate[Core, Arguments], Plan[Result]],
+    plan: Callable[Concatenate[Core, Arguments], Plan[Result]], plain: PlainCall | None = None
 ) -> Callable[Concatenate["Client", Arguments], Result]:
-    """The method that carries out the plan."""
+    """The method that carries out the plan; but for calls that `plain` makes, once the daemon is known."""
 
     @method_of(plan)
     def method(client: "Client", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        return client._run(plan(client._core, *args, **options))
+        own, failed = client._own, None
+        core, native = own.core, own.native
+        if plain is not None and native.made is not None and time.monotonic() < core.ask_again and not core.closed:
+            result, failure = plain(native.made, own.pool, core.limits, args, options)
+            if result is not None:
+                return cast(Result, result)
+            if failure is not None:
+                end, left, region = failure
+                failed = native.plain_failure(end, left, region, own.pool)
+                # Those that follow have the rest; one without any would not come to the error.
+                options["timeout"] = None if left is None else max(left, 1e-6)
+        return client._run(plan(client._core, *args, **options), failed)
 
     return method
 
@@ -47,8 +59,8 @@ class Client(Connection):
         """Cancels calls in flight."""
         self._close()
 
-    compress = _blocking(Core.compress)
-    decompress = _blocking(Core.decompress)
+    compress = _blocking(Core.compress, plain_compress)
+    decompress = _blocking(Core.decompress, plain_decompress)
     metrics = _blocking(Core.metrics)
     capabilities = _blocking(Core.capabilities)
     wait_ready = _blocking(Core.wait_ready)
@@ -99,11 +111,15 @@ class Client(Connection):
         result: Result = self._run(self._core.with_retries(work, timeout))
         return result
 
-    def _run(self, plan: Plan[Result]) -> Result:
+    def _run(self, plan: Plan[Result], failed: KvCompressError | None = None) -> Result:
+        """`failed`: what the first step that would send an item has come to already."""
         try:
             step = next(plan)
             while True:
                 try:
+                    if failed is not None and isinstance(step, Message | Streaming):
+                        error, failed = failed, None
+                        raise error
                     answer = self._do(step)
                 except Exception as error:
                     step = plan.throw(error)

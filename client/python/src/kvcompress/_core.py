@@ -141,7 +141,8 @@ class Core:
         self._message_bytes = 0
         self._alone_bytes = 0
         self._batches = False
-        self._ask_again = 0.0  # time.monotonic()
+        self.ask_again = 0.0  # time.monotonic(): what is known of the daemon holds until then
+        self.limits = (0, 0, self._timeout)  # of plain calls, as the module takes them
 
     def compress(
         self,
@@ -243,7 +244,7 @@ class Core:
         """By one message where both the item and its result fit into one, else by a stream."""
 
         def attempt(left: Left) -> Plan[Result]:
-            most = self._message_bytes if time.monotonic() < self._ask_again else (yield from self._ready(left))
+            most = self._message_bytes if time.monotonic() < self.ask_again else (yield from self._ready(left))
             size = item.size()
             takes_items = self._takes_items()
             # A tensor of the recommended size is cheaper in a message than in a stream, unless that shares memory, as
@@ -302,21 +303,22 @@ class Core:
 
     def _ready(self, left: Left) -> Plan[int]:
         """The most of a payload in one message, from a daemon that was found to be of our version."""
-        if time.monotonic() >= self._ask_again:
+        if time.monotonic() >= self.ask_again:
             said = yield from self._ask("Capabilities", pb.CapabilitiesResponse, left)
             self._learn(said)
             self._message_bytes = _message_bytes(said)
             # With a header.
             largest = min(said.limits.max_message_bytes, self._message_bytes + 2 * _MESSAGE_OVERHEAD)
             self._alone_bytes = largest - _MESSAGE_OVERHEAD
+            self.limits = (self._message_bytes // 2, self._alone_bytes, self._timeout)
             self._batches = said.limits.max_batch_tensors > 0
             has_all = self._batches and pb.TRANSPORT_SHARED_MEMORY in said.transports
-            self._ask_again = math.inf if has_all else time.monotonic() + _PAUSE
+            self.ask_again = math.inf if has_all else time.monotonic() + _PAUSE
         return self._message_bytes
 
     def _forget(self) -> None:
         """Another daemon has taken the place of the one that was asked: the next call asks again."""
-        self._ask_again = 0.0
+        self.ask_again = 0.0
 
     def _ask(self, method: str, kind: type[Parsed], left: Left, request: bytes = b"") -> Plan[Parsed]:
         return parsed(kind, (yield from self._unary(method, request, left)))

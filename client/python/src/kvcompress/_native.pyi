@@ -65,5 +65,10 @@ def call_with_message(
 ) -> tuple[_Result | None, _End | None]:
     """Of one item in a message: what Call.next gives, or, where that is None, Call.end."""
 
+# Of a client's channel, its pool and its limits: a method's arguments and options. As PlainCall of _native_calls.py.
+_Plain = Callable[[Channel, Any, tuple[int, int, float | None], tuple[Any, ...], dict[str, Any]], tuple[Any, Any]]
+compress: _Plain  # Client.compress
+decompress: _Plain
+
 def end(seconds: float) -> None:
     """Of all calls, which are cancelled."""

@@ -27,6 +27,13 @@ except ImportError:
     _native = None  # type: ignore[assignment]
 
 Choice = Literal["auto", "require", "off"]
+# Makes a call that is like most, of one tensor or frame, from the arguments of a method to its result: by the
+# module's channel, the client's pool, Core.limits, and the arguments. Gives the result and None; or None and what the
+# call has failed with: its end, the seconds that were left, and the memory that it had; or None twice, where it is not
+# like most, and the plan makes it.
+PlainCall = Callable[[Any, Pool, tuple[int, int, float | None], tuple[Any, ...], dict[str, Any]], tuple[Any, Any]]
+plain_compress: PlainCall | None = _native.compress if _native else None
+plain_decompress: PlainCall | None = _native.decompress if _native else None
 _VARIABLE = "KVCOMPRESS_NATIVE"
 _MALFORMED = -1
 _WELL = (0, "", None, 0)
@@ -48,21 +55,21 @@ class NativeChannel:
         self._arguments = (target, pem, token or "")
         self._is_wanted = _is_wanted(native, credentials is not None and pem is None)
         self._lock = threading.Lock()
-        self._made: Any = None
+        self.made: Any = None  # as `get`, once that was called
 
     def get(self) -> Any:
         """The module's channel; None where calls go Python's way: in a child of a fork, too, whose parent had one."""
-        if self._made is None and self._is_wanted:
+        if self.made is None and self._is_wanted:
             with self._lock:
-                if self._made is None and _fork.use_native():
+                if self.made is None and _fork.use_native():
                     with _fork.without_support():
-                        self._made = _native.Channel(*self._arguments)
-        return self._made
+                        self.made = _native.Channel(*self._arguments)
+        return self.made
 
     def close(self) -> None:
         """Cancels calls in flight."""
-        if self._made is not None:
-            self._made.close()
+        if self.made is not None:
+            self.made.close()
 
     def answer(self, item: Item[Result], left: Left, cancellation: Any = None) -> Result:
         """Of a call with one item, which goes, and comes back, in a message; `cancellation` is a new_cancellation."""
@@ -72,6 +79,17 @@ class NativeChannel:
             raise self.failure(*end) or unanswered(left())
         result: Result = _result_of(item, found)
         return result
+
+    def plain_failure(
+        self, end: tuple[int, str, float | None, int], left: float | None, region: Region | None, pool: Pool
+    ) -> KvCompressError | None:
+        """What a plain call has failed with; None where it is to be made again at once, and in another way."""
+        if region is not None and end[3] == pb.OUTPUT_BUFFERS_TOO_SMALL:
+            region.link.output_is_larger = True
+            pool.drop(region)
+            return None
+        error = self.failure(*end) or unanswered(left)
+        return error if region is None else after_failure(error, region, pool)
 
     def failure(self, code: int, text: str, retry_after: float | None, reason: int) -> KvCompressError | None:
         """What a call has ended with; None: well."""

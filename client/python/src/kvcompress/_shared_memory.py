@@ -100,11 +100,16 @@ class Link:
         self.output_is_larger = False  # than the native module reckons: the daemon is of another version
         questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._questions = questions
-        # The thread that waits for questions ends with the call.
-        self._answers = channel.stream("SharedMemory", iter(questions.get, None), lambda: questions.put(None))
+        self._over = over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            questions.put(None)  # the thread that waits for them ends with the call
+
+        self._answers = channel.stream("SharedMemory", iter(questions.get, None), end)
 
     def is_alive(self) -> bool:
-        return self._answers.is_active()
+        return not self._over.is_set()
 
     def close(self) -> None:
         self._answers.cancel()
@@ -210,6 +215,15 @@ class Pool:
         region = self._take(left)
         self.used_last = region is not None
         return region
+
+    def take_idle(self) -> Region | None:
+        """What an earlier call has put back, for another; None where that is not so simple."""
+        with self._lock:
+            link = self._link
+            if not self._idle or self._dropped or link is None or not link.is_alive() or not self.is_offered:
+                return None
+            self.used_last = True
+            return self._idle.pop()
 
     def _take(self, left: Left) -> Region | None:
         with self._lock:

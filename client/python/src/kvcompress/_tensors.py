@@ -207,7 +207,7 @@ class Output:
 
     @staticmethod
     def new(dtype: str, shape: tuple[int, ...], framework: Framework) -> "Output":
-        made = _empty(dtype, shape, framework)
+        made = empty(dtype, shape, framework)
         memory = _integers_of(made).numpy() if framework == "torch" else _memory_of(made)
         return Output(made, (dtype, shape), memory)
 
@@ -260,7 +260,8 @@ def _dense_memory_of(out: "torch.Tensor") -> Array | None:
     return array
 
 
-def _empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
+def empty(dtype: str, shape: tuple[int, ...], framework: Framework) -> Any:
+    """A tensor whose values are undefined. ResourceExhausted where there is no memory for it."""
     size = checked_size(dtype, shape)
     if framework == "torch":
         try:
