@@ -269,24 +269,21 @@ TEST_F(SharedMemoryTest, ADaemonThatForgetsIsAskedAnew) {
 }
 
 TEST_F(SharedMemoryTest, OtherFailedPreconditionsAreNoLoss) {
-  int calls = 0;
   daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
-    ++calls;
     return grpc::Status(grpc::FAILED_PRECONDITION, "there is no artifact 1234");
   };
-  for (int i = 1; i <= 2; ++i) {
+  for (int i = 0; i < 2; ++i) {
     EXPECT_THAT(Compress(values_), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no artifact")));
-    EXPECT_EQ(calls, i);
   }
   EXPECT_EQ(questions_, 1);
 }
 
-// The call whose client does not know yet is made again, in messages; those that follow are made once.
+// The call whose client does not know yet is made again, in messages; those that follow are made once. Of a daemon that
+// has lost the memory, as another in its place has, nothing is known.
 TEST_F(SharedMemoryTest, OutputThatNeedsMoreBuffersThanAreReckonedIsRemembered) {
   int calls = 0;
   daemon_.compress = [&](grpc::ServerContext&, CompressCall& call) {
-    ++calls;
-    return Serve(call);
+    return ++calls == 5 ? grpc::Status(grpc::NOT_FOUND, "no shared memory region") : Serve(call);
   };
   buffers_needed_ = 2;
   for (const grpc::Status& status :
@@ -296,15 +293,12 @@ TEST_F(SharedMemoryTest, OutputThatNeedsMoreBuffersThanAreReckonedIsRemembered) 
     client_ = *MakeRemoteClient({.address = daemon_.address()});
     too_few_buffers_ = status;
     calls = 0;
-    ASSERT_THAT(Compress(values_), IsOk());
-    EXPECT_EQ(frames_.frame, frame_);
-    EXPECT_EQ(client_->Transport(), "connection");
-    EXPECT_EQ(calls, 2);
-    for (int i = 3; i <= 5; ++i) {
+    for (const int made : {2, 3, 4, 6, 8, 9}) {
+      const std::string transport = made == calls + 1 ? "shared memory" : "connection";
       ASSERT_THAT(Compress(values_), IsOk());
       EXPECT_EQ(frames_.frame, frame_);
-      EXPECT_EQ(client_->Transport(), "shared memory");
-      EXPECT_EQ(calls, i);
+      EXPECT_EQ(client_->Transport(), transport);
+      EXPECT_EQ(calls, made);
     }
   }
 }
