@@ -12,6 +12,7 @@
 #include "core/simd/group_codes-inl.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
+#include "core/simd/sixteen-inl.h"
 #include "core/simd/subnormals-inl.h"
 #include "core/simd/sums-inl.h"
 
@@ -38,18 +39,25 @@ struct GroupScales {
   float qmax;
 };
 
+// Where a group's errors are stored, and its values as binary32, of dtypes for which kKeepsWide.
+struct Measured {
+  float* errors;
+  float* values;
+};
+
+// Whether values are converted with more work than it is to keep them for who measures errors.
+template <DType kT>
+constexpr bool kKeepsWide = KVC_EMULATES_F16 ? kT == DType::kF16 : false;
+
 // Quantizes a group. Codes leave as bytes, or packed as 4-bit codes when kNibbles. Scales of a small one are enlarged.
 template <DType kT, size_t kGroup, bool kNibbles, Group kKind, Measure kMeasure>
 HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, uint8_t* out, LaneSums& sums,
-                              [[maybe_unused]] float* errors) {
+                              [[maybe_unused]] const Measured& kept) {
   const DF df;
   constexpr size_t kSize = DTypeSize(kT);
   const Decoder<kT, kNibbles> decode(scales.scale);
   const VF divisors = hn::Set(df, scales.divisor);
-  const auto load = [&](size_t at) HWY_ATTR {
-    const VF x = LoadF32<kT>(df, values + at * kSize);
-    return kKind == Group::kSmall ? Enlarge(df, x) : x;
-  };
+  const auto enlarge = [&](VF x) HWY_ATTR { return kKind == Group::kSmall ? Enlarge(df, x) : x; };
   const auto round = [&](VF x) HWY_ATTR {
     if constexpr (kKind == Group::kUsual) return Round<kT>(x, divisors);
     const VF qmax = hn::Set(df, scales.qmax);
@@ -66,7 +74,8 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, 
     if constexpr (kMeasure == Measure::kErrors) {
       sums.Add(x, error);
     } else {
-      hn::StoreU(error, df, errors + at);
+      hn::StoreU(error, df, kept.errors + at);
+      if constexpr (kKeepsWide<kT>) hn::StoreU(x, df, kept.values + at);
     }
   };
   constexpr size_t kBytes = kNibbles ? kGroup / 2 : kGroup;
@@ -75,17 +84,19 @@ HWY_INLINE void QuantizeGroup(const uint8_t* values, const GroupScales& scales, 
     constexpr size_t kStep = 16 * kSize * (kNibbles ? 2 : 1);
     PrefetchAhead<kPrefetchBytes>(values + i / 16 * kStep, kStep);
     if (i % kCacheLine == 0) PrefetchForWriting<kPrefetchCodes>(out + i);
+    const Sixteen<kT> lower(values + i * kSize);
+    const Sixteen<kT> upper(values + (kNibbles ? i + kBytes : i) * kSize);
     VU low_bytes[16 / kLanes];
     for (size_t v = 0; v < 16 / kLanes; ++v) {
       const size_t at = i + v * kLanes;
-      const VF x = load(at);
+      const VF x = enlarge(lower[v]);
       const Codes codes = round(x);
       measure(at, x, codes);
       low_bytes[v] = codes.bits;
       if constexpr (kNibbles) {
-        const VF upper = load(at + kBytes);
-        const Codes upper_codes = round(upper);
-        measure(at + kBytes, upper, upper_codes);
+        const VF upper_x = enlarge(upper[v]);
+        const Codes upper_codes = round(upper_x);
+        measure(at + kBytes, upper_x, upper_codes);
         low_bytes[v] = hn::OrAnd(hn::ShiftLeft<4>(upper_codes.bits), codes.bits, hn::Set(DU(), 15));
       }
     }

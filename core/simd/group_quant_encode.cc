@@ -111,33 +111,32 @@ class Quantizer {
 
   template <size_t kGroup>
   HWY_INLINE void EncodeUsual(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
-    ForEachGroup<kGroup>(begin, n, [&](size_t g, const uint8_t* values, LaneSums& lanes, float* errors) HWY_ATTR {
+    ForEachGroup<kGroup>(begin, n, [&](size_t g, const uint8_t* values, LaneSums& lanes, Measured kept) HWY_ATTR {
       const GroupScales scales{tile.scale[g], tile.divisor[g], limits_.qmax};
-      QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, OutOf<kGroup>(out, g), lanes,
-                                                                   errors);
+      QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, OutOf<kGroup>(out, g), lanes, kept);
     });
   }
 
   // Of a tile with groups that are not usual.
   template <size_t kGroup>
   HWY_NOINLINE void EncodeAny(size_t begin, size_t n, const Tile& tile, uint8_t* out) {
-    ForEachGroup<kGroup>(begin, n, [&](size_t g, const uint8_t* values, LaneSums& lanes, float* errors) HWY_ATTR {
+    ForEachGroup<kGroup>(begin, n, [&](size_t g, const uint8_t* values, LaneSums& lanes, Measured kept) HWY_ATTR {
       uint8_t* const to = OutOf<kGroup>(out, g);
       const float scale = tile.scale[g];
       GroupScales scales{scale, tile.divisor[g], limits_.qmax};
       if (!tile.unusual[g]) {
-        return QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, to, lanes, errors);
+        return QuantizeGroup<kT, kGroup, kNibbles, Group::kUsual, kMeasure>(values, scales, to, lanes, kept);
       }
       if constexpr (kT != DType::kF16) {
         if (scale < kSmallScale) {
           has_small_ = true;
           scales.scale = hn::GetLane(Enlarge(DF(), hn::Set(DF(), scale)));
           scales.divisor = kDividesExactly<kT> ? scales.scale : kTieBump / scales.scale;
-          return QuantizeGroup<kT, kGroup, kNibbles, Group::kSmall, kMeasure>(values, scales, to, lanes, errors);
+          return QuantizeGroup<kT, kGroup, kNibbles, Group::kSmall, kMeasure>(values, scales, to, lanes, kept);
         }
       }
       scales.divisor = scale;
-      QuantizeGroup<kT, kGroup, kNibbles, Group::kUnusual, kMeasure>(values, scales, to, lanes, errors);
+      QuantizeGroup<kT, kGroup, kNibbles, Group::kUnusual, kMeasure>(values, scales, to, lanes, kept);
     });
   }
 
@@ -146,12 +145,12 @@ class Quantizer {
     return out + g * (kNibbles ? kGroup / 2 : kGroup);
   }
 
-  // Calls encode(g, values, lanes, errors) for the groups of a tile.
+  // Calls encode(g, values, lanes, kept) for the groups of a tile.
   template <size_t kGroup, class Encode>
   HWY_INLINE void ForEachGroup(size_t begin, size_t n, Encode encode) {
     LaneSums lanes = lanes_;
     for (size_t g = 0; g < n; ++g) {
-      encode(g, values_ + (begin + g) * kGroup * DTypeSize(kT), lanes, ErrorsAt(g));
+      encode(g, values_ + (begin + g) * kGroup * DTypeSize(kT), lanes, KeptAt(g));
       if constexpr (kMeasure == Measure::kErrors) {
         additions_ += kGroup / kLanes;
         if (additions_ >= LaneSums::kFlushAfter) {
@@ -165,13 +164,16 @@ class Quantizer {
 
   // Has the groups since the last call measured, which end with group `end`.
   HWY_INLINE void PassOn(size_t end) {
-    tokens_->Add(kT, values_ + (end - filled_) * group_bytes_, errors_, filled_ * group_);
+    const uint8_t* const values = values_ + (end - filled_) * group_bytes_;
+    tokens_->Add(kT, values, errors_, filled_ * group_, kKeepsWide<kT> ? errors_ + kErrors : nullptr);
     filled_ = 0;
   }
 
-  // Where the errors of a group of the tile go.
-  HWY_INLINE float* ErrorsAt(size_t g) {
-    return kMeasure == Measure::kTokens ? errors_ + (filled_ + g) * group_ : nullptr;
+  // Where what is measured of a group of the tile goes.
+  HWY_INLINE Measured KeptAt(size_t g) {
+    if constexpr (kMeasure != Measure::kTokens) return {nullptr, nullptr};
+    float* const errors = errors_ + (filled_ + g) * group_;
+    return {errors, kKeepsWide<kT> ? errors + kErrors : nullptr};
   }
 
   const GroupQuantFormat& format_;
@@ -186,8 +188,8 @@ class Quantizer {
   HWY_ALIGN uint8_t unpacked_[kTileGroups * kMaxGroup] = {};
   // Errors are measured together: of so many tokens that it is worth while, and while they are in the cache.
   static constexpr size_t kErrors = kMeasure == Measure::kTokens ? kTileGroups * kMaxGroup : 1;
-  HWY_ALIGN float errors_[kErrors];
-  size_t filled_ = 0;  // in groups
+  HWY_ALIGN float errors_[kKeepsWide<kT> ? 2 * kErrors : kErrors];  // then their values, where these are kept
+  size_t filled_ = 0;                                               // in groups
   LaneSums lanes_{0};
   WideSums wide_;
   size_t additions_ = 0;

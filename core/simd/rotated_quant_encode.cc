@@ -14,6 +14,7 @@
 #include "core/simd/rotated_quant.h"
 #include "core/simd/rotated_row-inl.h"
 #include "core/simd/row_sums-inl.h"
+#include "core/simd/sixteen-inl.h"
 #include "core/simd/subnormals-inl.h"
 #include "core/simd/subnormals.h"
 
@@ -32,10 +33,11 @@ HWY_INLINE VF LoadRow(const uint8_t* values, size_t length, Use use) {
   VF sums[16 / kLanes];
   for (VF& sum : sums) sum = hn::Zero(df);
   for (size_t i = 0; i < length; i += 16) {
+    const Sixteen<kT> sixteen(values + i * DTypeSize(kT));
     for (size_t k = 0; k < 16 / kLanes; ++k) {
       const size_t at = i + k * kLanes;
       PrefetchAhead<kPrefetchBytes>(values + at * DTypeSize(kT), kLanes * DTypeSize(kT));
-      const VF x = LoadF32<kT>(df, values + at * DTypeSize(kT));
+      const VF x = sixteen[k];
       use(at, hn::Mul(x, hn::Load(df, kRotatedSigns.data() + at)));
       // Squares of 16-bit floats are exact, so that they may be added without being rounded.
       sums[k] = kT == DType::kF32 ? hn::Add(sums[k], hn::Mul(x, x)) : hn::MulAdd(x, x, sums[k]);

@@ -42,8 +42,9 @@ HWY_INLINE bool LeavesFinite([[maybe_unused]] const void* values, [[maybe_unused
   return true;
 }
 
-// How errors come.
-enum class Errors { kNone, kGiven, kDecoded, kDecodedAgain, kDecodedSmallAgain };
+// How errors come; kGivenWide are given beside the values as binary32.
+enum class Errors { kNone, kGiven, kGivenWide, kDecoded, kDecodedAgain, kDecodedSmallAgain };
+constexpr bool AreGiven(Errors errors) { return errors == Errors::kGiven || errors == Errors::kGivenWide; }
 constexpr bool IsAgain(Errors errors) { return errors >= Errors::kDecodedAgain; }
 
 // The sums of one vector of columns: of each term one a lane, so that they are the same for vectors of any length. With
@@ -206,7 +207,7 @@ class StripRows {
 
  public:
   HWY_INLINE StripRows(const ErrorRows& rows, size_t offset)
-      : x_(static_cast<const uint8_t*>(rows.x) + offset * kSize),
+      : x_(static_cast<const uint8_t*>(kWide ? rows.errors.values : rows.x) + offset * kSize),
         errors_(static_cast<const uint8_t*>(rows.errors.at) + offset * kErrorSize),
         columns_(rows.columns) {
     const ErrorScales scales = rows.again.value_or(ErrorScales());
@@ -221,14 +222,14 @@ class StripRows {
   HWY_INLINE void Load(size_t k, V& value, V& error, V& change) const {
     const D d;
     const size_t lane = k * hn::Lanes(d);
-    value = LoadF32<kT>(d, x_ + lane * kSize);
+    value = LoadF32 < kWide ? DType::kF32 : kT > (d, x_ + lane * kSize);
     change = hn::Zero(d);
     if constexpr (kErrors == Errors::kNone) {
       error = hn::Zero(d);
       return;
     }
     const uint8_t* const at = errors_ + lane * kErrorSize;
-    if constexpr (kErrors == Errors::kGiven) {
+    if constexpr (AreGiven(kErrors)) {
       change = error = LoadAt(d, at);
     } else {
       const V decoded = LoadF32<kT>(d, at);
@@ -251,8 +252,9 @@ class StripRows {
   }
 
  private:
-  static constexpr size_t kSize = DTypeSize(kT);
-  static constexpr size_t kErrorSize = kErrors == Errors::kGiven ? sizeof(float) : kSize;
+  static constexpr bool kWide = kErrors == Errors::kGivenWide;
+  static constexpr size_t kSize = kWide ? sizeof(float) : DTypeSize(kT);
+  static constexpr size_t kErrorSize = AreGiven(kErrors) ? sizeof(float) : kSize;
 
   const uint8_t* x_;
   const uint8_t* errors_;
@@ -325,7 +327,7 @@ HWY_INLINE void AddRowsAs(const ErrorRows& rows, size_t first_row, ColumnBlock* 
       ++i;
     }
   }
-  if (kErrors == Errors::kGiven) return;
+  if (AreGiven(kErrors)) return;
   const size_t count = rows.rows * rows.columns;
   if (LeavesFinite<kT>(rows.x, count) && (kErrors == Errors::kNone || LeavesFinite<kT>(rows.errors.at, count))) return;
   blocks[column / ColumnBlock::kColumns].planes[kSum][column % ColumnBlock::kColumns] =
@@ -337,6 +339,11 @@ HWY_INLINE void AddRowsAs(const ErrorRows& rows, size_t first_row, ColumnBlock* 
 void AddToColumns(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t column) {
   VisitDType(rows.dtype, [&](auto t) HWY_ATTR {
     constexpr DType kT = decltype(t)::value;
+#if KVC_EMULATES_F16
+    if constexpr (kT == DType::kF16) {
+      if (rows.errors.values != nullptr) return AddRowsAs<kT, Errors::kGivenWide>(rows, row, chunk, column);
+    }
+#endif
     if (!rows.errors.is_decoded) return AddRowsAs<kT, Errors::kGiven>(rows, row, chunk, column);
     if (rows.errors.at == rows.x) return AddRowsAs<kT, Errors::kNone>(rows, row, chunk, column);
     if constexpr (kT != DType::kF16) {

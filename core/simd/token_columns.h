@@ -47,10 +47,12 @@ struct ColumnBlock {
   static constexpr size_t CountFor(size_t columns) { return (columns + kColumns - 1) / kColumns; }
 };
 
-// The errors of values of `dtype`: as binary32, or as what the values are decoded to.
+// The errors of values of `dtype`: as binary32, or as what the values are decoded to. Beside those of F16 as binary32
+// the values may be there, too.
 struct ErrorSource {
   const void* at;
   bool is_decoded;
+  const float* values = nullptr;
 
   size_t width(DType dtype) const { return is_decoded ? DTypeSize(dtype) : sizeof(float); }
 };

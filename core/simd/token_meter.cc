@@ -95,6 +95,7 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
     const size_t taken = rows * columns;
     x = static_cast<const uint8_t*>(x) + taken * DTypeSize(dtype);
     errors.at = static_cast<const uint8_t*>(errors.at) + taken * errors.width(dtype);
+    if (errors.values != nullptr) errors.values += taken;
     count -= taken;
     count_ += taken;
     column_ += columns;

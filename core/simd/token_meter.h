@@ -30,9 +30,10 @@ class TokenMeter {
  public:
   // A run that begins with the tensor's value of this index. The layout has tokens.
   void Begin(const TokenLayout& layout, uint64_t first);
-  // The next values of the run, `count` of `dtype`, all of them finite, and their errors.
-  void Add(DType dtype, const void* x, const float* errors, size_t count) {
-    AddErrors(dtype, x, {errors, false}, count);
+  // The next values of the run, `count` of `dtype`, all of them finite, and their errors. Of F16 `wide` may have these
+  // values as binary32, for targets without instructions that convert them.
+  void Add(DType dtype, const void* x, const float* errors, size_t count, const float* wide = nullptr) {
+    AddErrors(dtype, x, {errors, false, wide}, count);
   }
   // The same with what these values are decoded to, of `dtype` as well: in all calls of a run the values themselves, or
   // in none.

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/base/half.h"
 #include "core/simd/group_quant.h"
 #include "core/simd/token_meter.h"
 #include "tests/core/simd/with_target.h"
@@ -161,6 +163,38 @@ TEST(TokenErrorsTest, ErrorsThatAreGivenHaveExactSquares) {
     }
     if (!meter.End()) continue;  // then they are measured again, as above
     EXPECT_NEAR(meter.sums().sum_error_squares, static_cast<double>(want), kSquaresBound * static_cast<double>(want));
+  }
+}
+
+// Whoever has widened F16 may pass on what it has.
+TEST(TokenErrorsTest, ValuesThatComeAsBinary32AsWellGiveTheSameSums) {
+  const TokenLayout layout{.tokens = kErrorTokens, .channels = kErrorChannels};
+  std::mt19937 random(5);
+  std::vector<std::byte> x(2 * kErrorCount);
+  std::vector<float> wide(kErrorCount), errors(kErrorCount);
+  for (size_t i = 0; i < kErrorCount; ++i) {
+    StoreFromF32(DType::kF16, Bell(random), x.data(), i);
+    wide[i] = LoadAsF32(DType::kF16, x.data(), i);
+    errors[i] = Bell(random) / 8;
+  }
+  for (const int64_t target : UsableTargets()) {
+    SCOPED_TRACE(hwy::TargetName(target));
+    const WithTarget with(target);
+    TokenMeter meters[2];
+    for (TokenMeter& meter : meters) {
+      meter.Begin(layout, 0);
+      for (size_t at = 0; at < kErrorCount;) {
+        const size_t n = std::min<size_t>(1 + random() % 3000, kErrorCount - at);
+        meter.Add(DType::kF16, x.data() + 2 * at, errors.data() + at, n,
+                  &meter == &meters[1] ? wide.data() + at : nullptr);
+        at += n;
+      }
+      ASSERT_TRUE(meter.End());
+    }
+    EXPECT_EQ(std::memcmp(&meters[0].sums(), &meters[1].sums(), sizeof(ErrorSums)), 0);
+    TokenSums sums[2];
+    for (size_t i = 0; i < 2; ++i) meters[i].Take(sums[i]);
+    EXPECT_EQ(std::memcmp(&sums[0].closed, &sums[1].closed, sizeof(ErrorSums)), 0);
   }
 }
 
