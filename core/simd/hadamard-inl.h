@@ -160,6 +160,58 @@ HWY_INLINE void HadamardOfShorts(V16 (&v)[kCount]) {
   for (size_t half = 2; half < kVectors; half *= 2) ShortStage(v, half);
 }
 
+// ---- Bytes with signs, of which no sum leaves 16 bits
+
+using D8 = hn::Repartition<uint8_t, DF>;
+using V8 = hn::Vec<D8>;
+
+// Bytes in the order from which HadamardOfBytes leads to that of two vectors of numbers which ReorderDemote2To narrows.
+HWY_INLINE V8 ToMixedOrder(V8 v) {
+#if KVC_TARGET_AVX512
+  v.raw = _mm512_permutex_epi64(v.raw, _MM_SHUFFLE(3, 1, 2, 0));
+#endif
+  HWY_ALIGN static constexpr uint8_t kOfBlocks[16] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
+  HWY_ALIGN static constexpr uint8_t kOfOneBlock[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  return hn::TableLookupBytes(v, hn::LoadDup128(D8(), kBlockBits > 0 ? kOfBlocks : kOfOneBlock));
+}
+
+// Sums and differences of neighbors.
+HWY_INLINE void AddNeighbors(V8 bytes, V16& sums, V16& differences) {
+#if KVC_TARGET_AVX512
+  sums.raw = _mm512_maddubs_epi16(_mm512_set1_epi8(1), bytes.raw);
+  const V16 twice_the_first{_mm512_maddubs_epi16(_mm512_set1_epi16(2), bytes.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  sums.raw = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes.raw);
+  const V16 twice_the_first{_mm256_maddubs_epi16(_mm256_set1_epi16(2), bytes.raw)};
+#elif HWY_TARGET == HWY_SSE4
+  sums.raw = _mm_maddubs_epi16(_mm_set1_epi8(1), bytes.raw);
+  const V16 twice_the_first{_mm_maddubs_epi16(_mm_set1_epi16(2), bytes.raw)};
+#else
+  const V16 pairs = hn::BitCast(D16(), bytes);
+  const V16 first = hn::ShiftRight<8>(hn::ShiftLeft<8>(pairs));
+  const V16 twice_the_first = hn::Add(first, first);
+  sums = hn::Add(first, hn::ShiftRight<8>(pairs));
+#endif
+  differences = hn::Sub(twice_the_first, sums);
+}
+
+// As HadamardOfShorts, of bytes in ToMixedOrder: its first stage widens them, and the others leave lanes in order.
+template <size_t kVectors, size_t kCount>
+HWY_INLINE void HadamardOfBytes(const V8 (&bytes)[kCount / 2], V16 (&v)[kCount]) {
+  static_assert(kVectors >= 2 && kCount % kVectors == 0);
+  HWY_UNROLL(8)
+  for (size_t i = 0; i < kCount; i += 2) AddNeighbors(bytes[i / 2], v[i], v[i + 1]);
+  for (size_t bit = 0; bit < 3; ++bit) {
+    for (size_t i = 0; i < kCount; i += 2) MixLanes(v[i], v[i + 1]);
+    ShortStage(v, 1);
+  }
+  for (size_t bit = 0; bit < kBlockBits; ++bit) {
+    for (size_t i = 0; i < kCount; i += 2) MixBlocks(v[i], v[i + 1]);
+    ShortStage(v, 1);
+  }
+  for (size_t half = 2; half < kVectors; half *= 2) ShortStage(v, half);
+}
+
 }  // namespace kvcompress::simd::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

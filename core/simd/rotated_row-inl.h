@@ -125,28 +125,18 @@ class RowValues {
 // ---- Rows of one transform whose sums fit 16 bits. Their vectors have channels in the order in which ReorderDemote2To
 // leaves two vectors of numbers, one block of 128 bits of each after the other, so that no move puts them in order.
 
-using D8 = hn::Repartition<uint8_t, DF>;
-using V8 = hn::Vec<D8>;
 constexpr size_t kBytes = 4 * kLanes;
 
-// Codes as they lie in memory to and from the order of two vectors that are narrowed to one.
-#if KVC_TARGET_AVX512
-HWY_INLINE V8 ToPacked(V8 v) {
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return V8{_mm512_permutexvar_epi32(order, v.raw)};
-}
-HWY_INLINE V8 FromPacked(V8 v) { return ToPacked(v); }
-#elif HWY_TARGET == HWY_AVX2
-HWY_INLINE V8 ToPacked(V8 v) {
-  return V8{_mm256_permutevar8x32_epi32(v.raw, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7))};
-}
+// Bytes in the order of two vectors that are narrowed to one as they lie in memory.
 HWY_INLINE V8 FromPacked(V8 v) {
-  return V8{_mm256_permutevar8x32_epi32(v.raw, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))};
-}
-#else
-HWY_INLINE V8 ToPacked(V8 v) { return v; }
-HWY_INLINE V8 FromPacked(V8 v) { return v; }
+#if KVC_TARGET_AVX512
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  v.raw = _mm512_permutexvar_epi32(order, v.raw);
+#elif HWY_TARGET == HWY_AVX2
+  v.raw = _mm256_permutevar8x32_epi32(v.raw, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 #endif
+  return v;
+}
 
 // As many rows as registers hold go together.
 template <size_t kSpan>
@@ -154,15 +144,6 @@ constexpr size_t kShortRows = KVC_TARGET_AVX512 ? 512 / HWY_MAX(kSpan, 128) : 1;
 template <size_t kSpan>
 using ShortRows = V16[kSpan / kShorts * kShortRows<kSpan>];
 inline bool IsShortRow(const RotatedRow& row) { return row.second() == 0 && row.span >= 64 && row.span <= 256; }
-
-// Levels with signs as shorts.
-HWY_INLINE void WidenLevels(V8 levels, V16& lower, V16& upper) {
-  const hn::RebindToSigned<D8> i8;
-  const auto own = hn::BitCast(i8, levels);
-  const auto sign = hn::BroadcastSignBit(own);
-  lower = hn::BitCast(D16(), hn::InterleaveLower(i8, own, sign));
-  upper = hn::BitCast(D16(), hn::InterleaveUpper(i8, own, sign));
-}
 
 // Calls use(i, number) for the numbers of kShorts sums; 2^16 times the sums.
 template <class Use>
@@ -183,13 +164,13 @@ HWY_INLINE void DecodeShortRows(const RotatedRow& row, const LevelTable& table, 
                                 const uint8_t* codes, uint8_t* out) {
   const auto levels = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(table.bytes()));
   constexpr size_t kValues = kSpan * kShortRows<kSpan>;
-  ShortRows<kSpan> v;
+  V8 bytes[kValues / kBytes];
   HWY_UNROLL(16)
   for (size_t i = 0; i < kValues; i += kBytes) {
-    const V8 code = ToPacked(hn::LoadU(D8(), codes + i));
-    WidenLevels(hn::TableLookupBytes(levels, code), v[i / kShorts], v[i / kShorts + 1]);
+    bytes[i / kBytes] = hn::TableLookupBytes(levels, ToMixedOrder(hn::LoadU(D8(), codes + i)));
   }
-  HadamardOfShorts<kSpan / kShorts>(v);
+  ShortRows<kSpan> v;
+  HadamardOfBytes<kSpan / kShorts>(bytes, v);
   HWY_UNROLL(4)
   for (size_t r = 0; r < kShortRows<kSpan>; ++r) {
     const RowValues<kT, kUsual> store(row, scales[r], row.level_unit * kSumUnit, out + r * kSpan * DTypeSize(kT));
