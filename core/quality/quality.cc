@@ -165,6 +165,7 @@ std::vector<Violation> CheckThresholds(const Quality& quality, const Thresholds&
   const std::optional<double> snr_db = quality.JudgedSnrDb();
   if (!snr_db) return CheckMagnitude(quality, thresholds);
   std::vector<Violation> violations;
+  violations.reserve(kViolationKinds.size());
   // Negated, so that a NaN is a violation.
   if (!(quality.rmse <= thresholds.max_rmse)) {
     violations.push_back({ViolationKind::kRmse,

@@ -100,13 +100,13 @@ void ToMessage(const TensorReport& report, v1::TensorReport& message) {
   message.mutable_rotary()->set_bits(rotary.bits);
 }
 
-void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
+void ToMessage(const TensorReport& report, const Quality& quality, std::vector<Violation> violations,
                v1::TensorReport& message) {
   ToMessage(report, message);
   if (report.passed_through) return;
   ToMessage(quality, LevelOf(quality), *message.mutable_quality());
   ToMessage(report.sums, *message.mutable_sums());
-  for (const Violation& violation : violations) message.add_violations(violation.text);
+  for (Violation& violation : violations) message.add_violations(std::move(violation.text));
 }
 
 void ToMessage(const Quality& quality, std::optional<QualityLevel> level, v1::Quality& message) {

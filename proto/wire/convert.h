@@ -26,7 +26,7 @@ TensorReport FromMessage(const v1::TensorReport& message, TensorDesc tensor, uin
 // Without quality, violations and sums.
 void ToMessage(const TensorReport& report, v1::TensorReport& message);
 // With all of them.
-void ToMessage(const TensorReport& report, const Quality& quality, const std::vector<Violation>& violations,
+void ToMessage(const TensorReport& report, const Quality& quality, std::vector<Violation> violations,
                v1::TensorReport& message);
 void ToMessage(const Quality& quality, std::optional<QualityLevel> level, v1::Quality& message);
 

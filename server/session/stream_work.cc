@@ -10,9 +10,9 @@ namespace kvcompress {
 
 void ReportCompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
   const Quality quality = QualityOf(report.sums, KindOf(report.tensor.name));
-  const std::vector<Violation> violations = CheckThresholds(quality);
-  ToMessage(report, quality, violations, message);
+  std::vector<Violation> violations = CheckThresholds(quality);
   observer.OnCompressed(report, quality, violations);
+  ToMessage(report, quality, std::move(violations), message);
 }
 
 void ReportDecompressed(const TensorReport& report, SessionObserver& observer, v1::TensorReport& message) {
