@@ -59,6 +59,11 @@ void LimitConnections(const Options& options, grpc::ServerBuilder& builder) {
   // Messages as they are, nothing else: gRPC inflates a compressed one before anything asks for its size, a thousand
   // bytes for each that came. Such a call ends with UNIMPLEMENTED, of any service.
   builder.AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
+  // Nor does a call pass through what would compress and inflate it, or count calls for gRPC's own debugging.
+  for (const char* name :
+       {GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, GRPC_ARG_ENABLE_CHANNELZ}) {
+    builder.AddChannelArgument(name, 0);
+  }
   constexpr int kMaxHeaderBytes = 8 << 10;
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
   // From the connection's start, through TLS, to the first bytes of HTTP/2.
