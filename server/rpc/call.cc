@@ -82,13 +82,15 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
   }
 }
 
-std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token) {
+std::string ClientOf(const grpc::CallbackServerContext& context, const ClientMarks& marks) {
   std::string client = ClientOfPeer(context.peer());
-  for (const grpc::string_ref& name : context.auth_context()->GetPeerIdentity()) {
-    absl::StrAppend(&client, " certificate=", absl::string_view(name.data(), name.size()));
+  if (marks.certificate) {
+    for (const grpc::string_ref& name : context.auth_context()->GetPeerIdentity()) {
+      absl::StrAppend(&client, " certificate=", absl::string_view(name.data(), name.size()));
+    }
   }
-  if (const auto found = context.client_metadata().find(kAuthorization);
-      with_token && found != context.client_metadata().end()) {
+  if (!marks.token) return client;
+  if (const auto found = context.client_metadata().find(kAuthorization); found != context.client_metadata().end()) {
     const std::string_view token = BearerToken({found->second.data(), found->second.size()}).value_or("");
     absl::StrAppend(&client, " token=", absl::Hex(absl::HashOf(token)));
   }

@@ -38,10 +38,16 @@ class CallRecord {
   const std::string request_id_;
 };
 
+// What calls must show of their clients, besides where they come from.
+struct ClientMarks {
+  bool certificate = false;
+  bool token = false;
+};
+
 // The client of a call, as limits of single clients tell clients apart: by IP address (of IPv6, the network of 64
-// bits), by the names in the certificate and, if calls must show a token (`with_token`), by a hash of the token. A unix
-// socket has no address; empty if there is nothing else either.
-std::string ClientOf(const grpc::CallbackServerContext& context, bool with_token);
+// bits), by the names in the certificate, and by a hash of the token, if calls must show these. A unix socket has no
+// address; empty if there is nothing else either.
+std::string ClientOf(const grpc::CallbackServerContext& context, const ClientMarks& marks);
 
 // The status as gRPC sends it, with google.rpc.RetryInfo if a retry can help. A message that would not fit the limits
 // of HTTP/2 headers is cut.

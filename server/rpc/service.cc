@@ -37,7 +37,8 @@ class Refusal final : public Service::Streaming {
 }  // namespace
 
 std::string Service::Client(const grpc::CallbackServerContext& context) const {
-  return ClientOf(context, !daemon_options_.token_file.empty());
+  return ClientOf(
+      context, {.certificate = !daemon_options_.tls_client_ca.empty(), .token = !daemon_options_.token_file.empty()});
 }
 
 template <typename Session>
