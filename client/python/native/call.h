@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -19,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "client/python/native/message_call.h"
 #include "client/python/native/process.h"
+#include "client/python/native/result_copy.h"
 #include "client/python/native/view.h"
 #include "core/base/allocator.h"
 
@@ -161,6 +161,7 @@ class Call final : public MessageSink, public CallWatch {
       is_meant = output.has_value();
       if (!is_meant) return;
       values_ = output_view_.emplace(output->memory, PyBUF_WRITABLE | PyBUF_STRIDES).elements();
+      value_bytes_ = values_.left();
       result_ = std::move(output->result);
     });
     return is_meant ? status : Malformed();
@@ -169,7 +170,7 @@ class Call final : public MessageSink, public CallWatch {
   absl::Status OnBytes(ByteSpan bytes) override {
     if (!compresses()) {
       if (!output_view_ || bytes.size() > values_.left()) return Malformed();
-      values_.Write(bytes);
+      WriteValues(bytes);
       return absl::OkStatus();
     }
     if (bytes.size() > frame_bytes_[index_].most - filled_) return Malformed();
@@ -179,7 +180,7 @@ class Call final : public MessageSink, public CallWatch {
       absl::Status grown = Guard([&] { GrowFrame(filled_ + bytes.size()); });
       if (!grown.ok()) return grown;
     }
-    std::memcpy(frame_room_.data() + filled_, bytes.data(), bytes.size());
+    CopyToResult(frame_room_.data() + filled_, bytes, frame_room_.size());
     filled_ += bytes.size();
     return absl::OkStatus();
   }
@@ -238,6 +239,13 @@ class Call final : public MessageSink, public CallWatch {
     }
   }
 
+  void WriteValues(ByteSpan bytes) {
+    const MutableByteSpan room = values_.Together();
+    if (bytes.empty() || room.size() < bytes.size()) return values_.Write(bytes);
+    CopyToResult(room.data(), bytes, value_bytes_);
+    values_.Skip(bytes.size());
+  }
+
   // At once to what frames have at most, but for few codecs.
   void GrowFrame(size_t size) {
     const size_t likely =
@@ -280,6 +288,7 @@ class Call final : public MessageSink, public CallWatch {
   size_t index_ = 0;
   std::optional<View> output_view_;
   StridedSpan<std::byte> values_;  // of the output
+  size_t value_bytes_ = 0;         // all of them
   nanobind::object result_;        // once these are all there
   PyObject* frame_ = nullptr;
   MutableByteSpan frame_room_;  // of the frame

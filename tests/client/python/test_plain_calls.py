@@ -190,3 +190,19 @@ def test_attempts_share_the_time_of_the_call(connect):
         with pytest.raises(kvcompress.KvCompressError):
             client.compress(SMALL, timeout=0.6)
         assert time.monotonic() - began < 0.9
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_large_results_wherever_they_begin(daemon, connect, shared_memory):
+    client = connect(daemon("--shared-memory", "kvc-plain-"), native="require", shared_memory=shared_memory)
+    whole = np.random.default_rng(1).integers(0, 1 << 15, (17 << 20) + 50, np.uint16)
+    for first, last in ((0, None), (1, -1), (33, -8)):  # a large result does not go through the caches
+        values = whole[first:last]
+        frame = client.compress(values, "raw")
+        assert len(frame) > values.nbytes > 32 << 20
+        room = np.zeros_like(whole)
+        assert client.decompress(frame, out=room[first:last].view(np.uint16)) is not None
+        assert np.array_equal(room[first:last], values)
+        assert not room[:first].any()
+        assert last is None or not room[last:].any()
+        assert np.array_equal(client.decompress(frame), values)
