@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import Any, Concatenate, cast
+from typing import Any, Concatenate
 
 from ._connection import Connection
 from ._core import Arguments, Core, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
@@ -27,9 +27,10 @@ def _blocking(
         own, failed = client._own, None
         core, native = own.core, own.native
         if plain is not None and native.made is not None and time.monotonic() < core.ask_again and not core.closed:
+            result: Result | None
             result, failure = plain(native.made, own.pool, core.limits, args, options)
             if result is not None:
-                return cast(Result, result)
+                return result
             if failure is not None:
                 end, left, region = failure
                 failed = native.plain_failure(end, left, region, own.pool)
