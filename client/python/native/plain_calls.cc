@@ -106,6 +106,7 @@ std::optional<double> SecondsIn(nb::handle timeout, std::optional<double> usual)
   Require(PyFloat_CheckExact(timeout.ptr()) || PyLong_CheckExact(timeout.ptr()));
   constexpr double kMostSeconds = 1e9;
   const double seconds = PyFloat_AsDouble(timeout.ptr());
+  if (seconds == -1) PyErr_Clear();  // also of an integer that is too large for this type
   Require(seconds > 0 && seconds <= kMostSeconds);
   return seconds;
 }
