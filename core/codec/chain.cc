@@ -21,6 +21,7 @@
 namespace kvcompress {
 
 absl::StatusOr<CodecChain> ChainSpec::Resolve(const CodecEnvironment& environment, const TensorDesc& tensor) const {
+  const UsualFloatEnvironment usual;  // stages have their numbers as binary32, too
   CodecChain chain;
   chain.spec_ = For(tensor.name);
   for (const StageSpec& stage : chain.spec_.stages()) {

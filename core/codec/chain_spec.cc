@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "core/base/float_environment.h"
 #include "core/base/status_macros.h"
 #include "core/codec/named_chains.h"
 #include "core/codec/registry.h"
@@ -225,6 +226,7 @@ absl::StatusOr<ChainSpec> ChainSpec::OfStages(std::string_view text, std::span<c
 }
 
 absl::StatusOr<ChainSpec> ChainSpec::ParseStages(std::string_view text) {
+  const UsualFloatEnvironment environment;
   KVC_ASSIGN_OR_RETURN(const std::vector<StageText> stages, ParseSyntax(text));
   return OfStages(text, stages);
 }
@@ -245,6 +247,7 @@ absl::StatusOr<ChainSpec> ChainSpec::OfName(const NamedChain& named) {
 }
 
 absl::StatusOr<ChainSpec> ChainSpec::Parse(std::string_view text) {
+  const UsualFloatEnvironment environment;
   if (const NamedChain* named = FindNamedChain(text)) {
     return named->differs() ? OfName(*named) : ParseStages(named->chain);
   }

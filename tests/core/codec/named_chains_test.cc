@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cfenv>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -13,6 +14,15 @@ namespace kvcompress {
 namespace {
 
 using namespace ::kvcompress::testing;  // NOLINT
+
+TEST(NamedChainsTest, BitsDoNotDependOnHowTheCallerRounds) {
+  const std::string usual = ChainSpec::Parse("kv(bits=3.3)")->For("").text();
+  std::fesetround(FE_DOWNWARD);
+  const absl::StatusOr<ChainSpec> spec = ChainSpec::Parse("kv(bits=3.3)");
+  std::fesetround(FE_TONEAREST);
+  ASSERT_THAT(spec, IsOk());
+  EXPECT_EQ(spec->For("").text(), usual);
+}
 
 TEST(NamedChainsTest, NamesStandForCanonicalChains) {
   for (const NamedChain& named : AllNamedChains()) {
