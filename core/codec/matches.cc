@@ -71,43 +71,51 @@ class Finder {
       const size_t step = 1 + ((at_ - literals) >> kHurry);
       const size_t stop = std::min(end_of_words, literals + (step << kHurry));
       const bool has_long_runs = run_ > 8 && at_ < end_of_runs;
-      length = has_long_runs ? Look<true>(step, std::min(stop, end_of_runs)) : Look<false>(step, stop);
+      const size_t end = has_long_runs ? std::min(stop, end_of_runs) : stop;
+      if (step > 1) {
+        length = has_long_runs ? Look<true, false>(step, end) : Look<false, false>(step, end);
+      } else {
+        length = has_long_runs ? Look<true, true>(step, end) : Look<false, true>(step, end);
+      }
     }
     return length;
   }
 
-  // Looks at every `step`th place before `stop` until one has a match. With kLong runs are longer than a word, and all
-  // of one is there at each place: then two words are compared, as many places agree in one where few bytes are usual.
-  template <bool kLong>
-  size_t Look(size_t step, size_t stop) {
+  // Looks at every `step`th place before `stop` until one has a match; `step` is 1 with kEach. With kLong runs are
+  // longer than a word, and all of one is there at each place: then two words are compared, as many places agree in one
+  // where few bytes are usual. Not inlined, so that what the loop needs stays in registers.
+  template <bool kLong, bool kEach>
+  [[gnu::noinline]] size_t Look(size_t step, size_t stop) {
     const size_t second = kLong ? std::min<size_t>(8, run_ - 8) : 0;
+    const std::byte* const raw = raw_.data();
+    const uint64_t run_mask = run_mask_, again_mask = again_mask_;
     const size_t distance = distance_;
+    uint32_t* const places = places_.data();
     const auto end_at = [this](size_t at, size_t before, size_t length) {
       at_ = at;
       before_ = before;
       return length;
     };
-    size_t at = at_;
-    for (; at < stop; at += step) {
-      const uint64_t word = Word(at);
-      if (distance > 0 && ((Word(at - distance) ^ word) & again_mask_) == 0) {
+    for (size_t at = at_;; at += kEach ? 1 : step) {
+      if (at >= stop) return end_at(at, 0, 0);
+      const auto word = LoadLE<uint64_t>(raw + at);
+      if (distance > 0 && ((LoadLE<uint64_t>(raw + at - distance) ^ word) & again_mask) == 0) {
         const size_t length = LengthIfEnough(at - distance, at, again_);
         if (length > 0) return end_at(at, at - distance, length);
       }
-      const uint32_t place = std::exchange(places_[SlotOf(word)], static_cast<uint32_t>(at));
-      uint64_t differ = (Word(place) ^ word) & run_mask_;
-      if constexpr (kLong) differ |= Word(place + second) ^ Word(at + second);
+      const size_t place = std::exchange(places[SlotOf(word & run_mask)], static_cast<uint32_t>(at));
+      uint64_t differ = (LoadLE<uint64_t>(raw + place) ^ word) & run_mask;
+      if constexpr (kLong) differ |= LoadLE<uint64_t>(raw + place + second) ^ LoadLE<uint64_t>(raw + at + second);
       if (differ == 0) {
         const size_t length = LengthIfEnough(place, at, run_);
         if (length > 0) return end_at(at, place, length);
       }
     }
-    return end_at(at, 0, 0);
   }
 
   uint64_t Word(size_t at) const { return LoadLE<uint64_t>(raw_.data() + at); }
-  size_t SlotOf(uint64_t word) const { return (word & run_mask_) * 0x9e3779b97f4a7c15 >> (64 - kSlotBits); }
-  void Remember(size_t at) { places_[SlotOf(Word(at))] = static_cast<uint32_t>(at); }
+  static size_t SlotOf(uint64_t run) { return run * 0x9e3779b97f4a7c15 >> (64 - kSlotBits); }
+  void Remember(size_t at) { places_[SlotOf(Word(at) & run_mask_)] = static_cast<uint32_t>(at); }
 
   // How far both are equal, where that is enough; else 0. Their first words are, as far as `enough` goes.
   size_t LengthIfEnough(size_t before, size_t at, size_t enough) const {

@@ -123,7 +123,7 @@ void CountPairs(const uint8_t* raw, size_t size, std::array<uint32_t, 256>& coun
     for (const size_t end = i + std::min(kMost, (size - i) / kAtOnce * kAtOnce); i < end; i += kAtOnce) {
       uint64_t bytes;
       std::memcpy(&bytes, raw + i, sizeof(bytes));
-      if (bytes == before) {
+      if (HWY_UNLIKELY(bytes == before)) {
         ++again;
         continue;
       }
