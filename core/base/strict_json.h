@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cfenv>
 #include <cstddef>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -110,6 +112,9 @@ class Checker final : public nlohmann::json::json_sax_t {
 // N", of a syntax error in nested objects also ", in KEY.KEY".
 inline absl::StatusOr<nlohmann::json> ParseStrictJson(std::string_view text) {
   if (absl::Status fault = json_internal::Checker(text).Check(); !fault.ok()) return fault;
+  // The library reads numbers by std::strtod, which rounds as the caller does.
+  const absl::Cleanup back = [rounding = std::fegetround()] { std::fesetround(rounding); };
+  std::fesetround(FE_TONEAREST);
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 

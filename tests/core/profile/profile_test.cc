@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cfenv>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -258,6 +259,22 @@ INSTANTIATE_TEST_SUITE_P(
                    "profile: rule 1: \"kind\" must be \"key\" or \"value\""},
         BadProfile{R"({"version": 1, "default": "int4", "rules": [{"name": 1, "codec": "raw"}]})",
                    "profile: rule 1: \"name\" must be a string"}));
+
+TEST(ProfileTest, NumbersDoNotDependOnHowTheCallerRounds) {
+  const std::string text =
+      R"json({"version": 1, "default": "rotated(bits=4,mean=channel)", "rotary": {"theta": 500000.7}})json";
+  const std::string usual = CodecOf(*Profile::Parse(text), "layer_0_key", 2);
+  EXPECT_THAT(usual, ::testing::HasSubstr("theta=500000.7)"));
+  for (const int way : {FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO}) {
+    std::fesetround(way);
+    const absl::StatusOr<Profile> profile = Profile::Parse(text);
+    const int kept = std::fegetround();
+    std::fesetround(FE_TONEAREST);
+    EXPECT_EQ(kept, way);
+    ASSERT_THAT(profile, IsOk());
+    EXPECT_EQ(CodecOf(*profile, "layer_0_key", 2), usual);
+  }
+}
 
 std::string RotaryFault(const std::string& rotary) {
   const auto profile = Profile::Parse(R"({"version": 1, "default": "int4", "rotary": )" + rotary + "}");
