@@ -192,8 +192,9 @@ class NativeStream(Results[Result]):
         if self._batches and end[:2] == _NO_BATCHES:
             self._forget()
             return True
-        if self._region is not None and end[3] == pb.OUTPUT_BUFFERS_TOO_SMALL:
-            self._region.link.output_is_larger = True
+        region = self._region  # which close() in another thread takes away
+        if region is not None and end[3] == pb.OUTPUT_BUFFERS_TOO_SMALL:
+            region.link.output_is_larger = True
             return True
         return False
 
