@@ -31,7 +31,7 @@ struct Package {
   const nb::object frame = nb::module_::import_("kvcompress._frame").attr("Frame");
   const nb::object frame_of = nb::module_::import_("kvcompress._frame").attr("frame_of");
   const nb::object item_of = nb::module_::import_("kvcompress._items").attr("DecompressItem").attr("of");
-  const nb::object view_of = nb::module_::import_("kvcompress._tensors").attr("TensorView").attr("of");
+  const nb::object view_of = nb::module_::import_("kvcompress._items").attr("view_of");
   const nb::object empty = nb::module_::import_("kvcompress._tensors").attr("empty");
   const nb::object new_output = nb::module_::import_("kvcompress._tensors").attr("Output").attr("new");
   const nb::object numpy = nb::str("numpy");
@@ -241,15 +241,18 @@ PlainTensor TensorIn(nb::handle tensor, std::string name) {
             tensor.attr("shape"),
             package.numpy};
   }
+  // Raises what the package would raise, and what a handler of a signal does, which would not do so again.
   const nb::object view = package.view_of(tensor);
-  Require(view.attr("pieces").is_none());
-  nb::object dtype = view.attr("dtype");
-  nb::object shape = view.attr("shape");
-  return {{std::move(name), DTypeIn(dtype), ShapeIn(shape), {}},
-          View(view.attr("data"), PyBUF_STRIDES),
-          dtype,
-          shape,
-          view.attr("framework")};
+  return Reading([&]() -> PlainTensor {
+    Require(view.attr("pieces").is_none());
+    nb::object dtype = view.attr("dtype");
+    nb::object shape = view.attr("shape");
+    return {{std::move(name), DTypeIn(dtype), ShapeIn(shape), {}},
+            View(view.attr("data"), PyBUF_STRIDES),
+            dtype,
+            shape,
+            view.attr("framework")};
+  });
 }
 
 // Arguments are those of Client.compress.
@@ -263,7 +266,7 @@ nb::tuple Compress(const std::shared_ptr<Channel>& channel, nb::handle pool, con
   arguments.RequireNoOthers({"axes", "profile", "rotary", "fingerprint"});
   const std::optional<double> seconds = SecondsIn(timeout, std::get<2>(limits));
   nb::object name = named.is_valid() ? nb::borrow(named) : nb::object(nb::str("tensor"));
-  PlainTensor plain = Reading([&] { return TensorIn(tensor, TextIn(name)); });
+  PlainTensor plain = TensorIn(tensor, Reading([&] { return TextIn(name); }));
   const std::string header = Reading(
       [&] { return MakeHeader(plain.description, spec.is_valid() ? TextIn(spec) : "", false).SerializeAsString(); });
   const uint64_t bytes = plain.values.elements<const std::byte>().left();

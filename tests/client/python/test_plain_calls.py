@@ -120,6 +120,23 @@ def test_arguments_that_are_none_are_named(ready, options):
         ready.compress(SMALL, **options)
 
 
+def test_what_interrupts_the_reading_of_a_tensor_is_raised(ready):
+    class Interrupted(np.ndarray):
+        @property
+        def shape(self):
+            if interruptions:
+                raise interruptions.pop()
+            return super().shape
+
+    tensor = SMALL.view(Interrupted)
+    for interruption in (TimeoutError("a handler of a signal"), KeyboardInterrupt()):
+        interruptions = [interruption]
+        with pytest.raises((kvcompress.InvalidArgument, KeyboardInterrupt)) as raised:
+            ready.compress(tensor, SPEC)
+        assert interruption in (raised.value, raised.value.__cause__)
+    assert ready.compress(tensor, SPEC).data == ready.compress(SMALL, SPEC).data
+
+
 @pytest.mark.parametrize("timeout", [0, 1e-9])
 def test_no_time(ready, timeout):
     with pytest.raises(kvcompress.DeadlineExceeded):

@@ -191,6 +191,12 @@ class Item(Generic[Result]):
         raise NotImplementedError
 
 
+def view_of(tensor: Any) -> TensorView:
+    """Of a tensor that is to be sent; InvalidArgument, whatever else is raised meanwhile."""
+    with refusing("the tensor cannot be sent"):
+        return TensorView.of(tensor)
+
+
 @dataclass
 class CompressItem(Item[Frame]):
     name: str
