@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "core/simd/half-inl.h"
@@ -95,9 +94,45 @@ HWY_EXPORT(TakePairs);
 
 namespace {
 
-// Counts each of eight bytes so many times.
-void AddBytes(uint64_t bytes, uint32_t times, std::array<uint32_t, 256>& counts) {
-  for (int k = 0; k < 64; k += 8) counts[bytes >> k & 0xff] += times;
+constexpr size_t kAtOnce = 8;
+
+uint64_t WordAt(const uint8_t* raw) {
+  uint64_t word;
+  std::memcpy(&word, raw, sizeof(word));
+  return word;
+}
+
+// Whether words at the front are those before them.
+bool HasRuns(const uint8_t* raw) {
+  size_t equal = 0;
+  for (size_t at = kAtOnce; at < 32 * kAtOnce; at += kAtOnce) equal += WordAt(raw + at) == WordAt(raw + at - kAtOnce);
+  return equal > 4;
+}
+
+// Adds `size` bytes, some words, to `pairs`. Equal pairs in a row would wait for each other's counter: with kHasRuns
+// words that are those before them are added to `counts` instead, by how often they are.
+template <bool kHasRuns>
+void AddPairs(const uint8_t* raw, size_t size, uint16_t* pairs, std::array<uint32_t, 256>& counts) {
+  uint64_t before = WordAt(raw);
+  uint32_t again = 0;
+  const auto count_again = [&] {
+    for (int k = 0; k < 64; k += 8) counts[before >> k & 0xff] += again;
+    again = 0;
+  };
+  for (const uint8_t* const end = raw + size; raw < end; raw += kAtOnce) {
+    const uint64_t bytes = WordAt(raw);
+    if (kHasRuns && bytes == before) {
+      ++again;
+      continue;
+    }
+    if (kHasRuns && again > 0) count_again();
+    before = bytes;
+    ++pairs[bytes & 0xffff];
+    ++pairs[bytes >> 16 & 0xffff];
+    ++pairs[bytes >> 32 & 0xffff];
+    ++pairs[bytes >> 48];
+  }
+  count_again();
 }
 
 }  // namespace
@@ -108,34 +143,20 @@ void CountFew(const std::array<uint8_t, kFewSymbols>& symbols, const uint8_t* ra
 }
 
 void CountPairs(const uint8_t* raw, size_t size, std::array<uint32_t, 256>& counts) {
-  constexpr size_t kAtOnce = 8;
   constexpr size_t kMost = size_t{2} * 65535 / kAtOnce * kAtOnce;  // bytes whose pairs 16 bits count, were all the same
   constexpr size_t kLeast = 4096;            // are sooner counted one by one than the table is read
   thread_local std::vector<uint16_t> table;  // all zero between calls
   table.resize(65536);
-  uint16_t* const pairs = table.data();
   size_t i = 0;
   while (size - i >= kLeast) {
-    // Equal pairs in a row would wait for each other's counter.
-    uint64_t before;
-    uint32_t again = 0;
-    std::memcpy(&before, raw + i, sizeof(before));
-    for (const size_t end = i + std::min(kMost, (size - i) / kAtOnce * kAtOnce); i < end; i += kAtOnce) {
-      uint64_t bytes;
-      std::memcpy(&bytes, raw + i, sizeof(bytes));
-      if (HWY_UNLIKELY(bytes == before)) {
-        ++again;
-        continue;
-      }
-      if (again > 0) AddBytes(before, std::exchange(again, 0), counts);
-      before = bytes;
-      ++pairs[bytes & 0xffff];
-      ++pairs[bytes >> 16 & 0xffff];
-      ++pairs[bytes >> 32 & 0xffff];
-      ++pairs[bytes >> 48];
+    const size_t part = std::min(kMost, (size - i) / kAtOnce * kAtOnce);
+    if (HasRuns(raw + i)) {
+      AddPairs<true>(raw + i, part, table.data(), counts);
+    } else {
+      AddPairs<false>(raw + i, part, table.data(), counts);
     }
-    AddBytes(before, again, counts);
-    HWY_DYNAMIC_DISPATCH(TakePairs)(pairs, counts);
+    HWY_DYNAMIC_DISPATCH(TakePairs)(table.data(), counts);
+    i += part;
   }
   for (; i < size; ++i) ++counts[raw[i]];
 }

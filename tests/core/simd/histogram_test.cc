@@ -49,6 +49,21 @@ TEST_P(HistogramTest, CountsEveryByte) {
   }
 }
 
+// Words that are those before them, at the front or later on.
+TEST_P(HistogramTest, CountsPairsInRuns) {
+  for (const size_t run : {1, 8, 20, 100, 5000}) {
+    for (const size_t noise : {0, 1000}) {
+      auto raw = testing::MakeBits(200'003, 256);
+      for (size_t i = noise; i < raw.size(); ++i) raw[i] = static_cast<std::byte>(i / run);
+      std::array<uint32_t, 256> want = {};
+      for (const std::byte byte : raw) ++want[std::to_integer<size_t>(byte)];
+      std::array<uint32_t, 256> counts = {};
+      CountPairs(reinterpret_cast<const uint8_t*>(raw.data()), raw.size(), counts);
+      EXPECT_EQ(counts, want) << run << " " << noise;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Targets, HistogramTest, ::testing::ValuesIn(UsableTargets()),
                          [](const auto& test) { return std::string(hwy::TargetName(test.param)); });
 
