@@ -11,7 +11,10 @@ def python(raw):
         large = [row for row in rows if row["path"] == path and row["tensor_bytes"] >= 1 << 20]
         small = [row for row in rows if row["path"] == path and row["tensor_bytes"] == 64 << 10]
         if large:
-            ratios = {f"{row['call']} of {row['tensor_bytes'] >> 20} MiB": _ratio(row) for row in large}
+            ratios = {
+                f"{row['call']} of {row['tensor_bytes'] >> 20} MiB": _ratio(row["gb_per_s"], row["cpp_gb_per_s"])
+                for row in large
+            }
             worst = min(ratios, key=ratios.get)
             yield _at_least(
                 0.9, f"speed of the Python client / C++ client, {path}, least from 1 MiB: {worst}", ratios[worst]
@@ -36,13 +39,13 @@ def chunk(raw):
             f"Redis with {rest} / raw" if server == "redis" else f"Python client over {path} by {spec} / Arrow Flight"
         )
         for way in ("store", "load"):
-            speeds = zip(row[way]["gb_per_s"], rows[peer][way]["gb_per_s"], strict=True)
-            yield _at_least(1, f"{what}, {way} of a chunk", statistics.median(mine / its for mine, its in speeds))
+            ratio = _ratio(row[way]["gb_per_s"], rows[peer][way]["gb_per_s"])
+            yield _at_least(1, f"{what}, {way} of a chunk", ratio)
 
 
-def _ratio(row):
+def _ratio(mine, its):
     """The median of the rounds' own ratios."""
-    return statistics.median(mine / its for mine, its in zip(row["gb_per_s"], row["cpp_gb_per_s"], strict=True))
+    return statistics.median(one / other for one, other in zip(mine, its, strict=True))
 
 
 def _at_least(limit, what, value):
