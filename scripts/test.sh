@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every check and ends with one line, "N passed, N failed", that counts single tests where a stage has
-# them and the stage itself where it has none. A stage that fails does not stop the ones after it. Beside its time each
+# them and the stage itself where it has none; before it stands a line for each that failed, 20 at most. A stage that fails does not stop the ones after it. Beside its time each
 # stage has the CPU seconds of its processes, which other work on the machine hardly changes.
 # usage: test.sh [STAGE...]     all stages without arguments
 # KVC_TIER=long: a minute per fuzzer instead of seconds, clang-tidy's path-sensitive analyzer, images from the sources,
@@ -61,6 +61,7 @@ stage_real_model() {
 }
 
 passed=0 failed=0 skipped=0 running= fetching= building=
+: >"$results/failed"
 trap 'kill $running $fetching $building 2>/dev/null; exit 130' INT TERM
 # The number that the JUnit file's first <testsuite> gives for an attribute; 0 without one.
 attribute() {
@@ -105,6 +106,7 @@ run() {
   if [ $status -ne 0 ] && [ $status -ne 77 ]; then
     grep -vE '^( +Start +[0-9]+: |[0-9/ ]+ Test +#.* Passed )' "$log" | tail -n 100 | sed 's/^/    | /'
     echo "    | (all of it: ${log#"$PWD"/})"
+    scripts/failed_tests.py "$stage" "$outcome" "$junit" "$log" >>"$results/failed" || echo "$stage: $outcome" >>"$results/failed"
   fi
 }
 
@@ -147,6 +149,10 @@ for stage in "$@"; do
   esac
 done
 
+# What failed once more, for who sees the end of this alone: each stage's first, then their second.
+awk -F : '{print ++nth[$1] "\t" $0}' "$results/failed" | sort -sn | cut -f 2- | head -n 20
+more=$(($(wc -l <"$results/failed") - 20))
+[ $more -le 0 ] || echo "and $more more"
 if [ $skipped -gt 0 ]; then
   echo "$passed passed, $failed failed, $skipped skipped"
 else
