@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <string>
 
 #include "absl/time/clock.h"
 #include "server/net/address.h"
@@ -41,10 +43,10 @@ bool IsClosed(int fd) {
 
 class AcceptorTest : public ::testing::Test {
  protected:
-  void Start(size_t all, size_t per_client) {
+  void Start(size_t all, size_t per_client, const std::string& address = "127.0.0.1:0") {
     acceptor_ = std::make_unique<Acceptor>(Acceptor::Options{
         .max_connections = all, .max_connections_per_client = per_client, .on_reject = [this] { ++rejected_; }});
-    absl::StatusOr<Listener> listener = Listener::Open("127.0.0.1:0", 0600);
+    absl::StatusOr<Listener> listener = Listener::Open(address, 0600);
     ASSERT_THAT(listener, IsOk());
     address_ = listener->address();
     acceptor_->Add(*std::move(listener), [this](int fd) {
@@ -118,6 +120,19 @@ TEST_F(AcceptorTest, GoesOnWhenDescriptorsRunOut) {
   Taken(3);
   close(waiting);
   close(next);
+}
+
+TEST_F(AcceptorTest, AUnixSocketTakesAResponseWhole) {
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  const std::string path = ::testing::TempDir() + "kvc_acceptor_test." + std::to_string(getpid());
+  path.copy(to.sun_path, sizeof(to.sun_path) - 1);
+  Start(10, 10, "unix:" + path);
+  const int client = socket(AF_UNIX, SOCK_STREAM, 0);
+  ASSERT_EQ(connect(client, reinterpret_cast<const sockaddr*>(&to), sizeof(to)), 0);
+  const std::string response((256 << 10) + 4096, 'r');
+  EXPECT_EQ(send(Taken(1)[0], response.data(), response.size(), MSG_DONTWAIT), static_cast<ssize_t>(response.size()));
+  close(client);
 }
 
 TEST_F(AcceptorTest, StopsListening) {
