@@ -22,7 +22,7 @@ add_test(NAME Tree.Stands COMMAND true)
 
 @pytest.fixture
 def tail(tmp_path):
-    """Writes files into a tree, runs stages of it, and returns what follows on the last line that is of a stage alone."""
+    """Writes files into a tree, runs stages of it, and returns what follows on the last line of a stage."""
 
     def run(files, *stages):
         (tmp_path / "scripts").mkdir()
@@ -38,7 +38,8 @@ def tail(tmp_path):
         python.chmod(0o755)
         shutil.copy(REPOSITORY / "CMakePresets.json", tmp_path)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        done = subprocess.run([tmp_path / "scripts" / "test.sh", *stages], capture_output=True, text=True, env=environment)
+        done = subprocess.run([tmp_path / "scripts" / "test.sh", *stages], capture_output=True, text=True,
+                              env=environment)
         assert done.returncode == (0 if done.stdout.endswith(" 0 failed\n") else 1), done.stdout + done.stderr
         lines = done.stdout.splitlines()
         ends = [index for index, line in enumerate(lines) if line.startswith("    | (all of it: ")]
@@ -78,7 +79,8 @@ def test_a_stage_without_names_of_tests_is_named_itself(tail):
 
 
 def test_more_than_twenty_are_counted(tail):
-    many = "import pytest\n\n@pytest.mark.parametrize('number', range(25))\ndef test_many(number):\n    assert number < 0\n"
+    many = ("import pytest\n\n@pytest.mark.parametrize('number', range(25))\n"
+            "def test_many(number):\n    assert number < 0\n")
     lines = tail(VENV | {"tests/scripts/test_many.py": many, "tests/e2e/test_b.py": TESTS["tests/e2e/test_b.py"]},
                  "scripts", "e2e")
     assert lines[1].startswith("e2e: tests.e2e.test_b.test_root: ")
