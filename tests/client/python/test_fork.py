@@ -1,6 +1,7 @@
 """Clients in processes that were made by fork, and in others: each test is a program of its own, for what it forks must
 not be pytest."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,18 +10,21 @@ import textwrap
 import pytest
 from daemon_helpers import page, page_value, wait_for
 
-pytestmark = pytest.mark.usefixtures("way")
+# Nothing here is to fail for want of a processor: where a hang is to be told from a slow machine, by minutes.
+pytestmark = [pytest.mark.usefixtures("way"), pytest.mark.timeout(400)]
 
 PREFIX = "kvc-fork-"
 PROGRAM = """
-import asyncio, multiprocessing, os, signal, sys, threading, time
+import asyncio, multiprocessing, os, pathlib, signal, sys, threading, time
 import kvcompress
+import kvcompress._shared_memory
 import numpy as np
 
+kvcompress._shared_memory._PATIENCE = 100
 TARGET = sys.argv[1]
 LARGE, SMALL = np.ones(2 << 20, np.float16), np.ones(1000, np.float16)
-client = kvcompress.Client(TARGET, timeout=20)
-asynchronous = kvcompress.AsyncClient(TARGET, timeout=20)
+client = kvcompress.Client(TARGET, timeout=100)
+asynchronous = kvcompress.AsyncClient(TARGET, timeout=100)
 
 def work(number=0):
     "Through shared memory and by one message."
@@ -51,7 +55,7 @@ def forked(function):
             os._exit(1)
     return pid
 
-def joined(pid, seconds=50):
+def joined(pid, seconds=150):
     deadline = time.monotonic() + seconds
     while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
         if time.monotonic() > deadline:
@@ -60,6 +64,13 @@ def joined(pid, seconds=50):
             return "it hangs"
         time.sleep(0.01)
     return os.waitstatus_to_exitcode(found[1])
+
+def stop(pid):
+    "All of its threads: they stop one after the other, and may answer until then."
+    os.kill(pid, signal.SIGSTOP)
+    tasks = pathlib.Path(f"/proc/{pid}/task")
+    while not all(path.read_text().rsplit(")", 1)[1].split()[0] == "T" for path in tasks.glob("*/stat")):
+        time.sleep(0.001)
 
 SHARED = "shared memory"
 """
@@ -74,14 +85,21 @@ def server(daemon):
 def run(server, tmp_path, way):
     """Runs a program after PROGRAM, which says "good" at its end."""
 
-    def start(code, before="", seconds=120):
+    def start(code, before=""):
         path = tmp_path / "program.py"
         path.write_text(before + PROGRAM + textwrap.dedent(code))
         environment = {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1", "KVCOMPRESS_NATIVE": way}
-        done = subprocess.run([sys.executable, path, server.address, str(server.pid)], capture_output=True, text=True,
-                              timeout=seconds, env=environment)
-        assert done.stdout.splitlines()[-1:] == ["good"], done.stdout + done.stderr
-        return done
+        command = [sys.executable, "-X", "faulthandler", path, server.address, str(server.pid)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+                              start_new_session=True) as process:
+            try:
+                said, wrong = process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGABRT)  # each says where it is
+                said, wrong = process.communicate()
+        assert process.returncode == 0, f"exit code {process.returncode}: {wrong}{said}"
+        assert said.splitlines()[-1:] == ["good"], said + wrong
+        return wrong
 
     return start
 
@@ -93,7 +111,7 @@ def test_a_pool_of_processes_of_a_client_that_was_used(run, method, work):
         if __name__ == "__main__":
             assert {work}(1) == SHARED
             with multiprocessing.get_context("{method}").Pool(2) as pool:
-                assert pool.map_async({work}, range(4)).get(40) == [SHARED] * 4
+                assert pool.map_async({work}, range(4)).get(150) == [SHARED] * 4
             assert {work}(2) == SHARED
             print("good")
     """)
@@ -112,7 +130,7 @@ def test_workers_that_are_forked_one_after_the_other_from_a_master_that_goes_on(
         print("good")
     """)
     wait_for(lambda: page_value(page(server.metrics_address), "kvcompress_shared_memory_regions") == 0,
-             "the end of all regions")
+             "the end of all regions", seconds=100)
 
 
 def test_a_child_of_a_child(run):
@@ -152,17 +170,17 @@ def test_workers_of_a_data_loader(run):
 def test_a_timeout_holds_in_a_child(run, server):
     try:
         run("""
+            client, asynchronous = kvcompress.Client(TARGET), kvcompress.AsyncClient(TARGET)  # which wait for ever
             assert work(1) == await_work(1) == SHARED
-            os.kill(int(sys.argv[2]), signal.SIGSTOP)
+            stop(int(sys.argv[2]))
             def child():
                 for call in (lambda: client.compress(SMALL, timeout=0.5),
                              lambda: asyncio.run(asynchronous.compress(LARGE, timeout=0.5))):
-                    started = time.monotonic()
                     try:
                         call()
                         sys.exit("a daemon that is stopped has answered")
                     except kvcompress.DeadlineExceeded:
-                        assert time.monotonic() - started < 3
+                        pass
             assert joined(forked(child)) == 0
             print("good")
         """)
@@ -203,7 +221,7 @@ def test_forks_while_threads_are_in_calls(run):
 def test_two_forks_one_right_after_the_other(run):
     """gRPC's thread is still to hear that the first is over. Were it to hear it within the second, gRPC would have no
     part in that one."""
-    done = run("""
+    stderr = run("""
         stream = client.compress_many(iter([("a", LARGE), ("b", LARGE)]), "raw")
         next(stream)
         sys.setswitchinterval(10)  # this thread goes on from fork to fork
@@ -217,7 +235,43 @@ import os, time
 # What is registered first is done last before a fork: other threads go on meanwhile.
 os.register_at_fork(before=lambda: time.sleep(0.2))
 """)
-    assert "skipping fork() handlers" not in done.stderr
+    assert "skipping fork() handlers" not in stderr
+
+
+def test_a_thread_of_grpc_s_that_is_not_counted_again_yet_is_waited_for(run):
+    run("""
+        from grpc._cython.cygrpc import _fork_state
+        from kvcompress import _fork
+        count, gate = _fork_state.active_thread_count, _fork.gate()
+        resuming, closed = threading.Thread(target=count.increment), threading.Event()
+        closing = threading.Thread(target=lambda: [gate.close(), closed.set(), gate.open()])
+        with count._condition:
+            resuming.start()
+            while not sys._current_frames()[resuming.ident].f_code.co_name == "__enter__":
+                time.sleep(0.001)
+            closing.start()
+            assert not closed.wait(0.5)
+        closing.join()
+        assert closed.is_set() and not resuming.is_alive()
+        print("good")
+    """)
+
+
+def test_a_fork_waits_for_a_thread_that_is_slow_inside(run):
+    """A machine that is short of processors takes seconds for what needs none of them otherwise."""
+    run("""
+        from kvcompress import _fork
+        inside, left = threading.Event(), []
+        def begin():
+            with _fork.gate().held():
+                inside.set()
+                time.sleep(3)
+                left.append(True)
+        threading.Thread(target=begin).start()
+        inside.wait()
+        assert joined(forked(lambda: os._exit(0 if left else 1))) == 0
+        print("good")
+    """)
 
 
 def test_forks_of_who_reads_a_stream(run):
@@ -274,7 +328,7 @@ def test_a_stream_that_is_forgotten_while_another_thread_forks_is_cancelled_afte
         gate = _fork.gate()
         gate.close()
         threading.Thread(target=forget).start()
-        assert forgotten.wait(5), "it waits for the fork"
+        assert forgotten.wait(100), "it waits for the fork"
         assert stream._answers.is_active()
         gate.open()
         assert not stream._answers.is_active()
@@ -283,27 +337,55 @@ def test_a_stream_that_is_forgotten_while_another_thread_forks_is_cancelled_afte
     """)
 
 
-def test_a_child_of_a_fork_that_grpc_had_no_part_in_is_told(run):
+def test_a_child_of_a_fork_that_grpc_had_no_part_in_is_told_at_once(run):
     run("""
         import grpc
         assert work(1) == SHARED
         # A callback keeps gRPC's thread for longer than gRPC waits for it.
         held, over = threading.Event(), threading.Event()
         call = grpc.insecure_channel("unix:/").unary_unary("/").future(b"", timeout=0.5, wait_for_ready=True)
-        call.add_done_callback(lambda _: [held.set(), over.wait(20)])
-        assert held.wait(5)
+        call.add_done_callback(lambda _: [held.set(), over.wait(200)])
+        assert held.wait(100)
         def child():
+            for timeout in (0.5, None):
+                try:
+                    kvcompress.Client(TARGET).compress(LARGE, timeout=timeout)
+                    sys.exit("gRPC works")
+                except kvcompress.FailedPrecondition as found:
+                    assert "threads were inside gRPC" in str(found), found
+        assert joined(forked(child)) == 0
+        over.set()
+        assert work(2) == SHARED
+        print("good")
+    """)
+
+
+def test_a_child_whose_grpc_takes_seconds_is_not_told_that_it_does_not_work(run):
+    run("""
+        from kvcompress import _channel
+        assert work(1) == SHARED
+        begin = _channel._begin_vain_call
+        _channel._begin_vain_call = lambda ended: [time.sleep(4), begin(ended)]
+        assert joined(forked(work)) == 0
+        print("good")
+    """)
+
+
+def test_a_child_in_which_grpc_does_not_work_and_does_not_say_so_is_told(run):
+    run("""
+        assert work(1) == SHARED
+        def child():
+            from grpc._cython.cygrpc import _fork_state
+            from kvcompress import _channel
+            _fork_state.fork_in_progress = True  # its threads wait for the end of that
+            _channel._PROOF_SECONDS = 1
             for timeout, error in ((0.5, kvcompress.DeadlineExceeded), (None, kvcompress.FailedPrecondition)):
-                started = time.monotonic()
                 try:
                     kvcompress.Client(TARGET).compress(LARGE, timeout=timeout)
                     sys.exit("gRPC works")
                 except error as found:
                     assert timeout or "threads were inside gRPC" in str(found), found
-                assert time.monotonic() - started < 5
         assert joined(forked(child)) == 0
-        over.set()
-        assert work(2) == SHARED
         print("good")
     """)
 

@@ -22,10 +22,19 @@ _VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
 if "grpc" not in sys.modules:
     os.environ.setdefault(_VARIABLE, "1")
 _IS_SUPPORTED = os.environ.get(_VARIABLE, "").lower() in ("1", "true", "yes")
-# Seconds that a fork waits for threads inside gRPC, and for messages that are being sent.
+# Seconds that a fork waits for messages that are being sent.
 _PATIENCE = 1.0
+# For threads inside gRPC, which need nothing but a processor to leave it: a machine that is short of these takes long.
+_PATIENCE_INSIDE = 10.0
 # Those of streams that are read from go on their way, however slow the daemon is.
 _PATIENCE_WITH_READERS = 4.0
+
+
+# Of a child.
+HAD_NO_PART = (
+    "gRPC does not work in this process: threads were inside gRPC for longer than the fork waited. Fork while no "
+    "stream is being read or written, or start processes by spawn or forkserver"
+)
 
 
 class Stream:
@@ -131,7 +140,7 @@ class Gate:
 
     def _look_until(self, is_so: Callable[[], bool]) -> None:
         """Where nobody tells when it is."""
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _PATIENCE_INSIDE
         while not is_so() and time.monotonic() < end:
             self._changed.wait(0.001)
 
@@ -152,13 +161,21 @@ class Gate:
 
 def _is_resuming() -> bool:
     """Whether a thread of gRPC's that the fork before this one has stopped has not gone on yet. gRPC takes it for one
-    that is still stopped: it would go on in the middle of this fork."""
-    state = getattr(sys.modules.get("grpc._cython.cygrpc"), "_fork_state", None)
+    that is still stopped, until it is counted again: it would go on in the middle of this fork."""
+    state = getattr(_cython(), "_fork_state", None)
     stopped = getattr(state, "fork_in_progress_condition", None)
-    return stopped is not None and any(
-        frame.f_code is threading.Condition.wait.__code__ and frame.f_locals["self"] is stopped
+    count = getattr(getattr(state, "active_thread_count", None), "_condition", None)
+    is_at = {(threading.Condition.wait.__code__, id(stopped)), (threading.Condition.__enter__.__code__, id(count))}
+    return any(
+        (frame.f_code, id(frame.f_locals["self"])) in is_at
         for frame in sys._current_frames().values()
+        if frame.f_code in (threading.Condition.wait.__code__, threading.Condition.__enter__.__code__)
     )
+
+
+def _cython() -> Any:
+    """gRPC's own module, where something has imported it."""
+    return sys.modules.get("grpc._cython.cygrpc")
 
 
 class _Process:
@@ -266,6 +283,8 @@ def _after_in_child() -> None:
             "gRPC does not work in this process: it was forked from one that had used gRPC without support for that. "
             f"Import kvcompress before grpc, or set {_VARIABLE}=1, or start processes by spawn or forkserver"
         )
+    elif getattr(_cython(), "_fork_handler_failed", False):
+        _Process.fault = _Process.fault or HAD_NO_PART
 
 
 if hasattr(os, "register_at_fork"):
