@@ -187,7 +187,7 @@ def test_deadlines(daemon, connect, size):
             with pytest.raises(kvcompress.DeadlineExceeded) as error:
                 call()
             assert isinstance(error.value, TimeoutError)
-            assert 0.9 < time.monotonic() - started < 5
+            assert 0.9 < time.monotonic() - started < 20
 
 
 def test_a_daemon_that_drains(daemon, connect):
@@ -371,7 +371,7 @@ def test_an_asyncio_deadline_while_all_threads_are_taken(daemon):
             started = time.monotonic()
             with pytest.raises(kvcompress.DeadlineExceeded, match="too many streams at once"):
                 await client.compress(values(4 << 20), "raw", timeout=0.5)
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 15  # the others have thirty seconds
             until.set()
             assert all(len(frames) == 1 for frames in await asyncio.gather(*held))
 

@@ -47,13 +47,19 @@ def regions(server):
     return page_value(page(server.metrics_address), "kvcompress_shared_memory_regions")
 
 
+@pytest.fixture
+def much_patience(monkeypatch):
+    """With a daemon that registers memory: whoever waits for that waits for as long, and is seen on a slow machine."""
+    monkeypatch.setattr(_shared_memory, "_PATIENCE", 60.0)
+
+
 @contextlib.contextmanager
-def deadline_exceeded(within):
-    """By a call that takes no more than `within` seconds."""
+def deadline_exceeded():
+    """By a call that waits for nothing but its own deadline, which is soon."""
     started = time.monotonic()
     with pytest.raises(kvcompress.DeadlineExceeded):
         yield
-    assert time.monotonic() - started < within
+    assert time.monotonic() - started < 20
 
 
 @pytest.fixture
@@ -199,15 +205,15 @@ def test_streams_that_nobody_finishes_leave_nothing(server, connect):
 
 def test_a_deadline(server, client):
     client.compress(values(2 * MIB))
-    with stopped(server.process), deadline_exceeded(within=5):
+    with stopped(server.process), deadline_exceeded():
         client.compress(values(16 * MIB), "raw", timeout=1)
     assert len(client.compress(values(2 * MIB))) > 0
 
 
-def test_a_deadline_while_memory_is_registered(server, client):
+def test_a_deadline_while_memory_is_registered(server, client, much_patience):
     """What comes too late is for the next call."""
     client.wait_ready(10)
-    with stopped(server.process), deadline_exceeded(within=1):
+    with stopped(server.process), deadline_exceeded():
         client.compress(values(2 * MIB), timeout=0.3)
     wait_for(lambda: len(client._pool._idle) == 1, "the memory")
     assert len(client.compress(values(2 * MIB))) > 0
@@ -215,7 +221,7 @@ def test_a_deadline_while_memory_is_registered(server, client):
     assert regions(server) == 1
 
 
-def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(server, client):
+def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(server, client, much_patience):
     array = values(16 * MIB)
     client.compress(array, "raw")
     calls = [
@@ -224,12 +230,12 @@ def test_calls_that_a_stopped_daemon_leaves_unfinished_cost_later_ones_no_time(s
     ]
     with stopped(server.process):
         for call in 2 * calls:
-            with deadline_exceeded(within=1):
+            with deadline_exceeded():
                 call()
     assert len(client.compress(values(2 * MIB))) > 0
 
 
-def test_a_short_deadline_is_that_of_its_call_alone(server, client):
+def test_a_short_deadline_is_that_of_its_call_alone(server, client, much_patience):
     """Another one, which has the time, gets the memory that both wanted."""
     client.wait_ready(10)
     with ThreadPoolExecutor(1) as patient:
@@ -237,7 +243,7 @@ def test_a_short_deadline_is_that_of_its_call_alone(server, client):
             frame = patient.submit(client.compress, values(2 * MIB), "raw", timeout=60)
             time.sleep(0.2)
             for _ in range(2):
-                with deadline_exceeded(within=1):
+                with deadline_exceeded():
                     client.compress(values(2 * MIB), "raw", timeout=0.3)
         assert len(frame.result(60)) > 0
     assert client.transport == SHARED
@@ -473,22 +479,21 @@ def test_a_call_gives_what_its_frames_can_fill_and_has_said_all_before_an_answer
 
 def test_a_process_that_ends_does_not_wait_for_memory(server):
     code = f"""
-import numpy as np, os, signal, kvcompress
+import numpy as np, sys, kvcompress, kvcompress._shared_memory
+kvcompress._shared_memory._PATIENCE = 600
 client = kvcompress.Client({server.address!r})
-client.wait_ready(10)
-os.kill({server.pid}, signal.SIGSTOP)
+client.wait_ready(60)
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     client.compress(np.ones(2 << 20, np.float16), timeout=0.3)
 except kvcompress.DeadlineExceeded:
     print("in time")
 """
-    try:
-        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert child.stdout.readline() == "in time\n"
-        said = time.monotonic()
-        assert child.wait(20) == 0
-        assert time.monotonic() - said < 2.5
-        child.stdout.close()
-    finally:
-        server.signal(signal.SIGCONT)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
+        assert child.stdout.readline() == "ready\n"
+        with stopped(server.process):
+            assert child.communicate("go\n", timeout=60) == ("in time\n", None)
+            assert child.returncode == 0
     assert objects() == []

@@ -169,14 +169,14 @@ def test_objects_of_another_layout_are_misses(adapter, filled):
 
 
 def test_without_a_daemon_all_is_a_miss_and_nothing_is_raised(adapter, filled, caplog):
-    one, keys, objects = adapter(timeout=0.5), [object_key(1), object_key(2)], [filled(1), filled(2)]
+    one, keys, objects = adapter(timeout=3), [object_key(1), object_key(2)], [filled(1), filled(2)]
     assert store(one, keys[:1], objects[:1]).is_successful()
     adapter.server.stop()
     with caplog.at_level(logging.WARNING):
         assert not store(one, keys, objects).is_successful()
         began = time.monotonic()
         assert load(one, keys, [blank(objects[0]) for _ in keys]) == [False, False]
-    assert time.monotonic() - began < 0.4  # it is not waited for again at once
+    assert time.monotonic() - began < 2.5  # it is not waited for again at once
     assert look_up(one, keys) == [True, False]
     assert one.report_status()["is_healthy"]
     assert tuple(one.report_status()[name] for name in ("unsaved", "undecoded", "missing")) == (1, 1, 1)

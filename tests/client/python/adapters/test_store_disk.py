@@ -198,7 +198,7 @@ def test_a_database_that_someone_holds_costs_a_bounded_wait(folder, store):
     assert store.exists("a")
     assert not store.exists("b")
     assert store.get("a", 1) == b"1"
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 1.9  # who writes waits for two seconds
     other.execute("ROLLBACK")
     other.close()
     assert store.put("b", b"2")

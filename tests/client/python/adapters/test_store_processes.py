@@ -120,7 +120,7 @@ def test_a_process_that_is_stopped_inside_costs_a_bounded_wait(tmp_path):
         begin = time.monotonic()
         assert store.exists_many(["a", "b"]) == [True, False]
         assert store.get("a", 1) == b"1"
-        assert time.monotonic() - begin < 0.5
+        assert time.monotonic() - begin < 1.9  # who writes waits for two seconds
     finally:
         os.kill(child, signal.SIGCONT)
         os.waitpid(child, 0)
