@@ -15,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "client/remote/send_buffer.h"
 #include "core/base/status_macros.h"
 
 namespace kvcompress {
@@ -167,6 +168,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const ChannelTarget& target, const Re
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   // Connections end with their client, whoever else in this process talks to the same daemon.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  EnlargeSendBuffers(arguments);
   if (target.spread) arguments.SetLoadBalancingPolicyName("round_robin");
   if (options.tls && !options.tls->server_name.empty()) arguments.SetSslTargetNameOverride(options.tls->server_name);
   const std::shared_ptr<grpc::ChannelCredentials> credentials = Credentials(target, options);

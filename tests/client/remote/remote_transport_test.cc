@@ -1,5 +1,9 @@
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <filesystem>
+#include <memory>
+#include <string>
 #include <thread>
 
 #include "client/remote/channel.h"
@@ -36,6 +40,31 @@ std::vector<grpc::Slice> SlicesOf(const grpc::ByteBuffer& message) {
 }
 
 const std::byte* Begin(const grpc::Slice& slice) { return reinterpret_cast<const std::byte*>(slice.begin()); }
+
+// The largest buffer of the unix sockets that this process could send by.
+int LargestSendBuffer() {
+  int largest = 0;
+  for (int fd = 0; fd < 1024; ++fd) {
+    int domain = 0;
+    int bytes = 0;
+    socklen_t size = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain != AF_UNIX) continue;
+    EXPECT_EQ(getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size), 0);
+    largest = std::max(largest, bytes);
+  }
+  return largest;
+}
+
+TEST(ChannelTest, AUnixSocketHoldsMoreThanTheSystemsSize) {
+  FakeDaemon daemon("unix:" + ::testing::TempDir() + "kvc_channel_test." + std::to_string(getpid()));
+  const int before = LargestSendBuffer();  // of the socket that the daemon listens on
+  ASSERT_GT(before, 0);
+  const absl::StatusOr<ChannelTarget> target = ParseAddress(daemon.address());
+  ASSERT_THAT(target, IsOk());
+  const std::shared_ptr<grpc::Channel> channel = MakeChannel(*target, {});
+  ASSERT_TRUE(channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(20)));
+  EXPECT_GE(LargestSendBuffer(), 2 * before);
+}
 
 TEST(SliceReaderTest, WaitsForWhoeverHoldsTheCallersMemory) {
   const std::vector<std::byte> bytes(100);
