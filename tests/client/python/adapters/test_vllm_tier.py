@@ -250,7 +250,7 @@ def test_a_daemon_that_is_stopped_holds_up_nobody(start, daemon):
         assert time.monotonic() - begin < 7
         assert len(list(one.tier.get_finished_jobs())) == 1
         assert not one.tier.has_pending_work()
-        assert one.longest < 0.1
+        assert one.longest < 0.9  # one that waited for the daemon would take a second
     assert sum(one.failures().values()) == 8
 
 

@@ -41,7 +41,7 @@ def traffic(daemon, tmp_path, monkeypatch):
 def check(seen):
     """What holds in any trouble. Stores wait up to their bound, and loads have as many rows as there are."""
     assert seen.wrong == 0
-    assert seen.longest < 0.5
+    assert seen.longest < 0.9  # one that waited for a daemon or a Redis would take a second or two
     assert seen.most_open <= MOST_WAITING + STREAMS + 1 + TARGETS
     return seen
 

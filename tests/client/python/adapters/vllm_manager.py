@@ -199,7 +199,7 @@ def test_a_daemon_that_is_stopped_or_gone_stops_no_request(engine):
         one.store({key_of(50): values_of(50)})
         one.settle()
         assert time.monotonic() - begin < 6
-        assert one.longest < 0.1
+        assert one.longest < 0.9  # one that waited for the daemon would take a second
         one.forget()
     deadline = time.monotonic() + 20
     while set(one.load(list(stored))) != set(stored):
