@@ -143,6 +143,18 @@ MomentTotals MergeLastColumns(const ColumnBlock* chunk, const ColumnRange& range
 // The sum of (mean of x of its column - `mean`)^2 over all values.
 double DeviationsOfMeans(const ChannelMoments& moments, double mean);
 
+// All that a stretch comes to.
+struct StretchTotals {
+  MomentTotals columns;
+  double of[kColumnTotals];  // Sum and Max of ColumnTotals
+  double between_columns;    // DeviationsOfMeans about the mean of all values
+};
+
+// Of a stretch that is one chunk, of whole runs of rows and whole blocks of columns, which is not measured again: what
+// the functions above make of it, to the bit, without the moments of each column.
+bool IsOneChunk(const ColumnRange& range);
+StretchTotals TotalsOfChunk(const ColumnBlock* chunk, const ColumnRange& range, std::vector<double>& means);
+
 // The same in binary64, for values and errors of any kind. Values that are not finite are left out, and so is an error
 // that is not.
 enum ExactPlane {

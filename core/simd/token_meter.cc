@@ -134,23 +134,36 @@ void TokenMeter::MergeChunk() {
   row_ = 0;
 }
 
-MomentTotals TokenMeter::MergeLastChunk() {
-  if (column_ > 0 || row_ == 0) {
+StretchTotals TokenMeter::MergeLastChunk() {
+  StretchTotals totals;
+  if (exact_) {
+    SumColumnsExactly();
+    totals.columns = TotalsOf(moments_);
+  } else if (column_ > 0 || row_ == 0) {
     MergeChunk();
-    return TotalsOf(moments_);
+    totals.columns = TotalsOf(moments_);
+  } else {
+    if (rows_before_ == 0) moments_.Begin(width_);
+    totals.columns = MergeLastColumns(chunk_.data(), RangeOf(0, width_, row_), moments_, totals_);
   }
-  if (rows_before_ == 0) moments_.Begin(width_);
-  return MergeLastColumns(chunk_.data(), RangeOf(0, width_, row_), moments_, totals_);
+  for (size_t i = 0; i < kColumnTotals; ++i) totals.of[i] = totals_.Sum(static_cast<ColumnTotal>(i));
+  totals.of[kTotalMaxError] = totals_.Max(kTotalMaxError);
+  totals.between_columns = DeviationsOfMeans(moments_, totals.columns.sum / totals.columns.count);
+  return totals;
+}
+
+StretchTotals TokenMeter::EndChunks() {
+  const ColumnRange rows = RangeOf(0, width_, row_);
+  if (exact_ || !IsWhole() || !IsOneChunk(rows)) return MergeLastChunk();
+  moments_.Begin(0);
+  return TotalsOfChunk(chunk_.data(), rows, means_);
 }
 
 void TokenMeter::EndStretch() {
-  if (exact_) SumColumnsExactly();
-  const MomentTotals of_columns = exact_ ? TotalsOf(moments_) : MergeLastChunk();
-  AddSums(of_columns);
+  const StretchTotals totals = EndChunks();
+  AddSums(totals);
   has_rows_ = has_rows_ || count_ > width_;
-  if (count_ == layout_.sequence() && width_ == layout_.channels && !again_) {
-    return moments_.AddTo(sums_.closed, of_columns);
-  }
+  if (IsWhole() && !again_) return moments_.AddTo(sums_.closed, totals.columns);
   JoinTokens();
   if (again_) moments_.Unscale(again_->value, again_->error);
   if (count_ == layout_.sequence()) return moments_.AddTo(sums_.closed);
@@ -169,27 +182,27 @@ void TokenMeter::JoinTokens() {
   moments_.Shrink(std::min(channels, moments_.size()));
 }
 
-// Adds what the columns' moments and the totals come to.
-void TokenMeter::AddSums(const MomentTotals& of_columns) {
+// Adds what the stretch comes to.
+void TokenMeter::AddSums(const StretchTotals& totals) {
   // Of one value the energy has no deviation, but a last digit.
-  if (exact_ || count_ > width_) moments_.AddErrorDeviations(totals_.Sum(kErrorDeviations));
-  magnitude_ += totals_.Sum(kTotalMagnitude);
-  varies_ += totals_.Sum(kTotalVaries);
-  error_varies_ += totals_.Sum(kTotalErrorVaries);
+  if (exact_ || count_ > width_) moments_.AddErrorDeviations(totals.of[kErrorDeviations]);
+  magnitude_ += totals.of[kTotalMagnitude];
+  varies_ += totals.of[kTotalVaries];
+  error_varies_ += totals.of[kTotalErrorVaries];
   error_deviations_ += moments_.error_deviations();
 
-  if (of_columns.count == 0) return;
-  deviations_ += of_columns.deviations;
+  const MomentTotals& columns = totals.columns;
+  if (columns.count == 0) return;
+  deviations_ += columns.deviations;
   ErrorSums sums;
-  sums.count = static_cast<uint64_t>(of_columns.count);
-  sums.sum = of_columns.sum;
-  sums.sum_squares =
-      has_value_energy_ ? totals_.Sum(kTotalValueEnergy) : of_columns.deviations + of_columns.mean_squares;
-  sums.sum_deviations = of_columns.deviations + DeviationsOfMeans(moments_, of_columns.sum / of_columns.count);
-  sums.sum_error_squares = totals_.Sum(kTotalEnergy);
-  sums.sum_abs_error = totals_.Sum(kTotalAbsError);
-  sums.sum_cross = totals_.Sum(kTotalCross);
-  sums.max_abs_error = totals_.Max(kTotalMaxError);
+  sums.count = static_cast<uint64_t>(columns.count);
+  sums.sum = columns.sum;
+  sums.sum_squares = has_value_energy_ ? totals.of[kTotalValueEnergy] : columns.deviations + columns.mean_squares;
+  sums.sum_deviations = columns.deviations + totals.between_columns;
+  sums.sum_error_squares = totals.of[kTotalEnergy];
+  sums.sum_abs_error = totals.of[kTotalAbsError];
+  sums.sum_cross = totals.of[kTotalCross];
+  sums.max_abs_error = totals.of[kTotalMaxError];
   errors_.Merge(sums);
 }
 

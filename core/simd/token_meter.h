@@ -71,12 +71,15 @@ class TokenMeter {
   void EndStretch();
   ColumnRange RangeOf(size_t begin, size_t end, size_t rows) const;
   void MergeChunk();
-  // Ends the last chunk, and returns the totals of the columns.
-  MomentTotals MergeLastChunk();
+  // Of the stretch, which is whole where it is a sequence in rows of one token.
+  bool IsWhole() const { return count_ == layout_.sequence() && width_ == layout_.channels; }
+  // Ends the last chunk, and returns all that the stretch comes to.
+  StretchTotals EndChunks();
+  StretchTotals MergeLastChunk();
   void SumColumnsExactly();
   void JoinTokens();
   void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
-  void AddSums(const MomentTotals& of_columns);
+  void AddSums(const StretchTotals& totals);
   bool IsHeld() const;
 
   TokenLayout layout_;
@@ -104,6 +107,7 @@ class TokenMeter {
   std::vector<ColumnBlock> chunk_;
   ChannelMoments moments_;  // of the columns, of the chunks before
   ColumnTotals totals_;
+  std::vector<double> means_;  // of the columns, where no moments are kept
 
   // In place of these, in binary64.
   bool exact_ = false;

@@ -21,9 +21,8 @@ struct Moments {
   hn::Vec<D> count, mean, deviations;
 };
 
-// Merges columns, as many at once as there are lanes, all of which lie in the same lanes of their blocks. kPlain ones,
-// as IsPlain says, come to the same sums with fewer terms.
-template <class D, bool kPlain>
+// Merges columns, as many at once as there are lanes, all of which lie in the same lanes of their blocks.
+template <class D>
 class ColumnMerger {
  public:
   HWY_INLINE ColumnMerger(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
@@ -57,9 +56,8 @@ class ColumnMerger {
     const V added = MergeMean(first, sum, Load(block, kSquares), means_ + column, mean);
     const V deviations = hn::Add(Before(deviations_ + column), added);
     const V energy = LoadRuns(block, kEnergy, kRunEnergy);
-    const bool again = !kPlain && again_;
-    const V first_error = again ? Load(block, kFirstError) : hn::Zero(d);
-    const V error_squares = again ? Load(block, kErrorSquares) : energy;
+    const V first_error = again_ ? Load(block, kFirstError) : hn::Zero(d);
+    const V error_squares = again_ ? Load(block, kErrorSquares) : energy;
     hn::StoreU(deviations, d, deviations_ + column);
     hn::StoreU(count_, d, counts_ + column);
     Add(kErrorDeviations,
@@ -91,25 +89,17 @@ class ColumnMerger {
   }
   // Of the runs that have ended, and of the one that has not.
   HWY_INLINE V LoadRuns(const ColumnBlock& block, ColumnPlane ended, ColumnPlane run) const {
-    if constexpr (kPlain) return Load(block, ended);
     return hn::Add(Load(block, ended), Load(block, run));
   }
   HWY_INLINE void Add(ColumnTotal total, V sum) { totals_[total] = hn::Add(totals_[total], sum); }
 
-  HWY_INLINE V Before(const double* moments) const {
-    return kPlain || is_first_ ? hn::Zero(D()) : hn::LoadU(D(), moments);
-  }
+  HWY_INLINE V Before(const double* moments) const { return is_first_ ? hn::Zero(D()) : hn::LoadU(D(), moments); }
 
   // Merges `mean`, and returns by how much the deviations grow: Chan, Golub, LeVeque 1983.
   HWY_INLINE V MergeMean(V first, V sum, V squares, double* means, V& mean) const {
     const D d;
     const V from_first = hn::Mul(sum, per_row_);
     const V within = hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, from_first)));
-    if constexpr (kPlain) {
-      mean = hn::Add(first, from_first);
-      hn::StoreU(mean, d, means);
-      return within;
-    }
     const V before = Before(means);
     const V between = hn::Sub(hn::Add(first, from_first), before);
     mean = hn::Add(before, hn::Mul(between, share_));
@@ -160,11 +150,6 @@ class MomentSums {
   V sums_[kMomentTotals];
 };
 
-// Whether no chunk came before, and no run of rows is left that has not ended: so it is with sequences of a few tokens.
-bool IsPlain(const ColumnRange& range) {
-  return range.rows_before == 0 && !range.again && static_cast<size_t>(range.rows) % ColumnBlock::kRunRows == 0;
-}
-
 // Calls visit(tag, lane, first, end) for sets of columns: for the columns first, first + 16, ... below `end`, and as
 // many after each as the tag has lanes, whose sums lie in the lanes from `lane` on.
 template <class Visit>
@@ -186,32 +171,21 @@ HWY_INLINE void VisitColumns(size_t begin, size_t end, Visit visit) {
 void MergeChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
                        ColumnTotals& totals) {
   VisitColumns(range.begin, range.end, [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
-    ColumnMerger<decltype(d), false> merger(chunk, range, moments, totals, lane);
+    ColumnMerger<decltype(d)> merger(chunk, range, moments, totals, lane);
     for (size_t column = begin; column < end; column += ColumnBlock::kColumns) merger.Merge(column);
     merger.Store(totals);
   });
 }
 
-namespace {
-
-template <bool kPlain>
-HWY_INLINE void MergeLastAs(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
-                            ColumnTotals& totals, MomentLanes& sums) {
+void MergeLastChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
+                           ColumnTotals& totals, MomentLanes& sums) {
   VisitColumns(range.begin, range.end, [&](auto d, size_t lane, size_t begin, size_t end) HWY_ATTR {
-    ColumnMerger<decltype(d), kPlain> merger(chunk, range, moments, totals, lane);
+    ColumnMerger<decltype(d)> merger(chunk, range, moments, totals, lane);
     MomentSums<decltype(d)> own(sums, lane);
     for (size_t column = begin; column < end; column += ColumnBlock::kColumns) own.Add(merger.Merge(column));
     merger.Store(totals);
     own.Store(sums);
   });
-}
-
-}  // namespace
-
-void MergeLastChunkColumns(const ColumnBlock* chunk, const ColumnRange& range, ChannelMoments& moments,
-                           ColumnTotals& totals, MomentLanes& sums) {
-  if (IsPlain(range)) return MergeLastAs<true>(chunk, range, moments, totals, sums);
-  MergeLastAs<false>(chunk, range, moments, totals, sums);
 }
 
 void SumMoments(const ChannelMoments& moments, MomentLanes& sums) {
