@@ -86,6 +86,7 @@ class Decoder {
 template <DType kT>
 class Decoder<kT, true> {
  public:
+  HWY_INLINE Decoder() = default;
   HWY_INLINE explicit Decoder(float scale) {
     const DF df;
     const VF codes{_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)};

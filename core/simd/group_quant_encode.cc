@@ -10,6 +10,7 @@
 #include "core/base/half.h"
 #include "core/simd/group_encode-inl.h"
 #include "core/simd/group_quant.h"
+#include "core/simd/group_rows-inl.h"
 #include "core/simd/half-inl.h"
 #include "core/simd/pack-inl.h"
 #include "core/simd/scales-inl.h"
@@ -44,14 +45,18 @@ class Quantizer {
       if (total_groups_ == 0 && groups > 0) lanes_ = LaneSums(ShiftOf<kT>(values, groups * group_));
     }
     total_groups_ += groups;
+    size_t begin = 0;
+    if constexpr (kByRows) {
+      if (!EncodeRows(begin)) return false;
+    }
     // The scales of the next tile are under way while the codes of this one are computed: that hides the latency of
     // the maxima, the divisions and the conversions.
     Tile tiles[2];
-    if (groups_ > 0 && !Prepare(0, tiles[0])) return false;
-    for (size_t begin = 0, i = 0; begin < groups_; begin += kTileGroups, ++i) {
+    if (begin < groups_ && !Prepare(begin, groups_, tiles[0])) return false;
+    for (size_t i = 0; begin < groups_; begin += kTileGroups, ++i) {
       const size_t next = begin + kTileGroups;
-      if (next < groups_ && !Prepare(next, tiles[(i + 1) % 2])) return false;
-      Encode(begin, tiles[i % 2]);
+      if (next < groups_ && !Prepare(next, groups_, tiles[(i + 1) % 2])) return false;
+      Encode(begin, groups_, tiles[i % 2]);
     }
     if constexpr (kMeasure == Measure::kTokens) PassOn(groups_);
     return true;
@@ -73,16 +78,56 @@ class Quantizer {
   }
 
  private:
-  HWY_INLINE size_t GroupsFrom(size_t begin) const { return std::min(kTileGroups, groups_ - begin); }
+  // Whether errors are added up as they are made, where tokens are of whole groups.
+  static constexpr bool kByRows = kQuantizesRows && kNibbles && kMeasure == Measure::kTokens;
 
-  HWY_INLINE bool Prepare(size_t begin, Tile& tile) {
+  static HWY_INLINE size_t GroupsOf(size_t begin, size_t end) { return std::min(kTileGroups, end - begin); }
+
+  // Of a tile that begins with group `begin`, and ends before `end`.
+  HWY_INLINE bool Prepare(size_t begin, size_t end, Tile& tile) {
     HWY_ALIGN Bits<kT> maxima[kTileGroups] = {};
-    TileMaxima<kT>(values_ + begin * group_bytes_, group_, GroupsFrom(begin), maxima);
+    TileMaxima<kT>(values_ + begin * group_bytes_, group_, GroupsOf(begin, end), maxima);
     return TileScales<kT>(limits_, maxima, tile);
   }
 
-  HWY_NOINLINE void Encode(size_t begin, const Tile& tile) {
-    const size_t n = GroupsFrom(begin);
+  // Encodes the whole rows that the run begins with, if they are of whole groups, and moves `begin` behind them.
+  HWY_NOINLINE bool EncodeRows(size_t& begin) {
+    const size_t row = tokens_->width() / group_;
+    const size_t most = std::min(kMostRowGroups, kPrefetchBytes / group_bytes_);
+    if (tokens_->width() % group_ != 0 || row > most) return true;
+    const size_t step = most / row * row;
+    const size_t end = row * static_cast<size_t>(std::min<uint64_t>(tokens_->WholeRows(), groups_ / row));
+    for (; begin < end; begin += step) {
+      if (!EncodeRowGroups(begin, std::min(begin + step, end), row)) return false;
+    }
+    begin = end;
+    return true;
+  }
+
+  // Of rows of `row` groups.
+  HWY_INLINE bool EncodeRowGroups(size_t begin, size_t end, size_t row) {
+    Tile tiles[kMostRowGroups / kTileGroups];
+    RowScales<kT> made;
+    bool any_unusual = false;
+    for (size_t g = begin, i = 0; g < end; g += kTileGroups, ++i) {
+      if (!Prepare(g, end, tiles[i])) return false;
+      std::memcpy(scales_ + 2 * g, tiles[i].scale_bits, 2 * GroupsOf(g, end));
+      made.Set(g - begin, tiles[i]);
+      any_unusual = any_unusual || tiles[i].any_unusual;
+    }
+    if (HWY_UNLIKELY(any_unusual)) {
+      for (size_t g = begin, i = 0; g < end; g += kTileGroups, ++i) Encode(g, end, tiles[i]);
+      PassOn(end);
+      return true;
+    }
+    const uint8_t* const values = values_ + begin * group_bytes_;
+    uint8_t* const codes = codes_ + begin * code_bytes_;
+    QuantizeRows<kT>({values, codes, made.divisor, made.decode, (end - begin) / row, row, group_}, *tokens_);
+    return true;
+  }
+
+  HWY_NOINLINE void Encode(size_t begin, size_t end, const Tile& tile) {
+    const size_t n = GroupsOf(begin, end);
     std::memcpy(scales_ + 2 * begin, tile.scale_bits, 2 * n);
     const bool direct = kNibbles || format_.bits == 8;
     uint8_t* codes = codes_ + begin * code_bytes_;

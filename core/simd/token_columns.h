@@ -77,6 +77,13 @@ struct ErrorRows {
   std::optional<ErrorScales> again = {};
 };
 
+// The next rows of a chunk, whose sums are to be added to its blocks: row `first` of it, and those after it.
+struct ChunkRows {
+  ColumnBlock* blocks;
+  size_t first;
+  size_t rows;
+};
+
 // Adds rows, whose values may be decoded to themselves, to the chunk, to the columns from `column` on; the first of
 // them is `row` of the chunk.
 void AddRows(const ErrorRows& rows, size_t row, ColumnBlock* chunk, size_t column);

@@ -82,34 +82,60 @@ void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_
   has_marks_ = dtype != DType::kF16;
   has_value_energy_ = !exact_ && errors.is_decoded && errors.at != x;
   while (count > 0) {
-    const auto left = static_cast<size_t>(std::min<uint64_t>(count, layout_.sequence() - begin_ - count_));
-    const size_t columns = std::min(left, width_ - column_);
-    const size_t whole_rows = exact_ ? left / width_ : std::min(left / width_, kChunkRows - row_);
-    const size_t rows = columns == width_ ? whole_rows : 1;
-    const ErrorRows added{dtype, x, errors, rows, columns, again_};
+    const Part part = NextPart(count);
+    const ErrorRows added{dtype, x, errors, part.rows, part.columns, again_};
     if (!exact_) {
       AddRows(added, row_, chunk_.data(), column_);
     } else if (!AddExactRows(added, exact_blocks_.data(), column_)) {
       has_infinite_error_ = true;
     }
-    const size_t taken = rows * columns;
+    const size_t taken = part.rows * part.columns;
     x = static_cast<const uint8_t*>(x) + taken * DTypeSize(dtype);
     errors.at = static_cast<const uint8_t*>(errors.at) + taken * errors.width(dtype);
     if (errors.values != nullptr) errors.values += taken;
     count -= taken;
-    count_ += taken;
-    column_ += columns;
-    if (column_ == width_) {
-      column_ = 0;
-      row_ += rows;
-    }
-    if (begin_ + count_ == layout_.sequence()) {
-      EndStretch();
-      BeginStretch(0);
-    } else if (!exact_ && row_ == kChunkRows) {
-      MergeChunk();
-    }
+    EndPart(part);
   }
+}
+
+TokenMeter::Part TokenMeter::NextPart(uint64_t count) const {
+  const auto left = static_cast<size_t>(std::min(count, layout_.sequence() - begin_ - count_));
+  const size_t columns = std::min(left, width_ - column_);
+  const size_t whole_rows = exact_ ? left / width_ : std::min(left / width_, kChunkRows - row_);
+  return {.rows = columns == width_ ? whole_rows : 1, .columns = columns};
+}
+
+void TokenMeter::EndPart(const Part& part) {
+  count_ += part.rows * part.columns;
+  column_ += part.columns;
+  if (column_ == width_) {
+    column_ = 0;
+    row_ += part.rows;
+  }
+  if (begin_ + count_ == layout_.sequence()) {
+    EndStretch();
+    BeginStretch(0);
+  } else if (!exact_ && row_ == kChunkRows) {
+    MergeChunk();
+  }
+}
+
+uint64_t TokenMeter::WholeRows() const {
+  // Of shorter sequences sums would hardly stay in registers.
+  if (column_ > 0 || layout_.tokens < ColumnBlock::kRunRows) return 0;
+  const uint64_t left = layout_.sequence() - begin_ - count_;
+  const bool all_are = left % width_ == 0 && layout_.sequence() % width_ == 0;
+  return all_are ? std::numeric_limits<uint64_t>::max() : left / width_;
+}
+
+ChunkRows TokenMeter::BeginRows(size_t most) {
+  return {.blocks = chunk_.data(), .first = row_, .rows = NextPart(uint64_t{most} * width_).rows};
+}
+
+void TokenMeter::EndRows(DType dtype, const ChunkRows& rows) {
+  has_marks_ = dtype != DType::kF16;
+  has_value_energy_ = false;
+  EndPart({.rows = rows.rows, .columns = width_});
 }
 
 ColumnRange TokenMeter::RangeOf(size_t begin, size_t end, size_t rows) const {

@@ -40,6 +40,13 @@ class TokenMeter {
   void AddDecoded(DType dtype, const void* x, const void* decoded, size_t count) {
     AddErrors(dtype, x, {decoded, true}, count);
   }
+  // For who makes errors of whole rows and adds them up at once, by AddStrip of column_sums-inl.h, in place of Add. A
+  // row has width() values, the first of them the next value; WholeRows() rows have that many.
+  size_t width() const { return width_; }
+  uint64_t WholeRows() const;
+  // Begins at most so many of these rows, of which one chunk has as many as BeginRows returns. EndRows follows.
+  ChunkRows BeginRows(size_t most);
+  void EndRows(DType dtype, const ChunkRows& rows);
   // Ends the run. False where a value is not finite or binary32 did not hold the sums: then the run is to be measured
   // again.
   [[nodiscard]] bool End();
@@ -78,6 +85,12 @@ class TokenMeter {
   StretchTotals MergeLastChunk();
   void SumColumnsExactly();
   void JoinTokens();
+  // What `count` values begin with: rows of a chunk, or a part of one row.
+  struct Part {
+    size_t rows, columns;
+  };
+  Part NextPart(uint64_t count) const;
+  void EndPart(const Part& part);
   void AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count);
   void AddSums(const StretchTotals& totals);
   bool IsHeld() const;

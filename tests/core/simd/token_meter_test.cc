@@ -12,6 +12,7 @@
 
 #include "core/base/half.h"
 #include "core/simd/group_quant.h"
+#include "tests/core/simd/token_bits.h"
 #include "tests/core/simd/with_target.h"
 #include "tests/testing/token_figures.h"
 #include "tests/testing/values.h"
@@ -21,6 +22,7 @@ namespace {
 
 using ::kvcompress::testing::Distribution;
 using ::kvcompress::testing::KeyLikeValues;
+using ::kvcompress::testing::SameBits;
 using ::kvcompress::testing::TokenFigures;
 using ::kvcompress::testing::UsableTargets;
 using ::kvcompress::testing::WithTarget;
@@ -69,21 +71,6 @@ Values RoundedTo(DType dtype, const Values& x, float step) {
     StoreFromF32(dtype, std::round(LoadAsF32(dtype, x.data(), i) / step) * step, y.data(), i);
   }
   return y;
-}
-
-bool SameBits(const TokenStretch& a, const TokenStretch& b) {
-  const size_t channels = a.channels.size();
-  if (a.first != b.first || a.count != b.count || channels != b.channels.size()) return false;
-  if (a.channels.error_deviations() != b.channels.error_deviations()) return false;
-  for (const MomentPlane plane : {kCount, kMean, kDeviations, kErrorMean}) {
-    if (channels == 0) continue;
-    if (std::memcmp(a.channels.plane(plane), b.channels.plane(plane), channels * sizeof(double)) != 0) return false;
-  }
-  return true;
-}
-bool SameBits(const TokenSums& a, const TokenSums& b) {
-  return std::memcmp(&a.closed, &b.closed, sizeof(ErrorSums)) == 0 && SameBits(a.head, b.head) &&
-         SameBits(a.tail, b.tail);
 }
 
 TEST(TokenLayoutTest, IsReadFromTheAxes) {
