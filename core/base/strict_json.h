@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cfenv>
 #include <cstddef>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -10,10 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/base/float_environment.h"
 
 namespace kvcompress {
 
@@ -113,8 +112,7 @@ class Checker final : public nlohmann::json::json_sax_t {
 inline absl::StatusOr<nlohmann::json> ParseStrictJson(std::string_view text) {
   if (absl::Status fault = json_internal::Checker(text).Check(); !fault.ok()) return fault;
   // The library reads numbers by std::strtod, which rounds as the caller does.
-  const absl::Cleanup back = [rounding = std::fegetround()] { std::fesetround(rounding); };
-  std::fesetround(FE_TONEAREST);
+  const UsualFloatEnvironment environment;
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 
