@@ -38,6 +38,10 @@ struct Package {
   const nb::object f16 = nb::str("F16");
   const nb::object f32 = nb::str("F32");
   const nb::object no_fingerprint = nb::bytes("", 0);
+  const uint64_t most_expansion = nb::cast<uint64_t>(nb::module_::import_("kvcompress._items").attr("MOST_EXPANSION"));
+  const uint64_t most_overhead = nb::cast<uint64_t>(nb::module_::import_("kvcompress._items").attr("MOST_OVERHEAD"));
+
+  uint64_t MostFrameBytes(uint64_t tensor_bytes) const { return most_expansion * tensor_bytes + most_overhead; }
 
   // Never destroyed, and made under the GIL.
   static const Package& Get() {
@@ -270,9 +274,7 @@ nb::tuple Compress(const std::shared_ptr<Channel>& channel, nb::handle pool, con
   const std::string header = Reading(
       [&] { return MakeHeader(plain.description, spec.is_valid() ? TextIn(spec) : "", false).SerializeAsString(); });
   const uint64_t bytes = plain.values.elements<const std::byte>().left();
-  constexpr uint64_t kMostExpansion = 4;
-  constexpr uint64_t kMostOverhead = uint64_t{1} << 20;
-  CallItem item{header, std::move(plain.values), bytes, kMostExpansion * bytes + kMostOverhead};
+  CallItem item{header, std::move(plain.values), bytes, Package::Get().MostFrameBytes(bytes)};
   return Run(channel, pool, limits, {std::move(item), bytes + header.size(), seconds}, [&](const nb::object& made) {
     return Package::Get().frame_of(made[0], made[1], name, plain.dtype, plain.shape, plain.framework,
                                    Package::Get().no_fingerprint);

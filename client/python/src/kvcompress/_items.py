@@ -42,7 +42,8 @@ _DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
 OnNonfinite = Literal["error", "lossless"]
 _ON_NONFINITE = {"error": pb.ON_NONFINITE_ERROR, "lossless": pb.ON_NONFINITE_LOSSLESS}
 # No codec makes more of a tensor than this, so a peer that sends on is not one of ours.
-_MOST_EXPANSION, _MOST_OVERHEAD = 4, 1 << 20
+# The native module reads both here.
+MOST_EXPANSION, MOST_OVERHEAD = 4, 1 << 20
 _MOST_FINGERPRINT_BYTES = 64
 # What a compression config tells its reader, and nobody else.
 _REPORTS = ("compression_summary", "expected_kv_memory_savings", "actual_memory_reduction", "summary_stats")
@@ -242,7 +243,7 @@ class CompressItem(Item[Frame]):
         return None if self.view.pieces else self.tensor_bytes + len(self.header)
 
     def most_frame_bytes(self) -> int:
-        return _MOST_EXPANSION * self.tensor_bytes + _MOST_OVERHEAD
+        return MOST_EXPANSION * self.tensor_bytes + MOST_OVERHEAD
 
     def answer(self, response: bytes) -> Frame:
         found = dict(fields(response))
