@@ -36,7 +36,9 @@ plain_compress: PlainCall | None = _native.compress if _native else None
 plain_decompress: PlainCall | None = _native.decompress if _native else None
 _VARIABLE = "KVCOMPRESS_NATIVE"
 _MALFORMED = -1
-_WELL = (0, "", None, 0)
+# How a call has ended: gRPC's number of a code, or _MALFORMED; a text, seconds to wait, and the ErrorReason.
+_End = tuple[int, str, float | None, int]
+_WELL: _End = (0, "", None, 0)
 # How a daemon that knows no batches ends a call with one, of which it has taken nothing.
 _NO_BATCHES = (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload")
 # Seconds that the end of the process waits for threads inside calls, which are cancelled then.
@@ -80,12 +82,9 @@ class NativeChannel:
         result: Result = _result_of(item, found)
         return result
 
-    def plain_failure(
-        self, end: tuple[int, str, float | None, int], left: float | None, region: Region | None, pool: Pool
-    ) -> KvCompressError | None:
+    def plain_failure(self, end: _End, left: float | None, region: Region | None, pool: Pool) -> KvCompressError | None:
         """What a plain call has failed with; None where it is to be made again at once, and in another way."""
-        if region is not None and end[3] == pb.OUTPUT_BUFFERS_TOO_SMALL:
-            region.link.output_is_larger = True
+        if region is not None and _has_larger_output(end, region):
             pool.drop(region)
             return None
         error = self.failure(*end) or unanswered(left)
@@ -98,6 +97,15 @@ class NativeChannel:
         if code == _MALFORMED:
             return malformed()
         return failure(code, text, retry_after, reason, own_fault(self._credentials))
+
+
+def _has_larger_output(end: _End, region: Region) -> bool:
+    """Whether a call with the region has ended so since its output is larger than is reckoned here, which those that
+    follow know."""
+    if end[3] != pb.OUTPUT_BUFFERS_TOO_SMALL:
+        return False
+    region.link.output_is_larger = True
+    return True
 
 
 def _is_wanted(native: Choice | None, has_other_credentials: bool) -> bool:
@@ -181,22 +189,19 @@ class NativeStream(Results[Result]):
             self._finish(*end)
             raise StopIteration
 
-    def _following(self) -> tuple[Any, tuple[int, str, float | None, int]]:
+    def _following(self) -> tuple[Any, _End]:
         """What the module finds next; None at the end of the call, and how that was."""
         found = None if self._call is None else self._call.next()
         return found, _WELL if found is not None or self._call is None else self._call.end()
 
-    def _is_misunderstood(self, end: tuple[int, str, float | None, int]) -> bool:
+    def _is_misunderstood(self, end: _End) -> bool:
         """Whether a daemon of another version has ended the call so that the rest can be sent again, plainly. What that
         tells of the daemon is known to the calls that follow."""
         if self._batches and end[:2] == _NO_BATCHES:
             self._forget()
             return True
         region = self._region  # which close() in another thread takes away
-        if region is not None and end[3] == pb.OUTPUT_BUFFERS_TOO_SMALL:
-            region.link.output_is_larger = True
-            return True
-        return False
+        return region is not None and _has_larger_output(end, region)
 
     def _begin_again(self) -> None:
         self._give_up()
