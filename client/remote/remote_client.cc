@@ -12,6 +12,7 @@
 #include "client/remote/channel.h"
 #include "client/remote/exchange.h"
 #include "client/remote/lasting_fault.h"
+#include "client/remote/older_daemons.h"
 #include "client/remote/shared_exchange.h"
 #include "client/remote/shared_memory_pool.h"
 #include "core/base/status_macros.h"
@@ -62,11 +63,6 @@ bool LosesRegions(const StreamEnd& end) {
 
 // Whether output needs more buffers than this client, of another version than the daemon, reckons for it.
 bool LacksBuffers(const StreamEnd& end) { return end.reason == v1::OUTPUT_BUFFERS_TOO_SMALL; }
-
-// Whether this is how a daemon that knows no batches answers one.
-bool RefusesBatches(const grpc::Status& status) {
-  return status.error_code() == grpc::StatusCode::INVALID_ARGUMENT && status.error_message() == kNoPayload;
-}
 
 // Something that a daemon has refused because it does not know it. Thread-safe.
 class Refusal {

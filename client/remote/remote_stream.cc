@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
+#include "client/remote/older_daemons.h"
 #include "proto/wire/grpc/error_details.h"
 
 namespace kvcompress {
@@ -21,16 +22,6 @@ std::optional<absl::Duration> Pushback(const grpc::ClientContext& context) {
     return std::nullopt;
   }
   return absl::Milliseconds(milliseconds);
-}
-
-// Why a call by shared memory has ended, where the daemon gives no reason: those of version 0.1.0 are known by what
-// they say.
-v1::ErrorReason ReasonInWords(const grpc::Status& status) {
-  if (status.error_code() == grpc::StatusCode::NOT_FOUND) return v1::SHARED_MEMORY_LOST;
-  if (status.error_code() != grpc::StatusCode::FAILED_PRECONDITION) return v1::ERROR_REASON_UNSPECIFIED;
-  const std::string& text = status.error_message();
-  if (text.starts_with("shared memory")) return v1::SHARED_MEMORY_LOST;
-  return text.ends_with("needs another room") ? v1::OUTPUT_BUFFERS_TOO_SMALL : v1::ERROR_REASON_UNSPECIFIED;
 }
 
 StreamEnd EndOf(const grpc::ClientContext& context, grpc::Status status, absl::Status handler) {

@@ -12,8 +12,6 @@ namespace kvcompress {
 
 // Most tensors of a batch.
 inline constexpr int kMaxBatchTensors = 1024;
-// What a daemon says to a message whose payload it does not know, as those do that know no batches.
-inline constexpr char kNoPayload[] = "message without a payload";
 
 struct CompressDirection {
   // Of a stream.

@@ -111,7 +111,9 @@ class Feeder {
   absl::Status TakeHeaders(Input<typename Direction::Request>& input) {
     input.header_taken = true;
     auto& message = input.message;
-    if (!message.has_header() && !message.has_batch()) return absl::InvalidArgumentError(kNoPayload);
+    if (!message.has_header() && !message.has_batch()) {
+      return absl::InvalidArgumentError("message without a payload");
+    }
     // A tensor that is not complete refuses those that are to follow it.
     if (stream_.in_tensor()) return Begin(message.has_header() ? message.header() : message.batch().headers(0));
     is_batch_ = message.has_batch();

@@ -181,7 +181,7 @@ def details(reason="SHARED_MEMORY_LOST", domain="kvcompress"):
     (b"not protobuf", 0),
     (b"\xff" * 100, 0),
     ("text", 0),
-    (None, 0),
+    (None, pb.SHARED_MEMORY_LOST),  # as 0.1.0 says it
 ])
 def test_reasons_of_failures(sent, reason):
     assert from_rpc(Failure(grpc.StatusCode.NOT_FOUND, details=sent)).reason == reason

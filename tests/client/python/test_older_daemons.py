@@ -162,6 +162,11 @@ LOST = error_details_pb2.ErrorInfo(reason="SHARED_MEMORY_LOST", domain="kvcompre
     (grpc.StatusCode.FAILED_PRECONDITION, "there is no artifact", None, False),
     (grpc.StatusCode.FAILED_PRECONDITION, "there is no artifact", error_details_pb2.ErrorInfo(
         reason="SHARED_MEMORY_LOST", domain="another"), False),
+    # Of a daemon of a later version.
+    (grpc.StatusCode.FAILED_PRECONDITION, "shared memory sleeps", error_details_pb2.ErrorInfo(
+        reason="OF_A_LATER_VERSION", domain="kvcompress"), False),
+    (grpc.StatusCode.NOT_FOUND, "the artifact has been archived", error_details_pb2.ErrorInfo(
+        reason="OF_A_LATER_VERSION", domain="kvcompress"), False),
     # As 0.1.0 says it.
     (grpc.StatusCode.NOT_FOUND, "no shared memory region 0000000000000007", None, True),
     (grpc.StatusCode.FAILED_PRECONDITION, "shared memory is not enabled", None, True),
@@ -173,9 +178,10 @@ def test_shared_memory_that_a_daemon_has_lost(daemon, connect, code, text, info,
     def end(_, context):
         if not ends:
             ends.append(code)
+            if info is None:
+                context.abort(code, text)
             status = status_pb2.Status(code=code.value[0], message=text)
-            if info is not None:
-                status.details.add().Pack(info)
+            status.details.add().Pack(info)
             context.abort_with_status(rpc_status.to_status(status))
 
     with Between(server, end) as forgetful:
@@ -185,8 +191,10 @@ def test_shared_memory_that_a_daemon_has_lost(daemon, connect, code, text, info,
                 client.compress(tensor)
             assert (error.value.code, error.value.retry_after) == (code, 0)
         else:
-            with pytest.raises(kvcompress.FailedPrecondition, match=text):
+            with pytest.raises(kvcompress.KvCompressError, match=text) as error:
                 client.compress(tensor)
+            assert (error.value.code, error.value.detail, error.value.reason) == (code, text, 0)
+            assert not isinstance(error.value, kvcompress.Unavailable)
         client.compress(tensor)
         assert client.transport == "shared memory"
         assert forgetful.to_buffers == [True, True]

@@ -268,6 +268,24 @@ TEST_F(SharedMemoryTest, ADaemonThatForgetsIsAskedAnew) {
   }
 }
 
+// Its code and its sentence are the caller's.
+TEST_F(SharedMemoryTest, AReasonOfALaterVersionIsNoLoss) {
+  std::string details = MakeStatus(grpc::NOT_FOUND, "", {.reason = v1::SHARED_MEMORY_LOST}).error_details();
+  constexpr std::string_view kKnown = "SHARED_MEMORY_LOST", kUnknown = "OF_A_LATER_VERSION";
+  details.replace(details.find(kKnown), kKnown.size(), kUnknown);
+  for (const auto& [code, text] : {std::pair(grpc::FAILED_PRECONDITION, "shared memory sleeps"),
+                                   std::pair(grpc::NOT_FOUND, "the artifact has been archived")}) {
+    int calls = 0;
+    daemon_.compress = [&, code = code, text = text](grpc::ServerContext&, CompressCall&) {
+      ++calls;
+      return grpc::Status(code, text, details);
+    };
+    EXPECT_THAT(Compress(values_), StatusIs(static_cast<absl::StatusCode>(code), HasSubstr(text)));
+    EXPECT_EQ(calls, 1);
+  }
+  EXPECT_EQ(questions_, 1);
+}
+
 TEST_F(SharedMemoryTest, OtherFailedPreconditionsAreNoLoss) {
   daemon_.compress = [&](grpc::ServerContext&, CompressCall&) {
     return grpc::Status(grpc::FAILED_PRECONDITION, "there is no artifact 1234");

@@ -16,6 +16,7 @@ from ._items import CompressItem, Item, Result
 from ._retry import Left
 from ._shared_exchange import after_failure
 from ._shared_memory import Pool, Region
+from ._status import NO_BATCHES
 from ._stream import Results
 from ._tls import own_fault, pem_of
 from ._wire import malformed
@@ -39,8 +40,6 @@ _MALFORMED = -1
 # How a call has ended: gRPC's number of a code, or _MALFORMED; a text, seconds to wait, and the ErrorReason.
 _End = tuple[int, str, float | None, int]
 _WELL: _End = (0, "", None, 0)
-# How a daemon that knows no batches ends a call with one, of which it has taken nothing.
-_NO_BATCHES = (grpc.StatusCode.INVALID_ARGUMENT.value[0], "message without a payload")
 # Seconds that the end of the process waits for threads inside calls, which are cancelled then.
 _PATIENCE = 2.0
 
@@ -197,7 +196,7 @@ class NativeStream(Results[Result]):
     def _is_misunderstood(self, end: _End) -> bool:
         """Whether a daemon of another version has ended the call so that the rest can be sent again, plainly. What that
         tells of the daemon is known to the calls that follow."""
-        if self._batches and end[:2] == _NO_BATCHES:
+        if self._batches and end[:2] == NO_BATCHES:
             self._forget()
             return True
         region = self._region  # which close() in another thread takes away

@@ -30,11 +30,7 @@ def _goes_to_buffers(item: Item[Any]) -> bool:
 
 def _is_loss(error: KvCompressError) -> bool:
     """Whether the daemon may not have the call's region any more, or not all of it."""
-    if error.reason:
-        return error.reason == pb.SHARED_MEMORY_LOST
-    # Daemons of version 0.1.0 give no reasons, and are known by what they say.
-    is_said = error.code == grpc.StatusCode.FAILED_PRECONDITION and error.detail.startswith("shared memory")
-    return is_said or error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
+    return error.reason == pb.SHARED_MEMORY_LOST or error.code == grpc.StatusCode.UNAVAILABLE
 
 
 def after_failure(error: KvCompressError, region: Region, pool: Pool) -> KvCompressError:
