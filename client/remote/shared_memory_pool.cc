@@ -8,7 +8,9 @@
 namespace kvcompress {
 namespace {
 
-// A daemon that has lost what was registered this often is not asked again for a pause.
+// From so many losses in a row on, a daemon is not asked again for a whole pause. After the first, which one that was
+// started again may cost, it is asked at once, and then for each further one twice as late.
+constexpr int kFreeLosses = 2;
 constexpr int kMaxLosses = 8;
 
 // How much is kept for later calls; what a burst of calls had beyond that is given back.
@@ -52,7 +54,6 @@ absl::StatusOr<std::shared_ptr<SharedMemoryLink>> SharedMemoryPool::Link(absl::T
   }
   if (!state.status.ok() && absl::Now() >= state.paused_until) {
     state.status = absl::OkStatus();
-    state.losses = 0;
   }
   KVC_RETURN_IF_ERROR(state.status);
   if (state.link == nullptr) {
@@ -64,16 +65,17 @@ absl::StatusOr<std::shared_ptr<SharedMemoryLink>> SharedMemoryPool::Link(absl::T
     if (link.ok()) {
       state.link = *std::move(link);
     } else {
-      if (!IsForNow(link.status())) Pause(link.status());
+      if (!IsForNow(link.status())) Pause(link.status(), pause_);
       return link.status();
     }
   }
   return state.link;
 }
 
-void SharedMemoryPool::Pause(const absl::Status& status) {
+void SharedMemoryPool::Pause(const absl::Status& status, absl::Duration pause) {
+  if (!state_->status.ok()) return;
   state_->status = status;
-  state_->paused_until = absl::Now() + pause_;
+  state_->paused_until = absl::Now() + pause;
 }
 
 std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
@@ -103,7 +105,7 @@ std::unique_ptr<RegisteredMemory> SharedMemoryPool::Take(absl::Time deadline) {
     }
     // If there are more calls at a time than memory, some go without; if there is no memory at all, nobody asks for a
     // while.
-    if (!absl::IsResourceExhausted(memory.status()) || !state_->used) Pause(memory.status());
+    if (!absl::IsResourceExhausted(memory.status()) || !state_->used) Pause(memory.status(), pause_);
   }
   if (lost) Forget(link->get());  // a refusal ends the stream
   return nullptr;
@@ -149,7 +151,9 @@ void SharedMemoryPool::Forget(const SharedMemoryLink* lost) {
   idle.swap(state_->idle);
   state_->buffers.clear();
   state_->used = false;
-  if (++state_->losses == kMaxLosses) Pause(absl::UnavailableError("shared memory is lost again and again"));
+  const int losses = state_->losses = std::min(state_->losses + 1, kMaxLosses);
+  if (losses <= kFreeLosses) return;
+  Pause(absl::UnavailableError("shared memory is lost again and again"), pause_ / (1 << (kMaxLosses - losses)));
 }
 
 absl::Status SharedMemoryPool::status() const {

@@ -55,7 +55,7 @@ class SharedMemoryPool {
   };
 
   void Forget(const SharedMemoryLink* lost);
-  void Pause(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mutex);
+  void Pause(const absl::Status& status, absl::Duration pause) ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mutex);
   absl::StatusOr<std::shared_ptr<SharedMemoryLink>> Link(absl::Time deadline);
 
   const std::shared_ptr<State> state_;

@@ -265,6 +265,29 @@ def test_a_daemon_that_is_started_again(daemon, connect):
     assert objects() == []
 
 
+def test_a_daemon_that_is_away_for_a_while(daemon, connect):
+    """As long about as it was away, and not for a minute, calls go over the connection."""
+    first = daemon("--shared-memory", PREFIX)
+    client = connect(first, timeout=5, retry=kvcompress.NO_RETRY)
+    client.compress(values(4 * MIB))
+    assert client.transport == SHARED
+    first.signal(signal.SIGKILL)
+    first.wait()
+    for _ in range(20):
+        with pytest.raises(kvcompress.Unavailable):
+            client.compress(values(4 * MIB))
+    daemon("--shared-memory", PREFIX, "--listen", first.address)
+    client.wait_ready(10)
+
+    def is_shared():
+        client.compress(values(4 * MIB))
+        return client.transport == SHARED
+
+    wait_for(is_shared, "shared memory", 45)
+    client.close()
+    assert objects() == []
+
+
 def test_daemons_that_do_not_offer_it(daemon, connect):
     client = connect(daemon())
     assert len(client.compress(values(2 * MIB))) > 0

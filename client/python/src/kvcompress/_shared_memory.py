@@ -32,10 +32,11 @@ _MOST_IDLE = 8
 _MOST_SCRATCH = 64 << 20
 # Seconds for the daemon to register memory.
 _PATIENCE = 5.0
-# A daemon that loses what was registered again and again is left alone for a while.
-_MOST_LOSSES = 8
 # Seconds until a daemon that refused, or a machine that had no memory left, is tried again.
 _PAUSE = 60.0
+# From so many losses in a row on, a daemon is left alone for as long. After the first, which one that was started again
+# may cost, it is asked at once, and then for each further one twice as late.
+_FREE_LOSSES, _MOST_LOSSES = 2, 8
 
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -230,7 +231,7 @@ class Pool:
             if self._no_offer or (self.why_not and not self._resumes()):
                 return None
             if self._link is not None and not self._link.is_alive():
-                self._forget()
+                self._forget(is_loss=self._used)
             if self._idle:
                 return self._idle.pop()
             if self._link is None:
@@ -263,8 +264,9 @@ class Pool:
     def _register(self, link: Link) -> Region | None:
         try:
             region = link.register(self._prefix)
-        except (Unavailable, DeadlineExceeded, Cancelled):  # by the time that it may take
-            self.forget(link)
+        except (Unavailable, DeadlineExceeded, Cancelled) as error:  # the latter by the time that it may take
+            # Who finds no daemon has lost nothing.
+            self.forget(link, is_loss=not isinstance(error, Unavailable))
             return None
         except (KvCompressError, OSError) as error:
             with self._lock:
@@ -308,23 +310,23 @@ class Pool:
         if region.link.is_alive():
             region.link.unregister(region)
 
-    def forget(self, link: Link) -> None:
+    def forget(self, link: Link, *, is_loss: bool = True) -> None:
         """What the link registered is gone: the daemon was started again, or has ended the stream."""
         with self._lock:
             if link is self._link:
-                self._forget()
+                self._forget(is_loss=is_loss)
 
-    def _forget(self) -> None:
+    def _forget(self, *, is_loss: bool = True) -> None:
         if self._link is not None:
             self._link.close()
         self._link, self._idle, self._used = None, [], False
-        self._losses += 1
-        if self._losses >= _MOST_LOSSES:
-            self._pause("shared memory is lost again and again")
+        self._losses = min(self._losses + is_loss, _MOST_LOSSES)
+        if is_loss and self._losses > _FREE_LOSSES:
+            self._pause("shared memory is lost again and again", _PAUSE / 2 ** (_MOST_LOSSES - self._losses))
 
-    def _pause(self, why: str) -> None:
+    def _pause(self, why: str, seconds: float = _PAUSE) -> None:
         if not self.why_not:
-            self.why_not, self._paused_until = why, time.monotonic() + _PAUSE
+            self.why_not, self._paused_until = why, time.monotonic() + seconds
 
     def _is_pause_over(self) -> bool:
         until = self._paused_until
@@ -333,7 +335,7 @@ class Pool:
     def _resumes(self) -> bool:
         if not self._is_pause_over():
             return False
-        self.why_not, self._paused_until, self._losses = "", None, 0
+        self.why_not, self._paused_until = "", None
         return True
 
     def leave_to_parent(self) -> None:
