@@ -179,17 +179,18 @@ absl::Status RemoteClient::Connect(absl::Time deadline) {
     was_reached_ = true;
     return absl::OkStatus();
   }
-  if (limit == deadline && absl::Now() >= deadline) return absl::DeadlineExceededError("deadline exceeded");
   if (state != GRPC_CHANNEL_TRANSIENT_FAILURE) {
+    KVC_RETURN_IF_ERROR(CheckDeadline(deadline));
     return absl::UnavailableError(absl::StrFormat("connect to %s: no answer", options_.address));
   }
   return ConnectFault(std::min(deadline, absl::Now() + options_.connect_timeout));
 }
 
 absl::Status RemoteClient::ConnectFault(absl::Time deadline) const {
-  // Only a call tells why; it fails at once.
+  // Only a call tells why; it fails at once, so that who has waited until the deadline is told, too.
+  constexpr absl::Duration kGrace = absl::Milliseconds(100);
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
+  context.set_deadline(absl::ToChronoTime(std::max(deadline, absl::Now() + kGrace)));
   v1::MetricsResponse response;
   const auto stub = v1::KvCompression::NewStub(channel_);
   const grpc::Status status = stub->Metrics(&context, v1::MetricsRequest(), &response);

@@ -72,7 +72,7 @@ struct RemoteOptions {
 // A call that ends with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a hint when to come again, is made again by the
 // policy, unless the wait would pass its deadline. It goes on with the first job that was not reported, and the sink
 // sees no byte twice. If the daemon now sends other bytes for what the sink already has, the call is INTERNAL. A daemon
-// that was reached once and is gone is waited for, up to connect_timeout.
+// that was reached once and is gone is waited for, up to connect_timeout or the deadline, and then UNAVAILABLE.
 //
 // In-memory sources are sent from where they are, and nothing reads them after a call has returned, whatever its end.
 // Therefore a call may return past its deadline if its peer has stopped reading its socket: it returns when the

@@ -27,7 +27,7 @@ namespace kvcompress {
 class Call;
 
 struct Channel {
-  OfProcess<std::shared_ptr<grpc::Channel>> channel;
+  OfProcess<std::shared_ptr<MessageChannel>> channel;
   std::set<Call*> calls;  // needs the GIL
 
   bool is_ours() const { return channel.get_deleter().process == getpid(); }  // and not a parent's

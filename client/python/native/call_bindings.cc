@@ -69,9 +69,9 @@ using Pem = std::tuple<std::string, std::string, std::string>;
 std::shared_ptr<Channel> OpenChannel(std::string target, const std::optional<Pem>& tls, std::string token) {
   ChannelOptions options{.target = std::move(target), .tls = std::nullopt, .token = std::move(token)};
   if (tls) options.tls = ClientTls{std::get<0>(*tls), std::get<1>(*tls), std::get<2>(*tls), ""};
-  absl::StatusOr<std::shared_ptr<grpc::Channel>> made = MakeMessageChannel(options);
+  using Shared = std::shared_ptr<MessageChannel>;
+  absl::StatusOr<Shared> made = MessageChannel::Make(options);
   if (!made.ok()) Raise(made.status());
-  using Shared = std::shared_ptr<grpc::Channel>;
   return std::shared_ptr<Channel>(new Channel{OfProcess<Shared>(new Shared(*std::move(made))), {}});
 }
 

@@ -4,6 +4,7 @@
 #include <grpcpp/channel.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <list>
 #include <utility>
 
@@ -147,58 +148,81 @@ class Call final : public MessageCall {
   std::unique_ptr<StreamCall> stream_;
 };
 
-// Of a channel that has failed to connect: whoever calls again has waited already, and is not to wait for gRPC, too.
-// gRPC 1.51 looks at errno late, and takes some connections that are under way for failed ones: so the first failure
-// does not count.
-void AwaitConnection(grpc::Channel& channel, absl::Time deadline) {
-  constexpr absl::Duration kPatience = absl::Milliseconds(300);
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/true);
-    if (state != GRPC_CHANNEL_TRANSIENT_FAILURE) return;
-    grpc::experimental::ChannelResetConnectionBackoff(&channel);
-    const auto limit = absl::ToChronoTime(std::min(deadline, absl::Now() + kPatience));
-    while (state != GRPC_CHANNEL_READY && channel.WaitForStateChange(state, limit)) state = channel.GetState(true);
+// The state of a channel that connects, once it is one of `states`, or at the deadline.
+grpc_connectivity_state AwaitState(grpc::Channel& channel, std::initializer_list<grpc_connectivity_state> states,
+                                   absl::Time deadline) {
+  for (;;) {
+    const grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/true);
+    if (std::ranges::count(states, state) > 0) return state;
+    if (!channel.WaitForStateChange(state, absl::ToChronoTime(deadline))) return state;
   }
 }
 
 template <typename D>
-absl::StatusOr<std::unique_ptr<MessageCall>> Begin(std::shared_ptr<grpc::Channel> channel,
+absl::StatusOr<std::unique_ptr<MessageCall>> Begin(const std::shared_ptr<MessageChannel>& channel,
                                                    const std::vector<MessageItem>& items,
                                                    std::shared_ptr<const void> owner, const MessageCallOptions& options,
                                                    MessageSink& sink) {
-  AwaitConnection(*channel, options.deadline);
-  auto call = std::make_unique<Call<D>>(std::move(channel), std::move(owner), options, sink);
+  channel->Reconnect(options.deadline);
+  auto call = std::make_unique<Call<D>>(channel->grpc(), std::move(owner), options, sink);
   KVC_RETURN_IF_ERROR(call->Begin(items));
   return call;
 }
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options) {
+absl::StatusOr<std::shared_ptr<MessageChannel>> MessageChannel::Make(const ChannelOptions& options) {
   grpc_init();  // for good: gRPC reads its environment once
   KeepFreedChunks();
   // gRPC ends the process when it cannot start a thread.
   KVC_RETURN_IF_ERROR(ThreadReserve::Take(GrpcThreads()).status());
-  RemoteOptions remote;
-  remote.tls = options.tls;
-  remote.token = options.token;
-  return MakeChannel(ChannelTarget{.uri = options.target}, remote);
+  return std::shared_ptr<MessageChannel>(new MessageChannel(options));
 }
 
-absl::StatusOr<std::unique_ptr<MessageCall>> MessageCall::Compress(std::shared_ptr<grpc::Channel> channel,
+MessageChannel::MessageChannel(const ChannelOptions& options) : options_(options), channel_(MakeChannel()) {}
+
+std::shared_ptr<grpc::Channel> MessageChannel::MakeChannel() const {
+  RemoteOptions remote;
+  remote.tls = options_.tls;
+  remote.token = options_.token;
+  return kvcompress::MakeChannel(ChannelTarget{.uri = options_.target}, remote);
+}
+
+void MessageChannel::Reconnect(absl::Time deadline) {
+  if (channel_->GetState(/*try_to_connect=*/true) != GRPC_CHANNEL_TRANSIENT_FAILURE) return;
+  constexpr absl::Duration kPatience = absl::Milliseconds(300);
+  const absl::Time limit = std::min(deadline, absl::Now() + kPatience);
+  if (!IsTaken(limit)) return;
+  grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
+  AwaitState(*channel_, {GRPC_CHANNEL_READY}, limit);
+}
+
+// Whether the daemon takes a connection. One that has failed tells nobody when it fails again, so this is another. gRPC
+// 1.51 looks at errno late, and takes some connections that are under way for failed ones: so the first failure does
+// not count.
+bool MessageChannel::IsTaken(absl::Time deadline) const {
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const std::shared_ptr<grpc::Channel> fresh = MakeChannel();
+    const auto state = AwaitState(*fresh, {GRPC_CHANNEL_READY, GRPC_CHANNEL_TRANSIENT_FAILURE}, deadline);
+    if (state == GRPC_CHANNEL_READY) return true;
+  }
+  return false;
+}
+
+absl::StatusOr<std::unique_ptr<MessageCall>> MessageCall::Compress(const std::shared_ptr<MessageChannel>& channel,
                                                                    const std::vector<MessageItem>& items,
                                                                    std::shared_ptr<const void> owner,
                                                                    const MessageCallOptions& options,
                                                                    MessageSink& sink) {
-  return Begin<CompressDirection>(std::move(channel), items, std::move(owner), options, sink);
+  return Begin<CompressDirection>(channel, items, std::move(owner), options, sink);
 }
 
-absl::StatusOr<std::unique_ptr<MessageCall>> MessageCall::Decompress(std::shared_ptr<grpc::Channel> channel,
+absl::StatusOr<std::unique_ptr<MessageCall>> MessageCall::Decompress(const std::shared_ptr<MessageChannel>& channel,
                                                                      const std::vector<MessageItem>& items,
                                                                      std::shared_ptr<const void> owner,
                                                                      const MessageCallOptions& options,
                                                                      MessageSink& sink) {
-  return Begin<DecompressDirection>(std::move(channel), items, std::move(owner), options, sink);
+  return Begin<DecompressDirection>(channel, items, std::move(owner), options, sink);
 }
 
 }  // namespace kvcompress

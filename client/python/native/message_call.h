@@ -24,8 +24,25 @@ struct ChannelOptions {
   std::optional<ClientTls> tls;
   std::string token;  // goes with every call; empty: none
 };
-// RESOURCE_EXHAUSTED where gRPC could not start its threads.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeMessageChannel(const ChannelOptions& options);
+// To a daemon, for any number of calls. Thread-safe.
+class MessageChannel {
+ public:
+  // RESOURCE_EXHAUSTED where gRPC could not start its threads.
+  static absl::StatusOr<std::shared_ptr<MessageChannel>> Make(const ChannelOptions& options);
+
+  const std::shared_ptr<grpc::Channel>& grpc() const { return channel_; }
+  // Connects a channel that has failed to, if the daemon takes connections by now: whoever calls again has waited
+  // already, and is not to wait for gRPC, too. Where nobody listens a call ends at once with UNAVAILABLE.
+  void Reconnect(absl::Time deadline);
+
+ private:
+  explicit MessageChannel(const ChannelOptions& options);
+  std::shared_ptr<grpc::Channel> MakeChannel() const;
+  bool IsTaken(absl::Time deadline) const;
+
+  const ChannelOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
+};
 
 struct MessageItem {
   std::string_view header;             // v1::CompressHeader or v1::DecompressHeader
@@ -51,11 +68,11 @@ class MessageCall {
   // Begins the call. The items' bytes are read as long as `owner` is held, which may be for longer than this object
   // lives: until gRPC has given up what it had to send. It is let go of where another call is destroyed, at the latest.
   // INVALID_ARGUMENT for headers and places that are none.
-  static absl::StatusOr<std::unique_ptr<MessageCall>> Compress(std::shared_ptr<grpc::Channel> channel,
+  static absl::StatusOr<std::unique_ptr<MessageCall>> Compress(const std::shared_ptr<MessageChannel>& channel,
                                                                const std::vector<MessageItem>& items,
                                                                std::shared_ptr<const void> owner,
                                                                const MessageCallOptions& options, MessageSink& sink);
-  static absl::StatusOr<std::unique_ptr<MessageCall>> Decompress(std::shared_ptr<grpc::Channel> channel,
+  static absl::StatusOr<std::unique_ptr<MessageCall>> Decompress(const std::shared_ptr<MessageChannel>& channel,
                                                                  const std::vector<MessageItem>& items,
                                                                  std::shared_ptr<const void> owner,
                                                                  const MessageCallOptions& options, MessageSink& sink);

@@ -169,6 +169,29 @@ def test_nobody_there(socket_dir, connect):
         client.wait_ready(0.5)
 
 
+@SIZES
+def test_a_daemon_that_is_gone_is_unavailable(daemon, connect, size):
+    """At once, and not when the time is over; where the call is made again, when there is no time for that."""
+    server, array = daemon(), values(size)
+    client, patient = connect(server, retry=kvcompress.NO_RETRY, timeout=0.5), connect(server, timeout=0.5)
+    frame = client.compress(array, timeout=10)
+    patient.compress(array, timeout=10)
+    server.signal(signal.SIGKILL)
+    server.wait()
+    for call in (
+        lambda: client.compress(array),
+        lambda: client.decompress(frame),
+        lambda: list(client.compress_many([("t", array)])),
+        lambda: client.compress(array),
+    ):
+        started = time.monotonic()
+        with pytest.raises(kvcompress.Unavailable):
+            call()
+        assert time.monotonic() - started < 0.25
+    with pytest.raises(kvcompress.Unavailable):
+        patient.compress(array)
+
+
 def test_a_daemon_that_comes_is_waited_for(daemon, socket_dir, connect):
     client = connect(f"unix:{socket_dir}/s")
     threading.Timer(0.5, lambda: daemon("--listen", f"unix:{socket_dir}/s")).start()

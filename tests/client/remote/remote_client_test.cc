@@ -285,6 +285,13 @@ TEST_F(RemoteClientTest, ADaemonThatIsNotThereIsNamedAtOnce) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(4));
 }
 
+TEST_F(RemoteClientTest, ADaemonThatIsGoneIsUnavailableWhateverTheDeadline) {
+  daemon_.compress = [&](grpc::ServerContext&, CompressCall&) { return grpc::Status(grpc::DATA_LOSS, "met"); };
+  ASSERT_THAT(Compress(), StatusIs(absl::StatusCode::kDataLoss, "met"));
+  daemon_.Stop();
+  EXPECT_THAT(Compress(absl::Milliseconds(300)), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("refused")));
+}
+
 TEST_F(RemoteClientTest, AnAddressThatDoesNotAnswerIsGivenUp) {
   const Socket silent(true);  // accepts, and never says a word
   client_ = MakeRemoteClient({.address = silent.address(), .connect_timeout = absl::Milliseconds(300)});
