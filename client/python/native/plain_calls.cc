@@ -182,10 +182,12 @@ struct PlainItem {
   std::optional<double> seconds;
 };
 
-// Makes the call. `take` makes its result of what the call gives.
+// Makes the call. `take` makes its result of what the call gives; `prepare` is for what can be done while the daemon
+// works.
 template <typename Take>
-nb::tuple Run(const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits, PlainItem plain,
-              Take take) {
+nb::tuple Run(
+    const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits, PlainItem plain, Take take,
+    const std::function<void()>& prepare = [] {}) {
   const auto& [most, most_alone, usual_seconds] = limits;
   CallOptions options;
   options.seconds = plain.seconds;
@@ -203,6 +205,7 @@ nb::tuple Run(const std::shared_ptr<Channel>& channel, nb::handle pool, const Li
   std::vector<CallItem> items;
   items.push_back(std::move(plain.item));
   Call call(channel, std::move(items), options);
+  if (options.way == MessageCallOptions::Way::kStream) prepare();  // a message is sent by what waits for its answer
   nb::object result = call.Next();
   const auto end = call.End();
   if (result.is_none() || std::get<0>(end) != 0) {
@@ -285,23 +288,27 @@ bool IsAs(const v1::Tensor& found, const TensorDesc& meant) {
   return found.dtype() == static_cast<v1::DType>(meant.dtype) && std::ranges::equal(found.shape(), meant.shape);
 }
 
-// Where the values of a frame go, which must be of a tensor like `tensor`: to `out`, or, where that is null, to a new
-// one.
-CallItem::Target TargetOf(const TensorDesc& tensor, nb::handle frame, nb::handle out) {
-  return [&tensor, frame, out](const v1::Tensor& found) -> std::optional<CallItem::Output> {
+// New memory for the values of a frame, as the frame describes them.
+CallItem::Output OutputFor(const TensorDesc& tensor, nb::handle frame) {
+  const nb::object dtype = frame.attr("dtype"), shape = frame.attr("shape"), framework = frame.attr("framework");
+  if (IsFloat(tensor.dtype) && framework.equal(Package::Get().numpy)) {
+    const nb::object array = Package::Get().empty(dtype, shape, framework);
+    return {array, array};
+  }
+  const nb::object made = Package::Get().new_output(dtype, shape, framework);
+  return {made.attr("elements"), made.attr("tensor")};
+}
+
+// Where the values of a frame go, which must be of a tensor like `tensor`: to `output`, or, where that is empty, to new
+// memory.
+CallItem::Target TargetOf(const TensorDesc& tensor, nb::handle frame, const std::optional<CallItem::Output>& output) {
+  return [&tensor, frame, &output](const v1::Tensor& found) -> std::optional<CallItem::Output> {
     if (!IsAs(found, tensor)) {
       const std::string message = found.SerializeAsString();
       Package::Get().item_of(frame).attr("output")(nb::bytes(message.data(), message.size()));
       return std::nullopt;
     }
-    if (out.is_valid()) return CallItem::Output{nb::borrow(out), nb::borrow(out)};
-    const nb::object dtype = frame.attr("dtype"), shape = frame.attr("shape"), framework = frame.attr("framework");
-    if (IsFloat(tensor.dtype) && framework.equal(Package::Get().numpy)) {
-      const nb::object array = Package::Get().empty(dtype, shape, framework);
-      return CallItem::Output{array, array};
-    }
-    const nb::object made = Package::Get().new_output(dtype, shape, framework);
-    return CallItem::Output{made.attr("elements"), made.attr("tensor")};
+    return output ? *output : OutputFor(tensor, frame);
   };
 }
 
@@ -333,9 +340,21 @@ nb::tuple Decompress(const std::shared_ptr<Channel>& channel, nb::handle pool, c
   header.set_frame_bytes(frame_bytes);
   const std::string text = header.SerializeAsString();
   CallItem item{text, *std::move(data)};
-  item.target = TargetOf(tensor, frame, out);
+  std::optional<CallItem::Output> output;
+  if (out.is_valid()) output = {nb::borrow(out), nb::borrow(out)};
+  item.target = TargetOf(tensor, frame, output);
   const uint64_t bytes = std::max(frame_bytes, BytesOf(tensor));
-  return Run(channel, pool, limits, {std::move(item), bytes, seconds}, [](nb::object made) { return made; });
+  // After a large tensor was copied, no cache has Python's code any more: this takes ten times as long as otherwise.
+  const auto prepare = [&] {
+    if (output) return;
+    try {
+      output = OutputFor(tensor, frame);
+    } catch (const nb::python_error& raised) {  // it is raised for a frame that proves to be as it says
+      if (!raised.matches(PyExc_Exception)) throw;
+    }
+  };
+  const auto take = [](nb::object made) { return made; };
+  return Run(channel, pool, limits, {std::move(item), bytes, seconds}, take, prepare);
 }
 
 // What `call` gives; None twice where it is not plain.
