@@ -4,7 +4,9 @@ A run is a dictionary, as it stands in results.json:
 
     machine     facts of the machine and of the moment
     sections    of each: id, title, text, unit, columns, reference (name of the row that others stand beside, or none), rows
-    targets     ratios that are promised: what, value, wanted, met
+    targets     ratios that are promised: what, value, wanted, met (of the value alone), verdict (verdicts.py), and why
+                where it is `not judged`
+    disturbances    why the machine was not quiet, where it was not
     absent      what did not take part: name and why
 
 A row has a name and a cell for each column that it has something in: value, and low and high where the program measured

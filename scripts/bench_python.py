@@ -100,18 +100,19 @@ def row_of(path, size, call, by):
     cpu = {way: [spent / size * 1e9 for _, spent in by[way]] for way in by}
     medians = {way: statistics.median(speeds[way]) for way in by}
     medians_cpu = {way: statistics.median(cpu[way]) for way in by}
-    cells = [*medians.values(), ratio_of(speeds["Python"], speeds["cpp"]), *medians_cpu.values(),
-             ratio_of(cpu["Python"], cpu["cpp"])]
+    cpu_ratios = ratios_of(cpu["Python"], cpu["cpp"])
+    cells = [*medians.values(), statistics.median(ratios_of(speeds["Python"], speeds["cpp"])), *medians_cpu.values(),
+             statistics.median(cpu_ratios)]
     print(f"| {path} | {size >> 10} KiB | {call} | {' | '.join(f'{value:.2f}' for value in cells)} |", flush=True)
     return {"path": path, "tensor_bytes": size, "call": call, "gb_per_s": speeds["Python"],
             "cpp_gb_per_s": speeds["cpp"], "grpcio_gb_per_s": speeds["grpcio"], "cpu_s_per_gb": medians_cpu["Python"],
             "cpp_cpu_s_per_gb": medians_cpu["cpp"], "grpcio_cpu_s_per_gb": medians_cpu["grpcio"],
-            "cpu_ratio": cells[-1]}
+            "cpu_ratios": cpu_ratios}
 
 
-def ratio_of(mine, its):
-    """The median of the rounds' own ratios."""
-    return statistics.median(a / b for a, b in zip(mine, its, strict=True))
+def ratios_of(mine, its):
+    """Of each round."""
+    return [a / b for a, b in zip(mine, its, strict=True)]
 
 
 def main():

@@ -22,7 +22,24 @@ def speed(row):
 
 
 def summarize(rows_by_name):
-    """Of one cell: each contestant's median speed and its CPU seconds per GB, and the medians of the rounds' ratios."""
+    """Of one cell: each contestant's median speed and its CPU seconds per GB, and the ratios of each round and their
+    medians."""
+    rounds = [round_of({name: rows[i] for name, rows in rows_by_name.items()})
+              for i in range(min(map(len, rows_by_name.values())))]
+    ratios = {name: statistics.median(one["ratios"][name] for one in rounds) for name in RATIOS}
+    return {"contestants": contestants_of(rows_by_name), "ratios": ratios, "rounds": rounds}
+
+
+def round_of(row_by_name):
+    """What targets are made of, in one round."""
+    ratios = {ratio: beside(speed(row_by_name[ours]), [speed(row_by_name[name]) for name in others])
+              for ratio, (ours, *others) in RATIOS.items()}
+    contestants = contestants_of({name: [row] for name, row in row_by_name.items()})
+    outside = {path: contestants[f"daemon {path}"].get("outside_codec_and_grpc_s_per_gb") for path in PATHS}
+    return {"ratios": ratios, "outside_codec_and_grpc_s_per_gb": outside}
+
+
+def contestants_of(rows_by_name):
     contestants = {}
     for name, rows in rows_by_name.items():
         gigabytes = sum(row["tensor_bytes"] for row in rows) / 1e9
@@ -35,11 +52,7 @@ def summarize(rows_by_name):
             entry["codec_s_per_gb"] = sum(row["codec_seconds"] for row in rows) / coded
         contestants[name] = entry
     codec_cpu(contestants)
-    ratios = {}
-    for ratio, names in RATIOS.items():
-        rounds = zip(*(map(speed, rows_by_name[name]) for name in names))
-        ratios[ratio] = statistics.median(beside(ours, others) for ours, *others in rounds)
-    return {"contestants": contestants, "ratios": ratios}
+    return contestants
 
 
 def beside(ours, others):
@@ -64,26 +77,29 @@ def codec_cpu(contestants):
 
 def targets(results):
     """The ratios that the design promises, each with its verdict. Throughput is judged by the median over the cells of
-    tensors of 1 MiB and more, that a stream really is; the table has every cell."""
+    tensors of 1 MiB and more, that a stream really is; the table has every cell. Those that a round gives have their
+    `rounds`, each over the cells as well, and the `most` that they can be."""
     large = [cell for cell in results["cells"] if cell["tensor_bytes"] >= MIB] or results["cells"]
     found = []
 
-    def judge(what, value, at_least=None, at_most=None):
+    def judge(what, value, at_least=None, at_most=None, **more):
         met = value >= at_least if at_least is not None else value <= at_most
         wanted = f"at least {at_least}" if at_least is not None else f"at most {at_most}"
-        found.append({"what": what, "value": value, "wanted": wanted, "met": met})
+        found.append({"what": what, "value": value, "wanted": wanted, "met": met, **more})
 
     def ratio(name):
-        return statistics.median(cell["ratios"][name] for cell in large)
+        return {"value": statistics.median(cell["ratios"][name] for cell in large), "most": 1,
+                "rounds": over_cells(large, lambda one: one["ratios"][name])}
 
     for path in PATHS:
         judge(f"Compress over {path} / what gRPC that does nothing and the codec allow together",
-              ratio(f"daemon/allowed {path}"), at_least=0.9)
-    judge("shared memory / embedded codec", ratio("shm/embedded"), at_least=0.7)
+              **ratio(f"daemon/allowed {path}"), at_least=0.9)
+    judge("shared memory / embedded codec", **ratio("shm/embedded"), at_least=0.7)
     for path in PATHS:
         outside = [cell["contestants"][f"daemon {path}"].get("outside_codec_and_grpc_s_per_gb") for cell in large]
         judge(f"daemon's user CPU outside the codec and gRPC, s/GB, {path}",
-              statistics.median(value for value in outside if value is not None), at_most=0.08)
+              statistics.median(value for value in outside if value is not None), at_most=0.08,
+              rounds=over_cells(large, lambda one, path=path: one["outside_codec_and_grpc_s_per_gb"][path]))
     latency = results["latency_us"]
     for path in PATHS:
         judge(f"p50 of a 64 KiB CompressTensor / unary call that does nothing, {path}",
@@ -92,6 +108,13 @@ def targets(results):
         for way, calls in ways.items():
             judge(f"CPU of 64 tensors / one of the same bytes, {name}, {way}", calls["cpu_ratio"], at_most=1.3)
     return found
+
+
+def over_cells(cells, value_of):
+    """Of each round the median over the cells that have a value in it."""
+    by_round = (filter(lambda value: value is not None, map(value_of, rounds))
+                for rounds in zip(*(cell["rounds"] for cell in cells)))
+    return [statistics.median(values) for values in map(list, by_round) if values]
 
 
 def beside_one(many, one):

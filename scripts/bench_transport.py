@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
+import verdicts
 from bench_report import batches_table, beside_one, latency_table, summarize, targets, throughput_table
 
 MIB = 1 << 20
@@ -216,9 +218,10 @@ def main():
     print(throughput_table(results))
     print(latency_table(results))
     print(batches_table(results))
-    for target in results["targets"]:
-        print(f"{'met   ' if target['met'] else 'MISSED'} {target['what']}: {target['value']:.2f} ({target['wanted']})")
-    return 1 if args.check and not all(target["met"] for target in results["targets"]) else 0
+    judged = [verdicts.judged(target, is_quiet=True) for target in results["targets"]]
+    for target in judged:
+        print(f"{target['verdict']:10} {target['what']}: {target['value']:.2f} ({target['wanted']})", target.get("why", ""))
+    return 1 if args.check and any(target["verdict"] == "missed" for target in judged) else 0
 
 
 if __name__ == "__main__":

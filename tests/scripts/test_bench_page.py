@@ -15,6 +15,7 @@ import break_even  # noqa: E402
 import compare  # noqa: E402
 import measurements  # noqa: E402
 import targets  # noqa: E402
+import verdicts  # noqa: E402
 
 KERNELS = {
     "benchmarks": [
@@ -74,7 +75,7 @@ def section(run, name):
 def test_targets_are_formed_of_the_worst_cell_of_a_path():
     def row(path, size, call, speed, cpu_ratio):
         speeds = {"gb_per_s": speed, "cpp_gb_per_s": [1.0, 2.0, 4.0]}
-        return {"path": path, "tensor_bytes": size, "call": call, "cpu_ratio": cpu_ratio, **speeds}
+        return {"path": path, "tensor_bytes": size, "call": call, "cpu_ratios": [cpu_ratio] * 3, **speeds}
 
     rows = [
         row("TCP", 64 << 10, "compress", [0.1] * 3, 1.2),
@@ -108,6 +109,76 @@ def test_a_store_of_frames_and_a_daemon_are_judged_beside_those_that_compute_not
         ("Python client over tcp by int4(group=64) / Arrow Flight, store of a chunk", 1.5, True),
         ("Python client over tcp by int4(group=64) / Arrow Flight, load of a chunk", 0.5, False),
     ]
+
+
+def target(value, wanted="at least 0.9", **more):
+    return {"what": "ours / theirs", "value": value, "wanted": wanted, "met": value >= 0.9, **more}
+
+
+@pytest.mark.parametrize(
+    "one, quiet, noisy",
+    [
+        (target(1.2, rounds=[1.0, 1.2, 1.3]), "met", "met"),
+        (target(0.7, rounds=[0.6, 0.7, 0.8]), "missed", "missed"),
+        (target(1.2, rounds=[0.8, 1.2, 1.3]), "not judged", "not judged"),
+        (target(0.8, rounds=[0.7, 0.8, 1.0]), "not judged", "not judged"),
+        (target(1.1, rounds=[1.05, 1.1, 1.2], most=1), "met", "met"),
+        (target(1.43, rounds=[1.3, 1.43, 1.5], most=1), "not judged", "not judged"),
+        (target(float("inf"), rounds=[float("inf")] * 3), "not judged", "not judged"),
+        (target(1.0), "met", "not judged"),
+        (target(0.8), "missed", "not judged"),
+        (target(0.5), "missed", "missed"),
+        (target(1.0, exact=True), "met", "met"),
+        (target(1, "none") | {"met": False}, "missed", "missed"),
+    ],
+)
+def test_a_target_is_judged_only_where_its_measurements_tell(one, quiet, noisy):
+    assert [verdicts.judged(one, is_quiet)["verdict"] for is_quiet in (True, False)] == [quiet, noisy]
+
+
+def test_a_value_that_cannot_be_says_so():
+    assert "cannot be above 1" in verdicts.judged(target(1.43, most=1), True)["why"]
+    assert "from 0.80 to 1.30" in verdicts.judged(target(1.2, rounds=[0.8, 1.2, 1.3]), True)["why"]
+    assert "why" not in verdicts.judged(target(1.0), True)
+
+
+def test_a_machine_that_others_use_is_not_quiet():
+    quiet = {"others": 0.01, "stolen": 0.01, "memcpy_spread": 0.1}
+    assert list(verdicts.disturbances(quiet)) == []
+    assert list(verdicts.disturbances({"stolen": 0.0})) == []
+    (found,) = verdicts.disturbances(quiet | {"others": 0.4})
+    assert found == "other programs took 40% of its CPU time"
+    assert len(list(verdicts.disturbances({"others": 0.4, "stolen": 0.1, "memcpy_spread": 0.66}))) == 3
+
+
+def test_a_run_that_was_disturbed_says_so_at_its_top(folder):
+    (one,) = (one for one in KERNELS["benchmarks"] if one["bytes_per_second"] == 12e9)
+    disturbed = {"benchmarks": [*KERNELS["benchmarks"], one | {"bytes_per_second": 20e9}]}
+    (folder / "kernels.json").write_text(json.dumps(disturbed))
+    (folder / "hostile.json").write_text(json.dumps({
+        "rows": [{"direction": "encode", "chain": "a", "usual": 1.5, "parts": {}}],
+        "slow": [],
+        "targets": [target(1.43, most=1), target(0.5, exact=True) | {"what": "far off"}],
+    }))  # fmt: skip
+    end = [sys.executable, BENCH / "page.py", "end", folder]
+    done = subprocess.run([*end, "--check"], capture_output=True, text=True)
+    assert done.returncode == 1 and "missed: far off" in done.stdout and "not judged: ours / theirs" in done.stdout
+    assert "1 missed, 1 not judged, 0 met" in done.stdout
+    run = json.loads((folder / "results.json").read_text())
+    said = "memcpy's readings lie within 87%, more than 30%"
+    assert said in run["disturbances"]
+    assert [one["verdict"] for one in run["targets"]] == ["not judged", "missed"]
+    for text in (done.stdout, (folder / "page.md").read_text()):
+        assert "This machine was not quiet" in text and said in text
+    assert said.replace("'", "&#39;") in (folder / "page.html").read_text()
+
+
+def test_what_is_not_judged_is_no_miss(folder):
+    row = {"direction": "encode", "chain": "a", "usual": 1.5, "parts": {}}
+    (folder / "hostile.json").write_text(json.dumps({"rows": [row], "slow": [], "targets": [target(1.43, most=1)]}))
+    end = [sys.executable, BENCH / "page.py", "end", folder, "--check"]
+    done = subprocess.run(end, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 missed, 1 not judged" in done.stdout
 
 
 def test_a_run_is_read_with_its_medians_and_extremes(folder):

@@ -74,6 +74,22 @@ def test_targets_are_what_the_goals_say(rounds):
     assert not any("over tcp / gRPC that does nothing" in what or "shared memory / Compress" in what for what in found)
 
 
+def test_a_target_knows_what_each_round_says_of_it(rounds):
+    rounds["sink tcp"] = [row(3.0, user=0.11), row(1.0, user=0.11)]
+    found = {target["what"]: target for target in bench_report.targets(results(rounds))}
+    allowed = found["Compress over tcp / what gRPC that does nothing and the codec allow together"]
+    # In the second round 1 / (1/1 + 1/6) = 6/7 GB/s are allowed, and the daemon has 1.
+    assert allowed["rounds"] == pytest.approx([2 / 2.4, 7 / 6]) and allowed["most"] == 1
+    cpu = found["daemon's user CPU outside the codec and gRPC, s/GB, tcp"]
+    assert cpu["rounds"] == pytest.approx([0.07, 0.07])
+
+
+def test_a_round_in_which_a_contestant_stood_still_has_no_cpu(rounds):
+    rounds["daemon unix"] = [row(0.0), row(1.0, user=0.33, codec=0.2)]
+    found = {target["what"]: target for target in bench_report.targets(results(rounds))}
+    assert len(found["daemon's user CPU outside the codec and gRPC, s/GB, unix"]["rounds"]) == 1
+
+
 def test_the_tables_have_the_older_figures_beside_the_targets(rounds):
     raw = results(rounds)
     header, tcp = bench_report.throughput_table(raw).splitlines()[1:3]

@@ -1,0 +1,46 @@
+"""Whether a run met its targets, missed them, or cannot tell."""
+
+import math
+import re
+
+from compare import ONCE
+
+# Parts beyond which a machine was not quiet: of its CPU time that others took, or that its host gave to other machines;
+# and of the reference, from its lowest reading to its highest.
+MOST_TAKEN = 0.05
+MOST_SPREAD = 0.3
+ORDER = ("missed", "not judged", "met")
+
+
+def disturbances(machine):
+    """Why figures of a run are not to be trusted much; none of a quiet machine."""
+    if machine.get("others", 0) > MOST_TAKEN:
+        yield f"other programs took {machine['others']:.0%} of its CPU time"
+    if machine["stolen"] > MOST_TAKEN:
+        yield f"its host gave {machine['stolen']:.0%} of its CPU time to other machines"
+    if machine.get("memcpy_spread", 0) > MOST_SPREAD:
+        yield f"memcpy's readings lie within {machine['memcpy_spread']:.0%}, more than {MOST_SPREAD:.0%}"
+
+
+def judged(target, is_quiet):
+    """A target with its verdict, `met`, `missed` or `not judged`, and why it is not judged. It may have `rounds`, the
+    value in each round; `most`, above which the value cannot be; and `exact`, where no noise changes the value."""
+    doubt = why_not(target, is_quiet)
+    return target | ({"verdict": "not judged", "why": doubt} if doubt else {"verdict": "met" if target["met"] else "missed"})
+
+
+def why_not(target, is_quiet):
+    value, most = target["value"], target.get("most", math.inf)
+    if not math.isfinite(value) or value > most * (1 + ONCE):
+        return "cannot be" + (f" above {most:g}" if most < math.inf else "") + ": what it stands beside was disturbed"
+    limit = re.fullmatch(r"at (?:least|most) ([\d.]+)", target["wanted"])
+    if limit is None or target.get("exact"):
+        return None
+    rounds = target.get("rounds", [])
+    if len(rounds) > 1:
+        low, high, says = min(rounds), max(rounds), "its rounds lie"
+    else:
+        noise = 0 if is_quiet else ONCE
+        low, high, says = value * (1 - noise), value * (1 + noise), "measured once on a machine that was not quiet: it lies"
+    within_noise = low < high and low <= float(limit[1]) <= high
+    return f"within noise: {says} from {low:.2f} to {high:.2f}" if within_noise else None
