@@ -314,17 +314,23 @@ FORMED = {"chunk": targets.chunk, "python": targets.python}  # targets that prog
 
 
 def read_run(folder):
-    """The run whose programs left their results, NAME.json, in a folder."""
+    """The run whose programs left their results, NAME.json, in a folder. A result that cannot be read, such as that of a
+    program which was stopped while it wrote, is absent and costs no other."""
     run = {"machine": json.loads((folder / "machine.json").read_text()), "sections": [], "targets": [], "absent": {}}
     for name, reader in READERS.items():
         path = folder / f"{name}.json"
         if not path.exists():
             run["absent"][name] = "was not measured"
             continue
-        raw = json.loads(path.read_text())
-        run["sections"] += reader(raw)
-        if name in FORMED:
-            run["targets"] += FORMED[name](raw)
+        try:
+            raw = json.loads(path.read_text())
+            sections = list(reader(raw))
+            formed = list(FORMED[name](raw)) if name in FORMED else []
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            run["absent"][name] = f"{path.name} cannot be read: {type(error).__name__}: {error}"
+            continue
+        run["sections"] += sections
+        run["targets"] += formed
         if isinstance(raw, dict):
             run["targets"] += raw.get("targets", [])
             run["absent"] |= raw.get("absent", {})

@@ -46,13 +46,13 @@ echo
 scripts/bench_transport.py "${quick[@]}" --output $results/transport.json || missed=1
 scripts/bench_instructions.py "${check[@]}" --output $results/instructions.json || missed=1
 
-.venv/bin/python scripts/bench_python.py --rounds $rounds --output $results/python.json
+.venv/bin/python scripts/bench_python.py --rounds $rounds --output $results/python.json || missed=1
 echo
 
 work=$(mktemp -d)
 trap 'daemon_stop || true; rm -rf "$work"' EXIT
 daemon_start "$work"
-scripts/bench_files.py "$work" "$daemon_address" --output $results/files.json
+scripts/bench_files.py "$work" "$daemon_address" --output $results/files.json || missed=1
 daemon_stop
 echo
 .venv/bin/python bench/page.py end $results "${against[@]}" "${check[@]}" || missed=1

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-from environments import Process, python_of
+from environments import HOW_TO_INSTALL, Process, python_of
 
 SPECS = ("int4(group=64)", "rotated(bits=3)", "kv3")
 FLIGHT = ("pyarrow==26.0.1",)
@@ -84,7 +84,7 @@ def servers(folder, args, flight_python):
         ports = folder / "flight.json"
         started["flight"] = Server([flight_python, WORKER, "serve-flight", ports, folder / "f"], json_file(ports))
     else:
-        absent["flight"] = f"{FLIGHT[0]} is not installed: run with --install"
+        absent["flight"] = f"{FLIGHT[0]} {HOW_TO_INSTALL}"
     return started, absent
 
 

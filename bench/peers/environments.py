@@ -9,6 +9,7 @@ import venv
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / "build" / "peers"
+HOW_TO_INSTALL = "is not installed: make bench BENCH=--peers, or --install"
 
 
 def python_of(packages, install):

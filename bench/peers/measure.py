@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 from contestants import CONTESTANTS
-from environments import ROOT, Process, python_of
+from environments import HOW_TO_INSTALL, ROOT, Process, python_of
 
 SAMPLE = ROOT / "tests" / "data" / "smollm2.256.bf16.safetensors"
 WORKER = pathlib.Path(__file__).with_name("worker.py")
@@ -29,7 +29,7 @@ def start(names, path, install):
     for name in names:
         python = python_of(CONTESTANTS[name].packages, install)
         if python is None:
-            absent[name] = f"{', '.join(CONTESTANTS[name].packages)} is not installed: run with --install"
+            absent[name] = f"{', '.join(CONTESTANTS[name].packages)} {HOW_TO_INSTALL}"
             continue
         process = Process(python, WORKER, name, path)
         try:

@@ -212,6 +212,30 @@ def test_the_page_and_the_results_are_made(folder):
     assert "\n- others: is not installed\n" in tables
 
 
+@pytest.mark.parametrize(
+    "cut", [json.dumps(KERNELS)[:200], "", "[1", "[]", '{"benchmarks": [{"run_type": "iteration"}]}', "\x00"]
+)
+def test_a_result_that_was_cut_off_is_left_out_and_costs_no_other(folder, cut):
+    (folder / "kernels.json").write_text(cut)
+    done = subprocess.run(
+        [sys.executable, BENCH / "page.py", "end", folder], check=True, capture_output=True, text=True
+    )
+    assert "left out: kernels: kernels.json cannot be read: " in done.stdout
+    run = json.loads((folder / "results.json").read_text())
+    assert {one["id"] for one in run["sections"]} == {"peers", "codecs cache.safetensors"}
+    assert "kernels: kernels.json cannot be read" in (folder / "page.html").read_text()
+
+
+def test_whoever_lacks_a_peer_is_told_how_make_installs_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH / "peers")
+    import environments
+    import measure
+
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path)
+    processes, absent = measure.start(["zipnn"], measure.SAMPLE, install=False)
+    assert processes == {} and "make bench BENCH=--peers" in absent["zipnn"]
+
+
 def test_chains_below_their_targets_are_listed():
     raw = {
         "rows": [{"direction": "encode", "chain": "a", "usual": 1.5, "parts": {"zeros": 0.5}}],
