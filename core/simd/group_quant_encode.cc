@@ -106,13 +106,14 @@ class Quantizer {
 
   // Of rows of `row` groups.
   HWY_INLINE bool EncodeRowGroups(size_t begin, size_t end, size_t row) {
+    const uint8_t* const values = values_ + begin * group_bytes_;
+    // Step by step, of all tiles: none waits for what another's divisions come to.
+    HWY_ALIGN Bits<kT> maxima[kMostRowGroups] = {};
+    TileMaxima<kT>(values, group_, end - begin, maxima);
     Tile tiles[kMostRowGroups / kTileGroups];
-    RowScales<kT> made;
     bool any_unusual = false;
     for (size_t g = begin, i = 0; g < end; g += kTileGroups, ++i) {
-      if (!Prepare(g, end, tiles[i])) return false;
-      std::memcpy(scales_ + 2 * g, tiles[i].scale_bits, 2 * GroupsOf(g, end));
-      made.Set(g - begin, tiles[i]);
+      if (!TileScales<kT>(limits_, maxima + i * kTileGroups, tiles[i])) return false;
       any_unusual = any_unusual || tiles[i].any_unusual;
     }
     if (HWY_UNLIKELY(any_unusual)) {
@@ -120,7 +121,11 @@ class Quantizer {
       PassOn(end);
       return true;
     }
-    const uint8_t* const values = values_ + begin * group_bytes_;
+    RowScales<kT> made;
+    for (size_t g = begin, i = 0; g < end; g += kTileGroups, ++i) {
+      std::memcpy(scales_ + 2 * g, tiles[i].scale_bits, 2 * GroupsOf(g, end));
+      made.Set(g - begin, tiles[i]);
+    }
     uint8_t* const codes = codes_ + begin * code_bytes_;
     QuantizeRows<kT>({values, codes, made.divisor, made.decode, (end - begin) / row, row, group_}, *tokens_);
     return true;
