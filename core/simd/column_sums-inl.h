@@ -175,8 +175,10 @@ HWY_INLINE void AddStrip(Strip strip, size_t rows, size_t first_row, ColumnBlock
   constexpr size_t kBlock = ColumnBlock::kColumns;
   // No two values, and no two errors, of F16 are so close that the square of their difference becomes 0.
   constexpr bool kMarks = kT != DType::kF16;
+  // Loops over them are unrolled before the compiler looks whether registers hold them.
   Sums<D, kMarks, kErrors> sums[kVectors];
   hn::Vec<D> value, error, change;
+#pragma GCC unroll 2
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * distance;
     if (first_row == 0) {
@@ -194,6 +196,7 @@ HWY_INLINE void AddStrip(Strip strip, size_t rows, size_t first_row, ColumnBlock
     const size_t run_end = row - row % kRunRows + kRunRows;
     const size_t end = std::min(first_row + rows, run_end);
     for (; row < end; ++row) {
+#pragma GCC unroll 2
       for (size_t k = 0; k < kVectors; ++k) {
         strip.Load(k, value, error, change);
         sums[k].Add(value, error, change);
@@ -201,11 +204,13 @@ HWY_INLINE void AddStrip(Strip strip, size_t rows, size_t first_row, ColumnBlock
       strip.Advance();
     }
     if (row < run_end) break;
+#pragma GCC unroll 2
     for (size_t k = 0; k < kVectors; ++k) {
       const size_t at = column + k * distance;
       sums[k].EndRun(blocks[at / kBlock], at % kBlock);
     }
   }
+#pragma GCC unroll 2
   for (size_t k = 0; k < kVectors; ++k) {
     const size_t at = column + k * distance;
     sums[k].Store(blocks[at / kBlock], at % kBlock);

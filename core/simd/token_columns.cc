@@ -9,7 +9,6 @@
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <type_traits>
 
 #include "core/simd/column_sums-inl.h"
 #include "core/simd/half-inl.h"
@@ -122,25 +121,20 @@ template <DType kT, Errors kErrors>
 HWY_INLINE void AddRowsAs(const ErrorRows& rows, size_t first_row, ColumnBlock* blocks, size_t column) {
   // As many vectors as registers hold the sums of: they leave the additions of one row time until the next.
   constexpr size_t kVectors = KVC_TARGET_AVX512 ? 2 : 1;
-  constexpr std::integral_constant<size_t, 1> one;
-  const auto add = [&](auto d, auto vectors, size_t offset) HWY_ATTR {
-    using D = decltype(d);
-    const StripRows<kT, kErrors, D> strip(rows, offset);
-    AddStrip<kT, kErrors, D, decltype(vectors)::value>(strip, rows.rows, first_row, blocks, column + offset,
-                                                       hn::Lanes(d));
-  };
+  using One = hn::CappedTag<float, 1>;
   size_t i = 0;
   while (i < rows.columns) {
     const size_t at = column + i;
     const size_t left = rows.columns - i;
     if (at % kLanes == 0 && left >= kVectors * kLanes) {
-      add(DF(), std::integral_constant<size_t, kVectors>(), i);
+      AddStrip<kT, kErrors, DF, kVectors>(StripRows<kT, kErrors, DF>(rows, i), rows.rows, first_row, blocks, at,
+                                          kLanes);
       i += kVectors * kLanes;
     } else if (at % kLanes == 0 && left >= kLanes) {
-      add(DF(), one, i);
+      AddStrip<kT, kErrors, DF, 1>(StripRows<kT, kErrors, DF>(rows, i), rows.rows, first_row, blocks, at, kLanes);
       i += kLanes;
     } else {
-      add(hn::CappedTag<float, 1>(), one, i);
+      AddStrip<kT, kErrors, One, 1>(StripRows<kT, kErrors, One>(rows, i), rows.rows, first_row, blocks, at, 1);
       ++i;
     }
   }

@@ -172,8 +172,11 @@ StretchTotals TokenMeter::MergeLastChunk() {
     if (rows_before_ == 0) moments_.Begin(width_);
     totals.columns = MergeLastColumns(chunk_.data(), RangeOf(0, width_, row_), moments_, totals_);
   }
-  for (size_t i = 0; i < kColumnTotals; ++i) totals.of[i] = totals_.Sum(static_cast<ColumnTotal>(i));
-  totals.of[kTotalMaxError] = totals_.Max(kTotalMaxError);
+  for (size_t i = 0; i < kColumnTotals; ++i) {
+    const auto total = static_cast<ColumnTotal>(i);
+    const bool is_zero = total == kTotalValueEnergy && !has_value_energy_;
+    totals.of[i] = is_zero ? 0 : total == kTotalMaxError ? totals_.Max(total) : totals_.Sum(total);
+  }
   totals.between_columns = DeviationsOfMeans(moments_, totals.columns.sum / totals.columns.count);
   return totals;
 }
