@@ -9,11 +9,13 @@ A run is a dictionary, as it stands in results.json:
     disturbances    why the machine was not quiet, where it was not
     absent      what did not take part: name and why
 
-A row has a name and a cell for each column that it has something in: value, and low and high where the program measured
-more than once. Cells of columns that are no speeds (ratio, SNR) have a value alone.
+A row has a name, a note where there is something to say of it, and a cell for each column that it has something in:
+value, and low and high where the program measured more than once. Cells of columns that are no speeds (ratio, SNR) have a
+value alone. A target that counts chains names them.
 """
 
 import json
+import re
 import statistics
 
 import targets
@@ -50,8 +52,18 @@ def section(name, title, text, unit, columns, rows, reference=None):
     }
 
 
+def by_name(row):
+    """As a reader looks for it: numbers in a name count as numbers."""
+    return [(int(word), "") if word.isdecimal() else (0, word) for word in re.split(r"(\d+)", row["name"])]
+
+
+def by_class(row):
+    """Chains that begin with the same codec together, and the fastest of them first."""
+    return re.split(r"[(| ]", row["name"])[0], -row["cells"].get("encode", {"value": 0})["value"]
+
+
 def kernels(raw):
-    """Of Google Benchmark's JSON: rows by codec chain with both directions, and the kernels alone."""
+    """Of Google Benchmark's JSON, whose order is random: rows by codec chain with both directions, and the kernels alone."""
     runs = {}
     for run in raw["benchmarks"]:
         if run.get("run_type") == "iteration" and not run.get("error_occurred"):
@@ -64,7 +76,8 @@ def kernels(raw):
         else:
             alone.append({"name": name, "cells": {"speed": cell(speeds)}})
     memcpy = next((row["cells"]["speed"] for row in alone if row["name"] == "memcpy"), None)
-    rows = [{"name": spec, "cells": cells} for spec, cells in chains.items()]
+    alone.sort(key=lambda row: (row["name"] != "memcpy", by_name(row)))
+    rows = sorted(({"name": spec, "cells": cells} for spec, cells in chains.items()), key=by_class)
     if memcpy:
         rows.insert(0, {"name": "memcpy", "cells": {way: dict(memcpy) for way in SPEEDS}})
     yield section(
@@ -79,7 +92,8 @@ def kernels(raw):
     yield section(
         "chains",
         "Codec chains",
-        "Every example of the registry, block by block on one core, all error figures included, FP16 from memory.",
+        "Every example of the registry, block by block on one core, all error figures included, FP16 from memory; by the codec "
+        "that a chain begins with, and by speed.",
         "GB/s",
         list(SPEEDS),
         rows,
@@ -216,9 +230,28 @@ def batches(measured):
     )
 
 
+CALLED_SLOW = " (called slow)"
+
+
+def hostile_targets(raw):
+    """The program's own, with the chains that they count."""
+    for target in raw.get("targets", []):
+        counted = [
+            row
+            for row in raw["slow"]
+            if row["name"].split()[0] in target["what"].split() and not row["name"].endswith(CALLED_SLOW)
+        ]
+        chains = [f"{row['name']}, {row['usual']:.3g} GB/s" for row in counted]
+        yield target | ({"chains": chains} if chains else {})
+
+
 def hostile(raw):
     """Of kvc_bench_hostile: chains below their targets, and a row for each chain and direction."""
-    rows = [{"name": row["name"], "cells": {"usual": {"value": row["usual"]}}} for row in raw["slow"]]
+    rows = []
+    for row in raw["slow"]:
+        name = row["name"].removesuffix(CALLED_SLOW)
+        note = {"note": CALLED_SLOW.strip(" ()")} if name != row["name"] else {}
+        rows.append({"name": name, **note, "cells": {"usual": {"value": row["usual"]}}})
     yield section(
         "slow chains",
         "Chains below their targets",
@@ -310,7 +343,15 @@ READERS = {
     "files": files,
 }
 
-FORMED = {"chunk": targets.chunk, "python": targets.python}  # targets that programs do not judge themselves
+
+
+def own_targets(raw):
+    """Those that the program has judged itself."""
+    return raw.get("targets", []) if isinstance(raw, dict) else []
+
+
+# Of other programs, what forms their targets.
+FORMED = {"chunk": targets.chunk, "python": targets.python, "hostile": hostile_targets}
 
 
 def read_run(folder):
@@ -325,13 +366,12 @@ def read_run(folder):
         try:
             raw = json.loads(path.read_text())
             sections = list(reader(raw))
-            formed = list(FORMED[name](raw)) if name in FORMED else []
+            formed = list(FORMED.get(name, own_targets)(raw))
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             run["absent"][name] = f"{path.name} cannot be read: {type(error).__name__}: {error}"
             continue
         run["sections"] += sections
         run["targets"] += formed
         if isinstance(raw, dict):
-            run["targets"] += raw.get("targets", [])
             run["absent"] |= raw.get("absent", {})
     return run

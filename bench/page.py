@@ -75,11 +75,9 @@ def finish(run):
         machine["others"] = max(0, computed - (now - then)) / all_ticks
     by_id = {section["id"]: section for section in run["sections"]}
     for row in by_id.get("kernels", {"rows": []})["rows"]:
-        if row["name"] == "memcpy":
+        if row["name"] == "memcpy" and "low" in row["cells"]["speed"]:
             memcpy = row["cells"]["speed"]
-            machine["memcpy_spread"] = (
-                memcpy.get("high", memcpy["value"]) - memcpy.get("low", memcpy["value"])
-            ) / memcpy["value"]
+            machine["memcpy_spread"] = (memcpy["high"] - memcpy["low"]) / memcpy["value"]
     run["disturbances"] = list(verdicts.disturbances(machine))
     run["targets"] = [verdicts.judged(target, not run["disturbances"]) for target in run["targets"]]
     swept = next((section for section in run["sections"] if section["id"].startswith("codecs ")), None)
@@ -89,14 +87,14 @@ def finish(run):
 
 
 def number(value):
-    if value == 0 or not math.isfinite(value):
+    if isinstance(value, int) or value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def position(value, largest):
-    """Where on a bar of length 100 a value stands: its logarithm, three decades at most."""
-    return max(0.0, min(100.0, 100 + 100 / 3 * math.log10(value / largest))) if value > 0 else 0.0
+    """Where on a bar of length 100 a value stands."""
+    return max(0.0, min(100.0, 100 * value / largest))
 
 
 def largest(section):
@@ -112,11 +110,16 @@ def by_verdict(targets):
     return sorted(targets, key=lambda target: verdicts.ORDER.index(target["verdict"]))
 
 
+def remarks(target):
+    """Why it is not judged, and what it counts."""
+    return [*([target["why"]] if "why" in target else []), *target.get("chains", [])]
+
+
 def page(run, changes):
     """The HTML of a run; `changes` against another one, or None."""
     files = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(loader=files, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "position": position, "by_verdict": by_verdict}
+    environment.filters |= {"number": number, "position": position, "by_verdict": by_verdict, "remarks": remarks}
     changed = {(one["section"], one["row"], one["column"]): one["ratio"] for one in changes or []}
     return environment.get_template("page.html").render(
         run=run, changes=changes, changed=changed, largest=largest, links=list(break_even.LINKS)
@@ -128,7 +131,7 @@ def markdown(run):
     files = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(loader=files, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "cell": lambda text: str(text).replace("|", "\\|")}
-    environment.filters["by_verdict"] = by_verdict
+    environment.filters |= {"by_verdict": by_verdict, "remarks": remarks}
     return environment.get_template("page.md").render(run=run).strip() + "\n"
 
 
@@ -155,8 +158,8 @@ def end(folder, against):
         print(f"left out: {name}: {why}")
     for target in run["targets"]:
         if target["verdict"] != "met":
-            why = f"; {target['why']}" if "why" in target else ""
-            print(f"{target['verdict']}: {target['what']}: {number(target['value'])}, wanted {target['wanted']}{why}")
+            value = f"{number(target['value'])}, wanted {target['wanted']}"
+            print(f"{target['verdict']}: {'; '.join([target['what'], value, *remarks(target)])}")
     if run["disturbances"]:
         print(f"This machine was not quiet: {'; '.join(run['disturbances'])}. Speeds may be too low, and ratios off.")
     counts = collections.Counter(target["verdict"] for target in run["targets"])
