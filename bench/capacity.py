@@ -4,7 +4,7 @@ link is worth then. Everything is linear in figures that were measured on one ma
 
 usage: capacity.py collect FOLDER            what the model needs of a run's codecs.json, kernels.json and scale.json, as JSON
                                              (a codec's speed is the slower of a real cache's and of values from memory)
-       capacity.py tables FILE [options]     the tables of docs/capacity.md, from that JSON
+       capacity.py tables FILE [options]     the tables of docs/capacity.md, from that JSON; docs/capacity.json is one
 """
 
 import argparse
@@ -93,6 +93,11 @@ def pays_below(speed, cost, cores):
     return cores / (1 / speed + cost)
 
 
+def short(value):
+    """One decimal where the next whole number is far."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def markdown(header, rows):
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]) + "\n"
 
@@ -105,12 +110,12 @@ def table(measured, path, way, link, budgets):
     """Of one direction, `encode` or `decode`, on one path: rows of codecs, fastest first."""
     cost = measured["moving_s_per_gb"][path]
     header = ["codec", "ratio", "GB/s a core", "cores to fill it", "GB/s then"]
-    header += [f"{cores} cores" for cores in budgets] + [f"pays below, {budgets[-1]} cores"]
+    header += [f"{cores} core{'s' if cores > 1 else ''}" for cores in budgets] + [f"pays below, {budgets[-1]} cores"]
     rows = []
     for spec, codec in sorted(measured["codecs"].items(), key=lambda item: -item[1][f"{way}_gb_per_s"]):
         speed, ratio = codec[f"{way}_gb_per_s"], codec["ratio"]
         row = [cell_name(spec), f"{ratio:.2f}", f"{1 / (1 / speed + cost):.2f}"]
-        row += [f"{cores_to_fill(link, ratio, speed, cost):.0f}", f"{ratio * link:.0f}"]
+        row += [short(cores_to_fill(link, ratio, speed, cost)), short(ratio * link)]
         row += [f"{gain(link, ratio, speed, cost, cores):.2f}" for cores in budgets]
         rows.append([*row, f"{8 * pays_below(speed, cost, budgets[-1]):.0f} Gb/s"])
     return markdown(header, rows)
@@ -129,20 +134,40 @@ def tables(measured, link_gbit, budgets, path):
         yield f"{verb} over {link_gbit} Gb/s, {path}:\n\n" + table(measured, path, way, link, budgets)
 
 
+def positive(text):
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def numbers(text):
+    return [positive(word) for word in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["collect", "tables"])
-    parser.add_argument("at", type=pathlib.Path)
-    parser.add_argument("--link-gbit", type=int, default=200)
-    parser.add_argument("--cores", default="8,16,32,64", help="budgets, with commas")
-    parser.add_argument("--path", default="shared memory", help="a row of the first table")
+    parser.add_argument("at", type=pathlib.Path, help="the folder of a run, or the file that `collect` has made of one")
+    parser.add_argument("--link-gbit", type=positive, default=200, help="Gb/s, a whole number")
+    parser.add_argument("--cores", type=numbers, default=[8, 16, 32, 64], help="budgets, with commas: 8,16,32,64")
+    parser.add_argument(
+        "--path", default="shared memory", help="how tensors reach the codec: `in the process`, `unix socket`, `shared memory`"
+    )
     args = parser.parse_args()
-    if args.what == "collect":
-        print(json.dumps(collect(args.at), indent=1))
-        return
-    budgets = [int(cores) for cores in args.cores.split(",")]
-    measured = json.loads(args.at.read_text())
-    sys.stdout.write("\n".join(tables(measured, args.link_gbit, budgets, args.path)))
+    try:
+        if args.what == "collect":
+            print(json.dumps(collect(args.at), indent=1))
+            return
+        measured = json.loads(args.at.read_text())
+        paths = measured["moving_s_per_gb"]
+        if args.path not in paths:
+            parser.error(f"{args.at} has no path {args.path!r}; it has: {', '.join(paths)}")
+        text = "\n".join(tables(measured, args.link_gbit, args.cores, args.path))
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    except (ValueError, TypeError, LookupError) as error:
+        parser.error(f"{args.at} is nothing that `{args.what}` reads: {type(error).__name__}: {error}")
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import subprocess
 import sys
 
 import pytest
@@ -79,3 +81,37 @@ def test_document_has_the_tables_of_its_inputs():
     shown = text.split("<!-- tables: begin -->\n")[1].split("<!-- tables: end -->")[0]
     made = capacity.tables(json.loads(INPUTS.read_text()), 200, [8, 16, 32, 64], "shared memory")
     assert shown == "\n".join(made)
+
+
+def test_document_has_the_output_of_its_example():
+    command, shown = re.search(r"^    (bench/capacity.py tables docs/.*)\n\n((?:    .*\n|\n)+)", DOCUMENT.read_text(), re.M).groups()
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True, capture_output=True, text=True)
+    made = done.stdout.splitlines()
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    assert len(lines) > 4 and [line for line in lines if line not in made] == []
+
+
+def test_document_has_the_quality_of_the_readme():
+    row = re.compile(r"^\| `([^`]+)` \|.*\| ([\d.]+ %) \|$", re.M)
+    quality = dict(row.findall((ROOT / "README.md").read_text()))
+    assert quality["kv4"] == "98.0 %" and "int4(group=64)" in quality
+    text = DOCUMENT.read_text()
+    assert [spec for spec, same in quality.items() if f"`{spec}` {same}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["tables", INPUTS, "--path", "pigeon"], "has no path 'pigeon'; it has: in the process, unix socket, shared memory"),
+        (["tables", "gone.json"], "gone.json: No such file"),
+        (["collect", "gone"], "codecs.json: No such file"),
+        (["tables", DOCUMENT], "is nothing that `tables` reads"),
+        (["tables", INPUTS, "--link-gbit", "0"], "argument --link-gbit: '0' is no whole number above 0"),
+        (["tables", INPUTS, "--cores", "8,0"], "argument --cores: '0' is no whole number above 0"),
+    ],
+)
+def test_what_it_cannot_use_is_said_in_a_line(words, said):
+    command = [sys.executable, ROOT / "bench" / "capacity.py", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Traceback" not in done.stderr and said in done.stderr.splitlines()[-1]
