@@ -180,7 +180,7 @@ class Call final : public MessageSink, public CallWatch {
       absl::Status grown = Guard([&] { GrowFrame(filled_ + bytes.size()); });
       if (!grown.ok()) return grown;
     }
-    CopyToResult(frame_room_.data() + filled_, bytes, frame_room_.size());
+    CopyToResult(frame_room_.data() + filled_, bytes, OfCall(frame_room_.size()));
     filled_ += bytes.size();
     return absl::OkStatus();
   }
@@ -218,6 +218,9 @@ class Call final : public MessageSink, public CallWatch {
  private:
   bool compresses() const { return targets_.empty(); }
 
+  // The bytes of all results, were they as large as this one: what is known of those that are still to come.
+  size_t OfCall(size_t result_bytes) const { return result_bytes * std::max(frame_bytes_.size(), targets_.size()); }
+
   void Run() {
     {
       const Away away;
@@ -242,7 +245,7 @@ class Call final : public MessageSink, public CallWatch {
   void WriteValues(ByteSpan bytes) {
     const MutableByteSpan room = values_.Together();
     if (bytes.empty() || room.size() < bytes.size()) return values_.Write(bytes);
-    CopyToResult(room.data(), bytes, value_bytes_);
+    CopyToResult(room.data(), bytes, OfCall(value_bytes_));
     values_.Skip(bytes.size());
   }
 

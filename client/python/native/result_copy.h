@@ -12,11 +12,11 @@
 
 namespace kvcompress {
 
-// From so many bytes on, a result pushes its own first bytes out of a core's caches before anybody reads them.
+// From so many bytes on, a call's results push their own first bytes out of a core's caches before anybody reads them.
 inline constexpr size_t kLargeResultBytes = size_t{32} << 20;
 
-// Copies a part of a result of `result_bytes`. That of a large one is written past the caches: its memory need not be
-// read before, which is a third of what a copy moves.
+// Copies a part of what a call gives, `result_bytes` in all. That of a large one is written past the caches: its memory
+// need not be read before, which is a third of what a copy moves.
 inline void CopyToResult(std::byte* to, ByteSpan from, size_t result_bytes) {
 #if defined(__SSE2__)
   if (result_bytes >= kLargeResultBytes) {

@@ -227,3 +227,21 @@ def test_large_results_wherever_they_begin(daemon, connect, shared_memory):
         assert not room[:first].any()
         assert last is None or not room[last:].any()
         assert np.array_equal(client.decompress(frame), values)
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_many_results_that_are_large_together(daemon, connect, shared_memory):
+    client = connect(daemon("--shared-memory", "kvc-plain-"), native="require", shared_memory=shared_memory)
+    whole = np.random.default_rng(1).integers(0, 1 << 15, (17 << 20) + 50, np.uint16)
+    places = [slice(begin + begin % 7, min(begin + 400_000, whole.size)) for begin in range(0, whole.size, 400_000)]
+    frames = list(client.compress_many([(str(place), whole[place]) for place in places], "raw"))
+    assert sum(map(len, frames)) > 32 << 20
+    room = np.zeros_like(whole)
+    list(client.decompress_many(frames, out=[room[place] for place in places]))
+    for place in places:
+        assert np.array_equal(room[place], whole[place])
+        room[place] = 0
+    assert not room.any()
+    for place, (name, values) in zip(places, client.decompress_many(frames), strict=True):
+        assert name == str(place)
+        assert np.array_equal(values, whole[place])
