@@ -75,6 +75,14 @@ def test_links_lead_somewhere(document):
     assert list(broken_links(document)) == []
 
 
+@pytest.mark.parametrize("path", ["docs/benchmarks.md", "docs/benchmarks-tried.md", "client/python/README.md"])
+def test_the_contents_of_a_long_document_have_all_its_parts(path):
+    text = (REPOSITORY / path).read_text()
+    contents = re.findall(r"^ *- \[(.*)\]\(#", text, re.MULTILINE)
+    parts = re.findall(r"^## (.*)$", prose(text), re.MULTILINE)
+    assert len(parts) > 2 and [part for part in parts if part not in contents] == []
+
+
 @each_document
 def test_paths_exist(document):
     assert [path for path in paths_in(document.read_text()) if not exists(path)] == []
