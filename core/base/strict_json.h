@@ -110,9 +110,9 @@ class Checker final : public nlohmann::json::json_sax_t {
 // the last of several keys of one name: both are INVALID_ARGUMENT, as a syntax error is: "not valid JSON: WHAT at byte
 // N", of a syntax error in nested objects also ", in KEY.KEY".
 inline absl::StatusOr<nlohmann::json> ParseStrictJson(std::string_view text) {
-  if (absl::Status fault = json_internal::Checker(text).Check(); !fault.ok()) return fault;
   // The library reads numbers by std::strtod, which rounds as the caller does.
   const UsualFloatEnvironment environment;
+  if (absl::Status fault = json_internal::Checker(text).Check(); !fault.ok()) return fault;
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 

@@ -276,6 +276,21 @@ TEST(ProfileTest, NumbersDoNotDependOnHowTheCallerRounds) {
   }
 }
 
+TEST(ProfileTest, NumbersThatNoDoubleHoldsAreRefusedHoweverTheCallerRounds) {
+  const auto is_json = [](const std::string& number) {
+    const auto profile = Profile::Parse(R"({"version": 1, "default": "int4", "rotary": {"theta": )" + number + "}}");
+    return profile.status().message().find("not valid JSON: a syntax error") == std::string::npos;
+  };
+  for (const int way : {FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO, FE_TONEAREST}) {
+    std::fesetround(way);
+    const bool holds_largest = is_json("1.7976931348623158e308"), holds_above = is_json("1.79769313486231585e308");
+    const bool holds_large = is_json("1e400"), holds_negative = is_json("-1e400");
+    std::fesetround(FE_TONEAREST);
+    EXPECT_TRUE(holds_largest) << way;
+    EXPECT_FALSE(holds_above || holds_large || holds_negative) << way;
+  }
+}
+
 std::string RotaryFault(const std::string& rotary) {
   const auto profile = Profile::Parse(R"({"version": 1, "default": "int4", "rotary": )" + rotary + "}");
   return profile.ok() ? "" : std::string(profile.status().message());
