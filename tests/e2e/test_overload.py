@@ -15,6 +15,13 @@ LONG = os.environ.get("KVC_TIER") == "long"
 RSS_OVERHEAD = 150 * MIB
 
 
+@pytest.mark.parametrize("decompress", [False, True])
+def test_the_output_that_load_keeps_is_what_it_hashes(bin_dir, decompress):
+    flags = {"calls": 2, "tensor_bytes": 300_000, "decompress": decompress}
+    kept = [outcome["hashes"] for outcome in load(bin_dir, "local", streams=2, keep=True, **flags)]
+    assert kept == expected_hashes(bin_dir, 2, **flags)
+
+
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("shared_connection", [False, True], ids=["connections", "one_connection"])
 def test_equal_streams_are_served_equally_within_the_budget(daemon, bin_dir, shared_connection):

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <latch>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -33,6 +34,8 @@ ABSL_FLAG(uint64_t, tensor_bytes, 1 << 20, "of F16 values");
 ABSL_FLAG(std::string, codec, "int4(group=64)", "spec");
 ABSL_FLAG(bool, shared_connection, false, "one connection for all streams");
 ABSL_FLAG(bool, shared_memory, false, "send through shared memory where the daemon offers it");
+ABSL_FLAG(bool, keep, false,
+          "have the output of a call in memory, that of the call before, and hash the last one alone");
 ABSL_FLAG(absl::Duration, timeout, absl::Minutes(10), "of a call");
 ABSL_FLAG(int, attempts, 1, "most attempts of a call");
 ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(20), "how long a daemon that was there is waited for");
@@ -77,30 +80,45 @@ std::vector<std::byte> MakeBuffer() {
   return buffer;
 }
 
-// The output of a call, as a hash of it.
-class Digest final : public CompressSink, public DecompressSink {
+// The output of a call: hashed as it comes, or kept.
+class Output final : public CompressSink, public DecompressSink {
  public:
+  explicit Output(bool keeps) : keeps_(keeps) {}
+
+  void Begin() {
+    XXH3_64bits_reset(state_.get());
+    filled_ = 0;
+  }
   absl::Status OnFrame(ByteSpan bytes) override { return Add(bytes); }
   absl::Status OnData(ByteSpan bytes) override { return Add(bytes); }
   absl::Status OnHeader(const TensorDesc&) override { return absl::OkStatus(); }
   absl::Status OnTensor(const TensorReport&) override { return absl::OkStatus(); }
 
-  std::string value() const { return absl::StrFormat("%016x", XXH3_64bits_digest(state_.get())); }
+  bool keeps() const { return keeps_; }
+  std::string hash() const {
+    const uint64_t hash = keeps_ ? XXH3_64bits(kept_.data(), filled_) : XXH3_64bits_digest(state_.get());
+    return absl::StrFormat("%016x", hash);
+  }
 
  private:
   absl::Status Add(ByteSpan bytes) {
-    XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+    if (!keeps_) {
+      XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+      return absl::OkStatus();
+    }
+    if (kept_.size() < filled_ + bytes.size()) kept_.resize(filled_ + bytes.size());
+    std::memcpy(kept_.data() + filled_, bytes.data(), bytes.size());
+    filled_ += bytes.size();
     return absl::OkStatus();
   }
 
   struct Free {
     void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
   };
-  std::unique_ptr<XXH3_state_t, Free> state_ = [] {
-    std::unique_ptr<XXH3_state_t, Free> state(XXH3_createState());
-    XXH3_64bits_reset(state.get());
-    return state;
-  }();
+  const bool keeps_;
+  const std::unique_ptr<XXH3_state_t, Free> state_{XXH3_createState()};
+  std::vector<std::byte> kept_;
+  size_t filled_ = 0;
 };
 
 class Collector final : public CompressSink {
@@ -178,6 +196,7 @@ Outcome RunStream(CodecClient& client, const Input& input) {
   Outcome outcome;
   absl::Duration cpu_before;
   absl::Time start;
+  Output output(absl::GetFlag(FLAGS_keep));
   const size_t warm_up = absl::GetFlag(FLAGS_warm_up);
   for (size_t call = 0; call < warm_up + absl::GetFlag(FLAGS_calls); ++call) {
     if (call == warm_up) {
@@ -186,28 +205,29 @@ Outcome RunStream(CodecClient& client, const Input& input) {
       start = absl::Now();
     }
     const absl::Time deadline = absl::Now() + absl::GetFlag(FLAGS_timeout);
-    Digest digest;
+    output.Begin();
     absl::Status status;
     t_attempts = 1;
     t_attempt_start = absl::Now();
     if (input.frame == nullptr) {
-      status = client.Compress(std::span(&input.compress, 1), deadline, digest);
+      status = client.Compress(std::span(&input.compress, 1), deadline, output);
     } else {
       const DecompressJob job{.name = "t", .source = input.frame.get()};
-      status = client.Decompress(std::span(&job, 1), deadline, digest);
+      status = client.Decompress(std::span(&job, 1), deadline, output);
     }
     outcome.attempts += t_attempts;
     outcome.last_attempt = absl::Now() - t_attempt_start;
     ++outcome.codes[absl::StatusCodeToString(status.code())];
     absl::SleepFor(absl::GetFlag(FLAGS_pause));
-    if (status.ok()) {
-      outcome.hashes.insert(digest.value());
-    } else {
+    if (!status.ok()) {
       outcome.error = std::string(status.message());
+    } else if (!output.keeps()) {
+      outcome.hashes.insert(output.hash());
     }
   }
   outcome.time = absl::Now() - start;
   outcome.cpu = ProcessCpu() - cpu_before;
+  if (output.keeps() && outcome.error.empty()) outcome.hashes.insert(output.hash());
   return outcome;
 }
 
