@@ -15,18 +15,20 @@ ORDER = ("missed", "not judged", "met")
 def disturbances(machine):
     """Why figures of a run are not to be trusted much; none of a quiet machine."""
     if machine.get("others", 0) > MOST_TAKEN:
-        yield f"other programs took {machine['others']:.0%} of its CPU time"
+        yield f"other programs took {100 * machine['others']:.0f} % of its CPU time"
     if machine["stolen"] > MOST_TAKEN:
-        yield f"its host gave {machine['stolen']:.0%} of its CPU time to other machines"
+        yield f"its host gave {100 * machine['stolen']:.0f} % of its CPU time to other machines"
     if machine.get("memcpy_spread", 0) > MOST_SPREAD:
-        yield f"memcpy's readings lie within {machine['memcpy_spread']:.0%}, more than {MOST_SPREAD:.0%}"
+        yield f"memcpy's readings lie within {100 * machine['memcpy_spread']:.0f} %, more than {100 * MOST_SPREAD:.0f}"
 
 
 def judged(target, is_quiet):
     """A target with its verdict, `met`, `missed` or `not judged`, and why it is not judged. It may have `rounds`, the
     value in each round; `most`, above which the value cannot be; and `exact`, where no noise changes the value."""
     doubt = why_not(target, is_quiet)
-    return target | ({"verdict": "not judged", "why": doubt} if doubt else {"verdict": "met" if target["met"] else "missed"})
+    if doubt:
+        return target | {"verdict": "not judged", "why": doubt}
+    return target | {"verdict": "met" if target["met"] else "missed"}
 
 
 def why_not(target, is_quiet):
@@ -41,6 +43,7 @@ def why_not(target, is_quiet):
         low, high, says = min(rounds), max(rounds), "its rounds lie"
     else:
         noise = 0 if is_quiet else ONCE
-        low, high, says = value * (1 - noise), value * (1 + noise), "measured once on a machine that was not quiet: it lies"
+        low, high = value * (1 - noise), value * (1 + noise)
+        says = "measured once on a machine that was not quiet: it may lie"
     within_noise = low < high and low <= float(limit[1]) <= high
     return f"within noise: {says} from {low:.2f} to {high:.2f}" if within_noise else None

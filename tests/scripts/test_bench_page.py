@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCH))
 import break_even  # noqa: E402
 import compare  # noqa: E402
 import measurements  # noqa: E402
+import page  # noqa: E402
 import targets  # noqa: E402
 import verdicts  # noqa: E402
 
@@ -147,8 +148,18 @@ def test_a_machine_that_others_use_is_not_quiet():
     assert list(verdicts.disturbances(quiet)) == []
     assert list(verdicts.disturbances({"stolen": 0.0})) == []
     (found,) = verdicts.disturbances(quiet | {"others": 0.4})
-    assert found == "other programs took 40% of its CPU time"
+    assert found == "other programs took 40 % of its CPU time"
     assert len(list(verdicts.disturbances({"others": 0.4, "stolen": 0.1, "memcpy_spread": 0.66}))) == 3
+
+
+@pytest.mark.parametrize("caller, others", [(7, 0.3), (8, None)])
+def test_what_the_run_computed_itself_is_no_disturbance(monkeypatch, caller, others):
+    monkeypatch.setattr(page, "cpu_ticks", lambda: (1900, 10, 3000))
+    monkeypatch.setattr(page, "caller_ticks", lambda: (caller, 350))
+    machine = {"ticks": (1000, 10, 1000), "caller": (7, 50)}
+    found = page.finish({"machine": machine, "sections": [], "targets": []})
+    assert found["machine"] == {"stolen": 0.0} | ({} if others is None else {"others": others})
+    assert len(found["disturbances"]) == (0 if others is None else 1)
 
 
 def test_a_run_that_was_disturbed_says_so_at_its_top(folder):
@@ -165,7 +176,7 @@ def test_a_run_that_was_disturbed_says_so_at_its_top(folder):
     assert done.returncode == 1 and "missed: far off" in done.stdout and "not judged: ours / theirs" in done.stdout
     assert "1 missed, 1 not judged, 0 met" in done.stdout
     run = json.loads((folder / "results.json").read_text())
-    said = "memcpy's readings lie within 87%, more than 30%"
+    said = "memcpy's readings lie within 87 %, more than 30"
     assert said in run["disturbances"]
     assert [one["verdict"] for one in run["targets"]] == ["not judged", "missed"]
     for text in (done.stdout, (folder / "page.md").read_text()):
