@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <vector>
 
 #include "absl/hash/hash.h"
 #include "absl/strings/ascii.h"
@@ -42,6 +43,14 @@ std::string RetryPushback(const absl::Status& status) {
   return payload ? std::string(*payload) : std::string();
 }
 
+// At most `most` bytes of it, and "..." where that is not all.
+std::string Cut(std::string_view text, size_t most) {
+  if (text.size() <= most) return std::string(text);
+  text = text.substr(0, most);
+  while (!text.empty() && !IsUtf8(text)) text.remove_suffix(1);
+  return absl::StrCat(absl::string_view(text.data(), text.size()), "...");
+}
+
 }  // namespace
 
 CallRecord::CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics, LogLevel level)
@@ -60,26 +69,29 @@ void CallRecord::End(const absl::Status& status, const StreamTotals& totals) {
   const absl::StatusCode code = too_late ? absl::StatusCode::kDeadlineExceeded : status.code();
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   metrics_.OnCallEnd(method_, code, seconds);
-  const LogLevel level = status.ok() ? level_ : std::max(level_, LogLevel::kInfo);
+  // Clients cancel as they like; what else fails somebody may have to mend.
+  const LogLevel failed = code == absl::StatusCode::kCancelled ? LogLevel::kInfo : LogLevel::kWarning;
+  const LogLevel level = status.ok() ? level_ : std::max(level_, failed);
   if (!Logs(level)) return;
   const double ratio = totals.frame_bytes == 0
                            ? 0.0
                            : static_cast<double>(totals.tensor_bytes) / static_cast<double>(totals.frame_bytes);
-  Log(level, "call",
-      {{"request_id", request_id_},
-       {"method", method_},
-       {"peer", peer_},
-       {"code", absl::StatusCodeToString(code)},
-       {"tensors", totals.tensors},
-       {"tensor_bytes", totals.tensor_bytes},
-       {"frame_bytes", totals.frame_bytes},
-       {"ratio", ratio},
-       {"seconds", seconds}});
-  // Texts of errors quote what the client sent.
+  std::vector<LogField> fields = {{"request_id", request_id_},
+                                  {"method", method_},
+                                  {"peer", peer_},
+                                  {"code", absl::StatusCodeToString(code)},
+                                  {"tensors", totals.tensors},
+                                  {"tensor_bytes", totals.tensor_bytes},
+                                  {"frame_bytes", totals.frame_bytes},
+                                  {"ratio", ratio},
+                                  {"seconds", seconds}};
+  // Quotes what the client sent, names of 1024 bytes as well.
+  constexpr size_t kMaxText = 512;
   if (!status.ok()) {
-    Log(LogLevel::kDebug, "call failed",
-        {{"request_id", request_id_}, {"text", std::string_view(status.message().data(), status.message().size())}});
+    const std::string_view text(status.message().data(), status.message().size());
+    fields.emplace_back("text", Cut(text, kMaxText));
   }
+  Log(level, "call", fields);
 }
 
 std::string ClientOf(const grpc::CallbackServerContext& context, const ClientMarks& marks) {
@@ -100,12 +112,7 @@ std::string ClientOf(const grpc::CallbackServerContext& context, const ClientMar
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   // Clients take 8 KiB of trailers; a byte that is not printable takes three there.
   constexpr size_t kMaxMessage = 2048;
-  std::string message(status.message());
-  if (message.size() > kMaxMessage) {
-    message.resize(kMaxMessage);
-    while (!message.empty() && !IsUtf8(message)) message.pop_back();
-    message += "...";
-  }
+  const std::string message = Cut(std::string_view(status.message().data(), status.message().size()), kMaxMessage);
   const auto code = static_cast<grpc::StatusCode>(status.raw_code());
   ErrorDetails details{.reason = ReasonOf(status)};
   int64_t milliseconds = 0;

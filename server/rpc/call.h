@@ -18,7 +18,8 @@ class CallRecord {
   using Clock = std::chrono::steady_clock;
 
   // Takes the request id from the metadata x-request-id if that is 1 to 64 characters of [A-Za-z0-9._-], else makes
-  // one; the initial metadata give it back. A call that goes well is logged at `level`.
+  // one; the initial metadata give it back. A call that goes well is logged at `level`, one that fails as a warning
+  // with the text of its status, one that its client has cancelled as information.
   CallRecord(grpc::CallbackServerContext* context, std::string_view method, Metrics& metrics,
              LogLevel level = LogLevel::kInfo);
 

@@ -116,7 +116,7 @@ void FlushLog(absl::Duration patience) {
 
 bool Logs(LogLevel level) { return spdlog::default_logger_raw()->should_log(ToSpdlog(level)); }
 
-void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields) {
+void Log(LogLevel level, std::string_view message, std::span<const LogField> fields) {
   spdlog::logger* logger = spdlog::default_logger_raw();
   if (!logger->should_log(ToSpdlog(level))) return;
   logger->log(ToSpdlog(level), "{}", Compose(message, fields));

@@ -2,15 +2,17 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 
-// The daemon's log: lines on stderr, as text ("message key=value ...") or JSON objects. Nothing that a client sent is
-// logged above the debug level, except its request id. A thread writes them: nobody waits for whoever reads stderr, and
-// what is not read in time is dropped, and counted.
+// The daemon's log: lines on stderr, as text ("message key=value ...") or JSON objects. Of what a client sent, only its
+// request id and what the text of a failed call quotes are logged above the debug level; values with other characters
+// than plain ones are escaped as in JSON, so that no client writes lines or fields of its own. A thread writes them:
+// nobody waits for whoever reads stderr, and what is not read in time is dropped, and counted.
 namespace kvcompress {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
@@ -39,6 +41,9 @@ void FlushLog(absl::Duration patience);
 // Whether lines of this level are written: for callers whose fields are costly to make.
 bool Logs(LogLevel level);
 
-void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {});
+void Log(LogLevel level, std::string_view message, std::span<const LogField> fields);
+inline void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {}) {
+  Log(level, message, std::span<const LogField>(fields.begin(), fields.size()));
+}
 
 }  // namespace kvcompress

@@ -158,7 +158,7 @@ def test_nothing_secret_in_what_the_daemon_says(daemon, stubs, tmp_path, authori
     said = page(server.metrics_address) + metrics
     assert server.stop() == 0
     said += server.log()
-    assert "call failed" in said and "--tls-key" in said
+    assert "code=INVALID_ARGUMENT" in said and "--tls-key" in said
     body = pair.key.read_text().splitlines()[1]
     assert len(body) > 40
     for secret in (TOKEN, TOKEN[:8], body, body[:40]):

@@ -167,6 +167,42 @@ def test_request_ids(daemon, stubs):
     assert "hidden-name" not in server.log()
 
 
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_the_log_says_why_a_call_failed(daemon, stubs, style):
+    """At the default level, on one line whatever the client's text is, and of no great length."""
+    server = daemon("--log-format", style, "--memory-budget", "1MiB")
+    client = Client(server, stubs)
+    name = 'n" code=OK\n2026-01-01T00:00:00.000+0000 error forged\x1b[31m\x7f'
+    nan = client.data(b"\x00\x3c\x00\x7e")  # 1 and NaN
+    refused = [failure(client.stub.Compress(iter(requests), timeout=30)) for requests in (
+        [client.header(name, [2], "int4"), nan],
+        [client.header("large", [1 << 40])],
+        [client.header("x" + "\xe9" * 511, [1 << 40])])]
+    call = client.stub.Compress(Feed(client.header("t", [1000])), timeout=30)
+    wait_for(lambda: client.metrics().bytes_in_flight > 0, "the call in flight")
+    call.cancel()
+    client.wait_until_idle()
+    assert server.stop() == 0
+    said = server.log()
+    assert said.isascii() and not any(ord(char) < 32 and char != "\n" for char in said) and "\x7f" not in said
+    lines = said.splitlines()
+    if style == "json":
+        calls = [line for line in map(json.loads, lines) if line.get("method") == "Compress"]
+        told = [(line["level"], line["code"], line.get("text")) for line in calls]
+    else:
+        assert not any(line.startswith("2026-01-01") for line in lines)
+        calls = [line for line in lines if " method=Compress " in line]
+        told = [(line.split()[1], line.split(" code=")[1].split()[0], json.loads(line.split(" text=", 1)[1]))
+                for line in calls]
+    assert len(told) == 4
+    texts = [text for _, text, _ in refused]
+    assert told[:2] == [("warning", "INVALID_ARGUMENT", texts[0]), ("warning", "RESOURCE_EXHAUSTED", texts[1])]
+    assert name in texts[0] and "above the limit" in texts[1]
+    level, code, text = told[2]
+    assert (level, code) == ("warning", "RESOURCE_EXHAUSTED") and text.endswith("\xe9...") and len(text.encode()) <= 515
+    assert told[3][:2] == ("info", "CANCELLED")
+
+
 def test_metrics_page_passes_promtool(daemon, stubs, sample):
     if shutil.which("promtool") is None:
         pytest.skip("no promtool on this machine (Debian package prometheus)")
