@@ -16,7 +16,7 @@ constexpr Advice kAdvice[] = {
     {"unknown codec \"", "-codec help lists them"},
     {"codec spec \"", "-codec help lists codecs and names"},
     {" has no parameter \"", "-codec help describes them"},
-    {" cannot hold (", "or give -on-nonfinite lossless, which stores blocks with such values as they are"},
+    {" cannot hold (", "-on-nonfinite lossless stores blocks with such values as they are"},
     {": this program was given no directory of artifacts",
      "-artifacts DIR names it, and for a daemon its own --artifacts DIR"},
     {"a token is needed: ", "the flag -token-file FILE does"},

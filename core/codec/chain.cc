@@ -101,10 +101,12 @@ absl::Status CodecChain::ValueFault(const Block& block) const {
   const std::string what = std::isnan(value)   ? "NaN"
                            : std::isinf(value) ? (value > 0 ? "infinity" : "-infinity")
                                                : absl::StrFormat("%g", value);
-  // A clamp would make rubbish of what is finite.
-  const std::string instead = std::isfinite(value) ? "quant(symmetric=true), blocknorm, near-lossless and lossless do"
-                                                   : absl::StrCat("use a lossless codec, or put clamp in front: clamp|",
-                                                                  spec_.tensor_codec().text());
+  // What changes no value comes first. A clamp would make rubbish of what is finite.
+  const std::string instead =
+      std::isfinite(value)
+          ? "quant(symmetric=true), blocknorm, near-lossless and lossless do"
+          : absl::StrCat("on_nonfinite=lossless stores its block as it is; clamp|", spec_.tensor_codec().text(),
+                         std::isnan(value) ? " makes 0 of it" : " makes it finite");
   return absl::InvalidArgumentError(absl::StrFormat("tensor \"%s\": value %d is %s, which %s cannot hold (%s)",
                                                     block.tensor.name, block.first + index, what, codec_name(),
                                                     instead));

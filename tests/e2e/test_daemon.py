@@ -179,8 +179,8 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
      'tensor "a": int4: group=48 is not one of 32, 64, 128', []),
     (lambda c: [c.header("a", [2], "int9")], INVALID, 'tensor "a": unknown codec "int9" (similar: int2, int3, int4, int5, int6, int8)', []),
     (lambda c: [c.header("a", [2]), c.data(np.array([1, np.nan], np.float16).tobytes())], INVALID,
-     'tensor "a": value 1 is NaN, which int4 cannot hold (use a lossless codec, or put clamp in front: '
-     'clamp|int4(group=64))', []),
+     'tensor "a": value 1 is NaN, which int4 cannot hold (on_nonfinite=lossless stores its block as it is; '
+     'clamp|int4(group=64) makes 0 of it)', []),
 ])
 def test_wrong_compress_streams(client, build, code, text, before):
     assert failure(client.stub.Compress(iter(build(client)), timeout=30)) == (code, text, before)

@@ -55,7 +55,8 @@ def test_without_the_flag_tensor_and_index_are_named(bin_dir, tmp_path, file):
         done = run(bin_dir, "-input", file, "-output", tmp_path / "out", *flags)
         assert done.returncode == 1
         assert f'tensor "layer_0_value": value {BAD} is NaN, which int4 cannot hold' in done.stderr
-        assert done.stderr.endswith("; or give -on-nonfinite lossless, which stores blocks with such values as they are\n")
+        assert "(on_nonfinite=lossless stores its block as it is; clamp|int4(group=64) makes 0 of it)" in done.stderr
+        assert done.stderr.endswith("; -on-nonfinite lossless stores blocks with such values as they are\n")
     done = run(bin_dir, "-input", file, "-output", tmp_path / "out", "-on-nonfinite", "clamp")
     assert done.returncode == 1
     assert '-on-nonfinite must be error or lossless, not "clamp"' in done.stderr

@@ -230,9 +230,10 @@ TEST(ChainTest, ValuesThatCannotBeHeldAreNamed) {
     StoreFromF32(one.dtype, one.value, values.data(), 211);
     EXPECT_THAT(EncodeOneBlock(chain, MakeTensor("layer_3_key", one.dtype, {300}), values, nullptr),
                 StatusIs(absl::StatusCode::kInvalidArgument,
-                         absl::StrFormat("tensor \"layer_3_key\": value 211 is %s, which int4 cannot hold (use a "
-                                         "lossless codec, or put clamp in front: clamp|int4(group=64))",
-                                         one.text)));
+                         absl::StrFormat("tensor \"layer_3_key\": value 211 is %s, which int4 cannot hold "
+                                         "(on_nonfinite=lossless stores its block as it is; clamp|int4(group=64) "
+                                         "makes %s)",
+                                         one.text, std::isnan(one.value) ? "0 of it" : "it finite")));
   }
   auto values = MakeValues(DType::kF32, 300, Distribution::kGaussian);
   StoreFromF32(DType::kF32, 3e38f, values.data(), 211);

@@ -370,8 +370,8 @@ TEST_F(SessionTest, TheFirstFaultInTheStreamIsItsStatus) {
                   Header("next", {1}), Data(64)},
                  &responses),
         StatusIs(absl::StatusCode::kInvalidArgument,
-                 "tensor \"bad\": value 70000 is infinity, which int4 cannot hold (use a lossless codec, or put "
-                 "clamp in front: clamp|int4(group=64))"));
+                 "tensor \"bad\": value 70000 is infinity, which int4 cannot hold (on_nonfinite=lossless stores "
+                 "its block as it is; clamp|int4(group=64) makes it finite)"));
     EXPECT_EQ(Shape(responses), "ft");
   }
 }

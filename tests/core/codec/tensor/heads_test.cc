@@ -110,11 +110,10 @@ TEST(HeadsTest, AValueThatAChainCannotHoldIsNamedByItsPlaceInTheTensor) {
   StoreFromF32(DType::kF16, std::numeric_limits<float>::infinity(), values.data(), 128);  // of head 0
   EXPECT_THAT(EncodeAt(chain, tensor, 80, values).status, IsOk());
   StoreFromF32(DType::kF16, std::numeric_limits<float>::infinity(), values.data(), 255);
-  EXPECT_THAT(
-      EncodeAt(chain, tensor, 80, values).status,
-      StatusIs(absl::StatusCode::kInvalidArgument,
-               "tensor \"t\": value 335 is infinity, which int8 cannot hold (use a lossless codec, or put clamp "
-               "in front: clamp|int8(group=64))"));
+  EXPECT_THAT(EncodeAt(chain, tensor, 80, values).status,
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       "tensor \"t\": value 335 is infinity, which int8 cannot hold (on_nonfinite=lossless stores its "
+                       "block as it is; clamp|int8(group=64) makes it finite)"));
 }
 
 // What no encoder writes, field by field.
