@@ -1,5 +1,8 @@
 #include "server/session/admission.h"
 
+#include <cmath>
+#include <utility>
+
 #include "absl/strings/cord.h"
 #include "absl/strings/str_format.h"
 
@@ -11,6 +14,18 @@ using std::chrono::milliseconds;
 // When somebody else's call will be over cannot be known.
 constexpr milliseconds kRetryAfter{100};
 constexpr milliseconds kNoRetry{0};
+
+// For people, exact: "4194304 bytes (4 MiB)".
+std::string SizeText(uint64_t bytes) {
+  std::string text = absl::StrFormat("%d bytes", bytes);
+  constexpr std::pair<const char*, int> kUnits[] = {{"TiB", 40}, {"GiB", 30}, {"MiB", 20}, {"KiB", 10}};
+  for (const auto& [unit, shift] : kUnits) {
+    if (bytes >> shift == 0) continue;
+    absl::StrAppendFormat(&text, " (%.4g %s)", std::ldexp(static_cast<double>(bytes), -shift), unit);
+    break;
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -76,10 +91,11 @@ void Admission::Ticket::Release() {
 absl::Status Admission::Ticket::Promise(uint64_t bytes, uint64_t backed) {
   const uint64_t budget = admission_->options_.memory_budget;
   if (bytes > budget) {
-    return admission_->Reject(RejectReason::kTensorTooLarge,
-                              absl::ResourceExhaustedError(absl::StrFormat(
-                                  "the stream needs %d bytes of memory, the whole budget is %d", bytes, budget)),
-                              kNoRetry);
+    return admission_->Reject(
+        RejectReason::kTensorTooLarge,
+        absl::ResourceExhaustedError(absl::StrFormat("the stream needs %s of memory, the whole --memory-budget is %s",
+                                                     SizeText(bytes), SizeText(budget))),
+        kNoRetry);
   }
   uint64_t others = 0;
   {
@@ -92,11 +108,11 @@ absl::Status Admission::Ticket::Promise(uint64_t bytes, uint64_t backed) {
       return absl::OkStatus();
     }
   }
-  return admission_->Reject(
-      RejectReason::kMemoryBudget,
-      absl::ResourceExhaustedError(absl::StrFormat(
-          "the stream needs %d bytes of memory, other streams hold %d of the budget of %d", bytes, others, budget)),
-      kRetryAfter);
+  return admission_->Reject(RejectReason::kMemoryBudget,
+                            absl::ResourceExhaustedError(absl::StrFormat(
+                                "the stream needs %s of memory, other streams hold %s of the --memory-budget of %s",
+                                SizeText(bytes), SizeText(others), SizeText(budget))),
+                            kRetryAfter);
 }
 
 absl::Status Admission::Ticket::Count(absl::Status status) const {

@@ -178,12 +178,13 @@ def test_memory_budget(daemon, stubs):
     assert next(call).frame  # a block has come, and gives way to nobody
     wait_for(lambda: client.metrics().bytes_in_flight == 800_000, "the first tensor's memory")
     refused = client.stub.Compress(iter([client.header("b", [140_000])]), timeout=30)
-    text = "the stream needs 560000 bytes of memory, other streams hold 800000 of the budget of 1048576"
+    text = ("the stream needs 560000 bytes (546.9 KiB) of memory, other streams hold 800000 bytes (781.2 KiB) of the "
+            "--memory-budget of 1048576 bytes (1 MiB)")
     assert failure(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
     assert ("grpc-retry-pushback-ms", "100") in [tuple(pair) for pair in refused.trailing_metadata()]
     assert retry_delay_ms(refused) == 100
     hopeless = client.stub.Compress(iter([client.header("c", [MIB])]), timeout=30)
-    text = "the stream needs 4194304 bytes of memory, the whole budget is 1048576"
+    text = "the stream needs 4194304 bytes (4 MiB) of memory, the whole --memory-budget is 1048576 bytes (1 MiB)"
     assert failure(hopeless) == (grpc.StatusCode.RESOURCE_EXHAUSTED, text, [])
     assert "grpc-retry-pushback-ms" not in dict(hopeless.trailing_metadata())
     assert rpc_status.from_call(hopeless) is None

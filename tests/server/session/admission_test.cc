@@ -93,8 +93,11 @@ TEST_F(AdmissionTest, TheBudgetIsSharedAndNeverExceeded) {
   EXPECT_THAT(a.Resize(600), IsOk());
   EXPECT_THAT(b.Resize(400), IsOk());
   const absl::Status refused = b.Resize(401);
-  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
-                                "the stream needs 401 bytes of memory, other streams hold 600 of the budget of 1000"));
+  EXPECT_THAT(
+      refused,
+      StatusIs(
+          absl::StatusCode::kResourceExhausted,
+          "the stream needs 401 bytes of memory, other streams hold 600 bytes of the --memory-budget of 1000 bytes"));
   EXPECT_TRUE(HasPushback(refused));
   EXPECT_EQ(admission_.bytes(), 1000u);
   EXPECT_THAT(a.Resize(100), IsOk());
@@ -112,9 +115,11 @@ TEST_F(AdmissionTest, APromiseWithoutWorkGivesWay) {
   EXPECT_EQ(admission_.bytes(), 900u);
   EXPECT_THAT(busy.Resize(400), IsOk());
   EXPECT_EQ(admission_.bytes(), 400u);
-  EXPECT_THAT(idle.Promise(900, 10), StatusIs(absl::StatusCode::kResourceExhausted,
-                                              "the stream needs 900 bytes of memory, other streams hold 400 of the "
-                                              "budget of 1000"));
+  EXPECT_THAT(
+      idle.Promise(900, 10),
+      StatusIs(
+          absl::StatusCode::kResourceExhausted,
+          "the stream needs 900 bytes of memory, other streams hold 400 bytes of the --memory-budget of 1000 bytes"));
   // There is room again: the promise is made anew.
   ASSERT_THAT(busy.Resize(0), IsOk());
   EXPECT_THAT(idle.Promise(900, 10), IsOk());
@@ -126,9 +131,11 @@ TEST_F(AdmissionTest, WhatIsBehindAPromiseIsNotTakenBack) {
   Admission::Ticket other = *admission_.AdmitStream();
   ASSERT_THAT(half.Promise(900, 300), IsOk());
   // Nothing is taken where it would not be enough.
-  EXPECT_THAT(other.Resize(701), StatusIs(absl::StatusCode::kResourceExhausted,
-                                          "the stream needs 701 bytes of memory, other streams hold 900 of the budget "
-                                          "of 1000"));
+  EXPECT_THAT(
+      other.Resize(701),
+      StatusIs(
+          absl::StatusCode::kResourceExhausted,
+          "the stream needs 701 bytes of memory, other streams hold 900 bytes of the --memory-budget of 1000 bytes"));
   EXPECT_EQ(admission_.bytes(), 900u);
   EXPECT_THAT(other.Resize(700), IsOk());
   EXPECT_EQ(admission_.bytes(), 1000u);
@@ -140,7 +147,7 @@ TEST_F(AdmissionTest, WhatNeverFitsSaysSoAndAsksForNoRetry) {
   Admission::Ticket ticket = *admission_.AdmitStream();
   const absl::Status refused = ticket.Resize(1001);
   EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
-                                "the stream needs 1001 bytes of memory, the whole budget is 1000"));
+                                "the stream needs 1001 bytes of memory, the whole --memory-budget is 1000 bytes"));
   EXPECT_FALSE(HasPushback(refused));
   EXPECT_THAT(ticket.Resize(~uint64_t{0}).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(reasons_, ::testing::ElementsAre("tensor_too_large", "tensor_too_large"));

@@ -632,9 +632,10 @@ TEST_F(SessionTest, AHeaderAloneKeepsNobodyOutAndWhatCameDoes) {
   driver.session.Push(Data(2'000));
   driver.session.HalfClose();
   while (!driver.session.done()) driver.signal.Wait();
-  EXPECT_THAT(driver.session.status(), StatusIs(absl::StatusCode::kResourceExhausted,
-                                                "the stream needs 80000 bytes of memory, other streams hold 80000 of "
-                                                "the budget of 100000"));
+  EXPECT_THAT(driver.session.status(),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       "the stream needs 80000 bytes (78.12 KiB) of memory, other streams hold 80000 bytes (78.12 KiB) "
+                       "of the --memory-budget of 100000 bytes (97.66 KiB)"));
 }
 
 TEST_F(SessionTest, OverTheBudgetIsAnErrorBehindWhatCameBefore) {
@@ -645,11 +646,12 @@ TEST_F(SessionTest, OverTheBudgetIsAnErrorBehindWhatCameBefore) {
     CompressDriver driver(pool_, admission, Options());
     const absl::Status status = driver.Run({Header("a", {1000}), Data(2000), Header("b", {4000}), Data(8000)});
     EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted,
-                                 ::testing::AnyOf("the stream needs 16000 bytes of memory, other streams hold 15000 of "
-                                                  "the budget of 20000",
-                                                  // the first tensor may still be on its way out
-                                                  "the stream needs 20000 bytes of memory, other streams hold 15000 of "
-                                                  "the budget of 20000")));
+                                 ::testing::AnyOf(
+                                     "the stream needs 16000 bytes (15.62 KiB) of memory, other streams hold 15000 "
+                                     "bytes (14.65 KiB) of the --memory-budget of 20000 bytes (19.53 KiB)",
+                                     // the first tensor may still be on its way out
+                                     "the stream needs 20000 bytes (19.53 KiB) of memory, other streams hold 15000 "
+                                     "bytes (14.65 KiB) of the --memory-budget of 20000 bytes (19.53 KiB)")));
     EXPECT_EQ(std::string(status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size()))
                               .value_or(absl::Cord())),
               "100");
@@ -657,8 +659,11 @@ TEST_F(SessionTest, OverTheBudgetIsAnErrorBehindWhatCameBefore) {
   }
   CompressDriver driver(pool_, admission, Options());
   const absl::Status status = driver.Run({Header("c", {10'000}), Data(20'000)});
-  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted,
-                               "the stream needs 40000 bytes of memory, the whole budget is 20000"));
+  EXPECT_THAT(
+      status,
+      StatusIs(
+          absl::StatusCode::kResourceExhausted,
+          "the stream needs 40000 bytes (39.06 KiB) of memory, the whole --memory-budget is 20000 bytes (19.53 KiB)"));
   EXPECT_FALSE(status.GetPayload(absl::string_view(kRetryPushbackUrl.data(), kRetryPushbackUrl.size())).has_value());
 }
 

@@ -216,7 +216,8 @@ TEST_F(TensorCallTest, MemoryIsAskedForInputAndOutput) {
   Admission::Ticket ticket = *small.AdmitStream();
   CompressTensorCall refused;
   EXPECT_THAT(refused.Start(ToCompress(5000, "raw"), Pieces(values_, 10'000), options_, ticket),
-              StatusIs(absl::StatusCode::kResourceExhausted, ::testing::HasSubstr("the whole budget is 15000")));
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       ::testing::HasSubstr("the whole --memory-budget is 15000 bytes (14.65 KiB)")));
 }
 
 TEST_F(TensorCallTest, ShortIsWhatIsSmallAndFast) {
