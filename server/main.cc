@@ -118,6 +118,23 @@ void WarnOfMemoryLimit(uint64_t memory_budget) {
       {{"memory_budget", memory_budget}, {"memory_limit", *limit}});
 }
 
+// With the ports that the system has chosen.
+void LogStart(const Options& options, const Daemon& daemon) {
+  const auto or_off = [](const std::string& text) { return text.empty() ? "off" : text; };
+  Log(LogLevel::kInfo, "started",
+      {{"version", ThisBuild().version},
+       {"threads", uint64_t{daemon.threads()}},
+       {"memory_budget", options.memory_budget},
+       {"shared_memory", or_off(options.shared_memory_prefix)},
+       {"foreign_memory", or_off(options.foreign_memory_prefix)}});
+  if (daemon.threads() < daemon.threads_wanted()) {
+    Log(LogLevel::kWarning, "fewer codec threads than asked for: the system gives no more",
+        {{"threads", uint64_t{daemon.threads()}}, {"wanted", uint64_t{daemon.threads_wanted()}}});
+  }
+  for (const std::string& address : daemon.listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});
+  Log(LogLevel::kInfo, "serving", {{"metrics", or_off(daemon.metrics_listen())}});
+}
+
 int Serve(const Options& options) {
   static Signals& signals = *new Signals;
   if (const absl::Status status = signals.Block(); !status.ok()) return Failure(status, 1);
@@ -128,15 +145,7 @@ int Serve(const Options& options) {
   WarnOfMemoryLimit(options.memory_budget);
   const absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(options);
   if (!daemon.ok()) return Failure(daemon.status(), 1);
-  Log(LogLevel::kInfo, "started",
-      {{"version", ThisBuild().version},
-       {"threads", uint64_t{(*daemon)->threads()}},
-       {"memory_budget", options.memory_budget}});
-  if ((*daemon)->threads() < (*daemon)->threads_wanted()) {
-    Log(LogLevel::kWarning, "fewer codec threads than asked for: the system gives no more",
-        {{"threads", uint64_t{(*daemon)->threads()}}, {"wanted", uint64_t{(*daemon)->threads_wanted()}}});
-  }
-  for (const std::string& address : (*daemon)->listen()) Log(LogLevel::kInfo, "serving", {{"listen", address}});
+  LogStart(options, **daemon);
   if (!options.port_file.empty()) {
     if (const absl::Status status = WritePortFile(options.port_file, **daemon); !status.ok()) {
       return Failure(absl::Status(status.code(), absl::StrFormat("--port-file: %s", status.message())), 1);

@@ -167,6 +167,20 @@ def test_request_ids(daemon, stubs):
     assert "hidden-name" not in server.log()
 
 
+def test_the_log_says_where_it_listens(daemon, socket_dir):
+    server = daemon("--listen", f"unix:{socket_dir}/kvc.sock", "--shared-memory", "kvc-start-", "--log-format", "json")
+    plain = daemon("--metrics-listen", "off", "--log-format", "json")
+    assert (server.stop(), plain.stop()) == (0, 0)
+    for one, prefix, metrics in (server, "kvc-start-", server.metrics_address), (plain, "off", "off"):
+        lines = [json.loads(line) for line in one.log().splitlines()]
+        (started,) = [line for line in lines if line["message"] == "started"]
+        assert (started["shared_memory"], started["foreign_memory"]) == (prefix, "off")
+        serving = [line for line in lines if line["message"] == "serving"]
+        assert [line["listen"] for line in serving if "listen" in line] == one.listen
+        assert [line["metrics"] for line in serving if "metrics" in line] == [metrics]
+    assert server.metrics_address.startswith("127.0.0.1:") and not server.metrics_address.endswith(":0")
+
+
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_the_log_says_why_a_call_failed(daemon, stubs, style):
     """At the default level, on one line whatever the client's text is, and of no great length."""
