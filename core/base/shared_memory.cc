@@ -90,6 +90,11 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& key, uint64
   if (object.fd_ < 0) KVC_RETURN_IF_ERROR(object.OpenNew());
   int error = EINTR;
   while (error == EINTR) error = posix_fallocate(object.fd_, 0, static_cast<off_t>(size));
+  if (error == ENOSPC) {
+    return absl::ResourceExhaustedError(absl::StrCat("create shared memory ", key,
+                                                     ": no space left on device: ", kFolder, " has no room for ", size,
+                                                     " bytes (", size >> 20, " MiB): Docker's --shm-size gives more"));
+  }
   if (error != 0) return ErrnoError("create shared memory", key, error);
   if (!object.linked_) KVC_RETURN_IF_ERROR(object.Link());
   object.complete_ = true;

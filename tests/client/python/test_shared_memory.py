@@ -38,9 +38,9 @@ def objects():
     return [path.name for path in pathlib.Path("/dev/shm").iterdir() if path.name.startswith(PREFIX)]
 
 
-def end_pause(monkeypatch):
+def end_pause(monkeypatch, seconds=61):
     real = time.monotonic
-    monkeypatch.setattr(_shared_memory.time, "monotonic", lambda: real() + 61)
+    monkeypatch.setattr(_shared_memory.time, "monotonic", lambda: real() + seconds)
 
 
 def regions(server):
@@ -295,7 +295,8 @@ def test_daemons_that_do_not_offer_it(daemon, connect):
 
 
 @pytest.mark.parametrize("refuses", ["posix_fallocate", "open"])
-def test_machines_without_room_for_it(client, monkeypatch, refuses):
+def test_machines_without_room_for_it(client, monkeypatch, caplog, refuses):
+    no_room = f"/dev/shm has no room for {16 * MIB} bytes (16 MiB): Docker's --shm-size gives more"
     real = getattr(os, refuses)
 
     def refuse(*arguments, **options):
@@ -306,13 +307,19 @@ def test_machines_without_room_for_it(client, monkeypatch, refuses):
     monkeypatch.setattr(os, refuses, refuse)
     array = values(2 * MIB)
     assert (client.decompress(client.compress(array, "raw")) == array).all()
-    assert client.transport == "connection ([Errno 28] No space left on device)"
+    assert client.transport == f"connection ({no_room})"
     monkeypatch.undo()
     client.compress(array)
-    assert client.transport == "connection ([Errno 28] No space left on device)"
+    assert client.transport == f"connection ({no_room})"
     assert not client._pool.is_offered
     end_pause(monkeypatch)
     assert client._pool.is_offered
+    monkeypatch.setattr(os, refuses, refuse)
+    client.compress(array)  # is refused anew
+    monkeypatch.undo()
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"calls take the connection, for want of shared memory: {no_room}"]  # once
+    end_pause(monkeypatch, 2 * 61)
     client.compress(array)
     assert client.transport == SHARED
 

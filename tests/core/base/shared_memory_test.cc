@@ -93,8 +93,10 @@ TEST(SharedMemoryTest, TooLittleMemoryIsAnErrorAtOnce) {
   ASSERT_EQ(statvfs("/dev/shm", &info), 0);
   const uint64_t total = uint64_t{info.f_blocks} * info.f_frsize;
   ASSERT_GT(total, 0u) << "/dev/shm has no limit";
-  EXPECT_THAT(SharedMemory::Create(Key("a"), total * 2),
-              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr(": no space left on device")));
+  EXPECT_THAT(
+      SharedMemory::Create(Key("a"), total * 2),
+      StatusIs(absl::StatusCode::kResourceExhausted,
+               HasSubstr(absl::StrCat(": no space left on device: /dev/shm has no room for ", total * 2, " bytes"))));
   EXPECT_FALSE(Exists(Key("a")));
 }
 

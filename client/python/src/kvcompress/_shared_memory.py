@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import errno
+import logging
 import mmap
 import os
 import queue
@@ -24,6 +26,8 @@ from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhau
 from ._retry import Left
 from ._wire import parsed
 from .v1 import kvcompress_pb2 as pb
+
+logger = logging.getLogger(__name__)
 
 # Small enough that what goes through it is still in a cache when it is read.
 REGION_BYTES = 16 << 20
@@ -57,6 +61,13 @@ class Region:
 def _can_begin_a_key(text: str, most: int) -> bool:
     """Whether the name of a file may begin so, with as many characters at most."""
     return len(text) <= most and re.fullmatch(r"[A-Za-z0-9._-]+", text) is not None
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        size = f"{REGION_BYTES} bytes ({REGION_BYTES >> 20} MiB)"
+        return f"/dev/shm has no room for {size}: Docker's --shm-size gives more"
+    return str(error)
 
 
 def _open_nameless(folder: str) -> int | None:
@@ -187,6 +198,7 @@ class Pool:
         self._registering = threading.Lock()
         _POOLS.add(self)
         self._used = False  # a region was had from this link
+        self._warned = False  # that this machine has too little memory
         self._losses = 0  # since a call went well
 
     @property
@@ -269,17 +281,23 @@ class Pool:
             self.forget(link, is_loss=not isinstance(error, Unavailable))
             return None
         except (KvCompressError, OSError) as error:
+            self._warn_once(error)
             with self._lock:
                 # More calls at a time than there is memory for go without; where there is none at all nobody asks for
                 # a while.
                 if not (self._used and isinstance(error, ResourceExhausted | OSError)):
-                    self._pause(str(error))
+                    self._pause(_why_not(error))
                 if link is self._link and not link.is_alive():
                     self._forget()  # refusals end the stream
             return None
         with self._lock:
             self._used = True
         return region
+
+    def _warn_once(self, error: Exception) -> None:
+        if isinstance(error, OSError) and not self._warned:
+            self._warned = True
+            logger.warning("calls take the connection, for want of shared memory: %s", _why_not(error))
 
     def _keep_late(self, work: "futures.Future[Region | None]") -> None:
         region = work.result()
