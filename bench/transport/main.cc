@@ -24,6 +24,7 @@
 #include "core/base/allocator.h"
 #include "core/base/file.h"
 #include "core/base/status_macros.h"
+#include "server/net/acceptor.h"
 
 ABSL_FLAG(size_t, streams, 1, "streams at the same time");
 ABSL_FLAG(uint64_t, tensor_bytes, 65536, "bytes of a tensor");
@@ -44,20 +45,27 @@ absl::Status WritePortFile(const std::string& path, const std::vector<std::strin
   return file->Commit();
 }
 
+// By sockets like the daemon's, with buffers like its.
 absl::Status ServeSink(const std::string& port_file, std::vector<std::string> addresses) {
   Sink sink;
   grpc::ServerBuilder builder;
-  std::vector<int> ports(addresses.size());
-  for (size_t i = 0; i < ports.size(); ++i) {
-    builder.AddListeningPort(addresses[i], grpc::InsecureServerCredentials(), &ports[i]);
+  Acceptor acceptor({});
+  for (std::string& address : addresses) {
+    KVC_ASSIGN_OR_RETURN(Listener listener, Listener::Open(address, 0600));
+    address = listener.address();
+    const std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> grpc_side =
+        builder.experimental().AddExternalConnectionAcceptor(
+            grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
+    acceptor.Add(std::move(listener), [grpc_side](int fd) {
+      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+      connection.fd = fd;
+      grpc_side->HandleNewConnection(&connection);
+    });
   }
   builder.RegisterService(&sink);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) return absl::UnavailableError("the sink cannot listen");
-  for (size_t i = 0; i < ports.size(); ++i) {
-    if (addresses[i].starts_with("unix:")) continue;
-    addresses[i] = absl::StrFormat("%s:%d", addresses[i].substr(0, addresses[i].rfind(':')), ports[i]);
-  }
+  KVC_RETURN_IF_ERROR(acceptor.Start());
   KVC_RETURN_IF_ERROR(WritePortFile(port_file, addresses));
   server->Wait();
   return absl::OkStatus();
