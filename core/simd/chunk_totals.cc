@@ -51,23 +51,27 @@ HWY_INLINE void SumChunkLanes(const ColumnBlock* chunk, const ColumnRange& range
   VD constants = hn::Zero(d);
   VD sums[kSums];
   for (VD& sum : sums) sum = hn::Zero(d);
-  const size_t blocks = range.end / ColumnBlock::kColumns;
+  const size_t blocks = ColumnBlock::CountFor(range.end);
+  const bool has_open_run = static_cast<size_t>(range.rows) % ColumnBlock::kRunRows != 0;
   for (size_t i = 0; i < blocks; ++i) {
     const auto load = [&](ColumnPlane plane) HWY_ATTR {
       return hn::PromoteTo(d, hn::LoadU(hn::Rebind<float, DD>(), chunk[i].planes[plane] + lane));
     };
+    const auto load_runs = [&](ColumnPlane ended, ColumnPlane open)
+                               HWY_ATTR { return has_open_run ? hn::Add(load(ended), load(open)) : load(ended); };
     const auto add = [&](ChunkSum sum, VD v) HWY_ATTR { sums[sum] = hn::Add(sums[sum], v); };
     const auto within = [&](VD squares, VD sum, VD per_row_sum)
                             HWY_ATTR { return hn::Max(hn::Zero(d), hn::Sub(squares, hn::Mul(sum, per_row_sum))); };
-    const VD first = load(kFirst), sum = load(kSum), energy = load(kEnergy), error_sum = load(kErrorSum);
+    const VD first = load(kFirst), sum = load(kSum), error_sum = load(kErrorSum);
+    const VD energy = load_runs(kEnergy, kRunEnergy);
     const VD from_first = hn::Mul(sum, per_row);
     const VD mean = hn::Add(first, from_first);
     const VD deviations = within(load(kSquares), sum, from_first);
     hn::StoreU(mean, d, means + i * ColumnBlock::kColumns + lane);
     add(kChunkErrorDeviations, within(energy, error_sum, hn::Mul(error_sum, per_row)));
     add(kChunkEnergy, energy);
-    add(kChunkAbsError, load(kAbsError));
-    add(kChunkCross, load(kCross));
+    add(kChunkAbsError, load_runs(kAbsError, kRunAbsError));
+    add(kChunkCross, load_runs(kCross, kRunCross));
     add(kChunkMagnitude, hn::Add(hn::Abs(first), hn::Abs(sum)));
     const VD total = hn::Mul(count, mean);
     add(kChunkSum, total);
@@ -77,7 +81,7 @@ HWY_INLINE void SumChunkLanes(const ColumnBlock* chunk, const ColumnRange& range
     const auto varies = hn::Gt(deviations, hn::Zero(d));
     constants = hn::Max(constants, hn::IfThenElseZero(varies, hn::Div(squares, deviations)));
     if constexpr (kAll) {
-      if (range.has_values) add(kChunkValueEnergy, load(kValueEnergy));
+      if (range.has_values) add(kChunkValueEnergy, load_runs(kValueEnergy, kRunValueEnergy));
       if (range.has_marks) add(kChunkVaries, load(kVaries));
       if (range.has_marks) add(kChunkErrorVaries, load(kErrorVaries));
     }
@@ -116,10 +120,10 @@ HWY_INLINE hn::Vec<Pair> SumTwo(const double* first, const double* second) {
   return hn::Add(hn::InterleaveLower(pair, a, b), hn::InterleaveUpper(pair, a, b));
 }
 
-HWY_INLINE float LargestError(const ColumnBlock* chunk, size_t columns) {
+HWY_INLINE float LargestError(const ColumnBlock* chunk, size_t blocks) {
   const hn::ScalableTag<float> d;
   auto largest = hn::Zero(d);
-  for (size_t i = 0; i < columns / ColumnBlock::kColumns; ++i) {
+  for (size_t i = 0; i < blocks; ++i) {
     for (size_t lane = 0; lane < ColumnBlock::kColumns; lane += hn::Lanes(d)) {
       largest = hn::Max(largest, hn::Load(d, chunk[i].planes[kMaxError] + lane));
     }
@@ -128,8 +132,9 @@ HWY_INLINE float LargestError(const ColumnBlock* chunk, size_t columns) {
 }
 
 // The sum of (mean - all)^2, each `rows` times, as SumBetween and SumOf make it.
-HWY_INLINE double SumBetweenMeans(const double* means, size_t columns, double rows, double all) {
+HWY_INLINE double SumBetweenMeans(double* means, size_t columns, double rows, double all) {
   const DD d;
+  for (; columns % ColumnBlock::kColumns != 0; ++columns) means[columns] = all;  // which adds nothing
   HWY_ALIGN double lanes[ColumnBlock::kColumns];
   for (size_t lane = 0; lane < ColumnBlock::kColumns; lane += hn::Lanes(d)) {
     VD sum = hn::Zero(d);
@@ -168,7 +173,7 @@ void SumChunk(const ColumnBlock* chunk, const ColumnRange& range, double* means,
   totals.of[kTotalAbsError] = sums[kChunkAbsError];
   totals.of[kTotalCross] = sums[kChunkCross];
   totals.of[kTotalValueEnergy] = sums[kChunkValueEnergy];
-  totals.of[kTotalMaxError] = static_cast<double>(LargestError(chunk, range.end));
+  totals.of[kTotalMaxError] = static_cast<double>(LargestError(chunk, ColumnBlock::CountFor(range.end)));
   totals.of[kTotalMagnitude] = sums[kChunkMagnitude];
   totals.of[kTotalVaries] = sums[kChunkVaries];
   totals.of[kTotalErrorVaries] = sums[kChunkErrorVaries];
@@ -184,12 +189,12 @@ namespace kvcompress::simd {
 HWY_EXPORT(SumChunk);
 
 bool IsOneChunk(const ColumnRange& range) {
-  return range.rows_before == 0 && !range.again && range.begin == 0 && range.end % ColumnBlock::kColumns == 0 &&
-         range.rows > 0 && static_cast<size_t>(range.rows) % ColumnBlock::kRunRows == 0;
+  return range.rows_before == 0 && !range.again && range.begin == 0 && range.rows > 0;
 }
 
 StretchTotals TotalsOfChunk(const ColumnBlock* chunk, const ColumnRange& range, std::vector<double>& means) {
-  if (means.size() < range.end) means.resize(range.end);
+  const size_t columns = ColumnBlock::CountFor(range.end) * ColumnBlock::kColumns;
+  if (means.size() < columns) means.resize(columns);
   StretchTotals totals;
   HWY_DYNAMIC_DISPATCH(SumChunk)(chunk, range, means.data(), totals);
   return totals;

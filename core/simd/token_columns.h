@@ -157,8 +157,8 @@ struct StretchTotals {
   double between_columns;    // DeviationsOfMeans about the mean of all values
 };
 
-// Of a stretch that is one chunk, of whole runs of rows and whole blocks of columns, which is not measured again: what
-// the functions above make of it, to the bit, without the moments of each column.
+// Of a stretch that is one chunk, of whole rows, which is not measured again: what the functions above make of it, to
+// the bit, without the moments of each column. In the last block, columns that the range has not are 0.
 bool IsOneChunk(const ColumnRange& range);
 StretchTotals TotalsOfChunk(const ColumnBlock* chunk, const ColumnRange& range, std::vector<double>& means);
 

@@ -50,6 +50,11 @@ void TokenMeter::BeginAs(bool exact, std::optional<ErrorScales> again) {
   errors_ = {};
   magnitude_ = deviations_ = error_deviations_ = varies_ = error_varies_ = 0;
   has_rows_ = has_value_energy_ = false;
+  const uint64_t joined = layout_.channels >= kMinWidth ? 1 : kMinWidth / layout_.channels;
+  width_ = static_cast<size_t>(layout_.channels * joined);
+  const size_t blocks = ColumnBlock::CountFor(width_);
+  if (!exact_ && chunk_.size() < blocks) chunk_.resize(blocks);
+  if (!exact_ && width_ % ColumnBlock::kColumns != 0) chunk_[blocks - 1] = {};  // as TotalsOfChunk has it
   BeginStretch(first_);
 }
 
@@ -66,16 +71,8 @@ void TokenMeter::BeginStretch(uint64_t begin) {
   count_ = 0;
   row_ = column_ = 0;
   rows_before_ = 0;
-  totals_ = {};
   has_infinite_error_ = false;
-  const uint64_t joined = layout_.channels >= kMinWidth ? 1 : kMinWidth / layout_.channels;
-  width_ = static_cast<size_t>(layout_.channels * joined);
-  if (exact_) {
-    exact_blocks_.assign(ExactBlock::CountFor(width_), {});
-    return;
-  }
-  const size_t blocks = ColumnBlock::CountFor(width_);
-  if (chunk_.size() < blocks) chunk_.resize(blocks);
+  if (exact_) exact_blocks_.assign(ExactBlock::CountFor(width_), {});
 }
 
 void TokenMeter::AddErrors(DType dtype, const void* x, ErrorSource errors, size_t count) {
@@ -148,9 +145,14 @@ ColumnRange TokenMeter::RangeOf(size_t begin, size_t end, size_t rows) const {
           .has_values = has_value_energy_ || again_.has_value()};
 }
 
+void TokenMeter::BeginColumns(size_t columns) {
+  moments_.Begin(columns);
+  totals_ = {};
+}
+
 // Ends the chunk: the columns of its last row have one row more than the others, if that is not whole.
 void TokenMeter::MergeChunk() {
-  if (rows_before_ == 0) moments_.Begin(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
+  if (rows_before_ == 0) BeginColumns(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
   const auto merge = [this](size_t begin, size_t end, size_t rows) {
     if (begin < end && rows > 0) MergeColumns(chunk_.data(), RangeOf(begin, end, rows), moments_, totals_);
   };
@@ -169,7 +171,7 @@ StretchTotals TokenMeter::MergeLastChunk() {
     MergeChunk();
     totals.columns = TotalsOf(moments_);
   } else {
-    if (rows_before_ == 0) moments_.Begin(width_);
+    if (rows_before_ == 0) BeginColumns(width_);
     totals.columns = MergeLastColumns(chunk_.data(), RangeOf(0, width_, row_), moments_, totals_);
   }
   for (size_t i = 0; i < kColumnTotals; ++i) {
@@ -259,6 +261,7 @@ bool TokenMeter::IsHeld() const {
 // Makes moments and totals of the columns of a stretch.
 void TokenMeter::SumColumnsExactly() {
   moments_.Assign(static_cast<size_t>(std::min<uint64_t>(width_, count_)));
+  totals_ = {};
   for (size_t i = 0; i < moments_.size(); ++i) {
     const auto of = [&](ExactPlane plane) {
       return exact_blocks_[i / ExactBlock::kColumns].planes[plane][i % ExactBlock::kColumns];

@@ -77,6 +77,8 @@ class TokenMeter {
   void BeginStretch(uint64_t begin);
   void EndStretch();
   ColumnRange RangeOf(size_t begin, size_t end, size_t rows) const;
+  // Begins moments and totals, to which chunks are merged.
+  void BeginColumns(size_t columns);
   void MergeChunk();
   // Of the stretch, which is whole where it is a sequence in rows of one token.
   bool IsWhole() const { return count_ == layout_.sequence() && width_ == layout_.channels; }

@@ -162,6 +162,24 @@ TEST(TokenMeterTest, CallsOfAnySizeGiveTheSameBits) {
   }
 }
 
+TEST(TokenMeterTest, WhatItMeasuredBeforeLeavesNothing) {
+  std::mt19937 random(3);
+  std::vector<float> x(360), e(360), large(5 * 80, 1e10f);
+  for (float& v : x) v = testing::Bell(random);
+  for (float& v : e) v = testing::Bell(random) * 0.1f;
+  const auto measure = [&](TokenMeter& meter) {
+    meter.Begin({.tokens = 5, .channels = 72}, 0);
+    meter.Add(DType::kF32, x.data(), e.data(), x.size());
+    EXPECT_TRUE(meter.End());
+    return meter.sums();
+  };
+  TokenMeter fresh, used;
+  used.Begin({.tokens = 5, .channels = 80}, 0);
+  used.Add(DType::kF32, large.data(), large.data(), large.size());
+  (void)used.End();
+  EXPECT_TRUE(SameBits(measure(used), measure(fresh)));
+}
+
 TEST(TokenMeterTest, ConstantsOfChannelsTakeNoDigits) {
   const TokenLayout layout{.tokens = 3000, .channels = 64};
   struct Case {
