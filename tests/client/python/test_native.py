@@ -108,9 +108,8 @@ def test_a_daemon_that_is_back_is_found_by_the_next_calls(daemon, connect, socke
         assert not is_found()
         time.sleep(0.05)
     daemon("--listen", address)
-    began = time.monotonic()
-    wait_for(is_found, "the daemon")
-    assert time.monotonic() - began < 1.5
+    # A call by gRPC's own waits fails within a millisecond, and they take seconds; one that looks itself has 300 ms.
+    assert any(is_found() for _ in range(10))
 
 
 def test_a_stream_that_is_forgotten_is_cancelled(client):
