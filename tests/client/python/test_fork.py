@@ -289,6 +289,65 @@ def test_forks_of_who_reads_a_stream(run):
     """)
 
 
+def test_a_fork_in_a_signal_handler_of_who_reads_a_stream(run):
+    """What it waits for has stopped already: its own thread reads no more until it is over."""
+    run("""
+        from kvcompress import _fork
+        _fork._PATIENCE_INSIDE = 100
+        took, over = [], threading.Event()
+        def handle(*_):
+            began = time.monotonic()
+            child = forked(work)
+            took.append(time.monotonic() - began)
+            assert joined(child) == 0
+            over.set()
+        signal.signal(signal.SIGUSR1, handle)
+        reader = threading.main_thread().ident
+        def interrupt():
+            while sys._current_frames()[reader].f_code is not threading.Condition.wait.__code__:
+                time.sleep(0.001)
+            signal.pthread_kill(reader, signal.SIGUSR1)
+        def pairs():
+            yield "first", SMALL
+            begun.wait()
+            threading.Thread(target=interrupt).start()
+            over.wait(200)
+            yield "last", SMALL
+        begun = threading.Event()
+        stream = client.compress_many(pairs(), "raw", timeout=None)
+        assert next(stream).name == "first"
+        begun.set()
+        assert [frame.name for frame in stream] == ["last"]
+        assert took[0] < 50, took
+        print("good")
+    """)
+
+
+def test_a_fork_of_a_thread_that_is_inside_waits_for_nobody_but_others(run):
+    """In a signal handler, too, while others wait for it."""
+    run("""
+        from kvcompress import _fork
+        _fork._PATIENCE_INSIDE = 100
+        assert work(1) == SHARED
+        gate = _fork.gate()
+        def begin():
+            with gate.held():
+                pass
+        other = threading.Thread(target=begin)
+        with gate.held():
+            other.start()
+            while sys._current_frames()[other.ident].f_code.co_name not in ("wait", "held"):
+                time.sleep(0.001)
+            began = time.monotonic()
+            child = forked(work)
+            took = time.monotonic() - began
+        assert joined(child) == 0
+        other.join(100)
+        assert not other.is_alive() and took < 50, took
+        print("good")
+    """)
+
+
 def test_a_fork_while_another_thread_looks_whether_an_answer_is_there(run):
     """gRPC's lock of the call is held then, which the child would wait for."""
     run("""
@@ -362,10 +421,10 @@ def test_a_child_of_a_fork_that_grpc_had_no_part_in_is_told_at_once(run):
 
 def test_a_child_whose_grpc_takes_seconds_is_not_told_that_it_does_not_work(run):
     run("""
-        from kvcompress import _channel
+        from kvcompress import _proof
         assert work(1) == SHARED
-        begin = _channel._begin_vain_call
-        _channel._begin_vain_call = lambda ended: [time.sleep(4), begin(ended)]
+        begin = _proof._begin_vain_call
+        _proof._begin_vain_call = lambda ended: [time.sleep(4), begin(ended)]
         assert joined(forked(work)) == 0
         print("good")
     """)
@@ -376,15 +435,98 @@ def test_a_child_in_which_grpc_does_not_work_and_does_not_say_so_is_told(run):
         assert work(1) == SHARED
         def child():
             from grpc._cython.cygrpc import _fork_state
-            from kvcompress import _channel
+            from kvcompress import _proof
             _fork_state.fork_in_progress = True  # its threads wait for the end of that
-            _channel._PROOF_SECONDS = 1
+            _proof._SECONDS = 1
             for timeout, error in ((0.5, kvcompress.DeadlineExceeded), (None, kvcompress.FailedPrecondition)):
                 try:
                     kvcompress.Client(TARGET).compress(LARGE, timeout=timeout)
                     sys.exit("gRPC works")
                 except error as found:
                     assert timeout or "threads were inside gRPC" in str(found), found
+        assert joined(forked(child)) == 0
+        print("good")
+    """)
+
+
+def test_a_child_that_was_told_is_told_at_once_from_then_on(run):
+    """Its event loop goes on meanwhile, and gRPC is asked once."""
+    run("""
+        from kvcompress import _proof
+        assert work(1) == await_work(1) == SHARED
+        def child():
+            import grpc
+            asked = []
+            grpc.insecure_channel = lambda *_: [asked.append(True), time.sleep(500)]  # locked for good
+            _proof._SECONDS = 2
+            steps = []
+            async def tick():
+                while True:
+                    await asyncio.sleep(0.01)
+                    steps.append(time.monotonic())
+            async def calls():
+                ticking = asyncio.create_task(tick())
+                first, second = await asyncio.gather(asynchronous.metrics(), asynchronous.compress(LARGE),
+                                                     return_exceptions=True)
+                for error in (first, second):
+                    assert "threads were inside gRPC" in str(error), error
+                ticking.cancel()
+            asyncio.run(calls())
+            assert len(steps) > 20, "the loop stood still"
+            _proof._STEP = 100  # it would be waited for
+            for call in (client.metrics, client.wait_ready, lambda: client.compress(LARGE), lambda: await_work(1),
+                         lambda: list(client.compress_many(iter([("a", SMALL)])))) * 2:
+                began = time.monotonic()
+                try:
+                    call()
+                    sys.exit("gRPC works")
+                except kvcompress.FailedPrecondition as error:
+                    assert "threads were inside gRPC" in str(error), error
+                assert time.monotonic() - began < 50
+            assert len(asked) == 1
+            assert sum(thread.name == "kvcompress-fork" for thread in threading.enumerate()) == 1
+        assert joined(forked(child)) == 0
+        print("good")
+    """)
+
+
+def test_a_child_whose_grpc_works_after_all_is_not_told_any_more(run):
+    run("""
+        from kvcompress import _proof
+        assert work(1) == await_work(1) == SHARED
+        def child():
+            begin, late = _proof._begin_vain_call, threading.Event()
+            _proof._begin_vain_call, _proof._SECONDS = lambda ended: [late.wait(200), begin(ended)], 0.5
+            for _ in range(2):
+                try:
+                    client.metrics()
+                    sys.exit("gRPC works")
+                except kvcompress.FailedPrecondition:
+                    pass
+            late.set()
+            end = time.monotonic() + 100
+            while _proof.is_needed() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert work(2) == await_work(2) == SHARED
+        assert joined(forked(child)) == 0
+        print("good")
+    """)
+
+
+def test_short_timeouts_come_to_the_same_end(run):
+    run("""
+        from kvcompress import _proof
+        assert work(1) == SHARED
+        def child():
+            _proof._begin_vain_call = lambda ended: time.sleep(500)
+            _proof._SECONDS = 1
+            found = []
+            while kvcompress.FailedPrecondition not in found and len(found) < 100:
+                try:
+                    client.metrics(timeout=0.15)
+                except kvcompress.KvCompressError as error:
+                    found.append(type(error))
+            assert found[0] is kvcompress.DeadlineExceeded and len(found) < 100, found
         assert joined(forked(child)) == 0
         print("good")
     """)

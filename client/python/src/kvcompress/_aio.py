@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Concatenate, TypeVar
 
+from . import _proof
 from ._connection import MAX_MESSAGES, Connection
 from ._core import Arguments, Core, Items, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
 from ._errors import DeadlineExceeded, closed, late
@@ -101,13 +102,19 @@ class AsyncClient(Connection):
             case Message():
                 return await self._message(step)
             case Unary():
-                return await _within(step.timeout, self._channel.unary(step.method, step.request, step.timeout), late)
+                return await self._unary(step)
             case Streaming():
                 return await self._list(step)
             case Work():
                 return await step.function(step.seconds)
             case Wait():
                 return await asyncio.sleep(step.seconds)
+
+    async def _unary(self, call: Unary) -> bytes | None:
+        left = call.timeout
+        if _proof.is_needed():
+            left = await self._in_thread(lambda: call.timeout, _proof.check, left)
+        return await _within(left, self._channel.unary(call.method, call.request, left), late)
 
     def _takes_items(self) -> bool:
         return self._messages < MAX_MESSAGES and super()._takes_items()

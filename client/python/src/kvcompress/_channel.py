@@ -1,24 +1,18 @@
 """gRPC's channels to a daemon: over what, to whom, and with what in every call. Messages are bytes."""
 
 import contextlib
-import math
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import grpc
 
-from . import _fork
-from ._errors import FailedPrecondition, InvalidArgument, KvCompressError, checked_text, late
+from . import _fork, _proof
+from ._errors import InvalidArgument, KvCompressError, checked_text
 from ._status import from_rpc
 from ._target import check_target, is_local
 from ._tls import own_fault
 
 _SERVICE = "/kvcompress.v1.KvCompression/"
-# In which gRPC ends a call that cannot be, where it works: a hundredth of a second elsewhere than on a machine that is
-# short of processors or memory. Counted in steps, of which a process that stands still takes none.
-_PROOF_SECONDS, _PROOF_STEP = 10.0, 0.1
 # Above any message that a daemon sends, and below what would hurt.
 _MAX_RECEIVED_MESSAGE = 16 << 20
 _OPTIONS = [
@@ -92,8 +86,9 @@ class Channel:
         self._made: grpc.Channel | None = None
 
     def unary(self, method: str, request: bytes, timeout: float | None) -> "Future[bytes | None]":
-        """The answer's bytes; None where the daemon has ended the call without one. Cancelling cancels the call."""
-        _check_grpc(timeout)
+        """The answer's bytes; None where the daemon has ended the call without one. Cancelling cancels the call. It
+        blocks for no longer than `_proof.check`."""
+        timeout = _proof.check(timeout)
         with _fork.gate().held():
             begin = self._grpc().unary_unary(_SERVICE + method, _unchanged, _unchanged)
             call = begin.future(request, timeout=timeout, metadata=self._metadata)
@@ -118,7 +113,7 @@ class Channel:
     ) -> Answers:
         """Begins a call. gRPC reads `requests` in a thread of its own, and calls `over` at the call's end in any
         thread."""
-        _check_grpc(timeout)
+        timeout = _proof.check(timeout)
         gate, stream = _fork.gate(), _fork.Stream(self._wake)
         held_requests = gate.sending(stream, requests)
         with gate.held():
@@ -152,35 +147,6 @@ class Channel:
                 self._made = grpc.secure_channel(self._target, self._credentials, _OPTIONS)
             _fork.use_grpc()
         return self._made
-
-
-def _check_grpc(seconds: float | None) -> None:
-    """FailedPrecondition in a child of a fork in which gRPC does not work; DeadlineExceeded where that is not known
-    within `seconds`."""
-    if fault := _fork.fault():
-        raise FailedPrecondition(fault)
-    if not _fork.is_in_doubt():
-        return
-    ended = threading.Event()
-    # Not in this thread: what does not work may be locked for good.
-    threading.Thread(target=_begin_vain_call, args=(ended.set,), name="kvcompress-fork", daemon=True).start()
-    end = math.inf if seconds is None else time.monotonic() + seconds
-    for _ in range(round(_PROOF_SECONDS / _PROOF_STEP)):
-        if ended.wait(min(_PROOF_STEP, max(end - time.monotonic(), 0))):
-            _fork.trust()
-            return
-        if time.monotonic() >= end:
-            raise late()
-    raise FailedPrecondition(_fork.HAD_NO_PART)
-
-
-def _begin_vain_call(ended: Callable[[], None]) -> None:
-    """To an address that nobody listens at: gRPC ends it at once, by all that it needs for others."""
-    with _fork.gate().held():
-        channel = grpc.insecure_channel("unix:/", [("grpc.use_local_subchannel_pool", 1)])
-        call = channel.unary_unary("/", _unchanged, _unchanged).future(b"")
-        _fork.begun(call)
-    call.add_done_callback(lambda _: ended())
 
 
 def _unchanged(message: bytes) -> bytes:

@@ -51,8 +51,9 @@ class Gate:
         self._changed = threading.Condition()
         self._forking: int | None = None  # the thread that forks
         self._is_closed = False  # to all; while a thread forks, messages are held before, too
-        self._inside = 0
-        self._one_at_a_time = threading.RLock()
+        # Threads inside, as often as they are: one that begins a call or makes a channel, and those that do other work.
+        self._beginning: list[int] = []
+        self._working: list[int] = []
         self._sending: set[Stream] = set()
         self._receiving: dict[int, Stream] = {}  # by threads
         self._later: list[Callable[[], object]] = []
@@ -60,14 +61,26 @@ class Gate:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """While a channel is made, and a call begun, by one thread at a time; never while something is awaited."""
+        thread = threading.get_ident()
+        with self._changed:
+            # Who waits here for another is not inside, or a fork of that one would wait for both.
+            self._changed.wait_for(lambda: self._is_open() and set(self._beginning) <= {thread})
+            self._beginning.append(thread)
+        try:
+            yield
+        finally:
+            self._leave(self._beginning)
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """As `held`, but others may be inside, too: for what may never end."""
         with self._changed:
             self._changed.wait_for(self._is_open)
-            self._inside += 1
+            self._working.append(threading.get_ident())
         try:
-            with self._one_at_a_time:
-                yield
+            yield
         finally:
-            self._leave()
+            self._leave(self._working)
 
     @contextlib.contextmanager
     def receiving(self, stream: Stream) -> Iterator[None]:
@@ -80,7 +93,7 @@ class Gate:
         try:
             yield
         finally:
-            with self._changed:
+            with self._at_the_end():
                 self._receiving.pop(thread, None)
 
     def sending(self, stream: Stream, messages: Iterator[bytes]) -> Iterator[bytes]:
@@ -93,10 +106,8 @@ class Gate:
             try:
                 yield message
             finally:
-                if self is gate():  # not of a parent, whose lock may be held for good
-                    with self._changed:
-                        self._sending.discard(stream)
-                        self._changed.notify_all()
+                with self._at_the_end():
+                    self._sending.discard(stream)
 
     def soon(self, work: Callable[[], object]) -> None:
         """Does it inside; after the fork, where the gate is closed. For what destructors do, too: in gRPC's threads,
@@ -105,11 +116,11 @@ class Gate:
             if not self._is_open():
                 self._later.append(work)
                 return
-            self._inside += 1
+            self._working.append(threading.get_ident())
         try:
             work()
         finally:
-            self._leave()
+            self._leave(self._working)
 
     def close(self) -> None:
         """By the thread that forks. Whatever is not over in time goes on: gRPC may not work in the child."""
@@ -121,8 +132,7 @@ class Gate:
             self._look_until(lambda: not _is_resuming())
             # Results are taken meanwhile, or the daemon would take no messages.
             self._changed.wait_for(lambda: not self._sending, _PATIENCE)
-            readers = self._receiving
-            self._changed.wait_for(lambda: self._sending.isdisjoint(readers.values()), _PATIENCE_WITH_READERS)
+            self._changed.wait_for(lambda: self._sending.isdisjoint(self._read_by_others()), _PATIENCE_WITH_READERS)
             self._is_closed = True
             self._look_until(self._is_quiet)
             still = list(self._sending)
@@ -144,19 +154,32 @@ class Gate:
         while not is_so() and time.monotonic() < end:
             self._changed.wait(0.001)
 
+    def _read_by_others(self) -> Iterator[Stream]:
+        """Than this thread."""
+        return (stream for thread, stream in self._receiving.items() if thread != threading.get_ident())
+
     def _is_open(self) -> bool:
         return not self._is_closed or self._forking == threading.get_ident()
 
-    def _leave(self) -> None:
+    @contextlib.contextmanager
+    def _at_the_end(self) -> Iterator[None]:
+        if self is not gate():  # but a parent's, whose lock may be held for good
+            yield
+            return
         with self._changed:
-            self._inside -= 1
+            yield
             self._changed.notify_all()
 
+    def _leave(self, threads: list[int]) -> None:
+        with self._at_the_end():
+            threads.remove(threading.get_ident())
+
     def _is_quiet(self) -> bool:
-        if self._inside > 0:
-            return False
-        frames = sys._current_frames()
-        return all(frames[thread].f_code is threading.Condition.wait.__code__ for thread in self._receiving)
+        """But for this thread, which forks: what it was at, in a signal handler's middle, goes on after that."""
+        this, frames = threading.get_ident(), sys._current_frames()
+        return all(thread == this for thread in self._beginning + self._working) and all(
+            frames[thread].f_code is threading.Condition.wait.__code__ for thread in self._receiving if thread != this
+        )
 
 
 def _is_resuming() -> bool:
@@ -184,7 +207,6 @@ class _Process:
     generation = 0  # how many forks it is away from the process that imported this module
     has_used_grpc = False  # it, or one that it comes from
     fault = ""
-    is_in_doubt = False  # whether gRPC has taken part in the fork
     native_generation: int | None = None  # of the process that has used the gRPC of C++
     variable = threading.Lock()
     gate = Gate()
@@ -247,16 +269,6 @@ def begun(call: object) -> None:
         _Process.calls.add(state)
 
 
-def is_in_doubt() -> bool:
-    """Whether it is not known that gRPC works in this process."""
-    return _Process.is_in_doubt
-
-
-def trust() -> None:
-    """gRPC has ended a call in this process."""
-    _Process.is_in_doubt = False
-
-
 def leave(what: Any) -> None:
     """Keeps for good what belongs to another process, so that nothing becomes of it here."""
     _Process.left.append(what)
@@ -277,7 +289,6 @@ def _after_in_child() -> None:
     leave(_Process.gate)
     _Process.gate = Gate()
     _Process.generation += 1
-    _Process.is_in_doubt = True
     if _Process.has_used_grpc and not _IS_SUPPORTED:
         _Process.fault = (
             "gRPC does not work in this process: it was forked from one that had used gRPC without support for that. "
