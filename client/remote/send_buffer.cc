@@ -2,7 +2,8 @@
 
 #include <grpc/support/sync.h>
 #include <grpcpp/version_info.h>
-#include <sys/socket.h>
+
+#include "core/base/send_buffer.h"
 
 // gRPC takes something that sets options of sockets before they connect, and does not show in its headers what that is.
 #if GRPC_CPP_VERSION_MAJOR == 1 && GRPC_CPP_VERSION_MINOR == 51
@@ -26,11 +27,7 @@ namespace {
 
 // False would end the connection, so what the system does not grant is no fault.
 bool Enlarge(int fd, grpc_socket_mutator*) {
-  int domain = 0;
-  socklen_t size = sizeof(domain);
-  if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain != AF_UNIX) return true;
-  const int bytes = 512 << 10;  // which the system doubles
-  setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+  EnlargeSendBuffer(fd);
   return true;
 }
 

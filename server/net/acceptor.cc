@@ -2,28 +2,17 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "core/base/send_buffer.h"
 #include "core/base/status_macros.h"
 #include "core/base/thread.h"
 #include "server/net/address.h"
 
 namespace kvcompress {
-namespace {
-
-// Lets a unix socket take whole what the daemon usually sends at once, 256 KiB of a frame or of values. The system's
-// own size, 208 KiB, does not: gRPC then sends a part, waits until the client has taken it, and keeps a thread more to
-// watch the socket. The system may grant less, but on Linux as it is installed no less than twice its own size.
-void EnlargeSendBuffer(int fd) {
-  const int bytes = 512 << 10;  // which the system doubles
-  setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
-}
-
-}  // namespace
 
 Acceptor::Acceptor(Options options) : options_(std::move(options)), wake_(eventfd(0, EFD_CLOEXEC)) {}
 
@@ -82,7 +71,7 @@ void Acceptor::Take(int fd, const Address& from, const Receiver& receiver) {
     if (!client.empty()) ++clients_[client];
   }
   if (from.host.empty()) {
-    EnlargeSendBuffer(fd);
+    EnlargeSendBuffer(fd);  // to hold whole what is usually sent at once, 256 KiB of a frame or of values
   } else if (options_.on_accept != nullptr) {
     options_.on_accept(fd, PeerOf(from));
   }

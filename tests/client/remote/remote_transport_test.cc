@@ -63,7 +63,7 @@ TEST(ChannelTest, AUnixSocketHoldsMoreThanTheSystemsSize) {
   ASSERT_THAT(target, IsOk());
   const std::shared_ptr<grpc::Channel> channel = MakeChannel(*target, {});
   ASSERT_TRUE(channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(20)));
-  EXPECT_GE(LargestSendBuffer(), 2 * before);
+  EXPECT_GE(LargestSendBuffer(), std::min(2 * before, 1 << 20));
 }
 
 TEST(SliceReaderTest, WaitsForWhoeverHoldsTheCallersMemory) {
