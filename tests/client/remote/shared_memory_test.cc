@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "client/remote/shared_exchange.h"
+#include "proto/wire/grpc/error_details.h"
 #include "tests/client/remote/fake_daemon.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/values.h"
