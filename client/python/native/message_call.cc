@@ -191,10 +191,22 @@ std::shared_ptr<grpc::Channel> MessageChannel::MakeChannel() const {
 void MessageChannel::Reconnect(absl::Time deadline) {
   if (channel_->GetState(/*try_to_connect=*/true) != GRPC_CHANNEL_TRANSIENT_FAILURE) return;
   constexpr absl::Duration kPatience = absl::Milliseconds(300);
+  // No more than the first wait of a call that is made again.
+  constexpr absl::Duration kGap = absl::Milliseconds(100);
   const absl::Time limit = std::min(deadline, absl::Now() + kPatience);
-  if (!IsTaken(limit)) return;
-  grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
-  AwaitState(*channel_, {GRPC_CHANNEL_READY}, limit);
+  const auto settled = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !reconnects_; };
+  absl::MutexLock lock(&mutex_);
+  // What the last attempt has found the channel's state says, to those who waited for it, too.
+  if (!mutex_.AwaitWithDeadline(absl::Condition(&settled), limit) || absl::Now() < next_attempt_) return;
+  reconnects_ = true;
+  mutex_.Unlock();
+  if (IsTaken(limit)) {
+    grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
+    AwaitState(*channel_, {GRPC_CHANNEL_READY}, limit);
+  }
+  mutex_.Lock();
+  reconnects_ = false;
+  next_attempt_ = absl::Now() + kGap;
 }
 
 // Whether the daemon takes a connection. One that has failed tells nobody when it fails again, so this is another. gRPC

@@ -8,7 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "client/python/native/message_replies.h"
 #include "client/remote/remote_client.h"
@@ -32,7 +34,8 @@ class MessageChannel {
 
   const std::shared_ptr<grpc::Channel>& grpc() const { return channel_; }
   // Connects a channel that has failed to, if the daemon takes connections by now: whoever calls again has waited
-  // already, and is not to wait for gRPC, too. Where nobody listens a call ends at once with UNAVAILABLE.
+  // already, and is not to wait for gRPC, too. Where nobody listens a call ends at once with UNAVAILABLE. Calls that
+  // come together, or soon one after the other, try once: more would be what gRPC's back-off spares the daemon.
   void Reconnect(absl::Time deadline);
 
  private:
@@ -42,6 +45,9 @@ class MessageChannel {
 
   const ChannelOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
+  absl::Mutex mutex_;
+  bool reconnects_ ABSL_GUARDED_BY(mutex_) = false;  // a thread does
+  absl::Time next_attempt_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
 struct MessageItem {

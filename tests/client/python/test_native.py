@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import kvcompress
@@ -110,6 +111,39 @@ def test_a_daemon_that_is_back_is_found_by_the_next_calls(daemon, connect, socke
     daemon("--listen", address)
     # A call by gRPC's own waits fails within a millisecond, and they take seconds; one that looks itself has 300 ms.
     assert any(is_found() for _ in range(10))
+
+
+def test_a_daemon_that_takes_no_connection_is_not_asked_by_each_call(daemon, connect):
+    server = daemon("--max-connections", "3")
+    others = [connect(server, native="off") for _ in range(2)]
+    client = connect(server, native="require", retry=kvcompress.NO_RETRY, timeout=5)
+    for one in (others[0], client, others[1]):
+        one.metrics()
+    started = time.monotonic()
+    end = started + 2
+
+    def call_again_and_again():
+        while time.monotonic() < end:
+            with pytest.raises(kvcompress.Unavailable):
+                client.compress(SMALL)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(call_again_and_again) for _ in range(8)]:
+            done.result(60)
+    rejected = page_value(
+        page(server.metrics_address), 'kvcompress_rejected_requests_total{reason="max_connections"}'
+    )
+    # A tenth of a second apart, of up to two connections each, beside those that gRPC makes.
+    assert 2 <= rejected < 30 * (time.monotonic() - started) + 10
+    others[1].close()
+    wait_for(lambda: is_served(client), "a connection", 10)
+
+
+def is_served(client):
+    try:
+        return bool(client.compress(SMALL))
+    except kvcompress.Unavailable:
+        return False
 
 
 def test_a_stream_that_is_forgotten_is_cancelled(client):
