@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import pathlib
 import signal
@@ -412,6 +413,32 @@ def register(requests, _):
     for request in map(pb.SharedMemoryRequest.FromString, requests):
         regions = [pb.SharedMemoryRegion(name=request.confirm.name, region=7)] if request.HasField("confirm") else []
         yield pb.SharedMemoryResponse(challenge=bytes(16), regions=regions).SerializeToString()
+
+
+ENDS = {
+    "unavailable": lambda _, context: context.abort(grpc.StatusCode.UNAVAILABLE, "draining"),
+    "at once": lambda *_: iter(()),
+    "after an answer": lambda requests, context: itertools.islice(register(requests, context), 1),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_daemon_that_ends_each_stream_is_not_asked_without_end(connect, end):
+    streams = []
+
+    def shared_memory(requests, context):
+        streams.append(requests)
+        return end(requests, context)
+
+    with FakeServer(kvcompress.__version__, {"Capabilities": offer}, {"SharedMemory": shared_memory}) as server:
+        client = connect(server)
+        for _ in range(20):
+            with pytest.raises(kvcompress.Unimplemented):
+                client.compress(values(2 * MIB))
+        assert 3 <= len(streams) < 8
+        assert client.transport == "connection (shared memory is lost again and again)"
+        client.close()
+    assert objects() == []
 
 
 def keys_under(connect, own):

@@ -373,6 +373,27 @@ TEST_F(SharedMemoryTest, AFewLossesAreNoLongPause) {
   EXPECT_LT(absl::Now() - lost, absl::Seconds(20));
 }
 
+TEST_F(SharedMemoryTest, WhereEachStreamEndsItIsNotAskedForWithoutEnd) {
+  for (const auto& end : {grpc::Status(grpc::UNAVAILABLE, "draining"), grpc::Status::OK}) {
+    std::atomic<int> streams = 0;
+    daemon_.shared_memory = [&](SharedMemoryCall&) {
+      ++streams;
+      return end;
+    };
+    SharedMemoryPool pool(grpc::CreateChannel(daemon_.address(), grpc::InsecureChannelCredentials()), absl::Seconds(5));
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(pool.Take(absl::InfiniteFuture()), nullptr);
+    EXPECT_GE(streams, 3);
+    EXPECT_LT(streams, 8);
+    EXPECT_THAT(pool.status(), StatusIs(absl::StatusCode::kUnavailable, "shared memory is lost again and again"));
+  }
+}
+
+TEST_F(SharedMemoryPoolTest, WhereNoDaemonIsNothingIsLost) {
+  daemon_.Stop();
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(Take(), nullptr);
+  EXPECT_THAT(pool_.status(), IsOk());
+}
+
 // What a call to a daemon that has stopped leaves does not cost its caller more time.
 TEST_F(SharedMemoryPoolTest, MemoryIsGivenBackWithoutWaiting) {
   std::vector<std::unique_ptr<RegisteredMemory>> taken;

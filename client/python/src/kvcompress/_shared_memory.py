@@ -242,8 +242,8 @@ class Pool:
         with self._lock:
             if self._no_offer or (self.why_not and not self._resumes()):
                 return None
-            if self._link is not None and not self._link.is_alive():
-                self._forget(is_loss=self._used)
+            if self._link is not None and self._used and not self._link.is_alive():
+                self._forget()
             if self._idle:
                 return self._idle.pop()
             if self._link is None:
@@ -274,11 +274,12 @@ class Pool:
         return work
 
     def _register(self, link: Link) -> Region | None:
+        if link is not self._link:
+            return None  # another thread has found that it is lost
         try:
             region = link.register(self._prefix)
         except (Unavailable, DeadlineExceeded, Cancelled) as error:  # the latter by the time that it may take
-            # Who finds no daemon has lost nothing.
-            self.forget(link, is_loss=not isinstance(error, Unavailable))
+            self.forget(link, is_loss=not isinstance(error, Unavailable) or self._finds_daemon())
             return None
         except (KvCompressError, OSError) as error:
             self._warn_once(error)
@@ -298,6 +299,12 @@ class Pool:
         if isinstance(error, OSError) and not self._warned:
             self._warned = True
             logger.warning("calls take the connection, for want of shared memory: %s", _why_not(error))
+
+    def _finds_daemon(self) -> bool:
+        """Whether anybody answers: who finds no daemon has lost nothing. What a stream ends with does not tell."""
+        with contextlib.suppress(ValueError):  # of a channel that is closed meanwhile
+            return not isinstance(self._channel.unary("Capabilities", b"", _PATIENCE).exception(), Unavailable)
+        return True
 
     def _keep_late(self, work: "futures.Future[Region | None]") -> None:
         region = work.result()
