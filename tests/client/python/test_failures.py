@@ -249,7 +249,7 @@ def test_a_busy_daemon_is_asked_again(daemon, connect):
         "/kvcompress.v1.KvCompression/Compress", pb.CompressRequest.SerializeToString, pb.CompressResponse.FromString
     )(feed, timeout=30)
     next(call)  # of the first block: what was sent has come
-    with pytest.raises(kvcompress.ResourceExhausted, match="of the budget") as error:
+    with pytest.raises(kvcompress.ResourceExhausted, match="of the --memory-budget") as error:
         hasty.compress(array)
     assert error.value.retry_after == 0.1
     with ThreadPoolExecutor(1) as pool:
