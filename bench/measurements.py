@@ -344,7 +344,6 @@ READERS = {
 }
 
 
-
 def own_targets(raw):
     """Those that the program has judged itself."""
     return raw.get("targets", []) if isinstance(raw, dict) else []

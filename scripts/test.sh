@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs every check and ends with one line, "N passed, N failed", that counts single tests where a stage has
-# them and the stage itself where it has none; before it stands a line for each that failed, 20 at most. A stage that fails does not stop the ones after it. Beside its time each
-# stage has the CPU seconds of its processes, which other work on the machine hardly changes.
+# them and the stage itself where it has none; before it stands a line for each that failed, 20 at most. A stage that
+# fails does not stop the ones after it. Beside its time each stage has the CPU seconds of its processes, which other
+# work on the machine hardly changes.
 # usage: test.sh [STAGE...]     all stages without arguments
 # KVC_TIER=long: a minute per fuzzer instead of seconds, clang-tidy's path-sensitive analyzer, images from the sources,
 # `make demo` and the wheel on a bare machine, and what codecs do to a model that people use, which comes from PyPI.
