@@ -9,6 +9,8 @@ from compare import ONCE
 # and of the reference, from its lowest reading to its highest.
 MOST_TAKEN = 0.05
 MOST_SPREAD = 0.3
+# Rounds from which the lowest and the highest are left out, so that one that was disturbed excuses no target.
+ENOUGH_ROUNDS = 5
 ORDER = ("missed", "not judged", "met")
 
 
@@ -38,9 +40,11 @@ def why_not(target, is_quiet):
     limit = re.fullmatch(r"at (?:least|most) ([\d.]+)", target["wanted"])
     if limit is None or target.get("exact"):
         return None
-    rounds = target.get("rounds", [])
+    rounds = sorted(target.get("rounds", []))
+    if len(rounds) >= ENOUGH_ROUNDS:
+        rounds = rounds[1:-1]
     if len(rounds) > 1:
-        low, high, says = min(rounds), max(rounds), "its rounds lie"
+        low, high, says = rounds[0], rounds[-1], "its rounds lie"
     else:
         noise = 0 if is_quiet else ONCE
         low, high = value * (1 - noise), value * (1 + noise)
