@@ -167,14 +167,7 @@ absl::Status Daemon::AddListener(const std::string& address, grpc::ServerBuilder
   KVC_ASSIGN_OR_RETURN(Listener listener, Listener::Open(address, options_.unix_socket_mode));
   listen_.push_back(listener.address());
   credentials_.push_back(MakeListenerCredentials(IsUnixAddress(address) ? nullptr : tls_identity_.get(), *gate_));
-  std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> grpc_side =
-      builder.experimental().AddExternalConnectionAcceptor(
-          grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials_.back());
-  acceptor_.Add(std::move(listener), [grpc_side](int fd) {
-    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
-    connection.fd = fd;
-    grpc_side->HandleNewConnection(&connection);
-  });
+  acceptor_.Add(std::move(listener), MakeGrpcReceiver(builder, credentials_.back()));
   return absl::OkStatus();
 }
 

@@ -53,14 +53,7 @@ absl::Status ServeSink(const std::string& port_file, std::vector<std::string> ad
   for (std::string& address : addresses) {
     KVC_ASSIGN_OR_RETURN(Listener listener, Listener::Open(address, 0600));
     address = listener.address();
-    const std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor> grpc_side =
-        builder.experimental().AddExternalConnectionAcceptor(
-            grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
-    acceptor.Add(std::move(listener), [grpc_side](int fd) {
-      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
-      connection.fd = fd;
-      grpc_side->HandleNewConnection(&connection);
-    });
+    acceptor.Add(std::move(listener), MakeGrpcReceiver(builder, grpc::InsecureServerCredentials()));
   }
   builder.RegisterService(&sink);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

@@ -105,4 +105,16 @@ size_t Acceptor::connections() {
   return open_.size();
 }
 
+Acceptor::Receiver MakeGrpcReceiver(grpc::ServerBuilder& builder,
+                                    const std::shared_ptr<grpc::ServerCredentials>& credentials) {
+  using grpc::experimental::ExternalConnectionAcceptor;
+  const std::shared_ptr<ExternalConnectionAcceptor> grpc_side = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials);
+  return [grpc_side](int fd) {
+    ExternalConnectionAcceptor::NewConnectionParameters connection;
+    connection.fd = fd;
+    grpc_side->HandleNewConnection(&connection);
+  };
+}
+
 }  // namespace kvcompress

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
 #include <sys/types.h>
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -66,5 +69,9 @@ class Acceptor {
   std::vector<Connection> open_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, size_t> clients_ ABSL_GUARDED_BY(mutex_);  // open connections of each, none 0
 };
+
+// Gives connections to the builder's server, which serves them with these credentials.
+Acceptor::Receiver MakeGrpcReceiver(grpc::ServerBuilder& builder,
+                                    const std::shared_ptr<grpc::ServerCredentials>& credentials);
 
 }  // namespace kvcompress
