@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "core/base/size_text.h"
 #include "core/base/status_macros.h"
 #include "core/base/system_call.h"
 
@@ -92,8 +93,8 @@ absl::StatusOr<SharedMemory> SharedMemory::Create(const std::string& key, uint64
   while (error == EINTR) error = posix_fallocate(object.fd_, 0, static_cast<off_t>(size));
   if (error == ENOSPC) {
     return absl::ResourceExhaustedError(absl::StrCat("create shared memory ", key,
-                                                     ": no space left on device: ", kFolder, " has no room for ", size,
-                                                     " bytes (", size >> 20, " MiB): Docker's --shm-size gives more"));
+                                                     ": no space left on device: ", kFolder, " has no room for ",
+                                                     SizeText(size), ": Docker's --shm-size gives more"));
   }
   if (error != 0) return ErrnoError("create shared memory", key, error);
   if (!object.linked_) KVC_RETURN_IF_ERROR(object.Link());

@@ -1,10 +1,10 @@
 #include "server/session/admission.h"
 
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_format.h"
+#include "core/base/size_text.h"
 
 namespace kvcompress {
 namespace {
@@ -14,18 +14,6 @@ using std::chrono::milliseconds;
 // When somebody else's call will be over cannot be known.
 constexpr milliseconds kRetryAfter{100};
 constexpr milliseconds kNoRetry{0};
-
-// For people, exact: "4194304 bytes (4 MiB)".
-std::string SizeText(uint64_t bytes) {
-  std::string text = absl::StrFormat("%d bytes", bytes);
-  constexpr std::pair<const char*, int> kUnits[] = {{"TiB", 40}, {"GiB", 30}, {"MiB", 20}, {"KiB", 10}};
-  for (const auto& [unit, shift] : kUnits) {
-    if (bytes >> shift == 0) continue;
-    absl::StrAppendFormat(&text, " (%.4g %s)", std::ldexp(static_cast<double>(bytes), -shift), unit);
-    break;
-  }
-  return text;
-}
 
 }  // namespace
 

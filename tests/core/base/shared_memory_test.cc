@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/size_text.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvcompress {
@@ -93,10 +94,10 @@ TEST(SharedMemoryTest, TooLittleMemoryIsAnErrorAtOnce) {
   ASSERT_EQ(statvfs("/dev/shm", &info), 0);
   const uint64_t total = uint64_t{info.f_blocks} * info.f_frsize;
   ASSERT_GT(total, 0u) << "/dev/shm has no limit";
-  EXPECT_THAT(
-      SharedMemory::Create(Key("a"), total * 2),
-      StatusIs(absl::StatusCode::kResourceExhausted,
-               HasSubstr(absl::StrCat(": no space left on device: /dev/shm has no room for ", total * 2, " bytes"))));
+  EXPECT_THAT(SharedMemory::Create(Key("a"), total * 2),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       HasSubstr(absl::StrCat(": no space left on device: /dev/shm has no room for ",
+                                              SizeText(total * 2), ": Docker's --shm-size gives more"))));
   EXPECT_FALSE(Exists(Key("a")));
 }
 
