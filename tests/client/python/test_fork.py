@@ -17,10 +17,10 @@ PREFIX = "kvc-fork-"
 PROGRAM = """
 import asyncio, multiprocessing, os, pathlib, signal, sys, threading, time
 import kvcompress
-import kvcompress._shared_memory
+import kvcompress._regions
 import numpy as np
 
-kvcompress._shared_memory._PATIENCE = 100
+kvcompress._regions._PATIENCE = 100
 TARGET = sys.argv[1]
 LARGE, SMALL = np.ones(2 << 20, np.float16), np.ones(1000, np.float16)
 client = kvcompress.Client(TARGET, timeout=100)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from daemon_helpers import page, page_value, wait_for
 from fake_server import FakeServer, capabilities
-from kvcompress import _shared_memory
+from kvcompress import _regions, _shared_memory
 from kvcompress.v1 import kvcompress_pb2 as pb
 from process_helpers import stopped
 
@@ -51,7 +51,7 @@ def regions(server):
 @pytest.fixture
 def much_patience(monkeypatch):
     """With a daemon that registers memory: whoever waits for that waits for as long, and is seen on a slow machine."""
-    monkeypatch.setattr(_shared_memory, "_PATIENCE", 60.0)
+    monkeypatch.setattr(_regions, "_PATIENCE", 60.0)
 
 
 @contextlib.contextmanager
@@ -536,8 +536,8 @@ def test_a_call_gives_what_its_frames_can_fill_and_has_said_all_before_an_answer
 
 def test_a_process_that_ends_does_not_wait_for_memory(server):
     code = f"""
-import numpy as np, sys, kvcompress, kvcompress._shared_memory
-kvcompress._shared_memory._PATIENCE = 600
+import numpy as np, sys, kvcompress, kvcompress._regions
+kvcompress._regions._PATIENCE = 600
 client = kvcompress.Client({server.address!r})
 client.wait_ready(60)
 print("ready", flush=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._errors import KvCompressError, Unavailable
-from ._shared_memory import Link
+from ._regions import Link
 from .v1 import kvcompress_pb2 as pb
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from . import _fork
 from ._errors import Cancelled, FailedPrecondition, InvalidArgument, KvCompressError, failure, unanswered
 from ._exchange import Exchange
 from ._items import CompressItem, Item, Result
+from ._regions import Region
 from ._retry import Left
 from ._shared_exchange import after_failure
-from ._shared_memory import Pool, Region
+from ._shared_memory import Pool
 from ._status import NO_BATCHES
 from ._stream import Results
 from ._tls import own_fault, pem_of

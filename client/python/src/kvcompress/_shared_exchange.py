@@ -14,7 +14,8 @@ import numpy as np
 from ._errors import KvCompressError, Unavailable
 from ._exchange import Call, CompressExchange, Exchange, Parts
 from ._items import Item, Result
-from ._shared_memory import REGION_BYTES, Pool, Region
+from ._regions import REGION_BYTES, Region
+from ._shared_memory import Pool
 from ._wire import bytes_field, fields, malformed, parsed
 from .v1 import kvcompress_pb2 as pb
 

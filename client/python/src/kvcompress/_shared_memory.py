@@ -1,41 +1,30 @@
-"""Memory of this process that a daemon on the same machine has mapped, too: how it is registered, kept and given up."""
+"""The memory that a client shares with a daemon on the same machine: how it is kept for later calls, and given up."""
 
 import atexit
 import contextlib
 import errno
 import logging
-import mmap
 import os
-import queue
-import re
-import secrets
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent import futures
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from . import _fork
 from ._channel import Channel
 from ._errors import Cancelled, DeadlineExceeded, KvCompressError, ResourceExhausted, Unavailable
+from ._regions import REGION_BYTES, Link, Region, can_begin_a_key
 from ._retry import Left
-from ._wire import parsed
 from .v1 import kvcompress_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-# Small enough that what goes through it is still in a cache when it is read.
-REGION_BYTES = 16 << 20
 # Kept for later calls; what a burst of calls had beyond these is given back.
 _MOST_IDLE = 8
 _MOST_SCRATCH = 64 << 20
-# Seconds for the daemon to register memory.
-_PATIENCE = 5.0
 # Seconds until a daemon that refused, or a machine that had no memory left, is tried again.
 _PAUSE = 60.0
 # From so many losses in a row on, a daemon is left alone for as long. After the first, which one that was started again
@@ -43,141 +32,11 @@ _PAUSE = 60.0
 _FREE_LOSSES, _MOST_LOSSES = 2, 8
 
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@dataclass(eq=False)
-class Region:
-    """Registered memory: `bytes` here, `number` for the daemon."""
-
-    name: str
-    number: int
-    bytes: Bytes
-    link: "Link"
-    # Of this process alone: where a frame grows. Fresh memory of this size costs more than what is done with it.
-    scratch: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
-
-
-def _can_begin_a_key(text: str, most: int) -> bool:
-    """Whether the name of a file may begin so, with as many characters at most."""
-    return len(text) <= most and re.fullmatch(r"[A-Za-z0-9._-]+", text) is not None
-
-
 def _why_not(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         size = f"{REGION_BYTES} bytes ({REGION_BYTES >> 20} MiB)"
         return f"/dev/shm has no room for {size}: Docker's --shm-size gives more"
     return str(error)
-
-
-def _open_nameless(folder: str) -> int | None:
-    """A descriptor of a new file that no path leads to; None where the system cannot make one."""
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return None
-
-
-@contextlib.contextmanager
-def _fresh_memory(path: str) -> Iterator[int]:
-    """A descriptor of fresh memory that others can open by its path meanwhile. The path comes last: what ends this
-    process while the memory is made leaves nothing."""
-    nameless = _open_nameless(os.path.dirname(path))
-    linked = nameless is None
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if nameless is None else nameless
-    try:
-        # Where not all of it can be had, a later write would end this process by a signal.
-        os.posix_fallocate(file, 0, REGION_BYTES)
-        if not linked:
-            # With a folder to begin at, or Python would make a link to the link.
-            os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file, follow_symlinks=True)
-            linked = True
-        yield file
-    finally:
-        os.close(file)
-        if linked:
-            with contextlib.suppress(FileNotFoundError):  # the daemon has removed it
-                os.unlink(path)
-
-
-class Link:
-    """The stream on which memory is registered, by one thread at a time; the daemon answers questions one after the
-    other. What it registered lives as long as it does."""
-
-    def __init__(self, channel: Channel):
-        self._sending = threading.Lock()
-        self._sent = 0
-        self._answered = 0
-        self._key_prefix = ""  # of this stream's keys, once the daemon has been asked
-        self.output_is_larger = False  # than the native module reckons: the daemon is of another version
-        questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._questions = questions
-        self._over = over = threading.Event()
-
-        def end() -> None:
-            over.set()
-            questions.put(None)  # the thread that waits for them ends with the call
-
-        self._answers = channel.stream("SharedMemory", iter(questions.get, None), end)
-
-    def is_alive(self) -> bool:
-        return not self._over.is_set()
-
-    def close(self) -> None:
-        self._answers.cancel()
-
-    def register(self, prefix: str) -> Region:
-        """Fresh memory. Its key is gone once the daemon has it, and the daemon removes it when this process is killed
-        before. OSError where this machine has none left."""
-        if not self._key_prefix:
-            own = self._ask(pb.SharedMemoryRequest(status=pb.SharedMemoryStatus())).own_key_prefix
-            if own and not _can_begin_a_key(own, 200):
-                raise KvCompressError("the daemon asks for keys that cannot be")
-            self._key_prefix = own or prefix
-        name = self._key_prefix + secrets.token_hex(16)
-        with _fresh_memory(f"/dev/shm/{name}") as file:
-            asked = pb.SharedMemoryRegister(name=name, key=f"/{name}", byte_size=REGION_BYTES)
-            challenge = self._ask(pb.SharedMemoryRequest(register=asked)).challenge
-            memory = np.frombuffer(mmap.mmap(file, REGION_BYTES), np.uint8)
-        memory[: len(challenge)] = np.frombuffer(challenge[:REGION_BYTES], np.uint8)
-        confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=name))).regions
-        if len(confirmed) != 1 or confirmed[0].name != name or confirmed[0].region == 0:
-            raise KvCompressError("the daemon's answer is not about the memory that was confirmed")
-        return Region(name, confirmed[0].region, memory, self)
-
-    def register_foreign(self, asked: pb.SharedMemoryRegister, lock: Callable[[int], None]) -> int:
-        """An object of another program's: its number for the daemon. `lock` locks the byte at an offset."""
-        lock(self._ask(pb.SharedMemoryRequest(register_foreign=asked)).lock_offset)
-        confirmed = self._ask(pb.SharedMemoryRequest(confirm=pb.SharedMemoryConfirm(name=asked.name))).regions
-        if len(confirmed) != 1 or confirmed[0].name != asked.name or confirmed[0].region == 0:
-            raise KvCompressError("the daemon's answer is not about the memory that was confirmed")
-        return confirmed[0].region
-
-    def unregister(self, region: Region) -> None:
-        """Does not wait for the answer."""
-        self._send(pb.SharedMemoryRequest(unregister=pb.SharedMemoryUnregister(name=region.name)))
-
-    def _send(self, question: pb.SharedMemoryRequest) -> int:
-        with self._sending:
-            self._questions.put(question.SerializeToString())
-            self._sent += 1
-            return self._sent
-
-    def _ask(self, question: pb.SharedMemoryRequest) -> pb.SharedMemoryResponse:
-        timer = threading.Timer(_PATIENCE, self._answers.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            number = self._send(question)
-            while True:  # past the answers that nobody waited for
-                answer = next(self._answers)
-                self._answered += 1
-                if self._answered == number:
-                    return parsed(pb.SharedMemoryResponse, answer)
-        except StopIteration:
-            raise Unavailable("the daemon has ended the stream that registers shared memory") from None
-        finally:
-            timer.cancel()
 
 
 class Pool:
@@ -217,7 +76,7 @@ class Pool:
         self._prefix, self._no_offer = said.shared_memory_prefix, ""
         if pb.TRANSPORT_SHARED_MEMORY not in said.transports:
             self._no_offer = "the daemon does not offer shared memory"
-        elif not _can_begin_a_key(self._prefix, 128):
+        elif not can_begin_a_key(self._prefix, 128):
             self._no_offer = "the daemon asks for keys that cannot be"
 
     def take(self, left: Left) -> Region | None:
@@ -279,7 +138,8 @@ class Pool:
         try:
             region = link.register(self._prefix)
         except (Unavailable, DeadlineExceeded, Cancelled) as error:  # the latter by the time that it may take
-            self.forget(link, is_loss=not isinstance(error, Unavailable) or self._finds_daemon())
+            # Who finds no daemon has lost nothing.
+            self.forget(link, is_loss=not isinstance(error, Unavailable) or link.finds_daemon())
             return None
         except (KvCompressError, OSError) as error:
             self._warn_once(error)
@@ -299,12 +159,6 @@ class Pool:
         if isinstance(error, OSError) and not self._warned:
             self._warned = True
             logger.warning("calls take the connection, for want of shared memory: %s", _why_not(error))
-
-    def _finds_daemon(self) -> bool:
-        """Whether anybody answers: who finds no daemon has lost nothing. What a stream ends with does not tell."""
-        with contextlib.suppress(ValueError):  # of a channel that is closed meanwhile
-            return not isinstance(self._channel.unary("Capabilities", b"", _PATIENCE).exception(), Unavailable)
-        return True
 
     def _keep_late(self, work: "futures.Future[Region | None]") -> None:
         region = work.result()
