@@ -184,10 +184,9 @@ struct PlainItem {
 
 // Makes the call. `take` makes its result of what the call gives; `prepare` is for what can be done while the daemon
 // works.
-template <typename Take>
-nb::tuple Run(
-    const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits, PlainItem plain, Take take,
-    const std::function<void()>& prepare = [] {}) {
+template <typename Take, typename Prepare>
+nb::tuple Run(const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits, PlainItem plain,
+              Take take, Prepare prepare) {
   const auto& [most, most_alone, usual_seconds] = limits;
   CallOptions options;
   options.seconds = plain.seconds;
@@ -278,10 +277,11 @@ nb::tuple Compress(const std::shared_ptr<Channel>& channel, nb::handle pool, con
       [&] { return MakeHeader(plain.description, spec.is_valid() ? TextIn(spec) : "", false).SerializeAsString(); });
   const uint64_t bytes = plain.values.elements<const std::byte>().left();
   CallItem item{header, std::move(plain.values), bytes, Package::Get().MostFrameBytes(bytes)};
-  return Run(channel, pool, limits, {std::move(item), bytes + header.size(), seconds}, [&](const nb::object& made) {
+  const auto take = [&](const nb::object& made) {
     return Package::Get().frame_of(made[0], made[1], name, plain.dtype, plain.shape, plain.framework,
                                    Package::Get().no_fingerprint);
-  });
+  };
+  return Run(channel, pool, limits, {std::move(item), bytes + header.size(), seconds}, take, [] {});
 }
 
 bool IsAs(const v1::Tensor& found, const TensorDesc& meant) {

@@ -84,7 +84,7 @@ class NativeChannel:
 
     def plain_failure(self, end: _End, left: float | None, region: Region | None, pool: Pool) -> KvCompressError | None:
         """What a plain call has failed with; None where it is to be made again at once, and in another way."""
-        if region is not None and _has_larger_output(end, region):
+        if region is not None and _learn_larger_output(end, region):
             pool.drop(region)
             return None
         error = self.failure(*end) or unanswered(left)
@@ -99,9 +99,9 @@ class NativeChannel:
         return failure(code, text, retry_after, reason, own_fault(self._credentials))
 
 
-def _has_larger_output(end: _End, region: Region) -> bool:
-    """Whether a call with the region has ended so since its output is larger than is reckoned here, which those that
-    follow know."""
+def _learn_larger_output(end: _End, region: Region) -> bool:
+    """Where a call with the region has ended so since its output is larger than is reckoned here, those that follow
+    know, and this is True."""
     if end[3] != pb.OUTPUT_BUFFERS_TOO_SMALL:
         return False
     region.link.output_is_larger = True
@@ -175,7 +175,7 @@ class NativeStream(Results[Result]):
         with self._running:
             try:
                 found, end = self._following()
-                if found is None and self._is_misunderstood(end):
+                if found is None and self._learn(end):
                     self._begin_again()
                     found, end = self._following()
                 if found is not None:
@@ -194,14 +194,14 @@ class NativeStream(Results[Result]):
         found = None if self._call is None else self._call.next()
         return found, _WELL if found is not None or self._call is None else self._call.end()
 
-    def _is_misunderstood(self, end: _End) -> bool:
-        """Whether a daemon of another version has ended the call so that the rest can be sent again, plainly. What that
-        tells of the daemon is known to the calls that follow."""
+    def _learn(self, end: _End) -> bool:
+        """Where a daemon of another version has ended the call so since it takes items otherwise, the calls that follow
+        know, and this is True: the rest can be sent again, plainly."""
         if self._batches and end[:2] == NO_BATCHES:
             self._forget()
             return True
         region = self._region  # which close() in another thread takes away
-        return region is not None and _has_larger_output(end, region)
+        return region is not None and _learn_larger_output(end, region)
 
     def _begin_again(self) -> None:
         self._give_up()
