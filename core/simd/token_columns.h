@@ -94,20 +94,19 @@ enum ColumnTotal {
   kTotalEnergy,       // of e^2
   kTotalAbsError,     // of |e|
   kTotalCross,        // of x e
-  kTotalValueEnergy,  // of x^2, where errors come as decoded values that differ from these
-  kTotalMaxError,     // the largest |e|
   kTotalMagnitude,    // of the first x and the sums of x
+  kTotalValueEnergy,  // of x^2, where errors come as decoded values that differ from these
   kTotalVaries,       // of the marks that x varies
   kTotalErrorVaries,
+  kTotalMaxError,  // the largest |e|, behind all sums
   kColumnTotals
 };
 
 // Of the columns i, i + 16, ... in lane i, whatever the length of vectors.
 struct ColumnTotals {
-  alignas(64) double lanes[kColumnTotals][ColumnBlock::kColumns] = {};
+  alignas(64) double lanes[kColumnTotals][ColumnBlock::kColumns];
 
-  double Sum(ColumnTotal total) const;
-  double Max(ColumnTotal total) const;
+  void Sum(double (&of)[kColumnTotals]) const;
 };
 
 // Columns that have equally many rows.
@@ -130,7 +129,7 @@ enum MomentTotal { kTotalCount, kTotalSum, kTotalDeviations, kTotalMeanSquares, 
 
 // In the lanes of ColumnTotals.
 struct MomentLanes {
-  alignas(64) double lanes[kMomentTotals][ColumnBlock::kColumns] = {};
+  alignas(64) double lanes[kMomentTotals][ColumnBlock::kColumns];
 };
 
 struct MomentTotals {
@@ -153,7 +152,7 @@ double DeviationsOfMeans(const ChannelMoments& moments, double mean);
 // All that a stretch comes to.
 struct StretchTotals {
   MomentTotals columns;
-  double of[kColumnTotals];  // Sum and Max of ColumnTotals
+  double of[kColumnTotals];  // Sum of ColumnTotals
   double between_columns;    // DeviationsOfMeans about the mean of all values
 };
 

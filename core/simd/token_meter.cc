@@ -174,12 +174,7 @@ StretchTotals TokenMeter::MergeLastChunk() {
     if (rows_before_ == 0) BeginColumns(width_);
     totals.columns = MergeLastColumns(chunk_.data(), RangeOf(0, width_, row_), moments_, totals_);
   }
-  for (size_t i = 0; i < kColumnTotals; ++i) {
-    const auto total = static_cast<ColumnTotal>(i);
-    const bool is_mark = total == kTotalVaries || total == kTotalErrorVaries;
-    const bool is_zero = is_mark ? !has_marks_ : total == kTotalValueEnergy && !has_value_energy_;
-    totals.of[i] = is_zero ? 0 : total == kTotalMaxError ? totals_.Max(total) : totals_.Sum(total);
-  }
+  totals_.Sum(totals.of);
   totals.between_columns = DeviationsOfMeans(moments_, totals.columns.sum / totals.columns.count);
   return totals;
 }

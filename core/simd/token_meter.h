@@ -121,7 +121,7 @@ class TokenMeter {
   uint64_t rows_before_ = 0;  // in the chunks before it
   std::vector<ColumnBlock> chunk_;
   ChannelMoments moments_;  // of the columns, of the chunks before
-  ColumnTotals totals_;
+  ColumnTotals totals_ = {};
   std::vector<double> means_;  // of the columns, where no moments are kept
 
   // In place of these, in binary64.

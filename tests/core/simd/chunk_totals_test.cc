@@ -20,12 +20,11 @@ using ::kvcompress::testing::WithTarget;
 
 StretchTotals GeneralTotals(const ColumnBlock* chunk, const ColumnRange& range) {
   ChannelMoments moments;
-  ColumnTotals totals;
+  ColumnTotals totals = {};
   moments.Begin(range.end);
   StretchTotals result;
   result.columns = MergeLastColumns(chunk, range, moments, totals);
-  for (size_t i = 0; i < kColumnTotals; ++i) result.of[i] = totals.Sum(static_cast<ColumnTotal>(i));
-  result.of[kTotalMaxError] = totals.Max(kTotalMaxError);
+  totals.Sum(result.of);
   result.between_columns = DeviationsOfMeans(moments, result.columns.sum / result.columns.count);
   return result;
 }
