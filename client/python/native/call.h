@@ -33,7 +33,7 @@ struct Channel {
   bool is_ours() const { return channel.get_deleter().process == getpid(); }  // and not a parent's
 };
 
-// Of a call with a message, by any thread, and before it has begun, too.
+// Of a call, by any thread, and before it has begun, too.
 struct Cancellation {
   std::atomic<bool> is_wanted = false;
 };

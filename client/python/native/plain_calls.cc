@@ -180,6 +180,7 @@ struct PlainItem {
   CallItem item;
   uint64_t bytes;  // that one message would hold, there or back
   std::optional<double> seconds;
+  const Cancellation* cancellation;
 };
 
 // Makes the call. `take` makes its result of what the call gives; `prepare` is for what can be done while the daemon
@@ -191,6 +192,7 @@ nb::tuple Run(const std::shared_ptr<Channel>& channel, nb::handle pool, const Li
   CallOptions options;
   options.seconds = plain.seconds;
   options.pauses = false;
+  options.cancellation = plain.cancellation;
   Lease lease(pool, plain.bytes <= most ? nb::none() : nb::object(pool.attr("take_idle")()));
   if (!lease.region().is_none()) {
     options.region = lease.region().attr("bytes");
@@ -263,7 +265,7 @@ PlainTensor TensorIn(nb::handle tensor, std::string name) {
 
 // Arguments are those of Client.compress.
 nb::tuple Compress(const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits,
-                   const nb::tuple& args, const nb::dict& options) {
+                   const nb::tuple& args, const nb::dict& options, const Cancellation* cancellation) {
   Arguments arguments(args, options);
   const nb::handle tensor = arguments.Take(0, "tensor");
   const nb::handle spec = arguments.Take(1, "spec");
@@ -281,7 +283,7 @@ nb::tuple Compress(const std::shared_ptr<Channel>& channel, nb::handle pool, con
     return Package::Get().frame_of(made[0], made[1], name, plain.dtype, plain.shape, plain.framework,
                                    Package::Get().no_fingerprint);
   };
-  return Run(channel, pool, limits, {std::move(item), bytes + header.size(), seconds}, take, [] {});
+  return Run(channel, pool, limits, {std::move(item), bytes + header.size(), seconds, cancellation}, take, [] {});
 }
 
 bool IsAs(const v1::Tensor& found, const TensorDesc& meant) {
@@ -314,7 +316,7 @@ CallItem::Target TargetOf(const TensorDesc& tensor, nb::handle frame, const std:
 
 // Arguments are those of Client.decompress.
 nb::tuple Decompress(const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits,
-                     const nb::tuple& args, const nb::dict& options) {
+                     const nb::tuple& args, const nb::dict& options, const Cancellation* cancellation) {
   Arguments arguments(args, options);
   const nb::handle frame = arguments.Take(0, "frame");
   const nb::handle out = arguments.Option("out");
@@ -354,16 +356,16 @@ nb::tuple Decompress(const std::shared_ptr<Channel>& channel, nb::handle pool, c
     }
   };
   const auto take = [](nb::object made) { return made; };
-  return Run(channel, pool, limits, {std::move(item), bytes, seconds}, take, prepare);
+  return Run(channel, pool, limits, {std::move(item), bytes, seconds, cancellation}, take, prepare);
 }
 
 // What `call` gives; None twice where it is not plain.
 template <auto call>
 nb::tuple IfPlain(const std::shared_ptr<Channel>& channel, nb::handle pool, const Limits& limits, const nb::tuple& args,
-                  const nb::dict& options) {
+                  const nb::dict& options, const Cancellation* cancellation) {
   try {
     Require(channel->is_ours());
-    return call(channel, pool, limits, args, options);
+    return call(channel, pool, limits, args, options, cancellation);
   } catch (const NotPlain&) {
     return Outcome(nb::none(), nb::none());
   }
@@ -373,9 +375,9 @@ nb::tuple IfPlain(const std::shared_ptr<Channel>& channel, nb::handle pool, cons
 
 void BindPlainCalls(nb::module_& module) {
   module.def("compress", &IfPlain<Compress>, nb::arg("channel"), nb::arg("pool"), nb::arg("limits"), nb::arg("args"),
-             nb::arg("options"));
+             nb::arg("options"), nb::arg("cancellation").none());
   module.def("decompress", &IfPlain<Decompress>, nb::arg("channel"), nb::arg("pool"), nb::arg("limits"),
-             nb::arg("args"), nb::arg("options"));
+             nb::arg("args"), nb::arg("options"), nb::arg("cancellation").none());
 }
 
 }  // namespace kvcompress

@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any, Concatenate, TypeVar
 
 from . import _proof
-from ._connection import MAX_MESSAGES, Connection
-from ._core import Arguments, Core, Items, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
-from ._errors import DeadlineExceeded, closed, late
+from ._connection import Connection
+from ._core import Arguments, Core, Items, Message, Plan, Step, Streaming, Unary, Wait, Work, carries_item, method_of
+from ._errors import DeadlineExceeded, KvCompressError, closed, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
-from ._native_calls import new_cancellation
+from ._native_calls import PlainCall, new_cancellation, plain_compress, plain_decompress
 from ._retry import GRACE, Left
 from ._rotary import RotaryEmbedding
 from ._stream import Results
@@ -22,21 +23,25 @@ Made = TypeVar("Made")
 
 
 def _awaited(
-    plan: Callable[Concatenate[Core, Arguments], Plan[Result]],
+    plan: Callable[Concatenate[Core, Arguments], Plan[Result]], plain: PlainCall | None = None
 ) -> Callable[Concatenate["AsyncClient", Arguments], Coroutine[Any, Any, Result]]:
-    """The method that carries out the plan."""
+    """The method that carries out the plan; but for calls that `plain` makes, once the daemon is known."""
 
     @method_of(plan)
     async def method(client: "AsyncClient", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        return await client._run(plan(client._core, *args, **options))
+        own, failed = client._ours(), None
+        if plain is not None and own.is_known() and not own.call_threads.are_busy():
+            result: Result | None
+            result, failed = await client._in_call_thread(own.plainly, plain, args, options)
+            if result is not None:
+                return result
+        return await client._run(plan(client._core, *args, **options), failed)
 
     return method
 
 
 class AsyncClient(Connection):
     """Like Client, for any event loop. It can be made outside of one."""
-
-    _messages = 0  # that threads work at
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -48,8 +53,8 @@ class AsyncClient(Connection):
         """Cancels calls in flight."""
         self._close()
 
-    compress = _awaited(Core.compress)
-    decompress = _awaited(Core.decompress)
+    compress = _awaited(Core.compress, plain_compress)
+    decompress = _awaited(Core.decompress, plain_decompress)
     metrics = _awaited(Core.metrics)
     capabilities = _awaited(Core.capabilities)
     wait_ready = _awaited(Core.wait_ready)
@@ -83,11 +88,15 @@ class AsyncClient(Connection):
         result: Result = await self._run(self._core.with_retries(work, timeout))
         return result
 
-    async def _run(self, plan: Plan[Result]) -> Result:
+    async def _run(self, plan: Plan[Result], failed: KvCompressError | None = None) -> Result:
+        """`failed`: what the first step that would send an item has come to already."""
         try:
             step = next(plan)
             while True:
                 try:
+                    if failed is not None and carries_item(step):
+                        error, failed = failed, None
+                        raise error
                     answer = await self._do(step)
                 except Exception as error:
                     step = plan.throw(error)
@@ -117,18 +126,21 @@ class AsyncClient(Connection):
         return await _within(left, self._channel.unary(call.method, call.request, left), late)
 
     def _takes_items(self) -> bool:
-        return self._messages < MAX_MESSAGES and super()._takes_items()
+        return not self._ours().call_threads.are_busy() and super()._takes_items()
 
     async def _message(self, call: Message[Result]) -> Result:
-        cancellation, threads = new_cancellation(), self._ours().message_threads
-        self._messages += 1
+        if self._core.closed:
+            raise closed()
+        return await self._in_call_thread(self._answer_of, call)
+
+    async def _in_call_thread(self, function: Callable[..., Made], *arguments: Any) -> Made:
+        """The function is given a new_cancellation, too, and keeps the deadline by itself."""
+        cancellation = new_cancellation()
         try:
-            return await self._in_thread(call.left, self._answer_of, call, cancellation, threads=threads)
+            return await self._ours().call_threads.run(partial(function, *arguments, cancellation))
         except BaseException:
             cancellation.cancel()
             raise
-        finally:
-            self._messages -= 1
 
     async def _list(self, call: Streaming[Result]) -> list[Result]:
         """By one thread, from the beginning of the call to its end."""
@@ -155,13 +167,12 @@ class AsyncClient(Connection):
         function: Callable[..., Made],
         *arguments: Any,
         undo: Callable[[Made], None] | None = None,
-        threads: ThreadPoolExecutor | None = None,
     ) -> Made:
         """The function keeps the deadline by itself once it has a thread; others may have them all. `undo` gets what it
         made when nobody waits for that any more."""
         if self._core.closed:
             raise closed()
-        work = (threads or self._threads).submit(function, *arguments)
+        work = self._threads.submit(function, *arguments)
         try:
             return await _within(left(), work, lambda: DeadlineExceeded("no thread in time: too many streams at once"))
         except BaseException:

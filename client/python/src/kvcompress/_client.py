@@ -6,7 +6,7 @@ from concurrent import futures
 from typing import Any, Concatenate
 
 from ._connection import Connection
-from ._core import Arguments, Core, Message, Plan, Step, Streaming, Unary, Wait, Work, method_of
+from ._core import Arguments, Core, Message, Plan, Step, Streaming, Unary, Wait, Work, carries_item, method_of
 from ._errors import KvCompressError, late
 from ._frame import Frame
 from ._items import FrameSource, OnNonfinite, Result, TensorSource
@@ -25,17 +25,11 @@ def _blocking(
     @method_of(plan)
     def method(client: "Client", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
         own, failed = client._own, None
-        core, native = own.core, own.native
-        if plain is not None and native.made is not None and time.monotonic() < core.ask_again and not core.closed:
+        if plain is not None and own.is_known():
             result: Result | None
-            result, failure = plain(native.made, own.pool, core.limits, args, options)
+            result, failed = own.plainly(plain, args, options)
             if result is not None:
                 return result
-            if failure is not None:
-                end, left, region = failure
-                failed = native.plain_failure(end, left, region, own.pool)
-                # Those that follow have the rest; one without any would not come to the error.
-                options["timeout"] = None if left is None else max(left, 1e-6)
         return client._run(plan(client._core, *args, **options), failed)
 
     return method
@@ -118,7 +112,7 @@ class Client(Connection):
             step = next(plan)
             while True:
                 try:
-                    if failed is not None and isinstance(step, Message | Streaming):
+                    if failed is not None and carries_item(step):
                         error, failed = failed, None
                         raise error
                     answer = self._do(step)

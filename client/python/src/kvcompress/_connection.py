@@ -1,5 +1,6 @@
 """What both clients are made of."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -7,11 +8,12 @@ from typing import Any, NamedTuple
 import grpc
 
 from . import _fork
+from ._call_threads import CallThreads
 from ._channel import Channel, no_sharing
 from ._core import Core, Message, Streaming
-from ._errors import InvalidArgument, closed
+from ._errors import InvalidArgument, KvCompressError, closed
 from ._items import Result
-from ._native_calls import Choice, NativeChannel, NativeStream
+from ._native_calls import Choice, NativeChannel, NativeStream, PlainCall
 from ._retry import DEFAULT_RETRY, RetryPolicy, checked_seconds
 from ._shared_exchange import SharedExchange
 from ._shared_memory import Pool
@@ -20,7 +22,7 @@ from ._stream import Results, Stream
 # Streams of an asyncio client at the same time; more wait for a thread.
 _MAX_STREAMS = 64
 # Messages with an item, of the same; more go without a thread.
-MAX_MESSAGES = 16
+_MAX_MESSAGES = 16
 
 
 class _Own(NamedTuple):
@@ -33,7 +35,26 @@ class _Own(NamedTuple):
     native: NativeChannel
     # Of an asyncio client, for streams and for messages; started when they are needed.
     threads: ThreadPoolExecutor
-    message_threads: ThreadPoolExecutor
+    call_threads: CallThreads
+
+    def is_known(self) -> bool:
+        """Whether the daemon is known to those who make plain calls."""
+        return self.native.made is not None and time.monotonic() < self.core.ask_again and not self.core.closed
+
+    def plainly(
+        self, plain: PlainCall, args: tuple[Any, ...], options: dict[str, Any], cancellation: Any = None
+    ) -> tuple[Any, KvCompressError | None]:
+        """The call's result; None, and what it has failed with; or None twice, where it is for the plan to make it,
+        with these options."""
+        if self.core.closed:
+            raise closed()
+        result, failure = plain(self.native.made, self.pool, self.core.limits, args, options, cancellation)
+        if failure is None:
+            return result, None
+        end, left, region = failure
+        # Those that follow have the rest; one without any would not come to the error.
+        options["timeout"] = None if left is None else max(left, 1e-6)
+        return None, self.native.plain_failure(end, left, region, self.pool)
 
 
 class Connection:
@@ -64,8 +85,7 @@ class Connection:
         native_channel = NativeChannel(target, credentials, token, native)
         core = Core(timeout, retry, pool.learn, self._takes_items, lambda: pool.is_offered)
         threads = ThreadPoolExecutor(_MAX_STREAMS, thread_name_prefix="kvcompress")
-        message_threads = ThreadPoolExecutor(MAX_MESSAGES, thread_name_prefix="kvcompress-message")
-        return _Own(_fork.generation(), channel, pool, core, native_channel, threads, message_threads)
+        return _Own(_fork.generation(), channel, pool, core, native_channel, threads, CallThreads(_MAX_MESSAGES))
 
     def _ours(self) -> _Own:
         own = self._own
@@ -140,4 +160,4 @@ class Connection:
         own = self._ours()
         own.native.close()
         own.threads.shutdown(wait=False)
-        own.message_threads.shutdown(wait=False)
+        own.call_threads.close()

@@ -101,6 +101,11 @@ Step = Message[Any] | Unary | Streaming[Any] | Work | Wait
 Plan = Generator[Step, Any, Result]
 
 
+def carries_item(step: Step) -> bool:
+    """Of a call with one: whether it is sent by this step, which others may go before."""
+    return isinstance(step, Message | Streaming) or (isinstance(step, Unary) and step.method.endswith("Tensor"))
+
+
 def method_of(plan: Callable[..., Any]) -> Callable[[Method], Method]:
     """Makes a client's method show the plan's name, text and parameters, and the plan's result as its own."""
 

@@ -30,7 +30,7 @@ class Channel:
         """Cancels its calls."""
 
 class Cancellation:
-    """Of a call with a message, by any thread, and before it has begun, too."""
+    """Of a call, by any thread, and before it has begun, too."""
 
     def __init__(self) -> None: ...
     def cancel(self) -> None: ...
@@ -66,7 +66,9 @@ def call_with_message(
     """Of one item in a message: what Call.next gives, or, where that is None, Call.end."""
 
 # Of a client's channel, its pool and its limits: a method's arguments and options. As PlainCall of _native_calls.py.
-_Plain = Callable[[Channel, Any, tuple[int, int, float | None], tuple[Any, ...], dict[str, Any]], tuple[Any, Any]]
+_Plain = Callable[
+    [Channel, Any, tuple[int, int, float | None], tuple[Any, ...], dict[str, Any], Cancellation | None], tuple[Any, Any]
+]
 compress: _Plain  # Client.compress
 decompress: _Plain
 

@@ -30,10 +30,10 @@ except ImportError:
 
 Choice = Literal["auto", "require", "off"]
 # Makes a call that is like most, of one tensor or frame, from the arguments of a method to its result: by the
-# module's channel, the client's pool, Core.limits, and the arguments. Gives the result and None; or None and what the
-# call has failed with: its end, the seconds that were left, and the memory that it had; or None twice, where it is not
-# like most, and the plan makes it.
-PlainCall = Callable[[Any, Pool, tuple[int, int, float | None], tuple[Any, ...], dict[str, Any]], tuple[Any, Any]]
+# module's channel, the client's pool, Core.limits, the arguments, and a new_cancellation or None. Gives the result and
+# None; or None and what the call has failed with: its end, the seconds that were left, and the memory that it had; or
+# None twice, where it is not like most, and the plan makes it.
+PlainCall = Callable[[Any, Pool, tuple[int, int, float | None], tuple[Any, ...], dict[str, Any], Any], tuple[Any, Any]]
 plain_compress: PlainCall | None = _native.compress if _native else None
 plain_decompress: PlainCall | None = _native.decompress if _native else None
 _VARIABLE = "KVCOMPRESS_NATIVE"
