@@ -28,7 +28,9 @@ class Call;
 
 struct Channel {
   OfProcess<std::shared_ptr<MessageChannel>> channel;
-  std::set<Call*> calls;  // needs the GIL
+  // Both need the GIL.
+  std::set<Call*> calls;
+  bool is_closed = false;
 
   bool is_ours() const { return channel.get_deleter().process == getpid(); }  // and not a parent's
 };
@@ -114,6 +116,7 @@ class Call final : public MessageSink, public CallWatch {
     }
     if (!status.ok()) Raise(status);
     channel_->calls.insert(this);
+    if (channel_->is_closed) Cancel();  // while the call was begun, without the GIL
   }
   ~Call() override {
     channel_->calls.erase(this);

@@ -81,7 +81,8 @@ std::shared_ptr<Channel> OpenChannel(std::string target, const std::optional<Pem
 void BindCalls(nb::module_& module) {
   nb::class_<Channel>(module, "Channel")
       .def(nb::new_(&OpenChannel), nb::arg("target"), nb::arg("tls").none(), nb::arg("token"))
-      .def("close", [](const Channel& channel) {
+      .def("close", [](Channel& channel) {
+        channel.is_closed = true;
         for (Call* call : channel.calls) call->Cancel();
       });
   nb::class_<Cancellation>(module, "Cancellation").def(nb::init<>()).def("cancel", [](Cancellation& own) {

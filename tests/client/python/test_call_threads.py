@@ -283,6 +283,44 @@ def test_close_ends_calls_in_flight():
     with_served(served, work)
 
 
+def test_close_ends_calls_that_are_just_beginning(server):
+    async def work():
+        for round_ in range(20):
+            client = kvcompress.AsyncClient(server.address, native="require")
+            await client.compress(SMALL)
+            await client.compress(LARGE)
+            with stopped(server.process):
+                tasks = [asyncio.create_task(client.compress(LARGE)) for _ in range(6)]
+                for _ in range(round_ % 4):
+                    await asyncio.sleep(0)
+                if round_ % 5 == 4:
+                    await asyncio.sleep(0.001)
+                await client.close()
+                _, pending = await asyncio.wait(tasks, timeout=10)  # gRPC itself ends them after some 20 s
+                assert not pending
+            assert {type(task.exception()) for task in tasks} == {kvcompress.Cancelled}
+
+    asyncio.run(work())
+
+
+def test_a_client_that_is_closed_while_it_hands_a_call_over(server, monkeypatch):
+    async def work(client):
+        make = _aio.new_cancellation
+
+        def closing():
+            thread = threading.Thread(target=lambda: asyncio.run(client.close()))
+            thread.start()
+            thread.join()
+            return make()
+
+        await client.compress(SMALL)
+        monkeypatch.setattr(_aio, "new_cancellation", closing)
+        with pytest.raises(kvcompress.Cancelled, match="the client is closed"):
+            await asyncio.wait_for(client.compress(SMALL), 20)
+
+    with_client(server.address, work)
+
+
 def test_a_loop_that_is_closed_before_its_call_is_over(server):
     async def known(client):
         await client.compress(SMALL)
@@ -367,6 +405,25 @@ asyncio.run(work(sys.argv[1]))
     assert (process.returncode, *said) == (0, "[False, False]\n", "")
 
 
+def test_a_process_ends_while_a_thread_is_in_python_under_our_code(server):
+    code = """
+import asyncio, sys
+import kvcompress
+import numpy as np
+
+async def work(address):
+    client = kvcompress.AsyncClient(address, native="require")
+    await client.compress(np.ones(10, np.float16))
+    tasks = [asyncio.create_task(client.compress(np.ones(16 << 20, ">f4"), "raw")) for _ in range(2)]
+    await asyncio.sleep(0.01)
+
+asyncio.run(work(sys.argv[1]))
+"""
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", code, server.address], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_thread_that_cannot_be_started_is_no_thread(monkeypatch):
     threads = CallThreads(2)
 
@@ -380,5 +437,16 @@ def test_a_thread_that_cannot_be_started_is_no_thread(monkeypatch):
                 threads.run(lambda: 1)
         assert not threads.are_busy()
         assert await threads.run(lambda: 1) == 1
+
+    asyncio.run(work())
+
+
+def test_what_no_future_takes_is_an_error():
+    def stop():
+        raise StopIteration
+
+    async def work():
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(CallThreads(1).run(stop), 20)
 
     asyncio.run(work())

@@ -20,6 +20,8 @@ from ._stream import Results
 from ._tensors import Framework
 
 Made = TypeVar("Made")
+# Of methods: what else is given is for plans, which a thread would only hand the call back to.
+_PLAIN_OPTIONS = frozenset(("tensor", "spec", "name", "frame", "out", "timeout"))
 
 
 def _awaited(
@@ -30,7 +32,8 @@ def _awaited(
     @method_of(plan)
     async def method(client: "AsyncClient", /, *args: Arguments.args, **options: Arguments.kwargs) -> Result:
         own, failed = client._ours(), None
-        if plain is not None and own.is_known() and not own.call_threads.are_busy():
+        may_be = own.is_known() and not own.call_threads.are_busy() and _PLAIN_OPTIONS.issuperset(options)
+        if plain is not None and may_be:
             result: Result | None
             result, failed = await client._in_call_thread(own.plainly, plain, args, options)
             if result is not None:

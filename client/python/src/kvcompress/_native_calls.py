@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import grpc
 
-from . import _fork
+from . import _call_threads, _fork
 from ._errors import Cancelled, FailedPrecondition, InvalidArgument, KvCompressError, failure, unanswered
 from ._exchange import Exchange
 from ._items import CompressItem, Item, Result
@@ -264,5 +264,8 @@ def _result_of(item: Any, found: Any) -> Any:
     return item.frame(frame, report, is_right=not item.fingerprint)  # the module has compared sizes
 
 
-if _native is not None:
-    atexit.register(_native.end, _PATIENCE)
+@atexit.register
+def _end() -> None:
+    if _native is not None:
+        _native.end(_PATIENCE)
+        _call_threads.end(_PATIENCE)
